@@ -275,7 +275,7 @@ async fn usage_for_machines_has_every_sum() {
 async fn usage_before_it_began_is_empty() {
     let house = house(two_keys()).await;
     written(&house, 0).await;
-    assert_eq!(stdout(&usage(&house, &[]).await), "Nothing was asked for since 2020-01-01 00:00 UTC.\n");
+    assert_eq!(stdout(&usage(&house, &[]).await), "There were no requests since 2020-01-01 00:00 UTC.\n");
     house.close().await;
 }
 

@@ -276,7 +276,7 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
         .env_clear()
         .output()
         .unwrap();
-    assert_says(&answer, 1, &["asks for a client token"]);
+    assert_says(&answer, 1, &["requires a client token"]);
     assert_eq!(program.end().0, Some(0));
 }
 
@@ -382,7 +382,7 @@ fn files_that_others_can_read_are_warned_about() {
         &output,
         0,
         &[
-            "keys.txt: other users of this machine can read this file (mode 0644): chmod 600",
+            "keys.txt: other users of this machine can read this file (mode 0644): restrict it with `chmod 600`",
             "tokens.toml: other users of this machine can read this file (mode 0640)",
             "keychoir.db: other users of this machine can change this file (mode 0666)",
         ],

@@ -144,7 +144,8 @@ const MAX_LINES: usize = 420;
 const FORBIDDEN: &[&str] = &["whoever", "somebody", "strangers", "the house"];
 
 /// Names that any module may give to a type of its own.
-const IDIOMS: &[&str] = &["Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
+const IDIOMS: &[&str] =
+    &["Arguments", "Command", "Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
 
 struct File {
     path: PathBuf,

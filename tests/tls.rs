@@ -463,7 +463,7 @@ async fn a_given_certificate_is_shown_and_replaced_without_a_restart() {
     stage.write("key.pem", "no key at all");
     stage.write("good.pem", &second);
     program.signal("HUP");
-    program.line(|line| line.contains("there is no private key in it").then_some(()));
+    program.line(|line| line.contains("there is no private key in the file").then_some(()));
     program.event("reload_failed");
     assert_https(address, &stage.path("good.pem"), "keys.example").await;
     stage.certify("other.example");
@@ -499,7 +499,9 @@ fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
     let output = run(stage.with_files(&mut stage.command("keychoir.db")));
     assert_eq!(output.status.code(), Some(78));
     let said = stderr(&output);
-    for words in ["KEYCHOIR_SERVER__TLS__KEY: ", "does not fit the certificate", "= name the key that"] {
+    for words in
+        ["KEYCHOIR_SERVER__TLS__KEY: ", "does not fit the certificate", "= name the key of the certificate"]
+    {
         assert!(said.contains(words), "{said}");
     }
 }

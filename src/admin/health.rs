@@ -57,13 +57,13 @@ impl Readiness {
     pub fn of(
         keys: &[KeySnapshot],
         books: &store::Health,
-        mirror: Option<&mirror::Health>,
+        mirror: Option<&mirror::MirrorHealth>,
         reach: Reach,
         is_draining: bool,
     ) -> Self {
         let is_store_failing = books.is_failing();
         let has_key = keys.iter().any(|key| key.standing.serves());
-        let mirror_state = mirror.map(mirror::Health::state);
+        let mirror_state = mirror.map(mirror::MirrorHealth::state);
         let needs_hand =
             is_store_failing || mirror_state == Some(mirror::State::Paused) || reach == Reach::Unreachable;
         let status = match (has_key && !is_draining, needs_hand) {
@@ -89,7 +89,7 @@ impl Readiness {
                 Some(mirror::State::Failing) => "failing",
                 Some(mirror::State::Paused) => "paused",
             },
-            mirror_rows_refused: mirror.map_or(0, mirror::Health::refused),
+            mirror_rows_refused: mirror.map_or(0, mirror::MirrorHealth::refused),
         }
     }
 

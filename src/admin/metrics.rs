@@ -18,7 +18,7 @@ pub(super) struct Sources<'a> {
     pub(super) keys: &'a [KeySnapshot],
     pub(super) waiting: usize,
     pub(super) books: &'a store::Health,
-    pub(super) mirror: Option<&'a mirror::Health>,
+    pub(super) mirror: Option<&'a mirror::MirrorHealth>,
     pub(super) connections: &'a ConnectionLimiter,
     pub(super) buffers: &'a BufferBudget,
     pub(super) started_at: UnixMs,
@@ -157,9 +157,9 @@ fn books(page: &mut Page, books: &store::Health, now: UnixMs) {
     }
 }
 
-fn mirror(page: &mut Page, mirror: Option<&mirror::Health>, now: UnixMs) {
+fn mirror(page: &mut Page, mirror: Option<&mirror::MirrorHealth>, now: UnixMs) {
     page.family("mirror_state", Kind::Gauge, "1 for how the mirror fares, 0 for the others.");
-    let state = mirror.map(mirror::Health::state);
+    let state = mirror.map(mirror::MirrorHealth::state);
     for (word, known) in [
         ("off", None),
         ("working", Some(State::Working)),
@@ -168,10 +168,10 @@ fn mirror(page: &mut Page, mirror: Option<&mirror::Health>, now: UnixMs) {
     ] {
         page.sample(&[("state", word)], u8::from(known == state));
     }
-    let count = |count: fn(&mirror::Health) -> u64| mirror.map_or(0, count);
+    let count = |count: fn(&mirror::MirrorHealth) -> u64| mirror.map_or(0, count);
     for (name, help, count) in [
-        ("mirror_rows_sent_total", "Rows that Supabase has confirmed.", count(mirror::Health::sent)),
-        ("mirror_failures_total", "Requests to Supabase that failed.", count(mirror::Health::failures)),
+        ("mirror_rows_sent_total", "Rows that Supabase has confirmed.", count(mirror::MirrorHealth::sent)),
+        ("mirror_failures_total", "Requests to Supabase that failed.", count(mirror::MirrorHealth::failures)),
     ] {
         page.family(name, Kind::Counter, help);
         page.sample(&[], count);
@@ -179,7 +179,7 @@ fn mirror(page: &mut Page, mirror: Option<&mirror::Health>, now: UnixMs) {
     page.family("mirror_lag_seconds", Kind::Gauge, "How long ago everything had been sent.");
     page.sample(&[], seconds(mirror.map_or(Duration::ZERO, |mirror| mirror.lag(now))));
     page.family("mirror_rows_refused", Kind::Gauge, "Rows that Supabase does not take.");
-    page.sample(&[], count(mirror::Health::refused));
+    page.sample(&[], count(mirror::MirrorHealth::refused));
 }
 
 fn seconds(span: Duration) -> f64 {

@@ -39,7 +39,7 @@ pub struct Admin {
     /// The state of the usage store.
     pub books: store::Health,
     /// The state of the mirror, if there is one.
-    pub mirror: Option<mirror::Health>,
+    pub mirror: Option<mirror::MirrorHealth>,
     /// Whether the shutdown has begun.
     pub draining: Draining,
     /// The counters of the proxy.

@@ -24,7 +24,7 @@ pub struct AppConfig {
     /// The clients and their tokens.
     pub clients: Clients,
     /// The accepted host names, and the origins of web pages that may send requests.
-    pub doors: AccessRules,
+    pub access_rules: AccessRules,
     /// The path prefix of all requests.
     pub base_path: String,
     /// The keys, in pool order.
@@ -48,9 +48,9 @@ pub struct AppConfig {
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
     /// The settings of the quota poller; `None` when polling is off.
-    pub watch: Option<poller::Settings>,
+    pub polling: Option<poller::Settings>,
     /// The location of the usage database.
-    pub books: store::DatabaseLocation,
+    pub database: store::DatabaseLocation,
     /// The settings of the usage store.
     pub store: store::Settings,
     /// The settings of the mirror in Supabase; `None` when there is none.
@@ -81,7 +81,7 @@ impl AppConfig {
             clients,
             ..
         } = config;
-        let max_requests_per_client = share_of_requests(&server, clients.len());
+        let max_requests_per_client = max_requests_per_client_of(&server, clients.len());
         let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
         let body_min_rate = rate(server.min_request_body_rate);
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
@@ -101,7 +101,7 @@ impl AppConfig {
         Ok(Self {
             clients: Clients::new(clients.collect(), anonymous),
             base_path: server.base_path.to_string(),
-            doors: AccessRules { hosts: access.hosts, origins: access.origins },
+            access_rules: AccessRules { hosts: access.hosts, origins: access.origins },
             keys: keys.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
                 strategy: pool.strategy.0,
@@ -189,12 +189,12 @@ impl AppConfig {
             },
             drain_idle_timeout: server.drain_idle_timeout,
             workers: server.workers,
-            watch: quota_polling.enabled.then_some(poller::Settings {
+            polling: quota_polling.enabled.then_some(poller::Settings {
                 interval: quota_polling.interval,
-                answer_max: quota_polling.timeout,
+                response_timeout: quota_polling.timeout,
                 regions,
             }),
-            books: match storage.file() {
+            database: match storage.file() {
                 Some(path) => store::DatabaseLocation::File(path.to_owned()),
                 None => store::DatabaseLocation::Memory,
             },
@@ -227,7 +227,7 @@ fn unless_zero(retention: Duration) -> Option<Duration> {
 
 /// Maximum requests under way of a client without a limit of its own: where there are several clients, none
 /// can use all requests that the server allows at once.
-fn share_of_requests(server: &ServerConfig, clients: usize) -> u32 {
+fn max_requests_per_client_of(server: &ServerConfig, clients: usize) -> u32 {
     let share = match (server.max_requests_per_client, clients) {
         (0, 0 | 1) => server.max_requests,
         (0, _) => server.max_requests.div_ceil(2),
@@ -243,22 +243,22 @@ fn mirror_of(config: &Config) -> Option<mirror::Settings> {
         base_url: url.to_string(),
         key: key.clone(),
         interval: supabase.interval,
-        batch_rows_max: supabase.max_batch_rows,
-        connect_max: supabase.connect_timeout,
-        answer_max: supabase.request_timeout,
-        retry_max: supabase.max_retry_delay,
+        max_batch_rows: supabase.max_batch_rows,
+        connect_timeout: supabase.connect_timeout,
+        response_timeout: supabase.request_timeout,
+        max_retry_delay: supabase.max_retry_delay,
         pause: supabase.setup_error_delay,
-        final_push_max: supabase.final_push_timeout,
+        final_push_timeout: supabase.final_push_timeout,
     })
 }
 
 fn https_of(config: &Config) -> Https {
     match (config.server.tls.choice(), &config.certificate) {
-        (TlsChoice::Files, Some(certificate)) => Https::Given(certificate.clone()),
+        (TlsChoice::Files, Some(certificate)) => Https::Configured(certificate.clone()),
         // `Files` without a certificate is a configuration error that was reported earlier.
         (TlsChoice::Files, None) | (TlsChoice::Off, _) => Https::Off,
         (TlsChoice::Auto, _) => {
-            Https::Authority { place: config.authority_place(), hosts: config.access.hosts.clone() }
+            Https::Authority { location: config.ca_location(), hosts: config.access.hosts.clone() }
         }
     }
 }

@@ -21,12 +21,12 @@ pub enum Https {
     /// The local authority, for listeners on loopback addresses.
     Authority {
         /// The location of the authority's files.
-        place: CaLocation,
+        location: CaLocation,
         /// Host names of the certificate, beside the names of every machine.
         hosts: Vec<String>,
     },
     /// A configured certificate, for every TCP listener.
-    Given(Certificate),
+    Configured(Certificate),
 }
 
 /// The TLS state of a listener.
@@ -39,12 +39,12 @@ pub enum HttpsState {
     /// TLS with a certificate of a local authority without files, which clients cannot trust.
     LocalInMemory,
     /// TLS with the configured certificate.
-    Given,
+    Configured,
 }
 
 /// Interval between two checks of a certificate: a laptop that was suspended for weeks has a new one within
 /// this time.
-const LOOK: Duration = Duration::from_secs(3600);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The certificates of all listeners; a clone shares them.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Certificates {
             current: Mutex::new(Current { https: Https::Off, issued: None }),
         }));
         if matches!(https, Https::Authority { .. }) {
-            tell_beyond_loopback(addresses);
+            log_exposed_listener(addresses);
         }
         certificates.replace(https, now);
         Ok(certificates)
@@ -94,11 +94,11 @@ impl Certificates {
         match (address, &self.current().https) {
             (Address::Tcp(_), _) if !self.at(address).is_on() => HttpsState::Off,
             (Address::Unix(_), _) | (Address::Tcp(_), Https::Off) => HttpsState::Off,
-            (Address::Tcp(_), Https::Given(_)) => HttpsState::Given,
-            (Address::Tcp(_), Https::Authority { place: CaLocation::Memory, .. }) => {
+            (Address::Tcp(_), Https::Configured(_)) => HttpsState::Configured,
+            (Address::Tcp(_), Https::Authority { location: CaLocation::Memory, .. }) => {
                 HttpsState::LocalInMemory
             }
-            (Address::Tcp(_), Https::Authority { place: CaLocation::Folder(_), .. }) => HttpsState::Local,
+            (Address::Tcp(_), Https::Authority { location: CaLocation::Folder(_), .. }) => HttpsState::Local,
         }
     }
 
@@ -112,29 +112,29 @@ impl Certificates {
                 open.show(None);
                 None
             }
-            Https::Given(certificate) => {
-                local.show(Some(certificate.shown()));
-                open.show(Some(certificate.shown()));
+            Https::Configured(certificate) => {
+                local.show(Some(certificate.certified_key()));
+                open.show(Some(certificate.certified_key()));
                 None
             }
-            Https::Authority { place, hosts } => {
+            Https::Authority { location, hosts } => {
                 open.show(None);
-                let issued = match (self.issue(place, hosts, now), current.issued.take()) {
+                let issued = match (self.issue(location, hosts, now), current.issued.take()) {
                     (Ok(issued), _) => issued,
                     (Err(error), Some(issued)) => {
-                        warn!("the certificate of https stays as it is: {error}");
+                        warn!("the https certificate is not replaced: {error}");
                         Some(issued)
                     }
                     (Err(error), None) => {
                         warn!(
                             event = "https_off",
-                            "There is no https: {error}. Name a folder with server.tls_directory, or \
+                            "https is off: {error}. Set a folder with server.tls_directory, or \
                              write server.tls = \"off\"."
                         );
                         None
                     }
                 };
-                local.show(issued.as_ref().map(Certificate::shown));
+                local.show(issued.as_ref().map(Certificate::certified_key));
                 issued
             }
         };
@@ -145,7 +145,7 @@ impl Certificates {
     /// error the old certificate is kept.
     pub(super) fn renew(&self, now: UnixMs) -> bool {
         let mut current = self.current();
-        let Current { https: Https::Authority { place, hosts }, issued: Some(certificate) } = &*current
+        let Current { https: Https::Authority { location, hosts }, issued: Some(certificate) } = &*current
         else {
             return false;
         };
@@ -153,24 +153,24 @@ impl Certificates {
             Renewal::Keep => return false,
             Renewal::Renew => {}
         }
-        match self.issue(place, hosts, now) {
+        match self.issue(location, hosts, now) {
             Ok(issued) => {
-                self.0.local.show(issued.as_ref().map(Certificate::shown));
-                debug!("the certificate of https is replaced");
+                self.0.local.show(issued.as_ref().map(Certificate::certified_key));
+                debug!("the https certificate is replaced");
                 current.issued = issued;
                 true
             }
             Err(error) => {
-                warn!("the certificate of https cannot be replaced: {error}; trying on");
+                warn!("the https certificate cannot be replaced: {error}; it is tried again later");
                 false
             }
         }
     }
 
     /// Checks periodically whether the certificate is due.
-    pub(super) async fn keep_fresh(self) {
+    pub(super) async fn renew_when_due(self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let certificates = self.clone();
             // Renewal reads and may write files.
             let _ = tasks::blocking(move || certificates.renew(clock::now())).await;
@@ -180,11 +180,11 @@ impl Certificates {
     /// Issues a certificate for the listeners on loopback addresses, if there are any.
     fn issue(
         &self,
-        place: &CaLocation,
+        location: &CaLocation,
         hosts: &[String],
         now: UnixMs,
     ) -> Result<Option<Certificate>, AuthorityError> {
-        let listened: Vec<_> = self
+        let loopback_addresses: Vec<_> = self
             .0
             .addresses
             .iter()
@@ -193,14 +193,18 @@ impl Certificates {
                 Address::Tcp(_) | Address::Unix(_) => None,
             })
             .collect();
-        if listened.is_empty() {
+        if loopback_addresses.is_empty() {
             return Ok(None);
         }
-        let opened = certificate::open(place, now)?;
-        if let Some(aside) = &opened.set_aside {
-            warn!(event = "ca_replaced", "{aside}");
+        let opened = certificate::open(location, now)?;
+        if let Some(quarantined) = &opened.quarantined {
+            warn!(event = "ca_replaced", "{quarantined}");
         }
-        opened.authority.vouch(&names(hosts, &listened), now).map(Some).map_err(AuthorityError::from)
+        opened
+            .authority
+            .issue(&names(hosts, &loopback_addresses), now)
+            .map(Some)
+            .map_err(AuthorityError::from)
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Current> {
@@ -211,13 +215,13 @@ impl Certificates {
 
 /// Logs that a listener which other machines reach has no certificate: no other machine would trust the local
 /// authority.
-fn tell_beyond_loopback(addresses: &[Address]) {
+fn log_exposed_listener(addresses: &[Address]) {
     if let Some(open) = addresses.iter().find(|address| !address.is_local()) {
         info!(
             event = "https_loopback_only",
-            "No https at {open}: the local authority is for this machine alone. Name a certificate with \
-             server.tls = {{ cert = \"FILE\", key = \"FILE\" }}, or write \"off\" if something before \
-             Keychoir speaks https"
+            "No https at {open}: the local authority is for this machine only. Set a certificate with \
+             server.tls = {{ cert = \"FILE\", key = \"FILE\" }}, or write \"off\" if a proxy in front of \
+             Keychoir serves https"
         );
     }
 }
@@ -233,30 +237,30 @@ mod tests {
         Address::Tcp(text.parse().unwrap())
     }
 
-    fn authority(place: CaLocation) -> Https {
-        Https::Authority { place, hosts: Vec::new() }
+    fn authority(location: CaLocation) -> Https {
+        Https::Authority { location, hosts: Vec::new() }
     }
 
-    fn given() -> Https {
-        let made = rcgen::generate_simple_self_signed(["keys.example".to_owned()]).unwrap();
-        let chain = certificate::Chain::read(&made.cert.pem()).unwrap();
-        Https::Given(chain.with_key(&made.signing_key.serialize_pem()).unwrap())
+    fn configured() -> Https {
+        let generated = rcgen::generate_simple_self_signed(["keys.example".to_owned()]).unwrap();
+        let chain = certificate::Chain::read(&generated.cert.pem()).unwrap();
+        Https::Configured(chain.with_key(&generated.signing_key.serialize_pem()).unwrap())
     }
 
     /// The expiry of the certificate in use on loopback.
-    fn shown(certificates: &Certificates) -> UnixMs {
+    fn current_expiry(certificates: &Certificates) -> UnixMs {
         certificates.current().issued.as_ref().unwrap().life().until
     }
 
     #[test]
-    fn the_local_authority_is_for_loopback_and_a_given_certificate_for_all() {
+    fn the_local_authority_is_for_loopback_and_a_configured_certificate_for_all() {
         let [local, open, unix] = [address("127.0.0.1:1"), address("0.0.0.0:1"), Address::Unix(None)];
         let all = [local.clone(), open.clone(), unix.clone()];
         let certificates = Certificates::new(authority(CaLocation::Memory), &all, NOW).unwrap();
         let states = || [&local, &open, &unix].map(|address| certificates.state(address));
         assert_eq!(states(), [HttpsState::LocalInMemory, HttpsState::Off, HttpsState::Off]);
-        certificates.replace(given(), NOW);
-        assert_eq!(states(), [HttpsState::Given, HttpsState::Given, HttpsState::Off]);
+        certificates.replace(configured(), NOW);
+        assert_eq!(states(), [HttpsState::Configured, HttpsState::Configured, HttpsState::Off]);
         certificates.replace(Https::Off, NOW);
         assert_eq!(states(), [HttpsState::Off; 3]);
         certificates.replace(authority(CaLocation::Memory), NOW);
@@ -266,9 +270,9 @@ mod tests {
     #[test]
     fn without_a_loopback_port_no_authority_is_made() {
         let folder = tempfile::tempdir().unwrap();
-        let place = CaLocation::Folder(folder.path().join("tls"));
+        let location = CaLocation::Folder(folder.path().join("tls"));
         let addresses = [address("0.0.0.0:1"), Address::Unix(None)];
-        let certificates = Certificates::new(authority(place), &addresses, NOW).unwrap();
+        let certificates = Certificates::new(authority(location), &addresses, NOW).unwrap();
         assert_eq!(certificates.state(&addresses[0]), HttpsState::Off);
         assert!(!folder.path().join("tls").exists());
     }
@@ -276,15 +280,15 @@ mod tests {
     #[test]
     fn a_certificate_is_replaced_when_it_is_due_and_the_authority_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let place = CaLocation::Folder(folder.path().to_owned());
+        let location = CaLocation::Folder(folder.path().to_owned());
         let local = address("127.0.0.1:1");
-        let certificates = Certificates::new(authority(place), std::slice::from_ref(&local), NOW).unwrap();
+        let certificates = Certificates::new(authority(location), std::slice::from_ref(&local), NOW).unwrap();
         let ca = std::fs::read(certificate::ca_file(folder.path())).unwrap();
-        let first = shown(&certificates);
+        let first = current_expiry(&certificates);
         assert!(!certificates.renew(NOW.plus(DAY * 59)));
-        assert_eq!(shown(&certificates), first);
+        assert_eq!(current_expiry(&certificates), first);
         assert!(certificates.renew(NOW.plus(DAY * 61)));
-        assert_eq!(shown(&certificates), first.plus(DAY * 61));
+        assert_eq!(current_expiry(&certificates), first.plus(DAY * 61));
         assert!(!certificates.renew(NOW.plus(DAY * 62)), "the next one is due later");
         assert_eq!(std::fs::read(certificate::ca_file(folder.path())).unwrap(), ca);
         // An authority that is about to expire is replaced as well.
@@ -294,24 +298,24 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_stays() {
+    fn a_certificate_that_cannot_be_replaced_stays() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("tls");
         let local = address("127.0.0.1:1");
         let https = authority(CaLocation::Folder(folder.clone()));
         let certificates = Certificates::new(https, std::slice::from_ref(&local), NOW).unwrap();
-        let first = shown(&certificates);
+        let first = current_expiry(&certificates);
         std::fs::remove_dir_all(&folder).unwrap();
         std::fs::write(&folder, "in the way").unwrap();
         assert!(!certificates.renew(NOW.plus(DAY * 61)));
-        assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
+        assert_eq!((current_expiry(&certificates), certificates.state(&local)), (first, HttpsState::Local));
         // A reload keeps the certificate as well.
         certificates.replace(authority(CaLocation::Folder(folder)), NOW);
-        assert_eq!((shown(&certificates), certificates.state(&local)), (first, HttpsState::Local));
+        assert_eq!((current_expiry(&certificates), certificates.state(&local)), (first, HttpsState::Local));
     }
 
     #[test]
-    fn an_authority_that_cannot_be_had_costs_https_only() {
+    fn an_authority_that_cannot_be_opened_disables_only_https() {
         let state = tempfile::tempdir().unwrap();
         std::fs::write(state.path().join("file"), "").unwrap();
         let https = authority(CaLocation::Folder(state.path().join("file/tls")));

@@ -5,47 +5,47 @@ use std::io;
 use tracing::debug;
 
 use crate::config::{HostPort, Listen, Listens, UnixMode};
-use crate::server::{Address, InheritedSockets, Listener};
+use crate::server::{self, InheritedSockets, Listener};
 
 /// Why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// An address cannot be listened on.
-    #[error("{place}: {source}")]
-    Place {
+    #[error("{address}: {source}")]
+    Address {
         /// The address as it was configured.
-        place: String,
+        address: String,
         /// The error of the system.
         source: io::Error,
     },
     /// The configuration names sockets of systemd, and none were passed.
     #[error("systemd passes no sockets (LISTEN_FDS is not set for this process)")]
-    NothingPassed,
+    NoSockets,
     /// A socket that systemd passed cannot be listened on.
     #[error(transparent)]
-    Passed(io::Error),
+    InvalidSocket(io::Error),
 }
 
-/// Listens on every address of `meant`.
+/// Listens on every address of `configured`.
 ///
 /// # Errors
 ///
 /// When one of them cannot be opened. Listeners opened before are closed.
 pub async fn listen(
-    meant: &Listens,
+    configured: &Listens,
     mode: UnixMode,
-    passed: InheritedSockets,
+    sockets: InheritedSockets,
 ) -> Result<Vec<Listener>, ListenError> {
-    let mut passed = Some(passed);
+    let mut sockets = Some(sockets);
     let mut listeners: Vec<Listener> = Vec::new();
-    for listen in meant.iter() {
-        let refused = |source| ListenError::Place { place: listen.to_string(), source };
+    for listen in configured.iter() {
+        let failed = |source| ListenError::Address { address: listen.to_string(), source };
         match listen {
-            Listen::Port(_) | Listen::Unix(_) => listeners.extend(one(listen, mode).map_err(refused)?),
+            Listen::Port(_) | Listen::Unix(_) => listeners.extend(listen_on(listen, mode).map_err(failed)?),
             Listen::Systemd => {
-                let passed = passed.take().filter(|passed| passed.count() > 0);
-                let passed = passed.ok_or(ListenError::NothingPassed)?;
-                listeners.extend(passed.listen().map_err(ListenError::Passed)?);
+                let sockets = sockets.take().filter(|sockets| sockets.count() > 0);
+                let sockets = sockets.ok_or(ListenError::NoSockets)?;
+                listeners.extend(sockets.listen().map_err(ListenError::InvalidSocket)?);
             }
         }
     }
@@ -53,7 +53,7 @@ pub async fn listen(
 }
 
 /// Listens on one address; returns no listener for sockets of systemd.
-pub(super) fn one(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> {
+pub(super) fn listen_on(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> {
     match listen {
         Listen::Port(port) => on_port(port),
         Listen::Unix(path) => Ok(vec![Listener::unix(path, mode.bits())?]),
@@ -65,7 +65,7 @@ pub(super) fn one(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> 
 fn on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut address in port.socket_addresses() {
-        if let Some(Address::Tcp(first)) = listeners.first().map(Listener::address).transpose()? {
+        if let Some(server::Address::Tcp(first)) = listeners.first().map(Listener::address).transpose()? {
             address.set_port(first.port());
         }
         match Listener::tcp(address) {

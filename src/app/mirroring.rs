@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::mirror::{self, Health, Mirror};
+use crate::mirror::{self, Mirror, MirrorHealth};
 use crate::store::Writing;
 use crate::tasks::{AbortOnDrop, Tasks};
 
 /// A running mirror.
 #[derive(Debug)]
 pub(super) struct Mirroring {
-    pub(super) health: Health,
+    pub(super) health: MirrorHealth,
     end: CancellationToken,
     tasks: Tasks,
     running: AbortOnDrop,
-    final_push_max: Duration,
+    final_push_timeout: Duration,
 }
 
 impl Mirroring {
@@ -24,25 +24,25 @@ impl Mirroring {
     pub(super) fn start(
         settings: Option<mirror::Settings>,
         writing: &mut Writing,
-    ) -> Result<Option<Self>, mirror::StartError> {
+    ) -> Result<Option<Self>, mirror::MirrorStartError> {
         let Some((settings, outbox)) = settings.zip(writing.outbox.take()) else { return Ok(None) };
-        let final_push_max = settings.final_push_max;
-        let (health, end, tasks) = (Health::default(), CancellationToken::new(), Tasks::new());
+        let final_push_timeout = settings.final_push_timeout;
+        let (health, end, tasks) = (MirrorHealth::default(), CancellationToken::new(), Tasks::new());
         let mirror = Mirror::new(outbox, settings, health.clone())?;
         let running = tasks.spawn_guarded(mirror.run(end.clone()));
-        Ok(Some(Self { health, end, tasks, running, final_push_max }))
+        Ok(Some(Self { health, end, tasks, running, final_push_timeout }))
     }
 
     /// The maximum duration of `end`.
-    pub(super) fn end_max(&self) -> Duration {
-        self.final_push_max
+    pub(super) fn max_end_duration(&self) -> Duration {
+        self.final_push_timeout
     }
 
     /// Sends the rows that are still due, within the timeout, and ends.
     pub(super) async fn end(self) {
         self.end.cancel();
         // Rows that are not sent now are sent after the next start.
-        let _ = tokio::time::timeout(self.final_push_max, self.tasks.ended()).await;
+        let _ = tokio::time::timeout(self.final_push_timeout, self.tasks.ended()).await;
         drop(self.running);
     }
 }

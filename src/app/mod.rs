@@ -7,7 +7,7 @@ mod listen;
 mod mirroring;
 mod router;
 
-mod rehearsal;
+mod dry_run;
 
 use std::future::{Future, pending};
 use std::io;
@@ -34,9 +34,9 @@ use crate::upstream::{Reach, ReachCell, TcpTlsConnector, TlsError, Upstream};
 
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_max, raise_open_files};
 pub use app_config::AppConfig;
+pub use dry_run::{Obstacle, dry_run};
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
-pub use rehearsal::{Obstacle, rehearse};
 
 use https::Certificates;
 use mirroring::Mirroring;
@@ -47,13 +47,13 @@ use router::Router;
 pub enum StartError {
     /// The usage database cannot be opened.
     #[error(transparent)]
-    Books(#[from] OpenError),
+    Database(#[from] OpenError),
     /// The usage records cannot be read.
     #[error("the usage records cannot be read: {0}")]
     Unreadable(#[from] rusqlite::Error),
     /// The mirror cannot be started.
     #[error(transparent)]
-    Mirror(#[from] mirror::StartError),
+    Mirror(#[from] mirror::MirrorStartError),
     /// TLS for upstream connections cannot be configured, or not with these authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -100,7 +100,7 @@ pub struct Running {
     connections: Tasks,
     worker_pool: WorkerPool<Router>,
     workers: WorkerThreads,
-    watching: Option<AbortOnDrop>,
+    polling: Option<AbortOnDrop>,
     pricing: AbortOnDrop,
     renewing: AbortOnDrop,
     writing: store::Writing,
@@ -126,52 +126,52 @@ pub struct Ended {
 }
 
 /// Maximum ended conversations that wait to be handed to the task that polls their cost.
-const CONVERSATIONS_MAX: usize = 1_024;
+const MAX_ENDED_CONVERSATIONS: usize = 1_024;
 /// After the cut, how long to wait for the cut connections to end.
-const CUT_MAX: Duration = Duration::from_secs(5);
+const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait after that for all usage records to be written.
-const WRITE_MAX: Duration = Duration::from_secs(8);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Starts all parts of the program. Requests are served from here on.
 ///
 /// # Errors
 ///
 /// When the usage database or TLS cannot be opened, or the system refuses.
-pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
+pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
-    check_exposure(&addresses, &parts.clients)?;
-    let pool = Arc::new(Pool::new(parts.keys, parts.pool));
-    let mut books = Store::open(&parts.books, clock::now())?;
-    books.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
-    pool.restore(&books.remembered()?, clock::now());
-    pool.restore_restrictions(books.refusals()?, clock::now());
-    let owners = Arc::new(OwnershipIndex::new(parts.store.owners));
-    owners.restore(books.owners()?, clock::now());
-    let accounts = ClientUsage::new(&parts.clients, &books.used(clock::now())?, clock::now());
-    let (books, mut writing) = books.write(Arc::clone(&pool), parts.store)?;
-    let mirroring = Mirroring::start(parts.mirror, &mut writing)?;
+    check_exposure(&addresses, &settings.clients)?;
+    let pool = Arc::new(Pool::new(settings.keys, settings.pool));
+    let mut store = Store::open(&settings.database, clock::now())?;
+    store.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
+    pool.restore(&store.remembered()?, clock::now());
+    pool.restore_restrictions(store.refusals()?, clock::now());
+    let owners = Arc::new(OwnershipIndex::new(settings.store.owners));
+    owners.restore(store.owners()?, clock::now());
+    let client_usage = ClientUsage::new(&settings.clients, &store.used(clock::now())?, clock::now());
+    let (store, mut writing) = store.write(Arc::clone(&pool), settings.store)?;
+    let mirroring = Mirroring::start(settings.mirror, &mut writing)?;
 
     let upstream = {
-        let connector = TcpTlsConnector::new(parts.ca_file.as_deref())?;
-        let buffers = Some(parts.proxy.buffers.clone());
-        Upstream::new(parts.authority, connector, parts.upstream, Tasks::new(), buffers)
+        let connector = TcpTlsConnector::new(settings.ca_file.as_deref())?;
+        let buffers = Some(settings.proxy.buffers.clone());
+        Upstream::new(settings.authority, connector, settings.upstream, Tasks::new(), buffers)
     };
     let draining = Draining::default();
     let config = Arc::new(ArcSwap::from_pointee(RuntimeConfig {
-        clients: parts.clients,
-        client_usage: accounts,
-        limits: parts.proxy,
-        access_rules: parts.doors,
-        base_path: parts.base_path,
+        clients: settings.clients,
+        client_usage,
+        limits: settings.proxy,
+        access_rules: settings.access_rules,
+        base_path: settings.base_path,
     }));
-    let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
+    let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
     let (meters, connection_limiter) =
-        (Meters::default(), ConnectionLimiter::new(parts.server.max_connections));
+        (Meters::default(), ConnectionLimiter::new(settings.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         books: writing.health.clone(),
-        mirror: mirrored,
+        mirror: mirror_health,
         draining: draining.clone(),
         meters: meters.clone(),
         connections: connection_limiter.clone(),
@@ -180,31 +180,31 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
     };
     let reach = upstream.reach().clone();
     let (rounds_done, rounds) = watch::channel(0);
-    let (quotas, watching) = parts
-        .watch
+    let (quotas, polling) = settings
+        .polling
         .map(|settings| {
             let (sender, settings) = watch::channel(settings);
-            let watch = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), books.clone(), settings);
-            (sender, Tasks::new().spawn_guarded(watch.run(rounds_done)))
+            let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), store.clone(), settings);
+            (sender, Tasks::new().spawn_guarded(poller.run(rounds_done)))
         })
         .unzip();
 
     let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
-    let (ended, conversations) = mpsc::channel(CONVERSATIONS_MAX);
+    let (ended, conversations) = mpsc::channel(MAX_ENDED_CONVERSATIONS);
     let pricing =
-        Conversations::new(Arc::clone(&pool), upstream.clone(), books.clone(), meters.clone(), conversations);
+        Conversations::new(Arc::clone(&pool), upstream.clone(), store.clone(), meters.clone(), conversations);
     let pricing = Tasks::new().spawn_guarded(pricing.run());
     let shared =
-        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, usage: books, meters, ended };
+        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, usage: store, meters, ended };
     let proxy = Proxy::new(shared, upstream, drain.cut.clone());
-    let front = Router::new(admin, proxy);
-    let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
-    let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
-    let workers = WorkerThreads::start(parts.workers)?;
-    let worker_pool = workers.create_pool(&drain, || front.for_core(workers.count()));
+    let router = Router::new(admin, proxy);
+    let certificates = Certificates::new(settings.https, &addresses, clock::now())?;
+    let renewing = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());
+    let workers = WorkerThreads::start(settings.workers)?;
+    let worker_pool = workers.create_pool(&drain, || router.for_core(workers.count()));
     let server = Arc::new(Server {
         worker_pool: worker_pool.clone(),
-        limits: parts.server,
+        limits: settings.server,
         connection_limiter,
         drain: drain.clone(),
         accepting: accepting.clone(),
@@ -223,12 +223,12 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
         certificates,
         draining,
         drain,
-        drain_idle_timeout: parts.drain_idle_timeout,
+        drain_idle_timeout: settings.drain_idle_timeout,
         accepting,
         connections,
         worker_pool,
         workers,
-        watching,
+        polling,
         pricing,
         renewing,
         writing,
@@ -289,34 +289,28 @@ impl Running {
 
     /// Waits until every key's quota was polled once, but at most `within`; returns whether that is so.
     pub async fn first_round(&mut self, within: Duration) -> bool {
-        let asked = self.rounds.wait_for(|&rounds| rounds > 0);
-        matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
+        let first_round_done = self.rounds.wait_for(|&rounds| rounds > 0);
+        matches!(tokio::time::timeout(within, first_round_done).await, Ok(Ok(_)))
     }
 
-    /// Applies the keys, the clients and the limits of `parts` to requests that come from now on, and its
+    /// Applies the keys, the clients and the limits of `settings` to requests that come from now on, and its
     /// certificates to new connections; all other settings apply at the next start. Requests under way keep
     /// the settings they began with, and keys that remain keep their state.
     ///
     /// # Errors
     ///
     /// When no client token would be required and other machines can connect; then nothing changes.
-    pub fn reload(&self, parts: AppConfig) -> Result<Reloaded, Exposed> {
-        check_exposure(&self.addresses, &parts.clients)?;
-        self.certificates.replace(parts.https, clock::now());
+    pub fn reload(&self, settings: AppConfig) -> Result<Reloaded, Exposed> {
+        check_exposure(&self.addresses, &settings.clients)?;
+        self.certificates.replace(settings.https, clock::now());
         let before = self.config.load();
-        let buffers = parts.proxy.buffers.following(&before.limits.buffers);
-        let limits = Limits { buffers, ..parts.proxy };
-        let AppConfig { clients, doors, base_path, .. } = parts;
-        let accounts = before.client_usage.following(&clients);
-        self.config.store(Arc::new(RuntimeConfig {
-            clients,
-            client_usage: accounts,
-            limits,
-            access_rules: doors,
-            base_path,
-        }));
-        let reloaded = self.pool.reload(parts.keys, parts.pool);
-        if let Some((quotas, settings)) = self.quotas.as_ref().zip(parts.watch) {
+        let buffers = settings.proxy.buffers.following(&before.limits.buffers);
+        let limits = Limits { buffers, ..settings.proxy };
+        let AppConfig { clients, access_rules, base_path, .. } = settings;
+        let client_usage = before.client_usage.following(&clients);
+        self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
+        let reloaded = self.pool.reload(settings.keys, settings.pool);
+        if let Some((quotas, settings)) = self.quotas.as_ref().zip(settings.polling) {
             // The poller ends only with the program.
             let _ = quotas.send(settings);
         }
@@ -331,8 +325,10 @@ impl Running {
 
     /// The maximum duration of a drain beyond the grace.
     #[must_use]
-    pub fn end_max(&self) -> Duration {
-        CUT_MAX + WRITE_MAX + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::end_max)
+    pub fn max_end_duration(&self) -> Duration {
+        CUT_TIMEOUT
+            + WRITE_TIMEOUT
+            + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::max_end_duration)
     }
 
     /// Drains in the same way. When `hurry` completes, requests under way are cut, and the mirror is not waited
@@ -341,15 +337,15 @@ impl Running {
         let Drain { ending, kept, stop, close, cut, .. } = &self.drain;
         self.draining.set();
         ending.cancel();
-        drop(self.watching);
+        drop(self.polling);
         drop(self.pricing);
         drop(self.renewing);
         // At most half of the grace: requests under way need the rest.
-        let kept_max = self.drain_idle_timeout.min(grace / 2);
+        let idle_timeout = self.drain_idle_timeout.min(grace / 2);
         let finish = async {
             // Clients of kept connections receive `connection: close` with their next response. After this
             // timeout no connection is accepted, and requests of the accepted connections are served.
-            let _ = tokio::time::timeout(kept_max, kept.ended()).await;
+            let _ = tokio::time::timeout(idle_timeout, kept.ended()).await;
             stop.cancel();
             self.accepting.ended().await;
             self.worker_pool.requests_ended().await;
@@ -373,16 +369,16 @@ impl Running {
         if drained == Drained::Cut {
             cut.cancel();
             // A connection that does not end after the cut is not waited for.
-            let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
+            let _ = tokio::time::timeout(CUT_TIMEOUT, self.connections.ended()).await;
         }
         // The workers drop the tasks that still run, which are the last that could produce usage records.
         drop(self.worker_pool);
-        let left = CUT_MAX.saturating_sub(clock::since(begun));
+        let left = CUT_TIMEOUT.saturating_sub(clock::since(begun));
         let _ = tokio::time::timeout(left, self.workers.end()).await;
         let begun = clock::instant();
-        let is_written = self.writing.written(WRITE_MAX).await;
+        let is_written = self.writing.written(WRITE_TIMEOUT).await;
         // A slow write of the usage records reduces the time of the mirror.
-        let left = WRITE_MAX.saturating_sub(clock::since(begun));
+        let left = WRITE_TIMEOUT.saturating_sub(clock::since(begun));
         if let Some(mirroring) = self.mirroring.filter(|_| is_written && !is_hurried) {
             tokio::select! {
                 () = mirroring.end() => {}

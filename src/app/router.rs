@@ -41,33 +41,33 @@ impl Service for Router {
 
     async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
         let RouterParts { admin, proxy } = &*self.0;
-        let visit = match proxy.admit(&mut request) {
-            Ok(visit) => visit,
+        let origin = match proxy.admit(&mut request) {
+            Ok(origin) => origin,
             Err(refusal) => return (*refusal).into(),
         };
-        if let RequestOrigin::Preflight(origin) = &visit {
-            let mut answer = Response::new(ResponseBody::Ours(Full::default()));
-            (*answer.status_mut(), *answer.headers_mut()) = origin::permit(request.headers(), origin);
-            return answer.into();
+        if let RequestOrigin::Preflight(origin) = &origin {
+            let mut response = Response::new(ResponseBody::Ours(Full::default()));
+            (*response.status_mut(), *response.headers_mut()) = origin::permit(request.headers(), origin);
+            return response.into();
         }
         let mut session = None;
-        let mut answer = match admin.answer(request.method(), request.uri(), request.headers(), clock::now())
-        {
-            Some(mut page) => {
-                forbid_sniffing(page.headers_mut());
-                page.map(|body| ResponseBody::Ours(Full::new(body)))
-            }
-            None => {
-                let ProxyResponse { answer, socket } = proxy.exchange(request).await;
-                session = socket.map(|socket| -> Session {
-                    Box::new(|stream, early| Box::pin(socket.run(stream, early)))
-                });
-                answer
-            }
-        };
-        if let RequestOrigin::Page(origin) = &visit {
-            origin::open(answer.headers_mut(), origin);
+        let mut response =
+            match admin.answer(request.method(), request.uri(), request.headers(), clock::now()) {
+                Some(mut page) => {
+                    forbid_sniffing(page.headers_mut());
+                    page.map(|body| ResponseBody::Ours(Full::new(body)))
+                }
+                None => {
+                    let ProxyResponse { answer, socket } = proxy.exchange(request).await;
+                    session = socket.map(|socket| -> Session {
+                        Box::new(|stream, early| Box::pin(socket.run(stream, early)))
+                    });
+                    answer
+                }
+            };
+        if let RequestOrigin::Page(origin) = &origin {
+            origin::open(response.headers_mut(), origin);
         }
-        Reply { answer, session }
+        Reply { answer: response, session }
     }
 }

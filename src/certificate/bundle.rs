@@ -14,7 +14,7 @@ use super::local_ca::LocalCa;
 const BUNDLE: &str = "bundle.pem";
 
 /// The begin of the bundle's first line, which ends with the path of the file with the roots.
-const MADE_OF: &str = "# Keychoir's local authority, and all of ";
+const MADE_OF_PREFIX: &str = "# Keychoir's local authority, and all of ";
 
 /// Where systems keep their trusted roots in one file.
 const SYSTEM_ROOTS: [&str; 6] = [
@@ -45,7 +45,7 @@ pub enum BundleError {
 /// the system's. For a bundle of Keychoir, the file it was made from.
 #[must_use]
 pub fn roots(variable: Option<&Path>, folder: &Path) -> Option<PathBuf> {
-    let named = variable.and_then(|path| match made_of(&fs::read(path).unwrap_or_default()) {
+    let named = variable.and_then(|path| match roots_of(&fs::read(path).unwrap_or_default()) {
         Some(roots) => Some(roots),
         None if path == folder.join(BUNDLE) => None,
         None => Some(path.to_owned()),
@@ -64,7 +64,7 @@ pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBu
     if !CertificateDer::pem_slice_iter(&trusted).any(|certificate| certificate.is_ok()) {
         return Err(BundleError::NoRoots(roots.to_owned()));
     }
-    let head = format!("{MADE_OF}{}\n{}\n", roots.display(), authority.pem());
+    let head = format!("{MADE_OF_PREFIX}{}\n{}\n", roots.display(), authority.pem());
     write_changed(&path, &[head.as_bytes(), &trusted].concat())?;
     Ok(path)
 }
@@ -72,16 +72,16 @@ pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBu
 /// Updates an existing bundle; does nothing without one.
 pub fn refresh_bundle(folder: &Path, authority: &LocalCa) {
     let Ok(written) = fs::read(folder.join(BUNDLE)) else { return };
-    let Some(roots) = made_of(&written) else { return };
+    let Some(roots) = roots_of(&written) else { return };
     if let Err(error) = bundle(folder, authority, &roots) {
-        tracing::debug!("the bundle stays as it is: {error}");
+        tracing::debug!("the CA bundle is not updated: {error}");
     }
 }
 
 /// The path of the roots that a bundle was made from.
-fn made_of(bundle: &[u8]) -> Option<PathBuf> {
+fn roots_of(bundle: &[u8]) -> Option<PathBuf> {
     let line = bundle.split(|&byte| byte == b'\n').next()?;
-    let path = std::str::from_utf8(line).ok()?.strip_prefix(MADE_OF)?;
+    let path = std::str::from_utf8(line).ok()?.strip_prefix(MADE_OF_PREFIX)?;
     (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
@@ -94,7 +94,7 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
     /// A folder with a CA, and a file of roots beside it.
-    fn stage() -> (tempfile::TempDir, PathBuf, PathBuf, String) {
+    fn setup() -> (tempfile::TempDir, PathBuf, PathBuf, String) {
         let state = tempfile::tempdir().unwrap();
         let (folder, roots) = (state.path().join("tls"), state.path().join("roots.pem"));
         let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
@@ -107,8 +107,8 @@ mod tests {
     }
 
     #[test]
-    fn it_has_what_was_trusted_and_ours() {
-        let (_state, folder, file, root) = stage();
+    fn the_bundle_has_the_trusted_roots_and_the_local_authority() {
+        let (_state, folder, file, root) = setup();
         let authority = authority(&folder);
         let path = bundle(&folder, &authority, &file).unwrap();
         let written = fs::read(&path).unwrap();
@@ -119,12 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn it_is_never_made_of_itself() {
-        let (_state, folder, file, _) = stage();
+    fn a_bundle_is_never_made_of_itself() {
+        let (_state, folder, file, _) = setup();
         assert_eq!(roots(Some(&file), &folder), Some(file.clone()));
         let path = bundle(&folder, &authority(&folder), &file).unwrap();
         assert_eq!(roots(Some(&path), &folder), Some(file.clone()));
-        assert_eq!(roots(Some(&path), Path::new("/elsewhere")), Some(file), "nor of another of ours");
+        assert_eq!(
+            roots(Some(&path), Path::new("/elsewhere")),
+            Some(file),
+            "nor of another bundle of Keychoir"
+        );
         let system = roots(None, &folder);
         assert_ne!(system.as_ref(), Some(&path));
         // A bundle without its first line does not name its roots.
@@ -133,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_the_roots_and_the_authority() {
-        let (_state, folder, file, _) = stage();
+    fn the_bundle_follows_the_roots_and_the_authority() {
+        let (_state, folder, file, _) = setup();
         let path = bundle(&folder, &authority(&folder), &file).unwrap();
         let other = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap().cert.pem();
         fs::write(&file, &other).unwrap();
@@ -151,8 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn without_roots_there_is_none() {
-        let (_state, folder, file, _) = stage();
+    fn without_roots_there_is_no_bundle() {
+        let (_state, folder, file, _) = setup();
         fs::write(&file, "no certificates").unwrap();
         let error = bundle(&folder, &authority(&folder), &file).unwrap_err();
         assert!(matches!(error, BundleError::NoRoots(_)), "{error}");

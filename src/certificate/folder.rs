@@ -26,10 +26,10 @@ const LOCK: &str = "lock";
 
 /// Maximum wait for the lock: making a CA takes milliseconds, so a longer wait means that the
 /// holder hangs.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum bytes read of a file: a certificate and a key have one or two kilobytes.
-const BYTES_MAX: u64 = 64 * 1024;
+const MAX_BYTES: u64 = 64 * 1024;
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum AuthorityError {
         source: io::Error,
     },
     /// Another process holds the lock for too long.
-    #[error("another process holds {}", .0.display())]
+    #[error("another process holds the lock file {}", .0.display())]
     Held(PathBuf),
     /// The CA cannot be made.
     #[error(transparent)]
@@ -63,8 +63,8 @@ pub enum AuthorityError {
 pub struct OpenedCa {
     /// The CA.
     pub authority: LocalCa,
-    /// The unusable file that was in its place, if there was one.
-    pub set_aside: Option<QuarantinedFile>,
+    /// The unusable file that it replaced, if there was one.
+    pub quarantined: Option<QuarantinedFile>,
 }
 
 /// An unusable file that was renamed and replaced.
@@ -73,59 +73,59 @@ pub struct QuarantinedFile {
     /// Its new path.
     pub path: PathBuf,
     /// Why it was unusable.
-    pub why: Unfit,
+    pub reason: Unfit,
 }
 
 /// The message for the log.
 impl fmt::Display for QuarantinedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.why {
+        let what = match self.reason {
             Unfit::Broken => "was broken",
-            Unfit::Ending => "has reached its end",
+            Unfit::Ending => "has expired",
         };
         write!(
             f,
-            "The local authority of https {what}; it is kept as {}, and there is a new one: apps and browsers \
-             that trusted it must come to trust that, see `keychoir env`",
+            "The local authority of https {what}; it is kept as {}, and a new one was made: apps and browsers \
+             that trusted the old one must trust the new one, see `keychoir env`",
             self.path.display()
         )
     }
 }
 
-/// Opens the CA at `place`. A missing CA is made; an unusable one is quarantined and replaced.
+/// Opens the CA at `location`. A missing CA is made; an unusable one is quarantined and replaced.
 ///
 /// # Errors
 ///
 /// When the CA can be neither read nor made.
-pub fn open(place: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError> {
-    let folder = match place {
+pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityError> {
+    let folder = match location {
         CaLocation::Folder(folder) => folder,
-        CaLocation::Memory => return Ok(OpenedCa { authority: LocalCa::make(now)?, set_aside: None }),
+        CaLocation::Memory => return Ok(OpenedCa { authority: LocalCa::make(now)?, quarantined: None }),
     };
-    if let Found::Fit(authority) = look(folder, now)? {
+    if let StoredCa::Usable(authority) = read_stored(folder, now)? {
         // A process without write access can still use the CA.
         if let Err(error) = publish(folder, &authority) {
             tracing::debug!("{error}");
         }
-        return Ok(OpenedCa { authority: *authority, set_aside: None });
+        return Ok(OpenedCa { authority: *authority, quarantined: None });
     }
     let unwritable = |source| AuthorityError::Unwritable { path: folder.clone(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)?;
     let _held = lock(folder)?;
     // Another process may have made the CA meanwhile.
-    let set_aside = match look(folder, now)? {
-        Found::Fit(authority) => return Ok(OpenedCa { authority: *authority, set_aside: None }),
-        Found::Nothing => None,
-        Found::Unfit(why) => {
-            let aside = folder.join(format!("{AUTHORITY}.{}-{}", word(why), now.0));
-            fs::rename(folder.join(AUTHORITY), &aside).map_err(unwritable)?;
-            Some(QuarantinedFile { path: aside, why })
+    let quarantined = match read_stored(folder, now)? {
+        StoredCa::Usable(authority) => return Ok(OpenedCa { authority: *authority, quarantined: None }),
+        StoredCa::Missing => None,
+        StoredCa::Unfit(reason) => {
+            let new_path = folder.join(format!("{AUTHORITY}.{}-{}", suffix(reason), now.0));
+            fs::rename(folder.join(AUTHORITY), &new_path).map_err(unwritable)?;
+            Some(QuarantinedFile { path: new_path, reason })
         }
     };
     let authority = LocalCa::make(now)?;
     write(&folder.join(AUTHORITY), authority.secret_pem().as_bytes())?;
     publish(folder, &authority)?;
-    Ok(OpenedCa { authority, set_aside })
+    Ok(OpenedCa { authority, quarantined })
 }
 
 /// The file with the CA's certificate, which exists after the CA was opened in this folder.
@@ -134,47 +134,47 @@ pub fn ca_file(folder: &Path) -> PathBuf {
     folder.join(CA)
 }
 
-fn word(why: Unfit) -> &'static str {
-    match why {
+fn suffix(reason: Unfit) -> &'static str {
+    match reason {
         Unfit::Broken => "broken",
         Unfit::Ending => "ended",
     }
 }
 
-enum Found {
-    Fit(Box<LocalCa>),
+enum StoredCa {
+    Usable(Box<LocalCa>),
     Unfit(Unfit),
-    Nothing,
+    Missing,
 }
 
-fn look(folder: &Path, now: UnixMs) -> Result<Found, AuthorityError> {
+fn read_stored(folder: &Path, now: UnixMs) -> Result<StoredCa, AuthorityError> {
     let path = folder.join(AUTHORITY);
     let unreadable = |source| AuthorityError::Unreadable { path: path.clone(), source };
     let mut bytes = Vec::new();
     match File::open(&path) {
         Ok(file) => {
-            file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+            file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredCa::Missing),
         Err(error) => return Err(unreadable(error)),
     }
     Ok(
         match std::str::from_utf8(&bytes).map_err(|_| Unfit::Broken).and_then(|text| LocalCa::read(text, now))
         {
             Ok(authority) => {
-                keep_private(&path);
-                Found::Fit(Box::new(authority))
+                restrict_mode(&path);
+                StoredCa::Usable(Box::new(authority))
             }
-            Err(why) => Found::Unfit(why),
+            Err(reason) => StoredCa::Unfit(reason),
         },
     )
 }
 
 /// Restores mode 0600, which a copy or a backup may have widened.
-fn keep_private(path: &Path) {
-    let is_open = path.metadata().is_ok_and(|seen| seen.permissions().mode() & 0o077 != 0);
+fn restrict_mode(path: &Path) {
+    let is_open = path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
     if is_open && let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
-        tracing::warn!("others may read {}, and its mode cannot be changed: {error}", path.display());
+        tracing::warn!("other users may read {}, and its mode cannot be changed: {error}", path.display());
     }
 }
 
@@ -187,7 +187,7 @@ fn publish(folder: &Path, authority: &LocalCa) -> Result<(), AuthorityError> {
 
 /// Writes a file unless it has this content already.
 pub(super) fn write_changed(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
-    if fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write(path, bytes) }
+    if fs::read(path).is_ok_and(|existing| existing == bytes) { Ok(()) } else { write(path, bytes) }
 }
 
 /// Atomically writes a file of mode 0600 with this content to `path`.
@@ -221,7 +221,7 @@ fn lock(folder: &Path) -> Result<File, AuthorityError> {
         let _ = sender.send(file.lock().map(|()| file));
     })
     .map_err(unwritable)?;
-    match locked.recv_timeout(LOCK_WAIT_MAX) {
+    match locked.recv_timeout(LOCK_TIMEOUT) {
         Ok(locked) => locked.map_err(unwritable),
         Err(_) => Err(AuthorityError::Held(path)),
     }
@@ -253,13 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_once_and_only_its_owner_may_see_it() {
+    fn an_authority_is_made_once_and_readable_by_its_owner_only() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("deep/tls");
         let first = opened(&folder, NOW);
-        assert_eq!(first.set_aside, None);
+        assert_eq!(first.quarantined, None);
         let second = opened(&folder, NOW.plus(Duration::from_secs(3600)));
-        assert_eq!((second.authority.pem(), second.set_aside), (first.authority.pem(), None));
+        assert_eq!((second.authority.pem(), second.quarantined), (first.authority.pem(), None));
         assert_eq!(names(&folder), ["authority.pem", "ca.pem", "lock"]);
         assert_eq!((mode(&folder), mode(&state.path().join("deep"))), (0o700, 0o700));
         for name in names(&folder) {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_opened_to_others_is_closed_again() {
+    fn a_file_readable_by_others_becomes_private_again() {
         let folder = tempfile::tempdir().unwrap();
         opened(folder.path(), NOW);
         let path = folder.path().join(AUTHORITY);
@@ -279,37 +279,37 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_one_is_kept_beside_a_new_one() {
+    fn a_broken_authority_is_kept_beside_a_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let first = opened(folder.path(), NOW);
         for (round, broken) in [b"" as &[u8], b"\xff\xfe", b"-----BEGIN"].into_iter().enumerate() {
             fs::write(folder.path().join(AUTHORITY), broken).unwrap();
             let now = UnixMs(NOW.0 + round as u64);
             let again = opened(folder.path(), now);
-            let aside = again.set_aside.unwrap();
-            assert_eq!(aside.why, Unfit::Broken);
-            assert_eq!(aside.path, folder.path().join(format!("authority.pem.broken-{}", now.0)));
-            assert_eq!(fs::read(&aside.path).unwrap(), broken);
+            let quarantined = again.quarantined.unwrap();
+            assert_eq!(quarantined.reason, Unfit::Broken);
+            assert_eq!(quarantined.path, folder.path().join(format!("authority.pem.broken-{}", now.0)));
+            assert_eq!(fs::read(&quarantined.path).unwrap(), broken);
             assert_ne!(again.authority.pem(), first.authority.pem());
             assert_eq!(fs::read_to_string(ca_file(folder.path())).unwrap(), again.authority.pem());
-            assert_eq!(opened(folder.path(), now).set_aside, None);
+            assert_eq!(opened(folder.path(), now).quarantined, None);
         }
     }
 
     #[test]
-    fn one_whose_time_is_over_is_kept_beside_a_new_one() {
+    fn an_expired_authority_is_kept_beside_a_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let first = opened(folder.path(), NOW);
         let later = NOW.plus(Duration::from_secs(3600 * 24 * 3600));
         let second = opened(folder.path(), later);
-        let aside = second.set_aside.unwrap();
-        assert_eq!(aside.why, Unfit::Ending);
-        assert!(fs::read_to_string(&aside.path).unwrap().starts_with(first.authority.pem()));
+        let quarantined = second.quarantined.unwrap();
+        assert_eq!(quarantined.reason, Unfit::Ending);
+        assert!(fs::read_to_string(&quarantined.path).unwrap().starts_with(first.authority.pem()));
         assert_ne!(second.authority.pem(), first.authority.pem());
     }
 
     #[test]
-    fn a_certificate_that_was_lost_is_written_again() {
+    fn a_lost_certificate_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let first = opened(folder.path(), NOW);
         for damage in [None, Some("something else")] {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_start_together_end_with_the_same_one() {
+    fn programs_that_start_together_open_the_same_authority() {
         for broken in [None, Some("broken")] {
             let folder = tempfile::tempdir().unwrap();
             let _ = broken.map(|text| fs::write(folder.path().join(AUTHORITY), text).unwrap());
@@ -332,33 +332,33 @@ mod tests {
                     let open = move || {
                         start.wait();
                         let opened = opened(&folder, NOW);
-                        (opened.authority.pem().to_owned(), opened.set_aside.is_some())
+                        (opened.authority.pem().to_owned(), opened.quarantined.is_some())
                     };
                     tasks::thread("opener", open).unwrap()
                 })
                 .collect();
             let opened: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
             assert!(opened.iter().all(|(pem, _)| *pem == opened[0].0));
-            let asides = opened.iter().filter(|(_, is_aside)| *is_aside).count();
-            assert_eq!(asides, usize::from(broken.is_some()));
+            let quarantined_files = opened.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
+            assert_eq!(quarantined_files, usize::from(broken.is_some()));
         }
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_named() {
+    fn an_error_names_the_folder_that_cannot_be_made() {
         let state = tempfile::tempdir().unwrap();
         fs::write(state.path().join("file"), "").unwrap();
         let folder = state.path().join("file/tls");
         let error = open(&CaLocation::Folder(folder.clone()), NOW).unwrap_err();
         assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
-        // A folder in the place of the file is neither read nor moved.
+        // A folder at the path of the file is neither read nor moved.
         let folder = state.path().join("tls");
         fs::create_dir_all(folder.join(AUTHORITY)).unwrap();
         assert!(matches!(open(&CaLocation::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));
     }
 
     #[test]
-    fn in_memory_each_is_another() {
+    fn each_authority_in_memory_is_new() {
         let one = open(&CaLocation::Memory, NOW).unwrap();
         assert_ne!(one.authority.pem(), open(&CaLocation::Memory, NOW).unwrap().authority.pem());
     }

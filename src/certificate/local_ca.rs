@@ -45,7 +45,7 @@ pub enum Unfit {
     #[error("it is broken")]
     Broken,
     /// Its certificate expires soon, or has expired.
-    #[error("its time is over")]
+    #[error("it has expired")]
     Ending,
 }
 
@@ -63,9 +63,9 @@ impl LocalCa {
         params.distinguished_name = DistinguishedName::new();
         // Each CA has a name of its own: lists of authorities show names, and may still contain an
         // old CA.
-        let print = Sha256::digest(key.public_key_raw());
-        let print: String = print.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {print}"));
+        let digest = Sha256::digest(key.public_key_raw());
+        let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {digest}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -116,7 +116,7 @@ impl LocalCa {
     /// # Errors
     ///
     /// When the system provides no randomness, or a name is invalid in a certificate.
-    pub fn vouch(&self, names: &[String], now: UnixMs) -> Result<Certificate, MakeError> {
+    pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, MakeError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_server(now, self.life);
         let mut params = CertificateParams::new(names)?;
@@ -128,8 +128,8 @@ impl LocalCa {
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let shown = CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?;
-        Ok(Certificate { shown: Arc::new(shown), life })
+        let certified_key = CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?;
+        Ok(Certificate { certified_key: Arc::new(certified_key), life })
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
     /// Whether a client that trusts the CA accepts this certificate for `name`.
-    fn is_believed(authority: &LocalCa, certificate: &Certificate, name: &str, at: UnixMs) -> bool {
+    fn is_trusted(authority: &LocalCa, certificate: &Certificate, name: &str, at: UnixMs) -> bool {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
@@ -185,48 +185,48 @@ mod tests {
             .unwrap();
         let name = ServerName::try_from(name).unwrap();
         let at = UnixTime::since_unix_epoch(Duration::from_millis(at.0));
-        verifier.verify_server_cert(&certificate.shown().cert[0], &[], &name, &[], at).is_ok()
+        verifier.verify_server_cert(&certificate.certified_key().cert[0], &[], &name, &[], at).is_ok()
     }
 
     #[test]
-    fn it_vouches_for_this_machine_for_ninety_days() {
+    fn an_issued_certificate_is_trusted_for_this_machine_for_ninety_days() {
         let authority = LocalCa::make(NOW).unwrap();
         let names = ["localhost", "127.0.0.1", "127.0.0.2", "::1", "a.localhost"].map(str::to_owned);
-        let certificate = authority.vouch(&names, NOW).unwrap();
+        let certificate = authority.issue(&names, NOW).unwrap();
         for name in &names {
-            assert!(is_believed(&authority, &certificate, name, NOW), "{name}");
+            assert!(is_trusted(&authority, &certificate, name, NOW), "{name}");
         }
-        assert!(is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
-        assert!(!is_believed(&authority, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
-        assert!(!is_believed(&authority, &certificate, "b.localhost", NOW));
+        assert!(is_trusted(&authority, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
+        assert!(!is_trusted(&authority, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
+        assert!(!is_trusted(&authority, &certificate, "b.localhost", NOW));
         let other = LocalCa::make(NOW).unwrap();
-        assert!(!is_believed(&other, &certificate, "localhost", NOW));
+        assert!(!is_trusted(&other, &certificate, "localhost", NOW));
     }
 
     #[test]
-    fn nobody_believes_it_about_other_machines() {
+    fn no_client_trusts_the_authority_for_other_machines() {
         let authority = LocalCa::make(NOW).unwrap();
         for name in ["api.elevenlabs.io", "localhost.example", "10.0.0.1", "128.0.0.1", "::2"] {
-            let certificate = authority.vouch(&[name.to_owned()], NOW).unwrap();
-            assert!(!is_believed(&authority, &certificate, name, NOW), "{name}");
+            let certificate = authority.issue(&[name.to_owned()], NOW).unwrap();
+            assert!(!is_trusted(&authority, &certificate, name, NOW), "{name}");
         }
     }
 
     #[test]
-    fn it_is_read_back_as_it_was() {
-        let made = LocalCa::make(NOW).unwrap();
-        let read = LocalCa::read(&made.secret_pem(), NOW).unwrap();
-        assert_eq!((read.pem(), read.secret_pem()), (made.pem(), made.secret_pem()));
+    fn a_stored_authority_is_read_unchanged() {
+        let original = LocalCa::make(NOW).unwrap();
+        let read = LocalCa::read(&original.secret_pem(), NOW).unwrap();
+        assert_eq!((read.pem(), read.secret_pem()), (original.pem(), original.secret_pem()));
         // Certificates store whole seconds.
-        assert_eq!(read.life, made.life);
-        let certificate = read.vouch(&["localhost".to_owned()], NOW).unwrap();
-        assert!(is_believed(&made, &certificate, "localhost", NOW));
-        let ends = UnixMs(made.life.until.0);
-        assert_eq!(LocalCa::read(&made.secret_pem(), ends).unwrap_err(), Unfit::Ending);
+        assert_eq!(read.life, original.life);
+        let certificate = read.issue(&["localhost".to_owned()], NOW).unwrap();
+        assert!(is_trusted(&original, &certificate, "localhost", NOW));
+        let ends = UnixMs(original.life.until.0);
+        assert_eq!(LocalCa::read(&original.secret_pem(), ends).unwrap_err(), Unfit::Ending);
     }
 
     #[test]
-    fn what_does_not_belong_together_is_broken() {
+    fn a_certificate_and_key_that_do_not_match_are_broken() {
         let (one, other) = (LocalCa::make(NOW).unwrap(), LocalCa::make(NOW).unwrap());
         let key = |authority: &LocalCa| authority.issuer.key().serialize_pem();
         let leaf = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn it_cannot_be_printed() {
+    fn the_private_key_of_an_authority_cannot_be_printed() {
         let authority = LocalCa::make(NOW).unwrap();
         let printed = format!("{authority:?} {authority:#?}");
         let key = authority.issuer.key().serialize_pem();

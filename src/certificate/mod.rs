@@ -2,9 +2,8 @@
 //! Keychoir makes and keeps itself.
 //!
 //! A private key leaves this module only into the TLS library and the CA's own file.
-//! A private key leaves this module only into the TLS library and the CA's own file.
 
-mod given;
+mod configured;
 
 mod folder;
 mod local_ca;
@@ -23,8 +22,8 @@ use crate::policy::certificate::Life;
 use crate::policy::units::UnixMs;
 
 pub use bundle::{BundleError, bundle, refresh_bundle, roots};
+pub use configured::{Chain, ChainError, KeyError};
 pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
-pub use given::{Chain, ChainError, KeyError};
 pub use local_ca::{LocalCa, MakeError, Unfit};
 
 /// Where the local CA is kept.
@@ -39,15 +38,15 @@ pub enum CaLocation {
 /// A certificate with its private key, in the form of the TLS library. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
-    shown: Arc<CertifiedKey>,
+    certified_key: Arc<CertifiedKey>,
     life: Life,
 }
 
 impl Certificate {
     /// The certificate and key for the TLS library.
     #[must_use]
-    pub fn shown(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.shown)
+    pub fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified_key)
     }
 
     /// Its validity period.

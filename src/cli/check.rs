@@ -3,19 +3,21 @@
 
 use std::process::ExitCode;
 
-use super::ask::is_keychoir_at;
-use super::{EX_CONFIG, Sources, cannot_listen, complain, failed, files_read, load, print, runtime};
-use crate::app::{Obstacle, rehearse};
+use super::server::is_keychoir_at;
+use super::{
+    ConfigSources, EX_CONFIG, cannot_listen, failure, files_read, load, print, print_error, runtime,
+};
+use crate::app::{Obstacle, dry_run};
 use crate::config::Config;
 use crate::telemetry::{key_name, keys_loaded};
 
-pub(super) fn run(sources: Sources) -> ExitCode {
+pub(super) fn run(sources: ConfigSources) -> ExitCode {
     let loaded = match load(&sources.overrides(false)) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     for warning in &loaded.warnings {
-        complain(warning);
+        print_error(warning);
     }
     let config = &loaded.config;
     print(&files_read(&loaded));
@@ -23,13 +25,13 @@ pub(super) fn run(sources: Sources) -> ExitCode {
     for (position, key) in config.keys.iter().enumerate() {
         print(&format_args!("{}  {}", key_name(position, key.name.as_deref()), key.key.short()));
     }
-    let found = match runtime() {
+    let count = match runtime() {
         Ok(runtime) => runtime.block_on(obstacles(loaded.config)),
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
-    if found > 0 {
-        let plural = if found == 1 { "" } else { "s" };
-        complain(&format_args!("{found} obstacle{plural} to a start"));
+    if count > 0 {
+        let plural = if count == 1 { "" } else { "s" };
+        print_error(&format_args!("{count} obstacle{plural} to a start"));
         return ExitCode::from(EX_CONFIG);
     }
     print(&"The configuration is fine.");
@@ -38,23 +40,23 @@ pub(super) fn run(sources: Sources) -> ExitCode {
 
 /// Reports the obstacles to a start; returns their number.
 async fn obstacles(config: Config) -> usize {
-    let mut found = 0;
-    for obstacle in rehearse(config).await {
+    let mut count = 0;
+    for obstacle in dry_run(config).await {
         match obstacle {
-            Obstacle::Place { place, source } => {
-                if is_taken(&source) && is_keychoir_at(&place).await {
-                    print(&format_args!("note: a Keychoir is running at {place} already"));
+            Obstacle::Address { address, source } => {
+                if is_in_use(&source) && is_keychoir_at(&address).await {
+                    print(&format_args!("note: a Keychoir is running at {address} already"));
                     continue;
                 }
-                complain(&format_args!("keychoir: {}", cannot_listen(&place.to_string(), &source)));
+                print_error(&format_args!("keychoir: {}", cannot_listen(&address.to_string(), &source)));
             }
-            Obstacle::Start(error) => complain(&format_args!("keychoir: {error}")),
+            Obstacle::Start(error) => print_error(&format_args!("keychoir: {error}")),
         }
-        found += 1;
+        count += 1;
     }
-    found
+    count
 }
 
-fn is_taken(error: &std::io::Error) -> bool {
+fn is_in_use(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrInUse
 }

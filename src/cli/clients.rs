@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use rustls::crypto::ring::default_provider;
 use serde_json::{Value, json};
 
-use super::{EX_CONFIG, complain, failed, load, print};
+use super::{EX_CONFIG, failure, load, print, print_error};
 use crate::config::{ClientConfig, EditError, Need, NewClient, Overrides, add_client, remove_client};
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
@@ -22,20 +22,20 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Add a client and print its token, which is shown only now.
-    Add(Adding),
+    Add(NewClientArguments),
     /// List the clients and what they may do.
-    List(Place),
+    List(ClientsFile),
     /// Remove a client: its token is invalid from then on.
     Revoke {
         /// The client's name.
         name: String,
         #[command(flatten)]
-        place: Place,
+        file: ClientsFile,
     },
 }
 
 #[derive(Debug, Args)]
-struct Place {
+struct ClientsFile {
     /// The configuration file; KEYCHOIR_CONFIG may name it as well.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -45,7 +45,7 @@ struct Place {
 }
 
 #[derive(Debug, Args)]
-struct Adding {
+struct NewClientArguments {
     /// The client's name: 1 to 64 of a-z, 0-9, - and _.
     name: String,
     /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000
@@ -72,10 +72,10 @@ struct Adding {
     #[arg(long)]
     bring_your_own_key: bool,
     #[command(flatten)]
-    place: Place,
+    file: ClientsFile,
 }
 
-impl Place {
+impl ClientsFile {
     fn overrides(&self) -> Overrides {
         // Neither keys nor the usage database are needed to change clients.
         Overrides {
@@ -89,15 +89,24 @@ impl Place {
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     match arguments.command {
-        Command::Add(adding) => add(adding),
-        Command::List(place) => list(&place),
-        Command::Revoke { name, place } => revoke(&name, &place),
+        Command::Add(arguments) => add(arguments),
+        Command::List(file) => list(&file),
+        Command::Revoke { name, file } => revoke(&name, &file),
     }
 }
 
-fn add(adding: Adding) -> ExitCode {
-    let Adding { name, allowance, rate, concurrency, paths, keys, workspaces, bring_your_own_key, place } =
-        adding;
+fn add(arguments: NewClientArguments) -> ExitCode {
+    let NewClientArguments {
+        name,
+        allowance,
+        rate,
+        concurrency,
+        paths,
+        keys,
+        workspaces,
+        bring_your_own_key,
+        file,
+    } = arguments;
     let client = NewClient {
         name,
         quota: allowance,
@@ -108,14 +117,14 @@ fn add(adding: Adding) -> ExitCode {
         workspaces,
         may_bring_key: bring_your_own_key,
     };
-    let Some(token) = random_token() else { return failed(&"the system has no random numbers to give") };
-    let (file, _) = match add_client(&place.overrides(), &client, &TokenFingerprint::of(&token)) {
+    let Some(token) = random_token() else { return failure(&"the system provides no random numbers") };
+    let (path, _) = match add_client(&file.overrides(), &client, &TokenFingerprint::of(&token)) {
         Ok(changed) => changed,
         Err(error) => return not_changed(&error),
     };
-    let (name, file) = (&client.name, file.display());
-    complain(&format_args!("Added the client `{name}` to {file}. Its token is shown only now:"));
-    if place.json {
+    let (name, path) = (&client.name, path.display());
+    print_error(&format_args!("Added the client `{name}` to {path}. Its token is shown only now:"));
+    if file.json {
         print(&json!({"name": name, "token": token}));
     } else {
         print(&token);
@@ -123,29 +132,29 @@ fn add(adding: Adding) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn revoke(name: &str, place: &Place) -> ExitCode {
-    let (file, loaded) = match remove_client(&place.overrides(), name) {
+fn revoke(name: &str, file: &ClientsFile) -> ExitCode {
+    let (path, loaded) = match remove_client(&file.overrides(), name) {
         Ok(changed) => changed,
         Err(error) => return not_changed(&error),
     };
-    complain(&format_args!("Took the client `{name}` out of {}.", file.display()));
+    print_error(&format_args!("Removed the client `{name}` from {}.", path.display()));
     let left = loaded.config.clients.len();
     if left == 0 {
-        complain(&"No client is left: apps on this machine need no token.");
+        print_error(&"No client is left: apps on this machine need no token.");
     }
-    if place.json {
+    if file.json {
         print(&json!({"name": name, "clientsLeft": left}));
     }
     ExitCode::SUCCESS
 }
 
-fn list(place: &Place) -> ExitCode {
-    let loaded = match load(&place.overrides()) {
+fn list(file: &ClientsFile) -> ExitCode {
+    let loaded = match load(&file.overrides()) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     let clients = &loaded.config.clients;
-    if place.json {
+    if file.json {
         print(&Value::from(clients.iter().map(document).collect::<Vec<_>>()));
         return ExitCode::SUCCESS;
     }
@@ -154,7 +163,7 @@ fn list(place: &Place) -> ExitCode {
         print(&format_args!("{name:width$}  {}", summary(rules)));
     }
     if clients.is_empty() {
-        complain(&"There are no clients: apps on this machine need no token.");
+        print_error(&"There are no clients: apps on this machine need no token.");
     }
     ExitCode::SUCCESS
 }
@@ -177,22 +186,22 @@ fn document(client: &ClientConfig) -> Value {
 /// The client's rules in one line.
 fn summary(rules: &Rules) -> String {
     let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
-    let mut parts: Vec<String> = Vec::new();
-    parts.extend(allowance.map(|allowance| allowance.to_string()));
-    parts.extend(rate.map(|rate| rate.to_string()));
-    parts.extend(concurrency.map(|count| format!("{count} at once")));
-    for (what, list) in [("below", paths), ("keys", &pins.keys), ("workspaces", &pins.workspaces)] {
+    let mut rules_listed: Vec<String> = Vec::new();
+    rules_listed.extend(allowance.map(|allowance| allowance.to_string()));
+    rules_listed.extend(rate.map(|rate| rate.to_string()));
+    rules_listed.extend(concurrency.map(|count| format!("{count} at once")));
+    for (label, list) in [("below", paths), ("keys", &pins.keys), ("workspaces", &pins.workspaces)] {
         if !list.is_empty() {
-            parts.push(format!("{what} {}", list.join(" ")));
+            rules_listed.push(format!("{label} {}", list.join(" ")));
         }
     }
-    parts.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
-    parts.extend(may_take_tokens.then(|| "may ask for tokens of the provider".to_owned()));
-    if parts.is_empty() { "without bounds".to_owned() } else { parts.join(", ") }
+    rules_listed.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
+    rules_listed.extend(may_take_tokens.then(|| "may request tokens of the provider".to_owned()));
+    if rules_listed.is_empty() { "without bounds".to_owned() } else { rules_listed.join(", ") }
 }
 
 fn not_changed(error: &EditError) -> ExitCode {
-    complain(&format_args!("keychoir: {error}"));
+    print_error(&format_args!("keychoir: {error}"));
     match error {
         EditError::Unwritable { .. } | EditError::Changed => ExitCode::FAILURE,
         EditError::NoFile
@@ -200,7 +209,7 @@ fn not_changed(error: &EditError) -> ExitCode {
         | EditError::Exists(_)
         | EditError::Unknown(_)
         | EditError::NotTables
-        | EditError::Mistaken(_) => ExitCode::from(EX_CONFIG),
+        | EditError::Invalid(_) => ExitCode::from(EX_CONFIG),
     }
 }
 

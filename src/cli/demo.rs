@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{failed, wide_runtime};
+use super::{failure, wide_runtime};
 use crate::app::{self, AppConfig, Running};
 use crate::config::{BaseUrl, Config};
 use crate::policy::key_state::KeyStatus;
@@ -78,21 +78,22 @@ fn plan() -> Plan {
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let view = View::of_stdout();
     if let Err(error) = telemetry::start(view.form(), "info", Sink::new(view.log())) {
-        return failed(&error);
+        return failure(&error);
     }
-    let played = wide_runtime()
+    let result = wide_runtime()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(play(&view, arguments)));
-    match played {
+        .and_then(|runtime| runtime.block_on(run_demo(&view, arguments)));
+    match result {
         Ok(code) => code,
-        Err(error) => failed(&format_args!("{error:#}")),
+        Err(error) => failure(&format_args!("{error:#}")),
     }
 }
 
-async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // The file is opened first, so that a path without write access fails before the work.
-    let place = || format!("cannot write {}; name another file with --output", arguments.output.display());
-    let mut output = File::create(&arguments.output).with_context(place)?;
+    let cannot_write =
+        || format!("cannot write {}; name another file with --output", arguments.output.display());
+    let mut output = File::create(&arguments.output).with_context(cannot_write)?;
     let plan = plan();
     let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan).await?;
     let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
@@ -105,30 +106,30 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let url = format!("http://{}", running.address());
     view.title(&url);
     view.keys(&running.keys());
-    let Spoken { audio, requests, replayed } = speak_all(view, &running, &simulator, &url).await?;
-    let answered = audio.len();
+    let SpeechResults { audio, requests, replayed } = send_all(view, &running, &simulator, &url).await?;
+    let served = audio.len();
     let audio: Vec<u8> = audio.concat();
-    tokio::task::block_in_place(|| output.write_all(&audio)).with_context(place)?;
+    tokio::task::block_in_place(|| output.write_all(&audio)).with_context(cannot_write)?;
 
     let keys = running.keys();
-    let spent = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
-    let booked: u64 = keys.iter().map(|key| key.quota.count).sum();
+    let exhausted = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
+    let recorded: u64 = keys.iter().map(|key| key.quota.count).sum();
     running.drain(Duration::from_secs(5)).await;
     let charged = simulator.ledger().totals.charged;
     simulator.stop().await;
-    let failures = requests - answered;
+    let failures = requests - served;
     view.result(&format!(
-        "{requests} requests, {answered} answered, {spent} keys spent, {failures} failures"
+        "{requests} requests, {served} answered, {exhausted} keys spent, {failures} failures"
     ))?;
     let plural = if replayed == 1 { "request was" } else { "requests were" };
     view.result(&format!("{replayed} {plural} refused by one key and served by the next"))?;
-    view.result(&format!("{booked} credits booked, {charged} charged by the simulated ElevenLabs"))?;
+    view.result(&format!("{recorded} credits booked, {charged} charged by the simulated ElevenLabs"))?;
     view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
-    Ok(if failures == 0 && booked == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failures == 0 && recorded == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The results of all sentences.
-struct Spoken {
+struct SpeechResults {
     /// The audio of the responses.
     audio: Vec<Vec<u8>>,
     /// The number of requests.
@@ -138,27 +139,27 @@ struct Spoken {
 }
 
 /// Sends every sentence as an app would: with a request like its SDK's, and without a valid key.
-async fn speak_all(
+async fn send_all(
     view: &View,
     running: &Running,
     simulator: &Simulator,
     url: &str,
-) -> anyhow::Result<Spoken> {
+) -> anyhow::Result<SpeechResults> {
     let client = side_calls()?.build()?;
     let sentences: Vec<&str> = TEXT.iter().copied().cycle().take(TEXT.len() * ROUNDS).collect();
-    let (mut audio, mut replayed, mut seen) = (Vec::new(), 0, 0);
+    let (mut audio, mut replayed, mut seen_requests) = (Vec::new(), 0, 0);
     for (index, sentence) in sentences.iter().enumerate() {
         let body = serde_json::json!({"text": sentence, "model_id": "eleven_multilingual_v2"});
         let request = client.post(format!("{url}{SPEECH}")).header("xi-api-key", "anything").json(&body);
-        let answer = request.send().await?;
-        let status = answer.status();
+        let response = request.send().await?;
+        let status = response.status();
         view.request(index + 1, sentences.len(), status.as_u16(), sentence);
-        let attempts = attempts(simulator, &mut seen);
-        if let Some(way) = way(&attempts) {
+        let attempts = attempts(simulator, &mut seen_requests);
+        if let Some(replay_path) = replay_path(&attempts) {
             replayed += 1;
-            view.replay(&way);
+            view.replay(&replay_path);
         }
-        let bytes = answer.bytes().await?;
+        let bytes = response.bytes().await?;
         if status.is_success() {
             audio.push(bytes.to_vec());
         }
@@ -167,25 +168,25 @@ async fn speak_all(
             tokio::time::sleep(PACE).await;
         }
     }
-    Ok(Spoken { audio, requests: sentences.len(), replayed })
+    Ok(SpeechResults { audio, requests: sentences.len(), replayed })
 }
 
-/// The speech attempts that the simulator has recorded after the first `seen` requests: the number
+/// The speech attempts that the simulator has recorded after the first `seen_requests` requests: the number
 /// of the key, and the status.
-fn attempts(simulator: &Simulator, seen: &mut usize) -> Vec<(usize, u16)> {
+fn attempts(simulator: &Simulator, seen_requests: &mut usize) -> Vec<(usize, u16)> {
     let requests = simulator.ledger().requests;
-    let new = requests.iter().skip(*seen).filter(|request| request.path_and_query == SPEECH);
+    let new = requests.iter().skip(*seen_requests).filter(|request| request.path_and_query == SPEECH);
     let attempts = new.filter_map(|request| {
         let key = KEYS.iter().position(|key| request.key.as_deref() == Some(*key))?;
         Some((key + 1, request.status?))
     });
     let attempts = attempts.collect();
-    *seen = requests.len();
+    *seen_requests = requests.len();
     attempts
 }
 
 /// The keys that refused a request before one served it, if any did.
-fn way(attempts: &[(usize, u16)]) -> Option<String> {
+fn replay_path(attempts: &[(usize, u16)]) -> Option<String> {
     let (last, refused) = attempts.split_last().filter(|(_, refused)| !refused.is_empty())?;
     let refused: Vec<String> = refused.iter().map(|(key, status)| format!("key {key} ({status})")).collect();
     Some(format!("refused by {}, served by key {}", refused.join(", "), last.0))

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::ask::base_url;
-use super::{Sources, complain, load, print};
+use super::server::base_url;
+use super::{ConfigSources, load, print, print_error};
 use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
 use crate::config::{Config, HostPort, Listen, Need, TlsChoice};
@@ -16,7 +16,7 @@ const OPENSSL: &str = "SSL_CERT_FILE";
 /// The variable by which Node adds trusted roots.
 const NODE: &str = "NODE_EXTRA_CA_CERTS";
 
-pub(super) fn run(sources: Sources) -> ExitCode {
+pub(super) fn run(sources: ConfigSources) -> ExitCode {
     let mut overrides = sources.overrides(false);
     overrides.keys = Need::Optional;
     let config = match load(&overrides) {
@@ -24,20 +24,20 @@ pub(super) fn run(sources: Sources) -> ExitCode {
         Err(code) => return code,
     };
     let mut lines = "# For a shell: eval \"$(keychoir env)\"\n".to_owned();
-    address(&mut lines, &config);
-    let trusted = trust(&mut lines, &config);
+    address_variables(&mut lines, &config);
+    let trusted = trust_variables(&mut lines, &config);
     print(&lines.trim_end());
     match trusted {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format_args!("keychoir: {error}"));
+            print_error(&format_args!("keychoir: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
 /// Adds the variables of the address.
-fn address(lines: &mut String, config: &Config) {
+fn address_variables(lines: &mut String, config: &Config) {
     let port = config.server.listen.iter().find_map(|listen| match listen {
         Listen::Port(port) if port.port() != 0 => Some(port),
         Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
@@ -55,7 +55,7 @@ fn address(lines: &mut String, config: &Config) {
         }
         None => comment(
             lines,
-            "Where Keychoir is, it says when it serves: server.listen names no port that is known before.",
+            "The address is printed when Keychoir serves: server.listen names no port that is known before.",
         ),
     }
 }
@@ -69,7 +69,7 @@ fn has_https(config: &Config, port: &HostPort) -> bool {
 }
 
 /// Adds the variables of the trusted roots.
-fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
+fn trust_variables(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     match config.server.tls.choice() {
         TlsChoice::Auto => {}
         TlsChoice::Off => {
@@ -96,24 +96,24 @@ fn trust(lines: &mut String, config: &Config) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let folder = match config.authority_place() {
+    let folder = match config.ca_location() {
         CaLocation::Folder(folder) => std::path::absolute(folder)?,
         CaLocation::Memory => {
             comment(
                 lines,
-                "https cannot be trusted: its authority lives in memory, as the books do (storage.ephemeral). \
+                "https cannot be trusted: its authority lives in memory, like the usage database (storage.ephemeral). \
                  server.tls_directory gives it a folder.",
             );
             return Ok(());
         }
     };
-    let OpenedCa { authority, set_aside } =
+    let OpenedCa { authority, quarantined } =
         certificate::open(&CaLocation::Folder(folder.clone()), clock::now())?;
-    if let Some(aside) = &set_aside {
-        complain(aside);
+    if let Some(file) = &quarantined {
+        print_error(file);
     }
-    let bundle = openssl(lines, &folder, &authority)?;
-    node(lines, &certificate::ca_file(&folder), bundle.as_ref());
+    let bundle = openssl_variables(lines, &folder, &authority)?;
+    node_variables(lines, &certificate::ca_file(&folder), bundle.as_ref());
     Ok(())
 }
 
@@ -123,15 +123,19 @@ struct Bundle {
     roots: PathBuf,
 }
 
-fn openssl(lines: &mut String, folder: &Path, authority: &LocalCa) -> Result<Option<Bundle>, BundleError> {
+fn openssl_variables(
+    lines: &mut String,
+    folder: &Path,
+    authority: &LocalCa,
+) -> Result<Option<Bundle>, BundleError> {
     let variable = variable(OPENSSL);
-    let made = match certificate::roots(variable.as_deref(), folder) {
+    let bundled = match certificate::roots(variable.as_deref(), folder) {
         Some(roots) => {
             certificate::bundle(folder, authority, &roots).map(|path| Some(Bundle { path, roots }))
         }
         None => Ok(None),
     };
-    match made {
+    match bundled {
         Ok(Some(bundle)) => {
             comment(
                 lines,
@@ -163,12 +167,12 @@ fn openssl(lines: &mut String, folder: &Path, authority: &LocalCa) -> Result<Opt
     Ok(None)
 }
 
-fn node(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
+fn node_variables(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
     let other = variable(NODE).filter(|path| path != ca);
     // The file may be contained in the bundle, or be the bundle itself.
-    let is_in =
+    let contains_it =
         |bundle: &&Bundle| other.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path));
-    if let Some(bundle) = bundle.filter(is_in) {
+    if let Some(bundle) = bundle.filter(contains_it) {
         comment(lines, "https with Node: the same, because this named those authorities already.");
         return export(lines, NODE, &bundle.path.to_string_lossy());
     }
@@ -213,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_reads_back_what_was_meant() {
+    fn a_shell_reads_a_quoted_value_unchanged() {
         for (text, expected) in [
             ("/home/me/a-b_c.1/ca.pem", "/home/me/a-b_c.1/ca.pem"),
             ("http://127.0.0.1:11011", "http://127.0.0.1:11011"),
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_stays_one() {
+    fn a_path_cannot_end_a_comment() {
         assert_eq!(one_line("a\nrm -rf /\tb"), "a?rm -rf /?b");
     }
 }

@@ -1,37 +1,40 @@
 //! The table of keys at the start: name, plan, used credits, reset date and state, in 80 columns
 //! including the symbols of the log.
 
-use super::table::{Side, Table, cut, short};
+use super::table::{Alignment, Table, cut, short};
 use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{key_name, unknown_limit};
 
 /// Maximum characters of a name, which leaves space for all other columns.
-const NAME_CHARS_MAX: usize = 16;
+const MAX_NAME_CHARS: usize = 16;
 /// Maximum characters of a plan: `business` is the longest meaningful one.
-const PLAN_CHARS_MAX: usize = 8;
+const MAX_PLAN_CHARS: usize = 8;
 
 /// The lines, the first of which names the columns. If keys have names, these replace their plans.
 pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
-    let has_names = keys.iter().any(|seen| seen.key.name().is_some());
+    let has_names = keys.iter().any(|snapshot| snapshot.key.name().is_some());
     let titles = [
-        ("key", Side::Left),
-        ("", Side::Left),
-        ("used/limit", Side::Right),
-        ("resets", Side::Left),
-        ("status", Side::Left),
+        ("key", Alignment::Left),
+        ("", Alignment::Left),
+        ("used/limit", Alignment::Right),
+        ("resets", Alignment::Left),
+        ("status", Alignment::Left),
     ];
     let [key, short_key, used, resets, status] = titles;
     let text = if has_names {
         let mut table = Table::new(titles);
-        keys.iter().for_each(|seen| table.row(cells(seen)));
+        keys.iter().for_each(|snapshot| table.row(cells(snapshot)));
         table.text()
     } else {
-        let mut table = Table::new([key, short_key, ("plan", Side::Left), used, resets, status]);
-        for seen in keys {
-            let [key, short_key, used, resets, status] = cells(seen);
-            let plan =
-                seen.key.workspace().tier().map_or_else(|| "-".to_owned(), |plan| cut(&plan, PLAN_CHARS_MAX));
+        let mut table = Table::new([key, short_key, ("plan", Alignment::Left), used, resets, status]);
+        for snapshot in keys {
+            let [key, short_key, used, resets, status] = cells(snapshot);
+            let plan = snapshot
+                .key
+                .workspace()
+                .tier()
+                .map_or_else(|| "-".to_owned(), |plan| cut(&plan, MAX_PLAN_CHARS));
             table.row([key, short_key, plan, used, resets, status]);
         }
         table.text()
@@ -39,8 +42,8 @@ pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn cells(seen: &KeySnapshot) -> [String; 5] {
-    let KeySnapshot { key, quota, standing, is_near_limit, .. } = seen;
+fn cells(snapshot: &KeySnapshot) -> [String; 5] {
+    let KeySnapshot { key, quota, standing, is_near_limit, .. } = snapshot;
     let used = match quota.limit {
         Some(limit) => format!("{}/{}", short(quota.count), short(limit)),
         None => unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
@@ -52,7 +55,7 @@ fn cells(seen: &KeySnapshot) -> [String; 5] {
         }
     };
     [
-        cut(&key_name(key.position(), key.name()), NAME_CHARS_MAX),
+        cut(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
         cut(key.api_key().short().as_str(), 19),
         used,
         quota.resets_at.map_or_else(|| "-".to_owned(), |at| at.month_and_day()),
@@ -89,8 +92,8 @@ mod tests {
         for (key, (_, plan, quota)) in roster.keys().iter().zip(keys) {
             let tier = Some((*plan).to_owned());
             let capabilities = Capabilities::default();
-            let seen = Observation::Quota { quota: *quota, tier, is_paid: Some(true), capabilities };
-            pool.observe(&roster, key, seen, NOW);
+            let observation = Observation::Quota { quota: *quota, tier, is_paid: Some(true), capabilities };
+            pool.observe(&roster, key, observation, NOW);
         }
         lines(&pool.snapshot(NOW))
     }
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_names_have_these() {
+    fn keys_with_names_show_them_instead_of_numbers_and_plans() {
         assert_eq!(
             table(&[
                 (Some("studio"), "creator", quota(2_110, Some(100_000))),
@@ -134,7 +137,7 @@ mod tests {
     #[test]
     fn the_widest_table_has_80_columns_at_the_most() {
         let full = quota(999_999_999, Some(999_999_999));
-        let name = "a-name-that-is-longer-than-there-is-room";
+        let name = "a-name-that-is-longer-than-its-column";
         let unnamed = vec![(None, "growing_business", full); 99];
         for keys in [unnamed, vec![(Some(name), "growing_business", full); 2]] {
             for line in table(&keys) {

@@ -13,9 +13,9 @@ mod status;
 mod supabase;
 mod usage;
 
-mod ask;
-mod books;
+mod database;
 mod key_table;
+mod server;
 mod table;
 
 mod notify;
@@ -42,15 +42,15 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: serve::Serving,
+    serve: serve::ServeArguments,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve; keys come from ELEVENLABS_API_KEYS or a configuration file.
-    Serve(serve::Serving),
+    Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
-    Check(Sources),
+    Check(ConfigSources),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
     /// Show what was spent, by key, client, model or route.
@@ -60,7 +60,7 @@ enum Command {
     /// Add, list and revoke clients and their tokens.
     Clients(clients::Arguments),
     /// Print the environment variables by which apps find Keychoir and trust its https.
-    Env(Sources),
+    Env(ConfigSources),
     /// Try it without any key: the proxy in front of a simulated ElevenLabs.
     Demo(demo::Arguments),
     /// Serve an offline ElevenLabs to develop against.
@@ -71,9 +71,9 @@ enum Command {
 
 /// The sources of the configuration.
 #[derive(Clone, Debug, Default, Args)]
-struct Sources {
+struct ConfigSources {
     /// Listen here: HOST:PORT, unix:/PATH or systemd. May be given several times.
-    #[arg(long, value_name = "PLACE")]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Vec<String>,
     /// Read this configuration file. Without it: KEYCHOIR_CONFIG, $XDG_CONFIG_HOME/keychoir/keychoir.toml,
     /// /etc/keychoir/keychoir.toml, the first that there is.
@@ -81,7 +81,7 @@ struct Sources {
     config: Option<PathBuf>,
 }
 
-impl Sources {
+impl ConfigSources {
     /// The values of the command line.
     fn overrides(self, has_passed_sockets: bool) -> Overrides {
         Overrides {
@@ -97,7 +97,7 @@ impl Sources {
 /// Loads the configuration; its mistakes go to standard error.
 fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     config::load(overrides).map_err(|problems| {
-        complain(&problems);
+        print_error(&problems);
         ExitCode::from(EX_CONFIG)
     })
 }
@@ -140,7 +140,7 @@ pub fn run() -> ExitCode {
 }
 
 /// Prints a message to standard error.
-fn complain(message: &dyn Display) {
+fn print_error(message: &dyn Display) {
     // Earlier log lines are printed first.
     telemetry::flush();
     // A failure to write to standard error cannot be reported.
@@ -153,8 +153,8 @@ fn print(data: &dyn Display) {
 }
 
 /// Reports a failure other than one of the configuration.
-fn failed(message: &dyn Display) -> ExitCode {
-    complain(&format_args!("keychoir: {message}"));
+fn failure(message: &dyn Display) -> ExitCode {
+    print_error(&format_args!("keychoir: {message}"));
     ExitCode::FAILURE
 }
 

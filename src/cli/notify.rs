@@ -10,14 +10,14 @@ use tracing::debug;
 
 /// Reports that the program serves, with the text `status`.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// Reports that the configuration is being reloaded, until [`ready`] is sent.
 pub(super) fn reloading() {
     // The time tells the manager which of its reload requests this belongs to.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => debug!("no monotonic time for the service manager: {error}"),
     }
 }
@@ -26,22 +26,22 @@ pub(super) fn reloading() {
 pub(super) fn stopping(within: Duration) {
     let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
     let status = NotifyState::Status("Ending: requests under way finish");
-    tell(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
+    notify(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
 /// Sends keep-alives to the watchdog, if there is one, as long as the runtime runs: twice as often
 /// as required, so that one late message is not fatal.
-pub(super) async fn beat() -> Infallible {
-    let Some(patience) = sd_notify::watchdog_enabled() else { return pending().await };
+pub(super) async fn send_keep_alives() -> Infallible {
+    let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {
-        tell(&[NotifyState::Watchdog]);
-        tokio::time::sleep(patience / 2).await;
+        notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(watchdog_timeout / 2).await;
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     // A failing notification must not stop the traffic.
     if let Err(error) = sd_notify::notify(state) {
-        debug!("the service manager cannot be told: {error}");
+        debug!("the service manager cannot be notified: {error}");
     }
 }

@@ -20,7 +20,7 @@ pub(super) struct Reloading {
     /// The state of the files when they were last read.
     read: Files,
     /// The state of the files when they were last checked.
-    seen: Files,
+    checked: Files,
     interval: Duration,
     grace: Duration,
 }
@@ -33,7 +33,7 @@ impl Reloading {
             level,
             started: config.clone(),
             read: files.clone(),
-            seen: files.clone(),
+            checked: files.clone(),
             interval: config.server.reload_interval,
             grace: config.server.drain_timeout,
         }
@@ -56,11 +56,11 @@ impl Reloading {
         }
         loop {
             tokio::time::sleep(self.interval).await;
-            let now = self.seen.now();
-            if now == self.seen && now != self.read {
+            let now = self.checked.now();
+            if now == self.checked && now != self.read {
                 return;
             }
-            self.seen = now;
+            self.checked = now;
         }
     }
 
@@ -68,10 +68,10 @@ impl Reloading {
     /// for a moment; traffic runs on other threads.
     pub(super) fn reload(&mut self, running: &Running) {
         // A change during the reading is detected as a later change.
-        self.read = self.seen.now();
-        self.seen = self.read.clone();
+        self.read = self.checked.now();
+        self.checked = self.read.clone();
         match config::load(&self.overrides) {
-            Ok(loaded) => self.take(loaded, running),
+            Ok(loaded) => self.apply(loaded, running),
             Err(problems) => {
                 let text = problems.to_string();
                 for line in text.lines() {
@@ -82,18 +82,18 @@ impl Reloading {
         }
     }
 
-    fn take(&mut self, loaded: Loaded, running: &Running) {
+    fn apply(&mut self, loaded: Loaded, running: &Running) {
         let Loaded { config, warnings, files, .. } = loaded;
-        (self.read, self.seen) = (files.clone(), files);
+        (self.read, self.checked) = (files.clone(), files);
         for warning in &warnings {
             warn!("{warning}");
         }
-        let later = self.started.needs_restart(&config);
+        let restart_settings = self.started.needs_restart(&config);
         let (source, clients) = (config.key_source.to_string(), config.clients.len());
         let (interval, grace) = (config.server.reload_interval, config.server.drain_timeout);
         let level = config.log.level.to_string();
         let reloaded = match AppConfig::of(config) {
-            Ok(parts) => running.reload(parts),
+            Ok(settings) => running.reload(settings),
             Err(error) => return not_reloaded(&error.to_string()),
         };
         let reloaded = match reloaded {
@@ -104,9 +104,9 @@ impl Reloading {
         if let Err(error) = self.level.set(&level) {
             warn!("{error}");
         }
-        if !later.is_empty() {
-            let named = later.join(", ");
-            warn!(event = "reload_incomplete", settings = named, "Only a restart changes {named}");
+        if !restart_settings.is_empty() {
+            let names = restart_settings.join(", ");
+            warn!(event = "reload_incomplete", settings = names, "Only a restart changes {names}");
         }
         let (count, added, removed) = (reloaded.keys, reloaded.added, reloaded.removed);
         let text = keys_loaded(count, &source);
@@ -116,14 +116,14 @@ impl Reloading {
             added,
             removed,
             clients,
-            "Reloaded: {text}, {added} new, {removed} gone; {clients} client tokens"
+            "Reloaded: {text}, {added} added, {removed} removed; {clients} client tokens"
         );
     }
 }
 
-fn not_reloaded(why: &str) {
+fn not_reloaded(reason: &str) {
     error!(
         event = "reload_failed",
-        "The configuration is not reloaded and everything stays as it was: {why}"
+        "The configuration is not reloaded, and the previous one stays in use: {reason}"
     );
 }

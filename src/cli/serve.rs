@@ -11,7 +11,8 @@ use super::key_table;
 use super::reload::Reloading;
 use super::signals::{SignalEvent, Signals};
 use super::{
-    EX_CONFIG, EX_IOERR, Sources, cannot_listen, complain, failed, files_read, load, notify, runtime,
+    ConfigSources, EX_CONFIG, EX_IOERR, cannot_listen, failure, files_read, load, notify, print_error,
+    runtime,
 };
 use crate::app::{
     self, Address, AppConfig, Drained, Ended, HttpsState, InheritedSockets, ListenError, Running, StartError,
@@ -23,25 +24,25 @@ use crate::upstream::Reach;
 
 /// Maximum wait for the first poll of the quotas, which the table of keys shows: a provider that
 /// does not respond must not delay the start.
-const QUOTAS_WAIT_MAX: Duration = Duration::from_millis(1_500);
+const QUOTAS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Time that a service manager should allow beyond the longest shutdown.
 const END_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-pub(super) struct Serving {
+pub(super) struct ServeArguments {
     #[command(flatten)]
-    sources: Sources,
+    sources: ConfigSources,
     /// Keep usage records in memory only; they are lost when the program ends.
     #[arg(long)]
     ephemeral: bool,
 }
 
-pub(super) fn run(arguments: Serving) -> ExitCode {
+pub(super) fn run(arguments: ServeArguments) -> ExitCode {
     // Called before any thread starts, because it changes the environment.
-    let passed = InheritedSockets::take();
-    let Serving { sources, ephemeral } = arguments;
-    let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(passed.count() > 0) };
+    let sockets = InheritedSockets::take();
+    let ServeArguments { sources, ephemeral } = arguments;
+    let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(sockets.count() > 0) };
     let loaded = match load(&overrides) {
         Ok(loaded) => loaded,
         Err(code) => return code,
@@ -49,14 +50,14 @@ pub(super) fn run(arguments: Serving) -> ExitCode {
     let form = form(loaded.config.log.format);
     let sink = match Sink::stderr(form) {
         Ok(sink) => sink,
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
     // Dropped last, so that log lines of the runtime's shutdown are written, too.
     let _flushed = FlushAtEnd;
     let level = match telemetry::start(form, &loaded.config.log.level.to_string(), sink) {
         Ok(level) => level,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return ExitCode::from(EX_CONFIG);
         }
     };
@@ -64,11 +65,11 @@ pub(super) fn run(arguments: Serving) -> ExitCode {
     match runtime() {
         Ok(runtime) => runtime.block_on(async {
             tokio::select! {
-                code = serve(loaded, passed, reloading) => code,
-                never = notify::beat() => match never {},
+                code = serve(loaded, sockets, reloading) => code,
+                never = notify::send_keep_alives() => match never {},
             }
         }),
-        Err(error) => failed(&error),
+        Err(error) => failure(&error),
     }
 }
 
@@ -84,7 +85,7 @@ fn form(format: LogFormat) -> Form {
     }
 }
 
-async fn serve(loaded: Loaded, passed: InheritedSockets, reloading: Reloading) -> ExitCode {
+async fn serve(loaded: Loaded, sockets: InheritedSockets, reloading: Reloading) -> ExitCode {
     let read = files_read(&loaded);
     let Loaded { mut config, warnings, .. } = loaded;
     config.server.max_connections = max_connections(&config);
@@ -94,32 +95,32 @@ async fn serve(loaded: Loaded, passed: InheritedSockets, reloading: Reloading) -
     let text = keys_loaded(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{text}");
     info!(event = "configuration_read", "{read}");
-    if passed.count() > 0 && !config.server.listen.iter().any(|listen| *listen == Listen::Systemd) {
-        let count = passed.count();
-        warn!("systemd passes {count} sockets that are not listened on: add \"systemd\" to server.listen");
+    if sockets.count() > 0 && !config.server.listen.iter().any(|listen| *listen == Listen::Systemd) {
+        let count = sockets.count();
+        warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
     // From here on no signal is lost.
     let signals = match Signals::new() {
         Ok(signals) => signals,
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
-    let listeners = match app::listen(&config.server.listen, config.server.unix_mode, passed).await {
+    let listeners = match app::listen(&config.server.listen, config.server.unix_mode, sockets).await {
         Ok(listeners) => listeners,
-        Err(ListenError::Place { place, source }) => return failed(&cannot_listen(&place, &source)),
-        Err(error @ (ListenError::NothingPassed | ListenError::Passed(_))) => {
-            complain(&format_args!("keychoir: {error}"));
+        Err(ListenError::Address { address, source }) => return failure(&cannot_listen(&address, &source)),
+        Err(error @ (ListenError::NoSockets | ListenError::InvalidSocket(_))) => {
+            print_error(&format_args!("keychoir: {error}"));
             return ExitCode::from(EX_CONFIG);
         }
     };
     let started =
-        AppConfig::of(config).map_err(StartError::from).and_then(|parts| app::start(parts, listeners));
+        AppConfig::of(config).map_err(StartError::from).and_then(|settings| app::start(settings, listeners));
     let running = match started {
         Ok(running) => running,
         Err(error) => return not_started(&error),
     };
     notify::ready(&status(&running));
-    until_told(running, signals, reloading).await
+    run_until_stopped(running, signals, reloading).await
 }
 
 /// The maximum of client connections: as configured, or less if the system allows too few open
@@ -146,24 +147,24 @@ fn max_connections(config: &Config) -> usize {
 
 /// The status line for a service manager: the number of keys, and the addresses.
 fn status(running: &Running) -> String {
-    let places = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let addresses = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let count = running.keys().len();
     let plural = if count == 1 { "" } else { "s" };
-    format!("Serving with {count} key{plural} at {places}")
+    format!("Serving with {count} key{plural} at {addresses}")
 }
 
 fn not_started(error: &StartError) -> ExitCode {
-    complain(&format_args!("keychoir: {error}"));
+    print_error(&format_args!("keychoir: {error}"));
     match error {
-        StartError::Books(_) | StartError::Unreadable(_) => {
-            complain(
-                &"Give the usage records another place with storage.path (or KEYCHOIR_STORAGE__PATH), or keep none \
+        StartError::Database(_) | StartError::Unreadable(_) => {
+            print_error(
+                &"Write the usage records to another path with storage.path (or KEYCHOIR_STORAGE__PATH), or write none \
                   with storage.ephemeral = true (or --ephemeral).",
             );
             ExitCode::from(EX_CONFIG)
         }
         StartError::Exposed(_) => {
-            complain(&"Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.");
+            print_error(&"Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.");
             ExitCode::from(EX_CONFIG)
         }
         StartError::Upstream(_) | StartError::Tls(_) | StartError::Https(_) => ExitCode::from(EX_CONFIG),
@@ -173,23 +174,23 @@ fn not_started(error: &StartError) -> ExitCode {
 }
 
 /// Logs the addresses and the keys.
-async fn welcome(running: &mut Running) {
-    if running.first_round(QUOTAS_WAIT_MAX).await {
+async fn log_welcome(running: &mut Running) {
+    if running.first_round(QUOTAS_TIMEOUT).await {
         let keys = running.keys();
         let mut lines = key_table::lines(&keys).into_iter();
         if let Some(titles) = lines.next() {
             info!(event = "key_states", keys = keys.len(), "{titles}");
         }
-        for (seen, line) in keys.iter().zip(lines) {
+        for (snapshot, line) in keys.iter().zip(lines) {
             let (key, name, number) =
-                (seen.key.api_key().short().as_str(), seen.key.name(), seen.key.position() + 1);
+                (snapshot.key.api_key().short().as_str(), snapshot.key.name(), snapshot.key.position() + 1);
             info!(event = "key_state", key, name, number, "{line}");
         }
         let free =
             keys.iter().filter(|key| key.key.workspace().tier().is_some_and(|tier| *tier == "free")).count();
         if free > 1 {
             warn!(
-                "{free} keys are of free plans: ElevenLabs' terms frown on many free accounts and its abuse \
+                "{free} keys are of free plans: ElevenLabs' terms discourage many free accounts and its abuse \
                  detection finds them; pool only workspaces that you are entitled to use"
             );
         }
@@ -202,11 +203,11 @@ async fn welcome(running: &mut Running) {
         );
     }
     for address in running.addresses() {
-        let place = match address {
+        let url = match address {
             Address::Tcp(address) => format!("http://{address}"),
             Address::Unix(_) => address.to_string(),
         };
-        info!(event = "server_started", address = %address, "Server started at {place}");
+        info!(event = "server_started", address = %address, "Server started at {url}");
     }
     let base = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
         Some(address) => format!("http://{address}"),
@@ -219,20 +220,20 @@ async fn welcome(running: &mut Running) {
     if !tokens.is_empty() {
         info!(event = "server_tokens", "├─ TOKEN:     {}", token_line(&tokens));
     }
-    if let Some(how) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
-        info!(event = "server_https", "├─ https:     {how}");
+    if let Some(advice) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
+        info!(event = "server_https", "├─ https:     {advice}");
     }
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
 }
 
 /// The names of the clients whose tokens are accepted.
 fn token_line(names: &[String]) -> String {
-    const SHOWN_MAX: usize = 3;
-    let more = match names.len().saturating_sub(SHOWN_MAX) {
+    const MAX_SHOWN: usize = 3;
+    let more = match names.len().saturating_sub(MAX_SHOWN) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let shown = names.iter().take(SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let shown = names.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     format!("of a client: {shown}{more}")
 }
 
@@ -244,33 +245,33 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
         HttpsState::LocalInMemory => Some(
             "on the same port, by an authority in memory that no client can trust (server.tls_directory)",
         ),
-        HttpsState::Given => Some("on the same port, with the certificate of server.tls"),
+        HttpsState::Configured => Some("on the same port, with the certificate of server.tls"),
     }
 }
 
 /// Prints the welcome, which may wait for the provider, and returns a signal that came meanwhile; a
 /// shutdown does not wait for the welcome.
-async fn told_meanwhile(running: &mut Running, signals: &mut Signals) -> Option<SignalEvent> {
-    let mut welcoming = pin!(welcome(running));
-    let mut told = None;
-    while told != Some(SignalEvent::End) {
+async fn welcome_until_signal(running: &mut Running, signals: &mut Signals) -> Option<SignalEvent> {
+    let mut welcome = pin!(log_welcome(running));
+    let mut event = None;
+    while event != Some(SignalEvent::End) {
         tokio::select! {
-            () = welcoming.as_mut() => break,
-            next = signals.next() => told = Some(next),
+            () = welcome.as_mut() => break,
+            next = signals.next() => event = Some(next),
         }
     }
-    told
+    event
 }
 
 /// Serves and reloads until a signal to stop, and shuts down gracefully; a second such signal
 /// aborts the remaining requests.
-async fn until_told(mut running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
-    let mut told = told_meanwhile(&mut running, &mut signals).await;
+async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
+    let mut event = welcome_until_signal(&mut running, &mut signals).await;
     loop {
-        let next = match told.take() {
-            Some(told) => told,
+        let next = match event.take() {
+            Some(event) => event,
             None => tokio::select! {
-                told = signals.next() => told,
+                event = signals.next() => event,
                 () = reloading.changed() => SignalEvent::Reload,
             },
         };
@@ -284,8 +285,8 @@ async fn until_told(mut running: Running, mut signals: Signals, mut reloading: R
         }
     }
     let grace = reloading.grace();
-    notify::stopping(grace + running.end_max() + END_MARGIN);
-    info!(event = "server_ending", "Ending: running requests have {} s", grace.as_secs());
+    notify::stopping(grace + running.max_end_duration() + END_MARGIN);
+    info!(event = "server_ending", "Ending: requests under way may take up to {} s", grace.as_secs());
     let mut is_hurried = false;
     let hurry = async {
         signals.end().await;

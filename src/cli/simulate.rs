@@ -6,12 +6,12 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{cannot_listen, failed, print, wide_runtime};
+use super::{cannot_listen, failure, print, wide_runtime};
 use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Listen on this address; port 0 takes a free one.
+    /// Listen on this address; port 0 chooses a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11012")]
     listen: String,
     /// A key and its credits; may be given several times. Three keys by default.
@@ -80,7 +80,7 @@ fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     match wide_runtime() {
         Ok(runtime) => runtime.block_on(simulate(arguments)),
-        Err(error) => failed(&error),
+        Err(error) => failure(&error),
     }
 }
 
@@ -89,15 +89,15 @@ async fn simulate(arguments: Arguments) -> ExitCode {
     let is_default = keys.is_empty();
     let plan = if is_default { Plan::default() } else { Plan { keys, ..Plan::of([]) } };
     if let Err(error) = plan.check() {
-        return failed(&error);
+        return failure(&error);
     }
     let is_known = |key: &str| key == EVERY_KEY || plan.keys.iter().any(|known| known.key == key);
     if !faults.iter().all(|argument| is_known(&argument.key)) {
-        return failed(&"--fault names a key that no --key gives");
+        return failure(&"--fault names a key that no --key defines");
     }
     let listener = match TcpListener::bind(&listen).await {
         Ok(listener) => listener,
-        Err(error) => return failed(&cannot_listen(&listen, &error)),
+        Err(error) => return failure(&cannot_listen(&listen, &error)),
     };
     // The default keys are made up and valid nowhere, so they may be printed; keys of the command
     // line are not.
@@ -105,7 +105,7 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
     let simulator = match Simulator::start(listener, plan).await {
         Ok(simulator) => simulator,
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
     for FaultArgument { key, route, fault } in faults {
         match route {
@@ -126,7 +126,7 @@ async fn simulate(arguments: Arguments) -> ExitCode {
             simulator.stop().await;
             ExitCode::SUCCESS
         }
-        Err(error) => failed(&error),
+        Err(error) => failure(&error),
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_without_a_key_or_for_all_keys_everywhere_is_a_mistake() {
+    fn a_fault_without_a_key_or_for_all_keys_and_routes_is_refused() {
         for (text, message) in [
             ("invalid", "a fault is written KEY:FAULT, for example sk_one:invalid"),
             ("*:invalid", "`*` needs a route, for example *@/v1/dubbing:invalid"),

@@ -8,18 +8,18 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Deserialize;
 
-use super::ask::{AskError, Asking, Running};
-use super::table::{Side, Table, cut, short};
-use super::{complain, failed, print, runtime};
+use super::server::{AskError, RunningServer, ServerOptions};
+use super::table::{Alignment, Table, cut, short};
+use super::{failure, print, print_error, runtime};
 use crate::config::Config;
 use crate::policy::units::{Grouped, UnixMs};
 use crate::telemetry::{key_name, unknown_limit};
-use why::Explained;
+use why::ExplainedKey;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    asking: Asking,
+    server: ServerOptions,
     /// Print the document of /api/elevenlabs-status as it is.
     #[arg(long)]
     json: bool,
@@ -42,16 +42,16 @@ const UNREACHABLE: &str = "unreachable";
 /// The shown part of the status document.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+struct StatusPage {
     total_keys: u64,
     active_keys: u64,
     total_remaining_characters: u64,
-    keys: Vec<Key>,
+    keys: Vec<KeyRow>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Key {
+pub(super) struct KeyRow {
     pub(super) short_key: String,
     pub(super) status: String,
     pub(super) character_count: u64,
@@ -66,7 +66,7 @@ pub(super) struct Key {
 /// The shown part of `/readyz`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Readiness {
+struct ReportedReadiness {
     store: String,
     #[serde(default)]
     upstream: String,
@@ -92,103 +92,100 @@ struct Detail {
 }
 
 /// The responses.
-struct Answers {
+struct StatusPages {
     text: String,
-    document: Document,
+    page: StatusPage,
     details: Details,
-    readiness: Readiness,
-    explained: Vec<Explained>,
+    readiness: ReportedReadiness,
+    explained: Vec<ExplainedKey>,
 }
 
 /// The explanations in `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 struct Explanations {
-    keys: Vec<Explained>,
+    keys: Vec<ExplainedKey>,
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let Arguments { asking, json, check, why } = arguments;
-    let running = match asking.running() {
-        Ok(running) => running,
+    let Arguments { server, json, check, why } = arguments;
+    let server = match server.client() {
+        Ok(server) => server,
         Err(code) => return code,
     };
-    let asked = runtime()
+    let fetched = runtime()
         .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(ask(running)).map_err(|error| error.to_string()));
-    let Answers { text, document, details, readiness, explained } = match asked {
-        Ok(asked) => asked,
+        .and_then(|runtime| runtime.block_on(fetch(server)).map_err(|error| error.to_string()));
+    let StatusPages { text, page, details, readiness, explained } = match fetched {
+        Ok(fetched) => fetched,
         Err(error) if check => {
-            complain(&format_args!("keychoir: {error}"));
+            print_error(&format_args!("keychoir: {error}"));
             return ExitCode::from(CHECK_UNAVAILABLE);
         }
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
-    if let Some(wanted) = why {
-        return match why::explain(&explained, &wanted) {
+    if let Some(requested_key) = why {
+        return match why::explain(&explained, &requested_key) {
             Ok(text) => {
                 print(&text);
                 ExitCode::SUCCESS
             }
-            Err(error) => failed(&error),
+            Err(error) => failure(&error),
         };
     }
     if json {
         print(&text);
     } else {
-        print(&format_args!("{}{}", shown(&document, &details, &readiness), why::reasons(&explained)));
+        print(&format_args!("{}{}", rendered(&page, &details, &readiness), why::reasons(&explained)));
     }
-    if check { verdict(&document, &readiness) } else { ExitCode::SUCCESS }
+    if check { verdict(&page, &readiness) } else { ExitCode::SUCCESS }
 }
 
-async fn ask(running: Result<Running, AskError>) -> Result<Answers, AskError> {
-    let running = running?;
-    let (text, document) = running.ask("/api/elevenlabs-status").await?;
-    let (_, readiness) = running.ask("/readyz").await?;
-    let (keys, details) = running.ask("/api/keychoir-keys").await?;
+async fn fetch(server: Result<RunningServer, AskError>) -> Result<StatusPages, AskError> {
+    let server = server?;
+    let (text, page) = server.get("/api/elevenlabs-status").await?;
+    let (_, readiness) = server.get("/readyz").await?;
+    let (keys, details) = server.get("/api/keychoir-keys").await?;
     let explained = serde_json::from_str::<Explanations>(&keys).unwrap_or_default().keys;
-    Ok(Answers { text, document, details, readiness, explained })
+    Ok(StatusPages { text, page, details, readiness, explained })
 }
 
 /// The keys of the Keychoir that runs with this configuration, if it responds without a token.
-pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<Key>> {
-    let running = Running::of(config).ok()?;
-    let (_, document) = running.ask::<Document>("/api/elevenlabs-status").await.ok()?;
-    Some(document.keys)
+pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<KeyRow>> {
+    let server = RunningServer::of(config).ok()?;
+    let (_, page) = server.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
+    Some(page.keys)
 }
 
-fn verdict(document: &Document, readiness: &Readiness) -> ExitCode {
-    if document.active_keys == 0 || readiness.draining == "yes" {
+fn verdict(page: &StatusPage, readiness: &ReportedReadiness) -> ExitCode {
+    if page.active_keys == 0 || readiness.draining == "yes" {
         return ExitCode::from(CHECK_UNAVAILABLE);
     }
-    if document.active_keys < document.total_keys
-        || readiness.store != "ok"
-        || readiness.upstream == UNREACHABLE
-    {
+    if page.active_keys < page.total_keys || readiness.store != "ok" || readiness.upstream == UNREACHABLE {
         return ExitCode::from(CHECK_DEGRADED);
     }
     ExitCode::SUCCESS
 }
 
 /// The table and the lines below it; no line is longer than 80 characters.
-fn shown(document: &Document, details: &Details, readiness: &Readiness) -> String {
-    let mut text = table(document, details);
+fn rendered(page: &StatusPage, details: &Details, readiness: &ReportedReadiness) -> String {
+    let mut text = table(page, details);
     text.push_str(&format!(
         "\n\n{} of {} keys active, {}",
-        document.active_keys,
-        document.total_keys,
-        left_in_all(document)
+        page.active_keys,
+        page.total_keys,
+        remaining_in_all(page)
     ));
-    text.push_str(&drifts(details));
+    text.push_str(&drift_lines(details));
     if readiness.upstream == UNREACHABLE {
         text.push_str("\nElevenLabs cannot be reached: connections to it fail.");
     }
     if readiness.draining == "yes" {
-        text.push_str("\nIt is about to end.");
+        text.push_str("\nKeychoir is shutting down.");
     }
     if readiness.store != "ok" || readiness.records_lost > 0 {
         let state = if readiness.store == "ok" { "are written again" } else { "cannot be written" };
         text.push_str(&format!(
-            "\nThe books {state}: {} records wait, {} are lost.",
+            "\nUsage records {state}: {} are queued, {} are lost.",
             Grouped(readiness.records_waiting),
             Grouped(readiness.records_lost)
         ));
@@ -197,22 +194,22 @@ fn shown(document: &Document, details: &Details, readiness: &Readiness) -> Strin
 }
 
 /// The remaining characters of all keys, as far as they are known.
-fn left_in_all(document: &Document) -> String {
-    let left = Grouped(document.total_remaining_characters);
-    match document.keys.iter().filter(|key| key.is_unknown()).count() {
+fn remaining_in_all(page: &StatusPage) -> String {
+    let left = Grouped(page.total_remaining_characters);
+    match page.keys.iter().filter(|key| key.is_unknown()).count() {
         0 => format!("{left} characters left"),
-        unknown if unknown == document.keys.len() => "characters left unknown".to_owned(),
+        unknown if unknown == page.keys.len() => "characters left unknown".to_owned(),
         1 => format!("{left} characters left and 1 key without a known limit"),
         unknown => format!("{left} characters left and {unknown} keys without a known limit"),
     }
 }
 
 /// A line for each workspace with a billing discrepancy.
-fn drifts(details: &Details) -> String {
+fn drift_lines(details: &Details) -> String {
     let mut text = String::new();
     for (index, Detail { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
-        let is_told = |earlier: &Detail| workspace.is_some() && earlier.workspace == *workspace;
-        if *drift == 0 || details.keys.iter().take(index).any(is_told) {
+        let is_repeated = |earlier: &Detail| workspace.is_some() && earlier.workspace == *workspace;
+        if *drift == 0 || details.keys.iter().take(index).any(is_repeated) {
             continue;
         }
         let cause = if *drift > 0 { "spent by others or unpriced" } else { "booked and never charged" };
@@ -224,48 +221,48 @@ fn drifts(details: &Details) -> String {
 
 /// The table of keys, with their numbers, or with their names if any has one; the names replace the
 /// shares.
-fn table(document: &Document, details: &Details) -> String {
+fn table(page: &StatusPage, details: &Details) -> String {
     let titles = [
-        ("key", Side::Left),
-        ("status", Side::Left),
-        ("left", Side::Right),
-        ("used/limit", Side::Right),
-        ("used", Side::Right),
-        ("resets", Side::Left),
+        ("key", Alignment::Left),
+        ("status", Alignment::Left),
+        ("left", Alignment::Right),
+        ("used/limit", Alignment::Right),
+        ("used", Alignment::Right),
+        ("resets", Alignment::Left),
     ];
     let detail = |index: usize| details.keys.get(index);
     let name = |index: usize| detail(index).and_then(|detail| detail.name.as_deref());
-    let rows = document.keys.iter().enumerate().map(|(index, key)| {
+    let rows = page.keys.iter().enumerate().map(|(index, key)| {
         let plan = detail(index).and_then(|detail| detail.plan.as_deref());
         (index, row(key, plan))
     });
     let [key, status, left, used, share, resets] = titles;
-    if (0..document.keys.len()).all(|index| name(index).is_none()) {
-        let mut table = Table::new([("#", Side::Right), key, status, left, used, share, resets]);
+    if (0..page.keys.len()).all(|index| name(index).is_none()) {
+        let mut table = Table::new([("#", Alignment::Right), key, status, left, used, share, resets]);
         for (index, [key, status, left, used, share, resets]) in rows {
             table.row([(index + 1).to_string(), key, status, left, used, share, resets]);
         }
         return table.text();
     }
-    let mut table = Table::new([("name", Side::Left), key, status, left, used, resets]);
+    let mut table = Table::new([("name", Alignment::Left), key, status, left, used, resets]);
     for (index, [key, status, left, used, _, resets]) in rows {
-        let name = cut(&key_name(index, name(index)), NAME_CHARS_MAX);
+        let name = cut(&key_name(index, name(index)), MAX_NAME_CHARS);
         table.row([name, key, status, left, used, resets]);
     }
     table.text()
 }
 
 /// Maximum characters of a name beside all other columns.
-const NAME_CHARS_MAX: usize = 11;
+const MAX_NAME_CHARS: usize = 11;
 
-impl Key {
+impl KeyRow {
     /// A limit of zero that is not reached was not reported by the provider.
     pub(super) fn is_unknown(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }
 }
 
-fn row(key: &Key, plan: Option<&str>) -> [String; 6] {
+fn row(key: &KeyRow, plan: Option<&str>) -> [String; 6] {
     let (left, used, share) = if key.is_unknown() {
         let used = match unknown_limit(plan) {
             "unknown" => format!("{}/?", short(key.character_count)),
@@ -302,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_widest_table_has_80_columns_at_the_most() {
-        let key = |count, limit| Key {
+        let key = |count, limit| KeyRow {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "rate_limited".to_owned(),
             character_count: count,
@@ -314,13 +311,13 @@ mod tests {
             next_reset_date: Some("2025-12-31T00:00:00.000Z".to_owned()),
         };
         let keys = [999_999, 999_999_999, u64::MAX].map(|amount| key(amount, amount));
-        let document = Document {
+        let page = StatusPage {
             total_keys: 1_003,
             active_keys: 0,
             total_remaining_characters: u64::MAX,
             keys: keys.into_iter().chain((0..1_000).map(|_| key(1, 0))).collect(),
         };
-        let readiness = Readiness {
+        let readiness = ReportedReadiness {
             store: "failing".to_owned(),
             upstream: UNREACHABLE.to_owned(),
             draining: "yes".to_owned(),
@@ -334,10 +331,10 @@ mod tests {
             workspace: None,
             drift,
         };
-        for name in [None, Some("a-name-that-is-longer-than-there-is-room")] {
+        for name in [None, Some("a-name-that-is-longer-than-its-column")] {
             let details =
                 Details { keys: vec![detail(i64::MAX, name), detail(0, None), detail(i64::MIN, None)] };
-            let text = shown(&document, &details, &readiness);
+            let text = rendered(&page, &details, &readiness);
             assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
@@ -347,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_not_nothing() {
-        let key = |limit: u64, left: u64| Key {
+    fn an_unknown_limit_is_not_shown_as_zero() {
+        let key = |limit: u64, left: u64| KeyRow {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "active".to_owned(),
             character_count: 40,
@@ -359,8 +356,8 @@ mod tests {
             is_near_limit: false,
             next_reset_date: None,
         };
-        let shown = |keys: Vec<Key>, plan: Option<&str>| {
-            let detail = |key: &Key| Detail {
+        let rendered = |keys: Vec<KeyRow>, plan: Option<&str>| {
+            let detail = |key: &KeyRow| Detail {
                 short_key: key.short_key.clone(),
                 name: None,
                 plan: plan.map(str::to_owned),
@@ -370,20 +367,20 @@ mod tests {
             let details = Details { keys: keys.iter().map(detail).collect() };
             let total = keys.iter().map(|key| key.remaining_characters).sum();
             let count = keys.len() as u64;
-            let document =
-                Document { total_keys: count, active_keys: count, total_remaining_characters: total, keys };
-            let readiness = Readiness {
+            let page =
+                StatusPage { total_keys: count, active_keys: count, total_remaining_characters: total, keys };
+            let readiness = ReportedReadiness {
                 store: "ok".into(),
                 upstream: "ok".into(),
                 draining: "no".into(),
                 records_waiting: 0,
                 records_lost: 0,
             };
-            super::shown(&document, &details, &readiness)
+            super::rendered(&page, &details, &readiness)
         };
-        let text = shown(vec![key(0, 0)], None);
+        let text = rendered(vec![key(0, 0)], None);
         assert!(text.contains("unknown        40/?") && text.ends_with("characters left unknown"), "{text}");
-        let text = shown(vec![key(0, 0), key(100, 60)], Some("payg"));
+        let text = rendered(vec![key(0, 0), key(100, 60)], Some("payg"));
         assert!(text.contains("unknown  pay as you go"), "{text}");
         assert!(text.ends_with("60 characters left and 1 key without a known limit"), "{text}");
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{complain, print};
+use super::{print, print_error};
 
 /// The only copy: the program prints the file of the repository.
 const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
@@ -27,7 +27,7 @@ enum Command {
 }
 
 /// The exit code of clap for a wrong command line.
-const USAGE: u8 = 2;
+const EX_USAGE: u8 = 2;
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     match arguments.command {
@@ -36,11 +36,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Migrate { print: false } => {
-            complain(
+            print_error(
                 &"Keychoir does not change tables itself. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
                   keychoir supabase migrate --print | psql \"$DATABASE_URL\"",
             );
-            ExitCode::from(USAGE)
+            ExitCode::from(EX_USAGE)
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::policy::units::Grouped;
 
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Alignment {
     /// For words.
     Left,
     /// For numbers.
@@ -17,14 +17,17 @@ pub(super) enum Side {
 /// A table that is filled row by row.
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
-    sides: [Side; N],
+    alignments: [Alignment; N],
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
     /// A table with these columns.
-    pub(super) fn new(columns: [(&str, Side); N]) -> Self {
-        Self { sides: columns.map(|(_, side)| side), rows: vec![columns.map(|(title, _)| title.to_owned())] }
+    pub(super) fn new(columns: [(&str, Alignment); N]) -> Self {
+        Self {
+            alignments: columns.map(|(_, alignment)| alignment),
+            rows: vec![columns.map(|(title, _)| title.to_owned())],
+        }
     }
 
     /// Adds a row.
@@ -43,10 +46,10 @@ impl<const N: usize> Table<N> {
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for ((cell, width), side) in row.iter().zip(widths).zip(self.sides) {
-                let _ = match side {
-                    Side::Left => write!(line, "{cell:<width$}  "),
-                    Side::Right => write!(line, "{cell:>width$}  "),
+            for ((cell, width), alignment) in row.iter().zip(widths).zip(self.alignments) {
+                let _ = match alignment {
+                    Alignment::Left => write!(line, "{cell:<width$}  "),
+                    Alignment::Right => write!(line, "{cell:>width$}  "),
                 };
             }
             text.push_str(line.trim_end());
@@ -72,13 +75,13 @@ pub(super) fn short(number: u64) -> String {
     }
 }
 
-/// A text cut to `chars_max` characters, without control characters.
-pub(super) fn cut(text: &str, chars_max: usize) -> String {
+/// A text cut to `max_chars` characters, without control characters.
+pub(super) fn cut(text: &str, max_chars: usize) -> String {
     let safe = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    if text.chars().count() <= chars_max {
+    if text.chars().count() <= max_chars {
         return text.chars().map(safe).collect();
     }
-    let mut cut: String = text.chars().take(chars_max.saturating_sub(3)).map(safe).collect();
+    let mut cut: String = text.chars().take(max_chars.saturating_sub(3)).map(safe).collect();
     cut.push_str("...");
     cut
 }
@@ -88,8 +91,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_what_is_in_them() {
-        let mut table = Table::new([("name", Side::Left), ("n", Side::Right), ("rest", Side::Left)]);
+    fn a_column_is_as_wide_as_its_widest_cell() {
+        let mut table =
+            Table::new([("name", Alignment::Left), ("n", Alignment::Right), ("rest", Alignment::Left)]);
         table.row(["a".to_owned(), "1,000".to_owned(), String::new()]);
         table.row(["longer".to_owned(), "7".to_owned(), "x".to_owned()]);
         assert_eq!(table.text(), "name        n  rest\na       1,000\nlonger      7  x");
@@ -112,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_and_obeyed_by_no_terminal() {
+    fn a_text_is_cut_and_has_no_control_characters() {
         assert_eq!(cut("abcdef", 6), "abcdef");
         assert_eq!(cut("abcdefg", 6), "abc...");
         assert_eq!(cut("a\u{1b}[31m", 6), "a\u{fffd}[31m");

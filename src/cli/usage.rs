@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::books::{Books, BooksError};
-use super::table::{Side, Table, cut, short};
-use super::{EX_USAGE, complain, failed, print};
+use super::database::{DatabaseError, DatabaseOptions};
+use super::table::{Alignment, Table, cut, short};
+use super::{EX_USAGE, failure, print, print_error};
 use crate::clock;
 use crate::policy::retention::hour_of;
 use crate::policy::since::since;
@@ -17,13 +17,13 @@ use crate::store::{By, Sums, Whose};
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    books: Books,
+    database: DatabaseOptions,
     /// From when on: 24h, 7d, 4w, a day as 2026-11-01 (UTC) or a moment; from the begin of its hour.
     #[arg(long, value_name = "TIME", default_value = "7d")]
     since: String,
     /// The dimension to group by.
-    #[arg(long, value_enum, default_value_t = Group::Key)]
-    by: Group,
+    #[arg(long, value_enum, default_value_t = GroupBy::Key)]
+    by: GroupBy,
     /// Print comma-separated values, a line of names first.
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -33,14 +33,14 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Group {
+enum GroupBy {
     Key,
     Client,
     Model,
     Route,
 }
 
-impl Group {
+impl GroupBy {
     fn by(self) -> By {
         match self {
             Self::Key => By::Key,
@@ -69,22 +69,22 @@ struct Usage {
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let Arguments { books, since: text, by, csv, json } = arguments;
+    let Arguments { database, since: text, by, csv, json } = arguments;
     let since = match since(&text, clock::now()) {
         Ok(since) => hour_of(since),
         Err(error) => {
-            complain(&format_args!("keychoir: --since {}: {error}", cut(&text, 40)));
+            print_error(&format_args!("keychoir: --since {}: {error}", cut(&text, 40)));
             return ExitCode::from(EX_USAGE);
         }
     };
-    let books = match books.open() {
-        Ok(books) => books,
+    let database = match database.open() {
+        Ok(database) => database,
         Err(code) => return code,
     };
-    let rows = books.and_then(|books| books.usage(since, by.by()).map_err(BooksError::from));
+    let rows = database.and_then(|database| database.usage(since, by.by()).map_err(DatabaseError::from));
     let rows = match rows {
         Ok(rows) => rows,
-        Err(error) => return failed(&error),
+        Err(error) => return failure(&error),
     };
     let mut total = Sums::default();
     rows.iter().for_each(|(_, sums)| total += *sums);
@@ -106,20 +106,20 @@ impl Usage {
     fn table(&self) -> String {
         let from = self.since.minute();
         if self.rows.is_empty() {
-            return format!("Nothing was asked for since {from}.");
+            return format!("There were no requests since {from}.");
         }
         let mut table = Table::new([
-            (self.by, Side::Left),
-            ("attempts", Side::Right),
-            ("served", Side::Right),
-            ("characters", Side::Right),
-            ("credits", Side::Right),
-            ("unpriced", Side::Right),
+            (self.by, Alignment::Left),
+            ("attempts", Alignment::Right),
+            ("served", Alignment::Right),
+            ("characters", Alignment::Right),
+            ("credits", Alignment::Right),
+            ("unpriced", Alignment::Right),
         ]);
         let total = (Whose::Name(Some("total".to_owned())), self.total);
-        for (whose, sums) in self.rows.iter().chain([&total]) {
+        for (owner, sums) in self.rows.iter().chain([&total]) {
             table.row([
-                cut(&label(whose), 30),
+                cut(&label(owner), 30),
                 short(sums.attempts),
                 short(sums.served),
                 short(sums.characters),
@@ -134,9 +134,9 @@ impl Usage {
         let rows: Vec<Value> = self
             .rows
             .iter()
-            .map(|(whose, sums)| {
+            .map(|(owner, sums)| {
                 let mut row = Map::new();
-                match whose {
+                match owner {
                     Whose::Key { hash, short, name } => {
                         row.insert("key".to_owned(), json!(short));
                         row.insert("keyHash".to_owned(), json!(hash));
@@ -157,8 +157,8 @@ impl Usage {
         let names = if self.by == "key" { "key,key_hash,name" } else { self.by };
         let mut text =
             format!("{names},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
-        for (whose, sums) in &self.rows {
-            let names = match whose {
+        for (owner, sums) in &self.rows {
+            let names = match owner {
                 Whose::Key { hash, short, name } => {
                     let [short, name] = [short, name].map(|text| field(text.as_deref().unwrap_or_default()));
                     format!("{short},{hash},{name}")
@@ -175,8 +175,8 @@ impl Usage {
     }
 }
 
-fn label(whose: &Whose) -> String {
-    match whose {
+fn label(owner: &Whose) -> String {
+    match owner {
         Whose::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
         Whose::Key { short: Some(short), .. } => short.clone(),
         Whose::Key { hash, short: None, .. } => cut(hash, 19),
@@ -215,15 +215,15 @@ mod tests {
 
     #[test]
     fn the_widest_table_has_80_columns_at_the_most() {
-        let most = u64::MAX;
+        let max = u64::MAX;
         let sums = Sums {
-            attempts: most,
-            served: most,
-            request_bytes: most,
-            response_bytes: most,
-            characters: most,
+            attempts: max,
+            served: max,
+            request_bytes: max,
+            response_bytes: max,
+            characters: max,
             credits: 999_999_999,
-            unpriced: most,
+            unpriced: max,
         };
         let key = Whose::Key {
             hash: "0".repeat(64),

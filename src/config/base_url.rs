@@ -81,9 +81,10 @@ impl FromStr for BaseUrl {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        if let Some(odd) = text.chars().find(|character| !character.is_ascii_graphic() || *character == '\\')
+        if let Some(invalid) =
+            text.chars().find(|character| !character.is_ascii_graphic() || *character == '\\')
         {
-            return Err(WrongValue::new(format!("{odd:?} cannot be part of a URL")));
+            return Err(WrongValue::new(format!("{invalid:?} cannot be part of a URL")));
         }
         let (scheme, rest) = split_scheme(text)?;
         // These parts may contain a credential, so the message names the part without its value.
@@ -102,11 +103,11 @@ impl FromStr for BaseUrl {
             path_prefix: check_path(path)?,
         };
         if url.path_prefix == "/v1" {
-            let without = Self { path_prefix: String::new(), ..url };
+            let without_version = Self { path_prefix: String::new(), ..url };
             return Err(WrongValue::new(
                 "the provider's paths begin with `/v1` already: it would be there twice",
             )
-            .suggest(Some(without)));
+            .suggest(Some(without_version)));
         }
         Ok(url)
     }
@@ -190,9 +191,9 @@ fn check_host(host: &str) -> Result<String, WrongValue> {
         return Err(wrong());
     }
     // Some parsers read a name whose last label is a number as an IPv4 address.
-    let looks_numeric =
+    let is_numeric =
         host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
-    if looks_numeric && host.parse::<Ipv4Addr>().is_err() {
+    if is_numeric && host.parse::<Ipv4Addr>().is_err() {
         return Err(WrongValue::new(format!("{} is no IPv4 address", shown(host))));
     }
     Ok(host.to_ascii_lowercase())
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_are_ready_for_their_use() {
+    fn the_parts_of_a_url_are_parsed() {
         let url: BaseUrl = "http://[::1]:9/a".parse().unwrap();
         assert_eq!((url.scheme(), url.host(), url.port(), url.path_prefix()), (Scheme::Http, "::1", 9, "/a"));
         assert_eq!(url.authority(), "[::1]:9");
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_carry_a_credential_is_refused_without_showing_it() {
+    fn a_url_part_that_could_be_a_credential_is_refused_and_not_shown() {
         check(
             "https://me:hunter2@host",
             "! a base URL has no user name or password; leave `@` and what belongs to it away",

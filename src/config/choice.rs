@@ -165,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_read_back() {
+    fn every_word_is_parsed() {
         STRATEGIES.iter().for_each(|known| check::<StrategyChoice>(known.name, known.name));
         LogFormat::ALL.iter().for_each(|(word, _)| check::<LogFormat>(word, word));
     }
 
     #[test]
-    fn an_unknown_word_lists_what_there_is() {
+    fn an_unknown_word_lists_the_known_ones() {
         check::<StrategyChoice>(
             "best",
             "! there is no strategy `best`; there is `fill-first`, `round-robin`, `most-remaining`, `least-requests`, \

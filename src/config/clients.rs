@@ -3,17 +3,17 @@
 
 use std::collections::HashMap;
 
-use super::document::Entry;
+use super::document::TableEntry;
 use super::keys::{KeyConfig, check_name, secret_file};
 use super::problem::{Problem, Warning, WrongValue};
 use super::rules;
-use super::source::Sources;
+use super::source::ValueSources;
 use super::value::Folders;
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
 /// Minimum recommended characters of a token: a shorter one could be guessed.
-const TOKEN_CHARS_ADVISED: usize = 16;
+const MIN_ADVISED_TOKEN_CHARS: usize = 16;
 
 /// A client and the fingerprint of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub struct ClientConfig {
 
 /// The clients of the `[[clients]]` entries.
 pub(super) fn read(
-    sources: &Sources<'_>,
-    entries: &[Entry<'_>],
+    sources: &ValueSources<'_>,
+    entries: &[TableEntry<'_>],
     folders: Folders<'_>,
     pool: &[KeyConfig],
     problems: &mut Vec<Problem>,
@@ -39,19 +39,19 @@ pub(super) fn read(
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut tokens: HashMap<TokenFingerprint, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        let names_known = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
-        entry.check_names(&names_known.copied().collect::<Vec<_>>(), problems);
+        let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
+        entry.check_names(&known_names.copied().collect::<Vec<_>>(), problems);
         let rules = rules::read(entry, pool, problems);
         let name = entry.one_of(&["name"], problems);
-        if let Some((_, name, place)) = &name {
-            problems.extend(check_client_name(name).err().map(|wrong| place.problem(wrong)));
+        if let Some((_, name, span)) = &name {
+            problems.extend(check_client_name(name).err().map(|wrong| span.problem(wrong)));
             if let Some(first) = names.insert(name, index) {
-                let what = format!("client {} has the same name as client {}", index + 1, first + 1);
-                problems.push(place.problem(WrongValue::new(what).advise("give each client its own name")));
+                let message = format!("client {} has the same name as client {}", index + 1, first + 1);
+                problems.push(span.problem(WrongValue::new(message).advise("give each client its own name")));
             }
         }
         let fields = ["token_sha256", "token_file", "token"];
-        let Some((field, text, place)) = entry.one_of(&fields, problems) else { continue };
+        let Some((field, text, span)) = entry.one_of(&fields, problems) else { continue };
         let token = match field {
             "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
             "token_file" => secret_file(sources, folders, text).and_then(|text| plain_token(text.trim())),
@@ -60,20 +60,20 @@ pub(super) fn read(
         let token = match token {
             Ok(token) => token,
             Err(wrong) => {
-                problems.push(place.problem(wrong));
+                problems.push(span.problem(wrong));
                 continue;
             }
         };
-        if field == "token" && text.chars().count() < TOKEN_CHARS_ADVISED {
-            let what = format!(
-                "the token of client {} is short: {TOKEN_CHARS_ADVISED} random characters are safer",
+        if field == "token" && text.chars().count() < MIN_ADVISED_TOKEN_CHARS {
+            let message = format!(
+                "the token of client {} is short: {MIN_ADVISED_TOKEN_CHARS} random characters are safer",
                 index + 1
             );
-            warnings.push(place.warning(what));
+            warnings.push(span.warning(message));
         }
         if let Some(first) = tokens.insert(token, index) {
-            let what = format!("client {} has the same token as client {}", index + 1, first + 1);
-            problems.push(place.problem(WrongValue::new(what).advise("give each client its own token")));
+            let message = format!("client {} has the same token as client {}", index + 1, first + 1);
+            problems.push(span.problem(WrongValue::new(message).advise("give each client its own token")));
         }
         if let Some((_, name, _)) = name {
             clients.push(ClientConfig { name: name.to_owned(), token, rules });
@@ -86,14 +86,14 @@ pub(super) fn read(
 const RESERVED: [(&str, &str); 3] = [
     ("own", "requests with a key of their own and without a token"),
     ("local", "requests while there are no clients"),
-    ("other", "what is not told apart any more"),
+    ("other", "clients beyond the limit of names"),
 ];
 
 fn check_client_name(name: &str) -> Result<(), WrongValue> {
     check_name(name)?;
     match RESERVED.iter().find(|(reserved, _)| *reserved == name) {
-        Some((_, whose)) => {
-            Err(WrongValue::new(format!("the name `{name}` is taken: records use it for {whose}"))
+        Some((_, usage)) => {
+            Err(WrongValue::new(format!("the name `{name}` is taken: records use it for {usage}"))
                 .advise("give the client another name"))
         }
         None => Ok(()),
@@ -106,9 +106,9 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
         return Err(WrongValue::new("the token is empty"));
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let what = "the token has a space, a control character or a letter beyond ASCII";
+        let message = "the token has a space, a control character or a letter beyond ASCII";
         return Err(
-            WrongValue::new(what).advise("a header could not carry it: write letters, digits and signs")
+            WrongValue::new(message).advise("it is invalid in a header: write letters, digits and signs")
         );
     }
     Ok(TokenFingerprint::of(text))
@@ -117,10 +117,10 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
 /// The error for a text that is no fingerprint. It mentions only the length: the text may be the
 /// token itself.
 fn no_fingerprint(text: &str) -> WrongValue {
-    let what = match text.chars().count() {
+    let message = match text.chars().count() {
         64 => "this has other characters than hexadecimal digits".to_owned(),
         count => format!("this has {count} characters, a SHA-256 has 64"),
     };
-    WrongValue::new(what)
+    WrongValue::new(message)
         .advise("write the output of `printf %s TOKEN | sha256sum`, or the token itself as `token`")
 }

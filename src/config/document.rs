@@ -1,4 +1,4 @@
-//! Parses the TOML file into settings and entries, each with its place. Only the shape is checked
+//! Parses the TOML file into settings and entries, each with its position in the file. Only the shape is checked
 //! here: `setting`, `keys` and `clients` interpret the values.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask::shown;
-use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::problem::{Problem, SourceSpan, ValueOrigin, WrongValue, nearest};
 use super::renamed;
 use super::setting::{self, Setting};
 use super::value::{self, Raw};
@@ -23,26 +23,26 @@ pub(super) struct Document<'a> {
 }
 
 /// A value with its setting.
-pub(super) struct Given<'a> {
+pub(super) struct AssignedValue<'a> {
     pub(super) setting: &'static Setting,
     pub(super) value: &'a DeValue<'a>,
-    pub(super) place: Place,
+    pub(super) span: SourceSpan,
 }
 
 /// The settings and entries of a file.
 #[derive(Default)]
 pub(super) struct Contents<'a> {
-    pub(super) settings: Vec<Given<'a>>,
-    pub(super) keys: Vec<Entry<'a>>,
-    pub(super) clients: Vec<Entry<'a>>,
+    pub(super) settings: Vec<AssignedValue<'a>>,
+    pub(super) keys: Vec<TableEntry<'a>>,
+    pub(super) clients: Vec<TableEntry<'a>>,
 }
 
 /// One `[[keys]]` or `[[clients]]` entry.
-pub(super) struct Entry<'a> {
+pub(super) struct TableEntry<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
-    /// The place of its header.
-    pub(super) place: Place,
+    /// The position of its header.
+    pub(super) span: SourceSpan,
 }
 
 impl<'a> Document<'a> {
@@ -51,12 +51,12 @@ impl<'a> Document<'a> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut broken_lines = BTreeSet::new();
         for error in errors {
-            let span = error.span().unwrap_or_default();
-            let place = Place::in_toml(path, text, span.clone());
-            if let Origin::Line { line, .. } = place.origin {
-                broken_lines.extend(lines_spoiled_from(text, line));
+            let range = error.span().unwrap_or_default();
+            let span = SourceSpan::in_toml(path, text, range.clone());
+            if let ValueOrigin::Line { line, .. } = span.origin {
+                broken_lines.extend(lines_affected_from(text, line));
             }
-            problems.push(place.problem(syntax_error(error.message(), text.get(span).unwrap_or_default())));
+            problems.push(span.problem(syntax_error(error.message(), text.get(range).unwrap_or_default())));
         }
         Self { path, text, root: root.into_inner(), broken_lines }
     }
@@ -69,7 +69,7 @@ impl<'a> Document<'a> {
     /// Whether a problem lies in a line that the parser recovered from, and may be an artifact of
     /// that.
     pub(super) fn is_guess(&self, problem: &Problem) -> bool {
-        matches!(problem.origin(), Origin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
+        matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
     /// Sorts the content of the file into settings and entries.
@@ -83,7 +83,7 @@ impl<'a> Document<'a> {
                     Some(table) => self.section(section, table, &mut contents.settings, problems),
                     None => {
                         let wrong = value::wrong_type(value.get_ref(), "a table");
-                        problems.push(self.place(value.span()).problem(wrong));
+                        problems.push(self.span_of(value.span()).problem(wrong));
                     }
                 },
                 unknown => match (renamed::section(unknown), value.get_ref().as_table()) {
@@ -95,7 +95,7 @@ impl<'a> Document<'a> {
                             Some(new) => renamed_section(unknown, new),
                             None => unknown_section(unknown, value.get_ref()),
                         };
-                        problems.push(self.place(name.span()).problem(wrong));
+                        problems.push(self.span_of(name.span()).problem(wrong));
                     }
                 },
             }
@@ -107,26 +107,30 @@ impl<'a> Document<'a> {
         &'a self,
         section: &str,
         table: &'a DeTable<'a>,
-        settings: &mut Vec<Given<'a>>,
+        settings: &mut Vec<AssignedValue<'a>>,
         problems: &mut Vec<Problem>,
     ) {
         for (name, value) in table {
             let path = format!("{section}.{}", name.get_ref());
             if let Some(inner) = value.get_ref().as_table().filter(|_| setting::is_section(&path)) {
                 if inner.is_empty() {
-                    problems.push(self.place(value.span()).problem(WrongValue::new("this table is empty")));
+                    problems.push(self.span_of(value.span()).problem(WrongValue::new("this table is empty")));
                 }
                 self.section(&path, inner, settings, problems);
                 continue;
             }
             match setting::find(&path) {
                 Some(setting) => {
-                    settings.push(Given { setting, value: value.get_ref(), place: self.place(value.span()) });
+                    settings.push(AssignedValue {
+                        setting,
+                        value: value.get_ref(),
+                        span: self.span_of(value.span()),
+                    });
                 }
                 None => {
                     let wrong = renamed::in_file(section, name.get_ref(), value.get_ref())
                         .unwrap_or_else(|| unknown_setting(section, name.get_ref()));
-                    problems.push(self.place(name.span()).problem(wrong));
+                    problems.push(self.span_of(name.span()).problem(wrong));
                 }
             }
         }
@@ -138,33 +142,33 @@ impl<'a> Document<'a> {
         field: &str,
         value: &'a Spanned<DeValue<'a>>,
         problems: &mut Vec<Problem>,
-    ) -> Vec<Entry<'a>> {
+    ) -> Vec<TableEntry<'a>> {
         let wrong = || {
             WrongValue::new(format!("`{name}` should be a list of tables")).advise(format!(
                 "write [[{name}]], with two brackets, and `{field} = …` below it, once for each"
             ))
         };
         let DeValue::Array(items) = value.get_ref() else {
-            problems.push(self.place(value.span()).problem(wrong()));
+            problems.push(self.span_of(value.span()).problem(wrong()));
             return Vec::new();
         };
         let mut entries = Vec::new();
         for item in items {
-            let place = self.place(item.span());
+            let span = self.span_of(item.span());
             match item.get_ref().as_table() {
-                Some(table) => entries.push(Entry { document: self, table, place }),
-                None => problems.push(place.problem(wrong())),
+                Some(table) => entries.push(TableEntry { document: self, table, span }),
+                None => problems.push(span.problem(wrong())),
             }
         }
         entries
     }
 
-    fn place(&self, span: Range<usize>) -> Place {
-        Place::in_toml(self.path, self.text, span)
+    fn span_of(&self, range: Range<usize>) -> SourceSpan {
+        SourceSpan::in_toml(self.path, self.text, range)
     }
 }
 
-impl<'a> Entry<'a> {
+impl<'a> TableEntry<'a> {
     /// Whether the entry contains a key or a token itself, not only a file name or a hash.
     pub(super) fn holds_secrets(&self) -> bool {
         ["key", "token"].iter().any(|name| self.table.contains_key(*name))
@@ -173,23 +177,23 @@ impl<'a> Entry<'a> {
     /// Reports every field that is not one of `known`.
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
         for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
-            let place = self.document.place(name.span());
+            let span = self.document.span_of(name.span());
             let wrong = renamed::in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
                 let wrong = WrongValue::new(format!("unknown key {}", shown(name.get_ref())));
                 wrong.suggest(nearest(name.get_ref(), known))
             });
-            problems.push(place.problem(wrong));
+            problems.push(span.problem(wrong));
         }
     }
 
-    /// The string in a field with its place; `None` if it is missing or no string.
-    pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, Place)> {
+    /// The string in a field with its position; `None` if it is missing or no string.
+    pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, SourceSpan)> {
         let value = self.table.get(name)?;
-        let place = self.document.place(value.span());
+        let span = self.document.span_of(value.span());
         match value::text(Raw::Toml(value.get_ref())) {
-            Ok(text) => Some((text, place)),
+            Ok(text) => Some((text, span)),
             Err(wrong) => {
-                problems.push(place.problem(wrong));
+                problems.push(span.problem(wrong));
                 None
             }
         }
@@ -238,29 +242,30 @@ impl<'a> Entry<'a> {
         read: impl FnOnce(Raw<'_>) -> Result<T, WrongValue>,
     ) -> Option<T> {
         let value = self.table.get(name)?;
-        let place = self.document.place(value.span());
-        read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(place.problem(wrong))).ok()
+        let span = self.document.span_of(value.span());
+        read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(span.problem(wrong))).ok()
     }
 
-    /// The string of the one field of `names` that must exist, with its name and place.
+    /// The string of the one field of `names` that must exist, with its name and position.
     pub(super) fn one_of<'n>(
         &self,
         names: &[&'n str],
         problems: &mut Vec<Problem>,
-    ) -> Option<(&'n str, &'a str, Place)> {
+    ) -> Option<(&'n str, &'a str, SourceSpan)> {
         let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
-        let given: Vec<&str> = names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
-        match given.as_slice() {
+        let present: Vec<&str> =
+            names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
+        match present.as_slice() {
             // In a broken file the field may exist and not have been parsed.
             [] if !self.document.is_sound() => None,
             [] => {
-                problems.push(self.place.problem(WrongValue::new(format!("this entry has no {listed}"))));
+                problems.push(self.span.problem(WrongValue::new(format!("this entry has no {listed}"))));
                 None
             }
-            [name] => self.text(name, problems).map(|(text, place)| (*name, text, place)),
+            [name] => self.text(name, problems).map(|(text, span)| (*name, text, span)),
             [first, second, ..] => {
                 let wrong = WrongValue::new(format!("this entry has `{first}` and `{second}`"));
-                problems.push(self.place.problem(wrong.advise(format!("give one of {listed}"))));
+                problems.push(self.span.problem(wrong.advise(format!("give one of {listed}"))));
                 None
             }
         }
@@ -269,7 +274,7 @@ impl<'a> Entry<'a> {
 
 /// The lines whose meaning changes because `line` could not be parsed: the line itself, and below a
 /// broken header everything up to the next header.
-fn lines_spoiled_from(text: &str, line: usize) -> Range<usize> {
+fn lines_affected_from(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
     if !rest.next().is_some_and(is_header) {
@@ -283,11 +288,11 @@ fn syntax_error(message: &str, text: &str) -> WrongValue {
     if message == "duplicate key" {
         return WrongValue::new(format!("{} is given twice", shown(text))).advise("keep one of them");
     }
-    let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    let (message, expected) = message.split_once(", expected ").unwrap_or((message, ""));
     // A bare word, address or URL is parsed as whatever its first character could start.
-    let is_bare = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
-    let wrong = WrongValue::new(what);
-    if is_bare.iter().any(|kind| what.contains(kind)) {
+    let unquoted_kinds = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
+    let wrong = WrongValue::new(message);
+    if unquoted_kinds.iter().any(|kind| message.contains(kind)) {
         return wrong.advise("a text is written in quotes, a number in digits only");
     }
     if expected.is_empty() { wrong } else { wrong.advise(format!("expected {expected}")) }
@@ -302,8 +307,8 @@ fn unknown_setting(section: &str, name: &str) -> WrongValue {
         return renamed_section(section, new);
     }
     let wrong = WrongValue::new(format!("unknown key {} in [{section}]", shown(name)));
-    if let Some(elsewhere) = setting::of_name(name) {
-        return wrong.advise(format!("`{name}` belongs in [{}]", elsewhere.section()));
+    if let Some(other_section) = setting::of_name(name) {
+        return wrong.advise(format!("`{name}` belongs in [{}]", other_section.section()));
     }
     let siblings = setting::TABLE.iter().filter(|setting| setting.section() == section).map(Setting::name);
     let near = nearest(name, siblings).map(str::to_owned);

@@ -22,12 +22,12 @@ pub enum EditError {
     #[error("there is no configuration file to change: name one with --config FILE or KEYCHOIR_CONFIG")]
     NoFile,
     /// The file cannot be read.
-    #[error("{} cannot be read: {why}", .path.display())]
+    #[error("{} cannot be read: {reason}", .path.display())]
     Unreadable {
         /// The configuration file.
         path: PathBuf,
         /// The error of the file system.
-        why: String,
+        reason: String,
     },
     /// The file cannot be replaced.
     #[error("{} cannot be replaced: {source}", .path.display())]
@@ -48,7 +48,7 @@ pub enum EditError {
     NotTables,
     /// The changed file would be invalid.
     #[error("the file stays as it is, because the new one would have mistakes:\n{0}")]
-    Mistaken(String),
+    Invalid(String),
     /// Another process changed the file meanwhile.
     #[error("the file was changed by another program meanwhile: try again")]
     Changed,
@@ -123,7 +123,7 @@ pub fn add_client(
     client: &NewClient,
     token: &TokenFingerprint,
 ) -> Result<(PathBuf, Loaded), EditError> {
-    change(overrides, Missing::IsMade, |text| {
+    change(overrides, Missing::Create, |text| {
         if entry_of(text, &client.name)?.is_some() {
             return Err(EditError::Exists(client.name.clone()));
         }
@@ -144,7 +144,7 @@ pub fn add_client(
 ///
 /// When no client of that name exists, or the file cannot be changed or would be invalid.
 pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Loaded), EditError> {
-    change(overrides, Missing::IsRefused, |text| {
+    change(overrides, Missing::Refuse, |text| {
         let Some((start, end)) = entry_of(text, name)? else {
             return Err(EditError::Unknown(name.to_owned()));
         };
@@ -162,7 +162,7 @@ pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Load
 
 /// The byte range of the entry of this name, from its header to its last value.
 fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError> {
-    // Syntax errors are reported, with their place, by the load that follows.
+    // Syntax errors are reported, with their position, by the load that follows.
     let (root, _) = DeTable::parse_recoverable(text);
     let Some(clients) = root.get_ref().get("clients") else { return Ok(None) };
     let DeValue::Array(entries) = clients.get_ref() else { return Err(EditError::NotTables) };
@@ -182,8 +182,8 @@ fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError>
 /// How a missing file is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
-    IsMade,
-    IsRefused,
+    Create,
+    Refuse,
 }
 
 /// The first lines of a new file.
@@ -195,25 +195,25 @@ fn change(
     missing: Missing,
     edit: impl FnOnce(&str) -> Result<String, EditError>,
 ) -> Result<(PathBuf, Loaded), EditError> {
-    let named = named(overrides)?;
+    let named = config_path(overrides)?;
     // A symbolic link keeps pointing at the file that is changed.
     let path = match fs::canonicalize(&named) {
         Ok(path) => path,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsMade => named.clone(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Create => named.clone(),
         Err(source) => return Err(unreadable(&named, &source)),
     };
     let read = || match source::read_file(&path) {
-        Err(source::Unreadable::Missing) if missing == Missing::IsMade => Ok(FIRST_LINES.to_owned()),
-        read => read.map_err(|why| unreadable(&path, &why)),
+        Err(source::Unreadable::Missing) if missing == Missing::Create => Ok(FIRST_LINES.to_owned()),
+        read => read.map_err(|reason| unreadable(&path, &reason)),
     };
     let text = read()?;
-    let next = edit(&text)?;
+    let edited = edit(&text)?;
     let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
-    let file = beside(&path, &next).map_err(unwritable)?;
-    let probe = Overrides { config_file: Some(file.path().to_owned()), ..overrides.clone() };
-    let loaded = load(&probe).map_err(|problems| {
+    let file = temporary_file_beside(&path, &edited).map_err(unwritable)?;
+    let trial = Overrides { config_file: Some(file.path().to_owned()), ..overrides.clone() };
+    let loaded = load(&trial).map_err(|problems| {
         let named = named.display().to_string();
-        EditError::Mistaken(problems.to_string().replace(&file.path().display().to_string(), &named))
+        EditError::Invalid(problems.to_string().replace(&file.path().display().to_string(), &named))
     })?;
     if read()? != text {
         return Err(EditError::Changed);
@@ -227,7 +227,7 @@ fn change(
 
 /// The file that the command line or the environment names, else the existing file at the default
 /// paths, else the first default path.
-fn named(overrides: &Overrides) -> Result<PathBuf, EditError> {
+fn config_path(overrides: &Overrides) -> Result<PathBuf, EditError> {
     if let Some(path) = &overrides.config_file {
         return Ok(path.clone());
     }
@@ -236,20 +236,20 @@ fn named(overrides: &Overrides) -> Result<PathBuf, EditError> {
         return Folders { base: None, home: environment.home() }.file(text).map_err(|_| EditError::NoFile);
     }
     let files = environment.config_files();
-    let there = files.iter().find(|path| fs::symlink_metadata(path).is_ok());
-    there.or(files.first()).cloned().ok_or(EditError::NoFile)
+    let existing = files.iter().find(|path| fs::symlink_metadata(path).is_ok());
+    existing.or(files.first()).cloned().ok_or(EditError::NoFile)
 }
 
-fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> EditError {
-    EditError::Unreadable { path: path.to_owned(), why: why.to_string() }
+fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> EditError {
+    EditError::Unreadable { path: path.to_owned(), reason: reason.to_string() }
 }
 
 /// A temporary file beside `path` with this text, and with the owner and mode of `path`; if `path`
 /// does not exist, only its owner may read it.
-fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
+fn temporary_file_beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let seen = match fs::metadata(path) {
-        Ok(seen) => Some(seen),
+    let original = match fs::metadata(path) {
+        Ok(original) => Some(original),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             None
@@ -259,12 +259,12 @@ fn beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
     // The temporary file has mode 0600, which a new file keeps.
     let mut file = tempfile::Builder::new().prefix(".keychoir-").suffix(".toml").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
-    if let Some(seen) = seen {
-        let made = file.as_file().metadata()?;
-        if (made.uid(), made.gid()) != (seen.uid(), seen.gid()) {
-            chown(file.path(), Some(seen.uid()), Some(seen.gid()))?;
+    if let Some(original) = original {
+        let created = file.as_file().metadata()?;
+        if (created.uid(), created.gid()) != (original.uid(), original.gid()) {
+            chown(file.path(), Some(original.uid()), Some(original.gid()))?;
         }
-        file.as_file().set_permissions(seen.permissions())?;
+        file.as_file().set_permissions(original.permissions())?;
     }
     file.as_file().sync_all()?;
     Ok(file)
@@ -277,7 +277,7 @@ mod tests {
     use super::super::Need;
     use super::*;
 
-    fn print() -> TokenFingerprint {
+    fn token() -> TokenFingerprint {
         TokenFingerprint::of("token")
     }
 
@@ -296,7 +296,7 @@ mod tests {
 
     /// The entry of `app`.
     fn entry() -> String {
-        format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nquota = \"3 requests\"\n", print())
+        format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nquota = \"3 requests\"\n", token())
     }
 
     /// Adds the client to `before`, and removes it again.
@@ -306,7 +306,7 @@ mod tests {
         let path = folder.path().join("k.toml");
         fs::write(&path, before).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        add_client(&overrides(&path), &app(), &print()).unwrap();
+        add_client(&overrides(&path), &app(), &token()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), with);
         remove_client(&overrides(&path), "app").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), without);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_comes_and_goes_and_every_comment_stays() {
+    fn an_added_and_removed_entry_leaves_every_comment() {
         check("", &entry(), "");
         let file = "# mine\n[access] # here\n#redact = true\n";
         check(file, &format!("{file}\n{}", entry()), file);
@@ -329,22 +329,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_made_for_its_owner_alone() {
+    fn a_missing_file_is_created_readable_by_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new").join("keychoir").join("k.toml");
-        add_client(&overrides(&path), &app(), &print()).unwrap();
+        add_client(&overrides(&path), &app(), &token()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{FIRST_LINES}\n{}", entry()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        // An invalid change leaves nothing behind but the folder.
+        // An invalid change leaves only the folder behind.
         let other = folder.path().join("other").join("k.toml");
         let wrong = NewClient { name: "An App".to_owned(), ..app() };
-        assert!(matches!(add_client(&overrides(&other), &wrong, &print()), Err(EditError::Mistaken(_))));
+        assert!(matches!(add_client(&overrides(&other), &wrong, &token()), Err(EditError::Invalid(_))));
         assert_eq!(fs::read_dir(other.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]
-    fn one_in_the_middle_leaves_its_neighbours_alone() {
+    fn a_removed_entry_leaves_its_neighbours() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
         let other =
@@ -360,7 +360,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
         fs::write(&path, before).unwrap();
-        let error = add_client(&overrides(&path), client, &print()).unwrap_err().to_string();
+        let error = add_client(&overrides(&path), client, &token()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains(".keychoir-"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
@@ -368,12 +368,12 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_would_be_a_mistake_does_not_happen() {
+    fn a_change_to_an_invalid_configuration_is_refused() {
         check_refused(&entry(), &app(), "there is a client `app` already");
         check_refused("clients = [{ name = \"x\", token = \"y\" }]", &app(), "change the file by hand");
         check_refused("[serverr]\n", &app(), "k.toml:1:2: unknown section `serverr`");
-        let named = |name: &str| NewClient { name: name.to_owned(), ..app() };
-        check_refused("", &named("An App\"\n"), "this name is not plain");
+        let client_named = |name: &str| NewClient { name: name.to_owned(), ..app() };
+        check_refused("", &client_named("An App\"\n"), "this name is not plain");
         let pinned = NewClient { keys: vec!["first".to_owned()], ..app() };
         check_refused("", &pinned, "the pool has no key of the name `first`");
         let path = Path::new("/nowhere/k.toml");
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_cannot_be_revoked_and_the_last_guard_neither() {
+    fn neither_an_unknown_client_nor_the_last_one_of_an_exposed_listener_can_be_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
         fs::write(&path, format!("[server]\nlisten = \"0.0.0.0:1\"\n{}", entry())).unwrap();

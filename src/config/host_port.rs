@@ -58,26 +58,26 @@ impl HostPort {
     /// the text shows: `host` is `localhost` or an address.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
-        let there: Vec<IpAddr> = match host.parse() {
+        let addresses: Vec<IpAddr> = match host.parse() {
             Ok(address) => vec![address],
             Err(_) if host.eq_ignore_ascii_case("localhost") => {
                 vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
             }
             Err(_) => return false,
         };
-        let is_here = |here: SocketAddr| {
-            let here = here.ip().to_canonical();
+        let is_own = |own_address: SocketAddr| {
+            let own_address = own_address.ip().to_canonical();
             // The wildcard address covers every address of this machine; those of its networks are
             // unknown here.
-            let is_any = |there: &IpAddr| {
-                let there = there.to_canonical();
-                there == here
-                    || (there.is_unspecified() && here.is_loopback())
-                    || (here.is_unspecified() && there.is_loopback())
+            let is_same = |address: &IpAddr| {
+                let address = address.to_canonical();
+                address == own_address
+                    || (address.is_unspecified() && own_address.is_loopback())
+                    || (own_address.is_unspecified() && address.is_loopback())
             };
-            there.iter().any(is_any)
+            addresses.iter().any(is_same)
         };
-        self.port != 0 && self.port == port && self.socket_addresses().into_iter().any(is_here)
+        self.port != 0 && self.port == port && self.socket_addresses().into_iter().any(is_own)
     }
 }
 
@@ -101,20 +101,22 @@ impl FromStr for HostPort {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        const FORM: &str = "write HOST:PORT, for example 127.0.0.1:11011";
+        const NOTATION: &str = "write HOST:PORT, for example 127.0.0.1:11011";
         if let Some((_, rest)) = text.split_once("://") {
             let near = rest.trim_end_matches('/').parse::<Self>().ok();
-            return Err(WrongValue::new(format!("{} is a URL", shown(text))).advise(FORM).suggest(near));
+            return Err(WrongValue::new(format!("{} is a URL", shown(text))).advise(NOTATION).suggest(near));
         }
         if let Ok(IpAddr::V6(address)) = text.parse::<IpAddr>() {
             let near = format!("[{address}]:{}", Self::default().port);
             let wrong =
                 WrongValue::new(format!("{} has no port, or no brackets around its address", shown(text)));
-            return Err(wrong.advise(FORM).suggest(Some(near)));
+            return Err(wrong.advise(NOTATION).suggest(Some(near)));
         }
         let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
             let near = text.parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
-            return Err(WrongValue::new(format!("{} has no port", shown(text))).advise(FORM).suggest(near));
+            return Err(WrongValue::new(format!("{} has no port", shown(text)))
+                .advise(NOTATION)
+                .suggest(near));
         };
         if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().is_err()
         {
@@ -125,7 +127,7 @@ impl FromStr for HostPort {
         let host = parse_host(host).map_err(|near| {
             let near = near.map(|near| format!("{near}:{port}"));
             WrongValue::new(format!("{} has no IP address and is not localhost", shown(text)))
-                .advise(FORM)
+                .advise(NOTATION)
                 .suggest(near)
         })?;
         Ok(Self { host, port })
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_reached_by_its_own_address_in_every_form() {
+    fn a_listener_is_reached_by_its_own_address_in_every_form() {
         for (listen, host, port, is_reached) in [
             ("127.0.0.1:11011", "127.0.0.1", 11011, true),
             ("127.0.0.1:11011", "localhost", 11011, true),
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn the_error_names_the_missing_part() {
         check("127.0.0.1", "! `127.0.0.1` has no port; write HOST:PORT, for example 127.0.0.1:11011");
         check(
             "8080",
@@ -217,8 +219,8 @@ mod tests {
     #[test]
     fn names_are_not_looked_up() {
         for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
-            let form = "write HOST:PORT, for example 127.0.0.1:11011";
-            check(text, &format!("! `{text}` has no IP address and is not localhost; {form}"));
+            let notation = "write HOST:PORT, for example 127.0.0.1:11011";
+            check(text, &format!("! `{text}` has no IP address and is not localhost; {notation}"));
         }
     }
 

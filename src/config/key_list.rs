@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::key_shape::{self, NoKey, Upstream, masked};
+use super::key_shape::{self, InvalidKey, KeyProvider, masked};
 use crate::secret::ApiKey;
 
 /// The source of the text, which decides what is unusual in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum KeyListFormat {
     /// Commas separate keys; line breaks are unusual.
     Variable,
     /// Lines and commas separate keys; a line that starts with `#` is a comment.
@@ -21,25 +21,25 @@ pub(super) enum Form {
 pub(super) struct KeyList {
     /// The keys in their order, without duplicates.
     pub(super) keys: Vec<ApiKey>,
-    /// Corrected oddities, each a sentence without its subject: `ends with a comma`.
-    pub(super) oddities: Vec<String>,
+    /// Corrections, each a sentence without its subject: `ends with a comma`.
+    pub(super) corrections: Vec<String>,
     /// Invalid entries.
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) invalid: Vec<InvalidEntry>,
 }
 
 /// An entry that cannot be a key.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mistake {
-    /// The mistake, as a sentence.
-    pub(super) what: String,
+pub(super) struct InvalidEntry {
+    /// What is wrong, as a sentence.
+    pub(super) message: String,
     /// Advice beyond the general notation of keys.
     pub(super) advice: Option<&'static str>,
 }
 
-/// Parses a list of keys for `upstream`. Positions count from 1, empty entries included.
-pub(super) fn parse(text: &str, form: Form, upstream: Upstream) -> KeyList {
-    let mut reading = Reading {
-        upstream,
+/// Parses a list of keys for `provider`. Positions count from 1, empty entries included.
+pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) -> KeyList {
+    let mut parser = KeyListParser {
+        provider,
         list: KeyList::default(),
         position: 0,
         first_positions: HashMap::new(),
@@ -50,20 +50,20 @@ pub(super) fn parse(text: &str, form: Form, upstream: Upstream) -> KeyList {
         has_line_breaks: false,
         has_other_separators: false,
     };
-    match form {
-        Form::Variable => reading.chunks(text.split(',')),
-        Form::File => {
+    match format {
+        KeyListFormat::Variable => parser.chunks(text.split(',')),
+        KeyListFormat::File => {
             for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
             {
-                reading.chunks(line.split(','));
+                parser.chunks(line.split(','));
             }
         }
     }
-    reading.finish()
+    parser.finish()
 }
 
-struct Reading {
-    upstream: Upstream,
+struct KeyListParser {
+    provider: KeyProvider,
     list: KeyList,
     position: usize,
     first_positions: HashMap<crate::secret::Fingerprint, usize>,
@@ -76,7 +76,7 @@ struct Reading {
     has_other_separators: bool,
 }
 
-impl Reading {
+impl KeyListParser {
     /// Reads the texts between commas.
     fn chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
         let mut chunks = chunks.peekable();
@@ -96,56 +96,56 @@ impl Reading {
     fn chunk(&mut self, chunk: &str) {
         let chunk = chunk.trim_matches(is_space);
         let pieces = chunk.split(|character| is_space(character) || character == ';');
-        let bare = pieces.map(|piece| {
-            let bare = piece.trim_matches(is_quote);
-            self.has_quotes |= bare.len() < piece.len();
-            bare
+        let unquoted = pieces.map(|piece| {
+            let unquoted = piece.trim_matches(is_quote);
+            self.has_quotes |= unquoted.len() < piece.len();
+            unquoted
         });
-        let words: Vec<&str> = bare.filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> = unquoted.filter(|word| !word.is_empty()).collect();
         match words.as_slice() {
             [] => {
                 self.position += 1;
                 self.empty.push(self.position);
             }
             [word] => self.key(word),
-            several if several.iter().all(|word| key_shape::looks_like_a_key(word)) => {
-                several.iter().for_each(|word| self.key(word));
+            words if words.iter().all(|word| key_shape::looks_like_a_key(word)) => {
+                words.iter().for_each(|word| self.key(word));
                 self.has_line_breaks |= chunk.contains(['\n', '\r']);
                 self.has_other_separators |= chunk.contains(|character| {
                     (is_space(character) && !"\r\n".contains(character)) || character == ';'
                 });
             }
-            several => {
+            words => {
                 self.position += 1;
-                self.refuse(&several.join(" "), key_shape::check_words(several));
+                self.refuse(&words.join(" "), key_shape::check_words(words));
             }
         }
     }
 
-    fn refuse(&mut self, text: &str, NoKey { what, advice }: NoKey) {
-        let what = format!("entry {} ({}) {what}", self.position, masked(text));
-        self.list.mistakes.push(Mistake { what, advice });
+    fn refuse(&mut self, text: &str, InvalidKey { message, advice }: InvalidKey) {
+        let message = format!("entry {} ({}) {message}", self.position, masked(text));
+        self.list.invalid.push(InvalidEntry { message, advice });
     }
 
     fn key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
         // An error here is clearer than the provider's 401 later.
-        if let Err(no_key) = key_shape::check(text, self.upstream) {
+        if let Err(no_key) = key_shape::check(text, self.provider) {
             return self.refuse(text, no_key);
         }
         let key = match ApiKey::new(text) {
             Ok(key) => key,
             Err(unusable) => {
-                let what = format!("entry {position}: {unusable}");
-                return self.list.mistakes.push(Mistake { what, advice: None });
+                let message = format!("entry {position}: {unusable}");
+                return self.list.invalid.push(InvalidEntry { message, advice: None });
             }
         };
         match self.first_positions.entry(key.fingerprint()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(position);
-                if self.upstream == Upstream::ElevenLabs && !key_shape::is_known_shape(text) {
-                    self.list.oddities.push(format!(
+                if self.provider == KeyProvider::ElevenLabs && !key_shape::is_known_shape(text) {
+                    self.list.corrections.push(format!(
                         "entry {position} ({}) has another shape than the keys of ElevenLabs that are known (`sk_` and \
                          48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
                         masked(text)
@@ -159,7 +159,7 @@ impl Reading {
             Entry::Occupied(first) => {
                 let (first, short) = (first.get(), key.short());
                 self.list
-                    .oddities
+                    .corrections
                     .push(format!("entry {position} is the same key as entry {first} ({short})"));
             }
         }
@@ -172,38 +172,40 @@ impl Reading {
             return;
         }
         for (position, key) in std::mem::take(&mut self.plain_words) {
-            let what = format!(
+            let message = format!(
                 "entry {position} ({}) is a word beside keys and does not look like one",
                 masked(key.expose())
             );
-            self.list.mistakes.push(Mistake { what, advice: Some("write the keys alone, without names") });
+            self.list
+                .invalid
+                .push(InvalidEntry { message, advice: Some("write the keys alone, without names") });
         }
     }
 
     fn finish(mut self) -> KeyList {
         self.refuse_names();
-        let oddities = &mut self.list.oddities;
+        let corrections = &mut self.list.corrections;
         match self.empty.as_slice() {
             [] => {}
-            [one] => oddities.push(format!("entry {one} is empty")),
-            many => {
-                let listed = many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                oddities.push(format!("entries {listed} are empty"));
+            [one] => corrections.push(format!("entry {one} is empty")),
+            positions => {
+                let listed = positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                corrections.push(format!("entries {listed} are empty"));
             }
         }
-        for (is_so, oddity) in [
+        for (applies, correction) in [
             (self.ends_with_comma, "ends with a comma"),
             (self.has_quotes, "has quotes around keys"),
             (self.has_line_breaks, "has line breaks between keys, taken for commas"),
             (self.has_other_separators, "has spaces or semicolons between keys, taken for commas"),
         ] {
-            if is_so {
-                oddities.push(oddity.to_owned());
+            if applies {
+                corrections.push(correction.to_owned());
             }
         }
-        if self.list.keys.is_empty() && self.list.mistakes.is_empty() {
-            let what = "there is no key in it".to_owned();
-            self.list.mistakes.push(Mistake { what, advice: None });
+        if self.list.keys.is_empty() && self.list.invalid.is_empty() {
+            let message = "there is no key in it".to_owned();
+            self.list.invalid.push(InvalidEntry { message, advice: None });
         }
         self.list
     }
@@ -246,44 +248,50 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, keys: &[&str], oddities: &[&str]) {
-        check_form(Form::Variable, text, keys, oddities, &[]);
+    fn check(text: &str, keys: &[&str], corrections: &[&str]) {
+        check_format(KeyListFormat::Variable, text, keys, corrections, &[]);
     }
 
     #[track_caller]
-    fn check_file(text: &str, keys: &[&str], oddities: &[&str]) {
-        check_form(Form::File, text, keys, oddities, &[]);
+    fn check_file(text: &str, keys: &[&str], corrections: &[&str]) {
+        check_format(KeyListFormat::File, text, keys, corrections, &[]);
     }
 
     #[track_caller]
-    fn check_mistakes(text: &str, mistakes: &[&str]) {
-        let list = parse(text, Form::Variable, Upstream::Other);
-        assert_eq!(sentences(&list), mistakes);
+    fn check_invalid(text: &str, invalid: &[&str]) {
+        let list = parse(text, KeyListFormat::Variable, KeyProvider::Other);
+        assert_eq!(sentences(&list), invalid);
     }
 
     #[track_caller]
-    fn check_form(form: Form, text: &str, keys: &[&str], oddities: &[&str], mistakes: &[&str]) {
-        let list = parse(text, form, Upstream::Other);
+    fn check_format(
+        format: KeyListFormat,
+        text: &str,
+        keys: &[&str],
+        corrections: &[&str],
+        invalid: &[&str],
+    ) {
+        let list = parse(text, format, KeyProvider::Other);
         assert_eq!(list.keys.iter().map(ApiKey::expose).collect::<Vec<_>>(), keys);
-        assert_eq!(list.oddities, oddities);
-        assert_eq!(sentences(&list), mistakes);
+        assert_eq!(list.corrections, corrections);
+        assert_eq!(sentences(&list), invalid);
     }
 
     fn sentences(list: &KeyList) -> Vec<&str> {
-        list.mistakes.iter().map(|mistake| &*mistake.what).collect()
+        list.invalid.iter().map(|entry| &*entry.message).collect()
     }
 
     const QUOTES: &str = "has quotes around keys";
 
     #[test]
-    fn commas_and_spaces_are_the_form() {
+    fn commas_and_spaces_separate_keys() {
         check("sk_key1,sk_key2, sk_key3", &["sk_key1", "sk_key2", "sk_key3"], &[]);
         check("  sk_a ,\tsk_b  ", &["sk_a", "sk_b"], &[]);
         check("sk_a", &["sk_a"], &[]);
     }
 
     #[test]
-    fn quotes_around_all_or_each_are_forgiven() {
+    fn quotes_around_all_keys_or_each_key_are_removed() {
         check("\"sk_a,sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
         check("'sk_a', \"sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
         check("“sk_a”,” sk_b ”", &["sk_a", "sk_b"], &[QUOTES]);
@@ -305,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn line_breaks_and_spaces_separate_too() {
+    fn line_breaks_and_spaces_separate_keys_too() {
         let breaks = "has line breaks between keys, taken for commas";
         let spaces = "has spaces or semicolons between keys, taken for commas";
         check("sk_a\nsk_b\r\nsk_c\n", &["sk_a", "sk_b", "sk_c"], &[breaks]);
@@ -330,19 +338,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_mistake() {
+    fn a_list_without_keys_is_refused() {
         for text in ["", ",", " , ,", "\"\""] {
-            check_mistakes(text, &["there is no key in it"]);
+            check_invalid(text, &["there is no key in it"]);
         }
     }
 
     #[test]
-    fn what_is_no_key_is_named_by_position() {
-        check_mistakes("sk_a,<your-key>", &["entry 2 (10 characters) is a placeholder"]);
-        check_mistakes("sk_a,<key>", &["entry 2 (5 characters) has a `<` in it, which no key has"]);
-        check_mistakes("$KEYS", &["entry 1 (5 characters) has a `$` in it, which no key has"]);
-        check_mistakes("[\"sk_a\"]", &["entry 1 (8 characters) has a `[` in it, which no key has"]);
-        check_mistakes(
+    fn an_invalid_entry_is_named_by_its_position() {
+        check_invalid("sk_a,<your-key>", &["entry 2 (10 characters) is a placeholder"]);
+        check_invalid("sk_a,<key>", &["entry 2 (5 characters) has a `<` in it, which no key has"]);
+        check_invalid("$KEYS", &["entry 1 (5 characters) has a `$` in it, which no key has"]);
+        check_invalid("[\"sk_a\"]", &["entry 1 (8 characters) has a `[` in it, which no key has"]);
+        check_invalid(
             "sk_a,sk_\u{e9}",
             &["entry 2 (sk_***, 4 characters) has a `\u{e9}` in it, which no key has"],
         );
@@ -354,14 +362,14 @@ mod tests {
     #[track_caller]
     fn check_around(text: &str, expected: &[&str]) {
         let text = text.replace('K', KEY);
-        for form in [Form::Variable, Form::File] {
-            for upstream in [Upstream::ElevenLabs, Upstream::Other] {
-                let list = parse(&text, form, upstream);
-                let said = format!("{:?} {:?}", list.mistakes, list.oddities);
-                assert!(!list.mistakes.is_empty(), "{text}");
-                assert!(!said.contains(&KEY[12..40]), "{said}");
+        for format in [KeyListFormat::Variable, KeyListFormat::File] {
+            for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
+                let list = parse(&text, format, provider);
+                let printed = format!("{:?} {:?}", list.invalid, list.corrections);
+                assert!(!list.invalid.is_empty(), "{text}");
+                assert!(!printed.contains(&KEY[12..40]), "{printed}");
                 for part in expected {
-                    assert!(said.contains(part), "{text}: {said}");
+                    assert!(printed.contains(part), "{text}: {printed}");
                 }
             }
         }
@@ -396,18 +404,21 @@ mod tests {
     }
 
     #[test]
-    fn at_elevenlabs_a_short_text_is_refused_and_an_unknown_shape_is_odd() {
-        let read = |text: &str| parse(text, Form::Variable, Upstream::ElevenLabs);
+    fn at_elevenlabs_a_short_text_is_refused_and_an_unknown_shape_is_a_warning() {
+        let read = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
         let list = read(&format!("sk_first,{KEY}"));
         assert_eq!(sentences(&list), ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]);
         let list = read(&format!("{KEY},{}", &KEY[..50]));
         assert_eq!((list.keys.len(), sentences(&list).len()), (2, 0));
-        assert!(list.oddities[0].starts_with("entry 2 (sk_01234567...abcde) has another shape"), "{list:?}");
-        assert_eq!(read(KEY).oddities, [""; 0]);
+        assert!(
+            list.corrections[0].starts_with("entry 2 (sk_01234567...abcde) has another shape"),
+            "{list:?}"
+        );
+        assert_eq!(read(KEY).corrections, [""; 0]);
     }
 
     #[test]
-    fn quotes_of_every_kind_are_forgiven() {
+    fn quotes_of_every_kind_are_removed() {
         for (open, close) in
             [('“', '”'), ('„', '“'), ('‘', '’'), ('‚', '‘'), ('«', '»'), ('‹', '›'), ('＂', '＂'), ('´', '´')]
         {
@@ -416,9 +427,9 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_of_ones_own_may_take_any_word() {
+    fn another_provider_may_accept_any_word() {
         check("secret1", &["secret1"], &[]);
-        let list = parse("main,sk_a", Form::Variable, Upstream::Other);
+        let list = parse("main,sk_a", KeyListFormat::Variable, KeyProvider::Other);
         assert_eq!(
             sentences(&list),
             ["entry 1 (4 characters) is a word beside keys and does not look like one"]

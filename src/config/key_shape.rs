@@ -7,14 +7,14 @@ use crate::secret::ShortKey;
 
 /// The provider that a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Upstream {
+pub(super) enum KeyProvider {
     /// ElevenLabs itself, whose keys have known formats.
     ElevenLabs,
     /// Another server, such as a simulator, which may accept any text.
     Other,
 }
 
-impl Upstream {
+impl KeyProvider {
     /// The provider at this host.
     pub(super) fn of_host(host: &str) -> Self {
         let is_elevenlabs = host == "elevenlabs.io" || host.ends_with(".elevenlabs.io");
@@ -24,7 +24,7 @@ impl Upstream {
 
 /// Minimum length of a key: fewer random characters hold less than 64 bits, and no key of
 /// ElevenLabs is known to have fewer than 32 characters.
-const KEY_CHARS_MIN: usize = 20;
+const MIN_KEY_CHARS: usize = 20;
 
 /// Words that occur in placeholders, and in no random key.
 const PLACEHOLDERS: [&str; 8] =
@@ -32,7 +32,7 @@ const PLACEHOLDERS: [&str; 8] =
 
 /// Words that occur before keys, in headers, in the first line of a table, in YAML and in shells.
 /// They may appear in messages.
-const WORDS_AROUND: [&str; 14] = [
+const SURROUNDING_WORDS: [&str; 14] = [
     "bearer",
     "key",
     "keys",
@@ -49,16 +49,16 @@ const WORDS_AROUND: [&str; 14] = [
     "elevenlabs_api_key",
 ];
 
-/// Why a text is no key: the end of a sentence that begins with its place, and the advice.
+/// Why a text is no key: the end of a sentence that begins with the position of the entry, and the advice.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NoKey {
-    pub(super) what: String,
+pub(super) struct InvalidKey {
+    pub(super) message: String,
     pub(super) advice: Option<&'static str>,
 }
 
-impl NoKey {
-    fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), advice: None }
+impl InvalidKey {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), advice: None }
     }
 
     fn advise(self, advice: &'static str) -> Self {
@@ -67,66 +67,66 @@ impl NoKey {
 }
 
 /// Checks whether `text`, which is one word, can be a key.
-pub(super) fn check(text: &str, upstream: Upstream) -> Result<(), NoKey> {
+pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey> {
     const SHORT_FORM: &str =
         "a short form cannot be made whole again: copy the key from where it was created";
     const PLACEHOLDER: &str = "write a key that ElevenLabs has made: elevenlabs.io, Developers, API keys";
     let lower = text.to_lowercase();
-    let is_word_around = WORDS_AROUND.contains(&lower.trim_end_matches(':'));
-    if is_word_around {
-        return Err(NoKey::new(format!("is the word `{lower}` and no key")));
+    let is_surrounding_word = SURROUNDING_WORDS.contains(&lower.trim_end_matches(':'));
+    if is_surrounding_word {
+        return Err(InvalidKey::new(format!("is the word `{lower}` and no key")));
     }
     if let Some(at) = ["...", "…", ".."].iter().find_map(|dots| text.find(dots)) {
         let has_end = !text[at..].trim_matches(['.', '…']).is_empty();
         return Err(if has_end {
-            NoKey::new("is the short form of a key").advise(SHORT_FORM)
+            InvalidKey::new("is the short form of a key").advise(SHORT_FORM)
         } else {
-            NoKey::new("is a placeholder").advise(PLACEHOLDER)
+            InvalidKey::new("is a placeholder").advise(PLACEHOLDER)
         });
     }
     if PLACEHOLDERS.iter().any(|word| lower.contains(word)) {
-        return Err(NoKey::new("is a placeholder").advise(PLACEHOLDER));
+        return Err(InvalidKey::new("is a placeholder").advise(PLACEHOLDER));
     }
-    if let Some(odd) = text.chars().find(|odd| !is_in_keys(*odd)) {
-        let what = if odd.is_ascii_graphic() || odd.is_alphabetic() {
-            format!("has a `{odd}` in it, which no key has")
+    if let Some(character) = text.chars().find(|character| !is_in_keys(*character)) {
+        let message = if character.is_ascii_graphic() || character.is_alphabetic() {
+            format!("has a `{character}` in it, which no key has")
         } else {
             "has a character in it that cannot be seen or that no key has".to_owned()
         };
-        let advice = match odd {
+        let advice = match character {
             '/' | '~' => Some("to read keys from a file, set ELEVENLABS_API_KEYS_FILE to its path"),
             '=' | ':' => Some("write the key alone, without a name before it"),
             '$' => Some("the variable was not replaced by its value: use double quotes, or none"),
             '#' => Some("write comments only into a file, on lines of their own that begin with `#`"),
             _ => None,
         };
-        return Err(NoKey { what, advice });
+        return Err(InvalidKey { message, advice });
     }
     if is_placeholder_of_words(&lower) {
-        return Err(NoKey::new("is a placeholder").advise(PLACEHOLDER));
+        return Err(InvalidKey::new("is a placeholder").advise(PLACEHOLDER));
     }
     let count = text.chars().count();
-    if upstream == Upstream::ElevenLabs && count < KEY_CHARS_MIN {
-        return Err(NoKey::new("is too short for a key of ElevenLabs"));
+    if provider == KeyProvider::ElevenLabs && count < MIN_KEY_CHARS {
+        return Err(InvalidKey::new("is too short for a key of ElevenLabs"));
     }
     Ok(())
 }
 
-/// Why several words in the place of one key are invalid.
-pub(super) fn check_words(words: &[&str]) -> NoKey {
-    let is = |word: &str, other: &str| word.trim_end_matches(':').eq_ignore_ascii_case(other);
-    let alone = "write the key alone, without words around it";
-    if words.iter().any(|word| is(word, "bearer")) {
-        return NoKey::new("has the word `Bearer` before the key").advise(alone);
+/// Why several words instead of one key are invalid.
+pub(super) fn check_words(words: &[&str]) -> InvalidKey {
+    let is_equal = |word: &str, other: &str| word.trim_end_matches(':').eq_ignore_ascii_case(other);
+    let advice = "write the key alone, without words around it";
+    if words.iter().any(|word| is_equal(word, "bearer")) {
+        return InvalidKey::new("has the word `Bearer` before the key").advise(advice);
     }
     if words.iter().any(|word| word.starts_with('#') || word.starts_with("//")) {
-        return NoKey::new("has a comment in it")
+        return InvalidKey::new("has a comment in it")
             .advise("write comments only into a file, on lines of their own that begin with `#`");
     }
     if words.iter().any(|word| *word == "-" || word.ends_with(':')) {
-        return NoKey::new("looks like YAML").advise(alone);
+        return InvalidKey::new("looks like YAML").advise(advice);
     }
-    NoKey::new("has a space within a key, or words around one").advise(alone)
+    InvalidKey::new("has a space within a key, or words around one").advise(advice)
 }
 
 /// Whether the text is recognizable as a key: several of them separated by spaces are then several
@@ -142,7 +142,7 @@ pub(super) fn is_known_shape(text: &str) -> bool {
 
 /// Whether the text looks like a name, and so is no key if it stands among keys.
 pub(super) fn is_plain_word(text: &str) -> bool {
-    !looks_like_a_key(text) && (text.len() < KEY_CHARS_MIN || !text.bytes().any(|byte| byte.is_ascii_digit()))
+    !looks_like_a_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
 /// The masked form of a text that is no key, by which its author can find it.
@@ -180,16 +180,16 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check_refused(text: &str, what: &str) {
-        for upstream in [Upstream::ElevenLabs, Upstream::Other] {
-            let refused = check(text, upstream).unwrap_err();
-            assert!(refused.what.contains(what), "{text}: {}", refused.what);
+    fn check_refused(text: &str, message: &str) {
+        for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
+            let refused = check(text, provider).unwrap_err();
+            assert!(refused.message.contains(message), "{text}: {}", refused.message);
         }
     }
 
     #[test]
-    fn what_no_key_has_is_refused_at_every_upstream() {
-        for (text, odd) in [
+    fn a_character_that_no_key_has_is_refused_at_every_provider() {
+        for (text, character) in [
             ("<key>", "`<`"),
             ("$ELEVENLABS_KEY", "`$`"),
             ("key=sk_a", "`=`"),
@@ -200,12 +200,12 @@ mod tests {
             ("sk_a\u{1}", "cannot be seen"),
             ("sk_a|sk_b", "`|`"),
         ] {
-            check_refused(text, odd);
+            check_refused(text, character);
         }
     }
 
     #[test]
-    fn placeholders_short_forms_and_words_are_refused_at_every_upstream() {
+    fn placeholders_short_forms_and_words_are_refused_at_every_provider() {
         for text in [
             "sk_first…",
             "sk_…",
@@ -229,17 +229,17 @@ mod tests {
 
     #[test]
     fn a_short_text_can_be_a_key_elsewhere_than_at_elevenlabs() {
-        assert_eq!(check("sk_one", Upstream::Other), Ok(()));
-        assert!(check("sk_one", Upstream::ElevenLabs).unwrap_err().what.contains("too short"));
-        assert_eq!(check(&"a1".repeat(10), Upstream::ElevenLabs), Ok(()));
-        assert!(check(&"a1".repeat(10)[1..], Upstream::ElevenLabs).is_err());
+        assert_eq!(check("sk_one", KeyProvider::Other), Ok(()));
+        assert!(check("sk_one", KeyProvider::ElevenLabs).unwrap_err().message.contains("too short"));
+        assert_eq!(check(&"a1".repeat(10), KeyProvider::ElevenLabs), Ok(()));
+        assert!(check(&"a1".repeat(10)[1..], KeyProvider::ElevenLabs).is_err());
         for (host, expected) in [
-            ("api.elevenlabs.io", Upstream::ElevenLabs),
-            ("api.eu.residency.elevenlabs.io", Upstream::ElevenLabs),
-            ("notelevenlabs.io", Upstream::Other),
-            ("127.0.0.1", Upstream::Other),
+            ("api.elevenlabs.io", KeyProvider::ElevenLabs),
+            ("api.eu.residency.elevenlabs.io", KeyProvider::ElevenLabs),
+            ("notelevenlabs.io", KeyProvider::Other),
+            ("127.0.0.1", KeyProvider::Other),
         ] {
-            assert_eq!(Upstream::of_host(host), expected, "{host}");
+            assert_eq!(KeyProvider::of_host(host), expected, "{host}");
         }
     }
 

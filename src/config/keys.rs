@@ -6,12 +6,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::base_url::BaseUrl;
-use super::document::Entry;
-use super::key_list::{self, Form, KeyList, Mistake};
-use super::key_shape::Upstream;
+use super::document::TableEntry;
+use super::key_list::{self, InvalidEntry, KeyList, KeyListFormat};
+use super::key_shape::KeyProvider;
 use super::mask::{looks_secret, shown};
-use super::problem::{Origin, Place, Problem, Warning, WrongValue};
-use super::source::{Sources, Unreadable};
+use super::problem::{Problem, SourceSpan, ValueOrigin, Warning, WrongValue};
+use super::source::{Unreadable, ValueSources};
 use super::value::Folders;
 use crate::secret::ApiKey;
 
@@ -21,9 +21,9 @@ pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
 /// Maximum weight: with a larger share a key is practically alone.
-const WEIGHT_MAX: u32 = 1_000;
+const MAX_WEIGHT: u32 = 1_000;
 /// Maximum reserve: more credits than any plan has.
-const CREDITS_MAX: u32 = 1_000_000_000;
+const MAX_RESERVE_CREDITS: u32 = 1_000_000_000;
 
 /// One key of the pool.
 #[derive(Clone, Debug)]
@@ -51,10 +51,10 @@ impl From<ApiKey> for KeyConfig {
 
 /// The source of the keys. Prints as the end of `Loaded 2 ElevenLabs API keys from …`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum KeySource {
+pub enum KeyListSource {
     /// No keys were found.
     #[default]
-    Nowhere,
+    Absent,
     /// `ELEVENLABS_API_KEYS`.
     Variable,
     /// The file that `ELEVENLABS_API_KEYS_FILE` names.
@@ -67,10 +67,10 @@ pub enum KeySource {
     Caller,
 }
 
-impl fmt::Display for KeySource {
+impl fmt::Display for KeyListSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nowhere => f.write_str("nowhere"),
+            Self::Absent => f.write_str("nowhere"),
             Self::Variable => f.write_str(LIST),
             Self::ListFile(path) | Self::Credential(path) | Self::ConfigFile(path) => {
                 write!(f, "{}", path.display())
@@ -82,9 +82,9 @@ impl fmt::Display for KeySource {
 
 /// The keys, and the problems and warnings of the search.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct KeySearch {
     pub(super) keys: Vec<KeyConfig>,
-    pub(super) source: KeySource,
+    pub(super) source: KeyListSource,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Warning>,
 }
@@ -92,111 +92,124 @@ pub(super) struct Found {
 /// Searches the sources in order: the variable, the file it names, the service's credential, and
 /// the `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
 pub(super) fn find(
-    sources: &Sources<'_>,
+    sources: &ValueSources<'_>,
     file: Option<PathBuf>,
-    entries: &[Entry<'_>],
+    entries: &[TableEntry<'_>],
     folders: Folders<'_>,
     base_url: &BaseUrl,
-) -> Found {
-    let mut found = Found::default();
-    let upstream = Upstream::of_host(base_url.host());
+) -> KeySearch {
+    let mut search = KeySearch::default();
+    let provider = KeyProvider::of_host(base_url.host());
     // The sources that contain keys, in order of precedence; the first one is used.
-    let mut givers = Vec::new();
+    let mut key_sources = Vec::new();
     if let Some(text) = sources.environment.value(LIST) {
-        givers.push(KeySource::Variable);
-        let place = Place::of(Origin::Variable(LIST.to_owned()));
-        found.take(key_list::parse(text, Form::Variable, upstream), Form::Variable, &place);
+        key_sources.push(KeyListSource::Variable);
+        let span = SourceSpan::of(ValueOrigin::Variable(LIST.to_owned()));
+        search.add_list(
+            key_list::parse(text, KeyListFormat::Variable, provider),
+            KeyListFormat::Variable,
+            &span,
+        );
     }
     if let Some(path) = sources.environment.value(LIST_FILE) {
-        let is_first = givers.is_empty();
-        givers.push(KeySource::ListFile(PathBuf::from(path)));
+        let is_first = key_sources.is_empty();
+        key_sources.push(KeyListSource::ListFile(PathBuf::from(path)));
         if is_first {
-            found.take_list_file(sources, path, upstream);
+            search.add_list_file(sources, path, provider);
         }
     }
     if let Some(folder) = sources.environment.value(CREDENTIALS) {
         let path = PathBuf::from(folder).join(CREDENTIAL);
-        let is_first = givers.is_empty();
+        let is_first = key_sources.is_empty();
         // The service may have other credentials than Keychoir's.
         let text = Some((sources.read)(&path)).filter(|text| *text != Err(Unreadable::Missing));
         if let Some(text) = text {
-            givers.push(KeySource::Credential(path.clone()));
-            let place = Place::of(Origin::File(path));
+            key_sources.push(KeyListSource::Credential(path.clone()));
+            let span = SourceSpan::of(ValueOrigin::File(path));
             match text {
                 _ if !is_first => {}
-                Ok(text) => found.take(key_list::parse(&text, Form::File, upstream), Form::File, &place),
-                Err(reason) => found.problems.push(place.problem(unreadable("the file", &reason))),
+                Ok(text) => search.add_list(
+                    key_list::parse(&text, KeyListFormat::File, provider),
+                    KeyListFormat::File,
+                    &span,
+                ),
+                Err(reason) => search.problems.push(span.problem(unreadable("the file", &reason))),
             }
         }
     }
     if let Some(file) = file.filter(|_| !entries.is_empty()) {
-        let is_first = givers.is_empty();
-        givers.push(KeySource::ConfigFile(file));
-        found.take_entries(sources, entries, folders, upstream, is_first);
+        let is_first = key_sources.is_empty();
+        key_sources.push(KeyListSource::ConfigFile(file));
+        search.add_entries(sources, entries, folders, provider, is_first);
     }
-    let mut givers = givers.into_iter();
-    if let Some(first) = givers.next() {
-        for other in givers {
-            let place = match &other {
-                KeySource::ListFile(_) => Place::of(Origin::Variable(LIST_FILE.to_owned())),
-                KeySource::Credential(path) => Place::of(Origin::File(path.clone())),
-                KeySource::ConfigFile(path) => entries
-                    .first()
-                    .map_or_else(|| Place::of(Origin::File(path.clone())), |entry| entry.place.clone()),
-                KeySource::Nowhere | KeySource::Variable | KeySource::Caller => Place::of(Origin::Nowhere),
+    let mut key_sources = key_sources.into_iter();
+    if let Some(first) = key_sources.next() {
+        for other in key_sources {
+            let span = match &other {
+                KeyListSource::ListFile(_) => SourceSpan::of(ValueOrigin::Variable(LIST_FILE.to_owned())),
+                KeyListSource::Credential(path) => SourceSpan::of(ValueOrigin::File(path.clone())),
+                KeyListSource::ConfigFile(path) => entries.first().map_or_else(
+                    || SourceSpan::of(ValueOrigin::File(path.clone())),
+                    |entry| entry.span.clone(),
+                ),
+                KeyListSource::Absent | KeyListSource::Variable | KeyListSource::Caller => {
+                    SourceSpan::of(ValueOrigin::Nowhere)
+                }
             };
-            found.warnings.push(place.warning(format!("these keys are left out: {first} gives keys too")));
+            search
+                .warnings
+                .push(span.warning(format!("these keys are not used, because {first} has keys too")));
         }
-        found.source = first;
+        search.source = first;
     }
-    found
+    search
 }
 
-impl Found {
-    fn take(&mut self, list: KeyList, form: Form, place: &Place) {
-        let how = match form {
-            Form::Variable => {
+impl KeySearch {
+    fn add_list(&mut self, list: KeyList, format: KeyListFormat, span: &SourceSpan) {
+        let notation = match format {
+            KeyListFormat::Variable => {
                 "write the keys alone, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second"
             }
-            Form::File => "write the keys alone, one a line",
+            KeyListFormat::File => "write the keys alone, one a line",
         };
-        for Mistake { what, advice } in list.mistakes {
-            let wrong = advice.into_iter().fold(WrongValue::new(what), WrongValue::advise);
-            self.problems.push(place.problem(wrong.advise(how)));
+        for InvalidEntry { message, advice } in list.invalid {
+            let wrong = advice.into_iter().fold(WrongValue::new(message), WrongValue::advise);
+            self.problems.push(span.problem(wrong.advise(notation)));
         }
-        self.warnings.extend(list.oddities.into_iter().map(|what| place.warning(what)));
+        self.warnings.extend(list.corrections.into_iter().map(|message| span.warning(message)));
         self.keys.extend(list.keys.into_iter().map(KeyConfig::from));
     }
 
-    fn take_list_file(&mut self, sources: &Sources<'_>, path: &str, upstream: Upstream) {
-        let place = Place::of(Origin::Variable(LIST_FILE.to_owned()));
+    fn add_list_file(&mut self, sources: &ValueSources<'_>, path: &str, provider: KeyProvider) {
+        let span = SourceSpan::of(ValueOrigin::Variable(LIST_FILE.to_owned()));
         let folders = Folders { base: None, home: sources.environment.home() };
         let path = match folders.file(path) {
             Ok(path) => path,
-            Err(wrong) => return self.problems.push(place.problem(wrong)),
+            Err(wrong) => return self.problems.push(span.problem(wrong)),
         };
         match (sources.read)(&path) {
             Ok(text) => {
-                let list = key_list::parse(&text, Form::File, upstream);
-                self.take(list, Form::File, &Place::of(Origin::File(path)));
+                let list = key_list::parse(&text, KeyListFormat::File, provider);
+                self.add_list(list, KeyListFormat::File, &SourceSpan::of(ValueOrigin::File(path)));
             }
             Err(reason) => {
-                let named = shown(&path.to_string_lossy());
-                let wrong = unreadable(&named, &reason);
+                let shown_path = shown(&path.to_string_lossy());
+                let wrong = unreadable(&shown_path, &reason);
                 let is_key = looks_secret(&path.to_string_lossy());
-                self.problems.push(place.problem(wrong.suggest(is_key.then_some(LIST))));
+                self.problems.push(span.problem(wrong.suggest(is_key.then_some(LIST))));
             }
         }
     }
 
     /// Validates the entries; their files are read and their keys used only if this source is used.
-    fn take_entries(
+    fn add_entries(
         &mut self,
-        sources: &Sources<'_>,
-        entries: &[Entry<'_>],
+        sources: &ValueSources<'_>,
+        entries: &[TableEntry<'_>],
         folders: Folders<'_>,
-        upstream: Upstream,
-        counts: bool,
+        provider: KeyProvider,
+        is_used: bool,
     ) {
         let mut names: HashMap<String, usize> = HashMap::new();
         let mut keys = HashMap::new();
@@ -205,46 +218,48 @@ impl Found {
                 &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
                 &mut self.problems,
             );
-            let weight = entry.count("weight", 1..=WEIGHT_MAX, &mut self.problems);
-            let reserve_credits = entry.count("reserve_credits", 0..=CREDITS_MAX, &mut self.problems);
+            let weight = entry.count("weight", 1..=MAX_WEIGHT, &mut self.problems);
+            let reserve_credits = entry.count("reserve_credits", 0..=MAX_RESERVE_CREDITS, &mut self.problems);
             let name = entry.text("name", &mut self.problems);
             let workspace = entry.text("workspace", &mut self.problems);
-            for (text, place) in name.iter().chain(&workspace) {
-                self.problems.extend(check_name(text).err().map(|wrong| place.problem(wrong)));
+            for (text, span) in name.iter().chain(&workspace) {
+                self.problems.extend(check_name(text).err().map(|wrong| span.problem(wrong)));
             }
-            if let Some((name, place)) = &name
+            if let Some((name, span)) = &name
                 && let Some(first) = names.insert((*name).to_owned(), index)
             {
-                let what = format!("key {} has the same name as key {}", index + 1, first + 1);
-                self.problems.push(place.problem(WrongValue::new(what).advise("give each key its own name")));
+                let message = format!("key {} has the same name as key {}", index + 1, first + 1);
+                self.problems
+                    .push(span.problem(WrongValue::new(message).advise("give each key its own name")));
             }
             let base_url = match entry.text("base_url", &mut self.problems) {
                 None => None,
-                Some((text, place)) => match text.parse::<BaseUrl>() {
+                Some((text, span)) => match text.parse::<BaseUrl>() {
                     Ok(base_url) => Some(base_url),
                     Err(wrong) => {
-                        self.problems.push(place.problem(wrong));
+                        self.problems.push(span.problem(wrong));
                         None
                     }
                 },
             };
-            let Some((field, text, place)) = entry.one_of(&["key", "key_file"], &mut self.problems) else {
+            let Some((field, text, span)) = entry.one_of(&["key", "key_file"], &mut self.problems) else {
                 continue;
             };
-            let upstream = base_url.as_ref().map_or(upstream, |base_url| Upstream::of_host(base_url.host()));
+            let provider =
+                base_url.as_ref().map_or(provider, |base_url| KeyProvider::of_host(base_url.host()));
             let key = match field {
-                "key_file" if !counts => continue,
-                "key_file" => secret_file(sources, folders, text).and_then(|text| one_key(&text, upstream)),
-                _ => one_key(text, upstream),
+                "key_file" if !is_used => continue,
+                "key_file" => secret_file(sources, folders, text).and_then(|text| one_key(&text, provider)),
+                _ => one_key(text, provider),
             };
-            if let Ok((_, oddities)) = &key
-                && counts
+            if let Ok((_, corrections)) = &key
+                && is_used
             {
-                self.warnings.extend(oddities.iter().map(|what| place.warning(what.clone())));
+                self.warnings.extend(corrections.iter().map(|message| span.warning(message.clone())));
             }
             match key {
                 Ok((key, _)) => match keys.insert(key.fingerprint(), index) {
-                    _ if !counts => {}
+                    _ if !is_used => {}
                     None => self.keys.push(KeyConfig {
                         key,
                         name: name.map(|(name, _)| name.to_owned()),
@@ -254,29 +269,29 @@ impl Found {
                         reserve_credits: reserve_credits.map(u64::from),
                     }),
                     Some(first) => {
-                        let what =
+                        let message =
                             format!("key {} is the same as key {} ({})", index + 1, first + 1, key.short());
-                        self.warnings.push(place.warning(what));
+                        self.warnings.push(span.warning(message));
                     }
                 },
-                Err(wrong) => self.problems.push(place.problem(wrong)),
+                Err(wrong) => self.problems.push(span.problem(wrong)),
             }
         }
     }
 }
 
-/// The only key in `text`, with its corrected oddities.
-fn one_key(text: &str, upstream: Upstream) -> Result<(ApiKey, Vec<String>), WrongValue> {
-    let list = key_list::parse(text, Form::File, upstream);
-    if list.keys.len() + list.mistakes.len() > 1 {
+/// The only key in `text`, with its corrections.
+fn one_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<String>), WrongValue> {
+    let list = key_list::parse(text, KeyListFormat::File, provider);
+    if list.keys.len() + list.invalid.len() > 1 {
         let wrong =
             WrongValue::new("there is more than one key here").advise("write one [[keys]] entry for each");
         return Err(wrong.advise(format!("or give all of them with {LIST_FILE}")));
     }
-    match (list.keys.into_iter().next(), list.mistakes.into_iter().next()) {
-        (Some(key), _) => Ok((key, list.oddities)),
-        (None, Some(Mistake { what, advice })) => {
-            Err(advice.into_iter().fold(WrongValue::new(what), WrongValue::advise))
+    match (list.keys.into_iter().next(), list.invalid.into_iter().next()) {
+        (Some(key), _) => Ok((key, list.corrections)),
+        (None, Some(InvalidEntry { message, advice })) => {
+            Err(advice.into_iter().fold(WrongValue::new(message), WrongValue::advise))
         }
         (None, None) => Err(WrongValue::new("there is no key in it")),
     }
@@ -285,7 +300,7 @@ fn one_key(text: &str, upstream: Upstream) -> Result<(ApiKey, Vec<String>), Wron
 /// The text of a file that an entry names. No message contains the name: it may be the secret
 /// itself, in the wrong field.
 pub(super) fn secret_file(
-    sources: &Sources<'_>,
+    sources: &ValueSources<'_>,
     folders: Folders<'_>,
     text: &str,
 ) -> Result<String, WrongValue> {
@@ -296,8 +311,8 @@ pub(super) fn secret_file(
     })
 }
 
-pub(super) fn unreadable(what: &str, reason: &Unreadable) -> WrongValue {
-    WrongValue::new(format!("{what} cannot be read: {reason}"))
+pub(super) fn unreadable(subject: &str, reason: &Unreadable) -> WrongValue {
+    WrongValue::new(format!("{subject} cannot be read: {reason}"))
 }
 
 /// Checks a name: it appears in logs, metrics and usage records, so it must be short and plain, and
@@ -307,7 +322,7 @@ pub(super) fn check_name(name: &str) -> Result<(), WrongValue> {
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
     if looks_secret(name) {
         return Err(
-            WrongValue::new("this name looks like a key").advise("names are shown: write a short word")
+            WrongValue::new("this name looks like a key").advise("names appear in logs: write a short word")
         );
     }
     if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {

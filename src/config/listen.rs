@@ -29,7 +29,7 @@ pub struct Listens(Vec<Listen>);
 pub struct UnixMode(u32);
 
 /// The kernel's maximum length of a socket path in bytes, without the final zero.
-const UNIX_PATH_BYTES_MAX: usize = 107;
+const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl Listens {
     /// Only the sockets that systemd passes.
@@ -44,9 +44,9 @@ impl Listens {
             if listens.contains(&listen) {
                 return Err(WrongValue::new(format!("{} is given twice", shown(text))));
             }
-            if let Some(other) = listens.iter().find(|other| listen.needs_what_has(other)) {
+            if let Some(other) = listens.iter().find(|other| listen.conflicts_with(other)) {
                 return Err(WrongValue::new(format!("{listen} and {other} are one port of one address"))
-                    .advise("leave one of them out"));
+                    .advise("remove one of them"));
             }
             listens.push(listen);
         }
@@ -85,23 +85,28 @@ impl Listen {
 
     /// Whether it conflicts with `other`, because both bind the same port of the same address. Of
     /// `localhost`, only the IPv4 address is required.
-    fn needs_what_has(&self, other: &Self) -> bool {
+    fn conflicts_with(&self, other: &Self) -> bool {
         let (Self::Port(port), Self::Port(other)) = (self, other) else { return false };
-        let needed = port.socket_addresses().into_iter().take(1);
-        let mut pairs =
-            needed.flat_map(|needed| other.socket_addresses().into_iter().map(move |had| (needed, had)));
-        pairs.any(|(needed, had)| {
-            needed.port() != 0 && needed.port() == had.port() && overlap(needed.ip(), had.ip())
+        let required = port.socket_addresses().into_iter().take(1);
+        let mut pairs = required.flat_map(|required| {
+            other.socket_addresses().into_iter().map(move |optional| (required, optional))
+        });
+        pairs.any(|(required, optional)| {
+            required.port() != 0
+                && required.port() == optional.port()
+                && overlap(required.ip(), optional.ip())
         })
     }
 }
 
 /// Whether two addresses are equal, or one of them is the wildcard address.
-fn overlap(one: IpAddr, other: IpAddr) -> bool {
+fn overlap(first: IpAddr, other: IpAddr) -> bool {
     // Whether the IPv6 wildcard includes IPv4 depends on the system.
-    let is_all =
+    let is_wildcard_of =
         |address: IpAddr, other: IpAddr| address.is_unspecified() && address.is_ipv4() == other.is_ipv4();
-    one.to_canonical() == other.to_canonical() || is_all(one, other) || is_all(other, one)
+    first.to_canonical() == other.to_canonical()
+        || is_wildcard_of(first, other)
+        || is_wildcard_of(other, first)
 }
 
 impl Default for Listens {
@@ -132,18 +137,18 @@ impl FromStr for Listen {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        const FORM: &str = "write unix: and the whole path, for example unix:/run/keychoir/keychoir.sock";
+        const NOTATION: &str = "write unix: and the whole path, for example unix:/run/keychoir/keychoir.sock";
         if text == "systemd" {
             return Ok(Self::Systemd);
         }
         let Some(path) = text.strip_prefix("unix:") else { return text.parse().map(Self::Port) };
         if !path.starts_with('/') || path.ends_with('/') {
-            return Err(WrongValue::new(format!("{} has no whole path", shown(text))).advise(FORM));
+            return Err(WrongValue::new(format!("{} has no whole path", shown(text))).advise(NOTATION));
         }
-        if path.len() > UNIX_PATH_BYTES_MAX {
+        if path.len() > MAX_UNIX_PATH_BYTES {
             let count = path.len();
             let wrong = WrongValue::new(format!("the path of the socket has {count} bytes"));
-            return Err(wrong.advise(format!("systems take {UNIX_PATH_BYTES_MAX} at most")));
+            return Err(wrong.advise(format!("the maximum is {MAX_UNIX_PATH_BYTES}")));
         }
         Ok(Self::Unix(PathBuf::from(path)))
     }
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_place_is_read() {
+    fn every_kind_of_address_is_parsed() {
         check(&["127.0.0.1:1"], "\"127.0.0.1:1\"");
         check(
             &["localhost:1", "unix:/run/k.sock", "systemd"],
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn one_mistake_is_enough() {
+    fn one_wrong_address_refuses_the_list() {
         check(&["127.0.0.1:1", "x"], "! `x` has no port; write HOST:PORT, for example 127.0.0.1:11011");
         check(&["systemd", "systemd"], "! `systemd` is given twice");
         check(&[], "! there is nothing to listen on; write HOST:PORT, for example 127.0.0.1:11011");
@@ -213,10 +218,10 @@ mod tests {
 
     #[test]
     fn one_port_of_one_address_is_listened_on_once() {
-        let conflict = |one: &str, other: &str| {
+        let conflict = |first: &str, other: &str| {
             check(
-                &[other, one],
-                &format!("! {one} and {other} are one port of one address; leave one of them out"),
+                &[other, first],
+                &format!("! {first} and {other} are one port of one address; remove one of them"),
             );
         };
         conflict("127.0.0.1:1", "localhost:1");
@@ -245,7 +250,7 @@ mod tests {
         }
         let path = |bytes: usize| format!("unix:/{}", "a".repeat(bytes - 1));
         assert!(path(107).parse::<Listen>().is_ok());
-        check(&[&path(108)], "! the path of the socket has 108 bytes; systems take 107 at most");
+        check(&[&path(108)], "! the path of the socket has 108 bytes; the maximum is 107");
     }
 
     #[test]

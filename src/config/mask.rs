@@ -1,5 +1,5 @@
 //! Masks configuration text in messages. Only text known to be harmless is shown: a key pasted into
-//! the wrong place must not reach a terminal or a log.
+//! the wrong setting must not reach a terminal or a log.
 
 use super::{renamed, setting};
 
@@ -9,15 +9,15 @@ const MASK: &str = "***";
 const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
 
 /// Maximum characters of a value in a message.
-const SHOWN_CHARS_MAX: usize = 60;
+const MAX_SHOWN_CHARS: usize = 60;
 
 /// `text` in backticks for a message, or a mask.
 pub(super) fn shown(text: &str) -> String {
     if looks_secret(text) || text.contains('@') {
         return format!("`{MASK}`");
     }
-    let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
-    if text.chars().count() > SHOWN_CHARS_MAX {
+    let mut shown: String = text.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().count() > MAX_SHOWN_CHARS {
         shown.push('…');
     }
     format!("`{shown}`")
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_no_known_section_is_not() {
+    fn values_outside_known_sections_are_masked() {
         check("anything = \"hunter2\"", "anything = ***");
         check("[[keys]]\nname = \"hunter2\"", "name = ***");
         check("[[clinets]]\ntokn = \"hunter2", "tokn = ***");
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_secret_is_not_shown_anywhere() {
+    fn a_text_that_looks_like_a_secret_is_masked_everywhere() {
         check("[pool]\napi_key = \"hunter2\"", "api_key = ***");
         check("[pool]\nstrategy = \"sk_12\"", "strategy = ***");
         check("[pool]\nstrategy = \"0123456789abcdef0123\"", "strategy = ***");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_twenty_with_a_digit_is_a_secret() {
+    fn twenty_letters_with_a_digit_are_a_secret() {
         assert!(looks_secret("0bcdefghijklmnopqrst"));
         assert!(!looks_secret("0bcdefghijklmnopqrs"));
         assert!(!looks_secret("abcdefghijklmnopqrst"));

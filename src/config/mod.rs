@@ -2,18 +2,18 @@
 //! into validated types.
 //!
 //! Everything but `source` is a pure function of the texts read there. All mistakes are reported at
-//! once, each with its place and advice; no mistake, warning or `Debug` output contains a key or a
+//! once, each with its source and advice; no mistake, warning or `Debug` output contains a key or a
 //! token.
 
 mod resolve;
 
 mod document;
+mod names;
 mod renamed;
 mod setting;
 mod socket_base;
 mod value;
 mod variables;
-mod visitors;
 
 mod clients;
 mod key_list;
@@ -50,9 +50,9 @@ pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
 pub use edit::{EditError, NewClient, add_client, remove_client};
 pub use host_port::HostPort;
-pub use keys::{KeyConfig, KeySource};
+pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{Listen, Listens, UnixMode};
-pub use problem::{Origin, Problem, Problems, Warning, WrongValue};
+pub use problem::{Problem, Problems, ValueOrigin, Warning, WrongValue};
 pub use reload::Files;
 pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
@@ -113,17 +113,19 @@ pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
     let environment = source::Environment::of_process();
     let files = RefCell::new(Files::default());
     let read = |path: &Path| {
-        files.borrow_mut().note(path);
+        files.borrow_mut().record(path);
         source::read_file(path)
     };
-    let sources = source::Sources { environment, read: &read, now: source::now() };
+    let sources = source::ValueSources { environment, read: &read, now: source::now() };
     let mut loaded = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
     loaded.files = files.into_inner();
     loaded.warnings.extend(permissions::warnings(&loaded, credentials.as_deref()));
     if loaded.file.is_none() && Path::new(NAME).exists() {
-        let what = format!("this file is not read, because nothing names it: --config {NAME} does");
-        loaded.warnings.push(problem::Place::of(Origin::File(PathBuf::from(NAME))).warning(what));
+        let message = format!("this file is not read, because it is not named: use --config {NAME}");
+        loaded
+            .warnings
+            .push(problem::SourceSpan::of(ValueOrigin::File(PathBuf::from(NAME))).warning(message));
     }
     Ok(loaded)
 }
@@ -159,7 +161,7 @@ pub struct Config {
     /// The pool's keys in their order, without duplicates.
     pub keys: Vec<KeyConfig>,
     /// The source of the keys.
-    pub key_source: KeySource,
+    pub key_source: KeyListSource,
     /// The clients that may use the pool; without any, no token is required.
     pub clients: Vec<ClientConfig>,
     /// The certificate in the files of `server.tls`, if it names files.
@@ -173,7 +175,7 @@ impl Config {
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {
             keys: keys.into_iter().map(KeyConfig::from).collect(),
-            key_source: KeySource::Caller,
+            key_source: KeyListSource::Caller,
             ..Self::default()
         };
         config.upstream.base_url = base_url;
@@ -183,7 +185,7 @@ impl Config {
 
     /// The folder of the local CA: `server.tls_directory`, or beside the usage database.
     #[must_use]
-    pub fn authority_place(&self) -> certificate::CaLocation {
+    pub fn ca_location(&self) -> certificate::CaLocation {
         let beside = || Some(self.storage.file()?.parent()?.join("tls"));
         match self.server.tls_directory.clone().or_else(beside) {
             Some(folder) => certificate::CaLocation::Folder(folder),

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Loaded;
-use super::problem::{Origin, Place, Warning};
+use super::problem::{SourceSpan, ValueOrigin, Warning};
 
 /// The permission bits of the group and of all other users.
 const OTHERS: u32 = 0o077;
@@ -23,19 +23,19 @@ enum Content {
 }
 
 /// The problem with a file's mode, if there is one.
-fn finding(mode: u32, content: Content) -> Option<String> {
+fn mode_problem(mode: u32, content: Content) -> Option<String> {
     let bits = mode & 0o777;
-    let can = match content {
+    let access = match content {
         _ if mode & OTHERS_WRITE != 0 => "change",
         Content::Secret if mode & OTHERS != 0 => "read",
         Content::Secret | Content::Plain => return None,
     };
-    let cure = match content {
+    let command = match content {
         Content::Secret => "chmod 600",
         Content::Plain => "chmod go-w",
     };
     Some(format!(
-        "other users of this machine can {can} this file (mode {bits:04o}): {cure} makes it yours alone"
+        "other users of this machine can {access} this file (mode {bits:04o}): restrict it with `{command}`"
     ))
 }
 
@@ -49,8 +49,8 @@ pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warni
         let is_certificate = config.server.tls.cert.as_deref() == Some(path);
         if is_plain || is_certificate { Content::Plain } else { Content::Secret }
     };
-    let is_passed = |path: &Path| credentials.is_some_and(|folder| path.starts_with(folder));
-    let read = files.read().filter(|path| !is_passed(path)).map(|path| (path.to_owned(), content(path)));
+    let is_credential = |path: &Path| credentials.is_some_and(|folder| path.starts_with(folder));
+    let read = files.read().filter(|path| !is_credential(path)).map(|path| (path.to_owned(), content(path)));
     let database = config.storage.file().into_iter().flat_map(|path| {
         ["", "-wal", "-shm"].map(|suffix| {
             let mut name = path.as_os_str().to_owned();
@@ -59,9 +59,9 @@ pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warni
         })
     });
     let found = read.chain(database).filter_map(|(path, content)| {
-        let seen = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        let what = finding(seen.permissions().mode(), content)?;
-        Some(Place::of(Origin::File(path)).warning(what))
+        let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let message = mode_problem(metadata.permissions().mode(), content)?;
+        Some(SourceSpan::of(ValueOrigin::File(path)).warning(message))
     });
     found.collect()
 }
@@ -72,15 +72,17 @@ mod tests {
 
     #[track_caller]
     fn check(mode: u32, content: Content, expected: Option<&str>) {
-        let found = finding(0o100_000 | mode, content);
+        let warnings = mode_problem(0o100_000 | mode, content);
         match expected {
-            Some(words) => assert!(found.as_ref().is_some_and(|found| found.contains(words)), "{found:?}"),
-            None => assert_eq!(found, None),
+            Some(text) => {
+                assert!(warnings.as_ref().is_some_and(|warnings| warnings.contains(text)), "{warnings:?}")
+            }
+            None => assert_eq!(warnings, None),
         }
     }
 
     #[test]
-    fn a_secret_is_for_its_owner_alone() {
+    fn a_secret_file_is_for_its_owner_only() {
         for mode in [0o600, 0o400, 0o700] {
             check(mode, Content::Secret, None);
         }

@@ -1,4 +1,4 @@
-//! Reports a mistake: its place, what is wrong, and advice. Separate from the rules, so that all
+//! Reports a mistake: its source, what is wrong, and advice. Separate from the rules, so that all
 //! messages have the same form and only [`Excerpt`] ever prints a line of a configuration file.
 
 use std::fmt;
@@ -9,10 +9,10 @@ use super::mask;
 
 /// Where a value was given. Variants are in the order of the report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// A command line flag, with its dashes.
     Flag(&'static str),
-    /// A place in a file; line and column count from 1, the column in characters.
+    /// A position in a file; line and column count from 1, the column in characters.
     Line {
         /// The path of the file, as given.
         path: PathBuf,
@@ -25,11 +25,11 @@ pub enum Origin {
     File(PathBuf),
     /// An environment variable.
     Variable(String),
-    /// No place: something is missing.
+    /// No source: something is missing.
     Nowhere,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => f.write_str(name),
@@ -41,17 +41,17 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is wrong with a value, and what to write instead. Does not contain the place of the value,
+/// What is wrong with a value, and what to write instead. Does not contain the source of the value,
 /// nor anything that may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrongValue {
-    what: String,
+    message: String,
     advice: Vec<String>,
 }
 
 impl WrongValue {
-    pub(super) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), advice: Vec::new() }
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), advice: Vec::new() }
     }
 
     /// Adds a line of advice.
@@ -73,39 +73,39 @@ impl WrongValue {
 
 impl fmt::Display for WrongValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        f.write_str(&self.message)?;
         self.advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
     }
 }
 
 impl std::error::Error for WrongValue {}
 
-/// The place of a value, with its line if it is in a file.
+/// The source of a value, with its line if it is in a file.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) origin: Origin,
+pub(super) struct SourceSpan {
+    pub(super) origin: ValueOrigin,
     excerpt: Option<Excerpt>,
 }
 
-impl Place {
-    pub(super) fn of(origin: Origin) -> Self {
+impl SourceSpan {
+    pub(super) fn of(origin: ValueOrigin) -> Self {
         Self { origin, excerpt: None }
     }
 
-    /// The place of the bytes `span` of a TOML file.
+    /// The source of a value at the bytes `span` of a TOML file.
     pub(super) fn in_toml(path: &Path, text: &str, span: Range<usize>) -> Self {
         let (excerpt, column) = Excerpt::of(text, span);
-        let origin = Origin::Line { path: path.to_owned(), line: excerpt.line, column };
+        let origin = ValueOrigin::Line { path: path.to_owned(), line: excerpt.line, column };
         Self { origin, excerpt: Some(excerpt) }
     }
 
     pub(super) fn problem(&self, wrong: WrongValue) -> Problem {
-        let WrongValue { what, advice } = wrong;
-        Problem { origin: self.origin.clone(), what, excerpt: self.excerpt.clone(), advice }
+        let WrongValue { message, advice } = wrong;
+        Problem { origin: self.origin.clone(), message, excerpt: self.excerpt.clone(), advice }
     }
 
-    pub(super) fn warning(&self, what: impl Into<String>) -> Warning {
-        Warning { origin: self.origin.clone(), what: what.into() }
+    pub(super) fn warning(&self, message: impl Into<String>) -> Warning {
+        Warning { origin: self.origin.clone(), message: message.into() }
     }
 }
 
@@ -114,12 +114,12 @@ impl Place {
 struct Excerpt {
     line: usize,
     shown: String,
-    marked: Range<usize>,
+    mark: Range<usize>,
 }
 
 /// Maximum characters shown of a line: a terminal would wrap a longer one, and the mark would point
 /// at nothing.
-const SHOWN_CHARS_MAX: usize = 100;
+const MAX_SHOWN_CHARS: usize = 100;
 
 impl Excerpt {
     /// The line in which `span` starts, and the column of its start in the file.
@@ -129,21 +129,22 @@ impl Excerpt {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.matches('\n').count() + 1;
         let rest = text.get(line_start..).unwrap_or_default();
-        let whole = rest.lines().next().unwrap_or_default();
-        let shown: String = mask::line(whole, mask::section_at(text, line_start))
+        let whole_line = rest.lines().next().unwrap_or_default();
+        let shown: String = mask::line(whole_line, mask::section_at(text, line_start))
             .chars()
-            .take(SHOWN_CHARS_MAX)
+            .take(MAX_SHOWN_CHARS)
             .map(|character| if character.is_control() { ' ' } else { character })
             .collect();
         let column = before.get(line_start..).unwrap_or_default().chars().count();
-        let end =
-            text.floor_char_boundary(span.end.clamp(start, line_start + whole.len().max(start - line_start)));
+        let end = text.floor_char_boundary(
+            span.end.clamp(start, line_start + whole_line.len().max(start - line_start)),
+        );
         let width = text.get(start..end).unwrap_or_default().chars().count().max(1);
         // A mask may be shorter than the text it hides: the mark is then limited to its end.
         let length = shown.chars().count();
         let first = column.min(length.saturating_sub(usize::from(column > length)));
-        let marked = first..(first + width).min(length.max(first + 1));
-        (Self { line, shown, marked }, column + 1)
+        let mark = first..(first + width).min(length.max(first + 1));
+        (Self { line, shown, mark }, column + 1)
     }
 }
 
@@ -151,7 +152,7 @@ impl fmt::Display for Excerpt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = self.line.to_string();
         writeln!(f, "  {number} | {}", self.shown)?;
-        let (gap, marks) = (self.marked.start, self.marked.len());
+        let (gap, marks) = (self.mark.start, self.mark.len());
         write!(f, "  {:width$} | {:gap$}{:^<marks$}", "", "", "", width = number.len())
     }
 }
@@ -159,23 +160,23 @@ impl fmt::Display for Excerpt {
 /// One mistake in the configuration.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    origin: Origin,
-    what: String,
+    origin: ValueOrigin,
+    message: String,
     excerpt: Option<Excerpt>,
     advice: Vec<String>,
 }
 
 impl Problem {
-    /// The place of the mistake.
+    /// The source of the wrong value.
     #[must_use]
-    pub fn origin(&self) -> &Origin {
+    pub fn origin(&self) -> &ValueOrigin {
         &self.origin
     }
 
     /// The mistake, in one line.
     #[must_use]
-    pub fn what(&self) -> &str {
-        &self.what
+    pub fn message(&self) -> &str {
+        &self.message
     }
 
     /// The advice, each in one line.
@@ -187,7 +188,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.origin, self.what)?;
+        write!(f, "{}: {}", self.origin, self.message)?;
         if let Some(excerpt) = &self.excerpt {
             write!(f, "\n{excerpt}")?;
         }
@@ -196,7 +197,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake in the configuration, in the order of [`Origin`]. Never empty.
+/// Every mistake in the configuration, in the order of [`ValueOrigin`]. Never empty.
 #[derive(Clone, Debug)]
 pub struct Problems(Vec<Problem>);
 
@@ -228,27 +229,27 @@ impl std::error::Error for Problems {}
 /// A corrected or unusual setting that does not keep Keychoir from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    origin: Origin,
-    what: String,
+    origin: ValueOrigin,
+    message: String,
 }
 
 impl Warning {
-    /// The place of the setting.
+    /// The source of the setting.
     #[must_use]
-    pub fn origin(&self) -> &Origin {
+    pub fn origin(&self) -> &ValueOrigin {
         &self.origin
     }
 
-    /// The oddity, in one line.
+    /// The message, in one line.
     #[must_use]
-    pub fn what(&self) -> &str {
-        &self.what
+    pub fn message(&self) -> &str {
+        &self.message
     }
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.origin, self.what)
+        write!(f, "{}: {}", self.origin, self.message)
     }
 }
 
@@ -256,11 +257,11 @@ impl fmt::Display for Warning {
 pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
     // At most a third of the letters may differ: with more, the suggestion would be a guess; with
     // less, two slips in a short word would get none.
-    let distance_max = (word.chars().count() / 3).max(1);
+    let max_distance = (word.chars().count() / 3).max(1);
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate.as_ref()), candidate))
-        .filter(|(distance, _)| *distance <= distance_max)
+        .filter(|(distance, _)| *distance <= max_distance)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -269,21 +270,21 @@ pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<I
 mod tests {
     use super::*;
 
-    /// The message for a problem at the first place of `needle` in `text`.
+    /// The message for a problem at the first occurrence of `needle` in `text`.
     #[track_caller]
     fn check(text: &str, needle: &str, expected: &str) {
         let start = text.find(needle).unwrap();
-        let place = Place::in_toml(Path::new("k.toml"), text, start..start + needle.len());
-        let problem = place.problem(WrongValue::new("wrong").advise("mend it"));
+        let span = SourceSpan::in_toml(Path::new("k.toml"), text, start..start + needle.len());
+        let problem = span.problem(WrongValue::new("wrong").advise("fix it"));
         assert_eq!(problem.to_string(), expected);
     }
 
     #[test]
-    fn a_line_is_shown_with_the_part_that_is_meant() {
+    fn a_line_is_shown_with_its_wrong_part_marked() {
         check(
             "# one\n\n[pool]\nstrateggy = \"fill-first\"\n",
             "strateggy",
-            "k.toml:4:1: wrong\n  4 | strateggy = \"fill-first\"\n    | ^^^^^^^^^\n    = mend it",
+            "k.toml:4:1: wrong\n  4 | strateggy = \"fill-first\"\n    | ^^^^^^^^^\n    = fix it",
         );
     }
 
@@ -292,14 +293,14 @@ mod tests {
         check(
             "[log]\n\tlevel = 'ä', x",
             "x",
-            "k.toml:2:15: wrong\n  2 |  level = 'ä', x\n    |               ^\n    = mend it",
+            "k.toml:2:15: wrong\n  2 |  level = 'ä', x\n    |               ^\n    = fix it",
         );
     }
 
     #[test]
     fn the_margin_is_as_wide_as_the_line_number() {
         let text = format!("[log]\n{}level = 3", "\n".repeat(8));
-        check(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = mend it");
+        check(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = fix it");
     }
 
     #[test]
@@ -307,30 +308,30 @@ mod tests {
         check(
             "[[clients]]\ntoken = \"0123456789\"",
             "\"0123456789\"",
-            "k.toml:2:9: wrong\n  2 | token = ***\n    |         ^^^\n    = mend it",
+            "k.toml:2:9: wrong\n  2 | token = ***\n    |         ^^^\n    = fix it",
         );
         check(
             "[[clients]]\ntoken = \"0123456789\"",
             "789\"",
-            "k.toml:2:17: wrong\n  2 | token = ***\n    |           ^\n    = mend it",
+            "k.toml:2:17: wrong\n  2 | token = ***\n    |           ^\n    = fix it",
         );
     }
 
     #[test]
-    fn the_end_of_a_file_and_bytes_beyond_it_are_places_too() {
+    fn a_span_may_be_the_end_of_a_file_or_beyond_it() {
         for span in [5..5, 6..6, 7..9, 100..100] {
             let text = "[log]\n";
             let printed =
-                Place::in_toml(Path::new("k"), text, span).problem(WrongValue::new("wrong")).to_string();
+                SourceSpan::in_toml(Path::new("k"), text, span).problem(WrongValue::new("wrong")).to_string();
             assert!(printed.starts_with("k:"), "{printed}");
         }
     }
 
     #[test]
     fn problems_print_in_order_with_their_count() {
-        let problem = |origin| Place::of(origin).problem(WrongValue::new("wrong"));
-        let variable = problem(Origin::Variable("V".into()));
-        let flag = problem(Origin::Flag("--listen"));
+        let problem = |origin| SourceSpan::of(origin).problem(WrongValue::new("wrong"));
+        let variable = problem(ValueOrigin::Variable("V".into()));
+        let flag = problem(ValueOrigin::Flag("--listen"));
         let both = Problems::of(vec![variable.clone(), flag]).unwrap();
         assert_eq!(both.to_string(), "--listen: wrong\nV: wrong\n2 problems in the configuration");
         let one = Problems::of(vec![variable]).unwrap();
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_near_is_suggested() {
+    fn only_a_similar_name_is_suggested() {
         let names = ["strategy", "near_limit_ratio"];
         assert_eq!(nearest("strateggy", names), Some("strategy"));
         assert_eq!(nearest("startegy", names), Some("strategy"));

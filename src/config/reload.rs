@@ -9,11 +9,11 @@ use super::setting::TABLE;
 
 /// The state of files at a point in time. Two states differ if a file has changed in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Files(Vec<(PathBuf, Option<Stamp>)>);
+pub struct Files(Vec<(PathBuf, Option<FileStamp>)>);
 
 /// File metadata that changes with its content, or when the file is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     modified: Option<SystemTime>,
     bytes: u64,
     inode: u64,
@@ -21,16 +21,16 @@ struct Stamp {
 
 impl Files {
     /// Records the state of a file before it is read: a change during the reading is then detected.
-    pub(super) fn note(&mut self, path: &Path) {
+    pub(super) fn record(&mut self, path: &Path) {
         self.0.push((path.to_owned(), stamp(path)));
     }
 
     /// The files that existed, without duplicates.
     pub fn read(&self) -> impl Iterator<Item = &Path> {
-        let there = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
-        there()
+        let existing = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
+        existing()
             .enumerate()
-            .filter(move |(index, path)| !there().take(*index).any(|other| other == *path))
+            .filter(move |(index, path)| !existing().take(*index).any(|other| other == *path))
             .map(|(_, path)| path)
     }
 
@@ -41,9 +41,9 @@ impl Files {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let seen = path.metadata().ok()?;
-    Some(Stamp { modified: seen.modified().ok(), bytes: seen.len(), inode: seen.ino() })
+fn stamp(path: &Path) -> Option<FileStamp> {
+    let metadata = path.metadata().ok()?;
+    Some(FileStamp { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
 }
 
 /// Settings that a reload applies; all others are fixed at the start.
@@ -130,14 +130,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reloaded_setting_is_one() {
+    fn every_reloaded_setting_exists() {
         for path in RELOADED {
             assert!(TABLE.iter().any(|setting| setting.path == *path), "{path}");
         }
     }
 
     #[test]
-    fn only_what_is_built_in_needs_a_restart() {
+    fn only_a_setting_fixed_at_the_start_needs_a_restart() {
         let running = Config::default();
         let mut next = running.clone();
         next.pool.near_limit_ratio = 0.5;
@@ -149,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_appears_or_is_replaced_is_another() {
+    fn a_changed_new_or_replaced_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
         let mut files = Files::default();
-        files.note(&path);
+        files.record(&path);
         assert_eq!(files, files.now());
         std::fs::write(&path, "1").unwrap();
         let written = files.now();

@@ -16,7 +16,7 @@ use crate::policy::quantity::size::ShownSize;
 
 /// The unit of an old setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Was {
+pub(super) enum OldUnit {
     Milliseconds,
     Days,
     Bytes,
@@ -25,77 +25,77 @@ pub(super) enum Was {
 }
 
 /// Old path, new path and the unit of the old value.
-pub(super) const SETTINGS: &[(&str, &str, Was)] = &[
-    ("server.head_read_ms_max", "server.request_headers_timeout", Was::Milliseconds),
-    ("server.body_idle_ms_max", "server.request_body_timeout", Was::Milliseconds),
-    ("server.write_idle_ms_max", "server.send_timeout", Was::Milliseconds),
-    ("server.connections_max", "server.max_connections", Was::Same),
-    ("server.requests_max", "server.max_requests", Was::Same),
-    ("server.head_bytes_max", "server.max_request_headers_size", Was::Bytes),
-    ("server.shutdown_grace_ms", "server.drain_timeout", Was::Milliseconds),
-    ("server.reload_interval_ms", "server.reload_interval", Was::Milliseconds),
-    ("server.request_body_min_rate", "server.min_request_body_rate", Was::Bytes),
-    ("upstream.connect_ms_max", "upstream.connect_timeout", Was::Milliseconds),
-    ("upstream.first_byte_ms_max", "upstream.response_timeout", Was::Milliseconds),
-    ("upstream.stream_idle_ms_max", "upstream.stream_idle_timeout", Was::Milliseconds),
-    ("upstream.idle_ms_max", "upstream.keepalive_timeout", Was::Milliseconds),
-    ("upstream.idle_connections_max", "upstream.max_idle_connections", Was::Same),
-    ("upstream.connection_age_ms_max", "upstream.max_connection_duration", Was::Milliseconds),
-    ("pool.wait_ms_max", "pool.queue_timeout", Was::Milliseconds),
-    ("pool.waiting_max", "pool.max_queued", Was::Same),
-    ("pool.foresee_ms_max", "pool.cost_estimate_timeout", Was::Milliseconds),
-    ("pool.rate_limited_cooldown_ms", "pool.rate_limited_cooldown", Was::Milliseconds),
-    ("pool.concurrency_cooldown_ms", "pool.concurrency_cooldown", Was::Milliseconds),
-    ("pool.exhausted_cooldown_ms", "pool.exhausted_cooldown", Was::Milliseconds),
-    ("pool.invalid_confirm_ms", "pool.invalid_confirm_cooldown", Was::Milliseconds),
-    ("pool.invalid_cooldown_ms", "pool.invalid_cooldown", Was::Milliseconds),
-    ("pool.permission_cooldown_ms", "pool.permission_cooldown", Was::Milliseconds),
-    ("pool.feature_cooldown_ms", "pool.feature_cooldown", Was::Milliseconds),
-    ("pool.endpoint_cooldown_ms", "pool.endpoint_cooldown", Was::Milliseconds),
-    ("pool.unproven_cooldown_ms", "pool.unproven_cooldown", Was::Milliseconds),
-    ("pool.billing_cooldown_ms", "pool.billing_cooldown", Was::Milliseconds),
-    ("pool.max_retry_after_ms", "pool.max_retry_after", Was::Milliseconds),
-    ("pool.probe_after_ms", "pool.probe_after", Was::Milliseconds),
-    ("replay.memory_max", "retry.buffer_size", Was::Bytes),
-    ("replay.memory_total_max", "retry.max_total_buffer_size", Was::Bytes),
-    ("replay.disk_max", "retry.spill_size", Was::Bytes),
-    ("replay.disk_total_max", "retry.max_total_spill_size", Was::Bytes),
-    ("replay.disk_free_percent_min", "retry.min_disk_free_percent", Was::Same),
-    ("replay.directory", "retry.spill_directory", Was::Same),
-    ("replay.attempts_max", "retry.max_attempts", Was::Same),
-    ("replay.deadline_ms", "retry.timeout", Was::Milliseconds),
-    ("replay.error_body_bytes_max", "retry.max_error_body_size", Was::Bytes),
-    ("replay.error_body_ms_max", "retry.error_body_timeout", Was::Milliseconds),
-    ("watch.enabled", "quota_polling.enabled", Was::Same),
-    ("watch.interval_ms", "quota_polling.interval", Was::Milliseconds),
-    ("watch.timeout_ms", "quota_polling.timeout", Was::Milliseconds),
-    ("watch.quota_lag_ms", "quota_polling.quota_lag", Was::Milliseconds),
-    ("storage.queue_records_max", "storage.max_queued_records", Was::Same),
-    ("storage.commit_interval_ms", "storage.commit_interval", Was::Milliseconds),
-    ("storage.attempts_kept_days_max", "storage.attempts_retention", Was::Days),
-    ("storage.hours_kept_days_max", "storage.hourly_retention", Was::Days),
-    ("supabase.interval_ms", "supabase.interval", Was::Milliseconds),
-    ("supabase.batch_rows_max", "supabase.max_batch_rows", Was::Same),
-    ("supabase.connect_ms_max", "supabase.connect_timeout", Was::Milliseconds),
-    ("supabase.answer_ms_max", "supabase.request_timeout", Was::Milliseconds),
-    ("supabase.retry_ms_max", "supabase.max_retry_delay", Was::Milliseconds),
-    ("supabase.pause_ms", "supabase.setup_error_delay", Was::Milliseconds),
-    ("supabase.final_push_ms_max", "supabase.final_push_timeout", Was::Milliseconds),
-    ("ownership.identifiers_max", "affinity.max_identifiers", Was::Same),
-    ("ownership.kept_days_max", "affinity.retention", Was::Days),
-    ("ownership.answer_bytes_max", "affinity.max_response_scan_size", Was::Bytes),
-    ("ownership.not_found_ttl_ms", "affinity.not_found_ttl", Was::Milliseconds),
-    ("sockets.idle_ms_max", "websocket.idle_timeout", Was::Milliseconds),
-    ("sockets.lifetime_ms_max", "websocket.max_session_duration", Was::Milliseconds),
-    ("sockets.opening_bytes_max", "websocket.replay_buffer", Was::Bytes),
-    ("sockets.frame_bytes_max", "websocket.max_buffered_message_size", Was::Bytes),
-    ("sockets.quiet_ms_max", "websocket.speech_idle_timeout", Was::Milliseconds),
-    ("sockets.introduction_ms_max", "websocket.auth_message_timeout", Was::Milliseconds),
-    ("sockets.max_session_buffer", "websocket.max_session_buffer", Was::Bytes),
-    ("sockets.close_timeout", "websocket.close_timeout", Was::Milliseconds),
-    ("sockets.quota_check_interval", "websocket.quota_check_interval", Was::Milliseconds),
-    ("sockets.signed_url_base", "websocket.signed_url_base", Was::Same),
-    ("access.deny_dangerous", "access.block_admin_endpoints", Was::Same),
+pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
+    ("server.head_read_ms_max", "server.request_headers_timeout", OldUnit::Milliseconds),
+    ("server.body_idle_ms_max", "server.request_body_timeout", OldUnit::Milliseconds),
+    ("server.write_idle_ms_max", "server.send_timeout", OldUnit::Milliseconds),
+    ("server.connections_max", "server.max_connections", OldUnit::Same),
+    ("server.requests_max", "server.max_requests", OldUnit::Same),
+    ("server.head_bytes_max", "server.max_request_headers_size", OldUnit::Bytes),
+    ("server.shutdown_grace_ms", "server.drain_timeout", OldUnit::Milliseconds),
+    ("server.reload_interval_ms", "server.reload_interval", OldUnit::Milliseconds),
+    ("server.request_body_min_rate", "server.min_request_body_rate", OldUnit::Bytes),
+    ("upstream.connect_ms_max", "upstream.connect_timeout", OldUnit::Milliseconds),
+    ("upstream.first_byte_ms_max", "upstream.response_timeout", OldUnit::Milliseconds),
+    ("upstream.stream_idle_ms_max", "upstream.stream_idle_timeout", OldUnit::Milliseconds),
+    ("upstream.idle_ms_max", "upstream.keepalive_timeout", OldUnit::Milliseconds),
+    ("upstream.idle_connections_max", "upstream.max_idle_connections", OldUnit::Same),
+    ("upstream.connection_age_ms_max", "upstream.max_connection_duration", OldUnit::Milliseconds),
+    ("pool.wait_ms_max", "pool.queue_timeout", OldUnit::Milliseconds),
+    ("pool.waiting_max", "pool.max_queued", OldUnit::Same),
+    ("pool.foresee_ms_max", "pool.cost_estimate_timeout", OldUnit::Milliseconds),
+    ("pool.rate_limited_cooldown_ms", "pool.rate_limited_cooldown", OldUnit::Milliseconds),
+    ("pool.concurrency_cooldown_ms", "pool.concurrency_cooldown", OldUnit::Milliseconds),
+    ("pool.exhausted_cooldown_ms", "pool.exhausted_cooldown", OldUnit::Milliseconds),
+    ("pool.invalid_confirm_ms", "pool.invalid_confirm_cooldown", OldUnit::Milliseconds),
+    ("pool.invalid_cooldown_ms", "pool.invalid_cooldown", OldUnit::Milliseconds),
+    ("pool.permission_cooldown_ms", "pool.permission_cooldown", OldUnit::Milliseconds),
+    ("pool.feature_cooldown_ms", "pool.feature_cooldown", OldUnit::Milliseconds),
+    ("pool.endpoint_cooldown_ms", "pool.endpoint_cooldown", OldUnit::Milliseconds),
+    ("pool.unproven_cooldown_ms", "pool.unproven_cooldown", OldUnit::Milliseconds),
+    ("pool.billing_cooldown_ms", "pool.billing_cooldown", OldUnit::Milliseconds),
+    ("pool.max_retry_after_ms", "pool.max_retry_after", OldUnit::Milliseconds),
+    ("pool.probe_after_ms", "pool.probe_after", OldUnit::Milliseconds),
+    ("replay.memory_max", "retry.buffer_size", OldUnit::Bytes),
+    ("replay.memory_total_max", "retry.max_total_buffer_size", OldUnit::Bytes),
+    ("replay.disk_max", "retry.spill_size", OldUnit::Bytes),
+    ("replay.disk_total_max", "retry.max_total_spill_size", OldUnit::Bytes),
+    ("replay.disk_free_percent_min", "retry.min_disk_free_percent", OldUnit::Same),
+    ("replay.directory", "retry.spill_directory", OldUnit::Same),
+    ("replay.attempts_max", "retry.max_attempts", OldUnit::Same),
+    ("replay.deadline_ms", "retry.timeout", OldUnit::Milliseconds),
+    ("replay.error_body_bytes_max", "retry.max_error_body_size", OldUnit::Bytes),
+    ("replay.error_body_ms_max", "retry.error_body_timeout", OldUnit::Milliseconds),
+    ("watch.enabled", "quota_polling.enabled", OldUnit::Same),
+    ("watch.interval_ms", "quota_polling.interval", OldUnit::Milliseconds),
+    ("watch.timeout_ms", "quota_polling.timeout", OldUnit::Milliseconds),
+    ("watch.quota_lag_ms", "quota_polling.quota_lag", OldUnit::Milliseconds),
+    ("storage.queue_records_max", "storage.max_queued_records", OldUnit::Same),
+    ("storage.commit_interval_ms", "storage.commit_interval", OldUnit::Milliseconds),
+    ("storage.attempts_kept_days_max", "storage.attempts_retention", OldUnit::Days),
+    ("storage.hours_kept_days_max", "storage.hourly_retention", OldUnit::Days),
+    ("supabase.interval_ms", "supabase.interval", OldUnit::Milliseconds),
+    ("supabase.batch_rows_max", "supabase.max_batch_rows", OldUnit::Same),
+    ("supabase.connect_ms_max", "supabase.connect_timeout", OldUnit::Milliseconds),
+    ("supabase.answer_ms_max", "supabase.request_timeout", OldUnit::Milliseconds),
+    ("supabase.retry_ms_max", "supabase.max_retry_delay", OldUnit::Milliseconds),
+    ("supabase.pause_ms", "supabase.setup_error_delay", OldUnit::Milliseconds),
+    ("supabase.final_push_ms_max", "supabase.final_push_timeout", OldUnit::Milliseconds),
+    ("ownership.identifiers_max", "affinity.max_identifiers", OldUnit::Same),
+    ("ownership.kept_days_max", "affinity.retention", OldUnit::Days),
+    ("ownership.answer_bytes_max", "affinity.max_response_scan_size", OldUnit::Bytes),
+    ("ownership.not_found_ttl_ms", "affinity.not_found_ttl", OldUnit::Milliseconds),
+    ("sockets.idle_ms_max", "websocket.idle_timeout", OldUnit::Milliseconds),
+    ("sockets.lifetime_ms_max", "websocket.max_session_duration", OldUnit::Milliseconds),
+    ("sockets.opening_bytes_max", "websocket.replay_buffer", OldUnit::Bytes),
+    ("sockets.frame_bytes_max", "websocket.max_buffered_message_size", OldUnit::Bytes),
+    ("sockets.quiet_ms_max", "websocket.speech_idle_timeout", OldUnit::Milliseconds),
+    ("sockets.introduction_ms_max", "websocket.auth_message_timeout", OldUnit::Milliseconds),
+    ("sockets.max_session_buffer", "websocket.max_session_buffer", OldUnit::Bytes),
+    ("sockets.close_timeout", "websocket.close_timeout", OldUnit::Milliseconds),
+    ("sockets.quota_check_interval", "websocket.quota_check_interval", OldUnit::Milliseconds),
+    ("sockets.signed_url_base", "websocket.signed_url_base", OldUnit::Same),
+    ("access.deny_dangerous", "access.block_admin_endpoints", OldUnit::Same),
 ];
 
 /// The old sections and the new ones.
@@ -122,10 +122,10 @@ pub(super) fn strategy(old: &str) -> Option<&'static str> {
 /// The error for a setting that a file gives under its old path; `None` if the path never existed.
 pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let path = format!("{section}.{name}");
-    let (_, new, was) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
+    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
     let new = setting::find(new)?;
     let raw = Raw::Toml(value);
-    let line = match converted(*was, raw) {
+    let line = match converted(*old_unit, raw) {
         Some(value) => format!("`{} = {value}`", new.name()),
         None => format!("`{}`", new.name()),
     };
@@ -135,9 +135,9 @@ pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<
 
 /// The error for a setting that an environment variable gives under its old name.
 pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
-    let (_, new, was) = SETTINGS.iter().find(|(old, ..)| setting::variable(old) == variable)?;
+    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable(old) == variable)?;
     let new = setting::find(new).map(Setting::variable)?;
-    let advice = match converted(*was, Raw::Text(text)) {
+    let advice = match converted(*old_unit, Raw::Text(text)) {
         Some(value) => format!("set {new}={value}"),
         None => format!("set {new}"),
     };
@@ -157,7 +157,7 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
         | DeValue::Array(_)
         | DeValue::Table(_) => false,
     };
-    let line = match same(Raw::Toml(value)).filter(|_| is_limit) {
+    let line = match unchanged(Raw::Toml(value)).filter(|_| is_limit) {
         Some(value) => format!("`{new} = {value}`"),
         None => format!("`{new}`"),
     };
@@ -165,13 +165,13 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
 }
 
 /// The value in today's notation; `None` if the old value was wrong or looks like a secret.
-fn converted(was: Was, old: Raw<'_>) -> Option<String> {
+fn converted(old_unit: OldUnit, old: Raw<'_>) -> Option<String> {
     let number = || value::whole_number(old).ok();
-    let quantity = match was {
-        Was::Milliseconds => ShownDuration(Duration::from_millis(number()?)).to_string(),
-        Was::Days => ShownDuration(Duration::from_secs(number()?.checked_mul(24 * 3_600)?)).to_string(),
-        Was::Bytes => ShownSize(number()?).to_string(),
-        Was::Same => return same(old),
+    let quantity = match old_unit {
+        OldUnit::Milliseconds => ShownDuration(Duration::from_millis(number()?)).to_string(),
+        OldUnit::Days => ShownDuration(Duration::from_secs(number()?.checked_mul(24 * 3_600)?)).to_string(),
+        OldUnit::Bytes => ShownSize(number()?).to_string(),
+        OldUnit::Same => return unchanged(old),
     };
     Some(match old {
         Raw::Text(_) => quantity,
@@ -179,7 +179,7 @@ fn converted(was: Was, old: Raw<'_>) -> Option<String> {
     })
 }
 
-fn same(old: Raw<'_>) -> Option<String> {
+fn unchanged(old: Raw<'_>) -> Option<String> {
     // A text that a message would mask, escape or cut is left out of it.
     let is_harmless = |text: &str| shown(text) == format!("`{text}`") && !text.contains('"');
     match old {

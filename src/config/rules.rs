@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::document::Entry;
+use super::document::TableEntry;
 use super::keys::KeyConfig;
 use super::mask::shown;
 use super::problem::{Problem, WrongValue, nearest};
@@ -25,17 +25,21 @@ pub(super) const FIELDS: [&str; 8] = [
 ];
 
 /// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
-pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
+pub(super) fn read(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
         allowance: parsed(entry, "quota", problems),
         rate: parsed(entry, "rate_limit", problems),
         concurrency: entry.count("max_concurrent", 1..=1_000_000, problems),
         paths: entry.list("paths", path, problems),
         pins: AllowedKeys {
-            keys: entry.list("keys", |text| pin(text, "key", pool, |key| key.name.as_deref()), problems),
+            keys: entry.list(
+                "keys",
+                |text| allowed_key(text, "key", pool, |key| key.name.as_deref()),
+                problems,
+            ),
             workspaces: entry.list(
                 "workspaces",
-                |text| pin(text, "workspace", pool, |key| key.workspace.as_deref()),
+                |text| allowed_key(text, "workspace", pool, |key| key.workspace.as_deref()),
                 problems,
             ),
         },
@@ -45,12 +49,12 @@ pub(super) fn read(entry: &Entry<'_>, pool: &[KeyConfig], problems: &mut Vec<Pro
 }
 
 fn parsed<T: FromStr<Err = WrongValue>>(
-    entry: &Entry<'_>,
+    entry: &TableEntry<'_>,
     name: &str,
     problems: &mut Vec<Problem>,
 ) -> Option<T> {
-    let (text, place) = entry.text(name, problems)?;
-    text.parse().map_err(|wrong| problems.push(place.problem(wrong))).ok()
+    let (text, span) = entry.text(name, problems)?;
+    text.parse().map_err(|wrong| problems.push(span.problem(wrong))).ok()
 }
 
 /// An integer with optional digit groups (`_` or `,`), as in the file and in the log.
@@ -63,9 +67,9 @@ impl FromStr for ClientQuota {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        const FORM: &str =
+        const NOTATION: &str =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
-        let wrong = || WrongValue::new(format!("{} is no quota", shown(text))).advise(FORM);
+        let wrong = || WrongValue::new(format!("{} is no quota", shown(text))).advise(NOTATION);
         let mut words = text.split_whitespace();
         let amount = words.next().and_then(amount).ok_or_else(wrong)?;
         let measure = match words.next() {
@@ -116,18 +120,18 @@ pub(super) fn path(text: &str) -> Result<String, WrongValue> {
     ))
 }
 
-fn pin(
+fn allowed_key(
     text: &str,
-    what: &str,
+    kind: &str,
     pool: &[KeyConfig],
     name: impl Fn(&KeyConfig) -> Option<&str>,
 ) -> Result<String, WrongValue> {
     if pool.iter().any(|key| name(key) == Some(text)) {
         return Ok(text.to_owned());
     }
-    Err(WrongValue::new(format!("the pool has no {what} of the name {}", shown(text)))
+    Err(WrongValue::new(format!("the pool has no {kind} of the name {}", shown(text)))
         .suggest(nearest(text, pool.iter().filter_map(name)))
-        .advise(format!("write the `{}` of a [[keys]] entry", if what == "key" { "name" } else { what })))
+        .advise(format!("write the `{}` of a [[keys]] entry", if kind == "key" { "name" } else { kind })))
 }
 
 #[cfg(test)]
@@ -136,11 +140,11 @@ mod tests {
 
     #[track_caller]
     fn check_quota(text: &str, expected: &str) {
-        let read = match text.parse::<ClientQuota>() {
+        let printed = match text.parse::<ClientQuota>() {
             Ok(allowance) => allowance.to_string(),
             Err(wrong) => format!("! {wrong}"),
         };
-        assert_eq!(read, expected);
+        assert_eq!(printed, expected);
     }
 
     #[test]
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quota_says_how_one_looks() {
+    fn the_error_says_how_a_quota_is_written() {
         let form =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
         for text in

@@ -14,15 +14,15 @@ use super::tls::TlsConfig;
 /// The listeners and the limits of a client's connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// Where to listen.
-    pub listen: Listens,
     /// The addresses to listen on.
-    pub unix_mode: UnixMode,
+    pub listen: Listens,
     /// The mode of the files of Unix sockets.
-    pub tls: TlsConfig,
+    pub unix_mode: UnixMode,
     /// How TLS is offered on TCP ports.
-    pub tls_directory: Option<PathBuf>,
+    pub tls: TlsConfig,
     /// The folder of the local CA; `None` for beside the database.
+    pub tls_directory: Option<PathBuf>,
+    /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
     /// How long a kept connection may be idle between two requests.
     pub keepalive_timeout: Duration,

@@ -38,7 +38,7 @@ pub(super) struct Setting {
 /// The type of a value and the field it is stored in.
 enum Kind {
     Word(fn(&mut Config) -> &mut dyn Word),
-    Places(fn(&mut Config) -> &mut Listens),
+    Listen(fn(&mut Config) -> &mut Listens),
     /// A word, or a table with settings of its own.
     Tls(fn(&mut Config) -> &mut TlsConfig),
     /// A list of names, each parsed by `fn`.
@@ -109,11 +109,11 @@ impl Setting {
             Kind::Tls(field) => match raw {
                 Raw::Toml(value) if !value.is_str() => {
                     let near = value.as_bool().map(|is_on| if is_on { "\"auto\"" } else { "\"off\"" });
-                    Err(wrong_type(value, "a text or a table").advise(tls::FORM).suggest(near))
+                    Err(wrong_type(value, "a text or a table").advise(tls::NOTATION).suggest(near))
                 }
                 Raw::Toml(_) | Raw::Text(_) => field(config).set(text(raw)?),
             },
-            Kind::Places(field) => {
+            Kind::Listen(field) => {
                 *field(config) = Listens::parse(&texts(raw)?)?;
                 Ok(())
             }
@@ -123,8 +123,8 @@ impl Setting {
                 Ok(())
             }
             Kind::Duration(range, field) => {
-                let (least, most) = (ShownDuration(*range.start()), ShownDuration(*range.end()));
-                let allowed = self.allowed(&format!("a duration from {least} to {most}"));
+                let (min, max) = (ShownDuration(*range.start()), ShownDuration(*range.end()));
+                let allowed = self.allowed(&format!("a duration from {min} to {max}"));
                 let duration = duration(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
                 let size = if duration < *range.start() { "short" } else { "long" };
                 self.check(range.contains(&duration), ShownDuration(duration), size, &allowed)?;
@@ -132,8 +132,8 @@ impl Setting {
                 Ok(())
             }
             Kind::Retention(field) => {
-                let most = ShownDuration(MAX_RETENTION);
-                let allowed = self.allowed(&format!("a duration from 1d to {most}, or 0s for ever"));
+                let max = ShownDuration(MAX_RETENTION);
+                let allowed = self.allowed(&format!("a duration from 1d to {max}, or 0s for ever"));
                 let duration = days(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
                 let size = if duration < DAY { "short" } else { "long" };
                 let fits = duration == ZERO || (DAY..=MAX_RETENTION).contains(&duration);
@@ -142,8 +142,8 @@ impl Setting {
                 Ok(())
             }
             Kind::Size(range, field) => {
-                let (least, most) = (ShownSize(*range.start()), ShownSize(*range.end()));
-                let allowed = self.allowed(&format!("a size from {least} to {most}"));
+                let (min, max) = (ShownSize(*range.start()), ShownSize(*range.end()));
+                let allowed = self.allowed(&format!("a size from {min} to {max}"));
                 let bytes = size(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
                 let size = if bytes < *range.start() { "small" } else { "large" };
                 self.check(range.contains(&bytes), ShownSize(bytes), size, &allowed)?;
@@ -151,10 +151,10 @@ impl Setting {
                 Ok(())
             }
             Kind::Count(range, field) => {
-                let (least, most) = (range.start(), range.end());
-                let allowed = self.allowed(&format!("a whole number from {least} to {most}"));
+                let (min, max) = (range.start(), range.end());
+                let allowed = self.allowed(&format!("a whole number from {min} to {max}"));
                 let number = whole_number(raw).map_err(|wrong| wrong.advise(allowed.clone()))?;
-                let size = if number < *least { "small" } else { "large" };
+                let size = if number < *min { "small" } else { "large" };
                 self.check(range.contains(&number), number, size, &allowed)?;
                 *field(config) = saturated(number);
                 Ok(())
@@ -188,7 +188,7 @@ impl Setting {
             }
             Kind::Word(field) => format!("\"{}\"", field(config)),
             Kind::Tls(field) => format!("\"{}\"", field(config)),
-            Kind::Places(field) => field(config).to_string(),
+            Kind::Listen(field) => field(config).to_string(),
             Kind::Duration(_, field) | Kind::Retention(field) => {
                 format!("\"{}\"", ShownDuration(*field(config)))
             }
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn several_places_are_a_list_in_a_file_and_have_commas_elsewhere() {
+    fn several_addresses_are_a_list_in_a_file_and_separated_by_commas_elsewhere() {
         let both = "[\"127.0.0.1:1\", \"unix:/k\"]";
         check_toml("server.listen", both, both);
         check_toml("server.listen", "\"127.0.0.1:1\"", "\"127.0.0.1:1\"");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_of_a_limit() {
+    fn a_value_beyond_its_limits_is_refused() {
         let size = "write a size from 8KiB to 1MiB; the default is \"64KiB\"";
         let duration = "write a duration from 1s to 1d; the default is \"10m\"";
         for (path, value, expected) in [
@@ -422,10 +422,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_says_what_to_write() {
+    fn the_error_says_how_a_duration_is_written() {
         let allowed = "write a duration from 1ms to 10m; the default is \"10s\"";
         let units = "the units are ms, s, m, h, d and w";
-        for (toml, what) in [
+        for (toml, message) in [
             ("75000", "a duration is written with its unit; write \"75s\" if 75000 milliseconds are meant"),
             ("0", "a duration is written with its unit; write \"0s\" if 0 milliseconds are meant"),
             ("0x3e8", "a duration is written with its unit; write \"1s\" if 1000 milliseconds are meant"),
@@ -447,24 +447,24 @@ mod tests {
             ("[1]", "this is a list and should be a duration in quotes"),
             ("\"0s\"", "0s is too short for `upstream.connect_timeout`"),
         ] {
-            check_toml("upstream.connect_timeout", toml, &format!("! {what}; {allowed}"));
+            check_toml("upstream.connect_timeout", toml, &format!("! {message}; {allowed}"));
         }
         // A variable is not quoted.
-        for (text, what) in [
+        for (text, message) in [
             ("75000", "a duration is written with its unit; write 75s if 75000 milliseconds are meant"),
             ("\"75s\"", "`\\\"75s\\\"` is no duration; did you mean `75s`?"),
             ("1.5s", "`1.5s` has a fraction; write 1s500ms"),
             ("-1", "the duration is negative"),
         ] {
-            check_text("upstream.connect_timeout", text, &format!("! {what}; {allowed}"));
+            check_text("upstream.connect_timeout", text, &format!("! {message}; {allowed}"));
         }
     }
 
     #[test]
-    fn what_is_no_size_says_what_to_write() {
+    fn the_error_says_how_a_size_is_written() {
         let allowed = "write a size from 0B to 1GiB; the default is \"16MiB\"";
         let units = "the units are B, KiB, MiB, GiB and TiB (of 1024), kB, MB, GB and TB (of 1000)";
-        for (toml, what) in [
+        for (toml, message) in [
             ("16777216", "a size is written with its unit; write \"16MiB\" if 16777216 bytes are meant"),
             ("0", "a size is written with its unit; write \"0B\" if 0 bytes are meant"),
             ("\"64k\"", &format!("`64k` has the unknown unit `k`; {units}; did you mean `64KiB`?")),
@@ -474,15 +474,15 @@ mod tests {
             ("\"-1MiB\"", "the size is negative"),
             ("false", "this is true or false and should be a size in quotes"),
         ] {
-            check_toml("retry.buffer_size", toml, &format!("! {what}; {allowed}"));
+            check_toml("retry.buffer_size", toml, &format!("! {message}; {allowed}"));
         }
         check_toml("retry.buffer_size", "\"1GB\"", "\"1GB\"");
     }
 
     #[test]
-    fn what_is_no_whole_number_says_so() {
+    fn the_error_says_that_a_value_is_no_whole_number() {
         let allowed = "write a whole number from 1 to 1000; the default is 16";
-        for (toml, what) in [
+        for (toml, message) in [
             ("-1", "the number is negative"),
             ("1.5", "a number with a fraction is no whole number"),
             ("\"30\"", "a number is written without quotes; did you mean `30`?"),
@@ -492,14 +492,14 @@ mod tests {
             ("99999999999999999999999", "the number is too large"),
             ("0", "0 is too small for `retry.max_attempts`"),
         ] {
-            check_toml("retry.max_attempts", toml, &format!("! {what}; {allowed}"));
+            check_toml("retry.max_attempts", toml, &format!("! {message}; {allowed}"));
         }
-        for (text, what) in [
+        for (text, message) in [
             ("-1", "the number is negative"),
             ("1.5", "`1.5` is no whole number"),
             ("_", "`_` is no whole number"),
         ] {
-            check_text("retry.max_attempts", text, &format!("! {what}; {allowed}"));
+            check_text("retry.max_attempts", text, &format!("! {message}; {allowed}"));
         }
     }
 

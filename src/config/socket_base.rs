@@ -28,9 +28,9 @@ impl FromStr for SocketBase {
             return Ok(Self::default());
         }
         let Some((scheme @ ("ws" | "wss"), rest)) = text.split_once("://") else {
-            let near = text.split_once("://").map_or(text, |(_, rest)| rest);
+            let address = text.split_once("://").map_or(text, |(_, rest)| rest);
             let wrong = WrongValue::new(format!("`{text}` has no ws:// or wss://"));
-            return Err(wrong.suggest(format!("wss://{near}").parse::<Self>().ok()));
+            return Err(wrong.suggest(format!("wss://{address}").parse::<Self>().ok()));
         };
         // The rest of the URL is validated like a base URL.
         let checked = format!("http{}://{rest}", &scheme[2..]).parse::<BaseUrl>()?.to_string();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_address_of_a_socket() {
+    fn a_socket_base_is_the_address_of_a_websocket() {
         check("", "");
         check("wss://localhost:11011", "wss://localhost:11011");
         check(" ws://127.0.0.1:11011/ ", "ws://127.0.0.1:11011");
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_none() {
+    fn an_invalid_socket_base_is_refused() {
         assert!("wss://".parse::<SocketBase>().is_err());
         assert!("wss://user:pass@host".parse::<SocketBase>().is_err());
     }

@@ -12,10 +12,10 @@ use crate::policy::units::UnixMs;
 
 /// Maximum bytes of a file: a configuration or key file has a few kilobytes; more is the wrong
 /// file, or a device.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The environment of the process, and a function to read files.
-pub(super) struct Sources<'a> {
+pub(super) struct ValueSources<'a> {
     pub(super) environment: Environment,
     pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
     /// The time of the reading.
@@ -64,8 +64,8 @@ impl Environment {
     /// or their default below the home folder.
     pub(super) fn state_file(&self) -> Option<PathBuf> {
         // systemd separates several folders by colons; the first is the service's own.
-        let given = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
-        if let Some(folder) = given.filter(|folder| !folder.is_empty()) {
+        let service_folder = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
+        if let Some(folder) = service_folder.filter(|folder| !folder.is_empty()) {
             return Some(Path::new(folder).join("keychoir.db"));
         }
         // The XDG rules: a relative path must be ignored.
@@ -102,9 +102,9 @@ pub(super) enum Unreadable {
     Missing,
     #[error("it is a folder")]
     Folder,
-    #[error("it is larger than {} bytes", FILE_BYTES_MAX)]
+    #[error("it is larger than {} bytes", MAX_FILE_BYTES)]
     TooLarge,
-    /// The place of the first invalid byte, counted from 1.
+    /// The position of the first invalid byte, counted from 1.
     #[error("it is no UTF-8 text (line {line}, column {column})")]
     NotUtf8 { line: usize, column: usize },
     #[error("{0}")]
@@ -133,8 +133,8 @@ pub(super) fn read_file(path: &Path) -> Result<String, Unreadable> {
     let unreadable = |error: std::io::Error| Unreadable::from(error.kind());
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE_BYTES) {
         return Err(Unreadable::TooLarge);
     }
     decode(bytes)
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_books_go_where_the_system_keeps_state() {
+    fn the_usage_database_is_where_the_system_keeps_state() {
         let home = ("HOME", "/home/me");
         check_state_file(&[], None);
         check_state_file(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
@@ -205,19 +205,19 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_text_is_found() {
+    fn an_invalid_byte_is_named_by_its_position() {
         assert_eq!(decode(b"\xef\xbb\xbfa\n".to_vec()), Ok("a\n".into()));
         assert_eq!(decode(b"a\nb\xff".to_vec()), Err(Unreadable::NotUtf8 { line: 2, column: 2 }));
         assert_eq!(decode(b"\xff\xfea\0".to_vec()), Err(Unreadable::NotUtf8 { line: 1, column: 1 }));
     }
 
     #[test]
-    fn files_are_read_or_say_why_not() {
+    fn a_file_is_read_or_the_error_says_why_not() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read_file(folder.path()), Err(Unreadable::Folder));
         assert_eq!(read_file(&folder.path().join("none")), Err(Unreadable::Missing));
         let path = folder.path().join("large");
-        let limit = usize::try_from(FILE_BYTES_MAX).unwrap();
+        let limit = usize::try_from(MAX_FILE_BYTES).unwrap();
         std::fs::write(&path, vec![b'a'; limit]).unwrap();
         assert_eq!(read_file(&path).unwrap().len(), limit);
         std::fs::write(&path, vec![b'a'; limit + 1]).unwrap();

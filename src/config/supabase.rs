@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::base_url::BaseUrl;
 use super::keys::unreadable;
 use super::mask::shown;
-use super::problem::{Origin, Place, Problem, Warning, WrongValue};
-use super::source::{Sources, Unreadable};
+use super::problem::{Problem, SourceSpan, ValueOrigin, Warning, WrongValue};
+use super::source::{Unreadable, ValueSources};
 use super::value::Folders;
 use crate::policy::authority::Scheme;
 use crate::secret::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
@@ -103,9 +103,9 @@ impl FromStr for SupabaseUrl {
             // A connection string contains a password, so it is not shown.
             return Err(WrongValue::new("this is the address of the database, not of its API").advise(FORM));
         }
-        let bare = text.trim_end_matches('/');
-        let bare = bare.strip_suffix("/rest/v1").unwrap_or(bare);
-        let url: BaseUrl = bare.parse().map_err(|wrong: WrongValue| wrong.advise(FORM))?;
+        let trimmed = text.trim_end_matches('/');
+        let trimmed = trimmed.strip_suffix("/rest/v1").unwrap_or(trimmed);
+        let url: BaseUrl = trimmed.parse().map_err(|wrong: WrongValue| wrong.advise(FORM))?;
         if url.path_prefix().starts_with("/dashboard") {
             return Err(WrongValue::new("this is the page of the dashboard, not the project").advise(FORM));
         }
@@ -113,16 +113,16 @@ impl FromStr for SupabaseUrl {
     }
 }
 
-/// The places of the settings that name address and key.
-pub(super) struct Given<'a> {
-    pub(super) url: Option<Place>,
-    pub(super) secret_key_file: Option<Place>,
+/// The sources of the settings that name address and key.
+pub(super) struct SettingSpans<'a> {
+    pub(super) url: Option<SourceSpan>,
+    pub(super) secret_key_file: Option<SourceSpan>,
     pub(super) folders: Folders<'a>,
 }
 
 /// Problems and warnings of the search.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct ServiceKeySearch {
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Warning>,
 }
@@ -130,68 +130,72 @@ pub(super) struct Found {
 impl SupabaseConfig {
     /// Searches address and key in the environment, the service's credentials and the settings.
     /// Only one of the two is reported as a problem, unless the mirror is disabled.
-    pub(super) fn find_key(&mut self, sources: &Sources<'_>, given: Given<'_>) -> Found {
-        let mut found = Found::default();
+    pub(super) fn find_key(
+        &mut self,
+        sources: &ValueSources<'_>,
+        spans: SettingSpans<'_>,
+    ) -> ServiceKeySearch {
+        let mut search = ServiceKeySearch::default();
         if !self.enabled {
-            return found;
+            return search;
         }
-        let key = self.key_text(sources, &given, &mut found);
-        let mut url_place = given.url;
-        let is_ours = |place: &Place| matches!(place.origin, Origin::Variable(_));
+        let key = self.key_text(sources, &spans, &mut search);
+        let mut url_span = spans.url;
+        let is_setting_variable = |span: &SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
         if let Some(text) =
-            sources.environment.value(URL).filter(|_| !url_place.as_ref().is_some_and(is_ours))
+            sources.environment.value(URL).filter(|_| !url_span.as_ref().is_some_and(is_setting_variable))
         {
-            let place = Place::of(Origin::Variable(URL.to_owned()));
+            let span = SourceSpan::of(ValueOrigin::Variable(URL.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
                 // An invalid variable of an app, which may not be intended for Keychoir, is no
                 // error.
                 Err(_) if key.is_none() => {}
-                Err(wrong) => found.problems.push(place.problem(wrong)),
+                Err(wrong) => search.problems.push(span.problem(wrong)),
             }
-            url_place = Some(place);
+            url_span = Some(span);
         }
         match (&self.url.0, key) {
             (None, None) => {}
-            (Some(url), Some((key, place))) => {
+            (Some(url), Some((key, span))) => {
                 match key {
                     Ok(key) => self.key = Some(key),
-                    Err(wrong) => found.problems.push(place.problem(wrong)),
+                    Err(wrong) => search.problems.push(span.problem(wrong)),
                 }
                 if url.scheme() == Scheme::Http && !url.is_loopback() {
-                    let place = url_place.unwrap_or_else(|| Place::of(Origin::Nowhere));
-                    let what = "Supabase's key goes over the network in clear text: write https:// if the host speaks it";
-                    found.warnings.push(place.warning(what));
+                    let span = url_span.unwrap_or_else(|| SourceSpan::of(ValueOrigin::Nowhere));
+                    let message = "Supabase's key goes over the network in clear text: write https:// if the host supports it";
+                    search.warnings.push(span.warning(message));
                 }
             }
             (Some(_), None) => {
-                let place = url_place.unwrap_or_else(|| Place::of(Origin::Nowhere));
-                let what = format!(
+                let span = url_span.unwrap_or_else(|| SourceSpan::of(ValueOrigin::Nowhere));
+                let message = format!(
                     "nothing is mirrored to Supabase: it has no key; set {SECRET}, or supabase.enabled = false"
                 );
-                found.warnings.extend(found.problems.is_empty().then(|| place.warning(what)));
+                search.warnings.extend(search.problems.is_empty().then(|| span.warning(message)));
             }
-            (None, Some((_, place))) => {
-                let what = format!(
+            (None, Some((_, span))) => {
+                let message = format!(
                     "nothing is mirrored to Supabase: it has no address; set {URL}, or supabase.enabled = false"
                 );
-                found.warnings.extend(found.problems.is_empty().then(|| place.warning(what)));
+                search.warnings.extend(search.problems.is_empty().then(|| span.warning(message)));
             }
         }
-        found
+        search
     }
 
-    /// The first key that is given, and its place.
+    /// The first configured key, and its source.
     fn key_text(
         &self,
-        sources: &Sources<'_>,
-        given: &Given<'_>,
-        found: &mut Found,
-    ) -> Option<(Result<ServiceKey, WrongValue>, Place)> {
-        let local = Folders { base: None, home: given.folders.home };
+        sources: &ValueSources<'_>,
+        spans: &SettingSpans<'_>,
+        search: &mut ServiceKeySearch,
+    ) -> Option<(Result<ServiceKey, WrongValue>, SourceSpan)> {
+        let local = Folders { base: None, home: spans.folders.home };
         for (name, form) in KEYS {
             if let Some(text) = sources.environment.value(name) {
-                return Some((key(text, form), Place::of(Origin::Variable(name.to_owned()))));
+                return Some((key(text, form), SourceSpan::of(ValueOrigin::Variable(name.to_owned()))));
             }
             let name = format!("{name}_FILE");
             if let Some(path) = sources.environment.value(&name) {
@@ -199,19 +203,22 @@ impl SupabaseConfig {
                     (sources.read)(&path)
                         .map_err(|reason| unreadable(&shown(&path.to_string_lossy()), &reason))
                 });
-                return Some((text.and_then(|text| key(&text, form)), Place::of(Origin::Variable(name))));
+                return Some((
+                    text.and_then(|text| key(&text, form)),
+                    SourceSpan::of(ValueOrigin::Variable(name)),
+                ));
             }
         }
         if let Some(folder) = sources.environment.value(CREDENTIALS) {
             for (name, form) in KEYS {
                 let path = PathBuf::from(folder).join(name.to_lowercase());
                 match (sources.read)(&path) {
-                    Ok(text) => return Some((key(&text, form), Place::of(Origin::File(path)))),
+                    Ok(text) => return Some((key(&text, form), SourceSpan::of(ValueOrigin::File(path)))),
                     // The service may have other credentials than Keychoir's.
                     Err(Unreadable::Missing) => {}
                     Err(reason) => {
                         let wrong = unreadable("the file", &reason);
-                        found.problems.push(Place::of(Origin::File(path)).problem(wrong));
+                        search.problems.push(SourceSpan::of(ValueOrigin::File(path)).problem(wrong));
                         return None;
                     }
                 }
@@ -219,14 +226,15 @@ impl SupabaseConfig {
         }
         let path = self.secret_key_file.as_ref()?;
         let text = (sources.read)(path).map_err(|reason| unreadable("the file", &reason));
-        let place = given.secret_key_file.clone().unwrap_or_else(|| Place::of(Origin::File(path.clone())));
-        Some((text.and_then(|text| key(&text, ServiceKeyForm::Secret)), place))
+        let span =
+            spans.secret_key_file.clone().unwrap_or_else(|| SourceSpan::of(ValueOrigin::File(path.clone())));
+        Some((text.and_then(|text| key(&text, ServiceKeyForm::Secret)), span))
     }
 }
 
 fn key(text: &str, form: ServiceKeyForm) -> Result<ServiceKey, WrongValue> {
-    let bare = text.trim().trim_matches(['"', '\'']);
-    ServiceKey::new(bare, form).map_err(|error| {
+    let plain = text.trim().trim_matches(['"', '\'']);
+    ServiceKey::new(plain, form).map_err(|error| {
         let wrong = WrongValue::new(error.to_string());
         match error {
             UnusableServiceKey::NotVisibleAscii => wrong,

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::source::{Environment, Sources, Unreadable};
+use super::source::{Environment, Unreadable, ValueSources};
 use super::{Config, Loaded, Need, Overrides, Problems, resolve};
 use crate::policy::units::UnixMs;
 
@@ -27,7 +27,7 @@ const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
 /// A fake machine: variables, files, flags.
 #[derive(Clone, Default)]
-struct Given<'a> {
+struct FakeMachine<'a> {
     variables: Vec<(&'a str, &'a str)>,
     files: Vec<(&'a str, &'a str)>,
     listen: Option<&'a str>,
@@ -37,7 +37,7 @@ struct Given<'a> {
     keys: Need,
 }
 
-impl<'a> Given<'a> {
+impl<'a> FakeMachine<'a> {
     /// Only a home folder and one key.
     fn fresh() -> Self {
         Self { variables: vec![("HOME", "/home/me"), ("ELEVENLABS_API_KEYS", KEY)], ..Self::default() }
@@ -89,7 +89,7 @@ impl<'a> Given<'a> {
             has_passed_sockets: self.has_passed_sockets,
             keys: self.keys,
         };
-        resolve::resolve(&overrides, &Sources { environment, read: &read, now: NOW })
+        resolve::resolve(&overrides, &ValueSources { environment, read: &read, now: NOW })
     }
 
     #[track_caller]

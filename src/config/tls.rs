@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use super::keys::unreadable;
 use super::mask::shown;
-use super::problem::{Place, Problem, Warning, WrongValue, nearest};
-use super::source::{Sources, Unreadable};
+use super::problem::{Problem, SourceSpan, Warning, WrongValue, nearest};
+use super::source::{Unreadable, ValueSources};
 use crate::certificate::{Certificate, Chain, ChainError, KeyError};
 use crate::policy::certificate::Validity;
 
@@ -57,19 +57,19 @@ impl TlsConfig {
         }
     }
 
-    /// Reads the two files. Problems and warnings point to `cert` and `key`, the places where the
+    /// Reads the two files. Problems and warnings point to `cert` and `key`, the settings in which the
     /// files were named.
     pub(super) fn certificate(
         &self,
-        sources: &Sources<'_>,
-        [cert, key]: [&Place; 2],
+        sources: &ValueSources<'_>,
+        [cert, key]: [&SourceSpan; 2],
         problems: &mut Vec<Problem>,
         warnings: &mut Vec<Warning>,
     ) -> Option<Certificate> {
-        let mut read = |path: &Option<PathBuf>, place: &Place| match (sources.read)(path.as_ref()?) {
+        let mut read = |path: &Option<PathBuf>, span: &SourceSpan| match (sources.read)(path.as_ref()?) {
             Ok(text) => Some(text),
             Err(reason) => {
-                problems.push(place.problem(unread(path.as_ref()?, &reason)));
+                problems.push(span.problem(unreadable_file(path.as_ref()?, &reason)));
                 None
             }
         };
@@ -105,7 +105,7 @@ impl TlsConfig {
     }
 }
 
-fn unread(path: &Path, reason: &Unreadable) -> WrongValue {
+fn unreadable_file(path: &Path, reason: &Unreadable) -> WrongValue {
     let wrong = unreadable(&shown(&path.to_string_lossy()), reason);
     match reason {
         Unreadable::NotUtf8 { .. } => {
@@ -134,9 +134,12 @@ fn no_key(error: KeyError) -> WrongValue {
             wrong.advise("`cert` is the file of certificates, `key` that of the private key")
         }
         KeyError::Encrypted => wrong.advise("openssl pkey -in FILE -out PLAIN_FILE unlocks it"),
-        KeyError::Unusable => wrong.advise("openssl pkey -in FILE -noout says more; ECDSA, Ed25519 and RSA are known"),
-        KeyError::Mismatch => wrong
-            .advise("name the key that the certificate was asked for with; the server's certificate comes first in its file"),
+        KeyError::Unusable => {
+            wrong.advise("openssl pkey -in FILE -noout says more; ECDSA, Ed25519 and RSA are supported")
+        }
+        KeyError::Mismatch => {
+            wrong.advise("name the key of the certificate; the server's certificate comes first in its file")
+        }
     }
 }
 
@@ -165,7 +168,7 @@ impl FromStr for TlsConfig {
                     lower => nearest(lower, ["auto", "off"]),
                 };
                 let wrong = WrongValue::new(format!("{} is no way to speak TLS", shown(text)));
-                return Err(wrong.advise(FORM).suggest(near));
+                return Err(wrong.advise(NOTATION).suggest(near));
             }
         };
         Ok(Self { word, ..Self::default() })
@@ -173,4 +176,4 @@ impl FromStr for TlsConfig {
 }
 
 /// The allowed forms.
-pub(super) const FORM: &str = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";
+pub(super) const NOTATION: &str = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";

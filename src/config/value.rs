@@ -34,10 +34,10 @@ impl Folders<'_> {
         if text.trim().is_empty() {
             return Err(WrongValue::new("the path is empty"));
         }
-        if let Some(below) = text.strip_prefix("~/") {
+        if let Some(relative) = text.strip_prefix("~/") {
             let unknown =
                 || WrongValue::new("`~` is unknown: HOME is not set").advise("write the whole path");
-            return Ok(self.home.ok_or_else(unknown)?.join(below));
+            return Ok(self.home.ok_or_else(unknown)?.join(relative));
         }
         Ok(self.base.map_or_else(|| PathBuf::from(text), |base| base.join(text)))
     }
@@ -49,7 +49,7 @@ const TOO_LARGE: &str = "the number is too large";
 
 pub(super) fn whole_number(raw: Raw<'_>) -> Result<u64, WrongValue> {
     match raw {
-        Raw::Toml(DeValue::Integer(integer)) => whole(integer).map_err(WrongValue::new),
+        Raw::Toml(DeValue::Integer(integer)) => parse_integer(integer).map_err(WrongValue::new),
         Raw::Toml(DeValue::Float(_)) => Err(WrongValue::new("a number with a fraction is no whole number")),
         Raw::Toml(DeValue::String(text)) => {
             Err(WrongValue::new("a number is written without quotes").suggest(text.parse::<u64>().ok()))
@@ -69,7 +69,7 @@ pub(super) fn whole_number(raw: Raw<'_>) -> Result<u64, WrongValue> {
 }
 
 /// Parses a TOML integer in its radix.
-fn whole(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
+fn parse_integer(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
     u64::from_str_radix(integer.as_str(), integer.radix())
         .map_err(|_| if integer.as_str().starts_with('-') { NEGATIVE } else { TOO_LARGE })
 }
@@ -81,7 +81,7 @@ struct Notation {
     guess: fn(&str) -> Option<u64>,
     show: fn(u64) -> String,
     /// The unit to suggest for a number without one, and its factor in the smallest unit.
-    bare_unit: (&'static str, u64),
+    default_unit: (&'static str, u64),
     known_units: &'static str,
 }
 
@@ -90,18 +90,18 @@ const DURATION: Notation = Notation {
     parse: |text| duration::parse(text).map(milliseconds),
     guess: |text| duration::guess(text).map(milliseconds),
     show: |milliseconds| ShownDuration(Duration::from_millis(milliseconds)).to_string(),
-    bare_unit: ("milliseconds", 1),
+    default_unit: ("milliseconds", 1),
     known_units: duration::KNOWN_UNITS,
 };
 
-const DAYS: Notation = Notation { bare_unit: ("days", 24 * 3_600_000), ..DURATION };
+const DAYS: Notation = Notation { default_unit: ("days", 24 * 3_600_000), ..DURATION };
 
 const SIZE: Notation = Notation {
     noun: "size",
     parse: size::parse,
     guess: size::guess,
     show: |bytes| ShownSize(bytes).to_string(),
-    bare_unit: ("bytes", 1),
+    default_unit: ("bytes", 1),
     known_units: size::KNOWN_UNITS,
 };
 
@@ -132,7 +132,7 @@ impl Notation {
             Raw::Text(text) => text,
             Raw::Toml(DeValue::String(text)) => text,
             Raw::Toml(DeValue::Integer(integer)) => {
-                let number = whole(integer).map_err(WrongValue::new)?;
+                let number = parse_integer(integer).map_err(WrongValue::new)?;
                 return Err(self.no_unit(number, raw));
             }
             Raw::Toml(DeValue::Float(_)) => {
@@ -166,12 +166,12 @@ impl Notation {
 
     /// The error for a number without a unit, which suggests the same number with the probable
     /// unit.
-    fn no_unit(&self, number: u64, layer: Raw<'_>) -> WrongValue {
-        let (unit, factor) = self.bare_unit;
+    fn no_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
+        let (unit, factor) = self.default_unit;
         let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
         match number.checked_mul(factor) {
-            Some(counted) => {
-                let written = self.written(counted, layer);
+            Some(converted) => {
+                let written = self.written(converted, raw);
                 wrong.advise(format!("write {written} if {number} {unit} are meant"))
             }
             None => wrong,
@@ -179,9 +179,9 @@ impl Notation {
     }
 
     /// The quantity in the notation of its layer: quoted in a file, unquoted in a variable.
-    fn written(&self, number: u64, layer: Raw<'_>) -> String {
+    fn written(&self, number: u64, raw: Raw<'_>) -> String {
         let shown = (self.show)(number);
-        match layer {
+        match raw {
             Raw::Text(_) => shown,
             Raw::Toml(_) => format!("\"{shown}\""),
         }
@@ -189,39 +189,39 @@ impl Notation {
 }
 
 pub(super) fn ratio(raw: Raw<'_>) -> Result<f64, WrongValue> {
-    const FORM: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
+    const ADVICE: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
     let number = match raw {
         Raw::Toml(DeValue::Float(number)) => number.as_str().parse::<f64>().ok(),
         Raw::Toml(DeValue::Integer(number)) => {
             number.as_str().parse::<f64>().ok().filter(|_| number.radix() == 10)
         }
-        Raw::Toml(other) => return Err(wrong_type(other, "a number").advise(FORM)),
+        Raw::Toml(other) => return Err(wrong_type(other, "a number").advise(ADVICE)),
         Raw::Text(text) => text.parse::<f64>().ok(),
     };
     match number {
         Some(number) if number > 0.0 && number <= 1.0 => Ok(number),
         Some(percent) if percent > 1.0 && percent <= 100.0 => {
-            Err(WrongValue::new("the ratio is above 1").advise(FORM).suggest(Some(percent / 100.0)))
+            Err(WrongValue::new("the ratio is above 1").advise(ADVICE).suggest(Some(percent / 100.0)))
         }
-        Some(_) => Err(WrongValue::new("the ratio is out of range").advise(FORM)),
-        None => Err(WrongValue::new("this is no number").advise(FORM)),
+        Some(_) => Err(WrongValue::new("the ratio is out of range").advise(ADVICE)),
+        None => Err(WrongValue::new("this is no number").advise(ADVICE)),
     }
 }
 
 pub(super) fn switch(raw: Raw<'_>) -> Result<bool, WrongValue> {
-    const FORM: &str = "write `true` or `false`";
+    const ADVICE: &str = "write `true` or `false`";
     let text = match raw {
         Raw::Toml(DeValue::Boolean(value)) => return Ok(*value),
         Raw::Toml(DeValue::String(text)) => {
             let wrong = WrongValue::new("`true` and `false` are written without quotes");
-            return Err(wrong.advise(FORM).suggest(guess_switch(text)));
+            return Err(wrong.advise(ADVICE).suggest(guess_switch(text)));
         }
-        Raw::Toml(other) => return Err(wrong_type(other, "`true` or `false`").advise(FORM)),
+        Raw::Toml(other) => return Err(wrong_type(other, "`true` or `false`").advise(ADVICE)),
         Raw::Text(text) => text,
     };
     text.parse().map_err(|_| {
         WrongValue::new(format!("{} is neither true nor false", shown(text)))
-            .advise(FORM)
+            .advise(ADVICE)
             .suggest(guess_switch(text))
     })
 }
@@ -256,7 +256,7 @@ pub(super) fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
 
 /// The error for a wrong type. It names the type and not the value, which may be a secret.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
-    let found = match value {
+    let actual = match value {
         DeValue::String(_) => "a text",
         DeValue::Integer(_) | DeValue::Float(_) => "a number",
         DeValue::Boolean(_) => "true or false",
@@ -264,7 +264,7 @@ pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     };
-    WrongValue::new(format!("this is {found} and should be {expected}"))
+    WrongValue::new(format!("this is {actual} and should be {expected}"))
 }
 
 pub(super) fn saturated(number: u64) -> usize {

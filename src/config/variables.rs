@@ -1,7 +1,7 @@
 //! The environment as a layer: a `KEYCHOIR_` variable is either a known setting or a mistake.
 
 use super::mask::shown;
-use super::problem::{Origin, Place, Problem, WrongValue, nearest};
+use super::problem::{Problem, SourceSpan, ValueOrigin, WrongValue, nearest};
 use super::renamed;
 use super::setting::{self, Setting};
 use super::source::Environment;
@@ -15,20 +15,20 @@ const PREFIX: &str = "KEYCHOIR_";
 pub(super) fn settings<'e>(
     environment: &'e Environment,
     problems: &mut Vec<Problem>,
-) -> Vec<(&'static Setting, &'e str, Place)> {
+) -> Vec<(&'static Setting, &'e str, SourceSpan)> {
     for name in &environment.unreadable {
         let wrong = WrongValue::new("the value is no UTF-8 text");
-        problems.push(Place::of(Origin::Variable(name.clone())).problem(wrong));
+        problems.push(SourceSpan::of(ValueOrigin::Variable(name.clone())).problem(wrong));
     }
     let mut settings = Vec::new();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && *name != CONFIG) {
-        let place = Place::of(Origin::Variable(name.to_owned()));
+        let span = SourceSpan::of(ValueOrigin::Variable(name.to_owned()));
         match setting::TABLE.iter().find(|setting| setting.variable() == name) {
-            Some(setting) => settings.push((setting, value, place)),
+            Some(setting) => settings.push((setting, value, span)),
             None if is_service_link(name, value) => {}
             None => {
-                let wrong = renamed::in_environment(name, value).unwrap_or_else(|| unknown(name));
-                problems.push(place.problem(wrong));
+                let wrong = renamed::in_environment(name, value).unwrap_or_else(|| unknown_variable(name));
+                problems.push(span.problem(wrong));
             }
         }
     }
@@ -39,26 +39,29 @@ pub(super) fn settings<'e>(
 /// `KEYCHOIR_PORT=tcp://…` and more to every container beside it.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
-    let is_part = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));
+    let is_protocol = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));
     let is_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
-    !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_part)))
+    !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_protocol)))
 }
 
-fn unknown(name: &str) -> WrongValue {
+fn unknown_variable(name: &str) -> WrongValue {
     let wrong = WrongValue::new("there is no such setting");
     let upper = name.to_uppercase();
-    let bare = upper.trim_start_matches(PREFIX);
-    if bare.contains("API_KEY") || bare == "KEYS" || bare == "KEY" {
+    let name_without_prefix = upper.trim_start_matches(PREFIX);
+    if name_without_prefix.contains("API_KEY")
+        || name_without_prefix == "KEYS"
+        || name_without_prefix == "KEY"
+    {
         return wrong.suggest(Some("ELEVENLABS_API_KEYS"));
     }
     // A name without its section: `KEYCHOIR_LISTEN`.
-    let by_name = setting::of_name(&bare.to_lowercase()).map(Setting::variable);
+    let by_name = setting::of_name(&name_without_prefix.to_lowercase()).map(Setting::variable);
     let names = || setting::TABLE.iter().map(Setting::variable).chain([CONFIG.to_owned()]);
     let near = by_name.or_else(|| nearest(&upper, names()));
     match near {
         Some(near) => wrong.suggest(Some(near)),
         None => {
-            let section = bare.split("__").next().unwrap_or_default().to_lowercase();
+            let section = name_without_prefix.split("__").next().unwrap_or_default().to_lowercase();
             let siblings: Vec<_> =
                 setting::TABLE.iter().filter(|setting| setting.section() == section).collect();
             if siblings.is_empty() {
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_set_is_not_ours() {
+    fn variables_of_other_programs_are_ignored() {
         check_ignored("KEYCHOIR_CONFIG", "/etc/keychoir.toml");
         check_ignored("PATH", "/bin");
         check_ignored("KEYCHOIR_SERVICE_HOST", "10.0.0.1");
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_ones_own_is_no_service_link() {
+    fn a_port_without_an_address_is_no_service_link() {
         check_unknown("KEYCHOIR_PORT", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
     }
 }

@@ -19,10 +19,10 @@ pub enum State {
 
 /// Counters and state of the mirror. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Cells>);
+pub struct MirrorHealth(Arc<MirrorHealthCells>);
 
 #[derive(Debug, Default)]
-struct Cells {
+struct MirrorHealthCells {
     state: AtomicU8,
     refused: AtomicU64,
     sent: AtomicU64,
@@ -33,7 +33,7 @@ struct Cells {
 
 const STATES: [State; 3] = [State::Working, State::Failing, State::Paused];
 
-impl Health {
+impl MirrorHealth {
     /// The current state.
     #[must_use]
     pub fn state(&self) -> State {
@@ -72,7 +72,7 @@ impl Health {
     }
 
     pub(super) fn set_state(&self, state: State) {
-        let index = STATES.iter().position(|one| *one == state).unwrap_or(0);
+        let index = STATES.iter().position(|candidate| *candidate == state).unwrap_or(0);
         self.0.state.store(u8::try_from(index).unwrap_or(0), Ordering::Release);
     }
 
@@ -80,11 +80,11 @@ impl Health {
         self.0.refused.store(rows, Ordering::Release);
     }
 
-    pub(super) fn sent_more(&self, rows: usize) {
+    pub(super) fn add_sent(&self, rows: usize) {
         self.0.sent.fetch_add(rows as u64, Ordering::AcqRel);
     }
 
-    pub(super) fn failed_once_more(&self) {
+    pub(super) fn add_failure(&self) {
         self.0.failures.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -19,7 +19,7 @@ use crate::secret::ServiceKey;
 use crate::store::{Batch, Delivery, Outbox, RefusedRow, Unavailable};
 use crate::upstream::TlsError;
 
-pub use health::{Health, State};
+pub use health::{MirrorHealth, State};
 
 use push::{Pushed, Stop, push, rename};
 use remote::Remote;
@@ -35,27 +35,27 @@ pub struct Settings {
     /// Time between two pushes.
     pub interval: Duration,
     /// Maximum rows in a request.
-    pub batch_rows_max: usize,
+    pub max_batch_rows: usize,
     /// Timeout for DNS, TCP and TLS together.
-    pub connect_max: Duration,
+    pub connect_timeout: Duration,
     /// Timeout from the begin of a request to the end of its response.
-    pub answer_max: Duration,
+    pub response_timeout: Duration,
     /// The longest delay after repeated failures.
-    pub retry_max: Duration,
+    pub max_retry_delay: Duration,
     /// The delay when an operator must fix the setup.
     pub pause: Duration,
     /// How long shutdown waits for the last push.
-    pub final_push_max: Duration,
+    pub final_push_timeout: Duration,
 }
 
 /// Why the mirror cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum MirrorStartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The HTTP client cannot be made.
-    #[error("there is no way to Supabase: {0}")]
+    #[error("the HTTP client for Supabase cannot be created: {0}")]
     Client(#[from] reqwest::Error),
     /// A header cannot carry the key.
     #[error("Supabase's key cannot be sent in a header")]
@@ -63,7 +63,7 @@ pub enum StartError {
 }
 
 /// Delay before a refused row is retried: its table may have changed.
-const REFUSED_REST: Duration = Duration::from_secs(3_600);
+const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(3_600);
 
 /// The task that sends due rows, round after round.
 #[derive(Debug)]
@@ -71,11 +71,11 @@ pub struct Mirror {
     outbox: Outbox,
     remote: Remote,
     settings: Settings,
-    health: Health,
+    health: MirrorHealth,
     /// Consecutive failures.
     failures: u32,
     /// The setup error that was logged last.
-    told: Option<Hint>,
+    last_hint: Option<Hint>,
 }
 
 /// The result of a round.
@@ -88,7 +88,7 @@ enum Round {
     /// Supabase was unreachable or refused; the rows are to be sent again.
     Stopped(Stop),
     /// The database cannot be read or written now.
-    NoBooks,
+    StoreUnavailable,
 }
 
 impl Mirror {
@@ -97,11 +97,11 @@ impl Mirror {
     /// # Errors
     ///
     /// When the HTTP client cannot be made.
-    pub fn new(outbox: Outbox, settings: Settings, health: Health) -> Result<Self, StartError> {
+    pub fn new(outbox: Outbox, settings: Settings, health: MirrorHealth) -> Result<Self, MirrorStartError> {
         let remote = Remote::new(&settings)?;
         // The age of rows from earlier runs is not recorded, so their lag counts from now.
         health.caught_up(clock::now());
-        Ok(Self { outbox, remote, settings, health, failures: 0, told: None })
+        Ok(Self { outbox, remote, settings, health, failures: 0, last_hint: None })
     }
 
     /// Sends round after round. After `end`, sends the remaining rows and returns. Dropping the
@@ -129,30 +129,30 @@ impl Mirror {
     async fn round(&mut self) -> Round {
         match self.try_round().await {
             Ok(round) => round,
-            Err(Unavailable) => Round::NoBooks,
+            Err(Unavailable) => Round::StoreUnavailable,
         }
     }
 
     async fn try_round(&mut self) -> Result<Round, Unavailable> {
-        let rows_max = self.settings.batch_rows_max;
-        let Batch { renames, keys, events, refused } = self.outbox.take(rows_max).await?;
+        let max_rows = self.settings.max_batch_rows;
+        let Batch { renames, keys, events, refused } = self.outbox.take(max_rows).await?;
         self.health.set_refused(refused);
-        let is_renaming = renames.len() >= rows_max;
+        let is_renaming = renames.len() >= max_rows;
         // Renames go first: a new row of a key would conflict with its old one.
-        if let Some(stop) = self.settle(rename(&self.remote, renames).await).await? {
+        if let Some(stop) = self.record(rename(&self.remote, renames).await).await? {
             return Ok(Round::Stopped(stop));
         }
         if is_renaming {
             return Ok(Round::More);
         }
-        let is_full = keys.len() >= rows_max || events.len() >= rows_max;
+        let is_full = keys.len() >= max_rows || events.len() >= max_rows;
         let keys: Vec<KeyUsage> = keys.into_iter().map(Into::into).collect();
         let events: Vec<UsageEvent> = events.into_iter().map(Into::into).collect();
-        let keys_stop = self.settle(push(&self.remote, &keys).await).await?;
+        let keys_stop = self.record(push(&self.remote, &keys).await).await?;
         // An error of one table does not keep the other from being sent.
         let stop = match keys_stop {
-            Some(stop) if !is_of_table(&stop) => Some(stop),
-            stop => self.settle(push(&self.remote, &events).await).await?.or(stop),
+            Some(stop) if !concerns_one_table(&stop) => Some(stop),
+            stop => self.record(push(&self.remote, &events).await).await?.or(stop),
         };
         Ok(match stop {
             Some(stop) => Round::Stopped(stop),
@@ -162,23 +162,23 @@ impl Mirror {
     }
 
     /// Records the result for each row; returns the error that stopped the others.
-    async fn settle(&mut self, pushed: Pushed) -> Result<Option<Stop>, Unavailable> {
-        let Pushed { sent, refused, stop } = pushed;
+    async fn record(&mut self, result: Pushed) -> Result<Option<Stop>, Unavailable> {
+        let Pushed { sent, refused, stop } = result;
         if sent.is_empty() && refused.is_empty() {
             return Ok(stop);
         }
-        self.health.sent_more(sent.len());
-        let until = clock::now().plus(REFUSED_REST);
-        let codes: Vec<String> = refused.iter().map(|(_, code)| code.clone()).collect();
+        self.health.add_sent(sent.len());
+        let until = clock::now().plus(REFUSED_RETRY_DELAY);
+        let refusal_codes: Vec<String> = refused.iter().map(|(_, code)| code.clone()).collect();
         let refused = refused.into_iter().map(|(name, code)| RefusedRow { name, code, until }).collect();
-        let first_times = self.outbox.settle(Delivery { sent, refused }).await?;
-        if first_times > 0 {
-            let code = codes.first().map_or("", String::as_str);
+        let newly_refused = self.outbox.settle(Delivery { sent, refused }).await?;
+        if newly_refused > 0 {
+            let code = refusal_codes.first().map_or("", String::as_str);
             warn!(
                 event = "mirror_rows_refused",
-                rows = first_times,
+                rows = newly_refused,
                 code,
-                "Supabase refuses {first_times} rows for what is in them ({code}); they are kept and tried again later"
+                "Supabase refuses {newly_refused} rows because of their content ({code}); they stay in the outbox and are sent again later"
             );
         }
         Ok(stop)
@@ -186,40 +186,40 @@ impl Mirror {
 
     /// Processes the result of a round: logs changes and returns the delay before the next one.
     fn after(&mut self, round: Round) -> Duration {
-        let Settings { interval, retry_max, pause, .. } = self.settings;
+        let Settings { interval, max_retry_delay, pause, .. } = self.settings;
         match round {
             Round::Done | Round::More => {
                 if self.health.state() != State::Working {
-                    info!(event = "mirror_recovered", "Supabase takes what is mirrored again");
+                    info!(event = "mirror_recovered", "Supabase accepts the mirrored rows again");
                 }
                 self.health.set_state(State::Working);
                 if matches!(round, Round::Done) {
                     self.health.caught_up(clock::now());
                 }
-                (self.failures, self.told) = (0, None);
+                (self.failures, self.last_hint) = (0, None);
                 if matches!(round, Round::More) { Duration::ZERO } else { interval }
             }
             // The store reports database errors itself.
-            Round::NoBooks => interval,
-            Round::Stopped(Stop::Later { reason, told }) => {
+            Round::StoreUnavailable => interval,
+            Round::Stopped(Stop::Later { reason, retry_after }) => {
                 if self.health.state() == State::Working {
                     warn!(
                         event = "mirror_failing",
-                        "Supabase does not take what is mirrored: {reason}; requests go on, and it is tried again"
+                        "Supabase does not accept the mirrored rows: {reason}. Requests are served as before, and the mirror retries"
                     );
                 }
                 self.health.set_state(State::Failing);
-                self.health.failed_once_more();
+                self.health.add_failure();
                 self.failures = self.failures.saturating_add(1);
-                wait(self.failures, interval, retry_max, told, fastrand::f64())
+                wait(self.failures, interval, max_retry_delay, retry_after, fastrand::f64())
             }
             Round::Stopped(Stop::Person { hint, reason }) => {
-                if self.told != Some(hint) {
-                    warn!(event = "mirror_paused", "Mirroring rests: {} ({reason})", hint.text());
+                if self.last_hint != Some(hint) {
+                    warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", hint.text());
                 }
                 self.health.set_state(State::Paused);
-                self.health.failed_once_more();
-                (self.failures, self.told) = (0, Some(hint));
+                self.health.add_failure();
+                (self.failures, self.last_hint) = (0, Some(hint));
                 pause
             }
         }
@@ -227,7 +227,7 @@ impl Mirror {
 }
 
 /// Whether the error concerns one table, not the whole connection.
-fn is_of_table(stop: &Stop) -> bool {
+fn concerns_one_table(stop: &Stop) -> bool {
     match stop {
         Stop::Later { .. } => false,
         Stop::Person { hint, .. } => match hint {

@@ -4,14 +4,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::remote::{Outcome, Reason, Remote};
-use super::rows::{KeyUsage, Row, UsageEvent};
+use super::remote::{Reason, Remote, SendOutcome};
+use super::rows::{KeyUsage, MirrorRow, UsageEvent};
 use crate::policy::mirror::{Acceptance, Hint, halves};
 use crate::store::{Rename, RowName};
 
 /// Maximum requests for one batch: enough to find a handful of bad rows among hundreds. The others
 /// are in the next batch, which is smaller.
-const REQUESTS_MAX: usize = 128;
+const MAX_REQUESTS: usize = 128;
 
 /// The result of a batch.
 #[derive(Debug, Default)]
@@ -27,39 +27,39 @@ pub(super) struct Pushed {
 #[derive(Clone, Debug)]
 pub(super) enum Stop {
     /// A temporary failure, with the delay that the response demanded.
-    Later { reason: Reason, told: Option<Duration> },
+    Later { reason: Reason, retry_after: Option<Duration> },
     /// A mistake of the setup that an operator must fix.
     Person { hint: Hint, reason: Reason },
 }
 
 /// Sends `rows`. The halves are tried level by level, not depth first: good rows are delivered
 /// early, which also proves that the rows are at fault and not the table.
-pub(super) async fn push<R: Row>(remote: &Remote, rows: &[R]) -> Pushed {
+pub(super) async fn push<R: MirrorRow>(remote: &Remote, rows: &[R]) -> Pushed {
     let mut pushed = Pushed::default();
     let mut waiting = VecDeque::new();
     waiting.push_back(0..rows.len());
     let mut last_refusal = None;
     // Rows refused alone before any row was accepted: the table may have been the cause.
     let mut early = Vec::new();
-    for _ in 0..REQUESTS_MAX {
+    for _ in 0..MAX_REQUESTS {
         if waiting.is_empty() && !pushed.sent.is_empty() {
             waiting.extend(early.drain(..).map(|(range, _)| range));
         }
         let Some(range) = waiting.pop_front() else { break };
         let Some(part) = rows.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
-        let Outcome { verdict, reason, told } = remote.push(part).await;
+        let SendOutcome { verdict, reason, retry_after } = remote.push(part).await;
         match verdict {
-            Acceptance::Arrived => pushed.sent.extend(part.iter().map(Row::name)),
+            Acceptance::Arrived => pushed.sent.extend(part.iter().map(MirrorRow::name)),
             Acceptance::Row => {
                 match halves(range.clone()) {
-                    Some(both) => waiting.extend(both),
+                    Some(halves_of_range) => waiting.extend(halves_of_range),
                     None if pushed.sent.is_empty() => early.push((range, reason.code())),
                     None => pushed.refused.extend(part.iter().map(|row| (row.name(), reason.code()))),
                 }
                 last_refusal = Some(reason);
             }
             Acceptance::Later => {
-                pushed.stop = Some(Stop::Later { reason, told });
+                pushed.stop = Some(Stop::Later { reason, retry_after });
                 break;
             }
             Acceptance::Person(hint) => {
@@ -102,18 +102,18 @@ async fn rename_one(remote: &Remote, rename: &Rename) -> Option<Stop> {
         Acceptance::Row => remote.remove::<KeyUsage>(rename).await,
         Acceptance::Arrived | Acceptance::Later | Acceptance::Person(_) => renamed,
     };
-    match in_the_way(outcome) {
-        None => in_the_way(remote.rename::<UsageEvent>(rename).await),
+    match stop_of(outcome) {
+        None => stop_of(remote.rename::<UsageEvent>(rename).await),
         stop => stop,
     }
 }
 
-fn in_the_way(Outcome { verdict, reason, told }: Outcome) -> Option<Stop> {
+fn stop_of(SendOutcome { verdict, reason, retry_after }: SendOutcome) -> Option<Stop> {
     match verdict {
         // Without a table no row has an old name. Older versions of PostgREST also answer 404 when
         // no row matches.
         Acceptance::Arrived | Acceptance::Person(Hint::Table) => None,
-        Acceptance::Later => Some(Stop::Later { reason, told }),
+        Acceptance::Later => Some(Stop::Later { reason, retry_after }),
         Acceptance::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),
         Acceptance::Person(hint) => Some(Stop::Person { hint, reason }),
     }

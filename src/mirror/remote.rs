@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
-use super::rows::Row;
-use super::{Settings, StartError};
+use super::rows::MirrorRow;
+use super::{MirrorStartError, Settings};
 use crate::clock;
 use crate::policy::mirror::{Acceptance, MirrorResponse, judge};
 use crate::policy::retry_after::retry_after;
@@ -19,9 +19,9 @@ use crate::upstream::side_calls;
 
 /// Maximum bytes read of a response: an error is a line of JSON; a longer body is a web page, and
 /// its start identifies it.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// A connection that is idle for longer is likely to be closed by the server when it is needed.
-const IDLE_MAX: Duration = Duration::from_secs(50);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// The endpoint and the credentials.
 #[derive(Debug)]
@@ -33,29 +33,29 @@ pub(super) struct Remote {
 
 /// The result of a request.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct SendOutcome {
     pub(super) verdict: Acceptance,
     /// For the log: a status and a code, or why there was no response. Never contains sent data.
     pub(super) reason: Reason,
     /// The `Retry-After` of the response.
-    pub(super) told: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// Why rows were not delivered, in words that are safe to log.
 #[derive(Clone, Debug)]
 pub(super) enum Reason {
     /// The status of the response and the database's code.
-    Answer { status: u16, code: Option<String> },
+    Response { status: u16, code: Option<String> },
     /// The request failed without a response.
-    Silence(String),
+    NoResponse(String),
 }
 
 impl Reason {
     /// The code that the outbox stores.
     pub(super) fn code(&self) -> String {
         match self {
-            Self::Answer { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
-            Self::Silence(_) => String::new(),
+            Self::Response { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
+            Self::NoResponse(_) => String::new(),
         }
     }
 }
@@ -63,24 +63,26 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answer { status, code: Some(code) } => write!(f, "it answers {status}, {code}"),
-            Self::Answer { status, code: None } => write!(f, "it answers {status}"),
-            Self::Silence(why) => f.write_str(why),
+            Self::Response { status, code: Some(code) } => {
+                write!(f, "Supabase responds with status {status}, {code}")
+            }
+            Self::Response { status, code: None } => write!(f, "Supabase responds with status {status}"),
+            Self::NoResponse(error) => f.write_str(error),
         }
     }
 }
 
 #[derive(Default, Deserialize)]
-struct ErrorBody {
+struct SupabaseError {
     code: Option<String>,
 }
 
 impl Remote {
-    pub(super) fn new(settings: &Settings) -> Result<Self, StartError> {
+    pub(super) fn new(settings: &Settings) -> Result<Self, MirrorStartError> {
         let client = side_calls()?
-            .connect_timeout(settings.connect_max)
-            .timeout(settings.answer_max)
-            .pool_idle_timeout(IDLE_MAX)
+            .connect_timeout(settings.connect_timeout)
+            .timeout(settings.response_timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .build()?;
         let base_url = format!("{}/rest/v1", settings.base_url);
         Ok(Self { client, base_url, headers: credentials(&settings.key)? })
@@ -88,7 +90,7 @@ impl Remote {
 
     /// Sends rows of one table. No row may appear twice in a request: the database would refuse
     /// both.
-    pub(super) async fn push<R: Row>(&self, rows: &[R]) -> Outcome {
+    pub(super) async fn push<R: MirrorRow>(&self, rows: &[R]) -> SendOutcome {
         let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
         // Rows are numbers and plain words; serializing them cannot fail.
         let body = serde_json::to_vec(rows).unwrap_or_default();
@@ -96,21 +98,21 @@ impl Remote {
     }
 
     /// Renames the rows of a table whose key name begins with the old hash.
-    pub(super) async fn rename<R: Row>(&self, rename: &Rename) -> Outcome {
+    pub(super) async fn rename<R: MirrorRow>(&self, rename: &Rename) -> SendOutcome {
         let body = serde_json::json!({"api_key_hash": rename.key_hash}).to_string();
         self.send(self.client.patch(self.old_rows::<R>(rename)), "return=minimal", body.into_bytes()).await
     }
 
     /// Removes those rows.
-    pub(super) async fn remove<R: Row>(&self, rename: &Rename) -> Outcome {
+    pub(super) async fn remove<R: MirrorRow>(&self, rename: &Rename) -> SendOutcome {
         self.send(self.client.delete(self.old_rows::<R>(rename)), "return=minimal", Vec::new()).await
     }
 
-    fn old_rows<R: Row>(&self, rename: &Rename) -> String {
+    fn old_rows<R: MirrorRow>(&self, rename: &Rename) -> String {
         format!("{}/{}?api_key_hash=like.{}*", self.base_url, R::TABLE, rename.beginning)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder, prefer: &str, body: Vec<u8>) -> Outcome {
+    async fn send(&self, request: reqwest::RequestBuilder, prefer: &str, body: Vec<u8>) -> SendOutcome {
         let request = request
             .headers(self.headers.clone())
             .header("prefer", prefer)
@@ -119,39 +121,39 @@ impl Remote {
         match self.read(request).await {
             Ok(outcome) => outcome,
             Err(error) => {
-                let reason = Reason::Silence(in_full(&error.without_url()));
-                Outcome { verdict: Acceptance::Later, reason, told: None }
+                let reason = Reason::NoResponse(with_causes(&error.without_url()));
+                SendOutcome { verdict: Acceptance::Later, reason, retry_after: None }
             }
         }
     }
 
-    async fn read(&self, request: reqwest::RequestBuilder) -> Result<Outcome, reqwest::Error> {
-        let mut answer = request.send().await?;
-        let status = answer.status().as_u16();
-        let told = retry_after(answer.headers(), clock::now());
+    async fn read(&self, request: reqwest::RequestBuilder) -> Result<SendOutcome, reqwest::Error> {
+        let mut response = request.send().await?;
+        let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers(), clock::now());
         let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await? {
+        while let Some(piece) = response.chunk().await? {
             body.extend_from_slice(&piece);
-            if body.len() > ANSWER_BYTES_MAX {
+            if body.len() > MAX_RESPONSE_BYTES {
                 break;
             }
         }
-        let told_error: ErrorBody = serde_json::from_slice(&body).unwrap_or_default();
+        let error: SupabaseError = serde_json::from_slice(&body).unwrap_or_default();
         // The sender is not trusted and the code is logged, so only a short word passes.
-        let code = told_error.code.filter(|code| {
+        let code = error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
         let verdict = judge(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
-        Ok(Outcome { verdict, reason: Reason::Answer { status, code }, told })
+        Ok(SendOutcome { verdict, reason: Reason::Response { status, code }, retry_after })
     }
 }
 
 /// The headers that carry the service key.
-fn credentials(key: &ServiceKey) -> Result<HeaderMap, StartError> {
+fn credentials(key: &ServiceKey) -> Result<HeaderMap, MirrorStartError> {
     let secret = |text: &str| {
-        let mut value = HeaderValue::from_str(text).map_err(|_| StartError::Key)?;
+        let mut value = HeaderValue::from_str(text).map_err(|_| MirrorStartError::Key)?;
         value.set_sensitive(true);
-        Ok::<_, StartError>(value)
+        Ok::<_, MirrorStartError>(value)
     };
     let mut headers = HeaderMap::new();
     headers.insert("apikey", secret(key.expose())?);
@@ -165,7 +167,7 @@ fn credentials(key: &ServiceKey) -> Result<HeaderMap, StartError> {
 }
 
 /// Formats an error with its causes.
-fn in_full(error: &dyn Error) -> String {
+fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -6,14 +6,14 @@ use crate::policy::units::UnixMs;
 use crate::store::{Event, KeyState, RowName};
 
 /// The largest `INT`. A larger number is cut: otherwise the database would refuse the whole row.
-const INT_MAX: i64 = i32::MAX as i64;
+const MAX_INT: i64 = i32::MAX as i64;
 /// The largest `DECIMAL(5,4)`.
-const SHARE_MAX: f64 = 9.9999;
+const MAX_SHARE: f64 = 9.9999;
 /// Stands for an unknown reset date: the column is `NOT NULL`, and this sorts after every date.
 const UNKNOWN_DATE: &str = "infinity";
 
 /// A row with its name in the outbox.
-pub(super) trait Row: Serialize {
+pub(super) trait MirrorRow: Serialize {
     /// The table.
     const TABLE: &'static str;
     /// The columns that identify a row (`on_conflict`).
@@ -47,10 +47,10 @@ impl From<KeyState> for KeyUsage {
         Self {
             api_key_hash: state.key_hash,
             short_key: state.short_key,
-            character_count: state.count.min(INT_MAX),
-            character_limit: state.limit.min(INT_MAX),
-            remaining_characters: state.remaining.min(INT_MAX),
-            usage_percentage: state.usage.clamp(0.0, SHARE_MAX),
+            character_count: state.count.min(MAX_INT),
+            character_limit: state.limit.min(MAX_INT),
+            remaining_characters: state.remaining.min(MAX_INT),
+            usage_percentage: state.usage.clamp(0.0, MAX_SHARE),
             is_over_limit: state.is_over_limit,
             is_near_limit: state.is_near_limit,
             next_reset_date: state.resets_at.map_or_else(|| UNKNOWN_DATE.to_owned(), UnixMs::rfc3339),
@@ -61,7 +61,7 @@ impl From<KeyState> for KeyUsage {
     }
 }
 
-impl Row for KeyUsage {
+impl MirrorRow for KeyUsage {
     const TABLE: &'static str = "elevenlabs_key_usage";
     const CONFLICT: &'static str = "api_key_hash";
     const PREFER: &'static str = "resolution=merge-duplicates,return=minimal";
@@ -102,7 +102,7 @@ impl From<Event> for UsageEvent {
         Self {
             id: event.id,
             request_id: event.request_id,
-            attempt: event.number.min(INT_MAX),
+            attempt: event.number.min(MAX_INT),
             started_at: event.started_at.rfc3339(),
             client: event.client,
             api_key_hash: event.key_hash,
@@ -124,7 +124,7 @@ impl From<Event> for UsageEvent {
     }
 }
 
-impl Row for UsageEvent {
+impl MirrorRow for UsageEvent {
     const TABLE: &'static str = "elevenlabs_usage_events";
     const CONFLICT: &'static str = "id";
     // A row that is sent again is the same, or has the price that the first one lacked; a trigger
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_columns_cannot_hold_is_cut_and_not_refused() {
+    fn a_number_beyond_its_column_is_cut_and_not_refused() {
         let state =
             KeyState { count: i64::MAX, limit: 5_000_000_000, usage: 12.0, resets_at: None, ..state() };
         let row = serde_json::to_value(KeyUsage::from(state)).unwrap();

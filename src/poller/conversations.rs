@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::ask::ProviderClient;
+use super::client::ProviderClient;
 use crate::clock;
 use crate::pool::Pool;
 use crate::proxy::{Conversation, UsageSink};
@@ -16,7 +16,7 @@ use crate::upstream::{Connect, Upstream};
 
 /// Delays before each poll of a conversation, from its end or from the previous poll. After the last one it
 /// stays without a price.
-const PAUSES: [Duration; 8] = [
+const POLL_DELAYS: [Duration; 8] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
@@ -27,27 +27,27 @@ const PAUSES: [Duration; 8] = [
     Duration::from_secs(900),
 ];
 /// Timeout of one response.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum conversations that wait for their price.
-const WAITING_MAX: usize = 10_000;
+const MAX_PENDING: usize = 10_000;
 
 /// Polls the prices of conversations, with one request at a time.
 #[derive(Debug)]
 pub struct Conversations<C> {
     pool: Arc<Pool>,
     upstream: Upstream<C>,
-    books: UsageSink,
+    usage: UsageSink,
     meters: Meters,
     ended: mpsc::Receiver<Conversation>,
-    waiting: Vec<Waiting>,
+    pending: Vec<PendingConversation>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingConversation {
     conversation: Conversation,
     due: Instant,
     /// The number of polls so far.
-    asked: usize,
+    polls: usize,
 }
 
 impl<C: Connect> Conversations<C> {
@@ -55,17 +55,17 @@ impl<C: Connect> Conversations<C> {
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
-        books: UsageSink,
+        usage: UsageSink,
         meters: Meters,
         ended: mpsc::Receiver<Conversation>,
     ) -> Self {
-        Self { pool, upstream, books, meters, ended, waiting: Vec::new() }
+        Self { pool, upstream, usage, meters, ended, pending: Vec::new() }
     }
 
     /// Polls until all senders of `ended` are dropped.
     pub async fn run(mut self) {
         loop {
-            let next = self.waiting.iter().map(|waiting| waiting.due).min();
+            let next = self.pending.iter().map(|pending| pending.due).min();
             let due = async {
                 match next {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -74,41 +74,41 @@ impl<C: Connect> Conversations<C> {
             };
             tokio::select! {
                 ended = self.ended.recv() => match ended {
-                    Some(conversation) => self.wait_for(conversation, 0),
+                    Some(conversation) => self.schedule(conversation, 0),
                     None => return,
                 },
-                () = due => self.ask().await,
+                () = due => self.poll_one().await,
             }
         }
     }
 
-    fn wait_for(&mut self, conversation: Conversation, asked: usize) {
-        let Some(pause) = PAUSES.get(asked).filter(|_| self.waiting.len() < WAITING_MAX) else {
-            return debug!("a conversation stays without a price: the provider did not tell it");
+    fn schedule(&mut self, conversation: Conversation, polls: usize) {
+        let Some(delay) = POLL_DELAYS.get(polls).filter(|_| self.pending.len() < MAX_PENDING) else {
+            return debug!("a conversation stays without a price: the provider did not publish it");
         };
-        self.waiting.push(Waiting { conversation, due: clock::instant() + *pause, asked });
+        self.pending.push(PendingConversation { conversation, due: clock::instant() + *delay, polls });
     }
 
     /// Polls one conversation that is due.
-    async fn ask(&mut self) {
+    async fn poll_one(&mut self) {
         let now = clock::instant();
-        let Some(at) = self.waiting.iter().position(|waiting| waiting.due <= now) else { return };
-        let Waiting { conversation, asked, .. } = self.waiting.swap_remove(at);
-        let asking = ProviderClient { upstream: &self.upstream, answer_max: ANSWER_MAX };
-        match asking.cost(conversation.key(), conversation.id()).await {
-            Some(credits) => self.book(conversation, credits).await,
-            None => self.wait_for(conversation, asked + 1),
+        let Some(index) = self.pending.iter().position(|pending| pending.due <= now) else { return };
+        let PendingConversation { conversation, polls, .. } = self.pending.swap_remove(index);
+        let client = ProviderClient { upstream: &self.upstream, response_timeout: RESPONSE_TIMEOUT };
+        match client.cost(conversation.key(), conversation.id()).await {
+            Some(credits) => self.record_price(conversation, credits).await,
+            None => self.schedule(conversation, polls + 1),
         }
     }
 
-    async fn book(&self, conversation: Conversation, credits: u64) {
+    async fn record_price(&self, conversation: Conversation, credits: u64) {
         let key = Arc::clone(conversation.key());
         announce(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
         self.meters.priced(credits);
-        let record = conversation.priced(credits);
+        let price = conversation.priced(credits);
         // A usage store that is closed has logged it already.
-        if let Ok(place) = self.books.permit().await {
-            place.price(&record);
+        if let Ok(permit) = self.usage.permit().await {
+            permit.price(&price);
         }
     }
 }

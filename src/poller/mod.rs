@@ -1,7 +1,7 @@
 //! Polls the provider for the quota of each key: at the start in the background, and then rarely. The figures
 //! return refused keys to the pool, and correct its count where other applications use the same credits.
 
-mod ask;
+mod client;
 mod conversations;
 
 use std::collections::{HashMap, HashSet};
@@ -22,7 +22,7 @@ use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
 use crate::telemetry::{announce, announce_drift};
 use crate::upstream::{Connect, Upstream};
-use ask::ProviderClient;
+use client::ProviderClient;
 pub use conversations::Conversations;
 
 /// The settings of the poller.
@@ -31,20 +31,20 @@ pub struct Settings {
     /// The interval between two polls of a key whose state is normal.
     pub interval: Duration,
     /// Timeout of one response.
-    pub answer_max: Duration,
+    pub response_timeout: Duration,
     /// The regional hosts at which a key is tried that is refused as one of another region.
     pub regions: Arc<[Arc<Authority>]>,
 }
 
 /// Minimum interval between two polls of one key, whatever its requests encounter: polls are requests, too.
-const POLL_PAUSE: Duration = Duration::from_secs(1);
+const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Polls the quota of every key, round after round.
 #[derive(Debug)]
 pub struct QuotaPoller<C> {
     pool: Arc<Pool>,
     upstream: Upstream<C>,
-    books: UsageSink,
+    usage: UsageSink,
     settings: watch::Receiver<Settings>,
 }
 
@@ -57,15 +57,15 @@ struct PollMemory {
     /// When each key is polled next; a key without an entry was never polled.
     due: HashMap<Fingerprint, Instant>,
     /// When each key was polled last.
-    asked_at: HashMap<Fingerprint, Instant>,
+    polled_at: HashMap<Fingerprint, Instant>,
     /// Keys that were tried in all regions.
-    looked_for: HashSet<Fingerprint>,
+    regions_tried: HashSet<Fingerprint>,
     /// Keys whose workspace is known, or cannot be read.
-    placed: HashSet<Fingerprint>,
+    membership_checked: HashSet<Fingerprint>,
     models_at: Option<Instant>,
     /// The last forecast of the pool's credits.
     forecast: Option<Forecast>,
-    alike: HashSet<[Fingerprint; 2]>,
+    pairs_reported: HashSet<[Fingerprint; 2]>,
 }
 
 impl<C: Connect> QuotaPoller<C> {
@@ -74,10 +74,10 @@ impl<C: Connect> QuotaPoller<C> {
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
-        books: UsageSink,
+        usage: UsageSink,
         settings: watch::Receiver<Settings>,
     ) -> Self {
-        Self { pool, upstream, books, settings }
+        Self { pool, upstream, usage, settings }
     }
 
     /// Polls forever, one key at a time. `rounds` is incremented each time new settings were received and every
@@ -107,7 +107,7 @@ impl<C: Connect> QuotaPoller<C> {
                 () = self.pool.poll_wanted() => {}
                 () = changed => {
                     memory.due.clear();
-                    memory.looked_for.clear();
+                    memory.regions_tried.clear();
                     is_counted = false;
                 }
             }
@@ -117,89 +117,95 @@ impl<C: Connect> QuotaPoller<C> {
     /// Polls every key that is due, one after the other: a burst of requests from one address looks like
     /// abuse.
     async fn poll_due_keys(&self, memory: &mut PollMemory, settings: &Settings) {
-        let asking = ProviderClient { upstream: &self.upstream, answer_max: settings.answer_max };
+        let client = ProviderClient { upstream: &self.upstream, response_timeout: settings.response_timeout };
         let roster = self.pool.roster();
         memory.keep_only(&roster);
-        let mut asked = Vec::new();
-        let mut figures = Vec::new();
+        let mut polled = Vec::new();
+        let mut quotas = Vec::new();
         for key in roster.keys() {
-            let print = key.api_key().fingerprint();
-            let is_due = memory.due.get(&print).is_none_or(|due| *due <= clock::instant());
-            let may_again = memory.asked_at.get(&print).map(|at| *at + POLL_PAUSE);
+            let fingerprint = key.api_key().fingerprint();
+            let is_due = memory.due.get(&fingerprint).is_none_or(|due| *due <= clock::instant());
+            let pollable_at = memory.polled_at.get(&fingerprint).map(|at| *at + MIN_POLL_INTERVAL);
             if key.wants_poll()
-                && let Some(at) = may_again.filter(|at| *at > clock::instant())
+                && let Some(at) = pollable_at.filter(|at| *at > clock::instant())
             {
-                let due = memory.due.entry(print).or_insert(at);
+                let due = memory.due.entry(fingerprint).or_insert(at);
                 *due = at.min(*due);
                 continue;
             }
             if is_due || key.wants_poll() {
-                let mut told = self.ask(&asking, &roster, key, &mut figures).await;
-                let is_elsewhere =
-                    key.cooldown().is_some_and(|park| park.reason == CooldownReason::WrongHost);
-                if is_elsewhere && memory.looked_for.insert(print) {
-                    self.look_in_regions(&asking, key, &settings.regions).await;
-                    told = PollOutcome::Figures;
+                let mut outcome = self.poll(&client, &roster, key, &mut quotas).await;
+                let has_wrong_host =
+                    key.cooldown().is_some_and(|cooldown| cooldown.reason == CooldownReason::WrongHost);
+                if has_wrong_host && memory.regions_tried.insert(fingerprint) {
+                    self.find_region(&client, key, &settings.regions).await;
+                    outcome = PollOutcome::Figures;
                 }
-                self.place(&asking, key, told, memory).await;
-                memory.asked_at.insert(print, clock::instant());
+                self.find_workspace(&client, key, outcome, memory).await;
+                memory.polled_at.insert(fingerprint, clock::instant());
                 let now = clock::now();
-                let pause = next_poll_at(&look(&roster, key, told), settings.interval, fastrand::f64(), now);
+                let delay =
+                    next_poll_at(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
                 // A later poll can decide what lagging figures left open.
-                let decides = Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(POLL_PAUSE));
-                memory.due.insert(print, clock::instant() + decides.map_or(pause, |at| at.min(pause)));
-                asked.push(print);
+                let deciding_at =
+                    Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
+                memory
+                    .due
+                    .insert(fingerprint, clock::instant() + deciding_at.map_or(delay, |at| at.min(delay)));
+                polled.push(fingerprint);
             }
         }
-        self.learn_models(&asking, &roster, memory).await;
-        if !asked.is_empty() {
-            announce_drifts(&figures);
-            self.tell_forecast(memory);
+        self.poll_models(&client, &roster, memory).await;
+        if !polled.is_empty() {
+            log_discrepancies(&quotas);
+            self.log_forecast(memory);
             // Some keys may have been assigned to one workspace meanwhile.
             let roster = self.pool.roster();
-            for key in roster.keys().iter().filter(|key| asked.contains(&key.api_key().fingerprint())) {
-                memory.tell_alike(key, &roster);
+            for key in roster.keys().iter().filter(|key| polled.contains(&key.api_key().fingerprint())) {
+                memory.log_shared_workspace(key, &roster);
             }
-            self.books.keys_changed();
+            self.usage.keys_changed();
         }
     }
 
-    async fn ask<'k>(
+    async fn poll<'k>(
         &self,
-        asking: &ProviderClient<'_, C>,
+        client: &ProviderClient<'_, C>,
         roster: &Roster,
         key: &'k Key,
-        figures: &mut Vec<Figures<'k>>,
+        quotas: &mut Vec<PolledQuota<'k>>,
     ) -> PollOutcome {
-        let Some(seen) = asking.quota(key).await else {
-            debug!(key = key.api_key().short().as_str(), "the provider did not tell this key's quota");
+        let Some(observation) = client.quota(key).await else {
+            debug!(key = key.api_key().short().as_str(), "the provider returned no quota of this key");
             return PollOutcome::Silence;
         };
-        let told = match &seen {
+        let outcome = match &observation {
             Observation::Quota { quota, .. } => {
-                figures.push(Figures { key, quota: *quota, drift_before: key.workspace().drift() });
+                quotas.push(PolledQuota { key, quota: *quota, drift_before: key.workspace().drift() });
                 PollOutcome::Figures
             }
             Observation::Invalid { .. } => PollOutcome::Figures,
             Observation::Unreadable => PollOutcome::Nothing,
         };
-        announce(&self.pool.observe(roster, key, seen, clock::now()));
-        told
+        announce(&self.pool.observe(roster, key, observation, clock::now()));
+        outcome
     }
 
     /// Tries a key of another region at each regional host; it is used at the host that accepts it. One
     /// request per region, and each is free.
-    async fn look_in_regions(&self, asking: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
+    async fn find_region(&self, client: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
         let name = key.api_key().short().as_str();
         for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
-            let seen = asking.quota_at(Some(region), key).await;
-            let is_found = matches!(seen, Some(Observation::Quota { .. } | Observation::Unreadable));
-            let Some(seen) = seen.filter(|_| is_found) else { continue };
+            let observation = client.quota_at(Some(region), key).await;
+            let works_here = matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
+            let Some(observation) = observation.filter(|_| works_here) else { continue };
             self.pool.learn_region(key, region);
             let roster = self.pool.roster();
-            let print = key.api_key().fingerprint();
-            if let Some(moved) = roster.keys().iter().find(|key| key.api_key().fingerprint() == print) {
-                announce(&self.pool.observe(&roster, moved, seen, clock::now()));
+            let fingerprint = key.api_key().fingerprint();
+            if let Some(key_there) =
+                roster.keys().iter().find(|key| key.api_key().fingerprint() == fingerprint)
+            {
+                announce(&self.pool.observe(&roster, key_there, observation, clock::now()));
             }
             let event = "key_region_found";
             let host = region.host();
@@ -207,38 +213,42 @@ impl<C: Connect> QuotaPoller<C> {
                 event,
                 key = name,
                 host,
-                "Key {name} works at {host}; its requests go there. Write that host as its base_url"
+                "Key {name} works at {host}; its requests go there. Set that host as the base_url of the key"
             );
             return;
         }
     }
 
     /// Finds out, once, to which workspace a key belongs.
-    async fn place(
+    async fn find_workspace(
         &self,
-        asking: &ProviderClient<'_, C>,
+        client: &ProviderClient<'_, C>,
         key: &Key,
-        told: PollOutcome,
+        outcome: PollOutcome,
         memory: &mut PollMemory,
     ) {
-        let print = key.api_key().fingerprint();
-        if told != PollOutcome::Figures || memory.placed.contains(&print) {
+        let fingerprint = key.api_key().fingerprint();
+        if outcome != PollOutcome::Figures || memory.membership_checked.contains(&fingerprint) {
             return;
         }
-        if let Some(id) = asking.workspace(key).await
+        if let Some(id) = client.workspace(key).await
             && self.pool.learn_workspace(key, &id)
         {
-            debug!(key = key.api_key().short().as_str(), workspace = id, "the provider told its workspace");
+            debug!(
+                key = key.api_key().short().as_str(),
+                workspace = id,
+                "the provider returned the workspace of the key"
+            );
         }
-        memory.placed.insert(print);
+        memory.membership_checked.insert(fingerprint);
     }
 
-    async fn learn_models(&self, asking: &ProviderClient<'_, C>, roster: &Roster, memory: &mut PollMemory) {
+    async fn poll_models(&self, client: &ProviderClient<'_, C>, roster: &Roster, memory: &mut PollMemory) {
         if memory.models_at.is_some_and(|at| clock::since(at) < MODELS_INTERVAL) {
             return;
         }
         for key in roster.keys() {
-            if let Some(models) = asking.models(key).await {
+            if let Some(models) = client.models(key).await {
                 self.pool.learn_models(models);
                 memory.models_at = Some(clock::instant());
                 return;
@@ -247,7 +257,7 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// Logs the forecast of the pool's credits, once per change.
-    fn tell_forecast(&self, memory: &mut PollMemory) {
+    fn log_forecast(&self, memory: &mut PollMemory) {
         let now = clock::now();
         let forecast = self.pool.forecast(now);
         let kind = |forecast: Option<Forecast>| forecast.map(|forecast| std::mem::discriminant(&forecast));
@@ -255,7 +265,11 @@ impl<C: Connect> QuotaPoller<C> {
             && let Forecast::SpentBy(at) = forecast
         {
             let event = "pool_exhaustion_forecast";
-            warn!(event, "At this rate all credits are spent by {}, before any come back", at.rfc3339());
+            warn!(
+                event,
+                "At this rate all credits are spent by {}, before the next quota reset",
+                at.rfc3339()
+            );
         }
         memory.forecast = Some(forecast);
     }
@@ -263,17 +277,17 @@ impl<C: Connect> QuotaPoller<C> {
 
 impl PollMemory {
     fn keep_only(&mut self, roster: &Roster) {
-        let known: HashSet<Fingerprint> =
+        let configured: HashSet<Fingerprint> =
             roster.keys().iter().map(|key| key.api_key().fingerprint()).collect();
-        self.due.retain(|print, _| known.contains(print));
-        self.asked_at.retain(|print, _| known.contains(print));
-        self.looked_for.retain(|print| known.contains(print));
-        self.placed.retain(|print| known.contains(print));
-        self.alike.retain(|pair| pair.iter().all(|print| known.contains(print)));
+        self.due.retain(|fingerprint, _| configured.contains(fingerprint));
+        self.polled_at.retain(|fingerprint, _| configured.contains(fingerprint));
+        self.regions_tried.retain(|fingerprint| configured.contains(fingerprint));
+        self.membership_checked.retain(|fingerprint| configured.contains(fingerprint));
+        self.pairs_reported.retain(|pair| pair.iter().all(|fingerprint| configured.contains(fingerprint)));
     }
 
     /// Logs, once, which keys may belong to one workspace although the configuration does not say so.
-    fn tell_alike(&mut self, key: &Key, roster: &Roster) {
+    fn log_shared_workspace(&mut self, key: &Key, roster: &Roster) {
         let now = clock::now();
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
@@ -283,13 +297,13 @@ impl PollMemory {
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
             pair.sort();
-            if self.alike.insert(pair) {
+            if self.pairs_reported.insert(pair) {
                 let (one, other) = (key.api_key().short(), other.api_key().short());
                 let event = "keys_share_workspace";
                 info!(
                     event,
-                    "Keys {} and {} tell the same figures. If they are of one workspace, give both the same \
-                     `workspace`",
+                    "Keys {} and {} report the same quota. If they belong to one workspace, configure the same \
+                     `workspace` for both",
                     one.as_str(),
                     other.as_str()
                 );
@@ -299,7 +313,7 @@ impl PollMemory {
 }
 
 /// The figures that the provider reported for a key.
-struct Figures<'a> {
+struct PolledQuota<'a> {
     key: &'a Key,
     quota: Quota,
     /// The billing discrepancy of its workspace before this poll.
@@ -308,26 +322,26 @@ struct Figures<'a> {
 
 /// Logs the differences between the provider's figures and the pool's count, once all figures are known: two
 /// workspaces with the same figures are the same one.
-fn announce_drifts(told: &[Figures<'_>]) {
-    for Figures { key, quota, drift_before } in told {
+fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
+    for PolledQuota { key, quota, drift_before } in quotas {
         // A new period starts at zero, and a discrepancy that was balanced needs no message.
         let after = key.workspace().drift();
         let drifted = after - drift_before;
         if drifted == 0 || after == 0 {
             continue;
         }
-        let is_twin = |other: &&Figures<'_>| {
+        let is_twin = |other: &&PolledQuota<'_>| {
             other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
         };
-        announce_drift(key, drifted, told.iter().find(is_twin).map(|twin| twin.key));
+        announce_drift(key, drifted, quotas.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 
-fn look(roster: &Roster, key: &Key, told: PollOutcome) -> PollState {
+fn poll_state(roster: &Roster, key: &Key, outcome: PollOutcome) -> PollState {
     let now = clock::now();
     let quota = key.workspace().quota(now);
     PollState {
-        told,
+        told: outcome,
         standing: key.state(now),
         is_near_limit: roster.is_near_limit(&quota),
         resets_at: quota.resets_at,

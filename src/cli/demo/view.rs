@@ -25,14 +25,14 @@ struct State {
     keys: Vec<String>,
     request: String,
     /// Lines of the block that are on the screen now.
-    drawn: usize,
+    drawn_lines: usize,
 }
 
 impl State {
     /// Ends the updates in place.
-    fn settle(&mut self) {
+    fn end_updates(&mut self) {
         self.block.clear();
-        self.drawn = 0;
+        self.drawn_lines = 0;
     }
 }
 
@@ -63,8 +63,8 @@ impl View {
     }
 
     pub(super) fn title(&self, url: &str) {
-        self.say(&format!(
-            "Keychoir at {url}, before a simulated ElevenLabs. Every request says api_key=\"anything\"."
+        self.print_line(&format!(
+            "Keychoir at {url}, in front of a simulated ElevenLabs. Every request has api_key=\"anything\"."
         ));
     }
 
@@ -75,7 +75,7 @@ impl View {
     /// When it cannot be written, unless the pipe was closed.
     pub(super) fn result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.settle();
+        state.end_updates();
         draw(&mut state, &format!("{text}\n"))
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
@@ -86,13 +86,13 @@ impl View {
         if self.live {
             self.change(|state| state.request = line);
         } else {
-            self.say(&line);
+            self.print_line(&line);
         }
     }
 
     /// Prints a line for a request that was refused with one key and served with another.
-    pub(super) fn replay(&self, way: &str) {
-        self.say(&format!("               {way}"));
+    pub(super) fn replay(&self, replay_path: &str) {
+        self.print_line(&format!("               {replay_path}"));
     }
 
     /// Redraws the bars.
@@ -105,18 +105,18 @@ impl View {
         }
     }
 
-    fn bar(&self, seen: &KeySnapshot, is_in_use: bool) -> String {
+    fn bar(&self, snapshot: &KeySnapshot, is_in_use: bool) -> String {
         let (full, empty, mark) =
             if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
         let cells =
-            usize::try_from((seen.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
-        let limit = seen.quota.limit.unwrap_or(0);
-        let spent = format!("{}/{}", Grouped(seen.quota.count), Grouped(limit));
+            usize::try_from((snapshot.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
+        let limit = snapshot.quota.limit.unwrap_or(0);
+        let used = format!("{}/{}", Grouped(snapshot.quota.count), Grouped(limit));
         let mark = if is_in_use { mark } else { "  " };
-        let mut line = format!("{mark}{}  ", seen.key.api_key().short());
+        let mut line = format!("{mark}{}  ", snapshot.key.api_key().short());
         line.push_str(&full.repeat(cells));
         line.push_str(&empty.repeat(usize::try_from(BAR_CELLS).unwrap_or(0) - cells));
-        let _ = write!(line, " {spent:>11}  {}", seen.standing.status().word());
+        let _ = write!(line, " {used:>11}  {}", snapshot.standing.status().word());
         line
     }
 
@@ -129,7 +129,7 @@ impl View {
     }
 
     /// Prints a permanent line.
-    fn say(&self, line: &str) {
+    fn print_line(&self, line: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = draw(&mut state, &format!("{line}\n"));
     }
@@ -138,9 +138,9 @@ impl View {
 /// Prints `above` in the place of the block, and the block below it.
 fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
-    if state.drawn > 0 {
+    if state.drawn_lines > 0 {
         // Up to the block's first line, and clear from there to the end of the screen.
-        let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn);
+        let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn_lines);
     }
     text.push_str(above);
     // A line that wraps would take two rows, and the block would move down the screen.
@@ -149,7 +149,7 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
     for line in &state.block {
         let _ = writeln!(text, "{}", line.chars().take(columns - 1).collect::<String>());
     }
-    state.drawn = state.block.len();
+    state.drawn_lines = state.block.len();
     let mut stdout = io::stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
@@ -161,7 +161,7 @@ impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         if !text.starts_with("   ") {
-            self.0.say(text.trim_end());
+            self.0.print_line(text.trim_end());
         }
         Ok(line.len())
     }

@@ -10,7 +10,7 @@ use crate::cli::table::cut;
 /// A key of `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Explained {
+pub(super) struct ExplainedKey {
     short_key: String,
     name: Option<String>,
     plan: Option<String>,
@@ -20,13 +20,13 @@ pub(super) struct Explained {
     since: Option<String>,
     until: Option<String>,
     possible: String,
-    evidence: Vec<Evidence>,
-    cannot: Vec<Restriction>,
+    evidence: Vec<ReportedEvidence>,
+    cannot: Vec<ReportedRestriction>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Evidence {
+struct ReportedEvidence {
     claim: String,
     strength: String,
     at: String,
@@ -38,7 +38,7 @@ struct Evidence {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Restriction {
+struct ReportedRestriction {
     what: String,
     status: Option<u16>,
     words: String,
@@ -48,7 +48,7 @@ struct Restriction {
 }
 
 /// One line for each key with a restriction; empty if there is none.
-pub(super) fn reasons(keys: &[Explained]) -> String {
+pub(super) fn reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
         let number = index + 1;
@@ -60,23 +60,25 @@ pub(super) fn reasons(keys: &[Explained]) -> String {
             let more = key.cannot.len() - 1;
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             let _ =
-                write!(text, "\n{}", cut(&format!("key {number}: asked last for {}{more}", first.what), 80));
+                write!(text, "\n{}", cut(&format!("key {number}: used last for {}{more}", first.what), 80));
         }
     }
     if !text.is_empty() {
-        text.push_str("\nFor all of it: keychoir status --why NUMBER");
+        text.push_str("\nFor all details: keychoir status --why NUMBER");
     }
     text
 }
 
 /// All details of one key, named by its number, its name, or its short form.
-pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String> {
-    let is_wanted = |(index, key): &(usize, &Explained)| {
-        wanted.parse() == Ok(index + 1) || key.name.as_deref() == Some(wanted) || key.short_key == wanted
+pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<String, String> {
+    let is_requested_key = |(index, key): &(usize, &ExplainedKey)| {
+        requested_key.parse() == Ok(index + 1)
+            || key.name.as_deref() == Some(requested_key)
+            || key.short_key == requested_key
     };
-    let Some((index, key)) = keys.iter().enumerate().find(is_wanted) else {
+    let Some((index, key)) = keys.iter().enumerate().find(is_requested_key) else {
         return Err(format!(
-            "there is no such key: name one by its number from 1 to {}, by its name, or by its short form",
+            "unknown key: give its number from 1 to {}, its name, or its short form",
             keys.len()
         ));
     };
@@ -90,9 +92,9 @@ pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String
     if let Some(reason) = reason {
         let _ = write!(text, "\nreason    {reason}");
     }
-    for (word, at) in dates {
+    for (label, at) in dates {
         if let Some(at) = at {
-            let _ = write!(text, "\n{word:<9} {}", minute(at));
+            let _ = write!(text, "\n{label:<9} {}", minute(at));
         }
     }
     let _ = write!(text, "\npossible  {}", key.possible);
@@ -100,7 +102,7 @@ pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String
         let _ = write!(text, "\nadvice    {advice}");
     }
     for evidence in &key.evidence {
-        let Evidence { claim, strength, at, status, words, route, request_id } = evidence;
+        let ReportedEvidence { claim, strength, at, status, words, route, request_id } = evidence;
         let _ = write!(
             text,
             "\n\nrefused {}: {} ({strength})\n  {}{words}\n  {route}  request {request_id}",
@@ -110,10 +112,10 @@ pub(super) fn explain(keys: &[Explained], wanted: &str) -> Result<String, String
         );
     }
     for restriction in &key.cannot {
-        let Restriction { what, status, words, request_id, since, until } = restriction;
+        let ReportedRestriction { what, status, words, request_id, since, until } = restriction;
         let _ = write!(
             text,
-            "\n\nasked last until {} for {what}\n  since {}: {}{words}\n  request {request_id}",
+            "\n\nused last until {} for {what}\n  since {}: {}{words}\n  request {request_id}",
             minute(until),
             minute(since),
             status.map(|status| format!("{status} ")).unwrap_or_default(),
@@ -134,7 +136,7 @@ fn minute(at: &str) -> String {
 mod tests {
     use super::*;
 
-    fn keys() -> Vec<Explained> {
+    fn keys() -> Vec<ExplainedKey> {
         let text = r#"[
             {"shortKey": "sk_1...1", "name": "main", "plan": "free", "state": "exhausted", "reason": "exhausted",
              "since": "2026-11-29T06:15:00.000Z", "until": "2026-12-01T00:00:00.000Z", "possible": "reading",
@@ -150,16 +152,16 @@ mod tests {
     #[test]
     fn a_key_that_does_not_serve_has_a_line() {
         let expected = "\nkey 1: exhausted until 2026-12-01 00:00Z\
-                        \nkey 2: asked last for output format pcm_44100\
-                        \nFor all of it: keychoir status --why NUMBER";
+                        \nkey 2: used last for output format pcm_44100\
+                        \nFor all details: keychoir status --why NUMBER";
         assert_eq!(reasons(&keys()), expected);
         assert_eq!(reasons(&keys()[2..]), "");
     }
 
     #[test]
-    fn all_of_it_is_told_of_one_key() {
-        for wanted in ["1", "main", "sk_1...1"] {
-            let text = explain(&keys(), wanted).unwrap();
+    fn all_details_of_one_key_are_explained() {
+        for requested_key in ["1", "main", "sk_1...1"] {
+            let text = explain(&keys(), requested_key).unwrap();
             for part in [
                 "key 1  sk_1...1  main  plan free",
                 "until     2026-12-01 00:00Z",
@@ -170,7 +172,7 @@ mod tests {
             }
         }
         assert!(
-            explain(&keys(), "2").unwrap().contains("asked last until 2026-11-29 07:15Z for output format")
+            explain(&keys(), "2").unwrap().contains("used last until 2026-11-29 07:15Z for output format")
         );
         assert!(explain(&keys(), "9").unwrap_err().contains("from 1 to 3"));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::visitors;
+use super::super::names;
 use super::{DAY, Kind, Setting, ZERO};
 
 const MS: Duration = Duration::from_millis(1);
@@ -20,7 +20,7 @@ const fn entry(path: &'static str, kind: Kind) -> Setting {
 }
 
 pub(in crate::config) static TABLE: &[Setting] = &[
-    entry("server.listen", Kind::Places(|c| &mut c.server.listen)),
+    entry("server.listen", Kind::Listen(|c| &mut c.server.listen)),
     entry("server.unix_mode", Kind::Word(|c| &mut c.server.unix_mode)),
     entry("server.tls", Kind::Tls(|c| &mut c.server.tls)),
     entry("server.tls.cert", Kind::OptionalFile(|c| &mut c.server.tls.cert)),
@@ -67,7 +67,7 @@ pub(in crate::config) static TABLE: &[Setting] = &[
         "upstream.max_connection_duration",
         Kind::Duration(MS..=DAY, |c| &mut c.upstream.max_connection_duration),
     ),
-    entry("upstream.region_base_urls", Kind::Names(visitors::base_url, |c| &mut c.upstream.region_base_urls)),
+    entry("upstream.region_base_urls", Kind::Names(names::base_url, |c| &mut c.upstream.region_base_urls)),
     entry("pool.strategy", Kind::Word(|c| &mut c.pool.strategy)),
     entry("pool.reserve_credits", Kind::Count(0..=1_000_000_000, |c| &mut c.pool.reserve_credits)),
     entry("pool.queue_timeout", Kind::Duration(ZERO..=HOUR, |c| &mut c.pool.queue_timeout)),
@@ -170,7 +170,7 @@ pub(in crate::config) static TABLE: &[Setting] = &[
         Kind::Count(1..=1_048_576, |c| &mut c.access.max_unpriced_requests),
     ),
     entry("access.bring_your_own_key", Kind::Switch(|c| &mut c.access.bring_your_own_key)),
-    entry("access.hosts", Kind::Names(visitors::host, |c| &mut c.access.hosts)),
-    entry("access.origins", Kind::Names(visitors::origin, |c| &mut c.access.origins)),
-    entry("access.forward_headers", Kind::Names(visitors::header, |c| &mut c.access.forward_headers)),
+    entry("access.hosts", Kind::Names(names::host, |c| &mut c.access.hosts)),
+    entry("access.origins", Kind::Names(names::origin, |c| &mut c.access.origins)),
+    entry("access.forward_headers", Kind::Names(names::header, |c| &mut c.access.forward_headers)),
 ];

@@ -1,11 +1,11 @@
 //! Canary secrets in every place where one could be pasted: no output contains them, no input panics.
 
-use super::{Given, KEY, OTHER_KEY, TOKEN};
+use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::Need;
 
 /// Every form in which what was resolved can be printed.
-fn everything_printed(given: &Given<'_>) -> String {
-    match given.resolve() {
+fn everything_printed(machine: &FakeMachine<'_>) -> String {
+    match machine.resolve() {
         Ok(loaded) => {
             let warnings: String = loaded.warnings.iter().map(ToString::to_string).collect();
             format!("{loaded:?}{loaded:#?}{warnings}{}", loaded.config.key_source)
@@ -51,7 +51,9 @@ fn no_output_contains_a_key_or_a_token() {
     for text in files {
         for secret in [KEY, legacy] {
             let text = text.replace("KEY", secret);
-            let printed = everything_printed(&Given { keys: Need::Optional, ..Given::keyless() }.toml(&text));
+            let printed = everything_printed(
+                &FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.toml(&text),
+            );
             // A short key shows eleven and five characters, and nothing between them.
             assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
         }
@@ -71,7 +73,7 @@ fn no_output_contains_a_key_or_a_token() {
     ];
     for text in clients {
         let text = text.replace("TOKEN", TOKEN);
-        let printed = everything_printed(&Given::fresh().toml(&text));
+        let printed = everything_printed(&FakeMachine::fresh().toml(&text));
         assert!(!printed.contains(&TOKEN[..10]) && !printed.contains(&TOKEN[10..]), "{text}\n{printed}");
     }
     for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
@@ -99,11 +101,11 @@ fn no_output_contains_a_key_or_a_token() {
             "SUPABASE_SECRET_KEY_FILE",
             "SUPABASE_SERVICE_ROLE_KEY",
         ] {
-            let given = Given::fresh()
+            let machine = FakeMachine::fresh()
                 .variable("SUPABASE_URL", "https://p")
                 .variable("SUPABASE_SECRET_KEY_FILE", "/k");
-            let both = everything_printed(&given.variable(name, &value));
-            let printed = everything_printed(&Given::keyless().variable(name, &value)) + &both;
+            let both = everything_printed(&machine.variable(name, &value));
+            let printed = everything_printed(&FakeMachine::keyless().variable(name, &value)) + &both;
             assert!(
                 !printed.contains(&KEY[12..24]) && !printed.contains(&OTHER_KEY[12..24]),
                 "{name}\n{printed}"
@@ -118,7 +120,7 @@ proptest::proptest! {
         line in "\\PC{0,40}",
         text in "(\\[{0,2}(server|keys|clients|x)\\]{0,2}|listen|key|token|=|\"{1,3}|'|ä|\t|\r?\n|#|[{},.0-9 -]){0,30}",
     ) {
-        let given = Given::fresh()
+        let machine = FakeMachine::fresh()
             .toml(&text)
             .variable("KEYCHOIR_SERVER__LISTEN", &line)
             .variable("KEYCHOIR_UPSTREAM__BASE_URL", &line)
@@ -130,7 +132,7 @@ proptest::proptest! {
             .variable("SUPABASE_SECRET_KEY", &line)
             .variable("SUPABASE_SERVICE_ROLE_KEY", &text)
             .variable("ELEVENLABS_API_KEYS", &text);
-        let _ = everything_printed(&given);
-        let _ = everything_printed(&Given::keyless().toml(&line));
+        let _ = everything_printed(&machine);
+        let _ = everything_printed(&FakeMachine::keyless().toml(&line));
     }
 }

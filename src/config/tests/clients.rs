@@ -1,6 +1,6 @@
 //! The clients: their tokens, their names, their limits.
 
-use super::{Given, KEY, TOKEN};
+use super::{FakeMachine, KEY, TOKEN};
 
 #[test]
 fn clients_are_known_by_their_fingerprints() {
@@ -8,7 +8,7 @@ fn clients_are_known_by_their_fingerprints() {
     let text = format!(
         "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
     );
-    let config = Given::fresh().file("/etc/t", "b\n").toml(&text).config();
+    let config = FakeMachine::fresh().file("/etc/t", "b\n").toml(&text).config();
     let expected = [("a", TOKEN), ("b", "b"), ("c", "c")];
     for (client, (name, token)) in config.clients.iter().zip(expected) {
         assert_eq!(client.name, name);
@@ -18,8 +18,8 @@ fn clients_are_known_by_their_fingerprints() {
 }
 
 #[test]
-fn mistakes_in_clients_are_told_without_their_values() {
-    Given::fresh()
+fn mistakes_in_clients_are_reported_without_their_values() {
+    FakeMachine::fresh()
         .toml(
             "[[clients]]\ntoken = \"a b\"\n[[clients]]\nname = \"B\"\ntoken_sha256 = \"12\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n",
         )
@@ -31,7 +31,7 @@ fn mistakes_in_clients_are_told_without_their_values() {
 /etc/k.toml:2:9: the token has a space, a control character or a letter beyond ASCII
   2 | token = ***
     |         ^^^
-    = a header could not carry it: write letters, digits and signs
+    = it is invalid in a header: write letters, digits and signs
 /etc/k.toml:4:8: this name is not plain
   4 | name = ***
     |        ^^^
@@ -53,23 +53,23 @@ fn mistakes_in_clients_are_told_without_their_values() {
 }
 
 #[test]
-fn a_client_is_not_called_what_records_call_others() {
+fn a_client_cannot_have_a_reserved_name() {
     for name in ["own", "local", "other"] {
         let text = format!("[[clients]]\nname = \"{name}\"\ntoken = \"0123456789abcdef\"\n");
-        let problems = Given::fresh().toml(&text).resolve().unwrap_err().to_string();
+        let problems = FakeMachine::fresh().toml(&text).resolve().unwrap_err().to_string();
         assert!(problems.contains(&format!("k.toml:2:8: the name `{name}` is taken")), "{problems}");
     }
     let text = "[[clients]]\nname = \"owner\"\ntoken = \"0123456789abcdef\"\n";
-    assert_eq!(Given::fresh().toml(text).config().clients[0].name, "owner");
+    assert_eq!(FakeMachine::fresh().toml(text).config().clients[0].name, "owner");
 }
 
 #[test]
-fn what_a_client_may_do_is_read() {
+fn the_rules_of_a_client_are_parsed() {
     let text = "[[keys]]\nkey = \"sk_0123456789abcdef\"\nname = \"first\"\nworkspace = \"studio\"\n\
         [[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = \"3 requests\"\nrate_limit = \"5 per second\"\n\
         max_concurrent = 4\npaths = [\"/v1/voices/\"]\nkeys = [\"first\"]\nworkspaces = \"studio\"\n\
         bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
-    let config = Given::keyless().simulated().toml(text).config();
+    let config = FakeMachine::keyless().simulated().toml(text).config();
     let rules = &config.clients[0].rules;
     assert_eq!(rules.allowance.unwrap().to_string(), "3 requests");
     assert_eq!(rules.rate.unwrap().to_string(), "5 per second");
@@ -79,8 +79,8 @@ fn what_a_client_may_do_is_read() {
 }
 
 #[test]
-fn a_rule_that_is_not_understood_is_never_taken_for_none() {
-    Given::fresh()
+fn an_invalid_rule_is_never_ignored() {
+    FakeMachine::fresh()
         .toml(
             "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = 3\nmax_concurrent = 0\npaths = []\nkeys = [\"first\"]\nrate_limmit = \"x\"\n",
         )
@@ -119,16 +119,16 @@ fn names_have_1_to_64_characters() {
 
 #[test]
 fn a_short_token_is_warned_about() {
-    let given = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
-    Given::fresh().toml(&given("0123456789-abcde")).check_warnings(&[]);
-    Given::fresh()
-        .toml(&given("0123456789-abcd"))
+    let client_with = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
+    FakeMachine::fresh().toml(&client_with("0123456789-abcde")).check_warnings(&[]);
+    FakeMachine::fresh()
+        .toml(&client_with("0123456789-abcd"))
         .check_warnings(&["/etc/k.toml:3:9: the token of client 1 is short: 16 random characters are safer"]);
 }
 
 #[test]
 fn beyond_loopback_a_client_token_is_needed() {
-    let open = Given { listen: Some("0.0.0.0:80"), ..Given::fresh() };
+    let open = FakeMachine { listen: Some("0.0.0.0:80"), ..FakeMachine::fresh() };
     open.check_problems(
         "
 --listen: 0.0.0.0:80 is open to other machines, and no client token is asked for
@@ -139,6 +139,13 @@ fn beyond_loopback_a_client_token_is_needed() {
     let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");
     assert!(open.toml(&text).config().server.listen.exposed().is_some());
     for listen in ["localhost:0", "[::1]:0"] {
-        assert!(Given { listen: Some(listen), ..Given::fresh() }.config().server.listen.exposed().is_none());
+        assert!(
+            FakeMachine { listen: Some(listen), ..FakeMachine::fresh() }
+                .config()
+                .server
+                .listen
+                .exposed()
+                .is_none()
+        );
     }
 }

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Given;
+use super::FakeMachine;
 
 #[test]
 fn the_flag_names_the_file_before_the_variable_does() {
-    let given = Given::fresh().variable("KEYCHOIR_CONFIG", "/none").toml("");
-    assert_eq!(given.resolve().unwrap().file, Some(PathBuf::from("/etc/k.toml")));
-    let given =
-        Given::fresh().variable("KEYCHOIR_CONFIG", "~/k.toml").file("/home/me/k.toml", "log.format = 'json'");
-    assert_eq!(given.config().log.format.to_string(), "json");
+    let machine = FakeMachine::fresh().variable("KEYCHOIR_CONFIG", "/none").toml("");
+    assert_eq!(machine.resolve().unwrap().file, Some(PathBuf::from("/etc/k.toml")));
+    let machine = FakeMachine::fresh()
+        .variable("KEYCHOIR_CONFIG", "~/k.toml")
+        .file("/home/me/k.toml", "log.format = 'json'");
+    assert_eq!(machine.config().log.format.to_string(), "json");
 }
 
 #[test]
@@ -19,19 +20,19 @@ fn a_configuration_file_is_found_without_a_name() {
     const OF_MACHINE: &str = "/etc/keychoir/keychoir.toml";
     let listen = |port: u16| format!("[server]\nlisten = \"127.0.0.1:{port}\"\n");
     let (one, two, three) = (listen(1), listen(2), listen(3));
-    let neither = Given::fresh();
+    let neither = FakeMachine::fresh();
     let machine = neither.clone().file(OF_MACHINE, &two);
     let both = machine.clone().file(OF_USER, &one);
     let xdg = both.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
     let named = both.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
-    for (given, port, file) in [
+    for (machine, port, file) in [
         (&neither, 11011, None),
         (&machine, 2, Some(OF_MACHINE)),
         (&both, 1, Some(OF_USER)),
         (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
         (&named, 3, Some("/named.toml")),
     ] {
-        let loaded = given.resolve().unwrap();
+        let loaded = machine.resolve().unwrap();
         assert_eq!(loaded.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
         assert_eq!(loaded.file.as_deref(), file.map(Path::new));
     }
@@ -46,23 +47,23 @@ fn a_configuration_file_is_found_without_a_name() {
 }
 
 #[test]
-fn a_configuration_file_that_cannot_be_read_says_where_it_was_named() {
-    Given { config: Some("/none"), ..Given::fresh() }
+fn the_error_of_an_unreadable_configuration_file_says_where_it_was_named() {
+    FakeMachine { config: Some("/none"), ..FakeMachine::fresh() }
         .check_problems("--config: `/none` cannot be read: there is no such file");
-    Given::fresh()
+    FakeMachine::fresh()
         .variable("KEYCHOIR_CONFIG", "/folder")
         .check_problems("KEYCHOIR_CONFIG: `/folder` cannot be read: it is a folder");
-    Given { config: Some("/latin1.toml"), ..Given::fresh() }
+    FakeMachine { config: Some("/latin1.toml"), ..FakeMachine::fresh() }
         .check_problems("/latin1.toml:3:7: the file is no UTF-8 text from here on\n    = save it as UTF-8");
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
-    let given = Given { listen: Some("8080"), ..Given::fresh() }
+fn all_mistakes_are_reported_at_once() {
+    let machine = FakeMachine { listen: Some("8080"), ..FakeMachine::fresh() }
         .variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1")
         .variable("KEYCHOIR_LOG__FROMAT", "json")
         .toml("\n\n[pool]\nstrateggy = \"fill-first\"\nnear_limit_ratio = 80\n\n[sever]\nlisten = \"x\"\n");
-    given.check_problems(
+    machine.check_problems(
         r#"
 --listen: `8080` has no port
     = write HOST:PORT, for example 127.0.0.1:11011
@@ -86,12 +87,12 @@ KEYCHOIR_SERVER__LISTEN: `127.0.0.1` has no port
     = write HOST:PORT, for example 127.0.0.1:11011
 "#,
     );
-    assert!(given.resolve().unwrap_err().to_string().ends_with("\n6 problems in the configuration"));
+    assert!(machine.resolve().unwrap_err().to_string().ends_with("\n6 problems in the configuration"));
 }
 
 #[test]
-fn a_setting_in_the_wrong_place_is_sent_to_the_right_one() {
-    Given::fresh()
+fn a_setting_in_the_wrong_section_names_the_right_one() {
+    FakeMachine::fresh()
         .toml("listen = \"127.0.0.1:1\"\n[server]\nstrategy = \"fill-first\"\nlevell = 'info'")
         .check_problems(
             r#"
@@ -113,7 +114,7 @@ fn a_setting_in_the_wrong_place_is_sent_to_the_right_one() {
 
 #[test]
 fn syntax_errors_do_not_hide_the_rest_and_are_not_doubled() {
-    Given::fresh()
+    FakeMachine::fresh()
         .toml("[server]\nlisten = 127.0.0.1:1\nlisten = \"a:b\"\n[log]\nformat = \"x\"\nlevel = \"info\n")
         .check_problems(
             r#"
@@ -138,8 +139,8 @@ fn syntax_errors_do_not_hide_the_rest_and_are_not_doubled() {
 }
 
 #[test]
-fn a_broken_file_is_not_blamed_for_what_it_may_say() {
-    Given::keyless().toml("[[keys]\nkey = \"x\"\n").check_problems(
+fn no_setting_is_reported_as_missing_from_a_broken_file() {
+    FakeMachine::keyless().toml("[[keys]\nkey = \"x\"\n").check_problems(
         "
 /etc/k.toml:1:8: unclosed array table
   1 | [[keys]
@@ -151,7 +152,7 @@ fn a_broken_file_is_not_blamed_for_what_it_may_say() {
 
 #[test]
 fn shapes_are_checked() {
-    Given::fresh()
+    FakeMachine::fresh()
         .toml("keys = \"a\"\nserver = 3\nclients = [ 3 ]\n[log]\nlevel = 1979-05-27\n")
         .check_problems(
             r#"

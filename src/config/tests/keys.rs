@@ -1,11 +1,11 @@
 //! The keys of the pool: where they come from, and what is no key.
 
-use super::{Given, KEY};
-use crate::config::{KeySource, Need};
+use super::{FakeMachine, KEY};
+use crate::config::{KeyListSource, Need};
 
 #[test]
-fn keys_come_from_the_first_place_that_gives_them() {
-    let file = Given::keyless()
+fn keys_come_from_the_first_source_that_has_them() {
+    let file = FakeMachine::keyless()
         .simulated()
         .toml("[[keys]]\nkey = \"sk_d\"\n")
         .file("/list", "sk_b")
@@ -13,35 +13,35 @@ fn keys_come_from_the_first_place_that_gives_them() {
     let credential = file.clone().variable("CREDENTIALS_DIRECTORY", "/c");
     let list = credential.clone().variable("ELEVENLABS_API_KEYS_FILE", "/list");
     let variable = list.clone().variable("ELEVENLABS_API_KEYS", "sk_a");
-    for (given, key, source) in [
+    for (machine, key, source) in [
         (&file, "sk_d", "/etc/k.toml"),
         (&credential, "sk_c", "/c/elevenlabs_api_keys"),
         (&list, "sk_b", "/list"),
         (&variable, "sk_a", "ELEVENLABS_API_KEYS"),
     ] {
-        let config = given.config();
+        let config = machine.config();
         assert_eq!(config.keys.iter().map(|config| config.key.expose()).collect::<Vec<_>>(), [key]);
         assert_eq!(config.key_source.to_string(), source);
     }
     file.check_warnings(&[]);
     variable.check_warnings(&[
-        "ELEVENLABS_API_KEYS_FILE: these keys are left out: ELEVENLABS_API_KEYS gives keys too",
-        "/c/elevenlabs_api_keys: these keys are left out: ELEVENLABS_API_KEYS gives keys too",
-        "/etc/k.toml:1:1: these keys are left out: ELEVENLABS_API_KEYS gives keys too",
+        "ELEVENLABS_API_KEYS_FILE: these keys are not used, because ELEVENLABS_API_KEYS has keys too",
+        "/c/elevenlabs_api_keys: these keys are not used, because ELEVENLABS_API_KEYS has keys too",
+        "/etc/k.toml:1:1: these keys are not used, because ELEVENLABS_API_KEYS has keys too",
     ]);
 }
 
 #[test]
 fn the_credentials_of_a_service_may_be_others() {
-    let given = Given::fresh().variable("CREDENTIALS_DIRECTORY", "/c");
-    assert_eq!(given.config().key_source, KeySource::Variable);
-    given.check_warnings(&[]);
+    let machine = FakeMachine::fresh().variable("CREDENTIALS_DIRECTORY", "/c");
+    assert_eq!(machine.config().key_source, KeyListSource::Variable);
+    machine.check_warnings(&[]);
 }
 
 #[test]
-fn what_was_mended_in_a_list_is_told_by_position() {
+fn a_correction_of_a_list_is_reported_by_position() {
     let keys = format!("\"{KEY}, {KEY},,\"");
-    Given::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
+    FakeMachine::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
         "ELEVENLABS_API_KEYS: entry 2 is the same key as entry 1 (sk_01234567...bcdef)",
         "ELEVENLABS_API_KEYS: entry 3 is empty",
         "ELEVENLABS_API_KEYS: ends with a comma",
@@ -51,43 +51,43 @@ fn what_was_mended_in_a_list_is_told_by_position() {
 
 #[test]
 fn entries_give_keys_with_names_and_workspaces() {
-    let given = Given::keyless().simulated().file("/etc/secret", "sk_b\n").file("/abs", "'sk_c'").toml(
+    let machine = FakeMachine::keyless().simulated().file("/etc/secret", "sk_b\n").file("/abs", "'sk_c'").toml(
         "[[keys]]\nkey = \"sk_a\"\nname = \"one\"\nworkspace = \"w\"\n[[keys]]\nkey_file = \"secret\"\n[[keys]]\nkey_file = \"/abs\"\n[[keys]]\nkey = 'sk_a'",
     );
-    let config = given.config();
+    let config = machine.config();
     assert_eq!(config.keys.iter().map(|key| key.key.expose()).collect::<Vec<_>>(), ["sk_a", "sk_b", "sk_c"]);
     assert_eq!(config.keys[0].name.as_deref(), Some("one"));
     assert_eq!(config.keys[0].workspace.as_deref(), Some("w"));
-    given.check_warnings(&[
+    machine.check_warnings(&[
         "/etc/k.toml:8:12: has quotes around keys",
         "/etc/k.toml:10:7: key 4 is the same as key 1 (...)",
     ]);
 }
 
 #[test]
-fn what_is_no_key_is_refused_where_elevenlabs_is_asked() {
+fn a_text_that_is_no_key_is_refused_for_elevenlabs_only() {
     let short = "
 ELEVENLABS_API_KEYS: entry 2 (sk_***, 8 characters) is too short for a key of ElevenLabs
     = write the keys alone, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second
 ";
     let keys = format!("{KEY},sk_short");
-    let given = Given::keyless().variable("ELEVENLABS_API_KEYS", &keys);
-    given.check_problems(short);
-    given
+    let machine = FakeMachine::keyless().variable("ELEVENLABS_API_KEYS", &keys);
+    machine.check_problems(short);
+    machine
         .clone()
         .variable("KEYCHOIR_UPSTREAM__BASE_URL", "https://api.eu.residency.elevenlabs.io")
         .check_problems(short);
-    given.simulated().check_warnings(&[]);
+    machine.simulated().check_warnings(&[]);
     // A key with a host of its own is checked for that host.
     let at = |base_url: &str| format!("[[keys]]\nkey = \"sk_short\"\nbase_url = \"{base_url}\"\n");
-    assert!(Given::keyless().toml(&at("http://127.0.0.1:1")).resolve().is_ok());
-    assert!(Given::keyless().simulated().toml(&at("https://api.us.elevenlabs.io")).resolve().is_err());
+    assert!(FakeMachine::keyless().toml(&at("http://127.0.0.1:1")).resolve().is_ok());
+    assert!(FakeMachine::keyless().simulated().toml(&at("https://api.us.elevenlabs.io")).resolve().is_err());
 }
 
 #[test]
 fn a_file_of_keys_says_how_it_is_written() {
     let list = format!("# ours\n{KEY} # main\n");
-    Given::keyless().file("/list", &list).variable("ELEVENLABS_API_KEYS_FILE", "/list").check_problems(
+    FakeMachine::keyless().file("/list", &list).variable("ELEVENLABS_API_KEYS_FILE", "/list").check_problems(
         "
 /list: entry 1 (sk_01234567... main) has a comment in it
     = write comments only into a file, on lines of their own that begin with `#`
@@ -99,7 +99,7 @@ fn a_file_of_keys_says_how_it_is_written() {
 #[test]
 fn a_key_of_an_unknown_shape_is_warned_about() {
     let keys = format!("{KEY},{}", &KEY[..40]);
-    Given::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
+    FakeMachine::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
         "ELEVENLABS_API_KEYS: entry 2 (sk_0...1234) has another shape than the keys of ElevenLabs that are known (`sk_` \
          and 48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
     ]);
@@ -107,13 +107,13 @@ fn a_key_of_an_unknown_shape_is_warned_about() {
 
 #[test]
 fn key_files_are_not_read_when_the_environment_gives_the_keys() {
-    let given = Given::fresh().toml("[[keys]]\nkey_file = \"none\"\nname = \"a\"\n");
-    assert_eq!(given.config().keys.len(), 1);
+    let machine = FakeMachine::fresh().toml("[[keys]]\nkey_file = \"none\"\nname = \"a\"\n");
+    assert_eq!(machine.config().keys.len(), 1);
 }
 
 #[test]
-fn mistakes_in_entries_are_told_without_their_values() {
-    Given::keyless()
+fn mistakes_in_entries_are_reported_without_their_values() {
+    FakeMachine::keyless()
         .file("/etc/two", "sk_a\nsk_b\n")
         .toml(
             "[[keys]]\nname = \"a\"\n[[keys]]\nkey = \"sk_a\"\nkey_file = \"x\"\nname = \"a\"\n[[keys]]\nkey_file = \"none\"\nnmae = \"b\"\n[[keys]]\nkey_file = \"two\"\n[[keys]]\nkey = 3\n[[keys]]\nkey = \"\"\n",
@@ -157,7 +157,7 @@ fn mistakes_in_entries_are_told_without_their_values() {
 
 #[test]
 fn without_keys_the_three_ways_and_the_demo_are_named() {
-    Given::keyless().check_problems(
+    FakeMachine::keyless().check_problems(
         "
 configuration: there are no ElevenLabs API keys
     = set ELEVENLABS_API_KEYS=sk_first,sk_second
@@ -166,8 +166,9 @@ configuration: there are no ElevenLabs API keys
     = to see it work without a key: keychoir demo
 ",
     );
-    let problems = Given::keyless().variable("ELEVENLABS_API_KEY", KEY).resolve().unwrap_err().to_string();
+    let problems =
+        FakeMachine::keyless().variable("ELEVENLABS_API_KEY", KEY).resolve().unwrap_err().to_string();
     assert!(problems.contains("did you mean `ELEVENLABS_API_KEYS`?"), "{problems}");
-    let config = Given { keys: Need::Optional, ..Given::keyless() }.config();
-    assert_eq!((config.keys.len(), config.key_source), (0, KeySource::Nowhere));
+    let config = FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.config();
+    assert_eq!((config.keys.len(), config.key_source), (0, KeyListSource::Absent));
 }

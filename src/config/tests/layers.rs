@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{Given, KEY};
+use super::{FakeMachine, KEY};
 use crate::config::{Config, Overrides, setting};
 
 #[test]
 fn with_a_key_and_nothing_else_everything_is_at_its_default() {
-    let loaded = Given::fresh().resolve().unwrap();
+    let loaded = FakeMachine::fresh().resolve().unwrap();
     let mut config = loaded.config;
     assert_eq!(config.storage.file(), Some(Path::new("/home/me/.local/state/keychoir/keychoir.db")));
     config.storage.path = Config::default().storage.path;
@@ -20,63 +20,68 @@ fn with_a_key_and_nothing_else_everything_is_at_its_default() {
 
 #[test]
 fn flags_win_over_variables_over_the_file() {
-    let file = Given::fresh().toml("server.listen = \"127.0.0.1:1\"");
+    let file = FakeMachine::fresh().toml("server.listen = \"127.0.0.1:1\"");
     assert_eq!(file.config().server.listen.to_string(), "\"127.0.0.1:1\"");
     let variable = file.variable("KEYCHOIR_SERVER__LISTEN", " 127.0.0.1:2 ");
     assert_eq!(variable.config().server.listen.to_string(), "\"127.0.0.1:2\"");
-    let flag = Given { listen: Some("127.0.0.1:3"), ..variable };
+    let flag = FakeMachine { listen: Some("127.0.0.1:3"), ..variable };
     assert_eq!(flag.config().server.listen.to_string(), "\"127.0.0.1:3\"");
 }
 
 #[test]
 fn a_blank_variable_is_not_set() {
-    let given = Given::fresh().variable("KEYCHOIR_SERVER__LISTEN", "  ").variable("KEYCHOIR_CONFIG", "");
-    assert_eq!(given.config().server.listen.to_string(), "\"127.0.0.1:11011\"");
-    let given = Given::fresh().variable("KEYCHOIR_NO_SUCH", "");
-    assert_eq!(given.config().keys.len(), 1);
+    let machine =
+        FakeMachine::fresh().variable("KEYCHOIR_SERVER__LISTEN", "  ").variable("KEYCHOIR_CONFIG", "");
+    assert_eq!(machine.config().server.listen.to_string(), "\"127.0.0.1:11011\"");
+    let machine = FakeMachine::fresh().variable("KEYCHOIR_NO_SUCH", "");
+    assert_eq!(machine.config().keys.len(), 1);
 }
 
 #[test]
-fn every_layer_is_judged_also_under_another() {
-    let given =
-        Given { listen: Some("127.0.0.1:3"), ..Given::fresh().variable("KEYCHOIR_SERVER__LISTEN", "x") };
-    given.check_problems(
+fn an_overridden_layer_is_validated_too() {
+    let machine = FakeMachine {
+        listen: Some("127.0.0.1:3"),
+        ..FakeMachine::fresh().variable("KEYCHOIR_SERVER__LISTEN", "x")
+    };
+    machine.check_problems(
         "KEYCHOIR_SERVER__LISTEN: `x` has no port\n    = write HOST:PORT, for example 127.0.0.1:11011",
     );
 }
 
 #[test]
-fn sockets_from_systemd_are_used_unless_another_place_is_named() {
-    let passed = Given { has_passed_sockets: true, ..Given::fresh() };
+fn sockets_from_systemd_are_used_unless_an_address_is_configured() {
+    let passed = FakeMachine { has_passed_sockets: true, ..FakeMachine::fresh() };
     assert_eq!(passed.config().server.listen.to_string(), "\"systemd\"");
     let named = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
     assert_eq!(named.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
 }
 
 #[test]
-fn paths_in_the_file_start_at_its_folder() {
-    let given = Given::fresh().toml("storage.path = \"books/k.db\"");
-    assert_eq!(given.config().storage.path, Path::new("/etc/books/k.db"));
-    let given = given.variable("KEYCHOIR_STORAGE__PATH", "k.db");
-    assert_eq!(given.config().storage.path, Path::new("k.db"));
+fn paths_in_the_file_are_relative_to_its_folder() {
+    let machine = FakeMachine::fresh().toml("storage.path = \"books/k.db\"");
+    assert_eq!(machine.config().storage.path, Path::new("/etc/books/k.db"));
+    let machine = machine.variable("KEYCHOIR_STORAGE__PATH", "k.db");
+    assert_eq!(machine.config().storage.path, Path::new("k.db"));
 }
 
 #[test]
-fn without_a_home_the_books_need_a_place() {
-    let homeless = Given { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..Given::default() };
+fn without_a_home_folder_the_usage_database_needs_a_path() {
+    let homeless = FakeMachine { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..FakeMachine::default() };
     homeless.check_problems(
         "
-configuration: there is no folder for the books: HOME is not set
+configuration: there is no folder for the usage database: HOME is not set
     = set KEYCHOIR_STORAGE__PATH to a file
-    = or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep them in memory only
+    = or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only
 ",
     );
     assert_eq!(
         homeless.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "true").config().storage.file(),
         None
     );
-    let flag =
-        Given { is_ephemeral: true, ..homeless.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "false") };
+    let flag = FakeMachine {
+        is_ephemeral: true,
+        ..homeless.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "false")
+    };
     assert_eq!(flag.config().storage.file(), None);
     assert_eq!(
         homeless.variable("KEYCHOIR_STORAGE__PATH", "/k.db").config().storage.path,
@@ -87,23 +92,23 @@ configuration: there is no folder for the books: HOME is not set
 #[test]
 fn an_upstream_that_is_keychoir_itself_is_refused() {
     let expected = "
-KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is where Keychoir itself listens: it would send requests to itself
-    = write the URL of ElevenLabs, of a gateway before it or of a simulator as the base URL
+KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is an address on which Keychoir itself listens: it would send requests to itself
+    = write the URL of ElevenLabs, of a gateway in front of it or of a simulator as the base URL
     = or listen elsewhere (`server.listen`)";
-    let own = Given::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://localhost:11011");
+    let own = FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://localhost:11011");
     own.check_problems(expected);
-    Given { listen: Some("127.0.0.1:11012"), ..own }.config();
+    FakeMachine { listen: Some("127.0.0.1:11012"), ..own }.config();
     let of_a_key =
         "[[keys]]\nkey = \"sk_another_key_of_the_test_00000001\"\nbase_url = \"http://127.0.0.1:11011\"";
-    let problems = Given::keyless().toml(of_a_key).resolve().unwrap_err().to_string();
-    assert!(problems.contains("is where Keychoir itself listens"), "{problems}");
+    let problems = FakeMachine::keyless().toml(of_a_key).resolve().unwrap_err().to_string();
+    assert!(problems.contains("is an address on which Keychoir itself listens"), "{problems}");
 }
 
 #[test]
-fn one_body_fits_into_the_memory_for_all() {
-    let given = Given::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16MiB");
-    assert_eq!(given.config().retry.max_total_buffer_size, 16_777_216);
-    Given::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16777215B").check_problems(
+fn the_buffer_of_one_request_fits_into_the_total_buffer() {
+    let machine = FakeMachine::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16MiB");
+    assert_eq!(machine.config().retry.max_total_buffer_size, 16_777_216);
+    FakeMachine::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16777215B").check_problems(
         "
 KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may keep 16MiB (`retry.buffer_size`), but all requests together only 16777215B
     = raise `retry.max_total_buffer_size`
@@ -113,14 +118,14 @@ KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may keep 16MiB (`retry.buffer
 
 #[test]
 fn keys_in_clear_text_are_warned_about() {
-    Given::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9").check_warnings(&[]);
-    Given::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://example.com").check_warnings(&[
-        "KEYCHOIR_UPSTREAM__BASE_URL: the keys go over the network in clear text: write https:// if the host speaks it",
+    FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9").check_warnings(&[]);
+    FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://example.com").check_warnings(&[
+        "KEYCHOIR_UPSTREAM__BASE_URL: the keys go over the network in clear text: write https:// if the host supports it",
     ]);
 }
 
 #[test]
-fn defaults_around_given_keys_leave_nothing_behind() {
+fn a_configuration_of_defaults_leaves_no_files_behind() {
     let key = crate::secret::ApiKey::new(KEY).unwrap();
     let config = Config::with_defaults(vec![key], "http://127.0.0.1:9".parse().unwrap());
     assert_eq!((config.keys.len(), config.storage.file(), config.upstream.base_url.port()), (1, None, 9));
@@ -128,7 +133,7 @@ fn defaults_around_given_keys_leave_nothing_behind() {
 }
 
 #[test]
-fn the_process_has_an_environment() {
+fn loading_reads_the_environment_and_files_of_the_process() {
     let overrides = Overrides { config_file: Some("/nowhere/at/all.toml".into()), ..Overrides::default() };
     assert!(crate::config::load(&overrides).unwrap_err().to_string().contains("there is no such file"));
 }

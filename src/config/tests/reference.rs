@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Given, KEY};
+use super::{FakeMachine, KEY};
 use crate::config::value::{Folders, Raw};
 use crate::config::{Config, setting};
 
@@ -22,12 +22,12 @@ fn reference_in_force() -> String {
 
 #[test]
 fn the_reference_file_loads_and_changes_nothing() {
-    let untouched = Given::fresh().toml(REFERENCE).resolve().unwrap();
+    let untouched = FakeMachine::fresh().toml(REFERENCE).resolve().unwrap();
     let in_force = reference_in_force();
-    let in_force = Given::fresh().toml(&in_force).resolve().unwrap();
+    let in_force = FakeMachine::fresh().toml(&in_force).resolve().unwrap();
     assert!(untouched.warnings.is_empty() && in_force.warnings.is_empty());
     let (mut untouched, mut in_force, mut default) =
-        (untouched.config, in_force.config, Given::fresh().config());
+        (untouched.config, in_force.config, FakeMachine::fresh().config());
     for setting in setting::TABLE {
         assert_eq!(setting.show(&mut untouched), setting.show(&mut default), "{}", setting.path);
         assert_eq!(setting.show(&mut in_force), setting.show(&mut default), "{}", setting.path);
@@ -71,7 +71,7 @@ fn the_examples_in_the_reference_file_work() {
         })
         .map(|line| line.to_owned() + "\n")
         .collect();
-    let config = Given::keyless().file("/run/secrets/elevenlabs_key", KEY).toml(&example).config();
+    let config = FakeMachine::keyless().file("/run/secrets/elevenlabs_key", KEY).toml(&example).config();
     assert_eq!((config.keys.len(), config.clients.len()), (1, 1));
     assert_eq!(config.keys[0].workspace.as_deref(), Some("studio"));
 }

@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
-use super::Given;
-use crate::config::renamed::{CLIENT_FIELDS, SECTIONS, SETTINGS, Was};
+use super::FakeMachine;
+use crate::config::renamed::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
 use crate::config::value::{self, Raw};
 use crate::config::{Config, setting};
 
 /// The default of a setting as a file writes it today, and as it was written under the old name.
-fn default_of(path: &str, was: Was) -> (String, String) {
+fn default_of(path: &str, old_unit: OldUnit) -> (String, String) {
     let today = setting::find(path).unwrap().show(&mut Config::default());
-    let bare = today.trim_matches('"');
+    let trimmed = today.trim_matches('"');
     let milliseconds = |text| value::duration(Raw::Text(text)).unwrap().as_millis();
-    let old = match was {
-        Was::Milliseconds => milliseconds(bare).to_string(),
-        Was::Days => (milliseconds(bare) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
-        Was::Bytes => value::size(Raw::Text(bare)).unwrap().to_string(),
-        Was::Same => {
-            assert!(value::duration(Raw::Text(bare)).is_err() && value::size(Raw::Text(bare)).is_err());
+    let old = match old_unit {
+        OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
+        OldUnit::Days => (milliseconds(trimmed) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
+        OldUnit::Bytes => value::size(Raw::Text(trimmed)).unwrap().to_string(),
+        OldUnit::Same => {
+            assert!(value::duration(Raw::Text(trimmed)).is_err() && value::size(Raw::Text(trimmed)).is_err());
             today.clone()
         }
     };
@@ -25,42 +25,43 @@ fn default_of(path: &str, was: Was) -> (String, String) {
 }
 
 #[test]
-fn each_old_name_in_a_file_is_answered_with_the_line_to_write() {
-    for (old, new, was) in SETTINGS {
-        let (value, old_value) = default_of(new, *was);
+fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
+    for (old, new, old_unit) in SETTINGS {
+        let (value, old_value) = default_of(new, *old_unit);
         let ((section, name), (new_section, new_name)) =
             (old.split_once('.').unwrap(), new.split_once('.').unwrap());
         let toml = format!("[{section}]\n{name} = {old_value}\n");
-        let elsewhere = if section == new_section { String::new() } else { format!(" in [{new_section}]") };
-        Given::fresh().toml(&toml).check_problems(&format!(
-            "/etc/k.toml:2:1: `{old}` has a new name\n  2 | {name} = {old_value}\n    | {}\n    = write `{new_name} = {value}`{elsewhere}",
+        let section_advice =
+            if section == new_section { String::new() } else { format!(" in [{new_section}]") };
+        FakeMachine::fresh().toml(&toml).check_problems(&format!(
+            "/etc/k.toml:2:1: `{old}` has a new name\n  2 | {name} = {old_value}\n    | {}\n    = write `{new_name} = {value}`{section_advice}",
             "^".repeat(name.len()),
         ));
-        Given::fresh().toml(&format!("[{new_section}]\n{new_name} = {value}\n")).config();
+        FakeMachine::fresh().toml(&format!("[{new_section}]\n{new_name} = {value}\n")).config();
     }
 }
 
 #[test]
-fn each_old_variable_is_answered_with_the_one_to_set() {
-    for (old, new, was) in SETTINGS {
-        let (value, old_value) = default_of(new, *was);
+fn each_old_variable_is_reported_with_the_one_to_set() {
+    for (old, new, old_unit) in SETTINGS {
+        let (value, old_value) = default_of(new, *old_unit);
         let (value, old_value) = (value.trim_matches('"'), old_value.trim_matches('"'));
         if value.is_empty() {
             // A blank variable is not set.
             continue;
         }
         let (variable, new) = (setting::variable(old), setting::variable(new));
-        Given::fresh()
+        FakeMachine::fresh()
             .variable(&variable, old_value)
             .check_problems(&format!("{variable}: this setting has a new name\n    = set {new}={value}"));
-        Given::fresh().variable(&new, value).config();
+        FakeMachine::fresh().variable(&new, value).config();
     }
 }
 
 #[test]
 fn no_old_name_is_a_setting() {
-    for (index, (old, new, was)) in SETTINGS.iter().enumerate() {
-        assert_eq!(*was == Was::Days, old.contains("days"), "{old}");
+    for (index, (old, new, old_unit)) in SETTINGS.iter().enumerate() {
+        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old}");
         assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
         assert!(
             SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
@@ -71,10 +72,10 @@ fn no_old_name_is_a_setting() {
         assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
         // Every setting of an old section has a message of its own.
         for setting in setting::TABLE.iter().filter(|setting| setting.section() == *new) {
-            let has_answer = |(old_path, new_path, _): &&(&str, &str, Was)| {
+            let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
             };
-            assert!(SETTINGS.iter().any(|entry| has_answer(&entry)), "{}", setting.path);
+            assert!(SETTINGS.iter().any(|entry| has_message(&entry)), "{}", setting.path);
         }
     }
 }
@@ -91,7 +92,7 @@ fn no_name_of_a_setting_has_a_unit_or_ends_in_its_limit() {
 
 #[test]
 fn an_old_value_that_was_wrong_is_not_converted() {
-    Given::fresh()
+    FakeMachine::fresh()
         .toml("[server]\nconnections_max = []\n[watch]\ninterval_ms = \"x\"\n")
         .variable("KEYCHOIR_REPLAY__DEADLINE_MS", "soon")
         .check_problems(
@@ -111,8 +112,8 @@ KEYCHOIR_REPLAY__DEADLINE_MS: this setting has a new name
 }
 
 #[test]
-fn old_sections_are_answered_also_with_new_names_in_them_or_none() {
-    Given::fresh().toml("[watch]\ninterval = \"10m\"\n[replay]\n[sockets]\nidle = 3\n").check_problems(
+fn an_old_section_is_reported_also_with_new_names_in_it_or_none() {
+    FakeMachine::fresh().toml("[watch]\ninterval = \"10m\"\n[replay]\n[sockets]\nidle = 3\n").check_problems(
         "
 /etc/k.toml:2:1: `watch` has a new name
   2 | interval = \"10m\"
@@ -131,11 +132,11 @@ fn old_sections_are_answered_also_with_new_names_in_them_or_none() {
 }
 
 #[test]
-fn old_limits_of_clients_are_answered_with_the_line_to_write() {
+fn old_limits_of_clients_are_reported_with_the_line_to_write() {
     let lines = ["\"3 requests\"", "\"60 per minute\"", "4"];
     for ((old, new), line) in CLIENT_FIELDS.iter().zip(lines) {
         let toml = format!("[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n{old} = {line}\n");
-        Given::fresh().toml(&toml).check_problems(&format!(
+        FakeMachine::fresh().toml(&toml).check_problems(&format!(
             "/etc/k.toml:4:1: `{old}` has a new name\n  4 | {old} = ***\n    | {}\n    = write `{new} = {line}`",
             "^".repeat(old.len()),
         ));
@@ -143,8 +144,8 @@ fn old_limits_of_clients_are_answered_with_the_line_to_write() {
 }
 
 #[test]
-fn the_old_word_of_a_strategy_is_answered_with_the_new_one() {
-    Given::fresh().variable("KEYCHOIR_POOL__STRATEGY", "least-busy").check_problems(
+fn the_old_name_of_a_strategy_is_reported_with_the_new_one() {
+    FakeMachine::fresh().variable("KEYCHOIR_POOL__STRATEGY", "least-busy").check_problems(
         "
 KEYCHOIR_POOL__STRATEGY: there is no strategy `least-busy`
     = there is `fill-first`, `round-robin`, `most-remaining`, `least-requests`, `soonest-reset`

@@ -1,6 +1,6 @@
 //! The mirror: its address and key, and where they are found.
 
-use super::Given;
+use super::FakeMachine;
 use crate::secret::ServiceKeyForm;
 
 const ANON: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYW5vbiJ9.c2lnbmF0dXJl";
@@ -9,8 +9,8 @@ const SERVICE_ROLE: &str =
 const SB_SECRET: &str = "sb_secret_0123456789abcdef";
 
 #[track_caller]
-fn check_target(given: &Given<'_>, expected: Option<(&str, &str, ServiceKeyForm)>) {
-    let config = given.config();
+fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, ServiceKeyForm)>) {
+    let config = machine.config();
     let target = config.supabase.target();
     assert_eq!(
         target.map(|(url, key)| (url.to_string(), key.expose(), key.form())),
@@ -21,27 +21,29 @@ fn check_target(given: &Given<'_>, expected: Option<(&str, &str, ServiceKeyForm)
 #[test]
 fn the_mirror_is_found_where_supabases_tools_look() {
     const URL: &str = "https://p.supabase.co";
-    check_target(&Given::fresh(), None);
-    let given = Given::fresh().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
-    let secret = given.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
+    check_target(&FakeMachine::fresh(), None);
+    let machine = FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
+    let secret = machine.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
     check_target(&secret, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
-    let old = given.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
+    let old = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
     check_target(&old, Some((URL, SERVICE_ROLE, ServiceKeyForm::Token)));
     let quoted = format!("\"{SB_SECRET}\"\n");
-    let file = given.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted);
+    let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted);
     check_target(&file, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
     let credential =
-        given.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);
+        machine.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);
     check_target(&credential, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
-    let toml = Given::fresh().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
+    let toml =
+        FakeMachine::fresh().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
     check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
     check_target(&secret.variable("KEYCHOIR_SUPABASE__ENABLED", "false"), None);
 }
 
 #[test]
-fn a_variable_of_ours_wins_over_supabases_and_that_over_the_file() {
-    let file =
-        Given::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET).toml("supabase.url = \"https://file\"");
+fn keychoirs_variable_wins_over_supabases_and_that_over_the_file() {
+    let file = FakeMachine::fresh()
+        .variable("SUPABASE_SECRET_KEY", SB_SECRET)
+        .toml("supabase.url = \"https://file\"");
     check_target(&file, Some(("https://file", SB_SECRET, ServiceKeyForm::Secret)));
     let theirs = file.variable("SUPABASE_URL", "https://theirs");
     check_target(&theirs, Some(("https://theirs", SB_SECRET, ServiceKeyForm::Secret)));
@@ -54,41 +56,44 @@ fn a_key_for_web_pages_is_refused_with_what_to_do() {
     const ADVICE: &str = "
     = set SUPABASE_SECRET_KEY to a secret key (sb_secret_…): in the project's settings, API keys
     = or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one";
-    let given = Given::fresh().variable("SUPABASE_URL", "https://p.supabase.co");
-    given.clone().variable("SUPABASE_SERVICE_ROLE_KEY", ANON).check_problems(&format!(
+    let machine = FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co");
+    machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", ANON).check_problems(&format!(
         "SUPABASE_SERVICE_ROLE_KEY: this is the anon key: it is for web pages and may not write what the mirror writes{ADVICE}"
     ));
-    given.variable("SUPABASE_SECRET_KEY", "sb_publishable_0123").check_problems(&format!(
+    machine.variable("SUPABASE_SECRET_KEY", "sb_publishable_0123").check_problems(&format!(
         "SUPABASE_SECRET_KEY: this is a publishable key: it is for web pages and may not write what the mirror writes{ADVICE}"
     ));
 }
 
 #[test]
-fn half_a_mirror_is_named_and_stops_nothing() {
-    Given::fresh().variable("SUPABASE_URL", "https://p.supabase.co").check_warnings(&[
+fn an_incomplete_mirror_is_reported_and_stops_nothing() {
+    FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co").check_warnings(&[
         "SUPABASE_URL: nothing is mirrored to Supabase: it has no key; set SUPABASE_SECRET_KEY, or supabase.enabled = false",
     ]);
-    Given::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET).check_warnings(&[
+    FakeMachine::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET).check_warnings(&[
         "SUPABASE_SECRET_KEY: nothing is mirrored to Supabase: it has no address; set SUPABASE_URL, or supabase.enabled = false",
     ]);
-    Given::fresh().variable("SUPABASE_URL", "nonsense here").check_warnings(&[]);
-    Given::fresh()
+    FakeMachine::fresh().variable("SUPABASE_URL", "nonsense here").check_warnings(&[]);
+    FakeMachine::fresh()
         .variable("SUPABASE_URL", "http://kong:8000")
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
-        .check_warnings(&["SUPABASE_URL: Supabase's key goes over the network in clear text: write https:// if the host speaks it"]);
+        .check_warnings(&["SUPABASE_URL: Supabase's key goes over the network in clear text: write https:// if the host supports it"]);
 }
 
 #[test]
-fn an_address_that_is_no_project_is_answered_with_the_form() {
+fn an_address_that_is_no_project_is_refused_with_advice() {
     const FORM: &str = "    = write the project's URL, as in https://abcdefgh.supabase.co";
-    let given = Given::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET);
-    for (text, what) in [
+    let machine = FakeMachine::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET);
+    for (text, message) in [
         (
             "postgresql://postgres:hunter2@db.p.supabase.co:5432/postgres",
             "this is the address of the database, not of its API",
         ),
         ("https://supabase.com/dashboard/project/p", "this is the page of the dashboard, not the project"),
     ] {
-        given.clone().variable("SUPABASE_URL", text).check_problems(&format!("SUPABASE_URL: {what}\n{FORM}"));
+        machine
+            .clone()
+            .variable("SUPABASE_URL", text)
+            .check_problems(&format!("SUPABASE_URL: {message}\n{FORM}"));
     }
 }

@@ -1,31 +1,31 @@
 //! TLS: the setting as a word, the certificate in files, the folder of the local CA.
 
-use super::Given;
+use super::FakeMachine;
 use crate::certificate::CaLocation;
 use crate::config::TlsChoice;
 
 /// A certificate and its private key.
 fn pair() -> (String, String) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    (made.cert.pem(), made.signing_key.serialize_pem())
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    (generated.cert.pem(), generated.signing_key.serialize_pem())
 }
 
 #[test]
-fn tls_is_a_word_or_files_and_the_last_layer_counts() {
-    let choice = |given: &Given<'_>| given.config().server.tls.choice();
+fn tls_is_a_word_or_files_and_the_last_layer_decides() {
+    let choice = |machine: &FakeMachine<'_>| machine.config().server.tls.choice();
     let (cert, key) = pair();
-    let files = Given::fresh().file("/etc/c.pem", &cert).file("/etc/k.pem", &key);
-    assert_eq!(choice(&Given::fresh()), TlsChoice::Auto);
-    assert_eq!(choice(&Given::fresh().toml("server.tls = \"off\"")), TlsChoice::Off);
+    let files = FakeMachine::fresh().file("/etc/c.pem", &cert).file("/etc/k.pem", &key);
+    assert_eq!(choice(&FakeMachine::fresh()), TlsChoice::Auto);
+    assert_eq!(choice(&FakeMachine::fresh().toml("server.tls = \"off\"")), TlsChoice::Off);
     for toml in [
         "[server]\ntls = { cert = \"c.pem\", key = \"k.pem\" }",
         "[server.tls]\ncert = \"c.pem\"\nkey = \"/etc/k.pem\"",
         "server.tls.cert = \"c.pem\"\nserver.tls.key = \"k.pem\"",
     ] {
-        let given = files.clone().toml(toml);
-        assert_eq!(choice(&given), TlsChoice::Files);
-        assert!(given.config().certificate.is_some());
-        let off = given.variable("KEYCHOIR_SERVER__TLS", "off");
+        let machine = files.clone().toml(toml);
+        assert_eq!(choice(&machine), TlsChoice::Files);
+        assert!(machine.config().certificate.is_some());
+        let off = machine.variable("KEYCHOIR_SERVER__TLS", "off");
         assert_eq!(choice(&off), TlsChoice::Off);
         assert!(off.config().certificate.is_none());
     }
@@ -36,29 +36,29 @@ fn tls_is_a_word_or_files_and_the_last_layer_counts() {
     assert_eq!(choice(&variables), TlsChoice::Files);
     variables.variable("KEYCHOIR_SERVER__TLS", "auto").check_problems(
         "
-KEYCHOIR_SERVER__TLS: variables give a word for TLS and files as well
+KEYCHOIR_SERVER__TLS: variables set a word for TLS and files as well
     = remove this one to use the files, or KEYCHOIR_SERVER__TLS__CERT and __KEY
 ",
     );
 }
 
 #[test]
-fn what_is_no_way_to_speak_tls_says_so() {
+fn an_unknown_word_for_tls_is_refused() {
     let form = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";
-    for (toml, column, what, near) in [
+    for (toml, column, message, near) in [
         ("true", "^^^^", "this is true or false and should be a text or a table", "\"auto\""),
         ("false", "^^^^^", "this is true or false and should be a text or a table", "\"off\""),
         ("\"on\"", "^^^^", "`on` is no way to speak TLS", "auto"),
         ("\"atuo\"", "^^^^^^", "`atuo` is no way to speak TLS", "auto"),
     ] {
-        Given::fresh().toml(&format!("[server]\ntls = {toml}\n")).check_problems(&format!(
-            "/etc/k.toml:2:7: {what}\n  2 | tls = {toml}\n    |       {column}\n    = {form}\n    = did you mean `{near}`?"
+        FakeMachine::fresh().toml(&format!("[server]\ntls = {toml}\n")).check_problems(&format!(
+            "/etc/k.toml:2:7: {message}\n  2 | tls = {toml}\n    |       {column}\n    = {form}\n    = did you mean `{near}`?"
         ));
     }
-    Given::fresh()
+    FakeMachine::fresh()
         .variable("KEYCHOIR_SERVER__TLS", "c.pem")
         .check_problems(&format!("KEYCHOIR_SERVER__TLS: `c.pem` is no way to speak TLS\n    = {form}"));
-    Given::fresh()
+    FakeMachine::fresh()
         .toml("[server.tls]\ncrt = \"a\"\n[server]\ntls_directory = 3\ncert = \"a\"\n")
         .check_problems(
             r#"
@@ -75,7 +75,7 @@ fn what_is_no_way_to_speak_tls_says_so() {
     | ^^^^
 "#,
         );
-    Given::fresh().toml("server.tls = {}").check_problems(
+    FakeMachine::fresh().toml("server.tls = {}").check_problems(
         "/etc/k.toml:1:14: this table is empty\n  1 | server.tls = {}\n    |              ^^",
     );
 }
@@ -85,37 +85,37 @@ fn files_of_tls_that_cannot_be_used_are_named() {
     let (cert, key) = pair();
     let (_, other) = pair();
     let check = |cert_file: &str, key_file: &str, expected: &str| {
-        Given::fresh()
+        FakeMachine::fresh()
             .file("/etc/c.pem", cert_file)
             .file("/etc/k.pem", key_file)
             .toml("[server.tls]\ncert = \"c.pem\"\nkey = \"k.pem\"\n")
             .check_problems(expected);
     };
     let at_cert =
-        |what: &str| format!("/etc/k.toml:2:8: {what}\n  2 | cert = \"c.pem\"\n    |        ^^^^^^^\n");
-    let at_key = |what: &str| format!("/etc/k.toml:3:7: {what}\n  3 | key = ***\n    |       ^^^\n");
+        |message: &str| format!("/etc/k.toml:2:8: {message}\n  2 | cert = \"c.pem\"\n    |        ^^^^^^^\n");
+    let at_key = |message: &str| format!("/etc/k.toml:3:7: {message}\n  3 | key = ***\n    |       ^^^\n");
     check(
         "",
         &key,
-        &(at_cert("there is no certificate in it")
+        &(at_cert("there is no certificate in the file")
             + "    = write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
     );
     let exchanged = "    = `cert` is the file of certificates, `key` that of the private key";
-    check(&key, &key, &(at_cert("there is a private key in it and no certificate") + exchanged));
-    check(&cert, &cert, &(at_key("there is a certificate in it and no private key") + exchanged));
+    check(&key, &key, &(at_cert("there is a private key in the file and no certificate") + exchanged));
+    check(&cert, &cert, &(at_key("there is a certificate in the file and no private key") + exchanged));
     check(
         &cert,
         &other,
         &(at_key("the private key does not fit the certificate")
-            + "    = name the key that the certificate was asked for with; the server's certificate comes first in its file"),
+            + "    = name the key of the certificate; the server's certificate comes first in its file"),
     );
     check(
         &cert,
         "nothing",
-        &(at_key("there is no private key in it")
+        &(at_key("there is no private key in the file")
             + "    = write the path of a PEM file: -----BEGIN PRIVATE KEY-----"),
     );
-    Given::fresh().toml("server.tls = { cert = \"c.pem\" }").check_problems(
+    FakeMachine::fresh().toml("server.tls = { cert = \"c.pem\" }").check_problems(
         r#"
 /etc/k.toml:1:23: there is a certificate and no private key for it
   1 | server.tls = { cert = "c.pem" }
@@ -126,7 +126,7 @@ fn files_of_tls_that_cannot_be_used_are_named() {
     |                       ^^^^^^^
 "#,
     );
-    Given::fresh().variable("KEYCHOIR_SERVER__TLS__KEY", "/latin1.toml").check_problems(
+    FakeMachine::fresh().variable("KEYCHOIR_SERVER__TLS__KEY", "/latin1.toml").check_problems(
         "
 KEYCHOIR_SERVER__TLS__KEY: there is a private key and no certificate for it
     = set KEYCHOIR_SERVER__TLS__CERT=FILE
@@ -135,7 +135,7 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (l
 ",
     );
     // A problem that was reported once is not reported as missing, too.
-    Given::fresh()
+    FakeMachine::fresh()
         .file("/etc/c.pem", &cert)
         .toml("server.tls = { cert = \"c.pem\", key = 3 }")
         .check_problems(
@@ -149,8 +149,8 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (l
 }
 
 #[test]
-fn a_certificate_that_does_not_hold_is_warned_about() {
-    let made = |from, until| {
+fn a_certificate_outside_its_validity_period_is_warned_about() {
+    let certificate_with = |from, until| {
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         (params.not_before, params.not_after) = (from, until);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -158,33 +158,33 @@ fn a_certificate_that_does_not_hold_is_warned_about() {
     };
     let day = rcgen::date_time_ymd;
     for ((cert, key), expected) in [
-        (made(day(2026, 1, 1), day(2028, 1, 1)), None),
+        (certificate_with(day(2026, 1, 1), day(2028, 1, 1)), None),
         (
-            made(day(2026, 1, 1), day(2027, 1, 1)),
+            certificate_with(day(2026, 1, 1), day(2027, 1, 1)),
             Some("/etc/k.toml:2:8: this certificate has expired at 2027-01-01T00:00:00Z: clients refuse it"),
         ),
         (
-            made(day(2028, 1, 1), day(2029, 1, 1)),
+            certificate_with(day(2028, 1, 1), day(2029, 1, 1)),
             Some("/etc/k.toml:2:8: clients refuse this certificate before 2028-01-01T00:00:00Z"),
         ),
     ] {
-        let given = Given::fresh()
+        let machine = FakeMachine::fresh()
             .file("/etc/c.pem", &cert)
             .file("/etc/k.pem", &key)
             .toml("[server.tls]\ncert = \"c.pem\"\nkey = \"k.pem\"\n");
-        given.check_warnings(expected.as_slice());
-        assert!(given.config().certificate.is_some());
+        machine.check_warnings(expected.as_slice());
+        assert!(machine.config().certificate.is_some());
     }
 }
 
 #[test]
-fn the_authority_lives_beside_the_books() {
-    let place = |given: &Given<'_>| given.config().authority_place();
+fn the_local_authority_is_beside_the_usage_database() {
+    let location = |machine: &FakeMachine<'_>| machine.config().ca_location();
     let folder = |path: &str| CaLocation::Folder(path.into());
-    let fresh = Given::fresh();
-    assert_eq!(place(&fresh), folder("/home/me/.local/state/keychoir/tls"));
-    assert_eq!(place(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));
+    let fresh = FakeMachine::fresh();
+    assert_eq!(location(&fresh), folder("/home/me/.local/state/keychoir/tls"));
+    assert_eq!(location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));
     let ephemeral = fresh.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");
-    assert_eq!(place(&ephemeral), CaLocation::Memory);
-    assert_eq!(place(&ephemeral.toml("server.tls_directory = \"t\"")), folder("/etc/t"));
+    assert_eq!(location(&ephemeral), CaLocation::Memory);
+    assert_eq!(location(&ephemeral.toml("server.tls_directory = \"t\"")), folder("/etc/t"));
 }

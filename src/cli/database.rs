@@ -5,15 +5,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Sources, load};
+use super::{ConfigSources, load};
 use crate::config::{Config, Need};
 use crate::store::{ReadError, Reader};
 
 /// The database to read.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Books {
+pub(super) struct DatabaseOptions {
     #[command(flatten)]
-    pub(super) sources: Sources,
+    pub(super) sources: ConfigSources,
     /// Read this file instead of the one that the configuration names.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -21,23 +21,25 @@ pub(super) struct Books {
 
 /// Why the database cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BooksError {
-    #[error("{0}. Another file is named with --file{hint}.", hint = hint(.0))]
+pub(super) enum DatabaseError {
+    #[error("{0}. Give another file with --file{hint}.", hint = hint(.0))]
     Read(#[from] ReadError),
     #[error(
-        "the books are kept in memory only (storage.ephemeral): `keychoir status` shows how the keys stand"
+        "the usage database is in memory only (storage.ephemeral): `keychoir status` shows the state of the keys"
     )]
     Ephemeral,
 }
 
 /// The database of the service in `systemd/`, which the configuration of another user does not
 /// name.
-const OF_SERVICE: &str = "/var/lib/keychoir/keychoir.db";
+const SERVICE_DATABASE: &str = "/var/lib/keychoir/keychoir.db";
 
 fn hint(error: &ReadError) -> String {
     match error {
-        ReadError::NoFile(path) if path.as_os_str() != OF_SERVICE && PathBuf::from(OF_SERVICE).exists() => {
-            format!("; the service's is {OF_SERVICE}")
+        ReadError::NoFile(path)
+            if path.as_os_str() != SERVICE_DATABASE && PathBuf::from(SERVICE_DATABASE).exists() =>
+        {
+            format!("; the service's is {SERVICE_DATABASE}")
         }
         ReadError::NoFile(_)
         | ReadError::Empty(_)
@@ -49,27 +51,27 @@ fn hint(error: &ReadError) -> String {
     }
 }
 
-impl Books {
+impl DatabaseOptions {
     /// Opens the database. Returns an exit code when the configuration is invalid, which was
     /// reported.
-    pub(super) fn open(self) -> Result<Result<Reader, BooksError>, ExitCode> {
+    pub(super) fn open(self) -> Result<Result<Reader, DatabaseError>, ExitCode> {
         if let Some(file) = &self.file {
-            return Ok(Reader::open(file).map_err(BooksError::from));
+            return Ok(Reader::open(file).map_err(DatabaseError::from));
         }
         let config = self.config()?;
-        Ok(self.open_of(&config))
+        Ok(self.open_configured(&config))
     }
 
     /// Opens the database of a loaded configuration.
-    pub(super) fn open_of(&self, config: &Config) -> Result<Reader, BooksError> {
+    pub(super) fn open_configured(&self, config: &Config) -> Result<Reader, DatabaseError> {
         match self.file.as_deref().or(config.storage.file()) {
             Some(file) => Ok(Reader::open(file)?),
-            None => Err(BooksError::Ephemeral),
+            None => Err(DatabaseError::Ephemeral),
         }
     }
 
     /// Whether the path is that of the configuration.
-    pub(super) fn is_of_configuration(&self) -> bool {
+    pub(super) fn uses_configured_file(&self) -> bool {
         self.file.is_none()
     }
 

@@ -22,12 +22,12 @@ pub(super) fn host(text: &str) -> Result<String, WrongValue> {
 /// An origin in the form that browsers send: scheme, host, and the port unless it is the default.
 pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
     let origin = text.trim().to_ascii_lowercase();
-    let place = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    let is_place = |place: &str| {
-        !place.is_empty()
-            && place.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+    let host_and_port = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let is_host_and_port = |host_and_port: &str| {
+        !host_and_port.is_empty()
+            && host_and_port.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
     };
-    if place.is_some_and(is_place) {
+    if host_and_port.is_some_and(is_host_and_port) {
         return Ok(origin);
     }
     Err(WrongValue::new(format!("{} is no origin", shown(text)))
@@ -48,8 +48,8 @@ pub(super) fn header(text: &str) -> Result<String, WrongValue> {
     };
     match why_not_forwarded(&name) {
         None => Ok(name.as_str().to_owned()),
-        Some(reason) => Err(WrongValue::new(format!("`{name}` is never passed on: it {reason}"))
-            .advise("leave it out of access.forward_headers")),
+        Some(reason) => Err(WrongValue::new(format!("`{name}` is never forwarded: it {reason}"))
+            .advise("remove it from access.forward_headers")),
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_may_go_on_unless_it_is_a_credential_or_of_one_connection() {
+    fn a_header_is_forwarded_unless_it_is_a_credential_or_of_one_connection() {
         assert_eq!(header(" X-Forwarded-For ").unwrap(), "x-forwarded-for");
         assert_eq!(header("cf-ipcountry").unwrap(), "cf-ipcountry");
         for text in ["", "x y", "cf-*", "x:", "Cookie", "authorization", "connection", "Host", "xi-api-key"] {

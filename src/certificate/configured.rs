@@ -22,13 +22,13 @@ pub struct Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// It contains no certificate.
-    #[error("there is no certificate in it")]
+    #[error("there is no certificate in the file")]
     Empty,
     /// It contains a private key, but no certificate.
-    #[error("there is a private key in it and no certificate")]
+    #[error("there is a private key in the file and no certificate")]
     IsKey,
     /// A block marked as a certificate cannot be parsed.
-    #[error("a certificate in it is broken")]
+    #[error("a certificate in the file is broken")]
     Broken,
 }
 
@@ -36,16 +36,16 @@ pub enum ChainError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// It contains no private key.
-    #[error("there is no private key in it")]
+    #[error("there is no private key in the file")]
     Empty,
     /// It contains a certificate, but no private key.
-    #[error("there is a certificate in it and no private key")]
+    #[error("there is a certificate in the file and no private key")]
     IsCertificate,
     /// The key is encrypted with a passphrase, which cannot be entered at the start.
     #[error("the private key is encrypted")]
     Encrypted,
     /// The key is broken, or of a kind that the TLS library does not support.
-    #[error("the private key is broken, or of a kind that is not known")]
+    #[error("the private key is broken, or of an unsupported kind")]
     Unusable,
     /// The key belongs to another certificate.
     #[error("the private key does not fit the certificate")]
@@ -95,7 +95,7 @@ impl Chain {
             });
         };
         match CertifiedKey::from_der(self.certificates, key, &provider()) {
-            Ok(shown) => Ok(Certificate { shown: Arc::new(shown), life: self.life }),
+            Ok(certified_key) => Ok(Certificate { certified_key: Arc::new(certified_key), life: self.life }),
             Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(KeyError::Mismatch),
             Err(_) => Err(KeyError::Unusable),
         }
@@ -106,24 +106,24 @@ impl Chain {
 mod tests {
     use super::*;
 
-    fn made() -> (String, String) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        (made.cert.pem(), made.signing_key.serialize_pem())
+    fn generated() -> (String, String) {
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (generated.cert.pem(), generated.signing_key.serialize_pem())
     }
 
     #[test]
     fn a_certificate_and_its_key_fit() {
-        let (cert, key) = made();
+        let (cert, key) = generated();
         let certificate = Chain::read(&cert).unwrap().with_key(&key).unwrap();
-        assert_eq!(certificate.shown().cert.len(), 1);
+        assert_eq!(certificate.certified_key().cert.len(), 1);
         assert!(certificate.life().from < certificate.life().until);
         let printed = format!("{certificate:?}");
         assert!(printed.starts_with("Certificate { life:") && !printed.contains("key"), "{printed}");
     }
 
     #[test]
-    fn what_is_no_certificate_says_what_it_is() {
-        let (cert, key) = made();
+    fn the_error_says_why_a_text_is_no_certificate() {
+        let (cert, key) = generated();
         assert_eq!(Chain::read("").unwrap_err(), ChainError::Empty);
         assert_eq!(Chain::read(&key).unwrap_err(), ChainError::IsKey);
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -133,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_for_it_says_why() {
-        let (cert, _) = made();
-        let (_, other) = made();
+    fn the_error_says_why_a_text_is_no_key_of_the_certificate() {
+        let (cert, _) = generated();
+        let (_, other) = generated();
         let wrong = |key: &str| Chain::read(&cert).unwrap().with_key(key).unwrap_err();
         assert_eq!(wrong(""), KeyError::Empty);
         assert_eq!(wrong(&cert), KeyError::IsCertificate);

@@ -21,13 +21,13 @@ use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
 
 /// Maximum size of a response. The list of models is the longest, with some dozens of kilobytes.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
 /// Sends the poller's requests, with a timeout for each response.
 #[derive(Debug)]
 pub(super) struct ProviderClient<'a, C> {
     pub(super) upstream: &'a Upstream<C>,
-    pub(super) answer_max: Duration,
+    pub(super) response_timeout: Duration,
 }
 
 impl<C: Connect> ProviderClient<'_, C> {
@@ -39,7 +39,7 @@ impl<C: Connect> ProviderClient<'_, C> {
 
     /// Requests the quota from another host of the provider.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
-        let (verdict, text) = self.ask_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
+        let (verdict, text) = self.send_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
             Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
@@ -76,46 +76,47 @@ impl<C: Connect> ProviderClient<'_, C> {
 
     /// Requests the identifier of the key's workspace; `None` where the key may not read it.
     pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
-        let (verdict, text) = self.ask(key, Uri::from_static("/v1/user")).await?;
+        let (verdict, text) = self.send(key, Uri::from_static("/v1/user")).await?;
         if verdict == Verdict::Served { workspace_id(&text) } else { None }
     }
 
     /// Requests the provider's models; `None` where the key may not read them.
     pub(super) async fn models(&self, key: &Key) -> Option<Models> {
-        let (verdict, text) = self.ask(key, Uri::from_static("/v1/models")).await?;
+        let (verdict, text) = self.send(key, Uri::from_static("/v1/models")).await?;
         if verdict == Verdict::Served { Models::read(&text) } else { None }
     }
 
     /// Requests the cost of a conversation in credits; `None` while the provider has not published it.
     pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
         let path = format!("/v1/convai/conversations/{conversation}");
-        let (verdict, text) = self.ask(key, Uri::try_from(path).ok()?).await?;
+        let (verdict, text) = self.send(key, Uri::try_from(path).ok()?).await?;
         if verdict == Verdict::Served { conversation_cost(&text) } else { None }
     }
 
     /// Sends a request; returns the verdict on its response and the decoded body. `None` when no response
     /// came in time, or none that can be decoded.
-    async fn ask(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
-        self.ask_at(key.authority(), key, target).await
+    async fn send(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
+        self.send_at(key.authority(), key, target).await
     }
 
-    async fn ask_at(
+    async fn send_at(
         &self,
         host: Option<&Arc<Authority>>,
         key: &Key,
         target: Uri,
     ) -> Option<(Verdict, Vec<u8>)> {
-        let asking = async {
-            let outbound = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
-            let sending = Replay::<Empty<Bytes>>::empty().attempt();
-            let answer = self.upstream.send(host, key.api_key(), &outbound, sending).await.ok()?;
-            let (head, body) = answer.into_parts();
-            let (_, whole) = Peeked::read(body, ANSWER_BYTES_MAX, self.answer_max, None).await;
-            let encoding = head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-            let text = decoded(&whole?, encoding, ANSWER_BYTES_MAX)?;
-            let verdict = classify(head.status, Some(&ErrorBody::read(&text)), None);
+        let exchange = async {
+            let head = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
+            let body = Replay::<Empty<Bytes>>::empty().attempt();
+            let response = self.upstream.send(host, key.api_key(), &head, body).await.ok()?;
+            let (response_head, body) = response.into_parts();
+            let (_, bytes) = Peeked::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
+            let encoding =
+                response_head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+            let text = decoded(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
+            let verdict = classify(response_head.status, Some(&ErrorBody::read(&text)), None);
             Some((verdict, text))
         };
-        tokio::time::timeout(self.answer_max, asking).await.ok()?
+        tokio::time::timeout(self.response_timeout, exchange).await.ok()?
     }
 }

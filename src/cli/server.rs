@@ -9,15 +9,15 @@ use std::time::Duration;
 use clap::Args;
 use serde::de::DeserializeOwned;
 
-use super::{Sources, load};
+use super::{ConfigSources, load};
 use crate::config::{Config, HostPort, Listen, Need};
 use crate::upstream::{TlsError, side_calls};
 
 /// The options for the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Asking {
+pub(super) struct ServerOptions {
     #[command(flatten)]
-    sources: Sources,
+    sources: ConfigSources,
     /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -28,15 +28,15 @@ pub(super) struct Asking {
 
 /// The address: a base URL without a trailing slash, or a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum ServerAddress {
     Url(String),
     Unix(PathBuf),
 }
 
 /// A client of a running Keychoir.
 #[derive(Debug)]
-pub(super) struct Running {
-    place: Place,
+pub(super) struct RunningServer {
+    address: ServerAddress,
     client: reqwest::Client,
     token: Option<String>,
 }
@@ -44,28 +44,26 @@ pub(super) struct Running {
 /// Why there is no usable response. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    #[error("{0} is no place to ask: write http://HOST:PORT or unix:/PATH")]
-    NoPlace(String),
-    #[error("ask with http://: Keychoir speaks it on the same port as https")]
+    #[error("{0} is no address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
+    InvalidUrl(String),
+    #[error("use http://: Keychoir serves it on the same port as https")]
     Https,
-    #[error(
-        "the configuration names no port that is known before it serves: say where it is with --url http://HOST:PORT"
-    )]
-    Unknown,
+    #[error("the configuration names no fixed port: give the address with --url http://HOST:PORT")]
+    NoKnownPort,
     #[error("the client token cannot be read from {}: {source}", .path.display())]
     Token { path: PathBuf, source: std::io::Error },
-    #[error("{} holds no client token: it is empty or has a character that no header takes", .0.display())]
+    #[error("{} contains no client token: it is empty or has a character that is invalid in a header", .0.display())]
     NoToken(PathBuf),
     #[error(
-        "Keychoir does not answer at {place}: {why}. Does it run (`keychoir serve`)? Another place is said with --url."
+        "Keychoir does not answer at {address}: {reason}. Is it running (`keychoir serve`)? Another address is given with --url."
     )]
-    Silent { place: String, why: String },
-    #[error("Keychoir at {0} asks for a client token: give a file that holds one with --token-file")]
-    TokenWanted(String),
-    #[error("Keychoir at {0} does not know the client token of --token-file")]
-    TokenWrong(String),
-    #[error("what answers at {place} is no Keychoir, or one of another version ({why})")]
-    NotKeychoir { place: String, why: String },
+    NoResponse { address: String, reason: String },
+    #[error("Keychoir at {0} requires a client token: give a file that contains one with --token-file")]
+    TokenRequired(String),
+    #[error("Keychoir at {0} refuses the client token of --token-file")]
+    TokenUnknown(String),
+    #[error("the server at {address} is no Keychoir, or one of another version ({reason})")]
+    NotKeychoir { address: String, reason: String },
     #[error("{0}")]
     Client(#[from] reqwest::Error),
     #[error("{0}")]
@@ -73,25 +71,25 @@ pub(super) enum AskError {
 }
 
 /// Timeout of a request: Keychoir serves these documents from memory, so a slower one hangs.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Asking {
+impl ServerOptions {
     /// Makes the client. Returns an exit code when the configuration is invalid, which was
     /// reported.
-    pub(super) fn running(self) -> Result<Result<Running, AskError>, ExitCode> {
-        let place = match &self.url {
-            Some(url) => Place::parse(url),
+    pub(super) fn client(self) -> Result<Result<RunningServer, AskError>, ExitCode> {
+        let address = match &self.url {
+            Some(url) => ServerAddress::parse(url),
             None => {
                 let mut overrides = self.sources.overrides(false);
                 overrides.keys = Need::Optional;
-                Place::of(&load(&overrides)?.config)
+                ServerAddress::of(&load(&overrides)?.config)
             }
         };
-        Ok(place.and_then(|place| Running::at(place, self.token_file)))
+        Ok(address.and_then(|address| RunningServer::connect_to(address, self.token_file)))
     }
 }
 
-impl Place {
+impl ServerAddress {
     fn parse(text: &str) -> Result<Self, AskError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
@@ -103,7 +101,7 @@ impl Place {
         let is_http =
             url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
         if !is_http || reqwest::Url::parse(&url).is_err() {
-            return Err(AskError::NoPlace(text.to_owned()));
+            return Err(AskError::InvalidUrl(text.to_owned()));
         }
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
     }
@@ -120,7 +118,7 @@ impl Place {
                 Listen::Port(_) | Listen::Systemd => None,
             })
         };
-        port.or_else(socket).ok_or(AskError::Unknown)
+        port.or_else(socket).ok_or(AskError::NoKnownPort)
     }
 }
 
@@ -138,52 +136,53 @@ pub(super) fn base_url(port: &HostPort) -> String {
     format!("http://{address}")
 }
 
-impl Running {
-    fn at(place: Place, token_file: Option<PathBuf>) -> Result<Self, AskError> {
+impl RunningServer {
+    fn connect_to(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, AskError> {
         let token = token_file.map(read_token).transpose()?;
-        let builder = side_calls()?.timeout(ANSWER_MAX);
-        let client = match &place {
-            Place::Url(_) => builder.build()?,
-            Place::Unix(path) => builder.unix_socket(path.clone()).build()?,
+        let builder = side_calls()?.timeout(RESPONSE_TIMEOUT);
+        let client = match &address {
+            ServerAddress::Url(_) => builder.build()?,
+            ServerAddress::Unix(path) => builder.unix_socket(path.clone()).build()?,
         };
-        Ok(Self { place, client, token })
+        Ok(Self { address, client, token })
     }
 
     /// A client of the Keychoir that runs with this configuration, without a token.
     pub(super) fn of(config: &Config) -> Result<Self, AskError> {
-        Self::at(Place::of(config)?, None)
+        Self::connect_to(ServerAddress::of(config)?, None)
     }
 
     /// The address, for messages.
     fn name(&self) -> String {
-        match &self.place {
-            Place::Url(url) => url.clone(),
-            Place::Unix(path) => format!("unix:{}", path.display()),
+        match &self.address {
+            ServerAddress::Url(url) => url.clone(),
+            ServerAddress::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 
     /// Requests `path` and returns the body as text and as `T`. Statuses other than 200 and 503,
     /// which Keychoir sends when it is not ready, are errors.
-    pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), AskError> {
-        let base = match &self.place {
-            Place::Url(url) => url,
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), AskError> {
+        let base = match &self.address {
+            ServerAddress::Url(url) => url,
             // The host is ignored on a Unix socket.
-            Place::Unix(_) => "http://localhost",
+            ServerAddress::Unix(_) => "http://localhost",
         };
         let mut request = self.client.get(format!("{base}{path}"));
         if let Some(token) = &self.token {
             request = request.header("xi-api-key", token);
         }
-        let silent = |error: reqwest::Error| AskError::Silent { place: self.name(), why: root_of(&error) };
-        let not_keychoir = |why: String| AskError::NotKeychoir { place: self.name(), why };
-        let answer = request.send().await.map_err(silent)?;
-        match answer.status().as_u16() {
+        let no_response =
+            |error: reqwest::Error| AskError::NoResponse { address: self.name(), reason: root_cause(&error) };
+        let not_keychoir = |reason: String| AskError::NotKeychoir { address: self.name(), reason };
+        let response = request.send().await.map_err(no_response)?;
+        match response.status().as_u16() {
             200 | 503 => {}
-            401 if self.token.is_some() => return Err(AskError::TokenWrong(self.name())),
-            401 => return Err(AskError::TokenWanted(self.name())),
+            401 if self.token.is_some() => return Err(AskError::TokenUnknown(self.name())),
+            401 => return Err(AskError::TokenRequired(self.name())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }
-        let text = answer.text().await.map_err(silent)?;
+        let text = response.text().await.map_err(no_response)?;
         let document = serde_json::from_str(&text).map_err(|error| not_keychoir(error.to_string()))?;
         Ok((text, document))
     }
@@ -191,21 +190,21 @@ impl Running {
 
 /// Whether a Keychoir responds at the address `listen`.
 pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
-    let place = match listen {
-        Listen::Port(port) => Place::Url(base_url(port)),
-        Listen::Unix(path) => Place::Unix(path.clone()),
+    let address = match listen {
+        Listen::Port(port) => ServerAddress::Url(base_url(port)),
+        Listen::Unix(path) => ServerAddress::Unix(path.clone()),
         Listen::Systemd => return false,
     };
-    let Ok(running) = Running::at(place, None) else { return false };
-    let page = running.ask::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
+    let Ok(server) = RunningServer::connect_to(address, None) else { return false };
+    let page = server.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
     // No page of another program has these members.
     page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
 }
 
 /// The root cause, which is the most helpful part of the message.
-fn root_of(error: &reqwest::Error) -> String {
+fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return format!("no answer within {} s", ANSWER_MAX.as_secs());
+        return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
     }
     let mut root: &dyn std::error::Error = error;
     while let Some(source) = root.source() {
@@ -228,34 +227,34 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<Place>) {
-        assert_eq!(Place::parse(text).ok(), expected, "{text}");
+    fn check(text: &str, expected: Option<ServerAddress>) {
+        assert_eq!(ServerAddress::parse(text).ok(), expected, "{text}");
     }
 
     #[test]
-    fn a_place_is_an_address_or_a_socket() {
-        let url = |text: &str| Some(Place::Url(text.to_owned()));
+    fn an_address_is_a_url_or_a_socket() {
+        let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
         check("http://127.0.0.1:11011/", url("http://127.0.0.1:11011"));
         check("127.0.0.1:11011", url("http://127.0.0.1:11011"));
         check("http://keychoir.lan/elevenlabs", url("http://keychoir.lan/elevenlabs"));
-        check("unix:/run/keychoir.sock", Some(Place::Unix(PathBuf::from("/run/keychoir.sock"))));
+        check("unix:/run/keychoir.sock", Some(ServerAddress::Unix(PathBuf::from("/run/keychoir.sock"))));
         for text in ["", "http://", "ftp://x", "http:///path", "https://127.0.0.1:11011"] {
             check(text, None);
         }
     }
 
     #[test]
-    fn a_configuration_says_where_it_is() {
-        let place = |listen: &[&str]| {
+    fn the_address_comes_from_the_configuration() {
+        let address = |listen: &[&str]| {
             let mut config = Config::default();
             config.server.listen = crate::config::Listens::parse(listen).unwrap();
-            Place::of(&config).ok()
+            ServerAddress::of(&config).ok()
         };
-        let url = |text: &str| Some(Place::Url(text.to_owned()));
-        assert_eq!(place(&["127.0.0.1:11011"]), url("http://127.0.0.1:11011"));
-        assert_eq!(place(&["unix:/s", "127.0.0.1:0", "0.0.0.0:80"]), url("http://127.0.0.1:80"));
-        assert_eq!(place(&["[::]:80"]), url("http://[::1]:80"));
-        assert_eq!(place(&["127.0.0.1:0", "unix:/s"]), Some(Place::Unix(PathBuf::from("/s"))));
-        assert_eq!(place(&["systemd"]), None);
+        let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
+        assert_eq!(address(&["127.0.0.1:11011"]), url("http://127.0.0.1:11011"));
+        assert_eq!(address(&["unix:/s", "127.0.0.1:0", "0.0.0.0:80"]), url("http://127.0.0.1:80"));
+        assert_eq!(address(&["[::]:80"]), url("http://[::1]:80"));
+        assert_eq!(address(&["127.0.0.1:0", "unix:/s"]), Some(ServerAddress::Unix(PathBuf::from("/s"))));
+        assert_eq!(address(&["systemd"]), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::listen::one;
+use super::listen::listen_on;
 use super::{AppConfig, StartError};
 use crate::config::{Config, Listen};
 use crate::server::Listener;
@@ -14,10 +14,10 @@ use crate::upstream::TcpTlsConnector;
 #[derive(Debug, thiserror::Error)]
 pub enum Obstacle {
     /// An address cannot be listened on.
-    #[error("{place}: {source}")]
-    Place {
+    #[error("{address}: {source}")]
+    Address {
         /// The configured address.
-        place: Listen,
+        address: Listen,
         /// The error of the system.
         source: io::Error,
     },
@@ -28,25 +28,25 @@ pub enum Obstacle {
 
 /// All obstacles of a start with this configuration. Sockets of systemd exist only when systemd starts the
 /// program, so they are not checked.
-pub async fn rehearse(config: Config) -> Vec<Obstacle> {
+pub async fn dry_run(config: Config) -> Vec<Obstacle> {
     let mut obstacles = Vec::new();
     // All are held until the end: two of them may be the same address.
     let mut held: Vec<Listener> = Vec::new();
-    for place in config.server.listen.iter().filter(|place| **place != Listen::Systemd) {
-        match one(place, config.server.unix_mode) {
+    for address in config.server.listen.iter().filter(|address| **address != Listen::Systemd) {
+        match listen_on(address, config.server.unix_mode) {
             Ok(listeners) => held.extend(listeners),
-            Err(source) => obstacles.push(Obstacle::Place { place: place.clone(), source }),
+            Err(source) => obstacles.push(Obstacle::Address { address: address.clone(), source }),
         }
     }
     drop(held);
     match AppConfig::of(config) {
         Err(error) => obstacles.push(StartError::from(error).into()),
-        Ok(parts) => {
-            let found = [
-                TcpTlsConnector::new(parts.ca_file.as_deref()).err().map(StartError::from),
-                store::examine(&parts.books).err().map(StartError::from),
+        Ok(settings) => {
+            let errors = [
+                TcpTlsConnector::new(settings.ca_file.as_deref()).err().map(StartError::from),
+                store::examine(&settings.database).err().map(StartError::from),
             ];
-            obstacles.extend(found.into_iter().flatten().map(Obstacle::from));
+            obstacles.extend(errors.into_iter().flatten().map(Obstacle::from));
         }
     }
     obstacles
