@@ -94,6 +94,7 @@ async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_o
     assert_eq!(events.last().unwrap()["event"], "server_ended");
     for event in ended {
         assert_eq!(event["upstream_host"], "127.0.0.1");
+        assert_eq!(event["client_address"], "127.0.0.1");
         assert!(event["user_agent"].is_string() && event["client"] == "local", "{event}");
     }
 }

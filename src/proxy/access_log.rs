@@ -2,6 +2,7 @@
 //! the request, and holds none of the request's resources.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Request;
@@ -24,9 +25,9 @@ pub(super) struct AccessLog {
 
 impl AccessLog {
     /// Begins the summary of a request.
-    pub(super) fn begin<B>(request: &Request<B>, meters: &Meters) -> Self {
+    pub(super) fn begin<B>(request: &Request<B>, peer: Option<IpAddr>, meters: &Meters) -> Self {
         meters.request_begun();
-        Self { summary: RequestSummary::begin(request), meters: meters.clone() }
+        Self { summary: RequestSummary::begin(request, peer), meters: meters.clone() }
     }
 
     /// Records that the relay of the provider's response begins.
@@ -58,6 +59,7 @@ fn write(summary: &RequestSummary) {
         attempts,
         bytes = summary.bytes,
         client = summary.client.as_ref().map_or("-", ClientName::as_str),
+        client_address = summary.client_address.map(tracing::field::display),
         credits,
         event = "request_ended",
         first_byte_ms = summary.first_byte.map_or(0, millis),

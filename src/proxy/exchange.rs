@@ -4,6 +4,7 @@
 //! property: client credentials are stripped before anything is sent, and a key is reserved before
 //! it is used.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -36,14 +37,19 @@ use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
 impl<C: Connect> Proxy<C> {
-    /// Serves a request: relays the provider's response, or returns an error response of the proxy.
+    /// Serves a request of the client at `peer`: relays the provider's response, or returns an error response
+    /// of the proxy.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the current attempt: its connection is closed, its key is released,
     /// and its usage record is written.
-    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
-        let mut log = AccessLog::begin(&request, &self.meters);
+    pub async fn exchange(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> ProxyResponse<C> {
+        let mut log = AccessLog::begin(&request, peer, &self.meters);
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
             let (answer, session) = introduction.begin(request, log);
             return ProxyResponse::unauthenticated(answer, session);
@@ -74,17 +80,19 @@ impl<C: Connect> Proxy<C> {
     pub fn admit(
         &self,
         request: &mut Request<Incoming>,
+        peer: Option<IpAddr>,
     ) -> Result<RequestOrigin, Box<Response<ResponseBody>>> {
         let config = self.config.load();
         if let Some(target) = without_base(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
         if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, &self.meters))));
+            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, peer, &self.meters))));
         }
         let asks_for_tokens = config.clients.are_known();
-        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers())
-            .map_err(|rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, &self.meters))))
+        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers()).map_err(
+            |rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, peer, &self.meters))),
+        )
     }
 
     pub(super) async fn find_reply(

@@ -1,6 +1,7 @@
 //! What is known of a request at its end: plain data that the steps of the request fill in, for the access
 //! log and the metrics of requests.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub(super) struct RequestSummary {
     pub(super) method: Method,
     /// The names of the query parameters; their values are not kept.
     pub(super) parameters: String,
+    /// The address of the connection; a client on a Unix socket has none.
+    pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,
     pub(super) route: Option<Route>,
@@ -66,8 +69,9 @@ pub(super) struct RequestSummary {
 
 impl RequestSummary {
     /// Begins with the head of a request; generates a request ID unless the client sent one.
-    pub(super) fn begin<B>(request: &Request<B>) -> Self {
+    pub(super) fn begin<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
         Self {
+            client_address,
             request_id: own_id(request.headers()).unwrap_or_else(new_id),
             began: clock::instant(),
             method: recorded(request.method()),
