@@ -163,7 +163,8 @@ fn flush_within(span: Duration) -> bool {
 }
 
 /// Lines that were dropped since the start.
-pub(super) fn dropped() -> u64 {
+#[must_use]
+pub fn dropped() -> u64 {
     installed().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
 }
 

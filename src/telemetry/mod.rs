@@ -6,7 +6,6 @@ mod log;
 mod news;
 mod text;
 
-mod exposition;
 mod metrics;
 
 use std::io::{self, IsTerminal};
@@ -17,10 +16,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
-pub use log::{FlushAtEnd, Sink, flush};
-pub use metrics::{AttemptUsage, Meters, SocketOpen};
+pub use log::{FlushAtEnd, Sink, dropped, flush};
+pub use metrics::{AttemptUsage, Exposition, Meters, RequestLabels, Samples, SocketOpen, key_label};
 pub use news::{
     announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
 };
