@@ -21,12 +21,12 @@ use keychoir::simulator::Plan;
 
 /// The form of a page, with its media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum LineFormat {
     OpenMetrics,
     Text,
 }
 
-impl Form {
+impl LineFormat {
     fn media_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -52,11 +52,11 @@ struct Page {
 
 impl Page {
     /// Parses a page, and panics if it violates the format.
-    fn read(text: &str, form: Form) -> Self {
+    fn read(text: &str, form: LineFormat) -> Self {
         let mut page = Self { families: BTreeMap::new(), samples: Vec::new() };
         let mut series = HashSet::new();
         let (mut help, mut family) = (None, None);
-        let is_open = form == Form::OpenMetrics;
+        let is_open = form == LineFormat::OpenMetrics;
         let lines = if is_open { text.strip_suffix("# EOF\n").expect("an end") } else { text };
         assert!(lines.ends_with('\n'), "the last line ends");
         for line in lines.lines() {
@@ -212,7 +212,7 @@ fn labels(mut text: &str) -> Vec<(String, String)> {
     }
 }
 
-async fn text(house: &House, accept: &str, form: Form) -> String {
+async fn text(house: &House, accept: &str, form: LineFormat) -> String {
     let request = house.client.get(format!("{}/metrics", house.url)).header("accept", accept);
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -222,7 +222,7 @@ async fn text(house: &House, accept: &str, form: Form) -> String {
 }
 
 async fn page(house: &House) -> Page {
-    Page::read(&text(house, "*/*", Form::OpenMetrics).await, Form::OpenMetrics)
+    Page::read(&text(house, "*/*", LineFormat::OpenMetrics).await, LineFormat::OpenMetrics)
 }
 
 /// The page as soon as that many requests have ended and everything is written.
@@ -282,9 +282,9 @@ async fn a_client_that_accepts_only_text_gets_the_same_metrics_in_prometheus_for
     house.served("/v1/voices").await;
     let open = settled(&house, 1).await;
     let accept = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
-    let plain = Page::read(&text(&house, accept, Form::Text).await, Form::Text);
+    let plain = Page::read(&text(&house, accept, LineFormat::Text).await, LineFormat::Text);
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    Page::read(&text(&house, accept, Form::OpenMetrics).await, Form::OpenMetrics);
+    Page::read(&text(&house, accept, LineFormat::OpenMetrics).await, LineFormat::OpenMetrics);
     let samples = |page: &Page| {
         let series = |sample: &Sample| {
             let labels = sample.labels.iter().map(|(name, value)| match value.parse::<f64>() {
@@ -483,7 +483,7 @@ async fn nothing_that_a_client_sends_becomes_a_label() {
         }
     }
     let page = settled(&house, 2 * paths.len() as u64).await;
-    let text = text(&house, "text/plain", Form::Text).await;
+    let text = text(&house, "text/plain", LineFormat::Text).await;
     assert!(!text.to_lowercase().contains("canary"), "{text}");
     let count = paths.len() as u64;
     assert_eq!(page.sums("keychoir_requests_total", "route"), BTreeMap::from([("other", 2 * count)]));

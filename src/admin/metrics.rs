@@ -20,7 +20,7 @@ use crate::store;
 use crate::telemetry::{self, Samples, key_label};
 
 /// The state that is exported.
-pub(super) struct Sources<'a> {
+pub(super) struct MetricSources<'a> {
     pub(super) keys: &'a [KeySnapshot],
     pub(super) queued: usize,
     pub(super) books: &'a store::Health,
@@ -38,8 +38,8 @@ const HASH_DIGITS: usize = 12;
 
 /// The state in a registry. Labels are fixed words, names of the configuration, short forms of keys and
 /// parts of their fingerprints: their number is bounded by the keys, and none contains input of a client.
-pub(super) fn registry(sources: &Sources<'_>, now: UnixMs) -> Registry {
-    let Sources { keys, queued, books, mirror, connections, buffers, started_at } = *sources;
+pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
+    let MetricSources { keys, queued, books, mirror, connections, buffers, started_at } = *sources;
     let mut all = Registry::default();
     let help = "When the program was started, in seconds since 1970";
     all.register("process_start_time_seconds", help, ConstGauge::new(seconds(started_at)));

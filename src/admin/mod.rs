@@ -29,7 +29,7 @@ use crate::upstream::ReachCell;
 pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
-pub use usage::ClientUsage;
+pub use usage::ClientUsageReport;
 
 /// The state that the endpoints read.
 #[derive(Clone, Debug)]
@@ -124,7 +124,7 @@ impl Admin {
         match self.client(uri, headers) {
             Ok(client) => {
                 let used = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsage::of(&client, &used, now))
+                json(StatusCode::OK, &ClientUsageReport::of(&client, &used, now))
             }
             Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),
         }
@@ -139,7 +139,7 @@ impl Admin {
     }
 
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
-        let sources = metrics::Sources {
+        let sources = metrics::MetricSources {
             keys: &self.pool.snapshot(now),
             queued: self.pool.waiting(),
             mirror: self.mirror.as_ref(),

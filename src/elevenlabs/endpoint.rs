@@ -218,7 +218,7 @@ impl Prefix {
         Self { codes, count: rest.len(), has_version }
     }
 
-    fn facts(&self, methods: row::Methods) -> row::Facts {
+    fn facts(&self, methods: row::Methods) -> row::EndpointFacts {
         row::facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 

@@ -213,7 +213,7 @@ const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
 /// A connection that a worker is to serve.
-enum Connection<'a> {
+enum Assignment<'a> {
     /// It was accepted just now.
     New {
         /// The address of the client.
@@ -299,7 +299,7 @@ impl<S: Service> Server<S> {
             let stream = register(accepted)?;
             tls.open(stream, headers_timeout).await.map(IdleConnection::from)
         });
-        self.serve_on(number, opening, Connection::New { peer }, self.connection_limiter.admit(permit));
+        self.serve_on(number, opening, Assignment::New { peer }, self.connection_limiter.admit(permit));
     }
 
     /// Spawns the task that serves a connection on a worker: a new one, or one that has moved with its state.
@@ -307,15 +307,15 @@ impl<S: Service> Server<S> {
         self: &Arc<Self>,
         number: usize,
         opening: Opening,
-        connection: Connection<'_>,
+        assignment: Assignment<'_>,
         permit: ConnectionPermit,
     ) {
         let Some(worker) = self.worker_pool.worker(number) else { return };
         let (service, drain) = (worker.service.clone(), Arc::clone(&worker.drain));
         let requests = drain.requests.clone();
-        let state = match connection {
-            Connection::New { peer } => ConnectionState::new(requests, peer),
-            Connection::Moved(state) => {
+        let state = match assignment {
+            Assignment::New { peer } => ConnectionState::new(requests, peer),
+            Assignment::Moved(state) => {
                 state.move_to(requests);
                 Arc::clone(state)
             }
@@ -353,7 +353,7 @@ impl<S: Service> Server<S> {
             Ok(moving) => {
                 let opening =
                     async move { Some(IdleConnection { stream: Either::Left(register(moving)?), early }) };
-                self.serve_on(target, Box::pin(opening), Connection::Moved(state), permit.take()?);
+                self.serve_on(target, Box::pin(opening), Assignment::Moved(state), permit.take()?);
             }
             Err(error) => debug!("a connection ended on its way to another worker: {error}"),
         }

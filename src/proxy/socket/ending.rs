@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
+use super::buffers::{ReadBuffer, ReadResult, SendBuffer, drain};
 use super::close_frames::{MASK, POLICY, put_close, put_refusal};
 use super::session::Session;
 use super::session_end::SessionEnd;
@@ -114,7 +114,7 @@ impl Frames {
             if ready!(to_client.poll_send(cx, client)).is_err() {
                 return Poll::Ready(false);
             }
-            if !is_moved && ready!(from_upstream.poll_read(cx, upstream)) != Read::Some {
+            if !is_moved && ready!(from_upstream.poll_read(cx, upstream)) != ReadResult::Some {
                 return Poll::Ready(false);
             }
         }
