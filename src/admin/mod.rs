@@ -17,7 +17,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::client::{Client, Unidentified, identify};
+use crate::policy::client::{Client, Unidentified, authenticate};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
@@ -112,7 +112,7 @@ impl Admin {
     /// The client that sent the request, if it may read Keychoir's own pages.
     fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
         let clients = &self.config.load().clients;
-        let caller = identify(clients, headers, uri.query())?;
+        let caller = authenticate(clients, headers, uri.query())?;
         if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
     }
 

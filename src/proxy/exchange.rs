@@ -15,7 +15,7 @@ use super::account_affinity::AccountAffinity;
 use super::attempt::Attempt;
 use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
-use super::head::{look_up, strip};
+use super::head;
 use super::relay::{ResponseBody, ours, relay};
 use super::reply::{ProxyResponse, UpstreamReply};
 use super::request_context::RequestContext;
@@ -102,23 +102,30 @@ impl<C: Connect> Proxy<C> {
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
-        let RuntimeConfig { clients, client_usage: accounts, limits, .. } = &*config;
+        let RuntimeConfig { clients, client_usage, limits, .. } = &*config;
         let permit = self.limiter.try_acquire(limits.max_requests)?;
-        // 1. Identify the client by its credentials.
-        let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
-        // 2. Look up the endpoint, and check that this client may use it with a key of the pool.
-        let (endpoint, names, mistake) =
-            look_up(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
-        self.base_url_hints.log_once(&client.name, mistake);
+        // 1. Authenticate the client by its credentials.
+        let Caller { client, own_key } = client::authenticate(clients, &head.headers, head.uri.query())?;
+        // 2. Route: the endpoint, which this client must be allowed to use, within its limits.
+        let (endpoint, names, path_fix) =
+            head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
+        self.base_url_hints.log_once(&client.name, path_fix);
         summary.set_route(&client.name, endpoint.route);
         let brings_key = own_key.is_some();
-        let permits =
-            request_meta::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
+        let permits = request_meta::admit(
+            client_usage,
+            &client,
+            &endpoint,
+            head.uri.path(),
+            brings_key,
+            limits,
+            permit,
+        )?;
         let mut meta =
             RequestMeta::open(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
-        // 3. Strip: no credential of the client is forwarded.
-        let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded_headers)?;
+        // 3. Sanitize: no credential of the client and no hop-by-hop header is forwarded.
+        let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;
         // 4. Buffer: the body streams on, and what was streamed is kept so that it can be sent
         // again.
         let body = Replay::hold(body, &limits.buffers);
@@ -126,13 +133,13 @@ impl<C: Connect> Proxy<C> {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
                 .await;
         }
-        // 5. Reserve: a key that is usable, has the credits and a free concurrency slot, and
-        // belongs to the account that owns the named resources.
+        // 5. Select a key: it is usable, has the credits and a free concurrency slot, and belongs
+        // to the account that owns the named resources. They are reserved before it is used.
         self.retry_budget.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
-        let home = || self.list_affinity.of(&meta.client);
-        summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, home)).await?;
+        let preferred = || self.list_affinity.of(&meta.client);
+        summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
         let ownership_permit = if affinity.may_record(&endpoint) {
             Some(summary.waiting(self.usage.permit()).await?)
         } else {
@@ -200,7 +207,7 @@ impl<C: Connect> Proxy<C> {
             // 7. Classify: which side failed, and how far the attempt got.
             let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), summary);
-            // 8. Decide: retry, relay, or give up.
+            // 8. Retry with another key, relay the response, or give up.
             summary.record_replay_loss(body.loss());
             match decide(&retry.facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
