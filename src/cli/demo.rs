@@ -77,7 +77,7 @@ fn plan() -> Plan {
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let view = View::of_stdout();
-    if let Err(error) = telemetry::start(view.form(), "info", Sink::new(view.log())) {
+    if let Err(error) = telemetry::start(view.format(), "info", Sink::new(view.log())) {
         return failure(&error);
     }
     let result = wide_runtime()

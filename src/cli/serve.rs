@@ -19,7 +19,7 @@ use crate::app::{
 };
 use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
 use crate::policy::files::{self, RequestedLimits};
-use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
+use crate::telemetry::{self, FlushAtEnd, LineFormat, Sink, keys_loaded};
 use crate::upstream::Reach;
 
 /// Maximum wait for the first poll of the quotas, which the table of keys shows: a provider that
@@ -47,14 +47,14 @@ pub(super) fn run(arguments: ServeArguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let form = form(loaded.config.log.format);
-    let sink = match Sink::stderr(form) {
+    let format = line_format(loaded.config.log.format);
+    let sink = match Sink::stderr(format) {
         Ok(sink) => sink,
         Err(error) => return failure(&error),
     };
     // Dropped last, so that log lines of the runtime's shutdown are written, too.
     let _flushed = FlushAtEnd;
-    let level = match telemetry::start(form, &loaded.config.log.level.to_string(), sink) {
+    let level = match telemetry::start(format, &loaded.config.log.level.to_string(), sink) {
         Ok(level) => level,
         Err(error) => {
             print_error(&error);
@@ -73,11 +73,11 @@ pub(super) fn run(arguments: ServeArguments) -> ExitCode {
     }
 }
 
-fn form(format: LogFormat) -> Form {
+fn line_format(format: LogFormat) -> LineFormat {
     match format {
-        LogFormat::Terminal => Form::Terminal,
-        LogFormat::Ascii => Form::Ascii,
-        LogFormat::Json => Form::Json,
+        LogFormat::Terminal => LineFormat::Terminal,
+        LogFormat::Ascii => LineFormat::Ascii,
+        LogFormat::Json => LineFormat::Json,
         LogFormat::Auto => {
             let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
             telemetry::form_of_stderr(locale.as_deref())

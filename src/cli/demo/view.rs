@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
-use crate::telemetry::Form;
+use crate::telemetry::LineFormat;
 
 /// The output. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     live: bool,
-    form: Form,
+    format: LineFormat,
     state: Arc<Mutex<State>>,
 }
 
@@ -43,8 +43,8 @@ impl View {
     pub(super) fn of_stdout() -> Self {
         let live = io::stdout().is_terminal();
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
-        let form = Form::of_terminal(locale.as_deref());
-        Self { live, form, state: Arc::default() }
+        let format = LineFormat::of_terminal(locale.as_deref());
+        Self { live, format, state: Arc::default() }
     }
 
     /// Whether the output is a terminal.
@@ -53,8 +53,8 @@ impl View {
     }
 
     /// The format of log lines.
-    pub(super) fn form(&self) -> Form {
-        self.form
+    pub(super) fn format(&self) -> LineFormat {
+        self.format
     }
 
     /// The writer of the log: above the bars.
@@ -107,7 +107,7 @@ impl View {
 
     fn bar(&self, snapshot: &KeySnapshot, is_in_use: bool) -> String {
         let (full, empty, mark) =
-            if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
+            if self.format == LineFormat::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
         let cells =
             usize::try_from((snapshot.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
         let limit = snapshot.quota.limit.unwrap_or(0);
