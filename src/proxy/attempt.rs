@@ -150,6 +150,7 @@ impl Attempt {
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
+            is_price: false,
         };
         Box::new(Self {
             key_source,
@@ -408,7 +409,7 @@ impl Drop for Attempt {
             self.record.request_bytes += self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
             self.meters.attempt_ended(self.record.verdict, spent(&self.record));
-            permit.write(&self.record);
+            permit.write(self.record.clone());
         }
     }
 }

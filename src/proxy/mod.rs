@@ -57,8 +57,8 @@ pub use response_redaction::{BuffersFull, Unredacted};
 use retry_budget::SharedRetryBudget;
 pub use socket::{Socket, SocketLimits as SocketBounds};
 pub use usage::{
-    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, RecordId, UsageBatch,
-    UsageDimensions, UsagePermit, UsageQueue, UsageRow, UsageSink,
+    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, UsageBatch, UsagePermit,
+    UsageQueue, UsageSink,
 };
 
 /// Limits and switches for the processing of a request.

@@ -2,6 +2,7 @@
 //! the disk: records that cannot be written are kept and retried, and records beyond the bound are
 //! dropped, counted and logged.
 
+mod attempts;
 mod evidence;
 mod lock;
 mod open;
@@ -11,17 +12,13 @@ mod report;
 mod schema;
 
 mod database;
-mod dimensions;
-mod held;
 mod maintenance;
 mod names;
 mod outbox;
 mod owners;
-mod pending;
 mod refusals;
 mod rows;
 mod source;
-mod touched;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -265,7 +262,7 @@ impl Store {
         let (outbox, questions) = Outbox::new();
         let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        tasks::thread("books", move || {
+        tasks::thread("usage-store", move || {
             runtime.block_on(writer.run(Callers { queue, questions, all_written }));
             // The receiver may have been dropped.
             let _ = done.send(());

@@ -2,10 +2,11 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::attempts::migration;
 use super::{names, owners, refusals};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 11] = [
+const MIGRATIONS: [&str; 12] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -347,6 +348,7 @@ const MIGRATIONS: [&str; 11] = [
     ) STRICT, WITHOUT ROWID;
     ",
     refusals::TABLE,
+    migration::TABLE,
 ];
 
 /// The version from which the logs of owners are packed.
@@ -364,7 +366,8 @@ pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error>
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it.
+/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it. Many attempts of
+/// an earlier version are moved later, see [`migration`].
 pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Error> {
     if version(connection)? >= VERSION {
         return Ok(false);
@@ -377,11 +380,12 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
         if version == PACKED {
             owners::pack_rows(&transaction)?;
         }
-        if version == FINGERPRINTS {
-            names::retire(&transaction)?;
-        }
+    }
+    if from < FINGERPRINTS {
+        names::retire(&transaction)?;
     }
     if from < VERSION {
+        migration::begin(&transaction)?;
         set_version(&transaction)?;
     }
     transaction.commit()?;

@@ -1,10 +1,10 @@
+mod attempts;
 mod faults;
+mod migration;
 mod old_names;
 mod outbox;
 mod pace;
 mod power;
-mod series;
-mod sheets;
 mod sums;
 mod whose;
 
@@ -16,7 +16,6 @@ use std::time::Duration;
 use http::Method;
 use rusqlite::Connection;
 
-use super::pending::CommitUncertainty;
 use super::*;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::classify::Verdict;
@@ -26,7 +25,7 @@ use crate::policy::evidence::Source;
 use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
 use crate::pool::{self, Observation, Refused};
-use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, UsageBatch};
+use crate::proxy::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -64,12 +63,18 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         credits_from: CreditSource::Answer,
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),
+        is_price: false,
     }
 }
 
 /// An attempt that began at a moment, with an id of that time.
 fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
     AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
+}
+
+/// The record that adds the price of an attempt.
+fn priced(record: &AttemptRecord, credits: u64) -> AttemptRecord {
+    AttemptRecord { credits, credits_from: CreditSource::Answer, is_price: true, ..record.clone() }
 }
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -89,16 +94,25 @@ fn connection(store: &Store) -> &Connection {
     &store.ledger.as_ref().unwrap().connection
 }
 
-fn sheet_of(records: &[AttemptRecord]) -> UsageBatch {
-    let mut sheet = UsageBatch::default();
-    records.iter().for_each(|record| sheet.add(record));
-    sheet
+fn batch_of(attempts: &[AttemptRecord]) -> UsageBatch {
+    UsageBatch { attempts: attempts.to_vec(), ..UsageBatch::default() }
+}
+
+fn batch_of_owners(owners: Vec<OwnershipUpdate>) -> UsageBatch {
+    UsageBatch { owners, ..UsageBatch::default() }
 }
 
 /// Writes the records in one transaction.
 fn write(ledger: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
-    rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut CommitUncertainty::default(), NOW)
-        .unwrap();
+    rows::commit(ledger, &batch_of(records), &[], mirrored, NOW).unwrap();
+}
+
+fn opened(place: &DatabaseLocation) -> Database {
+    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
+}
+
+fn number(connection: &Connection, sql: &str) -> i64 {
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 /// The path of a database in a folder that does not exist yet.
@@ -121,7 +135,7 @@ async fn what_is_sent_is_written_before_the_end() {
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
-        books.permit().await.unwrap().write(&record(&pool, credits));
+        books.permit().await.unwrap().write(record(&pool, credits));
     }
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
@@ -304,7 +318,7 @@ async fn no_key_is_in_the_file() {
     let (place, path) = place(folder.path());
     let pool = pool();
     let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    books.permit().await.unwrap().write(&record(&pool, 1));
+    books.permit().await.unwrap().write(record(&pool, 1));
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {

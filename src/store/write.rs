@@ -2,6 +2,7 @@
 //! period and at intervals while records keep coming. Records that cannot be written are kept and
 //! retried. Between two transactions old records are deleted.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,17 +11,14 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::database::Database;
-use super::held::HeldTransaction;
 use super::maintenance::{self, MaintenanceStep};
 use super::open::{IntegrityCheck, OpenError, is_broken};
 use super::outbox::{self, Command};
-use super::pending::CommitUncertainty;
-use super::touched::Touched;
-use super::{DatabaseLocation, Health, Settings, Site, rows};
+use super::{DatabaseLocation, Health, Settings, Site, owners, rows};
 use crate::clock;
 use crate::policy::pace;
-use crate::pool::Pool;
-use crate::proxy::UsageQueue;
+use crate::pool::{Pool, Workspace};
+use crate::proxy::{UsageBatch, UsageQueue};
 
 /// A commit starts early when the queue has reached this fraction (1/2) of its capacity.
 const BATCH_SHARE: usize = 2;
@@ -62,8 +60,7 @@ pub(super) struct Writer {
     pool: Arc<Pool>,
     health: Health,
     /// Records taken from the queue and not yet written.
-    held: HeldTransaction,
-    doubt: CommitUncertainty,
+    held: UsageBatch,
     /// Time from one commit to the begin of the next.
     interval: Duration,
     /// Owner changes since the last maintenance.
@@ -99,8 +96,7 @@ impl Writer {
             settings,
             pool,
             health,
-            held: HeldTransaction::default(),
-            doubt: CommitUncertainty::default(),
+            held: UsageBatch::default(),
             interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
             owners_written: 0,
             are_keys_stale: true,
@@ -204,38 +200,39 @@ impl Writer {
 
     /// Takes everything from the queue; returns the number of records.
     fn take_from(&mut self, queue: &mut UsageQueue) -> usize {
-        let before = self.held.records();
-        self.are_keys_stale |= self.held.take_from(queue, &self.site.place, &self.settings);
-        self.taken(before)
+        let mut batch = UsageBatch::default();
+        self.are_keys_stale |= queue.take(&mut batch);
+        self.take(batch)
     }
 
-    #[cfg(test)]
-    pub(super) fn take(&mut self, sheet: crate::proxy::UsageBatch) {
-        let before = self.held.records();
-        self.held.take(sheet, &self.site.place, &self.settings);
-        self.taken(before);
-    }
-
-    fn taken(&mut self, before: usize) -> usize {
-        let came = self.held.records() - before;
-        if before == 0 && came > 0 {
+    pub(super) fn take(&mut self, mut batch: UsageBatch) -> usize {
+        // An in-memory database is never read back. Owners above the limit are recorded again when
+        // a later response names them.
+        if self.site.place == DatabaseLocation::Memory || self.held.owners.len() >= self.settings.queue_max {
+            batch.owners.clear();
+        }
+        batch.owners.retain(owners::is_stored);
+        let came = batch.attempts.len();
+        if self.held.attempts.is_empty() && came > 0 {
             self.health.set_held_since(clock::now());
         }
+        self.held.append(batch);
         if self.health.is_failing() {
             self.shed();
         }
         came
     }
 
-    /// Drops records above the limit while nothing can be written.
+    /// Drops the latest records above the limit while nothing can be written.
     fn shed(&mut self) {
         let held = self.settings.queue_max;
-        let lost = self.held.shed(held);
+        let lost = self.held.attempts.len().saturating_sub(held);
+        self.held.attempts.truncate(held);
         if lost > 0 && self.health.lost() == self.lost_before {
             error!(
                 event = "usage_records_dropped",
                 held,
-                "Usage records are lost: the books cannot be written, and no more than {held} can be held"
+                "Usage records are lost: the database cannot be written, and no more than {held} can be kept"
             );
         }
         self.health.lose(lost);
@@ -243,7 +240,7 @@ impl Writer {
 
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
-        if self.held.sheets().is_empty() && !is_stale && !self.health.is_failing() {
+        if self.held.is_empty() && !is_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
@@ -269,17 +266,16 @@ impl Writer {
             let now = clock::now();
             // The state of the keys is read when it is written, so the file never holds a state
             // older than a record.
-            let sheets = self.held.sheets();
-            let touched = Touched::by(sheets);
-            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
+            let charged = self.held.attempts.iter().filter_map(|attempt| attempt.key.as_ref());
+            let charged: HashSet<*const Workspace> =
+                charged.map(|key| std::ptr::from_ref(key.workspace())).collect();
+            let is_stale = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
+            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_stale(key.workspace()));
             ledger.refusals.prepare(self.pool.restrictions(), now);
-            let mirrored = self.settings.mirrored;
-            let committed = rows::commit(ledger, sheets, &keys, mirrored, &mut self.doubt, now);
+            let committed = rows::commit(ledger, &self.held, &keys, self.settings.mirrored, now);
             if !ledger.is_gone() {
                 return Ok(committed?);
             }
-            // The file that lies there now may be a copy made after that commit.
-            self.doubt.arises();
             error!(
                 event = "usage_store_ended",
                 "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
@@ -304,8 +300,9 @@ impl Writer {
     }
 
     fn written(&mut self) {
-        let (count, owners) = self.held.written();
-        self.owners_written += owners;
+        let UsageBatch { attempts, owners, .. } = std::mem::take(&mut self.held);
+        let count = attempts.len();
+        self.owners_written += owners.len();
         self.health.count_written(count);
         self.are_keys_stale = false;
         self.look = IntegrityCheck::Trusting;
@@ -313,7 +310,9 @@ impl Writer {
             let lost = self.health.lost() - self.lost_before;
             info!(
                 event = "usage_store_recovered",
-                count, lost, "The books are written again: {count} records were held, {lost} are lost"
+                count,
+                lost,
+                "The database is written again: {count} usage records were kept, {lost} are lost"
             );
         }
         if self.site.place == DatabaseLocation::Memory {
@@ -328,7 +327,7 @@ impl Writer {
         self.in_memory = 0;
         if let Some(ledger) = &self.ledger {
             // An in-memory database can only fail for lack of memory.
-            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM attempt_sheets");
+            let _ = ledger.connection.execute_batch("DELETE FROM attempts");
         }
     }
 
@@ -351,7 +350,7 @@ impl Writer {
             self.lost_before = self.health.lost();
             warn!(
                 event = "usage_store_failing",
-                "The books cannot be written: {error}; requests go on, records are held and written later"
+                "The database cannot be written: {error}; requests go on, usage records are kept and written later"
             );
         }
     }
@@ -412,6 +411,6 @@ impl Writer {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-        self.health.lose(self.held.records());
+        self.health.lose(self.held.attempts.len());
     }
 }

@@ -14,11 +14,11 @@ use crate::policy::plan::Capabilities;
 use crate::pool::{
     Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
 };
+use crate::proxy::UsageBatch;
 use crate::secret::ApiKey;
 use crate::store::database::Database;
 use crate::store::open::{IntegrityCheck, open};
 use crate::store::outbox::Mirrored;
-use crate::store::pending::CommitUncertainty;
 use crate::store::{DatabaseLocation, Reader, Store, read as keys, rows, schema};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -204,8 +204,7 @@ impl File {
     fn write(&mut self, pool: &Pool, now: UnixMs) {
         self.ledger.refusals.prepare(pool.restrictions(), now);
         let keys = pool.snapshot(now);
-        let mut doubt = CommitUncertainty::default();
-        rows::commit(&mut self.ledger, &[], &keys, Mirrored::Nothing, &mut doubt, now).unwrap();
+        rows::commit(&mut self.ledger, &UsageBatch::default(), &keys, Mirrored::Nothing, now).unwrap();
         assert!(!self.ledger.refusals.are_stale(pool.restrictions(), now));
     }
 
@@ -413,14 +412,8 @@ fn a_transaction_that_fails_is_made_up_for() {
     refuse(&pool, 1, Verdict::Slots, &features(), NOW);
     file.ledger.connection.execute_batch("PRAGMA query_only = ON").unwrap();
     file.ledger.refusals.prepare(pool.restrictions(), NOW);
-    let failed = rows::commit(
-        &mut file.ledger,
-        &[],
-        &pool.snapshot(NOW),
-        Mirrored::Nothing,
-        &mut CommitUncertainty::default(),
-        NOW,
-    );
+    let keys = pool.snapshot(NOW);
+    let failed = rows::commit(&mut file.ledger, &UsageBatch::default(), &keys, Mirrored::Nothing, NOW);
     assert!(failed.is_err());
     assert!(file.ledger.refusals.are_stale(pool.restrictions(), NOW));
     file.ledger.connection.execute_batch("PRAGMA query_only = OFF").unwrap();

@@ -32,7 +32,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
 pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.sent(1);
     health.depth.taken(1, 1);
-    writer.take(sheet_of(&[record]));
+    writer.take(batch_of(&[record]));
 }
 
 #[track_caller]
@@ -101,7 +101,7 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
     fill_disk(&writer);
     let (books, queue) = UsageSink::new(500, 500, health.depth.clone());
     for credits in 0..500 {
-        books.permit().await.unwrap().write(&record(&pool, credits));
+        books.permit().await.unwrap().write(record(&pool, credits));
     }
     drop(books);
     let (_, questions) = Outbox::new();
@@ -127,12 +127,12 @@ async fn what_waits_is_counted_until_it_is_written() {
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 8);
     let (books, mut queue) = UsageSink::new(8, 8, health.depth.clone());
     for _ in 0..3 {
-        books.permit().await.unwrap().write(&record(&pool, 1));
+        books.permit().await.unwrap().write(record(&pool, 1));
     }
     assert_health(&health, false, 3, 0);
-    let mut sheets = Vec::new();
-    queue.take(&mut sheets, &mut Vec::new());
-    sheets.into_iter().for_each(|sheet| writer.take(sheet));
+    let mut batch = UsageBatch::default();
+    queue.take(&mut batch);
+    writer.take(batch);
     assert_health(&health, false, 3, 0);
     writer.flush();
     assert_health(&health, false, 0, 0);
@@ -283,7 +283,7 @@ async fn books_that_cannot_be_opened_for_now_are_begun_later() {
     assert_eq!(store.remembered().unwrap(), []);
     let pool = pool();
     let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
-    books.permit().await.unwrap().write(&record(&pool, 1));
+    books.permit().await.unwrap().write(record(&pool, 1));
     drop(books);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     assert_eq!(attempts(&path).len(), 1);

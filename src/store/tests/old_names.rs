@@ -6,7 +6,6 @@ use super::*;
 use crate::policy::affinity::{Kind, Named};
 use crate::policy::retention::hour_of;
 use crate::pool::{OwnerId, OwnershipIndex};
-use crate::proxy::OwnershipUpdate;
 
 /// A key in the file that is no longer configured.
 const GONE: &str = "sk_canary_of_the_books_number_three_00000000000003";
@@ -40,15 +39,14 @@ fn of_version_7(path: &Path) {
         ))
         .unwrap();
     }
-    let mut sheet = UsageBatch::default();
+    let mut changes = vec![owned("studio", Kind::Agent, "agent")];
     for key in [KEYS[0], GONE] {
-        for kind in [Kind::Voice, Kind::HistoryItem, Kind::Token] {
-            sheet.record_ownership(vec![owned(&plain(key), kind, key)]);
-        }
+        changes.extend([Kind::Voice, Kind::HistoryItem].map(|kind| owned(&plain(key), kind, key)));
+        let log = "INSERT INTO owners_passing (changes, used_at_ms, pack) VALUES (1, 1, ?1)";
+        old.execute(log, [plain(key).as_bytes()]).unwrap();
     }
-    sheet.record_ownership(vec![owned("studio", Kind::Agent, "agent")]);
     let transaction = old.transaction().unwrap();
-    owners::write(&transaction, &[sheet], NOW).unwrap();
+    owners::write(&transaction, &changes, NOW).unwrap();
     transaction.commit().unwrap();
     old.execute_batch(&format!(
         "CREATE TABLE dropped AS SELECT '{}' AS hash FROM series; DROP TABLE dropped",
@@ -112,7 +110,7 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
     let mut store = Store::open(&place, NOW).unwrap();
     store.recognize(keys(&KEYS).iter());
     let expected = sorted(vec![print(KEYS[0]), print(KEYS[1]), retired(GONE)]);
-    for table in ["keys", "series", "hours", "outbox_keys", "attempts"] {
+    for table in ["keys", "hours", "outbox_keys", "attempts"] {
         assert_eq!(names_in(connection(&store), table), expected, "{table}");
     }
     let remembered: Vec<_> = store.remembered().unwrap().iter().map(|key| key.quota.count).collect();
@@ -121,7 +119,7 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
         sorted(store.owners().unwrap().iter().map(|lesson| lesson.owner.word().to_owned()).collect())
     };
     let of = |names: [String; 2]| {
-        sorted(names.iter().flat_map(|name| vec![name.clone(); 3]).chain(["studio".to_owned()]).collect())
+        sorted(names.iter().flat_map(|name| vec![name.clone(); 2]).chain(["studio".to_owned()]).collect())
     };
     assert_eq!(owners(&store), of([print(KEYS[0]), retired(GONE)]));
     drop(store);
@@ -144,9 +142,7 @@ fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_su
     let mut ledger = opened.ledger;
     // The same after a reload that adds the key.
     let snapshot = pool.snapshot(NOW);
-    let sheets = [sheet_of(&[record(&pool, 7)])];
-    rows::commit(&mut ledger, &sheets, &snapshot, Mirrored::Keys, &mut CommitUncertainty::default(), NOW)
-        .unwrap();
+    rows::commit(&mut ledger, &batch_of(&[record(&pool, 7)]), &snapshot, Mirrored::Keys, NOW).unwrap();
     let before = "UPDATE hours SET route = '/v1/a', model = 'm' WHERE credits = 7";
     ledger.connection.execute_batch(before).unwrap();
     ledger.recognize(keys(&KEYS).iter());

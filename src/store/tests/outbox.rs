@@ -7,7 +7,7 @@ use crate::store::maintenance;
 async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    books.permit().await.unwrap().write(&record(pool, 1));
+    books.permit().await.unwrap().write(record(pool, 1));
     (books, writing)
 }
 
@@ -95,8 +95,7 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut CommitUncertainty::default(), now)
-            .unwrap();
+        rows::commit(&mut ledger, &UsageBatch::default(), &keys[..1], Mirrored::Keys, now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -113,9 +112,8 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
         let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
         let record = record(&pool, 1);
         for _ in 0..2 {
-            let sheets = [sheet_of(&[record.clone(), record.clone()])];
-            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut CommitUncertainty::default(), NOW)
-                .unwrap();
+            let batch = batch_of(&[record.clone(), record.clone()]);
+            rows::commit(&mut ledger, &batch, &keys, mirrored, NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
@@ -135,8 +133,8 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
     maintenance::step(&mut ledger, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
-    let left: [u8; 16] = ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert_eq!(&left, records[1].id.as_bytes());
+    let left: String = ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, records[1].id.to_string());
 }
 
 #[tokio::test]
@@ -165,7 +163,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
         }
     };
     for record in &records {
-        books.permit().await.unwrap().write(record);
+        books.permit().await.unwrap().write(record.clone());
     }
     written(3).await;
     let before = outbox.take(10).await.unwrap();
@@ -182,8 +180,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
     let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
     outbox.settle(delivery).await.unwrap();
     for record in &records {
-        let priced = AttemptRecord { credits: 5, credits_from: CreditSource::Answer, ..record.clone() };
-        books.permit().await.unwrap().price(&priced);
+        books.permit().await.unwrap().write(priced(record, 5));
     }
     written(6).await;
     let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };

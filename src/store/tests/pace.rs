@@ -31,7 +31,7 @@ async fn beside<F: Future>(
 impl Beside {
     async fn write(&self, pool: &Pool, records: usize) {
         for _ in 0..records {
-            self.books.permit().await.unwrap().write(&record(pool, 1));
+            self.books.permit().await.unwrap().write(record(pool, 1));
         }
     }
 

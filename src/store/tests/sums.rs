@@ -8,20 +8,12 @@ use rusqlite::Row;
 use super::*;
 use crate::policy::retention::hour_of;
 use crate::store::maintenance::{self, MaintenanceStep};
-use crate::store::{open, owners, rows as written, schema};
+use crate::store::{open, owners, schema};
 
 const HOUR: u64 = 3_600_000;
 
-fn opened(place: &DatabaseLocation) -> Database {
-    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
-}
-
 fn write(ledger: &mut Database, records: &[AttemptRecord]) {
     super::write(ledger, records, Mirrored::Nothing);
-}
-
-fn one(connection: &Connection, sql: &str) -> i64 {
-    connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 type Sums = BTreeMap<Vec<String>, Vec<i64>>;
@@ -93,21 +85,17 @@ proptest! {
         records in proptest::collection::vec(any_record(pool()), 1..60),
         batch in 1..40_usize,
     ) {
-        let (mut ledger, mut doubt) = (opened(&DatabaseLocation::Memory), CommitUncertainty::default());
-        let mut write = |records, doubt: &mut CommitUncertainty| {
-            written::commit(&mut ledger, &[sheet_of(records)], &[], Mirrored::Nothing, doubt, NOW).unwrap();
-        };
+        let mut ledger = opened(&DatabaseLocation::Memory);
         for records in records.chunks(batch) {
-            write(records, &mut doubt);
-            // A record that is delivered twice counts once.
-            doubt.arises();
-            write(records, &mut doubt);
+            write(&mut ledger, records);
+            // A record that is written again counts once.
+            write(&mut ledger, records);
         }
         let (kept, made) = both(&ledger.connection);
         prop_assert_eq!(&kept, &made);
         let credits: i64 = kept.values().map(|sums| sums[5]).sum();
         prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
-        prop_assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts") as usize, records.len());
+        prop_assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts") as usize, records.len());
     }
 }
 
@@ -127,10 +115,10 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
     for _ in 0..40 {
         write(&mut ledger, &[mad(), record(&pool, 1)]);
     }
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 80);
-    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
-    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM hours"), 1 << 53);
-    assert_eq!(one(&ledger.connection, "SELECT min(credits) FROM hours"), 40);
+    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), 80);
+    assert_eq!(number(&ledger.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
+    assert_eq!(number(&ledger.connection, "SELECT max(credits) FROM hours"), 1 << 53);
+    assert_eq!(number(&ledger.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
 /// Runs all due maintenance; returns the number of steps.
@@ -152,16 +140,16 @@ fn old_records_go_in_small_steps_and_the_file_shrinks() {
     write(&mut ledger, &old);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
     write(&mut ledger, &edges.map(at));
-    let before = one(&ledger.connection, "PRAGMA page_count");
+    let before = number(&ledger.connection, "PRAGMA page_count");
 
     let steps = all_chores(&mut ledger, &Retention::of_days(1, 2), now);
     assert!(steps > 3, "{steps} steps");
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 2);
-    assert_eq!(one(&ledger.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM hours"), 4);
-    assert_eq!(one(&ledger.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
-    assert_eq!(one(&ledger.connection, "PRAGMA freelist_count"), 0);
-    assert!(one(&ledger.connection, "PRAGMA page_count") < before / 4);
+    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(number(&ledger.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
+    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM hours"), 4);
+    assert_eq!(number(&ledger.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
+    assert_eq!(number(&ledger.connection, "PRAGMA freelist_count"), 0);
+    assert!(number(&ledger.connection, "PRAGMA page_count") < before / 4);
 }
 
 #[test]
@@ -170,7 +158,7 @@ fn without_a_bound_nothing_goes() {
     let pool = pool();
     write(&mut ledger, &[record(&pool, 1)]);
     assert_eq!(all_chores(&mut ledger, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 1);
+    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), 1);
 }
 
 #[test]
@@ -184,14 +172,14 @@ fn chores_are_done_after_the_writing() {
     // Far in the past by any clock of today.
     let old = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
-        writer.take(sheet_of(&[record_at(&pool, started_at, credits)]));
+        writer.take(batch_of(&[record_at(&pool, started_at, credits)]));
     }
     writer.work(crate::clock::instant());
     let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
-    assert_eq!(one(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
+    assert_eq!(number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
     // The next maintenance is an hour later.
-    writer.take(sheet_of(&[record_at(&pool, old, 3)]));
+    writer.take(batch_of(&[record_at(&pool, old, 3)]));
     writer.work(crate::clock::instant());
     assert_eq!(credits(), [3, 2], "in the order of time");
     writer.work(crate::clock::instant() + Duration::from_secs(3_601));
@@ -222,9 +210,9 @@ fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
 
     let store = Store::open(&place, NOW).unwrap();
     let connection = connection(&store);
-    assert_eq!(one(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
-    assert_eq!(one(connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(one(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
+    assert_eq!(number(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
+    assert_eq!(number(connection, "PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(number(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
     let sums = |hour| {
         let sql = format!(
             "SELECT attempts || ' ' || served || ' ' || request_bytes || ' ' || credits || ' ' || unpriced
@@ -290,24 +278,23 @@ fn attempts_of_an_older_file_read_as_they_did() {
     drop(old);
     let mut ledger = opened(&place);
     assert_eq!(rows(&ledger.connection, ALL), before);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM series"), 2);
-    let outbox = "SELECT lower(hex(id)), refused, parked_until_ms FROM outbox_events ORDER BY id";
+    let outbox = "SELECT id, refused, parked_until_ms FROM outbox_events ORDER BY id";
     assert_eq!(
         rows(&ledger.connection, outbox),
         [
-            "[Text(\"01a229f128007abc8def0123456789ac\"), Null, Null]",
-            "[Text(\"01a229f128017abc8def0123456789ad\"), Text(\"23514\"), Integer(5)]"
+            "[Text(\"01a229f1-2800-7abc-8def-0123456789ac\"), Null, Null]",
+            "[Text(\"01a229f1-2801-7abc-8def-0123456789ad\"), Text(\"23514\"), Integer(5)]"
         ]
     );
     let used_at: Vec<u64> =
         owners::read(&ledger.connection).unwrap().iter().map(|lesson| lesson.used_at.0).collect();
-    assert_eq!(used_at, [9, 7, 8, 6], "of each class the oldest use first");
-    // They are deleted when their retention ends, with their outbox rows and dimensions.
+    assert_eq!(used_at, [9, 7, 8], "of each class the oldest use first, and none of identifiers of hours");
+    // They are deleted when their retention ends, with their outbox rows.
     all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 3);
+    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), 3);
     all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
-    for table in ["attempts", "outbox_events", "series"] {
-        assert_eq!(one(&ledger.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+    for table in ["attempts", "outbox_events"] {
+        assert_eq!(number(&ledger.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
     }
 }
 
@@ -338,19 +325,9 @@ fn a_client_has_used_what_its_attempts_took_from_its_quota() {
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
     write(&mut ledger, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
-    let priced = AttemptRecord { credits_from: CreditSource::Answer, credits: 296, quota, ..unpriced };
+    let priced = AttemptRecord { quota, ..priced(&unpriced, 296) };
     for _ in 0..2 {
-        let mut sheet = UsageBatch::default();
-        sheet.price(&priced);
-        written::commit(
-            &mut ledger,
-            &[sheet],
-            &[],
-            Mirrored::Nothing,
-            &mut CommitUncertainty::default(),
-            NOW,
-        )
-        .unwrap();
+        write(&mut ledger, std::slice::from_ref(&priced));
         check_used(&ledger, [4, 4, 5], [366, 366, 371]);
     }
 }

@@ -1,0 +1,261 @@
+//! Writes the attempts of a transaction: a row for each in `attempts`, and the sums of their hours.
+//!
+//! The id of an attempt is the key of its row, so writing a record again, after a commit whose result
+//! is unknown, changes neither the rows nor the sums.
+
+pub(super) mod migration;
+
+use std::collections::HashMap;
+
+use rusqlite::{CachedStatement, Connection, Transaction, params};
+use uuid::Uuid;
+
+use super::outbox::{self, Mirrored};
+use super::rows::{moment, whole};
+use crate::policy::endpoint::Route;
+use crate::policy::retention::{first_id, hour_of};
+use crate::policy::units::UnixMs;
+use crate::pool::Key;
+use crate::proxy::{AttemptRecord, CreditSource};
+
+/// The key hash of attempts with a client's own key.
+const OWN_KEY: &str = "own";
+
+/// Upper bound of an amount, far above every real one. Larger amounts are cut to it, so that one
+/// corrupt record cannot make the sums overflow and keep every other record from being written.
+const AMOUNT_MAX: i64 = 1 << 48;
+
+const INSERT: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace,
+        method, route, model, status, verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
+        credits, credits_from, first_byte_ms, total_ms)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
+
+/// The attempts of an hour that are summed together. Keys are compared by address; two of the same key,
+/// before and after a reload, add to the same sums in the file.
+#[derive(PartialEq, Eq, Hash)]
+struct Group<'a> {
+    hour: UnixMs,
+    key: Option<*const Key>,
+    client: &'a str,
+    route: Route,
+    model: Option<&'a str>,
+}
+
+impl<'a> Group<'a> {
+    fn of(attempt: &'a AttemptRecord) -> Self {
+        Self {
+            hour: hour_of(attempt.started_at),
+            key: attempt.key.as_deref().map(std::ptr::from_ref),
+            client: attempt.client.as_str(),
+            route: attempt.route,
+            model: attempt.model.as_deref(),
+        }
+    }
+}
+
+/// What a transaction adds to a group, and the texts of its columns, which are formatted once.
+struct GroupSums {
+    key_hash: String,
+    workspace: Option<String>,
+    route: String,
+    sums: Sums,
+}
+
+impl GroupSums {
+    fn of(attempt: &AttemptRecord) -> Self {
+        let key = attempt.key.as_ref();
+        let membership = key.map(|key| key.workspace().membership());
+        Self {
+            key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.api_key().fingerprint().to_string()),
+            workspace: membership.and_then(|membership| membership.name().map(str::to_owned)),
+            route: attempt.route.to_string(),
+            sums: Sums::default(),
+        }
+    }
+}
+
+/// Inserts the attempts that are not in the file yet, and adds them to their hours.
+pub(super) fn write(
+    transaction: &Transaction<'_>,
+    attempts: &[AttemptRecord],
+    mirrored: Mirrored,
+) -> Result<(), rusqlite::Error> {
+    let mut groups: HashMap<Group<'_>, GroupSums> = HashMap::new();
+    let mut insert_row = transaction.prepare_cached(INSERT)?;
+    for attempt in attempts {
+        let group = groups.entry(Group::of(attempt)).or_insert_with(|| GroupSums::of(attempt));
+        let mut buffer = Uuid::encode_buffer();
+        let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
+        if attempt.is_price && add_price(transaction, id, attempt)? {
+            group.sums.add_price(attempt);
+            if mirrored == Mirrored::KeysAndEvents {
+                outbox::put_event_again(transaction, id)?;
+            }
+        } else if insert(&mut insert_row, id, attempt, group)? {
+            group.sums.add(attempt);
+            if mirrored == Mirrored::KeysAndEvents {
+                outbox::put_event(transaction, id)?;
+            }
+        }
+    }
+    // Nothing is added for attempts that were in the file already.
+    for (Group { hour, client, model, .. }, sums) in
+        groups.iter().filter(|(_, group)| group.sums != Sums::default())
+    {
+        add_to_hour(transaction, *hour, client, model.unwrap_or(""), sums)?;
+    }
+    Ok(())
+}
+
+/// Inserts the row of an attempt; returns whether it was missing.
+fn insert(
+    insert_row: &mut CachedStatement<'_>,
+    id: &str,
+    attempt: &AttemptRecord,
+    GroupSums { key_hash, workspace, route, .. }: &GroupSums,
+) -> Result<bool, rusqlite::Error> {
+    let inserted = insert_row.execute(params![
+        id,
+        &*attempt.request_id,
+        attempt.number,
+        moment(attempt.started_at),
+        attempt.client.as_str(),
+        key_hash,
+        workspace,
+        attempt.method.as_str(),
+        route,
+        attempt.model.as_deref(),
+        attempt.status,
+        attempt.verdict,
+        amount(attempt.request_bytes),
+        amount(attempt.response_bytes),
+        attempt.characters.map(amount),
+        attempt.audio.map(millis),
+        attempt.credits_reserved.map(amount),
+        amount(attempt.credits),
+        attempt.credits_from.word(),
+        attempt.first_byte.map(millis),
+        millis(attempt.total),
+    ])?;
+    Ok(inserted == 1)
+}
+
+/// Writes the price of an attempt that was recorded without one; returns whether there is such an
+/// attempt.
+fn add_price(
+    transaction: &Transaction<'_>,
+    id: &str,
+    attempt: &AttemptRecord,
+) -> Result<bool, rusqlite::Error> {
+    const PRICE: &str =
+        "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
+    let [from, unknown] = [attempt.credits_from, CreditSource::Unknown].map(CreditSource::word);
+    let updated =
+        transaction.prepare_cached(PRICE)?.execute(params![id, amount(attempt.credits), from, unknown])?;
+    Ok(updated == 1)
+}
+
+/// The amounts that a transaction adds to an hour. The number of attempts in a transaction is too
+/// small for an overflow.
+#[derive(Default, PartialEq, Eq)]
+struct Sums {
+    attempts: i64,
+    served: i64,
+    request_bytes: i64,
+    response_bytes: i64,
+    characters: i64,
+    credits: i64,
+    unpriced: i64,
+    quota_requests: i64,
+    quota_credits: i64,
+}
+
+impl Sums {
+    fn add(&mut self, attempt: &AttemptRecord) {
+        self.attempts += 1;
+        self.served += i64::from(attempt.status.is_some_and(|status| status < 400));
+        self.request_bytes += amount(attempt.request_bytes);
+        self.response_bytes += amount(attempt.response_bytes);
+        self.characters += amount(attempt.characters.unwrap_or(0));
+        self.credits += amount(attempt.credits);
+        self.unpriced += i64::from(attempt.credits_from == CreditSource::Unknown);
+        self.quota_requests += amount(attempt.quota.requests);
+        self.quota_credits += amount(attempt.quota.credits);
+    }
+
+    /// Adds the price of an attempt that was counted without one.
+    fn add_price(&mut self, attempt: &AttemptRecord) {
+        self.credits += amount(attempt.credits);
+        self.unpriced -= 1;
+        self.quota_credits += amount(attempt.quota.credits) - amount(attempt.quota.replaced);
+    }
+}
+
+fn add_to_hour(
+    transaction: &Transaction<'_>,
+    hour: UnixMs,
+    client: &str,
+    model: &str,
+    GroupSums { key_hash, route, sums, .. }: &GroupSums,
+) -> Result<(), rusqlite::Error> {
+    // A sum stops at 2^53, far above real amounts and still exact in every language.
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
+            response_bytes, characters, credits, unpriced, quota_requests, quota_credits)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, min(?8, 9007199254740992), min(?9, 9007199254740992),
+            min(?10, 9007199254740992), min(?11, 9007199254740992), ?12, ?13, min(?14, 9007199254740992))
+         ON CONFLICT DO UPDATE SET
+            attempts = attempts + excluded.attempts,
+            served = served + excluded.served,
+            request_bytes = min(request_bytes + excluded.request_bytes, 9007199254740992),
+            response_bytes = min(response_bytes + excluded.response_bytes, 9007199254740992),
+            characters = min(characters + excluded.characters, 9007199254740992),
+            credits = min(credits + excluded.credits, 9007199254740992),
+            unpriced = unpriced + excluded.unpriced,
+            quota_requests = quota_requests + excluded.quota_requests,
+            quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
+    )?;
+    statement.execute(params![
+        moment(hour),
+        key_hash,
+        client,
+        route,
+        model,
+        sums.attempts,
+        sums.served,
+        sums.request_bytes,
+        sums.response_bytes,
+        sums.characters,
+        sums.credits,
+        sums.unpriced,
+        sums.quota_requests,
+        sums.quota_credits,
+    ])?;
+    Ok(())
+}
+
+/// Deletes at most `rows_max` of the attempts that began before `oldest`; returns how many.
+pub(super) fn delete_some(
+    connection: &Connection,
+    oldest: UnixMs,
+    rows_max: u16,
+) -> Result<usize, rusqlite::Error> {
+    // Ids begin with the time, so no index is needed to find the rows. The two agree, except for
+    // records of an earlier version, one of which may lie slightly beyond the limit.
+    const OLD: &str = "DELETE FROM attempts WHERE id IN (
+        SELECT id FROM attempts WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
+    let mut first = [0; 16];
+    first[..6].copy_from_slice(&first_id(oldest));
+    let mut buffer = Uuid::encode_buffer();
+    let first: &str = Uuid::from_bytes(first).hyphenated().encode_lower(&mut buffer);
+    connection.prepare_cached(OLD)?.execute(params![first, moment(oldest), rows_max])
+}
+
+/// An amount as a column stores it.
+fn amount(amount: u64) -> i64 {
+    whole(amount).min(AMOUNT_MAX)
+}
+
+fn millis(span: std::time::Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
