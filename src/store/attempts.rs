@@ -7,7 +7,7 @@ pub(super) mod migration;
 
 use std::collections::HashMap;
 
-use rusqlite::{CachedStatement, Connection, Transaction, params};
+use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
 
 use super::outbox::{self, Mirrored};
@@ -25,10 +25,54 @@ const OWN_KEY: &str = "own";
 /// corrupt record cannot make the sums overflow and keep every other record from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-const INSERT: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace,
-        method, route, model, status, verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
-        credits, credits_from, first_byte_ms, total_ms)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
+const INTO: &str = "attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
+    status, verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved, credits, credits_from,
+    first_byte_ms, total_ms) VALUES ";
+const COLUMNS: usize = 21;
+
+/// Rows that one statement inserts, for a tenth less work per row than a statement each.
+const CHUNK: usize = 8;
+
+/// Inserts the attempts that are not in the file yet, and adds them to their hours.
+pub(super) fn write(
+    transaction: &Transaction<'_>,
+    attempts: &[AttemptRecord],
+    mirrored: Mirrored,
+) -> Result<(), rusqlite::Error> {
+    let row = format!("({}?)", "?, ".repeat(COLUMNS - 1));
+    let rows = vec![&*row; CHUNK].join(", ");
+    let mut insert_chunk = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
+    let mut insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
+    let (mut groups, places) = grouped(attempts);
+    for (chunk, places) in attempts.chunks(CHUNK).zip(places.chunks(CHUNK)) {
+        let are_inserted = try_insert(&mut insert_chunk, chunk, places, &groups)?;
+        for (attempt, &place) in chunk.iter().zip(places) {
+            let group = &mut groups[place];
+            if attempt.is_price && add_price(transaction, attempt)? {
+                group.sums.add_price(attempt);
+                if mirrored == Mirrored::KeysAndEvents {
+                    outbox::put_event_again(transaction, &attempt.id.to_string())?;
+                }
+                continue;
+            }
+            if !are_inserted {
+                bind(&mut insert_row, 0, attempt, group)?;
+                if insert_row.raw_execute()? == 0 {
+                    continue;
+                }
+            }
+            group.sums.add(attempt);
+            if mirrored == Mirrored::KeysAndEvents {
+                outbox::put_event(transaction, &attempt.id.to_string())?;
+            }
+        }
+    }
+    // Nothing is added for attempts that were in the file already.
+    for group in groups.iter().filter(|group| group.sums != Sums::default()) {
+        add_to_hour(transaction, group)?;
+    }
+    Ok(())
+}
 
 /// The attempts of an hour that are summed together. Keys are compared by address; two of the same key,
 /// before and after a reload, add to the same sums in the file.
@@ -39,6 +83,28 @@ struct Group<'a> {
     client: &'a str,
     route: Route,
     model: Option<&'a str>,
+}
+
+/// What a transaction adds to a group, and the texts of its columns, which are formatted once.
+struct GroupSums<'a> {
+    first: &'a AttemptRecord,
+    key_hash: String,
+    workspace: Option<String>,
+    route: String,
+    sums: Sums,
+}
+
+/// The groups of the attempts, and for each attempt the index of its group.
+fn grouped(attempts: &[AttemptRecord]) -> (Vec<GroupSums<'_>>, Vec<usize>) {
+    let (mut groups, mut known) = (Vec::new(), HashMap::new());
+    let place = |attempt| {
+        *known.entry(Group::of(attempt)).or_insert_with(|| {
+            groups.push(GroupSums::of(attempt));
+            groups.len() - 1
+        })
+    };
+    let places = attempts.iter().map(place).collect();
+    (groups, places)
 }
 
 impl<'a> Group<'a> {
@@ -53,105 +119,85 @@ impl<'a> Group<'a> {
     }
 }
 
-/// What a transaction adds to a group, and the texts of its columns, which are formatted once.
-struct GroupSums {
-    key_hash: String,
-    workspace: Option<String>,
-    route: String,
-    sums: Sums,
-}
-
-impl GroupSums {
-    fn of(attempt: &AttemptRecord) -> Self {
-        let key = attempt.key.as_ref();
+impl<'a> GroupSums<'a> {
+    fn of(first: &'a AttemptRecord) -> Self {
+        let key = first.key.as_ref();
         let membership = key.map(|key| key.workspace().membership());
         Self {
+            first,
             key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.api_key().fingerprint().to_string()),
             workspace: membership.and_then(|membership| membership.name().map(str::to_owned)),
-            route: attempt.route.to_string(),
+            route: first.route.to_string(),
             sums: Sums::default(),
         }
     }
 }
 
-/// Inserts the attempts that are not in the file yet, and adds them to their hours.
-pub(super) fn write(
-    transaction: &Transaction<'_>,
-    attempts: &[AttemptRecord],
-    mirrored: Mirrored,
-) -> Result<(), rusqlite::Error> {
-    let mut groups: HashMap<Group<'_>, GroupSums> = HashMap::new();
-    let mut insert_row = transaction.prepare_cached(INSERT)?;
-    for attempt in attempts {
-        let group = groups.entry(Group::of(attempt)).or_insert_with(|| GroupSums::of(attempt));
-        let mut buffer = Uuid::encode_buffer();
-        let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
-        if attempt.is_price && add_price(transaction, id, attempt)? {
-            group.sums.add_price(attempt);
-            if mirrored == Mirrored::KeysAndEvents {
-                outbox::put_event_again(transaction, id)?;
-            }
-        } else if insert(&mut insert_row, id, attempt, group)? {
-            group.sums.add(attempt);
-            if mirrored == Mirrored::KeysAndEvents {
-                outbox::put_event(transaction, id)?;
-            }
-        }
+/// Inserts a whole chunk, if it consists of new attempts; otherwise returns false and inserts nothing.
+fn try_insert(
+    insert_chunk: &mut CachedStatement<'_>,
+    chunk: &[AttemptRecord],
+    places: &[usize],
+    groups: &[GroupSums<'_>],
+) -> Result<bool, rusqlite::Error> {
+    if chunk.len() < CHUNK || chunk.iter().any(|attempt| attempt.is_price) {
+        return Ok(false);
     }
-    // Nothing is added for attempts that were in the file already.
-    for (Group { hour, client, model, .. }, sums) in
-        groups.iter().filter(|(_, group)| group.sums != Sums::default())
-    {
-        add_to_hour(transaction, *hour, client, model.unwrap_or(""), sums)?;
+    for (row, (attempt, &place)) in chunk.iter().zip(places).enumerate() {
+        bind(insert_chunk, row, attempt, &groups[place])?;
     }
-    Ok(())
+    match insert_chunk.raw_execute() {
+        Ok(_) => Ok(true),
+        // One of them is in the file already. SQLite has undone this statement, not the transaction.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// Inserts the row of an attempt; returns whether it was missing.
-fn insert(
-    insert_row: &mut CachedStatement<'_>,
-    id: &str,
+/// Binds the columns of an attempt to the parameters of a row.
+fn bind(
+    statement: &mut CachedStatement<'_>,
+    row: usize,
     attempt: &AttemptRecord,
-    GroupSums { key_hash, workspace, route, .. }: &GroupSums,
-) -> Result<bool, rusqlite::Error> {
-    let inserted = insert_row.execute(params![
-        id,
-        &*attempt.request_id,
-        attempt.number,
-        moment(attempt.started_at),
-        attempt.client.as_str(),
+    GroupSums { key_hash, workspace, route, .. }: &GroupSums<'_>,
+) -> Result<(), rusqlite::Error> {
+    let mut buffer = Uuid::encode_buffer();
+    let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
+    let columns: [&dyn ToSql; COLUMNS] = [
+        &id,
+        &&*attempt.request_id,
+        &attempt.number,
+        &moment(attempt.started_at),
+        &attempt.client.as_str(),
         key_hash,
         workspace,
-        attempt.method.as_str(),
+        &attempt.method.as_str(),
         route,
-        attempt.model.as_deref(),
-        attempt.status,
-        attempt.verdict,
-        amount(attempt.request_bytes),
-        amount(attempt.response_bytes),
-        attempt.characters.map(amount),
-        attempt.audio.map(millis),
-        attempt.credits_reserved.map(amount),
-        amount(attempt.credits),
-        attempt.credits_from.word(),
-        attempt.first_byte.map(millis),
-        millis(attempt.total),
-    ])?;
-    Ok(inserted == 1)
+        &attempt.model.as_deref(),
+        &attempt.status,
+        &attempt.verdict,
+        &amount(attempt.request_bytes),
+        &amount(attempt.response_bytes),
+        &attempt.characters.map(amount),
+        &attempt.audio.map(millis),
+        &attempt.credits_reserved.map(amount),
+        &amount(attempt.credits),
+        &attempt.credits_from.word(),
+        &attempt.first_byte.map(millis),
+        &millis(attempt.total),
+    ];
+    let first = row * COLUMNS + 1;
+    (first..).zip(columns).try_for_each(|(parameter, column)| statement.raw_bind_parameter(parameter, column))
 }
 
 /// Writes the price of an attempt that was recorded without one; returns whether there is such an
 /// attempt.
-fn add_price(
-    transaction: &Transaction<'_>,
-    id: &str,
-    attempt: &AttemptRecord,
-) -> Result<bool, rusqlite::Error> {
+fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<bool, rusqlite::Error> {
     const PRICE: &str =
         "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
     let [from, unknown] = [attempt.credits_from, CreditSource::Unknown].map(CreditSource::word);
-    let updated =
-        transaction.prepare_cached(PRICE)?.execute(params![id, amount(attempt.credits), from, unknown])?;
+    let columns = params![attempt.id.to_string(), amount(attempt.credits), from, unknown];
+    let updated = transaction.prepare_cached(PRICE)?.execute(columns)?;
     Ok(updated == 1)
 }
 
@@ -193,10 +239,7 @@ impl Sums {
 
 fn add_to_hour(
     transaction: &Transaction<'_>,
-    hour: UnixMs,
-    client: &str,
-    model: &str,
-    GroupSums { key_hash, route, sums, .. }: &GroupSums,
+    GroupSums { first, key_hash, route, sums, .. }: &GroupSums<'_>,
 ) -> Result<(), rusqlite::Error> {
     // A sum stops at 2^53, far above real amounts and still exact in every language.
     let mut statement = transaction.prepare_cached(
@@ -216,11 +259,11 @@ fn add_to_hour(
             quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
     )?;
     statement.execute(params![
-        moment(hour),
+        moment(hour_of(first.started_at)),
         key_hash,
-        client,
+        first.client.as_str(),
         route,
-        model,
+        first.model.as_deref().unwrap_or(""),
         sums.attempts,
         sums.served,
         sums.request_bytes,

@@ -20,7 +20,7 @@ pub(super) use log::{pack_rows, rename, tidy, words};
 const ROWS: usize = 512;
 
 /// Whether the database has the identifier. Those that are valid for hours are kept in memory only:
-/// after a restart, few requests still name one, and each new one would be a row that nobody reads.
+/// after a restart, few requests still name one, and each would add a change to the log.
 pub(super) fn is_stored(change: &OwnershipUpdate) -> bool {
     match change.named().kind.class() {
         Class::Lasting | Class::Plentiful => true,
@@ -42,22 +42,24 @@ fn change_rows<'a>(
     transaction: &Transaction<'_>,
     changes: impl Iterator<Item = &'a OwnershipUpdate>,
 ) -> Result<(), rusqlite::Error> {
-    let mut learned = transaction.prepare_cached(
+    let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO owners (id, kind, class, workspace, learned_at_ms, used_at_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
-    let mut forgotten = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
+    let mut delete = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(lesson) => learned.execute(params![
-                lesson.named.tag.bytes(),
-                lesson.named.kind.word(),
-                lesson.named.kind.class().number(),
-                lesson.owner.word(),
-                moment(lesson.learned_at),
-                moment(lesson.used_at),
-            ])?,
-            OwnershipUpdate::Forgotten(named) => forgotten.execute(params![named.tag.bytes()])?,
+            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+                insert.execute(params![
+                    named.tag.bytes(),
+                    named.kind.word(),
+                    named.kind.class().number(),
+                    owner.word(),
+                    moment(*learned_at),
+                    moment(*used_at),
+                ])?
+            }
+            OwnershipUpdate::Forgotten(named) => delete.execute(params![named.tag.bytes()])?,
         };
     }
     Ok(())
@@ -68,13 +70,13 @@ pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlit
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
     // An unreadable row is skipped: the owner is recorded again from later responses.
-    let lessons = statement.query_map([], lesson)?.filter_map(Result::transpose);
-    let mut lessons: Vec<LearnedOwner> = lessons.collect::<Result<_, _>>()?;
-    lessons.append(&mut log::read(connection)?);
-    Ok(lessons)
+    let owners = statement.query_map([], read_owner)?.filter_map(Result::transpose);
+    let mut owners: Vec<LearnedOwner> = owners.collect::<Result<_, _>>()?;
+    owners.append(&mut log::read(connection)?);
+    Ok(owners)
 }
 
-fn lesson(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
+fn read_owner(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
     let id: Vec<u8> = row.get(0)?;
     let kind: String = row.get(1)?;
     let owner: String = row.get(2)?;

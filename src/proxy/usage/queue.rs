@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_that_nobody_reads_is_none() {
+    async fn a_queue_without_a_receiver_gives_no_permit() {
         let (usage, queue) = usage();
         drop(queue);
         assert_eq!(usage.permit().await.unwrap_err(), QueueFull);

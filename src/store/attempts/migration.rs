@@ -4,7 +4,7 @@
 //!
 //! A large file would keep a start waiting for minutes, so the migration moves a bounded number of
 //! attempts, and maintenance moves the others in transactions of their own. Until then these tables stay,
-//! and `attempts` lacks what is still in them. A stop at any moment leaves each attempt in one place.
+//! and `attempts` lacks what is still in them. A stop at any moment leaves each attempt in exactly one table.
 
 use rusqlite::Connection;
 
@@ -27,7 +27,7 @@ pub(in crate::store) const TABLE: &str = "
         key_hash TEXT NOT NULL,
         workspace TEXT,
         method TEXT NOT NULL,
-        -- the path with {id} in place of identifiers
+        -- the path with {id} in location of identifiers
         route TEXT NOT NULL,
         model TEXT,
         -- of the response; NULL: none was received

@@ -38,7 +38,7 @@ pub(in crate::store) fn put_key(
     seen: &KeySnapshot,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    // A clock that was set back must not make a newer state look older: Supabase would refuse it.
+    // A clock that was set back must not make a newer state check older: Supabase would refuse it.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
             is_over_limit, is_near_limit, resets_at_ms, observed_at_ms)

@@ -106,7 +106,7 @@ impl Pack {
         Some(pack)
     }
 
-    fn lesson(&self, change: &Change) -> Option<LearnedOwner> {
+    fn owner(&self, change: &Change) -> Option<LearnedOwner> {
         Some(LearnedOwner {
             named: Named {
                 kind: Kind::of_word(self.words.get(change.kind)?)?,
@@ -162,8 +162,8 @@ pub(super) fn add<'a>(
     let mut pack = Pack::default();
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(lesson) => {
-                pack.push(&lesson.named, Some(lesson.owner.word()), lesson.learned_at, lesson.used_at);
+            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+                pack.push(named, Some(owner.word()), *learned_at, *used_at);
             }
             OwnershipUpdate::Forgotten(_) => pack.push(change.named(), None, now, now),
         }
@@ -193,15 +193,15 @@ fn replace(connection: &Connection, number: i64, pack: &Pack) -> Result<(), rusq
 /// The latest change of each identifier, the oldest first; identifiers without an owner are left
 /// out.
 pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
-    let (mut seen, mut lessons) = (HashSet::new(), Vec::new());
+    let (mut seen, mut owners) = (HashSet::new(), Vec::new());
     each_from_the_last(connection, |_, pack| {
         // An unreadable change is skipped: the owner is recorded again from later responses.
         let news = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
-        lessons.extend(news.filter_map(|change| pack.lesson(change)));
+        owners.extend(news.filter_map(|change| pack.owner(change)));
         Ok(())
     })?;
-    lessons.reverse();
-    Ok(lessons)
+    owners.reverse();
+    Ok(owners)
 }
 
 fn each_from_the_last(

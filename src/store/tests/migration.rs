@@ -44,9 +44,11 @@ const EACH: &str = "SELECT id, request_id, number, started_at_ms, client, key_ha
     method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
     credits_from, first_byte_ms, total_ms, audio_ms FROM attempts ORDER BY id";
 
-fn steps(ledger: &mut Database) -> usize {
+fn steps(database: &mut Database) -> usize {
     let settings = Settings { retention: Retention::of_days(0, 0), ..settings(8) };
-    (1..1_000).find(|_| maintenance::step(ledger, &settings, NOW).unwrap() == MaintenanceStep::Done).unwrap()
+    (1..1_000)
+        .find(|_| maintenance::step(database, &settings, NOW).unwrap() == MaintenanceStep::Done)
+        .unwrap()
 }
 
 #[track_caller]
@@ -59,7 +61,7 @@ fn check_finished(connection: &Connection) {
 #[test]
 fn attempts_of_the_last_version_read_as_they_did() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let old = of_version_11(&path);
     let sound = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
     let before = old.unchecked_transaction().unwrap();
@@ -68,19 +70,19 @@ fn attempts_of_the_last_version_read_as_they_did() {
     before.rollback().unwrap();
     assert_eq!(expected.len(), 7);
     drop(old);
-    let ledger = opened(&place);
-    assert_eq!(found(&ledger.connection, EACH), expected);
-    check_finished(&ledger.connection);
+    let database = opened(&location);
+    assert_eq!(found(&database.connection, EACH), expected);
+    check_finished(&database.connection);
     let outbox = "SELECT * FROM outbox_events";
     let event = "[Text(\"01a22743-a5c5-77d9-bd8c-ea44d127fc02\"), Text(\"23514\"), Integer(5), Integer(2)]";
-    assert_eq!(found(&ledger.connection, outbox), [event]);
+    assert_eq!(found(&database.connection, outbox), [event]);
 }
 
 #[test]
 fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
     const ROWS: i64 = 10_000;
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let old = of_version_11(&path);
     let retired = Fingerprint::retired_of(KEYS[0]).unwrap().to_string();
     old.execute_batch(&format!(
@@ -105,7 +107,7 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
     let mut moved = 0;
     for round in 1.. {
         // Each step is that of another start, and the first one of each fails.
-        let mut store = Store::open(&place, NOW).unwrap();
+        let mut store = Store::open(&location, NOW).unwrap();
         store.recognize([ApiKey::new(KEYS[0]).unwrap()].iter());
         let trouble = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
         connection(&store).execute_batch(trouble).unwrap();
@@ -120,14 +122,14 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
         }
     }
     drop(old);
-    let mut ledger = opened(&place);
-    steps(&mut ledger);
-    check_finished(&ledger.connection);
-    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), ROWS + 7);
+    let mut database = opened(&location);
+    steps(&mut database);
+    check_finished(&database.connection);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), ROWS + 7);
     let hash = Fingerprint::of(KEYS[0]).to_string();
     let of_key = format!("SELECT count(*) FROM attempts WHERE key_hash = '{hash}'");
     assert_eq!(
-        number(&ledger.connection, &of_key),
+        number(&database.connection, &of_key),
         ROWS + 7,
         "also those that were moved after it was recognized"
     );
@@ -136,7 +138,7 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
 #[test]
 fn a_start_moves_a_bounded_number_of_attempts() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let old = of_version_11(&path);
     // Shared rows that are counted as full ones.
     old.execute_batch(
@@ -147,25 +149,25 @@ fn a_start_moves_a_bounded_number_of_attempts() {
     )
     .unwrap();
     drop(old);
-    let mut ledger = opened(&place);
-    let left = |ledger: &Database| {
+    let mut database = opened(&location);
+    let left = |database: &Database| {
         ["attempts", "attempt_sheets"]
-            .map(|table| number(&ledger.connection, &format!("SELECT count(*) FROM {table}")))
+            .map(|table| number(&database.connection, &format!("SELECT count(*) FROM {table}")))
     };
-    assert_eq!(left(&ledger), [16, 4]);
+    assert_eq!(left(&database), [16, 4]);
     // Records are written meanwhile.
     let pool = pool();
-    write(&mut ledger, &[record(&pool, 1)], Mirrored::Nothing);
-    assert_eq!(left(&ledger), [17, 4]);
-    assert!(steps(&mut ledger) > 4);
-    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM attempts"), 21);
-    check_finished(&ledger.connection);
+    write(&mut database, &[record(&pool, 1)], Mirrored::Nothing);
+    assert_eq!(left(&database), [17, 4]);
+    assert!(steps(&mut database) > 4);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 21);
+    check_finished(&database.connection);
 }
 
 #[test]
 fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(5))).unwrap();
@@ -202,16 +204,19 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     let before = found(&old, ALL);
     drop(old);
 
-    let mut ledger = opened(&place);
-    assert_eq!(number(&ledger.connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(found(&ledger.connection, ALL), before);
-    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"), 1);
-    assert!(owners::read(&ledger.connection).unwrap() == expected);
-    assert_eq!(number(&ledger.connection, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%_rows'"), 0);
+    let mut database = opened(&location);
+    assert_eq!(number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(found(&database.connection, ALL), before);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"), 1);
+    assert!(owners::read(&database.connection).unwrap() == expected);
+    assert_eq!(
+        number(&database.connection, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%_rows'"),
+        0
+    );
     // Writing continues.
     let forgotten = Named::new(kind, "2999");
     let owners_batch = batch_of_owners(vec![OwnershipUpdate::Forgotten(forgotten)]);
-    rows::commit(&mut ledger, &owners_batch, &[], Mirrored::Nothing, NOW).unwrap();
+    rows::commit(&mut database, &owners_batch, &[], Mirrored::Nothing, NOW).unwrap();
     expected.retain(|learned| learned.named != forgotten);
-    assert!(owners::read(&ledger.connection).unwrap() == expected);
+    assert!(owners::read(&database.connection).unwrap() == expected);
 }
