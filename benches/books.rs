@@ -28,8 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use keychoir::elevenlabs::endpoint::Route;
 use keychoir::policy::client::ClientName;
-use keychoir::policy::endpoint::Route;
 use keychoir::policy::strategy::FillFirst;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};

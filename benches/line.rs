@@ -26,9 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use house::{middle, number};
-use keychoir::clock;
-use keychoir::policy::endpoint::Route;
-use keychoir::telemetry::{self, AccessLogEntry, Form, Sink};
+use keychoir::elevenlabs::endpoint::Route;
+use keychoir::telemetry::{self, Form, Sink};
 use tracing::info;
 
 /// Number of bursts per second.
@@ -85,23 +84,26 @@ fn main() {
 
 /// Logs the line of a request, like the proxy.
 fn say(request_id: &str, total_ms: u64) {
-    telemetry::tell(&AccessLogEntry {
-        attempts: 1,
-        bytes: 48_213,
-        client: "studio",
-        credits: 120,
-        first_byte_ms: 240,
-        key: "sk_6c036526...d452b",
-        method: "POST",
-        parameters: "output_format,optimize_streaming_latency",
-        replay_lost: None,
+    let route = Route::read("/v1/text-to-speech/{voice_id}/stream");
+    info!(
+        attempts = 1,
+        bytes = 48_213,
+        client = "studio",
+        credits = 120,
+        event = "request_ended",
+        first_byte_ms = 240,
+        key = "sk_6c036526...d452b",
+        method = "POST",
+        parameters = "output_format,optimize_streaming_latency",
         request_id,
-        route: Some(Route::read("/v1/text-to-speech/{voice_id}/stream")),
-        status: Some(200),
-        time: clock::now(),
+        route = %route,
+        status = 200,
         total_ms,
-        verdict: "served",
-    });
+        upstream_host = "api.elevenlabs.io",
+        user_agent = "python-httpx/0.28.1",
+        verdict = "served",
+        "POST {route} 200 served sk_6c036526...d452b 120 credits, 1 attempts, {total_ms} ms"
+    );
 }
 
 /// Processor time of the writing thread, in nanoseconds.

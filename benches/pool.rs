@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 
 use keychoir::clock;
 use keychoir::policy::budget::{Extension, Quota};
-use keychoir::policy::classify::{Shortfall, Verdict};
 use keychoir::policy::client::ClientName;
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::evidence::Source;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
+use keychoir::policy::verdict::{Shortfall, Verdict};
 use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
 use keychoir::secret::ApiKey;
 
@@ -163,7 +163,7 @@ impl Bench {
                     quota,
                     tier: None,
                     is_paid: Some(true),
-                    capabilities: keychoir::policy::plan::Capabilities::default(),
+                    capabilities: keychoir::elevenlabs::plan::Capabilities::default(),
                 },
                 clock::now(),
             );

@@ -20,6 +20,7 @@ pub mod certificate;
 pub mod pool;
 pub mod upstream;
 
+pub mod elevenlabs;
 pub mod policy;
 
 pub mod clock;

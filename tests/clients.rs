@@ -237,7 +237,7 @@ async fn nobody_brings_a_key_who_may_not() {
 }
 
 #[tokio::test]
-async fn strangers_bring_keys_where_they_may_and_see_nothing_of_the_pool() {
+async fn clients_with_own_keys_pass_and_see_nothing_of_the_pool() {
     let house = house_beside_own(100, |config| {
         with(Rules::default())(config);
         config.access.bring_your_own_key = true;

@@ -69,7 +69,7 @@ async fn visited(house: &House, method: &str, headers: &str) -> String {
 }
 
 #[tokio::test]
-async fn pages_and_names_of_strangers_stay_outside() {
+async fn foreign_origins_and_hosts_are_refused() {
     let house = fresh().await;
     for (headers, status, code) in [
         ("host: rebound.example\r\n", "421", "host_not_allowed"),

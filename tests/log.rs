@@ -92,6 +92,10 @@ async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_o
     let names: Vec<String> = (0..REQUESTS).map(|name| format!("name-{name}")).collect();
     assert_eq!(ended.iter().map(|event| event["request_id"].as_str().unwrap()).collect::<Vec<_>>(), names);
     assert_eq!(events.last().unwrap()["event"], "server_ended");
+    for event in ended {
+        assert_eq!(event["upstream_host"], "127.0.0.1");
+        assert!(event["user_agent"].is_string() && event["client"] == "local", "{event}");
+    }
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ async fn the_queries_of_the_product_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn strangers_see_nothing_and_the_service_role_everything() {
+async fn anonymous_roles_see_nothing_and_the_service_role_everything() {
     let supabase = Supabase::new().await;
     let old_key = token_of("service_role");
     let house = house(plan(), |config| {

@@ -434,7 +434,7 @@ async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account(
 }
 
 #[tokio::test]
-async fn a_token_of_the_provider_goes_to_whoever_gave_it() {
+async fn a_token_of_the_provider_is_used_with_the_account_that_issued_it() {
     let house = house(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
     // Another key serves, though the first one is not at fault.
     house.always(ONE, "forbidden");

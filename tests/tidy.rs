@@ -1,36 +1,44 @@
-//! Automatic checks of the project's structure: imports between modules, purity of `policy`, the
-//! size of files, and module docs.
+//! Automatic checks of the project's structure and language, on parsed source: imports between modules,
+//! purity of `elevenlabs` and `policy`, names of types, forbidden words, the size of files and module docs.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::wildcard_enum_match_arm,
     reason = "a test ends at its first surprise"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
 
 /// Each module and its permitted imports, without itself. `ARCHITECTURE.md` draws them.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("policy", &["secret"]),
+    ("elevenlabs", &["policy"]),
     ("clock", &["policy"]),
     ("tasks", &[]),
-    ("pool", &["clock", "policy", "secret"]),
+    ("pool", &["clock", "elevenlabs", "policy", "secret"]),
     ("body", &["clock", "policy", "secret", "tasks"]),
     ("certificate", &["policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
-    ("telemetry", &["clock", "policy", "pool", "tasks"]),
-    ("proxy", &["body", "clock", "policy", "pool", "secret", "telemetry", "upstream"]),
+    ("telemetry", &["clock", "elevenlabs", "policy", "pool", "tasks"]),
+    ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
-    ("store", &["clock", "policy", "pool", "proxy", "secret", "tasks"]),
-    ("poller", &["body", "clock", "policy", "pool", "proxy", "secret", "telemetry", "upstream"]),
+    ("store", &["clock", "elevenlabs", "policy", "pool", "proxy", "secret", "tasks"]),
+    (
+        "poller",
+        &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
+    ),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
     ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry", "upstream"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
-    ("simulator", &["clock", "policy", "secret", "tasks"]),
+    ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
         "app",
         &[
@@ -39,6 +47,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "certificate",
             "clock",
             "config",
+            "elevenlabs",
             "mirror",
             "policy",
             "pool",
@@ -71,110 +80,319 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// Items that a pure function does not use.
-const IMPURE: &[&str] = &[
-    "std::fs",
-    "std::io",
-    "std::net",
-    "std::env",
-    "std::process",
-    "std::thread",
-    "std::sync::Mutex",
-    "SystemTime",
-    "Instant",
-    "tokio",
-    "hyper",
-    "rusqlite",
-    "reqwest",
-    "tracing",
-    "rand",
-    "RandomState",
-    "async ",
+/// The modules whose functions are pure.
+const PURE: &[&str] = &["elevenlabs", "policy"];
+
+/// Crates that a pure module may use, beside the standard library.
+const PURE_CRATES: &[&str] = &[
+    "bytes",
+    "http",
+    "httparse",
+    "httpdate",
+    "jiff",
+    "memchr",
+    "rustix",
+    "serde",
+    "serde_json",
+    "sha2",
+    "strsim",
+    "subtle",
+    "thiserror",
+    "tokio_tungstenite",
 ];
 
-const LINES_MAX: usize = 420;
+/// Modules of the standard library that a pure module may use. Each has only functions of their arguments.
+const PURE_STD: &[&str] = &[
+    "any",
+    "array",
+    "borrow",
+    "cell",
+    "char",
+    "cmp",
+    "collections",
+    "error",
+    "fmt",
+    "hash",
+    "iter",
+    "marker",
+    "mem",
+    "num",
+    "ops",
+    "option",
+    "result",
+    "slice",
+    "str",
+    "string",
+    "vec",
+];
+
+/// Single items of other modules of the standard library that a pure module may use.
+const PURE_ITEMS: &[&str] = &[
+    "sync::Arc",
+    "sync::LazyLock",
+    "time::Duration",
+    "time::UNIX_EPOCH",
+    "net::IpAddr",
+    "net::Ipv4Addr",
+    "net::Ipv6Addr",
+];
+
+/// Maximum lines of a file without its tests.
+const MAX_LINES: usize = 420;
+
+/// Words that cannot be right in a sentence about a proxy: they name nobody.
+const FORBIDDEN: &[&str] = &["whoever", "somebody", "strangers", "the house"];
+
+/// Names that any module may give to a type of its own.
+const IDIOMS: &[&str] = &["Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
 
 struct File {
     path: PathBuf,
-    /// The source without its tests.
-    code: String,
+    /// The modules that lead to the file: `["proxy", "socket", "frame"]`.
+    modules: Vec<String>,
+    is_test: bool,
     text: String,
+    parsed: syn::File,
 }
 
-fn source() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn files() -> Vec<File> {
     let mut found = Vec::new();
-    collect(&source(), &mut found);
+    walk(&root().join("src"), &mut |path| {
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(File::read(path.to_owned()));
+        }
+    });
     assert!(found.len() > 40, "the walk finds the sources");
     found
 }
 
-fn collect(folder: &Path, found: &mut Vec<File>) {
+fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let code = if is_test(&path) { String::new() } else { without_tests(&text) };
-            found.push(File { path, code, text });
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let is_foreign = name.starts_with('.') || ["target", "node_modules", "__pycache__"].contains(&&*name);
+        if path.is_dir() && !is_foreign {
+            walk(&path, visit);
+        } else if path.is_file() {
+            visit(&path);
         }
     }
-}
-
-/// `tests.rs`, or a file in a folder `tests`, below `src`.
-fn is_test(path: &Path) -> bool {
-    let inside = path.strip_prefix(source()).unwrap();
-    inside.components().any(|part| ["tests", "tests.rs"].iter().any(|name| part.as_os_str() == *name))
-}
-
-fn without_tests(text: &str) -> String {
-    text.split("\n#[cfg(test)]\n").next().unwrap_or_default().to_owned()
 }
 
 impl File {
-    /// The module of the file.
-    fn module(&self) -> String {
-        let inside = self.path.strip_prefix(source()).unwrap();
-        let first = inside.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
-        first.trim_end_matches(".rs").to_owned()
+    fn read(path: PathBuf) -> Self {
+        let text = fs::read_to_string(&path).unwrap();
+        let parsed = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let inside = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+        let mut modules: Vec<String> =
+            inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+        if modules.len() > 1 && modules.last().is_some_and(|last| last == "mod") {
+            modules.pop();
+        }
+        let is_test = modules.iter().any(|module| module == "tests");
+        Self { path, modules, is_test, text, parsed }
     }
 
-    /// The modules of this package in its code.
-    fn imports(&self) -> Vec<String> {
-        let mut imports: Vec<String> = Vec::new();
-        let code: String = self.code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        for rest in code.split("crate::").skip(1) {
-            match rest.strip_prefix('{') {
-                // `use crate::{a, b::c}`
-                Some(group) => {
-                    let group = group.split(';').next().unwrap_or_default();
-                    let mut depth = 0;
-                    let mut name = String::new();
-                    for c in group.chars() {
-                        match c {
-                            '{' => depth += 1,
-                            '}' if depth == 0 => break,
-                            '}' => depth -= 1,
-                            ',' if depth == 0 => imports.push(std::mem::take(&mut name)),
-                            c if depth == 0 => name.push(c),
-                            _ => {}
-                        }
+    fn module(&self) -> &str {
+        &self.modules[0]
+    }
+
+    /// The lines of the file without those of its items for tests.
+    fn lines(&self) -> usize {
+        let all = self.text.lines().count();
+        let tests = self.parsed.items.iter().filter(|item| is_for_tests(attributes(item)));
+        all - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
+    }
+
+    /// All paths in its code, each from its root: `["crate", "pool", "Pool"]`.
+    fn paths(&self) -> Paths {
+        let mut paths = Paths { modules: self.modules.clone(), ..Paths::default() };
+        if !self.is_test {
+            paths.visit_file(&self.parsed);
+        }
+        paths
+    }
+}
+
+/// Collects the paths of a file, also those in macros, except in items for tests.
+#[derive(Default)]
+struct Paths {
+    modules: Vec<String>,
+    found: BTreeSet<Vec<String>>,
+    has_async: bool,
+    mistakes: Vec<String>,
+}
+
+impl Paths {
+    /// Adds a path; `super` and `self` become `crate` and the modules in between.
+    fn add(&mut self, path: Vec<String>) {
+        let mut base = self.modules.clone();
+        let mut rest = path.as_slice();
+        match path.first().map(String::as_str) {
+            Some("self" | "super") => {
+                while let [first, tail @ ..] = rest
+                    && (first == "self" || first == "super")
+                {
+                    if first == "super" {
+                        base.pop();
                     }
-                    imports.push(name);
+                    rest = tail;
                 }
-                None => imports.push(rest.to_owned()),
+                let whole = ["crate".to_owned()].into_iter().chain(base).chain(rest.iter().cloned());
+                self.found.insert(whole.collect());
+            }
+            _ => {
+                self.found.insert(path);
             }
         }
-        imports
-            .iter()
-            .map(|path| path.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
-            .filter(|name: &String| !name.is_empty() && name.chars().next().is_some_and(char::is_lowercase))
-            .collect()
     }
+
+    fn add_tree(&mut self, before: &[String], tree: &syn::UseTree) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            syn::UseTree::Path(path) => self.add_tree(&with(&path.ident), &path.tree),
+            syn::UseTree::Name(name) => self.add(with(&name.ident)),
+            syn::UseTree::Rename(name) => {
+                let is_root = before.iter().all(|part| ["crate", "super", "self"].contains(&part.as_str()));
+                if is_root
+                    && ["crate", "self", "super", "keychoir"].contains(&name.ident.to_string().as_str())
+                {
+                    self.mistakes.push(format!("gives `{}` another name", name.ident));
+                }
+                self.add(with(&name.ident));
+            }
+            syn::UseTree::Glob(_) => {
+                if ["crate", "keychoir"].contains(&before.join("::").as_str()) {
+                    self.mistakes.push("imports all of the crate".to_owned());
+                }
+                self.add(before.to_vec());
+            }
+            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.add_tree(before, tree)),
+        }
+    }
+
+    /// The paths in the tokens of a macro.
+    fn add_tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        let mut colons = 0;
+        for token in tokens {
+            match token {
+                TokenTree::Ident(name) => {
+                    if colons != 2 {
+                        self.add(std::mem::take(&mut path));
+                    }
+                    self.has_async |= name == "async";
+                    path.push(name.to_string());
+                    colons = 0;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' => colons += 1,
+                TokenTree::Group(group) => {
+                    self.add(std::mem::take(&mut path));
+                    self.add_tokens(group.stream());
+                }
+                TokenTree::Punct(_) | TokenTree::Literal(_) => self.add(std::mem::take(&mut path)),
+            }
+        }
+        self.add(path);
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        if !is_for_tests(attributes(item)) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        if !is_for_tests(&function.attrs) {
+            visit::visit_impl_item_fn(self, function);
+        }
+    }
+
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        self.modules.push(module.ident.to_string());
+        visit::visit_item_mod(self, module);
+        self.modules.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_tree(&[], &item.tree);
+    }
+
+    fn visit_item_extern_crate(&mut self, item: &'ast syn::ItemExternCrate) {
+        self.mistakes.push(format!("declares the crate `{}`", item.ident));
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.add(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        self.visit_path(&call.path);
+        self.add_tokens(call.tokens.clone());
+    }
+
+    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
+        self.has_async |= signature.asyncness.is_some();
+        visit::visit_signature(self, signature);
+    }
+
+    fn visit_expr_async(&mut self, block: &'ast syn::ExprAsync) {
+        self.has_async = true;
+        visit::visit_expr_async(self, block);
+    }
+}
+
+/// Whether an item is compiled for tests only: `#[cfg(test)]`, or `#[cfg(all(test, …))]`.
+fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("test")
+            || attribute.path().is_ident("cfg")
+                && attribute.meta.require_list().is_ok_and(|list| {
+                    let text = list.tokens.to_string();
+                    text == "test" || text.starts_with("all (test") || text.starts_with("all(test")
+                })
+    })
+}
+
+fn attributes(item: &syn::Item) -> &[syn::Attribute] {
+    match item {
+        syn::Item::Const(item) => &item.attrs,
+        syn::Item::Enum(item) => &item.attrs,
+        syn::Item::Fn(item) => &item.attrs,
+        syn::Item::Impl(item) => &item.attrs,
+        syn::Item::Macro(item) => &item.attrs,
+        syn::Item::Mod(item) => &item.attrs,
+        syn::Item::Static(item) => &item.attrs,
+        syn::Item::Struct(item) => &item.attrs,
+        syn::Item::Trait(item) => &item.attrs,
+        syn::Item::Type(item) => &item.attrs,
+        syn::Item::Union(item) => &item.attrs,
+        syn::Item::Use(item) => &item.attrs,
+        _ => &[],
+    }
+}
+
+/// The lines of an item, from its attributes to its end.
+fn lines_of(item: &syn::Item, text: &str) -> usize {
+    use syn::spanned::Spanned as _;
+    let first = attributes(item).first().map_or_else(|| item.span().start(), |first| first.span().start());
+    let last = item.span().end();
+    assert!(last.line <= text.lines().count() + 1);
+    last.line - first.line + 1
+}
+
+/// The modules of this package that a file imports.
+fn imports(paths: &Paths) -> BTreeSet<&str> {
+    let inside = |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
+    let of_crate = paths.found.iter().filter(|path| !path.is_empty()).filter(inside);
+    of_crate.map(|path| path[1].as_str()).filter(|name| name.starts_with(char::is_lowercase)).collect()
 }
 
 #[test]
@@ -183,51 +401,139 @@ fn imports_point_inward() {
     let mut wrong = Vec::new();
     for file in files() {
         let module = file.module();
-        let may = allowed.get(module.as_str()).unwrap_or_else(|| panic!("{module} has no line in the table"));
-        for import in file.imports() {
-            if import != module && !may.contains(&import.as_str()) {
+        let may = allowed.get(module).unwrap_or_else(|| panic!("{module} has no line in the table"));
+        let paths = file.paths();
+        for import in imports(&paths) {
+            if import != module && !may.contains(&import) && allowed.contains_key(import) {
                 wrong.push(format!("{}: {module} imports {import}", file.path.display()));
             }
         }
+        wrong.extend(paths.mistakes.iter().map(|mistake| format!("{}: {mistake}", file.path.display())));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_table_of_imports_has_no_line_that_nobody_needs() {
-    let mut used: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for file in files() {
-        used.entry(file.module()).or_default().extend(file.imports());
-    }
-    // The binary imports the library by name, not as `crate`.
-    for (module, may) in IMPORTS.iter().filter(|(module, _)| *module != "main") {
+fn every_line_of_the_table_of_imports_is_needed() {
+    let files = files();
+    let paths: Vec<(&str, Paths)> = files.iter().map(|file| (file.module(), file.paths())).collect();
+    for (module, may) in IMPORTS {
         for import in *may {
-            let is_used = used.get(*module).is_some_and(|imports| imports.iter().any(|name| name == import));
+            let mut own = paths.iter().filter(|(name, _)| name == module);
+            let is_used = own.any(|(_, paths)| imports(paths).contains(import));
             assert!(is_used, "{module} need not be allowed to import {import}");
         }
     }
 }
 
 #[test]
-fn policy_is_pure() {
-    for file in files().iter().filter(|file| file.module() == "policy") {
-        for word in IMPURE {
-            assert!(!file.code.contains(word), "{} says `{word}`", file.path.display());
+fn policy_and_the_facts_of_the_provider_are_pure() {
+    let crates = dependencies();
+    let mut wrong = Vec::new();
+    for file in files().iter().filter(|file| PURE.contains(&file.module())) {
+        let paths = file.paths();
+        if paths.has_async {
+            wrong.push(format!("{}: is async", file.path.display()));
+        }
+        for path in paths.found.iter().filter(|path| path.len() > 1) {
+            if let Some(mistake) = impurity(path, &crates) {
+                wrong.push(format!("{}: {mistake}", file.path.display()));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Why a pure function may not use a path.
+fn impurity(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
+    let [first, second, rest @ ..] = path else { return None };
+    let item = rest.first().map(|third| format!("{second}::{third}")).unwrap_or_default();
+    match first.as_str() {
+        "std" | "core" | "alloc" => {
+            let is_pure = PURE_STD.contains(&second.as_str())
+                || PURE_ITEMS.contains(&item.as_str())
+                || second.starts_with(char::is_uppercase)
+                // Number types, with their constants.
+                || second.chars().any(|c| c.is_ascii_digit());
+            let is_random = path.iter().any(|part| part == "RandomState");
+            (!is_pure || is_random).then(|| format!("uses {}", path.join("::")))
+        }
+        // Other paths begin with an item that the file has imported, by a path that is checked as well.
+        _ => (crates.contains(first) && !PURE_CRATES.contains(&first.as_str()))
+            .then(|| format!("uses the crate {first}")),
+    }
+}
+
+/// The crates that the package depends on.
+fn dependencies() -> BTreeSet<String> {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    let names = manifest["dependencies"].as_table().unwrap().keys();
+    names.map(|name| name.replace('-', "_")).collect()
+}
+
+#[test]
+fn no_type_is_defined_twice_with_two_meanings() {
+    let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
+        for item in file.parsed.items.iter().filter(|item| !is_for_tests(attributes(item))) {
+            let name = match item {
+                syn::Item::Enum(item) => &item.ident,
+                syn::Item::Struct(item) => &item.ident,
+                syn::Item::Trait(item) => &item.ident,
+                _ => continue,
+            };
+            defined.entry(name.to_string()).or_default().insert(file.modules.join("::"));
+        }
+    }
+    let twice: Vec<String> = defined
+        .iter()
+        .filter(|(name, places)| places.len() > 1 && !IDIOMS.contains(&name.as_str()))
+        .map(|(name, places)| format!("{name}: {places:?}"))
+        .collect();
+    assert!(twice.is_empty(), "{}", twice.join("\n"));
+}
+
+#[test]
+fn sentences_name_their_subject() {
+    let mut wrong = Vec::new();
+    let mut check = |path: &Path| {
+        let Ok(text) = fs::read_to_string(path) else { return };
+        for (number, line) in text.lines().enumerate() {
+            let lower = line.to_lowercase();
+            for word in FORBIDDEN.iter().filter(|word| lower.contains(**word)) {
+                wrong.push(format!("{}:{}: says `{word}`", path.display(), number + 1));
+            }
+        }
+    };
+    for place in ["src", "tests", "benches", "config", "docs", "systemd"] {
+        walk(&root().join(place), &mut |path| {
+            let is_text = ["rs", "md", "toml", "py", "mjs", "js", "sql", "service", "txt"]
+                .iter()
+                .any(|extension| path.extension().is_some_and(|found| found == *extension));
+            if is_text && !path.ends_with("tests/tidy.rs") {
+                check(path);
+            }
+        });
+    }
+    for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
+    {
+        check(&root().join(name));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn no_file_is_two_ideas_long() {
-    for file in files() {
-        let lines = file.code.lines().count();
-        assert!(lines <= LINES_MAX, "{} has {lines} lines without its tests", file.path.display());
+    for file in files().iter().filter(|file| !file.is_test) {
+        let lines = file.lines();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
     }
 }
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    for file in files().iter().filter(|file| !file.code.is_empty()) {
+    for file in files().iter().filter(|file| !file.is_test) {
         assert!(file.text.starts_with("//! "), "{} does not begin with `//!`", file.path.display());
     }
 }
@@ -239,4 +545,24 @@ fn only_tests_are_allowed_shortcuts() {
             assert!(!file.text.contains(word), "{} says `{word}`", file.path.display());
         }
     }
+}
+
+#[track_caller]
+fn check_paths(code: &str, expected: &[&str]) {
+    let mut paths = Paths { modules: vec!["policy".to_owned(), "cost".to_owned()], ..Paths::default() };
+    paths.visit_file(&syn::parse_file(code).unwrap());
+    for path in expected {
+        let path: Vec<String> = path.split("::").map(str::to_owned).collect();
+        assert!(paths.found.contains(&path), "{path:?} is not in {:?}", paths.found);
+    }
+}
+
+#[test]
+fn no_way_to_write_an_import_hides_it() {
+    check_paths("use crate::{pool::Pool, proxy};", &["crate::pool::Pool", "crate::proxy"]);
+    check_paths("use super::super::pool::Pool;", &["crate::pool::Pool"]);
+    check_paths("fn f() { crate::pool::make() }", &["crate::pool::make"]);
+    check_paths("#[cfg(test)] mod a {} fn f() { core::time::x() }", &["core::time::x"]);
+    check_paths("fn f() { vec![std::env::vars()]; }", &["std::env::vars"]);
+    check_paths("mod inner { use super::super::super::pool::Pool; }", &["crate::pool::Pool"]);
 }

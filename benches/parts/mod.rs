@@ -29,25 +29,26 @@ use keychoir::body::inspect::{BodyInspector, Inspect};
 use keychoir::body::redacted::{Redacted, redact_headers};
 use keychoir::body::replay::Replay;
 use keychoir::clock;
-use keychoir::policy::affinity::{self, Names};
+use keychoir::elevenlabs::affinity::{self, Names};
+use keychoir::elevenlabs::cost::ReportedCost;
+use keychoir::elevenlabs::endpoint::{Operation, Route, lookup};
+use keychoir::elevenlabs::estimate::estimate;
+use keychoir::elevenlabs::models::Models;
+use keychoir::elevenlabs::plan::Capabilities;
+use keychoir::elevenlabs::refusal::{ErrorBody, classify};
+use keychoir::elevenlabs::request_body::RequestBodyFeatures;
 use keychoir::policy::budget::{Extension, Quota};
-use keychoir::policy::classify::{ErrorBody, Verdict, classify};
 use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, identify};
 use keychoir::policy::client_quota::{Period, Tally};
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
-use keychoir::policy::cost::ReportedCost;
-use keychoir::policy::endpoint::{Operation, Route, lookup};
-use keychoir::policy::estimate::estimate;
 use keychoir::policy::headers::{Forwarded, is_searched, strip_answer};
-use keychoir::policy::models::Models;
-use keychoir::policy::normalize_path::without_base;
 use keychoir::policy::origin::{AccessRules, admit};
-use keychoir::policy::plan::Capabilities;
-use keychoir::policy::request_body::RequestBodyFeatures;
+use keychoir::policy::path::without_base;
 use keychoir::policy::strategy::{
     FillFirst, LeastRequests, MostRemaining, RoundRobin, SoonestReset, Strategy,
 };
 use keychoir::policy::units::UnixMs;
+use keychoir::policy::verdict::Verdict;
 use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{look_up, strip};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
@@ -511,13 +512,13 @@ impl Way {
         black_box(affinity::yields(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
         let outbound = strip(head, endpoint.socket, &Forwarded::default()).unwrap();
-        let asked = if endpoint.work.has_text() {
+        let asked = if endpoint.operation.has_text() {
             RequestBodyFeatures::of(TEXT, true)
         } else {
             RequestBodyFeatures::default()
         };
-        let credits = estimate(endpoint.work, &asked, None, &self.models);
-        let group = ConcurrencyGroup::of_work(endpoint.work);
+        let credits = estimate(endpoint.operation, &asked, None, &self.models);
+        let group = ConcurrencyGroup::of_operation(endpoint.operation);
         let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &request);

@@ -5,7 +5,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::policy::socket::{CredentialBlanker, ContentCounter, Dialect, presented};
+use keychoir::elevenlabs::socket::{CredentialBlanker, ContentCounter, Dialect, presented};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use keychoir::body::decode::decoded;
-use keychoir::policy::classify::{ErrorBody, Verdict, classify};
+use keychoir::elevenlabs::refusal::{ErrorBody, classify};
+use keychoir::policy::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u16, Option<u32>, u8, Vec<u8>)| {

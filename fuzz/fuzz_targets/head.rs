@@ -4,7 +4,7 @@
 
 use arbitrary::Arbitrary;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use keychoir::policy::endpoint::lookup;
+use keychoir::elevenlabs::endpoint::lookup;
 use keychoir::policy::headers::{Forwarded, parameter_names, presented, strip_query, strip_request};
 use libfuzzer_sys::fuzz_target;
 

@@ -14,7 +14,7 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use keychoir::body::replay::Replay;
 use keychoir::body::budget::{BufferLimits, BufferBudget};
-use keychoir::policy::replay::Held;
+use keychoir::policy::replay::Replayable;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -63,7 +63,7 @@ fuzz_target!(|case: Case| {
                     break;
                 }
             }
-            if replay.holding() == Held::Lost {
+            if replay.holding() == Replayable::Lost {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use http::HeaderName;
 use super::https::Https;
 use crate::body::budget::{BufferBudget, BufferLimits};
 use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
-use crate::policy::affinity::Keeping;
+use crate::elevenlabs::affinity::Keeping;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
 use crate::policy::headers::Forwarded;

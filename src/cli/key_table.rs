@@ -65,8 +65,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::elevenlabs::plan::Capabilities;
     use crate::policy::budget::{Extension, Quota};
-    use crate::policy::plan::Capabilities;
     use crate::policy::units::UnixMs;
     use crate::pool::{KeyEntry, Observation, Pool, Settings};
     use crate::secret::ApiKey;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::client_quota::{ClientQuota, Rate};
-use super::endpoint::is_within;
 use super::headers::{Presented, has_unreadable_key, presented};
+use super::path::Path;
 use crate::secret::{ApiKey, TokenFingerprint};
 
 /// The name of a client, for usage records and logs.
@@ -56,7 +56,8 @@ impl Rules {
     /// Whether it may use this path.
     #[must_use]
     pub fn permit(&self, path: &str) -> bool {
-        self.paths.is_empty() || self.paths.iter().any(|prefix| is_within(path, prefix))
+        self.paths.is_empty()
+            || Path::read(path).is_ok_and(|path| self.paths.iter().any(|prefix| path.is_within(prefix)))
     }
 }
 

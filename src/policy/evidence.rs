@@ -6,15 +6,15 @@
 //! changes what old evidence means.
 //!
 //! Refusals about anything narrower (a feature, a permission, an endpoint, one request) are not evidence,
-//! because they prove nothing about a key as such. See [`features`](super::features).
+//! because they prove nothing about a key as such. See [`features`](crate::elevenlabs::features).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::classify::{Shortfall, Verdict};
 use super::concurrency_group::ConcurrencyGroup;
 use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
+use super::verdict::{Shortfall, Verdict};
 
 /// What a refusal claims about a key or workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -285,7 +285,7 @@ fn credential_parameter(name: &str) -> Option<&'static str> {
 }
 
 /// Percent and plus decoding. Invalid escapes are kept, as a server may do.
-pub(super) fn decode(text: &str) -> Cow<'_, str> {
+pub(crate) fn decode(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let Some(plain) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };
     let mut decoded = Vec::with_capacity(bytes.len());

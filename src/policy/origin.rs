@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_ours_is_a_strangers() {
+    fn a_foreign_host_name_is_refused() {
         for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
             check(&[("host", host)], Ok(RequestOrigin::Direct));
         }

@@ -11,33 +11,15 @@
 //! disguise. No path of the provider needs any of it.
 
 use std::borrow::Cow;
-use std::ops::Deref;
 
-use super::endpoint::Literal;
+use http::Uri;
+use http::uri::PathAndQuery;
+
 use super::headers::hex_pair;
 
 /// A path with a single meaning, decoded.
 #[derive(Clone, Debug)]
 pub struct Path<'a>(Cow<'a, str>);
-
-/// A segment of a path.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
-    text: &'a str,
-    literal: Option<Literal>,
-}
-
-/// The segments of a path.
-#[derive(Clone, Debug)]
-pub struct Segments<'a> {
-    few: [Segment<'a>; FEW],
-    count: usize,
-    /// All segments, when there are more than [`FEW`].
-    many: Vec<Segment<'a>>,
-}
-
-/// Number of segments that are stored inline; no path of the provider has more.
-const FEW: usize = 12;
 
 /// Why a path is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,11 +68,42 @@ impl<'a> Path<'a> {
         Ok(Self(decoded))
     }
 
-    /// Its segments, without empty ones.
+    /// The decoded path.
     #[must_use]
-    pub fn words(&self) -> Segments<'_> {
-        Segments::of(&self.0)
+    pub fn text(&self) -> &str {
+        &self.0
     }
+
+    /// Whether it is `prefix`, a decoded path, or below it, in upper or lower case. A segment `{id}` of the
+    /// prefix matches any segment.
+    #[must_use]
+    pub fn is_within(&self, prefix: &str) -> bool {
+        let mut own = segments(&self.0);
+        segments(prefix).all(|wanted| {
+            own.next().is_some_and(|found| wanted == "{id}" || wanted.eq_ignore_ascii_case(found))
+        })
+    }
+}
+
+/// The segments of a decoded path, without empty ones.
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|segment| !segment.is_empty())
+}
+
+/// Removes `base` (empty, or a path without a trailing slash) from the path of `target`; `None` if the
+/// path does not begin with it.
+#[must_use]
+pub fn without_base(target: &Uri, base: &str) -> Option<Uri> {
+    if base.is_empty() {
+        return None;
+    }
+    let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
+    let is_whole = rest.is_empty() || rest.starts_with(['/', '?']);
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    let rest = is_whole.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
+    let mut parts = target.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    Uri::from_parts(parts).ok()
 }
 
 /// Whether a path, as received, has no escapes. Fails on bytes that may not appear in it.
@@ -196,63 +209,6 @@ fn check_segments(path: &str) -> Result<(), Ambiguous> {
         begin = end + 1;
     }
     Ok(())
-}
-
-impl<'a> Segment<'a> {
-    /// The segment as written.
-    pub(super) fn text(&self) -> &'a str {
-        self.text
-    }
-
-    /// The literal of the API that it is.
-    pub(super) fn literal(&self) -> Option<Literal> {
-        self.literal
-    }
-
-    /// The literal in lower case, or else the segment as written.
-    pub(super) fn name(&self) -> &'a str {
-        match self.literal {
-            Some(literal) => literal.text(),
-            None => self.text,
-        }
-    }
-}
-
-impl<'a> Segments<'a> {
-    /// The segments of a decoded path.
-    pub(super) fn of(path: &'a str) -> Self {
-        let mut words = Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
-        let mut begin = 0;
-        for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
-            let segment = &path[begin..end];
-            // The empty segments before the first slash and after the last one are skipped.
-            if !segment.is_empty() {
-                words.push(Segment { text: segment, literal: Literal::of(segment) });
-            }
-            begin = end + 1;
-        }
-        words
-    }
-
-    fn push(&mut self, word: Segment<'a>) {
-        if self.many.is_empty() && self.count < FEW {
-            self.few[self.count] = word;
-        } else {
-            if self.many.is_empty() {
-                self.many.extend_from_slice(&self.few);
-            }
-            self.many.push(word);
-        }
-        self.count += 1;
-    }
-}
-
-impl<'a> Deref for Segments<'a> {
-    type Target = [Segment<'a>];
-
-    fn deref(&self) -> &[Segment<'a>] {
-        if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
-    }
 }
 
 #[cfg(test)]

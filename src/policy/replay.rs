@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use super::classify::{Concern, Verdict};
 use super::select::Unavailable;
+use super::verdict::{Concern, Verdict};
 
 /// How far an attempt got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +158,7 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classify::{Refusal, Shortfall, Subject};
+    use super::super::verdict::{Refusal, Shortfall, Subject};
     use super::*;
 
     const FRESH: Facts = Facts {

@@ -10,12 +10,13 @@ use http_body_util::Empty;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::body::replay::Replay;
+use crate::elevenlabs::models::Models;
+use crate::elevenlabs::refusal::{ErrorBody, classify};
+use crate::elevenlabs::socket::conversation_cost;
+use crate::elevenlabs::subscription::{Subscription, workspace_id};
 use crate::policy::authority::Authority;
-use crate::policy::classify::{ErrorBody, Verdict, classify};
 use crate::policy::evidence::Source;
-use crate::policy::models::Models;
-use crate::policy::socket::conversation_cost;
-use crate::policy::subscription::{Subscription, workspace_id};
+use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
 

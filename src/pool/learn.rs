@@ -14,12 +14,12 @@ use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
 use super::wait_queue::KeyRequest;
 use super::{Observation, Pool, Settings, Transition, news_of_charge, news_of_workspace};
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::features::{Remembered, RequestFeatures};
 use crate::policy::evidence::{
     ClaimedFault, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
 };
-use crate::policy::features::{Remembered, RequestFeatures};
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 
 /// A refusal of the provider, with the request's needs and its source.
 #[derive(Clone, Debug)]

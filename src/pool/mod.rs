@@ -16,27 +16,26 @@ mod refusal;
 mod reserve;
 mod restrictions;
 mod roster;
+mod settings;
 mod sync;
 mod wait_queue;
 mod workspace;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use crate::elevenlabs::features::RequestFeatures;
+use crate::elevenlabs::models::Models;
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::policy::classify::Verdict;
-use crate::policy::evidence::{Cooldowns, Evidence, Source};
-use crate::policy::features::RequestFeatures;
+use crate::policy::evidence::{Evidence, Source};
 use crate::policy::forecast::{Forecast, forecast_of};
 use crate::policy::key_state::KeyState;
-use crate::policy::models::Models;
-use crate::policy::plan::Capabilities;
-use crate::policy::strategy::Strategy;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
 use cells::NextChange;
 use sync::{AtomicU64, AtomicUsize};
@@ -50,94 +49,13 @@ pub use refusal::{Earlier, RefusalRecord};
 pub use reserve::Reserved;
 pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
 pub use roster::{KeyEntry, Roster};
+pub use settings::Settings;
 pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
 /// A state change and its key.
 pub type Transition = crate::policy::key_state::Transition<Arc<Key>>;
-
-/// Settings of the pool: strategy, queue bounds and cooldowns.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// The strategy that ranks the keys.
-    pub strategy: &'static dyn Strategy,
-    /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
-    pub queue_timeout: Duration,
-    /// Maximum number of queued requests.
-    pub max_queued: usize,
-    /// The share of a limit, from 0 to 1, from which on a key is near its limit.
-    pub near_limit_ratio: f64,
-    /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
-    pub rate_limited_cooldown: Duration,
-    /// Cooldown of a concurrency group of a workspace after a refusal for too many concurrent requests.
-    pub concurrency_cooldown: Duration,
-    /// Cooldown of a workspace without credits whose reset date is unknown.
-    pub exhausted_cooldown: Duration,
-    /// Cooldown of a workspace with a billing problem.
-    pub billing_cooldown: Duration,
-    /// Cooldown of a key after its first refusal as invalid, until a poll confirms that.
-    pub invalid_confirm_cooldown: Duration,
-    /// Cooldown of a key whose refusal as invalid is confirmed.
-    pub invalid_cooldown: Duration,
-    /// How long a key is tried last for a request whose permission it lacked.
-    pub permission_cooldown: Duration,
-    /// How long a workspace, and other workspaces of its plan, are tried last for a feature that the plan
-    /// lacks.
-    pub feature_cooldown: Duration,
-    /// How long a workspace is tried last for an endpoint that refused it without a known reason.
-    pub endpoint_cooldown: Duration,
-    /// Cooldown of a key or workspace after a refusal whose text gives no figures.
-    pub unproven_cooldown: Duration,
-    /// Upper bound of a `Retry-After` of the provider.
-    pub max_retry_after: Duration,
-    /// After a refusal that proves little: how long until one request may probe the key, when no other
-    /// key can serve it.
-    pub probe_after: Duration,
-    /// How long the provider's figures may lag behind what was spent.
-    pub quota_lag: Duration,
-}
-
-impl Settings {
-    /// The cooldowns that turn evidence into key state.
-    #[must_use]
-    pub fn cooldowns(&self) -> Cooldowns {
-        Cooldowns {
-            unproven: self.unproven_cooldown,
-            rate_limited: self.rate_limited_cooldown,
-            max_retry_after: self.max_retry_after,
-            exhausted: self.exhausted_cooldown,
-            billing: self.billing_cooldown,
-            invalid_confirm: self.invalid_confirm_cooldown,
-            invalid: self.invalid_cooldown,
-            quota_lag: self.quota_lag,
-        }
-    }
-}
-
-#[cfg(test)]
-impl Settings {
-    /// Settings for tests of other modules, in which no cooldown ends within the test.
-    pub(crate) const STILL: Self = Self {
-        strategy: &crate::policy::strategy::FillFirst,
-        queue_timeout: Duration::ZERO,
-        max_queued: 0,
-        near_limit_ratio: 0.8,
-        rate_limited_cooldown: Duration::from_secs(3_600),
-        concurrency_cooldown: Duration::from_secs(3_600),
-        exhausted_cooldown: Duration::from_secs(3_600),
-        billing_cooldown: Duration::from_secs(3_600),
-        invalid_confirm_cooldown: Duration::from_secs(3_600),
-        invalid_cooldown: Duration::from_secs(3_600),
-        permission_cooldown: Duration::from_secs(3_600),
-        feature_cooldown: Duration::from_secs(3_600),
-        endpoint_cooldown: Duration::from_secs(3_600),
-        unproven_cooldown: Duration::from_secs(3_600),
-        max_retry_after: Duration::from_secs(3_600),
-        probe_after: Duration::from_secs(3_600),
-        quota_lag: Duration::from_secs(3_600),
-    };
-}
 
 /// The result of polling the provider for a key's quota.
 #[derive(Clone, Debug, PartialEq, Eq)]

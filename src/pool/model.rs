@@ -11,10 +11,10 @@ use super::cells::{
 };
 use super::sync::Ordering;
 use super::*;
-use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::Unavailable;
+use crate::policy::verdict::Verdict;
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000);
@@ -69,7 +69,7 @@ fn the_last_credits_go_to_one() {
 }
 
 #[test]
-fn whoever_stretches_is_alone() {
+fn an_overcommitted_lease_is_the_only_one() {
     model(|| {
         let cell = holding(98, 100);
         let other = Arc::clone(&cell);
@@ -222,7 +222,7 @@ fn assert_at_rest(pool: &Pool) {
 }
 
 #[test]
-fn a_lease_ends_once_whoever_parks_the_key_meanwhile() {
+fn a_lease_ends_once_while_its_key_begins_a_cooldown() {
     model_with(1, || {
         let pool = pool(9);
         let other = Arc::clone(&pool);
@@ -263,7 +263,7 @@ fn a_key_that_is_asked_at_once_does_not_stay_parked() {
 }
 
 #[test]
-fn whoever_waits_is_found_by_whoever_releases() {
+fn a_release_finds_every_waiter() {
     model_with(2, || {
         let pool = pool(1);
         let roster = pool.roster();

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::policy::classify::{Shortfall, Verdict};
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::Unavailable;
 use crate::policy::strategy::STRATEGIES;
+use crate::policy::strategy::Strategy;
+use crate::policy::verdict::{Shortfall, Verdict};
 use crate::secret::ApiKey;
 
 const HOUR_MS: u64 = 3_600_000;

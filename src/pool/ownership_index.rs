@@ -11,7 +11,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 

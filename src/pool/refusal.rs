@@ -10,10 +10,10 @@ use super::learn::Refused;
 use super::ownership_index::OwnerId;
 use super::restrictions::Restriction;
 use super::roster::Roster;
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::features::RequestFeatures;
 use crate::policy::evidence::Source;
-use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
 
 /// A refusal, with all inputs of its restriction besides the settings. It contains no text, identifier or

@@ -371,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_is_chosen_quickly_is_chosen_by_comparing_all(
+        fn the_quick_choice_is_the_choice_of_a_full_comparison(
             keys in prop::collection::vec(met(), 1..9),
             credits in proptest::option::of(0..20_u64),
             turn in 0..4_u64,

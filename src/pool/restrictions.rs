@@ -14,8 +14,8 @@ use super::ownership_index::OwnerId;
 use super::refusal::{Earlier, RefusalRecord};
 use super::roster::Roster;
 use super::sync::{AtomicU64, Ordering};
+use crate::elevenlabs::features::{Feature, Limit, RequestFeatures};
 use crate::policy::evidence::Source;
-use crate::policy::features::{Feature, Limit, RequestFeatures};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 

@@ -1,13 +1,15 @@
 mod waiting;
 
+use std::time::Duration;
+
 use super::*;
 use crate::policy::budget::Extension;
-use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::ClaimedFault;
 use crate::policy::key_state::{Change, Cooldown, CooldownReason};
 use crate::policy::select::Unavailable;
+use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
 use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);

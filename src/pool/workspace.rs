@@ -12,12 +12,12 @@ use super::cells::{
 use super::membership::WorkspaceMembership;
 use super::ownership_index::OwnerId;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::{ClaimedFault, Evidence, Meaning, PollResult};
 use crate::policy::forecast::{Forecast, forecast};
 use crate::policy::key_state::Cooldown;
-use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
 
 /// A workspace of the provider, which owns credits, concurrency and resources. Its keys share them.

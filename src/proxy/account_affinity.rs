@@ -18,13 +18,13 @@ use crate::body::decode::decoded;
 use crate::body::inspect::BodyInspector;
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::affinity::claim::{TwoOwners, owner};
-use crate::policy::affinity::{self, Kind, Named, Names, Yields};
-use crate::policy::classify::Verdict;
-use crate::policy::endpoint::{Endpoint, Metering, Route};
+use crate::elevenlabs::affinity::claim::{TwoOwners, owner};
+use crate::elevenlabs::affinity::{self, Kind, Named, Names, Yields};
+use crate::elevenlabs::endpoint::{Endpoint, Metering, Route};
+use crate::elevenlabs::request_body;
 use crate::policy::replay::Effect;
-use crate::policy::request_body;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 
 /// Maximum wait for a JSON body in which an owned identifier may stand; a slower body is streamed

@@ -11,28 +11,27 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use super::access_log::AccessLog;
-use super::account_affinity::OwnershipRecorder;
 use super::permits::RequestPermits;
 use super::refusals::Conclusions;
 use super::request_meta::RequestMeta;
+use super::request_summary::RequestSummary;
 use super::retry_state::RetryState;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
 use crate::body::relay::Ending;
 use crate::body::replay::Upload;
 use crate::clock;
+use crate::elevenlabs::cost::ReportedCost;
+use crate::elevenlabs::endpoint::Metering;
+use crate::elevenlabs::plan;
+use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
 use crate::policy::charge::ChargeOutcome;
-use crate::policy::classify::Verdict;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::cost::ReportedCost;
-use crate::policy::endpoint::Metering;
 use crate::policy::evidence::Source;
-use crate::policy::plan;
 use crate::policy::replay::Progress;
-use crate::policy::request_body::{self, RequestBodyFeatures};
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
@@ -84,7 +83,7 @@ pub(super) struct Attempt {
     record: AttemptRecord,
     meters: Meters,
     cut: CancellationToken,
-    ownership_recorder: Option<OwnershipRecorder>,
+    authority: Arc<Authority>,
 }
 
 impl Attempt {
@@ -125,6 +124,11 @@ impl Attempt {
         upload: Upload<Incoming>,
     ) -> Box<Self> {
         let started_at = clock::now();
+        let own_authority = match &key_source {
+            KeySource::Pool { lease, .. } => lease.key().authority(),
+            KeySource::Client(_) => None,
+        };
+        let authority = Arc::clone(own_authority.unwrap_or(proxy.upstream.authority()));
         let record = AttemptRecord {
             id: AttemptRecord::name(started_at),
             request_id: Arc::clone(&meta.request_id),
@@ -167,26 +171,13 @@ impl Attempt {
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
-            ownership_recorder: None,
+            authority,
         })
     }
 
-    /// Sets the recorder that reads owned identifiers from the response body.
-    pub(super) fn set_ownership_recorder(&mut self, teaching: Option<OwnershipRecorder>) {
-        self.ownership_recorder = teaching;
-    }
-
-    /// The recorder for the response body, if there is one; the relay runs it.
-    pub(super) fn take_ownership_recorder(&mut self) -> Option<OwnershipRecorder> {
-        self.ownership_recorder.take()
-    }
-
-    /// The host to which the key sends its requests, if it is not the configured upstream.
-    pub(super) fn authority(&self) -> Option<&Arc<Authority>> {
-        match &self.key_source {
-            KeySource::Pool { lease, .. } => lease.key().authority(),
-            KeySource::Client(_) => None,
-        }
+    /// The host to which the request is sent with this key.
+    pub(super) fn authority(&self) -> &Arc<Authority> {
+        &self.authority
     }
 
     /// The API key that is sent.
@@ -203,7 +194,7 @@ impl Attempt {
         &mut self,
         result: &Result<Box<UpstreamResponse>, SendError>,
         retry: Option<&mut RetryState>,
-        log: &mut AccessLog,
+        summary: &mut RequestSummary,
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
@@ -243,7 +234,7 @@ impl Attempt {
                 error.progress
             }
         };
-        log.learned(&self.record, result, elapsed);
+        summary.record_attempt(&self.record, &self.authority, result, elapsed);
         progress
     }
 
@@ -359,9 +350,10 @@ impl Attempt {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt.
-    pub(super) fn failed_over(&self) {
+    /// Counts the failover to another attempt; returns its reason.
+    pub(super) fn failed_over(&self) -> &'static str {
         self.meters.failed_over(self.record.verdict);
+        self.record.verdict
     }
 
     /// The verdict of a disconnect: by the client, or by the proxy at shutdown.

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
 
+use crate::elevenlabs::normalize_path::PathFix;
 use crate::policy::client::ClientName;
-use crate::policy::normalize_path::PathFix;
 
 /// The hints that were logged. Bounded by the number of clients and of path fixes.
 #[derive(Debug, Default)]

@@ -10,23 +10,24 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
-use super::account_affinity::AccountAffinity;
+use super::account_affinity::{AccountAffinity, OwnershipRecorder};
 use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::head::{look_up, strip};
 use super::relay::{ResponseBody, ours, relay};
 use super::request_meta::{self, RequestMeta};
+use super::request_summary::RequestSummary;
 use super::response_redaction::ResponseRedaction;
 use super::retry_state::RetryState;
 use super::socket::{FirstMessageAuth, Handshake, Socket};
 use super::upstream_response::UpstreamResponse;
 use super::{Limits, Proxy, RuntimeConfig};
 use crate::body::replay::{Replay, Slow};
+use crate::elevenlabs::request_body;
 use crate::policy::client::{self, Caller};
-use crate::policy::normalize_path::without_base;
 use crate::policy::origin::{RequestOrigin, admit};
+use crate::policy::path::without_base;
 use crate::policy::replay::{Decision, Progress, decide};
-use crate::policy::request_body;
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
@@ -41,7 +42,12 @@ pub struct ProxyResponse<C> {
 
 /// The provider's reply to a request: a response to relay, or an accepted socket handshake.
 pub(super) enum UpstreamReply<C> {
-    Response(Box<UpstreamResponse>, Box<Attempt>),
+    Response {
+        answer: Box<UpstreamResponse>,
+        attempt: Box<Attempt>,
+        /// Reads owned identifiers from the body while it is relayed.
+        ownership: Option<OwnershipRecorder>,
+    },
     Socket(Box<Handshake<C>>),
 }
 
@@ -67,12 +73,13 @@ impl<C: Connect> Proxy<C> {
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
             return introduction.begin(request, log);
         }
-        let found = self.find_reply(request, &mut log).await;
+        let found = self.find_reply(request, &mut log.summary).await;
         match found {
-            // 10. Account: the access log and the usage record are completed when the relay ends,
+            // 10. Record: the access log and the usage record are completed when the relay ends,
             // however it ends.
-            Ok(UpstreamReply::Response(answer, attempt)) => {
-                ProxyResponse::of(relay(*answer, attempt, log, &self.config.load().limits.buffers))
+            Ok(UpstreamReply::Response { answer, attempt, ownership }) => {
+                let buffers = &self.config.load().limits.buffers;
+                ProxyResponse::of(relay(*answer, attempt, ownership, log, buffers))
             }
             Ok(UpstreamReply::Socket(opened)) => opened.begin(log),
             Err(error) => ProxyResponse::of(ours(&error, log)),
@@ -105,7 +112,7 @@ impl<C: Connect> Proxy<C> {
     pub(super) async fn find_reply(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        log: &mut AccessLog,
+        summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
@@ -117,12 +124,12 @@ impl<C: Connect> Proxy<C> {
         let (endpoint, names, mistake) =
             look_up(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
         self.base_url_hints.log_once(&client.name, mistake);
-        log.set_route(&client.name, endpoint.route);
+        summary.set_route(&client.name, endpoint.route);
         let brings_key = own_key.is_some();
         let permits =
             request_meta::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
         let mut meta =
-            RequestMeta::open(log.request_id(), client.name.clone(), &head.method, &endpoint, permits);
+            RequestMeta::open(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
         // 3. Strip: no credential of the client is forwarded.
         let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded_headers)?;
@@ -130,7 +137,8 @@ impl<C: Connect> Proxy<C> {
         // again.
         let body = Replay::hold(body, &limits.buffers);
         if let Some(key) = own_key {
-            return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, log)).await;
+            return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
+                .await;
         }
         // 5. Reserve: a key that is usable, has the credits and a free concurrency slot, and
         // belongs to the account that owns the named resources.
@@ -154,30 +162,23 @@ impl<C: Connect> Proxy<C> {
         let lease = self.reserve(&mut retry).await.map_err(|unavailable| retry.refusal(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
-        let (answer, key, mut attempt) = self.send_with_pool(&mut context, lease, log).await?;
+        let (answer, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
         if answer.is_switched() {
             return Handshake::with_pool(self, context, *answer, attempt, redaction, ownership_permit)
                 .map(UpstreamReply::Socket);
         }
         // Ownership is recorded before the client receives the response, and so before it can name
         // the identifiers in it.
-        if let Some(usage_permit) = ownership_permit {
-            let RequestContext { meta, retry, .. } = context;
-            attempt.set_ownership_recorder(retry.into_affinity().record(
-                self,
-                &meta,
-                limits,
-                &answer,
-                &key,
-                usage_permit,
-            ));
-        }
+        let RequestContext { meta, retry, .. } = context;
+        let ownership = ownership_permit.and_then(|usage_permit| {
+            retry.into_affinity().record(self, &meta, limits, &answer, &key, usage_permit)
+        });
         // 9. Relay, without keys and data about the account's owner.
         let answer = match &redaction {
             Some(redaction) => Box::pin(answer.redact(redaction, limits)).await?,
             None => answer,
         };
-        Ok(UpstreamReply::Response(answer, attempt))
+        Ok(UpstreamReply::Response { answer, attempt, ownership })
     }
 
     /// Sends the request with one key after another, beginning with `lease`, until a response can
@@ -190,7 +191,7 @@ impl<C: Connect> Proxy<C> {
         &self,
         context: &mut RequestContext,
         mut lease: Lease,
-        log: &mut AccessLog,
+        summary: &mut RequestSummary,
     ) -> Result<(Box<UpstreamResponse>, Arc<Key>, Box<Attempt>), ProxyError> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
@@ -200,13 +201,15 @@ impl<C: Connect> Proxy<C> {
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
             let mut attempt = Attempt::begin(self, meta, retry, lease, usage_permit, sending.upload());
-            let sent =
-                self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
+            let sent = self
+                .upstream
+                .send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending)
+                .await;
             // 7. Classify: which side failed, and how far the attempt got.
             let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
-            let progress = attempt.record_result(&result, Some(retry), log);
+            let progress = attempt.record_result(&result, Some(retry), summary);
             // 8. Decide: retry, relay, or give up.
-            log.record_replay_loss(body.loss());
+            summary.record_replay_loss(body.loss());
             match decide(&retry.facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
                 Decision::Again { pause } if self.retry_budget.take() => retry.pause(pause).await,
@@ -217,7 +220,7 @@ impl<C: Connect> Proxy<C> {
             attempt.release();
             match self.reserve(retry).await {
                 Ok(next) => {
-                    attempt.failed_over();
+                    summary.record_retry(attempt.failed_over());
                     lease = next;
                 }
                 Err(unavailable) => return Ok((result?.or_ours(retry, unavailable)?, key, attempt)),
@@ -234,21 +237,22 @@ impl<C: Connect> Proxy<C> {
         meta: RequestMeta,
         upstream_head: &UpstreamRequestHead,
         body: &Replay<Incoming>,
-        log: &mut AccessLog,
+        summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let usage_permit = self.usage.permit().await?;
         let sending = body.attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
         // The request is never sent again, so its body is not buffered.
         attempt.relaying();
-        let sent = self.upstream.send(attempt.authority(), attempt.api_key(), upstream_head, sending).await;
+        let sent =
+            self.upstream.send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending).await;
         let answer = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
-        attempt.record_result(&answer, None, log);
+        attempt.record_result(&answer, None, summary);
         let answer = answer?;
         if answer.is_switched() {
             return Handshake::with_own_key(self, config, &meta, *answer, attempt).map(UpstreamReply::Socket);
         }
-        Ok(UpstreamReply::Response(answer, attempt))
+        Ok(UpstreamReply::Response { answer, attempt, ownership: None })
     }
 }
 

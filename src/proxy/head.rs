@@ -8,13 +8,14 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri};
 
 use super::error::ProxyError;
-use crate::policy::affinity::Names;
-use crate::policy::endpoint::{Access, Endpoint};
+use crate::elevenlabs::affinity::Names;
+use crate::elevenlabs::endpoint::{Access, Endpoint};
+use crate::elevenlabs::normalize_path::{PathFix, mend};
+use crate::elevenlabs::segments::Segments;
+use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers::{self, Forwarded};
 use crate::policy::method;
-use crate::policy::normalize_path::{PathFix, mend};
 use crate::policy::path::Path;
-use crate::policy::socket::Dialect;
 use crate::upstream::UpstreamRequestHead;
 
 /// Refuses requests that are not proxied, normalizes the path of a nearly right base URL, and looks
@@ -44,7 +45,7 @@ pub fn look_up(
         mistake = Some(found);
     }
     let path = Path::read(head.uri.path())?;
-    let words = path.words();
+    let words = Segments::of_path(&path);
     let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
             return Err(ProxyError::Upgrade);

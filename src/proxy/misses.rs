@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::policy::affinity::{Names, Tag};
+use crate::elevenlabs::affinity::{Names, Tag};
 use crate::policy::units::UnixMs;
 
 /// Maximum cached misses; each is a few dozen bytes.

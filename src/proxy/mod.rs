@@ -17,6 +17,7 @@ mod refusals;
 mod relay;
 mod request_limiter;
 mod request_meta;
+mod request_summary;
 mod response_redaction;
 mod retry_budget;
 mod retry_state;

@@ -8,11 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::elevenlabs::features::RequestFeatures;
 use crate::policy::budget::Extension;
-use crate::policy::classify::{Refusal, Verdict};
 use crate::policy::evidence::Source;
-use crate::policy::features::RequestFeatures;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::{Refusal, Verdict};
 use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
 
 /// Maximum age of a poll that may contradict the figures of a refusal: an older poll does not show

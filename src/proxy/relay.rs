@@ -48,7 +48,7 @@ pub struct Settlement {
 impl OnBodyEnd for Settlement {
     fn settle(mut self, ending: Ending, bytes: u64) {
         let record = self.attempt.relayed(ending, bytes);
-        self.log.relayed(record);
+        self.log.summary.record_end(record);
     }
 }
 
@@ -58,7 +58,8 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// body.
 pub(super) fn relay(
     answer: UpstreamResponse,
-    mut attempt: Box<Attempt>,
+    attempt: Box<Attempt>,
+    ownership: Option<OwnershipRecorder>,
     log: AccessLog,
     buffers: &BufferBudget,
 ) -> Response<ResponseBody> {
@@ -68,28 +69,29 @@ pub(super) fn relay(
     headers::strip_answer(&mut head.headers);
     // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;
-    if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&log.request_id()))
-    {
+    let request_id = log.summary.request_id();
+    if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&request_id)) {
         head.headers.insert(REQUEST_ID, id);
     }
-    let listener = attempt.take_ownership_recorder();
-    let bytes_max = listener.as_ref().map_or(0, OwnershipRecorder::bytes_max);
+    let bytes_max = ownership.as_ref().map_or(0, OwnershipRecorder::bytes_max);
     // Identifiers are read from the body as it arrived; keys are redacted after that.
-    let share = listener.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
-    let heard = Inspect::new(body, listener, bytes_max, share);
+    let share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
+    let inspected = Inspect::new(body, ownership, bytes_max, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = codings(encoding(&head.headers).as_deref());
-    let relay = Relay::new(Redacted::coded(heard, redactor, codings, buffers), Settlement { attempt, log });
+    let relay =
+        Relay::new(Redacted::coded(inspected, redactor, codings, buffers), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 
 /// An error response of the proxy.
 pub(super) fn ours(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
-    let mut answer = error.answer(&log.request_id(), clock::now());
-    if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+    let request_id = log.summary.request_id();
+    let mut answer = error.answer(&request_id, clock::now());
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
-    log.failed(error, answer.status());
+    log.summary.failed(error, answer.status());
     answer.map(|body| ResponseBody::Ours(Full::new(body)))
 }
 

@@ -14,18 +14,18 @@ use super::permits::RequestPermits;
 use super::request_limiter::RequestPermit;
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::affinity::{Kind, Names};
+use crate::elevenlabs::affinity::{Kind, Names};
+use crate::elevenlabs::endpoint::{Endpoint, Metering, Operation, Route};
+use crate::elevenlabs::estimate::{credits_per_minute, estimate};
+use crate::elevenlabs::features::RequestFeatures;
+use crate::elevenlabs::models::Models;
+use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
+use crate::elevenlabs::socket::{CountedWhile, Dialect};
 use crate::policy::charge::Billing;
 use crate::policy::client::{Client, ClientName};
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::endpoint::{Endpoint, Metering, Operation, Route};
-use crate::policy::estimate::{credits_per_minute, estimate};
-use crate::policy::features::RequestFeatures;
 use crate::policy::headers;
 use crate::policy::method::recorded;
-use crate::policy::models::Models;
-use crate::policy::request_body::{self, RequestBodyFeatures};
-use crate::policy::socket::{CountedWhile, Dialect};
 use crate::pool::{KeyRequest, Roster};
 use crate::upstream::UpstreamRequestHead;
 
@@ -67,7 +67,7 @@ impl RequestMeta {
             asked: None,
             permits: Arc::new(permits),
             socket: endpoint.socket,
-            credits_per_minute: endpoint.socket.and_then(|_| credits_per_minute(endpoint.work)),
+            credits_per_minute: endpoint.socket.and_then(|_| credits_per_minute(endpoint.operation)),
             speech_lane: None,
         }
     }
@@ -91,7 +91,7 @@ impl RequestMeta {
                     ..RequestBodyFeatures::default()
                 }
             }
-            None if endpoint.work.has_text() && !span.is_zero() => {
+            None if endpoint.operation.has_text() && !span.is_zero() => {
                 let (start, is_whole) = body.peek_body(request_body::BODY_BYTES_MAX, span).await;
                 let asked = RequestBodyFeatures::of(&start, is_whole);
                 self.asked = is_whole.then(|| asked.clone());
@@ -99,10 +99,10 @@ impl RequestMeta {
             }
             None => RequestBodyFeatures::default(),
         };
-        let group = group(endpoint.work, &asked, models);
+        let group = group(endpoint.operation, &asked, models);
         let key_request = KeyRequest::new(
             self.client.clone(),
-            estimate(endpoint.work, &asked, body.length(), models),
+            estimate(endpoint.operation, &asked, body.length(), models),
             group,
         );
         let Some(dialect) = endpoint.socket else { return key_request };
@@ -217,9 +217,9 @@ fn is_format(value: &str) -> bool {
 }
 
 /// The concurrency group of a request: by its model, if that is known, else by its operation.
-fn group(work: Operation, asked: &RequestBodyFeatures, models: &Models) -> Option<ConcurrencyGroup> {
-    let of_work = ConcurrencyGroup::of_work(work)?;
-    let speaks = of_work == ConcurrencyGroup::SPEECH;
+fn group(operation: Operation, asked: &RequestBodyFeatures, models: &Models) -> Option<ConcurrencyGroup> {
+    let of_operation = ConcurrencyGroup::of_operation(operation)?;
+    let speaks = of_operation == ConcurrencyGroup::SPEECH;
     let model = asked.model.as_deref().or(speaks.then_some(request_body::DEFAULT_MODEL));
-    Some(model.and_then(|model| models.group(model)).unwrap_or(of_work))
+    Some(model.and_then(|model| models.group(model)).unwrap_or(of_operation))
 }

@@ -17,10 +17,10 @@ use super::error::ProxyError;
 use super::upstream_response::UpstreamResponse;
 use crate::body::decode::decoded;
 use crate::body::redacted::redact_headers;
-use crate::policy::endpoint::Endpoint;
+use crate::elevenlabs::endpoint::Endpoint;
+use crate::elevenlabs::socket::readdressed;
+use crate::elevenlabs::user_data;
 use crate::policy::headers::is_searched;
-use crate::policy::owner;
-use crate::policy::socket::readdressed;
 use crate::secret::Redactor;
 use crate::upstream::UpstreamRequestHead;
 
@@ -147,10 +147,10 @@ impl UpstreamResponse {
             return Ok(());
         }
         let text = decoded(&whole, encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
-        let shown = match text.and_then(|text| owner::redacted(&text)) {
+        let shown = match text.and_then(|text| user_data::redacted(&text)) {
             Some(shown) => shown,
             // For an error, the status is all that a client can act upon.
-            None if self.head.status.as_u16() >= 400 => owner::withheld(),
+            None if self.head.status.as_u16() >= 400 => user_data::withheld(),
             None => return Err(Unredacted.into()),
         };
         self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

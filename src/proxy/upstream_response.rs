@@ -13,10 +13,11 @@ use super::retry_state::RetryState;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
-use crate::policy::classify::{Concern, ErrorBody, Verdict, classify, classify_unreadable, is_body_needed};
+use crate::elevenlabs::refusal::{ErrorBody, classify, classify_unreadable, is_body_needed};
 use crate::policy::replay::{LastWord, last_word};
 use crate::policy::retry_after::retry_after;
 use crate::policy::select::Unavailable;
+use crate::policy::verdict::{Concern, Verdict};
 use crate::secret::Redactor;
 use crate::upstream::{AnswerBody, SendError};
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use http::Method;
 use uuid::Uuid;
 
-use crate::policy::affinity::Named;
+use crate::elevenlabs::affinity::Named;
+use crate::elevenlabs::endpoint::Route;
 use crate::policy::charge::Charge;
 use crate::policy::client::ClientName;
-use crate::policy::endpoint::Route;
 use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, LearnedOwner};

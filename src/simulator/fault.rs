@@ -325,7 +325,8 @@ pub enum FaultError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::shape::{FIXED, NAMED};
+    use crate::elevenlabs::refusal::examples;
+    use crate::simulator::shape::NAMED;
 
     #[test]
     fn what_is_printed_reads_back() {
@@ -361,7 +362,7 @@ mod tests {
             assert_eq!(name.parse::<Shape>().unwrap(), shape);
             assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
         }
-        for fixed in FIXED {
+        for fixed in examples() {
             let shape = Shape::Fixed(fixed);
             assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
         }

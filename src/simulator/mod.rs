@@ -64,7 +64,7 @@ pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
 };
 pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, PlanWording, ShownLimit, WorkspacePlan};
-pub use self::shape::{Fixed, Shape, UnknownShape};
+pub use self::shape::{Shape, UnknownShape};
 
 use self::line::Line;
 use self::script::Script;

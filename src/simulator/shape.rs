@@ -1,7 +1,7 @@
 //! The catalogue of the provider's refusals, each with its status, its body and its headers. One
 //! entry reads like one response on the wire; no other code of the simulator writes an error body
 //! of the provider. The shapes and their names are here, their bodies in `render`, and those with a
-//! fixed text, one per line, in `fixed`.
+//! fixed text in `fixed`.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI
 //! document (the 422 list) and captured answers of August and September 2026 (everything with real
@@ -16,8 +16,9 @@ use std::str::FromStr;
 
 use http::StatusCode;
 
-pub use self::fixed::Fixed;
-pub(super) use self::fixed::{FIXED, Family, fixed, said};
+use crate::elevenlabs::refusal::{Example, examples};
+
+pub(super) use self::fixed::{Family, fixed, said};
 pub(super) use self::render::violation;
 
 /// A refusal.
@@ -100,7 +101,7 @@ pub enum Shape {
     /// An HTML page with this status, from an intermediary.
     Page(u16),
     /// A refusal of the table with a fixed text.
-    Fixed(&'static Fixed),
+    Fixed(&'static Example),
 }
 
 /// The numbers and names in a refusal.
@@ -243,5 +244,5 @@ fn names() -> String {
         Some((_, value)) => format!("{name}[={value}]"),
         None => (*name).to_owned(),
     });
-    named.chain(FIXED.iter().map(|fixed| fixed.name.to_owned())).collect::<Vec<_>>().join(", ")
+    named.chain(examples().map(|example| example.name.to_owned())).collect::<Vec<_>>().join(", ")
 }

@@ -7,12 +7,13 @@ pub(super) mod migration;
 
 use std::collections::HashMap;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
 
 use super::outbox::{self, Mirrored};
 use super::rows::{moment, whole};
-use crate::policy::endpoint::Route;
+use crate::elevenlabs::endpoint::Route;
 use crate::policy::retention::{first_id, hour_of};
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
@@ -292,6 +293,15 @@ pub(super) fn delete_some(
     let mut buffer = Uuid::encode_buffer();
     let first: &str = Uuid::from_bytes(first).hyphenated().encode_lower(&mut buffer);
     connection.prepare_cached(OLD)?.execute(params![first, moment(oldest), rows_max])
+}
+
+/// Deletes all attempts and their outbox rows.
+pub(super) fn delete_all(connection: &Connection) -> Result<(), rusqlite::Error> {
+    // With a trigger, SQLite would delete row by row, which costs as much as the inserts.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    let deleted = connection.execute_batch("DELETE FROM attempts; DELETE FROM outbox_events");
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+    deleted
 }
 
 /// An amount as a column stores it.

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::policy::affinity::Keeping;
+use crate::elevenlabs::affinity::Keeping;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, Pool, RefusalRecord, RestoredKey};

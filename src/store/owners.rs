@@ -9,7 +9,7 @@ mod log;
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::rows::moment;
-use crate::policy::affinity::{Class, Keeping, Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{moment, whole};
 use super::source::StoredSource;
-use crate::policy::affinity::Tag;
-use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
-use crate::policy::endpoint::Route;
-use crate::policy::features::RequestFeatures;
+use crate::elevenlabs::affinity::Tag;
+use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::features::RequestFeatures;
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
 use crate::pool::{Earlier, OwnerId, RESTRICTIONS_MAX, RefusalRecord, Restriction, Restrictions};
 use crate::secret::Fingerprint;
 

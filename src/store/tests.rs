@@ -17,13 +17,13 @@ use http::Method;
 use rusqlite::Connection;
 
 use super::*;
+use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::{Extension, Quota};
-use crate::policy::classify::Verdict;
 use crate::policy::client::ClientName;
-use crate::policy::endpoint::Route;
 use crate::policy::evidence::Source;
-use crate::policy::plan::Capabilities;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::pool::{self, Observation, Refused};
 use crate::proxy::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};

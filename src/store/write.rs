@@ -14,7 +14,7 @@ use super::database::Database;
 use super::maintenance::{self, MaintenanceStep};
 use super::open::{IntegrityCheck, OpenError, is_broken};
 use super::outbox::{self, Command};
-use super::{DatabaseLocation, Health, Settings, Site, owners, rows};
+use super::{DatabaseLocation, Health, Settings, Site, attempts, owners, rows};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::{Pool, Workspace};
@@ -328,7 +328,7 @@ impl Writer {
         self.in_memory = 0;
         if let Some(database) = &self.database {
             // An in-memory database can only fail for lack of memory.
-            let _ = database.connection.execute_batch("DELETE FROM attempts");
+            let _ = attempts::delete_all(&database.connection);
         }
     }
 

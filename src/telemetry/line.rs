@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fmt;
+use std::io::Write;
 use std::mem;
 use std::ops::Range;
 
@@ -11,9 +12,9 @@ use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::Context;
 
-use super::log::Sink;
 use super::text::{append_quoted, append_shown, append_within_quotes, escape_from, make_safe};
 use crate::clock;
 use crate::policy::units::UnixMs;
@@ -40,16 +41,16 @@ impl Form {
 
 /// A `tracing` layer that writes each event as a line.
 #[derive(Debug)]
-pub struct Lines {
+pub struct Lines<W> {
     form: Form,
-    sink: Sink,
+    writer: W,
 }
 
-impl Lines {
-    /// A layer that writes lines of this form to `sink`.
+impl<W> Lines<W> {
+    /// A layer that writes lines of this form to `writer`.
     #[must_use]
-    pub fn new(form: Form, sink: Sink) -> Self {
-        Self { form, sink }
+    pub fn new(form: Form, writer: W) -> Self {
+        Self { form, writer }
     }
 }
 
@@ -61,7 +62,7 @@ thread_local! {
 /// A draft that a long line has enlarged beyond this is freed.
 const DRAFT_BYTES_MAX: usize = 16 * 1024;
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for Lines<W> {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         // A value that logs an event while it is formatted finds an empty draft here.
         let mut draft = DRAFT.try_with(Cell::take).unwrap_or_default();
@@ -69,7 +70,8 @@ impl<S: Subscriber> Layer<S> for Lines {
         event.record(&mut draft);
         let metadata = event.metadata();
         let line = draft.line(*metadata.level(), metadata.target(), clock::now());
-        self.sink.write(line, *metadata.level());
+        // A failing log output must not stop the traffic.
+        let _ = self.writer.make_writer_for(metadata).write_all(line);
         if draft.values.capacity() <= DRAFT_BYTES_MAX && draft.line.capacity() <= DRAFT_BYTES_MAX {
             let _ = DRAFT.try_with(|kept| kept.set(draft));
         }
@@ -298,7 +300,7 @@ fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
     }
 }
 
-pub(super) fn word(level: Level) -> &'static str {
+fn word(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
         Level::WARN => "warn",
@@ -308,7 +310,7 @@ pub(super) fn word(level: Level) -> &'static str {
     }
 }
 
-pub(super) fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
+fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
     let (picture, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),
@@ -328,6 +330,7 @@ mod tests {
     use serde_json::Value;
     use tracing_subscriber::layer::SubscriberExt;
 
+    use super::super::log::Sink;
     use super::*;
 
     /// The line of an event with this message and these fields.

@@ -1,23 +1,19 @@
-//! Queues log lines and writes them on one thread named `log`. Other threads only append a line to the queue,
-//! so a slow terminal, or a pipe that is not read, delays no request: when the queue is full, lines are
+//! Queues log lines and writes them on one thread named `log`, in batches. Other threads only append a line
+//! to the queue, so a slow terminal, or a pipe that is not read, delays no request: when the queue is full, lines are
 //! dropped and counted, and the count is logged.
-
-mod batch;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::panic;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tracing::{Level, error};
+use tracing::{Level, Metadata, error};
+use tracing_subscriber::fmt::MakeWriter;
 
-use batch::Batch;
-
-use super::ended::AccessLogEntry;
 use super::line::{Draft, Form};
 use crate::clock;
 use crate::tasks;
@@ -44,7 +40,7 @@ pub struct Sink(Way);
 #[derive(Clone)]
 enum Way {
     Direct(Arc<Mutex<Box<dyn Write + Send>>>),
-    /// Formatted and written on the log thread.
+    /// Written on the log thread.
     Gathered(Arc<Gathered>),
 }
 
@@ -62,14 +58,7 @@ impl Sink {
     /// When the system cannot create a thread.
     pub fn gathered(writer: impl Write + Send + 'static, form: Form) -> io::Result<Self> {
         let gathered = Arc::new(Gathered::default());
-        let writing = Writing {
-            gathered: Arc::clone(&gathered),
-            writer,
-            form,
-            lost: 0,
-            is_cut: false,
-            text: Vec::new(),
-        };
+        let writing = Writing { gathered: Arc::clone(&gathered), writer, form, lost: 0, is_cut: false };
         tasks::thread("log", move || writing.run())?;
         Ok(Self(Way::Gathered(gathered)))
     }
@@ -90,29 +79,14 @@ impl Sink {
                 // A failing log output must not stop the traffic.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
-            Way::Gathered(gathered) => {
-                gathered.append(line.len(), level <= Level::WARN, |batch| batch.add_line(line));
-            }
+            Way::Gathered(gathered) => gathered.append(line, level <= Level::WARN),
         }
     }
 
-    fn tell(&self, ended: &AccessLogEntry<&str>, form: Form) {
-        match &self.0 {
-            Way::Direct(_) => {
-                let mut line = Vec::new();
-                ended.append(&mut line, form);
-                self.write(&line, Level::INFO);
-            }
-            Way::Gathered(gathered) => {
-                gathered.append(ended.texts_bytes(), false, |batch| batch.add_ended(ended));
-            }
-        }
-    }
-
-    /// Makes this sink the one of [`tell`] and [`flush`], with lines of this form.
-    pub(super) fn install(&self, form: Form) {
+    /// Makes this sink the one of [`flush`].
+    pub(super) fn install(&self) {
         // Only the first sink is installed.
-        if INSTALLED.set((self.clone(), form)).is_err() || !matches!(self.0, Way::Gathered(_)) {
+        if INSTALLED.set(self.clone()).is_err() || !matches!(self.0, Way::Gathered(_)) {
             return;
         }
         let print = panic::take_hook();
@@ -129,30 +103,42 @@ impl fmt::Debug for Sink {
     }
 }
 
-static INSTALLED: OnceLock<(Sink, Form)> = OnceLock::new();
+/// Writes whole lines of one level to a sink.
+#[derive(Debug)]
+pub struct LineWriter<'a> {
+    sink: &'a Sink,
+    level: Level,
+}
+
+impl Write for LineWriter<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.sink.write(line, self.level);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = LineWriter<'a>;
+
+    fn make_writer(&'a self) -> LineWriter<'a> {
+        LineWriter { sink: self, level: Level::INFO }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LineWriter<'a> {
+        LineWriter { sink: self, level: *metadata.level() }
+    }
+}
+
+static INSTALLED: OnceLock<Sink> = OnceLock::new();
 
 fn installed() -> Option<&'static Gathered> {
     match INSTALLED.get() {
-        Some((Sink(Way::Gathered(gathered)), _)) => Some(gathered),
-        Some((Sink(Way::Direct(_)), _)) | None => None,
-    }
-}
-
-/// Whether ended requests are logged.
-static IS_TOLD: AtomicBool = AtomicBool::new(false);
-
-/// Switches the log lines of ended requests on or off.
-pub(super) fn tell_of_requests(is_told: bool) {
-    IS_TOLD.store(is_told, Ordering::Relaxed);
-}
-
-/// Logs that a request has ended, to the installed sink.
-pub fn tell(ended: &AccessLogEntry<&str>) {
-    if !IS_TOLD.load(Ordering::Relaxed) {
-        return;
-    }
-    if let Some((sink, form)) = INSTALLED.get() {
-        sink.tell(ended, *form);
+        Some(Sink(Way::Gathered(gathered))) => Some(gathered),
+        Some(Sink(Way::Direct(_))) | None => None,
     }
 }
 
@@ -193,7 +179,8 @@ struct Gathered {
 
 #[derive(Debug, Default)]
 struct State {
-    batch: Batch,
+    /// Queued lines, one behind the other.
+    batch: Vec<u8>,
     /// Lines that came after the batch and found the queue full.
     dropped: u64,
     /// Lines queued, and lines written or lost, since the start.
@@ -222,22 +209,20 @@ impl Gathered {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues an entry with `texts_bytes` of text, unless the queue is full.
-    fn append(&self, texts_bytes: usize, is_urgent: bool, add: impl FnOnce(&mut Batch)) {
+    /// Queues a line, unless the queue is full.
+    fn append(&self, line: &[u8], is_urgent: bool) {
         let mut state = self.state();
-        if state.batch.bytes() + texts_bytes > GATHERED_BYTES_MAX {
+        if state.batch.len() + line.len() > GATHERED_BYTES_MAX {
             state.dropped += 1;
             drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        add(&mut state.batch);
+        state.batch.extend_from_slice(line);
         state.came += 1;
         let is_woken = match state.writer {
             Writer::Sleeps => state.hurry(),
-            Writer::Rests | Writer::Writes if is_urgent || state.batch.bytes() >= BATCH_BYTES => {
-                state.hurry()
-            }
+            Writer::Rests | Writer::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => state.hurry(),
             Writer::Rests | Writer::Writes | Writer::Hurries => false,
         };
         drop(state);
@@ -257,9 +242,9 @@ impl Gathered {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Waits until there are lines to write and moves them to `batch`, which is empty; returns how many lines
-    /// were dropped behind them.
-    fn take(&self, batch: &mut Batch) -> u64 {
+    /// Waits until there are lines to write and moves them to `batch`, which is empty; returns the number of
+    /// lines since the start up to the last of them, and how many lines were dropped behind them.
+    fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
         if state.writer == Writer::Writes {
             state.writer = Writer::Rests;
@@ -273,12 +258,12 @@ impl Gathered {
         }
         state.writer = Writer::Writes;
         mem::swap(&mut state.batch, batch);
-        mem::take(&mut state.dropped)
+        (state.came, mem::take(&mut state.dropped))
     }
 
-    /// Records that `entries` lines were written or lost.
-    fn done(&self, entries: usize) {
-        self.state().written += entries as u64;
+    /// Records that all lines up to this number were written or lost.
+    fn done(&self, number: u64) {
+        self.state().written = number;
         self.written.notify_all();
     }
 }
@@ -299,38 +284,34 @@ struct Writing<W> {
     lost: u64,
     /// Whether the last write ended within a line.
     is_cut: bool,
-    /// The formatted batch, whose memory is reused.
-    text: Vec<u8>,
 }
 
 impl<W: Write> Writing<W> {
     fn run(mut self) {
-        let mut batch = Batch::default();
+        let mut batch = Vec::new();
         loop {
-            let dropped = self.gathered.take(&mut batch);
+            let (number, dropped) = self.gathered.take(&mut batch);
             self.put_all(&batch);
             if dropped > 0 && (self.lost > 0 || self.tell(dropped) > 0) {
                 self.lost += dropped;
             }
-            self.gathered.done(batch.entries());
-            batch.clear(2 * BATCH_BYTES);
+            self.gathered.done(number);
+            batch.clear();
+            batch.shrink_to(2 * BATCH_BYTES);
         }
     }
 
-    /// Formats a batch, and writes it in pieces of about `BATCH_BYTES`.
-    fn put_all(&mut self, batch: &Batch) {
-        let (mut text, form) = (mem::take(&mut self.text), self.form);
-        let mut told = batch.told();
-        while told.append(&mut text, form) {
-            if text.len() >= BATCH_BYTES {
-                self.put(&text);
-                text.clear();
-            }
+    /// Writes a batch in pieces of whole lines, each of about `BATCH_BYTES`.
+    fn put_all(&mut self, batch: &[u8]) {
+        let mut rest = batch;
+        while rest.len() > BATCH_BYTES {
+            let end =
+                memchr::memchr(b'\n', &rest[BATCH_BYTES..]).map_or(rest.len(), |at| BATCH_BYTES + at + 1);
+            let (piece, later) = rest.split_at(end);
+            self.put(piece);
+            rest = later;
         }
-        self.put(&text);
-        text.clear();
-        text.shrink_to(2 * BATCH_BYTES);
-        self.text = text;
+        self.put(rest);
     }
 
     /// Writes lines, after a message about lines that were lost before them.

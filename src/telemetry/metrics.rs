@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::exposition::{Kind, Page};
 use super::log;
-use crate::policy::socket::Dialect;
+use crate::elevenlabs::socket::Dialect;
 
 /// The outcomes of an attempt, in the words of the usage records, and whether another attempt may follow.
 const OUTCOMES: [(&str, bool); 34] = [
@@ -350,7 +350,7 @@ fn seconds(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::classify::{Refusal, Shortfall, Subject, Verdict};
+    use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
 
     #[test]
     fn every_verdict_is_listed() {

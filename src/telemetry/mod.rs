@@ -1,7 +1,6 @@
 //! The output of the running program: log lines about the keys and each request, as short coloured lines on a
 //! terminal and as JSON otherwise, and counters for metrics.
 
-mod ended;
 mod line;
 mod log;
 mod news;
@@ -18,10 +17,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use ended::AccessLogEntry;
 pub use exposition::{Kind, Page};
 pub use line::{Form, Lines};
-pub use log::{FlushAtEnd, Sink, flush, tell};
+pub use log::{FlushAtEnd, Sink, flush};
 pub use metrics::{AttemptUsage, Meters, SocketOpen};
 pub use news::{
     announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
@@ -34,22 +32,19 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
     if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
 }
 
-/// Sends all events of the program, and the access log, to `sink`, which is flushed when a thread panics.
+/// Sends all events of the program to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
 /// When `level` is not a level or a list of `target=level`, or when another subscriber was set before.
 pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
-    let targets = targets(level)?;
-    let tells = tells_of_requests(&targets);
-    let (filter, handle) = reload::Layer::new(targets);
+    let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
         .with(filter)
         .with(Lines::new(form, sink.clone()))
         .try_init()
         .map_err(|_| StartError::Twice)?;
-    sink.install(form);
-    log::tell_of_requests(tells);
+    sink.install();
     Ok(Level(handle))
 }
 
@@ -64,18 +59,10 @@ impl Level {
     ///
     /// When `level` is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), StartError> {
-        let targets = targets(level)?;
-        log::tell_of_requests(tells_of_requests(&targets));
         // The filter lives as long as the program.
-        let _ = self.0.reload(targets);
+        let _ = self.0.reload(targets(level)?);
         Ok(())
     }
-}
-
-/// Whether the access log is on. It does not use events, so the filter is evaluated for a target that stands
-/// for it.
-fn tells_of_requests(targets: &Targets) -> bool {
-    targets.would_enable("keychoir::proxy::access_log", &ended::LEVEL)
 }
 
 fn targets(level: &str) -> Result<Targets, StartError> {

@@ -214,8 +214,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::elevenlabs::plan::Capabilities;
     use crate::policy::budget::Extension;
-    use crate::policy::plan::Capabilities;
     use crate::pool::{Key, Observation, Pool, Settings};
     use crate::secret::ApiKey;
 

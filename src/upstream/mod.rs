@@ -159,6 +159,14 @@ impl<C> Clone for Upstream<C> {
     }
 }
 
+impl<C> Upstream<C> {
+    /// The authority of keys that have none of their own.
+    #[must_use]
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.inner.home.authority
+    }
+}
+
 impl<C: Connect> Upstream<C> {
     /// An upstream at `authority`. Connections are opened on demand; their read buffers beyond a free minimum
     /// are taken from `buffers`, if there is such a budget.
@@ -206,7 +214,10 @@ impl<C: Connect> Upstream<C> {
     /// The pool of a key: of its own authority, or the common one.
     fn place(&self, own: Option<&Arc<Authority>>) -> IdlePool {
         let Inner { home, others, settings, tasks, .. } = &*self.inner;
-        let Some(own) = own.filter(|own| ***own != *home.authority) else { return home.clone() };
+        let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &home.authority) && ***own != *home.authority)
+        else {
+            return home.clone();
+        };
         let known = |places: &[IdlePool]| places.iter().find(|place| place.authority == *own).cloned();
         if let Some(place) = known(&others.load()) {
             return place;

@@ -263,7 +263,7 @@ async def talk_garbage(clients):
         what = random.randrange(len(garbage) + 5)
         await client.say(garbage[what] if what < len(garbage) else random.randbytes(3_000))
         if random.random() < 0.5:
-            # Whoever made it wait for more of a frame leaves by itself.
+            # A client that left a frame unfinished disconnects by itself.
             await asyncio.sleep(0.5)
             return client.socket.close()
         await client.end(IDLE_SECONDS + 5)
@@ -326,7 +326,7 @@ async def round_of(keychoir, port):
 
 async def sessions(binary):
     with house(binary, KEYCHOIR_WEBSOCKET__IDLE_TIMEOUT=f"{IDLE_SECONDS}s") as (keychoir, port, _):
-        # What is needed once, whoever comes.
+        # Memory that is needed once, whatever the number of clients.
         assert all(await each(await many(port, 300), Client.echoes))
         baseline = memory(keychoir)
         left = [await round_of(keychoir, port) - baseline for _ in range(ROUNDS)]

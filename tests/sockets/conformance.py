@@ -188,7 +188,7 @@ def differences(title, direct, proxied):
     return len(rows)
 
 
-def strangers(results):
+def foreign_agents(results):
     """How many handshakes arrived without the pool's key, or with the client's."""
     requests = [result.http_request.lower() for result in results]
     return sum(CLIENT_TOKEN in request or f"xi-api-key: {KEY}" not in request for request in requests)
@@ -202,7 +202,7 @@ async def main(binary, cases):
     failures = differences("an echo client over ws", direct, over_ws)
     over_wss = await asked_by_an_echo_client(cases, secret)
     failures += differences("an echo client over wss", direct, over_wss)
-    foreign = strangers(over_ws) + strangers(over_wss)
+    foreign = foreign_agents(over_ws) + foreign_agents(over_wss)
     print(f"{foreign} handshakes arrived without the pool's key or with the client's")
     direct = await asking_an_echo_server(cases, directly)
     failures += differences("an echo server", direct, await asking_an_echo_server(cases, plain))

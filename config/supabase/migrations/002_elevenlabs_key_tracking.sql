@@ -131,7 +131,7 @@ DECLARE
   stranger TEXT;
   owned TEXT;
 BEGIN
-  -- Without it a view shows what its owner may see to whoever may see the view.
+  -- Without it a role that may read the view sees all that the owner of the view may see.
   IF current_setting('server_version_num')::int >= 150000 THEN
     EXECUTE 'ALTER VIEW public.elevenlabs_key_health SET (security_invoker = true)';
   END IF;

@@ -2,13 +2,11 @@ use http::Uri;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::normalize_path::without_base;
 
 #[track_caller]
 fn check(path: &str, expected: &[&str]) {
     let read = Path::read(path).unwrap();
-    let words = read.words();
-    assert_eq!(words.iter().map(Segment::text).collect::<Vec<_>>(), expected, "{path}");
+    assert_eq!(segments(read.text()).collect::<Vec<_>>(), expected, "{path}");
 }
 
 #[track_caller]
@@ -105,7 +103,7 @@ fn a_path_that_servers_read_differently_has_no_reading() {
 fn long_paths_are_seen_to_their_ends() {
     for depth in 0..40 {
         let path = format!("/{}", vec!["a"; depth].join("/"));
-        assert_eq!(Path::read(&path).unwrap().words().len(), depth);
+        assert_eq!(segments(Path::read(&path).unwrap().text()).count(), depth);
     }
 }
 
@@ -236,7 +234,7 @@ const READERS: [(&str, Reader); 7] = [
 /// upstream.
 fn check_readers(path: &str) -> Result<bool, TestCaseError> {
     let Ok(read) = Path::read(path) else { return Ok(false) };
-    let words: Vec<String> = read.words().iter().map(|word| word.text().to_owned()).collect();
+    let words: Vec<String> = segments(read.text()).map(str::to_owned).collect();
     for (name, reader) in READERS {
         prop_assert_eq!(reader(path), Some(words.clone()), "{} reads {}", name, path);
         let behind = [&["base".to_owned(), "p".to_owned()], words.as_slice()].concat();
@@ -286,4 +284,36 @@ proptest! {
         let passes = check_readers(&format!("/{}", segments.join("/")))?;
         prop_assert!(passes);
     }
+}
+
+#[test]
+fn a_path_is_within_a_prefix_by_whole_segments() {
+    for (path, prefix, expected) in [
+        ("/v1/voices", "/v1/voices", true),
+        ("/v1/Voices/x/", "/v1/voices", true),
+        ("/v1/voices/x/samples", "/v1/voices/{id}/samples", true),
+        ("/v1/voicesx", "/v1/voices", false),
+        ("/v1", "/v1/voices", false),
+        ("/v1/voices", "", true),
+    ] {
+        assert_eq!(Path::read(path).unwrap().is_within(prefix), expected, "{path} {prefix}");
+    }
+}
+
+#[track_caller]
+fn check_base(target: &str, expected: Option<&str>) {
+    let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
+    assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
+}
+
+#[test]
+fn a_base_path_is_taken_away_as_a_whole() {
+    check_base("/eleven/labs/v1/voices?a=%20&a", Some("/v1/voices?a=%20&a"));
+    check_base("/eleven/labs", Some("/"));
+    check_base("/eleven/labs?a=1", Some("/?a=1"));
+    check_base("http://localhost/eleven/labs/livez", Some("http://localhost/livez"));
+    for other in ["/eleven/labsx", "/v1/voices", "/eleven", "/x/eleven/labs/v1", "*"] {
+        check_base(other, None);
+    }
+    assert_eq!(without_base(&"/v1".parse().unwrap(), ""), None);
 }

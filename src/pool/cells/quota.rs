@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stretches_is_alone() {
+    fn an_overcommitted_lease_is_the_only_one() {
         let cell = holding(98, 100);
         assert!(cell.overcommit(5) && !cell.overcommit(5) && !cell.reserve(1, Some(0)));
         settle(&cell, 5, 1);

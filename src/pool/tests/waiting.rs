@@ -1,6 +1,8 @@
 //! Requests that are queued for a key, under virtual time: single events that wake them, and random
 //! histories of the whole pool in which no request may be queued, or refused, while a key could serve it.
 
+use std::time::Duration;
+
 use std::fmt;
 use std::sync::Mutex;
 

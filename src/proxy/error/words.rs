@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::ErrorResponse;
-use crate::policy::affinity::Kind;
-use crate::policy::affinity::claim::TwoOwners;
+use crate::elevenlabs::affinity::Kind;
+use crate::elevenlabs::affinity::claim::TwoOwners;
 use crate::policy::client_quota::{QuotaShortfall, QuotaSpent};
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;

@@ -3,10 +3,10 @@
 
 use bytes::{Buf, BytesMut};
 
-use crate::policy::frame::{self, Head, Opcode, Violation};
-use crate::policy::socket::{
+use crate::elevenlabs::socket::{
     ContentCounter, CredentialBlanker, Dialect, MessageCount, NAMING_BYTES_MAX, SpokenText,
 };
+use crate::policy::frame::{self, Head, Opcode, Violation};
 
 /// The state of the client's stream of frames.
 #[derive(Debug)]

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
 use super::session::Session;
 use super::upstream_to_client::UpstreamToClient;
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::socket::Dialect;
 use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
-use crate::policy::socket::Dialect;
+use crate::policy::verdict::Verdict;
 use crate::upstream::Connect;
 
 /// Why a session has ended.
@@ -118,8 +118,8 @@ impl<C: Connect> Session<C> {
         let audio = self.speech.length_of(self.client_to_upstream.audio_bytes());
         self.attempt.heard_all(audio);
         let record = self.attempt.ended((!self.is_between_keys).then_some(word), passed);
-        self.log.relayed(record);
-        self.log.ended_as(word);
+        self.log.summary.record_end(record);
+        self.log.summary.ended_as(word);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
             // A conversation that finds the queue full stays without a price.
             let _ = self.proxy.ended.try_send(conversation);

@@ -8,9 +8,9 @@ use super::handshake::switched;
 use super::session::{PooledSession, Session};
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::classify::Verdict;
 use crate::policy::frame::Sender;
 use crate::policy::replay::{Decision, Effect, Facts, Progress, Replayable, decide};
+use crate::policy::verdict::Verdict;
 use crate::pool::Lease;
 use crate::upstream::Connect;
 
@@ -102,7 +102,7 @@ impl<C: Connect> Session<C> {
         // Boxed, so that a session does not reserve the size of this future: few sessions fail
         // over.
         let asking = Box::pin(async {
-            let (answer, _, attempt) = proxy.send_with_pool(context, lease, log).await.ok()?;
+            let (answer, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
             if !answer.is_switched() {
                 return None;
             }
@@ -110,7 +110,7 @@ impl<C: Connect> Session<C> {
             Some((attempt, switched))
         });
         let Ok(Some((attempt, switched))) = timeout(replay_max, asking).await else { return false };
-        self.attempt.failed_over();
+        self.log.summary.record_retry(self.attempt.failed_over());
         self.attempt = attempt;
         self.attempt.said(self.price(self.speech.characters()));
         self.upstream = switched.stream;

@@ -21,15 +21,16 @@ use super::ending::{Ending, Side, put_close, put_refusal, say_last};
 use super::session::Session;
 use super::{Socket, SocketKind, SocketLimits};
 use crate::clock;
+use crate::elevenlabs::endpoint::socket_at;
+use crate::elevenlabs::socket::{Dialect, presented};
 use crate::policy::client::Unidentified;
-use crate::policy::endpoint::socket_at;
 use crate::policy::frame::{Sender, Violation};
 use crate::policy::headers;
-use crate::policy::socket::{Dialect, presented};
 use crate::proxy::access_log::AccessLog;
 use crate::proxy::error::ProxyError;
 use crate::proxy::exchange::{ProxyResponse, UpstreamReply};
 use crate::proxy::relay::ResponseBody;
+use crate::proxy::request_summary::RequestSummary;
 use crate::proxy::{Proxy, RuntimeConfig};
 use crate::upstream::Connect;
 
@@ -114,7 +115,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                 let finding = async {
                     let token = token.and_then(|token| HeaderValue::try_from(token).ok());
                     request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
-                    proxy.find_reply(request, &mut log).await
+                    proxy.find_reply(request, &mut log.summary).await
                 };
                 let bytes_max = bounds.max_session_buffer;
                 let ahead = ReadAhead { bytes_max, share: &mut share, beside: 0 };
@@ -133,17 +134,17 @@ impl<C: Connect> UnauthenticatedSession<C> {
             Ok(UpstreamReply::Socket(opened)) => {
                 return Some((opened.into_session(log), client, from_client.bytes.freeze()));
             }
-            Ok(UpstreamReply::Response(answer, _)) => {
+            Ok(UpstreamReply::Response { answer, .. }) => {
                 let status = answer.head.status.as_u16();
-                let message = format!("ElevenLabs answered with status {status}.");
+                let message = format!("ElevenLabs responded with status {status}.");
                 put_refusal(&mut last.bytes, dialect, "handshake_refused", &message);
             }
             Err(AuthFailure::Refused(error)) => {
-                let (code, message) = told(&error, &mut log);
+                let (code, message) = refusal(&error, &mut log.summary);
                 put_refusal(&mut last.bytes, dialect, code, &message);
             }
             Err(AuthFailure::Ended(ending)) => {
-                log.ended_as(ending.word());
+                log.summary.ended_as(ending.word());
                 if let Some([to_client, _]) = ending.told() {
                     put_close(&mut last.bytes, to_client, None);
                 }
@@ -165,9 +166,9 @@ enum AuthFailure {
 }
 
 /// The code and the message of the error response, which is recorded in the access log.
-fn told(error: &ProxyError, log: &mut AccessLog) -> (&'static str, String) {
+fn refusal(error: &ProxyError, summary: &mut RequestSummary) -> (&'static str, String) {
     let (status, message) = error.message(clock::now());
-    log.failed(error, status);
+    summary.failed(error, status);
     (error.code(), message)
 }
 

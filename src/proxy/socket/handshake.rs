@@ -12,9 +12,9 @@ use http_body_util::Full;
 use super::session::{PooledSession, Session, SessionStart};
 use super::{Socket, SocketKind};
 use crate::body::redacted::redact_headers;
+use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers;
 use crate::policy::replay::Progress;
-use crate::policy::socket::Dialect;
 use crate::proxy::access_log::AccessLog;
 use crate::proxy::attempt::Attempt;
 use crate::proxy::error::ProxyError;
@@ -106,7 +106,7 @@ impl<C> Handshake<C> {
         let Self { mut head, start } = self;
         headers::strip_switched(&mut head.headers);
         head.extensions = Extensions::new();
-        if let Ok(id) = HeaderValue::from_str(&log.request_id()) {
+        if let Ok(id) = HeaderValue::from_str(&log.summary.request_id()) {
             head.headers.entry(REQUEST_ID).or_insert(id);
         }
         let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));

@@ -14,9 +14,9 @@ use super::client_to_upstream::ClientMessage;
 use super::ending::{Ending, Side};
 use super::session::{PooledSession, Session, SessionEvent};
 use crate::clock;
+use crate::elevenlabs::socket::Dialect;
 use crate::policy::client_quota::Measure;
 use crate::policy::frame::{StreamEnd, Violation};
-use crate::policy::socket::Dialect;
 use crate::upstream::Connect;
 
 /// Maximum reads of one direction before the other has its turn: 128 KiB.

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::session::{PooledSession, Session};
 use crate::clock;
+use crate::elevenlabs::socket::{Dialect, SpokenText, audio_bytes_per_second, brings_token};
 use crate::policy::replay::Progress;
 use crate::policy::select::Unavailable;
-use crate::policy::socket::{Dialect, SpokenText, audio_bytes_per_second, brings_token};
 use crate::pool::Reserved;
 use crate::telemetry::announce;
 use crate::upstream::Connect;

@@ -8,9 +8,9 @@ use super::buffers::ReadBuffer;
 use super::client_to_upstream::{ClientMessage, ClientToUpstream};
 use super::ending::put;
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::socket::{Dialect, MessageKind, SpokenText};
 use crate::policy::frame::{self, Head, Opcode, Sender, Violation, check_close};
-use crate::policy::socket::{Dialect, MessageKind, SpokenText};
+use crate::policy::verdict::Verdict;
 use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];

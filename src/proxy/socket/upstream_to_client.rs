@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use crate::policy::classify::Verdict;
+use crate::elevenlabs::socket::{Dialect, MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
 use crate::policy::frame::{self, Head, Opcode, check_close, close_payload};
-use crate::policy::socket::{Dialect, MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
+use crate::policy::verdict::Verdict;
 use crate::secret::Redactor;
 
 /// The state of the provider's stream of frames.

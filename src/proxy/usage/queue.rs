@@ -345,8 +345,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::elevenlabs::endpoint::Route;
     use crate::policy::client::ClientName;
-    use crate::policy::endpoint::Route;
     use crate::policy::units::UnixMs;
     use crate::proxy::{CreditSource, QuotaCharge};
 

@@ -119,7 +119,7 @@ impl Shape {
             }),
             Shape::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
                 "The service is undergoing maintenance. Please try again later."),
-            Shape::Fixed(fixed) => fixed.render(facts, request_id),
+            Shape::Fixed(fixed) => super::fixed::render(fixed, facts, request_id),
             Shape::Page(status) => Refusal {
                 headers: vec![("content-type", "text/html".to_owned())],
                 body: "<!doctype html><title>Request blocked</title>".to_owned(),

@@ -109,7 +109,7 @@ fn agent(shape: &Shape, facts: &Facts) -> Told {
     let close = |code, reason: &str| Told { code, reason: reason.to_owned(), ..Told::default() };
     match shape {
         Shape::Quota | Shape::KeyCap | Shape::QuotaForbidden => close(1_002, QUOTA),
-        Shape::Fixed(fixed) => match fixed.family {
+        Shape::Fixed(fixed) => match Family::of(fixed) {
             Family::Quota => close(1_002, QUOTA),
             Family::Key | Family::Other => close(POLICY, &reason(&words(shape, facts).1)),
         },
@@ -192,10 +192,10 @@ fn words(shape: &Shape, facts: &Facts) -> (String, String) {
     }
     let body: Value = serde_json::from_str(&shape.render(facts, "").body).unwrap_or_default();
     // The list never has more than one entry.
-    let detail = body.pointer("/detail/0").or_else(|| body.get("detail")).unwrap_or(&Value::Null);
-    let text = |names: [&str; 2]| names.into_iter().find_map(|name| detail.get(name)).and_then(Value::as_str);
-    let name = text(["status", "type"]).map_or_else(|| shape.to_string(), str::to_owned);
-    let message = text(["message", "msg"]).or(detail.as_str());
+    let detail = body.pointer("/detail/0").or_else(|| body.get("detail")).unwrap_or(&body);
+    let text = |names: &[&str]| names.iter().find_map(|name| detail.get(name)).and_then(Value::as_str);
+    let name = text(&["status", "type", "error"]).map_or_else(|| shape.to_string(), str::to_owned);
+    let message = text(&["message", "msg"]).or(detail.as_str());
     (name, message.unwrap_or("We are sorry, something went wrong.").to_owned())
 }
 
@@ -205,7 +205,7 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
     const AUTH: &str = "You must be authenticated to use this endpoint.";
     const QUOTA: &str = "You have exceeded your quota.";
     let kind = match shape {
-        Shape::Fixed(fixed) => match fixed.family {
+        Shape::Fixed(fixed) => match Family::of(fixed) {
             Family::Quota => return ("quota_exceeded", QUOTA.to_owned()),
             // The texts of HTTP, if they contain more than that the key is unknown.
             Family::Key => "auth_error",
@@ -249,10 +249,11 @@ fn scribe_words(shape: &Shape, facts: &Facts) -> (&'static str, String) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::shape::{FIXED, NAMED};
+    use super::super::super::shape::NAMED;
     use super::*;
-    use crate::policy::classify::{ErrorBody, Verdict, classify};
-    use crate::policy::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::elevenlabs::refusal::{ErrorBody, classify, examples};
+    use crate::elevenlabs::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::policy::verdict::Verdict;
 
     /// The classification of a refusal on a WebSocket: of its message, or of its close.
     fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
@@ -270,13 +271,15 @@ mod tests {
     #[test]
     fn a_refusal_means_the_same_over_http_and_on_sockets() {
         let facts = Facts { needed: 43, limit: 10_000, concurrency_max: 4, ..Facts::default() };
-        let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(FIXED.iter().map(Shape::Fixed));
+        let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(examples().map(Shape::Fixed));
         let (mut compared, mut others) = (0, Vec::new());
         // A page has no text of the provider.
         for shape in shapes.filter(|shape| !matches!(shape, Shape::Page(_))) {
             let refusal = shape.render(&facts, "r");
             let body = ErrorBody::read(refusal.body.as_bytes());
             let over_http = classify(refusal.status, Some(&body), None);
+            // Words that count with one status only have no meaning without a status.
+            let is_of_status = matches!(&shape, Shape::Fixed(fixed) if fixed.name.starts_with("pay_"));
             for (dialect, tongue) in [
                 (Dialect::Speech, Tongue::Speech),
                 (Dialect::Dialogue, Tongue::Dialogue),
@@ -287,7 +290,7 @@ mod tests {
                 let on_socket = heard(dialect, &told).map(|verdict| std::mem::discriminant(&verdict));
                 // Captured: transcription has the same text for all keys without permission, and
                 // agents have one for all quotas.
-                let is_vague = tongue == Tongue::Scribe || tongue == Tongue::Agent;
+                let is_vague = tongue == Tongue::Scribe || tongue == Tongue::Agent || is_of_status;
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));
                 assert!(on_socket.is_some(), "{shape} on {dialect:?}: {told:?} is no refusal");
                 if !is_vague {

@@ -89,7 +89,7 @@ async fn a_pause_is_heard_when_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn credits_run_out_while_somebody_speaks_or_before() {
+async fn credits_run_out_before_or_during_a_session() {
     let sim = start_with("sk=1").await;
     let mut client = dial(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
     client.hear().await;

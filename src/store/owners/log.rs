@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 
-use crate::policy::affinity::{Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;

@@ -4,13 +4,13 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
+use crate::elevenlabs::features::Limit;
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::Source;
-use crate::policy::features::Limit;
-use crate::policy::plan::Capabilities;
 use crate::pool::{
     Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
 };

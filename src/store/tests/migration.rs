@@ -5,7 +5,7 @@ use rusqlite::params;
 
 use super::sums::{ALL, rows as found};
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::store::attempts::migration;
 use crate::store::maintenance::{self, MaintenanceStep};

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
 use crate::policy::retention::hour_of;
 use crate::pool::{OwnerId, OwnershipIndex};
 

@@ -1,7 +1,7 @@
 //! Tests of the stored owners of identifiers.
 
 use super::*;
-use crate::policy::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);

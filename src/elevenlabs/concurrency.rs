@@ -1,0 +1,153 @@
+//! The provider's concurrency groups: it limits concurrent requests per family of models in each workspace.
+//!
+//! The limit of the plan is the initial value; one that the provider reports in a header or a refusal
+//! replaces it.
+
+use super::endpoint::Operation;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+
+/// The first number for groups of the provider that have none of the names below.
+const FIRST_EXTRA: u8 = 9;
+
+impl ConcurrencyGroup {
+    /// Speech of the full models.
+    pub const SPEECH: Self = Self::of_number(0);
+    /// Speech of the fast models: Flash and Turbo.
+    pub const FAST_SPEECH: Self = Self::of_number(1);
+    /// Speech to speech.
+    pub const CONVERSION: Self = Self::of_number(2);
+    /// Speech to text, and alignment.
+    pub const TRANSCRIPTION: Self = Self::of_number(3);
+    /// Sound effects.
+    pub const EFFECTS: Self = Self::of_number(4);
+    /// Music.
+    pub const MUSIC: Self = Self::of_number(5);
+    /// Any other charged work.
+    pub const OTHER: Self = Self::of_number(6);
+    /// Live speech to text.
+    pub const LIVE_TRANSCRIPTION: Self = Self::of_number(7);
+    /// Conversations with agents.
+    pub const CONVERSATION: Self = Self::of_number(8);
+
+    /// The `n`th unnamed group, from 0; `None` when there are no more.
+    #[must_use]
+    pub fn extra(n: usize) -> Option<Self> {
+        let number = u8::try_from(n).ok()?.checked_add(FIRST_EXTRA)?;
+        (usize::from(number) < Self::COUNT).then(|| Self::of_number(number))
+    }
+
+    /// The group of a model, by its name.
+    #[must_use]
+    pub fn of_model(id: &str) -> Option<Self> {
+        let has = |word| id.contains(word);
+        if has("scribe") && has("realtime") {
+            Some(Self::LIVE_TRANSCRIPTION)
+        } else if has("scribe") {
+            Some(Self::TRANSCRIPTION)
+        } else if has("music") {
+            Some(Self::MUSIC)
+        } else if has("_sts_") {
+            Some(Self::CONVERSION)
+        } else if has("text_to_sound") {
+            Some(Self::EFFECTS)
+        } else if has("flash") || has("turbo") {
+            Some(Self::FAST_SPEECH)
+        } else if id.starts_with("eleven_") {
+            Some(Self::SPEECH)
+        } else {
+            None
+        }
+    }
+
+    /// The group of an operation, when no model is named. `None` for one that is not limited.
+    #[must_use]
+    pub fn of_operation(operation: Operation) -> Option<Self> {
+        match operation {
+            Operation::Reading => None,
+            Operation::Speech | Operation::Dialogue => Some(Self::SPEECH),
+            Operation::Conversion => Some(Self::CONVERSION),
+            Operation::Transcription => Some(Self::TRANSCRIPTION),
+            Operation::LiveTranscription => Some(Self::LIVE_TRANSCRIPTION),
+            Operation::Conversation => Some(Self::CONVERSATION),
+            Operation::Effects => Some(Self::EFFECTS),
+            Operation::Music => Some(Self::MUSIC),
+            Operation::Isolation | Operation::Other => Some(Self::OTHER),
+        }
+    }
+
+    /// Maximum number of concurrent requests of this group on a plan. `None` when it is unknown.
+    ///
+    /// Source: the provider's blog of June 2026. The numbers change, so they hold only until a response
+    /// reports another.
+    #[must_use]
+    pub fn plan_max(self, tier: &str) -> Option<u32> {
+        let speech = match tier {
+            "free" => 2,
+            "starter" => 3,
+            "creator" => 5,
+            "pro" => 10,
+            "scale" | "business" => 15,
+            _ => return None,
+        };
+        match self {
+            Self::SPEECH => Some(speech),
+            Self::FAST_SPEECH => Some(speech * 2),
+            Self::TRANSCRIPTION => Some(speech * 4),
+            Self::LIVE_TRANSCRIPTION => Some(speech * 3),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_of_a_family_share_a_lane() {
+        for (id, group) in [
+            ("eleven_multilingual_v2", Some(ConcurrencyGroup::SPEECH)),
+            ("eleven_v3", Some(ConcurrencyGroup::SPEECH)),
+            ("eleven_v4_turbo", Some(ConcurrencyGroup::FAST_SPEECH)),
+            ("eleven_flash_v2_5", Some(ConcurrencyGroup::FAST_SPEECH)),
+            ("scribe_v2", Some(ConcurrencyGroup::TRANSCRIPTION)),
+            ("scribe_v2_realtime", Some(ConcurrencyGroup::LIVE_TRANSCRIPTION)),
+            ("music_v1", Some(ConcurrencyGroup::MUSIC)),
+            ("eleven_multilingual_sts_v2", Some(ConcurrencyGroup::CONVERSION)),
+            ("eleven_text_to_sound_v2", Some(ConcurrencyGroup::EFFECTS)),
+            ("gpt", None),
+        ] {
+            assert_eq!(ConcurrencyGroup::of_model(id), group, "{id}");
+        }
+    }
+
+    #[test]
+    fn plans_have_what_the_provider_published() {
+        for (tier, speech, fast, transcription) in [
+            ("free", 2, 4, 8),
+            ("starter", 3, 6, 12),
+            ("creator", 5, 10, 20),
+            ("pro", 10, 20, 40),
+            ("business", 15, 30, 60),
+        ] {
+            assert_eq!(ConcurrencyGroup::SPEECH.plan_max(tier), Some(speech));
+            assert_eq!(ConcurrencyGroup::FAST_SPEECH.plan_max(tier), Some(fast));
+            assert_eq!(ConcurrencyGroup::TRANSCRIPTION.plan_max(tier), Some(transcription));
+            assert_eq!(ConcurrencyGroup::LIVE_TRANSCRIPTION.plan_max(tier), Some(speech * 3));
+            assert_eq!(ConcurrencyGroup::MUSIC.plan_max(tier), None);
+        }
+        assert_eq!(ConcurrencyGroup::SPEECH.plan_max("grant_tier_1"), None);
+    }
+
+    #[test]
+    fn every_lane_fits_its_array() {
+        let extras: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::extra).collect();
+        assert_eq!(extras.len(), 7);
+        assert!(
+            extras
+                .iter()
+                .all(|group| group.index() < ConcurrencyGroup::COUNT
+                    && *group > ConcurrencyGroup::CONVERSATION)
+        );
+    }
+}

@@ -1,0 +1,525 @@
+//! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
+//! costs credits, and whether it could harm the pool.
+//!
+//! Everything that is known is in one table (`table`). Unknown paths are allowed, because the API grows by
+//! dozens of paths a month. Only a short list is denied: endpoints that could disable a key, create a key
+//! or manage the workspace.
+
+mod literals;
+mod route;
+mod row;
+mod table;
+
+use http::Method;
+
+use super::normalize_path::is_version;
+use super::segments::{Segment, Segments};
+use super::socket::Dialect;
+use crate::policy::charge::Billing;
+use crate::policy::path::{Ambiguous, Path};
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
+pub(super) use literals::Literal;
+pub use route::Route;
+
+/// The classification of a request by its method and path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
+    pub route: Route,
+    /// Whether it changes anything.
+    pub effect: Effect,
+    /// Whether the provider charges for it.
+    pub metering: Metering,
+    /// What is known about its price, for the client's quota.
+    pub billing: Billing,
+    /// Whether its response lets the client use the provider without the proxy.
+    pub gives_access: bool,
+    /// What it generates, which determines its price and concurrency group.
+    pub operation: Operation,
+    /// The permission that the key needs, where it is known.
+    pub permission: Option<Permission>,
+    /// Whether a client of the pool may call it.
+    pub access: Access,
+    /// Whether its response describes the owner of the key.
+    pub shows_owner: bool,
+    /// Whether its response contains the address of a WebSocket.
+    pub gives_address: bool,
+    /// Whether it creates a voice that takes a slot of its workspace.
+    pub adds_voice: bool,
+    /// The protocol of its messages, when it is a WebSocket.
+    pub socket: Option<Dialect>,
+}
+
+/// Whether an endpoint costs credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metering {
+    /// It does; the response's `character-cost` reports how many, where the provider sends it.
+    Credits,
+    /// It does not, as far as is known.
+    Free,
+}
+
+/// The kind of work of a request, which determines the rule of its price and its concurrency group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// No charged work: the request reads or manages resources.
+    Reading,
+    /// Text to speech.
+    Speech,
+    /// Text to dialogue, with several speakers.
+    Dialogue,
+    /// Speech to speech.
+    Conversion,
+    /// Audio isolation, which removes noise.
+    Isolation,
+    /// Speech to text, and alignment.
+    Transcription,
+    /// Live speech to text.
+    LiveTranscription,
+    /// A conversation with an agent.
+    Conversation,
+    /// Sound effects.
+    Effects,
+    /// Music.
+    Music,
+    /// Any other charged work.
+    Other,
+}
+
+impl Operation {
+    /// Whether its price follows from a text in its body.
+    #[must_use]
+    pub fn has_text(self) -> bool {
+        match self {
+            Self::Speech | Self::Dialogue | Self::Effects => true,
+            Self::Reading
+            | Self::Conversion
+            | Self::Isolation
+            | Self::Transcription
+            | Self::LiveTranscription
+            | Self::Conversation
+            | Self::Music
+            | Self::Other => false,
+        }
+    }
+}
+
+/// Whether a client of the pool may call an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    Open,
+    /// It may not, with the reason.
+    Denied(&'static str),
+}
+
+/// Classifies a request. `path` is as received.
+///
+/// # Errors
+///
+/// When the path is ambiguous.
+pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, Ambiguous> {
+    Ok(Endpoint::of(method, &Segments::of_path(&Path::read(path)?)))
+}
+
+/// The protocol of a WebSocket at this path; `None` when the path is ambiguous.
+#[must_use]
+pub fn socket_at(path: &str) -> Option<Dialect> {
+    let path = Path::read(path).ok()?;
+    Some(Prefix::of(&Segments::of_path(&path)).dialect())
+}
+
+/// Whether a segment, in lower case, begins paths of the API after the version.
+pub(super) fn is_root(segment: &str) -> bool {
+    Literal::of(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
+}
+
+impl Endpoint {
+    /// Classifies a request by the segments of its path.
+    #[must_use]
+    pub fn of(method: &Method, segments: &Segments<'_>) -> Self {
+        let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+        let prefix = Prefix::of(segments);
+        Self::new(row::methods(method), is_safe, segments, &prefix)
+    }
+
+    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, prefix: &Prefix) -> Self {
+        let facts = prefix.facts(methods);
+        let gives_access = facts.gives_access || ends_in_access(segments);
+        let billing = match facts.operation {
+            Some(_) => Billing::Metered,
+            // The token is free, but its use is not.
+            None if gives_access => Billing::Unlisted,
+            None if is_safe || facts.is_free => Billing::Free,
+            None => Billing::Unlisted,
+        };
+        let is_read = methods == row::methods(&Method::GET);
+        Self {
+            route: Route::of(segments),
+            effect: if is_safe { Effect::None } else { Effect::Some },
+            metering: if facts.operation.is_some() { Metering::Credits } else { Metering::Free },
+            billing,
+            gives_access,
+            operation: facts.operation.unwrap_or(Operation::Reading),
+            permission: facts.permissions.map(|[reading, other]| if is_read { reading } else { other }),
+            access: facts.denied.map_or(Access::Open, Access::Denied),
+            shows_owner: facts.shows_owner,
+            gives_address: facts.gives_address,
+            adds_voice: facts.adds_voice,
+            socket: None,
+        }
+    }
+
+    /// Classifies a request that opens a WebSocket.
+    #[must_use]
+    pub fn of_socket(segments: &Segments<'_>) -> Self {
+        let prefix = Prefix::of(segments);
+        let dialect = prefix.dialect();
+        let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
+        let is_known = !matches!(dialect, Dialect::Unknown | Dialect::Foreign);
+        Self {
+            operation: dialect.operation(),
+            metering,
+            billing: if is_known { Billing::Metered } else { Billing::Unlisted },
+            gives_access: false,
+            shows_owner: false,
+            socket: Some(dialect),
+            ..Self::new(row::methods(&Method::GET), true, segments, &prefix)
+        }
+    }
+}
+
+/// Whether the last segment is one of those whose response gives access to the provider.
+fn ends_in_access(segments: &Segments<'_>) -> bool {
+    let last = segments.last().and_then(Segment::literal);
+    last.is_some_and(|last| table::ACCESS_ENDINGS.contains(&last.text()))
+}
+
+/// The first segments after the version, by the codes of the table. The version does not change the
+/// meaning of a path.
+struct Prefix {
+    codes: [u8; row::MAX_SEGMENTS],
+    /// Number of segments after the version.
+    count: usize,
+    has_version: bool,
+}
+
+impl Prefix {
+    fn of(segments: &Segments<'_>) -> Self {
+        let (rest, has_version) = match &**segments {
+            [version, rest @ ..] if is_any_version(version) => (rest, true),
+            all => (all, false),
+        };
+        let mut codes = [row::IDENTIFIER; row::MAX_SEGMENTS];
+        for (code, segment) in codes.iter_mut().zip(rest) {
+            *code = segment.literal().map_or(row::IDENTIFIER, Literal::number);
+        }
+        Self { codes, count: rest.len(), has_version }
+    }
+
+    fn facts(&self, methods: row::Methods) -> row::Facts {
+        row::facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
+    }
+
+    fn dialect(&self) -> Dialect {
+        let unknown = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
+        self.facts(row::SOCKET).socket.unwrap_or(unknown)
+    }
+}
+
+/// A version in upper or lower case.
+fn is_any_version(word: &Segment<'_>) -> bool {
+    let name = word.name();
+    is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_route(path: &str, expected: &str) {
+        assert_eq!(lookup(&Method::GET, path).unwrap().route.to_string(), expected);
+    }
+
+    #[test]
+    fn identifiers_are_replaced_in_a_route() {
+        check_route(
+            "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream/with-timestamps",
+            "/v1/text-to-speech/{id}/stream/with-timestamps",
+        );
+        check_route("/v1/user/subscription", "/v1/user/subscription");
+        check_route("/v2/voices", "/v2/voices");
+        check_route("/v1/some-new-thing/abc", "/v1/{id}/{id}");
+        check_route("/", "/");
+        check_route("/caf%C3%A9", "/{id}");
+    }
+
+    #[test]
+    fn a_route_is_short_whatever_is_asked() {
+        check_route(&"/a".repeat(5_000), &("/{id}".repeat(10) + "/…"));
+    }
+
+    #[test]
+    fn reading_has_no_effect_and_everything_else_may() {
+        for (method, effect) in [
+            (Method::GET, Effect::None),
+            (Method::HEAD, Effect::None),
+            (Method::OPTIONS, Effect::None),
+            (Method::POST, Effect::Some),
+            (Method::DELETE, Effect::Some),
+            (Method::from_bytes(b"BREW").unwrap(), Effect::Some),
+        ] {
+            assert_eq!(lookup(&method, "/v1/voices").unwrap().effect, effect);
+        }
+    }
+
+    #[test]
+    fn making_sound_costs_and_reading_does_not() {
+        assert_eq!(lookup(&Method::POST, "/v1/text-to-speech/x").unwrap().metering, Metering::Credits);
+        assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").unwrap().metering, Metering::Credits);
+        assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").unwrap().metering, Metering::Free);
+        assert_eq!(lookup(&Method::POST, "/v1/voices/add").unwrap().metering, Metering::Free);
+    }
+
+    #[test]
+    fn every_kind_of_work_has_its_rule() {
+        for (path, work) in [
+            ("/v1/text-to-speech/x/stream", Operation::Speech),
+            ("/v1/text-to-dialogue", Operation::Dialogue),
+            ("/v1/speech-to-speech/x", Operation::Conversion),
+            ("/v1/audio-isolation", Operation::Isolation),
+            ("/v1/forced-alignment", Operation::Transcription),
+            ("/v1/sound-generation", Operation::Effects),
+            ("/v1/music/detailed", Operation::Music),
+            ("/v1/dubbing", Operation::Other),
+            ("/v1/user", Operation::Reading),
+        ] {
+            assert_eq!(lookup(&Method::POST, path).unwrap().operation, work, "{path}");
+            assert_eq!(lookup(&Method::GET, path).unwrap().operation, Operation::Reading);
+        }
+    }
+
+    #[track_caller]
+    fn check_billing(method: &str, path: &str, expected: Billing) {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        assert_eq!(lookup(&method, path).unwrap().billing, expected, "{method} {path}");
+    }
+
+    #[test]
+    fn what_generates_is_metered() {
+        for path in ["/v1/text-to-speech/x/stream", "/v1/music/plan", "/v1/dubbing", "/v1/Music"] {
+            check_billing("POST", path, Billing::Metered);
+        }
+    }
+
+    #[test]
+    fn what_only_manages_is_free() {
+        for path in [
+            "/v1/voices/add",
+            "/v1/voices/add/owner/voice",
+            "/v1/voices/x/edit",
+            "/v1/voices/pvc/x/samples/y",
+            "/v1/history/download",
+            "/v1/pronunciation-dictionaries/x/add-rules",
+            "/v1/convai/agents/create",
+            "/v1/convai/agents/x/branches/y/merge",
+            "/v1/convai/knowledge-base/text",
+            "/v1/convai/batch-calling/x/cancel",
+            "/v1/convai/conversations/x/feedback",
+            "/V1/Voices/add",
+        ] {
+            check_billing("POST", path, Billing::Free);
+        }
+        for path in ["/v1/voices/x", "/v1/convai/agents/x", "/v1/studio/projects/x/chapters/y"] {
+            check_billing("DELETE", path, Billing::Free);
+            check_billing("PATCH", path, Billing::Free);
+        }
+        for path in ["/v1/voices", "/v1/dubbing/x", "/v1/what/comes/next", "/"] {
+            check_billing("GET", path, Billing::Free);
+            check_billing("HEAD", path, Billing::Free);
+        }
+    }
+
+    #[test]
+    fn what_nobody_lists_may_cost() {
+        for path in [
+            "/v1/convai/twilio/outbound-call",
+            "/v1/convai/sip-trunk/outbound-call",
+            "/v1/convai/exotel/outbound-call",
+            "/v1/convai/whatsapp/outbound-call",
+            "/v1/convai/whatsapp/outbound-message",
+            "/v1/convai/batch-calling/submit",
+            "/v1/convai/batch-calling/x/retry",
+            "/v1/convai/agents/x/simulate-conversation",
+            "/v1/convai/agents/x/simulate-conversation/stream",
+            "/v1/convai/agents/x/run-tests",
+            "/v1/convai/conversations/x/analysis/run",
+            "/v1/convai/agents/x/branches/y/merge/outbound-call",
+            "/v1/voices/pvc/x/train",
+            "/v1/translation",
+            "/v1/flows/video",
+            "/v1/audio-native",
+            "/v1/what/comes/next",
+            "/what/comes/next",
+            "/",
+        ] {
+            check_billing("POST", path, Billing::Unlisted);
+        }
+        check_billing("PUT", "/v1/text-to-speech/x", Billing::Unlisted);
+        check_billing("DELETE", "/v1/new-thing/x", Billing::Unlisted);
+        check_billing("BREW", "/v1/voices/add", Billing::Unlisted);
+    }
+
+    #[test]
+    fn sockets_are_metered_or_may_cost() {
+        for (path, expected) in [
+            ("/v1/text-to-speech/x/stream-input", Billing::Metered),
+            ("/v1/convai/conversation", Billing::Metered),
+            ("/v1/speech-to-text/realtime", Billing::Metered),
+            ("/v1/translation/realtime", Billing::Unlisted),
+            ("/runCase", Billing::Unlisted),
+        ] {
+            assert_eq!(Endpoint::of_socket(&Segments::of(path)).billing, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_gives_direct_access_is_known_by_its_path() {
+        for (method, path) in [
+            ("POST", "/v1/single-use-token/realtime_scribe"),
+            ("POST", "/v1/single-use-token/new_kind"),
+            ("POST", "/v1/convai/realtime/client_secrets"),
+            ("GET", "/v1/convai/conversation/token"),
+            ("GET", "/v1/convai/conversation/get-signed-url"),
+            ("GET", "/v1/convai/conversation/get_signed_url"),
+            ("POST", "/v1/convai/twilio/register-call"),
+            ("GET", "/v1/ConvAI/conversation/token"),
+        ] {
+            let endpoint = lookup(&method.parse().unwrap(), path).unwrap();
+            assert!(endpoint.gives_access, "{path}");
+            assert_eq!(endpoint.billing, Billing::Unlisted, "{path}");
+        }
+        for path in ["/v1/voices", "/v1/convai/conversations/x", "/v1/models"] {
+            assert!(!lookup(&Method::GET, path).unwrap().gives_access, "{path}");
+        }
+    }
+
+    #[track_caller]
+    fn check_denied(path: &str, expected: bool) {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
+            let access = lookup(&method, path).unwrap().access;
+            assert_eq!(matches!(access, Access::Denied(_)), expected, "{method} {path}: {access:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_harm_the_pool_is_denied() {
+        for path in [
+            "/v1/workspaces/api-keys/disable",
+            "/v1/workspaces/api-keys/third-party-disabling",
+            "/v1/service-accounts",
+            "/v1/service-accounts/a/api-keys/b/disable",
+            "/v1/workspace/members",
+            "/v1/workspace/invites/add-bulk",
+            "/v1/workspace/groups/g/members/remove",
+            "/v1/workspace/webhooks/w",
+            "/v1/workspace/auth-connections",
+            "/v1/workspace/audit-logs",
+            "/v1/workspace/resources/r/share",
+            "/v1/convai/secrets/s/dependencies/tools",
+            "/v1/convai/settings",
+        ] {
+            check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn a_denied_path_is_denied_in_every_spelling_that_passes() {
+        for path in [
+            "/v1/service-accounts/",
+            "/v1/%73ervice-accounts",
+            "/v1/Service-Accounts",
+            "/v3/service-accounts",
+            "/V1/SERVICE-ACCOUNTS",
+            "/service-accounts",
+        ] {
+            check_denied(path, true);
+        }
+    }
+
+    #[test]
+    fn a_disguise_is_not_looked_through() {
+        for path in [
+            "//v1//service-accounts",
+            "/v1/./service-accounts/",
+            "/v1/voices/../service-accounts",
+            "/v1/voices/..;/service-accounts",
+            "/v1/%2573ervice-accounts",
+            "/v1%2fservice-accounts",
+            "/v1/service-accounts;x=1",
+            "/v1\\service-accounts",
+            "/v1/%20service-accounts",
+            "/v1/service-accounts%3fx",
+        ] {
+            assert!(lookup(&Method::POST, path).is_err(), "{path}");
+            assert_eq!(socket_at(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_owner_is_known_in_every_spelling() {
+        for path in ["/v1/user", "/v1/user/subscription", "/v1/%75ser/", "/v2/User", "/user/subscription"] {
+            assert!(lookup(&Method::GET, path).unwrap().shows_owner, "{path}");
+        }
+        for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
+            assert!(!lookup(&Method::GET, path).unwrap().shows_owner, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_socket_is_given_under_two_names() {
+        for (path, gives) in [
+            ("/v1/convai/conversation/get-signed-url", true),
+            ("/v1/convai/conversation/get_signed_url", true),
+            ("/v1/convai/conversation/token", false),
+        ] {
+            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_path() {
+        for (path, dialect, metering) in [
+            ("/v1/text-to-speech/x/stream-input", Dialect::Speech, Metering::Credits),
+            ("/v1/Text-to-Speech/x/%73tream-input", Dialect::Speech, Metering::Credits),
+            ("/v1/convai/conversation", Dialect::Agent, Metering::Credits),
+            ("/v1/something/new", Dialect::Unknown, Metering::Credits),
+            ("/runCase", Dialect::Foreign, Metering::Free),
+        ] {
+            let decoded = Path::read(path).unwrap();
+            let endpoint = Endpoint::of_socket(&Segments::of_path(&decoded));
+            assert_eq!(socket_at(path), Some(dialect));
+            assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
+            assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);
+        }
+        let segments = Segments::of("/v1/service-accounts");
+        assert!(matches!(Endpoint::of_socket(&segments).access, Access::Denied(_)));
+    }
+
+    #[test]
+    fn everything_else_passes() {
+        for path in [
+            "/v1/voices",
+            "/v1/user",
+            "/v1/workspace/analytics/requests",
+            "/v1/workspace/resources/r",
+            "/v1/convai/agents/service-accounts",
+            "/v1/what/comes/next",
+            "/docs",
+        ] {
+            check_denied(path, false);
+        }
+    }
+}

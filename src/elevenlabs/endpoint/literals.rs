@@ -1,0 +1,154 @@
+//! The literal segments of paths, which are not identifiers: those of the provider's OpenAPI document
+//! (300 paths, August 2026), of its Python SDK 2.78 and of its WebSocket paths.
+
+/// A literal path segment of the API, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::elevenlabs) struct Literal(u8);
+
+impl Literal {
+    /// Number of literals.
+    pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
+
+    /// The literal that `segment` is, in upper or lower case.
+    pub(in crate::elevenlabs) fn of(segment: &str) -> Option<Self> {
+        if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
+    }
+
+    /// The segment in lower case.
+    pub(in crate::elevenlabs) fn text(self) -> &'static str {
+        LITERALS[usize::from(self.0)]
+    }
+
+    /// Its number, below [`COUNT`](Self::COUNT) and 255.
+    pub(in crate::elevenlabs) fn number(self) -> u8 {
+        self.0
+    }
+
+    pub(in crate::elevenlabs) fn of_number(number: u8) -> Option<Self> {
+        (usize::from(number) < Self::COUNT).then_some(Self(number))
+    }
+}
+
+/// Usually one probe: of an empty slot, or of the only literal that it can be.
+fn find(segment: &str) -> Option<Literal> {
+    let bytes = segment.as_bytes();
+    if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
+        return None;
+    }
+    let mut slot = slot_of(bytes);
+    while SLOTS[slot] != EMPTY {
+        let literal = Literal(SLOTS[slot]);
+        if literal.text() == segment || literal.text().eq_ignore_ascii_case(segment) {
+            return Some(literal);
+        }
+        slot = (slot + 1) % SLOTS.len();
+    }
+    None
+}
+
+/// Lengths of the shortest and of the longest literal, in bytes.
+const LENGTH_MIN: usize = 2;
+const LENGTH_MAX: usize = 33;
+
+const EMPTY: u8 = u8::MAX;
+
+/// Open-addressing hash table of the literals: their numbers by segment.
+const SLOTS: [u8; 1024] = {
+    let mut slots = [EMPTY; 1024];
+    let mut number = 0;
+    while number < LITERALS.len() {
+        let mut slot = slot_of(LITERALS[number].as_bytes());
+        while slots[slot] != EMPTY {
+            slot = (slot + 1) % slots.len();
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "there are fewer than 255")]
+        let code = number as u8;
+        slots[slot] = code;
+        number += 1;
+    }
+    slots
+};
+
+/// The first slot of a segment: a hash of its length and four of its characters, in lower case.
+const fn slot_of(word: &[u8]) -> usize {
+    const fn mixed(hash: u32, byte: u8) -> u32 {
+        (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
+    }
+    let length = word.len();
+    #[expect(clippy::cast_possible_truncation, reason = "at most so many as the longest literal")]
+    let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
+    hash = mixed(hash, word[0]);
+    hash = mixed(hash, word[length / 3]);
+    hash = mixed(hash, word[length / 2]);
+    hash = mixed(hash, word[length - 1]);
+    (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
+}
+
+#[rustfmt::skip]
+const LITERALS: [&str; 229] = [
+    "accents", "add", "add-bulk", "add-from-file", "add-from-rules", "add-rules", "agent", "agent-testing",
+    "agents", "analysis", "analysis-items", "analytics", "api-keys", "approval-policy", "archive", "assets",
+    "assignable-users", "audio", "audio-effects", "audio-isolation", "audio-native", "audit-logs",
+    "auth-connections", "avatar", "batch-calling", "branches", "bulk-delete", "bulk-move", "calculate",
+    "cancel", "captcha", "catalog", "chapters", "character-stats", "chunk", "chunks", "client_secrets",
+    "collections", "comments", "compile", "content", "convai", "conversation", "conversations", "convert",
+    "crawl", "create", "create-previews", "dashboard", "default", "deliverables", "dependencies",
+    "dependent-agents", "deployments", "design", "detailed", "disable", "docs", "download", "draft",
+    "drafts", "dub", "dubbing", "duplicate", "edit", "environment-variables", "environments", "evaluations",
+    "executions", "exotel", "export", "feedback", "file", "files", "finetunes", "flows", "folder",
+    "folders", "forced-alignment", "format", "get-signed-url", "get_signed_url", "groups", "history",
+    "hold-audio", "image", "invites", "items", "knowledge-base", "language", "languages", "link", "list",
+    "live", "live-count", "llm", "llm-usage", "mcp-servers", "media", "members", "merge", "merge-preview",
+    "merge-proposals", "messages", "migrate-segments", "models", "monitor", "move", "multi-stream-input",
+    "music", "muted-tracks", "orders", "outbound-call", "outbound-campaigns", "outbound-message",
+    "phone-numbers", "plan", "podcasts", "procedures", "productions", "project", "projects",
+    "pronunciation-dictionaries", "pvc", "query", "rag-index", "rag-query", "realtime", "rebase",
+    "rebase-preview", "refresh", "regenerate", "register-call", "remix", "remove", "remove-rules", "render",
+    "replicate-to-isolated-environment", "requests", "resolve", "resource", "resources", "resubmit",
+    "retry", "run", "run-tests", "samples", "search", "secrets", "segment", "segments", "separate-speakers",
+    "service-accounts", "set-rules", "settings", "share", "shared-voices", "similar-voices",
+    "simulate-conversation", "single-use-token", "sip-messages", "sip-trunk", "size", "smart-search",
+    "snapshots", "sound-generation", "source-file-url", "speaker", "speakers", "speech-engine",
+    "speech-to-speech", "speech-to-text", "stem-separation", "stream", "stream-input", "studio", "submit",
+    "subscription", "summaries", "summary", "tags", "templates", "test-invocations", "text", "text-search",
+    "text-to-dialogue", "text-to-speech", "text-to-voice", "third-party-disabling", "token",
+    "tool-approvals", "tool-configs", "tools", "topics", "train", "transcribe", "transcript", "transcripts",
+    "translate", "translation", "triage-tickets", "turn-comments", "twilio", "unshare", "update-file",
+    "upload", "url", "usage", "usage-by-product-over-time", "usage-limit", "user", "users", "v1", "v2",
+    "v3", "verification", "versions", "video", "video-to-music", "voice-changer", "voices", "waveform",
+    "webhooks", "whatsapp", "whatsapp-accounts", "widget", "with-timestamps", "workspace", "workspaces",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_literal_is_found_in_either_case_and_nothing_else_is() {
+        for (number, text) in LITERALS.iter().enumerate() {
+            let found = Literal::of(text).unwrap();
+            assert_eq!((usize::from(found.number()), found.text()), (number, *text));
+            assert_eq!(Literal::of(&text.to_uppercase()), Some(found));
+            assert_eq!(Literal::of_number(found.number()), Some(found));
+            assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
+            assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == found), None);
+        }
+        // The Kelvin sign, whose lower case is a plain `k`.
+        assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));
+        for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
+            assert_eq!(Literal::of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn few_literals_share_a_slot() {
+        let displaced =
+            LITERALS.iter().filter(|text| LITERALS[usize::from(SLOTS[slot_of(text.as_bytes())])] != **text);
+        assert!(displaced.count() < 40);
+    }
+
+    #[test]
+    fn the_literals_are_sorted() {
+        assert!(LITERALS.is_sorted_by(|a, b| a < b));
+    }
+}

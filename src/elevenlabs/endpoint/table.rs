@@ -1,0 +1,145 @@
+//! The table of the provider's endpoints: what is known about the requests of each path.
+//!
+//! To add an endpoint, add a row; its words must be in `literals`. A property is taken from the first row
+//! that has it, so a row for a narrower path stands before that of a wider one, and may differ from it: an
+//! endpoint that generates below a root that only manages, or a free one below a root that generates.
+//! Whether a request is charged, its concurrency group, and whether a path without its version is mended
+//! all follow from the rows.
+//!
+//! A request that changes something and that no row calls free may cost credits: the API grows by dozens
+//! of paths a month, and a client that has used its quota must not find a new path that still serves it.
+//! Not called free on purpose, because a model or a telephone works for them: simulations, test runs,
+//! outbound calls and messages, batch calls, analyses, translation, crawling, retrieval indexes, training
+//! of voices, speaker separation, image and video flows, audio native, and orders of human work.
+//!
+//! Source: the operations of the provider's OpenAPI document (300 paths, August 2026), of its Python SDK
+//! 2.78, and its WebSocket paths.
+
+use super::Operation;
+use super::row::{ANY, EDIT, EndpointRow, POST, SOCKET, WRITE, row};
+use crate::elevenlabs::socket::Dialect;
+
+/// Why an endpoint is denied to clients of the pool.
+const KEYS: &str = "it could disable the key that serves everyone";
+const ACCOUNTS: &str = "it could make, show or disable keys of the workspace";
+const WORKSPACE: &str = "it manages the workspace that owns the keys";
+const AGENT_SECRETS: &str =
+    "it reads or changes the secrets and settings of the workspace that owns the keys";
+
+#[rustfmt::skip] // one row to a line
+pub(super) static ROWS: &[EndpointRow] = &[
+    // Speech and other audio.
+    row(SOCKET, &["text-to-speech/{id}/stream-input"]).socket(Dialect::Speech),
+    row(SOCKET, &["text-to-speech/{id}/multi-stream-input"]).socket(Dialect::SpeechContexts),
+    row(POST, &["text-to-speech/**"]).generates(Operation::Speech),
+    row(ANY, &["text-to-speech/**"]).needs("text_to_speech", "text_to_speech"),
+    row(SOCKET, &["text-to-dialogue/stream-input"]).socket(Dialect::Dialogue),
+    row(SOCKET, &["text-to-dialogue/multi-stream-input"]).socket(Dialect::DialogueContexts),
+    row(POST, &["text-to-dialogue/**"]).generates(Operation::Dialogue),
+    row(ANY, &["text-to-dialogue/**"]).needs("text_to_speech", "text_to_speech"),
+    row(POST, &["speech-to-speech/**", "voice-changer/**"]).generates(Operation::Conversion),
+    row(ANY, &["speech-to-speech/**", "voice-changer/**"]).needs("speech_to_speech", "speech_to_speech"),
+    row(POST, &["audio-isolation/**"]).generates(Operation::Isolation),
+    row(EDIT, &["audio-isolation/**"]).free(),
+    row(ANY, &["audio-isolation/**"]).needs("audio_isolation", "audio_isolation"),
+    row(SOCKET, &["speech-to-text/realtime"]).socket(Dialect::Transcription),
+    row(POST, &["speech-to-text/**"]).generates(Operation::Transcription),
+    row(EDIT, &["speech-to-text/**"]).free(),
+    row(ANY, &["speech-to-text/**"]).needs("speech_to_text", "speech_to_text"),
+    row(POST, &["forced-alignment/**"]).generates(Operation::Transcription),
+    row(ANY, &["forced-alignment/**"]).needs("forced_alignment", "forced_alignment"),
+    row(POST, &["sound-generation/**"]).generates(Operation::Effects),
+    row(ANY, &["sound-generation/**"]).needs("sound_generation", "sound_generation"),
+    row(POST, &["music/**"]).generates(Operation::Music),
+    row(EDIT, &["music/**"]).free(),
+    row(ANY, &["music/**"]).needs("music_generation", "music_generation"),
+    row(POST, &["dubbing/**"]).generates(Operation::Other),
+    row(EDIT, &["dubbing/**"]).free(),
+    row(ANY, &["dubbing/**"]).needs("dubbing_read", "dubbing_write"),
+    row(POST, &["studio/**"]).generates(Operation::Other),
+    row(EDIT, &["studio/**"]).free(),
+    row(ANY, &["studio/**"]).needs("projects_read", "projects_write"),
+    row(EDIT, &["audio-native/**"]).free(),
+    row(ANY, &["audio-native/**"]).needs("audio_native_read", "audio_native_write"),
+    row(ANY, &["flows/**", "translation/**"]),
+
+    // Voices. A clone takes a slot of the plan, and no credits.
+    row(WRITE, &["text-to-voice"]).adds_voice(),
+    row(POST, &["text-to-voice/**"]).generates(Operation::Other),
+    row(ANY, &["text-to-voice/**"]).needs("voice_generation", "voice_generation"),
+    row(WRITE, &["voices/add"]).adds_voice().needs("voices_read", "create_instant_voice_clone"),
+    row(WRITE, &["voices/add/{id}/{id}"]).adds_voice(),
+    row(WRITE, &["voices/add/**"]).needs("voices_read", "add_voice_from_voice_library"),
+    row(WRITE, &["voices/pvc"]).adds_voice(),
+    row(WRITE, &["voices/pvc/**"]).needs("voices_read", "create_professional_voice_clone"),
+    row(POST, &[
+        "voices/add", "voices/add/{id}/{id}", "voices/{id}/edit", "voices/{id}/settings/edit",
+        "voices/pvc", "voices/pvc/{id}", "voices/pvc/{id}/samples", "voices/pvc/{id}/samples/{id}",
+        "voices/pvc/{id}/captcha", "voices/pvc/{id}/verification",
+    ]).free(),
+    row(EDIT, &["voices/**"]).free(),
+    row(ANY, &["voices/**"]).needs("voices_read", "voices_write"),
+    row(POST, &["similar-voices"]).free(),
+    row(ANY, &["shared-voices/**", "similar-voices/**"]),
+
+    // What an account keeps.
+    row(POST, &["history/download"]).free(),
+    row(EDIT, &["history/**"]).free(),
+    row(ANY, &["history/**"]).needs("speech_history_read", "speech_history_write"),
+    row(POST, &[
+        "pronunciation-dictionaries/add-from-file", "pronunciation-dictionaries/add-from-rules",
+        "pronunciation-dictionaries/{id}/add-rules", "pronunciation-dictionaries/{id}/remove-rules",
+        "pronunciation-dictionaries/{id}/set-rules",
+    ]).free(),
+    row(EDIT, &["pronunciation-dictionaries/**"]).free(),
+    row(ANY, &["pronunciation-dictionaries/**"])
+        .needs("pronunciation_dictionaries_read", "pronunciation_dictionaries_write"),
+    row(POST, &["assets", "speech-engine"]).free(),
+    row(EDIT, &["assets/**", "speech-engine/**"]).free(),
+    row(ANY, &["assets/**", "speech-engine/**", "productions/**", "usage/**"]),
+    row(ANY, &["models/**"]).needs("models_read", "models_write"),
+    row(ANY, &["user", "user/subscription"]).shows_owner(),
+    row(ANY, &["user/**"]).needs("user_read", "user_write"),
+
+    // Agents.
+    row(SOCKET, &["convai/conversation"]).socket(Dialect::Agent),
+    row(ANY, &["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"]).gives_address(),
+    row(ANY, &["convai/secrets/**", "convai/settings/**"]).denied(AGENT_SECRETS),
+    row(POST, &[
+        "convai/agents/create", "convai/agents/{id}/avatar", "convai/agents/{id}/branches",
+        "convai/agents/{id}/deployments", "convai/agents/{id}/drafts", "convai/agents/{id}/duplicate",
+        "convai/agents/{id}/branches/{id}/merge", "convai/agents/{id}/branches/{id}/rebase",
+        "convai/agent-testing/create", "convai/agent-testing/folders", "convai/agent-testing/bulk-move",
+        "convai/agent-testing/summaries", "convai/batch-calling/{id}/cancel",
+        "convai/conversations/{id}/feedback", "convai/conversations/{id}/files",
+        "convai/conversations/{id}/tags", "convai/environment-variables", "convai/mcp-servers",
+        "convai/mcp-servers/{id}/tool-approvals", "convai/mcp-servers/{id}/tool-configs",
+        "convai/phone-numbers", "convai/tags", "convai/tools", "convai/knowledge-base",
+        "convai/knowledge-base/text", "convai/knowledge-base/url", "convai/knowledge-base/file",
+        "convai/knowledge-base/folder", "convai/knowledge-base/bulk-delete",
+        "convai/knowledge-base/bulk-move", "convai/knowledge-base/dependent-agents",
+        "convai/knowledge-base/{id}/move", "convai/knowledge-base/crawl/{id}/cancel",
+        "convai/llm-usage/calculate", "convai/agent/{id}/llm-usage/calculate",
+        "convai/triage-tickets", "convai/triage-tickets/{id}/comments",
+        "convai/triage-tickets/{id}/turn-comments",
+    ]).free(),
+    row(EDIT, &["convai/**"]).free(),
+    row(ANY, &["convai/**"]).needs("convai_read", "convai_write"),
+
+    // The workspace and its tokens.
+    row(ANY, &["single-use-token/**"]).gives_access(),
+    row(ANY, &["workspaces/api-keys/**"]).denied(KEYS),
+    row(ANY, &["service-accounts/**"]).denied(ACCOUNTS),
+    row(ANY, &[
+        "workspace/members/**", "workspace/invites/**", "workspace/groups/**", "workspace/webhooks/**",
+        "workspace/auth-connections/**", "workspace/audit-logs/**",
+        "workspace/resources/{id}/share/**", "workspace/resources/{id}/unshare/**",
+    ]).denied(WORKSPACE),
+    row(POST, &["workspace/analytics/requests", "workspace/analytics/query/usage-by-product-over-time"]).free(),
+    row(ANY, &["workspace/**", "workspaces/**"]),
+];
+
+/// The last segments of paths whose response lets the client use the provider directly, past every limit
+/// of the proxy: tokens and secrets of conversations, signed URLs, and the address in a registered call.
+pub(super) const ACCESS_ENDINGS: [&str; 5] =
+    ["token", "client_secrets", "get-signed-url", "get_signed_url", "register-call"];

@@ -1,0 +1,180 @@
+//! What a workspace's plan can do, as far as its name and its subscription say, before a request is sent.
+//!
+//! Plan names are free texts of the provider (`tier`), and new ones appear: an unknown plan counts as
+//! unrestricted until a refusal proves otherwise.
+
+use super::features::RequestFeatures;
+use super::models::Models;
+use crate::policy::verdict::{Subject, Verdict};
+
+/// The features of a workspace in its subscription, besides credits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Whether voices may be cloned from recordings (`can_use_instant_voice_cloning`).
+    pub can_clone: Option<bool>,
+    /// Number of voices that may still be added (`voice_limit` less `voice_slots_used`).
+    pub voices_left: Option<u64>,
+}
+
+/// The plans whose order is known, cheapest first. Source: the provider's price lists of 2025 and 2026.
+const TIERS: [&[&str]; 7] = [
+    &["free"],
+    &["starter", "go"],
+    &["creator"],
+    &["pro"],
+    &["scale"],
+    &["business", "growing_business"],
+    &["enterprise"],
+];
+
+const CREATOR: usize = 2;
+const PRO: usize = 3;
+
+/// The index of a plan among the known ones, cheapest first; `None` for an unknown one.
+fn place(tier: &str) -> Option<usize> {
+    TIERS.iter().position(|names| names.contains(&tier))
+}
+
+/// The rank of a plan by price, so that cheaper plans are tried first: an unknown one ranks between
+/// creator and pro.
+#[must_use]
+pub fn price_rank(tier: Option<&str>) -> usize {
+    match tier.and_then(place) {
+        Some(place) if place <= CREATOR => place,
+        Some(place) => place + 1,
+        None => CREATOR + 1,
+    }
+}
+
+/// Corrects a verdict by the plan of the account it came from: all paid plans have the same limit for the
+/// characters of a request, so a text that is too long for one is too long for all.
+#[must_use]
+pub fn meant_by(verdict: Verdict, tier: Option<&str>) -> Verdict {
+    let is_paid = tier.and_then(place).is_some_and(|place| place > 0);
+    let is_length = verdict == Verdict::PlanFeature(Subject::TextLength);
+    if is_length && is_paid { Verdict::RequestError } else { verdict }
+}
+
+/// What a workspace of that plan is known to lack for such a request, before it is sent; `None` when it
+/// may serve it.
+#[must_use]
+pub fn lacks(
+    tier: Option<&str>,
+    capabilities: Capabilities,
+    features: &RequestFeatures,
+    models: &Models,
+) -> Option<Subject> {
+    let place = tier.and_then(place);
+    let needed = features.output_format.as_deref().and_then(tier_of_format);
+    if needed.zip(place).is_some_and(|(needed, place)| place < needed) {
+        return Some(Subject::OutputFormat);
+    }
+    let is_free = place == Some(0);
+    let free_limit = || models.free_characters_max(features.model.as_deref()?);
+    if is_free && features.characters.zip(free_limit()).is_some_and(|(characters, max)| characters > max) {
+        return Some(Subject::TextLength);
+    }
+    let lacks_voices = capabilities.can_clone == Some(false) || capabilities.voices_left == Some(0);
+    (lacks_voices && features.adds_voice).then_some(Subject::Cloning)
+}
+
+/// The cheapest plan with an output format: MP3 of 192 kbit/s needs creator, PCM and WAV of 44.1 kHz need
+/// pro. Source: `output_format` in the provider's OpenAPI document.
+fn tier_of_format(format: &str) -> Option<usize> {
+    if format.starts_with("mp3_") && format.ends_with("_192") {
+        return Some(CREATOR);
+    }
+    ["pcm_44100", "wav_44100"].iter().any(|prefix| format.starts_with(prefix)).then_some(PRO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elevenlabs::endpoint::Route;
+    use crate::policy::replay::Effect;
+
+    fn features(path: &str, format: Option<&str>, characters: Option<u64>) -> RequestFeatures {
+        RequestFeatures {
+            route: Route::read(path),
+            effect: Effect::Some,
+            voice: None,
+            model: Some("eleven_v3".into()),
+            output_format: format.map(Into::into),
+            characters,
+            permission: None,
+            adds_voice: path == ADD,
+        }
+    }
+
+    const SPEECH: &str = "/v1/text-to-speech/x";
+    const ADD: &str = "/v1/voices/add";
+
+    #[track_caller]
+    fn check(tier: &str, format: Option<&str>, characters: u64, expected: Option<Subject>) {
+        let models = br#"[{"model_id":"eleven_v3","max_characters_request_free_user":2500}]"#;
+        let models = Models::read(models).unwrap();
+        let features = features(SPEECH, format, Some(characters));
+        assert_eq!(lacks(Some(tier), Capabilities::default(), &features, &models), expected, "{tier}");
+    }
+
+    #[test]
+    fn formats_belong_to_plans() {
+        let dear = Some(Subject::OutputFormat);
+        for (format, tier, expected) in [
+            ("mp3_44100_192", "free", dear),
+            ("mp3_44100_192", "starter", dear),
+            ("mp3_44100_192", "creator", None),
+            ("pcm_44100", "creator", dear),
+            ("wav_44100", "creator", dear),
+            ("pcm_44100", "pro", None),
+            ("pcm_44100", "a plan of its own", None),
+            ("mp3_44100_128", "free", None),
+            ("opus_48000_192", "free", None),
+        ] {
+            check(tier, Some(format), 10, expected);
+        }
+    }
+
+    #[test]
+    fn long_texts_are_not_for_free_plans() {
+        check("free", None, 2_500, None);
+        check("free", None, 2_501, Some(Subject::TextLength));
+        check("creator", None, 2_501, None);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_for_a_paid_plan_is_too_long() {
+        let too_long = Verdict::PlanFeature(Subject::TextLength);
+        for (tier, expected) in [
+            (Some("free"), too_long),
+            (None, too_long),
+            (Some("a plan of its own"), too_long),
+            (Some("starter"), Verdict::RequestError),
+            (Some("pro"), Verdict::RequestError),
+        ] {
+            assert_eq!(meant_by(too_long, tier), expected, "{tier:?}");
+        }
+        let voice = Verdict::PlanFeature(Subject::Voice);
+        assert_eq!(meant_by(voice, Some("starter")), voice);
+    }
+
+    #[test]
+    fn a_voice_needs_a_slot_and_a_plan_that_clones() {
+        let of = |can_clone, voices_left, path: &str| {
+            let features = features(path, None, None);
+            lacks(Some("creator"), Capabilities { can_clone, voices_left }, &features, &Models::default())
+        };
+        assert_eq!(of(Some(true), Some(1), ADD), None);
+        assert_eq!(of(None, None, ADD), None);
+        assert_eq!(of(Some(false), Some(1), ADD), Some(Subject::Cloning));
+        assert_eq!(of(Some(true), Some(0), ADD), Some(Subject::Cloning));
+        assert_eq!(of(Some(false), Some(0), SPEECH), None);
+    }
+
+    #[test]
+    fn the_cheapest_comes_first() {
+        let tiers = [Some("free"), Some("starter"), Some("creator"), None, Some("pro"), Some("enterprise")];
+        assert!(tiers.map(price_rank).is_sorted_by(|a, b| a < b));
+        assert_eq!(price_rank(Some("grant_tier_1")), price_rank(None));
+    }
+}

@@ -1,0 +1,77 @@
+//! The codes of the provider's errors, with the status that each has over HTTP.
+//!
+//! A WebSocket error has no status: a code that `table` does not know is classified by the status that it
+//! has here.
+//!
+//! Sources: the table of errors in the provider's documentation (2026); its AsyncAPI document of live
+//! transcription and its Python SDK 2.78 for the codes of WebSockets, whose statuses are chosen by their
+//! meaning.
+
+use http::StatusCode;
+
+use super::ErrorBody;
+
+/// A status with its type and its codes.
+pub(in crate::elevenlabs) struct Row {
+    pub(in crate::elevenlabs) status: u16,
+    pub(in crate::elevenlabs) kind: &'static str,
+    pub(in crate::elevenlabs) codes: &'static [&'static str],
+}
+
+const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) -> Row {
+    Row { status, kind, codes }
+}
+
+/// Codes of HTTP.
+#[rustfmt::skip] // one row of the documentation to a line or two
+pub(in crate::elevenlabs) const DOCUMENTED: &[Row] = &[
+    row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text", "invalid_parameters",
+        "missing_required_field", "invalid_voice_settings", "invalid_voice_id", "unsupported_model", "invalid_audio",
+        "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
+        "invalid_page_size", "invalid_cursor"]),
+    row(400, "invalid_request", &["bad_request", "malformed_json", "invalid_content_type", "request_too_large"]),
+    row(401, "authentication_error", &["invalid_api_key", "missing_api_key", "invalid_authorization_header",
+        "unauthorized", "sign_in_required"]),
+    row(402, "payment_required", &["insufficient_credits", "paid_plan_required"]),
+    row(403, "authorization_error", &["forbidden", "insufficient_permissions", "workspace_access_denied",
+        "feature_not_available", "subscription_required", "voice_access_denied", "model_access_denied"]),
+    row(404, "not_found", &["voice_not_found", "sample_not_found", "user_not_found", "workspace_not_found",
+        "project_not_found", "history_item_not_found", "document_not_found", "file_not_found",
+        "conversation_not_found", "agent_not_found", "pronunciation_dictionary_not_found", "model_not_found"]),
+    row(409, "conflict", &["resource_already_exists", "voice_already_exists", "already_running",
+        "already_processing", "concurrent_modification", "slug_already_exists"]),
+    row(429, "rate_limit_error", &["rate_limit_exceeded", "concurrent_limit_exceeded", "system_busy"]),
+    row(500, "internal_error", &[]),
+    row(503, "service_unavailable", &["maintenance"]),
+];
+
+/// Older codes of HTTP, which appear in `status` or `error`.
+#[rustfmt::skip]
+pub(in crate::elevenlabs) const OLDER: &[Row] = &[
+    row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
+        "invalid_workspace_type", "can_not_use_instant_voice_cloning", "voice_does_not_exist", "invalid_uid"]),
+    row(401, "", &["quota_exceeded", "missing_permissions", "needs_authorization", "detected_unusual_activity",
+        "payment_issue"]),
+    row(403, "", &["only_for_creator+", "output_format_not_allowed", "unaccepted_terms", "permission_denied"]),
+    row(425, "", &["dubbing_not_dubbed"]),
+    row(429, "", &["too_many_concurrent_requests"]),
+];
+
+/// Codes of WebSockets.
+#[rustfmt::skip]
+pub(in crate::elevenlabs) const OF_SOCKETS: &[Row] = &[
+    row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
+        "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
+    row(401, "", &["auth_error", "authentication_required"]),
+    // The account or the provider lacks some resource: the words do not say which.
+    row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
+    row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
+];
+
+/// The status of an error by its codes, or by its type when the codes are not known.
+pub(super) fn status(said: &ErrorBody) -> Option<StatusCode> {
+    let rows = || DOCUMENTED.iter().chain(OLDER).chain(OF_SOCKETS);
+    let by_code = || rows().find(|row| row.codes.iter().any(|code| said.says(code)));
+    let by_type = || rows().find(|row| !row.kind.is_empty() && said.says(row.kind));
+    StatusCode::from_u16(by_code().or_else(by_type)?.status).ok()
+}

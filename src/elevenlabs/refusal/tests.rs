@@ -1,0 +1,478 @@
+use super::*;
+use crate::policy::permission::Permission;
+use crate::policy::verdict::{Shortfall, Subject};
+
+const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, while 43 credits are required for this request.";
+const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
+const BUSY: &str = "Too many concurrent requests. Your current subscription is associated with a maximum of 4 concurrent requests (running in parallel).";
+
+const FORBIDDEN: Verdict = Verdict::Unexplained(Refusal::Forbidden);
+
+/// A body of the current shape.
+fn detail(kind: &str, code: &str, status: &str, message: &str) -> String {
+    format!(
+        r#"{{"detail":{{"type":"{kind}","code":"{code}","status":"{status}","message":"{message}","request_id":"r"}}}}"#
+    )
+}
+
+#[track_caller]
+fn check(status: u16, body: &str, expected: Verdict) {
+    let body = ErrorBody::read(body.as_bytes());
+    assert_eq!(classify(StatusCode::from_u16(status).unwrap(), Some(&body), None), expected);
+}
+
+fn shortfall(remaining: u64, required: u64) -> Shortfall {
+    Shortfall { remaining: Some(remaining), required: Some(required), ..Shortfall::default() }
+}
+
+#[test]
+fn an_empty_account_answers_401_with_two_numbers() {
+    let expected = Verdict::WorkspaceQuota(Shortfall { quota: Some(10_000), ..shortfall(0, 43) });
+    check(401, &detail("invalid_request", "quota_exceeded", "quota_exceeded", QUOTA), expected);
+    check(401, &format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{QUOTA}"}}}}"#), expected);
+    check(401, &format!(r#"{{"detail":{{"message":"{QUOTA}"}}}}"#), expected);
+    check(403, &detail("", "quota_exceeded", "", QUOTA), expected);
+}
+
+#[test]
+fn numbers_that_are_missing_or_absurd_are_unknown() {
+    let unknown = Verdict::WorkspaceQuota(Shortfall::default());
+    check(401, &detail("", "quota_exceeded", "", "You have spent it all."), unknown);
+    check(
+        401,
+        &detail(
+            "",
+            "quota_exceeded",
+            "",
+            "You have 99999999999999999999999 credits remaining, while x credits are required",
+        ),
+        unknown,
+    );
+    check(
+        401,
+        &detail(
+            "",
+            "quota_exceeded",
+            "",
+            "You have 1,234 credits remaining, while 5,000 credits are required",
+        ),
+        Verdict::WorkspaceQuota(shortfall(1234, 5000)),
+    );
+}
+
+#[test]
+fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
+    check(
+        401,
+        &detail("invalid_request", "quota_exceeded", "quota_exceeded", CAP),
+        Verdict::KeyQuota(shortfall(5, 1727)),
+    );
+}
+
+#[test]
+fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
+    for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
+        check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
+    }
+    let plan = Verdict::PlanFeature;
+    for (message, subject) in [
+        ("This feature needs payment.", Subject::Unnamed),
+        ("Free users cannot use library voices via the API.", Subject::Voice),
+        ("Upgrade your plan to use this model.", Subject::Model),
+        ("Your subscription does not allow this output format.", Subject::OutputFormat),
+    ] {
+        check(402, &detail("x", "payment_required", "", message), plan(subject));
+        check(402, &detail("", "", "payment_required", message), plan(subject));
+    }
+    check(
+        402,
+        &detail("payment_required", "insufficient_credits", "", "No."),
+        Verdict::WorkspaceQuota(Shortfall::default()),
+    );
+    check(
+        402,
+        &detail("payment_required", "paid_plan_required", "", "Free users cannot"),
+        plan(Subject::Unnamed),
+    );
+    check(
+        400,
+        r#"{"detail":{"status":"can_not_use_instant_voice_cloning","message":"x"}}"#,
+        plan(Subject::Cloning),
+    );
+}
+
+#[test]
+fn an_invalid_key_is_invalid_with_401_and_with_400() {
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
+        Verdict::InvalidKey,
+    );
+    check(
+        400,
+        &detail("authentication_error", "invalid_api_key", "", "Invalid API key"),
+        Verdict::InvalidKey,
+    );
+}
+
+#[test]
+fn only_the_words_that_mean_the_key_mean_the_key() {
+    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+    for body in [
+        r#"{"detail":"Unauthorized"}"#,
+        &detail("authentication_error", "sign_in_required", "", "Sign in."),
+        &detail("authentication_error", "unauthorized", "", "No."),
+        &detail("", "something_new", "", "Something new."),
+    ] {
+        check(401, body, unexplained);
+    }
+    check(
+        402,
+        &detail("", "something_new", "", "Something new."),
+        Verdict::Unexplained(Refusal::PaymentRequired),
+    );
+    check(403, &detail("", "something_new", "", "Something new."), FORBIDDEN);
+    check(
+        429,
+        &detail("", "something_new", "", "Something new."),
+        Verdict::Unexplained(Refusal::TooMany(None)),
+    );
+}
+
+#[test]
+fn a_key_of_another_region_is_not_an_invalid_one() {
+    let message = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_api_key", message),
+        Verdict::WrongHost,
+    );
+    assert_eq!(in_band(&ErrorBody::of_reason(message)), Some(Verdict::WrongHost));
+}
+
+#[test]
+fn a_quota_of_something_else_is_not_one_of_credits() {
+    for message in [
+        "You have reached your maximum amount of custom voices (10 / 10). You can upgrade your subscription.",
+        "Your quota of voice slots is used up.",
+    ] {
+        check(401, &detail("", "quota_exceeded", "", message), Verdict::Slots);
+        check(400, &detail("", "", "voice_limit_reached", message), Verdict::Slots);
+    }
+}
+
+#[test]
+fn the_older_forms_of_a_plans_refusal_have_a_400() {
+    let plan = Verdict::PlanFeature;
+    for (word, message, expected) in [
+        ("free_users_not_allowed", "Free users are not allowed to use this voice.", plan(Subject::Voice)),
+        ("max_character_limit_exceeded", "Too long.", plan(Subject::TextLength)),
+        ("invalid_workspace_type", "No.", plan(Subject::Endpoint)),
+        ("output_format_not_allowed", "No.", plan(Subject::OutputFormat)),
+        ("model_access_denied", "No.", plan(Subject::Model)),
+        ("voice_access_denied", "No.", plan(Subject::Voice)),
+        ("workspace_access_denied", "No.", plan(Subject::Endpoint)),
+    ] {
+        for status in [400, 403] {
+            check(status, &detail("", "", word, message), expected);
+        }
+    }
+}
+
+#[test]
+fn figures_that_contradict_the_refusal_prove_nothing() {
+    assert_eq!(shortfall(0, 43).figures(), Some((0, 43)));
+    let of = |quota, limit, extension| {
+        Shortfall { quota, ..shortfall(0, 43) }.of_account(limit, extension).figures().is_some()
+    };
+    assert!(of(Some(10_000), Some(10_000), 0) && of(Some(12_000), Some(10_000), 2_000));
+    assert!(of(None, Some(10_000), 0) && of(Some(10), None, 0));
+    assert!(!of(Some(10), Some(10_000), 0), "of another quota");
+    for (remaining, required) in [(43, 43), (20_000, 400)] {
+        assert_eq!(shortfall(remaining, required).figures(), None);
+    }
+    let words = Verdict::WorkspaceQuota(shortfall(20_000, 400));
+    assert!(!words.proves_itself() && Verdict::WorkspaceQuota(shortfall(0, 1)).proves_itself());
+    assert!(!Verdict::InvalidKey.proves_itself() && Verdict::Slots.proves_itself());
+}
+
+#[test]
+fn a_missing_permission_is_not_an_invalid_key() {
+    let message = "The API key you used is missing the permission user_read to execute this operation.";
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "missing_permissions", message),
+        Verdict::MissingPermission(Permission::parse("user_read")),
+    );
+    check(
+        403,
+        &detail("authorization_error", "insufficient_permissions", "", "No."),
+        Verdict::MissingPermission(None),
+    );
+}
+
+#[test]
+fn the_clients_own_mistake_is_no_reason_to_doubt_a_key() {
+    for status in [400, 401] {
+        check(status, &detail("", "", "invalid_parameters", "No."), Verdict::RequestError);
+        check(status, &detail("validation_error", "invalid_voice_id", "", "No."), Verdict::RequestError);
+        check(
+            status,
+            &detail("", "", "voice_not_found", "A voice with that ID was not found."),
+            Verdict::NotFound,
+        );
+    }
+}
+
+#[test]
+fn who_does_not_see_our_key_does_not_judge_it() {
+    let verdict = Verdict::Unexplained(Refusal::Unauthorized);
+    check(
+        401,
+        &detail("", "", "needs_authorization", "Neither authorization header nor xi-api-key"),
+        verdict,
+    );
+    check(401, &detail("authentication_error", "missing_api_key", "", "No."), verdict);
+    check(
+        401,
+        &detail("authentication_error", "unauthorized", "invalid_authorization_header", "No."),
+        verdict,
+    );
+}
+
+#[test]
+fn a_locked_account_is_billing() {
+    check(401, &detail("", "", "detected_unusual_activity", "Unusual activity detected."), Verdict::Abuse);
+    check(401, &detail("payment_required", "payment_issue", "", "Past due."), Verdict::Billing);
+}
+
+#[test]
+fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
+    let plan = Verdict::PlanFeature(Subject::Unnamed);
+    check(403, &detail("authorization_error", "subscription_required", "", ""), plan);
+    check(403, &detail("authorization_error", "feature_not_available", "", ""), plan);
+    check(403, r#"{"detail":{"status":"only_for_creator+","message":""}}"#, plan);
+    check(403, &detail("authorization_error", "forbidden", "", "Forbidden"), FORBIDDEN);
+    check(403, "", FORBIDDEN);
+    check(403, r#"{"error":"permission_denied","message":"no"}"#, FORBIDDEN);
+}
+
+#[test]
+fn a_429_is_concurrency_overload_or_a_rate() {
+    let concurrency = Verdict::Concurrency { maximum: Some(4) };
+    check(
+        429,
+        &detail("rate_limit_error", "concurrent_limit_exceeded", "too_many_concurrent_requests", BUSY),
+        concurrency,
+    );
+    check(
+        429,
+        &detail("rate_limit_error", "concurrent_limit_exceeded", "", ""),
+        Verdict::Concurrency { maximum: None },
+    );
+    check(429, &detail("rate_limit_error", "system_busy", "", ""), Verdict::Busy);
+    check(429, &detail("rate_limit_error", "rate_limit_exceeded", "", ""), Verdict::RateLimited(None));
+    check(429, r#"{"detail":"Too many requests"}"#, Verdict::RateLimited(None));
+    check(429, "", Verdict::Unexplained(Refusal::TooMany(None)));
+    check(429, "error code: 1015", Verdict::Unexplained(Refusal::TooMany(None)));
+}
+
+#[test]
+fn a_rate_limit_carries_the_time_the_provider_gave() {
+    let after = Some(Duration::from_secs(7));
+    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
+    assert_eq!(verdict, Verdict::Unexplained(Refusal::TooMany(after)));
+    let body = ErrorBody::of_reason("rate_limit_exceeded");
+    assert_eq!(classify(StatusCode::TOO_MANY_REQUESTS, Some(&body), after), Verdict::RateLimited(after));
+}
+
+#[test]
+fn what_cannot_be_read_is_judged_by_its_status() {
+    for (status, expected) in [
+        (401, Verdict::Unexplained(Refusal::Unauthorized)),
+        (402, Verdict::Unexplained(Refusal::PaymentRequired)),
+        (403, Verdict::Unexplained(Refusal::Forbidden)),
+        (429, Verdict::Unexplained(Refusal::TooMany(None))),
+        (400, Verdict::Unreadable),
+        (404, Verdict::Unreadable),
+    ] {
+        assert_eq!(classify_unreadable(StatusCode::from_u16(status).unwrap(), None), expected, "{status}");
+    }
+}
+
+#[test]
+fn a_schema_error_says_nothing_of_the_key() {
+    check(
+        422,
+        r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required"}]}"#,
+        Verdict::RequestError,
+    );
+    check(422, &detail("", "invalid_api_key", "", "Invalid API key"), Verdict::RequestError);
+}
+
+#[test]
+fn the_clients_own_mistakes_are_request_errors() {
+    check(400, &detail("validation_error", "empty_text", "", ""), Verdict::RequestError);
+    check(400, r#"{"error":"invalid_request","message":"x"}"#, Verdict::RequestError);
+    check(409, "", Verdict::RequestError);
+    check(405, r#"{"detail":"Method Not Allowed"}"#, Verdict::RequestError);
+}
+
+#[test]
+fn what_is_not_there_is_not_found_with_404_and_with_400() {
+    // A 404 that names no resource is about the endpoint, which is the same for all accounts.
+    for body in [
+        r#"{"detail":"Not Found"}"#,
+        "",
+        "<html>",
+        r#"{"detail":{"status":"not_found","message":"Not Found"}}"#,
+    ] {
+        check(404, body, Verdict::RequestError);
+    }
+    for word in ["voice_does_not_exist", "history_item_not_found", "dubbing_not_found"] {
+        check(400, &detail("", "", word, "No."), Verdict::NotFound);
+    }
+    check(400, r#"{"detail":{"message":"A voice with voice_id x does not exist."}}"#, Verdict::NotFound);
+    check(404, r#"{"error":"transcript_not_found","message":"No transcript was found."}"#, Verdict::NotFound);
+    check(400, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
+    check(404, &detail("", "", "voice_not_found", "A voice with that id was not found"), Verdict::NotFound);
+}
+
+#[test]
+fn a_model_that_is_not_there_is_the_requests_mistake() {
+    for status in [400, 404] {
+        check(status, &detail("not_found", "model_not_found", "", "A model"), Verdict::RequestError);
+    }
+}
+
+#[test]
+fn the_providers_own_trouble_is_not_the_keys() {
+    check(
+        500,
+        r#"{"status":"internal_server_error","message":"Internal Server error."}"#,
+        Verdict::ServerError,
+    );
+    check(502, "", Verdict::ServerError);
+    check(503, &detail("service_unavailable", "maintenance", "", ""), Verdict::Busy);
+}
+
+#[test]
+fn what_is_not_an_error_is_served() {
+    for status in [200, 202, 204, 206, 301, 304] {
+        check(status, &detail("", "quota_exceeded", "", QUOTA), Verdict::Served);
+    }
+}
+
+#[test]
+fn a_refusal_without_a_word_of_the_provider_is_unexplained() {
+    for body in [
+        "",
+        "<html>",
+        "null",
+        "[]",
+        "1",
+        r#"{"detail":null}"#,
+        r#"{"detail":7}"#,
+        r#"{"detail":{"code":7}}"#,
+        "\u{0}",
+    ] {
+        check(401, body, Verdict::Unexplained(Refusal::Unauthorized));
+        check(402, body, Verdict::Unexplained(Refusal::PaymentRequired));
+        check(403, body, FORBIDDEN);
+        check(429, body, Verdict::Unexplained(Refusal::TooMany(None)));
+    }
+}
+
+#[test]
+fn an_answer_that_has_no_body_cannot_say_why() {
+    for status in [401, 402, 403, 429] {
+        let verdict = classify(StatusCode::from_u16(status).unwrap(), None, None);
+        assert_eq!(verdict, Verdict::Unexplained(Refusal::Bodiless));
+    }
+}
+
+#[test]
+fn a_summary_is_short_and_has_the_most_specific_word() {
+    let body =
+        ErrorBody::read(detail("payment_required", "paid_plan_required", "", "Free\\nusers").as_bytes());
+    assert_eq!(body.summary(4), "paid_plan_required: free");
+    assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
+}
+
+/// A code is known on a WebSocket as over HTTP, and so is its type where the code is not known.
+#[test]
+fn a_code_means_the_same_without_a_status() {
+    for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {
+        let status = StatusCode::from_u16(row.status).unwrap();
+        for code in row.codes {
+            let body = ErrorBody::read(detail(row.kind, code, "", "x").as_bytes());
+            let expected = classify(status, Some(&body), None);
+            assert_eq!(in_band(&ErrorBody::of_reason(code)), Some(expected), "{code}");
+        }
+        if !row.kind.is_empty() {
+            let body = ErrorBody::read(detail(row.kind, "", "", "x").as_bytes());
+            assert_eq!(in_band(&body), Some(classify(status, Some(&body), None)), "{}", row.kind);
+        }
+    }
+}
+
+/// The sentence of a refusal means the same as its code, with any status that it may have and without
+/// one.
+#[test]
+fn a_sentence_means_the_same_as_its_code() {
+    let plan = Verdict::PlanFeature;
+    let missing = Verdict::MissingPermission(Permission::parse("text_to_speech"));
+    for (sentence, expected) in [
+        ("The API key you used is missing the permission text_to_speech to execute this operation.", missing),
+        // Truncated at the maximum length of a close reason.
+        ("The API key you used is missing the permission text_to_speech", missing),
+        (
+            "Free users cannot use library voices via the API. Please upgrade your subscription.",
+            plan(Subject::Voice),
+        ),
+        (
+            "Your subscription does not include this feature. Please upgrade your subscription.",
+            plan(Subject::Unnamed),
+        ),
+        (
+            "Output format 'pcm_44100' is only available on the Pro tier and above.",
+            plan(Subject::OutputFormat),
+        ),
+        ("You do not have access to the model 'eleven_v3'.", plan(Subject::Model)),
+        ("Operation not supported on legacy workspace", plan(Subject::Endpoint)),
+        ("You do not have access to this workspace.", plan(Subject::Endpoint)),
+        (
+            "This request's text has 9 characters and exceeds the character limit of 8 characters for your subscription.",
+            plan(Subject::TextLength),
+        ),
+        (
+            "You have reached your maximum amount of custom voices (3 / 3). You can upgrade your subscription.",
+            Verdict::Slots,
+        ),
+        (
+            "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.",
+            Verdict::Billing,
+        ),
+        (
+            "You do not have enough credits to complete this request.",
+            Verdict::WorkspaceQuota(Shortfall::default()),
+        ),
+        ("Unusual activity detected. Free Tier usage disabled.", Verdict::Abuse),
+    ] {
+        assert_eq!(in_band(&ErrorBody::of_reason(sentence)), Some(expected), "{sentence}");
+        for status in [401, 403] {
+            check(status, &detail("", "", "", sentence), expected);
+        }
+    }
+    let busy = "Our services are experiencing high levels of traffic and cannot take your request.";
+    assert_eq!(in_band(&ErrorBody::of_reason(busy)), Some(Verdict::Busy));
+    check(429, &detail("", "", "", busy), Verdict::Busy);
+}
+
+#[test]
+fn the_advice_to_upgrade_is_no_plans_refusal_where_credits_or_a_rate_are_meant() {
+    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+    check(401, &detail("", "", "", "Your credits are used up. Please upgrade your plan."), unexplained);
+    let too_many = Verdict::Unexplained(Refusal::TooMany(None));
+    check(429, &detail("", "", "", "Slow down, or upgrade your plan."), too_many);
+}

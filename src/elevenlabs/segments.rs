@@ -1,0 +1,88 @@
+//! The segments of a path, each with the literal of the provider's API that it is.
+
+use std::ops::Deref;
+
+use super::endpoint::Literal;
+use crate::policy::path::Path;
+
+/// A segment of a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    text: &'a str,
+    literal: Option<Literal>,
+}
+
+/// The segments of a path.
+#[derive(Clone, Debug)]
+pub struct Segments<'a> {
+    few: [Segment<'a>; FEW],
+    count: usize,
+    /// All segments, when there are more than [`FEW`].
+    many: Vec<Segment<'a>>,
+}
+
+/// Number of segments that are stored inline; no path of the provider has more.
+const FEW: usize = 12;
+
+impl<'a> Segment<'a> {
+    /// The segment as written.
+    pub(super) fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// The literal of the API that it is.
+    pub(super) fn literal(&self) -> Option<Literal> {
+        self.literal
+    }
+
+    /// The literal in lower case, or else the segment as written.
+    pub(super) fn name(&self) -> &'a str {
+        match self.literal {
+            Some(literal) => literal.text(),
+            None => self.text,
+        }
+    }
+}
+
+impl<'a> Segments<'a> {
+    /// The segments of a path, without empty ones.
+    #[must_use]
+    pub fn of_path(path: &'a Path<'_>) -> Self {
+        Self::of(path.text())
+    }
+
+    /// The segments of a decoded path.
+    pub(super) fn of(path: &'a str) -> Self {
+        let mut words = Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
+        let mut begin = 0;
+        for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
+            let segment = &path[begin..end];
+            // The empty segments before the first slash and after the last one are skipped.
+            if !segment.is_empty() {
+                words.push(Segment { text: segment, literal: Literal::of(segment) });
+            }
+            begin = end + 1;
+        }
+        words
+    }
+
+    fn push(&mut self, word: Segment<'a>) {
+        if self.many.is_empty() && self.count < FEW {
+            self.few[self.count] = word;
+        } else {
+            if self.many.is_empty() {
+                self.many.extend_from_slice(&self.few);
+            }
+            self.many.push(word);
+        }
+        self.count += 1;
+    }
+}
+
+impl<'a> Deref for Segments<'a> {
+    type Target = [Segment<'a>];
+
+    fn deref(&self) -> &[Segment<'a>] {
+        if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
+    }
+}

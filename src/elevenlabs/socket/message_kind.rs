@@ -1,0 +1,214 @@
+//! Classifies the provider's WebSocket messages and close frames: whether the session has begun, or is
+//! refused and why. Messages and closes are classified alike, because a refusal usually has both, and a
+//! code alone is ambiguous: 1008 is a bad key as well as a client that was silent for too long.
+
+use serde_json::{Map, Value};
+
+use super::Dialect;
+use crate::elevenlabs::refusal::{ErrorBody, in_band};
+use crate::policy::verdict::{Refusal, Verdict};
+
+/// The meaning of a message or close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// The session is served: this message belongs to the client.
+    Useful,
+    /// The session is refused.
+    Refused(Verdict),
+    /// Neither: a keep-alive message of the protocol.
+    Aside,
+    /// An error in unknown words: the close frame after it decides whether the session is refused.
+    UnknownError,
+    /// Neither: the agent is busy and the client is queued, which is not billed. Source: the provider's
+    /// changelog up to September 2026 (`queueing_config`).
+    Queued,
+}
+
+/// Maximum length of a refusal; longer messages are audio.
+pub const REFUSAL_BYTES_MAX: usize = 16 * 1024;
+
+/// The progress of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// No useful message was received yet: a message with only members of errors is classified by its
+    /// words.
+    Opening,
+    /// The session is served: only a message in the error format of its protocol is an error.
+    Served,
+}
+
+/// The format of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Not an error.
+    Event(MessageKind),
+    /// An error in the known format of this protocol.
+    Error,
+    /// An error in the format of another protocol or of HTTP.
+    ForeignError,
+    /// An unknown format.
+    Other,
+}
+
+/// Classifies a text message. `has_token` says that the client presented a token of the provider: a
+/// refusal is then about the token and not about the key.
+#[must_use]
+pub fn hear(dialect: Dialect, stage: Stage, message: &[u8], has_token: bool) -> MessageKind {
+    if message.len() > REFUSAL_BYTES_MAX {
+        return MessageKind::Useful;
+    }
+    let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
+        return MessageKind::Useful;
+    };
+    let form = match dialect {
+        Dialect::Speech | Dialect::SpeechContexts | Dialect::Dialogue | Dialect::DialogueContexts => {
+            spoken_form(&members)
+        }
+        Dialect::Transcription => typed_form(&members),
+        Dialect::Agent => agent_form(&members),
+        Dialect::Unknown => unknown_form(&members),
+        Dialect::Foreign => Form::Event(MessageKind::Useful),
+    };
+    let said = || ErrorBody::of(&members);
+    let heard = match (form, stage) {
+        (Form::Event(heard), _) => heard,
+        (Form::Error, _) => MessageKind::Refused(judge_error(&said())),
+        (Form::ForeignError, Stage::Opening) => {
+            let said = said();
+            in_band(&said)
+                .or_else(|| by_access(&said))
+                .map_or(MessageKind::UnknownError, MessageKind::Refused)
+        }
+        (Form::Other, Stage::Opening) if ErrorBody::has_only_error_members(&members) => {
+            // In an unknown protocol, a lone sentence may be a useful message.
+            let is_known = dialect != Dialect::Unknown;
+            let said = if is_known { said() } else { said().codes_only() };
+            in_band(&said).map_or(MessageKind::Useful, MessageKind::Refused)
+        }
+        (Form::ForeignError, Stage::Served) | (Form::Other, Stage::Opening | Stage::Served) => {
+            MessageKind::Useful
+        }
+    };
+    match heard {
+        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(not_the_key(verdict)),
+        MessageKind::Refused(_)
+        | MessageKind::Useful
+        | MessageKind::Aside
+        | MessageKind::UnknownError
+        | MessageKind::Queued => heard,
+    }
+}
+
+/// Classifies a close frame; `None` for one that refuses nothing. `is_behind_error` says that an [error
+/// in unknown words](MessageKind::UnknownError) was received right before.
+#[must_use]
+pub fn hear_close(code: u16, reason: &str, is_behind_error: bool, has_token: bool) -> Option<Verdict> {
+    let said = ErrorBody::of_reason(reason);
+    let verdict = in_band(&said).or(match code {
+        // Transcription uses these codes after its errors, too.
+        1000 | 1001 | 1005 if is_behind_error => Some(Verdict::RequestError),
+        // A normal end of the session.
+        1000 | 1001 | 1005 => None,
+        1011 => Some(Verdict::ServerError),
+        // A restart, and «try again later».
+        1012 | 1013 => Some(Verdict::Busy),
+        // IANA's registry of close codes has 3000 for unauthorized and 3003 for forbidden.
+        3000 => Some(Verdict::Unexplained(Refusal::Unauthorized)),
+        3003 => Some(Verdict::Unexplained(Refusal::Forbidden)),
+        1008 if reason.is_empty() || is_behind_error => Some(Verdict::Unexplained(Refusal::Forbidden)),
+        _ => Some(by_access(&said).unwrap_or(Verdict::RequestError)),
+    })?;
+    Some(if has_token { not_the_key(verdict) } else { verdict })
+}
+
+fn judge_error(said: &ErrorBody) -> Verdict {
+    let otherwise = || {
+        // "We are sorry, something went wrong." (captured with close code 1008).
+        let has_failed = said.message_starts("we are sorry");
+        if has_failed { Verdict::ServerError } else { Verdict::RequestError }
+    };
+    in_band(said).or_else(|| by_access(said)).unwrap_or_else(otherwise)
+}
+
+/// Whether a message is an error in the format of other protocols, or of HTTP.
+fn foreign_form(members: &Map<String, Value>) -> Form {
+    let has = |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
+    let has_code = members.get("code").is_some_and(Value::is_number);
+    let is_error = has("error") || has("detail") || has_code && has("message");
+    if is_error { Form::ForeignError } else { Form::Other }
+}
+
+/// `{"message","error","code"}` of speech and dialogue.
+fn spoken_form(members: &Map<String, Value>) -> Form {
+    if members.get("audio").is_some_and(Value::is_string) {
+        return Form::Event(MessageKind::Useful);
+    }
+    match members.get("error") {
+        Some(Value::String(_) | Value::Object(_)) => Form::Error,
+        Some(_) | None => foreign_form(members),
+    }
+}
+
+/// The verdict of an unknown error word that denies access, on a WebSocket, where no status does. An
+/// attempt with a second account shows whether the account or the request is at fault.
+fn by_access(said: &ErrorBody) -> Option<Verdict> {
+    const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
+    const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
+    let has = |parts: [&str; 4]| {
+        let is_among = |part: &str| said.any_word(|word| word.contains(part)) || said.message_has(part);
+        parts.iter().any(|part| is_among(part) || said.message_has(&part.replace('_', " ")))
+    };
+    if has(KEY) {
+        Some(Verdict::Unexplained(Refusal::Unauthorized))
+    } else {
+        has(ACCESS).then_some(Verdict::Unexplained(Refusal::Forbidden))
+    }
+}
+
+/// `{"message_type","error"}` of transcription, translation and live dubbing.
+/// Source: the provider's AsyncAPI document of Scribe, and its Python SDK 2.78.
+fn typed_form(members: &Map<String, Value>) -> Form {
+    let Some(kind) = members.get("message_type").and_then(Value::as_str) else {
+        return foreign_form(members);
+    };
+    if kind == "error" || in_band(&ErrorBody::of_reason(kind)).is_some() {
+        Form::Error
+    } else if kind == "session_started" || kind.contains("transcript") {
+        Form::Event(MessageKind::Useful)
+    } else {
+        foreign_form(members)
+    }
+}
+
+/// Events of an agent: an error is flat, or in an event of its own. The content of other events is nested
+/// in a member of its own, whose words are not those of an error.
+fn agent_form(members: &Map<String, Value>) -> Form {
+    match members.get("type").and_then(Value::as_str) {
+        Some("ping") => Form::Event(MessageKind::Aside),
+        Some("queue_status") => Form::Event(MessageKind::Queued),
+        Some("error" | "client_error" | "error_event") => Form::Error,
+        Some(_) | None => foreign_form(members),
+    }
+}
+
+/// On an unknown protocol, errors in the format of the known ones.
+fn unknown_form(members: &Map<String, Value>) -> Form {
+    if agent_form(members) == Form::Error {
+        return Form::Error;
+    }
+    match (typed_form(members), spoken_form(members)) {
+        (form @ (Form::Error | Form::Event(_)), _) | (_, form @ (Form::Error | Form::Event(_))) => form,
+        (Form::ForeignError | Form::Other, Form::ForeignError | Form::Other) => Form::Other,
+    }
+}
+
+/// The refusal when it is about the client's own token.
+fn not_the_key(verdict: Verdict) -> Verdict {
+    // A rate limit does not depend on the credential.
+    let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
+    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
+    if is_of_the_key && !is_too_much { Verdict::RequestError } else { verdict }
+}
+
+#[cfg(test)]
+mod tests;

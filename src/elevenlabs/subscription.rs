@@ -1,0 +1,162 @@
+//! Parses a workspace's credits from `GET /v1/user/subscription`.
+//!
+//! Source: the provider's OpenAPI document, `ExtendedSubscriptionResponseModel`.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::plan::Capabilities;
+use crate::policy::budget::{Extension, Quota};
+use crate::policy::units::UnixMs;
+
+/// The parsed subscription of a workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Count, limit, overage and reset date of its credits.
+    pub quota: Quota,
+    /// The plan's name, a free text of the provider.
+    pub tier: Option<String>,
+    /// Whether the latest invoice is paid; `None` when the status does not say.
+    pub is_paid: Option<bool>,
+    /// The features of the plan.
+    pub capabilities: Capabilities,
+}
+
+#[derive(Deserialize)]
+struct SubscriptionDocument {
+    tier: Option<String>,
+    status: Option<String>,
+    character_count: u64,
+    character_limit: Option<u64>,
+    can_use_instant_voice_cloning: Option<bool>,
+    voice_limit: Option<u64>,
+    voice_slots_used: Option<u64>,
+    /// A number, `"unlimited"`, or absent.
+    #[serde(default)]
+    max_credit_limit_extension: Value,
+    next_character_count_reset_unix: Option<i64>,
+}
+
+impl Subscription {
+    /// Parses the response. `None` when it is not a subscription.
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let wire: SubscriptionDocument = serde_json::from_slice(body).ok()?;
+        let told = &wire.max_credit_limit_extension;
+        let extension = if told == "unlimited" {
+            Extension::Unlimited
+        } else {
+            told.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits)
+        };
+        let seconds = wire.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
+        let quota = Quota {
+            count: wire.character_count,
+            // A pay-as-you-go account has no limit, or one of 0, and is served (help centre, 2026).
+            limit: wire.character_limit.filter(|limit| *limit > 0),
+            extension,
+            resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
+        };
+        let is_paid = match wire.status.as_deref() {
+            Some("active" | "trialing") => Some(true),
+            Some("past_due" | "incomplete" | "free_disabled") => Some(false),
+            // A free account has no invoices.
+            Some(_) | None => None,
+        };
+        let voices_left = wire.voice_limit.zip(wire.voice_slots_used);
+        let capabilities = Capabilities {
+            can_clone: wire.can_use_instant_voice_cloning,
+            voices_left: voices_left.map(|(limit, used)| limit.saturating_sub(used)),
+        };
+        Some(Self { quota, tier: wire.tier, is_paid, capabilities })
+    }
+}
+
+/// The workspace that a key belongs to, from `GET /v1/user`. Only a short plain identifier is accepted.
+/// Source: the provider's Python SDK 2.78, `User`.
+#[must_use]
+pub fn workspace_id(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct User {
+        workspace_id: Option<String>,
+    }
+    let id = serde_json::from_slice::<User>(body).ok()?.workspace_id?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(extra: &str, extension: Extension, resets_at: Option<u64>) {
+        let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
+        let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
+        let is_paid =
+            if extra.contains("active") { Some(true) } else { extra.contains("past_due").then_some(false) };
+        let capabilities = Capabilities::default();
+        let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid, capabilities };
+        assert_eq!(Subscription::read(body.as_bytes()), Some(expected));
+    }
+
+    #[test]
+    fn figures_are_read() {
+        check(
+            r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#,
+            Extension::None,
+            Some(1_738_356_858_000),
+        );
+        check(r#","next_character_count_reset_unix":null"#, Extension::None, None);
+        check(r#","status":"active""#, Extension::None, None);
+        check(r#","status":"past_due""#, Extension::None, None);
+    }
+
+    #[test]
+    fn overage_is_a_number_or_unlimited() {
+        check(r#","max_credit_limit_extension":10000"#, Extension::Credits(10_000), None);
+        check(r#","max_credit_limit_extension":0"#, Extension::None, None);
+        check(r#","max_credit_limit_extension":"unlimited""#, Extension::Unlimited, None);
+        check(r#","max_credit_limit_extension":null"#, Extension::None, None);
+    }
+
+    #[test]
+    fn an_account_without_a_limit_has_an_unknown_one() {
+        for limit in ["", r#","character_limit":0"#, r#","character_limit":null"#] {
+            let body = format!(r#"{{"tier":"payg","character_count":900{limit}}}"#);
+            let quota = Subscription::read(body.as_bytes()).unwrap().quota;
+            assert_eq!((quota.count, quota.limit), (900, None), "{limit}");
+        }
+    }
+
+    #[test]
+    fn slots_and_capabilities_are_read() {
+        let of = |extra: &str| {
+            let body = format!(r#"{{"character_count":1,"character_limit":9{extra}}}"#);
+            Subscription::read(body.as_bytes()).unwrap().capabilities
+        };
+        let full = of(r#","can_use_instant_voice_cloning":false,"voice_limit":10,"voice_slots_used":12"#);
+        assert_eq!(full, Capabilities { can_clone: Some(false), voices_left: Some(0) });
+        assert_eq!(of(r#","voice_limit":10,"voice_slots_used":7"#).voices_left, Some(3));
+        assert_eq!(of(""), Capabilities::default());
+    }
+
+    #[test]
+    fn a_workspace_has_a_plain_identifier() {
+        let id =
+            |value: &str| workspace_id(format!(r#"{{"user_id":"u","workspace_id":{value}}}"#).as_bytes());
+        assert_eq!(id(r#""ws_1-A""#).as_deref(), Some("ws_1-A"));
+        for value in ["null", "\"\"", "7", "\"a b\"", &format!("\"{}\"", "x".repeat(129))] {
+            assert_eq!(id(value), None, "{value}");
+        }
+        assert_eq!(workspace_id(b"[]"), None);
+    }
+
+    #[test]
+    fn what_is_no_subscription_says_nothing() {
+        for body in
+            ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_limit":1}"#]
+        {
+            assert_eq!(Subscription::read(body.as_bytes()), None);
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What a response means for the request and for the key that was used: the words in which the
+//! provider's answers are handed to the decisions about retries, evidence and restrictions.
+//!
+//! [`elevenlabs::refusal`](crate::elevenlabs::refusal) makes a verdict from a response.
+
+use std::time::Duration;
+
+use super::permission::Permission;
+
+/// What a response means for the key that was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Not a refusal: 1xx, 2xx, 3xx.
+    Served,
+    /// The workspace has too few credits left for this request.
+    WorkspaceQuota(Shortfall),
+    /// The key's own cap is reached; other keys of its workspace may serve.
+    KeyQuota(Shortfall),
+    /// The provider does not know the key, or has disabled it.
+    InvalidKey,
+    /// The key belongs to another region of the provider than the host that was used.
+    WrongHost,
+    /// The key is valid, but lacks the permission for this request; with the permission when the message
+    /// names a known one.
+    MissingPermission(Option<Permission>),
+    /// The workspace's plan lacks this feature, or the workspace lacks this right.
+    PlanFeature(Subject),
+    /// The workspace holds as many voices, or other resources of a kind, as its plan allows.
+    Slots,
+    /// The workspace is locked: an unpaid bill, or terms not accepted.
+    Billing,
+    /// The workspace is suspected of abuse. The provider also judges client addresses, so other
+    /// workspaces used from ours may be next.
+    Abuse,
+    /// Too many requests in a span of time, with the `Retry-After` if the provider sent one.
+    RateLimited(Option<Duration>),
+    /// Too many concurrent requests in this workspace.
+    Concurrency {
+        /// The workspace's maximum of concurrent requests, when the message names it.
+        maximum: Option<u32>,
+    },
+    /// The provider is overloaded or in maintenance, whatever the key.
+    Busy,
+    /// A refusal without a known reason: the key, its address list, the plan, the request or an
+    /// intermediary may be the cause.
+    Unexplained(Refusal),
+    /// The requested resource is not in this workspace.
+    NotFound,
+    /// The request itself is wrong; no key would change that.
+    RequestError,
+    /// The provider failed, and may have done the work.
+    ServerError,
+    /// A refusal whose body could not be read within the bounds to classify it.
+    Unreadable,
+}
+
+/// The figures of a quota refusal, when the message contains them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Shortfall {
+    /// Remaining credits.
+    pub remaining: Option<u64>,
+    /// Credits that this request would cost.
+    pub required: Option<u64>,
+    /// The size of the quota in credits.
+    pub quota: Option<u64>,
+}
+
+/// Other programs may spend at most one part in this many of an account's credits between two polls. When
+/// more credits are missing, the figures are ignored and a poll decides.
+const SPENT_UNSEEN_MAX: u64 = 20;
+
+impl Shortfall {
+    /// Drops the figures when they are about another quota than that of an account with `limit` credits
+    /// and an `extension`.
+    #[must_use]
+    pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
+        match (self.quota, limit) {
+            (Some(quota), Some(limit)) if quota != limit && quota != limit.saturating_add(extension) => {
+                Self::default()
+            }
+            _ => self,
+        }
+    }
+
+    /// Drops the figures when the account is known to have `left` credits of `limit`, which would pay for
+    /// the request, and far more of them are missing than other programs spend between two polls.
+    /// Otherwise one wrong refusal would disable the whole account for every client.
+    #[must_use]
+    pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
+        match self.figures() {
+            Some((remaining, required))
+                if left >= required && left - remaining > limit / SPENT_UNSEEN_MAX =>
+            {
+                Self::default()
+            }
+            _ => self,
+        }
+    }
+
+    /// Remaining and required credits, when both are known and the first is below the second. Figures
+    /// that contradict the refusal prove nothing.
+    #[must_use]
+    pub fn figures(self) -> Option<(u64, u64)> {
+        self.remaining.zip(self.required).filter(|(remaining, required)| remaining < required)
+    }
+}
+
+/// The part of a request that a plan's refusal is about, as far as its words say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// A voice of the library, or one that belongs to another account.
+    Voice,
+    /// The model.
+    Model,
+    /// The output format.
+    OutputFormat,
+    /// Cloning a voice from recordings.
+    Cloning,
+    /// The number of characters in one request.
+    TextLength,
+    /// The workspace may not call this endpoint.
+    Endpoint,
+    /// The words name no known subject.
+    Unnamed,
+}
+
+impl Subject {
+    const ALL: [Self; 7] = [
+        Self::Voice,
+        Self::Model,
+        Self::OutputFormat,
+        Self::Cloning,
+        Self::TextLength,
+        Self::Endpoint,
+        Self::Unnamed,
+    ];
+
+    /// The identifier in the database.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Voice => "voice",
+            Self::Model => "model",
+            Self::OutputFormat => "output_format",
+            Self::Cloning => "cloning",
+            Self::TextLength => "text_length",
+            Self::Endpoint => "endpoint",
+            Self::Unnamed => "unnamed",
+        }
+    }
+
+    /// Parses the identifier of the database.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|subject| subject.word() == word)
+    }
+}
+
+/// The form of a refusal without a known reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// 401 without known words.
+    Unauthorized,
+    /// 402 without known words.
+    PaymentRequired,
+    /// 403 without known words.
+    Forbidden,
+    /// 429 without known words; with the `Retry-After` if there was one.
+    TooMany(Option<Duration>),
+    /// Any of them, without a conclusion: a response to `HEAD` has no body.
+    Bodiless,
+}
+
+/// What a response is about, which decides which key is tried next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// The request was served.
+    Nothing,
+    /// The key or its workspace: another one may serve.
+    Key,
+    /// The capabilities of the key, its plan or its workspace: a more capable one may serve.
+    Capability,
+    /// The key, the plan or the request: an attempt in one more workspace decides.
+    Unclear,
+    /// The request: no key would change that.
+    Request,
+    /// The provider, which has refused the work.
+    Refusing,
+    /// The provider, which may have done the work.
+    Failing,
+}
+
+impl Verdict {
+    /// What the verdict is about.
+    #[must_use]
+    pub fn concern(self) -> Concern {
+        match self {
+            Self::Served => Concern::Nothing,
+            Self::WorkspaceQuota(_)
+            | Self::KeyQuota(_)
+            | Self::InvalidKey
+            | Self::WrongHost
+            | Self::Billing
+            | Self::RateLimited(_)
+            | Self::Concurrency { .. } => Concern::Key,
+            Self::MissingPermission(_) | Self::PlanFeature(_) | Self::Slots | Self::Abuse => {
+                Concern::Capability
+            }
+            Self::Unexplained(_) => Concern::Unclear,
+            Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
+            Self::Busy => Concern::Refusing,
+            Self::ServerError => Concern::Failing,
+        }
+    }
+
+    /// Whether it proves something about a key or its workspace regardless of other accounts: it contains
+    /// figures of that account, or is about something narrower. Any other verdict is about the request
+    /// when a second account returns the same words.
+    #[must_use]
+    pub fn proves_itself(self) -> bool {
+        match self {
+            Self::WorkspaceQuota(shortfall) | Self::KeyQuota(shortfall) => shortfall.figures().is_some(),
+            Self::InvalidKey
+            | Self::WrongHost
+            | Self::Billing
+            | Self::Abuse
+            | Self::RateLimited(_)
+            | Self::Unexplained(_) => false,
+            Self::Served
+            | Self::MissingPermission(_)
+            | Self::PlanFeature(_)
+            | Self::Slots
+            | Self::Concurrency { .. }
+            | Self::Busy
+            | Self::NotFound
+            | Self::RequestError
+            | Self::ServerError
+            | Self::Unreadable => true,
+        }
+    }
+
+    /// The identifier in logs, usage records and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::WorkspaceQuota(_) => "workspace_quota",
+            Self::KeyQuota(_) => "key_quota",
+            Self::InvalidKey => "invalid_key",
+            Self::WrongHost => "wrong_host",
+            Self::MissingPermission(_) => "missing_permission",
+            Self::PlanFeature(_) => "plan_feature",
+            Self::Slots => "slots",
+            Self::Billing => "billing",
+            Self::Abuse => "abuse",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Concurrency { .. } => "concurrency",
+            Self::Busy => "busy",
+            Self::Unexplained(Refusal::Unauthorized) => "unauthorized",
+            Self::Unexplained(Refusal::PaymentRequired) => "payment_required",
+            Self::Unexplained(Refusal::Forbidden) => "forbidden",
+            Self::Unexplained(Refusal::TooMany(_)) => "too_many_requests",
+            Self::Unexplained(Refusal::Bodiless) => "unexplained",
+            Self::NotFound => "not_found",
+            Self::RequestError => "request_error",
+            Self::ServerError => "server_error",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Settings of the pool: strategy, queue bounds and cooldowns.
+
+use std::time::Duration;
+
+use crate::policy::evidence::Cooldowns;
+use crate::policy::strategy::Strategy;
+
+/// Settings of the pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The strategy that ranks the keys.
+    pub strategy: &'static dyn Strategy,
+    /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
+    pub queue_timeout: Duration,
+    /// Maximum number of queued requests.
+    pub max_queued: usize,
+    /// The share of a limit, from 0 to 1, from which on a key is near its limit.
+    pub near_limit_ratio: f64,
+    /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
+    pub rate_limited_cooldown: Duration,
+    /// Cooldown of a concurrency group of a workspace after a refusal for too many concurrent requests.
+    pub concurrency_cooldown: Duration,
+    /// Cooldown of a workspace without credits whose reset date is unknown.
+    pub exhausted_cooldown: Duration,
+    /// Cooldown of a workspace with a billing problem.
+    pub billing_cooldown: Duration,
+    /// Cooldown of a key after its first refusal as invalid, until a poll confirms that.
+    pub invalid_confirm_cooldown: Duration,
+    /// Cooldown of a key whose refusal as invalid is confirmed.
+    pub invalid_cooldown: Duration,
+    /// How long a key is tried last for a request whose permission it lacked.
+    pub permission_cooldown: Duration,
+    /// How long a workspace, and other workspaces of its plan, are tried last for a feature that the plan
+    /// lacks.
+    pub feature_cooldown: Duration,
+    /// How long a workspace is tried last for an endpoint that refused it without a known reason.
+    pub endpoint_cooldown: Duration,
+    /// Cooldown of a key or workspace after a refusal whose text gives no figures.
+    pub unproven_cooldown: Duration,
+    /// Upper bound of a `Retry-After` of the provider.
+    pub max_retry_after: Duration,
+    /// After a refusal that proves little: how long until one request may probe the key, when no other
+    /// key can serve it.
+    pub probe_after: Duration,
+    /// How long the provider's figures may lag behind what was spent.
+    pub quota_lag: Duration,
+}
+
+impl Settings {
+    /// The cooldowns that turn evidence into key state.
+    #[must_use]
+    pub fn cooldowns(&self) -> Cooldowns {
+        Cooldowns {
+            unproven: self.unproven_cooldown,
+            rate_limited: self.rate_limited_cooldown,
+            max_retry_after: self.max_retry_after,
+            exhausted: self.exhausted_cooldown,
+            billing: self.billing_cooldown,
+            invalid_confirm: self.invalid_confirm_cooldown,
+            invalid: self.invalid_cooldown,
+            quota_lag: self.quota_lag,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Settings for tests of other modules, in which no cooldown ends within the test.
+    pub(crate) const STILL: Self = Self {
+        strategy: &crate::policy::strategy::FillFirst,
+        queue_timeout: Duration::ZERO,
+        max_queued: 0,
+        near_limit_ratio: 0.8,
+        rate_limited_cooldown: Duration::from_secs(3_600),
+        concurrency_cooldown: Duration::from_secs(3_600),
+        exhausted_cooldown: Duration::from_secs(3_600),
+        billing_cooldown: Duration::from_secs(3_600),
+        invalid_confirm_cooldown: Duration::from_secs(3_600),
+        invalid_cooldown: Duration::from_secs(3_600),
+        permission_cooldown: Duration::from_secs(3_600),
+        feature_cooldown: Duration::from_secs(3_600),
+        endpoint_cooldown: Duration::from_secs(3_600),
+        unproven_cooldown: Duration::from_secs(3_600),
+        max_retry_after: Duration::from_secs(3_600),
+        probe_after: Duration::from_secs(3_600),
+        quota_lag: Duration::from_secs(3_600),
+    };
+}
