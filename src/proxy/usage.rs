@@ -138,7 +138,7 @@ impl QuotaCharge {
 }
 
 /// The source of a number of credits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CreditSource {
     /// The provider reported it.
     Answer,

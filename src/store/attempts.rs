@@ -7,6 +7,7 @@ pub(super) mod migration;
 
 use std::collections::HashMap;
 
+use http::Method;
 use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
@@ -26,10 +27,12 @@ const OWN_KEY: &str = "own";
 /// corrupt record cannot make the sums overflow and keep every other record from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-const INTO: &str = "attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
-    status, verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved, credits, credits_from,
-    first_byte_ms, total_ms) VALUES ";
-const COLUMNS: usize = 21;
+/// The columns: first those that attempts of a group have in common, then the others.
+const INTO: &str = "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
+    id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
+    credits, first_byte_ms, total_ms) VALUES ";
+const COMMON: usize = 9;
+const COLUMNS: usize = COMMON + 12;
 
 /// Rows that one statement inserts, for a tenth less work per row than a statement each.
 const CHUNK: usize = 8;
@@ -42,11 +45,12 @@ pub(super) fn write(
 ) -> Result<(), rusqlite::Error> {
     let row = format!("({}?)", "?, ".repeat(COLUMNS - 1));
     let rows = vec![&*row; CHUNK].join(", ");
-    let mut insert_chunk = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
-    let mut insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
+    let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
+    let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
+    let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
     let (mut groups, places) = grouped(attempts);
     for (chunk, places) in attempts.chunks(CHUNK).zip(places.chunks(CHUNK)) {
-        let are_inserted = try_insert(&mut insert_chunk, chunk, places, &groups)?;
+        let are_inserted = insert_rows.try_chunk(chunk, places, &groups)?;
         for (attempt, &place) in chunk.iter().zip(places) {
             let group = &mut groups[place];
             if attempt.is_price && add_price(transaction, attempt)? {
@@ -57,8 +61,8 @@ pub(super) fn write(
                 continue;
             }
             if !are_inserted {
-                bind(&mut insert_row, 0, attempt, group)?;
-                if insert_row.raw_execute()? == 0 {
+                insert_row.bind(0, attempt, place, group)?;
+                if insert_row.statement.raw_execute()? == 0 {
                     continue;
                 }
             }
@@ -69,38 +73,43 @@ pub(super) fn write(
         }
     }
     // Nothing is added for attempts that were in the file already.
-    for group in groups.iter().filter(|group| group.sums != Sums::default()) {
+    for group in groups.iter().filter(|group| group.sums != HourAmounts::default()) {
         add_to_hour(transaction, group)?;
     }
     Ok(())
 }
 
-/// The attempts of an hour that are summed together. Keys are compared by address; two of the same key,
-/// before and after a reload, add to the same sums in the file.
+/// The common columns of attempts of an hour. Keys are compared by address; two of the same key, before
+/// and after a reload, add to the same sums in the file.
 #[derive(PartialEq, Eq, Hash)]
-struct Group<'a> {
+struct CommonColumns<'a> {
     hour: UnixMs,
     key: Option<*const Key>,
     client: &'a str,
+    method: &'a Method,
     route: Route,
     model: Option<&'a str>,
+    status: Option<u16>,
+    verdict: &'static str,
+    credits_from: CreditSource,
 }
 
-/// What a transaction adds to a group, and the texts of its columns, which are formatted once.
-struct GroupSums<'a> {
+/// Attempts with the same common columns: the texts of these columns, which are formatted once, and the
+/// amounts that the transaction adds to their hour.
+struct AttemptGroup<'a> {
     first: &'a AttemptRecord,
     key_hash: String,
     workspace: Option<String>,
     route: String,
-    sums: Sums,
+    sums: HourAmounts,
 }
 
 /// The groups of the attempts, and for each attempt the index of its group.
-fn grouped(attempts: &[AttemptRecord]) -> (Vec<GroupSums<'_>>, Vec<usize>) {
+fn grouped(attempts: &[AttemptRecord]) -> (Vec<AttemptGroup<'_>>, Vec<usize>) {
     let (mut groups, mut known) = (Vec::new(), HashMap::new());
     let place = |attempt| {
-        *known.entry(Group::of(attempt)).or_insert_with(|| {
-            groups.push(GroupSums::of(attempt));
+        *known.entry(CommonColumns::of(attempt)).or_insert_with(|| {
+            groups.push(AttemptGroup::of(attempt));
             groups.len() - 1
         })
     };
@@ -108,19 +117,23 @@ fn grouped(attempts: &[AttemptRecord]) -> (Vec<GroupSums<'_>>, Vec<usize>) {
     (groups, places)
 }
 
-impl<'a> Group<'a> {
+impl<'a> CommonColumns<'a> {
     fn of(attempt: &'a AttemptRecord) -> Self {
         Self {
             hour: hour_of(attempt.started_at),
             key: attempt.key.as_deref().map(std::ptr::from_ref),
             client: attempt.client.as_str(),
+            method: &attempt.method,
             route: attempt.route,
             model: attempt.model.as_deref(),
+            status: attempt.status,
+            verdict: attempt.verdict,
+            credits_from: attempt.credits_from,
         }
     }
 }
 
-impl<'a> GroupSums<'a> {
+impl<'a> AttemptGroup<'a> {
     fn of(first: &'a AttemptRecord) -> Self {
         let key = first.key.as_ref();
         let membership = key.map(|key| key.workspace().membership());
@@ -129,66 +142,97 @@ impl<'a> GroupSums<'a> {
             key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.api_key().fingerprint().to_string()),
             workspace: membership.and_then(|membership| membership.name().map(str::to_owned)),
             route: first.route.to_string(),
-            sums: Sums::default(),
+            sums: HourAmounts::default(),
         }
     }
 }
 
-/// Inserts a whole chunk, if it consists of new attempts; otherwise returns false and inserts nothing.
-fn try_insert(
-    insert_chunk: &mut CachedStatement<'_>,
-    chunk: &[AttemptRecord],
-    places: &[usize],
-    groups: &[GroupSums<'_>],
-) -> Result<bool, rusqlite::Error> {
-    if chunk.len() < CHUNK || chunk.iter().any(|attempt| attempt.is_price) {
-        return Ok(false);
-    }
-    for (row, (attempt, &place)) in chunk.iter().zip(places).enumerate() {
-        bind(insert_chunk, row, attempt, &groups[place])?;
-    }
-    match insert_chunk.raw_execute() {
-        Ok(_) => Ok(true),
-        // One of them is in the file already. SQLite has undone this statement, not the transaction.
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
-        Err(error) => Err(error),
-    }
+/// A prepared statement that inserts one or more rows.
+struct Insert<'t> {
+    statement: CachedStatement<'t>,
+    /// The group whose common columns are bound, for each row of the statement.
+    bound: [Option<usize>; CHUNK],
 }
 
-/// Binds the columns of an attempt to the parameters of a row.
-fn bind(
-    statement: &mut CachedStatement<'_>,
-    row: usize,
-    attempt: &AttemptRecord,
-    GroupSums { key_hash, workspace, route, .. }: &GroupSums<'_>,
-) -> Result<(), rusqlite::Error> {
-    let mut buffer = Uuid::encode_buffer();
-    let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
-    let columns: [&dyn ToSql; COLUMNS] = [
-        &id,
-        &&*attempt.request_id,
-        &attempt.number,
-        &moment(attempt.started_at),
-        &attempt.client.as_str(),
-        key_hash,
-        workspace,
-        &attempt.method.as_str(),
-        route,
-        &attempt.model.as_deref(),
-        &attempt.status,
-        &attempt.verdict,
-        &amount(attempt.request_bytes),
-        &amount(attempt.response_bytes),
-        &attempt.characters.map(amount),
-        &attempt.audio.map(millis),
-        &attempt.credits_reserved.map(amount),
-        &amount(attempt.credits),
-        &attempt.credits_from.word(),
-        &attempt.first_byte.map(millis),
-        &millis(attempt.total),
-    ];
-    let first = row * COLUMNS + 1;
-    (first..).zip(columns).try_for_each(|(parameter, column)| statement.raw_bind_parameter(parameter, column))
+impl<'t> Insert<'t> {
+    fn new(statement: CachedStatement<'t>) -> Self {
+        Self { statement, bound: [None; CHUNK] }
+    }
+
+    /// Inserts a whole chunk, if it consists of new attempts; otherwise returns false and inserts
+    /// nothing.
+    fn try_chunk(
+        &mut self,
+        chunk: &[AttemptRecord],
+        places: &[usize],
+        groups: &[AttemptGroup<'_>],
+    ) -> Result<bool, rusqlite::Error> {
+        if chunk.len() < CHUNK || chunk.iter().any(|attempt| attempt.is_price) {
+            return Ok(false);
+        }
+        for (row, (attempt, &place)) in chunk.iter().zip(places).enumerate() {
+            self.bind(row, attempt, place, &groups[place])?;
+        }
+        match self.statement.raw_execute() {
+            Ok(_) => Ok(true),
+            // One of them is in the file already. SQLite has undone this statement, not the
+            // transaction.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Binds the columns of an attempt to the parameters of a row. Parameters keep their values from
+    /// one execution to the next, so the common columns are bound when the group changes.
+    fn bind(
+        &mut self,
+        row: usize,
+        attempt: &AttemptRecord,
+        place: usize,
+        AttemptGroup { key_hash, workspace, route, .. }: &AttemptGroup<'_>,
+    ) -> Result<(), rusqlite::Error> {
+        if self.bound[row].replace(place) != Some(place) {
+            let columns: [&dyn ToSql; COMMON] = [
+                &attempt.client.as_str(),
+                key_hash,
+                workspace,
+                &attempt.method.as_str(),
+                route,
+                &attempt.model.as_deref(),
+                &attempt.status,
+                &attempt.verdict,
+                &attempt.credits_from.word(),
+            ];
+            self.bind_from(row * COLUMNS + 1, columns)?;
+        }
+        let mut buffer = Uuid::encode_buffer();
+        let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
+        let columns: [&dyn ToSql; COLUMNS - COMMON] = [
+            &id,
+            &&*attempt.request_id,
+            &attempt.number,
+            &moment(attempt.started_at),
+            &amount(attempt.request_bytes),
+            &amount(attempt.response_bytes),
+            &attempt.characters.map(amount),
+            &attempt.audio.map(millis),
+            &attempt.credits_reserved.map(amount),
+            &amount(attempt.credits),
+            &attempt.first_byte.map(millis),
+            &millis(attempt.total),
+        ];
+        self.bind_from(row * COLUMNS + COMMON + 1, columns)
+    }
+
+    fn bind_from<const N: usize>(
+        &mut self,
+        first: usize,
+        columns: [&dyn ToSql; N],
+    ) -> Result<(), rusqlite::Error> {
+        (first..)
+            .zip(columns)
+            .try_for_each(|(parameter, column)| self.statement.raw_bind_parameter(parameter, column))
+    }
 }
 
 /// Writes the price of an attempt that was recorded without one; returns whether there is such an
@@ -205,7 +249,7 @@ fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<b
 /// The amounts that a transaction adds to an hour. The number of attempts in a transaction is too
 /// small for an overflow.
 #[derive(Default, PartialEq, Eq)]
-struct Sums {
+struct HourAmounts {
     attempts: i64,
     served: i64,
     request_bytes: i64,
@@ -217,7 +261,7 @@ struct Sums {
     quota_credits: i64,
 }
 
-impl Sums {
+impl HourAmounts {
     fn add(&mut self, attempt: &AttemptRecord) {
         self.attempts += 1;
         self.served += i64::from(attempt.status.is_some_and(|status| status < 400));
@@ -240,7 +284,7 @@ impl Sums {
 
 fn add_to_hour(
     transaction: &Transaction<'_>,
-    GroupSums { first, key_hash, route, sums, .. }: &GroupSums<'_>,
+    AttemptGroup { first, key_hash, route, sums, .. }: &AttemptGroup<'_>,
 ) -> Result<(), rusqlite::Error> {
     // A sum stops at 2^53, far above real amounts and still exact in every language.
     let mut statement = transaction.prepare_cached(
