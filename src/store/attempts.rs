@@ -44,7 +44,7 @@ pub(super) fn write(
     mirrored: Mirrored,
 ) -> Result<(), rusqlite::Error> {
     let row = format!("({}?)", "?, ".repeat(COLUMNS - 1));
-    let rows = vec![&*row; CHUNK].join(", ");
+    let rows = [&*row; CHUNK].join(", ");
     let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
     let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
     let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
