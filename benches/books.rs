@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use keychoir::elevenlabs::endpoint::Route;
 use keychoir::policy::client::ClientName;
-use keychoir::policy::strategy::FillFirst;
+use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
 use keychoir::proxy::{AttemptRecord, CreditSource, Depth, QuotaCharge, UsageBatch, UsageSink};
@@ -47,7 +47,7 @@ const DRIVEN_MIN: f64 = 0.97;
 
 /// The settings of a pool that receives no request.
 const STILL: pool::Settings = pool::Settings {
-    strategy: &FillFirst,
+    strategy: Strategy::DEFAULT,
     queue_timeout: Duration::ZERO,
     max_queued: 0,
     near_limit_ratio: 0.8,

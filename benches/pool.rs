@@ -43,13 +43,13 @@ const HOUR: Duration = Duration::from_secs(3_600);
 fn main() {
     println!("reserve + settle + give back, ns (median of {SAMPLES} samples of {SAMPLE:?})");
     header();
-    for strategy in STRATEGIES {
-        row(strategy.word(), |count| {
+    for strategy in &STRATEGIES {
+        row(strategy.name, |count| {
             let bench = Bench::of(count, strategy);
             move || bench.serve()
         });
     }
-    let first = STRATEGIES[0];
+    let first = Strategy::DEFAULT;
     println!("\nfill-first, in other pools, ns");
     header();
     row("all of one workspace", |count| {
@@ -114,15 +114,11 @@ struct Bench {
 
 impl Bench {
     /// A pool of keys with a workspace each.
-    fn of(count: usize, strategy: &'static dyn Strategy) -> Self {
+    fn of(count: usize, strategy: &'static Strategy) -> Self {
         Self::new(count, strategy, |_| None)
     }
 
-    fn new(
-        count: usize,
-        strategy: &'static dyn Strategy,
-        workspace: impl Fn(usize) -> Option<String>,
-    ) -> Self {
+    fn new(count: usize, strategy: &'static Strategy, workspace: impl Fn(usize) -> Option<String>) -> Self {
         let entries = (0..count).map(|number| KeyEntry {
             workspace: workspace(number),
             ..KeyEntry::from(ApiKey::new(&format!("sk_bench_key_number_{number:06}")).unwrap())

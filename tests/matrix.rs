@@ -68,7 +68,7 @@ use Subject::{
 
 /// The catalogue, with the status of each refusal. The accounts are on a paid plan, so a text that
 /// is too long for one is too long for all.
-const REFUSALS: [(&str, u16, Subject); 63] = [
+const REFUSALS: [(&str, u16, Subject); 83] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
@@ -132,6 +132,26 @@ const REFUSALS: [(&str, u16, Subject); 63] = [
     ("page=503", 503, Overload),
     ("server_error", 500, Failure),
     ("page=502", 502, Failure),
+    ("key_cap_words", 401, Cap),
+    ("concurrency_words", 429, Concurrency),
+    ("busy_words", 429, Overload),
+    ("rate_limit_words", 429, Rate),
+    ("missing_permissions_403", 403, Capability),
+    ("invalid_words", 401, Key),
+    ("auth_error", 401, Key),
+    ("unusual_activity_words", 401, Abuse),
+    ("payment_issue_words", 401, Bill),
+    ("voice_limit_words", 400, Capability),
+    ("voice_access_denied", 403, Capability),
+    ("plan_words", 403, Capability),
+    ("payment_required_plan_words", 402, Capability),
+    ("pay_for_plan_words", 402, Capability),
+    ("payment_required_words", 402, CreditsInWords),
+    ("pay_words", 402, CreditsInWords),
+    ("missing_words", 404, Thing),
+    ("not_found_403", 403, Thing),
+    ("invalid_parameters", 401, Request),
+    ("authentication_required", 401, Unknown),
 ];
 
 /// Each strategy, and the keys of [`plan`] in the order in which it selects them.
@@ -142,6 +162,12 @@ const STRATEGIES: [(&str, [usize; 3]); 5] = [
     ("least-requests", [0, 1, 2]),
     ("soonest-reset", [2, 0, 1]),
 ];
+
+#[test]
+fn every_strategy_has_a_row() {
+    let names = keychoir::policy::strategy::STRATEGIES.each_ref().map(|strategy| strategy.name);
+    assert_eq!(STRATEGIES.map(|(name, _)| name), names);
+}
 
 /// The refused keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

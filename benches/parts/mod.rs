@@ -44,9 +44,7 @@ use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::headers::{Forwarded, is_searched, strip_answer};
 use keychoir::policy::origin::{AccessRules, admit};
 use keychoir::policy::path::without_base;
-use keychoir::policy::strategy::{
-    FillFirst, LeastRequests, MostRemaining, RoundRobin, SoonestReset, Strategy,
-};
+use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
 use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
@@ -81,29 +79,32 @@ pub const PARTS: &[Part] = &[
     Part { name: "strip, TTS", set_up: || stripping(What::Speech) },
     Part { name: "estimate, TTS", set_up: || estimating() },
     Part { name: "owner, 1000 keys", set_up: || owning(1_000) },
-    Part { name: "choose, 1 key", set_up: || choosing(1, &FillFirst, Spread::Alone) },
-    Part { name: "choose, 100 keys", set_up: || choosing(100, &FillFirst, Spread::Alone) },
-    Part { name: "choose, 1000 keys", set_up: || choosing(1_000, &FillFirst, Spread::Alone) },
+    Part { name: "choose, 1 key", set_up: || choosing(1, Strategy::DEFAULT, Spread::Alone) },
+    Part { name: "choose, 100 keys", set_up: || choosing(100, Strategy::DEFAULT, Spread::Alone) },
+    Part { name: "choose, 1000 keys", set_up: || choosing(1_000, Strategy::DEFAULT, Spread::Alone) },
     Part {
         name: "choose, 1000 keys of one workspace",
-        set_up: || choosing(1_000, &FillFirst, Spread::Together),
+        set_up: || choosing(1_000, Strategy::DEFAULT, Spread::Together),
     },
     Part {
         name: "choose, 1000 keys, only the last can pay",
-        set_up: || choosing(1_000, &FillFirst, Spread::OnlyLast),
+        set_up: || choosing(1_000, Strategy::DEFAULT, Spread::OnlyLast),
     },
-    Part { name: "choose, 1000 keys, round-robin", set_up: || choosing(1_000, &RoundRobin, Spread::Alone) },
+    Part {
+        name: "choose, 1000 keys, round-robin",
+        set_up: || choosing(1_000, Strategy::named("round-robin").unwrap(), Spread::Alone),
+    },
     Part {
         name: "choose, 1000 keys, most-remaining",
-        set_up: || choosing(1_000, &MostRemaining, Spread::Alone),
+        set_up: || choosing(1_000, Strategy::named("most-remaining").unwrap(), Spread::Alone),
     },
     Part {
         name: "choose, 1000 keys, least-requests",
-        set_up: || choosing(1_000, &LeastRequests, Spread::Alone),
+        set_up: || choosing(1_000, Strategy::named("least-requests").unwrap(), Spread::Alone),
     },
     Part {
         name: "choose, 1000 keys, soonest-reset",
-        set_up: || choosing(1_000, &SoonestReset, Spread::Alone),
+        set_up: || choosing(1_000, Strategy::named("soonest-reset").unwrap(), Spread::Alone),
     },
     Part { name: "classify, served", set_up: || stage(answers, |head| classify_served(&head)) },
     Part { name: "classify, refused", set_up: || stage(nothing, |()| classify_refused()) },
@@ -408,7 +409,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    pub fn new(count: usize, strategy: &'static dyn Strategy, spread: Spread) -> Self {
+    pub fn new(count: usize, strategy: &'static Strategy, spread: Spread) -> Self {
         const HOUR: Duration = Duration::from_secs(3_600);
         let entries = (0..count).map(|number| KeyEntry {
             workspace: (spread == Spread::Together).then(|| "studio".to_owned()),
@@ -476,7 +477,7 @@ impl Keys {
 
 /// Resolves the account of the identifiers in a request.
 fn owning(keys: usize) -> Stage {
-    let roster = Keys::new(keys, &FillFirst, Spread::Alone).pool.roster();
+    let roster = Keys::new(keys, Strategy::DEFAULT, Spread::Alone).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
     stage(nothing, move |()| {
         assert!(roster.has_choice());
@@ -484,7 +485,7 @@ fn owning(keys: usize) -> Stage {
     })
 }
 
-fn choosing(keys: usize, strategy: &'static dyn Strategy, spread: Spread) -> Stage {
+fn choosing(keys: usize, strategy: &'static Strategy, spread: Spread) -> Stage {
     let keys = Keys::new(keys, strategy, spread);
     stage(nothing, move |()| keys.serve())
 }
@@ -500,7 +501,7 @@ struct Way {
 
 impl Way {
     fn new() -> Self {
-        let keys = Keys::new(10, &FillFirst, Spread::Alone);
+        let keys = Keys::new(10, Strategy::DEFAULT, Spread::Alone);
         Self { clients: clients(10), keys, models: Models::default(), redactor: redactor() }
     }
 

@@ -8,27 +8,27 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use super::mask::shown;
 use super::problem::{WrongValue, nearest};
 use super::renamed;
-use crate::policy::strategy::{FillFirst, STRATEGIES, Strategy};
+use crate::policy::strategy::{STRATEGIES, Strategy};
 
 /// The strategy by which keys are chosen.
 #[derive(Clone, Copy, Debug)]
-pub struct StrategyChoice(pub &'static dyn Strategy);
+pub struct StrategyChoice(pub &'static Strategy);
 
 impl Default for StrategyChoice {
     fn default() -> Self {
-        Self(&FillFirst)
+        Self(Strategy::DEFAULT)
     }
 }
 
 impl PartialEq for StrategyChoice {
     fn eq(&self, other: &Self) -> bool {
-        self.0.word() == other.0.word()
+        self.0.name == other.0.name
     }
 }
 
 impl fmt::Display for StrategyChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.word())
+        f.write_str(self.0.name)
     }
 }
 
@@ -36,10 +36,11 @@ impl FromStr for StrategyChoice {
     type Err = WrongValue;
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
-        match STRATEGIES.into_iter().find(|strategy| strategy.word() == text) {
+        match Strategy::named(text) {
             Some(strategy) => Ok(Self(strategy)),
             None => {
-                let wrong = no_such_word("strategy", text, &STRATEGIES.map(Strategy::word));
+                let wrong =
+                    no_such_word("strategy", text, &STRATEGIES.each_ref().map(|strategy| strategy.name));
                 Err(wrong.suggest(renamed::strategy(text)))
             }
         }
@@ -165,7 +166,7 @@ mod tests {
 
     #[test]
     fn every_word_is_read_back() {
-        STRATEGIES.iter().for_each(|known| check::<StrategyChoice>(known.word(), known.word()));
+        STRATEGIES.iter().for_each(|known| check::<StrategyChoice>(known.name, known.name));
         LogFormat::ALL.iter().for_each(|(word, _)| check::<LogFormat>(word, word));
     }
 

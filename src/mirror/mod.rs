@@ -8,7 +8,6 @@ mod rows;
 
 mod health;
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -212,7 +211,7 @@ impl Mirror {
                 self.health.set_state(State::Failing);
                 self.health.failed_once_more();
                 self.failures = self.failures.saturating_add(1);
-                wait(self.failures, interval, retry_max, told, chance())
+                wait(self.failures, interval, retry_max, told, fastrand::f64())
             }
             Round::Stopped(Stop::Person { hint, reason }) => {
                 if self.told != Some(hint) {
@@ -236,10 +235,4 @@ fn is_of_table(stop: &Stop) -> bool {
             Hint::Key | Hint::Address | Hint::Asleep | Hint::Unexplained => false,
         },
     }
-}
-
-/// A random number from 0.0 to 1.0.
-fn chance() -> f64 {
-    let draw = u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(0);
-    f64::from(draw) / f64::from(u32::MAX)
 }

@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 
+pub use encoding::content_encoding;
 use forward::drop_rows;
 pub use forward::{Forwarded, why_not_forwarded};
 pub use kind::{forbid_sniffing, is_searched};

@@ -179,7 +179,7 @@ impl Candidate {
 ///
 /// When there is none, with the reason.
 pub fn select(
-    strategy: &dyn Strategy,
+    strategy: &Strategy,
     candidates: impl Iterator<Item = Candidate> + Clone,
 ) -> Result<Choice, Blocked> {
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
@@ -286,7 +286,6 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::strategy::{FillFirst, MostRemaining};
     use super::*;
 
     const USABLE: Candidate = Candidate {
@@ -319,7 +318,7 @@ mod tests {
 
     #[track_caller]
     fn check(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
-        let chosen = select(&FillFirst, keys.iter().copied());
+        let chosen = select(Strategy::DEFAULT, keys.iter().copied());
         assert_eq!(chosen.map_err(|blocked| blocked.why), expected);
     }
 
@@ -338,7 +337,7 @@ mod tests {
             ..USABLE
         };
         let keys = [rich(1), Candidate { is_eligible: false, ..rich(9) }, rich(5)];
-        assert_eq!(select(&MostRemaining, keys.into_iter()), Ok(Choice::Use(2)));
+        assert_eq!(select(Strategy::named("most-remaining").unwrap(), keys.into_iter()), Ok(Choice::Use(2)));
     }
 
     #[test]
@@ -394,7 +393,7 @@ mod tests {
     #[test]
     fn what_comes_back_soon_is_waited_for_whatever_was_tried() {
         let waits = |keys: &[Candidate]| {
-            select(&FillFirst, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
+            select(Strategy::DEFAULT, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
         };
         let soon = resting(CooldownReason::Exhausted, 3_000);
         assert!(waits(&[soon]) && waits(&[TRIED, soon]));

@@ -1,9 +1,7 @@
-//! Strategies: which of the keys that can serve a request does.
+//! Strategies: which of the keys that can serve a request is used.
 //!
 //! A strategy is a pure ranking of candidates. Whether a key may serve, has enough credits and capacity
 //! is decided before it is ranked.
-
-use std::fmt::Debug;
 
 use super::units::UnixMs;
 
@@ -23,36 +21,23 @@ pub struct Traits {
     pub weight: u32,
 }
 
-/// A ranking of keys.
-pub trait Strategy: Debug + Sync {
+/// A ranking of keys: a row of [`STRATEGIES`].
+#[derive(Debug)]
+pub struct Strategy {
     /// The name in the configuration.
-    fn word(&self) -> &'static str;
-
+    pub name: &'static str,
     /// The rank of a key: the lowest is used, and of equal ranks the first in pool order. [`BEST`] ends
     /// the search.
-    fn rank(&self, key: &Traits) -> u64;
-
-    /// The lowest rank that any key can have while `turn` is the turn of the key that was selected last:
-    /// a key with this rank ends the search.
-    fn least(&self, turn: u64) -> u64 {
-        let _ = turn;
-        BEST
-    }
-
-    /// Whether it uses [`Traits::remaining`] or [`Traits::resets_at`].
-    fn counts_credits(&self) -> bool {
-        false
-    }
-
-    /// Whether it uses [`Traits::turn`], which must then be maintained.
-    fn takes_turns(&self) -> bool {
-        false
-    }
-
-    /// Whether it uses one key as long as that can serve, so that a change of the key is reported.
-    fn fills(&self) -> bool {
-        false
-    }
+    pub rank: fn(&Traits) -> u64,
+    /// The lowest rank that any key can have while the argument is the turn of the key that was selected
+    /// last: a key with this rank ends the search.
+    pub least: fn(u64) -> u64,
+    /// Whether the rank depends on [`Traits::remaining`] or [`Traits::resets_at`].
+    pub counts_credits: bool,
+    /// Whether the rank depends on [`Traits::turn`], which must then be maintained.
+    pub takes_turns: bool,
+    /// Whether one key is used as long as it can serve, so that a change of the key is reported.
+    pub fills: bool,
 }
 
 /// The lowest possible rank.
@@ -61,106 +46,67 @@ pub const BEST: u64 = 0;
 /// How far a key's turn advances for a request, with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first.
-pub static STRATEGIES: [&dyn Strategy; 5] =
-    [&FillFirst, &RoundRobin, &MostRemaining, &LeastRequests, &SoonestReset];
+/// All strategies, the default first. A new strategy is a row here, and a word in `config/keychoir.toml`.
+pub static STRATEGIES: [Strategy; 5] = [
+    // The first key in configured order that can serve, until it is refused or exhausted.
+    Strategy { name: "fill-first", rank: |_| BEST, fills: true, ..ANY },
+    // Weighted round robin.
+    Strategy {
+        name: "round-robin",
+        rank: |key| key.turn.saturating_add(1),
+        least: |turn| turn.saturating_add(1),
+        takes_turns: true,
+        ..ANY
+    },
+    // The key with the most credits left; keys with unknown limits come last.
+    Strategy {
+        name: "most-remaining",
+        rank: |key| key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2)),
+        counts_credits: true,
+        ..ANY
+    },
+    // The key whose workspace has the fewest requests in flight, relative to its weight. No rank is lower
+    // than that of an idle key, whatever the weights.
+    Strategy {
+        name: "least-requests",
+        rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),
+        ..ANY
+    },
+    // The key whose credits are reset first; keys with unknown dates come last.
+    Strategy {
+        name: "soonest-reset",
+        rank: |key| key.resets_at.map_or(u64::MAX, |at| at.0.max(1)),
+        counts_credits: true,
+        ..ANY
+    },
+];
 
-/// The first key in configured order that can serve, until it is refused or exhausted.
-#[derive(Debug)]
-pub struct FillFirst;
+/// The properties of most strategies.
+const ANY: Strategy = Strategy {
+    name: "",
+    rank: |_| BEST,
+    least: |_| BEST,
+    counts_credits: false,
+    takes_turns: false,
+    fills: false,
+};
 
-/// Weighted round robin.
-#[derive(Debug)]
-pub struct RoundRobin;
+impl Strategy {
+    /// The default strategy.
+    pub const DEFAULT: &'static Self = &STRATEGIES[0];
 
-/// The key with the most credits left; keys with unknown limits come last.
-#[derive(Debug)]
-pub struct MostRemaining;
-
-/// The key whose workspace has the fewest requests in flight, relative to its weight.
-#[derive(Debug)]
-pub struct LeastRequests;
-
-/// The key whose credits are reset first; keys with unknown dates come last.
-#[derive(Debug)]
-pub struct SoonestReset;
-
-impl Strategy for FillFirst {
-    fn word(&self) -> &'static str {
-        "fill-first"
-    }
-
-    fn rank(&self, _: &Traits) -> u64 {
-        BEST
-    }
-
-    fn fills(&self) -> bool {
-        true
-    }
-}
-
-impl Strategy for RoundRobin {
-    fn word(&self) -> &'static str {
-        "round-robin"
-    }
-
-    fn rank(&self, key: &Traits) -> u64 {
-        key.turn.saturating_add(1)
-    }
-
-    fn least(&self, turn: u64) -> u64 {
-        turn.saturating_add(1)
-    }
-
-    fn takes_turns(&self) -> bool {
-        true
-    }
-}
-
-impl Strategy for MostRemaining {
-    fn word(&self) -> &'static str {
-        "most-remaining"
-    }
-
-    fn rank(&self, key: &Traits) -> u64 {
-        key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2))
-    }
-
-    fn counts_credits(&self) -> bool {
-        true
-    }
-}
-
-impl Strategy for LeastRequests {
-    fn word(&self) -> &'static str {
-        "least-requests"
-    }
-
-    fn rank(&self, key: &Traits) -> u64 {
-        // No rank is lower than that of an idle key, whatever the weights.
-        u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1))
-    }
-}
-
-impl Strategy for SoonestReset {
-    fn word(&self) -> &'static str {
-        "soonest-reset"
-    }
-
-    fn rank(&self, key: &Traits) -> u64 {
-        key.resets_at.map_or(u64::MAX, |at| at.0.max(1))
-    }
-
-    fn counts_credits(&self) -> bool {
-        true
+    /// The strategy with that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        STRATEGIES.iter().find(|strategy| strategy.name == name)
     }
 }
 
 /// The position of the best of `keys`. `None` when there is none.
-pub fn best(strategy: &dyn Strategy, keys: impl Iterator<Item = (usize, Traits)>) -> Option<usize> {
+pub fn best(strategy: &Strategy, keys: impl Iterator<Item = (usize, Traits)>) -> Option<usize> {
     let mut best: Option<(u64, usize)> = None;
     for (position, key) in keys {
-        let rank = strategy.rank(&key);
+        let rank = (strategy.rank)(&key);
         if rank == BEST {
             return Some(position);
         }
@@ -196,56 +142,60 @@ mod tests {
         proptest::collection::vec(key, 1..12)
     }
 
-    fn chosen(strategy: &dyn Strategy, keys: &[Traits]) -> usize {
+    fn named(name: &str) -> &'static Strategy {
+        Strategy::named(name).unwrap()
+    }
+
+    fn chosen(strategy: &Strategy, keys: &[Traits]) -> usize {
         best(strategy, keys.iter().copied().enumerate()).unwrap()
     }
 
     proptest! {
         #[test]
         fn one_is_always_chosen(keys in keys()) {
-            for strategy in STRATEGIES {
+            for strategy in &STRATEGIES {
                 prop_assert!(chosen(strategy, &keys) < keys.len());
             }
         }
 
         #[test]
         fn fill_first_takes_the_first(keys in keys()) {
-            prop_assert_eq!(chosen(&FillFirst, &keys), 0);
+            prop_assert_eq!(chosen(named("fill-first"), &keys), 0);
         }
 
         #[test]
         fn round_robin_takes_the_earliest_turn(keys in keys()) {
-            let at = chosen(&RoundRobin, &keys);
+            let at = chosen(named("round-robin"), &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
         }
 
         #[test]
-        fn no_rank_is_below_the_least_and_nothing_else_is_looked_at(key in keys(), turn in 0..1_000_u64) {
-            for strategy in STRATEGIES {
+        fn no_rank_is_below_the_least_and_credits_count_only_where_declared(key in keys(), turn in 0..1_000_u64) {
+            for strategy in &STRATEGIES {
                 // A turn is never in the past.
                 let key = Traits { turn: key[0].turn.max(turn), ..key[0] };
-                prop_assert!(strategy.rank(&key) >= strategy.least(turn));
+                prop_assert!((strategy.rank)(&key) >= (strategy.least)(turn));
                 let broke = Traits { remaining: None, resets_at: None, ..key };
-                prop_assert!(strategy.counts_credits() || strategy.rank(&key) == strategy.rank(&broke));
+                prop_assert!(strategy.counts_credits || (strategy.rank)(&key) == (strategy.rank)(&broke));
             }
         }
 
         #[test]
         fn most_remaining_has_no_richer_one(keys in keys()) {
-            let at = chosen(&MostRemaining, &keys);
+            let at = chosen(named("most-remaining"), &keys);
             prop_assert!(keys.iter().all(|key| key.remaining <= keys[at].remaining));
         }
 
         #[test]
-        fn least_busy_has_no_less_busy_one(keys in keys()) {
-            let at = chosen(&LeastRequests, &keys);
+        fn least_requests_has_no_less_busy_one(keys in keys()) {
+            let at = chosen(named("least-requests"), &keys);
             let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
         }
 
         #[test]
         fn soonest_reset_has_none_that_expires_sooner(keys in keys()) {
-            let at = chosen(&SoonestReset, &keys);
+            let at = chosen(named("soonest-reset"), &keys);
             let when = |key: &Traits| key.resets_at.map_or(u64::MAX, |at| at.0);
             prop_assert!(keys.iter().all(|key| when(key) >= when(&keys[at])));
         }
@@ -253,14 +203,23 @@ mod tests {
 
     #[test]
     fn of_equals_the_first_is_chosen() {
-        for strategy in STRATEGIES {
+        for strategy in &STRATEGIES {
             assert_eq!(chosen(strategy, &[Traits { weight: 1, ..Traits::default() }; 3]), 0);
         }
     }
 
     #[test]
-    fn nobody_is_chosen_from_nobody() {
-        for strategy in STRATEGIES {
+    fn the_configuration_describes_every_strategy() {
+        let reference = include_str!("../../config/keychoir.toml");
+        for strategy in &STRATEGIES {
+            let name = strategy.name;
+            assert!(reference.contains(name), "config/keychoir.toml does not describe {name}");
+        }
+    }
+
+    #[test]
+    fn of_no_keys_none_is_chosen() {
+        for strategy in &STRATEGIES {
             assert_eq!(best(strategy, std::iter::empty()), None);
         }
     }

@@ -5,7 +5,6 @@ mod ask;
 mod conversations;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -145,7 +144,7 @@ impl<C: Connect> QuotaPoller<C> {
                 self.place(&asking, key, told, memory).await;
                 memory.asked_at.insert(print, clock::instant());
                 let now = clock::now();
-                let pause = next_poll_at(&look(&roster, key, told), settings.interval, chance(), now);
+                let pause = next_poll_at(&look(&roster, key, told), settings.interval, fastrand::f64(), now);
                 // A later poll can decide what lagging figures left open.
                 let decides = Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(POLL_PAUSE));
                 memory.due.insert(print, clock::instant() + decides.map_or(pause, |at| at.min(pause)));
@@ -333,9 +332,4 @@ fn look(roster: &Roster, key: &Key, told: PollOutcome) -> PollState {
         is_near_limit: roster.is_near_limit(&quota),
         resets_at: quota.resets_at,
     }
-}
-
-/// A random number from 0.0 to 1.0.
-fn chance() -> f64 {
-    (RandomState::new().hash_one(0_u8) % 1_000) as f64 / 1_000.0
 }

@@ -82,7 +82,7 @@ struct Month {
 }
 
 impl Month {
-    fn new(strategy: &'static dyn Strategy) -> Self {
+    fn new(strategy: &'static Strategy) -> Self {
         let entry = |(number, workspace): (usize, &usize)| KeyEntry {
             workspace: Some(format!("w{workspace}")),
             ..ApiKey::new(&format!("sk_month_{number}")).unwrap().into()
@@ -192,7 +192,7 @@ impl Month {
         }
     }
 
-    fn play(strategy: &'static dyn Strategy) -> Outcome {
+    fn play(strategy: &'static Strategy) -> Outcome {
         let mut month = Self::new(strategy);
         let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
         let mut now = BEGIN;
@@ -225,13 +225,13 @@ impl Account {
 fn a_month_with_every_strategy() {
     println!("{:16} served refused wasted waited expired", "strategy");
     let mut expired = Vec::new();
-    for strategy in STRATEGIES {
+    for strategy in &STRATEGIES {
         let outcome = Month::play(strategy);
         let Outcome { served, refused, wasted, waited, .. } = outcome;
-        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.word(), outcome.expired);
-        assert!(served > 3_000, "{}: {outcome:?}", strategy.word());
-        assert!(wasted * 20 <= served, "{}: {outcome:?}", strategy.word());
-        expired.push((strategy.word(), outcome.expired));
+        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.name, outcome.expired);
+        assert!(served > 3_000, "{}: {outcome:?}", strategy.name);
+        assert!(wasted * 20 <= served, "{}: {outcome:?}", strategy.name);
+        expired.push((strategy.name, outcome.expired));
     }
     let of = |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
     let fewest = expired.iter().map(|(_, credits)| *credits).min().unwrap();

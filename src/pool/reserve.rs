@@ -198,7 +198,7 @@ impl Pool {
                 continue;
             }
             let Some(lease) = Lease::take(self, key, request, stretches, now) else { continue };
-            if strategy.takes_turns() {
+            if strategy.takes_turns {
                 self.take_turn(key, turn);
             }
             let mut news = Vec::new();
@@ -231,7 +231,7 @@ impl Pool {
         if before == address || !is_usable(key) {
             return None;
         }
-        let stands_in = if roster.settings().strategy.fills() {
+        let stands_in = if roster.settings().strategy.fills {
             roster.keys()[..position].iter().any(is_usable)
         } else {
             roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == before && is_usable(key))
@@ -256,12 +256,12 @@ fn best_able(
     look: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
     let strategy = roster.settings().strategy;
-    let (least, counts_credits) = (strategy.least(turn), strategy.counts_credits());
+    let (least, counts_credits) = ((strategy.least)(turn), strategy.counts_credits);
     let mut best: Option<(u64, usize)> = None;
     let mut is_first = true;
     for (position, key) in roster.keys().iter().enumerate() {
         let quota = counts_credits.then(|| key.workspace().quota(now));
-        let rank = strategy.rank(&traits(key, quota.as_ref(), turn));
+        let rank = (strategy.rank)(&traits(key, quota.as_ref(), turn));
         let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
         // The first key is usually the one that serves. Keys in cooldown are skipped without examining
         // them in detail.
@@ -383,7 +383,7 @@ mod tests {
             restricted in prop::collection::btree_set(0_usize..9, 0..3),
             up_to in 0..3_usize,
         ) {
-            for strategy in STRATEGIES {
+            for strategy in &STRATEGIES {
                 let entries = (0..keys.len()).map(|number| {
                     ApiKey::new(&format!("sk_{number:04}_of_the_pool")).unwrap().into()
                 });

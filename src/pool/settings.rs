@@ -9,7 +9,7 @@ use crate::policy::strategy::Strategy;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The strategy that ranks the keys.
-    pub strategy: &'static dyn Strategy,
+    pub strategy: &'static Strategy,
     /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
     pub queue_timeout: Duration,
     /// Maximum number of queued requests.
@@ -67,7 +67,7 @@ impl Settings {
 impl Settings {
     /// Settings for tests of other modules, in which no cooldown ends within the test.
     pub(crate) const STILL: Self = Self {
-        strategy: &crate::policy::strategy::FillFirst,
+        strategy: crate::policy::strategy::Strategy::DEFAULT,
         queue_timeout: Duration::ZERO,
         max_queued: 0,
         near_limit_ratio: 0.8,

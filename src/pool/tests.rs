@@ -14,7 +14,7 @@ use crate::secret::ApiKey;
 
 const NOW: UnixMs = UnixMs(1_000_000);
 const SETTINGS: Settings = Settings {
-    strategy: &crate::policy::strategy::FillFirst,
+    strategy: crate::policy::strategy::Strategy::DEFAULT,
     queue_timeout: Duration::from_secs(60),
     max_queued: 100,
     near_limit_ratio: 0.8,

@@ -9,11 +9,12 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 
+use super::config::Limits;
 use super::misses::Misses;
 use super::request_meta::RequestMeta;
+use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{OwnershipUpdate, UsagePermit};
-use super::{Limits, Proxy};
 use crate::body::decode::decoded;
 use crate::body::inspect::BodyInspector;
 use crate::body::replay::Replay;

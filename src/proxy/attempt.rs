@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
-use super::Proxy;
 use super::permits::RequestPermits;
 use super::refusals::Conclusions;
 use super::request_meta::RequestMeta;
 use super::request_summary::RequestSummary;
 use super::retry_state::RetryState;
+use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
 use crate::body::relay::Ending;
@@ -26,7 +26,6 @@ use crate::elevenlabs::endpoint::Metering;
 use crate::elevenlabs::plan;
 use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
-use crate::policy::charge::ChargeOutcome;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::Source;
 use crate::policy::replay::Progress;
@@ -36,7 +35,6 @@ use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
-use charging::PendingCharge;
 
 /// Verdict when the client closed its connection before the end of the response.
 const CLIENT_LEFT: &str = "client_closed";
@@ -58,6 +56,23 @@ impl KeySource {
             Self::Client(_) => 0,
         }
     }
+}
+
+/// What is still to be charged to the client's quota when the attempt ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PendingCharge {
+    /// No response head has come yet: the provider may serve what was sent.
+    Answer,
+    /// No response head to a socket handshake has come yet; without one the provider serves
+    /// nothing.
+    Handshake,
+    /// A socket session was opened.
+    Session {
+        /// Whether the provider has served it.
+        is_served: bool,
+    },
+    /// Everything is charged.
+    Nothing,
 }
 
 /// The guard of a running attempt. It owns the lease of its key and the permit of its usage record,
@@ -312,23 +327,6 @@ impl Attempt {
             });
             (self.record.model, self.record.characters) = (asked.model, asked.characters);
         }
-    }
-
-    /// Charges the cost. The provider reports it in the response head, before the body: a response
-    /// whose body breaks off is probably charged all the same.
-    fn charge(&mut self, verdict: Verdict, told: Option<u64>, now: UnixMs) {
-        let expected = self.key_source.reserved();
-        let (credits, from) = match (told, verdict) {
-            (Some(told), _) => (told, CreditSource::Answer),
-            (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
-            (None, Verdict::Served | Verdict::ServerError) => (0, unknown(self.metering)),
-            (None, _) => (0, CreditSource::Free),
-        };
-        (self.record.credits, self.record.credits_from) = (credits, from);
-        let outcome = if verdict == Verdict::Served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
-        self.settle_quota(outcome, told, now);
-        self.due = PendingCharge::Nothing;
-        self.settle(credits, now);
     }
 
     fn settle(&mut self, credits: u64, now: UnixMs) {

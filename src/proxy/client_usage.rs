@@ -2,19 +2,21 @@
 //! loaded from the usage store at the start and kept when the configuration is reloaded. A request
 //! holds its part of them in a [`ClientPermit`].
 
+mod counters;
 mod permit;
 mod tallies;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::policy::charge::Billing;
 use crate::policy::client::{Client, ClientName, Clients};
-use crate::policy::client_quota::{Measure, Period, QuotaSpent};
+use crate::policy::client_quota::Period;
 use crate::policy::units::UnixMs;
+pub use counters::ClientLimitExceeded;
+pub(super) use counters::{ClientCounters, LimitRequest};
 pub(super) use permit::{ClientPermit, LatePrice};
 use tallies::Tallies;
 
@@ -35,32 +37,6 @@ pub struct ClientUsage {
     by_name: Arc<HashMap<ClientName, Arc<ClientCounters>>>,
     /// The origin of the rate limits' clock.
     origin: Instant,
-}
-
-/// The counters of one client.
-#[derive(Debug, Default)]
-pub(super) struct ClientCounters {
-    requests: Tallies,
-    credits: Tallies,
-    /// The time up to which its rate limit is used, see
-    /// [`Rate::book`](crate::policy::client_quota::Rate::book).
-    booked: AtomicU64,
-    under_way: AtomicU32,
-    /// The requests in progress whose price is unknown until their response.
-    unpriced: AtomicU32,
-}
-
-/// What a request needs of its client's limits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LimitRequest {
-    /// Whether the provider charges for it; free when the client brings its own key.
-    pub(super) billing: Billing,
-    /// Whether its response lets the client use the provider without the proxy.
-    pub(super) gives_access: bool,
-    /// Whether the client's quota is charged; false for a request with the client's own key.
-    pub(super) is_charged: bool,
-    /// Maximum requests in progress for a client without a limit of its own.
-    pub(super) max_concurrent: u32,
 }
 
 impl ClientUsage {
@@ -131,45 +107,6 @@ impl ClientUsage {
         }
         permit.count_ahead(now)?;
         Ok(permit)
-    }
-}
-
-/// Why a client's request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ClientLimitExceeded {
-    /// The client has its maximum of requests in progress.
-    #[error("the client has {max} requests under way")]
-    Concurrency {
-        /// The maximum of requests in progress.
-        max: u32,
-    },
-    /// The client has its maximum of requests of unknown price in progress.
-    #[error("the client has {max} requests of unknown price under way")]
-    Unpriced {
-        /// The maximum of such requests.
-        max: u32,
-    },
-    /// The client has reached its rate limit.
-    #[error("the client begins requests too fast")]
-    Rate {
-        /// The time until its next request is admitted.
-        wait: Duration,
-    },
-    /// The client's quota is used up, or has too little left for this request.
-    #[error(transparent)]
-    Spent(#[from] QuotaSpent),
-    /// The client has a quota, and the response would let it use the provider outside of that
-    /// quota.
-    #[error("the client has a quota and may not ask for direct access")]
-    DirectAccess,
-}
-
-impl ClientCounters {
-    fn tallies(&self, measure: Measure) -> &Tallies {
-        match measure {
-            Measure::Requests => &self.requests,
-            Measure::Credits => &self.credits,
-        }
     }
 }
 

@@ -13,7 +13,6 @@ use serde_json::json;
 
 use super::client_usage::ClientLimitExceeded;
 use super::request_limiter::Overloaded;
-use super::response_redaction::{BuffersFull, Unredacted};
 use super::usage::QueueFull;
 use crate::elevenlabs::affinity::Kind;
 use crate::elevenlabs::affinity::claim::TwoOwners;
@@ -25,9 +24,19 @@ use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
 use words::{
-    client_limit_response, owner_unavailable_response, two_owners_message, unavailable_response,
-    upstream_response,
+    ErrorResponse, client_limit_response, owner_unavailable_response, two_owners_message,
+    unavailable_response, upstream_response,
 };
+
+/// The response describes the owner of the key, and is not in a form that can be redacted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the answer describes the owner of the key and cannot be redacted")]
+pub struct Unredacted;
+
+/// The response must be read before it is relayed, and the buffer budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory is left to read the answer before it goes on")]
+pub struct BuffersFull;
 
 /// Why a request gets an error response of the proxy.
 #[derive(Debug, thiserror::Error)]
@@ -100,17 +109,6 @@ pub enum ProxyError {
     /// The upstream sent no response.
     #[error("{0}")]
     Upstream(#[from] SendError),
-}
-
-/// The content of an error response.
-struct ErrorResponse {
-    http: StatusCode,
-    /// The provider's name of the error, which SDKs and apps check.
-    status: &'static str,
-    /// The proxy's own stable error code.
-    code: &'static str,
-    message: String,
-    retry_after_s: Option<u64>,
 }
 
 /// The methods for the `Allow` header: the named ones that are proxied.

@@ -10,18 +10,21 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
-use super::account_affinity::{AccountAffinity, OwnershipRecorder};
+use super::account_affinity::AccountAffinity;
 use super::attempt::Attempt;
+use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
 use super::head::{look_up, strip};
 use super::relay::{ResponseBody, ours, relay};
+use super::reply::{ProxyResponse, UpstreamReply};
+use super::request_context::RequestContext;
 use super::request_meta::{self, RequestMeta};
 use super::request_summary::RequestSummary;
 use super::response_redaction::ResponseRedaction;
 use super::retry_state::RetryState;
-use super::socket::{FirstMessageAuth, Handshake, Socket};
+use super::socket::{FirstMessageAuth, Handshake};
+use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
-use super::{Limits, Proxy, RuntimeConfig};
 use crate::body::replay::{Replay, Slow};
 use crate::elevenlabs::request_body;
 use crate::policy::client::{self, Caller};
@@ -31,35 +34,6 @@ use crate::policy::replay::{Decision, Progress, decide};
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
-
-/// The result of a request: an HTTP response, and for a switched connection its socket session.
-pub struct ProxyResponse<C> {
-    /// The response for the client: the provider's, or one of the proxy's own.
-    pub answer: Response<ResponseBody>,
-    /// The session that takes over the connection when the response is a 101.
-    pub socket: Option<Socket<C>>,
-}
-
-/// The provider's reply to a request: a response to relay, or an accepted socket handshake.
-pub(super) enum UpstreamReply<C> {
-    Response {
-        answer: Box<UpstreamResponse>,
-        attempt: Box<Attempt>,
-        /// Reads owned identifiers from the body while it is relayed.
-        ownership: Option<OwnershipRecorder>,
-    },
-    Socket(Box<Handshake<C>>),
-}
-
-/// A request that is sent with keys of the pool: all that its attempts need.
-#[derive(Debug)]
-pub(super) struct RequestContext {
-    pub(super) config: Arc<RuntimeConfig>,
-    pub(super) meta: RequestMeta,
-    pub(super) retry: RetryState,
-    pub(super) head: UpstreamRequestHead,
-    pub(super) body: Replay<Incoming>,
-}
 
 impl<C: Connect> Proxy<C> {
     /// Serves a request: relays the provider's response, or returns an error response of the proxy.
@@ -71,7 +45,8 @@ impl<C: Connect> Proxy<C> {
     pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
         let mut log = AccessLog::begin(&request, &self.meters);
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
-            return introduction.begin(request, log);
+            let (answer, session) = introduction.begin(request, log);
+            return ProxyResponse::unauthenticated(answer, session);
         }
         let found = self.find_reply(request, &mut log.summary).await;
         match found {
@@ -81,7 +56,10 @@ impl<C: Connect> Proxy<C> {
                 let buffers = &self.config.load().limits.buffers;
                 ProxyResponse::of(relay(*answer, attempt, ownership, log, buffers))
             }
-            Ok(UpstreamReply::Socket(opened)) => opened.begin(log),
+            Ok(UpstreamReply::Socket(opened)) => {
+                let (answer, session) = opened.begin(log);
+                ProxyResponse::switched(answer, session)
+            }
             Err(error) => ProxyResponse::of(ours(&error, log)),
         }
     }
@@ -223,7 +201,7 @@ impl<C: Connect> Proxy<C> {
                     summary.record_retry(attempt.failed_over());
                     lease = next;
                 }
-                Err(unavailable) => return Ok((result?.or_ours(retry, unavailable)?, key, attempt)),
+                Err(unavailable) => return Ok((retry.last_response(result?, unavailable)?, key, attempt)),
             }
         }
     }
@@ -267,10 +245,4 @@ async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<()
         Err(Slow::Trickles) => SendErrorKind::ClientSlow(body_min_rate.bytes_per_second),
     };
     Err(SendError { progress: Progress::Unsent, kind })
-}
-
-impl<C> ProxyResponse<C> {
-    pub(super) fn of(answer: Response<ResponseBody>) -> Self {
-        Self { answer, socket: None }
-    }
 }

@@ -14,7 +14,6 @@ use super::access_log::AccessLog;
 use super::account_affinity::OwnershipRecorder;
 use super::attempt::Attempt;
 use super::error::ProxyError;
-use super::response_redaction::encoding;
 use super::upstream_response::UpstreamResponse;
 use crate::body::budget::{BufferBudget, BufferShare};
 use crate::body::decode::codings;
@@ -78,7 +77,7 @@ pub(super) fn relay(
     let share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
     let inspected = Inspect::new(body, ownership, bytes_max, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
-    let codings = codings(encoding(&head.headers).as_deref());
+    let codings = codings(headers::content_encoding(&head.headers).as_deref());
     let relay =
         Relay::new(Redacted::coded(inspected, redactor, codings, buffers), Settlement { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))

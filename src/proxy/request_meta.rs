@@ -7,8 +7,8 @@ use std::time::Duration;
 use http::Method;
 use hyper::body::Incoming;
 
-use super::Limits;
 use super::client_usage::{ClientLimitExceeded, ClientUsage, LimitRequest};
+use super::config::Limits;
 use super::error::ProxyError;
 use super::permits::RequestPermits;
 use super::request_limiter::RequestPermit;

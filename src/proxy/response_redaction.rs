@@ -1,26 +1,25 @@
 //! Redacts responses to clients of the pool: removes keys wherever they are echoed, and the
 //! description of the owner of the key that was used.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, Method};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use super::Limits;
-use super::error::ProxyError;
+use super::config::Limits;
+use super::error::{BuffersFull, ProxyError, Unredacted};
 use super::upstream_response::UpstreamResponse;
 use crate::body::decode::decoded;
 use crate::body::redacted::redact_headers;
 use crate::elevenlabs::endpoint::Endpoint;
 use crate::elevenlabs::socket::readdressed;
 use crate::elevenlabs::user_data;
-use crate::policy::headers::is_searched;
+use crate::policy::headers::{content_encoding, is_searched};
 use crate::secret::Redactor;
 use crate::upstream::UpstreamRequestHead;
 
@@ -65,16 +64,6 @@ impl ResponseRedaction {
         self.redactor.clone()
     }
 }
-
-/// The response describes the owner of the key, and is not in a form that can be redacted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the answer describes the owner of the key and cannot be redacted")]
-pub struct Unredacted;
-
-/// The response must be read before it is relayed, and the buffer budget is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory is left to read the answer before it goes on")]
-pub struct BuffersFull;
 
 /// Maximum size of a description of an owner; the provider's is about 2 KB.
 const OWNER_BYTES_MAX: usize = 1024 * 1024;
@@ -146,7 +135,7 @@ impl UpstreamResponse {
         if whole.is_empty() {
             return Ok(());
         }
-        let text = decoded(&whole, encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
+        let text = decoded(&whole, content_encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
         let shown = match text.and_then(|text| user_data::redacted(&text)) {
             Some(shown) => shown,
             // For an error, the status is all that a client can act upon.
@@ -161,7 +150,7 @@ impl UpstreamResponse {
     /// The whole body, decoded, if it arrives within its limits of size and time.
     async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
         let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await?;
-        decoded(&whole, encoding(&self.head.headers).as_deref(), bytes_max)
+        decoded(&whole, content_encoding(&self.head.headers).as_deref(), bytes_max)
     }
 
     async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
@@ -177,12 +166,4 @@ impl UpstreamResponse {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
         self.body.replace(Bytes::from(text));
     }
-}
-
-/// The declared content encodings; several header lines form one list (RFC 9110, section 5.3).
-pub(super) fn encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    let mut lines =
-        headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));
-    let first = lines.next()?;
-    Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
 }

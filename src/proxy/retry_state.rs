@@ -5,17 +5,18 @@
 //! retry policy.
 
 use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
 
 use super::account_affinity::AccountAffinity;
+use super::config::Limits;
 use super::error::ProxyError;
 use super::refusals::{Conclusions, RefusalContext, Refusals};
+use super::state::Proxy;
+use super::upstream_response::UpstreamResponse;
 use super::usage::OwnershipUpdate;
-use super::{Limits, Proxy};
 use crate::body::replay::Replay;
 use crate::clock;
 use crate::elevenlabs::affinity::claim::TwoOwners;
@@ -26,6 +27,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::Source;
 use crate::policy::key_state::KeyState;
 use crate::policy::replay::{Effect, Facts, Progress};
+use crate::policy::replay::{LastWord, last_word};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
 use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
@@ -349,6 +351,34 @@ impl RetryState {
         }
     }
 
+    /// Chooses between the last response and an error of the proxy when no key is left to try.
+    ///
+    /// # Errors
+    ///
+    /// The error of the proxy.
+    pub(super) fn last_response(
+        &self,
+        answer: Box<UpstreamResponse>,
+        unavailable: Unavailable,
+    ) -> Result<Box<UpstreamResponse>, ProxyError> {
+        // Every key was tried, and the last one was refused as invalid, or for the cost.
+        let unavailable = match (answer.verdict, unavailable) {
+            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(answer),
+            (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
+                return Ok(answer);
+            }
+            (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
+            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
+                self.exhausted()
+            }
+            (_, unavailable) => unavailable,
+        };
+        match last_word(answer.verdict, unavailable) {
+            LastWord::Theirs => Ok(answer),
+            LastWord::Ours => Err(self.refusal(unavailable)),
+        }
+    }
+
     /// Ends the attempts; the affinity then records ownership from the response.
     pub(super) fn into_affinity(self) -> AccountAffinity {
         self.affinity
@@ -410,7 +440,6 @@ impl RetryState {
     /// so that retries of many requests do not arrive at once.
     pub(super) async fn pause(&mut self, pause: Duration) {
         self.blameless_replays += 1;
-        let chance = RandomState::new().hash_one(self.attempts) % 1_000;
-        tokio::time::sleep(pause + pause.mul_f64(chance as f64 / 1_000.0)).await;
+        tokio::time::sleep(pause + pause.mul_f64(fastrand::f64())).await;
     }
 }

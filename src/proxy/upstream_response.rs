@@ -6,17 +6,13 @@ use http::response::Parts;
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::Limits;
-use super::error::ProxyError;
-use super::response_redaction::encoding;
-use super::retry_state::RetryState;
+use super::config::Limits;
 use crate::body::decode::decoded;
 use crate::body::peek::Peeked;
 use crate::clock;
 use crate::elevenlabs::refusal::{ErrorBody, classify, classify_unreadable, is_body_needed};
-use crate::policy::replay::{LastWord, last_word};
+use crate::policy::headers::content_encoding;
 use crate::policy::retry_after::retry_after;
-use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
 use crate::secret::Redactor;
 use crate::upstream::{AnswerBody, SendError};
@@ -62,7 +58,7 @@ impl UpstreamResponse {
         } = *limits;
         let reading = Box::pin(Peeked::read(body, error_body_bytes_max, error_body_max, Some(buffers)));
         let (body, whole) = reading.await;
-        let encoding = encoding(&head.headers);
+        let encoding = content_encoding(&head.headers);
         let readable =
             whole.and_then(|whole| decoded(&whole, encoding.as_deref(), limits.max_error_body_size));
         let said = readable.map(|text| ErrorBody::read(&text));
@@ -79,29 +75,5 @@ impl UpstreamResponse {
     /// Whether the connection was switched to another protocol, as the request asked.
     pub(super) fn is_switched(&self) -> bool {
         self.head.status == StatusCode::SWITCHING_PROTOCOLS
-    }
-
-    /// Chooses between this response and an error of the proxy when no key is left to try.
-    pub(super) fn or_ours(
-        self: Box<Self>,
-        retry: &RetryState,
-        unavailable: Unavailable,
-    ) -> Result<Box<Self>, ProxyError> {
-        // Every key was tried, and the last one was refused as invalid, or for the cost.
-        let unavailable = match (self.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if retry.is_refused_itself() => return Ok(self),
-            (Verdict::InvalidKey | Verdict::WrongHost, _) if retry.is_refused_repeatedly() => {
-                return Ok(self);
-            }
-            (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
-            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
-                retry.exhausted()
-            }
-            (_, unavailable) => unavailable,
-        };
-        match last_word(self.verdict, unavailable) {
-            LastWord::Theirs => Ok(self),
-            LastWord::Ours => Err(retry.refusal(unavailable)),
-        }
     }
 }

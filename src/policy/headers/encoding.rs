@@ -1,8 +1,11 @@
-//! Restricts `Accept-Encoding` to the encodings that can be decoded here.
+//! The encodings of bodies: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that
+//! can be decoded here.
 //!
 //! A refusal in another encoding could not be classified, and a key echoed in it could not be redacted.
 
-use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
+use std::borrow::Cow;
+
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 
 /// The codings that `body::decode` supports.
 const READABLE: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
@@ -17,6 +20,15 @@ const USUAL: [(&str, &str); 4] = [
     ("gzip, deflate, br, zstd", "gzip, deflate"),
     ("gzip", "gzip"),
 ];
+
+/// The declared content encodings; several header lines form one list (RFC 9110, section 5.3).
+#[must_use]
+pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut lines =
+        headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
+}
 
 /// Removes from `Accept-Encoding` the codings that cannot be decoded here. The others keep their order
 /// and weights; `*` becomes gzip and deflate. A client that accepts none of them is served without a

@@ -696,7 +696,7 @@ proptest! {
         strategy in 0..STRATEGIES.len(),
         steps in prop::collection::vec(step(), 1..60).prop_map(Steps),
     ) {
-        let settings = Settings { strategy: STRATEGIES[strategy], ..BRISK };
+        let settings = Settings { strategy: &STRATEGIES[strategy], ..BRISK };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.unwrap().block_on(async { History::new(settings).play(steps.0).await })?;
     }

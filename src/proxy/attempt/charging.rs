@@ -1,30 +1,31 @@
 //! Charges the client's quota for an attempt: by the response, or without one by whether a byte was
 //! sent.
 
-use super::Attempt;
+use super::{Attempt, PendingCharge, unknown};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::proxy::usage::CreditSource;
 
-/// What is still to be charged to the client's quota when the attempt ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PendingCharge {
-    /// No response head has come yet: the provider may serve what was sent.
-    Answer,
-    /// No response head to a socket handshake has come yet; without one the provider serves
-    /// nothing.
-    Handshake,
-    /// A socket session was opened.
-    Session {
-        /// Whether the provider has served it.
-        is_served: bool,
-    },
-    /// Everything is charged.
-    Nothing,
-}
-
 impl Attempt {
+    /// Charges the cost. The provider reports it in the response head, before the body: a response
+    /// whose body breaks off is probably charged all the same.
+    pub(super) fn charge(&mut self, verdict: Verdict, told: Option<u64>, now: UnixMs) {
+        let expected = self.key_source.reserved();
+        let (credits, from) = match (told, verdict) {
+            (Some(told), _) => (told, CreditSource::Answer),
+            (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
+            (None, Verdict::Served | Verdict::ServerError) => (0, unknown(self.metering)),
+            (None, _) => (0, CreditSource::Free),
+        };
+        (self.record.credits, self.record.credits_from) = (credits, from);
+        let outcome = if verdict == Verdict::Served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
+        self.settle_quota(outcome, told, now);
+        self.due = PendingCharge::Nothing;
+        self.settle(credits, now);
+    }
+
     /// Charges the client's quota, and adds the charge to the usage record.
     pub(super) fn settle_quota(&mut self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) {
         let taken = self.permits.client().settle(outcome, reported, now);

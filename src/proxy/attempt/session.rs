@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::charging::PendingCharge;
-use super::{Attempt, KeySource, unknown};
+use super::{Attempt, KeySource, PendingCharge, unknown};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Lease};
-use crate::proxy::Conversation;
+use crate::proxy::conversation::Conversation;
 use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
 

@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::counters::{ClientCounters, ClientLimitExceeded, LimitRequest};
 use super::tallies::Counted;
-use super::{ClientCounters, ClientLimitExceeded, LimitRequest};
 use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, Measure, QuotaSpent};
 use crate::policy::units::UnixMs;

@@ -4,8 +4,10 @@ use std::sync::atomic::AtomicU64;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::charge::Billing;
 use crate::policy::charge::{Charge, ChargeOutcome};
 use crate::policy::client::{AnonymousAccess, Rules};
+use crate::policy::client_quota::Measure;
 use crate::policy::client_quota::{ClientQuota, QuotaShortfall, Rate};
 use crate::secret::TokenFingerprint;
 

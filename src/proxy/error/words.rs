@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::ErrorResponse;
 use crate::elevenlabs::affinity::Kind;
 use crate::elevenlabs::affinity::claim::TwoOwners;
 use crate::policy::client_quota::{QuotaShortfall, QuotaSpent};
@@ -13,6 +12,17 @@ use crate::policy::select::Unavailable;
 use crate::policy::units::{Grouped, UnixMs};
 use crate::proxy::client_usage::ClientLimitExceeded;
 use crate::upstream::{SendError, SendErrorKind};
+
+/// The content of an error response.
+pub(super) struct ErrorResponse {
+    pub(super) http: StatusCode,
+    /// The provider's name of the error, which SDKs and apps check.
+    pub(super) status: &'static str,
+    /// The proxy's own stable error code.
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) retry_after_s: Option<u64>,
+}
 
 /// The message for an empty pool, as the contract words it.
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";

@@ -11,7 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
-use super::ending::{Ending, Side};
+use super::session_end::{SessionEnd, SessionSide};
 use crate::body::budget::BufferShare;
 use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 
@@ -80,10 +80,10 @@ impl ReadBuffer {
     }
 
     /// How the client ended the session: by a close, or by a violation.
-    pub(super) fn ending(&self) -> Option<Ending> {
+    pub(super) fn ending(&self) -> Option<SessionEnd> {
         self.end().map(|end| match end {
-            StreamEnd::Closed { code } => Ending::ClientClosed { code },
-            StreamEnd::Violated(violation) => Ending::Violated(violation, Side::Client),
+            StreamEnd::Closed { code } => SessionEnd::ClientClosed { code },
+            StreamEnd::Violated(violation) => SessionEnd::Violated(violation, SessionSide::Client),
         })
     }
 
@@ -111,7 +111,7 @@ impl ReadBuffer {
         cx: &mut Context<'_>,
         client: &mut R,
         ahead: &mut ReadAhead<'_>,
-    ) -> Poll<Ending>
+    ) -> Poll<SessionEnd>
     where
         R: AsyncRead + Unpin,
     {
@@ -120,13 +120,13 @@ impl ReadBuffer {
                 return Poll::Ready(ending);
             }
             if self.bytes.len() > ahead.bytes_max {
-                return Poll::Ready(Ending::Violated(Violation::TooLarge, Side::Client));
+                return Poll::Ready(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
             }
             if !ahead.share.cover(ahead.beside + self.bytes.capacity()) {
-                return Poll::Ready(Ending::NoMemory);
+                return Poll::Ready(SessionEnd::NoMemory);
             }
             if ready!(self.poll_read(cx, client)) == Read::Gone {
-                return Poll::Ready(Ending::ClientLeft);
+                return Poll::Ready(SessionEnd::ClientLeft);
             }
         }
     }
@@ -136,7 +136,7 @@ impl ReadBuffer {
         &mut self,
         client: &mut R,
         mut ahead: ReadAhead<'_>,
-    ) -> Ending {
+    ) -> SessionEnd {
         poll_fn(|cx| self.poll_watch(cx, client, &mut ahead)).await
     }
 

@@ -4,114 +4,33 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
+use super::close_frames::{MASK, POLICY, put_close, put_refusal};
 use super::session::Session;
+use super::session_end::SessionEnd;
 use super::upstream_to_client::UpstreamToClient;
-use crate::elevenlabs::socket::Dialect;
-use crate::policy::frame::{Head, Opcode, Violation, close_payload, mask};
-use crate::policy::verdict::Verdict;
 use crate::upstream::Connect;
-
-/// Why a session has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// The provider has sent a close frame and closed its connection.
-    Closed,
-    /// The client has disconnected.
-    ClientLeft,
-    /// The provider has disconnected without a close frame.
-    UpstreamBroke,
-    /// The program shuts down, and the drain timeout is over.
-    Cut,
-    /// Nothing was received for the idle timeout.
-    Idle,
-    /// The session has reached its maximum duration.
-    Old,
-    /// The client has used its credit quota.
-    Spent,
-    /// The buffer budget is used up.
-    NoMemory,
-    /// The client has closed while the session waited for something else.
-    ClientClosed {
-        /// The close code; 1005 when the close frame had none.
-        code: u16,
-    },
-    /// That side sent something that is not accepted.
-    Violated(Violation, Side),
-}
-
-/// One side of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The client.
-    Client,
-    /// The provider.
-    Upstream,
-}
-
-impl Ending {
-    /// The close code and reason for the client and for the provider; `None` when both sides know.
-    pub(super) fn told(self) -> Option<[(u16, &'static str); 2]> {
-        match self {
-            Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
-            Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
-            Self::Violated(violation, Side::Client) => Some([violation.close(), (1001, "")]),
-            Self::Violated(violation, Side::Upstream) => Some([violation.close(); 2]),
-            Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
-            Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
-            Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
-            Self::NoMemory => {
-                Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
-            }
-            Self::Spent => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
-        }
-    }
-
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Closed => Verdict::Served.word(),
-            Self::ClientLeft | Self::ClientClosed { .. } => "client_closed",
-            Self::Violated(Violation::TooLarge, Side::Client) => "message_too_large",
-            Self::Violated(_, Side::Client) => "protocol_error",
-            Self::Violated(_, Side::Upstream) => "upstream_protocol_error",
-            Self::UpstreamBroke => "upstream_reset",
-            Self::Cut => "shutdown",
-            Self::Idle => "idle",
-            Self::Old => "max_duration",
-            Self::Spent => "client_quota_exceeded",
-            Self::NoMemory => "buffers_full",
-        }
-    }
-}
-
-/// The close code of a refusal.
-const POLICY: u16 = 1008;
 
 /// Maximum time for sending the last frames and for the end of the connection.
 pub(super) const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// A constant mask: the close frame under it contains nothing that needs an unpredictable one.
-const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
-
 impl<C: Connect> Session<C> {
     /// Sends close frames to both sides, and writes the usage record and the access log.
-    pub(super) async fn end<S>(mut self: Box<Self>, ending: Ending, mut client: S)
+    pub(super) async fn end<S>(mut self: Box<Self>, ending: SessionEnd, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         // When the client or the provider has sent a close frame, a disconnect before the other
         // side's close frame is a normal end.
-        let is_one_gone = matches!(ending, Ending::ClientLeft | Ending::UpstreamBroke);
+        let is_one_gone = matches!(ending, SessionEnd::ClientLeft | SessionEnd::UpstreamBroke);
         let was_said = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
-        let ending = if is_one_gone && was_said { Ending::Closed } else { ending };
+        let ending = if is_one_gone && was_said { SessionEnd::Closed } else { ending };
         let word = match (self.refusal, ending) {
             (Some(verdict), _) => verdict.word(),
-            (None, Ending::UpstreamBroke) if !self.upstream_to_client.is_served() => "no_response",
+            (None, SessionEnd::UpstreamBroke) if !self.upstream_to_client.is_served() => "no_response",
             (None, ending) => ending.word(),
         };
         let passed = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];
@@ -138,7 +57,7 @@ impl<C: Connect> Session<C> {
         // Releases the key, the place in the wait queue and the usage record before the last frames
         // are sent.
         drop((attempt, log, speaking, pooled));
-        if ending == Ending::UpstreamBroke {
+        if ending == SessionEnd::UpstreamBroke {
             // A broken stream must not look like a clean end: the connection is dropped without a
             // close frame.
             return;
@@ -150,7 +69,7 @@ impl<C: Connect> Session<C> {
             Frames { downwards, to_client, .. } = down;
             match told_client {
                 _ if !is_whole => {}
-                (POLICY, why) if ending == Ending::Spent && !downwards.is_in_message() => {
+                (POLICY, why) if ending == SessionEnd::Spent && !downwards.is_in_message() => {
                     put_refusal(&mut to_client.bytes, dialect, ending.word(), why);
                 }
                 told => put_close(&mut to_client.bytes, told, None),
@@ -210,40 +129,4 @@ pub(super) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(to_client: &mut 
     };
     // A client that is gone, or does not close in time, is not waited for.
     let _ = timeout(LAST_WORDS_MAX, last_words).await;
-}
-
-/// Adds an error of the proxy in the provider's form: a message and a close. The field that names
-/// the kind of message in the socket's protocol stands beside those of text-to-speech errors.
-pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
-    let mut told = json!({ "message": message, "error": code, "code": POLICY });
-    match dialect {
-        Dialect::Transcription => told["message_type"] = "quota_exceeded".into(),
-        Dialect::Agent => told["type"] = "error".into(),
-        Dialect::Speech
-        | Dialect::SpeechContexts
-        | Dialect::Dialogue
-        | Dialect::DialogueContexts
-        | Dialect::Unknown
-        | Dialect::Foreign => {}
-    }
-    put(out, Opcode::Text, told.to_string().as_bytes(), None);
-    put_close(out, (POLICY, message), None);
-}
-
-/// Adds a close frame; for 1005, which stands for no code, one without a payload.
-pub(super) fn put_close(out: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
-    const NONE: u16 = 1005;
-    let payload = if code == NONE { Vec::new() } else { close_payload(code, reason) };
-    put(out, Opcode::Close, &payload, masked);
-}
-
-/// Adds a complete frame.
-pub(super) fn put(out: &mut BytesMut, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) {
-    let length = payload.len() as u64;
-    Head { is_final: true, reserved: 0, opcode, mask: masked, length }.write(out);
-    let from = out.len();
-    out.extend_from_slice(payload);
-    if let Some(masked) = masked {
-        mask(&mut out[from..], masked, 0);
-    }
 }

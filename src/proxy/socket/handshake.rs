@@ -10,21 +10,21 @@ use http::{Extensions, Response};
 use http_body_util::Full;
 
 use super::session::{PooledSession, Session, SessionStart};
-use super::{Socket, SocketKind};
 use crate::body::redacted::redact_headers;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers;
 use crate::policy::replay::Progress;
 use crate::proxy::access_log::AccessLog;
 use crate::proxy::attempt::Attempt;
+use crate::proxy::config::RuntimeConfig;
 use crate::proxy::error::ProxyError;
-use crate::proxy::exchange::{ProxyResponse, RequestContext};
 use crate::proxy::relay::{REQUEST_ID, ResponseBody};
+use crate::proxy::request_context::RequestContext;
 use crate::proxy::request_meta::RequestMeta;
 use crate::proxy::response_redaction::ResponseRedaction;
+use crate::proxy::state::Proxy;
 use crate::proxy::upstream_response::UpstreamResponse;
 use crate::proxy::usage::UsagePermit;
-use crate::proxy::{Proxy, RuntimeConfig};
 use crate::upstream::{SendError, SendErrorKind, Switched};
 
 /// The provider's 101 response, and the data to start the session.
@@ -102,7 +102,7 @@ impl<C> Handshake<C> {
     }
 
     /// The 101 response to the client, with the session that follows it.
-    pub(in crate::proxy) fn begin(self, log: AccessLog) -> ProxyResponse<C> {
+    pub(in crate::proxy) fn begin(self, log: AccessLog) -> (Response<ResponseBody>, Box<Session<C>>) {
         let Self { mut head, start } = self;
         headers::strip_switched(&mut head.headers);
         head.extensions = Extensions::new();
@@ -110,8 +110,7 @@ impl<C> Handshake<C> {
             head.headers.entry(REQUEST_ID).or_insert(id);
         }
         let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
-        let session = Box::new(Session::opened(start, log));
-        ProxyResponse { answer, socket: Some(Socket(SocketKind::Session(session))) }
+        (answer, Box::new(Session::opened(start, log)))
     }
 
     /// The session for a client that has received its 101 already.

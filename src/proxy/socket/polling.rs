@@ -8,76 +8,22 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::SocketLimits;
 use super::buffers::{READ_BYTES, Read, ReadAhead};
 use super::client_to_upstream::ClientMessage;
-use super::ending::{Ending, Side};
-use super::session::{PooledSession, Session, SessionEvent};
+use super::poll_order::Direction;
+use super::session::{Session, SessionEvent};
+use super::session_end::{SessionEnd, SessionSide};
 use crate::clock;
 use crate::elevenlabs::socket::Dialect;
-use crate::policy::client_quota::Measure;
 use crate::policy::frame::{StreamEnd, Violation};
+use crate::proxy::socket_limits::SocketLimits;
 use crate::upstream::Connect;
 
 /// Maximum reads of one direction before the other has its turn: 128 KiB.
 const READS_PER_TURN: u32 = 8;
-/// Maximum events in a row before the timers are polled and other tasks run: one read can contain
-/// thousands of small messages.
-const EVENTS_PER_TURN: u32 = 64;
 /// Maximum bytes that are read from a client while the provider accepts none, so that a disconnect
 /// is noticed.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-
-/// The order of the directions, and the events since the last wait.
-#[derive(Debug, Default)]
-pub(super) struct PollOrder {
-    /// Whether the provider's direction was polled first the last time.
-    was_down_first: bool,
-    /// Events since the session last waited.
-    events: u32,
-}
-
-/// A direction of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    /// From the client to the provider.
-    Up,
-    /// From the provider to the client.
-    Down,
-}
-
-impl PollOrder {
-    /// Counts an event; returns whether timers and other tasks have their turn now.
-    fn is_over(&mut self) -> bool {
-        self.events += 1;
-        let is_over = self.events > EVENTS_PER_TURN;
-        if is_over {
-            self.events = 0;
-        }
-        is_over
-    }
-
-    /// The order for this poll: the direction that was second is first.
-    fn next(&mut self) -> [Direction; 2] {
-        self.was_down_first = !self.was_down_first;
-        if self.was_down_first { [Direction::Down, Direction::Up] } else { [Direction::Up, Direction::Down] }
-    }
-
-    /// Resets the count, because nothing more is ready.
-    fn waits(&mut self) {
-        self.events = 0;
-    }
-}
-
-/// Whether the client's credit quota may end such a session while it runs. Where text is charged,
-/// each text is checked before it is forwarded instead.
-pub(super) fn quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
-    let has_quota = pooled.is_some_and(|PooledSession { request: context, .. }| {
-        let allowance = context.retry.rules().allowance;
-        allowance.is_some_and(|allowance| allowance.measure == Measure::Credits)
-    });
-    has_quota && dialect.is_read() && !dialect.is_spoken()
-}
 
 impl<C: Connect> Session<C> {
     pub(super) fn poll_event<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<SessionEvent>
@@ -104,7 +50,7 @@ impl<C: Connect> Session<C> {
             }
         }
         if !self.takes_memory_or_lets_go() {
-            return Poll::Ready(SessionEvent::Over(Ending::NoMemory));
+            return Poll::Ready(SessionEvent::Over(SessionEnd::NoMemory));
         }
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
@@ -171,7 +117,7 @@ impl<C: Connect> Session<C> {
     fn take_up(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
-            return Some(SessionEvent::Over(Ending::Spent));
+            return Some(SessionEvent::Over(SessionEnd::Spent));
         }
         let taken = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
         self.keep_opening(0);
@@ -209,7 +155,7 @@ impl<C: Connect> Session<C> {
                 None
             }
             Read::Some | Read::Dropped => None,
-            Read::Gone => Some(SessionEvent::Over(Ending::ClientLeft)),
+            Read::Gone => Some(SessionEvent::Over(SessionEnd::ClientLeft)),
         })
     }
 
@@ -220,7 +166,7 @@ impl<C: Connect> Session<C> {
     {
         for _ in 0..READS_PER_TURN {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
-                return Poll::Ready(Some(SessionEvent::Over(Ending::ClientLeft)));
+                return Poll::Ready(Some(SessionEvent::Over(SessionEnd::ClientLeft)));
             }
             if let Some(told) =
                 self.upstream_to_client.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
@@ -231,7 +177,10 @@ impl<C: Connect> Session<C> {
                 continue;
             }
             if let Some(violation) = self.from_upstream.violation() {
-                return Poll::Ready(Some(SessionEvent::Over(Ending::Violated(violation, Side::Upstream))));
+                return Poll::Ready(Some(SessionEvent::Over(SessionEnd::Violated(
+                    violation,
+                    SessionSide::Upstream,
+                ))));
             }
             let read = self.from_upstream.poll_read(cx, &mut self.upstream);
             if read.is_pending() {
@@ -244,9 +193,9 @@ impl<C: Connect> Session<C> {
                 }
                 Read::Dropped => {}
                 Read::Gone if self.upstream_to_client.has_closed() => {
-                    return Poll::Ready(Some(SessionEvent::Over(Ending::Closed)));
+                    return Poll::Ready(Some(SessionEvent::Over(SessionEnd::Closed)));
                 }
-                Read::Gone => return Poll::Ready(Some(SessionEvent::Over(Ending::UpstreamBroke))),
+                Read::Gone => return Poll::Ready(Some(SessionEvent::Over(SessionEnd::UpstreamBroke))),
             }
         }
         Poll::Ready(None)
@@ -259,7 +208,7 @@ impl<C: Connect> Session<C> {
             let now = clock::instant();
             if self.quota_check_at.is_some_and(|at| at <= now) {
                 if !self.may_spend() {
-                    return Poll::Ready(SessionEvent::Over(Ending::Spent));
+                    return Poll::Ready(SessionEvent::Over(SessionEnd::Spent));
                 }
                 self.quota_check_at = Some(now + bounds.quota_check_interval);
             }
@@ -300,9 +249,9 @@ impl<C: Connect> Session<C> {
         let quiet_at = self.attempt.has_place().then(|| self.speech.quiet_at(quiet_max)).flatten();
         [
             (quiet_at, TimerEvent::Quiet),
-            (closing_at, TimerEvent::End(Ending::Closed)),
-            (is_idle.then(|| self.moved_at + idle_max), TimerEvent::End(Ending::Idle)),
-            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), TimerEvent::End(Ending::Old)),
+            (closing_at, TimerEvent::End(SessionEnd::Closed)),
+            (is_idle.then(|| self.moved_at + idle_max), TimerEvent::End(SessionEnd::Idle)),
+            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), TimerEvent::End(SessionEnd::Old)),
         ]
     }
 }
@@ -311,7 +260,7 @@ impl<C: Connect> Session<C> {
 #[derive(Clone, Copy)]
 enum TimerEvent {
     Quiet,
-    End(Ending),
+    End(SessionEnd),
 }
 
 impl TimerEvent {
@@ -324,32 +273,12 @@ impl TimerEvent {
 }
 
 fn violated(violation: Violation) -> SessionEvent {
-    SessionEvent::Over(Ending::Violated(violation, Side::Client))
+    SessionEvent::Over(SessionEnd::Violated(violation, SessionSide::Client))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_direction_that_always_has_an_event_is_first_every_other_time_only() {
-        let mut turns = PollOrder::default();
-        let firsts: Vec<Direction> = (0..4).map(|_| turns.next()[0]).collect();
-        assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);
-        assert!((0..4).all(|_| turns.next()[0] != turns.next()[0]));
-    }
-
-    #[test]
-    fn events_without_an_end_leave_a_turn_to_others() {
-        let mut turns = PollOrder::default();
-        for _ in 0..3 {
-            let events = (0..).take_while(|_| !turns.is_over()).count();
-            assert_eq!(events, EVENTS_PER_TURN as usize);
-        }
-        assert!(!turns.is_over());
-        turns.waits();
-        assert_eq!((0..).take_while(|_| !turns.is_over()).count(), EVENTS_PER_TURN as usize);
-    }
 
     /// Both directions and the timers are polled within tokio's budget of a task: a resource that
     /// is polled after the budget is used up returns pending, even if it is ready.

@@ -1,94 +1,16 @@
 //! The billable text of a session: it needs a concurrency slot while speech is generated, credits
 //! for its characters, and the account that owns the resources it names.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use super::session::{PooledSession, Session};
+use super::speech_permit::Given;
 use crate::clock;
-use crate::elevenlabs::socket::{Dialect, SpokenText, audio_bytes_per_second, brings_token};
+use crate::elevenlabs::socket::{SpokenText, brings_token};
 use crate::policy::replay::Progress;
-use crate::policy::select::Unavailable;
 use crate::pool::Reserved;
 use crate::telemetry::announce;
 use crate::upstream::Connect;
-
-/// The result of a reservation: a lease, or why there is none.
-pub(super) type Given = Result<Reserved, Unavailable>;
-
-/// The text and audio of a session so far, and the reservation that it waits for.
-pub(super) struct SpeechPermit {
-    /// Characters that were forwarded.
-    characters: u64,
-    /// Characters that were forwarded or wait for a key.
-    asked: u64,
-    /// Bytes per second of the audio to transcribe.
-    audio_bytes_per_second: u64,
-    is_spoken: bool,
-    /// When text was last sent, or data last received from the provider.
-    sounded_at: Option<Instant>,
-    /// The reservation for a message that is held until it completes.
-    waiting: Option<Pin<Box<dyn Future<Output = Given> + Send>>>,
-}
-
-impl SpeechPermit {
-    pub(super) fn new(dialect: Dialect, audio_format: Option<&str>) -> Self {
-        Self {
-            characters: 0,
-            asked: 0,
-            audio_bytes_per_second: audio_bytes_per_second(audio_format),
-            is_spoken: dialect.is_spoken(),
-            sounded_at: None,
-            waiting: None,
-        }
-    }
-
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    /// Cancels the reservation; returns whether there was one.
-    pub(super) fn stop_waiting(&mut self) -> bool {
-        self.waiting.take().is_some()
-    }
-
-    pub(super) fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
-        let Some(waiting) = &mut self.waiting else { return Poll::Pending };
-        let given = ready!(waiting.as_mut().poll(cx));
-        self.waiting = None;
-        Poll::Ready(given)
-    }
-
-    /// Records that a concurrency slot is taken for text that may follow.
-    pub(super) fn claimed(&mut self, now: Instant) {
-        self.sounded_at.get_or_insert(now);
-    }
-
-    /// Records data from the provider.
-    pub(super) fn sounded(&mut self, now: Instant) {
-        if self.sounded_at.is_some() {
-            self.sounded_at = Some(now);
-        }
-    }
-
-    /// When the session counts as idle, if the provider sends nothing more.
-    pub(super) fn quiet_at(&self, quiet_max: Duration) -> Option<Instant> {
-        self.sounded_at.map(|at| at + quiet_max)
-    }
-
-    /// Characters of text that were forwarded.
-    pub(super) fn characters(&self) -> u64 {
-        self.characters
-    }
-
-    /// The duration of that many bytes of audio.
-    pub(super) fn length_of(&self, audio_bytes: u64) -> Duration {
-        Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
-    }
-}
 
 impl<C: Connect> Session<C> {
     /// Whether the client's credit quota covers all text so far, with the message that waits. Its

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::buffers::ReadBuffer;
 use super::client_to_upstream::{ClientMessage, ClientToUpstream};
-use super::ending::put;
+use super::close_frames::put;
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::elevenlabs::socket::{Dialect, MessageKind, SpokenText};
 use crate::policy::frame::{self, Head, Opcode, Sender, Violation, check_close};

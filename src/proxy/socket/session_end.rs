@@ -1,0 +1,77 @@
+//! Why a session has ended, and what each side is sent and the access log says about it.
+
+use super::close_frames::POLICY;
+use crate::policy::frame::Violation;
+use crate::policy::verdict::Verdict;
+
+/// Why a session has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionEnd {
+    /// The provider has sent a close frame and closed its connection.
+    Closed,
+    /// The client has disconnected.
+    ClientLeft,
+    /// The provider has disconnected without a close frame.
+    UpstreamBroke,
+    /// The program shuts down, and the drain timeout is over.
+    Cut,
+    /// Nothing was received for the idle timeout.
+    Idle,
+    /// The session has reached its maximum duration.
+    Old,
+    /// The client has used its credit quota.
+    Spent,
+    /// The buffer budget is used up.
+    NoMemory,
+    /// The client has closed while the session waited for something else.
+    ClientClosed {
+        /// The close code; 1005 when the close frame had none.
+        code: u16,
+    },
+    /// That side sent something that is not accepted.
+    Violated(Violation, SessionSide),
+}
+
+/// One side of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionSide {
+    /// The client.
+    Client,
+    /// The provider.
+    Upstream,
+}
+
+impl SessionEnd {
+    /// The close code and reason for the client and for the provider; `None` when both sides know.
+    pub(super) fn told(self) -> Option<[(u16, &'static str); 2]> {
+        match self {
+            Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
+            Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
+            Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (1001, "")]),
+            Self::Violated(violation, SessionSide::Upstream) => Some([violation.close(); 2]),
+            Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
+            Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
+            Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
+            Self::NoMemory => {
+                Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
+            }
+            Self::Spent => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
+        }
+    }
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Closed => Verdict::Served.word(),
+            Self::ClientLeft | Self::ClientClosed { .. } => "client_closed",
+            Self::Violated(Violation::TooLarge, SessionSide::Client) => "message_too_large",
+            Self::Violated(_, SessionSide::Client) => "protocol_error",
+            Self::Violated(_, SessionSide::Upstream) => "upstream_protocol_error",
+            Self::UpstreamBroke => "upstream_reset",
+            Self::Cut => "shutdown",
+            Self::Idle => "idle",
+            Self::Old => "max_duration",
+            Self::Spent => "client_quota_exceeded",
+            Self::NoMemory => "buffers_full",
+        }
+    }
+}
