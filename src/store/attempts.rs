@@ -12,8 +12,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
 
+use super::columns::{moment, whole};
 use super::outbox::{self, Mirrored};
-use super::rows::{moment, whole};
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::retention::{first_id, hour_of};
 use crate::policy::units::UnixMs;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use super::attempts::{self, migration};
+use super::columns::moment;
 use super::database::Database;
-use super::rows::moment;
 use super::{Settings, owners};
 use crate::policy::retention::oldest_kept;
 use crate::policy::units::UnixMs;

@@ -11,6 +11,7 @@ mod read;
 mod report;
 mod schema;
 
+mod columns;
 mod database;
 mod maintenance;
 mod names;

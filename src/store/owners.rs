@@ -8,7 +8,7 @@ mod log;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::rows::moment;
+use super::columns::moment;
 use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};

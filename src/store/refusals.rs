@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::rows::{moment, whole};
+use super::columns::{moment, whole};
 use super::source::StoredSource;
 use crate::elevenlabs::affinity::Tag;
 use crate::elevenlabs::endpoint::Route;

@@ -3,6 +3,7 @@
 
 use rusqlite::{ToSql, Transaction, TransactionBehavior};
 
+use super::columns::{moment, whole};
 use super::database::Database;
 use super::outbox::{self, Mirrored};
 use super::{attempts, evidence, owners};
@@ -78,14 +79,4 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
     ];
     statement.execute(columns.as_slice())?;
     Ok(())
-}
-
-/// A time as a column stores it, in Unix milliseconds.
-pub(super) fn moment(at: UnixMs) -> i64 {
-    whole(at.0)
-}
-
-/// Converts to SQLite's signed integers.
-pub(super) fn whole(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, Rename, RowName};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::store::rows::moment;
+use crate::store::columns::moment;
 
 /// Runs a command of the mirror. The sender may have been dropped.
 pub(in crate::store) fn answer(

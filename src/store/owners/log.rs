@@ -9,7 +9,7 @@ use crate::elevenlabs::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;
-use crate::store::rows::moment;
+use crate::store::columns::moment;
 
 /// Maximum changes per row: when a row at the limit is trimmed, the remainder is packed again.
 const CHANGES_MAX: usize = 1_024;
