@@ -68,7 +68,7 @@ use Subject::{
 
 /// The catalogue, with the status of each refusal. The accounts are on a paid plan, so a text that
 /// is too long for one is too long for all.
-const REFUSALS: [(&str, u16, Subject); 83] = [
+static REFUSALS: [(&str, u16, Subject); 83] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
@@ -420,7 +420,7 @@ async fn check_catalogue(strategy: &str, routes: &[Route]) {
     let cases = routes.iter().flat_map(|route| {
         let scopes = [Scope::First, Scope::All].into_iter();
         scopes.flat_map(move |scope| {
-            REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+            REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
                 strategy,
                 order,
                 stage: "",
@@ -482,7 +482,7 @@ const LONG: usize = 400;
 async fn a_refusal_is_the_same_whenever_it_comes() {
     let (strategy, order) = STRATEGIES[0];
     let cases = STAGES.into_iter().flat_map(|stage| {
-        REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+        REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
             strategy,
             order,
             stage,

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ struct ThreadName {
 impl Service for ThreadName {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
         match request.uri().path() {
             "/panic" => panic!("this request panics on purpose"),
             "/hold" => {

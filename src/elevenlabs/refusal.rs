@@ -18,7 +18,7 @@ use http::StatusCode;
 use crate::policy::verdict::{Refusal, Verdict};
 
 pub use body::ErrorBody;
-pub(crate) use row::Meaning;
+pub(crate) use row::RefusalMeaning;
 pub use row::{Example, Form};
 pub(crate) use table::{examples, meaning};
 

@@ -4,6 +4,7 @@
 //! property: client credentials are stripped before anything is sent, and a key is reserved before
 //! it is used.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -36,14 +37,19 @@ use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
 impl<C: Connect> Proxy<C> {
-    /// Serves a request: relays the provider's response, or returns an error response of the proxy.
+    /// Serves a request of the client at `peer`: relays the provider's response, or returns an error response
+    /// of the proxy.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the current attempt: its connection is closed, its key is released,
     /// and its usage record is written.
-    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
-        let mut log = AccessLog::begin(&request, &self.meters);
+    pub async fn exchange(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> ProxyResponse<C> {
+        let mut log = AccessLog::begin(&request, peer, &self.meters);
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
             let (answer, session) = introduction.begin(request, log);
             return ProxyResponse::unauthenticated(answer, session);
@@ -74,17 +80,19 @@ impl<C: Connect> Proxy<C> {
     pub fn admit(
         &self,
         request: &mut Request<Incoming>,
+        peer: Option<IpAddr>,
     ) -> Result<RequestOrigin, Box<Response<ResponseBody>>> {
         let config = self.config.load();
         if let Some(target) = without_base(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
         if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, &self.meters))));
+            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, peer, &self.meters))));
         }
         let asks_for_tokens = config.clients.are_known();
-        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers())
-            .map_err(|rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, &self.meters))))
+        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers()).map_err(
+            |rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, peer, &self.meters))),
+        )
     }
 
     pub(super) async fn find_reply(
@@ -123,21 +131,27 @@ impl<C: Connect> Proxy<C> {
         self.retry_budget.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
-        affinity
-            .resolve(&roster, &self.owners, &self.misses, &body, || self.list_affinity.of(&meta.client))
-            .await?;
-        let ownership_permit =
-            if affinity.may_record(&endpoint) { Some(self.usage.permit().await?) } else { None };
-        await_short_body(&body, limits).await?;
+        let home = || self.list_affinity.of(&meta.client);
+        summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, home)).await?;
+        let ownership_permit = if affinity.may_record(&endpoint) {
+            Some(summary.waiting(self.usage.permit()).await?)
+        } else {
+            None
+        };
+        summary.waiting(await_short_body(&body, limits)).await?;
         let span = meta.estimate_timeout(limits.cost_estimate_timeout);
-        let mut key_request =
-            meta.estimate_cost(&endpoint, &upstream_head, &body, &self.pool.models(), span).await;
+        let models = self.pool.models();
+        let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, span);
+        let mut key_request = summary.waiting(estimate).await;
         meta.reserve_credits(&key_request, limits)?;
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, affinity.names());
         let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
         retry.find_restrictions(&self.pool);
-        let lease = self.reserve(&mut retry).await.map_err(|unavailable| retry.refusal(unavailable))?;
+        let lease = summary
+            .waiting(self.reserve(&mut retry))
+            .await
+            .map_err(|unavailable| retry.refusal(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
         let (answer, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
@@ -174,7 +188,7 @@ impl<C: Connect> Proxy<C> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
-            let usage_permit = self.usage.permit().await?;
+            let usage_permit = summary.waiting(self.usage.permit()).await?;
             // 6. Send: the only place where the key is added to the request.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
@@ -196,7 +210,7 @@ impl<C: Connect> Proxy<C> {
                 }
             }
             attempt.release();
-            match self.reserve(retry).await {
+            match summary.waiting(self.reserve(retry)).await {
                 Ok(next) => {
                     summary.record_retry(attempt.failed_over());
                     lease = next;
@@ -217,7 +231,7 @@ impl<C: Connect> Proxy<C> {
         body: &Replay<Incoming>,
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
-        let usage_permit = self.usage.permit().await?;
+        let usage_permit = summary.waiting(self.usage.permit()).await?;
         let sending = body.attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
         // The request is never sent again, so its body is not buffered.

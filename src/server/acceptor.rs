@@ -119,6 +119,15 @@ impl Accepted {
         }
     }
 
+    /// The address of the client; a client on a Unix socket has none.
+    pub(super) fn peer(&self) -> Option<net::IpAddr> {
+        match self {
+            // A client that has closed its connection already has no address.
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Binds the stream to the current runtime.
     pub(super) fn register(self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {

@@ -242,7 +242,7 @@ async fn respond<S: Service>(
 ) -> Result<Response<CountedBody<S::Body>>, Infallible> {
     // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
     let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
-    let Reply { mut answer, session } = service.answer(request).await;
+    let Reply { mut answer, session } = service.answer(request, state.peer()).await;
     let counters = state.counters().clone();
     counters.phase().begin_response();
     if let Some((session, slot)) = session.zip(upgrade_slot) {

@@ -1,6 +1,7 @@
 //! The state of one connection: whether a request has come yet, whether one is under way, and since when the
 //! connection waits for a request head.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ const MIN_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// The state of one connection. Only the connection's own task changes it, so there is no contention.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
+    peer: Option<IpAddr>,
     began: Instant,
     /// Milliseconds from `began` to the moment since which a head is awaited.
     waits_since: AtomicU64,
@@ -49,8 +51,9 @@ const BUSY: u64 = u64::MAX;
 impl ConnectionState {
     /// A connection that is about to be opened and to send its first request. `requests` counts those under
     /// way.
-    pub(super) fn new(requests: Tasks) -> Arc<Self> {
+    pub(super) fn new(requests: Tasks, peer: Option<IpAddr>) -> Arc<Self> {
         Arc::new(Self {
+            peer,
             began: clock::instant(),
             waits_since: AtomicU64::new(BUSY),
             read_before: AtomicU64::new(0),
@@ -67,6 +70,11 @@ impl ConnectionState {
     /// Counts the imminent request, and later ones, among the `requests` of another worker.
     pub(super) fn move_to(&self, requests: Tasks) {
         *self.requests() = Requests::expecting(requests);
+    }
+
+    /// The address of the client.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.peer
     }
 
     /// The byte counters of its stream.

@@ -20,6 +20,7 @@ mod write_timeout;
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,8 +142,13 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of its responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Returns the response to one request.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
+    /// Returns the response to one request. `peer` is the address of the client; a client on a Unix socket has
+    /// none.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
 /// ConnectionLimits the open connections of all listeners; a clone shares the limit.
@@ -205,6 +211,17 @@ const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 
 /// The future that opens a connection.
 type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
+
+/// A connection that a worker is to serve.
+enum Assignment<'a> {
+    /// It was accepted just now.
+    New {
+        /// The address of the client.
+        peer: Option<IpAddr>,
+    },
+    /// It was served by another worker before.
+    Moved(&'a Arc<ConnectionState>),
+}
 
 /// Serves the connections of all listeners.
 #[derive(Debug)]
@@ -276,12 +293,13 @@ impl<S: Service> Server<S> {
     fn assign(self: &Arc<Self>, accepted: Accepted, permit: OwnedSemaphorePermit, tls: Tls) {
         let Some(number) = self.worker_pool.least_loaded() else { return };
         let headers_timeout = self.limits.request_headers_timeout;
+        let peer = accepted.peer();
         // Boxed, so that it takes no memory once the stream is open.
         let opening = Box::pin(async move {
             let stream = register(accepted)?;
             tls.open(stream, headers_timeout).await.map(IdleConnection::from)
         });
-        self.serve_on(number, opening, None, self.connection_limiter.admit(permit));
+        self.serve_on(number, opening, Assignment::New { peer }, self.connection_limiter.admit(permit));
     }
 
     /// Spawns the task that serves a connection on a worker: a new one, or one that has moved with its state.
@@ -289,15 +307,15 @@ impl<S: Service> Server<S> {
         self: &Arc<Self>,
         number: usize,
         opening: Opening,
-        moved: Option<&Arc<ConnectionState>>,
+        assignment: Assignment<'_>,
         permit: ConnectionPermit,
     ) {
         let Some(worker) = self.worker_pool.worker(number) else { return };
         let (service, drain) = (worker.service.clone(), Arc::clone(&worker.drain));
         let requests = drain.requests.clone();
-        let state = match moved {
-            None => ConnectionState::new(requests),
-            Some(state) => {
+        let state = match assignment {
+            Assignment::New { peer } => ConnectionState::new(requests, peer),
+            Assignment::Moved(state) => {
                 state.move_to(requests);
                 Arc::clone(state)
             }
@@ -335,7 +353,7 @@ impl<S: Service> Server<S> {
             Ok(moving) => {
                 let opening =
                     async move { Some(IdleConnection { stream: Either::Left(register(moving)?), early }) };
-                self.serve_on(target, Box::pin(opening), Some(state), permit.take()?);
+                self.serve_on(target, Box::pin(opening), Assignment::Moved(state), permit.take()?);
             }
             Err(error) => debug!("a connection ended on its way to another worker: {error}"),
         }

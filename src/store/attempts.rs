@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::columns::{moment, whole};
 use super::outbox::{self, Mirrored};
 use crate::elevenlabs::endpoint::Route;
+use crate::policy::outcome::Outcome;
 use crate::policy::retention::{first_id, hour_of};
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
@@ -90,7 +91,7 @@ struct CommonColumns<'a> {
     route: Route,
     model: Option<&'a str>,
     status: Option<u16>,
-    verdict: &'static str,
+    outcome: Outcome,
     credits_from: CreditSource,
 }
 
@@ -127,7 +128,7 @@ impl<'a> CommonColumns<'a> {
             route: attempt.route,
             model: attempt.model.as_deref(),
             status: attempt.status,
-            verdict: attempt.verdict,
+            outcome: attempt.outcome,
             credits_from: attempt.credits_from,
         }
     }
@@ -200,7 +201,7 @@ impl<'t> Insert<'t> {
                 route,
                 &attempt.model.as_deref(),
                 &attempt.status,
-                &attempt.verdict,
+                &attempt.outcome.word(),
                 &attempt.credits_from.word(),
             ];
             self.bind_from(row * COLUMNS + 1, columns)?;

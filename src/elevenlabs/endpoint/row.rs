@@ -45,12 +45,12 @@ pub(super) struct EndpointRow {
     methods: Methods,
     /// Paths without the version. `{id}` is any segment, and `**` at the end any number of segments.
     paths: &'static [&'static str],
-    facts: Facts,
+    facts: EndpointFacts,
 }
 
 /// The properties of a request. A property that is unknown, or false, is left to the next row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
+pub(super) struct EndpointFacts {
     /// What a request generates, for which it is charged.
     pub(super) operation: Option<Operation>,
     /// The protocol of its messages.
@@ -71,7 +71,7 @@ pub(super) struct Facts {
     pub(super) adds_voice: bool,
 }
 
-const NO_FACTS: Facts = Facts {
+const NO_FACTS: EndpointFacts = EndpointFacts {
     operation: None,
     socket: None,
     permissions: None,
@@ -136,7 +136,7 @@ impl EndpointRow {
     }
 }
 
-impl Facts {
+impl EndpointFacts {
     fn add(&mut self, row: &Self) {
         self.operation = self.operation.or(row.operation);
         self.socket = self.socket.or(row.socket);
@@ -157,7 +157,7 @@ struct Pattern {
     /// Whether it also matches longer paths.
     is_prefix: bool,
     methods: Methods,
-    facts: &'static Facts,
+    facts: &'static EndpointFacts,
 }
 
 /// The code of any segment in a pattern, and of a segment that is no literal in a path.
@@ -193,7 +193,7 @@ impl Pattern {
 
 /// What the table knows about a request with one of these methods. `codes` are the codes of its first
 /// segments after the version, at most [`MAX_SEGMENTS`] of `count`.
-pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> Facts {
+pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
     let mut facts = NO_FACTS;
     let patterns = codes.first().and_then(|root| INDEX.get(usize::from(*root)));
     for pattern in patterns.into_iter().flatten() {
@@ -212,6 +212,7 @@ pub(super) fn is_root(literal: Literal) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elevenlabs::endpoint::Route;
 
     #[test]
     fn the_paths_of_the_table_are_written_in_known_literals() {
@@ -232,6 +233,15 @@ mod tests {
         for path in ROWS.iter().flat_map(|row| row.paths) {
             let root = path.split('/').next().unwrap();
             assert!(whole(root), "{root}/** has no row");
+        }
+    }
+
+    /// A path that the table names is a label of its own in metrics.
+    #[test]
+    fn every_path_of_the_table_is_a_documented_route() {
+        for path in ROWS.iter().flat_map(|row| row.paths).filter(|path| !path.ends_with("/**")) {
+            let route = |version: &str| Route::read(&format!("/{version}/{path}")).is_documented();
+            assert!(route("v1") || route("v2"), "routes.txt lacks {path}");
         }
     }
 

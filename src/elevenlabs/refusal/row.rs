@@ -20,7 +20,7 @@ pub(crate) struct RefusalRow {
     /// A body has none of these words.
     pub(super) without: Words,
     /// What the refusal means.
-    pub(crate) meaning: Meaning,
+    pub(crate) meaning: RefusalMeaning,
     /// Responses with these words, for the simulator and for the tests of the table.
     pub(crate) examples: &'static [Example],
 }
@@ -46,7 +46,7 @@ pub(super) enum Statuses {
 
 /// What a refusal means. The figures, times and names of a verdict are read from the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Meaning {
+pub(crate) enum RefusalMeaning {
     KeyQuota,
     WorkspaceQuota,
     /// Slots, when the sentence has no figures of credits.
@@ -110,7 +110,7 @@ pub(super) const fn has(has: &'static [&'static str]) -> Words {
 }
 
 /// A row for bodies with any of these words.
-pub(super) const fn row(any: Words, meaning: Meaning) -> RefusalRow {
+pub(super) const fn row(any: Words, meaning: RefusalMeaning) -> RefusalRow {
     RefusalRow { statuses: Statuses::Any, any, and: NO_WORDS, without: NO_WORDS, meaning, examples: &[] }
 }
 
@@ -191,7 +191,7 @@ impl RefusalRow {
 /// The sentence that names a missing permission, before its name.
 pub(super) const MISSING_PERMISSION: &str = "is missing the permission ";
 
-impl Meaning {
+impl RefusalMeaning {
     fn verdict(self, body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
         Some(match self {
             Self::KeyQuota => Verdict::KeyQuota(shortfall(body)),

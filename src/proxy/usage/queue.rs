@@ -347,6 +347,7 @@ mod tests {
     use super::*;
     use crate::elevenlabs::endpoint::Route;
     use crate::policy::client::ClientName;
+    use crate::policy::outcome::Outcome;
     use crate::policy::units::UnixMs;
     use crate::proxy::{CreditSource, QuotaCharge};
 
@@ -367,7 +368,7 @@ mod tests {
             method: Method::GET,
             route: Route::read("/v1/voices"),
             status: Some(200),
-            verdict: "served",
+            outcome: Outcome::Served,
             request_bytes: 0,
             response_bytes: 0,
             model: None,

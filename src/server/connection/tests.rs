@@ -4,6 +4,7 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
 
 use std::future::pending;
+use std::net::IpAddr;
 
 use super::super::IDLE_AFTER;
 use super::super::ending::FIRST_REQUEST_TIMEOUT;
@@ -34,7 +35,7 @@ struct Echo;
 impl Service for Echo {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
         let mut answer = Response::new(Full::new(Bytes::from_static(b"answer")));
         let wants_upgrade = request.headers().contains_key(UPGRADE);
         if request.method() == Method::PUT {
@@ -61,7 +62,7 @@ impl Service for Echo {
 /// Serves the stream that `opening` yields, and always stays on this worker.
 fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
     let opening = async { opening.await.map(IdleConnection::from) };
-    let (state, drain) = (ConnectionState::new(drain.requests.clone()), Arc::new(drain.clone()));
+    let (state, drain) = (ConnectionState::new(drain.requests.clone(), None), Arc::new(drain.clone()));
     Tasks::new().spawn(serve(opening, state, Echo, LIMITS, drain, |connection, _| Some(connection)));
 }
 

@@ -7,7 +7,7 @@
 
 use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
-use crate::elevenlabs::refusal::{Example, Form, Meaning, examples, meaning};
+use crate::elevenlabs::refusal::{Example, Form, RefusalMeaning, examples, meaning};
 
 /// The subject of a refusal, as far as WebSockets distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ impl Family {
     /// The family of an example.
     pub(in crate::simulator) fn of(example: &Example) -> Self {
         match meaning(example) {
-            Some(Meaning::WorkspaceQuota | Meaning::KeyQuota) => Self::Quota,
-            Some(Meaning::InvalidKey | Meaning::WrongHost) => Self::Key,
+            Some(RefusalMeaning::WorkspaceQuota | RefusalMeaning::KeyQuota) => Self::Quota,
+            Some(RefusalMeaning::InvalidKey | RefusalMeaning::WrongHost) => Self::Key,
             Some(_) | None => Self::Other,
         }
     }
