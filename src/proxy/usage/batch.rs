@@ -1,6 +1,6 @@
 //! The contents of the queue between the requests and the usage store.
 
-use super::{AttemptRecord, OwnershipUpdate};
+use super::record::{AttemptRecord, OwnershipUpdate};
 
 /// Usage records and ownership changes.
 #[derive(Debug, Default)]

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{AttemptRecord, OwnershipUpdate, UsageBatch};
+use super::batch::UsageBatch;
+use super::record::{AttemptRecord, OwnershipUpdate};
 
 /// The number of records that are queued, or taken and neither written nor lost. Cheap to clone.
 #[derive(Clone, Debug, Default)]
