@@ -105,10 +105,10 @@ impl<C: Connect> Conversations<C> {
         let key = Arc::clone(conversation.key());
         announce(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
         self.meters.priced(credits);
-        let price = conversation.priced(credits);
+        let record = conversation.priced(credits);
         // A usage store that is closed has logged it already.
         if let Ok(permit) = self.usage.permit().await {
-            permit.price(&price);
+            permit.write(record);
         }
     }
 }
