@@ -1,7 +1,7 @@
 //! The processor time that usage records add to a proxied request: in the writing thread, and on
 //! the request's path. Starts the simulator and two proxies, one with a database file and one with
 //! `--ephemeral`, drives a fixed rate through them in turns, and reads from /proc the time of the
-//! proxy, and of its thread `books`. The part of the path is measured separately.
+//! proxy, and of its thread `usage-store`. The part of the path is measured separately.
 //!
 //! ```text
 //! cargo bench --bench books
@@ -95,7 +95,14 @@ fn main() {
     println!("on a request's way (a place, its record, the queue): {path:.2}");
     println!(
         "{:<8}{:<11}{:>9}{:>24}{:>24}{:>9}{:>9}{:>9}",
-        "request", "books in", "driven/s", "all threads", "thread `books`", "share", "wakes/s", "p99 ms"
+        "request",
+        "records in",
+        "driven/s",
+        "all threads",
+        "thread `usage-store`",
+        "share",
+        "wakes/s",
+        "p99 ms"
     );
     for (name, request) in [("GET", get()), ("TTS", speech())] {
         // The first requests open connections and files.
@@ -148,13 +155,12 @@ fn path() -> f64 {
     let client = ClientName::new("local");
     let mut took = Duration::ZERO;
     runtime.block_on(async {
-        let mut spare = Vec::new();
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for _ in 0..RECORDS {
                 let place = books.permit().await.unwrap();
                 let started_at = UnixMs(1_796_000_000_000);
-                place.write(&AttemptRecord {
+                place.write(AttemptRecord {
                     id: AttemptRecord::name(started_at),
                     request_id: Arc::clone(&request_id),
                     number: 1,
@@ -176,13 +182,13 @@ fn path() -> f64 {
                     quota: QuotaCharge::default(),
                     first_byte: Some(Duration::from_millis(1)),
                     total: Duration::from_millis(1),
+                    is_price: false,
                 });
             }
             took += began.elapsed();
-            let mut taken = Vec::new();
-            queue.take(&mut taken, &mut spare);
-            assert_eq!(taken.iter().map(|sheet| sheet.rows().len()).sum::<usize>(), RECORDS);
-            spare.extend(taken.into_iter().map(UsageBatch::cleared));
+            let mut taken = UsageBatch::default();
+            queue.take(&mut taken);
+            assert_eq!(taken.attempts.len(), RECORDS);
         }
     });
     took.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
@@ -298,8 +304,8 @@ impl Used {
         let books = fs::read_dir(format!("{}/task", house.process()))
             .unwrap()
             .map(|task| task.unwrap().path())
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "books"))
-            .expect("the thread of the books");
+            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "usage-store"))
+            .expect("the thread of the usage store");
         // In nanoseconds, while the whole process is counted in ticks.
         let schedule = fs::read_to_string(books.join("schedstat")).unwrap();
         let status = fs::read_to_string(books.join("status")).unwrap();

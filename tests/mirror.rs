@@ -347,9 +347,33 @@ fn plain_digest(key: &str) -> String {
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Converts the database to version 8 of its schema, and Supabase accordingly.
+/// The tables of attempts of the schema versions 7 to 11.
+const EARLIER_ATTEMPTS: &str = "
+    CREATE TABLE series (number INTEGER PRIMARY KEY, client TEXT NOT NULL, key_hash TEXT NOT NULL, workspace TEXT,
+        method TEXT NOT NULL, route TEXT NOT NULL, model TEXT, status INTEGER, verdict TEXT NOT NULL,
+        credits_from TEXT NOT NULL, used_at_ms INTEGER NOT NULL) STRICT;
+    INSERT INTO series SELECT NULL, client, key_hash, workspace, method, route, model, status, verdict, credits_from, 0
+    FROM attempts;
+    CREATE TABLE attempt_rows (id BLOB PRIMARY KEY, request_id TEXT NOT NULL, series INTEGER NOT NULL,
+        number INTEGER NOT NULL, started_at_ms INTEGER NOT NULL, request_bytes INTEGER NOT NULL,
+        response_bytes INTEGER NOT NULL, characters INTEGER, credits_reserved INTEGER, credits INTEGER NOT NULL,
+        first_byte_ms INTEGER, total_ms INTEGER NOT NULL, audio_ms INTEGER) STRICT, WITHOUT ROWID;
+    INSERT INTO attempt_rows SELECT unhex(id, '-'), request_id, 1, number, started_at_ms, request_bytes, response_bytes,
+        characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms FROM attempts;
+    CREATE TABLE attempt_sheets (number INTEGER PRIMARY KEY, hour_ms INTEGER NOT NULL, count INTEGER NOT NULL,
+        chance INTEGER NOT NULL, attempts INTEGER NOT NULL, lines TEXT NOT NULL) STRICT;
+    CREATE TABLE owners_passing (number INTEGER PRIMARY KEY, changes INTEGER NOT NULL, used_at_ms INTEGER NOT NULL,
+        pack BLOB NOT NULL) STRICT;
+    DROP TABLE attempts;
+    CREATE VIEW attempts AS SELECT * FROM attempt_rows;
+    CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempt_rows BEGIN
+        DELETE FROM outbox_events WHERE id = OLD.id;
+    END;";
+
+/// Converts the database to version 9 of its schema, and Supabase accordingly.
 fn make_older(folder: &Path, supabase: &Supabase) {
     let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+    books.execute_batch(EARLIER_ATTEMPTS).unwrap();
     for key in KEYS {
         let (print, plain) = (Fingerprint::of(key), plain_digest(key));
         for table in ["keys", "series", "hours", "outbox_keys"] {

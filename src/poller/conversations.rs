@@ -108,7 +108,7 @@ impl<C: Connect> Conversations<C> {
         let record = conversation.priced(credits);
         // A usage store that is closed has logged it already.
         if let Ok(place) = self.books.permit().await {
-            place.price(&record);
+            place.write(record);
         }
     }
 }

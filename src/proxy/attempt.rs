@@ -165,6 +165,7 @@ impl Attempt {
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
+            is_price: false,
         };
         Box::new(Self {
             key_source,
@@ -398,7 +399,7 @@ impl Drop for Attempt {
             self.record.total = clock::since(self.began);
             let AttemptRecord { key, outcome, .. } = &self.record;
             self.meters.attempt_ended(key.as_deref(), *outcome, spent(&self.record));
-            permit.write(&self.record);
+            permit.write(self.record.clone());
         }
     }
 }

@@ -50,6 +50,6 @@ impl Conversation {
             replaced: record.quota.credits,
             ..record.quota
         };
-        AttemptRecord { credits, credits_from: CreditSource::Answer, quota, ..record }
+        AttemptRecord { credits, credits_from: CreditSource::Answer, quota, is_price: true, ..record }
     }
 }

@@ -46,6 +46,6 @@ pub use request_limiter::Overloaded;
 pub use socket_limits::SocketLimits;
 pub use state::{Proxy, Shared};
 pub use usage::{
-    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, RecordId, UsageBatch,
-    UsageDimensions, UsagePermit, UsageQueue, UsageRow, UsageSink,
+    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, UsageBatch, UsagePermit,
+    UsageQueue, UsageSink,
 };

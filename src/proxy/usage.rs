@@ -20,7 +20,7 @@ use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, LearnedOwner};
 
-pub use batch::{UsageBatch, UsageDimensions, UsageRow};
+pub use batch::UsageBatch;
 pub use queue::{Depth, QueueFull, UsagePermit, UsageQueue, UsageSink};
 
 /// A change of the known owner of an identifier.
@@ -30,6 +30,17 @@ pub enum OwnershipUpdate {
     Learned(LearnedOwner),
     /// The owner no longer has it.
     Forgotten(Named),
+}
+
+impl OwnershipUpdate {
+    /// The identifier.
+    #[must_use]
+    pub fn named(&self) -> &Named {
+        match self {
+            Self::Learned(owner) => &owner.named,
+            Self::Forgotten(named) => named,
+        }
+    }
 }
 
 /// The usage record of one attempt. It never contains text, keys or tokens.
@@ -77,6 +88,9 @@ pub struct AttemptRecord {
     pub first_byte: Option<Duration>,
     /// Time from the beginning of the attempt to its end.
     pub total: Duration,
+    /// Whether the attempt was recorded before without a price, and this record adds it. If that
+    /// record was lost, this one stands for it.
+    pub is_price: bool,
 }
 
 impl AttemptRecord {
@@ -89,45 +103,19 @@ impl AttemptRecord {
         // call.
         static CHANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
         static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| (RandomState::new().hash_one(0) >> 23).into());
-        RecordId { at: started_at, count: COUNT.fetch_add(1, Ordering::Relaxed), chance: *CHANCE as u32 }.id()
+        record_id(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *CHANCE as u32)
     }
 }
 
-/// The parts of a record ID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordId {
-    /// The timestamp, of which 48 bits are used.
-    pub at: UnixMs,
-    /// A counter within this process, of which 42 bits are used.
-    pub count: u64,
-    /// Random bits that differ between processes.
-    pub chance: u32,
-}
-
-impl RecordId {
-    /// The UUID, with version and variant between its parts.
-    #[must_use]
-    pub fn id(self) -> Uuid {
-        let Self { at, count, chance } = self;
-        let mut bytes = [0; 16];
-        bytes[..6].copy_from_slice(&first_id(at));
-        bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
-        bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
-        bytes[12..].copy_from_slice(&chance.to_be_bytes());
-        Uuid::from_bytes(bytes)
-    }
-
-    /// Splits a UUID into its parts, if it has the form of a record ID.
-    #[must_use]
-    pub fn of(id: Uuid) -> Option<Self> {
-        let (upper, lower) = id.as_u64_pair();
-        let name = Self {
-            at: UnixMs(upper >> 16),
-            count: (upper & 0x0fff) << 30 | (lower >> 32) & 0x3fff_ffff,
-            chance: lower as u32,
-        };
-        (name.id() == id).then_some(name)
-    }
+/// A UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random
+/// bits that differ between processes.
+fn record_id(at: UnixMs, count: u64, chance: u32) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&first_id(at));
+    bytes[6..8].copy_from_slice(&(0x7000 | (count >> 30) as u16 & 0x0fff).to_be_bytes());
+    bytes[8..12].copy_from_slice(&(0x8000_0000 | count as u32 & 0x3fff_ffff).to_be_bytes());
+    bytes[12..].copy_from_slice(&chance.to_be_bytes());
+    Uuid::from_bytes(bytes)
 }
 
 /// What an attempt charged to its client's quota; after a restart, the client's usage is the sum of
@@ -151,7 +139,7 @@ impl QuotaCharge {
 }
 
 /// The source of a number of credits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CreditSource {
     /// The provider reported it.
     Answer,
@@ -191,13 +179,10 @@ mod tests {
             (1, 1 << 42, 0, "00000000-0001-7000-8000-000000000000"),
             (u64::MAX, 1 << 30, 0, "ffffffff-ffff-7001-8000-000000000000"),
         ] {
-            let id = RecordId { at: UnixMs(ms), count, chance }.id();
+            let id = record_id(UnixMs(ms), count, chance);
             assert_eq!(id.to_string(), expected);
             assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
-            let at = UnixMs(ms & ((1 << 48) - 1));
-            assert_eq!(RecordId::of(id), Some(RecordId { at, count: count & ((1 << 42) - 1), chance }));
         }
-        assert_eq!([Uuid::nil(), Uuid::max()].map(RecordId::of), [None; 2]);
     }
 
     #[test]

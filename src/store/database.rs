@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
-use super::dimensions::Known;
 use super::names;
 use super::open::companion;
 use super::refusals::RefusalRows;
@@ -19,8 +18,6 @@ use crate::secret::ApiKey;
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) connection: Connection,
-    /// The dimensions (series) already found or inserted through this connection.
-    pub(super) series: Known,
     /// The stored refusals that restrictions are computed from.
     pub(super) refusals: RefusalRows,
     /// When the logs of owners were last compacted, if ever.
@@ -64,8 +61,7 @@ impl Database {
     }
 
     fn new(connection: Connection, home: Option<Home>) -> Self {
-        let (series, refusals) = (Known::default(), RefusalRows::default());
-        Self { connection, series, refusals, owners_tidied_at: None, home }
+        Self { connection, refusals: RefusalRows::default(), owners_tidied_at: None, home }
     }
 
     /// Renames the rows that an earlier version wrote of these keys, see [`names`].

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_is_told_who_has_it() {
+    fn the_second_gets_the_process_id_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keychoir.db");
         fs::write(&path, "").unwrap();

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
+use super::attempts::{self, migration};
+use super::columns::moment;
 use super::database::Database;
-use super::rows::moment;
-use super::{Settings, owners, pending};
-use crate::policy::retention::{first_id, oldest_kept};
+use super::{Settings, owners};
+use crate::policy::retention::oldest_kept;
 use crate::policy::units::UnixMs;
 
 /// Rows that one step deletes.
@@ -30,31 +31,19 @@ pub(super) enum MaintenanceStep {
 
 /// Does one step of the work that is due.
 pub(super) fn step(
-    ledger: &mut Database,
+    database: &mut Database,
     settings: &Settings,
     now: UnixMs,
 ) -> Result<MaintenanceStep, rusqlite::Error> {
-    let Database { connection, series, owners_tidied_at, .. } = ledger;
+    let Database { connection, owners_tidied_at, .. } = database;
+    if migration::go_on(connection)? {
+        return Ok(MaintenanceStep::More);
+    }
     let retention = &settings.retention;
-    if let Some(oldest) = oldest_kept(retention.attempts, now) {
-        if forget_attempts(connection, oldest)? == usize::from(ROWS) {
-            return Ok(MaintenanceStep::More);
-        }
-        if pending::forget_some(connection, oldest)? {
-            return Ok(MaintenanceStep::More);
-        }
-        // Series without attempts.
-        const SERIES: &str = "DELETE FROM series WHERE number IN (
-            SELECT number FROM series WHERE used_at_ms < ?1 LIMIT ?2)";
-        match connection.prepare_cached(SERIES)?.execute(params![moment(oldest), ROWS])? {
-            0 => {}
-            forgotten => {
-                series.clear();
-                if forgotten == usize::from(ROWS) {
-                    return Ok(MaintenanceStep::More);
-                }
-            }
-        }
+    if let Some(oldest) = oldest_kept(retention.attempts, now)
+        && attempts::delete_some(connection, oldest, ROWS)? == usize::from(ROWS)
+    {
+        return Ok(MaintenanceStep::More);
     }
     if let Some(oldest) = oldest_kept(retention.hours, now) {
         const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
@@ -83,21 +72,12 @@ pub(super) fn step(
 /// Deletes some excess owners between two rounds of maintenance. The file does not shrink: its free
 /// pages are about to be used again.
 pub(super) fn trim_owners(
-    ledger: &Database,
+    database: &Database,
     settings: &Settings,
     now: UnixMs,
 ) -> Result<MaintenanceStep, rusqlite::Error> {
-    let is_more = owners::forget_some(&ledger.connection, &settings.owners, now)?;
+    let is_more = owners::forget_some(&database.connection, &settings.owners, now)?;
     Ok(if is_more { MaintenanceStep::More } else { MaintenanceStep::Done })
-}
-
-/// Deletes some of the attempts that began before `oldest`; returns how many.
-fn forget_attempts(connection: &Connection, oldest: UnixMs) -> Result<usize, rusqlite::Error> {
-    // Ids begin with the time, so no index is needed to find the rows. The two agree, except for
-    // records of an earlier version, one of which may lie slightly beyond the limit.
-    const ATTEMPTS: &str = "DELETE FROM attempt_rows WHERE id IN (
-        SELECT id FROM attempt_rows WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
-    connection.prepare_cached(ATTEMPTS)?.execute(params![&first_id(oldest)[..], moment(oldest), ROWS])
 }
 
 fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {

@@ -2,6 +2,7 @@
 //! the disk: records that cannot be written are kept and retried, and records beyond the bound are
 //! dropped, counted and logged.
 
+mod attempts;
 mod evidence;
 mod lock;
 mod open;
@@ -10,18 +11,15 @@ mod read;
 mod report;
 mod schema;
 
+mod columns;
 mod database;
-mod dimensions;
-mod held;
 mod maintenance;
 mod names;
 mod outbox;
 mod owners;
-mod pending;
 mod refusals;
 mod rows;
 mod source;
-mod touched;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -163,8 +161,8 @@ impl Health {
 #[derive(Debug)]
 pub struct Store {
     site: Site,
-    ledger: Result<Database, OpenError>,
-    set_aside: Option<PathBuf>,
+    database: Result<Database, OpenError>,
+    quarantined: Option<PathBuf>,
 }
 
 /// A database with its running writing thread.
@@ -188,26 +186,26 @@ impl Store {
     ///
     /// When the path cannot be used, another process has it open, the file belongs to another
     /// program, or a newer version of Keychoir has written it.
-    pub fn open(place: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
-        let mut site = Site::from(place.clone());
+    pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
+        let mut site = Site::from(location.clone());
         match site.open(now, IntegrityCheck::Quick) {
-            Ok(opened) => Ok(Self { site, ledger: Ok(opened.ledger), set_aside: opened.set_aside }),
-            Err(error) if error.may_pass() => Ok(Self { site, ledger: Err(error), set_aside: None }),
+            Ok(opened) => Ok(Self { site, database: Ok(opened.database), quarantined: opened.quarantined }),
+            Err(error) if error.may_pass() => Ok(Self { site, database: Err(error), quarantined: None }),
             Err(error) => Err(error),
         }
     }
 
     /// The new path of a corrupt file that was quarantined.
     #[must_use]
-    pub fn set_aside(&self) -> Option<&PathBuf> {
-        self.set_aside.as_ref()
+    pub fn quarantined(&self) -> Option<&PathBuf> {
+        self.quarantined.as_ref()
     }
 
     /// Renames the rows that an earlier version wrote of `keys` under old names. Must be called
     /// before anything is read. While the file cannot be opened, the later opening does it.
     pub fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
-        if let Ok(ledger) = &mut self.ledger {
-            ledger.recognize(keys);
+        if let Ok(database) = &mut self.database {
+            database.recognize(keys);
         }
     }
 
@@ -217,7 +215,9 @@ impl Store {
     ///
     /// When the file cannot be read.
     pub fn remembered(&self) -> Result<Vec<RestoredKey>, rusqlite::Error> {
-        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::remembered(&ledger.connection))
+        self.database
+            .as_ref()
+            .map_or_else(|_| Ok(Vec::new()), |database| read::remembered(&database.connection))
     }
 
     /// The refusals that restrictions are computed from, the oldest first; empty while the file
@@ -227,7 +227,9 @@ impl Store {
     ///
     /// When the file cannot be read.
     pub fn refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
-        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| refusals::read(&ledger.connection))
+        self.database
+            .as_ref()
+            .map_or_else(|_| Ok(Vec::new()), |database| refusals::read(&database.connection))
     }
 
     /// The owners of identifiers, the oldest use first; empty while the file cannot be opened.
@@ -236,7 +238,7 @@ impl Store {
     ///
     /// When the file cannot be read.
     pub fn owners(&self) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
-        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| owners::read(&ledger.connection))
+        self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| owners::read(&database.connection))
     }
 
     /// The usage of each client in the periods of `now`, as far back as the sums are kept; empty
@@ -246,7 +248,9 @@ impl Store {
     ///
     /// When the file cannot be read.
     pub fn used(&self, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
-        self.ledger.as_ref().map_or_else(|_| Ok(Vec::new()), |ledger| read::used(&ledger.connection, now))
+        self.database
+            .as_ref()
+            .map_or_else(|_| Ok(Vec::new()), |database| read::used(&database.connection, now))
     }
 
     /// Starts the writing thread, which writes the usage records sent to it and the state of
@@ -259,30 +263,30 @@ impl Store {
         let (all_written, written) = oneshot::channel();
         let (done, ended) = oneshot::channel();
         let health = Health::default();
-        let (books, queue) =
+        let (usage, queue) =
             UsageSink::new(settings.queue_max, write::batch(&settings), health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
-        let (outbox, questions) = Outbox::new();
+        let (outbox, commands) = Outbox::new();
         let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        tasks::thread("books", move || {
-            runtime.block_on(writer.run(Callers { queue, questions, all_written }));
+        tasks::thread("usage-store", move || {
+            runtime.block_on(writer.run(Callers { queue, commands, all_written }));
             // The receiver may have been dropped.
             let _ = done.send(());
         })?;
-        Ok((books, Writing { health, outbox, written, ended }))
+        Ok((usage, Writing { health, outbox, written, ended }))
     }
 }
 
 impl Store {
     fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
-        let (ledger, trouble) = match self.ledger {
-            Ok(ledger) => (Some(ledger), None),
+        let (database, trouble) = match self.database {
+            Ok(database) => (Some(database), None),
             Err(error) => (None, Some(error)),
         };
-        let mut writer = Writer::new(ledger, self.site, settings, pool, health);
+        let mut writer = Writer::new(database, self.site, settings, pool, health);
         if let Some(error) = trouble {
-            writer.say_failing(&error);
+            writer.log_failing(&error);
         }
         writer
     }
@@ -310,29 +314,29 @@ impl Writing {
 /// The location of the database, with its lock once it is taken.
 #[derive(Debug)]
 struct Site {
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     lock: Option<Lock>,
 }
 
 impl From<DatabaseLocation> for Site {
-    fn from(place: DatabaseLocation) -> Self {
-        Self { place, lock: None }
+    fn from(location: DatabaseLocation) -> Self {
+        Self { location, lock: None }
     }
 }
 
 impl Site {
     /// Locks and opens the database.
-    fn open(&mut self, now: UnixMs, look: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
+    fn open(&mut self, now: UnixMs, check: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
-        let opened = open::open(&self.place, now, look)?;
-        opened.set_aside.as_deref().inspect(|aside| tell_set_aside(aside));
+        let opened = open::open(&self.location, now, check)?;
+        opened.quarantined.as_deref().inspect(|quarantined| log_quarantine(quarantined));
         Ok(opened)
     }
 
     /// Takes the lock, unless it is held already or there is no file to lock. No lock file is made
     /// beside the file of another program.
     fn lock(&mut self) -> Result<(), OpenError> {
-        let DatabaseLocation::File(path) = &self.place else { return Ok(()) };
+        let DatabaseLocation::File(path) = &self.location else { return Ok(()) };
         if self.lock.is_some() {
             return Ok(());
         }
@@ -350,8 +354,8 @@ impl Site {
 }
 
 /// Logs that a corrupt database was quarantined, and where it is now.
-fn tell_set_aside(aside: &Path) {
-    let path = aside.display().to_string();
+fn log_quarantine(quarantined: &Path) {
+    let path = quarantined.display().to_string();
     tracing::error!(
         event = "usage_store_quarantined",
         path,

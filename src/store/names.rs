@@ -11,17 +11,30 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::attempts::migration;
 use super::owners;
 use crate::secret::{ApiKey, Fingerprint};
 
 /// Columns with names of keys; a workspace without a name of its own is named by its first key.
-const COLUMNS: [(&str, &str); 5] = [
+const COLUMNS: [(&str, &str); 6] = [
     ("keys", "key_hash"),
-    ("series", "key_hash"),
+    ("attempts", "key_hash"),
+    (SERIES, "key_hash"),
     ("hours", "key_hash"),
     ("outbox_keys", "key_hash"),
     ("owners", "workspace"),
 ];
+
+/// A table that an unfinished migration of the attempts has left.
+const SERIES: &str = "series";
+
+/// The columns of the tables in the file.
+fn columns(
+    connection: &Connection,
+) -> Result<impl Iterator<Item = (&'static str, &'static str)>, rusqlite::Error> {
+    let has_series = migration::is_unfinished(connection)?;
+    Ok(COLUMNS.into_iter().filter(move |(table, _)| has_series || *table != SERIES))
+}
 
 /// The maintenance task that is left after the transaction that retired the digests.
 const VACUUM: &str = "vacuum";
@@ -33,7 +46,7 @@ type Renamed = HashMap<String, String>;
 /// vacuumed ([`wiped`]).
 pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut found = owners::words(transaction)?;
-    for (table, column) in COLUMNS {
+    for (table, column) in columns(transaction)? {
         let mut statement = transaction.prepare(&format!("SELECT DISTINCT {column} FROM {table}"))?;
         let names = statement.query_map([], |row| row.get::<_, String>(0))?;
         for name in names {
@@ -104,7 +117,7 @@ fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqli
             insert.execute(names)?;
         }
     }
-    for (table, column) in COLUMNS {
+    for (table, column) in columns(transaction)? {
         let is_renamed = format!("{column} IN (SELECT old_name FROM temp.renamed)");
         let new_name = format!("(SELECT new_name FROM temp.renamed WHERE old_name = {column})");
         match table {

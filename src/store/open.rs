@@ -59,8 +59,8 @@ pub enum OpenError {
         found: &'static str,
     },
     /// A corrupt file could not be renamed.
-    #[error("{} is broken and cannot be set aside: {source}", .path.display())]
-    CannotSetAside {
+    #[error("{} is broken and cannot be quarantined: {source}", .path.display())]
+    CannotQuarantine {
         /// The corrupt file.
         path: PathBuf,
         /// The error of the file system.
@@ -74,7 +74,7 @@ impl OpenError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Unwritable { source, .. } | Self::CannotSetAside { source, .. } => matches!(
+            Self::Unwritable { source, .. } | Self::CannotQuarantine { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
             ),
@@ -112,9 +112,9 @@ pub(super) enum IntegrityCheck {
 /// An opened database.
 #[derive(Debug)]
 pub(super) struct OpenDatabase {
-    pub(super) ledger: Database,
+    pub(super) database: Database,
     /// The new path of a corrupt file that was renamed.
-    pub(super) set_aside: Option<PathBuf>,
+    pub(super) quarantined: Option<PathBuf>,
 }
 
 /// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be
@@ -125,23 +125,23 @@ const OPEN_BUSY_MAX: Duration = Duration::from_secs(5);
 const WRITE_BUSY_MAX: Duration = Duration::from_millis(500);
 /// The largest file that is checked at the start: this size takes about a second. Corruption of a
 /// larger file is found when it is used.
-const QUICK_LOOK_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const QUICK_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// SQLite truncates the write-ahead log to this size after a burst.
 const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
 
 pub(super) fn open(
-    place: &DatabaseLocation,
+    location: &DatabaseLocation,
     now: UnixMs,
-    look: IntegrityCheck,
+    check: IntegrityCheck,
 ) -> Result<OpenDatabase, OpenError> {
-    let path = match place {
+    let path = match location {
         DatabaseLocation::File(path) => path,
         DatabaseLocation::Memory => {
             let unusable = |source| OpenError::Unusable { path: PathBuf::from(":memory:"), source };
             let mut connection = Connection::open_in_memory().map_err(unusable)?;
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
             schema::migrate(&mut connection).map_err(unusable)?;
-            return Ok(OpenDatabase { ledger: Database::in_memory(connection), set_aside: None });
+            return Ok(OpenDatabase { database: Database::in_memory(connection), quarantined: None });
         }
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
@@ -154,17 +154,17 @@ pub(super) fn open(
         Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
     };
     make_private(path).map_err(unwritable)?;
-    if is_database && look != IntegrityCheck::Condemning {
-        match prepared(path, look) {
+    if is_database && check != IntegrityCheck::Condemning {
+        match prepared(path, check) {
             Ok(connection) => return checked(connection, path, None),
             Err(error) if is_broken(&error) => {}
             Err(source) => return Err(unusable(source)),
         }
     }
-    let aside =
-        set_aside(path, now).map_err(|source| OpenError::CannotSetAside { path: path.clone(), source })?;
+    let quarantined =
+        quarantine(path, now).map_err(|source| OpenError::CannotQuarantine { path: path.clone(), source })?;
     make_private(path).map_err(unwritable)?;
-    checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(aside))
+    checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(quarantined))
 }
 
 /// Checks whether a start could open the database: it is writable, and no newer version has written
@@ -173,8 +173,8 @@ pub(super) fn open(
 /// # Errors
 ///
 /// The error that a start would end with.
-pub fn examine(place: &DatabaseLocation) -> Result<(), OpenError> {
-    let path = match place {
+pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
+    let path = match location {
         DatabaseLocation::File(path) => path,
         DatabaseLocation::Memory => return Ok(()),
     };
@@ -229,7 +229,7 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Opens and configures a connection to a file whose origin was checked.
-fn prepared(path: &Path, look: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
+fn prepared(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
     // A file that turns out to be corrupt keeps its write-ahead log: closing it must not merge the
     // two.
@@ -240,12 +240,12 @@ fn prepared(path: &Path, look: IntegrityCheck) -> Result<Connection, rusqlite::E
     // the first checkpoint the whole file.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
-    let is_looked_through = match look {
+    let is_checked = match check {
         IntegrityCheck::Trusting | IntegrityCheck::Condemning => false,
-        IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_LOOK_BYTES_MAX),
+        IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_CHECK_BYTES_MAX),
         IntegrityCheck::Whole => true,
     };
-    if is_looked_through {
+    if is_checked {
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if verdict != "ok" {
             let broken = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
@@ -258,7 +258,7 @@ fn prepared(path: &Path, look: IntegrityCheck) -> Result<Connection, rusqlite::E
 fn checked(
     mut connection: Connection,
     path: &Path,
-    set_aside: Option<PathBuf>,
+    quarantined: Option<PathBuf>,
 ) -> Result<OpenDatabase, OpenError> {
     let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(unusable)?;
@@ -269,9 +269,9 @@ fn checked(
     schema::sign(&connection).map_err(unusable)?;
     update(&mut connection, found).map_err(unusable)?;
     connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
-    let ledger = Database::of_file(connection, path)
+    let database = Database::of_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
-    Ok(OpenDatabase { ledger, set_aside })
+    Ok(OpenDatabase { database, quarantined })
 }
 
 /// Migrates a file of schema version `found` to the current one. Data of the old schema, above all
@@ -317,19 +317,19 @@ pub(super) fn is_broken(error: &rusqlite::Error) -> bool {
 }
 
 /// Renames the file and its companions; the new name contains the current time.
-fn set_aside(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
-    let mut aside = companion(path, &format!(".broken-{}", now.0));
+fn quarantine(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
+    let mut quarantined = companion(path, &format!(".broken-{}", now.0));
     // Two files quarantined in the same millisecond must not overwrite each other.
     let mut again = 0;
-    while aside.exists() {
+    while quarantined.exists() {
         again += 1;
-        aside = companion(path, &format!(".broken-{}-{again}", now.0));
+        quarantined = companion(path, &format!(".broken-{}-{again}", now.0));
     }
     for suffix in ["-wal", "-shm"] {
         if companion(path, suffix).exists() {
-            fs::rename(companion(path, suffix), companion(&aside, suffix))?;
+            fs::rename(companion(path, suffix), companion(&quarantined, suffix))?;
         }
     }
-    fs::rename(path, &aside)?;
-    Ok(aside)
+    fs::rename(path, &quarantined)?;
+    Ok(quarantined)
 }

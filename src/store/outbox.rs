@@ -161,7 +161,7 @@ pub struct Delivery {
 
 /// The usage records cannot be read or written now, or the writing thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the books cannot be used now")]
+#[error("the database cannot be used now")]
 pub struct Unavailable;
 
 /// The mirror's handle to the outbox. The database stays open until it is dropped.
@@ -182,8 +182,8 @@ impl Outbox {
     /// An outbox, and the receiver of its commands.
     pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
         // The mirror sends one command at a time.
-        let (commands, questions) = mpsc::channel(1);
-        (Self { commands }, questions)
+        let (sender, commands) = mpsc::channel(1);
+        (Self { commands: sender }, commands)
     }
 
     /// The rows that are due: at most `rows_max` keys and `rows_max` events. The state of the keys

@@ -1,76 +1,65 @@
 //! Stores the owners of identifiers: written in the same transactions as the usage records, read
 //! back at the start, and bounded in number and age. Of an identifier only its hash is stored.
 //!
-//! Long-lived identifiers have one row each. Those of every request go into a log per class: rows
-//! keyed by random hashes would cost a page write each.
+//! Identifiers of resources that were created by hand have one row each. Those of every request go
+//! into a log: rows keyed by random hashes would cost a page write each.
 
 mod log;
 
-use std::collections::{HashMap, HashSet};
-
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::rows::moment;
+use super::columns::moment;
 use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
-use crate::proxy::{OwnershipUpdate, UsageBatch};
+use crate::proxy::OwnershipUpdate;
+
+pub(super) use log::{pack_rows, rename, tidy, words};
 
 /// Rows of long-lived identifiers that one retention step deletes.
 const ROWS: usize = 512;
 
-/// The log of a class, if it has one.
-fn log(class: Class) -> Option<&'static str> {
-    match class {
-        Class::Lasting => None,
-        Class::Plentiful => Some("owners_plentiful"),
-        Class::Passing => Some("owners_passing"),
+/// Whether the database has the identifier. Those that are valid for hours are kept in memory only:
+/// after a restart, few requests still name one, and each would add a change to the log.
+pub(super) fn is_stored(change: &OwnershipUpdate) -> bool {
+    match change.named().kind.class() {
+        Class::Lasting | Class::Plentiful => true,
+        Class::Passing => false,
     }
 }
 
 pub(super) fn write(
     transaction: &Transaction<'_>,
-    sheets: &[UsageBatch],
+    changes: &[OwnershipUpdate],
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    for class in Class::ALL {
-        let changes = sheets.iter().flat_map(UsageBatch::owners);
-        let changes = changes.filter(|change| named(change).kind.class() == class);
-        match log(class) {
-            None => change_rows(transaction, changes)?,
-            Some(name) => log::add(transaction, name, changes, now)?,
-        }
-    }
-    Ok(())
-}
-
-fn named(change: &OwnershipUpdate) -> &Named {
-    match change {
-        OwnershipUpdate::Learned(lesson) => &lesson.named,
-        OwnershipUpdate::Forgotten(named) => named,
-    }
+    let of = |class| changes.iter().filter(move |change| change.named().kind.class() == class);
+    change_rows(transaction, of(Class::Lasting))?;
+    log::add(transaction, of(Class::Plentiful), now)
 }
 
 fn change_rows<'a>(
     transaction: &Transaction<'_>,
     changes: impl Iterator<Item = &'a OwnershipUpdate>,
 ) -> Result<(), rusqlite::Error> {
-    let mut learned = transaction.prepare_cached(
+    let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO owners (id, kind, class, workspace, learned_at_ms, used_at_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
-    let mut forgotten = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
+    let mut delete = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(lesson) => learned.execute(params![
-                lesson.named.tag.bytes(),
-                lesson.named.kind.word(),
-                lesson.named.kind.class().number(),
-                lesson.owner.word(),
-                moment(lesson.learned_at),
-                moment(lesson.used_at),
-            ])?,
-            OwnershipUpdate::Forgotten(named) => forgotten.execute(params![named.tag.bytes()])?,
+            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+                insert.execute(params![
+                    named.tag.bytes(),
+                    named.kind.word(),
+                    named.kind.class().number(),
+                    owner.word(),
+                    moment(*learned_at),
+                    moment(*used_at),
+                ])?
+            }
+            OwnershipUpdate::Forgotten(named) => delete.execute(params![named.tag.bytes()])?,
         };
     }
     Ok(())
@@ -81,15 +70,13 @@ pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlit
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
     // An unreadable row is skipped: the owner is recorded again from later responses.
-    let lessons = statement.query_map([], lesson)?.filter_map(Result::transpose);
-    let mut lessons: Vec<LearnedOwner> = lessons.collect::<Result<_, _>>()?;
-    for log in Class::ALL.into_iter().filter_map(log) {
-        lessons.append(&mut log::read(connection, log)?);
-    }
-    Ok(lessons)
+    let owners = statement.query_map([], read_owner)?.filter_map(Result::transpose);
+    let mut owners: Vec<LearnedOwner> = owners.collect::<Result<_, _>>()?;
+    owners.append(&mut log::read(connection)?);
+    Ok(owners)
 }
 
-fn lesson(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
+fn read_owner(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
     let id: Vec<u8> = row.get(0)?;
     let kind: String = row.get(1)?;
     let owner: String = row.get(2)?;
@@ -112,20 +99,16 @@ pub(super) fn forget_some(
     keeping: &Keeping,
     now: UnixMs,
 ) -> Result<bool, rusqlite::Error> {
-    for class in Class::ALL {
-        let oldest = keeping
-            .kept(class)
-            .map(|kept| UnixMs(now.0.saturating_sub(u64::try_from(kept.as_millis()).unwrap_or(u64::MAX))));
-        let count_max = keeping.count_max(class);
-        let is_more = match log(class) {
-            None => forget_rows(connection, oldest, count_max)?,
-            Some(name) => log::forget_some(connection, name, oldest, count_max)?,
-        };
-        if is_more {
-            return Ok(true);
-        }
+    let bounds = |class| {
+        let kept = keeping.kept(class).map(|kept| u64::try_from(kept.as_millis()).unwrap_or(u64::MAX));
+        (kept.map(|kept_ms| UnixMs(now.0.saturating_sub(kept_ms))), keeping.count_max(class))
+    };
+    let (oldest, count_max) = bounds(Class::Lasting);
+    if forget_rows(connection, oldest, count_max)? {
+        return Ok(true);
     }
-    Ok(false)
+    let (oldest, count_max) = bounds(Class::Plentiful);
+    log::forget_some(connection, oldest, count_max)
 }
 
 fn forget_rows(
@@ -139,7 +122,7 @@ fn forget_rows(
             return Ok(true);
         }
     }
-    let excess = count(connection, "owners")?.saturating_sub(count_max);
+    let excess = count(connection)?.saturating_sub(count_max);
     if excess > 0 {
         const FIRST: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 ORDER BY used_at_ms LIMIT ?1)";
         connection.prepare_cached(FIRST)?.execute([excess.min(ROWS) as i64])?;
@@ -147,41 +130,8 @@ fn forget_rows(
     Ok(excess > ROWS)
 }
 
-/// Removes superseded changes from the logs, which would otherwise displace current ones.
-pub(super) fn tidy(connection: &Connection) -> Result<(), rusqlite::Error> {
-    Class::ALL.into_iter().filter_map(log).try_for_each(|name| log::tidy(connection, name))
-}
-
-/// Packs the logs of an earlier version, which kept one row per identifier.
-pub(super) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> {
-    for name in Class::ALL.into_iter().filter_map(log) {
-        let rows = format!("{name}_rows");
-        log::pack_rows(connection, &rows, name)?;
-        connection.execute_batch(&format!("DROP TABLE {rows}"))?;
-    }
-    Ok(())
-}
-
-/// The words in the logs, among them the names of workspaces.
-pub(super) fn words(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
-    let mut words = HashSet::new();
-    for name in Class::ALL.into_iter().filter_map(log) {
-        log::words(connection, name, &mut words)?;
-    }
-    Ok(words)
-}
-
-/// Renames workspaces in the logs, from old names to new ones.
-pub(super) fn rename(
-    connection: &Connection,
-    renamed: &HashMap<String, String>,
-) -> Result<(), rusqlite::Error> {
-    Class::ALL.into_iter().filter_map(log).try_for_each(|name| log::rename(connection, name, renamed))
-}
-
-fn count(connection: &Connection, table: &str) -> Result<usize, rusqlite::Error> {
-    let count: i64 = connection
-        .prepare_cached(&format!("SELECT count(*) FROM {table}"))?
-        .query_row([], |row| row.get(0))?;
+fn count(connection: &Connection) -> Result<usize, rusqlite::Error> {
+    let count: i64 =
+        connection.prepare_cached("SELECT count(*) FROM owners")?.query_row([], |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }

@@ -2,8 +2,8 @@
 
 use rusqlite::{Connection, Row};
 
+use super::columns::moment;
 use super::evidence::{self, Stored};
-use super::rows::moment;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::Period;

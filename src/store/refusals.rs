@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::rows::{moment, whole};
+use super::columns::{moment, whole};
 use super::source::StoredSource;
 use crate::elevenlabs::affinity::Tag;
 use crate::elevenlabs::endpoint::Route;
@@ -23,16 +23,16 @@ use crate::secret::Fingerprint;
 
 /// The migration that adds the table.
 pub(super) const TABLE: &str = "
-    -- What plans, workspaces and keys were refused for, as long as that counts: not more than 1,024 rows.
+    -- The refusals that restrict plans, workspaces and keys: at most 1,024 rows.
     CREATE TABLE refusals (
-        -- counts the restrictions of the run of the program that has written it
+        -- number of the restriction in the run of the program that wrote it
         number INTEGER PRIMARY KEY,
         refused_at_ms INTEGER NOT NULL,
         -- JSON
         refusal TEXT NOT NULL
     ) STRICT;
 
-    -- The name of the plan of its workspace, when the provider has said it.
+    -- The name of the plan of its workspace, if the provider has reported it.
     ALTER TABLE keys ADD COLUMN plan TEXT;
     ";
 

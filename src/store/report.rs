@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
+use super::columns::moment;
 use super::open::is_broken;
 use super::read::remembered_key;
-use super::rows::moment;
 use super::schema;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::{Cooldowns, Evidence, rest};

@@ -2,10 +2,11 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::attempts::migration;
 use super::{names, owners, refusals};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 11] = [
+const MIGRATIONS: [&str; 12] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -52,7 +53,7 @@ const MIGRATIONS: [&str; 11] = [
     "
     ALTER TABLE attempts ADD COLUMN model TEXT;
     ALTER TABLE attempts ADD COLUMN characters INTEGER;
-    -- Set aside before it was sent; `credits` is what was charged.
+    -- reserved before the request was sent; `credits` were charged
     ALTER TABLE attempts ADD COLUMN credits_reserved INTEGER;
 
     -- Sums over the attempts that began in an hour.
@@ -61,16 +62,16 @@ const MIGRATIONS: [&str; 11] = [
         key_hash TEXT NOT NULL,
         client TEXT NOT NULL,
         route TEXT NOT NULL,
-        -- empty where none is known
+        -- empty: unknown
         model TEXT NOT NULL,
         attempts INTEGER NOT NULL,
-        -- with an answer below 400
+        -- with a response status below 400
         served INTEGER NOT NULL,
         request_bytes INTEGER NOT NULL,
         response_bytes INTEGER NOT NULL,
         characters INTEGER NOT NULL,
         credits INTEGER NOT NULL,
-        -- attempts that may have been charged, and nobody said how much
+        -- attempts that may have been charged an unknown amount
         unpriced INTEGER NOT NULL,
         PRIMARY KEY (hour_ms, key_hash, client, route, model)
     ) STRICT, WITHOUT ROWID;
@@ -83,7 +84,7 @@ const MIGRATIONS: [&str; 11] = [
     FROM attempts GROUP BY 1, 2, 3, 4;
     ",
     "
-    -- What the mirror is to be told of each key: its latest state.
+    -- The latest state of each key, for the mirror.
     CREATE TABLE outbox_keys (
         key_hash TEXT PRIMARY KEY,
         short_key TEXT NOT NULL,
@@ -96,16 +97,16 @@ const MIGRATIONS: [&str; 11] = [
         is_over_limit INTEGER NOT NULL,
         is_near_limit INTEGER NOT NULL,
         resets_at_ms INTEGER,
-        -- grows with every state, whatever the clock does
+        -- increases with every state, also when the clock is set back
         observed_at_ms INTEGER NOT NULL,
-        -- the state that has arrived
+        -- the state that Supabase has confirmed
         sent_at_ms INTEGER,
         -- the code with which it was refused
         refused TEXT,
         parked_until_ms INTEGER
     ) STRICT, WITHOUT ROWID;
 
-    -- The attempts that it is still to be told.
+    -- The attempts that the mirror has not sent yet.
     CREATE TABLE outbox_events (
         id TEXT PRIMARY KEY,
         refused TEXT,
@@ -124,7 +125,7 @@ const MIGRATIONS: [&str; 11] = [
         -- SHA-256 of kind and identifier, cut to 16 bytes
         id BLOB PRIMARY KEY,
         kind TEXT NOT NULL,
-        -- 0 lasts, 1 is plentiful, 2 passes
+        -- 0: long-lived; before schema 5 also 1: one per request, and 2: valid for hours
         class INTEGER NOT NULL,
         -- its name, or the hash of its first key
         workspace TEXT NOT NULL,
@@ -135,7 +136,7 @@ const MIGRATIONS: [&str; 11] = [
     CREATE INDEX owners_by_use ON owners (class, used_at_ms);
     ",
     "
-    -- What many attempts have in common is written once.
+    -- The common columns of many attempts.
     CREATE TABLE series (
         number INTEGER PRIMARY KEY,
         client TEXT NOT NULL,
@@ -148,7 +149,7 @@ const MIGRATIONS: [&str; 11] = [
         verdict TEXT NOT NULL,
         -- answer, estimate, free or unknown
         credits_from TEXT NOT NULL,
-        -- the begin of the latest hour with an attempt of it
+        -- the begin of the latest hour with such an attempt
         used_at_ms INTEGER NOT NULL
     ) STRICT;
 
@@ -159,9 +160,9 @@ const MIGRATIONS: [&str; 11] = [
 
     CREATE INDEX series_by_route ON series (route, client, key_hash);
 
-    -- To be read as `attempts`.
+    -- Read through the view `attempts`.
     CREATE TABLE attempt_rows (
-        -- a UUID that begins with the moment, so that they lie in the order of time
+        -- UUID of version 7: ids are in the order of time
         id BLOB PRIMARY KEY,
         request_id TEXT NOT NULL,
         series INTEGER NOT NULL,
@@ -170,12 +171,12 @@ const MIGRATIONS: [&str; 11] = [
         request_bytes INTEGER NOT NULL,
         response_bytes INTEGER NOT NULL,
         characters INTEGER,
-        -- Set aside before it was sent; `credits` is what was charged.
+        -- reserved before the request was sent; `credits` were charged
         credits_reserved INTEGER,
         credits INTEGER NOT NULL,
         first_byte_ms INTEGER,
         total_ms INTEGER NOT NULL,
-        -- How long the sound was that a socket sent to be written down.
+        -- duration of the audio that a WebSocket sent to be transcribed
         audio_ms INTEGER
     ) STRICT, WITHOUT ROWID;
 
@@ -189,7 +190,7 @@ const MIGRATIONS: [&str; 11] = [
         AND series.verdict = attempts.verdict AND series.credits_from = attempts.credits_from
     ORDER BY attempts.id;
 
-    -- Its index and its trigger go with it.
+    -- This drops its index and its trigger, too.
     DROP TABLE attempts;
 
     CREATE TABLE outbox_of_events (
@@ -210,13 +211,13 @@ const MIGRATIONS: [&str; 11] = [
         DELETE FROM outbox_events WHERE id = OLD.id;
     END;
 
-    -- What comes with every request is not looked for by its id, which is random: it lies in the order in which
-    -- it was learned, and the last word on an id counts. `owners` keeps what lasts.
+    -- Identifiers that come with every request are not searched by their ids, which are random, so their changes
+    -- are in the order in which they were recorded; the latest change of an id counts.
     CREATE TABLE owners_plentiful (
         number INTEGER PRIMARY KEY,
         id BLOB NOT NULL,
         kind TEXT NOT NULL,
-        -- NULL: it is not there any more
+        -- NULL: the identifier was removed
         workspace TEXT,
         learned_at_ms INTEGER NOT NULL,
         used_at_ms INTEGER NOT NULL
@@ -247,19 +248,19 @@ const MIGRATIONS: [&str; 11] = [
     FROM attempt_rows JOIN series ON series.number = attempt_rows.series;
     ",
     "
-    -- Attempts that were written together: a row for those of a commit that began in one hour. To be read as
-    -- `attempts`. An id is its moment, a count and a number that is chance, with version and variant between them.
+    -- Attempts that were committed together and began in one hour. Read through the view `attempts`. An id
+    -- consists of the time, a counter and a random number, with version and variant between them.
     CREATE TABLE attempt_sheets (
         number INTEGER PRIMARY KEY,
         hour_ms INTEGER NOT NULL,
-        -- of the first of them
+        -- counter of the first attempt
         count INTEGER NOT NULL,
-        -- of all of them
+        -- random number of all attempts
         chance INTEGER NOT NULL,
         attempts INTEGER NOT NULL,
-        -- JSON, an array for each: milliseconds from the begin of the hour, counts from the first, request_id,
+        -- JSON, an array per attempt: milliseconds from the begin of the hour, counter from the first, request_id,
         -- series, number, request_bytes, response_bytes, total_ms, first_byte_ms, credits, characters,
-        -- credits_reserved, audio_ms; what is unknown at its end is left out
+        -- credits_reserved, audio_ms; unknown values at the end are left out
         lines TEXT NOT NULL
     ) STRICT;
 
@@ -288,13 +289,13 @@ const MIGRATIONS: [&str; 11] = [
         json_extract(value, '$[8]'), json_extract(value, '$[7]'), json_extract(value, '$[12]')
     FROM attempt_sheets, json_each(lines) JOIN series ON series.number = json_extract(value, '$[3]');
 
-    -- What was learned in a commit is one row.
+    -- One row per commit.
     ALTER TABLE owners_plentiful RENAME TO owners_plentiful_rows;
     ALTER TABLE owners_passing RENAME TO owners_passing_rows;
     CREATE TABLE owners_plentiful (
         number INTEGER PRIMARY KEY,
         changes INTEGER NOT NULL,
-        -- the latest of them
+        -- the latest use of the identifiers
         used_at_ms INTEGER NOT NULL,
         pack BLOB NOT NULL
     ) STRICT;
@@ -306,11 +307,11 @@ const MIGRATIONS: [&str; 11] = [
     ) STRICT;
     ",
     "
-    -- Grows when an event changes while it waits: what has arrived may be what it was before.
+    -- Increases when an event changes in the outbox, so that the delivery of an earlier state does not count.
     ALTER TABLE outbox_events ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
     ",
     "
-    -- What was refused with a key, instead of what was concluded from it.
+    -- The refusals of a key, instead of the conclusions from them.
     ALTER TABLE keys ADD COLUMN evidence TEXT NOT NULL DEFAULT '{}';
     ALTER TABLE keys DROP COLUMN park_reason;
     ALTER TABLE keys DROP COLUMN park_until_ms;
@@ -318,35 +319,36 @@ const MIGRATIONS: [&str; 11] = [
     ALTER TABLE keys DROP COLUMN workspace_park_until_ms;
     ",
     "
-    -- What was taken from the quotas of clients. Until here a request counted when something was charged in its
-    -- hour, or may have been.
+    -- Usage of the quotas of clients. Before, a request counted when something was charged in its hour, or may
+    -- have been.
     ALTER TABLE hours ADD COLUMN quota_requests INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE hours ADD COLUMN quota_credits INTEGER NOT NULL DEFAULT 0;
     UPDATE hours SET quota_requests = served * (credits > 0 OR unpriced > 0), quota_credits = credits
     WHERE key_hash <> 'own';
     ",
     "
-    -- Until here `key_hash` was the plain SHA-256 of a key. From here on it is a fingerprint, SHA-256 over
-    -- `keychoir:key:1:` and the key. Rows of keys that have not been configured since are under a digest of the old
-    -- digest, and these are listed here.
+    -- Before, `key_hash` was the plain SHA-256 of a key. Now it is a fingerprint, SHA-256 over `keychoir:key:1:`
+    -- and the key. Rows of keys that have not been configured since have a digest of the old digest, which is listed
+    -- here.
     CREATE TABLE retired_keys (
         key_hash TEXT PRIMARY KEY
     ) STRICT, WITHOUT ROWID;
 
-    -- What is still to be done to the whole file.
+    -- Tasks that concern the whole file.
     CREATE TABLE maintenance (
         task TEXT PRIMARY KEY
     ) STRICT, WITHOUT ROWID;
 
-    -- Rows of the mirror that are to be renamed.
+    -- Rows of the mirror to be renamed.
     CREATE TABLE outbox_renames (
-        -- the first 12 digits of what they are called
+        -- the first 12 digits of the old name
         beginning TEXT PRIMARY KEY,
-        -- what they are to be called
+        -- the new name
         key_hash TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
     refusals::TABLE,
+    migration::TABLE,
 ];
 
 /// The version from which the logs of owners are packed.
@@ -364,7 +366,8 @@ pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error>
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it.
+/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it. Many attempts of
+/// an earlier version are moved later, see [`migration`].
 pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Error> {
     if version(connection)? >= VERSION {
         return Ok(false);
@@ -377,11 +380,12 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Err
         if version == PACKED {
             owners::pack_rows(&transaction)?;
         }
-        if version == FINGERPRINTS {
-            names::retire(&transaction)?;
-        }
+    }
+    if from < FINGERPRINTS {
+        names::retire(&transaction)?;
     }
     if from < VERSION {
+        migration::begin(&transaction)?;
         set_version(&transaction)?;
     }
     transaction.commit()?;

@@ -1,12 +1,12 @@
+mod attempts;
 mod faults;
+mod migration;
 mod old_names;
 mod outbox;
 mod pace;
 mod power;
-mod series;
-mod sheets;
+mod stored_owners;
 mod sums;
-mod whose;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,6 @@ use std::time::Duration;
 use http::Method;
 use rusqlite::Connection;
 
-use super::pending::CommitUncertainty;
 use super::*;
 use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::plan::Capabilities;
@@ -27,14 +26,14 @@ use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{self, Observation, Refused};
-use crate::proxy::{AttemptRecord, CreditSource, QuotaCharge, UsageBatch};
+use crate::proxy::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
 const KEEPING: Keeping = Keeping { identifiers_max: 4_000, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
 const KEYS: [&str; 2] = [
-    "sk_canary_of_the_books_number_one_0000000000000001",
-    "sk_canary_of_the_books_number_two_0000000000000002",
+    "sk_canary_of_the_store_number_one_0000000000000001",
+    "sk_canary_of_the_store_number_two_0000000000000002",
 ];
 
 fn pool() -> Arc<Pool> {
@@ -65,12 +64,18 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         credits_from: CreditSource::Answer,
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),
+        is_price: false,
     }
 }
 
 /// An attempt that began at a moment, with an id of that time.
 fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
     AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
+}
+
+/// The record that adds the price of an attempt.
+fn priced(record: &AttemptRecord, credits: u64) -> AttemptRecord {
+    AttemptRecord { credits, credits_from: CreditSource::Answer, is_price: true, ..record.clone() }
 }
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -87,23 +92,32 @@ fn settings(queue_max: usize) -> Settings {
 }
 
 fn connection(store: &Store) -> &Connection {
-    &store.ledger.as_ref().unwrap().connection
+    &store.database.as_ref().unwrap().connection
 }
 
-fn sheet_of(records: &[AttemptRecord]) -> UsageBatch {
-    let mut sheet = UsageBatch::default();
-    records.iter().for_each(|record| sheet.add(record));
-    sheet
+fn batch_of(attempts: &[AttemptRecord]) -> UsageBatch {
+    UsageBatch { attempts: attempts.to_vec(), ..UsageBatch::default() }
+}
+
+fn batch_of_owners(owners: Vec<OwnershipUpdate>) -> UsageBatch {
+    UsageBatch { owners, ..UsageBatch::default() }
 }
 
 /// Writes the records in one transaction.
-fn write(ledger: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
-    rows::commit(ledger, &[sheet_of(records)], &[], mirrored, &mut CommitUncertainty::default(), NOW)
-        .unwrap();
+fn write(database: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
+    rows::commit(database, &batch_of(records), &[], mirrored, NOW).unwrap();
+}
+
+fn opened(location: &DatabaseLocation) -> Database {
+    open::open(location, NOW, IntegrityCheck::Quick).unwrap().database
+}
+
+fn number(connection: &Connection, sql: &str) -> i64 {
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 /// The path of a database in a folder that does not exist yet.
-fn place(folder: &Path) -> (DatabaseLocation, PathBuf) {
+fn location(folder: &Path) -> (DatabaseLocation, PathBuf) {
     let path = folder.join("state").join("keychoir.db");
     (DatabaseLocation::File(path.clone()), path)
 }
@@ -118,13 +132,14 @@ fn attempts(path: &Path) -> Vec<(String, i64)> {
 #[tokio::test]
 async fn what_is_sent_is_written_before_the_end() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
+    let (usage, writing) =
+        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
-        books.permit().await.unwrap().write(&record(&pool, credits));
+        usage.permit().await.unwrap().write(record(&pool, credits));
     }
-    drop(books);
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     let hash = ApiKey::new(KEYS[0]).unwrap().fingerprint().to_string();
     let written = attempts(&path);
@@ -144,7 +159,7 @@ fn refuse(pool: &Pool, now: UnixMs) {
 #[tokio::test]
 async fn keys_are_read_back_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, _) = place(folder.path());
+    let (location, _) = location(folder.path());
     let pool = pool();
     let roster = pool.roster();
     let quota = Quota {
@@ -157,12 +172,13 @@ async fn keys_are_read_back_as_they_were() {
     let seen = Observation::Quota { quota, tier: None, is_paid: None, capabilities };
     pool.observe(&roster, &roster.keys()[0], seen, NOW);
     refuse(&pool, NOW);
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    books.keys_changed();
-    drop(books);
+    let (usage, writing) =
+        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    usage.keys_changed();
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 
-    let mut remembered = Store::open(&place, NOW).unwrap().remembered().unwrap();
+    let mut remembered = Store::open(&location, NOW).unwrap().remembered().unwrap();
     remembered.sort_by_key(|known| known.quota.limit.is_none());
     let print = |key| ApiKey::new(key).unwrap().fingerprint();
     assert_eq!(
@@ -189,8 +205,8 @@ async fn keys_are_read_back_as_they_were() {
 #[test]
 fn the_file_is_private_and_safe_against_a_power_cut() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let store = Store::open(&place, NOW).unwrap();
+    let (location, path) = location(folder.path());
+    let store = Store::open(&location, NOW).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
     let pragma = |name: &str| -> String {
@@ -206,26 +222,26 @@ fn the_file_is_private_and_safe_against_a_power_cut() {
 }
 
 #[track_caller]
-fn check_set_aside(spoil: impl Fn(&Path)) {
+fn check_quarantine(spoil: impl Fn(&Path)) {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    drop(Store::open(&place, NOW).unwrap());
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
     spoil(&path);
     let broken = fs::read(&path).unwrap();
-    let store = Store::open(&place, NOW).unwrap();
-    let aside = store.set_aside().expect("the broken file is set aside");
-    assert!(fs::read(aside).unwrap() == broken, "not a byte of it is lost");
+    let store = Store::open(&location, NOW).unwrap();
+    let quarantined = store.quarantined().expect("the broken file is quarantined");
+    assert!(fs::read(quarantined).unwrap() == broken, "not a byte of it is lost");
     assert_eq!(store.remembered().unwrap(), []);
 }
 
 #[test]
 fn a_file_that_is_no_database_is_set_aside() {
-    check_set_aside(|path| fs::write(path, "these are not the books you are looking for").unwrap());
+    check_quarantine(|path| fs::write(path, "these are not the books you are looking for").unwrap());
 }
 
 #[test]
 fn a_broken_database_is_set_aside() {
-    check_set_aside(|path| {
+    check_quarantine(|path| {
         let mut bytes = fs::read(path).unwrap();
         bytes[100..4_000].fill(0xff);
         fs::write(path, bytes).unwrap();
@@ -235,24 +251,24 @@ fn a_broken_database_is_set_aside() {
 #[test]
 fn the_files_beside_a_broken_database_go_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    drop(Store::open(&place, NOW).unwrap());
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
     fs::write(&path, "no database").unwrap();
     fs::write(path.with_extension("db-wal"), "its wal").unwrap();
-    let aside = Store::open(&place, NOW).unwrap().set_aside().unwrap().clone();
-    let wal = PathBuf::from(format!("{}-wal", aside.display()));
+    let quarantined = Store::open(&location, NOW).unwrap().quarantined().unwrap().clone();
+    let wal = PathBuf::from(format!("{}-wal", quarantined.display()));
     assert_eq!(fs::read_to_string(wal).unwrap(), "its wal");
 }
 
 #[test]
 fn a_file_of_another_program_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     fs::write(&path, "a letter").unwrap();
     // The second refusal must not mistake what the first one left for a sign of an earlier start.
     for _ in 0..2 {
-        let error = Store::open(&place, NOW).unwrap_err();
+        let error = Store::open(&location, NOW).unwrap_err();
         assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is made beside it");
@@ -262,28 +278,28 @@ fn a_file_of_another_program_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_database_belongs_to_one_writer_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, _) = place(folder.path());
-    let first = Store::open(&place, NOW).unwrap();
+    let (location, _) = location(folder.path());
+    let first = Store::open(&location, NOW).unwrap();
     let check_held = || {
-        let error = Store::open(&place, NOW).unwrap_err();
+        let error = Store::open(&location, NOW).unwrap_err();
         assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.may_pass(), "{error}");
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     };
     check_held();
-    let (books, writing) = first.write(pool(), settings(8)).unwrap();
+    let (usage, writing) = first.write(pool(), settings(8)).unwrap();
     check_held();
-    drop(books);
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
-    Store::open(&place, NOW).unwrap();
+    Store::open(&location, NOW).unwrap();
 }
 
 #[test]
-fn books_of_a_newer_version_are_refused_and_left_alone() {
+fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    drop(Store::open(&place, NOW).unwrap());
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    let error = Store::open(&place, NOW).unwrap_err();
+    let error = Store::open(&location, NOW).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
     assert!(path.exists());
 }
@@ -302,11 +318,12 @@ fn a_place_that_cannot_be_written_is_named() {
 #[tokio::test]
 async fn no_key_is_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    books.permit().await.unwrap().write(&record(&pool, 1));
-    drop(books);
+    let (usage, writing) =
+        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    usage.permit().await.unwrap().write(record(&pool, 1));
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {
         let bytes = fs::read(file.unwrap().path()).unwrap();

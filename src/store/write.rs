@@ -2,6 +2,7 @@
 //! period and at intervals while records keep coming. Records that cannot be written are kept and
 //! retried. Between two transactions old records are deleted.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,17 +11,14 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::database::Database;
-use super::held::HeldTransaction;
 use super::maintenance::{self, MaintenanceStep};
 use super::open::{IntegrityCheck, OpenError, is_broken};
 use super::outbox::{self, Command};
-use super::pending::CommitUncertainty;
-use super::touched::Touched;
-use super::{DatabaseLocation, Health, Settings, Site, rows};
+use super::{DatabaseLocation, Health, Settings, Site, attempts, owners, rows};
 use crate::clock;
 use crate::policy::pace;
-use crate::pool::Pool;
-use crate::proxy::UsageQueue;
+use crate::pool::{Pool, Workspace};
+use crate::proxy::{UsageBatch, UsageQueue};
 
 /// A commit starts early when the queue has reached this fraction (1/2) of its capacity.
 const BATCH_SHARE: usize = 2;
@@ -30,9 +28,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// emptied.
 const END_TRIES: u32 = 3;
 /// Time between two rounds of maintenance.
-const CHORES_INTERVAL: Duration = Duration::from_secs(3_600);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Maintenance starts early after this number of owner changes.
-const OWNERS_UNTIL_CHORES: usize = 20_000;
+const OWNERS_UNTIL_MAINTENANCE: usize = 20_000;
 /// Maximum attempts kept in an in-memory database; the hourly sums stay.
 const MEMORY_RECORDS_MAX: usize = 10_000;
 
@@ -51,30 +49,29 @@ enum WriteError {
 /// all is written.
 pub(super) struct Callers {
     pub(super) queue: UsageQueue,
-    pub(super) questions: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Receiver<Command>,
     pub(super) all_written: oneshot::Sender<()>,
 }
 
 pub(super) struct Writer {
-    pub(super) ledger: Option<Database>,
+    pub(super) database: Option<Database>,
     site: Site,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
     /// Records taken from the queue and not yet written.
-    held: HeldTransaction,
-    doubt: CommitUncertainty,
+    held: UsageBatch,
     /// Time from one commit to the begin of the next.
     interval: Duration,
     /// Owner changes since the last maintenance.
     owners_written: usize,
     are_keys_stale: bool,
     /// How thoroughly the next opened file is checked.
-    look: IntegrityCheck,
+    check: IntegrityCheck,
     /// Records dropped before the current failure.
     lost_before: u64,
     retry_at: Instant,
-    chores_at: Instant,
+    maintenance_at: Instant,
     /// Attempts written to an in-memory database since it was last emptied.
     in_memory: usize,
 }
@@ -86,7 +83,7 @@ pub(super) fn batch(settings: &Settings) -> usize {
 
 impl Writer {
     pub(super) fn new(
-        ledger: Option<Database>,
+        database: Option<Database>,
         site: Site,
         settings: Settings,
         pool: Arc<Pool>,
@@ -94,20 +91,19 @@ impl Writer {
     ) -> Self {
         let now = clock::instant();
         Self {
-            ledger,
+            database,
             site,
             settings,
             pool,
             health,
-            held: HeldTransaction::default(),
-            doubt: CommitUncertainty::default(),
+            held: UsageBatch::default(),
             interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
             owners_written: 0,
             are_keys_stale: true,
-            look: IntegrityCheck::Trusting,
+            check: IntegrityCheck::Trusting,
             lost_before: 0,
             retry_at: now,
-            chores_at: now,
+            maintenance_at: now,
             in_memory: 0,
         }
     }
@@ -115,18 +111,18 @@ impl Writer {
     /// Writes until the last sender is dropped and everything is written or cannot be, and serves
     /// the mirror until its handle is dropped, too.
     pub(super) async fn run(mut self, callers: Callers) {
-        let Callers { mut queue, mut questions, all_written } = callers;
+        let Callers { mut queue, mut commands, all_written } = callers;
         let mut last_began = clock::instant();
         loop {
             let now = clock::instant();
-            let chores_at = if self.has_chores(now) { now } else { self.chores_at };
-            let wake_at = if self.health.is_failing() { self.retry_at } else { chores_at };
-            let mut question = None;
+            let maintenance_at = if self.is_maintenance_due(now) { now } else { self.maintenance_at };
+            let wake_at = if self.health.is_failing() { self.retry_at } else { maintenance_at };
+            let mut command = None;
             let is_filled = tokio::select! {
                 biased;
                 is_filled = queue.filled() => Some(is_filled),
-                Some(asked) = questions.recv() => {
-                    question = Some(asked);
+                Some(asked) = commands.recv() => {
+                    command = Some(asked);
                     None
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => None,
@@ -143,24 +139,24 @@ impl Writer {
             }
             self.work(began);
             // A busy queue must not starve the mirror.
-            if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
-                self.answer(question);
+            if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
+                self.answer(command);
             }
             if is_filled.is_some() {
-                self.rest(began, &queue, &mut questions).await;
+                self.rest(began, &queue, &mut commands).await;
             }
         }
         self.end().await;
         // The receiver may have been dropped.
         let _ = all_written.send(());
-        while let Some(question) = questions.recv().await {
-            self.answer(question);
+        while let Some(command) = commands.recv().await {
+            self.answer(command);
         }
     }
 
     /// Waits until the next commit may begin. Records sent meanwhile do not wake the thread unless
     /// they fill a batch. Commands of the mirror are served, and old records are deleted.
-    async fn rest(&mut self, began: Instant, queue: &UsageQueue, questions: &mut mpsc::Receiver<Command>) {
+    async fn rest(&mut self, began: Instant, queue: &UsageQueue, commands: &mut mpsc::Receiver<Command>) {
         let batch = batch(&self.settings) as u64;
         loop {
             let now = clock::instant();
@@ -171,8 +167,8 @@ impl Writer {
             }
             tokio::select! {
                 biased;
-                Some(question) = questions.recv() => self.answer(question),
-                () = std::future::ready(()), if self.has_chores(now) => self.do_chore(now),
+                Some(command) = commands.recv() => self.answer(command),
+                () = std::future::ready(()), if self.is_maintenance_due(now) => self.maintain(now),
                 () = queue.called() => {}
                 () = tokio::time::sleep(pause) => return,
             }
@@ -181,12 +177,12 @@ impl Writer {
 
     /// Runs a command of the mirror, or drops it while the database is unavailable: the mirror
     /// sends it again.
-    fn answer(&mut self, question: Command) {
+    fn answer(&mut self, command: Command) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
-        let ledger = self.ledger.as_mut().filter(|_| !self.health.is_failing());
-        let Some(ledger) = ledger else { return };
-        if let Err(error) = outbox::answer(&mut ledger.connection, question, &keys, now) {
+        let database = self.database.as_mut().filter(|_| !self.health.is_failing());
+        let Some(database) = database else { return };
+        if let Err(error) = outbox::answer(&mut database.connection, command, &keys, now) {
             self.failed(&error.into());
         }
     }
@@ -197,45 +193,47 @@ impl Writer {
         if !self.health.is_failing() || self.retry_at <= now {
             self.flush();
         }
-        if self.has_chores(now) {
-            self.do_chore(now);
+        if self.is_maintenance_due(now) {
+            self.maintain(now);
         }
     }
 
     /// Takes everything from the queue; returns the number of records.
     fn take_from(&mut self, queue: &mut UsageQueue) -> usize {
-        let before = self.held.records();
-        self.are_keys_stale |= self.held.take_from(queue, &self.site.place, &self.settings);
-        self.taken(before)
+        let mut batch = UsageBatch::default();
+        self.are_keys_stale |= queue.take(&mut batch);
+        self.take(batch)
     }
 
-    #[cfg(test)]
-    pub(super) fn take(&mut self, sheet: crate::proxy::UsageBatch) {
-        let before = self.held.records();
-        self.held.take(sheet, &self.site.place, &self.settings);
-        self.taken(before);
-    }
-
-    fn taken(&mut self, before: usize) -> usize {
-        let came = self.held.records() - before;
-        if before == 0 && came > 0 {
+    pub(super) fn take(&mut self, mut batch: UsageBatch) -> usize {
+        // An in-memory database is never read back. Owners above the limit are recorded again when
+        // a later response names them.
+        if self.site.location == DatabaseLocation::Memory || self.held.owners.len() >= self.settings.queue_max
+        {
+            batch.owners.clear();
+        }
+        batch.owners.retain(owners::is_stored);
+        let came = batch.attempts.len();
+        if self.held.attempts.is_empty() && came > 0 {
             self.health.set_held_since(clock::now());
         }
+        self.held.append(batch);
         if self.health.is_failing() {
             self.shed();
         }
         came
     }
 
-    /// Drops records above the limit while nothing can be written.
+    /// Drops the latest records above the limit while nothing can be written.
     fn shed(&mut self) {
         let held = self.settings.queue_max;
-        let lost = self.held.shed(held);
+        let lost = self.held.attempts.len().saturating_sub(held);
+        self.held.attempts.truncate(held);
         if lost > 0 && self.health.lost() == self.lost_before {
             error!(
                 event = "usage_records_dropped",
                 held,
-                "Usage records are lost: the books cannot be written, and no more than {held} can be held"
+                "Usage records are lost: the database cannot be written, and no more than {held} can be kept"
             );
         }
         self.health.lose(lost);
@@ -243,7 +241,7 @@ impl Writer {
 
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
-        if self.held.sheets().is_empty() && !is_stale && !self.health.is_failing() {
+        if self.held.is_empty() && !is_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
@@ -254,32 +252,31 @@ impl Writer {
 
     /// Whether restrictions have changed or ended, which can happen without a usage record.
     fn are_refusals_stale(&self) -> bool {
-        let ledger = self.ledger.as_ref();
-        ledger.is_some_and(|ledger| ledger.refusals.are_stale(self.pool.restrictions(), clock::now()))
+        let database = self.database.as_ref();
+        database.is_some_and(|database| database.refusals.are_stale(self.pool.restrictions(), clock::now()))
     }
 
     fn write(&mut self) -> Result<(), WriteError> {
         // If the file was removed, the batch is written once more, to the next file.
         for _ in 0..2 {
-            let ledger = match self.ledger.take() {
-                Some(ledger) => ledger,
+            let database = match self.database.take() {
+                Some(database) => database,
                 None => self.reopen()?,
             };
-            let ledger = self.ledger.insert(ledger);
+            let database = self.database.insert(database);
             let now = clock::now();
             // The state of the keys is read when it is written, so the file never holds a state
             // older than a record.
-            let sheets = self.held.sheets();
-            let touched = Touched::by(sheets);
-            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || touched.includes(key));
-            ledger.refusals.prepare(self.pool.restrictions(), now);
-            let mirrored = self.settings.mirrored;
-            let committed = rows::commit(ledger, sheets, &keys, mirrored, &mut self.doubt, now);
-            if !ledger.is_gone() {
+            let charged = self.held.attempts.iter().filter_map(|attempt| attempt.key.as_ref());
+            let charged: HashSet<*const Workspace> =
+                charged.map(|key| std::ptr::from_ref(key.workspace())).collect();
+            let is_stale = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
+            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_stale(key.workspace()));
+            database.refusals.prepare(self.pool.restrictions(), now);
+            let committed = rows::commit(database, &self.held, &keys, self.settings.mirrored, now);
+            if !database.is_gone() {
                 return Ok(committed?);
             }
-            // The file that lies there now may be a copy made after that commit.
-            self.doubt.arises();
             error!(
                 event = "usage_store_ended",
                 "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
@@ -290,33 +287,36 @@ impl Writer {
     }
 
     fn reopen(&mut self) -> Result<Database, OpenError> {
-        let mut ledger = self.site.open(clock::now(), self.look)?.ledger;
-        ledger.recognize(self.pool.roster().keys().iter().map(|key| key.api_key()));
-        Ok(ledger)
+        let mut database = self.site.open(clock::now(), self.check)?.database;
+        database.recognize(self.pool.roster().keys().iter().map(|key| key.api_key()));
+        Ok(database)
     }
 
     /// Closes the database; the next write opens the path again, whatever file is there by then.
     fn close(&mut self) {
         self.are_keys_stale = true;
-        if let Some(ledger) = self.ledger.take() {
-            ledger.abandon();
+        if let Some(database) = self.database.take() {
+            database.abandon();
         }
     }
 
     fn written(&mut self) {
-        let (count, owners) = self.held.written();
-        self.owners_written += owners;
+        let UsageBatch { attempts, owners, .. } = std::mem::take(&mut self.held);
+        let count = attempts.len();
+        self.owners_written += owners.len();
         self.health.count_written(count);
         self.are_keys_stale = false;
-        self.look = IntegrityCheck::Trusting;
+        self.check = IntegrityCheck::Trusting;
         if self.health.set_failing(false) {
             let lost = self.health.lost() - self.lost_before;
             info!(
                 event = "usage_store_recovered",
-                count, lost, "The books are written again: {count} records were held, {lost} are lost"
+                count,
+                lost,
+                "The database is written again: {count} usage records were kept, {lost} are lost"
             );
         }
-        if self.site.place == DatabaseLocation::Memory {
+        if self.site.location == DatabaseLocation::Memory {
             self.in_memory += count;
             if self.in_memory > MEMORY_RECORDS_MAX {
                 self.empty_memory();
@@ -326,9 +326,9 @@ impl Writer {
 
     fn empty_memory(&mut self) {
         self.in_memory = 0;
-        if let Some(ledger) = &self.ledger {
+        if let Some(database) = &self.database {
             // An in-memory database can only fail for lack of memory.
-            let _ = ledger.connection.execute_batch("DELETE FROM attempt_rows; DELETE FROM attempt_sheets");
+            let _ = attempts::delete_all(&database.connection);
         }
     }
 
@@ -341,17 +341,17 @@ impl Writer {
         // The next success only proves recovery if it writes something.
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_PAUSE;
-        self.say_failing(error);
+        self.log_failing(error);
         self.shed();
     }
 
     /// Logs once per outage that usage records cannot be written.
-    pub(super) fn say_failing(&mut self, error: &dyn std::error::Error) {
+    pub(super) fn log_failing(&mut self, error: &dyn std::error::Error) {
         if !self.health.set_failing(true) {
             self.lost_before = self.health.lost();
             warn!(
                 event = "usage_store_failing",
-                "The books cannot be written: {error}; requests go on, records are held and written later"
+                "The database cannot be written: {error}; requests go on, usage records are kept and written later"
             );
         }
     }
@@ -361,7 +361,7 @@ impl Writer {
     /// reported again.
     fn suspect(&mut self, error: &rusqlite::Error) {
         if is_broken(error) {
-            self.look = if self.look == IntegrityCheck::Trusting {
+            self.check = if self.check == IntegrityCheck::Trusting {
                 IntegrityCheck::Whole
             } else {
                 IntegrityCheck::Condemning
@@ -369,7 +369,7 @@ impl Writer {
         }
         let is_sound = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
-            Some(_) | None => self.site.place == DatabaseLocation::Memory,
+            Some(_) | None => self.site.location == DatabaseLocation::Memory,
         };
         if !is_sound {
             self.close();
@@ -378,18 +378,18 @@ impl Writer {
 
     /// Whether maintenance is due: at its interval, or early when rows arrive faster than the
     /// interval would bound them.
-    fn has_chores(&self, now: Instant) -> bool {
-        let is_due = self.chores_at <= now || self.owners_written > OWNERS_UNTIL_CHORES;
+    fn is_maintenance_due(&self, now: Instant) -> bool {
+        let is_due = self.maintenance_at <= now || self.owners_written > OWNERS_UNTIL_MAINTENANCE;
         is_due && !self.health.is_failing()
     }
 
-    fn do_chore(&mut self, now: Instant) {
-        let Some(ledger) = &mut self.ledger else { return };
-        let is_round = self.chores_at <= now;
+    fn maintain(&mut self, now: Instant) {
+        let Some(database) = &mut self.database else { return };
+        let is_round = self.maintenance_at <= now;
         let step = if is_round {
-            maintenance::step(ledger, &self.settings, clock::now())
+            maintenance::step(database, &self.settings, clock::now())
         } else {
-            maintenance::trim_owners(ledger, &self.settings, clock::now())
+            maintenance::trim_owners(database, &self.settings, clock::now())
         };
         match step {
             Ok(MaintenanceStep::More) => return,
@@ -398,7 +398,7 @@ impl Writer {
         }
         self.owners_written = 0;
         if is_round {
-            self.chores_at = now + CHORES_INTERVAL;
+            self.maintenance_at = now + MAINTENANCE_INTERVAL;
         }
     }
 
@@ -412,6 +412,6 @@ impl Writer {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-        self.health.lose(self.held.records());
+        self.health.lose(self.held.attempts.len());
     }
 }

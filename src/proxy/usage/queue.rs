@@ -143,19 +143,19 @@ pub struct UsagePermit(UsageSink);
 
 /// The queue stayed full, or its receiving half was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the queue of the books is full")]
+#[error("the queue of usage records is full")]
 pub struct QueueFull;
 
 /// Maximum wait of a request for a permit. A full queue means that the disk is too slow, and an
 /// error soon is more useful to the client than a long wait.
-const PLACE_WAIT_MAX: Duration = Duration::from_millis(50);
+const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl UsageSink {
     /// A sender and its queue. From `queue_max` entries on no permit is given; at `batch` entries,
     /// a waiting writer is woken. `depth` counts the entries.
     #[must_use]
     pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, UsageQueue) {
-        let line = Arc::new(QueueState {
+        let state = Arc::new(QueueState {
             shards: Default::default(),
             depth,
             called_from: AtomicU64::new(NEVER),
@@ -167,12 +167,12 @@ impl UsageSink {
             call: Notify::new(),
             room: Notify::new(),
         });
-        (Self(Arc::new(Senders(Arc::clone(&line)))), UsageQueue(line))
+        (Self(Arc::new(Senders(Arc::clone(&state)))), UsageQueue(state))
     }
 
-    fn line(&self) -> &QueueState {
-        let Senders(line) = &*self.0;
-        line
+    fn state(&self) -> &QueueState {
+        let Senders(state) = &*self.0;
+        state
     }
 
     /// Acquires a permit; waits a short time while the queue is full.
@@ -186,9 +186,9 @@ impl UsageSink {
     /// Dropping the future acquires nothing.
     pub async fn permit(&self) -> Result<UsagePermit, QueueFull> {
         if !self.has_room() {
-            tokio::time::timeout(PLACE_WAIT_MAX, self.room()).await.map_err(|_| QueueFull)?;
+            tokio::time::timeout(PERMIT_TIMEOUT, self.room()).await.map_err(|_| QueueFull)?;
         }
-        if self.line().is_closed.load(Ordering::Acquire) {
+        if self.state().is_closed.load(Ordering::Acquire) {
             Err(QueueFull)
         } else {
             Ok(UsagePermit(self.clone()))
@@ -196,14 +196,14 @@ impl UsageSink {
     }
 
     fn has_room(&self) -> bool {
-        let line = self.line();
-        line.depth.queued() < line.queue_max
+        let state = self.state();
+        state.depth.queued() < state.queue_max
     }
 
     /// Waits until the queue has room.
     async fn room(&self) {
         loop {
-            let mut room = pin!(self.line().room.notified());
+            let mut room = pin!(self.state().room.notified());
             // From here on no notification is missed.
             room.as_mut().enable();
             if self.has_room() {
@@ -215,31 +215,33 @@ impl UsageSink {
 
     /// Requests that the state of the keys is written.
     pub fn keys_changed(&self) {
-        let line = self.line();
-        if !line.are_keys_changed.swap(true, Ordering::SeqCst) {
+        let state = self.state();
+        if !state.are_keys_changed.swap(true, Ordering::SeqCst) {
             // It is no entry: it wakes an idle writer, and does not add to a batch.
-            line.call(1);
+            state.call(1);
         }
     }
 
-    fn send(&self, entries: u64, fill: impl FnOnce(&mut UsageBatch)) {
-        let line = self.line();
+    /// Adds one entry to the batch of this thread.
+    fn send(&self, add: impl FnOnce(&mut UsageBatch)) {
+        let state = self.state();
         let queued = {
-            let mut sheet = line.shards[own_shard()].lock();
-            fill(&mut sheet);
+            let mut batch = state.shards[own_shard()].lock();
+            batch.entries += 1;
+            add(&mut batch);
             // Within the lock, so that the writer never takes an entry which is not counted yet.
             // After the receiving half was dropped, the entry stays in the queue and is counted as
             // lost at the end.
-            line.depth.sent(entries)
+            state.depth.sent(1)
         };
-        line.call(queued);
+        state.call(queued);
     }
 }
 
 impl UsagePermit {
     /// Queues the record of an attempt.
-    pub fn write(self, record: &AttemptRecord) {
-        self.0.send(1, |sheet| sheet.add(record));
+    pub fn write(self, record: AttemptRecord) {
+        self.0.send(|batch| batch.attempts.push(record));
     }
 
     /// Requests that the state of the keys is written, beside that of the attempt's key.
@@ -247,15 +249,10 @@ impl UsagePermit {
         self.0.keys_changed();
     }
 
-    /// Queues the price of an attempt that was written without one.
-    pub fn price(self, record: &AttemptRecord) {
-        self.0.send(1, |sheet| sheet.price(record));
-    }
-
     /// Queues ownership changes, if there are any.
     pub fn record_ownership(self, changes: Vec<OwnershipUpdate>) {
         if !changes.is_empty() {
-            self.0.send(1, |sheet| sheet.record_ownership(changes));
+            self.0.send(|batch| batch.owners.extend(changes));
         }
     }
 }
@@ -292,23 +289,23 @@ impl UsageQueue {
         }
     }
 
-    /// Takes all batches, and replaces them with batches from `spare`. Returns whether the state of
-    /// the keys is to be written.
-    pub fn take(&mut self, taken: &mut Vec<UsageBatch>, spare: &mut Vec<UsageBatch>) -> bool {
-        let line = &*self.0;
-        line.called_from.store(NEVER, Ordering::SeqCst);
-        let are_keys_changed = line.are_keys_changed.swap(false, Ordering::SeqCst);
+    /// Appends everything in the queue to `taken`. Returns whether the state of the keys is to be
+    /// written.
+    pub fn take(&mut self, taken: &mut UsageBatch) -> bool {
+        let state = &*self.0;
+        state.called_from.store(NEVER, Ordering::SeqCst);
+        let are_keys_changed = state.are_keys_changed.swap(false, Ordering::SeqCst);
         // All at once, so that no entry is taken before an earlier entry of another thread.
-        let sheets = line.shards.each_ref().map(Shard::lock);
-        let (mut entries, mut records) = (0, 0);
-        for mut sheet in sheets.into_iter().filter(|sheet| !sheet.is_empty()) {
-            entries += sheet.entries();
-            records += sheet.rows().len() as u64;
-            taken.push(mem::replace(&mut sheet, spare.pop().unwrap_or_default()));
-        }
-        let before = line.depth.taken(entries, records);
-        if before >= line.queue_max {
-            line.room.notify_waiters();
+        let mut shards = state.shards.each_ref().map(Shard::lock);
+        let batches = shards.each_mut().map(|shard| mem::take(&mut **shard));
+        drop(shards);
+        let entries = batches.iter().map(|batch| batch.entries).sum();
+        let records: usize = batches.iter().map(|batch| batch.attempts.len()).sum();
+        // Senders do not wait for these copies.
+        batches.into_iter().for_each(|batch| taken.append(batch));
+        let before = state.depth.taken(entries, records as u64);
+        if before >= state.queue_max {
+            state.room.notify_waiters();
         }
         are_keys_changed
     }
@@ -340,7 +337,7 @@ impl UsageQueue {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Poll, Wake, Waker};
 
@@ -360,7 +357,7 @@ pub(super) mod tests {
         UsageSink::new(QUEUE_MAX, QUEUE_MAX, Depth::default())
     }
 
-    pub(in crate::proxy::usage) fn record() -> AttemptRecord {
+    fn record() -> AttemptRecord {
         AttemptRecord {
             id: Uuid::nil(),
             request_id: "request".into(),
@@ -383,14 +380,15 @@ pub(super) mod tests {
             credits_from: CreditSource::Free,
             first_byte: None,
             total: Duration::ZERO,
+            is_price: false,
         }
     }
 
     /// Takes all batches; returns the number of records, and whether keys have changed.
     fn take(queue: &mut UsageQueue) -> (usize, bool) {
-        let mut taken = Vec::new();
-        let are_keys_changed = queue.take(&mut taken, &mut Vec::new());
-        (taken.iter().map(|sheet| sheet.rows().len()).sum(), are_keys_changed)
+        let mut taken = UsageBatch::default();
+        let are_keys_changed = queue.take(&mut taken);
+        (taken.attempts.len(), are_keys_changed)
     }
 
     #[tokio::test(start_paused = true)]
@@ -401,11 +399,11 @@ pub(super) mod tests {
             permits.push(usage.permit().await.unwrap());
         }
         for permit in permits.drain(..QUEUE_MAX) {
-            permit.write(&record());
+            permit.write(record());
         }
         assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "now that many wait to be written");
         let under_way = permits.len();
-        permits.into_iter().for_each(|permit| permit.write(&record()));
+        permits.into_iter().for_each(|permit| permit.write(record()));
         assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "every permit may be used");
     }
 
@@ -413,7 +411,7 @@ pub(super) mod tests {
     async fn a_full_queue_is_waited_for_a_moment() {
         let (usage, mut queue) = usage();
         for _ in 0..QUEUE_MAX {
-            usage.permit().await.unwrap().write(&record());
+            usage.permit().await.unwrap().write(record());
         }
         let (permit, _) = tokio::join!(usage.permit(), async { take(&mut queue) });
         permit.unwrap().record_ownership(vec![]);
@@ -421,7 +419,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_that_nobody_reads_is_none() {
+    async fn a_queue_without_a_receiver_gives_no_permit() {
         let (usage, queue) = usage();
         drop(queue);
         assert_eq!(usage.permit().await.unwrap_err(), QueueFull);
@@ -431,7 +429,7 @@ pub(super) mod tests {
     async fn what_is_taken_is_on_its_way_until_it_has_arrived() {
         let (usage, mut queue) = usage();
         let depth = queue.0.depth.clone();
-        usage.permit().await.unwrap().write(&record());
+        usage.permit().await.unwrap().write(record());
         usage.keys_changed();
         usage.keys_changed();
         assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
@@ -455,19 +453,18 @@ pub(super) mod tests {
             let send = move || {
                 for _ in 0..EACH {
                     let mut next = turn.lock().unwrap();
-                    UsagePermit(usage.clone()).write(&AttemptRecord { number: *next, ..record() });
+                    UsagePermit(usage.clone()).write(AttemptRecord { number: *next, ..record() });
                     *next += 1;
                 }
             };
             crate::tasks::thread("sender", send).unwrap();
         }
         drop(usage);
-        let (mut found, mut spare) = (0, Vec::new());
+        let mut found = 0;
         while !queue.is_ended() || queue.waiting() > 0 {
-            let mut taken = Vec::new();
-            queue.take(&mut taken, &mut spare);
-            let mut numbers: Vec<u32> =
-                taken.iter().flat_map(UsageBatch::rows).map(|row| row.number).collect();
+            let mut taken = UsageBatch::default();
+            queue.take(&mut taken);
+            let mut numbers: Vec<u32> = taken.attempts.iter().map(|record| record.number).collect();
             numbers.sort_unstable();
             assert!(
                 numbers.iter().copied().eq(found..found + numbers.len() as u32),
@@ -475,7 +472,6 @@ pub(super) mod tests {
             );
             found += numbers.len() as u32;
             depth.arrived(numbers.len() as u64);
-            spare.extend(taken.into_iter().map(UsageBatch::cleared));
         }
         assert_eq!((found, depth.records()), (THREADS * EACH, 0));
     }
@@ -501,11 +497,11 @@ pub(super) mod tests {
                 let mut poll = || called.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 for _ in 1..QUEUE_MAX {
-                    usage.permit().await.unwrap().write(&record());
+                    usage.permit().await.unwrap().write(record());
                 }
                 usage.keys_changed();
                 assert_eq!(woken(), round);
-                usage.permit().await.unwrap().write(&record());
+                usage.permit().await.unwrap().write(record());
                 assert_eq!(woken(), round + 1);
                 assert_eq!(poll(), Poll::Ready(()));
             }
@@ -532,10 +528,10 @@ pub(super) mod tests {
                 let mut poll = || filled.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 match round % 2 {
-                    0 => permit.write(&record()),
+                    0 => permit.write(record()),
                     _ => usage.keys_changed(),
                 }
-                usage.permit().await.unwrap().write(&record());
+                usage.permit().await.unwrap().write(record());
                 assert_eq!(wakes.0.load(Ordering::Relaxed), round + 1);
                 assert_eq!(poll(), Poll::Ready(true));
             }

@@ -1,14 +1,12 @@
 //! The tables of the outbox: inserting rows, selecting due rows, and recording the results of a
 //! delivery.
 
-use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
-use uuid::Uuid;
 
 use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, Rename, RowName};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::store::rows::moment;
+use crate::store::columns::moment;
 
 /// Runs a command of the mirror. The sender may have been dropped.
 pub(in crate::store) fn answer(
@@ -40,7 +38,7 @@ pub(in crate::store) fn put_key(
     seen: &KeySnapshot,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    // A clock that was set back must not make a newer state look older: Supabase would refuse it.
+    // A clock that was set back must not make a newer state check older: Supabase would refuse it.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
             is_over_limit, is_near_limit, resets_at_ms, observed_at_ms)
@@ -75,11 +73,8 @@ pub(in crate::store) fn put_key(
 
 /// Puts an attempt into the outbox. If the attempt is deleted first, its outbox row is deleted with
 /// it.
-pub(in crate::store) fn put_event(
-    transaction: &Transaction<'_>,
-    id: &[u8; 16],
-) -> Result<(), rusqlite::Error> {
-    transaction.prepare_cached("INSERT OR IGNORE INTO outbox_events (id) VALUES (?1)")?.execute([&id[..]])?;
+pub(in crate::store) fn put_event(transaction: &Transaction<'_>, id: &str) -> Result<(), rusqlite::Error> {
+    transaction.prepare_cached("INSERT OR IGNORE INTO outbox_events (id) VALUES (?1)")?.execute([id])?;
     Ok(())
 }
 
@@ -87,11 +82,11 @@ pub(in crate::store) fn put_event(
 /// and a refused row may be accepted now.
 pub(in crate::store) fn put_event_again(
     transaction: &Transaction<'_>,
-    id: &[u8; 16],
+    id: &str,
 ) -> Result<(), rusqlite::Error> {
     const AGAIN: &str = "INSERT INTO outbox_events (id) VALUES (?1)
         ON CONFLICT DO UPDATE SET revision = revision + 1, refused = NULL, parked_until_ms = NULL";
-    transaction.prepare_cached(AGAIN)?.execute([&id[..]])?;
+    transaction.prepare_cached(AGAIN)?.execute([id])?;
     Ok(())
 }
 
@@ -183,16 +178,16 @@ fn read_key(row: &Row<'_>) -> Result<KeyState, rusqlite::Error> {
 
 fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec<Event>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(
-        "SELECT outbox_events.id, request_id, attempt_rows.number, started_at_ms, client, key_hash, workspace, method,
+        "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method,
             route, model, status, verdict, request_bytes, response_bytes, characters, credits, credits_from,
             first_byte_ms, total_ms, revision
-         FROM outbox_events JOIN attempt_rows USING (id) JOIN series ON series.number = attempt_rows.series
+         FROM outbox_events JOIN attempts USING (id)
          WHERE coalesce(parked_until_ms, 0) <= ?1
-         ORDER BY outbox_events.id LIMIT ?2",
+         ORDER BY id LIMIT ?2",
     )?;
     let read = |row: &Row<'_>| {
         Ok(Event {
-            id: Uuid::from_bytes(row.get(0)?).to_string(),
+            id: row.get(0)?,
             request_id: row.get(1)?,
             number: row.get(2)?,
             started_at: unix(row.get(3)?),
@@ -243,7 +238,7 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
                 .execute([beginning, key_hash])?,
             RowName::Event { id, revision } => transaction
                 .prepare_cached("DELETE FROM outbox_events WHERE id = ?1 AND revision = ?2")?
-                .execute(params![bytes(id), revision])?,
+                .execute(params![id, revision])?,
         };
     }
     let mut first_times = 0;
@@ -251,17 +246,17 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
         let (table, column, name) = match name {
             // A rename is retried with every batch.
             RowName::Rename(_) => continue,
-            RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", Value::Text(key_hash.clone())),
+            RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", key_hash),
             RowName::Event { id, revision } => {
                 if !is_of(&transaction, id, *revision)? {
                     continue;
                 }
-                ("outbox_events", "id", Value::Blob(bytes(id)))
+                ("outbox_events", "id", id)
             }
         };
         let is_known: Option<bool> = transaction
             .prepare_cached(&format!("SELECT refused IS NOT NULL FROM {table} WHERE {column} = ?1"))?
-            .query_row([&name], |row| row.get(0))
+            .query_row([name], |row| row.get(0))
             .optional()?;
         first_times += u64::from(is_known == Some(false));
         transaction
@@ -278,12 +273,7 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
 fn is_of(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
     connection
         .prepare_cached("SELECT count(*) FROM outbox_events WHERE id = ?1 AND revision = ?2")?
-        .query_row(params![bytes(id), revision], |row| row.get::<_, i64>(0).map(|count| count == 1))
-}
-
-/// The bytes of a UUID column; empty for any other text, which matches no row.
-fn bytes(id: &str) -> Vec<u8> {
-    Uuid::parse_str(id).map_or_else(|_| Vec::new(), |id| id.as_bytes().to_vec())
+        .query_row(params![id, revision], |row| row.get::<_, i64>(0).map(|count| count == 1))
 }
 
 fn unix(ms: i64) -> UnixMs {

@@ -1,16 +1,15 @@
-//! The logs of short-lived owners: all changes of a commit are packed into one row, because single
-//! changes are never queried in the file. The latest change of an identifier counts.
+//! The log of identifiers that come with every request: all changes of a commit are packed into one
+//! row, because single changes are never queried in the file. The latest change of an identifier counts.
 
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 
-use super::named;
 use crate::elevenlabs::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;
-use crate::store::rows::moment;
+use crate::store::columns::moment;
 
 /// Maximum changes per row: when a row at the limit is trimmed, the remainder is packed again.
 const CHANGES_MAX: usize = 1_024;
@@ -107,7 +106,7 @@ impl Pack {
         Some(pack)
     }
 
-    fn lesson(&self, change: &Change) -> Option<LearnedOwner> {
+    fn owner(&self, change: &Change) -> Option<LearnedOwner> {
         Some(LearnedOwner {
             named: Named {
                 kind: Kind::of_word(self.words.get(change.kind)?)?,
@@ -157,62 +156,60 @@ fn from(before: u64, difference: u64) -> u64 {
 /// Appends changes to a log.
 pub(super) fn add<'a>(
     connection: &Connection,
-    log: &str,
     changes: impl Iterator<Item = &'a OwnershipUpdate>,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let mut pack = Pack::default();
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(lesson) => {
-                pack.push(&lesson.named, Some(lesson.owner.word()), lesson.learned_at, lesson.used_at);
+            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+                pack.push(named, Some(owner.word()), *learned_at, *used_at);
             }
-            OwnershipUpdate::Forgotten(_) => pack.push(named(change), None, now, now),
+            OwnershipUpdate::Forgotten(_) => pack.push(change.named(), None, now, now),
         }
         if pack.changes.len() == CHANGES_MAX {
-            insert(connection, log, &std::mem::take(&mut pack))?;
+            insert(connection, &std::mem::take(&mut pack))?;
         }
     }
-    if pack.changes.is_empty() { Ok(()) } else { insert(connection, log, &pack) }
+    if pack.changes.is_empty() { Ok(()) } else { insert(connection, &pack) }
 }
 
-fn insert(connection: &Connection, log: &str, pack: &Pack) -> Result<(), rusqlite::Error> {
-    let insert = format!("INSERT INTO {log} (changes, used_at_ms, pack) VALUES (?1, ?2, ?3)");
+fn insert(connection: &Connection, pack: &Pack) -> Result<(), rusqlite::Error> {
+    let insert = "INSERT INTO owners_plentiful (changes, used_at_ms, pack) VALUES (?1, ?2, ?3)";
     let columns = params![pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
-    connection.prepare_cached(&insert)?.execute(columns).map(drop)
+    connection.prepare_cached(insert)?.execute(columns).map(drop)
 }
 
 /// Replaces a pack by another one, or deletes the row if that is empty.
-fn replace(connection: &Connection, log: &str, number: i64, pack: &Pack) -> Result<(), rusqlite::Error> {
+fn replace(connection: &Connection, number: i64, pack: &Pack) -> Result<(), rusqlite::Error> {
     if pack.changes.is_empty() {
-        return connection.execute(&format!("DELETE FROM {log} WHERE number = ?1"), [number]).map(drop);
+        return connection.execute("DELETE FROM owners_plentiful WHERE number = ?1", [number]).map(drop);
     }
-    let update = format!("UPDATE {log} SET changes = ?2, used_at_ms = ?3, pack = ?4 WHERE number = ?1");
+    let update = "UPDATE owners_plentiful SET changes = ?2, used_at_ms = ?3, pack = ?4 WHERE number = ?1";
     let columns = params![number, pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
-    connection.prepare_cached(&update)?.execute(columns).map(drop)
+    connection.prepare_cached(update)?.execute(columns).map(drop)
 }
 
 /// The latest change of each identifier, the oldest first; identifiers without an owner are left
 /// out.
-pub(super) fn read(connection: &Connection, log: &str) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
-    let (mut seen, mut lessons) = (HashSet::new(), Vec::new());
-    each_from_the_last(connection, log, |_, pack| {
+pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
+    let (mut seen, mut owners) = (HashSet::new(), Vec::new());
+    each_from_the_last(connection, |_, pack| {
         // An unreadable change is skipped: the owner is recorded again from later responses.
         let news = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
-        lessons.extend(news.filter_map(|change| pack.lesson(change)));
+        owners.extend(news.filter_map(|change| pack.owner(change)));
         Ok(())
     })?;
-    lessons.reverse();
-    Ok(lessons)
+    owners.reverse();
+    Ok(owners)
 }
 
 fn each_from_the_last(
     connection: &Connection,
-    log: &str,
     mut each: impl FnMut(i64, Pack) -> Result<(), rusqlite::Error>,
 ) -> Result<(), rusqlite::Error> {
     let mut statement =
-        connection.prepare(&format!("SELECT number, pack FROM {log} ORDER BY number DESC"))?;
+        connection.prepare("SELECT number, pack FROM owners_plentiful ORDER BY number DESC")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         each(row.get(0)?, Pack::of(row.get_ref(1)?.as_blob().unwrap_or_default()).unwrap_or_default())?;
@@ -223,29 +220,26 @@ fn each_from_the_last(
 /// Deletes some of the rows that are too old or too many; returns whether there may be more.
 pub(super) fn forget_some(
     connection: &Connection,
-    log: &str,
     oldest: Option<UnixMs>,
     count_max: usize,
 ) -> Result<bool, rusqlite::Error> {
     if let Some(oldest) = oldest {
-        let old = format!(
-            "DELETE FROM {log} WHERE number IN (
-                SELECT number FROM (SELECT number, used_at_ms FROM {log} ORDER BY number LIMIT ?2)
-                WHERE used_at_ms < ?1)"
-        );
-        if connection.prepare_cached(&old)?.execute(params![moment(oldest), ROWS as i64])? == ROWS {
+        let old = "DELETE FROM owners_plentiful WHERE number IN (
+                SELECT number FROM (SELECT number, used_at_ms FROM owners_plentiful ORDER BY number LIMIT ?2)
+                WHERE used_at_ms < ?1)";
+        if connection.prepare_cached(old)?.execute(params![moment(oldest), ROWS as i64])? == ROWS {
             return Ok(true);
         }
     }
-    let all = count(connection, log)?.saturating_sub(count_max);
+    let all = count(connection)?.saturating_sub(count_max);
     if all == 0 {
         return Ok(false);
     }
     let mut excess = all.min(CHANGES);
     let mut last = None;
     {
-        let first = format!("SELECT number, changes, pack FROM {log} ORDER BY number LIMIT ?1");
-        let mut statement = connection.prepare_cached(&first)?;
+        let first = "SELECT number, changes, pack FROM owners_plentiful ORDER BY number LIMIT ?1";
+        let mut statement = connection.prepare_cached(first)?;
         let mut rows = statement.query([ROWS as i64])?;
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
@@ -267,18 +261,18 @@ pub(super) fn forget_some(
     }
     if let Some((number, pack)) = last {
         let transaction = connection.unchecked_transaction()?;
-        transaction.prepare_cached(&format!("DELETE FROM {log} WHERE number < ?1"))?.execute([number])?;
-        replace(&transaction, log, number, &pack)?;
+        transaction.prepare_cached("DELETE FROM owners_plentiful WHERE number < ?1")?.execute([number])?;
+        replace(&transaction, number, &pack)?;
         transaction.commit()?;
     }
     Ok(all > CHANGES || excess > 0)
 }
 
 /// Removes superseded changes, which would otherwise displace current ones.
-pub(super) fn tidy(connection: &Connection, log: &str) -> Result<(), rusqlite::Error> {
+pub(in crate::store) fn tidy(connection: &Connection) -> Result<(), rusqlite::Error> {
     let transaction = connection.unchecked_transaction()?;
     let (mut seen, mut shorter) = (HashSet::new(), Vec::new());
-    each_from_the_last(&transaction, log, |number, mut pack| {
+    each_from_the_last(&transaction, |number, mut pack| {
         let before = pack.changes.len();
         pack.changes.reverse();
         pack.changes.retain(|change| seen.insert(change.tag) && change.owner.is_some());
@@ -289,31 +283,28 @@ pub(super) fn tidy(connection: &Connection, log: &str) -> Result<(), rusqlite::E
         Ok(())
     })?;
     for (number, pack) in &shorter {
-        replace(&transaction, log, *number, pack)?;
+        replace(&transaction, *number, pack)?;
     }
     transaction.commit()
 }
 
-/// Adds the words of a log to `words`.
-pub(super) fn words(
-    connection: &Connection,
-    log: &str,
-    words: &mut HashSet<String>,
-) -> Result<(), rusqlite::Error> {
-    each_from_the_last(connection, log, |_, pack| {
+/// The words in the log, among them the names of workspaces.
+pub(in crate::store) fn words(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
+    let mut words = HashSet::new();
+    each_from_the_last(connection, |_, pack| {
         words.extend(pack.words);
         Ok(())
-    })
+    })?;
+    Ok(words)
 }
 
-/// Replaces words in a log.
-pub(super) fn rename(
+/// Renames workspaces in the log, from old names to new ones.
+pub(in crate::store) fn rename(
     connection: &Connection,
-    log: &str,
     renamed: &HashMap<String, String>,
 ) -> Result<(), rusqlite::Error> {
     let mut changed = Vec::new();
-    each_from_the_last(connection, log, |number, mut pack| {
+    each_from_the_last(connection, |number, mut pack| {
         let mut has_changed = false;
         for word in &mut pack.words {
             if let Some(new_name) = renamed.get(word) {
@@ -326,21 +317,21 @@ pub(super) fn rename(
         }
         Ok(())
     })?;
-    changed.iter().try_for_each(|(number, pack)| replace(connection, log, *number, pack))
+    changed.iter().try_for_each(|(number, pack)| replace(connection, *number, pack))
 }
 
-fn count(connection: &Connection, log: &str) -> Result<usize, rusqlite::Error> {
+fn count(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let count: i64 = connection
-        .prepare_cached(&format!("SELECT coalesce(sum(changes), 0) FROM {log}"))?
+        .prepare_cached("SELECT coalesce(sum(changes), 0) FROM owners_plentiful")?
         .query_row([], |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Packs the rows of an earlier version, which kept one row per identifier in the table `rows`.
-pub(super) fn pack_rows(connection: &Connection, rows: &str, log: &str) -> Result<(), rusqlite::Error> {
-    let mut statement = connection.prepare(&format!(
-        "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM {rows} ORDER BY number"
-    ))?;
+/// Packs the rows of an earlier version, which kept one row per identifier, and drops their tables.
+pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let mut statement = connection.prepare(
+        "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners_plentiful_rows ORDER BY number",
+    )?;
     let mut found = statement.query([])?;
     let mut pack = Pack::default();
     while let Some(row) = found.next()? {
@@ -351,10 +342,15 @@ pub(super) fn pack_rows(connection: &Connection, rows: &str, log: &str) -> Resul
         let (kind, owner) = (pack.word(&kind), owner.map(|owner| pack.word(&owner)));
         pack.changes.push(Change { tag, kind, owner, learned_at, used_at });
         if pack.changes.len() == CHANGES_MAX {
-            insert(connection, log, &std::mem::take(&mut pack))?;
+            insert(connection, &std::mem::take(&mut pack))?;
         }
     }
-    if pack.changes.is_empty() { Ok(()) } else { insert(connection, log, &pack) }
+    if !pack.changes.is_empty() {
+        insert(connection, &pack)?;
+    }
+    drop(found);
+    drop(statement);
+    connection.execute_batch("DROP TABLE owners_plentiful_rows; DROP TABLE owners_passing_rows")
 }
 
 #[cfg(test)]

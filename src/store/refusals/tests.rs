@@ -14,11 +14,11 @@ use crate::policy::evidence::Source;
 use crate::pool::{
     Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
 };
+use crate::proxy::UsageBatch;
 use crate::secret::ApiKey;
 use crate::store::database::Database;
 use crate::store::open::{IntegrityCheck, open};
 use crate::store::outbox::Mirrored;
-use crate::store::pending::CommitUncertainty;
 use crate::store::{DatabaseLocation, Reader, Store, read as keys, rows, schema};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
@@ -188,38 +188,37 @@ fn what_is_no_refusal_is_none() {
 
 /// A database in a folder of its own, with the operations of the writing thread.
 struct File {
-    ledger: Database,
+    database: Database,
     _folder: tempfile::TempDir,
-    place: DatabaseLocation,
+    location: DatabaseLocation,
 }
 
 impl File {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let place = DatabaseLocation::File(folder.path().join("keychoir.db"));
-        let ledger = open(&place, NOW, IntegrityCheck::Trusting).unwrap().ledger;
-        Self { ledger, _folder: folder, place }
+        let location = DatabaseLocation::File(folder.path().join("keychoir.db"));
+        let database = open(&location, NOW, IntegrityCheck::Trusting).unwrap().database;
+        Self { database, _folder: folder, location }
     }
 
     fn write(&mut self, pool: &Pool, now: UnixMs) {
-        self.ledger.refusals.prepare(pool.restrictions(), now);
+        self.database.refusals.prepare(pool.restrictions(), now);
         let keys = pool.snapshot(now);
-        let mut doubt = CommitUncertainty::default();
-        rows::commit(&mut self.ledger, &[], &keys, Mirrored::Nothing, &mut doubt, now).unwrap();
-        assert!(!self.ledger.refusals.are_stale(pool.restrictions(), now));
+        rows::commit(&mut self.database, &UsageBatch::default(), &keys, Mirrored::Nothing, now).unwrap();
+        assert!(!self.database.refusals.are_stale(pool.restrictions(), now));
     }
 
     /// The pool that a start restores from it.
     fn restored(&mut self, now: UnixMs) -> Arc<Pool> {
-        self.ledger = open(&self.place, now, IntegrityCheck::Trusting).unwrap().ledger;
+        self.database = open(&self.location, now, IntegrityCheck::Trusting).unwrap().database;
         let pool = pool();
-        pool.restore(&keys::remembered(&self.ledger.connection).unwrap(), now);
-        pool.restore_restrictions(read(&self.ledger.connection).unwrap(), now);
+        pool.restore(&keys::remembered(&self.database.connection).unwrap(), now);
+        pool.restore_restrictions(read(&self.database.connection).unwrap(), now);
         pool
     }
 
     fn rows(&self) -> i64 {
-        self.ledger.connection.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
+        self.database.connection.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
     }
 }
 
@@ -376,7 +375,7 @@ fn what_is_over_is_neither_read_nor_kept() {
     assert_eq!(file.rows(), 2);
     // Nothing has happened since, except that the restriction has expired.
     file.write(&pool, NOW);
-    assert!(file.ledger.refusals.are_stale(pool.restrictions(), over));
+    assert!(file.database.refusals.are_stale(pool.restrictions(), over));
     file.write(&pool, over);
     assert_eq!(file.rows(), 1);
     // A poll reports a free slot.
@@ -411,19 +410,13 @@ fn a_transaction_that_fails_is_made_up_for() {
     refuse(&pool, 0, Verdict::Slots, &features(), NOW);
     file.write(&pool, NOW);
     refuse(&pool, 1, Verdict::Slots, &features(), NOW);
-    file.ledger.connection.execute_batch("PRAGMA query_only = ON").unwrap();
-    file.ledger.refusals.prepare(pool.restrictions(), NOW);
-    let failed = rows::commit(
-        &mut file.ledger,
-        &[],
-        &pool.snapshot(NOW),
-        Mirrored::Nothing,
-        &mut CommitUncertainty::default(),
-        NOW,
-    );
+    file.database.connection.execute_batch("PRAGMA query_only = ON").unwrap();
+    file.database.refusals.prepare(pool.restrictions(), NOW);
+    let keys = pool.snapshot(NOW);
+    let failed = rows::commit(&mut file.database, &UsageBatch::default(), &keys, Mirrored::Nothing, NOW);
     assert!(failed.is_err());
-    assert!(file.ledger.refusals.are_stale(pool.restrictions(), NOW));
-    file.ledger.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
+    assert!(file.database.refusals.are_stale(pool.restrictions(), NOW));
+    file.database.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
     file.write(&pool, NOW);
     assert_eq!(file.rows(), 2);
 }
@@ -437,7 +430,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     let mut entries = entries();
     entries[0].workspace = Some("attic".to_owned());
     let after = Pool::new(entries.clone(), SETTINGS);
-    after.restore_restrictions(read(&file.ledger.connection).unwrap(), NOW);
+    after.restore_restrictions(read(&file.database.connection).unwrap(), NOW);
     let asked_last = |pool: &Pool| pool.restrictions().matching(&features(), &pool.roster(), NOW);
     assert_eq!(asked_last(&after), [(0, Restraint::RefusedLongest)]);
     // The same at runtime: by a reload, or when a poll reports that two keys are of one workspace.
@@ -462,7 +455,7 @@ fn neither_voices_nor_keys_are_in_the_file() {
         refuse(&pool, 0, verdict, &features(), NOW);
     }
     file.write(&pool, NOW);
-    let DatabaseLocation::File(path) = file.place.clone() else { panic!("it is a file") };
+    let DatabaseLocation::File(path) = file.location.clone() else { panic!("it is a file") };
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let heap = [std::fs::read(&path).unwrap(), std::fs::read(log).unwrap()].concat();
     let holds = |part: &str| heap.windows(part.len()).any(|window| window == part.as_bytes());
@@ -488,8 +481,8 @@ fn a_file_of_version_10_is_brought_up_to_date() {
     .unwrap();
     drop(old);
     assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1, "it can be read as it is");
-    let place = DatabaseLocation::File(path.clone());
-    let store = Store::open(&place, NOW).unwrap();
+    let location = DatabaseLocation::File(path.clone());
+    let store = Store::open(&location, NOW).unwrap();
     assert_eq!(store.refusals().unwrap(), []);
     let [key] = &store.remembered().unwrap()[..] else { panic!("one key") };
     assert_eq!((key.fingerprint, key.quota.count, &key.tier), (print, 40, &None));

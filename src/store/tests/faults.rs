@@ -4,13 +4,13 @@ use super::*;
 use crate::clock;
 use crate::store::open;
 
-pub(super) fn writer(place: &DatabaseLocation, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
-    let ledger = open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger;
+pub(super) fn writer(location: &DatabaseLocation, pool: &Arc<Pool>, queue_max: usize) -> (Writer, Health) {
+    let database = open::open(location, NOW, IntegrityCheck::Quick).unwrap().database;
     let health = Health::default();
     (
         Writer::new(
-            Some(ledger),
-            place.clone().into(),
+            Some(database),
+            location.clone().into(),
             settings(queue_max),
             Arc::clone(pool),
             health.clone(),
@@ -20,11 +20,11 @@ pub(super) fn writer(place: &DatabaseLocation, pool: &Arc<Pool>, queue_max: usiz
 }
 
 fn execute(writer: &Writer, sql: &str) {
-    writer.ledger.as_ref().unwrap().connection.execute_batch(sql).unwrap();
+    writer.database.as_ref().unwrap().connection.execute_batch(sql).unwrap();
 }
 
 fn count(writer: &Writer, table: &str) -> i64 {
-    let connection = &writer.ledger.as_ref().unwrap().connection;
+    let connection = &writer.database.as_ref().unwrap().connection;
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
@@ -32,7 +32,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
 pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.sent(1);
     health.depth.taken(1, 1);
-    writer.take(sheet_of(&[record]));
+    writer.take(batch_of(&[record]));
 }
 
 #[track_caller]
@@ -99,14 +99,14 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
     let pool = pool();
     let (writer, health) = writer(&DatabaseLocation::Memory, &pool, 500);
     fill_disk(&writer);
-    let (books, queue) = UsageSink::new(500, 500, health.depth.clone());
+    let (usage, queue) = UsageSink::new(500, 500, health.depth.clone());
     for credits in 0..500 {
-        books.permit().await.unwrap().write(&record(&pool, credits));
+        usage.permit().await.unwrap().write(record(&pool, credits));
     }
-    drop(books);
-    let (_, questions) = Outbox::new();
+    drop(usage);
+    let (_, commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    writer.run(Callers { queue, questions, all_written }).await;
+    writer.run(Callers { queue, commands, all_written }).await;
     assert_health(&health, true, 0, 500);
 }
 
@@ -114,25 +114,25 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
 async fn an_end_that_does_not_come_is_not_waited_for() {
     let pool = pool();
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
-    let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
-    let place = books.permit().await.unwrap();
+    let (usage, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
+    let location = usage.permit().await.unwrap();
     writing.health.depth.sent(3);
     assert_eq!(writing.ended(Duration::ZERO).await, 3);
-    drop(place);
+    drop(location);
 }
 
 #[tokio::test]
 async fn what_waits_is_counted_until_it_is_written() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 8);
-    let (books, mut queue) = UsageSink::new(8, 8, health.depth.clone());
+    let (usage, mut queue) = UsageSink::new(8, 8, health.depth.clone());
     for _ in 0..3 {
-        books.permit().await.unwrap().write(&record(&pool, 1));
+        usage.permit().await.unwrap().write(record(&pool, 1));
     }
     assert_health(&health, false, 3, 0);
-    let mut sheets = Vec::new();
-    queue.take(&mut sheets, &mut Vec::new());
-    sheets.into_iter().for_each(|sheet| writer.take(sheet));
+    let mut batch = UsageBatch::default();
+    queue.take(&mut batch);
+    writer.take(batch);
     assert_health(&health, false, 3, 0);
     writer.flush();
     assert_health(&health, false, 0, 0);
@@ -141,9 +141,9 @@ async fn what_waits_is_counted_until_it_is_written() {
 #[test]
 fn a_folder_that_is_deleted_is_made_again() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 8);
+    let (mut writer, health) = writer(&location, &pool, 8);
     give(&mut writer, &health, record(&pool, 1));
     writer.flush();
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
@@ -156,11 +156,11 @@ fn a_folder_that_is_deleted_is_made_again() {
 }
 
 #[test]
-fn a_file_that_takes_the_place_of_the_books_is_gone_on_with_and_its_log_is_its_own() {
+fn a_file_that_replaces_the_database_is_written_and_keeps_its_own_log() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 8);
+    let (mut writer, health) = writer(&location, &pool, 8);
     give(&mut writer, &health, record(&pool, 1));
     writer.flush();
 
@@ -183,9 +183,9 @@ fn a_file_that_takes_the_place_of_the_books_is_gone_on_with_and_its_log_is_its_o
 #[test]
 fn a_place_that_cannot_be_had_is_tried_until_it_can() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 8);
+    let (mut writer, health) = writer(&location, &pool, 8);
     writer.flush();
     let state = path.parent().unwrap();
     fs::remove_dir_all(state).unwrap();
@@ -203,9 +203,9 @@ fn a_place_that_cannot_be_had_is_tried_until_it_can() {
 #[test]
 fn a_lock_is_waited_out() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 8);
+    let (mut writer, health) = writer(&location, &pool, 8);
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     give(&mut writer, &health, record(&pool, 1));
@@ -220,9 +220,9 @@ fn a_lock_is_waited_out() {
 #[test]
 fn a_connection_that_can_only_read_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 8);
+    let (mut writer, health) = writer(&location, &pool, 8);
     execute(&writer, "PRAGMA query_only = on");
     give(&mut writer, &health, record(&pool, 1));
     writer.flush();
@@ -240,9 +240,9 @@ fn files(path: &Path) -> Vec<String> {
 #[test]
 fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    let (mut writer, health) = writer(&place, &pool, 2_000);
+    let (mut writer, health) = writer(&location, &pool, 2_000);
     (0..1_000).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
     writer.flush();
     // Another connection writes, which invalidates the first one's cache.
@@ -263,39 +263,39 @@ fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
     writer.flush();
     assert_health(&health, false, 0, 0);
     let names = files(&path);
-    let is_aside =
+    let is_quarantined =
         |name: &&String| name.contains(".broken-") && !name.ends_with("-wal") && !name.ends_with("-shm");
-    let aside = names.iter().find(is_aside).expect("it is kept");
-    assert!(fs::read(path.with_file_name(aside)).unwrap() == bytes, "not a byte of it is lost");
-    let its_log = open::companion(&path.with_file_name(aside), "-wal");
+    let quarantined = names.iter().find(is_quarantined).expect("it is kept");
+    assert!(fs::read(path.with_file_name(quarantined)).unwrap() == bytes, "not a byte of it is lost");
+    let its_log = open::companion(&path.with_file_name(quarantined), "-wal");
     assert!(!log.is_empty() && fs::read(its_log).unwrap() == log, "nor of its log");
     assert_eq!(attempts(&path).len(), 1);
 }
 
 #[tokio::test]
-async fn books_that_cannot_be_opened_for_now_are_begun_later() {
+async fn a_database_that_cannot_be_opened_now_is_made_later() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let trouble = OpenError::Unwritable { path: path.clone(), source: full };
     assert!(trouble.may_pass());
-    let store = Store { site: place.into(), ledger: Err(trouble), set_aside: None };
+    let store = Store { site: location.into(), database: Err(trouble), quarantined: None };
     assert_eq!(store.remembered().unwrap(), []);
     let pool = pool();
-    let (books, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
-    books.permit().await.unwrap().write(&record(&pool, 1));
-    drop(books);
+    let (usage, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
+    usage.permit().await.unwrap().write(record(&pool, 1));
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
     assert_eq!(attempts(&path).len(), 1);
 }
 
 #[test]
-fn books_that_fail_from_the_start_say_so() {
+fn a_database_that_fails_from_the_start_is_reported() {
     let pool = pool();
     let health = Health::default();
     let source = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
     let trouble = OpenError::Unwritable { path: PathBuf::from("k.db"), source };
-    let store = Store { site: DatabaseLocation::Memory.into(), ledger: Err(trouble), set_aside: None };
+    let store = Store { site: DatabaseLocation::Memory.into(), database: Err(trouble), quarantined: None };
     let mut writer = store.writer(pool, settings(8), health.clone());
     assert_health(&health, true, 0, 0);
     writer.flush();
@@ -325,7 +325,7 @@ fn what_a_person_must_mend_does_not_pass() {
 }
 
 #[test]
-fn books_in_memory_stay_small() {
+fn a_database_in_memory_stays_small() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 20_000);
     (0..10_000).for_each(|_| give(&mut writer, &health, record(&pool, 1)));
@@ -335,7 +335,7 @@ fn books_in_memory_stay_small() {
     writer.flush();
     assert_eq!(count(&writer, "attempts"), 0);
     let credits: i64 = {
-        let connection = &writer.ledger.as_ref().unwrap().connection;
+        let connection = &writer.database.as_ref().unwrap().connection;
         connection.query_row("SELECT sum(credits) FROM hours", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(credits, 10_001, "the sums stay");

@@ -6,10 +6,9 @@ use super::*;
 use crate::elevenlabs::affinity::{Kind, Named};
 use crate::policy::retention::hour_of;
 use crate::pool::{OwnerId, OwnershipIndex};
-use crate::proxy::OwnershipUpdate;
 
 /// A key in the file that is no longer configured.
-const GONE: &str = "sk_canary_of_the_books_number_three_00000000000003";
+const GONE: &str = "sk_canary_of_the_store_number_three_00000000000003";
 
 fn plain(key: &str) -> String {
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -40,15 +39,14 @@ fn of_version_7(path: &Path) {
         ))
         .unwrap();
     }
-    let mut sheet = UsageBatch::default();
+    let mut changes = vec![owned("studio", Kind::Agent, "agent")];
     for key in [KEYS[0], GONE] {
-        for kind in [Kind::Voice, Kind::HistoryItem, Kind::Token] {
-            sheet.record_ownership(vec![owned(&plain(key), kind, key)]);
-        }
+        changes.extend([Kind::Voice, Kind::HistoryItem].map(|kind| owned(&plain(key), kind, key)));
+        let log = "INSERT INTO owners_passing (changes, used_at_ms, pack) VALUES (1, 1, ?1)";
+        old.execute(log, [plain(key).as_bytes()]).unwrap();
     }
-    sheet.record_ownership(vec![owned("studio", Kind::Agent, "agent")]);
     let transaction = old.transaction().unwrap();
-    owners::write(&transaction, &[sheet], NOW).unwrap();
+    owners::write(&transaction, &changes, NOW).unwrap();
     transaction.commit().unwrap();
     old.execute_batch(&format!(
         "CREATE TABLE dropped AS SELECT '{}' AS hash FROM series; DROP TABLE dropped",
@@ -95,10 +93,10 @@ fn retired(key: &str) -> String {
 #[test]
 fn no_plain_digest_of_a_key_stays_in_an_older_file() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
     // The same without configured keys, and while the file is open.
-    let store = Store::open(&place, NOW).unwrap();
+    let store = Store::open(&location, NOW).unwrap();
     check_no_plain_digest(&path);
     drop(store);
     check_no_plain_digest(&path);
@@ -107,27 +105,27 @@ fn no_plain_digest_of_a_key_stays_in_an_older_file() {
 #[test]
 fn what_an_older_file_knows_of_a_key_is_still_known() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
-    let mut store = Store::open(&place, NOW).unwrap();
+    let mut store = Store::open(&location, NOW).unwrap();
     store.recognize(keys(&KEYS).iter());
     let expected = sorted(vec![print(KEYS[0]), print(KEYS[1]), retired(GONE)]);
-    for table in ["keys", "series", "hours", "outbox_keys", "attempts"] {
+    for table in ["keys", "hours", "outbox_keys", "attempts"] {
         assert_eq!(names_in(connection(&store), table), expected, "{table}");
     }
     let remembered: Vec<_> = store.remembered().unwrap().iter().map(|key| key.quota.count).collect();
     assert_eq!(remembered, [40; 3]);
     let owners = |store: &Store| -> Vec<String> {
-        sorted(store.owners().unwrap().iter().map(|lesson| lesson.owner.word().to_owned()).collect())
+        sorted(store.owners().unwrap().iter().map(|learned| learned.owner.word().to_owned()).collect())
     };
     let of = |names: [String; 2]| {
-        sorted(names.iter().flat_map(|name| vec![name.clone(); 3]).chain(["studio".to_owned()]).collect())
+        sorted(names.iter().flat_map(|name| vec![name.clone(); 2]).chain(["studio".to_owned()]).collect())
     };
     assert_eq!(owners(&store), of([print(KEYS[0]), retired(GONE)]));
     drop(store);
 
     // A key that is configured again later finds its rows.
-    let mut store = Store::open(&place, NOW).unwrap();
+    let mut store = Store::open(&location, NOW).unwrap();
     store.recognize(keys(&[GONE]).iter());
     assert_eq!(names_in(connection(&store), "keys"), sorted([KEYS[0], KEYS[1], GONE].map(print).to_vec()));
     assert_eq!(owners(&store), of([print(KEYS[0]), print(GONE)]));
@@ -137,20 +135,18 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
 #[test]
 fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_sums() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
     let pool = pool();
-    let opened = open::open(&place, NOW, IntegrityCheck::Quick).unwrap();
-    let mut ledger = opened.ledger;
+    let opened = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
+    let mut database = opened.database;
     // The same after a reload that adds the key.
     let snapshot = pool.snapshot(NOW);
-    let sheets = [sheet_of(&[record(&pool, 7)])];
-    rows::commit(&mut ledger, &sheets, &snapshot, Mirrored::Keys, &mut CommitUncertainty::default(), NOW)
-        .unwrap();
+    rows::commit(&mut database, &batch_of(&[record(&pool, 7)]), &snapshot, Mirrored::Keys, NOW).unwrap();
     let before = "UPDATE hours SET route = '/v1/a', model = 'm' WHERE credits = 7";
-    ledger.connection.execute_batch(before).unwrap();
-    ledger.recognize(keys(&KEYS).iter());
-    let connection = &ledger.connection;
+    database.connection.execute_batch(before).unwrap();
+    database.recognize(keys(&KEYS).iter());
+    let connection = &database.connection;
     let of = |sql: &str| {
         connection.query_row(sql, [print(KEYS[0])], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     };
@@ -165,7 +161,7 @@ fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_su
 #[tokio::test]
 async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let renamed = |names: [(String, String); 3]| {
@@ -175,10 +171,10 @@ async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
         renames
     };
     let pool = pool();
-    let mut store = Store::open(&place, NOW).unwrap();
+    let mut store = Store::open(&location, NOW).unwrap();
     store.recognize(keys(&KEYS).iter());
-    let (books, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
-    drop(books);
+    let (usage, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
+    drop(usage);
     assert!(writing.written(WAIT_MAX).await);
     let outbox = writing.outbox.take().unwrap();
     let batch = outbox.take(10).await.unwrap();
@@ -194,10 +190,10 @@ async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
     drop(outbox);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 
-    let mut store = Store::open(&place, NOW).unwrap();
+    let mut store = Store::open(&location, NOW).unwrap();
     store.recognize(keys(&[GONE]).iter());
-    let (books, mut writing) = store.write(pool, settings).unwrap();
-    drop(books);
+    let (usage, mut writing) = store.write(pool, settings).unwrap();
+    drop(usage);
     assert!(writing.written(WAIT_MAX).await);
     let outbox = writing.outbox.take().unwrap();
     let renames = outbox.take(10).await.unwrap().renames;
@@ -207,27 +203,27 @@ async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
 #[test]
 fn a_file_that_could_not_be_rewritten_is_rewritten_by_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
     // An open reader keeps SQLite from truncating the log.
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM keys").unwrap();
-    drop(Store::open(&place, NOW).unwrap());
+    drop(Store::open(&location, NOW).unwrap());
     assert!(names::is_wipe_due(&reader).is_err(), "it reads what was there when it began");
     reader.execute_batch("END").unwrap();
     assert!(names::is_wipe_due(&reader).unwrap());
     drop(reader);
-    drop(Store::open(&place, NOW).unwrap());
+    drop(Store::open(&location, NOW).unwrap());
     check_no_plain_digest(&path);
 }
 
 #[test]
 fn a_new_file_has_nothing_to_wipe_and_an_older_one_is_not_read_before_it_is_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     of_version_7(&path);
     assert!(matches!(Reader::open(&path), Err(ReadError::Older(_))));
-    let store = Store::open(&place, NOW).unwrap();
+    let store = Store::open(&location, NOW).unwrap();
     assert!(Reader::open(&path).is_ok());
     assert!(!names::is_wipe_due(connection(&store)).unwrap());
     let fresh = Store::open(&DatabaseLocation::Memory, NOW).unwrap();

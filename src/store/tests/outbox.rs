@@ -4,16 +4,16 @@ use super::*;
 use crate::store::maintenance;
 
 /// A database with an outbox for all rows, and an attempt of one credit.
-async fn writing(place: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
+async fn writing(location: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
-    let (books, writing) = Store::open(place, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    books.permit().await.unwrap().write(&record(pool, 1));
-    (books, writing)
+    let (usage, writing) = Store::open(location, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
+    usage.permit().await.unwrap().write(record(pool, 1));
+    (usage, writing)
 }
 
 /// Ends the writer; the outbox can still be read.
-async fn all_written(books: UsageSink, mut writing: Writing) -> (Outbox, Writing) {
-    drop(books);
+async fn all_written(usage: UsageSink, mut writing: Writing) -> (Outbox, Writing) {
+    drop(usage);
     assert!(writing.written(WAIT_MAX).await);
     (writing.outbox.take().unwrap(), writing)
 }
@@ -31,19 +31,19 @@ fn names(batch: &Batch) -> Vec<RowName> {
 #[tokio::test]
 async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, _) = place(folder.path());
+    let (location, _) = location(folder.path());
     let pool = pool();
-    let (books, writing) = writing(&place, &pool).await;
-    let (outbox, writing) = all_written(books, writing).await;
+    let (usage, writing) = writing(&location, &pool).await;
+    let (outbox, writing) = all_written(usage, writing).await;
     let batch = outbox.take(10).await.unwrap();
     assert_eq!((batch.keys.len(), batch.events.len(), batch.refused), (2, 1, 0));
     assert_eq!((batch.events[0].credits, &*batch.events[0].client), (1, "local"));
-    assert_eq!(outbox.take(10).await.unwrap(), batch, "what nobody has confirmed is due again");
+    assert_eq!(outbox.take(10).await.unwrap(), batch, "unconfirmed rows are due again");
     drop(outbox);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 
-    let (books, writing) = self::writing(&place, &pool).await;
-    let (outbox, writing) = all_written(books, writing).await;
+    let (usage, writing) = self::writing(&location, &pool).await;
+    let (outbox, writing) = all_written(usage, writing).await;
     let later = outbox.take(10).await.unwrap();
     assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row a key, one an attempt");
     assert_eq!(outbox.take(1).await.unwrap().events, later.events[..1], "the oldest first");
@@ -56,8 +56,8 @@ async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
 #[tokio::test]
 async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
     let pool = pool();
-    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, _writing) = all_written(books, writing).await;
+    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, _writing) = all_written(usage, writing).await;
     let before = outbox.take(10).await.unwrap();
     refuse(&pool, crate::clock::now());
     let after = outbox.take(10).await.unwrap();
@@ -72,8 +72,8 @@ async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
 #[tokio::test]
 async fn a_refused_row_waits_its_time_and_is_counted_once() {
     let pool = pool();
-    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, _writing) = all_written(books, writing).await;
+    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, _writing) = all_written(usage, writing).await;
     let batch = outbox.take(10).await.unwrap();
     let refused = |until| {
         let refused = |name| RefusedRow { name, code: "23514".to_owned(), until };
@@ -91,14 +91,13 @@ async fn a_refused_row_waits_its_time_and_is_counted_once() {
 
 #[test]
 fn a_clock_that_is_set_back_makes_no_state_older() {
-    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut ledger, &[], &keys[..1], Mirrored::Keys, &mut CommitUncertainty::default(), now)
-            .unwrap();
+        rows::commit(&mut database, &UsageBatch::default(), &keys[..1], Mirrored::Keys, now).unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
-        observed.push(ledger.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+        observed.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
     assert_eq!(observed, [1_000, 1_001, 1_002, 2_000]);
 }
@@ -110,16 +109,16 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
     for (mirrored, expected) in
         [(Mirrored::Nothing, (0, 0)), (Mirrored::Keys, (2, 0)), (Mirrored::KeysAndEvents, (2, 1))]
     {
-        let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
+        let mut database =
+            open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
         let record = record(&pool, 1);
         for _ in 0..2 {
-            let sheets = [sheet_of(&[record.clone(), record.clone()])];
-            rows::commit(&mut ledger, &sheets, &keys, mirrored, &mut CommitUncertainty::default(), NOW)
-                .unwrap();
+            let batch = batch_of(&[record.clone(), record.clone()]);
+            rows::commit(&mut database, &batch, &keys, mirrored, NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
-            ledger.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
+            database.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
         assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirrored:?}");
     }
@@ -128,22 +127,22 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
 #[test]
 fn an_attempt_that_is_forgotten_leaves_the_outbox() {
     let pool = pool();
-    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
     let old = record_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
-    write(&mut ledger, &records, Mirrored::KeysAndEvents);
+    write(&mut database, &records, Mirrored::KeysAndEvents);
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    maintenance::step(&mut ledger, &settings, NOW).unwrap();
+    maintenance::step(&mut database, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
-    let left: [u8; 16] = ledger.connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert_eq!(&left, records[1].id.as_bytes());
+    let left: String = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, records[1].id.to_string());
 }
 
 #[tokio::test]
 async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
     let pool = pool();
-    let (books, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, writing) = all_written(books, writing).await;
+    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, writing) = all_written(usage, writing).await;
     writing.health.set_failing(true);
     assert_eq!(outbox.take(10).await, Err(Unavailable));
     writing.health.set_failing(false);
@@ -151,11 +150,11 @@ async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
 }
 
 #[tokio::test]
-async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_event() {
+async fn a_price_that_comes_later_is_sent_whatever_the_mirror_has_done_with_the_event() {
     let pool = pool();
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
-    let (books, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
+    let (usage, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
     let outbox = writing.outbox.take().unwrap();
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
     let records = [(); 3].map(|()| unpriced());
@@ -165,7 +164,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
         }
     };
     for record in &records {
-        books.permit().await.unwrap().write(record);
+        usage.permit().await.unwrap().write(record.clone());
     }
     written(3).await;
     let before = outbox.take(10).await.unwrap();
@@ -182,8 +181,7 @@ async fn a_price_that_comes_later_is_told_whatever_the_mirror_has_done_with_the_
     let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
     outbox.settle(delivery).await.unwrap();
     for record in &records {
-        let priced = AttemptRecord { credits: 5, credits_from: CreditSource::Answer, ..record.clone() };
-        books.permit().await.unwrap().price(&priced);
+        usage.permit().await.unwrap().write(priced(record, 5));
     }
     written(6).await;
     let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };

@@ -8,30 +8,30 @@ const QUEUE_MAX: usize = 8;
 
 /// A writer that runs beside a test.
 struct Beside {
-    books: UsageSink,
+    usage: UsageSink,
     health: Health,
     outbox: Outbox,
 }
 
-/// Runs `test` beside the thread that writes to `place`, and waits until that has ended.
+/// Runs `test` beside the thread that writes to `location`, and waits until that has ended.
 async fn beside<F: Future>(
-    place: &DatabaseLocation,
+    location: &DatabaseLocation,
     pool: &Arc<Pool>,
     test: impl FnOnce(Beside) -> F,
 ) -> F::Output {
-    let (writer, health) = writer(place, pool, QUEUE_MAX);
-    let (books, queue) = UsageSink::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
-    let (outbox, questions) = Outbox::new();
+    let (writer, health) = writer(location, pool, QUEUE_MAX);
+    let (usage, queue) = UsageSink::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
+    let (outbox, commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    let writing = writer.run(Callers { queue, questions, all_written });
-    let (_, output) = tokio::join!(writing, test(Beside { books, health, outbox }));
+    let writing = writer.run(Callers { queue, commands, all_written });
+    let (_, output) = tokio::join!(writing, test(Beside { usage, health, outbox }));
     output
 }
 
 impl Beside {
     async fn write(&self, pool: &Pool, records: usize) {
         for _ in 0..records {
-            self.books.permit().await.unwrap().write(&record(pool, 1));
+            self.usage.permit().await.unwrap().write(record(pool, 1));
         }
     }
 
@@ -111,13 +111,13 @@ async fn the_mirror_is_answered_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn keys_that_change_are_written_at_their_time() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
-    beside(&place, &pool, async |beside| {
+    beside(&location, &pool, async |beside| {
         beside.write(&pool, 1).await;
         assert_eq!(beside.written_after(1).await, 1);
         refuse(&pool, NOW);
-        beside.books.keys_changed();
+        beside.usage.keys_changed();
         let parked = || -> i64 {
             let sql = "SELECT count(*) FROM keys WHERE evidence <> '{}'";
             Connection::open(&path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()

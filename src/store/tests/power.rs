@@ -31,8 +31,8 @@ impl Moment {
         fs::write(&path, &self.file).unwrap();
         fs::write(open::companion(&path, "-wal"), &self.log).unwrap();
         let opened = open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Whole).unwrap();
-        assert_eq!(opened.set_aside, None);
-        let connection = &opened.ledger.connection;
+        assert_eq!(opened.quarantined, None);
+        let connection = &opened.database.connection;
         let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(integrity, "ok");
         let mut statement = connection.prepare("SELECT credits FROM attempts ORDER BY id").unwrap();
@@ -49,19 +49,19 @@ const LOG_HEAD: usize = 32;
 const FRAME: usize = 24 + 4_096;
 
 /// A database with a transaction for each of `credits`, and the state after each of them.
-fn moments(path: &Path, place: &DatabaseLocation, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
-    moments_of(path, place, credits, 1)
+fn moments(path: &Path, location: &DatabaseLocation, credits: std::ops::RangeInclusive<u64>) -> Vec<Moment> {
+    moments_of(path, location, credits, 1)
 }
 
 /// The same, with a number of attempts in each transaction.
 fn moments_of(
     path: &Path,
-    place: &DatabaseLocation,
+    location: &DatabaseLocation,
     credits: std::ops::RangeInclusive<u64>,
     attempts: usize,
 ) -> Vec<Moment> {
     let pool = pool();
-    let (mut writer, health) = writer(place, &pool, 1_000);
+    let (mut writer, health) = writer(location, &pool, 1_000);
     let after = |credits| {
         (0..attempts).for_each(|_| give(&mut writer, &health, record(&pool, credits)));
         writer.flush();
@@ -74,8 +74,8 @@ fn moments_of(
 #[test]
 fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let moments = moments(&path, &place, 1..=6);
+    let (location, path) = location(folder.path());
+    let moments = moments(&path, &location, 1..=6);
     let last = moments.last().unwrap();
     assert_eq!(last.log.len() % FRAME, LOG_HEAD, "the log is one of whole frames");
     let frames = (0..=last.log.len() / FRAME).map(|frame| LOG_HEAD + frame * FRAME);
@@ -94,11 +94,11 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
 }
 
 #[test]
-fn of_attempts_that_share_a_row_all_are_there_or_none() {
+fn of_the_attempts_of_a_commit_all_are_there_or_none() {
     const EACH: usize = 200;
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let moments = moments_of(&path, &place, 1..=6, EACH);
+    let (location, path) = location(folder.path());
+    let moments = moments_of(&path, &location, 1..=6, EACH);
     let last = moments.last().unwrap();
     let mut before = 0;
     for frame in 0..=last.log.len() / FRAME {
@@ -119,8 +119,8 @@ fn of_attempts_that_share_a_row_all_are_there_or_none() {
 #[test]
 fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let moments = moments(&path, &place, 1..=3);
+    let (location, path) = location(folder.path());
+    let moments = moments(&path, &location, 1..=3);
     let last = moments.last().unwrap();
     for (count, moment) in moments.iter().enumerate() {
         // The disk has allocated space without writing it, or has written garbage.
@@ -141,8 +141,8 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
 #[test]
 fn a_checkpoint_that_stops_half_way_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let moments = moments(&path, &place, 1..=120);
+    let (location, path) = location(folder.path());
+    let moments = moments(&path, &location, 1..=120);
     let before = moments.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
     let after = fs::read(&path).unwrap();

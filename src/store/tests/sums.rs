@@ -8,20 +8,12 @@ use rusqlite::Row;
 use super::*;
 use crate::policy::retention::hour_of;
 use crate::store::maintenance::{self, MaintenanceStep};
-use crate::store::{open, owners, rows as written, schema};
+use crate::store::{open, owners, schema};
 
 const HOUR: u64 = 3_600_000;
 
-fn opened(place: &DatabaseLocation) -> Database {
-    open::open(place, NOW, IntegrityCheck::Quick).unwrap().ledger
-}
-
-fn write(ledger: &mut Database, records: &[AttemptRecord]) {
-    super::write(ledger, records, Mirrored::Nothing);
-}
-
-fn one(connection: &Connection, sql: &str) -> i64 {
-    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+fn write(database: &mut Database, records: &[AttemptRecord]) {
+    super::write(database, records, Mirrored::Nothing);
 }
 
 type Sums = BTreeMap<Vec<String>, Vec<i64>>;
@@ -93,26 +85,22 @@ proptest! {
         records in proptest::collection::vec(any_record(pool()), 1..60),
         batch in 1..40_usize,
     ) {
-        let (mut ledger, mut doubt) = (opened(&DatabaseLocation::Memory), CommitUncertainty::default());
-        let mut write = |records, doubt: &mut CommitUncertainty| {
-            written::commit(&mut ledger, &[sheet_of(records)], &[], Mirrored::Nothing, doubt, NOW).unwrap();
-        };
+        let mut database = opened(&DatabaseLocation::Memory);
         for records in records.chunks(batch) {
-            write(records, &mut doubt);
-            // A record that is delivered twice counts once.
-            doubt.arises();
-            write(records, &mut doubt);
+            write(&mut database, records);
+            // A record that is written again counts once.
+            write(&mut database, records);
         }
-        let (kept, made) = both(&ledger.connection);
+        let (kept, made) = both(&database.connection);
         prop_assert_eq!(&kept, &made);
         let credits: i64 = kept.values().map(|sums| sums[5]).sum();
         prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
-        prop_assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts") as usize, records.len());
+        prop_assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts") as usize, records.len());
     }
 }
 
 #[test]
-fn a_mad_record_does_not_keep_the_others_from_being_written() {
+fn an_absurd_record_does_not_keep_the_others_from_being_written() {
     let pool = pool();
     let mad = || AttemptRecord {
         started_at: UnixMs(u64::MAX),
@@ -123,75 +111,77 @@ fn a_mad_record_does_not_keep_the_others_from_being_written() {
         total: Duration::MAX,
         ..record(&pool, u64::MAX)
     };
-    let mut ledger = opened(&DatabaseLocation::Memory);
+    let mut database = opened(&DatabaseLocation::Memory);
     for _ in 0..40 {
-        write(&mut ledger, &[mad(), record(&pool, 1)]);
+        write(&mut database, &[mad(), record(&pool, 1)]);
     }
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 80);
-    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
-    assert_eq!(one(&ledger.connection, "SELECT max(credits) FROM hours"), 1 << 53);
-    assert_eq!(one(&ledger.connection, "SELECT min(credits) FROM hours"), 40);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 80);
+    assert_eq!(number(&database.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
+    assert_eq!(number(&database.connection, "SELECT max(credits) FROM hours"), 1 << 53);
+    assert_eq!(number(&database.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
 /// Runs all due maintenance; returns the number of steps.
-fn all_chores(ledger: &mut Database, retention: &Retention, now: UnixMs) -> usize {
+fn all_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
-    (1..1_000).find(|_| maintenance::step(ledger, &settings, now).unwrap() == MaintenanceStep::Done).unwrap()
+    (1..1_000)
+        .find(|_| maintenance::step(database, &settings, now).unwrap() == MaintenanceStep::Done)
+        .unwrap()
 }
 
 #[test]
 fn old_records_go_in_small_steps_and_the_file_shrinks() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, _) = place(folder.path());
-    let mut ledger = opened(&place);
+    let (location, _) = location(folder.path());
+    let mut database = opened(&location);
     let pool = pool();
     let at = |ms| record_at(&pool, UnixMs(ms), 1);
     let now = UnixMs(hour_of(NOW).0 + 40 * 24 * HOUR + 5);
     let (attempts_edge, hours_edge) = (now.0 - 5 - 24 * HOUR, now.0 - 5 - 48 * HOUR);
     let old: Vec<_> = (0..10_000).map(|index| at(NOW.0 + index * HOUR / 50)).collect();
-    write(&mut ledger, &old);
+    write(&mut database, &old);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
-    write(&mut ledger, &edges.map(at));
-    let before = one(&ledger.connection, "PRAGMA page_count");
+    write(&mut database, &edges.map(at));
+    let before = number(&database.connection, "PRAGMA page_count");
 
-    let steps = all_chores(&mut ledger, &Retention::of_days(1, 2), now);
+    let steps = all_maintenance(&mut database, &Retention::of_days(1, 2), now);
     assert!(steps > 3, "{steps} steps");
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 2);
-    assert_eq!(one(&ledger.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM hours"), 4);
-    assert_eq!(one(&ledger.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
-    assert_eq!(one(&ledger.connection, "PRAGMA freelist_count"), 0);
-    assert!(one(&ledger.connection, "PRAGMA page_count") < before / 4);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(number(&database.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM hours"), 4);
+    assert_eq!(number(&database.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
+    assert_eq!(number(&database.connection, "PRAGMA freelist_count"), 0);
+    assert!(number(&database.connection, "PRAGMA page_count") < before / 4);
 }
 
 #[test]
 fn without_a_bound_nothing_goes() {
-    let mut ledger = opened(&DatabaseLocation::Memory);
+    let mut database = opened(&DatabaseLocation::Memory);
     let pool = pool();
-    write(&mut ledger, &[record(&pool, 1)]);
-    assert_eq!(all_chores(&mut ledger, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 1);
+    write(&mut database, &[record(&pool, 1)]);
+    assert_eq!(all_maintenance(&mut database, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 1);
 }
 
 #[test]
-fn chores_are_done_after_the_writing() {
+fn maintenance_follows_the_writing() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
     let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    let store = Store::open(&place, NOW).unwrap();
+    let store = Store::open(&location, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
     // Far in the past by any clock of today.
     let old = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
-        writer.take(sheet_of(&[record_at(&pool, started_at, credits)]));
+        writer.take(batch_of(&[record_at(&pool, started_at, credits)]));
     }
     writer.work(crate::clock::instant());
     let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
-    assert_eq!(one(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
+    assert_eq!(number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
     // The next maintenance is an hour later.
-    writer.take(sheet_of(&[record_at(&pool, old, 3)]));
+    writer.take(batch_of(&[record_at(&pool, old, 3)]));
     writer.work(crate::clock::instant());
     assert_eq!(credits(), [3, 2], "in the order of time");
     writer.work(crate::clock::instant() + Duration::from_secs(3_601));
@@ -201,7 +191,7 @@ fn chores_are_done_after_the_writing() {
 #[test]
 fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(1))).unwrap();
@@ -220,11 +210,11 @@ fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
     }
     drop(old);
 
-    let store = Store::open(&place, NOW).unwrap();
+    let store = Store::open(&location, NOW).unwrap();
     let connection = connection(&store);
-    assert_eq!(one(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
-    assert_eq!(one(connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(one(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
+    assert_eq!(number(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
+    assert_eq!(number(connection, "PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(number(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
     let sums = |hour| {
         let sql = format!(
             "SELECT attempts || ' ' || served || ' ' || request_bytes || ' ' || credits || ' ' || unpriced
@@ -283,45 +273,44 @@ pub(super) fn rows(connection: &Connection, sql: &str) -> Vec<String> {
 #[test]
 fn attempts_of_an_older_file_read_as_they_did() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let old = of_version_4(&path);
     let before = rows(&old, ALL);
     assert_eq!(before.len(), 3);
     drop(old);
-    let mut ledger = opened(&place);
-    assert_eq!(rows(&ledger.connection, ALL), before);
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM series"), 2);
-    let outbox = "SELECT lower(hex(id)), refused, parked_until_ms FROM outbox_events ORDER BY id";
+    let mut database = opened(&location);
+    assert_eq!(rows(&database.connection, ALL), before);
+    let outbox = "SELECT id, refused, parked_until_ms FROM outbox_events ORDER BY id";
     assert_eq!(
-        rows(&ledger.connection, outbox),
+        rows(&database.connection, outbox),
         [
-            "[Text(\"01a229f128007abc8def0123456789ac\"), Null, Null]",
-            "[Text(\"01a229f128017abc8def0123456789ad\"), Text(\"23514\"), Integer(5)]"
+            "[Text(\"01a229f1-2800-7abc-8def-0123456789ac\"), Null, Null]",
+            "[Text(\"01a229f1-2801-7abc-8def-0123456789ad\"), Text(\"23514\"), Integer(5)]"
         ]
     );
     let used_at: Vec<u64> =
-        owners::read(&ledger.connection).unwrap().iter().map(|lesson| lesson.used_at.0).collect();
-    assert_eq!(used_at, [9, 7, 8, 6], "of each class the oldest use first");
-    // They are deleted when their retention ends, with their outbox rows and dimensions.
-    all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
-    assert_eq!(one(&ledger.connection, "SELECT count(*) FROM attempts"), 3);
-    all_chores(&mut ledger, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
-    for table in ["attempts", "outbox_events", "series"] {
-        assert_eq!(one(&ledger.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+        owners::read(&database.connection).unwrap().iter().map(|learned| learned.used_at.0).collect();
+    assert_eq!(used_at, [9, 7, 8], "of each class the oldest use first, and none of identifiers of hours");
+    // They are deleted when their retention ends, with their outbox rows.
+    all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
+    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 3);
+    all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
+    for table in ["attempts", "outbox_events"] {
+        assert_eq!(number(&database.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
     }
 }
 
 /// Checks the stored usage of a client in the current day, month and in total.
 #[track_caller]
-fn check_used(ledger: &Database, requests: [u64; 3], credits: [u64; 3]) {
-    let used = crate::store::read::used(&ledger.connection, NOW).unwrap();
+fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
+    let used = crate::store::read::used(&database.connection, NOW).unwrap();
     let [only] = used.as_slice() else { panic!("{used:?}") };
     assert_eq!((only.requests, only.credits), (requests, credits));
 }
 
 #[test]
 fn a_client_has_used_what_its_attempts_took_from_its_quota() {
-    let (pool, mut ledger) = (pool(), opened(&DatabaseLocation::Memory));
+    let (pool, mut database) = (pool(), opened(&DatabaseLocation::Memory));
     let took = |at, requests, credits, replaced| AttemptRecord {
         quota: QuotaCharge { requests, credits, replaced },
         status: Some(500),
@@ -329,28 +318,18 @@ fn a_client_has_used_what_its_attempts_took_from_its_quota() {
     };
     // Neither the status nor the credits of an attempt matter: one served for 0, one charged by an
     // estimate.
-    write(&mut ledger, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
-    check_used(&ledger, [3; 3], [70; 3]);
+    write(&mut database, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
+    check_used(&database, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
-    write(&mut ledger, &[took(long_ago, 1, 5, 0)]);
-    check_used(&ledger, [3, 3, 4], [70, 70, 75]);
+    write(&mut database, &[took(long_ago, 1, 5, 0)]);
+    check_used(&database, [3, 3, 4], [70, 70, 75]);
     // A later price replaces the charge.
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
-    write(&mut ledger, std::slice::from_ref(&unpriced));
+    write(&mut database, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
-    let priced = AttemptRecord { credits_from: CreditSource::Answer, credits: 296, quota, ..unpriced };
+    let priced = AttemptRecord { quota, ..priced(&unpriced, 296) };
     for _ in 0..2 {
-        let mut sheet = UsageBatch::default();
-        sheet.price(&priced);
-        written::commit(
-            &mut ledger,
-            &[sheet],
-            &[],
-            Mirrored::Nothing,
-            &mut CommitUncertainty::default(),
-            NOW,
-        )
-        .unwrap();
-        check_used(&ledger, [4, 4, 5], [366, 366, 371]);
+        write(&mut database, std::slice::from_ref(&priced));
+        check_used(&database, [4, 4, 5], [366, 366, 371]);
     }
 }

@@ -3,7 +3,6 @@
 use super::*;
 use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
-use crate::proxy::OwnershipUpdate;
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
@@ -13,7 +12,7 @@ fn learned(owners: &OwnershipIndex, kind: Kind, id: &str, now: UnixMs) -> Owners
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {
-    let table = ["owners", "owners_plentiful", "owners_passing"][usize::from(class)];
+    let table = ["owners", "owners_plentiful"][usize::from(class)];
     let of = ["count(*)", "coalesce(sum(changes), 0)"][usize::from(class > 0)];
     connection.query_row(&format!("SELECT {of} FROM {table}"), [], |row| row.get(0)).unwrap()
 }
@@ -21,31 +20,36 @@ fn count(connection: &Connection, class: u8) -> i64 {
 #[tokio::test]
 async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
+    let (location, path) = location(folder.path());
     let pool = pool();
     let owners = OwnershipIndex::new(KEEPING);
-    let (books, writing) = Store::open(&place, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
+    let (usage, writing) =
+        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
     let changes = vec![
         learned(&owners, Kind::Voice, "canary-of-a-voice", NOW),
+        learned(&owners, Kind::HistoryItem, "canary-of-an-item", NOW),
         learned(&owners, Kind::Token, "sutkn_canary", NOW),
+        learned(&owners, Kind::Signature, "canary-of-a-url", NOW),
+        learned(&owners, Kind::Cursor, "canary-of-a-cursor", NOW),
+        learned(&owners, Kind::Request, "canary-of-a-request", NOW),
         learned(&owners, Kind::Agent, "gone", NOW),
     ];
-    books.permit().await.unwrap().record_ownership(changes);
-    books
+    usage.permit().await.unwrap().record_ownership(changes);
+    usage
         .permit()
         .await
         .unwrap()
         .record_ownership(vec![OwnershipUpdate::Forgotten(Named::new(Kind::Agent, "gone"))]);
-    drop(books);
+    drop(usage);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 
     let next = OwnershipIndex::new(KEEPING);
-    next.restore(Store::open(&place, NOW).unwrap().owners().unwrap(), NOW);
-    assert_eq!(next.count(), 2);
+    next.restore(Store::open(&location, NOW).unwrap().owners().unwrap(), NOW);
+    assert_eq!(next.count(), 2, "and what is valid for hours was not written");
     let found = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
     assert_eq!(found.owner.word(), "studio");
     let everything = fs::read(&path).unwrap();
-    for canary in ["canary-of-a-voice", "sutkn_canary"] {
+    for canary in ["canary-of-a-voice", "canary-of-an-item", "sutkn_canary"] {
         assert!(!everything.windows(canary.len()).any(|part| part == canary.as_bytes()), "{canary}");
     }
 }
@@ -63,33 +67,33 @@ fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
 #[test]
 fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, _) = place(folder.path());
-    let mut ledger = open::open(&place, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let (location, _) = location(folder.path());
+    let mut database = open::open(&location, NOW, IntegrityCheck::Quick).unwrap().database;
     let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
     for index in 0..40_000 {
         let at = NOW.plus(Duration::from_millis(index));
-        changes.push(learned(&owners, Kind::Request, &format!("r{index}"), at));
+        changes.push(learned(&owners, Kind::HistoryItem, &format!("h{index}"), at));
     }
     for index in 0..100 {
         changes.push(learned(&owners, Kind::Voice, &format!("v{index}"), NOW));
     }
-    rewrite(&mut ledger, changes, NOW);
+    rewrite(&mut database, changes, NOW);
     let settings = settings(8);
-    let all_chores = |ledger: &mut Database, now| {
+    let all_maintenance = |database: &mut Database, now| {
         (1..1_000)
             .find(|_| {
-                maintenance::step(ledger, &settings, now).unwrap() == maintenance::MaintenanceStep::Done
+                maintenance::step(database, &settings, now).unwrap() == maintenance::MaintenanceStep::Done
             })
             .unwrap()
     };
-    assert!(all_chores(&mut ledger, NOW) > 3, "a part of it at a time");
-    assert_eq!((count(&ledger.connection, 0), count(&ledger.connection, 2)), (100, 1_000));
-    all_chores(&mut ledger, NOW.plus(DAY * 2));
-    let left = (count(&ledger.connection, 0), count(&ledger.connection, 2));
-    assert_eq!(left, (100, 0), "what passes has passed");
-    all_chores(&mut ledger, NOW.plus(DAY * 2).plus(DAY * 30));
-    assert_eq!(count(&ledger.connection, 0), 0, "unused for too long");
+    assert!(all_maintenance(&mut database, NOW) > 3, "a part of it at a time");
+    assert_eq!((count(&database.connection, 0), count(&database.connection, 1)), (100, 1_000));
+    all_maintenance(&mut database, NOW.plus(DAY * 30).plus(Duration::from_secs(1)));
+    let left = (count(&database.connection, 0), count(&database.connection, 1));
+    assert_eq!(left, (0, 1_000), "unused for too long");
+    all_maintenance(&mut database, NOW.plus(DAY * 31));
+    assert_eq!(count(&database.connection, 1), 0);
 }
 
 #[test]
@@ -99,78 +103,74 @@ fn the_newest_of_too_many_stay() {
     let changes: Vec<_> = (0..1_500)
         .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
         .collect();
-    let ledger = store.ledger.as_mut().unwrap();
-    rewrite(ledger, changes, NOW);
-    while maintenance::step(ledger, &settings(8), NOW).unwrap() == maintenance::MaintenanceStep::More {}
-    let connection = &ledger.connection;
+    let database = store.database.as_mut().unwrap();
+    rewrite(database, changes, NOW);
+    while maintenance::step(database, &settings(8), NOW).unwrap() == maintenance::MaintenanceStep::More {}
+    let connection = &database.connection;
     assert_eq!(count(connection, 1), 1_000);
     let oldest = crate::store::owners::read(connection).unwrap()[0].used_at;
     assert_eq!(oldest.0, NOW.0 + 500);
 }
 
-fn rewrite(ledger: &mut Database, changes: Vec<OwnershipUpdate>, now: UnixMs) {
-    let mut sheet = UsageBatch::default();
-    sheet.record_ownership(changes);
-    rows::commit(ledger, &[sheet], &[], Mirrored::Nothing, &mut CommitUncertainty::default(), now).unwrap();
+fn rewrite(database: &mut Database, changes: Vec<OwnershipUpdate>, now: UnixMs) {
+    rows::commit(database, &batch_of_owners(changes), &[], Mirrored::Nothing, now).unwrap();
 }
 
-fn read(ledger: &Database) -> Vec<(Kind, UnixMs)> {
-    let lessons = crate::store::owners::read(&ledger.connection).unwrap();
-    lessons.iter().map(|lesson| (lesson.named.kind, lesson.used_at)).collect()
+fn read(database: &Database) -> Vec<(Kind, UnixMs)> {
+    let owners = crate::store::owners::read(&database.connection).unwrap();
+    owners.iter().map(|learned| (learned.named.kind, learned.used_at)).collect()
 }
 
 #[test]
 fn of_what_comes_with_every_request_the_last_word_counts() {
-    let mut ledger = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().ledger;
+    let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
     let owners = OwnershipIndex::new(KEEPING);
     let later = NOW.plus(DAY * 2);
     for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
         let change = learned(&owners, Kind::HistoryItem, id, at);
-        rewrite(&mut ledger, vec![change], at);
+        rewrite(&mut database, vec![change], at);
     }
     let expected = [(Kind::HistoryItem, NOW), (Kind::HistoryItem, later)];
-    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected.to_vec(), 3));
-    rewrite(&mut ledger, vec![OwnershipUpdate::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
-    assert_eq!((read(&ledger), count(&ledger.connection, 1)), (expected[1..].to_vec(), 4));
+    assert_eq!((read(&database), count(&database.connection, 1)), (expected.to_vec(), 3));
+    rewrite(&mut database, vec![OwnershipUpdate::Forgotten(Named::new(Kind::HistoryItem, "b"))], later);
+    assert_eq!((read(&database), count(&database.connection, 1)), (expected[1..].to_vec(), 4));
 
     // Compacted first, and then once an hour: superseded changes do not displace others for long.
-    let mut chores = |now| {
-        while maintenance::step(&mut ledger, &settings(8), now).unwrap() == maintenance::MaintenanceStep::More
-        {
-        }
-        (read(&ledger), count(&ledger.connection, 1))
+    let mut maintenance = |now| {
+        while maintenance::step(&mut database, &settings(8), now).unwrap()
+            == maintenance::MaintenanceStep::More
+        {}
+        (read(&database), count(&database.connection, 1))
     };
-    assert_eq!(chores(later), (expected[1..].to_vec(), 1));
+    assert_eq!(maintenance(later), (expected[1..].to_vec(), 1));
     let change = learned(&owners, Kind::HistoryItem, "a", later.plus(DAY));
-    rewrite(&mut ledger, vec![change], later.plus(DAY));
-    let mut chores = |now| {
-        while maintenance::step(&mut ledger, &settings(8), now).unwrap() == maintenance::MaintenanceStep::More
-        {
-        }
-        count(&ledger.connection, 1)
+    rewrite(&mut database, vec![change], later.plus(DAY));
+    let mut maintenance = |now| {
+        while maintenance::step(&mut database, &settings(8), now).unwrap()
+            == maintenance::MaintenanceStep::More
+        {}
+        count(&database.connection, 1)
     };
-    assert_eq!(chores(later.plus(Duration::from_secs(3_599))), 2);
-    assert_eq!(chores(later.plus(Duration::from_secs(3_600))), 1);
-    assert_eq!(read(&ledger), [(Kind::HistoryItem, later.plus(DAY))]);
+    assert_eq!(maintenance(later.plus(Duration::from_secs(3_599))), 2);
+    assert_eq!(maintenance(later.plus(Duration::from_secs(3_600))), 1);
+    assert_eq!(read(&database), [(Kind::HistoryItem, later.plus(DAY))]);
 }
 
 #[test]
-fn too_many_go_before_the_next_round_of_chores() {
+fn too_many_owners_are_deleted_before_the_next_maintenance() {
     let folder = tempfile::tempdir().unwrap();
-    let (place, path) = place(folder.path());
-    let (mut writer, _) = super::faults::writer(&place, &pool(), 8);
+    let (location, path) = location(folder.path());
+    let (mut writer, _) = super::faults::writer(&location, &pool(), 8);
     let now = crate::clock::instant();
     writer.work(now);
     let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let at = crate::clock::now();
-    let changes = (0..20_001).map(|index| learned(&owners, Kind::Request, &format!("r{index}"), at));
-    let mut sheet = UsageBatch::default();
-    sheet.record_ownership(changes.collect());
-    writer.take(sheet);
+    let changes = (0..20_001).map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), at));
+    writer.take(batch_of_owners(changes.collect()));
     let counts: Vec<i64> = (0..20)
         .map(|_| {
             writer.work(now);
-            count(&Connection::open(&path).unwrap(), 2)
+            count(&Connection::open(&path).unwrap(), 1)
         })
         .collect();
     assert!(counts[0] > 1_000, "in steps: {counts:?}");

@@ -1,0 +1,156 @@
+//! The migration to schema version 12, in which every attempt has a row of its own in `attempts`. Before,
+//! the attempts of a commit shared a row of JSON in `attempt_sheets`, single ones had rows in
+//! `attempt_rows`, and both referred to their common columns in `series`.
+//!
+//! A large file would keep a start waiting for minutes, so the migration moves a bounded number of
+//! attempts, and maintenance moves the others in transactions of their own. Until then these tables stay,
+//! and `attempts` lacks what is still in them. A stop at any moment leaves each attempt in exactly one table.
+
+use rusqlite::Connection;
+
+/// The migration that adds the table.
+pub(in crate::store) const TABLE: &str = "
+    DROP VIEW attempts;
+    DROP TRIGGER attempts_forgotten;
+
+    -- One row per attempt: the sending of a request with one key.
+    CREATE TABLE attempts (
+        -- UUID of version 7: ids are in the order of time
+        id TEXT PRIMARY KEY,
+        request_id TEXT NOT NULL,
+        -- from 1 within the request
+        number INTEGER NOT NULL,
+        -- Unix milliseconds
+        started_at_ms INTEGER NOT NULL,
+        client TEXT NOT NULL,
+        -- fingerprint of the key; own: the client's own key
+        key_hash TEXT NOT NULL,
+        workspace TEXT,
+        method TEXT NOT NULL,
+        -- the path with {id} in location of identifiers
+        route TEXT NOT NULL,
+        model TEXT,
+        -- of the response; NULL: none was received
+        status INTEGER,
+        verdict TEXT NOT NULL,
+        request_bytes INTEGER NOT NULL,
+        response_bytes INTEGER NOT NULL,
+        characters INTEGER,
+        -- duration of the audio that a WebSocket sent to be transcribed
+        audio_ms INTEGER,
+        -- reserved before the request was sent; `credits` were charged
+        credits_reserved INTEGER,
+        credits INTEGER NOT NULL,
+        -- answer, estimate, free or unknown
+        credits_from TEXT NOT NULL,
+        first_byte_ms INTEGER,
+        total_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    ALTER TABLE outbox_events RENAME TO earlier_outbox_events;
+    CREATE TABLE outbox_events (
+        -- of an attempt
+        id TEXT PRIMARY KEY,
+        -- the code with which it was refused
+        refused TEXT,
+        parked_until_ms INTEGER,
+        -- grows when the attempt changes, so that the delivery of an earlier state does not count
+        revision INTEGER NOT NULL DEFAULT 0
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO outbox_events
+    SELECT iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),
+        substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))),
+        refused, parked_until_ms, revision
+    FROM earlier_outbox_events;
+    DROP TABLE earlier_outbox_events;
+    CREATE INDEX outbox_events_refused ON outbox_events (id) WHERE refused IS NOT NULL;
+    CREATE TRIGGER attempts_deleted AFTER DELETE ON attempts BEGIN
+        DELETE FROM outbox_events WHERE id = OLD.id;
+    END;
+
+    -- Identifiers that are valid for hours are kept in memory only.
+    DROP TABLE owners_passing;
+    ";
+
+/// Maximum rows of a step, and attempts in shared rows from which on it takes no further one: less than
+/// a tenth of a second of work.
+const ROWS: i64 = 4_096;
+/// Steps in the transaction of the migration: less than two seconds.
+const STEPS_AT_ONCE: usize = 16;
+
+/// Moves a bounded number of attempts, in the transaction of the migration.
+pub(in crate::store) fn begin(transaction: &Connection) -> Result<(), rusqlite::Error> {
+    for _ in 0..STEPS_AT_ONCE {
+        if !move_some(transaction)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Moves some attempts in a transaction of its own; returns whether there may be more.
+pub(in crate::store) fn go_on(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    if !is_unfinished(connection)? {
+        return Ok(false);
+    }
+    let transaction = connection.unchecked_transaction()?;
+    let are_left = move_some(&transaction)?;
+    transaction.commit()?;
+    Ok(are_left)
+}
+
+/// Whether the tables of the earlier version are still there.
+pub(in crate::store) fn is_unfinished(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    const SERIES: &str =
+        "SELECT EXISTS (SELECT * FROM sqlite_schema WHERE type = 'table' AND name = 'series')";
+    connection.prepare_cached(SERIES)?.query_row([], |row| row.get(0))
+}
+
+/// Moves some attempts, and drops the tables when nothing is left in them.
+fn move_some(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    let are_left = move_rows(connection)? | move_shared_rows(connection)?;
+    if !are_left {
+        connection.execute_batch("DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series")?;
+    }
+    Ok(are_left)
+}
+
+/// Moves some of the attempts that had a row each; returns whether there were any.
+fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    const LAST: &str = "SELECT max(id) FROM (SELECT id FROM attempt_rows ORDER BY id LIMIT ?1)";
+    const MOVE: &str = "INSERT OR IGNORE INTO attempts
+        SELECT iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),
+                substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))),
+            request_id, attempt_rows.number, started_at_ms, client, key_hash, workspace, method, route, model, status,
+            verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved, credits, credits_from,
+            first_byte_ms, total_ms
+        FROM attempt_rows JOIN series ON series.number = attempt_rows.series WHERE id <= ?1";
+    let last: Option<Vec<u8>> = connection.query_row(LAST, [ROWS], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(false) };
+    connection.execute(MOVE, [&last])?;
+    connection.execute("DELETE FROM attempt_rows WHERE id <= ?1", [&last])?;
+    Ok(true)
+}
+
+/// Moves the attempts of some shared rows; returns whether there were any.
+fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    const LAST: &str = "SELECT max(number)
+        FROM (SELECT number, sum(attempts) OVER (ORDER BY number) - attempts AS attempts_before
+            FROM (SELECT number, attempts FROM attempt_sheets ORDER BY number LIMIT ?1))
+        WHERE attempts_before < ?1";
+    // Text that was damaged must not keep the others from being moved.
+    const MOVE: &str = "INSERT OR IGNORE INTO attempts
+        SELECT printf('%08x-%04x-%04x-%04x-%04x%08x', started_at_ms >> 16, started_at_ms & 0xffff,
+                0x7000 | ((count >> 30) & 0x0fff), 0x8000 | ((count >> 16) & 0x3fff), count & 0xffff, chance),
+            value ->> 2, value ->> 4, started_at_ms, client, key_hash, workspace, method, route, model, status,
+            verdict, value ->> 5, value ->> 6, value ->> 10, value ->> 12, value ->> 11, value ->> 9, credits_from,
+            value ->> 8, value ->> 7
+        FROM (SELECT value, chance, hour_ms + (value ->> 0) AS started_at_ms, count + (value ->> 1) AS count
+            FROM attempt_sheets, json_each(iif(json_valid(lines), lines, '[]')) WHERE attempt_sheets.number <= ?1)
+        JOIN series ON series.number = value ->> 3";
+    let last: Option<i64> = connection.query_row(LAST, [ROWS], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(false) };
+    connection.execute(MOVE, [last])?;
+    connection.execute("DELETE FROM attempt_sheets WHERE number <= ?1", [last])?;
+    Ok(true)
+}

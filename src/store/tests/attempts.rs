@@ -1,0 +1,160 @@
+//! Tests of the rows of attempts: their columns, records that are written again, and prices that come
+//! later.
+
+use super::sums::rows as found;
+use super::*;
+
+fn write(database: &mut Database, records: &[AttemptRecord]) {
+    super::write(database, records, Mirrored::Nothing);
+}
+
+/// The number of attempts in rows and in sums.
+fn counts(database: &Database) -> [i64; 2] {
+    ["SELECT count(*) FROM attempts", "SELECT coalesce(sum(attempts), 0) FROM hours"]
+        .map(|sql| number(&database.connection, sql))
+}
+
+#[test]
+fn each_column_is_what_the_record_says() {
+    let pool = pool();
+    let mut database = opened(&DatabaseLocation::Memory);
+    let full = AttemptRecord {
+        id: AttemptRecord::name(UnixMs(1)),
+        request_id: "a \"quoted\" name of ÄÖ 😀".into(),
+        number: 2,
+        client: ClientName::new("phone"),
+        credits_reserved: Some(9),
+        characters: Some(8),
+        audio: Some(Duration::from_secs(3)),
+        request_bytes: 10,
+        response_bytes: 11,
+        ..record(&pool, 7)
+    };
+    let bare = AttemptRecord {
+        id: AttemptRecord::name(UnixMs(2)),
+        key: None,
+        model: None,
+        status: None,
+        characters: None,
+        first_byte: None,
+        credits: u64::MAX,
+        credits_from: CreditSource::Unknown,
+        total: Duration::MAX,
+        ..record(&pool, 0)
+    };
+    write(&mut database, &[full.clone(), bare.clone()]);
+    let hash = Fingerprint::of(KEYS[0]);
+    assert_eq!(
+        found(&database.connection, "SELECT * FROM attempts ORDER BY id")
+            .iter()
+            .map(|row| row.replace(", ", " "))
+            .collect::<Vec<_>>(),
+        [
+            format!(
+                "[Text({:?}) Text({:?}) Integer(2) Integer({}) Text(\"phone\") Text(\"{hash}\") Null Text(\"POST\") \
+                 Text(\"/v1/text-to-speech/{{id}}\") Text(\"eleven_v3\") Integer(200) Text(\"served\") Integer(10) \
+                 Integer(11) Integer(8) Integer(3000) Integer(9) Integer(7) Text(\"answer\") Integer(3) Integer(4)]",
+                full.id.to_string(),
+                &*full.request_id,
+                NOW.0
+            ),
+            format!(
+                "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null Text(\"POST\") \
+                 Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) Null Null Null \
+                 Integer({}) Text(\"unknown\") Null Integer({})]",
+                bare.id.to_string(),
+                NOW.0,
+                1_i64 << 48,
+                i64::MAX
+            ),
+        ]
+    );
+}
+
+#[test]
+fn what_a_failed_commit_may_have_written_is_not_counted_again() {
+    let pool = pool();
+    let mut database = opened(&DatabaseLocation::Memory);
+    let records: Vec<_> = (0..300).map(|_| record(&pool, 1)).collect();
+    write(&mut database, &records[..100]);
+    // The commit succeeded, and an error was reported all the same.
+    write(&mut database, &records[..200]);
+    assert_eq!(counts(&database), [200; 2]);
+    let sums = found(&database.connection, "SELECT * FROM hours");
+    write(&mut database, &records[..200]);
+    assert_eq!(found(&database.connection, "SELECT * FROM hours"), sums);
+    // The commit failed, and nothing of it is in the file.
+    let trouble = "CREATE TRIGGER trouble BEFORE UPDATE ON hours BEGIN SELECT raise(ABORT, 'full'); END";
+    database.connection.execute_batch(trouble).unwrap();
+    rows::commit(&mut database, &batch_of(&records[200..]), &[], Mirrored::Nothing, NOW).unwrap_err();
+    assert_eq!(counts(&database), [200; 2]);
+    database.connection.execute_batch("DROP TRIGGER trouble").unwrap();
+    write(&mut database, &records[200..]);
+    assert_eq!(counts(&database), [300; 2]);
+}
+
+#[test]
+fn the_attempts_of_a_key_before_and_after_a_reload_are_one_sum() {
+    let [before, after] = [pool(), pool()];
+    let mut database = opened(&DatabaseLocation::Memory);
+    let no_name = AttemptRecord { model: Some("".into()), ..record(&after, 4) };
+    let no_model = AttemptRecord { model: None, ..record(&before, 8) };
+    write(&mut database, &[record(&before, 1), record(&after, 2), no_name, no_model]);
+    let sums = "SELECT model, attempts, credits FROM hours ORDER BY model";
+    assert_eq!(
+        found(&database.connection, sums),
+        ["[Text(\"\"), Integer(2), Integer(12)]", "[Text(\"eleven_v3\"), Integer(2), Integer(3)]"]
+    );
+}
+
+#[test]
+fn a_price_that_comes_later_completes_the_record_once() {
+    let pool = pool();
+    let mut database = opened(&DatabaseLocation::Memory);
+    let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
+    let figures = |database: &Database| {
+        [
+            "SELECT count(*) FROM attempts",
+            "SELECT sum(credits) FROM attempts",
+            "SELECT count(*) FROM attempts WHERE credits_from = 'unknown'",
+            "SELECT sum(attempts) FROM hours",
+            "SELECT sum(credits) FROM hours",
+            "SELECT sum(unpriced) FROM hours",
+        ]
+        .map(|sql| number(&database.connection, sql))
+    };
+    let first = unpriced();
+    write(&mut database, std::slice::from_ref(&first));
+    assert_eq!(figures(&database), [1, 0, 1, 1, 0, 1]);
+    for _ in 0..2 {
+        write(&mut database, &[priced(&first, 296)]);
+        assert_eq!(figures(&database), [1, 296, 0, 1, 296, 0]);
+    }
+    // The first record does not revert it.
+    write(&mut database, &[first]);
+    assert_eq!(figures(&database), [1, 296, 0, 1, 296, 0]);
+    // The same in one transaction.
+    let second = unpriced();
+    write(&mut database, &[second.clone(), priced(&second, 4)]);
+    assert_eq!(figures(&database), [2, 300, 0, 2, 300, 0]);
+    // If the first record was lost, the attempt is written with its price, and the first record may
+    // still come.
+    let third = unpriced();
+    write(&mut database, &[priced(&third, 9)]);
+    write(&mut database, &[third]);
+    assert_eq!(figures(&database), [3, 309, 0, 3, 309, 0]);
+}
+
+#[test]
+fn the_shell_of_sqlite_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    let pool = pool();
+    let records: Vec<_> = (0..40).map(|_| record(&pool, 3)).collect();
+    write(&mut opened(&location), &records);
+    let sql = "SELECT id, client, credits FROM attempts ORDER BY id DESC LIMIT 1";
+    let Ok(output) = std::process::Command::new("sqlite3").arg(&path).arg(sql).output() else { return };
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let expected = format!("{}|local|3", records[39].id);
+    assert_eq!(printed.trim(), expected, "{:?}", String::from_utf8(output.stderr));
+}
