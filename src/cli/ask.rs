@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Sources, load};
 use crate::config::{Config, HostPort, Listen, Need};
-use crate::upstream::{TlsError, side_calls};
+use crate::upstream::{TlsError, http_client};
 
 /// The options for the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
@@ -141,7 +141,7 @@ pub(super) fn base_url(port: &HostPort) -> String {
 impl Running {
     fn at(place: Place, token_file: Option<PathBuf>) -> Result<Self, AskError> {
         let token = token_file.map(read_token).transpose()?;
-        let builder = side_calls()?.timeout(ANSWER_MAX);
+        let builder = http_client()?.timeout(ANSWER_MAX);
         let client = match &place {
             Place::Url(_) => builder.build()?,
             Place::Unix(path) => builder.unix_socket(path.clone()).build()?,
