@@ -125,14 +125,15 @@ mutations:
 		round=$$((round + 1)); \
 	done
 
-# What the pure parts of a request's way cost, a choice of a key among many, what the books and a log line
-# add to a request, what a session on a socket takes, and how Keychoir stands beside other proxies.
+# The cost of the pure parts of a request, of the selection of a key, of usage records, of a log line and of a
+# WebSocket session; the client half of HTTP/1.1 beside hyper's; and Keychoir beside other proxies.
 bench: bench-compare
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench books
 	cargo bench --locked --bench line
 	cargo bench --locked --bench sockets
+	cargo bench --locked --bench client_half
 
 # nginx and HAProxy come with the system; peers that are not there are left out, and so is Pingora when
 # it cannot be built.

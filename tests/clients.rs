@@ -294,7 +294,7 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     let mut program = Program::start(&mut command);
     let port = program.address().rsplit(':').next().unwrap().to_owned();
     let url = format!("http://127.0.0.1:{port}");
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let get = async |token: &str| {
         let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", token);
         request.send().await.unwrap().status().as_u16()

@@ -201,7 +201,7 @@ async fn requests_in_a_loop_are_refused_with_508() {
     config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
     let running = app::start(AppConfig::of(config).unwrap(), vec![listener.into()]).unwrap();
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     for request in
         [client.get(format!("{url}/v1/voices")), client.post(format!("{url}/v1/dubbing")).body("x")]
     {

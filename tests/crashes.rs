@@ -50,7 +50,7 @@ async fn simulator() -> Simulator {
 }
 
 fn client() -> reqwest::Client {
-    keychoir::upstream::side_calls().unwrap().build().unwrap()
+    keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
 /// Sends a request for speech under this name; returns whether the whole response came.

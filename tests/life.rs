@@ -107,7 +107,7 @@ fn hits(simulator: &Simulator, key: &str) -> usize {
 }
 
 fn client() -> reqwest::Client {
-    keychoir::upstream::side_calls().unwrap().build().unwrap()
+    keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
 async fn speak(client: &reqwest::Client, address: &str) -> reqwest::StatusCode {
@@ -495,7 +495,7 @@ async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
     };
     let mut program = start();
     // Some clients keep their connections, others open one per request.
-    let fresh = keychoir::upstream::side_calls().unwrap().pool_max_idle_per_host(0).build().unwrap();
+    let fresh = keychoir::upstream::http_client().unwrap().pool_max_idle_per_host(0).build().unwrap();
     let mut traffic = Traffic::begin(4, &place, &fresh);
     let keeping = keeping(4, &place);
     for _ in 0..3 {

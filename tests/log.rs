@@ -55,7 +55,7 @@ impl Unread {
                 break event["address"].as_str().unwrap().to_owned();
             }
         };
-        let client = keychoir::upstream::side_calls().unwrap().timeout(WAIT_MAX).build().unwrap();
+        let client = keychoir::upstream::http_client().unwrap().timeout(WAIT_MAX).build().unwrap();
         for name in 0..REQUESTS {
             let request = client.get(format!("http://{address}/v1/simulator/echo"));
             let answer = request.header("x-request-id", format!("name-{name}")).send().await.unwrap();

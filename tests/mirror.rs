@@ -200,7 +200,7 @@ async fn anonymous_roles_see_nothing_and_the_service_role_everything() {
         (Some(old_key.clone()), Some(format!("Bearer {old_key}")))
     );
 
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let tables = ["elevenlabs_key_usage", "elevenlabs_key_health", "elevenlabs_usage_events"];
     for (role, refusal) in [("anon", Some(401)), ("authenticated", Some(403)), ("service_role", None)] {
         for table in tables {
@@ -236,7 +236,7 @@ async fn anonymous_roles_see_nothing_and_the_service_role_everything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_observation_never_overwrites_a_newer_one() {
     let supabase = Supabase::new().await;
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let report = async |at: &str, hashes: &[&str], count: u64| {
         let row = |hash: &&str| {
             json!({
@@ -562,7 +562,7 @@ async fn what_a_conversation_has_cost_arrives_after_its_event() {
 
     // The first row is sent once more, long after.
     let url = format!("{}{}", supabase.url(), sent[0].path);
-    let request = keychoir::upstream::side_calls().unwrap().build().unwrap().post(url);
+    let request = keychoir::upstream::http_client().unwrap().build().unwrap().post(url);
     let request = request.header("apikey", SECRET_KEY).header("prefer", "resolution=merge-duplicates");
     let answer =
         request.header("content-type", "application/json").body(sent[0].body.clone()).send().await.unwrap();

@@ -389,7 +389,7 @@ async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
         let mut program = Program::start(&mut command);
         let url = format!("http://{}", program.address());
         let body = json!({"text": "a".repeat(30), "model_id": "eleven_v3"});
-        let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+        let client = keychoir::upstream::http_client().unwrap().build().unwrap();
         assert_eq!(client.post(format!("{url}{SPEECH}")).json(&body).send().await.unwrap().status(), 200);
         let document = stdout(&read(&["status", "--json", "--url", &url]).await);
         let document: Value = serde_json::from_str(&document).unwrap();
@@ -405,7 +405,7 @@ async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
 
 /// Speech that an app requests with the key itself, bypassing Keychoir.
 async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
     let request =
         client.post(format!("{}{SPEECH}", simulator.base_url())).header("xi-api-key", key).json(&body);
@@ -432,7 +432,7 @@ async fn what_others_spend_is_taken_over_shown_and_told_once() {
     let mut program = Program::start(&mut command);
     let url = format!("http://{}", program.address());
     let speech = json!({"text": "a".repeat(30), "model_id": "eleven_multilingual_v2"});
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
     speak_elsewhere(&simulator, ONE, 40).await;
 

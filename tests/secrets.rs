@@ -174,7 +174,7 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
         let (_, rest) = line.split_once("Server started at ")?;
         rest.split(['"', ' ']).next().map(str::to_owned)
     });
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let mut asked = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();

@@ -60,7 +60,7 @@ async fn asked(running: &Running) -> TcpStream {
 /// The status of a short speech request.
 async fn spoken(running: &Running) -> u16 {
     let url = format!("http://{}{SPEECH}", running.address());
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let body = json!({"text": "Hello", "model_id": "eleven_multilingual_v2"});
     in_time(client.post(url).json(&body).send()).await.unwrap().status().as_u16()
 }
@@ -111,7 +111,7 @@ async fn a_session_whose_client_does_not_read_ends() {
         talk.say(&json!({"text": "a".repeat(500), "try_trigger_generation": true})).await;
     }
     let url = format!("http://{}/metrics", running.address());
-    let client = keychoir::upstream::side_calls().unwrap().build().unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let ended = async {
         loop {
             let page = client.get(&url).send().await.unwrap().text().await.unwrap();

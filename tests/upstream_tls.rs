@@ -95,7 +95,7 @@ async fn keychoir(provider: &Provider, trusts: bool) -> (Running, String) {
 }
 
 async fn get(url: String) -> reqwest::Response {
-    keychoir::upstream::side_calls().unwrap().build().unwrap().get(url).send().await.unwrap()
+    keychoir::upstream::http_client().unwrap().build().unwrap().get(url).send().await.unwrap()
 }
 
 #[tokio::test]

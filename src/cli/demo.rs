@@ -20,7 +20,7 @@ use crate::policy::key_state::KeyStatus;
 use crate::secret::ApiKey;
 use crate::simulator::{Plan, Simulator};
 use crate::telemetry::{self, Sink};
-use crate::upstream::side_calls;
+use crate::upstream::http_client;
 use view::View;
 
 #[derive(Debug, Args)]
@@ -145,7 +145,7 @@ async fn send_all(
     simulator: &Simulator,
     url: &str,
 ) -> anyhow::Result<SpeechResults> {
-    let client = side_calls()?.build()?;
+    let client = http_client()?.build()?;
     let sentences: Vec<&str> = TEXT.iter().copied().cycle().take(TEXT.len() * ROUNDS).collect();
     let (mut audio, mut replayed, mut seen_requests) = (Vec::new(), 0, 0);
     for (index, sentence) in sentences.iter().enumerate() {

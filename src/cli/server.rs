@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{ConfigSources, load};
 use crate::config::{Config, HostPort, Listen, Need};
-use crate::upstream::{TlsError, side_calls};
+use crate::upstream::{TlsError, http_client};
 
 /// The options for the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
@@ -139,7 +139,7 @@ pub(super) fn base_url(port: &HostPort) -> String {
 impl RunningServer {
     fn connect_to(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, AskError> {
         let token = token_file.map(read_token).transpose()?;
-        let builder = side_calls()?.timeout(RESPONSE_TIMEOUT);
+        let builder = http_client()?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
             ServerAddress::Url(_) => builder.build()?,
             ServerAddress::Unix(path) => builder.unix_socket(path.clone()).build()?,

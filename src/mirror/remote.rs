@@ -15,7 +15,7 @@ use crate::policy::mirror::{Acceptance, MirrorResponse, judge};
 use crate::policy::retry_after::retry_after;
 use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
-use crate::upstream::side_calls;
+use crate::upstream::http_client;
 
 /// Maximum bytes read of a response: an error is a line of JSON; a longer body is a web page, and
 /// its start identifies it.
@@ -79,7 +79,7 @@ struct SupabaseError {
 
 impl Remote {
     pub(super) fn new(settings: &Settings) -> Result<Self, MirrorStartError> {
-        let client = side_calls()?
+        let client = http_client()?
             .connect_timeout(settings.connect_timeout)
             .timeout(settings.response_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)

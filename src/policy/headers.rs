@@ -105,7 +105,7 @@ fn is_bearer(subprotocol: &str) -> bool {
 /// Whether a request asks for a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols
 /// are ignored, as a server may do (RFC 9110, section 7.8).
 #[must_use]
-pub fn asks_for_socket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
+pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     let lists = |name: HeaderName, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
@@ -491,7 +491,7 @@ mod tests {
 
     #[track_caller]
     fn check_socket(method: &Method, version: Version, pairs: &[(&'static str, &'static str)], is_one: bool) {
-        assert_eq!(asks_for_socket(method, version, &headers(pairs)), is_one, "{pairs:?}");
+        assert_eq!(is_websocket_upgrade(method, version, &headers(pairs)), is_one, "{pairs:?}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub fn route(
     }
     let path = Path::read(head.uri.path())?;
     let words = Segments::of_path(&path);
-    let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
+    let endpoint = if headers::is_websocket_upgrade(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
             return Err(ProxyError::Upgrade);
         }

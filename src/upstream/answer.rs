@@ -41,13 +41,13 @@ pub enum WireError {
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// The connection broke.
-    #[error("the answer broke off: {0}")]
+    #[error("the response broke off: {0}")]
     Broken(#[from] WireError),
     /// No bytes came within the idle timeout.
-    #[error("the answer stood still for {} ms", .0.as_millis())]
+    #[error("the response stalled for {} ms", .0.as_millis())]
     Stalled(Duration),
     /// The body must not be forwarded.
-    #[error("the answer was cut: {0}")]
+    #[error("the response was cut: {0}")]
     Withheld(#[from] Withheld),
 }
 
@@ -56,7 +56,7 @@ pub struct Switched {
     /// The stream of the connection.
     pub stream: Wire,
     /// Bytes already read from the stream.
-    pub heard: BytesMut,
+    pub read_buf: BytesMut,
 }
 
 /// A response body as it arrives. `S` is the type of the client's request body.
@@ -65,42 +65,42 @@ pub struct AnswerBody<S> {
     connection: Option<Box<Connection>>,
     /// The request, while some of it is still to be sent: a response may begin before the request is
     /// complete.
-    outgoing: Option<Box<RequestWriter<S>>>,
-    rest: Rest,
+    writer: Option<Box<RequestWriter<S>>>,
+    remaining: Remaining,
     stays_open: bool,
-    home: Arc<Idle>,
-    idle_max: Duration,
+    idle: Arc<Idle>,
+    idle_timeout: Duration,
     moved_at: Instant,
     /// Whether bytes have come since `moved_at`.
     has_moved: bool,
     /// The error that broke the body, until the bytes before it could be written to the client.
     broken: Option<WireError>,
     /// Whether the task has yielded since the last piece, so that the server could write it.
-    has_rested: bool,
-    first: First,
+    has_yielded: bool,
+    first: FirstPiece,
 }
 
 /// How far the first piece of a fast response is: it is written to the client before more is read, because it
 /// would otherwise wait for the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum First {
+enum FirstPiece {
     /// The first piece has not come yet.
     Awaited,
     /// The piece was passed on, and is to be written now.
     Passed,
     /// The piece is written, or the response is not a fast one.
-    Out,
+    Written,
 }
 
 /// The framing of the remaining body.
 #[derive(Debug)]
-enum Rest {
+enum Remaining {
     Length(u64),
     Chunks(Chunks),
     Close,
 }
 
-impl Rest {
+impl Remaining {
     fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
         let piece = |bytes: usize, read: &mut BytesMut| match bytes {
             0 => Next::More,
@@ -136,29 +136,29 @@ where
     pub(super) fn new(
         head: &ResponseHead,
         connection: Box<Connection>,
-        outgoing: RequestWriter<S>,
-        home: Arc<Idle>,
-        idle_max: Duration,
+        writer: RequestWriter<S>,
+        idle: Arc<Idle>,
+        idle_timeout: Duration,
     ) -> Self {
-        let rest = match head.end {
-            BodyEnd::Length(bytes) => Rest::Length(bytes),
-            BodyEnd::Chunks => Rest::Chunks(Chunks::default()),
-            BodyEnd::Close => Rest::Close,
+        let remaining = match head.end {
+            BodyEnd::Length(bytes) => Remaining::Length(bytes),
+            BodyEnd::Chunks => Remaining::Chunks(Chunks::default()),
+            BodyEnd::Close => Remaining::Close,
         };
         let mut body = Self {
-            first: if connection.is_fast() { First::Awaited } else { First::Out },
+            first: if connection.is_fast() { FirstPiece::Awaited } else { FirstPiece::Written },
             connection: Some(connection),
-            outgoing: (!outgoing.is_over()).then(|| Box::new(outgoing)),
-            rest,
+            writer: (!writer.is_over()).then(|| Box::new(writer)),
+            remaining,
             stays_open: head.stays_open,
-            home,
-            idle_max,
+            idle,
+            idle_timeout,
             moved_at: clock::instant(),
             has_moved: false,
             broken: None,
-            has_rested: false,
+            has_yielded: false,
         };
-        if body.rest.is_over() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        if body.remaining.is_over() && head.status != StatusCode::SWITCHING_PROTOCOLS {
             body.finish();
         }
         body
@@ -171,46 +171,46 @@ where
     /// When the connection is already closed.
     pub fn switched(self) -> Result<Switched, WireError> {
         let connection = self.connection.ok_or(WireError::Closed)?;
-        Ok(Switched { stream: connection.stream, heard: connection.inbox })
+        Ok(Switched { stream: connection.stream, read_buf: connection.read_buf })
     }
 
     /// Returns the connection to the idle pool when request and response are complete.
     fn finish(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if self.stays_open && self.outgoing.is_none() && connection.inbox.is_empty() {
-            Idle::put(&self.home, connection);
+        if self.stays_open && self.writer.is_none() && connection.read_buf.is_empty() {
+            Idle::put(&self.idle, connection);
         }
     }
 
     /// Continues to send a request whose response began before the request was complete.
-    fn send_on(&mut self, cx: &mut Context<'_>) {
-        let Some((outgoing, connection)) = self.outgoing.as_mut().zip(self.connection.as_mut()) else {
+    fn poll_request(&mut self, cx: &mut Context<'_>) {
+        let Some((writer, connection)) = self.writer.as_mut().zip(self.connection.as_mut()) else {
             return;
         };
-        match outgoing.poll_send(cx, &mut *connection.stream) {
+        match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Pending => {}
             Poll::Ready(sent) => {
                 // The response may be complete although the provider stopped reading the request.
                 self.stays_open &= sent.is_ok();
-                self.outgoing = None;
+                self.writer = None;
             }
         }
     }
 
     /// The next part of the body, without the idle timeout.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, WireError>> {
-        self.send_on(cx);
+        self.poll_request(cx);
         if let Some(error) = self.broken.take() {
             return Poll::Ready(Err(error));
         }
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Over)) };
         loop {
-            match self.rest.next(&mut connection.inbox)? {
+            match self.remaining.next(&mut connection.read_buf)? {
                 Next::More => {}
                 next @ (Next::Piece(_) | Next::Trailers(_) | Next::Over) => return Poll::Ready(Ok(next)),
             }
             match std::task::ready!(connection.poll_fill(cx)) {
-                Ok(0) if matches!(self.rest, Rest::Close) => return Poll::Ready(Ok(Next::Over)),
+                Ok(0) if matches!(self.remaining, Remaining::Close) => return Poll::Ready(Ok(Next::Over)),
                 Ok(0) => return Poll::Ready(Err(WireError::Closed)),
                 Ok(_) => self.has_moved = true,
                 Err(error) => return Poll::Ready(Err(WireError::Failed(error))),
@@ -223,8 +223,8 @@ where
             self.moved_at = clock::instant();
         }
         let Some(connection) = &mut self.connection else { return Poll::Pending };
-        let deadline = self.moved_at + self.idle_max;
-        connection.patience.poll_until(deadline, cx).map(|()| AnswerError::Stalled(self.idle_max))
+        let deadline = self.moved_at + self.idle_timeout;
+        connection.timer.poll_until(deadline, cx).map(|()| AnswerError::Stalled(self.idle_timeout))
     }
 }
 
@@ -241,31 +241,31 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
         // A server writes its buffered bytes when the body is pending.
-        if this.first == First::Passed {
-            (this.first, this.has_rested) = (First::Out, true);
+        if this.first == FirstPiece::Passed {
+            (this.first, this.has_yielded) = (FirstPiece::Written, true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let next = match this.poll_next(cx) {
             // A server that receives the error at once would drop bytes that it has not written yet.
-            Poll::Ready(Err(error)) if !mem::replace(&mut this.has_rested, true) => {
+            Poll::Ready(Err(error)) if !mem::replace(&mut this.has_yielded, true) => {
                 this.broken = Some(error);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             Poll::Ready(next) => next.map_err(AnswerError::Broken),
             Poll::Pending => {
-                this.has_rested = true;
+                this.has_yielded = true;
                 Err(std::task::ready!(this.poll_stalled(cx)))
             }
         };
         Poll::Ready(match next {
             Ok(Next::Piece(piece)) => {
-                this.has_rested = false;
-                if this.first == First::Awaited {
-                    this.first = First::Passed;
+                this.has_yielded = false;
+                if this.first == FirstPiece::Awaited {
+                    this.first = FirstPiece::Passed;
                 }
-                if this.rest.is_over() {
+                if this.remaining.is_over() {
                     this.finish();
                 }
                 Some(Ok(Frame::data(piece)))
@@ -286,14 +286,14 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_over()
+        self.remaining.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.rest {
-            Rest::Length(left) => SizeHint::with_exact(*left),
-            Rest::Chunks(chunks) if chunks.is_over() => SizeHint::with_exact(0),
-            Rest::Chunks(_) | Rest::Close => SizeHint::default(),
+        match &self.remaining {
+            Remaining::Length(left) => SizeHint::with_exact(*left),
+            Remaining::Chunks(chunks) if chunks.is_over() => SizeHint::with_exact(0),
+            Remaining::Chunks(_) | Remaining::Close => SizeHint::default(),
         }
     }
 }

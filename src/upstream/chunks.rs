@@ -107,7 +107,7 @@ impl Chunks {
                 }
                 State::Over(_) | State::Broken(_) => break,
                 State::Trailers(_) => {
-                    let used = self.trail(&read[at..]);
+                    let used = self.collect_trailers(&read[at..]);
                     at += used;
                 }
                 State::Size
@@ -116,13 +116,13 @@ impl Chunks {
                 | State::Extension(_)
                 | State::SizeLf(_)
                 | State::DataCr
-                | State::DataLf => at += self.pass(&read[at..]),
+                | State::DataLf => at += self.decode_framing(&read[at..]),
             }
         }
         if piece > 0 {
-            let found = read.split_to(piece).freeze();
+            let data = read.split_to(piece).freeze();
             read.advance(at - piece);
-            return Ok(Next::Piece(found));
+            return Ok(Next::Piece(data));
         }
         read.advance(at);
         match &mut self.state {
@@ -147,15 +147,15 @@ impl Chunks {
     }
 
     /// Decodes some of the framing between the pieces, at least a byte; returns the number of bytes.
-    fn pass(&mut self, read: &[u8]) -> usize {
-        let known = if matches!(self.state, State::Size) {
+    fn decode_framing(&mut self, read: &[u8]) -> usize {
+        let decoded = if matches!(self.state, State::Size) {
             plain_size(read).map(|(size, used)| (State::Data(size), used))
         } else if matches!(self.state, State::DataCr) {
             read.starts_with(b"\r\n").then_some((State::Size, 2))
         } else {
             None
         };
-        if let Some((state, used)) = known {
+        if let Some((state, used)) = decoded {
             self.state = state;
             return used;
         }
@@ -181,8 +181,8 @@ impl Chunks {
             (State::Extension(_), b'\n') => MALFORMED,
             (State::Extension(size), _) => {
                 self.extension_bytes += 1;
-                let is_much = self.extension_bytes > EXTENSION_BYTES_MAX;
-                if is_much { State::Broken(ChunkError::TooLarge) } else { State::Extension(*size) }
+                let is_too_much = self.extension_bytes > EXTENSION_BYTES_MAX;
+                if is_too_much { State::Broken(ChunkError::TooLarge) } else { State::Extension(*size) }
             }
             (State::SizeLf(0), b'\n') => State::Trailers(Vec::new()),
             (State::SizeLf(size), b'\n') => State::Data(*size),
@@ -193,7 +193,7 @@ impl Chunks {
     }
 
     /// Collects trailers, up to the empty line after them; returns how many bytes of `read` they were.
-    fn trail(&mut self, read: &[u8]) -> usize {
+    fn collect_trailers(&mut self, read: &[u8]) -> usize {
         let State::Trailers(lines) = &mut self.state else { return 0 };
         for (at, byte) in read.iter().enumerate() {
             lines.push(*byte);
@@ -238,8 +238,8 @@ fn digit(byte: u8) -> Option<u64> {
 }
 
 fn trailers(lines: &[u8]) -> State {
-    let mut room = [httparse::EMPTY_HEADER; TRAILERS_MAX];
-    let found = match httparse::parse_headers(lines, &mut room) {
+    let mut slots = [httparse::EMPTY_HEADER; TRAILERS_MAX];
+    let found = match httparse::parse_headers(lines, &mut slots) {
         Ok(httparse::Status::Complete((_, found))) => found,
         Err(httparse::Error::TooManyHeaders) => return State::Broken(ChunkError::TooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
@@ -264,20 +264,20 @@ mod tests {
 
     /// The body of `text` read in these pieces; an error also when the body is incomplete or bytes remain.
     fn read(text: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
-        let (mut chunks, mut inbox, mut body, mut trailers) =
+        let (mut chunks, mut buffer, mut body, mut trailers) =
             (Chunks::default(), BytesMut::new(), Vec::new(), None);
         let (mut rest, mut cuts) = (text, cuts.iter().cycle());
         loop {
-            match chunks.next(&mut inbox) {
+            match chunks.next(&mut buffer) {
                 Ok(Next::Piece(piece)) => body.extend_from_slice(&piece),
                 Ok(Next::Trailers(found)) => trailers = Some(found),
-                Ok(Next::Over) if inbox.is_empty() && rest.is_empty() => return Ok((body, trailers)),
+                Ok(Next::Over) if buffer.is_empty() && rest.is_empty() => return Ok((body, trailers)),
                 Ok(Next::Over) => return Err(None),
                 Ok(Next::More) if rest.is_empty() => return Err(None),
                 Ok(Next::More) => {
                     let (now, later) =
                         rest.split_at(cuts.next().copied().unwrap_or(rest.len()).clamp(1, rest.len()));
-                    inbox.extend_from_slice(now);
+                    buffer.extend_from_slice(now);
                     rest = later;
                 }
                 Err(error) => return Err(Some(error)),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_read_and_nothing_else() {
+    fn well_formed_chunks_are_decoded_and_others_refused() {
         check("0\r\n\r\n", Ok(""));
         check("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
         check("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));
@@ -308,6 +308,8 @@ mod tests {
             "2\nab\r\n",
             "2\r\nabc\r\n",
             "2\r\nab\n",
+            "2\r\nabXY0\r\n\r\n",
+            "2\r\nab\rX0\r\n\r\n",
             "1 1\r\na\r\n",
             "2;a\nb\r\nab\r\n",
             "2\rab",
@@ -326,15 +328,15 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_a_fault_is_passed_on() {
+    fn the_pieces_before_a_fault_are_passed_on() {
         let mut chunks = Chunks::default();
-        let mut inbox = BytesMut::from("2\r\nab\r\nzz");
-        assert!(matches!(chunks.next(&mut inbox), Ok(Next::Piece(piece)) if piece == "ab"));
-        assert_eq!(chunks.next(&mut inbox).unwrap_err(), ChunkError::Malformed);
+        let mut buffer = BytesMut::from("2\r\nab\r\nzz");
+        assert!(matches!(chunks.next(&mut buffer), Ok(Next::Piece(piece)) if piece == "ab"));
+        assert_eq!(chunks.next(&mut buffer).unwrap_err(), ChunkError::Malformed);
     }
 
     #[test]
-    fn trailers_are_the_end() {
+    fn trailers_end_the_body() {
         let (body, trailers) = read(b"1\r\na\r\n0\r\nx-sum: 1\r\nx-b: 2\r\n\r\n", &[]).unwrap();
         assert_eq!((body.as_slice(), trailers.unwrap()["x-sum"].as_bytes()), (&b"a"[..], &b"1"[..]));
     }
@@ -342,14 +344,14 @@ mod tests {
     #[test]
     fn small_chunks_are_one_piece_and_the_end_is_known_with_it() {
         let mut chunks = Chunks::default();
-        let mut inbox = BytesMut::from(&*("4\r\nabcd\r\n".repeat(100) + "0\r\n\r\n"));
-        assert!(matches!(chunks.next(&mut inbox), Ok(Next::Piece(piece)) if piece.len() == 400));
-        assert!(chunks.is_over() && inbox.is_empty());
+        let mut buffer = BytesMut::from(&*("4\r\nabcd\r\n".repeat(100) + "0\r\n\r\n"));
+        assert!(matches!(chunks.next(&mut buffer), Ok(Next::Piece(piece)) if piece.len() == 400));
+        assert!(chunks.is_over() && buffer.is_empty());
     }
 
     proptest! {
         #[test]
-        fn any_chunks_in_any_pieces(
+        fn any_chunks_are_decoded_in_any_pieces(
             bodies in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), 0..3usize), 0..12),
             large in prop::option::of(0..12usize),
             cuts in prop::collection::vec(1..60_000usize, 1..6),
@@ -369,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_do_no_harm(text in prop::collection::vec(prop_oneof![
+        fn any_bytes_are_judged_alike_in_any_pieces(text in prop::collection::vec(prop_oneof![
             Just(b'0'), Just(b'2'), Just(b'\r'), Just(b'\n'), Just(b';'), any::<u8>()], 0..80),
             cut in 1..20usize) {
             let one = read(&text, &[]);

@@ -107,7 +107,7 @@ pub(super) fn web_tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> 
 
 impl std::fmt::Debug for TcpTlsConnector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Direct")
+        f.write_str("TcpTlsConnector")
     }
 }
 
@@ -145,18 +145,18 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
     let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
     let mut addresses = interleaved(resolved.collect()).into_iter();
-    let mut dialling = JoinSet::new();
+    let mut dials = JoinSet::new();
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     loop {
         let next = addresses.next();
         let has_more = next.is_some();
         if let Some(address) = next {
-            dialling.spawn(TcpStream::connect(address));
+            dials.spawn(TcpStream::connect(address));
         }
         let answered = if has_more {
-            tokio::time::timeout(HEAD_START, dialling.join_next()).await
+            tokio::time::timeout(HEAD_START, dials.join_next()).await
         } else {
-            Ok(dialling.join_next().await)
+            Ok(dials.join_next().await)
         };
         match answered {
             Ok(Some(Ok(Ok(tcp)))) => {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_take_turns_and_nobody_is_left_out() {
+    fn address_families_alternate_and_all_addresses_stay() {
         let parsed =
             |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
         for (given, expected) in [
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_where_nobody_listens_is_an_error() {
+    async fn a_port_without_a_listener_is_an_error() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let authority = Authority::new(Scheme::Http, "127.0.0.1", free.port(), "").unwrap();
         assert!(matches!(dial(&authority).await, Err(ConnectError::Tcp(_))));

@@ -9,8 +9,9 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER
 use http::{Extensions, HeaderMap, Method, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
+use super::UpstreamRequestHead;
+use super::header_name_cache::header_name;
 use super::hop::{self, Hop};
-use super::{UpstreamRequestHead, names};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
 
@@ -39,11 +40,11 @@ pub(super) enum BodyLength {
 pub(super) fn write(
     authority: &Authority,
     key: &ApiKey,
-    outbound: &UpstreamRequestHead,
+    request: &UpstreamRequestHead,
     length: BodyLength,
     hop: &Hop,
 ) -> BytesMut {
-    let UpstreamRequestHead { method, target, headers } = outbound;
+    let UpstreamRequestHead { method, target, headers } = request;
     let mut head = BytesMut::with_capacity(HEAD_BYTES_USUAL);
     let mut put = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     put(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
@@ -116,10 +117,10 @@ pub enum HeadError {
 impl fmt::Display for HeadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Malformed => "what was heard is no HTTP",
-            Self::TooLarge => "its head is too large",
-            Self::Ambiguous => "its head tells two lengths",
-            Self::Coded => "its body has a transfer coding other than chunked",
+            Self::Malformed => "the bytes received are not HTTP",
+            Self::TooLarge => "the response head is too large",
+            Self::Ambiguous => "the response head has two lengths",
+            Self::Coded => "the response body has a transfer coding other than chunked",
         })
     }
 }
@@ -146,22 +147,22 @@ impl From<httparse::Error> for HeadError {
 /// # Errors
 ///
 /// When the bytes are not a head, or one that parsers could read in two ways.
-pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
+pub fn read(received: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
     loop {
         // Empty lines before a head are ignored.
-        let blank = heard.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        heard.advance(blank);
-        let Some(bytes) = end_of_head(heard) else {
+        let blank = received.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        received.advance(blank);
+        let Some(bytes) = end_of_head(received) else {
             // Bytes that cannot become a head are refused before they are complete.
-            if !b"HTTP/1.".starts_with(&heard[..heard.len().min(7)]) {
+            if !b"HTTP/1.".starts_with(&received[..received.len().min(7)]) {
                 return Err(HeadError::Malformed);
             }
-            return if heard.len() > HEAD_BYTES_MAX { Err(HeadError::TooLarge) } else { Ok(None) };
+            return if received.len() > HEAD_BYTES_MAX { Err(HeadError::TooLarge) } else { Ok(None) };
         };
         if bytes > HEAD_BYTES_MAX {
             return Err(HeadError::TooLarge);
         }
-        let head = parse(&heard.split_to(bytes).freeze(), method)?;
+        let head = parse(&received.split_to(bytes).freeze(), method)?;
         if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Some(head));
         }
@@ -169,8 +170,8 @@ pub fn read(heard: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead
 }
 
 /// The offset behind the empty line that ends a head.
-fn end_of_head(heard: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', heard).find_map(|line| match heard.get(line + 1..)? {
+fn end_of_head(received: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', received).find_map(|line| match received.get(line + 1..)? {
         [b'\n', ..] => Some(line + 2),
         [b'\r', b'\n', ..] => Some(line + 3),
         _ => None,
@@ -186,13 +187,13 @@ fn parse(text: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
             let mut many = [const { MaybeUninit::uninit() }; HEADERS_MAX];
             let mut head = httparse::Response::new(&mut []);
             let parsed = parser.parse_response_with_uninit_headers(&mut head, text, &mut many)?;
-            heard(text, method, parsed, &head)
+            response_head(text, method, parsed, &head)
         }
-        parsed => heard(text, method, parsed?, &head),
+        parsed => response_head(text, method, parsed?, &head),
     }
 }
 
-fn heard(
+fn response_head(
     text: &Bytes,
     method: &Method,
     parsed: httparse::Status<usize>,
@@ -204,12 +205,12 @@ fn heard(
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
-    let mut told = HeadFraming::default();
+    let mut framing = HeadFraming::default();
     for header in head.headers.iter() {
-        let name = names::name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+        let name = header_name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = HeaderValue::from_maybe_shared(text.slice_ref(header.value));
         let value = value.map_err(|_| HeadError::Malformed)?;
-        told.hear(&name, &value);
+        framing.add(&name, &value);
         headers.append(name, value);
     }
     let mut extensions = Extensions::new();
@@ -219,8 +220,8 @@ fn heard(
     {
         extensions.insert(reason);
     }
-    let end = told.end(status, version, method)?;
-    let stays_open = end != BodyEnd::Close && told.stays_open(version);
+    let end = framing.end(status, version, method)?;
+    let stays_open = end != BodyEnd::Close && framing.stays_open(version);
     Ok(ResponseHead { status, version, headers, extensions, end, stays_open })
 }
 
@@ -236,7 +237,7 @@ struct HeadFraming {
 }
 
 impl HeadFraming {
-    fn hear(&mut self, name: &HeaderName, value: &HeaderValue) {
+    fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
         if *name == CONTENT_LENGTH {
             // A value that is not text is not a number either.
             for length in value.to_str().unwrap_or_default().split(',') {
@@ -289,20 +290,20 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, method: &Method, expected: Result<(u16, BodyEnd, bool), HeadError>) {
-        let mut heard = BytesMut::from(text);
-        heard.extend_from_slice(b"rest");
-        let read = read(&mut heard, method).map(|head| {
-            let head = head.expect("a whole head");
+        let mut received = BytesMut::from(text);
+        received.extend_from_slice(b"rest");
+        let read = read(&mut received, method).map(|head| {
+            let head = head.expect("a complete head");
             (head.status.as_u16(), head.end, head.stays_open)
         });
         assert_eq!(read, expected, "{text:?}");
         if read.is_ok() {
-            assert_eq!(heard, "rest");
+            assert_eq!(received, "rest");
         }
     }
 
     #[test]
-    fn the_end_is_told_in_one_way() {
+    fn the_framing_of_a_body_is_unambiguous() {
         let ends = [
             ("content-length: 5", Ok((200, BodyEnd::Length(5), true))),
             ("content-length: 5\r\ncontent-length: 5", Ok((200, BodyEnd::Length(5), true))),
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn some_answers_have_no_body_whatever_they_say() {
+    fn some_responses_have_no_body_whatever_their_headers() {
         for (status, method) in
             [(204, Method::GET), (304, Method::GET), (200, Method::HEAD), (101, Method::GET)]
         {
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_version_stays_open_only_when_it_says_so() {
+    fn http_1_0_stays_open_only_with_keep_alive() {
         check(
             "HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n",
             &Method::GET,
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_informs_is_passed_over() {
+    fn informational_heads_are_skipped() {
         let early = "\r\nHTTP/1.1 103 Early\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(50);
         check(
             &format!("{early}HTTP/1.1 200 OK\ncontent-length: 2\n\n"),
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_head_is_told_early() {
+    fn bytes_that_are_no_head_are_refused_early() {
         for text in [
             "SSH-2.0-x",
             "HTTP/2 200 OK\r\n\r\n",
@@ -394,12 +395,12 @@ mod tests {
     }
 
     #[test]
-    fn a_head_in_pieces_is_waited_for() {
+    fn a_head_may_arrive_in_pieces() {
         let text = b"HTTP/1.1 200 Fine\r\nx-upper: A \r\ncontent-length: 2\r\n\r\nok";
-        let mut heard = BytesMut::new();
+        let mut received = BytesMut::new();
         for (at, byte) in text.iter().enumerate() {
-            heard.extend_from_slice(&[*byte]);
-            match read(&mut heard, &Method::GET).unwrap() {
+            received.extend_from_slice(&[*byte]);
+            match read(&mut received, &Method::GET).unwrap() {
                 None => assert!(at + 3 < text.len()),
                 Some(head) => {
                     assert_eq!(head.headers["x-upper"], "A");
@@ -409,6 +410,6 @@ mod tests {
                 }
             }
         }
-        panic!("it is never whole");
+        panic!("the head was never complete");
     }
 }

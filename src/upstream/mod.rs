@@ -3,16 +3,19 @@
 //! key to a request head, and its errors state how far the request got.
 //!
 //! Redirects are responses like any other: they are not followed here.
+//!
+//! The HTTP/1.1 client half is this module's own, fenced and not extended: `docs/adr/0007-http1-client-half.md`
+//! has the reasons and the figures, and `tests/strictness.rs` compares it with hyper's client.
 
 mod answer;
 mod connect;
+mod header_name_cache;
 mod hop;
+mod http_client;
 mod idle;
-mod names;
 mod reach;
 mod request_head;
 mod request_writer;
-mod side;
 mod wire;
 
 pub mod chunks;
@@ -41,11 +44,11 @@ pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
 use head::ResponseHead;
 use hop::Hop;
+pub use http_client::http_client;
 use idle::Idle;
 pub use reach::{Reach, ReachCell};
 pub use request_head::UpstreamRequestHead;
 use request_writer::{RequestWriter, SendFault};
-pub use side::side_calls;
 use wire::Connection;
 pub use wire::{Stream, Wire};
 
@@ -91,13 +94,13 @@ pub enum SendErrorKind {
     #[error("no connection within {} ms", .0.as_millis())]
     ConnectTimeout(Duration),
     /// The connection broke before the response head was complete.
-    #[error("the connection broke before an answer: {0}")]
+    #[error("the connection broke before a response: {0}")]
     Broken(#[source] WireError),
     /// No response head came in time.
-    #[error("no answer within {} ms", .0.as_millis())]
+    #[error("no response within {} ms", .0.as_millis())]
     AnswerTimeout(Duration),
     /// The upstream stopped reading the request body.
-    #[error("the upstream took no more of the request's body for {} ms", .0.as_millis())]
+    #[error("the upstream read no more of the request's body for {} ms", .0.as_millis())]
     UploadStalled(Duration),
     /// The client stopped sending the request body.
     #[error("the client sent no more of its request's body for {} ms", .0.as_millis())]
@@ -109,7 +112,7 @@ pub enum SendErrorKind {
     #[error("the client's request body broke off or was malformed")]
     ClientBroke,
     /// The upstream switched protocols although the request did not ask for it.
-    #[error("the upstream left HTTP with {0}, which it was not asked for")]
+    #[error("the upstream switched protocols with {0} although the request did not ask for it")]
     Switched(StatusCode),
 }
 
@@ -123,9 +126,9 @@ pub struct Upstream<C = TcpTlsConnector> {
 struct Inner<C> {
     connector: C,
     /// The pool of keys without an authority of their own.
-    home: IdlePool,
+    common: IdlePool,
     /// The pools of other authorities, added at the first request to each. They are few.
-    others: ArcSwap<Vec<IdlePool>>,
+    other_pools: ArcSwap<Vec<IdlePool>>,
     settings: Settings,
     tasks: Tasks,
     hop: Hop,
@@ -142,13 +145,8 @@ struct IdlePool {
 
 impl IdlePool {
     fn new(authority: Arc<Authority>, settings: &Settings, tasks: &Tasks) -> Self {
-        let Settings {
-            max_idle_connections: idle_connections_max,
-            keepalive_timeout: idle_max,
-            max_connection_duration: connection_age_max,
-            ..
-        } = *settings;
-        let idle = Idle::new(idle_connections_max, idle_max, connection_age_max, tasks.clone());
+        let Settings { max_idle_connections, keepalive_timeout, max_connection_duration, .. } = *settings;
+        let idle = Idle::new(max_idle_connections, keepalive_timeout, max_connection_duration, tasks.clone());
         Self { authority, idle: Arc::new(idle) }
     }
 }
@@ -163,7 +161,7 @@ impl<C> Upstream<C> {
     /// The authority of keys that have none of their own.
     #[must_use]
     pub fn authority(&self) -> &Arc<Authority> {
-        &self.inner.home.authority
+        &self.inner.common.authority
     }
 }
 
@@ -177,9 +175,11 @@ impl<C: Connect> Upstream<C> {
         tasks: Tasks,
         buffers: Option<BufferBudget>,
     ) -> Self {
-        let home = IdlePool::new(Arc::new(authority), &settings, &tasks);
-        let (others, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
-        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
+        let common = IdlePool::new(Arc::new(authority), &settings, &tasks);
+        let (other_pools, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
+        Self {
+            inner: Arc::new(Inner { connector, common, other_pools, settings, tasks, hop, reach, buffers }),
+        }
     }
 
     /// The same upstream for one of `cores` cores: with its own connections, so that no other core contends
@@ -189,13 +189,15 @@ impl<C: Connect> Upstream<C> {
     where
         C: Clone,
     {
-        let Inner { connector, home, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
-        let idle_connections_max = settings.max_idle_connections.div_ceil(cores.max(1));
-        let settings = Settings { max_idle_connections: idle_connections_max, ..*settings };
-        let home = IdlePool::new(Arc::clone(&home.authority), &settings, tasks);
-        let (connector, tasks, others) = (connector.clone(), tasks.clone(), ArcSwap::default());
+        let Inner { connector, common, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
+        let max_idle_connections = settings.max_idle_connections.div_ceil(cores.max(1));
+        let settings = Settings { max_idle_connections, ..*settings };
+        let common = IdlePool::new(Arc::clone(&common.authority), &settings, tasks);
+        let (connector, tasks, other_pools) = (connector.clone(), tasks.clone(), ArcSwap::default());
         let (hop, reach, buffers) = (hop.clone(), reach.clone(), buffers.clone());
-        Self { inner: Arc::new(Inner { connector, home, others, settings, tasks, hop, reach, buffers }) }
+        Self {
+            inner: Arc::new(Inner { connector, common, other_pools, settings, tasks, hop, reach, buffers }),
+        }
     }
 
     /// Whether connections can be opened to the common authority, shared by all cores.
@@ -212,26 +214,26 @@ impl<C: Connect> Upstream<C> {
     }
 
     /// The pool of a key: of its own authority, or the common one.
-    fn place(&self, own: Option<&Arc<Authority>>) -> IdlePool {
-        let Inner { home, others, settings, tasks, .. } = &*self.inner;
-        let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &home.authority) && ***own != *home.authority)
+    fn pool_of(&self, own: Option<&Arc<Authority>>) -> IdlePool {
+        let Inner { common, other_pools, settings, tasks, .. } = &*self.inner;
+        let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &common.authority) && ***own != *common.authority)
         else {
-            return home.clone();
+            return common.clone();
         };
-        let known = |places: &[IdlePool]| places.iter().find(|place| place.authority == *own).cloned();
-        if let Some(place) = known(&others.load()) {
-            return place;
+        let known = |pools: &[IdlePool]| pools.iter().find(|pool| pool.authority == *own).cloned();
+        if let Some(pool) = known(&other_pools.load()) {
+            return pool;
         }
         let new = IdlePool::new(Arc::clone(own), settings, tasks);
         // When two requests add the same authority, the second uses the pool of the first.
-        others.rcu(|places| {
-            let mut places = places.to_vec();
-            if known(&places).is_none() {
-                places.push(new.clone());
+        other_pools.rcu(|pools| {
+            let mut pools = pools.to_vec();
+            if known(&pools).is_none() {
+                pools.push(new.clone());
             }
-            places
+            pools
         });
-        known(&others.load()).unwrap_or(new)
+        known(&other_pools.load()).unwrap_or(new)
     }
 
     /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head of its
@@ -251,39 +253,40 @@ impl<C: Connect> Upstream<C> {
         &self,
         own: Option<&Arc<Authority>>,
         key: &ApiKey,
-        outbound: &UpstreamRequestHead,
+        request: &UpstreamRequestHead,
         body: Attempt<B>,
     ) -> Result<Response<AnswerBody<B>>, SendError>
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let place = self.place(own);
+        let pool = self.pool_of(own);
         let upload = body.upload();
         let length = RequestWriter::length(&body);
-        let head = head::write(&place.authority, key, outbound, length, &self.inner.hop);
-        let mut outgoing = RequestWriter::new(head, length, body);
+        let text = head::write(&pool.authority, key, request, length, &self.inner.hop);
+        let mut writer = RequestWriter::new(text, length, body);
         loop {
-            let (mut connection, is_reused) = match place.idle.take(clock::instant()) {
+            let (mut connection, is_reused) = match pool.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
                 // Boxed, so that a request that finds an idle connection does not carry the future's size.
-                None => (Box::pin(self.open(&place.authority)).await?, false),
+                None => (Box::pin(self.open(&pool.authority)).await?, false),
             };
-            let heard = self.heard(&mut connection, &mut outgoing, &outbound.method, &upload).await;
-            match heard {
-                Ok(head) if head.status.is_informational() && !outbound.is_opened_by(&head.headers) => {
+            let response_head =
+                self.response_head(&mut connection, &mut writer, &request.method, &upload).await;
+            match response_head {
+                Ok(head) if head.status.is_informational() && !request.is_upgraded_by(&head.headers) => {
                     let kind = SendErrorKind::Switched(head.status);
                     return Err(SendError { progress: Progress::Unanswered, kind });
                 }
                 Ok(head) => {
-                    let idle_max = self.inner.settings.stream_idle_timeout;
-                    let home = Arc::clone(&place.idle);
-                    let body = AnswerBody::new(&head, connection, outgoing, home, idle_max);
+                    let idle_timeout = self.inner.settings.stream_idle_timeout;
+                    let idle = Arc::clone(&pool.idle);
+                    let body = AnswerBody::new(&head, connection, writer, idle, idle_timeout);
                     return Ok(response(head, body));
                 }
                 // The idle connection was closed before it accepted a byte.
-                Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() && is_reused => {}
+                Err(SendErrorKind::Broken(_)) if !writer.has_begun() && is_reused => {}
                 // A new connection that accepts no byte counts as unreachable.
-                Err(SendErrorKind::Broken(_)) if !outgoing.has_begun() => {
+                Err(SendErrorKind::Broken(_)) if !writer.has_begun() => {
                     return Err(unsent(ConnectError::ClosedAtOnce.into()));
                 }
                 Err(kind) => return Err(SendError { progress: Progress::Unanswered, kind }),
@@ -294,12 +297,13 @@ impl<C: Connect> Upstream<C> {
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, buffers, .. } = &*self.inner;
         let opened = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
-        if *authority == *self.inner.home.authority {
+        if *authority == *self.inner.common.authority {
             self.inner.reach.set(matches!(opened, Ok(Ok(_))));
         }
         match opened {
             Ok(Ok(stream)) => {
-                let share = buffers.as_ref().map(|buffers| buffers.share(wire::FREE)).unwrap_or_default();
+                let share =
+                    buffers.as_ref().map(|buffers| buffers.share(wire::FREE_BYTES)).unwrap_or_default();
                 Ok(Box::new(Connection::new(Box::new(stream), share)))
             }
             Ok(Err(error)) => Err(unsent(error.into())),
@@ -309,10 +313,10 @@ impl<C: Connect> Upstream<C> {
 
     /// Sends the request and waits for the head of its response, which may come before the request is
     /// complete.
-    async fn heard<B>(
+    async fn response_head<B>(
         &self,
         connection: &mut Connection,
-        outgoing: &mut RequestWriter<B>,
+        writer: &mut RequestWriter<B>,
         method: &Method,
         upload: &Upload<B>,
     ) -> Result<ResponseHead, SendErrorKind>
@@ -320,8 +324,8 @@ impl<C: Connect> Upstream<C> {
         B: Body<Data = Bytes> + Unpin,
     {
         poll_fn(|cx| {
-            if let Poll::Ready(heard) = poll_heard(cx, connection, outgoing, method) {
-                return Poll::Ready(heard.map_err(|error| match upload.waiting() {
+            if let Poll::Ready(head) = poll_response_head(cx, connection, writer, method) {
+                return Poll::Ready(head.map_err(|error| match upload.waiting() {
                     Waiting::Never => SendErrorKind::ClientBroke,
                     Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => {
                         SendErrorKind::Broken(error)
@@ -329,31 +333,29 @@ impl<C: Connect> Upstream<C> {
                 }));
             }
             let (deadline, stalled) = self.deadline(upload);
-            connection.patience.poll_until(deadline, cx).map(|()| Err(stalled))
+            connection.timer.poll_until(deadline, cx).map(|()| Err(stalled))
         })
         .await
     }
 
     /// The next deadline of the attempt, and the error when no bytes move until then.
     fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
-        let Settings {
-            response_timeout: first_byte_max,
-            request_body_timeout: body_idle_max,
-            min_request_body_rate: body_min_rate,
-            ..
-        } = self.inner.settings;
+        let Settings { response_timeout, request_body_timeout, min_request_body_rate, .. } =
+            self.inner.settings;
         let (span, kind) = match upload.waiting() {
-            Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
-            Waiting::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),
-            Waiting::ForClient => (body_idle_max, SendErrorKind::ClientStalled(body_idle_max)),
-            Waiting::Never => (body_idle_max, SendErrorKind::ClientBroke),
+            Waiting::ForAnswer => (response_timeout, SendErrorKind::AnswerTimeout(response_timeout)),
+            Waiting::ForUpstream => {
+                (request_body_timeout, SendErrorKind::UploadStalled(request_body_timeout))
+            }
+            Waiting::ForClient => (request_body_timeout, SendErrorKind::ClientStalled(request_body_timeout)),
+            Waiting::Never => (request_body_timeout, SendErrorKind::ClientBroke),
         };
         let idle_at = upload.moved_at() + span;
         // A client that sends single bytes always makes progress, and would hold the key's concurrency slot
         // as long.
-        match upload.slow_at(body_min_rate) {
+        match upload.slow_at(min_request_body_rate) {
             Some(slow_at) if slow_at < idle_at => {
-                (slow_at, SendErrorKind::ClientSlow(body_min_rate.bytes_per_second))
+                (slow_at, SendErrorKind::ClientSlow(min_request_body_rate.bytes_per_second))
             }
             _ => (idle_at, kind),
         }
@@ -361,18 +363,18 @@ impl<C: Connect> Upstream<C> {
 }
 
 /// Polls a connection that sends a request or waits for its response.
-fn poll_heard<B>(
+fn poll_response_head<B>(
     cx: &mut Context<'_>,
     connection: &mut Connection,
-    outgoing: &mut RequestWriter<B>,
+    writer: &mut RequestWriter<B>,
     method: &Method,
 ) -> Poll<Result<ResponseHead, WireError>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let fault = match outgoing.is_over() {
+    let fault = match writer.is_over() {
         true => None,
-        false => match outgoing.poll_send(cx, &mut *connection.stream) {
+        false => match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Ready(Err(SendFault::Body)) => return Poll::Ready(Err(WireError::Closed)),
             // The provider reads no more, but may have sent a response.
             Poll::Ready(Err(SendFault::Wire(error))) => Some(error),
@@ -407,7 +409,5 @@ fn unsent(kind: SendErrorKind) -> SendError {
     SendError { progress: Progress::Unsent, kind }
 }
 
-#[cfg(test)]
-mod strictness;
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ pub struct UpstreamRequestHead {
 impl UpstreamRequestHead {
     /// Copies the parts that still reference the read buffer of the client's head, so that the buffer can be
     /// freed while this head is kept.
-    pub fn settle(&mut self) {
+    pub fn compact(&mut self) {
         if let Ok(copied) = Uri::try_from(self.target.to_string()) {
             self.target = copied;
         }
@@ -29,21 +29,21 @@ impl UpstreamRequestHead {
         }
     }
 
-    /// Whether the request asks for a WebSocket: only then is 101 a valid response.
+    /// Whether the request is a WebSocket handshake: only then is 101 a valid response.
     #[must_use]
-    pub fn asks_for_socket(&self) -> bool {
+    pub fn is_websocket_upgrade(&self) -> bool {
         self.headers.contains_key(UPGRADE)
     }
 
     /// Whether a 101 with these headers accepts the WebSocket: it must name the protocol, and prove that the
     /// server has read `sec-websocket-key` (RFC 6455, section 4.1).
-    pub(super) fn is_opened_by(&self, headers: &HeaderMap) -> bool {
+    pub(super) fn is_upgraded_by(&self, headers: &HeaderMap) -> bool {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
         let is_accepted = |accept: String| {
             headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|found| found.as_bytes() == accept.as_bytes())
         };
-        self.asks_for_socket()
+        self.is_websocket_upgrade()
             && headers.get(UPGRADE).is_some_and(is_websocket)
             && accept.is_none_or(is_accepted)
     }

@@ -82,7 +82,7 @@ where
         self.body.is_none() && self.is_flushed
     }
 
-    /// Sends the bytes available now.
+    /// Sends the bytes that are available.
     pub(super) fn poll_send<S>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<Result<(), SendFault>>
     where
         S: Stream + ?Sized,

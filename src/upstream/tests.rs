@@ -1,3 +1,7 @@
+//! The client half over pipes in memory, with virtual time.
+
+mod strictness;
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,12 +30,12 @@ impl Connect for Pipes {
     type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (client, server) = tokio::io::duplex(64 * 1024);
         self.count.fetch_add(1, Ordering::SeqCst);
         self.opened
-            .send(theirs)
+            .send(server)
             .map_err(|_| ConnectError::Tcp(std::io::ErrorKind::ConnectionRefused.into()))?;
-        Ok(ours)
+        Ok(client)
     }
 }
 
@@ -46,7 +50,7 @@ impl Connect for Blackhole {
     }
 }
 
-pub(super) const SETTINGS: Settings = Settings {
+const SETTINGS: Settings = Settings {
     connect_timeout: Duration::from_secs(10),
     response_timeout: Duration::from_secs(60),
     stream_idle_timeout: Duration::from_secs(30),
@@ -83,22 +87,22 @@ fn key() -> ApiKey {
     ApiKey::new("sk_the_key_of_the_test").unwrap()
 }
 
-fn outbound(method: Method) -> UpstreamRequestHead {
+fn head(method: Method) -> UpstreamRequestHead {
     UpstreamRequestHead { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
 }
 
 #[tokio::test]
-async fn a_foreign_host_in_the_request_line_is_not_where_the_key_goes() {
-    let place = Authority::new(Scheme::Https, "gate.example", 443, "/eleven").unwrap();
+async fn a_foreign_host_in_the_request_line_does_not_get_the_key() {
+    let authority = Authority::new(Scheme::Https, "gate.example", 443, "/eleven").unwrap();
     for (target, line) in [
         ("http://evil.example/v1/x?y", "GET /eleven/v1/x?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("/v1/x?a=1&a=%20", "GET /eleven/v1/x?a=1&a=%20 HTTP/1.1\r\nhost: gate.example\r\n"),
         ("http://evil.example?y", "GET /eleven/?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("http://evil.example", "GET /eleven/ HTTP/1.1\r\nhost: gate.example\r\n"),
     ] {
-        let outbound = UpstreamRequestHead { target: target.parse().unwrap(), ..outbound(Method::GET) };
-        let head = head::write(&place, &key(), &outbound, head::BodyLength::Empty, &Hop::new());
-        assert!(head.starts_with(line.as_bytes()), "{target}");
+        let request = UpstreamRequestHead { target: target.parse().unwrap(), ..head(Method::GET) };
+        let text = head::write(&authority, &key(), &request, head::BodyLength::Empty, &Hop::new());
+        assert!(text.starts_with(line.as_bytes()), "{target}");
     }
 }
 
@@ -113,11 +117,11 @@ fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
         ("API.ElevenLabs.io", false),
         ("api.eu.residency.elevenlabs.io", false),
     ] {
-        let place = Authority::new(Scheme::Https, host, 443, "").unwrap();
-        let (hop, mut outbound) = (Hop::new(), outbound(Method::GET));
-        outbound.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
-        let head = head::write(&place, &key(), &outbound, head::BodyLength::Empty, &hop);
-        let head = String::from_utf8(head.to_vec()).unwrap();
+        let authority = Authority::new(Scheme::Https, host, 443, "").unwrap();
+        let (hop, mut request) = (Hop::new(), head(Method::GET));
+        request.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
+        let text = head::write(&authority, &key(), &request, head::BodyLength::Empty, &hop);
+        let head = String::from_utf8(text.to_vec()).unwrap();
         let marks: Vec<&str> =
             head.lines().filter_map(|line| line.strip_prefix("x-keychoir-hop: ")).collect();
         let expected = if is_marked { vec!["another", hop.id()] } else { vec![] };
@@ -126,7 +130,7 @@ fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
 }
 
 #[test]
-fn a_head_that_is_copied_is_the_same() {
+fn a_compacted_head_is_the_same() {
     let mut secret = HeaderValue::from_static("xi");
     secret.set_sensitive(true);
     let headers = [("a", HeaderValue::from_static("1")), ("b", secret), ("a", HeaderValue::from_static("2"))];
@@ -135,7 +139,7 @@ fn a_head_that_is_copied_is_the_same() {
     for target in ["/v1/x?a=1&b=%20", "/v1/x?", "/"] {
         let given = UpstreamRequestHead { method: Method::GET, target: Uri::from_static(target), headers };
         let mut copied = given.clone();
-        copied.settle();
+        copied.compact();
         assert_eq!((copied.target, &copied.headers), (given.target, &given.headers));
         assert!(copied.headers["b"].is_sensitive() && !copied.headers["a"].is_sensitive());
         headers = given.headers;
@@ -168,14 +172,13 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 #[tokio::test(start_paused = true)]
 async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
     let (upstream, mut provider) = network();
-    let (_, head) =
-        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
-            let mut connection = provider.accept().await;
-            let head = read_until(&mut connection, "hello").await;
-            connection.write_all(OK).await.unwrap();
-            head
-        })
-        .await;
+    let (_, head) = both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        let head = read_until(&mut connection, "hello").await;
+        connection.write_all(OK).await.unwrap();
+        head
+    })
+    .await;
     assert!(head.starts_with("POST /v1/x?a=1 HTTP/1.1\r\n"), "{head}");
     assert_eq!(head.matches("xi-api-key: sk_the_key_of_the_test\r\n").count(), 1);
     assert_eq!(head.matches("host: api.example\r\n").count(), 1);
@@ -183,7 +186,7 @@ async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_complete_exchange_leaves_its_connection_for_the_next() {
+async fn a_complete_exchange_keeps_its_connection_for_the_next() {
     let (upstream, mut provider) = network();
     let served = async {
         let mut connection = provider.accept().await;
@@ -192,48 +195,48 @@ async fn a_complete_exchange_leaves_its_connection_for_the_next() {
             connection.write_all(OK).await.unwrap();
         }
     };
-    let asked = async {
+    let exchange = async {
         for _ in 0..3 {
-            let answer = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
-            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+            let response = upstream.send(None, &key(), &head(Method::GET), nothing()).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
-    both(served, asked).await;
+    both(served, exchange).await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_complete_with_its_trailers() {
+async fn a_response_is_complete_with_its_trailers() {
     let (upstream, mut provider) = network();
     let served = async {
         let mut connection = provider.accept().await;
         for _ in 0..2 {
             read_until(&mut connection, "\r\n\r\n").await;
-            let answer =
+            let response =
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
-            connection.write_all(answer.as_bytes()).await.unwrap();
+            connection.write_all(response.as_bytes()).await.unwrap();
         }
     };
-    let asked = async {
+    let exchange = async {
         for _ in 0..2 {
-            let answer = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await.unwrap();
-            let mut body = answer.into_body();
+            let response = upstream.send(None, &key(), &head(Method::GET), nothing()).await.unwrap();
+            let mut body = response.into_body();
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
             assert!(body.frame().await.unwrap().unwrap().is_trailers());
         }
     };
-    both(served, asked).await;
+    both(served, exchange).await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
+async fn an_unrequested_switch_of_protocols_is_no_response() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
-        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-        connection.write_all(answer).await.unwrap();
+        let response = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        connection.write_all(response).await.unwrap();
     })
     .await;
     let error = sent.unwrap_err();
@@ -242,10 +245,10 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
+async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
     let (upstream, mut provider) = network();
     let (first, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+        both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "hello").await;
             connection.write_all(OK).await.unwrap();
@@ -253,7 +256,7 @@ async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
         .await;
     first.unwrap().into_body().collect().await.unwrap();
     let (second, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
+        both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "hello").await;
             connection.write_all(OK).await.unwrap();
@@ -264,24 +267,24 @@ async fn a_connection_closed_while_it_waited_hands_the_request_to_a_new_one() {
 }
 
 /// Sends a request, serves it on the next connection, and lets the time pass.
-async fn asked_and_served(upstream: &Upstream<Pipes>, connection: &mut DuplexStream, rest: Duration) {
+async fn exchange_and_wait(upstream: &Upstream<Pipes>, connection: &mut DuplexStream, pause: Duration) {
     let served = async {
         read_until(connection, "\r\n\r\n").await;
         connection.write_all(OK).await.unwrap();
     };
-    let (key, outbound) = (key(), outbound(Method::GET));
-    let asked = async {
-        let answer = upstream.send(None, &key, &outbound, nothing()).await.unwrap();
-        answer.into_body().collect().await.unwrap();
+    let (key, request) = (key(), head(Method::GET));
+    let exchange = async {
+        let response = upstream.send(None, &key, &request, nothing()).await.unwrap();
+        response.into_body().collect().await.unwrap();
     };
-    both(served, asked).await;
-    tokio::time::sleep(rest).await;
+    both(served, exchange).await;
+    tokio::time::sleep(pause).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
+async fn a_connection_in_use_is_replaced_at_its_maximum_age() {
     let (upstream, mut provider) = network();
-    let first = async { upstream.send(None, &key(), &outbound(Method::GET), nothing()).await };
+    let first = async { upstream.send(None, &key(), &head(Method::GET), nothing()).await };
     let (_, mut connection) = both(first, async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -290,10 +293,10 @@ async fn a_busy_connection_gives_way_to_a_new_one_in_time() {
     })
     .await;
     for _ in 0..3 {
-        asked_and_served(&upstream, &mut connection, Duration::from_secs(20)).await;
+        exchange_and_wait(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
-    let (_, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (_, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         connection.write_all(OK).await.unwrap();
@@ -310,67 +313,65 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_was_read_and_not_answered_may_have_been_served() {
+async fn a_request_that_was_read_without_a_response_may_have_been_served() {
     let (upstream, mut provider) = network();
-    let (sent, ()) =
-        both(upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "hello").await;
-        })
-        .await;
-    check_failed(sent, Progress::Unanswered, "broke before an answer");
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "hello").await;
+    })
+    .await;
+    check_failed(sent, Progress::Unanswered, "broke before a response");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_come_is_given_up_on_time() {
+async fn a_missing_response_ends_the_attempt_at_the_timeout() {
     let (upstream, mut provider) = network();
     let silent = async {
         let connection = provider.accept().await;
         std::future::pending::<()>().await;
         drop(connection);
     };
-    let (key, outbound, body) = (key(), outbound(Method::POST), body("hello"));
-    let asked = upstream.send(None, &key, &outbound, body.attempt());
-    let sent = tokio::select! { sent = asked => sent, () = silent => unreachable!() };
-    check_failed(sent, Progress::Unanswered, "no answer within 60000 ms");
+    let (key, request, body) = (key(), head(Method::POST), body("hello"));
+    let exchange = upstream.send(None, &key, &request, body.attempt());
+    let sent = tokio::select! { sent = exchange => sent, () = silent => unreachable!() };
+    check_failed(sent, Progress::Unanswered, "no response within 60000 ms");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_network_that_swallows_everything_was_sent_nothing() {
+async fn an_attempt_without_a_connection_is_unsent() {
     let upstream: Upstream<Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new(), None);
-    let sent = upstream.send(None, &key(), &outbound(Method::POST), body("hello").attempt()).await;
+    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_is_an_answer_like_any_other() {
+async fn a_redirect_is_a_response_like_any_other() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
         connection.write_all(redirect).await.unwrap();
     })
     .await;
-    let answer = sent.unwrap();
+    let response = sent.unwrap();
     assert_eq!(
-        (answer.status().as_u16(), answer.headers()["location"].to_str().unwrap()),
+        (response.status().as_u16(), response.headers()["location"].to_str().unwrap()),
         (307, "http://elsewhere.example/")
     );
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_dropped_closes_its_connection() {
+async fn a_dropped_response_closes_its_connection() {
     let (upstream, mut provider) = network();
-    let (sent, mut connection) =
-        both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "\r\n\r\n").await;
-            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
-            connection
-        })
-        .await;
+    let (sent, mut connection) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
+        let mut connection = provider.accept().await;
+        read_until(&mut connection, "\r\n\r\n").await;
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+        connection
+    })
+    .await;
     drop(sent.unwrap());
     let mut rest = Vec::new();
     connection.read_to_end(&mut rest).await.unwrap();
@@ -378,9 +379,9 @@ async fn an_answer_that_is_dropped_closes_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_breaks_off_is_broken() {
+async fn a_response_that_breaks_off_is_an_error() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
@@ -390,16 +391,16 @@ async fn an_answer_that_breaks_off_is_broken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
+async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
     let (upstream, mut provider) = network();
-    let (sent, connection) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, connection) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
         connection
     })
     .await;
-    let mut answer = sent.unwrap().into_body();
+    let mut response = sent.unwrap().into_body();
     let trickle = async {
         let mut connection = connection;
         for _ in 0..5 {
@@ -410,9 +411,9 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
     };
     let read = async {
         for _ in 0..5 {
-            assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
+            assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
         }
-        answer.frame().await.unwrap().unwrap_err()
+        response.frame().await.unwrap().unwrap_err()
     };
     let (connection, error) = both(trickle, read).await;
     assert!(matches!(error, AnswerError::Stalled(_)), "{error}");
@@ -422,7 +423,7 @@ async fn an_answer_that_stands_still_is_given_up_and_a_slow_one_is_not() {
 /// The response that a client receives when the provider sends these bytes and closes.
 async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         // A pipe is small; bytes that do not fit wait for the reader.
@@ -436,7 +437,7 @@ async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn informational_answers_are_not_the_answer() {
+async fn informational_responses_are_skipped() {
     let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(2_000);
     bytes.extend_from_slice(OK);
     let (status, _, body) = relayed(&bytes).await;
@@ -444,7 +445,7 @@ async fn informational_answers_are_not_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_with_both_lengths_is_delivered() {
+async fn a_response_with_both_lengths_is_delivered() {
     let (status, _, body) = relayed(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     )
@@ -453,13 +454,13 @@ async fn an_answer_with_both_lengths_is_delivered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_length_ends_with_its_connection() {
+async fn a_response_without_a_length_ends_with_its_connection() {
     let (status, _, body) = relayed(b"HTTP/1.1 200 OK\r\n\r\nto the end").await;
     assert_eq!((status, body.unwrap().as_ref()), (200, &b"to the end"[..]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_cut_in_a_chunk_is_broken() {
+async fn a_response_cut_in_a_chunk_is_an_error() {
     let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
     assert!(body.is_err());
     let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
@@ -467,9 +468,9 @@ async fn an_answer_cut_in_a_chunk_is_broken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_came_before_a_break_has_its_turn_to_go_out() {
+async fn the_bytes_before_a_break_can_be_written_first() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &outbound(Method::GET), nothing()), async {
+    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
@@ -482,18 +483,22 @@ async fn what_came_before_a_break_has_its_turn_to_go_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_piece_of_a_fast_answer_goes_out_before_more_is_read() {
+async fn the_first_piece_of_a_fast_response_is_written_before_more_is_read() {
     let (upstream, mut provider) = network();
-    let (mut open, answer) =
+    let (mut open, response) =
         (None, [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[1; 1_000_000]]);
     // Whether a response is fast is known after the first one.
     for is_fast in [false, true] {
         let exchange = async {
-            let sent = upstream.send(None, &key(), &outbound(Method::GET), nothing()).await;
+            let sent = upstream.send(None, &key(), &head(Method::GET), nothing()).await;
             let mut body = sent.unwrap().into_body();
             let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
             let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
-            assert_eq!(next.is_pending(), is_fast, "who has nothing to wait for writes what there is");
+            assert_eq!(
+                next.is_pending(),
+                is_fast,
+                "the server writes the first piece when the body is pending"
+            );
             let next = match next {
                 Poll::Ready(next) => next.unwrap().unwrap().into_data().unwrap(),
                 Poll::Pending => Bytes::new(),
@@ -506,7 +511,7 @@ async fn the_first_piece_of_a_fast_answer_goes_out_before_more_is_read() {
                 None => open.insert(provider.accept().await),
             };
             read_until(connection, "\r\n\r\n").await;
-            connection.write_all(&answer.concat()).await.unwrap();
+            connection.write_all(&response.concat()).await.unwrap();
         };
         let (bytes, ()) = both(exchange, serve).await;
         assert_eq!(bytes, 1_000_000);

@@ -76,7 +76,7 @@ pub async fn loopback() -> TcpListener {
 }
 
 fn client() -> reqwest::Client {
-    keychoir::upstream::side_calls().unwrap().build().unwrap()
+    keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
 impl House {

@@ -117,7 +117,7 @@ impl<C: Connect> Session<C> {
         self.is_deaf = false;
         self.is_queued = false;
         self.upstream_to_client.restart();
-        self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.heard);
+        self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.read_buf);
         // Bytes in the send buffer are part of the opening messages.
         self.to_upstream.bytes.clear();
         self.to_upstream.bytes.extend_from_slice(self.opening.as_deref().unwrap_or_default());

@@ -52,7 +52,7 @@ impl<C> Handshake<C> {
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
         }
-        context.head.settle();
+        context.head.compact();
         let config = Arc::clone(&context.config);
         let dialect = context.meta.socket.unwrap_or(Dialect::Foreign);
         let query = context.head.target.query();

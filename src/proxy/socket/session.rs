@@ -151,7 +151,7 @@ impl<C> Session<C> {
             from_client: ReadBuffer::new(Sender::Client, dialect.is_read(), Bytes::new().into()),
             to_upstream: SendBuffer::default(),
             // The provider may have sent its first frames together with its 101.
-            from_upstream: ReadBuffer::new(Sender::Server, dialect.is_read(), upstream.heard),
+            from_upstream: ReadBuffer::new(Sender::Server, dialect.is_read(), upstream.read_buf),
             to_client: SendBuffer::default(),
             moving_since: None,
             is_between_keys: false,

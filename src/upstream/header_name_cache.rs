@@ -6,13 +6,13 @@ use std::cell::RefCell;
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
-/// Number of names cached per thread.
-const PLACES: usize = 64;
+/// Slots of the cache of each thread.
+const SLOTS: usize = 64;
 /// Maximum length of a cached name; the provider has none longer.
 const BYTES_MAX: usize = 64;
 
 thread_local! {
-    static MET: RefCell<[Option<HeaderName>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
+    static CACHE: RefCell<[Option<HeaderName>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
 }
 
 /// The header name of these bytes, in either case.
@@ -20,15 +20,15 @@ thread_local! {
 /// # Errors
 ///
 /// When the bytes are not a valid header name.
-pub(super) fn name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
-    MET.with_borrow_mut(|met| {
-        let met = &mut met[place(written)];
-        if let Some(known) = met.as_ref().filter(|known| is_same(known.as_str().as_bytes(), written)) {
+pub(super) fn header_name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
+    CACHE.with_borrow_mut(|cached| {
+        let cached = &mut cached[slot(written)];
+        if let Some(known) = cached.as_ref().filter(|known| is_same(known.as_str().as_bytes(), written)) {
             return Ok(known.clone());
         }
         let name = HeaderName::from_bytes(written)?;
         if written.len() <= BYTES_MAX {
-            *met = Some(name.clone());
+            *cached = Some(name.clone());
         }
         Ok(name)
     })
@@ -40,12 +40,12 @@ fn is_same(known: &[u8], written: &[u8]) -> bool {
 }
 
 /// The slot of a name, from its length and three of its characters, without regard to case.
-fn place(written: &[u8]) -> usize {
+fn slot(written: &[u8]) -> usize {
     let [first, .., last] = written else { return 0 };
     let mixed = [*first, written[written.len() / 2], *last]
         .iter()
         .fold(written.len(), |mixed, byte| mixed.wrapping_mul(31).wrapping_add(usize::from(byte | 0x20)));
-    mixed % PLACES
+    mixed % SLOTS
 }
 
 #[cfg(test)]
@@ -56,20 +56,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_is_what_the_library_makes_of_it(
+        fn a_cached_name_is_the_same_as_a_parsed_one(
             names in prop::collection::vec("[a-cA-C_ -]{0,3}|content-(type|LENGTH)|[x]{60,70}|\\PC{0,3}", 1..40),
         ) {
             for written in names.iter().chain(&names) {
                 let expected = HeaderName::from_bytes(written.as_bytes());
-                prop_assert_eq!(name(written.as_bytes()).ok(), expected.ok());
+                prop_assert_eq!(header_name(written.as_bytes()).ok(), expected.ok());
             }
         }
     }
 
     #[test]
-    fn a_long_name_is_not_kept() {
+    fn a_long_name_is_not_cached() {
         let long = "y".repeat(BYTES_MAX + 1);
-        assert_eq!(name(long.as_bytes()).unwrap(), *long);
-        assert!(MET.with_borrow(|met| met.iter().flatten().all(|name| name.as_str().len() <= BYTES_MAX)));
+        assert_eq!(header_name(long.as_bytes()).unwrap(), *long);
+        assert!(
+            CACHE.with_borrow(|cached| cached.iter().flatten().all(|name| name.as_str().len() <= BYTES_MAX))
+        );
     }
 }

@@ -14,7 +14,7 @@ use super::connect::{TlsError, web_tls};
 ///
 /// When the TLS library has no protocol version to offer.
 #[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
-pub fn side_calls() -> Result<ClientBuilder, TlsError> {
+pub fn http_client() -> Result<ClientBuilder, TlsError> {
     let tls = web_tls(None)?;
     Ok(reqwest::Client::builder().tls_backend_preconfigured(tls).redirect(Policy::none()).no_proxy())
 }

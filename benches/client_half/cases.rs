@@ -1,0 +1,176 @@
+//! The requests that are measured.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use keychoir::upstream::UpstreamRequestHead;
+
+pub struct Case {
+    pub name: &'static str,
+    method: Method,
+    pub body_bytes: usize,
+    /// The sizes of the chunks of one block; without any, the answer is a small one of known length.
+    chunks: &'static [usize],
+    pub blocks: usize,
+    /// Blocks where instructions are counted.
+    pub counted_blocks: usize,
+    /// The pause before each block.
+    pub pause: Option<Duration>,
+    /// Requests in one round, and where instructions are counted.
+    pub requests: usize,
+    pub counted_requests: usize,
+}
+
+const SMALL: Case = Case {
+    name: "GET, 120 B",
+    method: Method::GET,
+    body_bytes: 0,
+    chunks: &[],
+    blocks: 1,
+    counted_blocks: 1,
+    pause: None,
+    requests: 500,
+    counted_requests: 200,
+};
+
+pub const CASES: [Case; 7] = [
+    SMALL,
+    Case {
+        name: "speech: POST of 300 B, 60 KiB in 5 chunks",
+        method: Method::POST,
+        body_bytes: 300,
+        chunks: &[8_192, 16_384, 12_000, 16_384, 8_480],
+        requests: 300,
+        counted_requests: 100,
+        ..SMALL
+    },
+    Case {
+        name: "stream: 64 MiB in chunks of 16 KiB",
+        chunks: &[16_384; 8],
+        blocks: 512,
+        counted_blocks: 64,
+        requests: 1,
+        counted_requests: 2,
+        ..SMALL
+    },
+    Case {
+        name: "stream: 64 MiB in chunks of 8 KiB",
+        chunks: &[8_192; 16],
+        blocks: 512,
+        counted_blocks: 64,
+        requests: 1,
+        counted_requests: 2,
+        ..SMALL
+    },
+    Case {
+        name: "stream: 64 MiB in chunks of 1 KiB",
+        chunks: &[1_024; 128],
+        blocks: 512,
+        counted_blocks: 64,
+        requests: 1,
+        counted_requests: 2,
+        ..SMALL
+    },
+    Case {
+        name: "stream: 200 paced chunks of 1 KiB",
+        chunks: &[1_024],
+        blocks: 200,
+        counted_blocks: 200,
+        pause: Some(Duration::from_micros(50)),
+        requests: 1,
+        counted_requests: 5,
+        ..SMALL
+    },
+    Case {
+        name: "upload: POST of 16 MiB",
+        method: Method::POST,
+        body_bytes: 16 * 1024 * 1024,
+        requests: 2,
+        counted_requests: 5,
+        ..SMALL
+    },
+];
+
+const SMALL_BYTES: usize = 120;
+
+impl Case {
+    /// The head of its answer, with what the provider's heads have.
+    pub fn head(&self) -> String {
+        let mut head =
+            "HTTP/1.1 200 OK\r\ndate: Sun, 29 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\n".to_owned();
+        let framing = match self.chunks {
+            [] => format!("content-length: {SMALL_BYTES}\r\n"),
+            _ => "transfer-encoding: chunked\r\n".to_owned(),
+        };
+        head.push_str(&framing);
+        for (name, value) in [
+            ("content-type", "audio/mpeg"),
+            ("request-id", "V1StGXR8Z5jdHi6BmyTt"),
+            ("history-item-id", "ja9xsmfGhxYcymxGcOGB"),
+            ("character-cost", "120"),
+            ("current-concurrent-requests", "3"),
+            ("maximum-concurrent-requests", "10"),
+            ("x-trace-id", "7d1f0c5a1b9e4d2c8f3a6b5c4d3e2f1a"),
+            ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+            ("via", "1.1 google, 1.1 google"),
+        ] {
+            write!(head, "{name}: {value}\r\n").unwrap();
+        }
+        head + "\r\n"
+    }
+
+    /// A block of its body.
+    pub fn block(&self) -> Vec<u8> {
+        let mut block = match self.chunks {
+            [] => vec![b'x'; SMALL_BYTES],
+            _ => Vec::new(),
+        };
+        for bytes in self.chunks {
+            block.extend_from_slice(format!("{bytes:x}\r\n").as_bytes());
+            block.resize(block.len() + bytes, b'x');
+            block.extend_from_slice(b"\r\n");
+        }
+        block
+    }
+
+    pub fn is_chunked(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// The end of its body.
+    pub fn tail(&self) -> &'static [u8] {
+        if self.is_chunked() { b"0\r\n\r\n" } else { b"" }
+    }
+
+    /// The bytes of its body in these blocks.
+    pub fn answer_bytes(&self, blocks: usize) -> usize {
+        let block = if self.chunks.is_empty() { SMALL_BYTES } else { self.chunks.iter().sum() };
+        block * blocks
+    }
+
+    /// Its request, as the proxy strips it.
+    pub fn request(&self, number: usize) -> UpstreamRequestHead {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("accept", "*/*"),
+            ("accept-encoding", "gzip, deflate"),
+            ("user-agent", "python-httpx/0.28.1"),
+            ("content-type", "application/json"),
+            ("x-fern-language", "Python"),
+            ("x-fern-sdk-name", "elevenlabs"),
+            ("x-fern-sdk-version", "2.24.0"),
+            ("x-request-id", "0198c2f0-7b1a-7000-8000-000100000002"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        if self.body_bytes > 0 {
+            headers.insert(http::header::CONTENT_LENGTH, self.body_bytes.into());
+        }
+        UpstreamRequestHead {
+            method: self.method.clone(),
+            target: format!("/{number}").parse().unwrap(),
+            headers,
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Compares this client half with hyper's client: from the same bytes of a server, cut anywhere, both must take
+//! the same status, version, reason, headers, body and trailers, and find the same end or the same break. Two
+//! parsers that differ allow response smuggling.
+//!
+//! Where this client half is stricter, [`stricter`] lists the response and the reason.
+
+use std::sync::Mutex;
+
+use http_body_util::Empty;
+use hyper::ext::ReasonPhrase;
+use hyper_util::rt::TokioIo;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+
+/// What a client takes from the bytes of a server.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// No response.
+    Refused,
+    Response(Taken),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Taken {
+    status: u16,
+    version: http::Version,
+    /// The reason phrase, if it is not the usual one.
+    reason: Option<Vec<u8>>,
+    headers: Fields,
+    /// The body up to its end, or up to its break.
+    body: Vec<u8>,
+    trailers: Fields,
+    is_complete: bool,
+}
+
+type Fields = Vec<(String, Vec<u8>)>;
+
+fn fields(headers: &HeaderMap) -> Fields {
+    headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
+}
+
+/// Sends `text` in pieces that end at `cuts`, once a request was read, and closes.
+async fn serve(mut server: DuplexStream, text: &[u8], cuts: &[usize]) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        match server.read_u8().await {
+            Ok(byte) => request.push(byte),
+            Err(_) => return,
+        }
+    }
+    let mut sent = 0;
+    for end in cuts.iter().map(|cut| (*cut).min(text.len())).chain([text.len()]) {
+        // The client may have closed the connection already.
+        let _ = server.write_all(&text[sent.min(end)..end]).await;
+        tokio::task::yield_now().await;
+        sent = sent.max(end);
+    }
+}
+
+async fn outcome<B, E>(response: Result<Response<B>, E>) -> Outcome
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let Ok(response) = response else { return Outcome::Refused };
+    let (head, mut body) = response.into_parts();
+    let reason = head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
+    let mut taken = Taken {
+        status: head.status.as_u16(),
+        version: head.version,
+        reason,
+        headers: fields(&head.headers),
+        body: Vec::new(),
+        trailers: Vec::new(),
+        is_complete: true,
+    };
+    while let Some(frame) = body.frame().await {
+        match frame.map(http_body::Frame::into_data) {
+            Ok(Ok(data)) => taken.body.extend_from_slice(&data),
+            Ok(Err(frame)) => taken.trailers = frame.trailers_ref().map(fields).unwrap_or_default(),
+            Err(_) => {
+                taken.is_complete = false;
+                break;
+            }
+        }
+    }
+    Outcome::Response(taken)
+}
+
+async fn by_hyper(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+    let request = http::Request::builder().method(method).uri("/").header("host", "a");
+    let exchange = async {
+        let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await;
+        outcome(response).await
+    };
+    let (taken, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
+    taken
+}
+
+/// A connector with one connection.
+struct Once(Mutex<Option<DuplexStream>>);
+
+impl Connect for Once {
+    type Io = DuplexStream;
+
+    async fn connect(&self, _: &Authority) -> Result<DuplexStream, ConnectError> {
+        self.0.lock().unwrap().take().ok_or(ConnectError::ClosedAtOnce)
+    }
+}
+
+async fn by_ours(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
+    let settings = Settings { max_idle_connections: 0, ..SETTINGS };
+    let upstream = Upstream::new(authority, Once(Mutex::new(Some(client))), settings, Tasks::new(), None);
+    let head = UpstreamRequestHead {
+        method: method.clone(),
+        target: Uri::from_static("/"),
+        headers: HeaderMap::new(),
+    };
+    let key = ApiKey::new("sk_the_key_of_the_test").unwrap();
+    let exchange = async {
+        let empty = Replay::<Full<Bytes>>::empty();
+        outcome(upstream.send(None, &key, &head, empty.attempt()).await).await
+    };
+    tokio::join!(exchange, serve(server, text, cuts)).0
+}
+
+/// Why this client half refuses a response that hyper's client passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stricter {
+    /// A body with a transfer coding that hyper does not decode would be forwarded in a form that its head does
+    /// not describe.
+    Coded,
+    /// A 101 to a request that did not ask for it would hand the connection to the client.
+    Switched,
+    /// The provider's heads have a few kilobytes; hyper takes heads of 400 KiB.
+    LargeHead,
+}
+
+/// The reason why only this client half refuses `text`, if it may.
+fn stricter(text: &[u8]) -> Option<Stricter> {
+    let is_switch = memchr::memmem::find(text, b"HTTP/1.1 101").is_some();
+    match text.len() > 128 * 1024 {
+        true => Some(Stricter::LargeHead),
+        false if is_switch => Some(Stricter::Switched),
+        false => is_coded(text).then_some(Stricter::Coded),
+    }
+}
+
+/// Whether a response has a transfer coding other than `chunked`, or more than one.
+fn is_coded(text: &[u8]) -> bool {
+    let name = b"transfer-encoding:";
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let codings: Vec<&[u8]> = lines
+        .filter_map(|line| line.split_at_checked(name.len()))
+        .filter(|(start, _)| start.eq_ignore_ascii_case(name))
+        .map(|(_, coding)| coding.trim_ascii())
+        .collect();
+    codings.len() > 1 || codings.iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
+}
+
+/// Compares both; returns what this client half made of the response.
+async fn check(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+    let (hyper, ours) = (by_hyper(text, cuts, method).await, by_ours(text, cuts, method).await);
+    if ours != Outcome::Refused || stricter(text).is_none() {
+        let text = String::from_utf8_lossy(&text[..text.len().min(1_000)]);
+        assert_eq!(ours, hyper, "{method} {text:?} cut at {cuts:?}");
+    }
+    ours
+}
+
+const LINES: [&str; 10] = [
+    "HTTP/1.1 200 OK",
+    "HTTP/1.1 200 Fine",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 204 No Content",
+    "HTTP/1.1 304 X",
+    "HTTP/1.1 500 ",
+    "HTTP/1.1 99 X",
+    "HTTP/2.0 200 OK",
+    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK",
+    "HTTP/1.1 101 Switching Protocols",
+];
+const HEADERS: [&str; 16] = [
+    "content-length: 5",
+    "Content-Length: 3",
+    "content-length: 5, 5",
+    "content-length: +5",
+    "content-length: 0",
+    "transfer-encoding: chunked",
+    "Transfer-Encoding: Chunked",
+    "transfer-encoding: gzip, chunked",
+    "connection: close",
+    "connection: keep-alive",
+    "x-a:  b  ",
+    "x-empty:",
+    "bad header",
+    "x\u{1}y: 1",
+    " folded: 1",
+    "x-ä: ü",
+];
+const BODIES: [&str; 19] = [
+    "",
+    "hello",
+    "hello and more",
+    "hel",
+    "5\r\nhello\r\n0\r\n\r\n",
+    "2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\nx-t: 1\r\n\r\n",
+    "5\r\nhello\r\n",
+    "5\nhello\n0\n\n",
+    "5 \r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK",
+    "05\r\nhello\r\n00\r\n\r\n",
+    "fffffffffffffffff\r\nhello",
+    "5\r\nhelloX\r\n0\r\n\r\n",
+    "5\r\nhelloXY0\r\n\r\n",
+    "5\r\nhello\rX0\r\n\r\n",
+    "5\rXhello\r\n0\r\n\r\n",
+    "0\r\nbad\r\n\r\n",
+    ";\r\n\r\n",
+    "2;a\nb\r\nhe\r\n0\r\n\r\n",
+    "2\r\nhe\r\n0\r\nx: 1\nx: 2\r\n\r\n",
+];
+
+/// Responses of these parts, half of them with one wrong byte.
+fn responses() -> impl Strategy<Value = Vec<u8>> {
+    let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
+    let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
+    let wrong = prop::option::weighted(0.5, (any::<Index>(), any::<u8>()));
+    (select(&LINES[..]), headers, select(&BODIES[..]), ends, wrong).prop_map(
+        |(line, headers, body, end, wrong)| {
+            let head: String = headers.into_iter().map(|header| format!("{end}{header}")).collect();
+            let mut text = format!("{line}{head}{end}{end}{body}").into_bytes();
+            if let Some((at, byte)) = wrong {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+            text
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn hyper_takes_the_same_from_a_response(
+        text in responses(),
+        mut cuts in prop::collection::vec(0..200usize, 0..4),
+        method in select(&[Method::GET, Method::HEAD][..]),
+    ) {
+        cuts.sort_unstable();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(check(&text, &cuts, &method));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hyper_takes_the_same_wherever_a_response_is_cut() {
+    for framing in ["content-length: 5", "transfer-encoding: chunked", "x: 1"] {
+        for body in BODIES {
+            let text = format!("HTTP/1.1 200 Fine\r\nx-a: b\r\n{framing}\r\n\r\n{body}").into_bytes();
+            let whole = check(&text, &[], &Method::GET).await;
+            for cut in 1..text.len() {
+                let cut_once = check(&text, &[cut], &Method::GET).await;
+                assert_eq!(cut_once, whole, "{:?} cut at {cut}", String::from_utf8_lossy(&text));
+            }
+            let bytes: Vec<usize> = (1..text.len()).collect();
+            assert_eq!(check(&text, &bytes, &Method::GET).await, whole);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_these_responses_are_refused_here_and_not_by_hyper() {
+    let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
+    for (text, reason) in [
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Stricter::Coded),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nhello", Stricter::Coded),
+        (
+            "HTTP/1.1 500 \r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            Stricter::Coded,
+        ),
+        ("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", Stricter::Switched),
+        (&large, Stricter::LargeHead),
+    ] {
+        assert_eq!(stricter(text.as_bytes()), Some(reason));
+        assert_eq!(by_ours(text.as_bytes(), &[], &Method::GET).await, Outcome::Refused, "{reason:?}");
+        let hyper = by_hyper(text.as_bytes(), &[], &Method::GET).await;
+        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper refuses it, too");
+    }
+}
