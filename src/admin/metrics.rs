@@ -77,13 +77,13 @@ fn keys(page: &mut Page, keys: &[KeySnapshot]) {
     let each = || known.iter().map(Labels::pairs).zip(keys);
     page.family("keys", Kind::Gauge, "Keys of the pool, by status.");
     for status in STATUSES {
-        let count = keys.iter().filter(|key| key.standing.status() == status).count();
+        let count = keys.iter().filter(|key| key.state.status() == status).count();
         page.sample(&[("status", status.word())], count);
     }
     page.family("key_status", Kind::Gauge, "1 for the status that a key has, 0 for the others.");
     for (mut labels, seen) in each() {
         for status in STATUSES {
-            let has = u8::from(seen.standing.status() == status);
+            let has = u8::from(seen.state.status() == status);
             labels.push(("status", status.word()));
             page.sample(&labels, has);
             labels.pop();

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_takes_in_steps_beyond_what_is_free() {
+    fn a_share_takes_memory_in_steps_beyond_its_free_bytes() {
         let step = STEP as usize;
         check(10 * STEP, &[(0, true, 0), (FREE, true, 0), (FREE + 1, true, STEP), (FREE + step, true, STEP)]);
         check(10 * STEP, &[(FREE + step + 1, true, 2 * STEP), (FREE + 1, true, 2 * STEP), (FREE, true, 0)]);
@@ -270,24 +270,24 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bytes_are_taken_one_by_one_and_no_more() {
+    fn the_last_bytes_are_taken_exactly() {
         check(STEP + 10, &[(FREE + STEP as usize + 10, true, STEP + 10)]);
         check(STEP + 10, &[(FREE + STEP as usize + 11, false, 0), (FREE + 1, true, STEP)]);
         check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
     }
 
     #[test]
-    fn a_share_that_does_not_fit_keeps_what_it_has() {
+    fn a_share_that_does_not_fit_is_unchanged() {
         check(STEP, &[(FREE + 5, true, STEP), (FREE + STEP as usize + 1, false, STEP)]);
     }
 
     #[test]
-    fn a_share_of_no_budget_covers_anything() {
+    fn a_share_without_a_budget_covers_any_size() {
         assert!(BufferShare::default().cover(usize::MAX));
     }
 
     #[test]
-    fn buffers_count_against_the_bounds_that_follow() {
+    fn buffers_count_against_the_following_bounds() {
         let before = budget(10 * STEP);
         let mut old = before.share(0);
         assert!(old.cover(2 * STEP as usize));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_on_several_threads_take_no_more_than_there_is() {
+    fn shares_on_several_threads_never_exceed_the_budget() {
         let budget = budget(20 * STEP);
         std::thread::scope(|scope| {
             for _ in 0..8 {

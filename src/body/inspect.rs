@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_comes_after_it_was_heard() {
+    async fn the_end_of_a_body_follows_its_inspection() {
         for knows_its_end in [false, true] {
             let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
             let (mut tap, ear) = tap(frames, knows_its_end, 6);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_answer_passes_without_waiting_and_unheard() {
+    async fn a_large_response_is_relayed_without_delay_and_not_inspected() {
         let (mut tap, ear) = tap([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
         for expected in ["abc", "def", "g"] {
             assert_eq!(next(&mut tap).await.as_deref(), Some(expected));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_announced_as_too_large_is_not_copied() {
+    async fn a_body_that_is_announced_as_too_large_is_not_copied() {
         let ear = Ear::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
         let mut tap = Inspect::new(body, Some(ear.clone()), 5, BufferShare::default());
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn trailers_are_the_end() {
+    async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
         let (mut tap, ear) = tap([data("ab"), trailers], false, 5);
         assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_answer_is_not_heard() {
+    async fn a_broken_response_is_not_inspected() {
         let (mut tap, ear) = tap([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
         assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
         assert!(tap.frame().await.unwrap().is_err());
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_answer_ends() {
+    async fn an_empty_response_is_inspected() {
         let (mut tap, ear) = tap([], false, 50);
         assert_eq!(next(&mut tap).await, None);
         assert_eq!(ear.has_heard().as_deref(), Some(""));

@@ -317,7 +317,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_has_no_key_in_it_passes_byte_for_byte() {
+    fn a_body_without_a_key_is_relayed_byte_for_byte() {
         for (codings, coded) in CODED {
             for text in ["", "x", "sk_6c036526aaaa", &"words and words ".repeat(5_000)] {
                 let body = coded(text.as_bytes());
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_pass_however_its_body_is_cut() {
+    fn a_key_is_not_relayed_in_any_pieces_of_its_body() {
         for (codings, coded) in CODED {
             for before in [0, 10, 100_000] {
                 let noise: String =
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_says_passes() {
+    fn a_malformed_body_is_relayed_and_searched() {
         for body in [b"plain text".to_vec(), [gzip(b"x"), b"garbage".to_vec()].concat(), vec![8]] {
             for codings in [&[Coding::Gzip][..], &[Coding::Deflate]] {
                 assert_eq!(passed(codings, &body, 3), (body.clone(), false));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_searched_in_turns() {
+    fn a_compression_bomb_is_searched_in_turns() {
         let mut search = search(&[Coding::Gzip]);
         search.take(gzip(&vec![b'x'; 50_000_000]).into());
         let mut turns = 0;

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_body_is_not_judged_and_not_shortened() {
+    async fn a_large_body_is_not_classified_and_not_shortened() {
         let (peeked, whole) = read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
         assert_eq!(whole, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_ends_is_given_up_on_time() {
+    async fn reading_an_endless_body_times_out() {
         let endless = Endless;
         let (_, whole) = read(endless, 9, Duration::from_secs(2)).await;
         assert_eq!(whole, None);

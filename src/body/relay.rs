@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_read_to_its_end_is_complete() {
+    async fn a_response_read_to_its_end_is_complete() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         assert_eq!(relay.collect().await.unwrap().to_bytes(), "abc");
         assert_eq!(told(receiver), [(Ending::Complete, 3)]);
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_all_passed_on_is_complete_without_asking_for_its_end() {
+    async fn a_relayed_response_is_complete_without_a_poll_of_its_end() {
         let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         relay.frame().await.unwrap().unwrap();
         drop(relay);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn trailers_complete_an_answer() {
+    async fn trailers_complete_a_response() {
         let body = Full::new(Bytes::from_static(b"abc")).with_trailers(async { Some(Ok(HeaderMap::new())) });
         let (mut relay, receiver) = relay(Box::pin(body));
         relay.frame().await.unwrap().unwrap();
@@ -153,21 +153,21 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_answer_is_complete() {
+    fn an_empty_response_is_complete() {
         let (relay, receiver) = relay(Full::<Bytes>::default());
         drop(relay);
         assert_eq!(told(receiver), [(Ending::Complete, 0)]);
     }
 
     #[test]
-    fn a_client_that_leaves_is_noticed() {
+    fn a_disconnected_client_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
         assert_eq!(told(receiver), [(Ending::ClientLeft, 0)]);
     }
 
     #[test]
-    fn the_provider_is_left_before_the_end_is_told() {
+    fn the_upstream_body_is_dropped_before_the_end_is_reported() {
         struct Gone(std::sync::Arc<()>, Sender<usize>);
         impl OnBodyEnd for Gone {
             fn settle(self, _: Ending, _: u64) {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_answer_is_told_once() {
+    async fn a_broken_response_is_reported_once() {
         let (mut relay, receiver) = relay(Failing);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);

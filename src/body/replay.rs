@@ -235,7 +235,7 @@ impl<B> Upload<B> {
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
-        shared.let_go_if_released();
+        shared.discard_if_released();
     }
 
     /// By when more of the body must arrive at this rate; `None` while the upload does not wait for the
@@ -356,10 +356,10 @@ impl<B> Shared<B> {
             self.ahead = VecDeque::new();
             self.ahead_share = None;
         }
-        self.let_go_if_released();
+        self.discard_if_released();
     }
 
-    fn let_go_if_released(&mut self) {
+    fn discard_if_released(&mut self) {
         if self.is_released && self.passed_bytes >= self.held.bytes() {
             self.held.let_go(Loss::Released);
         }

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_of_single_bytes_takes_little_more_than_its_size() {
+    async fn a_body_of_single_bytes_uses_little_more_than_its_size() {
         let mut held = held();
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         for byte in &sent {

@@ -142,7 +142,7 @@ async fn every_holder_buffers_within_the_budget() {
 }
 
 #[tokio::test]
-async fn without_memory_every_holder_does_without_or_refuses() {
+async fn without_memory_no_holder_buffers() {
     let budget = budget(0, 16 * MEBI);
     let (holding, on_disk) = upload(&budget).await;
     assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
@@ -156,7 +156,7 @@ async fn without_memory_every_holder_does_without_or_refuses() {
 }
 
 #[tokio::test]
-async fn without_memory_and_disk_an_upload_goes_on_and_only_its_replay_is_lost() {
+async fn without_memory_and_disk_an_upload_loses_only_its_replay() {
     let budget = budget(0, 0);
     let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
@@ -164,7 +164,7 @@ async fn without_memory_and_disk_an_upload_goes_on_and_only_its_replay_is_lost()
 }
 
 #[tokio::test]
-async fn what_is_small_needs_no_budget() {
+async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
     let text = noise(BufferShare::FREE / 4);
     let (_, whole) = Peeked::read(Pieces::of(text.clone()), MEBI, LONG, Some(&budget)).await;
@@ -184,7 +184,7 @@ async fn what_is_small_needs_no_budget() {
 }
 
 #[tokio::test]
-async fn what_is_cancelled_gives_all_back() {
+async fn a_cancelled_body_returns_all_its_memory() {
     let budget = budget(64 * MEBI, 0);
     for pieces in [1, 3, 50, 127] {
         let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
@@ -203,7 +203,7 @@ async fn what_is_cancelled_gives_all_back() {
 }
 
 #[test]
-fn thousands_of_answers_take_no_more_than_there_is() {
+fn thousands_of_responses_never_exceed_the_budget() {
     const ANSWERS: usize = 3_000;
     let budget = budget(4 * MEBI, 0);
     let ear = Ear::default();
@@ -232,7 +232,7 @@ fn thousands_of_answers_take_no_more_than_there_is() {
 }
 
 #[tokio::test]
-async fn white_space_for_many_keys_comes_in_pieces() {
+async fn padding_for_many_keys_is_sent_in_pieces() {
     let text = Bytes::from(KEY.repeat(5_000));
     let full = http_body_util::Full::new(text.clone()).map_err(|never| -> Withheld { match never {} });
     let mut body = Redacted::new(full, redactor());

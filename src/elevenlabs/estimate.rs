@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_tell_is_not_guessed() {
+    fn a_cost_that_cannot_be_estimated_is_unknown() {
         check(Operation::Transcription, "", Some(5), None);
         check(Operation::Music, "{}", None, None);
         check(Operation::Reading, "", None, Some(0));

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_about_the_narrowest_thing_it_names() {
+    fn a_refusal_is_about_the_narrowest_feature_it_names() {
         let plan = Verdict::PlanFeature;
         for (subject, expected) in [
             (Subject::Voice, "a voice that was asked for"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_remembered_by_name_where_requests_are_known_to_need_it() {
+    fn a_missing_permission_is_recorded_by_name_where_requests_are_known_to_need_it() {
         let missing = |name: Option<&str>| Verdict::MissingPermission(name.and_then(Permission::parse));
         check(&speech(), missing(None), "the permission text_to_speech");
         check(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_a_key_is_about_no_feature() {
+    fn a_verdict_about_a_key_proves_no_limit_of_a_feature() {
         for verdict in [
             Verdict::Served,
             Verdict::KeyQuota(Shortfall::default()),
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_among_what_a_like_request_needs() {
+    fn a_refused_feature_is_among_the_features_of_a_similar_request() {
         for subject in [
             Subject::Voice,
             Subject::Model,

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn names_say_what_the_list_does_not() {
+    fn a_name_decides_about_an_unlisted_model() {
         let models = Models::default();
         assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
         assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_wins_over_names() {
+    fn the_list_takes_precedence_over_names() {
         let models = list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
         assert_eq!(models.credits("eleven_v3", 100), 40);
         assert_eq!(models.credits("eleven_v3", 1), 1);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_a_lane() {
+    fn a_group_of_the_provider_is_a_concurrency_group() {
         let models = list(&[
             ("eleven_v3", 1.0, 1.0, "standard"),
             ("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn when_lanes_run_out_groups_share_one() {
+    fn groups_beyond_the_maximum_share_one_concurrency_group() {
         let many: Vec<String> = (0..40).map(|n| format!("eleven_v{n}")).collect();
         let listed: Vec<_> = many.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
         let models = list(&listed);
@@ -186,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn absurd_rates_say_nothing() {
+    fn absurd_rates_are_ignored() {
         for rate in [-1.0, 1e9] {
             assert_eq!(list(&[("eleven_v3", rate, 1.0, "a")]).credits("eleven_v3", 10), 10);
         }
     }
 
     #[test]
-    fn what_is_no_list_says_nothing() {
+    fn a_document_that_is_no_list_is_ignored() {
         for body in ["", "{}", "[1]", r#"{"detail":{"status":"workspace_not_found"}}"#, r#"[{"name":"x"}]"#] {
             assert_eq!(Models::read(body.as_bytes()), None);
         }

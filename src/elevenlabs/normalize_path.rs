@@ -75,21 +75,21 @@ mod tests {
     }
 
     #[test]
-    fn a_doubled_version_is_one_too_many() {
+    fn a_doubled_version_is_removed() {
         check("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", PathFix::DoubledVersion)));
         check("/v1/v2/voices", Some(("/v2/voices", PathFix::DoubledVersion)));
         check("/v1/v1", Some(("/v1", PathFix::DoubledVersion)));
     }
 
     #[test]
-    fn a_missing_version_is_put_before_a_known_root() {
+    fn a_missing_version_is_added_before_a_known_root() {
         check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", PathFix::MissingVersion)));
         check("/voices", Some(("/v1/voices", PathFix::MissingVersion)));
         check("/user/%20//a;b", Some(("/v1/user/%20//a;b", PathFix::MissingVersion)));
     }
 
     #[test]
-    fn a_base_that_ends_in_a_slash_leaves_two() {
+    fn a_doubled_slash_of_a_base_url_is_removed() {
         check("//v1/voices", Some(("/v1/voices", PathFix::DoubledSlash)));
         check("/v1//voices", Some(("/v1/voices", PathFix::DoubledSlash)));
         check("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_meant_stays() {
+    fn a_path_that_may_be_intended_is_kept() {
         for path in [
             "/v1/voices",
             "/v2/voices",

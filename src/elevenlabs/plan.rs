@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_belong_to_plans() {
+    fn output_formats_need_plans() {
         let dear = Some(Subject::OutputFormat);
         for (format, tier, expected) in [
             ("mp3_44100_192", "free", dear),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_not_for_free_plans() {
+    fn a_free_plan_lacks_long_texts() {
         check("free", None, 2_500, None);
         check("free", None, 2_501, Some(Subject::TextLength));
         check("creator", None, 2_501, None);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_comes_first() {
+    fn the_cheapest_plan_has_the_lowest_rank() {
         let tiers = [Some("free"), Some("starter"), Some("creator"), None, Some("pro"), Some("enterprise")];
         assert!(tiers.map(price_rank).is_sorted_by(|a, b| a < b));
         assert_eq!(price_rank(Some("grant_tier_1")), price_rank(None));

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subscription_says_nothing() {
+    fn a_document_that_is_no_subscription_is_ignored() {
         for body in
             ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_limit":1}"#]
         {

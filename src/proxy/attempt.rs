@@ -27,7 +27,7 @@ use crate::elevenlabs::plan;
 use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
@@ -229,7 +229,7 @@ impl Attempt {
                 if let (KeySource::Pool { lease, .. }, Some(maximum), Verdict::Served) =
                     (&self.key_source, told.concurrency_max, verdict)
                 {
-                    lease.learn_concurrency_limit(maximum);
+                    lease.record_concurrency_limit(maximum);
                 }
                 // Charge only after the key's state is updated: charging frees reserved credits and
                 // wakes queued requests, which must not get a key that is in cooldown.
@@ -305,10 +305,10 @@ impl Attempt {
 
     /// The source of a refusal for the key's history. The provider's message may repeat a key, so
     /// it is redacted.
-    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> Source {
+    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> RefusalSource {
         let words = words.unwrap_or(verdict.word()).as_bytes();
         let covered = roster.redactor().redacted(words);
-        Source {
+        RefusalSource {
             status: self.record.status,
             words: String::from_utf8_lossy(covered.as_deref().unwrap_or(words)).into(),
             route: self.record.route.to_string().into(),

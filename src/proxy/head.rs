@@ -33,7 +33,7 @@ pub fn look_up(
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }
-    if !method::is_passed(&head.method) {
+    if !method::has_allowed_length(&head.method) {
         return Err(ProxyError::LongMethod);
     }
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
@@ -46,7 +46,7 @@ pub fn look_up(
     }
     let path = Path::read(head.uri.path())?;
     let words = Segments::of_path(&path);
-    let endpoint = if headers::asks_for_socket(&head.method, head.version, &head.headers) {
+    let endpoint = if headers::is_websocket_request(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
             return Err(ProxyError::Upgrade);
         }
@@ -75,7 +75,7 @@ pub fn strip(
 ) -> Result<UpstreamRequestHead, ProxyError> {
     headers::strip_request(&mut head.headers, forwarded);
     if let Some(dialect) = socket {
-        headers::ask_for_socket(&mut head.headers, dialect.is_read());
+        headers::request_websocket(&mut head.headers, dialect.is_read());
     }
     let target = match head.uri.query().map(headers::strip_query) {
         Some(Some(Cow::Owned(query))) => target(head.uri.path(), Some(&query))?,

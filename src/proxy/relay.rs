@@ -65,7 +65,7 @@ pub(super) fn relay(
     attempt.relaying();
     log.relaying();
     let UpstreamResponse { mut head, body, redactor, .. } = answer;
-    headers::strip_answer(&mut head.headers);
+    headers::strip_response(&mut head.headers);
     // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;
     let request_id = log.summary.request_id();

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_becomes_its_short_form_wherever_it_stands() {
+    fn a_key_becomes_its_short_form_at_any_position() {
         check(LONG, Some("sk_6c036526...d452b"));
         check(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
         check(&format!("{TWIN}{LONG} {OLD}0"), Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"));
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_quite_a_key_stays() {
+    fn a_text_that_is_nearly_a_key_is_kept() {
         check(&LONG[1..], None);
         check(&LONG[..LONG.len() - 1], None);
         check(&LONG.replace("cccc", "cccd"), None);
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_whose_length_was_told_keeps_it() {
+    fn a_covered_text_keeps_its_length() {
         let redactor = redactor(&[LONG, OLD]);
         let mut text = format!("a {LONG} b {OLD}{OLD} sk_6c036").into_bytes();
         let length = text.len();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tiny_key_is_a_word_like_any_other() {
+    fn a_short_key_is_not_searched_for() {
         assert_eq!(redactor(&["0123456789abcde"]).redacted(b"0123456789abcde"), None);
         assert_eq!(
             redactor(&["0123456789abcdef"]).redacted(b"0123456789abcdef"),
@@ -470,14 +470,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_begins_like_a_shorter_one_is_replaced_whole() {
+    fn a_key_with_a_shorter_key_as_its_prefix_is_replaced_whole() {
         let longer = format!("{OLD}{OLD}");
         let text = redactor(&[OLD, &longer]).redacted(longer.as_bytes()).unwrap();
         assert_eq!(text, b"0123456789a...bcdef");
     }
 
     #[test]
-    fn a_piece_waits_for_nothing_but_the_rest_of_a_key() {
+    fn a_piece_is_held_back_only_for_the_rest_of_a_key() {
         let redactor = redactor(&[LONG, OLD]);
         assert_eq!(passed(&redactor, &[b"data: sk", b"ill"]), ["data: sk", "ill", ""]);
         assert_eq!(passed(&redactor, &[b"data: sk_6", b"x"]), ["data: sk_6", "x", ""]);
@@ -492,7 +492,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_longest_key_is_found_first_whatever_else_there_is(
+        fn the_first_and_longest_key_is_found(
             keys in prop::collection::vec("[ab]{16,19}|sk_[0-9a-f]{20}", 1..30),
             parts in prop::collection::vec("[ab]{0,20}|sk_[0-9a-f]{0,3}|[0-9a-f]{1,4}", 0..12),
             places in prop::collection::vec(0_usize..30, 0..12),
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_found_however_its_characters_are_written() {
+    fn a_key_is_found_in_every_escape() {
         for forms in [
             &[in_json as fn(u8) -> String][..],
             &[in_json, as_it_is],
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_any_kind_are_searched() {
+    fn binary_payloads_are_searched() {
         let redactor = redactor(&[LONG]);
         let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
         assert!(redactor.finds_in(&binary));
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn the_begin_of_a_key_shows_no_more_than_a_short_form() {
+    fn the_covered_begin_of_a_key_shows_no_more_than_its_short_form() {
         let redactor = redactor(&[LONG]);
         let covered = |text: &[u8]| {
             let mut text = text.to_vec();
@@ -645,7 +645,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_become_what_the_whole_becomes(
+        fn pieces_are_redacted_like_the_whole_text(
             parts in prop::collection::vec(parts(), 0..12),
             cuts in prop::collection::vec(1_usize..40, 0..60),
         ) {

@@ -87,7 +87,7 @@ async fn every_attempt_sends_the_same_bytes() {
 }
 
 #[test]
-fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
+fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
     let mut source = script(&["a", "b", "c"]);
     source.steps.insert(2, None);
     let replay = Replay::hold(source, &ample());
@@ -104,7 +104,7 @@ fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
 }
 
 #[tokio::test]
-async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
+async fn the_start_of_a_body_is_returned_and_whether_it_is_complete() {
     let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
     let mut attempt = replay.attempt();
     let upload = attempt.upload();
@@ -121,7 +121,7 @@ async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
 }
 
 #[tokio::test]
-async fn what_was_looked_at_before_is_sent_all_the_same() {
+async fn a_body_that_was_read_ahead_is_sent_completely() {
     for bound in [100, 7, 5, 0] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
@@ -142,7 +142,7 @@ async fn what_was_looked_at_before_is_sent_all_the_same() {
 }
 
 #[tokio::test]
-async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
+async fn a_body_beyond_its_bound_loses_only_its_replay() {
     for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", "world"]), &memory);
@@ -214,7 +214,7 @@ fn an_empty_body_is_at_its_end_before_it_is_read() {
 }
 
 #[test]
-fn an_upload_says_what_it_waits_for() {
+fn an_upload_reports_what_it_waits_for() {
     let mut source = script(&["a"]);
     source.steps.push_front(None);
     let replay = Replay::hold(source, &ample());
@@ -229,7 +229,7 @@ fn an_upload_says_what_it_waits_for() {
 }
 
 #[test]
-fn a_released_body_is_let_go_once_it_has_passed() {
+fn a_released_body_is_discarded_once_it_is_sent() {
     let memory = ample();
     let replay = Replay::hold(script(&["ab", "c", "d"]), &memory);
     let mut first = replay.attempt();
@@ -283,7 +283,7 @@ proptest! {
     }
 
     #[test]
-    fn any_body_passes_whatever_can_be_held_of_it(
+    fn any_body_is_sent_whatever_part_is_buffered(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
         memory_bytes in 0_u64..100,
         disk_bytes in 0_u64..100,
@@ -297,7 +297,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_memory_has_no_room_for_is_sent_again_from_the_disk() {
+async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     let budget = budget(2, 1_000_000);
     let chunk = "x".repeat(100_000);
     let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &budget);
@@ -337,7 +337,7 @@ async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
 }
 
 #[tokio::test]
-async fn what_was_read_ahead_comes_first_in_every_passage() {
+async fn bytes_read_ahead_are_the_first_of_every_pass() {
     let mut source = script(&["hello", " ", "world"]);
     source.steps.insert(1, None);
     let budget = ample();
@@ -352,7 +352,7 @@ async fn what_was_read_ahead_comes_first_in_every_passage() {
 }
 
 #[tokio::test]
-async fn what_is_read_ahead_needs_no_room_in_memory() {
+async fn bytes_read_ahead_may_exceed_the_memory() {
     for (bytes_max, memory, expected) in
         [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
     {
@@ -372,7 +372,7 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
+async fn a_body_that_breaks_while_it_is_read_ahead_breaks_the_pass() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
     let replay = Replay::hold(source, &ample());
@@ -430,7 +430,7 @@ fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (
 }
 
 #[test]
-fn a_short_body_is_waited_for_and_a_slow_client_is_not() {
+fn the_proxy_waits_for_a_short_body_and_not_for_a_slow_client() {
     check_short(10, 1_000, 1, (Ok(()), 10));
     // A body longer than the bound is left to the attempt.
     check_short(101, 1_000, 1, (Ok(()), 0));

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_known_by_its_name_and_where_it_stands() {
+    fn a_field_is_known_by_its_name_and_its_parent() {
         let document =
             r#"{"id":"d","samples":[{"id":"s","voice_id":"v"}],"other":{"id":"x"},"voice_id":["w"]}"#;
         let expected = [(Kind::Dictionary, "d"), (Kind::Sample, "s"), (Kind::Voice, "v"), (Kind::Voice, "w")];
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_looked_at_up_to_a_bound() {
+    fn values_are_examined_up_to_a_maximum() {
         for (before, is_found) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
             let empty = vec![r#""""#; before].join(",");
             let document = format!(r#"{{"a":[{empty}],"voice_id":"v"}}"#);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_are_found_up_to_a_bound() {
+    fn identifiers_are_found_up_to_a_maximum() {
         let many = vec![r#"{"voice_id":"v"}"#; MAX_NAMES + 10].join(",");
         assert_eq!(found(&format!("[{many}]")).len(), MAX_NAMES);
     }

@@ -195,7 +195,7 @@ mod tests {
     use crate::elevenlabs::endpoint::is_root;
 
     #[test]
-    fn the_table_is_written_in_words_that_are_known() {
+    fn the_table_is_written_in_known_words() {
         for part in rows().flat_map(|row| row.paths).flat_map(|path| path.split('/')) {
             match Part::read(part) {
                 Part::Word(_) | Part::Identifier(_) => {}

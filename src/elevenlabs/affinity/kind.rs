@@ -264,14 +264,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_word_of_its_own() {
+    fn every_kind_has_its_own_word() {
         for kind in Kind::ALL {
             assert_eq!(Kind::of_word(kind.word()), Some(*kind));
         }
     }
 
     #[test]
-    fn each_kind_counts_for_its_time() {
+    fn an_identifier_of_each_kind_counts_for_its_time() {
         let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
         let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
         let check = |kind, learned, used, now, expected| {

@@ -391,7 +391,7 @@ fn cursor() {
 }
 
 #[test]
-fn what_every_account_has_is_nobodys() {
+fn a_resource_of_every_account_has_no_owner() {
     let voices = json!({ "voices": [
         { "voice_id": "premade1", "category": "premade", "samples": [{ "sample_id": "s1" }] },
         { "category": "cloned", "voice_id": ID, "samples": null },
@@ -402,7 +402,7 @@ fn what_every_account_has_is_nobodys() {
 }
 
 #[test]
-fn a_list_of_what_was_spoken_does_not_give_voices() {
+fn a_list_of_generated_speech_yields_no_voices() {
     let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
     let found =
         in_answer(&Method::GET, &Route::read("/v1/history"), "/v1/history", history.to_string().as_bytes());
@@ -429,7 +429,7 @@ fn the_words_of_the_api_are_no_identifiers() {
 }
 
 #[test]
-fn an_identifier_is_found_however_it_is_written() {
+fn an_identifier_is_found_in_every_spelling() {
     for path in [
         format!("/v1/voices/{ID}"),
         format!("/voices/{ID}"),
@@ -445,7 +445,7 @@ fn an_identifier_is_found_however_it_is_written() {
 }
 
 #[test]
-fn what_is_no_identifier_is_passed_over() {
+fn a_value_that_is_no_identifier_is_skipped() {
     for body in ["", "x", "{", "[1,2", r#"{"voice_id":7}"#, r#"{"voice_id":""}"#, r#"{"voice_id":{"a":"b"}}"#]
     {
         assert_eq!(in_document(body.as_bytes()), [], "{body}");
@@ -457,7 +457,7 @@ fn what_is_no_identifier_is_passed_over() {
 }
 
 #[test]
-fn other_endpoints_give_nothing() {
+fn other_endpoints_yield_nothing() {
     for (method, path) in [
         (Method::GET, "/v1/models"),
         (Method::GET, "/v1/shared-voices"),

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_literal_is_found_in_either_case_and_nothing_else_is() {
+    fn every_literal_is_found_in_either_case_and_no_other_text_is() {
         for (number, text) in LITERALS.iter().enumerate() {
             let found = Literal::of(text).unwrap();
             assert_eq!((usize::from(found.number()), found.text()), (number, *text));

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrower_row_decides_before_a_wider_one() {
+    fn a_narrower_row_takes_precedence_over_a_wider_one() {
         let narrow = row(POST, &["voices/{id}/edit"]).generates(Operation::Music).facts;
         let wide =
             row(ANY, &["voices/**"]).generates(Operation::Other).needs("voices_read", "voices_write").facts;

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conversation_is_named_as_it_begins() {
+    fn a_conversation_has_its_identifier_in_the_first_message() {
         let named = |id: &str| {
             let first = serde_json::json!({
                 "type": "conversation_initiation_metadata",
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_is_known_when_it_is_over() {
+    fn a_cost_is_known_when_the_conversation_is_over() {
         for (answer, expected) in [
             (r#"{"status":"done","metadata":{"cost":296,"charging":{}}}"#, Some(296)),
             (r#"{"status":"failed","metadata":{"cost":0}}"#, Some(0)),

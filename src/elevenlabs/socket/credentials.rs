@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_becomes_spaces_wherever_it_stands() {
+    fn a_credential_becomes_spaces_at_any_position() {
         check(r#"{"text":" ","xi_api_key":"k"}"#, r#"{"text":" "                 }"#);
         check(r#"{"xi-api-key":"k","text":" "}"#, r#"{                 "text":" "}"#);
         check(r#"{"a":1,"authorization":"k","b":[2]}"#, r#"{"a":1                    ,"b":[2]}"#);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn its_value_may_be_anything() {
+    fn a_credential_may_have_any_value() {
         for value in [r#"{"a":[1,"}"]}"#, r#""\"},{\\""#, "[[],{}]", "12", "true", r#""\u0022""#] {
             let given = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
             let found: Value = serde_json::from_str(&passed(&[given.as_bytes()])).unwrap();
@@ -306,14 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_known_however_it_is_written() {
+    fn a_name_is_known_in_every_spelling() {
         check(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
         let escaped: String = "authorization".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
         assert!(!passed(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
     }
 
     #[test]
-    fn everything_else_stays_to_the_byte() {
+    fn other_members_stay_byte_for_byte() {
         for text in [
             r#"{"text":"xi_api_key","xi_api_keys":1,"a":{"xi_api_key":"deep"}}"#,
             r#"  { "a" : 1 ,  "b" : "\"," , "c":{} }  "#,
@@ -334,12 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn a_second_object_is_looked_at_as_well() {
+    fn a_second_object_is_examined_as_well() {
         check(r#"{"a":1}{"xi_api_key":"k"}"#, r#"{"a":1}{                }"#);
     }
 
     #[test]
-    fn much_white_space_does_not_have_to_wait() {
+    fn long_white_space_is_not_held_back() {
         let given = format!("{{\"a\":1,{}\"xi_api_key\":\"k\"}}", " ".repeat(300));
         let found = passed(&[given.as_bytes()]);
         assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), json!({"a": 1}));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_presented_is_read() {
+    fn a_presented_credential_is_read() {
         for (message, expected) in [
             (r#"{"text":" ","xi_api_key":" tok "}"#, Some("tok")),
             (r#"{"authorization":"Bearer tok"}"#, Some("tok")),
@@ -410,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_credentials_go_and_all_of_them(
+        fn all_credentials_and_only_credentials_are_blanked(
             others in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", value()), 0..6),
             secrets in prop::collection::vec((0_usize..6, prop::sample::select(&NAMES[..]), value()), 0..4),
             escapes in prop::collection::vec(any::<bool>(), 1..40),

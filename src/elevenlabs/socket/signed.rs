@@ -26,7 +26,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_host_becomes_ours() {
+    fn only_the_host_is_replaced() {
         check(
             r#"{"signed_url":"wss://api.elevenlabs.io/v1/convai/conversation?agent_id=a&conversation_signature=c%3D"}"#,
             Some(

@@ -49,7 +49,7 @@ impl<C> FirstMessageAuth<C> {
     /// Checks whether a request authenticates in its first message: tokens are required, it has
     /// none, and its protocol has a place for one in messages.
     pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
-        let is_asked = headers::asks_for_socket(request.method(), request.version(), request.headers());
+        let is_asked = headers::is_websocket_request(request.method(), request.version(), request.headers());
         // A handshake with a body is refused by the usual request processing.
         if !is_asked || !request.body().is_end_stream() {
             return None;

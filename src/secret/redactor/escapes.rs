@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_read_however_they_are_written() {
+    fn letters_are_decoded_in_every_escape() {
         for escape in [r"\u0073", r"\\u0073", r"\\\\u0073", r"\x73", r"\\x73", r"\U00000073"] {
             check(&format!("a{escape}k_{escape}"), "ask_s");
         }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_may_be_the_begin_of_an_escape() {
+    fn an_incomplete_escape_at_the_end_is_partial() {
         for (text, partial) in [
             (r"a\", 1),
             (r"a\\", 1),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_in_the_original() {
+    fn offsets_are_mapped_to_the_original() {
         let unescaped = Unescaped::of(br"ab\u0063d\x65f").unwrap();
         assert_eq!(&*unescaped.text, b"abcdef");
         let places: Vec<usize> = (0..=6).map(|place| unescaped.original(place)).collect();

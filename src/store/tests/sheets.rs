@@ -171,7 +171,7 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
         for index in 0..3_000 {
             let owner = OwnerId::of_word(["studio", "attic"][index % 2]);
             let at = NOW.plus(Duration::from_millis(index as u64 / 7));
-            let lesson = known.learn(Named::new(kind, &index.to_string()), &owner, at).unwrap();
+            let lesson = known.record(Named::new(kind, &index.to_string()), &owner, at).unwrap();
             let insert = format!(
                 "INSERT INTO {log} (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)"
             );
