@@ -73,7 +73,7 @@ impl Counter {
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 
@@ -153,14 +153,14 @@ impl BufferBudget {
         bytes <= self.0.bounds.memory_bytes_max
     }
 
-    /// Takes `bytes` of disk for a request body that already has `held` bytes on disk; returns whether they
+    /// Takes `bytes` of disk for a request body that already has `on_disk` bytes on disk; returns whether they
     /// fit.
-    pub(super) fn take_disk(&self, held: u64, bytes: u64) -> bool {
-        held.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
+    pub(super) fn take_disk(&self, on_disk: u64, bytes: u64) -> bool {
+        on_disk.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
     }
 
-    pub(super) fn give_back_disk(&self, bytes: u64) {
-        self.0.disk.give_back(bytes);
+    pub(super) fn release_disk(&self, bytes: u64) {
+        self.0.disk.release(bytes);
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -196,12 +196,12 @@ impl BufferShare {
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
         if needed > self.taken {
             // Near its end the budget has less than a step left.
-            let wanted = [steps, needed].into_iter().find(|wanted| budget.0.memory.take(wanted - self.taken));
-            let Some(wanted) = wanted else { return false };
-            self.taken = wanted;
+            let target = [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken));
+            let Some(target) = target else { return false };
+            self.taken = target;
         } else if needed == 0 || steps + STEP < self.taken {
             // A buffer that grows and shrinks around a step boundary keeps the step.
-            self.give_back(steps);
+            self.release_above(steps);
         }
         true
     }
@@ -214,13 +214,13 @@ impl BufferShare {
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let needed = (bytes as u64).saturating_sub(self.free);
-        self.give_back(needed.div_ceil(STEP).saturating_mul(STEP));
+        self.release_above(needed.div_ceil(STEP).saturating_mul(STEP));
     }
 
     /// Returns the memory above `kept`.
-    fn give_back(&mut self, kept: u64) {
+    fn release_above(&mut self, kept: u64) {
         if let Some(budget) = self.budget.as_ref().filter(|_| kept < self.taken) {
-            budget.0.memory.give_back(self.taken - kept);
+            budget.0.memory.release(self.taken - kept);
             self.taken = kept;
         }
     }
@@ -228,7 +228,7 @@ impl BufferShare {
 
 impl Drop for BufferShare {
     fn drop(&mut self) {
-        self.give_back(0);
+        self.release_above(0);
     }
 }
 

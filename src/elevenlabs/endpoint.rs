@@ -218,7 +218,7 @@ impl Prefix {
         Self { codes, count: rest.len(), has_version }
     }
 
-    fn facts(&self, methods: row::Methods) -> row::Facts {
+    fn facts(&self, methods: row::Methods) -> row::EndpointFacts {
         row::facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 
@@ -229,8 +229,8 @@ impl Prefix {
 }
 
 /// A version in upper or lower case.
-fn is_any_version(word: &Segment<'_>) -> bool {
-    let name = word.name();
+fn is_any_version(segment: &Segment<'_>) -> bool {
+    let name = segment.name();
     is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
 }
 
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn every_operation_is_recognized() {
-        for (path, work) in [
+        for (path, operation) in [
             ("/v1/text-to-speech/x/stream", Operation::Speech),
             ("/v1/text-to-dialogue", Operation::Dialogue),
             ("/v1/speech-to-speech/x", Operation::Conversion),
@@ -296,7 +296,7 @@ mod tests {
             ("/v1/dubbing", Operation::Other),
             ("/v1/user", Operation::Reading),
         ] {
-            assert_eq!(lookup(&Method::POST, path).unwrap().operation, work, "{path}");
+            assert_eq!(lookup(&Method::POST, path).unwrap().operation, operation, "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().operation, Operation::Reading);
         }
     }
@@ -480,12 +480,12 @@ mod tests {
 
     #[test]
     fn a_websocket_address_is_returned_under_two_names() {
-        for (path, gives) in [
+        for (path, gives_address) in [
             ("/v1/convai/conversation/get-signed-url", true),
             ("/v1/convai/conversation/get_signed_url", true),
             ("/v1/convai/conversation/token", false),
         ] {
-            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives, "{path}");
+            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives_address, "{path}");
         }
     }
 
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_passes() {
+    fn other_endpoints_are_open() {
         for path in [
             "/v1/voices",
             "/v1/user",

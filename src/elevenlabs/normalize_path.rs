@@ -29,11 +29,11 @@ impl PathFix {
 
 /// The corrected path, if `path` can only result from a wrong base URL.
 #[must_use]
-pub fn mend(path: &str) -> Option<(String, PathFix)> {
+pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     let rest = path.strip_prefix('/')?;
     if let Some(whole) = without_doubled_slash(path, rest) {
         // The version of such a base URL may be wrong as well.
-        return Some(mend(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
+        return Some(fix_path(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
     }
     let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
     if is_version(first) {
@@ -52,8 +52,8 @@ fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
         return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
     }
     let (version, behind) = path.split_once("//")?;
-    let is_meant = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
-    is_meant.then(|| format!("{version}/{behind}"))
+    let is_doubled = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
+    is_doubled.then(|| format!("{version}/{behind}"))
 }
 
 /// `v1`, `v2` and so on.
@@ -70,8 +70,8 @@ mod tests {
 
     #[track_caller]
     fn check(path: &str, expected: Option<(&str, PathFix)>) {
-        let mended = mend(path);
-        assert_eq!(mended.as_ref().map(|(path, mistake)| (path.as_str(), *mistake)), expected);
+        let fixed = fix_path(path);
+        assert_eq!(fixed.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
     }
 
     #[test]

@@ -368,7 +368,7 @@ impl BodyInspector for OwnershipRecorder {
     fn inspect(mut self, body: &[u8]) {
         let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
         let now = clock::now();
-        let given = affinity::in_answer(&self.method, &self.route, &self.path, &document);
+        let given = affinity::in_response(&self.method, &self.route, &self.path, &document);
         let learned = given.into_iter().filter_map(|named| self.owners.record(named, &self.owner, now));
         self.changes.extend(learned.map(OwnershipUpdate::Learned));
     }

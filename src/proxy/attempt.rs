@@ -18,7 +18,7 @@ use super::retry_state::RetryState;
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
-use crate::body::relay::Ending;
+use crate::body::relay::RelayEnd;
 use crate::body::replay::Upload;
 use crate::clock;
 use crate::elevenlabs::cost::ReportedCost;
@@ -259,7 +259,7 @@ impl Attempt {
             return verdict;
         }
         let tier = lease.key().workspace().tier();
-        plan::meant_by(verdict, tier.as_ref().map(|tier| tier.as_str()))
+        plan::corrected_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
     /// Records in the pool what a verdict says about its key, and after a success also about the
@@ -359,12 +359,12 @@ impl Attempt {
     }
 
     /// Records how the relay ended, and its bytes.
-    pub(super) fn relayed(&mut self, ending: Ending, bytes: u64) -> &AttemptRecord {
+    pub(super) fn relayed(&mut self, ending: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match ending {
-            Ending::Complete => {}
-            Ending::ClientLeft => self.record.verdict = self.left(),
-            Ending::UpstreamBroke => self.record.verdict = "upstream_reset",
+            RelayEnd::Complete => {}
+            RelayEnd::ClientLeft => self.record.verdict = self.left(),
+            RelayEnd::UpstreamBroke => self.record.verdict = "upstream_reset",
         }
         &self.record
     }

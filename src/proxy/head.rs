@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, Uri};
 use super::error::ProxyError;
 use crate::elevenlabs::affinity::Names;
 use crate::elevenlabs::endpoint::{Access, Endpoint};
-use crate::elevenlabs::normalize_path::{PathFix, mend};
+use crate::elevenlabs::normalize_path::{PathFix, fix_path};
 use crate::elevenlabs::segments::Segments;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers::{self, Forwarded};
@@ -40,7 +40,7 @@ pub fn look_up(
         return Err(ProxyError::Host);
     }
     let mut mistake = None;
-    if let Some((path, found)) = mend(head.uri.path()) {
+    if let Some((path, found)) = fix_path(head.uri.path()) {
         head.uri = target(&path, head.uri.query())?;
         mistake = Some(found);
     }
@@ -57,7 +57,7 @@ pub fn look_up(
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
         Access::Denied(_) | Access::Open => {
-            Ok((endpoint, Names::of_words(&words, head.uri.query()), mistake))
+            Ok((endpoint, Names::of_segments(&words, head.uri.query()), mistake))
         }
     }
 }

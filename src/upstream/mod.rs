@@ -29,7 +29,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 
 use crate::body::budget::BufferBudget;
-use crate::body::replay::{Attempt, Upload, Waiting};
+use crate::body::replay::{AttemptBody, Upload, UploadWait};
 use crate::clock;
 use crate::policy::authority::Authority;
 use crate::policy::min_rate::MinRate;
@@ -252,7 +252,7 @@ impl<C: Connect> Upstream<C> {
         own: Option<&Arc<Authority>>,
         key: &ApiKey,
         outbound: &UpstreamRequestHead,
-        body: Attempt<B>,
+        body: AttemptBody<B>,
     ) -> Result<Response<AnswerBody<B>>, SendError>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -322,8 +322,8 @@ impl<C: Connect> Upstream<C> {
         poll_fn(|cx| {
             if let Poll::Ready(heard) = poll_heard(cx, connection, outgoing, method) {
                 return Poll::Ready(heard.map_err(|error| match upload.waiting() {
-                    Waiting::Never => SendErrorKind::ClientBroke,
-                    Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => {
+                    UploadWait::Never => SendErrorKind::ClientBroke,
+                    UploadWait::ForClient | UploadWait::ForUpstream | UploadWait::ForResponse => {
                         SendErrorKind::Broken(error)
                     }
                 }));
@@ -343,10 +343,10 @@ impl<C: Connect> Upstream<C> {
             ..
         } = self.inner.settings;
         let (span, kind) = match upload.waiting() {
-            Waiting::ForAnswer => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
-            Waiting::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),
-            Waiting::ForClient => (body_idle_max, SendErrorKind::ClientStalled(body_idle_max)),
-            Waiting::Never => (body_idle_max, SendErrorKind::ClientBroke),
+            UploadWait::ForResponse => (first_byte_max, SendErrorKind::AnswerTimeout(first_byte_max)),
+            UploadWait::ForUpstream => (body_idle_max, SendErrorKind::UploadStalled(body_idle_max)),
+            UploadWait::ForClient => (body_idle_max, SendErrorKind::ClientStalled(body_idle_max)),
+            UploadWait::Never => (body_idle_max, SendErrorKind::ClientBroke),
         };
         let idle_at = upload.moved_at() + span;
         // A client that sends single bytes always makes progress, and would hold the key's concurrency slot

@@ -142,7 +142,7 @@ fn a_head_that_is_copied_is_the_same() {
     }
 }
 
-fn nothing() -> Attempt<Source> {
+fn nothing() -> AttemptBody<Source> {
     Replay::empty().attempt()
 }
 

@@ -45,12 +45,12 @@ pub(super) struct EndpointRow {
     methods: Methods,
     /// Paths without the version. `{id}` is any segment, and `**` at the end any number of segments.
     paths: &'static [&'static str],
-    facts: Facts,
+    facts: EndpointFacts,
 }
 
 /// The properties of a request. A property that is unknown, or false, is left to the next row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
+pub(super) struct EndpointFacts {
     /// What a request generates, for which it is charged.
     pub(super) operation: Option<Operation>,
     /// The protocol of its messages.
@@ -71,7 +71,7 @@ pub(super) struct Facts {
     pub(super) adds_voice: bool,
 }
 
-const NO_FACTS: Facts = Facts {
+const NO_FACTS: EndpointFacts = EndpointFacts {
     operation: None,
     socket: None,
     permissions: None,
@@ -83,7 +83,7 @@ const NO_FACTS: Facts = Facts {
     adds_voice: false,
 };
 
-/// A row that says nothing but that the paths exist.
+/// A row without properties: the paths exist.
 pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> EndpointRow {
     EndpointRow { methods, paths, facts: NO_FACTS }
 }
@@ -136,7 +136,7 @@ impl EndpointRow {
     }
 }
 
-impl Facts {
+impl EndpointFacts {
     fn add(&mut self, row: &Self) {
         self.operation = self.operation.or(row.operation);
         self.socket = self.socket.or(row.socket);
@@ -157,7 +157,7 @@ struct Pattern {
     /// Whether it also matches longer paths.
     is_prefix: bool,
     methods: Methods,
-    facts: &'static Facts,
+    facts: &'static EndpointFacts,
 }
 
 /// The code of any segment in a pattern, and of a segment that is no literal in a path.
@@ -187,13 +187,17 @@ impl Pattern {
     fn matches(&self, codes: &[u8], count: usize) -> bool {
         let has_length = if self.is_prefix { count >= self.codes.len() } else { count == self.codes.len() };
         has_length
-            && self.codes.iter().zip(codes).all(|(wanted, found)| *wanted == IDENTIFIER || wanted == found)
+            && self
+                .codes
+                .iter()
+                .zip(codes)
+                .all(|(wanted, segment)| *wanted == IDENTIFIER || wanted == segment)
     }
 }
 
 /// What the table knows about a request with one of these methods. `codes` are the codes of its first
 /// segments after the version, at most [`MAX_SEGMENTS`] of `count`.
-pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> Facts {
+pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
     let mut facts = NO_FACTS;
     let patterns = codes.first().and_then(|root| INDEX.get(usize::from(*root)));
     for pattern in patterns.into_iter().flatten() {
@@ -224,7 +228,7 @@ mod tests {
         }
     }
 
-    /// Every path has a row for its root, so that a path without its version is mended.
+    /// Every path has a row for its root, so that a path without its version is corrected.
     #[test]
     fn every_row_is_below_a_root_of_the_table() {
         let whole =

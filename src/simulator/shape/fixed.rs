@@ -7,7 +7,7 @@
 
 use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
-use crate::elevenlabs::refusal::{Example, Form, Meaning, examples, meaning};
+use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning};
 
 /// The subject of a refusal, as far as WebSockets distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ impl Family {
     /// The family of an example.
     pub(in crate::simulator) fn of(example: &Example) -> Self {
         match meaning(example) {
-            Some(Meaning::WorkspaceQuota | Meaning::KeyQuota) => Self::Quota,
-            Some(Meaning::InvalidKey | Meaning::WrongHost) => Self::Key,
+            Some(RefusalMeaning::WorkspaceQuota | RefusalMeaning::KeyQuota) => Self::Quota,
+            Some(RefusalMeaning::InvalidKey | RefusalMeaning::WrongHost) => Self::Key,
             Some(_) | None => Self::Other,
         }
     }
@@ -46,10 +46,10 @@ pub(in crate::simulator) fn fixed(name: &str) -> Option<Shape> {
 pub(super) fn render(example: &Example, facts: &Facts, request_id: &str) -> Refusal {
     let message = message(example, facts);
     match example.body {
-        Form::Typed(names) => typed(example.status, names, &message, request_id),
-        Form::Legacy(status) => legacy(example.status, status, &message),
-        Form::Bare => bare(example.status, &message),
-        Form::Unwrapped(error) => unwrapped(example.status, error, &message),
+        BodyFormat::Typed(names) => typed(example.status, names, &message, request_id),
+        BodyFormat::Legacy(status) => legacy(example.status, status, &message),
+        BodyFormat::Bare => bare(example.status, &message),
+        BodyFormat::Unwrapped(error) => unwrapped(example.status, error, &message),
     }
 }
 

@@ -9,7 +9,11 @@ const QUOTA: Verdict = Verdict::WorkspaceQuota(Shortfall { remaining: None, requ
 
 #[track_caller]
 fn check(dialect: Dialect, message: &str, expected: MessageKind) {
-    assert_eq!(hear(dialect, Stage::Opening, message.as_bytes(), false), expected, "{message}");
+    assert_eq!(
+        classify_message(dialect, SessionStage::Opening, message.as_bytes(), false),
+        expected,
+        "{message}"
+    );
 }
 
 #[track_caller]
@@ -63,17 +67,17 @@ fn a_code_that_denies_access_is_retried_in_another_account() {
         ("voice_settings_invalid", Verdict::RequestError),
     ] {
         let message = format!(r#"{{"message":"No.","error":"{word}","code":1008}}"#);
-        let is_known = hear(Dialect::Speech, Stage::Opening, message.as_bytes(), false);
+        let kind = classify_message(Dialect::Speech, SessionStage::Opening, message.as_bytes(), false);
         assert!(
-            is_known == MessageKind::Refused(refusal)
-                || matches!(is_known, MessageKind::Refused(Verdict::PlanFeature(_))),
-            "{word}: {is_known:?}"
+            kind == MessageKind::Refused(refusal)
+                || matches!(kind, MessageKind::Refused(Verdict::PlanFeature(_))),
+            "{word}: {kind:?}"
         );
     }
     check_close(1008, "", Some(unclear[1]));
     check_close(3000, "", Some(unclear[0]));
     check_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
-    assert_eq!(hear_close(1008, "", false, true), Some(Verdict::RequestError), "the client's own token");
+    assert_eq!(classify_close(1008, "", false, true), Some(Verdict::RequestError), "the client's own token");
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn an_error_of_an_agent_is_an_event() {
 
 #[track_caller]
 fn check_close(code: u16, reason: &str, expected: Option<Verdict>) {
-    assert_eq!(hear_close(code, reason, false, false), expected, "{code} {reason}");
+    assert_eq!(classify_close(code, reason, false, false), expected, "{code} {reason}");
 }
 
 #[test]
@@ -176,11 +180,11 @@ fn a_close_is_classified_by_its_reason_and_then_by_its_code() {
 fn a_refused_token_of_a_client_is_no_evidence_about_a_key() {
     let message = br#"{"message_type":"auth_error","error":"x"}"#;
     assert_eq!(
-        hear(Dialect::Transcription, Stage::Opening, message, true),
+        classify_message(Dialect::Transcription, SessionStage::Opening, message, true),
         MessageKind::Refused(Verdict::RequestError)
     );
-    assert_eq!(hear_close(1008, "Invalid API key", false, true), Some(Verdict::RequestError));
-    assert_eq!(hear_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
+    assert_eq!(classify_close(1008, "Invalid API key", false, true), Some(Verdict::RequestError));
+    assert_eq!(classify_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
 /// Codes of errors and their meaning: over HTTP with its status, or for those of WebSockets in a close
@@ -353,15 +357,20 @@ fn a_useful_message_may_contain_words_of_a_refusal() {
     ] {
         let message = message.to_string();
         check(dialect, &message, MessageKind::Useful);
-        assert_eq!(hear(dialect, Stage::Served, message.as_bytes(), false), MessageKind::Useful, "{message}");
+        assert_eq!(
+            classify_message(dialect, SessionStage::Served, message.as_bytes(), false),
+            MessageKind::Useful,
+            "{message}"
+        );
     }
 }
 
 /// After the first useful message, only a message in the error format of the protocol is an error.
 #[test]
 fn a_served_session_is_refused_only_in_the_format_of_its_protocol() {
-    let served =
-        |dialect, message: Value| hear(dialect, Stage::Served, message.to_string().as_bytes(), false);
+    let served = |dialect, message: Value| {
+        classify_message(dialect, SessionStage::Served, message.to_string().as_bytes(), false)
+    };
     for (dialect, message) in [
         (Dialect::Speech, json!({"message": "x", "error": "quota_exceeded", "code": 1008})),
         (Dialect::Transcription, json!({"message_type": "quota_exceeded", "error": "x"})),
@@ -398,7 +407,7 @@ fn the_close_decides_about_an_error_in_unknown_words() {
         (1011, "", Some(Verdict::ServerError)),
         (1000, "", Some(Verdict::RequestError)),
     ] {
-        assert_eq!(hear_close(code, reason, true, false), expected, "{code} {reason}");
+        assert_eq!(classify_close(code, reason, true, false), expected, "{code} {reason}");
     }
     check(Dialect::Transcription, r#"{"message_type":"gizmo","text":"x"}"#, MessageKind::Useful);
     refused(

@@ -14,9 +14,9 @@ fn counted(dialect: Dialect, pieces: &[&[u8]]) -> MessageCount {
 #[track_caller]
 fn check(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
     let expected = SpokenText { characters, audio_bytes };
-    assert_eq!(counted(dialect, &[message.as_bytes()]).said, expected, "{message}");
+    assert_eq!(counted(dialect, &[message.as_bytes()]).content, expected, "{message}");
     let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-    assert_eq!(counted(dialect, &bytes).said, expected, "byte by byte: {message}");
+    assert_eq!(counted(dialect, &bytes).content, expected, "byte by byte: {message}");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn audio_is_counted_before_its_message_ends() {
     counter.pass(br#"AAAA","commit":true"#);
     assert_eq!(counter.audio_so_far(), 6);
     counter.pass(b"}");
-    assert_eq!(counter.finish(Dialect::Transcription).said.audio_bytes, 6);
+    assert_eq!(counter.finish(Dialect::Transcription).content.audio_bytes, 6);
     assert_eq!(counter.audio_so_far(), 0);
 }
 
@@ -146,7 +146,7 @@ proptest! {
             rest = after;
         }
         pieces.push(rest);
-        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).said.characters, whole(&bytes));
+        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).content.characters, whole(&bytes));
     }
 
     #[test]
