@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use keychoir::elevenlabs::endpoint::Route;
 use keychoir::policy::client::ClientName;
+use keychoir::policy::outcome::Outcome;
 use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
@@ -163,7 +164,7 @@ fn path() -> f64 {
                     method: Method::GET,
                     route,
                     status: Some(200),
-                    verdict: "served",
+                    outcome: Outcome::Served,
                     request_bytes: 0,
                     response_bytes: 2,
                     model: None,

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use house::{middle, number};
 use keychoir::elevenlabs::endpoint::Route;
-use keychoir::telemetry::{self, Form, Sink};
+use keychoir::telemetry::{self, LineFormat, Sink};
 use tracing::info;
 
 /// Number of bursts per second.
@@ -40,8 +40,8 @@ fn main() {
     let rate = number("BENCH_RATE", 3_000);
     let seconds = number("BENCH_SECONDS", 8);
     let form = match std::env::var("BENCH_FORM").as_deref() {
-        Ok("terminal") => Form::Terminal,
-        _ => Form::Json,
+        Ok("terminal") => LineFormat::Terminal,
+        _ => LineFormat::Json,
     };
     let (mut reader, writer) = io::pipe().unwrap();
     let reading = keychoir::tasks::thread("reader", move || {

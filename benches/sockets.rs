@@ -240,7 +240,7 @@ async fn memory_of_a_session(
 
 fn until_none_is_open(house: &Running) {
     for socket in ["speech", "unknown"] {
-        let line = format!("keychoir_sockets{{socket=\"{socket}\"}} 0");
+        let line = format!("keychoir_websocket_sessions{{protocol=\"{socket}\"}} 0");
         house.says(&line);
     }
 }

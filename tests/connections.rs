@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 /// A proxy with one client.
-async fn with_a_client() -> House {
+async fn with_client() -> House {
     let client = ClientConfig {
         name: "app".into(),
         token: TokenFingerprint::of("its-token"),
@@ -56,8 +56,8 @@ async fn upload(house: &House, framing: &str, pieces: usize, pause: Duration) ->
 }
 
 #[tokio::test]
-async fn uploads_that_are_refused_early_read_their_answer() {
-    let house = with_a_client().await;
+async fn clients_of_refused_uploads_receive_the_response() {
+    let house = with_client().await;
     let (none, some) = (Duration::ZERO, Duration::from_millis(1));
     let fast = (0..50).map(|_| upload(&house, "transfer-encoding: chunked", 60, none));
     let fast = join_all(fast).await;
@@ -69,8 +69,8 @@ async fn uploads_that_are_refused_early_read_their_answer() {
     house.close().await;
 }
 
-/// A proxy whose upstream sends `said` and closes.
-async fn before(said: &'static str) -> House {
+/// A proxy whose upstream sends `response` and closes.
+async fn with_upstream_response(response: &'static str) -> House {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     Tasks::new().spawn(async move {
@@ -79,7 +79,7 @@ async fn before(said: &'static str) -> House {
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(stream.read_u8().await.unwrap());
             }
-            let _ = stream.write_all(said.as_bytes()).await;
+            let _ = stream.write_all(response.as_bytes()).await;
         }
     });
     house_with(Plan::of([(ONE, 100)]), |config| {
@@ -90,7 +90,7 @@ async fn before(said: &'static str) -> House {
 }
 
 /// A proxy whose upstream passes its connections to the test after their head was read.
-async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
+async fn with_held_upstream() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
     let listener = loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -115,7 +115,7 @@ async fn held() -> (mpsc::UnboundedReceiver<TcpStream>, House) {
 }
 
 /// The response to an HTTP/1.0 client, and whether the connection ends cleanly.
-async fn old_client(house: &House, method: &str) -> (String, Result<(), ErrorKind>) {
+async fn http_1_0_client(house: &House, method: &str) -> (String, Result<(), ErrorKind>) {
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.0\r\nhost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -125,32 +125,32 @@ async fn old_client(house: &House, method: &str) -> (String, Result<(), ErrorKin
 }
 
 #[tokio::test]
-async fn a_cut_answer_to_an_old_client_ends_in_a_reset() {
-    for (rest, is_whole) in
+async fn a_truncated_response_to_http_1_0_ends_with_a_reset() {
+    for (rest, is_complete) in
         [("4\r\nhalf\r\n", false), ("4\r\nhalf\r\n8\r\nsec", false), ("4\r\nhalf\r\n0\r\n\r\n", true)]
     {
-        let said = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{rest}");
-        let house = before(said.leak()).await;
+        let response = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{rest}");
+        let house = with_upstream_response(response.leak()).await;
         for method in ["GET", "POST"] {
-            let (answer, ended) = old_client(&house, method).await;
+            let (answer, ended) = http_1_0_client(&house, method).await;
             assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
-            assert_eq!(ended, if is_whole { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
+            assert_eq!(ended, if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
         }
         house.abandon().await;
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_to_an_old_client_is_whole() {
-    let house = before("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
-    let (answer, ended) = old_client(&house, "HEAD").await;
+async fn a_response_without_a_body_to_http_1_0_is_complete() {
+    let house = with_upstream_response("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    let (answer, ended) = http_1_0_client(&house, "HEAD").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
     assert_eq!(ended, Ok(()));
     house.abandon().await;
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_cut_has_a_status_line_and_no_clean_end() {
+async fn a_truncated_refusal_has_its_head_and_no_clean_end() {
     let part = "a".repeat(240);
     for (framing, part) in [
         ("content-length: 5000", part.clone()),
@@ -159,7 +159,9 @@ async fn a_refusal_that_is_cut_has_a_status_line_and_no_clean_end() {
         ("content-length: 5000", String::new()),
         ("transfer-encoding: chunked", String::new()),
     ] {
-        let house = before(format!("HTTP/1.1 401 Unauthorized\r\n{framing}\r\n\r\n{part}").leak()).await;
+        let house =
+            with_upstream_response(format!("HTTP/1.1 401 Unauthorized\r\n{framing}\r\n\r\n{part}").leak())
+                .await;
         for _ in 0..20 {
             let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
             stream.write_all(b"POST /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
@@ -175,9 +177,12 @@ async fn a_refusal_that_is_cut_has_a_status_line_and_no_clean_end() {
 }
 
 #[tokio::test]
-async fn a_body_in_a_coding_that_is_not_undone_is_a_502() {
+async fn a_body_in_an_unsupported_transfer_coding_is_a_502() {
     for coding in ["gzip, chunked", "something", "chunked, gzip"] {
-        let house = before(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\nabc").leak()).await;
+        let house = with_upstream_response(
+            format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\nabc").leak(),
+        )
+        .await;
         let answer = house.get("/v1/voices").await;
         assert_ours(&answer, 502, "upstream_reset");
         house.abandon().await;
@@ -185,7 +190,7 @@ async fn a_body_in_a_coding_that_is_not_undone_is_a_502() {
 }
 
 #[tokio::test]
-async fn requests_that_come_back_are_refused_with_508() {
+async fn requests_in_a_loop_are_refused_with_508() {
     let folder = tempfile::tempdir().unwrap();
     let listener = loopback().await;
     // Loops that `check` cannot detect: by a name, or through a gateway.
@@ -217,8 +222,8 @@ async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: 
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_half_gets_its_answer() {
-    let (mut upstream, house) = held().await;
+async fn a_client_that_closes_its_sending_half_gets_its_response() {
+    let (mut upstream, house) = with_held_upstream().await;
     let rest = "host: localhost\r\n\r\n";
     for request in [
         format!("GET /v1/voices HTTP/1.1\r\n{rest}"),
@@ -228,12 +233,12 @@ async fn a_client_that_closes_its_half_gets_its_answer() {
     ] {
         let stream = TcpStream::connect(house.running.address()).await.unwrap();
         let answering = async {
-            let mut asked = upstream.recv().await.unwrap();
+            let mut connection = upstream.recv().await.unwrap();
             let mut body = Vec::new();
             while request.contains("hello") && !body.windows(5).any(|part| part == b"hello") {
-                assert_ne!(asked.read_buf(&mut body).await.unwrap(), 0, "the request was cut");
+                assert_ne!(connection.read_buf(&mut body).await.unwrap(), 0, "the request was cut");
             }
-            asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nanswer").await.unwrap();
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nanswer").await.unwrap();
         };
         let (answer, ()) = tokio::join!(half_closed(stream, &request), answering);
         assert!(answer.ends_with("answer") && answer.contains(" 200 OK\r\n"), "{request}: {answer}");
@@ -242,26 +247,26 @@ async fn a_client_that_closes_its_half_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_left_takes_its_request_along() {
-    let (mut upstream, house) = held().await;
+async fn the_request_of_a_disconnected_client_is_cancelled() {
+    let (mut upstream, house) = with_held_upstream().await;
     for request in [
         "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n",
         "POST /v1/voices HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello",
     ] {
         let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut asked = upstream.recv().await.unwrap();
+        let mut connection = upstream.recv().await.unwrap();
         drop(stream);
         // The provider's connection is closed without a response.
-        let closed = async { while asked.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
-        timeout(Duration::from_secs(30), closed).await.expect("it was not noticed");
+        let closed = async { while connection.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+        timeout(Duration::from_secs(30), closed).await.expect("the request was not cancelled");
     }
     house.abandon().await;
 }
 
 #[tokio::test]
-async fn http2_with_prior_knowledge_is_told_to_use_http1() {
-    let house = with_a_client().await;
+async fn http2_with_prior_knowledge_is_refused() {
+    let house = with_client().await;
     let mut stream = TcpStream::connect(house.running.address()).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let (mut settings, mut goaway) = ([0; 9], [0; 17]);

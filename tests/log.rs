@@ -15,7 +15,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use keychoir::simulator::{Plan, Simulator};
-use keychoir::telemetry::{self, Form, Sink};
+use keychoir::telemetry::{self, LineFormat, Sink};
 use program::keychoir;
 use serde_json::Value;
 use tracing::info;
@@ -94,6 +94,7 @@ async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_o
     assert_eq!(events.last().unwrap()["event"], "server_ended");
     for event in ended {
         assert_eq!(event["upstream_host"], "127.0.0.1");
+        assert_eq!(event["client_address"], "127.0.0.1");
         assert!(event["user_agent"].is_string() && event["client"] == "local", "{event}");
     }
 }
@@ -130,7 +131,7 @@ fn a_program_that_panics() {
     if std::env::var_os(CHILD).is_none() {
         return;
     }
-    telemetry::start(Form::Json, "info", Sink::stderr(Form::Json).unwrap()).unwrap();
+    telemetry::start(LineFormat::Json, "info", Sink::stderr(LineFormat::Json).unwrap()).unwrap();
     // The first one wakes the writing thread, and the others would wait for its next wake.
     (0..3).for_each(|number| info!(event = "before", number, "it comes {Talkative}"));
     panic!("on purpose");

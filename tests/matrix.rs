@@ -68,7 +68,7 @@ use Subject::{
 
 /// The catalogue, with the status of each refusal. The accounts are on a paid plan, so a text that
 /// is too long for one is too long for all.
-const REFUSALS: [(&str, u16, Subject); 63] = [
+static REFUSALS: [(&str, u16, Subject); 83] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
@@ -132,6 +132,26 @@ const REFUSALS: [(&str, u16, Subject); 63] = [
     ("page=503", 503, Overload),
     ("server_error", 500, Failure),
     ("page=502", 502, Failure),
+    ("key_cap_words", 401, Cap),
+    ("concurrency_words", 429, Concurrency),
+    ("busy_words", 429, Overload),
+    ("rate_limit_words", 429, Rate),
+    ("missing_permissions_403", 403, Capability),
+    ("invalid_words", 401, Key),
+    ("auth_error", 401, Key),
+    ("unusual_activity_words", 401, Abuse),
+    ("payment_issue_words", 401, Bill),
+    ("voice_limit_words", 400, Capability),
+    ("voice_access_denied", 403, Capability),
+    ("plan_words", 403, Capability),
+    ("payment_required_plan_words", 402, Capability),
+    ("pay_for_plan_words", 402, Capability),
+    ("payment_required_words", 402, CreditsInWords),
+    ("pay_words", 402, CreditsInWords),
+    ("missing_words", 404, Thing),
+    ("not_found_403", 403, Thing),
+    ("invalid_parameters", 401, Request),
+    ("authentication_required", 401, Unknown),
 ];
 
 /// Each strategy, and the keys of [`plan`] in the order in which it selects them.
@@ -400,7 +420,7 @@ async fn check_catalogue(strategy: &str, routes: &[Route]) {
     let cases = routes.iter().flat_map(|route| {
         let scopes = [Scope::First, Scope::All].into_iter();
         scopes.flat_map(move |scope| {
-            REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+            REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
                 strategy,
                 order,
                 stage: "",
@@ -462,7 +482,7 @@ const LONG: usize = 400;
 async fn a_refusal_is_the_same_whenever_it_comes() {
     let (strategy, order) = STRATEGIES[0];
     let cases = STAGES.into_iter().flat_map(|stage| {
-        REFUSALS.into_iter().map(move |(refusal, status, subject)| Case {
+        REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
             strategy,
             order,
             stage,

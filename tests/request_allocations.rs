@@ -22,7 +22,7 @@ use keychoir::policy::client::Rules;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use keychoir::tasks;
-use keychoir::telemetry::{self, Form, Sink};
+use keychoir::telemetry::{self, LineFormat, Sink};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -118,7 +118,8 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
 
 #[tokio::test]
 async fn a_request_asks_for_little_memory() {
-    telemetry::start(Form::Json, "info", Sink::gathered(std::io::sink(), Form::Json).unwrap()).unwrap();
+    telemetry::start(LineFormat::Json, "info", Sink::gathered(std::io::sink(), LineFormat::Json).unwrap())
+        .unwrap();
     let request = format!(
         "GET /v1/voices/{VOICE}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"
     );

@@ -115,7 +115,7 @@ async fn a_session_whose_client_does_not_read_ends() {
     let ended = async {
         loop {
             let page = client.get(&url).send().await.unwrap().text().await.unwrap();
-            let open = page.lines().filter(|line| line.starts_with("keychoir_sockets{"));
+            let open = page.lines().filter(|line| line.starts_with("keychoir_websocket_sessions{"));
             if open.filter_map(|line| line.rsplit_once(' ')).all(|(_, open)| open == "0") {
                 break;
             }

@@ -623,7 +623,7 @@ async fn a_transcription_is_booked_by_its_seconds() {
     talk.leave().await;
     drop(talk);
     let metrics = house.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("keychoir_sockets_total{socket=\"transcription\"} 1"), "{metrics}");
+    assert!(metrics.contains("keychoir_websocket_sessions_total{protocol=\"transcription\"} 1"), "{metrics}");
     let folder = house.abandon().await;
     let books = folder.path().join("keychoir.db");
     assert_eq!(figure(&books, "SELECT audio_ms FROM attempts WHERE status = 101"), 1_500);

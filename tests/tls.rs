@@ -435,7 +435,11 @@ async fn a_folder_that_cannot_be_made_costs_https_and_not_the_start() {
     let (code, said) = program.end();
     assert_eq!(code, Some(0));
     assert_eq!(said.matches("https_off").count(), 1, "{said}");
-    assert_eq!(said.matches("a client asks for https where there is none").count(), 1, "{said}");
+    assert_eq!(
+        said.matches("a client connected with https, but there is no certificate").count(),
+        1,
+        "{said}"
+    );
     assert!(!said.contains("server_https"), "{said}");
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,14 +23,15 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use keychoir::policy::min_rate::MinRate;
 use keychoir::server::{
-    ConnectionLimiter, Drain, Limits, Listener, REST_AFTER, Reply, Server, Service, Tls, WorkerThreads,
+    ConnectionLimiter, ConnectionLimits, Drain, IDLE_AFTER, Listener, Reply, Server, Service, Tls,
+    WorkerThreads,
 };
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
-const LIMITS: Limits = Limits {
+const LIMITS: ConnectionLimits = ConnectionLimits {
     request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
@@ -39,22 +41,22 @@ const LIMITS: Limits = Limits {
     response_grace: Duration::ZERO,
     max_request_headers_size: 8192,
     max_connections: 100,
-    rest_after: REST_AFTER,
+    idle_after: IDLE_AFTER,
 };
 
 /// Responds with the name of its thread; at `/hold`, only when it is released.
 #[derive(Clone, Debug)]
-struct Named {
+struct ThreadName {
     held: Arc<Semaphore>,
     released: Arc<Semaphore>,
 }
 
-impl Service for Named {
+impl Service for ThreadName {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
         match request.uri().path() {
-            "/panic" => panic!("this request was meant to break"),
+            "/panic" => panic!("this request panics on purpose"),
             "/hold" => {
                 self.held.add_permits(1);
                 self.released.acquire().await.unwrap().forget();
@@ -66,27 +68,27 @@ impl Service for Named {
     }
 }
 
-struct Stage {
-    server: Arc<Server<Named>>,
+struct TestServer {
+    server: Arc<Server<ThreadName>>,
     workers: WorkerThreads,
     held: Arc<Semaphore>,
     released: Arc<Semaphore>,
 }
 
-impl Stage {
+impl TestServer {
     fn of(count: usize) -> Self {
         Self::with(count, LIMITS)
     }
 
-    fn with(count: usize, limits: Limits) -> Self {
+    fn with(count: usize, limits: ConnectionLimits) -> Self {
         let (held, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let service = Named { held: Arc::clone(&held), released: Arc::clone(&released) };
+        let service = ThreadName { held: Arc::clone(&held), released: Arc::clone(&released) };
         let workers = WorkerThreads::start(count).unwrap();
         let drain = Drain::default();
         let server = Arc::new(Server {
-            crew: workers.crew(&drain, || service.clone()),
+            worker_pool: workers.create_pool(&drain, || service.clone()),
             limits,
-            room: ConnectionLimiter::new(limits.max_connections),
+            connection_limiter: ConnectionLimiter::new(limits.max_connections),
             drain,
             accepting: Tasks::new(),
             connections: Tasks::new(),
@@ -125,27 +127,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// The number of the worker that responds.
-    async fn answer(&mut self) -> u8 {
+    async fn responding_worker(&mut self) -> u8 {
         const NAME: &str = "keychoir-";
-        let mut answer = String::new();
+        let mut response = String::new();
         loop {
-            if let Some((_, number)) = answer.split_once(NAME)
+            if let Some((_, number)) = response.split_once(NAME)
                 && !number.is_empty()
             {
                 return number.parse().unwrap();
             }
-            assert_ne!(self.0.read_to_string_once(&mut answer).await, 0, "it is closed: {answer:?}");
+            assert_ne!(
+                self.0.read_to_string_once(&mut response).await,
+                0,
+                "the connection is closed: {response:?}"
+            );
         }
     }
 
-    async fn ask(&mut self) -> u8 {
+    async fn get(&mut self) -> u8 {
         self.send("/").await;
-        self.answer().await
+        self.responding_worker().await
     }
 
     async fn assert_closed(&mut self) {
         // A reset is an end, too.
-        assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "it is still open");
+        assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "the connection is still open");
     }
 }
 
@@ -161,120 +167,120 @@ trait ReadOnce: AsyncRead + Unpin {
 impl<S: AsyncRead + Unpin> ReadOnce for S {}
 
 #[tokio::test]
-async fn as_many_connections_as_workers_have_one_each() {
-    let stage = Stage::of(4);
-    let address = stage.port();
+async fn connections_are_spread_evenly() {
+    let test = TestServer::of(4);
+    let address = test.port();
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(connect(address).await);
     }
     let mut workers = BTreeSet::new();
     for client in &mut clients {
-        workers.insert(client.ask().await);
+        workers.insert(client.get().await);
     }
     assert_eq!(workers, BTreeSet::from([0, 1, 2, 3]));
     for client in &mut clients {
-        let worker = client.ask().await;
-        assert_eq!(client.ask().await, worker, "a connection that is not in anybody's way stays");
+        let worker = client.get().await;
+        assert_eq!(client.get().await, worker, "a connection stays on a worker without other requests");
     }
 }
 
 #[tokio::test]
-async fn a_unix_socket_has_all_workers_too() {
-    let stage = Stage::of(2);
+async fn connections_of_a_unix_socket_are_spread_too() {
+    let test = TestServer::of(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("k.sock");
-    stage.unix(&path);
+    test.unix(&path);
     let mut one = Client(UnixStream::connect(&path).await.unwrap());
     let mut other = Client(UnixStream::connect(&path).await.unwrap());
-    assert_eq!(BTreeSet::from([one.ask().await, other.ask().await]), BTreeSet::from([0, 1]));
-    stage.server.drain.stop.cancel();
-    stage.server.accepting.ended().await;
-    assert!(!path.exists(), "its file goes with who accepts");
+    assert_eq!(BTreeSet::from([one.get().await, other.get().await]), BTreeSet::from([0, 1]));
+    test.server.drain.stop.cancel();
+    test.server.accepting.ended().await;
+    assert!(!path.exists(), "the socket file is removed with its acceptor");
 }
 
 #[tokio::test]
-async fn connections_that_the_system_has_let_in_are_served_at_the_end() {
-    let stage = Stage::of(1);
-    let address = stage.port();
-    stage.server.drain.ending.cancel();
+async fn connections_in_the_accept_queue_are_served_during_the_drain() {
+    let test = TestServer::of(1);
+    let address = test.port();
+    test.server.drain.ending.cancel();
     // Whether the only worker is busy with this task's connections or not, waiting connections are
     // accepted.
     let mut clients = Vec::new();
     for _ in 0..LIMITS.max_connections {
         clients.push(connect(address).await);
     }
-    stage.server.drain.stop.cancel();
+    test.server.drain.stop.cancel();
     for client in &mut clients {
-        client.ask().await;
+        client.get().await;
     }
-    stage.server.accepting.ended().await;
-    assert!(TcpStream::connect(address).await.is_err(), "then nothing listens there");
+    test.server.accepting.ended().await;
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
 #[tokio::test]
-async fn two_listeners_share_one_place() {
-    let stage = Stage::with(1, Limits { max_connections: 1, ..LIMITS });
-    let (first, second) = (stage.port(), stage.port());
+async fn two_listeners_share_the_connection_limit() {
+    let test = TestServer::with(1, ConnectionLimits { max_connections: 1, ..LIMITS });
+    let (first, second) = (test.port(), test.port());
     for _ in 0..3 {
         for address in [first, second] {
             // Each is closed before the next one is opened, and no other connection holds a permit.
-            connect(address).await.ask().await;
+            connect(address).await.get().await;
         }
     }
     // An open connection keeps the others waiting, and only until it is closed.
     let open = connect(first).await;
     let mut waiting = connect(second).await;
     drop(open);
-    waiting.ask().await;
+    waiting.get().await;
 }
 
 #[tokio::test]
-async fn who_has_requests_under_way_gets_no_more() {
-    let stage = Stage::of(2);
-    let address = stage.port();
+async fn new_connections_go_to_the_worker_without_requests() {
+    let test = TestServer::of(2);
+    let address = test.port();
     let mut busy = connect(address).await;
-    let worker = busy.ask().await;
+    let worker = busy.get().await;
     busy.send("/hold").await;
-    stage.held(1).await;
+    test.held(1).await;
     let mut others = Vec::new();
     for _ in 0..3 {
         let mut other = connect(address).await;
-        assert_ne!(other.ask().await, worker, "the other one has nothing under way");
+        assert_ne!(other.get().await, worker, "the other worker has no request under way");
         others.push(other);
     }
-    stage.released.add_permits(1);
-    assert_eq!(busy.answer().await, worker);
+    test.released.add_permits(1);
+    assert_eq!(busy.responding_worker().await, worker);
     let mut next = connect(address).await;
-    assert_eq!(next.ask().await, worker, "now it has fewer connections");
+    assert_eq!(next.get().await, worker, "now it has fewer connections");
 }
 
 #[tokio::test]
-async fn who_has_not_asked_yet_is_expected_to() {
-    let stage = Stage::of(2);
-    let address = stage.port();
+async fn a_connection_without_a_request_counts_as_an_imminent_one() {
+    let test = TestServer::of(2);
+    let address = test.port();
     let mut first = connect(address).await;
-    let worker = first.ask().await;
+    let worker = first.get().await;
     // Four concurrent connections are spread over the workers before any of them has sent a
     // request.
-    let mut fresh = Vec::new();
+    let mut new_clients = Vec::new();
     for _ in 0..4 {
-        fresh.push(connect(address).await);
+        new_clients.push(connect(address).await);
     }
-    let mut there = 0;
-    for client in &mut fresh {
-        there += usize::from(client.ask().await == worker);
+    let mut on_the_same = 0;
+    for client in &mut new_clients {
+        on_the_same += usize::from(client.get().await == worker);
     }
-    assert_eq!(there, 2);
+    assert_eq!(on_the_same, 2);
 }
 
 #[tokio::test]
-async fn who_asks_after_a_rest_is_served_by_who_has_less_to_do() {
-    let stage = Stage::with(2, Limits { rest_after: Duration::ZERO, ..LIMITS });
-    let address = stage.port();
+async fn an_idle_connection_moves_to_the_worker_with_less_to_do() {
+    let test = TestServer::with(2, ConnectionLimits { idle_after: Duration::ZERO, ..LIMITS });
+    let address = test.port();
     let (mut one, mut two, mut three) =
         (connect(address).await, connect(address).await, connect(address).await);
-    let numbers = [one.ask().await, two.ask().await, three.ask().await];
+    let numbers = [one.get().await, two.get().await, three.get().await];
     // Two of three have the same worker; one of these two keeps it busy for long.
     let (busy, other, worker) = match numbers {
         [a, b, _] if a == b => (&mut one, &mut two, a),
@@ -282,97 +288,103 @@ async fn who_asks_after_a_rest_is_served_by_who_has_less_to_do() {
         [_, a, _] => (&mut two, &mut three, a),
     };
     busy.send("/hold").await;
-    stage.held(1).await;
+    test.held(1).await;
     // The time until the connection moves is not bounded here; it moves.
-    let moved = async { while other.ask().await == worker {} };
-    tokio::time::timeout(Duration::from_secs(30), moved).await.expect("it waits behind the other");
-    assert_eq!(stage.server.room.open(), 3, "it keeps its place");
-    stage.released.add_permits(1);
-    busy.answer().await;
+    let moving = async { while other.get().await == worker {} };
+    tokio::time::timeout(Duration::from_secs(30), moving).await.expect("it stays on the busy worker");
+    assert_eq!(test.server.connection_limiter.open(), 3, "it keeps its permit");
+    test.released.add_permits(1);
+    busy.responding_worker().await;
+    // Its requests count for its new worker.
+    other.send("/hold").await;
+    test.held(1).await;
+    assert_eq!(connect(address).await.get().await, worker, "the other worker has a request under way");
+    test.released.add_permits(1);
+    other.responding_worker().await;
 }
 
 #[tokio::test]
-async fn one_worker_does_everything() {
-    let stage = Stage::of(1);
-    assert_eq!(stage.workers.count(), 1);
-    let address = stage.port();
+async fn one_worker_serves_all_connections() {
+    let test = TestServer::of(1);
+    assert_eq!(test.workers.count(), 1);
+    let address = test.port();
     for _ in 0..3 {
-        assert_eq!(connect(address).await.ask().await, 0);
+        assert_eq!(connect(address).await.get().await, 0);
     }
 }
 
 #[tokio::test]
 async fn a_drain_waits_for_the_requests_of_all_workers() {
-    let stage = Stage::of(2);
-    let address = stage.port();
+    let test = TestServer::of(2);
+    let address = test.port();
     let (mut one, mut other, mut idle) =
         (connect(address).await, connect(address).await, connect(address).await);
-    idle.ask().await;
+    idle.get().await;
     for client in [&mut one, &mut other] {
-        client.ask().await;
+        client.get().await;
         client.send("/hold").await;
     }
-    stage.held(2).await;
-    stage.server.drain.stop.cancel();
-    stage.server.accepting.ended().await;
-    assert!(TcpStream::connect(address).await.is_err(), "nobody is let in any more");
+    test.held(2).await;
+    test.server.drain.stop.cancel();
+    test.server.accepting.ended().await;
+    assert!(TcpStream::connect(address).await.is_err(), "no connection is accepted any more");
     {
-        let mut ended = std::pin::pin!(stage.server.crew.requests_ended());
-        stage.released.add_permits(1);
+        let mut ended = std::pin::pin!(test.server.worker_pool.requests_ended());
+        test.released.add_permits(1);
         let answered = tokio::select! {
-            _ = one.answer() => &mut other,
-            _ = other.answer() => &mut one,
+            _ = one.responding_worker() => &mut other,
+            _ = other.responding_worker() => &mut one,
         };
         let is_pending = poll_fn(|cx| Poll::Ready(ended.as_mut().poll(cx).is_pending())).await;
-        assert!(is_pending, "one is under way");
-        stage.released.add_permits(1);
-        answered.answer().await;
+        assert!(is_pending, "one request is under way");
+        test.released.add_permits(1);
+        answered.responding_worker().await;
         ended.await;
     }
-    stage.server.drain.close.cancel();
-    stage.server.connections.ended().await;
+    test.server.drain.close.cancel();
+    test.server.connections.ended().await;
     for client in [&mut one, &mut other, &mut idle] {
         client.assert_closed().await;
     }
-    stage.workers.end().await;
+    test.workers.end().await;
 }
 
 #[tokio::test]
-async fn what_is_cut_is_cut_on_all_workers() {
-    let stage = Stage::of(2);
-    let address = stage.port();
+async fn a_cut_ends_the_requests_of_all_workers() {
+    let test = TestServer::of(2);
+    let address = test.port();
     let (mut one, mut other) = (connect(address).await, connect(address).await);
     for client in [&mut one, &mut other] {
         client.send("/hold").await;
     }
-    stage.held(2).await;
-    stage.server.drain.stop.cancel();
-    stage.server.drain.cut.cancel();
-    stage.server.connections.ended().await;
+    test.held(2).await;
+    test.server.drain.stop.cancel();
+    test.server.drain.cut.cancel();
+    test.server.connections.ended().await;
     one.assert_closed().await;
     other.assert_closed().await;
 }
 
 #[tokio::test]
-async fn a_request_that_breaks_ends_its_connection_and_no_other() {
-    let stage = Stage::of(1);
-    let address = stage.port();
+async fn a_panic_ends_its_connection_and_no_other() {
+    let test = TestServer::of(1);
+    let address = test.port();
     let (mut steady, mut broken) = (connect(address).await, connect(address).await);
-    steady.ask().await;
-    broken.ask().await;
+    steady.get().await;
+    broken.get().await;
     broken.send("/panic").await;
     broken.assert_closed().await;
-    assert_eq!(steady.ask().await, 0);
-    assert_eq!(connect(address).await.ask().await, 0);
-    assert_eq!(stage.server.room.open(), 2, "its place is free again");
+    assert_eq!(steady.get().await, 0);
+    assert_eq!(connect(address).await.get().await, 0);
+    assert_eq!(test.server.connection_limiter.open(), 2, "its permit is released");
 }
 
 #[tokio::test]
-async fn workers_that_are_dropped_close_what_they_have() {
-    let stage = Stage::of(2);
-    let address = stage.port();
+async fn dropped_workers_close_their_connections() {
+    let test = TestServer::of(2);
+    let address = test.port();
     let mut client = connect(address).await;
-    client.ask().await;
-    drop(stage);
+    client.get().await;
+    drop(test);
     client.assert_closed().await;
 }

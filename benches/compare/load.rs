@@ -115,6 +115,32 @@ impl Load {
         .await
     }
 
+    /// Sends `each` requests on each client's connection, one client after the other; `then` runs
+    /// after each client.
+    pub async fn in_turns(&mut self, asked: &Asked, each: u32, mut then: impl FnMut(usize)) {
+        for (place, asker) in self.askers.iter_mut().enumerate() {
+            for _ in 0..each {
+                asker.ask(asked, Instant::now(), &mut Heard::default()).await;
+            }
+            then(place);
+        }
+    }
+
+    /// Adds the clients of another load.
+    pub fn join(&mut self, other: Self) {
+        self.askers.extend(other.askers);
+    }
+
+    /// Takes the clients at these places out, in this order; the others keep their places.
+    pub fn part(&mut self, places: &[usize]) -> Self {
+        Self {
+            askers: places
+                .iter()
+                .map(|place| std::mem::replace(&mut self.askers[*place], Asker::new(Vec::new())))
+                .collect(),
+        }
+    }
+
     /// Sends the next request after each response, for `seconds`.
     pub async fn saturating(&mut self, asked: &Asked, seconds: f64) -> Heard {
         let end = Instant::now() + Duration::from_secs_f64(seconds);

@@ -149,6 +149,23 @@ impl Running {
         used
     }
 
+    /// Processor time of each worker of Keychoir so far, in seconds.
+    pub fn workers(&self) -> Vec<f64> {
+        let mut workers = BTreeMap::new();
+        for process in self.processes() {
+            for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+                let thread = thread.unwrap().path();
+                let read = |file: &str| fs::read_to_string(thread.join(file));
+                let (Ok(name), Ok(schedule)) = (read("comm"), read("schedstat")) else { continue };
+                if let Some(number) = name.trim().strip_prefix("keychoir-") {
+                    let nanos = schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap();
+                    workers.insert(number.parse::<usize>().unwrap(), nanos / 1e9);
+                }
+            }
+        }
+        workers.into_values().collect()
+    }
+
     /// Its memory in MiB, with shared pages counted proportionally.
     pub fn memory(&self) -> f64 {
         let of = |process: u32| {

@@ -10,6 +10,7 @@
 //! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores;
 //!                                                nginx with more connections
 //! cargo bench --bench compare -- uneven          small requests beside long streams
+//! cargo bench --bench compare -- kept            requests on idle connections of one worker
 //! cargo bench --bench compare -- slow            speeches beside clients that trickle or do not read
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
@@ -32,6 +33,7 @@
 mod house;
 
 mod growth;
+mod kept;
 mod load;
 mod machine;
 mod memory;
@@ -106,6 +108,7 @@ impl Asked {
                 ("memory", None) => asked.studies.push(memory::measure),
                 ("growth", None) => asked.studies.push(growth::grow),
                 ("uneven", None) => asked.studies.push(uneven::measure),
+                ("kept", None) => asked.studies.push(kept::measure),
                 ("slow", None) => asked.studies.push(slow::measure),
                 (word, None) => panic!("`{word}` is nothing that can be measured here"),
             }

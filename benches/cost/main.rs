@@ -11,7 +11,7 @@
 //! make record-cost    # takes what is measured for the new bounds
 //! ```
 //!
-//! Valgrind's processor has no SHA-256 instructions, so the parts that hash (`identify`, `names`)
+//! Valgrind's processor has no SHA-256 instructions, so the parts that hash (`authenticate`, `names`)
 //! cost several thousand here and a hundred nanoseconds on real processors.
 
 #![allow(

@@ -100,7 +100,7 @@ impl Running {
 
     /// Waits until every record is written.
     pub fn settled(&self) {
-        self.says("keychoir_store_records_waiting 0");
+        self.says("keychoir_usage_records_queued 0");
     }
 
     /// The content of a file of /proc about it.

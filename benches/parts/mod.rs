@@ -38,7 +38,7 @@ use keychoir::elevenlabs::plan::Capabilities;
 use keychoir::elevenlabs::refusal::{ErrorBody, classify};
 use keychoir::elevenlabs::request_body::RequestBodyFeatures;
 use keychoir::policy::budget::{Extension, Quota};
-use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, identify};
+use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, authenticate};
 use keychoir::policy::client_quota::{Period, Tally};
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::headers::{Forwarded, is_searched, strip_response};
@@ -48,7 +48,7 @@ use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
 use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
-use keychoir::proxy::{look_up, strip};
+use keychoir::proxy::{route, sanitize};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::AnswerError;
 
@@ -228,7 +228,7 @@ fn identifying(count: usize) -> Stage {
     stage(
         move |n| heads(n, What::Voices),
         move |head| {
-            black_box(identify(&clients, &head.headers, head.uri.query())).unwrap();
+            black_box(authenticate(&clients, &head.headers, head.uri.query())).unwrap();
             std::mem::forget(head);
         },
     )
@@ -238,7 +238,7 @@ fn looking_up(what: What) -> Stage {
     stage(
         move |n| heads(n, what),
         |mut head| {
-            black_box(look_up(&mut head, true)).unwrap();
+            black_box(route(&mut head, true)).unwrap();
             std::mem::forget(head);
         },
     )
@@ -283,7 +283,7 @@ fn stripping(what: What) -> Stage {
     stage(
         move |n| heads(n, what),
         |head| {
-            std::mem::forget(black_box(strip(head, None, &Forwarded::default())).unwrap());
+            std::mem::forget(black_box(sanitize(head, None, &Forwarded::default())).unwrap());
         },
     )
 }
@@ -508,11 +508,11 @@ impl Way {
     fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
         let (pool, now) = (&self.keys.pool, clock::now());
         origin(&head);
-        let caller = identify(&self.clients, &head.headers, head.uri.query()).unwrap();
-        let (endpoint, names, _) = look_up(&mut head, true).unwrap();
+        let caller = authenticate(&self.clients, &head.headers, head.uri.query()).unwrap();
+        let (endpoint, names, _) = route(&mut head, true).unwrap();
         black_box(affinity::yields(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
-        let outbound = strip(head, endpoint.socket, &Forwarded::default()).unwrap();
+        let outbound = sanitize(head, endpoint.socket, &Forwarded::default()).unwrap();
         let asked = if endpoint.operation.has_text() {
             RequestBodyFeatures::of(TEXT, true)
         } else {

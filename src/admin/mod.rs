@@ -10,24 +10,26 @@ mod usage;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
+};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::client::{Client, Unidentified, identify};
+use crate::policy::client::{Client, Unidentified, authenticate};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
 use crate::server::ConnectionLimiter;
 use crate::store;
-use crate::telemetry::Meters;
+use crate::telemetry::{Exposition, Meters};
 use crate::upstream::ReachCell;
 
 pub use details::KeyDetails;
 pub use health::{Draining, Readiness};
 pub use status::StatusDocument;
-pub use usage::ClientUsage;
+pub use usage::ClientUsageReport;
 
 /// The state that the endpoints read.
 #[derive(Clone, Debug)]
@@ -62,9 +64,6 @@ const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 /// Every client may read its own usage there, whatever its paths are.
 const USAGE: &str = "/api/keychoir-usage";
 
-/// The media type of Prometheus' text format.
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 impl Admin {
     /// The response, if the path is one of Keychoir's; every other path is the provider's.
     #[must_use]
@@ -75,18 +74,18 @@ impl Admin {
         headers: &HeaderMap,
         now: UnixMs,
     ) -> Option<Response<Bytes>> {
-        let page: fn(&Self, UnixMs) -> Response<Bytes> = match uri.path() {
-            "/api/elevenlabs-status" => Self::status,
-            "/api/keychoir-keys" => Self::details,
+        let page: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
+            "/api/elevenlabs-status" => |admin, _, now| admin.status(now),
+            "/api/keychoir-keys" => |admin, _, now| admin.details(now),
             "/metrics" => Self::metrics,
             USAGE => return Some(self.usage(method, uri, headers, now)),
-            "/livez" | "/healthz" => Self::live,
-            "/readyz" => Self::ready,
+            "/livez" | "/healthz" => |_, _, _| live(),
+            "/readyz" => |admin, _, now| admin.ready(now),
             // Browsers request these from every origin; otherwise they would be sent to the
             // provider with a key.
-            "/" => |_, _| front_page(),
-            "/favicon.ico" => |_, _| nothing(),
-            "/robots.txt" => |_, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
+            "/" => |_, _, _| front_page(),
+            "/favicon.ico" => |_, _, _| nothing(),
+            "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
             _ => return None,
         };
         if let Some(refusal) = only_reading(method) {
@@ -107,13 +106,13 @@ impl Admin {
                 return Some(refusal.answer("", now));
             }
         }
-        Some(page(self, now))
+        Some(page(self, headers, now))
     }
 
     /// The client that sent the request, if it may read Keychoir's own pages.
     fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
         let clients = &self.config.load().clients;
-        let caller = identify(clients, headers, uri.query())?;
+        let caller = authenticate(clients, headers, uri.query())?;
         if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
     }
 
@@ -125,7 +124,7 @@ impl Admin {
         match self.client(uri, headers) {
             Ok(client) => {
                 let used = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsage::of(&client, &used, now))
+                json(StatusCode::OK, &ClientUsageReport::of(&client, &used, now))
             }
             Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),
         }
@@ -139,23 +138,21 @@ impl Admin {
         json(StatusCode::OK, &KeyDetails::of(&self.pool, now))
     }
 
-    fn metrics(&self, now: UnixMs) -> Response<Bytes> {
-        let sources = metrics::Sources {
-            meters: &self.meters,
+    fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
+        let sources = metrics::MetricSources {
             keys: &self.pool.snapshot(now),
-            waiting: self.pool.waiting(),
+            queued: self.pool.waiting(),
             mirror: self.mirror.as_ref(),
             books: &self.books,
             connections: &self.connections,
             buffers: &self.config.load().limits.buffers,
             started_at: self.started_at,
         };
-        page(StatusCode::OK, EXPOSITION, metrics::page(&sources, now))
-    }
-
-    /// The process is alive, whatever the state of its parts.
-    fn live(&self, _: UnixMs) -> Response<Bytes> {
-        json(StatusCode::OK, &serde_json::json!({"status": "live"}))
+        let form = Exposition::accepted(headers);
+        let text = form.page(&[self.meters.registry(), &metrics::registry(&sources, now)]);
+        let mut answer = page(StatusCode::OK, form.content_type(), text);
+        answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+        answer
     }
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
@@ -169,6 +166,11 @@ impl Admin {
         }
         answer
     }
+}
+
+/// The process is alive, whatever the state of its parts.
+fn live() -> Response<Bytes> {
+    json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
 /// The front page, with a link to the status.

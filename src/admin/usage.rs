@@ -11,17 +11,17 @@ use crate::proxy::Used;
 /// The whole document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClientUsage {
+pub struct ClientUsageReport {
     client: String,
     /// `null` for a client without a quota.
-    quota: Option<Quota>,
+    quota: Option<QuotaReport>,
     requests: Amounts,
     credits: Amounts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Quota {
+struct QuotaReport {
     /// In the notation of the configuration: `10,000 credits per month`.
     limit: String,
     amount: u64,
@@ -40,20 +40,20 @@ struct Amounts {
     total: u64,
 }
 
-impl ClientUsage {
+impl ClientUsageReport {
     /// The document of a client with this usage.
     #[must_use]
     pub fn of(client: &Client, used: &Used, now: UnixMs) -> Self {
         Self {
             client: client.name.as_str().to_owned(),
-            quota: client.rules.allowance.map(|allowance| Quota::of(allowance, used, now)),
+            quota: client.rules.allowance.map(|allowance| QuotaReport::of(allowance, used, now)),
             requests: Amounts::of(used.requests),
             credits: Amounts::of(used.credits),
         }
     }
 }
 
-impl Quota {
+impl QuotaReport {
     fn of(allowance: ClientQuota, used: &Used, now: UnixMs) -> Self {
         let amounts = match allowance.measure {
             Measure::Requests => used.requests,
@@ -94,7 +94,7 @@ mod tests {
     fn check(allowance: Option<ClientQuota>, expected: &serde_json::Value) {
         let client = Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
         let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
-        let document = serde_json::to_value(ClientUsage::of(&client, &used, NOW)).unwrap();
+        let document = serde_json::to_value(ClientUsageReport::of(&client, &used, NOW)).unwrap();
         let whole = json!({
             "client": "app",
             "quota": expected,

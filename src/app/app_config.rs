@@ -42,7 +42,7 @@ pub struct AppConfig {
     /// The source of the server's certificates.
     pub https: Https,
     /// The limits of client connections.
-    pub server: server::Limits,
+    pub server: server::ConnectionLimits,
     /// How long kept connections without a request stay open during a drain.
     pub drain_idle_timeout: Duration,
     /// Threads that serve connections; 0 for one per core.
@@ -175,7 +175,7 @@ impl AppConfig {
                 }),
             },
             https,
-            server: server::Limits {
+            server: server::ConnectionLimits {
                 request_headers_timeout: server.request_headers_timeout,
                 keepalive_timeout: server.keepalive_timeout,
                 linger_timeout: server.linger_timeout,
@@ -185,7 +185,7 @@ impl AppConfig {
                 response_grace: min_rate::GRACE,
                 max_request_headers_size: server.max_request_headers_size,
                 max_connections: server.max_connections,
-                rest_after: server::REST_AFTER,
+                idle_after: server::IDLE_AFTER,
             },
             drain_idle_timeout: server.drain_idle_timeout,
             workers: server.workers,

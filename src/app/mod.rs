@@ -98,7 +98,7 @@ pub struct Running {
     drain_idle_timeout: Duration,
     accepting: Tasks,
     connections: Tasks,
-    crew: WorkerPool<Router>,
+    worker_pool: WorkerPool<Router>,
     workers: WorkerThreads,
     watching: Option<AbortOnDrop>,
     pricing: AbortOnDrop,
@@ -165,7 +165,8 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
         base_path: parts.base_path,
     }));
     let mirrored = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let (meters, room) = (Meters::default(), ConnectionLimiter::new(parts.server.max_connections));
+    let (meters, connection_limiter) =
+        (Meters::default(), ConnectionLimiter::new(parts.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -173,7 +174,7 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
         mirror: mirrored,
         draining: draining.clone(),
         meters: meters.clone(),
-        connections: room.clone(),
+        connections: connection_limiter.clone(),
         reach: upstream.reach().clone(),
         started_at: clock::now(),
     };
@@ -200,11 +201,11 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
     let certificates = Certificates::new(parts.https, &addresses, clock::now())?;
     let renewing = Tasks::new().spawn_guarded(certificates.clone().keep_fresh());
     let workers = WorkerThreads::start(parts.workers)?;
-    let crew = workers.crew(&drain, || front.for_core(workers.count()));
+    let worker_pool = workers.create_pool(&drain, || front.for_core(workers.count()));
     let server = Arc::new(Server {
-        crew: crew.clone(),
+        worker_pool: worker_pool.clone(),
         limits: parts.server,
-        room,
+        connection_limiter,
         drain: drain.clone(),
         accepting: accepting.clone(),
         connections: connections.clone(),
@@ -225,7 +226,7 @@ pub fn start(parts: AppConfig, listeners: Vec<Listener>) -> Result<Running, Star
         drain_idle_timeout: parts.drain_idle_timeout,
         accepting,
         connections,
-        crew,
+        worker_pool,
         workers,
         watching,
         pricing,
@@ -351,7 +352,7 @@ impl Running {
             let _ = tokio::time::timeout(kept_max, kept.ended()).await;
             stop.cancel();
             self.accepting.ended().await;
-            self.crew.requests_ended().await;
+            self.worker_pool.requests_ended().await;
             close.cancel();
             self.connections.ended().await;
         };
@@ -375,7 +376,7 @@ impl Running {
             let _ = tokio::time::timeout(CUT_MAX, self.connections.ended()).await;
         }
         // The workers drop the tasks that still run, which are the last that could produce usage records.
-        drop(self.crew);
+        drop(self.worker_pool);
         let left = CUT_MAX.saturating_sub(clock::since(begun));
         let _ = tokio::time::timeout(left, self.workers.end()).await;
         let begun = clock::instant();

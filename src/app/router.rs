@@ -1,5 +1,6 @@
 //! Admits requests by their origin, and routes them to Keychoir's own pages or to the proxy.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -39,9 +40,9 @@ impl Router {
 impl Service for Router {
     type Body = ResponseBody;
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Reply<ResponseBody> {
+    async fn answer(&self, mut request: Request<Incoming>, peer: Option<IpAddr>) -> Reply<ResponseBody> {
         let RouterParts { admin, proxy } = &*self.0;
-        let visit = match proxy.admit(&mut request) {
+        let visit = match proxy.admit(&mut request, peer) {
             Ok(visit) => visit,
             Err(refusal) => return (*refusal).into(),
         };
@@ -58,7 +59,7 @@ impl Service for Router {
                 page.map(|body| ResponseBody::Ours(Full::new(body)))
             }
             None => {
-                let ProxyResponse { answer, socket } = proxy.exchange(request).await;
+                let ProxyResponse { answer, socket } = proxy.exchange(request, peer).await;
                 session = socket.map(|socket| -> Session {
                     Box::new(|stream, early| Box::pin(socket.run(stream, early)))
                 });

@@ -18,7 +18,7 @@ use crate::app::{
 };
 use crate::config::{Config, Listen, Loaded, LogFormat, Overrides};
 use crate::policy::files::{self, RequestedLimits};
-use crate::telemetry::{self, FlushAtEnd, Form, Sink, keys_loaded};
+use crate::telemetry::{self, FlushAtEnd, LineFormat, Sink, keys_loaded};
 use crate::upstream::Reach;
 
 /// Maximum wait for the first poll of the quotas, which the table of keys shows: a provider that
@@ -72,11 +72,11 @@ pub(super) fn run(arguments: Serving) -> ExitCode {
     }
 }
 
-fn form(format: LogFormat) -> Form {
+fn form(format: LogFormat) -> LineFormat {
     match format {
-        LogFormat::Terminal => Form::Terminal,
-        LogFormat::Ascii => Form::Ascii,
-        LogFormat::Json => Form::Json,
+        LogFormat::Terminal => LineFormat::Terminal,
+        LogFormat::Ascii => LineFormat::Ascii,
+        LogFormat::Json => LineFormat::Json,
         LogFormat::Auto => {
             let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
             telemetry::form_of_stderr(locale.as_deref())

@@ -262,6 +262,25 @@ mod tests {
     }
 
     #[test]
+    fn documented_routes_are_those_of_the_list_in_any_case_and_with_any_identifier() {
+        let is_documented = |path: &str| lookup(&Method::GET, path).unwrap().route.is_documented();
+        for path in [
+            "/v1/text-to-speech/x/stream",
+            "/v1/Text-To-Speech/y/stream",
+            "/v2/voices",
+            "/v1/convai/conversation",
+        ] {
+            assert!(is_documented(path), "{path}");
+        }
+        for path in ["/", "/v1/voices/voices/voices", "/v1/some-new-thing/abc", "/v9/voices"] {
+            assert!(!is_documented(path), "{path}");
+        }
+        for line in include_str!("endpoint/routes.txt").lines() {
+            assert_eq!(Route::read(line).to_string(), line, "each segment is a literal of the API");
+        }
+    }
+
+    #[test]
     fn a_read_has_no_effect_and_any_other_request_may() {
         for (method, effect) in [
             (Method::GET, Effect::None),

@@ -189,7 +189,11 @@ pub enum Unidentified {
 ///
 /// When tokens are needed and no valid one is presented, and when a client that may bring its own key
 /// presents a malformed one: serving it from the pool would spend other clients' credits.
-pub fn identify(clients: &Clients, headers: &HeaderMap, query: Option<&str>) -> Result<Caller, Unidentified> {
+pub fn authenticate(
+    clients: &Clients,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Caller, Unidentified> {
     let presented = || presented(headers, query);
     // A credential that is not a token: the key that the SDK was configured with.
     let own_key = || {
@@ -249,7 +253,7 @@ mod tests {
         expected: Result<&str, Unidentified>,
     ) {
         let headers = headers(header.as_slice());
-        let caller = identify(&known(AnonymousAccess::Refused), &headers, query);
+        let caller = authenticate(&known(AnonymousAccess::Refused), &headers, query);
         assert_eq!(caller.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
         assert!(caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
@@ -291,7 +295,7 @@ mod tests {
     #[test]
     fn without_configured_clients_every_request_is_local() {
         let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
-        let caller = identify(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
+        let caller = authenticate(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
@@ -303,7 +307,7 @@ mod tests {
         query: Option<&str>,
         expected: Result<(&str, Option<&str>), Unidentified>,
     ) {
-        let caller = identify(clients, &headers(credentials), query);
+        let caller = authenticate(clients, &headers(credentials), query);
         let identified = caller
             .as_ref()
             .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
@@ -355,7 +359,7 @@ mod tests {
         check_own(&clients, &[own[0], ("x-keychoir-token", "wrong")], None, Err(Unidentified::Wrong));
         check_own(&clients, &[], None, Err(Unidentified::Missing));
         let is_included =
-            |credentials| clients.include(&identify(&clients, &headers(credentials), None).unwrap());
+            |credentials| clients.include(&authenticate(&clients, &headers(credentials), None).unwrap());
         assert!(is_included(&[("xi-api-key", "token-of-app")]) && !is_included(&own));
         let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         check_own(&open_clients, &own, None, Ok(("local", Some("sk_own"))));

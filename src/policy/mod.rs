@@ -25,6 +25,7 @@ pub mod poll_schedule;
 pub mod select;
 pub mod strategy;
 
+pub mod outcome;
 pub mod replay;
 pub mod retry_after;
 pub mod retry_budget;

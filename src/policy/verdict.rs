@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::outcome::Outcome;
 use super::permission::Permission;
 
 /// What a response means for the key that was used.
@@ -239,32 +240,38 @@ impl Verdict {
         }
     }
 
+    /// The outcome of an attempt that ended with this verdict.
+    #[must_use]
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Served => Outcome::Served,
+            Self::WorkspaceQuota(_) => Outcome::WorkspaceQuota,
+            Self::KeyQuota(_) => Outcome::KeyQuota,
+            Self::InvalidKey => Outcome::InvalidKey,
+            Self::WrongHost => Outcome::WrongHost,
+            Self::MissingPermission(_) => Outcome::MissingPermission,
+            Self::PlanFeature(_) => Outcome::PlanFeature,
+            Self::Slots => Outcome::Slots,
+            Self::Billing => Outcome::Billing,
+            Self::Abuse => Outcome::Abuse,
+            Self::RateLimited(_) => Outcome::RateLimited,
+            Self::Concurrency { .. } => Outcome::Concurrency,
+            Self::Busy => Outcome::Busy,
+            Self::Unexplained(Refusal::Unauthorized) => Outcome::Unauthorized,
+            Self::Unexplained(Refusal::PaymentRequired) => Outcome::PaymentRequired,
+            Self::Unexplained(Refusal::Forbidden) => Outcome::Forbidden,
+            Self::Unexplained(Refusal::TooMany(_)) => Outcome::TooManyRequests,
+            Self::Unexplained(Refusal::Bodiless) => Outcome::Unexplained,
+            Self::NotFound => Outcome::NotFound,
+            Self::RequestError => Outcome::RequestError,
+            Self::ServerError => Outcome::ServerError,
+            Self::Unreadable => Outcome::Unreadable,
+        }
+    }
+
     /// The identifier in logs, usage records and metrics.
     #[must_use]
     pub fn word(self) -> &'static str {
-        match self {
-            Self::Served => "served",
-            Self::WorkspaceQuota(_) => "workspace_quota",
-            Self::KeyQuota(_) => "key_quota",
-            Self::InvalidKey => "invalid_key",
-            Self::WrongHost => "wrong_host",
-            Self::MissingPermission(_) => "missing_permission",
-            Self::PlanFeature(_) => "plan_feature",
-            Self::Slots => "slots",
-            Self::Billing => "billing",
-            Self::Abuse => "abuse",
-            Self::RateLimited(_) => "rate_limited",
-            Self::Concurrency { .. } => "concurrency",
-            Self::Busy => "busy",
-            Self::Unexplained(Refusal::Unauthorized) => "unauthorized",
-            Self::Unexplained(Refusal::PaymentRequired) => "payment_required",
-            Self::Unexplained(Refusal::Forbidden) => "forbidden",
-            Self::Unexplained(Refusal::TooMany(_)) => "too_many_requests",
-            Self::Unexplained(Refusal::Bodiless) => "unexplained",
-            Self::NotFound => "not_found",
-            Self::RequestError => "request_error",
-            Self::ServerError => "server_error",
-            Self::Unreadable => "unreadable",
-        }
+        self.outcome().word()
     }
 }

@@ -1,8 +1,9 @@
 //! The access log: one event per request, when the request ends, however it ends. It writes the summary of
 //! the request, and holds none of the request's resources.
 
-use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
+use std::{fmt, mem};
 
 use http::Request;
 use tracing::{Level, enabled, info};
@@ -10,7 +11,7 @@ use tracing::{Level, enabled, info};
 use super::request_summary::RequestSummary;
 use crate::policy::client::ClientName;
 use crate::policy::plain_text::without_tokens;
-use crate::telemetry::Meters;
+use crate::telemetry::{Meters, RequestLabels};
 
 /// Maximum characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -24,21 +25,25 @@ pub(super) struct AccessLog {
 
 impl AccessLog {
     /// Begins the summary of a request.
-    pub(super) fn begin<B>(request: &Request<B>, meters: &Meters) -> Self {
+    pub(super) fn begin<B>(request: &Request<B>, peer: Option<IpAddr>, meters: &Meters) -> Self {
         meters.request_begun();
-        Self { summary: RequestSummary::begin(request), meters: meters.clone() }
+        Self { summary: RequestSummary::begin(request, peer), meters: meters.clone() }
     }
 
     /// Records that the relay of the provider's response begins.
     pub(super) fn relaying(&self) {
-        self.meters.relayed(self.summary.elapsed(), self.summary.upstream());
+        let elapsed = self.summary.elapsed();
+        self.meters.relaying(elapsed, self.summary.overhead(elapsed));
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.meters.request_ended(self.summary.status);
-        write(&self.summary);
+        let summary = &mut self.summary;
+        write(summary);
+        let (method, client) = (mem::take(&mut summary.method), summary.client.take());
+        let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
+        self.meters.request_ended(&labels, summary.elapsed());
     }
 }
 
@@ -58,6 +63,7 @@ fn write(summary: &RequestSummary) {
         attempts,
         bytes = summary.bytes,
         client = summary.client.as_ref().map_or("-", ClientName::as_str),
+        client_address = summary.client_address.map(tracing::field::display),
         credits,
         event = "request_ended",
         first_byte_ms = summary.first_byte.map_or(0, millis),

@@ -28,6 +28,7 @@ use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
+use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
@@ -35,11 +36,6 @@ use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
 use crate::upstream::SendError;
-
-/// Verdict when the client closed its connection before the end of the response.
-const CLIENT_LEFT: &str = "client_closed";
-/// Verdict when the proxy closed the connection at shutdown, after the drain timeout.
-const CUT: &str = "shutdown";
 
 /// Whose key the attempt uses.
 #[derive(Debug)]
@@ -102,8 +98,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Begins an attempt with a key of the pool. Its verdict is `client_left` until another is
-    /// recorded, as dropping the attempt is how a disconnect of the client shows.
+    /// Begins an attempt with a key of the pool. Its outcome is `ClientClosed` until another
+    /// is recorded, as dropping the attempt is how a disconnect of the client shows.
     pub(super) fn begin<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
@@ -157,7 +153,7 @@ impl Attempt {
             method: meta.method.clone(),
             route: meta.route,
             status: None,
-            verdict: CLIENT_LEFT,
+            outcome: Outcome::ClientClosed,
             request_bytes: 0,
             response_bytes: 0,
             model: None,
@@ -222,7 +218,8 @@ impl Attempt {
                 let verdict = self.meant(answer.verdict);
                 self.record.status = Some(answer.head.status.as_u16());
                 self.record.first_byte = Some(elapsed);
-                self.record.verdict = verdict.word();
+                self.meters.first_byte(elapsed);
+                self.record.outcome = verdict.outcome();
                 self.describe(verdict);
                 self.judge(verdict, answer.words.as_deref(), retry, now);
                 let told = ReportedCost::by(&answer.head.headers);
@@ -237,12 +234,14 @@ impl Attempt {
                 Progress::Answered(verdict)
             }
             Err(error) => {
-                (self.record.verdict, self.record.credits_from) = match error.progress {
+                (self.record.outcome, self.record.credits_from) = match error.progress {
                     Progress::Unsent => {
                         self.settle(0, now);
-                        ("connect_failed", CreditSource::Free)
+                        (Outcome::ConnectFailed, CreditSource::Free)
                     }
-                    Progress::Unanswered | Progress::Answered(_) => ("no_response", unknown(self.metering)),
+                    Progress::Unanswered | Progress::Answered(_) => {
+                        (Outcome::NoResponse, unknown(self.metering))
+                    }
                 };
                 self.settle_unanswered(error.progress != Progress::Unsent, now);
                 error.progress
@@ -349,13 +348,13 @@ impl Attempt {
 
     /// Counts the failover to another attempt; returns its reason.
     pub(super) fn failed_over(&self) -> &'static str {
-        self.meters.failed_over(self.record.verdict);
-        self.record.verdict
+        self.meters.upstream_retry(self.record.key.as_deref(), self.record.outcome);
+        self.record.outcome.word()
     }
 
-    /// The verdict of a disconnect: by the client, or by the proxy at shutdown.
-    fn left(&self) -> &'static str {
-        if self.cut.is_cancelled() { CUT } else { CLIENT_LEFT }
+    /// The outcome of a disconnect: by the client, or by the proxy at shutdown.
+    fn left(&self) -> Outcome {
+        if self.cut.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
     /// Records how the relay ended, and its bytes.
@@ -363,8 +362,8 @@ impl Attempt {
         self.record.response_bytes = bytes;
         match ending {
             RelayEnd::Complete => {}
-            RelayEnd::ClientLeft => self.record.verdict = self.left(),
-            RelayEnd::UpstreamBroke => self.record.verdict = "upstream_reset",
+            RelayEnd::ClientLeft => self.record.outcome = self.left(),
+            RelayEnd::UpstreamBroke => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
     }
@@ -392,12 +391,13 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(permit) = self.usage_permit.take() {
             self.settle_at_end();
-            if self.record.verdict == CLIENT_LEFT {
-                self.record.verdict = self.left();
+            if self.record.outcome == Outcome::ClientClosed {
+                self.record.outcome = self.left();
             }
             self.record.request_bytes += self.upload.passed_bytes();
             self.record.total = clock::since(self.began);
-            self.meters.attempt_ended(self.record.verdict, spent(&self.record));
+            let AttemptRecord { key, outcome, .. } = &self.record;
+            self.meters.attempt_ended(key.as_deref(), *outcome, spent(&self.record));
             permit.write(&self.record);
         }
     }

@@ -4,6 +4,7 @@
 //! property: client credentials are stripped before anything is sent, and a key is reserved before
 //! it is used.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -14,7 +15,7 @@ use super::account_affinity::AccountAffinity;
 use super::attempt::Attempt;
 use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
-use super::head::{look_up, strip};
+use super::head;
 use super::relay::{ResponseBody, ours, relay};
 use super::reply::{ProxyResponse, UpstreamReply};
 use super::request_context::RequestContext;
@@ -36,14 +37,19 @@ use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
 impl<C: Connect> Proxy<C> {
-    /// Serves a request: relays the provider's response, or returns an error response of the proxy.
+    /// Serves a request of the client at `peer`: relays the provider's response, or returns an error response
+    /// of the proxy.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the current attempt: its connection is closed, its key is released,
     /// and its usage record is written.
-    pub async fn exchange(self: &Arc<Self>, request: Request<Incoming>) -> ProxyResponse<C> {
-        let mut log = AccessLog::begin(&request, &self.meters);
+    pub async fn exchange(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> ProxyResponse<C> {
+        let mut log = AccessLog::begin(&request, peer, &self.meters);
         if let Some(introduction) = FirstMessageAuth::of(self, &request) {
             let (answer, session) = introduction.begin(request, log);
             return ProxyResponse::unauthenticated(answer, session);
@@ -74,17 +80,19 @@ impl<C: Connect> Proxy<C> {
     pub fn admit(
         &self,
         request: &mut Request<Incoming>,
+        peer: Option<IpAddr>,
     ) -> Result<RequestOrigin, Box<Response<ResponseBody>>> {
         let config = self.config.load();
         if let Some(target) = without_base(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
         if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, &self.meters))));
+            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, peer, &self.meters))));
         }
         let asks_for_tokens = config.clients.are_known();
-        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers())
-            .map_err(|rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, &self.meters))))
+        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers()).map_err(
+            |rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, peer, &self.meters))),
+        )
     }
 
     pub(super) async fn find_reply(
@@ -94,23 +102,30 @@ impl<C: Connect> Proxy<C> {
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
-        let RuntimeConfig { clients, client_usage: accounts, limits, .. } = &*config;
+        let RuntimeConfig { clients, client_usage, limits, .. } = &*config;
         let permit = self.limiter.try_acquire(limits.max_requests)?;
-        // 1. Identify the client by its credentials.
-        let Caller { client, own_key } = client::identify(clients, &head.headers, head.uri.query())?;
-        // 2. Look up the endpoint, and check that this client may use it with a key of the pool.
-        let (endpoint, names, mistake) =
-            look_up(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
-        self.base_url_hints.log_once(&client.name, mistake);
+        // 1. Authenticate the client by its credentials.
+        let Caller { client, own_key } = client::authenticate(clients, &head.headers, head.uri.query())?;
+        // 2. Route: the endpoint, which this client must be allowed to use, within its limits.
+        let (endpoint, names, path_fix) =
+            head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
+        self.base_url_hints.log_once(&client.name, path_fix);
         summary.set_route(&client.name, endpoint.route);
         let brings_key = own_key.is_some();
-        let permits =
-            request_meta::admit(accounts, &client, &endpoint, head.uri.path(), brings_key, limits, permit)?;
+        let permits = request_meta::admit(
+            client_usage,
+            &client,
+            &endpoint,
+            head.uri.path(),
+            brings_key,
+            limits,
+            permit,
+        )?;
         let mut meta =
             RequestMeta::open(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
-        // 3. Strip: no credential of the client is forwarded.
-        let mut upstream_head = strip(head, endpoint.socket, &limits.forwarded_headers)?;
+        // 3. Sanitize: no credential of the client and no hop-by-hop header is forwarded.
+        let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;
         // 4. Buffer: the body streams on, and what was streamed is kept so that it can be sent
         // again.
         let body = Replay::hold(body, &limits.buffers);
@@ -118,26 +133,32 @@ impl<C: Connect> Proxy<C> {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
                 .await;
         }
-        // 5. Reserve: a key that is usable, has the credits and a free concurrency slot, and
-        // belongs to the account that owns the named resources.
+        // 5. Select a key: it is usable, has the credits and a free concurrency slot, and belongs
+        // to the account that owns the named resources. They are reserved before it is used.
         self.retry_budget.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
-        affinity
-            .resolve(&roster, &self.owners, &self.misses, &body, || self.list_affinity.of(&meta.client))
-            .await?;
-        let ownership_permit =
-            if affinity.may_record(&endpoint) { Some(self.usage.permit().await?) } else { None };
-        await_short_body(&body, limits).await?;
+        let preferred = || self.list_affinity.of(&meta.client);
+        summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
+        let ownership_permit = if affinity.may_record(&endpoint) {
+            Some(summary.waiting(self.usage.permit()).await?)
+        } else {
+            None
+        };
+        summary.waiting(await_short_body(&body, limits)).await?;
         let span = meta.estimate_timeout(limits.cost_estimate_timeout);
-        let mut key_request =
-            meta.estimate_cost(&endpoint, &upstream_head, &body, &self.pool.models(), span).await;
+        let models = self.pool.models();
+        let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, span);
+        let mut key_request = summary.waiting(estimate).await;
         meta.reserve_credits(&key_request, limits)?;
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, affinity.names());
         let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
         retry.find_restrictions(&self.pool);
-        let lease = self.reserve(&mut retry).await.map_err(|unavailable| retry.refusal(unavailable))?;
+        let lease = summary
+            .waiting(self.reserve(&mut retry))
+            .await
+            .map_err(|unavailable| retry.refusal(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
         let (answer, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
@@ -174,7 +195,7 @@ impl<C: Connect> Proxy<C> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
-            let usage_permit = self.usage.permit().await?;
+            let usage_permit = summary.waiting(self.usage.permit()).await?;
             // 6. Send: the only place where the key is added to the request.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
@@ -186,7 +207,7 @@ impl<C: Connect> Proxy<C> {
             // 7. Classify: which side failed, and how far the attempt got.
             let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), summary);
-            // 8. Decide: retry, relay, or give up.
+            // 8. Retry with another key, relay the response, or give up.
             summary.record_replay_loss(body.loss());
             match decide(&retry.facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
@@ -196,7 +217,7 @@ impl<C: Connect> Proxy<C> {
                 }
             }
             attempt.release();
-            match self.reserve(retry).await {
+            match summary.waiting(self.reserve(retry)).await {
                 Ok(next) => {
                     summary.record_retry(attempt.failed_over());
                     lease = next;
@@ -217,7 +238,7 @@ impl<C: Connect> Proxy<C> {
         body: &Replay<Incoming>,
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
-        let usage_permit = self.usage.permit().await?;
+        let usage_permit = summary.waiting(self.usage.permit()).await?;
         let sending = body.attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
         // The request is never sent again, so its body is not buffered.

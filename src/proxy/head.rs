@@ -25,7 +25,7 @@ use crate::upstream::UpstreamRequestHead;
 /// # Errors
 ///
 /// When the request is not proxied, with the reason.
-pub fn look_up(
+pub fn route(
     head: &mut Parts,
     denies_dangerous: bool,
 ) -> Result<(Endpoint, Names, Option<PathFix>), ProxyError> {
@@ -68,7 +68,7 @@ pub fn look_up(
 /// # Errors
 ///
 /// When the remaining path and query are no valid target.
-pub fn strip(
+pub fn sanitize(
     mut head: Parts,
     socket: Option<Dialect>,
     forwarded: &Forwarded,
@@ -124,7 +124,7 @@ mod tests {
     #[track_caller]
     fn check(target: &str, expected: &str) {
         assert_eq!(
-            strip(head("GET", target), None, &Forwarded::default()).unwrap().target.to_string(),
+            sanitize(head("GET", target), None, &Forwarded::default()).unwrap().target.to_string(),
             expected
         );
     }
@@ -146,11 +146,11 @@ mod tests {
     #[test]
     fn what_would_make_it_another_kind_of_proxy_is_refused() {
         for method in ["TRACE", "CONNECT"] {
-            assert!(matches!(look_up(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
+            assert!(matches!(route(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
         }
-        assert!(look_up(&mut head("BREW", "/v1/voices"), true).is_ok());
+        assert!(route(&mut head("BREW", "/v1/voices"), true).is_ok());
         let long = "A".repeat(method::MAX_METHOD_LENGTH + 1);
-        assert!(matches!(look_up(&mut head(&long, "/v1/voices"), true), Err(ProxyError::LongMethod)));
+        assert!(matches!(route(&mut head(&long, "/v1/voices"), true), Err(ProxyError::LongMethod)));
     }
 
     fn upgrade(target: &str) -> Parts {
@@ -177,9 +177,9 @@ mod tests {
             ("/runCase?case=1", Dialect::Foreign, true),
         ] {
             let mut head = upgrade(target);
-            let (endpoint, _, _) = look_up(&mut head, true).unwrap();
+            let (endpoint, _, _) = route(&mut head, true).unwrap();
             assert_eq!(endpoint.socket, Some(dialect));
-            let headers = strip(head, endpoint.socket, &Forwarded::default()).unwrap().headers;
+            let headers = sanitize(head, endpoint.socket, &Forwarded::default()).unwrap().headers;
             assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
             let value = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(
@@ -199,7 +199,7 @@ mod tests {
         ] {
             let mut head = upgrade("/v1/convai/conversation");
             head.headers.insert(name, value.parse().unwrap());
-            assert_eq!(matches!(look_up(&mut head, true), Err(ProxyError::Upgrade)), is_refused);
+            assert_eq!(matches!(route(&mut head, true), Err(ProxyError::Upgrade)), is_refused);
         }
     }
 
@@ -207,39 +207,39 @@ mod tests {
     fn other_protocols_are_not_spoken_of() {
         let mut head = upgrade("/v1/voices");
         head.headers.insert("upgrade", "h2c".parse().unwrap());
-        let (endpoint, _, _) = look_up(&mut head, true).unwrap();
+        let (endpoint, _, _) = route(&mut head, true).unwrap();
         assert_eq!(endpoint.socket, None);
-        let headers = strip(head, None, &Forwarded::default()).unwrap().headers;
+        let headers = sanitize(head, None, &Forwarded::default()).unwrap().headers;
         assert!(!headers.contains_key("upgrade") && !headers.contains_key("connection"));
     }
 
     #[test]
     fn dangerous_paths_are_denied_unless_allowed() {
         let mut disable = head("POST", "/v1/workspaces/api-keys/disable");
-        assert!(matches!(look_up(&mut disable, true), Err(ProxyError::Denied(_))));
-        assert!(look_up(&mut disable, false).is_ok());
+        assert!(matches!(route(&mut disable, true), Err(ProxyError::Denied(_))));
+        assert!(route(&mut disable, false).is_ok());
     }
 
     #[test]
     fn a_path_with_more_than_one_reading_is_refused() {
         for path in ["/v1/voices/..;/service-accounts", "/v1//x", "/v1/%2e%2e/x", "/x/v1%2fservice-accounts"]
         {
-            assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Path(_))), "{path}");
-            assert!(matches!(look_up(&mut upgrade(path), false), Err(ProxyError::Path(_))), "{path}");
+            assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::Path(_))), "{path}");
+            assert!(matches!(route(&mut upgrade(path), false), Err(ProxyError::Path(_))), "{path}");
         }
     }
 
     #[test]
     fn a_mended_path_is_judged_as_what_it_has_become() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
-        let (endpoint, _, mistake) = look_up(&mut doubled, true).unwrap();
+        let (endpoint, _, mistake) = route(&mut doubled, true).unwrap();
         assert_eq!((&*endpoint.route.to_string(), mistake), ("/v1/voices", Some(PathFix::DoubledVersion)));
         assert_eq!(
-            strip(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
+            sanitize(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
             "/v1/voices?a=%20&a=1"
         );
         for path in ["/service-accounts", "/v1/v1/service-accounts"] {
-            assert!(matches!(look_up(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
+            assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
         }
     }
 }

@@ -39,7 +39,7 @@ pub use client_usage::{ClientLimitExceeded, ClientUsage, Used};
 pub use config::{Limits, RuntimeConfig, SharedConfig};
 pub use conversation::{Conversation, Ended};
 pub use error::{BuffersFull, ProxyError, Unredacted};
-pub use head::{look_up, strip};
+pub use head::{route, sanitize};
 pub use relay::ResponseBody;
 pub use reply::{ProxyResponse, Socket};
 pub use request_limiter::Overloaded;

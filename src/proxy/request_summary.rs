@@ -1,6 +1,9 @@
 //! What is known of a request at its end: plain data that the steps of the request fill in, for the access
 //! log and the metrics of requests.
 
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ use crate::policy::authority::Authority;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
 use crate::policy::method::recorded;
+use crate::policy::outcome::Outcome;
 use crate::policy::verdict::Concern;
 use crate::secret::ShortKey;
 use crate::upstream::{SendError, SendErrorKind};
@@ -40,6 +44,8 @@ pub(super) struct RequestSummary {
     pub(super) method: Method,
     /// The names of the query parameters; their values are not kept.
     pub(super) parameters: String,
+    /// The address of the connection; a client on a Unix socket has none.
+    pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,
     pub(super) route: Option<Route>,
@@ -62,12 +68,15 @@ pub(super) struct RequestSummary {
     pub(super) replay_loss: Option<Loss>,
     /// The part of its time that was spent at the provider.
     upstream: Duration,
+    /// The part that was spent waiting for the client's body, a key or the usage queue.
+    waited: Duration,
 }
 
 impl RequestSummary {
     /// Begins with the head of a request; generates a request ID unless the client sent one.
-    pub(super) fn begin<B>(request: &Request<B>) -> Self {
+    pub(super) fn begin<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
         Self {
+            client_address,
             request_id: own_id(request.headers()).unwrap_or_else(new_id),
             began: clock::instant(),
             method: recorded(request.method()),
@@ -79,13 +88,14 @@ impl RequestSummary {
             upstream_host: None,
             attempts: 0,
             retry_reasons: Vec::new(),
-            verdict: "client_closed",
+            verdict: Outcome::ClientClosed.word(),
             status: None,
             bytes: 0,
             credits: 0,
             first_byte: None,
             replay_loss: None,
             upstream: Duration::ZERO,
+            waited: Duration::ZERO,
         }
     }
 
@@ -114,9 +124,26 @@ impl RequestSummary {
         clock::since(self.began)
     }
 
-    /// The part of its time that was spent at the provider.
-    pub(super) fn upstream(&self) -> Duration {
-        self.upstream
+    /// The part of `elapsed` that was spent neither at the provider nor waiting.
+    pub(super) fn overhead(&self, elapsed: Duration) -> Duration {
+        elapsed.saturating_sub(self.upstream + self.waited)
+    }
+
+    /// Completes `future`, and counts the time from its first wait to its end as waiting. The clock is read
+    /// only when it waits.
+    pub(super) async fn waiting<F: Future>(&mut self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let mut since = None;
+        let output = poll_fn(|cx| {
+            let polled = future.as_mut().poll(cx);
+            if polled.is_pending() {
+                since.get_or_insert_with(clock::instant);
+            }
+            polled
+        });
+        let output = output.await;
+        self.waited += since.map(clock::since).unwrap_or_default();
+        output
     }
 
     pub(super) fn set_route(&mut self, client: &ClientName, route: Route) {
@@ -168,16 +195,16 @@ impl RequestSummary {
 
     /// Records the end of the last attempt.
     pub(super) fn record_end(&mut self, record: &AttemptRecord) {
-        self.verdict = record.verdict;
+        self.verdict = record.outcome.word();
         self.status = record.status;
         self.bytes = record.response_bytes;
         self.credits = record.credits;
         self.first_byte = record.first_byte;
     }
 
-    /// Sets a verdict which differs from that of the last attempt.
-    pub(super) fn ended_as(&mut self, verdict: &'static str) {
-        self.verdict = verdict;
+    /// Sets an outcome which differs from that of the last attempt.
+    pub(super) fn ended_as(&mut self, outcome: Outcome) {
+        self.verdict = outcome.word();
     }
 
     /// Records an error response of the proxy.

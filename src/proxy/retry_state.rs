@@ -4,6 +4,8 @@
 //! and the refusals it got, into the key request for the next reservation and the facts for the
 //! retry policy.
 
+mod last_response;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +14,8 @@ use hyper::body::Incoming;
 
 use super::account_affinity::AccountAffinity;
 use super::config::Limits;
-use super::error::ProxyError;
 use super::refusals::{Conclusions, RefusalContext, Refusals};
 use super::state::Proxy;
-use super::upstream_response::UpstreamResponse;
 use super::usage::OwnershipUpdate;
 use crate::body::replay::Replay;
 use crate::clock;
@@ -25,9 +25,7 @@ use crate::elevenlabs::plan;
 use crate::policy::client::{AllowedKeys, Client, Rules};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
-use crate::policy::key_state::KeyState;
 use crate::policy::replay::{Effect, Facts, Progress};
-use crate::policy::replay::{LastWord, last_word};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
 use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
@@ -327,56 +325,6 @@ impl RetryState {
         first: &[u8],
     ) -> Vec<OwnershipUpdate> {
         self.affinity.record_session(proxy, key, first)
-    }
-
-    /// The error for a request that no key can serve: it names the kind of the owned resource, if
-    /// the request is pinned to an account.
-    pub(super) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
-        match self.affinity.pinned_by() {
-            Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
-            None => ProxyError::Unavailable(unavailable),
-        }
-    }
-
-    /// The error when no account has the credits: the earliest quota reset and the most credits
-    /// left.
-    pub(super) fn exhausted(&self) -> Unavailable {
-        let now = clock::now();
-        let keys = || self.roster.keys().iter();
-        let usable = keys().filter(|key| key.state(now) == KeyState::Usable);
-        let left = usable.filter_map(|key| key.workspace().quota(now).spendable()).max();
-        Unavailable::Exhausted {
-            resets_at: keys().filter_map(|key| key.workspace().quota(now).resets_at).min(),
-            left: left.filter(|&credits| credits > 0),
-        }
-    }
-
-    /// Chooses between the last response and an error of the proxy when no key is left to try.
-    ///
-    /// # Errors
-    ///
-    /// The error of the proxy.
-    pub(super) fn last_response(
-        &self,
-        answer: Box<UpstreamResponse>,
-        unavailable: Unavailable,
-    ) -> Result<Box<UpstreamResponse>, ProxyError> {
-        // Every key was tried, and the last one was refused as invalid, or for the cost.
-        let unavailable = match (answer.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(answer),
-            (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
-                return Ok(answer);
-            }
-            (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
-            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
-                self.exhausted()
-            }
-            (_, unavailable) => unavailable,
-        };
-        match last_word(answer.verdict, unavailable) {
-            LastWord::Theirs => Ok(answer),
-            LastWord::Ours => Err(self.refusal(unavailable)),
-        }
     }
 
     /// Ends the attempts; the affinity then records ownership from the response.

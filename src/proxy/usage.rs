@@ -15,6 +15,7 @@ use crate::elevenlabs::affinity::Named;
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::charge::Charge;
 use crate::policy::client::ClientName;
+use crate::policy::outcome::Outcome;
 use crate::policy::retention::first_id;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, LearnedOwner};
@@ -52,8 +53,8 @@ pub struct AttemptRecord {
     pub route: Route,
     /// The status of the response, if one was received.
     pub status: Option<u16>,
-    /// How the attempt ended, as one stable word.
-    pub verdict: &'static str,
+    /// How the attempt ended.
+    pub outcome: Outcome,
     /// Bytes of body sent to the provider.
     pub request_bytes: u64,
     /// Bytes of body relayed to the client.

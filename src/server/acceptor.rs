@@ -34,15 +34,15 @@ impl Acceptor {
     /// Moves a listener to the current runtime.
     pub(super) fn open(listener: Listener) -> io::Result<Self> {
         match listener {
-            Listener::Tcp(listener) => watched(listener.into_std()?).map(Self::Tcp),
-            Listener::Unix(place) => {
-                let (listener, file) = place.into_parts()?;
-                Ok(Self::Unix { listener: watched(listener)?, _file: file })
+            Listener::Tcp(listener) => poll_readable(listener.into_std()?).map(Self::Tcp),
+            Listener::Unix(listener) => {
+                let (listener, file) = listener.into_parts()?;
+                Ok(Self::Unix { listener: poll_readable(listener)?, _file: file })
             }
         }
     }
 
-    /// Accepts the next connection and takes a permit of `places`, which several listeners share. The permit
+    /// Accepts the next connection and takes a permit of `permits`, which several listeners share. The permit
     /// is taken only once a connection is pending. While several connections are pending, each call returns
     /// at once.
     ///
@@ -51,16 +51,16 @@ impl Acceptor {
     /// No connection is lost when the future is dropped.
     pub(super) async fn accept(
         &self,
-        places: &Arc<Semaphore>,
+        permits: &Arc<Semaphore>,
     ) -> io::Result<(Accepted, OwnedSemaphorePermit)> {
         match self {
             Self::Tcp(listener) => {
-                let (accepted, place) = accept_on(listener, places, net::TcpListener::accept).await?;
-                Ok((Accepted::Tcp(accepted.0), place))
+                let (accepted, permit) = accept_on(listener, permits, net::TcpListener::accept).await?;
+                Ok((Accepted::Tcp(accepted.0), permit))
             }
             Self::Unix { listener, .. } => {
-                let (accepted, place) = accept_on(listener, places, unix::UnixListener::accept).await?;
-                Ok((Accepted::Unix(accepted.0), place))
+                let (accepted, permit) = accept_on(listener, permits, unix::UnixListener::accept).await?;
+                Ok((Accepted::Unix(accepted.0), permit))
             }
         }
     }
@@ -68,27 +68,30 @@ impl Acceptor {
 
 impl Acceptor {
     /// Accepts a connection that is already pending, if there is one and a permit is free.
-    pub(super) fn accept_waiting(&self, places: &Arc<Semaphore>) -> Option<(Accepted, OwnedSemaphorePermit)> {
-        let place = Arc::clone(places).try_acquire_owned().ok()?;
+    pub(super) fn accept_waiting(
+        &self,
+        permits: &Arc<Semaphore>,
+    ) -> Option<(Accepted, OwnedSemaphorePermit)> {
+        let permit = Arc::clone(permits).try_acquire_owned().ok()?;
         let accepted = match self {
             Self::Tcp(listener) => Accepted::Tcp(listener.get_ref().accept().ok()?.0),
             Self::Unix { listener, .. } => Accepted::Unix(listener.get_ref().accept().ok()?.0),
         };
-        Some((accepted, place))
+        Some((accepted, permit))
     }
 }
 
 async fn accept_on<T: AsRawFd, A>(
     listener: &AsyncFd<T>,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
     accept: impl Fn(&T) -> io::Result<A>,
 ) -> io::Result<(A, OwnedSemaphorePermit)> {
     loop {
         let mut ready = listener.readable().await?;
-        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+        let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
         // The connection may be gone by then; its permit is then released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
-            return Ok((accepted?, place));
+            return Ok((accepted?, permit));
         }
     }
 }
@@ -97,7 +100,7 @@ async fn accept_on<T: AsRawFd, A>(
     deprecated,
     reason = "its successor is unsafe for descriptors that change, as a listener's never does"
 )]
-fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
+fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
@@ -105,26 +108,35 @@ fn watched<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
 /// buffers up to 4 MiB of each response whose client does not read: memory that no budget counts, and bytes
 /// that the client seems to have received. With it, a client that never reads takes about 256 KiB.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
 impl Accepted {
     /// Takes a stream from its runtime. Bytes that were already read from it are not included.
-    pub(super) fn of(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
+    pub(super) fn deregister(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         match stream {
             Either::Left(stream) => stream.into_std().map(Self::Tcp),
             Either::Right(stream) => stream.into_std().map(Self::Unix),
         }
     }
 
+    /// The address of the client; a client on a Unix socket has none.
+    pub(super) fn peer(&self) -> Option<net::IpAddr> {
+        match self {
+            // A client that has closed its connection already has no address.
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Binds the stream to the current runtime.
-    pub(super) fn here(self) -> io::Result<Either<TcpStream, UnixStream>> {
+    pub(super) fn register(self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
                 // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
                 stream.set_nodelay(true)?;
                 #[cfg(any(target_os = "linux", target_os = "android"))]
-                socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+                socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
                 TcpStream::from_std(stream).map(Either::Left)
             }
             Self::Unix(stream) => {

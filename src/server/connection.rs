@@ -19,41 +19,40 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
-use super::connection_state::{ConnectionHistory, ConnectionState, UnderWay};
-use super::counted::{Counted, Whole};
+use super::connection_state::{ActiveRequest, ConnectionState};
+use super::counted::{CompletionGuard, CountedBody};
 use super::counting_io::{CountingIo, IoCounters};
-use super::ending::{ConnectionEnd, end, last_words};
-use super::leaving::Peek;
+use super::disconnect::Peek;
+use super::ending::{ConnectionEnd, connection_end, finish_last_request};
 use super::linger::{Reset, linger, refuse_http2};
 use super::parked_future::ParkedFuture;
 use super::write_timeout::WriteTimeout;
-use super::{Drain, Limits, Reply, Service, Session, Stream};
+use super::{ConnectionLimits, Drain, Reply, Service, Session, UpgradedStream};
 use crate::tasks::Member;
 
-/// The first idle check of a new connection comes sooner by this factor.
-const FIRST_PAUSE: u32 = 64;
+/// The first idle check of a new connection comes after `ConnectionLimits::idle_after` divided by this.
+const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 
 /// Serves the stream that `opening` yields, if it yields one, to its end. A drain that begins before the
 /// first poll is taken into account.
 ///
-/// When a request arrives on an idle connection, `elsewhere` may move the connection to another worker: it
-/// keeps the connection, or returns it to be served here.
+/// When a request arrives on an idle connection, `relocate` may move the connection with its state to another
+/// worker: it takes the connection, or returns it to be served on this one.
 pub(super) fn serve<S, I, E>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
-    known: ConnectionHistory,
+    state: Arc<ConnectionState>,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: Arc<Drain>,
-    elsewhere: E,
+    relocate: E,
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
-    E: FnMut(IdleConnection<I>, ConnectionHistory) -> Option<IdleConnection<I>> + Send + 'static,
+    E: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
 {
-    let here = ConnectionState::new(drain.requests.clone(), known);
     let kept = (!drain.ending.is_cancelled()).then(|| drain.kept.member());
-    run(opening, service, limits, drain, (here, kept), elsewhere)
+    run(opening, service, limits, drain, (state, kept), relocate)
 }
 
 /// A connection whose next request is about to arrive.
@@ -72,47 +71,51 @@ impl<I> From<I> for IdleConnection<I> {
 async fn run<S, I>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: Arc<Drain>,
-    (here, kept): (Arc<ConnectionState>, Option<Member>),
-    mut elsewhere: impl FnMut(IdleConnection<I>, ConnectionHistory) -> Option<IdleConnection<I>> + Send,
+    (state, kept): (Arc<ConnectionState>, Option<Member>),
+    mut relocate: impl FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send,
 ) where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
 {
     let opened = tokio::select! {
         biased;
-        _ = end(&drain, &here, &limits) => return,
+        _ = connection_end(&drain, &state, &limits) => return,
         opened = opening => opened,
     };
-    let Some(mut awake) = opened else { return };
-    here.wait();
+    let Some(mut connection) = opened else { return };
+    state.await_head();
     // Most clients send one request: until a second one has come, the pauses between idle checks are short.
-    let mut pause = if here.has_asked() { limits.rest_after } else { limits.rest_after / FIRST_PAUSE };
+    let mut pause = if state.has_had_request() {
+        limits.idle_after
+    } else {
+        limits.idle_after / FIRST_IDLE_CHECK_DIVISOR
+    };
     loop {
-        let stream = WriteTimeout::new(awake.stream, &limits);
-        let stream = CountingIo::new(stream, here.gauge().clone()).with_early(awake.early);
+        let stream = WriteTimeout::new(connection.stream, &limits);
+        let stream = CountingIo::new(stream, state.counters().clone()).with_early(connection.early);
         // Boxed and dropped before the connection becomes idle or a session begins: its buffers are not
         // needed then.
-        let spoken = Box::pin(speak(stream, service.clone(), limits, &drain, &here, pause)).await;
-        let stream = match spoken {
-            HttpEnd::Over => return,
-            HttpEnd::Taken(taken, stream, read) => {
+        let ended = Box::pin(serve_http(stream, service.clone(), limits, &drain, &state, pause)).await;
+        let stream = match ended {
+            HttpEnd::Closed => return,
+            HttpEnd::Upgraded(upgraded, stream, read) => {
                 drop(kept);
-                return taken.run(here.gauge(), stream, read).await;
+                return upgraded.run(state.counters(), stream, read).await;
             }
-            HttpEnd::Answered(stream) => {
+            HttpEnd::Closing(stream) => {
                 drop(kept);
-                here.expect_nothing();
+                state.expect_no_request();
                 return linger(stream, limits, &drain).await;
             }
-            HttpEnd::Quiet(stream) => stream,
+            HttpEnd::Idle(stream) => stream,
         };
-        let Some(woken) = rest(stream, limits, &drain, &here).await else { return };
-        here.expect();
-        pause = limits.rest_after;
-        match elsewhere(woken, here.known()) {
-            Some(stays) => awake = stays,
+        let Some(readable) = wait_for_data(stream, limits, &drain, &state).await else { return };
+        state.expect_request();
+        pause = limits.idle_after;
+        match relocate(readable, &state) {
+            Some(stays) => connection = stays,
             None => return,
         }
     }
@@ -121,79 +124,59 @@ async fn run<S, I>(
 /// How HTTP on a connection ended.
 enum HttpEnd<I> {
     /// The connection ended.
-    Over,
+    Closed,
     /// A 101 was sent; with the bytes that were read beyond its request.
-    Taken(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
+    Upgraded(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
     /// A response closes the connection, while the client may still be sending.
-    Answered(CountingIo<WriteTimeout<I>>),
+    Closing(CountingIo<WriteTimeout<I>>),
     /// The connection is idle: no request is under way.
-    Quiet(CountingIo<WriteTimeout<I>>),
+    Idle(CountingIo<WriteTimeout<I>>),
 }
 
 /// Serves HTTP requests until the connection ends or becomes idle.
-async fn speak<S, I>(
+async fn serve_http<S, I>(
     stream: CountingIo<WriteTimeout<I>>,
     service: S,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: &Drain,
-    here: &Arc<ConnectionState>,
+    state: &Arc<ConnectionState>,
     pause: Duration,
 ) -> HttpEnd<I>
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
 {
-    let takeover = UpgradeSlot::default();
-    let (asked, reserved, read) = (Arc::clone(here), takeover.clone(), here.gauge().clone());
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let under_way = asked.asks(!request.body().is_end_stream());
-        let is_new = request.version() >= Version::HTTP_11;
-        read.phase().ask(is_new);
-        // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
-        let may_end_by_close = !is_new && request.method() != Method::HEAD;
-        let (service, here, read_gauge) = (service.clone(), Arc::clone(&asked), read.clone());
-        let asks = request.headers().contains_key(UPGRADE);
-        let upgrade = asks.then(|| (reserved.clone(), read.clone()));
+    let upgrade_slot = UpgradeSlot::default();
+    let (request_state, slot) = (Arc::clone(state), upgrade_slot.clone());
+    let respond = service_fn(move |request: Request<Incoming>| {
+        let active_request = request_state.begin_request(!request.body().is_end_stream());
+        request_state.counters().phase().begin_request(request.version() >= Version::HTTP_11);
+        let upgrade_slot = request.headers().contains_key(UPGRADE).then(|| slot.clone());
         // Boxed and dropped with the request: this future is the largest part of a connection, and an idle
         // connection does not need it.
-        Box::pin(async move {
-            let Reply { mut answer, session } = service.answer(request).await;
-            read_gauge.phase().answer();
-            if let Some((session, (takeover, gauge))) = session.zip(upgrade) {
-                // The session counts as a request under way until it ends.
-                gauge.phase().rest();
-                takeover.put(Upgraded { session, read: gauge.bytes(), _under_way: under_way });
-                return Ok(answer.map(|body| Counted::of_session(body, read_gauge)));
-            }
-            if here.is_ending() {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            let has_length =
-                answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
-            let whole = (may_end_by_close && !has_length).then(|| Whole::new(here));
-            Ok::<Response<_>, Infallible>(answer.map(|body| Counted::of(body, read_gauge, under_way, whole)))
-        })
+        Box::pin(respond(request, active_request, service.clone(), Arc::clone(&request_state), upgrade_slot))
     });
     let has_halves = stream.get_ref().has_halves();
     let mut connection = Box::pin(
         http1::Builder::new()
-            // `Half` decides what the end of the stream means, where that is possible.
+            // `SendingHalf` decides what the end of the stream means, where that is possible.
             .half_close(has_halves)
-            // A timer for each head costs more than everything else here: see `ConnectionState::waited`.
+            // A timer for each head costs more than everything else here: see `ConnectionState::head_timed_out`.
             .header_read_timeout(None)
             .max_buf_size(limits.max_request_headers_size)
-            .serve_connection(TokioIo::new(stream), answer),
+            .serve_connection(TokioIo::new(stream), respond),
     );
-    let mut told = pin!(ParkedFuture::new(async {
+    // The end of the connection; `None` when it has become idle.
+    let mut end = pin!(ParkedFuture::new(async {
         tokio::select! {
             biased;
-            told = end(drain, here, &limits) => Some(told),
-            () = here.quiet(pause, limits.rest_after) => None,
+            end = connection_end(drain, state, &limits) => Some(end),
+            () = state.idle(pause, limits.idle_after) => None,
         }
     }));
     let ended = tokio::select! {
         biased;
-        told = told.as_mut() => match told {
+        end = end.as_mut() => match end {
             None => {
                 // HTTP ends at once only between two messages: bytes of one message must never be taken for
                 // the beginning of another.
@@ -201,64 +184,92 @@ where
                 let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
                 if let Poll::Ready(Ok(())) = ended {
                     let parts = Pin::into_inner(connection).into_parts();
-                    return HttpEnd::Quiet(parts.io.into_inner().with_early(parts.read_buf));
+                    return HttpEnd::Idle(parts.io.into_inner().with_early(parts.read_buf));
                 }
                 tokio::select! {
                     biased;
-                    _ = end(drain, here, &limits) => None,
+                    _ = connection_end(drain, state, &limits) => None,
                     ended = connection.as_mut() => Some(ended),
                 }
             }
-            Some(ConnectionEnd::Close) => {
+            Some(ConnectionEnd::WhenIdle) => {
                 // A request that has arrived by now is served.
-                let asked = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
+                let polled = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
-                match asked {
+                match polled {
                     Poll::Ready(ended) => Some(ended),
                     Poll::Pending => tokio::select! {
                         ended = connection.as_mut() => Some(ended),
                         // At most the first part of a request head is under way.
-                        () = last_words(drain) => None,
+                        () = finish_last_request(drain) => None,
                         () = drain.cut.cancelled() => None,
                     },
                 }
             }
-            Some(ConnectionEnd::Leave) => None,
+            Some(ConnectionEnd::AtOnce) => None,
         },
         ended = connection.as_mut() => Some(ended),
     };
     // The rest of the HTTP connection is dropped, with a response that was under way.
     let parts = Pin::into_inner(connection).into_parts();
     let mut stream = parts.io.into_inner();
-    if here.is_truncated() {
+    if state.is_truncated() {
         stream.get_ref().get_ref().reset_on_drop();
-        return HttpEnd::Over;
+        return HttpEnd::Closed;
     }
-    match (ended, takeover.take()) {
-        (Some(Ok(())), Some(taken)) => HttpEnd::Taken(taken, stream, parts.read_buf),
-        (Some(Ok(())), None) if here.may_send() => HttpEnd::Answered(stream),
-        (Some(Ok(())) | None, _) => HttpEnd::Over,
+    match (ended, upgrade_slot.take()) {
+        (Some(Ok(())), Some(upgraded)) => HttpEnd::Upgraded(upgraded, stream, parts.read_buf),
+        (Some(Ok(())), None) if state.may_send_body() => HttpEnd::Closing(stream),
+        (Some(Ok(())) | None, _) => HttpEnd::Closed,
         (Some(Err(error)), _) => {
             // Clients disconnect and send malformed requests; neither is worth a warning.
             debug!("a connection ended: {error}");
             if error.is_parse_version_h2() {
                 refuse_http2(&mut stream).await;
             }
-            if error.is_parse() { HttpEnd::Answered(stream) } else { HttpEnd::Over }
+            if error.is_parse() { HttpEnd::Closing(stream) } else { HttpEnd::Closed }
         }
     }
 }
 
+/// Returns the response to a request. With a session, it is put into the slot.
+async fn respond<S: Service>(
+    request: Request<Incoming>,
+    active_request: ActiveRequest,
+    service: S,
+    state: Arc<ConnectionState>,
+    upgrade_slot: Option<UpgradeSlot>,
+) -> Result<Response<CountedBody<S::Body>>, Infallible> {
+    // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
+    let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
+    let Reply { mut answer, session } = service.answer(request, state.peer()).await;
+    let counters = state.counters().clone();
+    counters.phase().begin_response();
+    if let Some((session, slot)) = session.zip(upgrade_slot) {
+        // The session counts as a request under way until it ends.
+        counters.phase().set_idle();
+        slot.put(Upgraded { session, read: counters.bytes(), _active_request: active_request });
+        return Ok(answer.map(|body| CountedBody::of_session(body, counters)));
+    }
+    if state.is_ending() {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let has_length =
+        answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
+    let completion = (may_end_by_close && !has_length).then(|| CompletionGuard::new(state));
+    Ok(answer.map(|body| CountedBody::of(body, counters, active_request, completion)))
+}
+
 /// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. As many as the
 /// preface of HTTP/2 has, which is recognized only as a whole.
-const FIRST_BYTES: usize = 24;
+const FIRST_READ_SIZE: usize = 24;
 
 /// Waits without a buffer until bytes can be read. `None` when the connection has ended.
-async fn rest<I>(
+async fn wait_for_data<I>(
     stream: CountingIo<WriteTimeout<I>>,
-    limits: Limits,
+    limits: ConnectionLimits,
     drain: &Drain,
-    here: &ConnectionState,
+    state: &ConnectionState,
 ) -> Option<IdleConnection<I>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send,
@@ -268,22 +279,22 @@ where
     // Copies the beginning of a head, so that its read buffer can be freed.
     let early = early.to_vec();
     if !early.is_empty() {
-        here.has_begun_head();
+        state.mark_head_begun();
     }
-    let mut first = [0; FIRST_BYTES];
+    let mut first = [0; FIRST_READ_SIZE];
     let read = tokio::select! {
         biased;
         // Polled before the end of the connection: a request that has arrived by then is served.
         read = stream.read(&mut first) => read,
-        ends = end(drain, here, &limits) => match ends {
-            ConnectionEnd::Close => Ok(0),
-            ConnectionEnd::Leave => return None,
+        end = connection_end(drain, state, &limits) => match end {
+            ConnectionEnd::WhenIdle => Ok(0),
+            ConnectionEnd::AtOnce => return None,
         },
     };
     match read {
         Ok(count @ 1..) => {
             if early.is_empty() {
-                here.begin_head();
+                state.begin_head();
             }
             let early = [&early, first.get(..count)?].concat();
             Some(IdleConnection { stream, early: early.into() })
@@ -310,8 +321,8 @@ where
 struct UpgradeSlot(Arc<Mutex<Option<Upgraded>>>);
 
 impl UpgradeSlot {
-    fn put(&self, taken: Upgraded) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+    fn put(&self, upgraded: Upgraded) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgraded);
     }
 
     fn take(&self) -> Option<Upgraded> {
@@ -324,19 +335,19 @@ struct Upgraded {
     session: Session,
     /// Bytes that the client had sent when the 101 was ready.
     read: u64,
-    _under_way: UnderWay,
+    _active_request: ActiveRequest,
 }
 
 impl Upgraded {
-    async fn run(self, gauge: &IoCounters, stream: impl Stream + 'static, beyond: Bytes) {
-        let Self { session, read, _under_way } = self;
+    async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, early: Bytes) {
+        let Self { session, read, _active_request } = self;
         // A client that sends bytes before the 101 cannot know whether it sends them to Keychoir or to a
         // server behind it, and no check has seen these bytes.
-        let since = gauge.bytes().saturating_sub(read);
-        if beyond.len() as u64 > since {
-            return debug!("a client spoke on a socket that was not open yet");
+        let read_since = counters.bytes().saturating_sub(read);
+        if early.len() as u64 > read_since {
+            return debug!("a connection ended: its client sent bytes before the response to its upgrade");
         }
-        session(Box::new(stream), beyond).await;
+        session(Box::new(stream), early).await;
     }
 }
 

@@ -9,55 +9,60 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::connection_state::{ConnectionState, UnderWay};
+use super::connection_state::{ActiveRequest, ConnectionState};
 use super::counting_io::IoCounters;
 
 pin_project! {
-    pub(super) struct Counted<B: Body> {
+    pub(super) struct CountedBody<B: Body> {
         #[pin]
         body: B,
-        gauge: IoCounters,
+        counters: IoCounters,
         // An error that is held until the bytes before it are written.
         error: Option<B::Error>,
-        under_way: Option<UnderWay>,
-        whole: Option<Whole>,
+        active_request: Option<ActiveRequest>,
+        completion: Option<CompletionGuard>,
     }
 }
 
-impl<B: Body> Counted<B> {
+impl<B: Body> CountedBody<B> {
     /// The body of a response that starts a session: the session counts by itself.
-    pub(super) fn of_session(body: B, gauge: IoCounters) -> Self {
-        Self { body, gauge, error: None, under_way: None, whole: None }
+    pub(super) fn of_session(body: B, counters: IoCounters) -> Self {
+        Self { body, counters, error: None, active_request: None, completion: None }
     }
 
-    /// The body of any other response. A body that is ended by the end of the connection has a `whole`.
-    pub(super) fn of(body: B, gauge: IoCounters, under_way: UnderWay, whole: Option<Whole>) -> Self {
-        Self { body, gauge, error: None, under_way: Some(under_way), whole }
+    /// The body of any other response. A body that is ended by the end of the connection has a `completion`.
+    pub(super) fn of(
+        body: B,
+        counters: IoCounters,
+        active_request: ActiveRequest,
+        completion: Option<CompletionGuard>,
+    ) -> Self {
+        Self { body, counters, error: None, active_request: Some(active_request), completion }
     }
 }
 
 /// Detects a response that is ended by the end of the connection and is dropped before its end, so that the
 /// connection is reset.
-pub(super) struct Whole {
-    here: Arc<ConnectionState>,
-    is_whole: bool,
+pub(super) struct CompletionGuard {
+    state: Arc<ConnectionState>,
+    is_complete: bool,
 }
 
-impl Whole {
-    pub(super) fn new(here: Arc<ConnectionState>) -> Self {
-        Self { here, is_whole: false }
+impl CompletionGuard {
+    pub(super) fn new(state: Arc<ConnectionState>) -> Self {
+        Self { state, is_complete: false }
     }
 }
 
-impl Drop for Whole {
+impl Drop for CompletionGuard {
     fn drop(&mut self) {
-        if !self.is_whole {
-            self.here.truncate();
+        if !self.is_complete {
+            self.state.mark_truncated();
         }
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for Counted<B> {
+impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -68,7 +73,7 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
         let mut this = self.project();
         if this.error.is_some() {
             // The stream is polled again when the client has read some bytes.
-            return if this.gauge.is_stuck() {
+            return if this.counters.is_write_blocked() {
                 Poll::Pending
             } else {
                 Poll::Ready(this.error.take().map(Err))
@@ -82,8 +87,8 @@ impl<B: Body<Data = Bytes>> Body for Counted<B> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if let Some(whole) = this.whole {
-            whole.is_whole |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
+        if let Some(completion) = this.completion {
+            completion.is_complete |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
         }
         polled
     }

@@ -1,4 +1,4 @@
-//! Counts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
+//! StreamCounts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
 //! WebSocket session takes the connection over, the count shows which bytes were sent before the client could
 //! know of the session: no check would have seen those bytes.
 
@@ -12,16 +12,16 @@ use bytes::{Buf, Bytes};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::leaving::{Half, Peek, Phase};
+use super::disconnect::{Peek, Phase, SendingHalf};
 
 /// The counters of a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IoCounters(Arc<Moved>);
+pub(super) struct IoCounters(Arc<StreamCounts>);
 
 #[derive(Debug, Default)]
-struct Moved {
+struct StreamCounts {
     bytes: AtomicU64,
-    is_stuck: AtomicBool,
+    is_write_blocked: AtomicBool,
     phase: Phase,
 }
 
@@ -32,8 +32,8 @@ impl IoCounters {
     }
 
     /// Whether bytes wait for the client to read them.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.0.is_stuck.load(Ordering::Relaxed)
+    pub(super) fn is_write_blocked(&self) -> bool {
+        self.0.is_write_blocked.load(Ordering::Relaxed)
     }
 
     /// The phase of the current request.
@@ -41,8 +41,8 @@ impl IoCounters {
         &self.0.phase
     }
 
-    fn note_written<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.0.is_stuck.store(written.is_pending(), Ordering::Relaxed);
+    fn record_write<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.0.is_write_blocked.store(written.is_pending(), Ordering::Relaxed);
         written
     }
 }
@@ -52,16 +52,16 @@ pin_project! {
     pub(super) struct CountingIo<S> {
         #[pin]
         stream: S,
-        gauge: IoCounters,
+        counters: IoCounters,
         // Bytes that were read before and are read again.
         early: Bytes,
-        half: Half,
+        sending_half: SendingHalf,
     }
 }
 
 impl<S> CountingIo<S> {
-    pub(super) fn new(stream: S, gauge: IoCounters) -> Self {
-        Self { stream, gauge, early: Bytes::new(), half: Half::Open }
+    pub(super) fn new(stream: S, counters: IoCounters) -> Self {
+        Self { stream, counters, early: Bytes::new(), sending_half: SendingHalf::Open }
     }
 
     /// The same stream with bytes that were already read from it.
@@ -95,8 +95,8 @@ impl<S: AsyncRead> AsyncRead for CountingIo<S> {
         }
         ready!(this.stream.poll_read(cx, buffer))?;
         // Only one task reads, so a load and a store suffice: cheaper than an atomic addition.
-        let bytes = this.gauge.bytes() + (buffer.filled().len() - before) as u64;
-        this.gauge.0.bytes.store(bytes, Ordering::Relaxed);
+        let bytes = this.counters.bytes() + (buffer.filled().len() - before) as u64;
+        this.counters.0.bytes.store(bytes, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -104,7 +104,7 @@ impl<S: AsyncRead> AsyncRead for CountingIo<S> {
 impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.project();
-        this.gauge.note_written(this.stream.poll_write(cx, data))
+        this.counters.record_write(this.stream.poll_write(cx, data))
     }
 
     fn poll_write_vectored(
@@ -113,7 +113,7 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.project();
-        this.gauge.note_written(this.stream.poll_write_vectored(cx, data))
+        this.counters.record_write(this.stream.poll_write_vectored(cx, data))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -123,14 +123,14 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
         // HTTP flushes whenever it is polled, and reads nothing while a request is under way.
-        if this.gauge.phase().is_idle() {
-            if !matches!(this.half, Half::Open) {
-                *this.half = Half::Open;
+        if this.counters.phase().is_idle() {
+            if !matches!(this.sending_half, SendingHalf::Open) {
+                *this.sending_half = SendingHalf::Open;
             }
         } else if this.stream.has_halves() && this.early.is_empty() {
-            this.half.poll(this.stream.as_mut(), cx, this.gauge.phase())?;
+            this.sending_half.poll(this.stream.as_mut(), cx, this.counters.phase())?;
         }
-        this.gauge.note_written(this.stream.poll_flush(cx))
+        this.counters.record_write(this.stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,51 +8,55 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::connection_state::ConnectionState;
-use super::{Drain, Limits};
+use super::{ConnectionLimits, Drain};
 
 /// How long a drain waits for the first request of a new connection: closing the connection would refuse a
 /// request of a client that was accepted.
-pub(super) const FIRST_REQUEST_MAX: Duration = Duration::from_secs(1);
+pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a connection is to end.
 pub(super) enum ConnectionEnd {
     /// When no request is under way on it.
-    Close,
+    WhenIdle,
     /// At once.
-    Leave,
+    AtOnce,
 }
 
 /// Completes once, when the connection is to end.
-pub(super) async fn end(drain: &Drain, here: &ConnectionState, limits: &Limits) -> ConnectionEnd {
+pub(super) async fn connection_end(
+    drain: &Drain,
+    state: &ConnectionState,
+    limits: &ConnectionLimits,
+) -> ConnectionEnd {
     tokio::select! {
         biased;
-        () = drain.cut.cancelled() => ConnectionEnd::Leave,
+        () = drain.cut.cancelled() => ConnectionEnd::AtOnce,
         () = drain.close.cancelled() => {
-            here.end();
-            ConnectionEnd::Close
+            state.set_ending();
+            ConnectionEnd::WhenIdle
         }
-        () = here.waited(limits) => {
-            debug!("a connection ended: it brought no request in time");
-            ConnectionEnd::Leave
+        () = state.head_timed_out(limits) => {
+            debug!("a connection ended: no request came in time");
+            ConnectionEnd::AtOnce
         }
-        never = expect_first(drain, here) => match never {},
+        never = limit_first_request(drain, state) => match never {},
     }
 }
 
 /// Completes when a client has had time to finish a head that it had begun, and the response to its request,
 /// if the head became one, is complete.
-pub(super) async fn last_words(drain: &Drain) {
-    tokio::time::sleep(FIRST_REQUEST_MAX).await;
+pub(super) async fn finish_last_request(drain: &Drain) {
+    tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
     drain.requests.ended().await;
 }
 
 /// From the beginning of the drain, makes responses close the connection, and limits how long the drain waits
 /// for the first request of a connection. Never completes.
-async fn expect_first(drain: &Drain, here: &ConnectionState) -> Infallible {
+async fn limit_first_request(drain: &Drain, state: &ConnectionState) -> Infallible {
     drain.ending.cancelled().await;
-    here.end();
+    state.set_ending();
     drain.stop.cancelled().await;
-    tokio::time::sleep(FIRST_REQUEST_MAX).await;
-    here.expect_nothing();
+    tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+    state.expect_no_request();
     pending().await
 }

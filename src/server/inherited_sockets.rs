@@ -7,7 +7,7 @@ use listenfd::ListenFd;
 use tokio::net::TcpListener;
 
 use super::listener::Listener;
-use super::unix::UnixPlace;
+use super::unix::UnixSocketListener;
 
 /// The sockets that were passed to this process, until they are converted to listeners.
 pub struct InheritedSockets {
@@ -44,30 +44,31 @@ impl InheritedSockets {
         let listen = |index: usize| {
             let name = self.names.get(index).filter(|name: &&String| !name.is_empty());
             let name = name.map_or_else(|| format!("number {index}"), |name| format!("`{name}`"));
-            let told = |error: io::Error| io::Error::other(format!("socket {name} from systemd: {error}"));
-            take(&mut self.sockets, index).map_err(told)
+            let describe =
+                |error: io::Error| io::Error::other(format!("socket {name} from systemd: {error}"));
+            take(&mut self.sockets, index).map_err(describe)
         };
         (0..count).map(listen).collect()
     }
 }
 
 fn take(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
-    let gone = || io::Error::other("it was taken before");
+    let taken = || io::Error::other("it was taken before");
     match sockets.take_tcp_listener(index) {
         Ok(listener) => {
-            let listener = listener.ok_or_else(gone)?;
+            let listener = listener.ok_or_else(taken)?;
             listener.set_nonblocking(true)?;
             Ok(Listener::Tcp(TcpListener::from_std(listener)?))
         }
         Err(_) => {
-            let listener = sockets.take_unix_listener(index)?.ok_or_else(gone)?;
-            Ok(Listener::Unix(UnixPlace::passed(listener)?))
+            let listener = sockets.take_unix_listener(index)?.ok_or_else(taken)?;
+            Ok(Listener::Unix(UnixSocketListener::inherited(listener)?))
         }
     }
 }
 
 impl std::fmt::Debug for InheritedSockets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Passed({} sockets)", self.count())
+        write!(f, "InheritedSockets({} sockets)", self.count())
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::either::Either;
 use tracing::debug;
 
-use super::{Drain, Limits, tls};
+use super::{ConnectionLimits, Drain, tls};
 
 /// Maximum pause between received bytes. A client that pauses longer in its upload will not read the response
 /// soon either. nginx's `lingering_timeout` is as long.
@@ -24,19 +24,19 @@ const READ_SIZE: usize = 8 * 1024;
 
 /// Closes the sending half, if it is still open, and reads and drops the bytes that the client still sends,
 /// until it has closed its half, pauses for too long, or a bound of `limits` is reached.
-pub(super) async fn linger<I>(mut stream: I, limits: Limits, drain: &Drain)
+pub(super) async fn linger<I>(mut stream: I, limits: ConnectionLimits, drain: &Drain)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let reading = async {
-        // hyper leaves a connection open whose request asked for another protocol, whatever the response is.
+        // hyper keeps a connection open whose request has an `upgrade` header, whatever the response is.
         // If the close cannot be sent, the client does not wait for it.
         let _ = stream.shutdown().await;
         let mut dropped = vec![0; READ_SIZE];
-        let mut left = limits.max_linger_size;
-        while left > 0 {
+        let mut remaining = limits.max_linger_size;
+        while remaining > 0 {
             match timeout(PAUSE_MAX, stream.read(&mut dropped)).await {
-                Ok(Ok(count @ 1..)) => left = left.saturating_sub(count as u64),
+                Ok(Ok(count @ 1..)) => remaining = remaining.saturating_sub(count as u64),
                 Ok(Ok(_) | Err(_)) => return,
                 Err(_) => break,
             }
@@ -72,7 +72,7 @@ pub(super) async fn refuse_http2<I: AsyncWrite + Unpin>(stream: &mut I) {
         stream.shutdown().await
     };
     if let Ok(Err(error)) = timeout(PAUSE_MAX, refusing).await {
-        debug!("a client of HTTP/2 left: {error}");
+        debug!("an HTTP/2 client disconnected: {error}");
     }
 }
 

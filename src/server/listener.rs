@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::unix::UnixPlace;
+use super::unix::UnixSocketListener;
 
 /// Maximum connections in the accept queue. The system drops further ones, and their clients retry a second
 /// later; the system has its own bound (`net.core.somaxconn`, usually as large).
@@ -19,7 +19,7 @@ pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
     /// A Unix socket and its file.
-    Unix(UnixPlace),
+    Unix(UnixSocketListener),
 }
 
 /// The address of a listener.
@@ -74,7 +74,7 @@ impl Listener {
     /// `AddrInUse` when another process listens there, `AlreadyExists` when another file is in the way, or
     /// any other error of the file system.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
-        UnixPlace::bind(path, mode).map(Self::Unix)
+        UnixSocketListener::bind(path, mode).map(Self::Unix)
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -85,7 +85,7 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(place) => place.path().map(Address::Unix),
+            Self::Unix(listener) => listener.path().map(Address::Unix),
         }
     }
 }

@@ -6,10 +6,10 @@ mod connection;
 mod connection_state;
 mod counted;
 mod counting_io;
+mod disconnect;
 mod ending;
 mod files;
 mod inherited_sockets;
-mod leaving;
 mod linger;
 mod listener;
 mod parked_future;
@@ -20,6 +20,7 @@ mod write_timeout;
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,12 +48,12 @@ pub use workers::{WorkerPool, WorkerThreads};
 
 use acceptor::{Accepted, Acceptor};
 use connection::IdleConnection;
-use connection_state::ConnectionHistory;
+use connection_state::ConnectionState;
 use listener::BACKLOG;
 
-/// Limits of the listener and of each connection.
+/// ConnectionLimits of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
     /// byte and its TLS handshake.
     pub request_headers_timeout: Duration,
@@ -73,12 +74,12 @@ pub struct Limits {
     /// Maximum open connections; further ones wait to be accepted.
     pub max_connections: usize,
     /// A connection without a request for this long, or a new one for as long as its first request took,
-    /// frees its buffers until the next request, which another worker may serve.
-    pub rest_after: Duration,
+    /// releases its buffers until the next request, which another worker may serve.
+    pub idle_after: Duration,
 }
 
 /// Most connections that have been idle for a second stay idle for many.
-pub const REST_AFTER: Duration = Duration::from_secs(1);
+pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// How a server drains: `ending` first, then `stop` when `kept` has ended or its time is over, then `close`
 /// when `requests` has ended, then `cut` when that takes too long.
@@ -113,13 +114,14 @@ impl Drain {
 }
 
 /// The stream of a connection that a session takes over.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait UpgradedStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 
 /// A session that uses a connection after a 101, to its end: it receives the stream, and the bytes that the
 /// client has sent meanwhile. It must end when `cut` is cancelled.
-pub type Session = Box<dyn FnOnce(Box<dyn Stream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+pub type Session =
+    Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 /// What a service returns for a request.
 pub struct Reply<B> {
@@ -140,15 +142,20 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of its responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Returns the response to one request.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Reply<Self::Body>> + Send;
+    /// Returns the response to one request. `peer` is the address of the client; a client on a Unix socket has
+    /// none.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
-/// Limits the open connections of all listeners; a clone shares the limit.
+/// ConnectionLimits the open connections of all listeners; a clone shares the limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
-    places: Arc<Semaphore>,
-    guests: Arc<ConnectionCount>,
+    permits: Arc<Semaphore>,
+    counts: Arc<ConnectionCount>,
 }
 
 #[derive(Debug, Default)]
@@ -159,61 +166,72 @@ struct ConnectionCount {
 
 /// The permit of an open connection, until it is dropped.
 struct ConnectionPermit {
-    guests: Arc<ConnectionCount>,
-    _place: OwnedSemaphorePermit,
+    counts: Arc<ConnectionCount>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl ConnectionLimiter {
-    /// Allows up to `connections_max` open connections.
+    /// Allows up to `max_connections` open connections.
     #[must_use]
-    pub fn new(connections_max: usize) -> Self {
-        let places = Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS));
-        Self { places: Arc::new(places), guests: Arc::default() }
+    pub fn new(max_connections: usize) -> Self {
+        let permits = Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS));
+        Self { permits: Arc::new(permits), counts: Arc::default() }
     }
 
     /// Connections open now.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.guests.open.load(Ordering::Relaxed)
+        self.counts.open.load(Ordering::Relaxed)
     }
 
     /// Connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.guests.accepted.load(Ordering::Relaxed)
+        self.counts.accepted.load(Ordering::Relaxed)
     }
 
-    fn enter(&self, place: OwnedSemaphorePermit) -> ConnectionPermit {
-        self.guests.open.fetch_add(1, Ordering::Relaxed);
-        self.guests.accepted.fetch_add(1, Ordering::Relaxed);
-        ConnectionPermit { guests: Arc::clone(&self.guests), _place: place }
+    fn admit(&self, permit: OwnedSemaphorePermit) -> ConnectionPermit {
+        self.counts.open.fetch_add(1, Ordering::Relaxed);
+        self.counts.accepted.fetch_add(1, Ordering::Relaxed);
+        ConnectionPermit { counts: Arc::clone(&self.counts), _permit: permit }
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.guests.open.fetch_sub(1, Ordering::Relaxed);
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Pause after an error such as too many open files: the accept loop must neither spin nor end.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum consecutive accepts before yielding to other tasks on this worker.
-const ACCEPTED_MAX: u32 = 64;
+const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 
 /// The future that opens a connection.
 type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
+
+/// A connection that a worker is to serve.
+enum Assignment<'a> {
+    /// It was accepted just now.
+    New {
+        /// The address of the client.
+        peer: Option<IpAddr>,
+    },
+    /// It was served by another worker before.
+    Moved(&'a Arc<ConnectionState>),
+}
 
 /// Serves the connections of all listeners.
 #[derive(Debug)]
 pub struct Server<S> {
     /// The workers and their services.
-    pub crew: WorkerPool<S>,
-    /// Limits of each connection.
-    pub limits: Limits,
+    pub worker_pool: WorkerPool<S>,
+    /// ConnectionLimits of each connection.
+    pub limits: ConnectionLimits,
     /// The limit of open connections.
-    pub room: ConnectionLimiter,
+    pub connection_limiter: ConnectionLimiter,
     /// The signals by which the server drains.
     pub drain: Drain,
     /// The group of the accepting tasks.
@@ -233,97 +251,109 @@ impl<S: Service> Server<S> {
         // One task accepts for all workers: each address is bound once, and the task can choose the worker
         // with the least load. It runs on a worker, so connections that this worker serves itself cross no
         // thread.
-        let post = self.crew.any().ok_or_else(|| io::Error::other("there is no worker"))?;
-        let door = {
-            let _runtime = post.handle.enter();
+        let worker = self.worker_pool.take_turn().ok_or_else(|| io::Error::other("there is no worker"))?;
+        let acceptor = {
+            let _runtime = worker.handle.enter();
             Acceptor::open(listener)?
         };
-        self.accepting.spawn_on(Arc::clone(self).accept(door, tls), &post.handle);
+        self.accepting.spawn_on(Arc::clone(self).accept(acceptor, tls), &worker.handle);
         Ok(())
     }
 
-    async fn accept(self: Arc<Self>, door: Acceptor, tls: Tls) {
-        let mut in_one_go = 0;
+    async fn accept(self: Arc<Self>, acceptor: Acceptor, tls: Tls) {
+        let mut consecutive_accepts = 0;
         loop {
             let accepted = tokio::select! {
                 () = self.drain.stop.cancelled() => break,
-                accepted = door.accept(&self.room.places) => accepted,
+                accepted = acceptor.accept(&self.connection_limiter.permits) => accepted,
             };
             match accepted {
-                Ok((accepted, place)) => self.hand_over(accepted, place, tls.clone()),
+                Ok((accepted, permit)) => self.assign(accepted, permit, tls.clone()),
                 Err(error) => {
-                    warn!("a connection cannot be accepted: {error}; trying on");
-                    tokio::time::sleep(ACCEPT_REST).await;
+                    warn!("a connection cannot be accepted: {error}; the listener continues");
+                    tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
                 }
             }
-            in_one_go += 1;
-            if in_one_go == ACCEPTED_MAX {
-                in_one_go = 0;
+            consecutive_accepts += 1;
+            if consecutive_accepts == MAX_CONSECUTIVE_ACCEPTS {
+                consecutive_accepts = 0;
                 tokio::task::yield_now().await;
             }
         }
         // Closing the listener would reset the connections that the system has already accepted.
         for _ in 0..BACKLOG {
-            let Some((accepted, place)) = door.accept_waiting(&self.room.places) else { return };
-            self.hand_over(accepted, place, tls.clone());
+            let Some((accepted, permit)) = acceptor.accept_waiting(&self.connection_limiter.permits) else {
+                return;
+            };
+            self.assign(accepted, permit, tls.clone());
         }
     }
 
-    fn hand_over(self: &Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, tls: Tls) {
-        let Some(number) = self.crew.least() else { return };
-        let head_read_max = self.limits.request_headers_timeout;
+    /// Passes a new connection to the worker with the least load.
+    fn assign(self: &Arc<Self>, accepted: Accepted, permit: OwnedSemaphorePermit, tls: Tls) {
+        let Some(number) = self.worker_pool.least_loaded() else { return };
+        let headers_timeout = self.limits.request_headers_timeout;
+        let peer = accepted.peer();
         // Boxed, so that it takes no memory once the stream is open.
         let opening = Box::pin(async move {
-            let stream = here(accepted)?;
-            tls.open(stream, head_read_max).await.map(IdleConnection::from)
+            let stream = register(accepted)?;
+            tls.open(stream, headers_timeout).await.map(IdleConnection::from)
         });
-        self.attend(number, opening, ConnectionHistory::default(), self.room.enter(place));
+        self.serve_on(number, opening, Assignment::New { peer }, self.connection_limiter.admit(permit));
     }
 
-    /// Spawns the task that serves a connection on a worker.
-    fn attend(
+    /// Spawns the task that serves a connection on a worker: a new one, or one that has moved with its state.
+    fn serve_on(
         self: &Arc<Self>,
         number: usize,
         opening: Opening,
-        known: ConnectionHistory,
-        guest: ConnectionPermit,
+        assignment: Assignment<'_>,
+        permit: ConnectionPermit,
     ) {
-        let Some(post) = self.crew.post(number) else { return };
-        let (server, mut guest, opened) = (Arc::clone(self), Some(guest), post.open());
-        let elsewhere = move |awake, known| {
-            // The connection counts for this worker until it is closed, or moved to another worker.
-            let _ = &opened;
-            server.elsewhere(number, awake, known, &mut guest)
+        let Some(worker) = self.worker_pool.worker(number) else { return };
+        let (service, drain) = (worker.service.clone(), Arc::clone(&worker.drain));
+        let requests = drain.requests.clone();
+        let state = match assignment {
+            Assignment::New { peer } => ConnectionState::new(requests, peer),
+            Assignment::Moved(state) => {
+                state.move_to(requests);
+                Arc::clone(state)
+            }
         };
-        let (service, drain) = (post.service.clone(), Arc::clone(&post.drain));
-        let serving = connection::serve(opening, known, service, self.limits, drain, elsewhere);
-        self.connections.spawn_on(serving, &post.handle);
+        let (server, mut permit, count) = (Arc::clone(self), Some(permit), worker.count_connection());
+        let relocate = move |connection, state: &_| {
+            // The connection counts for this worker until it is closed, or moved to another worker.
+            let _ = &count;
+            server.relocate(number, connection, state, &mut permit)
+        };
+        let serving = connection::serve(opening, state, service, self.limits, drain, relocate);
+        self.connections.spawn_on(serving, &worker.handle);
     }
 
     /// Moves a connection with an imminent request to another worker, when its own has more load. TLS
     /// connections stay: their state is bound to their stream.
-    fn elsewhere(
+    fn relocate(
         self: &Arc<Self>,
         number: usize,
-        awake: IdleConnection<tls::Stream>,
-        known: ConnectionHistory,
-        guest: &mut Option<ConnectionPermit>,
+        connection: IdleConnection<tls::Stream>,
+        state: &Arc<ConnectionState>,
+        permit: &mut Option<ConnectionPermit>,
     ) -> Option<IdleConnection<tls::Stream>> {
-        let Some(less) = self.crew.less_than(number) else { return Some(awake) };
+        let Some(target) = self.worker_pool.less_loaded_than(number) else { return Some(connection) };
         // During a drain, the requests of each worker are awaited one after the other.
         if self.drain.ending.is_cancelled() {
-            return Some(awake);
+            return Some(connection);
         }
-        let IdleConnection { stream, early } = awake;
+        let IdleConnection { stream, early } = connection;
         let stream = match stream {
             Either::Left(stream) => stream,
             Either::Right(_) => return Some(IdleConnection { stream, early }),
         };
-        match Accepted::of(stream) {
-            Ok(left) => {
+        match Accepted::deregister(stream) {
+            Ok(moving) => {
                 let opening =
-                    async move { Some(IdleConnection { stream: Either::Left(here(left)?), early }) };
-                self.attend(less, Box::pin(opening), known, guest.take()?);
+                    async move { Some(IdleConnection { stream: Either::Left(register(moving)?), early }) };
+                self.serve_on(target, Box::pin(opening), Assignment::Moved(state), permit.take()?);
             }
             Err(error) => debug!("a connection ended on its way to another worker: {error}"),
         }
@@ -332,8 +362,8 @@ impl<S: Service> Server<S> {
 }
 
 /// Binds the stream to the current runtime; `None` when that fails.
-fn here(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
-    match accepted.here() {
+fn register(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
+    match accepted.register() {
         Ok(stream) => Some(stream),
         Err(error) => {
             debug!("a connection ended before it began: {error}");

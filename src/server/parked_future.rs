@@ -16,35 +16,35 @@ pin_project! {
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,
-        bell: Arc<Bell>,
+        flag: Arc<WakeFlag>,
         // The waker that the future receives.
-        rings: Waker,
+        waker: Waker,
         // The task to wake, which changes only in tests.
         task: Option<Waker>,
     }
 }
 
 #[derive(Default)]
-struct Bell {
-    is_rung: AtomicBool,
+struct WakeFlag {
+    is_woken: AtomicBool,
     task: AtomicWaker,
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.is_rung.store(true, Ordering::Release);
+        self.is_woken.store(true, Ordering::Release);
         self.task.wake();
     }
 }
 
 impl<F: Future> ParkedFuture<F> {
     pub(super) fn new(future: F) -> Self {
-        let bell = Arc::new(Bell { is_rung: AtomicBool::new(true), task: AtomicWaker::new() });
-        Self { future, rings: Waker::from(Arc::clone(&bell)), bell, task: None }
+        let flag = Arc::new(WakeFlag { is_woken: AtomicBool::new(true), task: AtomicWaker::new() });
+        Self { future, waker: Waker::from(Arc::clone(&flag)), flag, task: None }
     }
 }
 
@@ -54,19 +54,19 @@ impl<F: Future> Future for ParkedFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let is_known = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
-        let is_rung = this.bell.is_rung.load(Ordering::Relaxed);
-        if is_known && !is_rung {
+        let is_woken = this.flag.is_woken.load(Ordering::Relaxed);
+        if is_known && !is_woken {
             return Poll::Pending;
         }
         // The order matters: a wake-up after the swap is seen by this poll or wakes the task, and a waker
         // that was used must be registered again.
-        let is_rung = this.bell.is_rung.swap(false, Ordering::AcqRel);
-        this.bell.task.register(cx.waker());
+        let is_woken = this.flag.is_woken.swap(false, Ordering::AcqRel);
+        this.flag.task.register(cx.waker());
         if !is_known {
             *this.task = Some(cx.waker().clone());
         }
-        if is_rung || this.bell.is_rung.load(Ordering::Acquire) {
-            return this.future.poll(&mut Context::from_waker(this.rings));
+        if is_woken || this.flag.is_woken.load(Ordering::Acquire) {
+            return this.future.poll(&mut Context::from_waker(this.waker));
         }
         Poll::Pending
     }
@@ -90,42 +90,42 @@ mod tests {
         })
     }
 
-    async fn is_ready<F: Future>(aside: &mut Pin<Box<ParkedFuture<F>>>) -> bool {
-        poll_fn(|cx| Poll::Ready(aside.as_mut().poll(cx).is_ready())).await
+    async fn is_ready<F: Future>(parked: &mut Pin<Box<ParkedFuture<F>>>) -> bool {
+        poll_fn(|cx| Poll::Ready(parked.as_mut().poll(cx).is_ready())).await
     }
 
     #[tokio::test]
-    async fn it_is_polled_when_it_has_asked_and_not_before() {
+    async fn it_is_polled_after_its_own_wake_up_only() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut aside = Box::pin(ParkedFuture::new(counted(&polls, &end)));
+        let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
         for _ in 0..3 {
-            assert!(!is_ready(&mut aside).await);
+            assert!(!is_ready(&mut parked).await);
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);
         end.notify_one();
-        assert!(is_ready(&mut aside).await);
+        assert!(is_ready(&mut parked).await);
         assert_eq!(polls.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
     async fn it_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut aside = Box::pin(ParkedFuture::new(counted(&polls, &end)));
+        let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
         // Another task polled it first.
-        assert!(aside.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        tokio::join!(biased; aside.as_mut(), async { end.notify_one() });
+        assert!(parked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        tokio::join!(biased; parked.as_mut(), async { end.notify_one() });
         assert_eq!(polls.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
-    async fn it_may_ask_again_and_again() {
+    async fn it_can_be_woken_many_times() {
         let end = Notify::new();
-        let mut rounds = Box::pin(ParkedFuture::new(async {
+        let mut parked = Box::pin(ParkedFuture::new(async {
             for _ in 0..3 {
                 end.notified().await;
             }
         }));
-        tokio::join!(biased; rounds.as_mut(), async {
+        tokio::join!(biased; parked.as_mut(), async {
             for _ in 0..3 {
                 end.notify_one();
                 tokio::task::yield_now().await;

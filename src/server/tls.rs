@@ -32,16 +32,16 @@ pub struct Tls(Arc<Inner>);
 
 struct Inner {
     acceptor: TlsAcceptor,
-    shown: Arc<Shown>,
+    certificate: Arc<CurrentCertificate>,
     /// Whether the warning about TLS clients without a certificate was logged.
-    has_told_off: AtomicBool,
+    has_warned_https_off: AtomicBool,
     /// Whether the message about a client that does not trust the certificate was logged.
-    has_told_distrust: AtomicBool,
+    has_logged_distrust: AtomicBool,
 }
 
 /// The certificate in use.
 #[derive(Default)]
-struct Shown(ArcSwapOption<CertifiedKey>);
+struct CurrentCertificate(ArcSwapOption<CertifiedKey>);
 
 impl Tls {
     /// TLS without a certificate.
@@ -50,31 +50,31 @@ impl Tls {
     ///
     /// When the TLS library has no protocol version to offer, or no randomness for its tickets.
     pub fn new() -> Result<Self, rustls::Error> {
-        let shown = Arc::new(Shown::default());
+        let certificate = Arc::new(CurrentCertificate::default());
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
+            .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Session tickets save a returning client a round trip, and the server stores no session state.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self(Arc::new(Inner {
             acceptor: TlsAcceptor::from(Arc::new(config)),
-            shown,
-            has_told_off: AtomicBool::new(false),
-            has_told_distrust: AtomicBool::new(false),
+            certificate,
+            has_warned_https_off: AtomicBool::new(false),
+            has_logged_distrust: AtomicBool::new(false),
         })))
     }
 
     /// Sets the certificate for new connections; `None` switches TLS off.
     pub fn show(&self, certificate: Option<Arc<CertifiedKey>>) {
-        self.0.shown.0.store(certificate);
+        self.0.certificate.0.store(certificate);
     }
 
     /// Whether there is a certificate.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.0.shown.0.load().is_some()
+        self.0.certificate.0.load().is_some()
     }
 
     /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the client
@@ -94,8 +94,10 @@ impl Tls {
             return Some(Either::Left(Either::Left(tcp)));
         }
         if !self.is_on() {
-            if !self.0.has_told_off.swap(true, Ordering::Relaxed) {
-                warn!("a client asks for https where there is none: give it http://, or see server.tls");
+            if !self.0.has_warned_https_off.swap(true, Ordering::Relaxed) {
+                warn!(
+                    "a client connected with https, but there is no certificate: use http:// there, or set `server.tls`"
+                );
             }
             return ended(&"https is off");
         }
@@ -103,7 +105,7 @@ impl Tls {
         match timeout(max, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
-                if is_distrust(&error) && !self.0.has_told_distrust.swap(true, Ordering::Relaxed) {
+                if is_distrust(&error) && !self.0.has_logged_distrust.swap(true, Ordering::Relaxed) {
                     info!("a client does not trust the certificate of https: {error}; `keychoir env` helps");
                 }
                 ended(&error)
@@ -119,15 +121,15 @@ impl fmt::Debug for Tls {
     }
 }
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
     }
 }
 
-impl fmt::Debug for Shown {
+impl fmt::Debug for CurrentCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shown")
+        f.write_str("CurrentCertificate")
     }
 }
 

@@ -13,13 +13,13 @@ use super::listener::BACKLOG;
 
 /// A listening Unix socket.
 #[derive(Debug)]
-pub struct UnixPlace {
+pub struct UnixSocketListener {
     listener: UnixListener,
     /// The file to remove at the end; `None` when another process owns it.
     file: Option<SocketFile>,
 }
 
-impl UnixPlace {
+impl UnixSocketListener {
     pub(super) fn bind(path: &Path, mode: u32) -> io::Result<Self> {
         let socket = UnixSocket::new_stream()?;
         match socket.bind(path) {
@@ -37,7 +37,7 @@ impl UnixPlace {
     }
 
     /// A socket that another process created, owns and removes.
-    pub(super) fn passed(listener: net::UnixListener) -> io::Result<Self> {
+    pub(super) fn inherited(listener: net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
     }
@@ -99,42 +99,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_file_has_the_mode_and_goes_at_the_end() {
+    async fn the_file_has_the_mode_and_is_removed_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
-        let place = UnixPlace::bind(&path, 0o600).unwrap();
+        let listener = UnixSocketListener::bind(&path, 0o600).unwrap();
         assert_eq!(mode(&path), 0o600);
-        assert_eq!(place.path().unwrap(), Some(path.clone()));
-        drop(place);
+        assert_eq!(listener.path().unwrap(), Some(path.clone()));
+        drop(listener);
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn a_dead_socket_is_replaced_and_a_live_one_is_taken() {
+    async fn a_stale_socket_is_replaced_and_one_in_use_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
         // The standard library's listener leaves its file behind, as a killed process does.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let place = UnixPlace::bind(&path, 0o660).unwrap();
-        assert_eq!(UnixPlace::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
-        assert!(path.exists(), "who comes too late takes nothing away");
-        drop(place);
+        let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
+        assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert!(path.exists(), "the failed listener removes nothing");
+        drop(listener);
     }
 
     #[tokio::test]
-    async fn other_files_are_left_alone() {
+    async fn other_files_are_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
         fs::write(&path, "precious").unwrap();
-        assert_eq!(UnixPlace::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         // The socket file of a successor remains as well.
         fs::remove_file(&path).unwrap();
-        let place = UnixPlace::bind(&path, 0o660).unwrap();
-        fs::rename(&path, folder.path().join("aside")).unwrap();
-        let successor = UnixPlace::bind(&path, 0o660).unwrap();
-        drop(place);
+        let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
+        fs::rename(&path, folder.path().join("moved")).unwrap();
+        let successor = UnixSocketListener::bind(&path, 0o660).unwrap();
+        drop(listener);
         assert!(path.exists());
         drop(successor);
         assert!(!path.exists());

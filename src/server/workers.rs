@@ -36,38 +36,39 @@ impl WorkerThreads {
             count => count,
         };
         let mut workers = Self { handles: Vec::new(), end: CancellationToken::new(), threads: Tasks::new() };
-        let started = (0..count).map(|number| workers.begin(number)).collect::<io::Result<Vec<_>>>()?;
+        let started =
+            (0..count).map(|number| workers.start_worker(number)).collect::<io::Result<Vec<_>>>()?;
         for handle in started {
-            let gone = |_| io::Error::other("a worker ended before it began");
-            workers.handles.push(handle.recv().map_err(gone)??);
+            let ended = |_| io::Error::other("a worker ended before it began");
+            workers.handles.push(handle.recv().map_err(ended)??);
         }
         Ok(workers)
     }
 
     /// The runtime is created in its thread: it must not be dropped on another runtime.
-    fn begin(&self, number: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
-        let (told, handle) = mpsc::sync_channel(1);
+    fn start_worker(&self, number: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
+        let (sender, receiver) = mpsc::sync_channel(1);
         let (end, member) = (self.end.clone(), self.threads.member());
         let name = format!("keychoir-{number}");
         tasks::thread(&name.clone(), move || {
             match Builder::new_current_thread().enable_all().thread_name(name).build() {
                 Ok(runtime) => {
-                    let is_awaited = told.send(Ok(runtime.handle().clone())).is_ok();
-                    if is_awaited {
+                    let has_receiver = sender.send(Ok(runtime.handle().clone())).is_ok();
+                    if has_receiver {
                         runtime.block_on(end.cancelled());
                     }
                     // Blocking work, such as a name lookup, is not waited for.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
-                    if let Err(mpsc::SendError(Err(error))) = told.send(Err(error)) {
+                    if let Err(mpsc::SendError(Err(error))) = sender.send(Err(error)) {
                         error!("a worker cannot run: {error}");
                     }
                 }
             }
             drop(member);
         })?;
-        Ok(handle)
+        Ok(receiver)
     }
 
     /// The number of worker threads.
@@ -77,14 +78,14 @@ impl WorkerThreads {
     }
 
     /// Creates a worker with its own service on each thread, until `drain` ends it.
-    pub fn crew<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
-        let post = |handle: &Handle| Worker {
+    pub fn create_pool<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
+        let worker = |handle: &Handle| Worker {
             handle: handle.clone(),
             service: service(),
             drain: Arc::new(drain.with_requests(Tasks::new())),
-            open: Arc::default(),
+            connections: Arc::default(),
         };
-        WorkerPool { posts: self.handles.iter().map(post).collect(), next: Arc::default() }
+        WorkerPool { workers: self.handles.iter().map(worker).collect(), next: Arc::default() }
     }
 
     /// Ends the threads, with the tasks that still run on them, and waits until they have ended.
@@ -107,7 +108,7 @@ impl Drop for WorkerThreads {
 /// The workers with their services; a clone shares them.
 #[derive(Debug)]
 pub struct WorkerPool<S> {
-    posts: Arc<[Worker<S>]>,
+    workers: Arc<[Worker<S>]>,
     /// The turn among workers with equal load.
     next: Arc<AtomicUsize>,
 }
@@ -119,7 +120,7 @@ pub(super) struct Worker<S> {
     pub(super) service: S,
     /// The drain with the requests of this worker only.
     pub(super) drain: Arc<Drain>,
-    open: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
 /// The load of a worker: requests under way, including imminent ones, and open connections. Loads are
@@ -132,44 +133,44 @@ pub(super) struct WorkerConnection(Arc<AtomicUsize>);
 
 impl<S> Clone for WorkerPool<S> {
     fn clone(&self) -> Self {
-        Self { posts: Arc::clone(&self.posts), next: Arc::clone(&self.next) }
+        Self { workers: Arc::clone(&self.workers), next: Arc::clone(&self.next) }
     }
 }
 
 impl<S> WorkerPool<S> {
-    pub(super) fn post(&self, number: usize) -> Option<&Worker<S>> {
-        self.posts.get(number)
+    pub(super) fn worker(&self, number: usize) -> Option<&Worker<S>> {
+        self.workers.get(number)
     }
 
     /// The worker with the least load, which takes the next connection.
-    pub(super) fn least(&self) -> Option<usize> {
+    pub(super) fn least_loaded(&self) -> Option<usize> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let loads: Vec<Load> = self.posts.iter().map(Worker::load).collect();
-        least(&loads, turn)
+        let loads: Vec<Load> = self.workers.iter().map(Worker::load).collect();
+        least_load(&loads, turn)
     }
 
     /// A worker that would have fewer requests under way than worker `number` has, even after taking one from
     /// it.
-    pub(super) fn less_than(&self, number: usize) -> Option<usize> {
-        let (own, _) = self.posts.get(number)?.load();
+    pub(super) fn less_loaded_than(&self, number: usize) -> Option<usize> {
+        let (own_requests, _) = self.workers.get(number)?.load();
         // Mostly the connection's own request is the only one under way here.
-        let less = if own > 1 { self.least()? } else { return None };
-        let (others, _) = self.posts.get(less)?.load();
-        (others + 1 < own).then_some(less)
+        let less = if own_requests > 1 { self.least_loaded()? } else { return None };
+        let (other_requests, _) = self.workers.get(less)?.load();
+        (other_requests + 1 < own_requests).then_some(less)
     }
 
     /// Each worker in turn.
-    pub(super) fn any(&self) -> Option<&Worker<S>> {
+    pub(super) fn take_turn(&self) -> Option<&Worker<S>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        self.posts.get(turn.checked_rem(self.posts.len())?)
+        self.workers.get(turn.checked_rem(self.workers.len())?)
     }
 
     /// Waits until no worker has a request under way.
     pub async fn requests_ended(&self) {
         // A connection may have moved to a worker that was checked before.
-        while self.posts.iter().any(|post| post.drain.requests.count() > 0) {
-            for post in &*self.posts {
-                post.drain.requests.ended().await;
+        while self.workers.iter().any(|worker| worker.drain.requests.count() > 0) {
+            for worker in &*self.workers {
+                worker.drain.requests.ended().await;
             }
         }
     }
@@ -177,12 +178,12 @@ impl<S> WorkerPool<S> {
 
 impl<S> Worker<S> {
     fn load(&self) -> Load {
-        (self.drain.requests.count(), self.open.load(Ordering::Relaxed))
+        (self.drain.requests.count(), self.connections.load(Ordering::Relaxed))
     }
 
-    pub(super) fn open(&self) -> WorkerConnection {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        WorkerConnection(Arc::clone(&self.open))
+    pub(super) fn count_connection(&self) -> WorkerConnection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        WorkerConnection(Arc::clone(&self.connections))
     }
 }
 
@@ -193,11 +194,11 @@ impl Drop for WorkerConnection {
 }
 
 /// The index of the least load; among equals, the first from `turn` on.
-fn least(loads: &[Load], turn: usize) -> Option<usize> {
+fn least_load(loads: &[Load], turn: usize) -> Option<usize> {
     let first = turn.checked_rem(loads.len())?;
     let (before, from) = loads.split_at(first);
-    let places = (first..loads.len()).chain(0..first);
-    from.iter().chain(before).zip(places).min_by_key(|(load, _)| **load).map(|(_, place)| place)
+    let indexes = (first..loads.len()).chain(0..first);
+    from.iter().chain(before).zip(indexes).min_by_key(|(load, _)| **load).map(|(_, index)| index)
 }
 
 #[cfg(test)]
@@ -206,18 +207,18 @@ mod tests {
 
     #[track_caller]
     fn check(loads: &[Load], turn: usize, expected: Option<usize>) {
-        assert_eq!(least(loads, turn), expected, "{loads:?} at turn {turn}");
+        assert_eq!(least_load(loads, turn), expected, "{loads:?} at turn {turn}");
     }
 
     #[test]
-    fn requests_count_before_connections() {
+    fn requests_are_compared_before_connections() {
         check(&[(1, 1), (0, 9)], 0, Some(1));
         check(&[(1, 1), (1, 0)], 0, Some(1));
         check(&[(0, 2), (0, 1), (1, 0)], 2, Some(1));
     }
 
     #[test]
-    fn equals_take_turns() {
+    fn equal_loads_are_chosen_in_turns() {
         for turn in 0..7 {
             check(&[(2, 3); 3], turn, Some(turn % 3));
         }
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_the_least_of_none() {
+    fn without_workers_there_is_no_least_load() {
         check(&[], 3, None);
     }
 }

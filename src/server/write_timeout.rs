@@ -13,20 +13,20 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 
-use super::Limits;
-use super::leaving::Peek;
+use super::ConnectionLimits;
+use super::disconnect::Peek;
 use crate::clock;
 use crate::policy::min_rate::ReadPace;
 
 pin_project! {
-    /// A stream whose writes fail when the client has read no byte for `idle_max`, or reads below a minimum
+    /// A stream whose writes fail when the client has read no byte for `send_timeout`, or reads below a minimum
     /// average rate over the time for which the server waits for it.
     ///
-    /// Bytes in the kernel's buffers count as read: see `Accepted::here` for their bound.
+    /// Bytes in the kernel's buffers count as read: see `Accepted::register` for their bound.
     pub(super) struct WriteTimeout<S> {
         #[pin]
         stream: S,
-        idle_max: Duration,
+        send_timeout: Duration,
         pace: ReadPace,
         // Created when a write is pending for the first time: most never are.
         timer: Option<Pin<Box<Sleep>>>,
@@ -35,12 +35,10 @@ pin_project! {
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(stream: S, limits: &Limits) -> Self {
-        let Limits {
-            send_timeout: write_idle_max, min_response_rate: response_min_rate, response_grace, ..
-        } = *limits;
-        let pace = ReadPace::new(response_min_rate, response_grace, write_idle_max);
-        Self { stream, idle_max: write_idle_max, pace, timer: None, waiting_since: None }
+    pub(super) fn new(stream: S, limits: &ConnectionLimits) -> Self {
+        let ConnectionLimits { send_timeout, min_response_rate, response_grace, .. } = *limits;
+        let pace = ReadPace::new(min_response_rate, response_grace, send_timeout);
+        Self { stream, send_timeout, pace, timer: None, waiting_since: None }
     }
 
     /// The inner stream.
@@ -54,55 +52,55 @@ impl<S> WriteTimeout<S> {
 }
 
 impl<S: AsyncWrite> WriteTimeout<S> {
-    /// Runs `write`, and bounds how long it may be pending. `taken` returns the number of bytes that it
+    /// Runs `write`, and bounds how long it may be pending. `written_bytes` returns the number of bytes that it
     /// wrote.
     fn poll_in_time<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
-        taken: impl FnOnce(&T) -> usize,
+        written_bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         let this = self.project();
         if let Poll::Ready(written) = write(this.stream, cx) {
             if this.waiting_since.take().is_some_and(|since| this.pace.record_wait(clock::since(since))) {
                 return Poll::Ready(Err(timed_out(SLOW)));
             }
-            this.pace.record_read(written.as_ref().map_or(0, taken) as u64);
+            this.pace.record_read(written.as_ref().map_or(0, written_bytes) as u64);
             return Poll::Ready(written);
         }
         let since = *this.waiting_since.get_or_insert_with(clock::instant);
-        let span = this.pace.left().map_or(*this.idle_max, |left| left.min(*this.idle_max));
+        let span = this.pace.left().map_or(*this.send_timeout, |left| left.min(*this.send_timeout));
         let deadline = (since + span).into();
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
             timer.as_mut().reset(deadline);
         }
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out(if span < *this.idle_max { SLOW } else { IDLE })))
+        Poll::Ready(Err(timed_out(if span < *this.send_timeout { SLOW } else { IDLE })))
     }
 }
 
-const IDLE: &str = "the client takes no more of its answer";
-const SLOW: &str = "the client takes its answer too slowly";
+const IDLE: &str = "the client reads no more of its response";
+const SLOW: &str = "the client reads its response too slowly";
 
 fn timed_out(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
 /// Maximum bytes that are joined before a write: the system accepts one buffer faster than several.
-const JOINED_BYTES_MAX: usize = 2 * 1024;
+const MAX_JOINED_BYTES: usize = 2 * 1024;
 
 /// An uninitialized buffer for the joined bytes.
-type Room = [MaybeUninit<u8>; JOINED_BYTES_MAX];
+type JoinBuffer = [MaybeUninit<u8>; MAX_JOINED_BYTES];
 
-const ROOM: Room = [MaybeUninit::uninit(); JOINED_BYTES_MAX];
+const EMPTY_BUFFER: JoinBuffer = [MaybeUninit::uninit(); MAX_JOINED_BYTES];
 
 /// All of `data` in one buffer, if it is small enough.
-fn joined<'a>(data: &[IoSlice<'_>], room: &'a mut Room) -> Option<ReadBuf<'a>> {
-    if data.iter().map(|piece| piece.len()).sum::<usize>() > JOINED_BYTES_MAX {
+fn joined<'a>(data: &[IoSlice<'_>], buffer: &'a mut JoinBuffer) -> Option<ReadBuf<'a>> {
+    if data.iter().map(|piece| piece.len()).sum::<usize>() > MAX_JOINED_BYTES {
         return None;
     }
-    let mut joined = ReadBuf::uninit(room);
+    let mut joined = ReadBuf::uninit(buffer);
     data.iter().for_each(|piece| joined.put_slice(piece));
     Some(joined)
 }
@@ -117,8 +115,8 @@ impl<S: AsyncWrite> AsyncWrite for WriteTimeout<S> {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut room = ROOM;
-        if let Some(joined) = joined(data, &mut room) {
+        let mut buffer = EMPTY_BUFFER;
+        if let Some(joined) = joined(data, &mut buffer) {
             return self.poll_write(cx, joined.filled());
         }
         self.poll_in_time(cx, |stream, cx| stream.poll_write_vectored(cx, data), |bytes| *bytes)
@@ -170,14 +168,14 @@ mod tests {
     use super::*;
     use crate::policy::min_rate::{GRACE, MinRate};
 
-    const IDLE_MAX: Duration = Duration::from_secs(60);
+    const SEND_TIMEOUT: Duration = Duration::from_secs(60);
     const RATE: u32 = 100;
 
     /// A stream with a buffer of 8 bytes, and the client at its other end.
     fn pair(bytes_per_second: u32) -> (DuplexStream, WriteTimeout<DuplexStream>) {
         let (client, server) = duplex(8);
-        let response_min_rate = MinRate { bytes_per_second };
-        let limits = Limits { send_timeout: IDLE_MAX, min_response_rate: response_min_rate, ..LIMITS };
+        let min_response_rate = MinRate { bytes_per_second };
+        let limits = ConnectionLimits { send_timeout: SEND_TIMEOUT, min_response_rate, ..LIMITS };
         (client, WriteTimeout::new(server, &limits))
     }
 
@@ -190,8 +188,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_given_up() {
-        for (rate, expected) in [(0, IDLE_MAX), (1, GRACE + Duration::from_secs(8)), (RATE, GRACE)] {
+    async fn a_client_that_reads_nothing_is_disconnected() {
+        for (rate, expected) in [(0, SEND_TIMEOUT), (1, GRACE + Duration::from_secs(8)), (RATE, GRACE)] {
             let (_client, mut stream) = pair(rate);
             let began = clock::instant();
             let error = stream.write_all(&[0; 9]).await.unwrap_err();
@@ -201,15 +199,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_rate_a_client_that_takes_a_little_now_and_then_is_served() {
+    async fn without_a_minimum_rate_a_client_that_reads_a_little_at_times_is_served() {
         let (mut client, mut stream) = pair(0);
-        let pause = IDLE_MAX - Duration::from_secs(1);
+        let pause = SEND_TIMEOUT - Duration::from_secs(1);
         let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), read(&mut client, 92, 1, pause));
         written.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_trickles_is_given_up() {
+    async fn a_client_that_reads_below_the_rate_is_disconnected() {
         let (client, mut stream) = pair(RATE);
         let trickling = async {
             let mut client = client;
@@ -242,35 +240,35 @@ mod tests {
         let (mut client, mut stream) = pair(RATE);
         let reading = async {
             read(&mut client, 500, 8, Duration::ZERO).await;
-            read(&mut client, 1, 8, IDLE_MAX - Duration::from_secs(1)).await;
+            read(&mut client, 1, 8, SEND_TIMEOUT - Duration::from_secs(1)).await;
         };
         let (written, ()) = tokio::join!(stream.write_all(&[0; 4_008]), reading);
         written.unwrap();
     }
 
     #[test]
-    fn small_pieces_are_written_as_one() {
-        let mut room = ROOM;
+    fn small_buffers_are_joined() {
+        let mut buffer = EMPTY_BUFFER;
         let mut joined =
-            |data: &[IoSlice<'_>]| joined(data, &mut room).map(|joined| joined.filled().to_vec());
-        let (half, over) = ([7; JOINED_BYTES_MAX / 2], [7; JOINED_BYTES_MAX / 2 + 1]);
+            |data: &[IoSlice<'_>]| joined(data, &mut buffer).map(|joined| joined.filled().to_vec());
+        let (half, over) = ([7; MAX_JOINED_BYTES / 2], [7; MAX_JOINED_BYTES / 2 + 1]);
         let slices =
             |texts: &[&'static [u8]]| texts.iter().map(|text| IoSlice::new(text)).collect::<Vec<_>>();
         assert_eq!(joined(&slices(&[b"head", b"", b"body"])), Some(b"headbody".to_vec()));
         assert_eq!(joined(&[]), Some(Vec::new()));
         let both = [IoSlice::new(&half), IoSlice::new(&half)];
-        assert_eq!(joined(&both).map(|both| both.len()), Some(JOINED_BYTES_MAX));
+        assert_eq!(joined(&both).map(|both| both.len()), Some(MAX_JOINED_BYTES));
         assert_eq!(joined(&[IoSlice::new(&half), IoSlice::new(&over)]), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_comes_slowly_is_nobodys_idleness() {
+    async fn a_response_that_is_slow_to_come_is_not_a_slow_client() {
         let (mut client, mut stream) = pair(RATE);
         for _ in 0..3 {
             stream.write_all(&[0; 8]).await.unwrap();
             client.read_exact(&mut [0; 8]).await.unwrap();
-            advance(IDLE_MAX * 2).await;
+            advance(SEND_TIMEOUT * 2).await;
         }
-        assert!(timeout(IDLE_MAX * 2, client.read_u8()).await.is_err(), "it is still open");
+        assert!(timeout(SEND_TIMEOUT * 2, client.read_u8()).await.is_err(), "it is still open");
     }
 }

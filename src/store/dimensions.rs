@@ -120,7 +120,7 @@ impl Dimensions {
             && self.route == common.route
             && self.model == common.model
             && self.status == common.status
-            && self.verdict == common.verdict
+            && self.verdict == common.outcome.word()
             && self.credits_from == common.credits_from
     }
 
@@ -152,7 +152,7 @@ impl Dimensions {
             route_text: common.route.to_string(),
             model: common.model.clone(),
             status: common.status,
-            verdict: common.verdict,
+            verdict: common.outcome.word(),
             credits_from: common.credits_from,
         };
         let columns = params![

@@ -23,6 +23,7 @@ use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::evidence::RefusalSource;
+use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{self, Observation, Refused};
@@ -56,7 +57,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         characters: Some(credits),
         credits_reserved: None,
         status: Some(200),
-        verdict: "served",
+        outcome: Outcome::Served,
         request_bytes: 1,
         response_bytes: 2,
         credits,

@@ -21,7 +21,7 @@ use crate::policy::units::UnixMs;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum LineFormat {
     /// For a terminal with UTF-8.
     Terminal,
     /// For a terminal without UTF-8.
@@ -30,7 +30,7 @@ pub enum Form {
     Json,
 }
 
-impl Form {
+impl LineFormat {
     /// The form for a terminal with this locale.
     #[must_use]
     pub fn of_terminal(locale: Option<&str>) -> Self {
@@ -42,21 +42,21 @@ impl Form {
 /// A `tracing` layer that writes each event as a line.
 #[derive(Debug)]
 pub struct Lines<W> {
-    form: Form,
+    form: LineFormat,
     writer: W,
 }
 
 impl<W> Lines<W> {
     /// A layer that writes lines of this form to `writer`.
     #[must_use]
-    pub fn new(form: Form, writer: W) -> Self {
+    pub fn new(form: LineFormat, writer: W) -> Self {
         Self { form, writer }
     }
 }
 
 thread_local! {
     /// The draft of this thread, whose memory is reused for each line.
-    static DRAFT: Cell<Draft> = const { Cell::new(Draft::EMPTY) };
+    static DRAFT: Cell<LineDraft> = const { Cell::new(LineDraft::EMPTY) };
 }
 
 /// A draft that a long line has enlarged beyond this is freed.
@@ -80,34 +80,39 @@ impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for Lines<W> {
 
 /// A line under construction.
 #[derive(Debug)]
-pub(super) struct Draft {
-    form: Form,
+pub(super) struct LineDraft {
+    form: LineFormat,
     /// The message and the fields, formatted for the line, in the order in which they were recorded.
     values: Vec<u8>,
     message: Range<usize>,
     /// The ranges of the fields, in alphabetical order.
-    fields: Vec<Part>,
+    fields: Vec<FieldRange>,
     line: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Part {
+struct FieldRange {
     name: &'static str,
     at: Range<usize>,
 }
 
-impl Default for Draft {
+impl Default for LineDraft {
     fn default() -> Self {
         Self::EMPTY
     }
 }
 
-impl Draft {
-    const EMPTY: Self =
-        Self { form: Form::Json, values: Vec::new(), message: 0..0, fields: Vec::new(), line: Vec::new() };
+impl LineDraft {
+    const EMPTY: Self = Self {
+        form: LineFormat::Json,
+        values: Vec::new(),
+        message: 0..0,
+        fields: Vec::new(),
+        line: Vec::new(),
+    };
 
     /// Begins a line of this form.
-    pub(super) fn begin(&mut self, form: Form) {
+    pub(super) fn begin(&mut self, form: LineFormat) {
         self.form = form;
         self.values.clear();
         self.message = 0..0;
@@ -120,8 +125,8 @@ impl Draft {
         let start = self.values.len();
         append_shown(&mut self.values, message);
         match self.form {
-            Form::Json => escape_from(&mut self.values, start),
-            Form::Terminal | Form::Ascii => {}
+            LineFormat::Json => escape_from(&mut self.values, start),
+            LineFormat::Terminal | LineFormat::Ascii => {}
         }
         self.message = start..self.values.len();
     }
@@ -143,7 +148,7 @@ impl Draft {
         let start = self.values.len();
         append_name(&mut self.values, self.form, name);
         append(&mut self.values);
-        let part = Part { name, at: start..self.values.len() };
+        let part = FieldRange { name, at: start..self.values.len() };
         // Fields that are recorded in alphabetical order need no search.
         if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
             return self.fields.push(part);
@@ -157,8 +162,8 @@ impl Draft {
     /// The finished line, with its line break.
     pub(super) fn line(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
         match self.form {
-            Form::Json => self.json(level, target, now),
-            Form::Terminal | Form::Ascii => self.terminal(level, target),
+            LineFormat::Json => self.json(level, target, now),
+            LineFormat::Terminal | LineFormat::Ascii => self.terminal(level, target),
         }
         self.line.push(b'\n');
         &self.line
@@ -169,7 +174,7 @@ impl Draft {
         let has_event = fields.iter().any(|part| part.name == EVENT);
         let mut ours: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
         let append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
-            append_name(line, Form::Json, own.0);
+            append_name(line, LineFormat::Json, own.0);
             match own.1 {
                 Own::Level => append_quoted(line, word(level)),
                 Own::Message => append_within_quotes(line, &values[message.clone()]),
@@ -219,11 +224,11 @@ impl Draft {
                 append_shown(line, format_args!(" [{target}]"));
             }
         }
-        make_safe(line, *form == Form::Ascii);
+        make_safe(line, *form == LineFormat::Ascii);
     }
 }
 
-impl Visit for Draft {
+impl Visit for LineDraft {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
         if name == MESSAGE {
@@ -285,14 +290,14 @@ fn order(name: &str, other: &str) -> Ordering {
 }
 
 /// Appends the name before a value. Names come from the source code, so they need no escape.
-fn append_name(values: &mut Vec<u8>, form: Form, name: &str) {
+fn append_name(values: &mut Vec<u8>, form: LineFormat, name: &str) {
     match form {
-        Form::Json => {
+        LineFormat::Json => {
             values.extend_from_slice(b",\"");
             values.extend_from_slice(name.as_bytes());
             values.extend_from_slice(b"\":");
         }
-        Form::Terminal | Form::Ascii => {
+        LineFormat::Terminal | LineFormat::Ascii => {
             values.push(b' ');
             values.extend_from_slice(name.as_bytes());
             values.push(b'=');
@@ -310,7 +315,7 @@ fn word(level: Level) -> &'static str {
     }
 }
 
-fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
+fn symbol(event: Option<&str>, level: Level, form: LineFormat) -> &'static str {
     let (picture, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),
@@ -322,7 +327,7 @@ fn symbol(event: Option<&str>, level: Level, form: Form) -> &'static str {
         Some("server_started") => ("", ""),
         _ => ("   ", "    "),
     };
-    if form == Form::Ascii { ascii } else { picture }
+    if form == LineFormat::Ascii { ascii } else { picture }
 }
 
 #[cfg(test)]
@@ -334,8 +339,8 @@ mod tests {
     use super::*;
 
     /// The line of an event with this message and these fields.
-    fn line(form: Form, level: Level, message: &str, rest: &[(&'static str, Value)]) -> String {
-        let mut draft = Draft::default();
+    fn line(form: LineFormat, level: Level, message: &str, rest: &[(&'static str, Value)]) -> String {
+        let mut draft = LineDraft::default();
         // The second run shows that the first one leaves no traces.
         for _ in 0..2 {
             draft.begin(form);
@@ -349,25 +354,25 @@ mod tests {
     #[test]
     fn a_line_has_the_symbol_of_its_event() {
         let using = [("event", "key_in_use".into()), ("key", "sk".into())];
-        assert_eq!(line(Form::Terminal, Level::INFO, "Using key sk", &using), "✅ Using key sk\n");
-        assert_eq!(line(Form::Ascii, Level::INFO, "Using key sk", &using), "[ok] Using key sk\n");
+        assert_eq!(line(LineFormat::Terminal, Level::INFO, "Using key sk", &using), "✅ Using key sk\n");
+        assert_eq!(line(LineFormat::Ascii, Level::INFO, "Using key sk", &using), "[ok] Using key sk\n");
     }
 
     #[test]
     fn other_events_show_their_fields() {
         let other = [("n", 7.into()), ("a", "b c".into())];
-        assert_eq!(line(Form::Terminal, Level::WARN, "said", &other), "⚠️ said a=\"b c\" n=7\n");
-        assert_eq!(line(Form::Ascii, Level::DEBUG, "said", &other), "    said a=\"b c\" n=7 [t]\n");
+        assert_eq!(line(LineFormat::Terminal, Level::WARN, "said", &other), "⚠️ said a=\"b c\" n=7\n");
+        assert_eq!(line(LineFormat::Ascii, Level::DEBUG, "said", &other), "    said a=\"b c\" n=7 [t]\n");
     }
 
     #[test]
     fn nothing_ends_a_line_or_colours_a_terminal() {
         let (message, rest) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
-        let shown = line(Form::Terminal, Level::INFO, message, &rest);
+        let shown = line(LineFormat::Terminal, Level::INFO, message, &rest);
         assert_eq!(shown, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
-        let shown = line(Form::Ascii, Level::INFO, message, &rest);
+        let shown = line(LineFormat::Ascii, Level::INFO, message, &rest);
         assert_eq!(shown, "    a??b?[31m?? n=\"x\\ny?\"\n");
-        let object = line(Form::Json, Level::INFO, message, &rest);
+        let object = line(LineFormat::Json, Level::INFO, message, &rest);
         assert_eq!(
             object,
             "{\"level\":\"info\",\"message\":\"a\\r\\nb\\u001b[31m\u{9b}\u{7f}\",\"n\":\"x\\ny\u{9b}\",\
@@ -377,14 +382,14 @@ mod tests {
 
     #[test]
     fn an_ascii_line_is_ascii() {
-        assert_eq!(line(Form::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ...\n");
+        assert_eq!(line(LineFormat::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ...\n");
     }
 
     #[test]
     fn a_machine_gets_an_object_a_line_in_the_order_of_the_names() {
         let rest = [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
         assert_eq!(
-            line(Form::Json, Level::WARN, "m", &rest),
+            line(LineFormat::Json, Level::WARN, "m", &rest),
             "{\"a\":null,\"event\":\"e\",\"level\":\"warn\",\"message\":\"m\",\"n\":7,\
              \"time\":\"1970-01-01T00:00:00.007Z\",\"z\":true}\n"
         );
@@ -394,13 +399,13 @@ mod tests {
     fn the_last_of_two_fields_counts_and_before_what_every_line_has() {
         let rest = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
         assert_eq!(
-            line(Form::Json, Level::WARN, "m", &rest),
+            line(LineFormat::Json, Level::WARN, "m", &rest),
             "{\"level\":\"x\",\"message\":\"m\",\"n\":2,\"target\":\"t\",\"time\":\"soon\"}\n"
         );
     }
 
     /// The lines of the events that `say` logs.
-    fn said(form: Form, say: impl FnOnce()) -> String {
+    fn said(form: LineFormat, say: impl FnOnce()) -> String {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let lines = tracing_subscriber::registry().with(Lines::new(form, Sink::new(writer)));
         tracing::subscriber::with_default(lines, say);
@@ -426,7 +431,7 @@ mod tests {
                 "it"
             );
         };
-        let text = said(Form::Json, say);
+        let text = said(LineFormat::Json, say);
         let (start, rest) = text.split_once("\"time\":\"").unwrap();
         assert_eq!(
             start,
@@ -434,7 +439,7 @@ mod tests {
         );
         assert_eq!((&rest[24..], rest.len()), ("\"}\n", 27));
         assert_eq!(
-            said(Form::Terminal, say),
+            said(LineFormat::Terminal, say),
             "   it said below=-7 debugged=\"Some(\\\"c\\\")\" is_true=true number=7 share=0.5 shown=\"a\\\\b\" \
              text=\"a\\\"b\"\n"
         );
@@ -443,13 +448,13 @@ mod tests {
     #[test]
     fn a_terminal_without_utf_8_gets_ascii() {
         for (locale, form) in [
-            (Some("en_US.UTF-8"), Form::Terminal),
-            (Some("C.utf8"), Form::Terminal),
-            (Some("C"), Form::Ascii),
-            (Some("de_DE.ISO-8859-1"), Form::Ascii),
-            (None, Form::Ascii),
+            (Some("en_US.UTF-8"), LineFormat::Terminal),
+            (Some("C.utf8"), LineFormat::Terminal),
+            (Some("C"), LineFormat::Ascii),
+            (Some("de_DE.ISO-8859-1"), LineFormat::Ascii),
+            (None, LineFormat::Ascii),
         ] {
-            assert_eq!(Form::of_terminal(locale), form);
+            assert_eq!(LineFormat::of_terminal(locale), form);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tracing::{Level, Metadata, error};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::line::{Draft, Form};
+use super::line::{LineDraft, LineFormat};
 use crate::clock;
 use crate::tasks;
 
@@ -56,9 +56,9 @@ impl Sink {
     /// # Errors
     ///
     /// When the system cannot create a thread.
-    pub fn gathered(writer: impl Write + Send + 'static, form: Form) -> io::Result<Self> {
+    pub fn gathered(writer: impl Write + Send + 'static, form: LineFormat) -> io::Result<Self> {
         let gathered = Arc::new(Gathered::default());
-        let writing = Writing { gathered: Arc::clone(&gathered), writer, form, lost: 0, is_cut: false };
+        let writing = LogWriter { gathered: Arc::clone(&gathered), writer, form, lost: 0, is_cut: false };
         tasks::thread("log", move || writing.run())?;
         Ok(Self(Way::Gathered(gathered)))
     }
@@ -68,7 +68,7 @@ impl Sink {
     /// # Errors
     ///
     /// When the system cannot create a thread.
-    pub fn stderr(form: Form) -> io::Result<Self> {
+    pub fn stderr(form: LineFormat) -> io::Result<Self> {
         Self::gathered(io::stderr(), form)
     }
 
@@ -163,7 +163,8 @@ fn flush_within(span: Duration) -> bool {
 }
 
 /// Lines that were dropped since the start.
-pub(super) fn dropped() -> u64 {
+#[must_use]
+pub fn dropped() -> u64 {
     installed().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
 }
 
@@ -186,12 +187,12 @@ struct State {
     /// Lines queued, and lines written or lost, since the start.
     came: u64,
     written: u64,
-    writer: Writer,
+    writer: WriterState,
 }
 
 /// The state of the log thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Writer {
+enum WriterState {
     /// It writes, and checks the queue afterwards.
     Writes,
     /// It writes, and checks the queue without a pause.
@@ -221,9 +222,11 @@ impl Gathered {
         state.batch.extend_from_slice(line);
         state.came += 1;
         let is_woken = match state.writer {
-            Writer::Sleeps => state.hurry(),
-            Writer::Rests | Writer::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => state.hurry(),
-            Writer::Rests | Writer::Writes | Writer::Hurries => false,
+            WriterState::Sleeps => state.hurry(),
+            WriterState::Rests | WriterState::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => {
+                state.hurry()
+            }
+            WriterState::Rests | WriterState::Writes | WriterState::Hurries => false,
         };
         drop(state);
         if is_woken {
@@ -246,17 +249,18 @@ impl Gathered {
     /// lines since the start up to the last of them, and how many lines were dropped behind them.
     fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
-        if state.writer == Writer::Writes {
-            state.writer = Writer::Rests;
-            let rested = self.wanted.wait_timeout_while(state, REST, |state| state.writer == Writer::Rests);
+        if state.writer == WriterState::Writes {
+            state.writer = WriterState::Rests;
+            let rested =
+                self.wanted.wait_timeout_while(state, REST, |state| state.writer == WriterState::Rests);
             state = rested.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.batch.is_empty() && state.dropped == 0 {
-            state.writer = Writer::Sleeps;
-            let slept = self.wanted.wait_while(state, |state| state.writer == Writer::Sleeps);
+            state.writer = WriterState::Sleeps;
+            let slept = self.wanted.wait_while(state, |state| state.writer == WriterState::Sleeps);
             state = slept.unwrap_or_else(PoisonError::into_inner);
         }
-        state.writer = Writer::Writes;
+        state.writer = WriterState::Writes;
         mem::swap(&mut state.batch, batch);
         (state.came, mem::take(&mut state.dropped))
     }
@@ -271,22 +275,25 @@ impl Gathered {
 impl State {
     /// Ends the pause; returns whether the log thread must be woken.
     fn hurry(&mut self) -> bool {
-        matches!(mem::replace(&mut self.writer, Writer::Hurries), Writer::Rests | Writer::Sleeps)
+        matches!(
+            mem::replace(&mut self.writer, WriterState::Hurries),
+            WriterState::Rests | WriterState::Sleeps
+        )
     }
 }
 
 /// The state of the log thread.
-struct Writing<W> {
+struct LogWriter<W> {
     gathered: Arc<Gathered>,
     writer: W,
-    form: Form,
+    form: LineFormat,
     /// Lines lost since the last message about lost lines.
     lost: u64,
     /// Whether the last write ended within a line.
     is_cut: bool,
 }
 
-impl<W: Write> Writing<W> {
+impl<W: Write> LogWriter<W> {
     fn run(mut self) {
         let mut batch = Vec::new();
         loop {
@@ -328,7 +335,7 @@ impl<W: Write> Writing<W> {
     /// Writes a message that `count` lines were lost here; returns whether the message was lost, as 0 or 1.
     fn tell(&mut self, count: u64) -> u64 {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
-        let mut draft = Draft::default();
+        let mut draft = LineDraft::default();
         draft.begin(self.form);
         draft.text("event", "log_lines_dropped");
         draft.value("lines", count);

@@ -1,123 +1,141 @@
-//! Counters that are updated while requests pass: a few relaxed atomic additions each, without locks or text.
-//! This module defines the metric families and their names; `exposition` formats them, and `admin` adds the
-//! metrics that it reads elsewhere.
+//! The metrics of requests: handles, made and registered in one place with their names and helps. A request
+//! updates them by a few relaxed atomic additions, without a lock, an allocation or text. `admin` adds what it
+//! reads when a page is written.
 
+mod exposition;
+mod histogram;
+mod table;
+
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::exposition::{Kind, Page};
-use super::log;
+use http::Method;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::socket::Dialect;
+use crate::policy::client::ClientName;
+use crate::policy::method::recorded;
+use crate::policy::outcome::Outcome;
+use crate::pool::Key;
+pub use exposition::{Exposition, Samples};
+use histogram::Histogram;
+use table::MetricTable;
 
-/// The outcomes of an attempt, in the words of the usage records, and whether another attempt may follow.
-const OUTCOMES: [(&str, bool); 34] = [
-    ("served", false),
-    ("workspace_quota", true),
-    ("key_quota", true),
-    ("invalid_key", true),
-    ("missing_permission", true),
-    ("plan_feature", true),
-    ("slots", true),
-    ("wrong_host", true),
-    ("too_many_requests", true),
-    ("billing", true),
-    ("abuse", true),
-    ("rate_limited", true),
-    ("concurrency", true),
-    ("busy", true),
-    ("unauthorized", true),
-    ("payment_required", true),
-    ("forbidden", true),
-    ("unexplained", true),
-    ("not_found", true),
-    ("request_error", false),
-    ("server_error", true),
-    ("unreadable", false),
-    ("connect_failed", true),
-    ("no_response", true),
-    ("upstream_reset", true),
-    ("client_closed", false),
-    ("shutdown", false),
-    ("idle", false),
-    ("max_duration", false),
-    ("client_quota_exceeded", false),
-    ("protocol_error", false),
-    ("message_too_large", false),
-    ("upstream_protocol_error", true),
-    (OTHER, true),
-];
+/// Bounds in seconds: from the provider's fastest pages to its longest speech.
+const REQUEST_SECONDS: &[f64] =
+    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+/// Bounds in seconds: from the overhead of a usual request to pauses before a retry.
+const OVERHEAD_SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// The label of all outcomes that the list does not contain.
+/// Maximum series of `requests_total`, beside the one that counts all further sets of labels: a client that walks
+/// through methods, paths and responses cannot make the page grow beyond that.
+const REQUEST_SERIES_MAX: usize = 2_000;
+/// Maximum keys with counters of their own, for reloads that bring other keys again and again.
+const KEYS_MAX: usize = 10_000;
+
+/// The label of everything that has none of its own.
 const OTHER: &str = "other";
+/// The label of keys that clients bring, as in the access log.
+const OWN_KEY: &str = "own";
 
-/// Classes of responses, by the first digit of the status; `none` for requests whose client disconnected
-/// first.
-const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+/// The metrics of requests; a clone shares them.
+#[derive(Clone, Debug)]
+pub struct Meters(Arc<Handles>);
 
-/// The protocols of WebSocket sessions, in the words of the policy.
-const SOCKETS: [&str; Dialect::ALL.len()] = {
-    let mut words = [""; Dialect::ALL.len()];
-    let mut at = 0;
-    while at < words.len() {
-        words[at] = Dialect::ALL[at].word();
-        at += 1;
-    }
-    words
-};
-
-/// Bounds in microseconds: from the provider's fastest pages to its longest speech.
-const FIRST_BYTE_US: [u64; 14] = [
-    10_000,
-    25_000,
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    30_000_000,
-    60_000_000,
-    120_000_000,
-    300_000_000,
-];
-
-/// Bounds in microseconds: from the overhead of a usual request to pauses before a retry.
-const OVERHEAD_US: [u64; 13] =
-    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000];
-
-/// The counters of the program; a clone shares them.
-#[derive(Clone, Debug, Default)]
-pub struct Meters(Arc<Cells>);
-
-#[derive(Debug, Default)]
-struct Cells {
-    requests: [AtomicU64; CLASSES.len()],
-    in_flight: AtomicU64,
-    attempts: PerOutcome,
-    failovers: PerOutcome,
-    request_bytes: AtomicU64,
-    response_bytes: AtomicU64,
-    characters: AtomicU64,
-    credits: AtomicU64,
-    unpriced: AtomicU64,
-    audio_ms: AtomicU64,
-    sockets: [AtomicU64; SOCKETS.len()],
-    sockets_open: [AtomicU64; SOCKETS.len()],
-    first_byte: Histogram<{ FIRST_BYTE_US.len() }>,
-    overhead: Histogram<{ OVERHEAD_US.len() }>,
+#[derive(Debug)]
+struct Handles {
+    registry: Registry,
+    requests: MetricTable<RequestLabels, Counter>,
+    requests_in_flight: Gauge,
+    request_duration: Histogram,
+    request_time_to_first_byte: Histogram,
+    proxy_overhead: Histogram,
+    upstream_time_to_first_byte: Histogram,
+    attempts: MetricTable<Arc<str>, Arc<AttemptCounts>>,
+    sessions: MetricTable<&'static str, SessionCounts>,
+    request_bytes: Counter,
+    response_bytes: Counter,
+    characters: Counter,
+    credits: Counter,
+    unpriced: Counter,
+    audio_seconds: Counter<f64>,
 }
 
-/// A counter for each outcome. The standard library has `Default` for arrays up to 32 elements only.
-#[derive(Debug)]
-struct PerOutcome([AtomicU64; OUTCOMES.len()]);
+/// The labels of `requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    /// The method, as it is recorded.
+    pub method: Method,
+    /// The route, when the request got that far.
+    pub route: Option<Route>,
+    /// The status of the response, if there was one.
+    pub code: Option<u16>,
+    /// The client, when it was identified.
+    pub client: Option<ClientName>,
+}
 
-impl Default for PerOutcome {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::default()))
+/// Not a status: stands for all that are none.
+const OTHER_CODE: u16 = 0;
+
+impl RequestLabels {
+    /// The labels with every value that is not of a fixed set replaced by `other`.
+    fn bounded(&self) -> Self {
+        Self {
+            method: recorded(&self.method),
+            route: self.route.filter(Route::is_documented),
+            code: self.code.map(|code| if (100..600).contains(&code) { code } else { OTHER_CODE }),
+            client: self.client.clone(),
+        }
     }
+
+    /// The labels of all requests beyond [`REQUEST_SERIES_MAX`].
+    fn rest() -> Self {
+        let method = Method::from_bytes(OTHER.as_bytes()).unwrap_or_default();
+        Self { method, route: None, code: Some(OTHER_CODE), client: None }
+    }
+
+    fn encode(&self, count: &Counter, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+        let route = self.route.map_or_else(|| OTHER.to_owned(), |route| route.to_string());
+        let code = match self.code {
+            None => "none".to_owned(),
+            Some(OTHER_CODE) => OTHER.to_owned(),
+            Some(code) => code.to_string(),
+        };
+        let client = self.client.as_ref().map_or(OTHER, ClientName::as_str);
+        let labels =
+            [("method", self.method.as_str()), ("route", &route), ("code", &code), ("client", client)];
+        count.encode(encoder.encode_family(&labels)?)
+    }
+}
+
+/// The attempts with a key, by their outcomes.
+#[derive(Debug)]
+struct AttemptCounts {
+    requests: [AtomicU64; Outcome::ALL.len()],
+    retries: [AtomicU64; Outcome::ALL.len()],
+}
+
+impl Default for AttemptCounts {
+    fn default() -> Self {
+        let [requests, retries] = [(); 2].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { requests, retries }
+    }
+}
+
+/// The WebSocket sessions of a protocol.
+#[derive(Clone, Debug, Default)]
+struct SessionCounts {
+    open: Gauge,
+    begun: Gauge,
 }
 
 /// The usage that an attempt adds to the counters.
@@ -137,283 +155,317 @@ pub struct AttemptUsage {
     pub is_unpriced: bool,
 }
 
+impl Default for Meters {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("keychoir");
+        let requests = MetricTable::new(REQUEST_SERIES_MAX, RequestLabels::rest());
+        registry.register(
+            "requests",
+            "Requests that have ended, by method, route, status of the response and client",
+            requests.family(MetricType::Counter, RequestLabels::encode),
+        );
+        let requests_in_flight =
+            add(&mut registry, "requests_in_flight", "Requests under way, to the ends of their responses");
+        let mut times = |name: &str, help: &str, bounds| {
+            let histogram = Histogram::new(bounds);
+            registry.register(name, help, histogram.clone());
+            histogram
+        };
+        let request_duration = times(
+            "request_duration_seconds",
+            "From the head of a request to the end of its response; WebSocket sessions are left out",
+            REQUEST_SECONDS,
+        );
+        let request_time_to_first_byte = times(
+            "request_time_to_first_byte_seconds",
+            "From the head of a request to the head of the relayed response, with all attempts and waits",
+            REQUEST_SECONDS,
+        );
+        let proxy_overhead = times(
+            "proxy_overhead_seconds",
+            "The part of request_time_to_first_byte_seconds in which no attempt was under way and the request \
+             waited neither for the client's body nor for a key: Keychoir's own work, and pauses before retries",
+            OVERHEAD_SECONDS,
+        );
+        let upstream_time_to_first_byte = times(
+            "upstream_time_to_first_byte_seconds",
+            "From the begin of an attempt, with connecting and uploading, to the head of the provider's response",
+            REQUEST_SECONDS,
+        );
+        let attempts: MetricTable<Arc<str>, Arc<AttemptCounts>> = MetricTable::new(KEYS_MAX, OTHER.into());
+        registry.register(
+            "upstream_requests",
+            "Attempts at the provider that have ended, by key and outcome",
+            attempts.family(MetricType::Counter, |key, counts, encoder| {
+                encode_outcomes(encoder, key, "outcome", &counts.requests)
+            }),
+        );
+        registry.register(
+            "upstream_retries",
+            "Attempts that were followed by another one, by key and outcome",
+            attempts.family(MetricType::Counter, |key, counts, encoder| {
+                encode_outcomes(encoder, key, "reason", &counts.retries)
+            }),
+        );
+        let sessions: MetricTable<&'static str, SessionCounts> = MetricTable::new(Dialect::ALL.len(), OTHER);
+        // A session is rare: its counters are there from the start, so that their first increase is seen.
+        Dialect::ALL.iter().for_each(|dialect| sessions.update(dialect.word(), || dialect.word(), |_| {}));
+        registry.register(
+            "websocket_sessions",
+            "WebSocket sessions that are open, by protocol",
+            sessions.family(MetricType::Gauge, |protocol, counts, encoder| {
+                counts.open.encode(encoder.encode_family(&[("protocol", *protocol)])?)
+            }),
+        );
+        // OpenMetrics names the family of a counter without `_total`, which would be the gauge's name: two
+        // families of one name are no valid page. So it has no type.
+        registry.register(
+            "websocket_sessions_total",
+            "WebSocket sessions that have begun, by protocol",
+            sessions.family(MetricType::Unknown, |protocol, counts, encoder| {
+                counts.begun.encode(encoder.encode_family(&[("protocol", *protocol)])?)
+            }),
+        );
+        let bytes: Family<[(&str, &str); 1], Counter> =
+            add(&mut registry, "body_bytes", "Bytes of bodies sent to the provider and relayed to clients");
+        Self(Arc::new(Handles {
+            requests,
+            requests_in_flight,
+            request_duration,
+            request_time_to_first_byte,
+            proxy_overhead,
+            upstream_time_to_first_byte,
+            attempts,
+            sessions,
+            request_bytes: bytes.get_or_create_owned(&[("direction", "request")]),
+            response_bytes: bytes.get_or_create_owned(&[("direction", "response")]),
+            characters: add(&mut registry, "characters", "Characters of text that were spoken"),
+            credits: add(&mut registry, "credits", "Credits charged, as far as the provider reported them"),
+            unpriced: add(
+                &mut registry,
+                "upstream_requests_unpriced",
+                "Attempts that may have been charged and whose price the provider did not report",
+            ),
+            audio_seconds: add(
+                &mut registry,
+                "audio_seconds",
+                "Seconds of audio that were sent on WebSocket sessions to be transcribed",
+            ),
+            registry,
+        }))
+    }
+}
+
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 impl Meters {
+    /// The registry of these metrics.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
     /// Counts a request that has begun.
     pub fn request_begun(&self) {
-        add(&self.0.in_flight, 1);
+        self.0.requests_in_flight.inc();
     }
 
-    /// Counts a request that has ended; `status` is the status of its response, if it had one.
-    pub fn request_ended(&self, status: Option<u16>) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let class = status.map_or(0, |status| usize::from(status / 100));
-        if let Some(count) = self.0.requests.get(class).or(self.0.requests.last()) {
-            add(count, 1);
+    /// Counts a request that has ended, and took this time.
+    pub fn request_ended(&self, labels: &RequestLabels, took: Duration) {
+        const SWITCHED: u16 = 101;
+        self.0.requests_in_flight.dec();
+        // A WebSocket session lasts as long as its client wants.
+        if labels.code != Some(SWITCHED) {
+            self.0.request_duration.observe(took);
         }
+        self.0.requests.update(labels, || labels.bounded(), |count| _ = count.inc());
     }
 
-    /// Records the time from the request head to the relay of the provider's response head, of which
-    /// `upstream` was spent waiting for the provider.
-    pub fn relayed(&self, first_byte: Duration, upstream: Duration) {
-        self.0.first_byte.observe(&FIRST_BYTE_US, first_byte);
-        self.0.overhead.observe(&OVERHEAD_US, first_byte.saturating_sub(upstream));
+    /// Records the time from the request head to the relay of the provider's response head, and the part of it
+    /// that was the proxy's own.
+    pub fn relaying(&self, first_byte: Duration, overhead: Duration) {
+        self.0.request_time_to_first_byte.observe(first_byte);
+        self.0.proxy_overhead.observe(overhead);
     }
 
-    /// Counts an attempt that ended with this outcome.
-    pub fn attempt_ended(&self, outcome: &str, spent: AttemptUsage) {
-        count(&self.0.attempts.0, outcome);
+    /// Records the time from the begin of an attempt to the head of the provider's response.
+    pub fn first_byte(&self, elapsed: Duration) {
+        self.0.upstream_time_to_first_byte.observe(elapsed);
+    }
+
+    /// Counts an attempt that ended with this outcome; without a key of the pool, the client has brought one.
+    pub fn attempt_ended(&self, key: Option<&Key>, outcome: Outcome, spent: AttemptUsage) {
+        self.of_key(key, |counts| add_one(&counts.requests, outcome));
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =
             spent;
         for (sum, amount) in [
             (&self.0.request_bytes, request_bytes),
             (&self.0.response_bytes, response_bytes),
             (&self.0.characters, characters),
-            (&self.0.audio_ms, audio_ms),
             (&self.0.credits, credits),
             (&self.0.unpriced, u64::from(is_unpriced)),
         ] {
             if amount > 0 {
-                add(sum, amount);
+                sum.inc_by(amount);
             }
+        }
+        if audio_ms > 0 {
+            self.0.audio_seconds.inc_by(Duration::from_millis(audio_ms).as_secs_f64());
         }
     }
 
     /// Adds the credits of an attempt whose price was reported after its end.
     pub fn priced(&self, credits: u64) {
-        add(&self.0.credits, credits);
+        self.0.credits.inc_by(credits);
     }
 
     /// Counts an attempt with this outcome that was followed by another one.
-    pub fn failed_over(&self, outcome: &str) {
-        count(&self.0.failovers.0, outcome);
+    pub fn upstream_retry(&self, key: Option<&Key>, outcome: Outcome) {
+        self.of_key(key, |counts| add_one(&counts.retries, outcome));
+    }
+
+    fn of_key(&self, key: Option<&Key>, update: impl FnOnce(&AttemptCounts)) {
+        let label = key.map_or(OWN_KEY, key_label);
+        self.0.attempts.update(label, || label.into(), |counts| update(counts));
     }
 
     /// Counts a WebSocket session of this dialect; it counts as open until the guard is dropped.
     #[must_use]
     pub fn socket_opened(&self, dialect: Dialect) -> SocketOpen {
-        let index = Dialect::ALL.iter().position(|known| *known == dialect).unwrap_or_default();
-        for cells in [&self.0.sockets, &self.0.sockets_open] {
-            cells.get(index).inspect(|cell| add(cell, 1));
-        }
-        SocketOpen { meters: self.clone(), index }
-    }
-
-    /// Writes all counters to `page`.
-    pub fn write(&self, page: &mut Page) {
-        let cells = &*self.0;
-        page.family(
-            "requests_total",
-            Kind::Counter,
-            "Requests that have ended, by the class of their answer.",
-        );
-        for (class, cell) in CLASSES.iter().zip(&cells.requests) {
-            page.sample(&[("class", class)], load(cell));
-        }
-        page.family("requests_in_flight", Kind::Gauge, "Requests under way, to the ends of their answers.");
-        page.sample(&[], load(&cells.in_flight));
-        page.family("attempts_total", Kind::Counter, "Attempts that have ended, by what became of them.");
-        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.attempts.0) {
-            page.sample(&[("outcome", outcome)], load(cell));
-        }
-        page.family(
-            "failovers_total",
-            Kind::Counter,
-            "Attempts that were followed by another, by what became of them.",
-        );
-        for ((outcome, _), cell) in OUTCOMES.iter().zip(&cells.failovers.0).filter(|((_, may), _)| *may) {
-            page.sample(&[("reason", outcome)], load(cell));
-        }
-        page.family(
-            "body_bytes_total",
-            Kind::Counter,
-            "Bytes of bodies, sent to the provider and relayed back.",
-        );
-        page.sample(&[("direction", "request")], load(&cells.request_bytes));
-        page.sample(&[("direction", "response")], load(&cells.response_bytes));
-        for (name, help, cell) in [
-            ("characters_total", "Characters of text that were spoken.", &cells.characters),
-            ("credits_total", "Credits charged, as far as the provider told.", &cells.credits),
-            (
-                "unpriced_attempts_total",
-                "Attempts that may have been charged, without a reported cost.",
-                &cells.unpriced,
-            ),
-        ] {
-            page.family(name, Kind::Counter, help);
-            page.sample(&[], load(cell));
-        }
-        page.family(
-            "audio_seconds_total",
-            Kind::Counter,
-            "Seconds of sound that were sent on sockets to be written down.",
-        );
-        page.sample(&[], seconds(load(&cells.audio_ms).saturating_mul(1_000)));
-        page.family("sockets_total", Kind::Counter, "Sessions that have begun, by what is spoken.");
-        for (socket, cell) in SOCKETS.iter().zip(&cells.sockets) {
-            page.sample(&[("socket", socket)], load(cell));
-        }
-        page.family("sockets", Kind::Gauge, "Sessions open now, by what is spoken.");
-        for (socket, cell) in SOCKETS.iter().zip(&cells.sockets_open) {
-            page.sample(&[("socket", socket)], load(cell));
-        }
-        page.family(
-            "first_byte_seconds",
-            Kind::Histogram,
-            "From the head of a request to the head of the provider's answer, all attempts and uploads in it.",
-        );
-        cells.first_byte.write(&FIRST_BYTE_US, page);
-        page.family(
-            "overhead_seconds",
-            Kind::Histogram,
-            "What of that was spent in Keychoir and not with the provider.",
-        );
-        cells.overhead.write(&OVERHEAD_US, page);
-        page.family("log_lines_dropped_total", Kind::Counter, "Log lines that could not be written in time.");
-        page.sample(&[], log::dropped());
+        let mut open = Gauge::default();
+        let begin = |counts: &SessionCounts| {
+            counts.begun.inc();
+            open = counts.open.clone();
+        };
+        self.0.sessions.update(dialect.word(), || dialect.word(), begin);
+        open.inc();
+        SocketOpen(open)
     }
 }
 
 /// An open WebSocket session, until it is dropped.
 #[derive(Debug)]
-pub struct SocketOpen {
-    meters: Meters,
-    index: usize,
-}
+pub struct SocketOpen(Gauge);
 
 impl Drop for SocketOpen {
     fn drop(&mut self) {
-        if let Some(open) = self.meters.0.sockets_open.get(self.index) {
-            open.fetch_sub(1, Ordering::Relaxed);
+        self.0.dec();
+    }
+}
+
+/// The label of a key: its name, or its short form.
+#[must_use]
+pub fn key_label(key: &Key) -> &str {
+    key.name().unwrap_or(key.api_key().short().as_str())
+}
+
+fn add_one(counts: &[AtomicU64; Outcome::ALL.len()], outcome: Outcome) {
+    if let Some(count) = counts.get(outcome as usize) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The outcomes that there were: all of them for each key would be tens of samples for each.
+fn encode_outcomes(
+    encoder: &mut MetricEncoder<'_>,
+    key: &str,
+    name: &'static str,
+    counts: &[AtomicU64; Outcome::ALL.len()],
+) -> fmt::Result {
+    for (outcome, count) in Outcome::ALL.iter().zip(counts) {
+        let count = count.load(Ordering::Relaxed);
+        if count > 0 {
+            let labels = [("key", key), (name, outcome.word())];
+            encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
     }
-}
-
-fn count(cells: &[AtomicU64; OUTCOMES.len()], outcome: &str) {
-    let known = OUTCOMES.iter().position(|(word, _)| *word == outcome);
-    if let Some(cell) = known.and_then(|index| cells.get(index)).or(cells.last()) {
-        add(cell, 1);
-    }
-}
-
-// Relaxed: the counters are independent of each other.
-fn add(cell: &AtomicU64, amount: u64) {
-    cell.fetch_add(amount, Ordering::Relaxed);
-}
-
-fn load(cell: &AtomicU64) -> u64 {
-    cell.load(Ordering::Relaxed)
-}
-
-/// Counts durations: one cell for each bound, and one for durations beyond the last bound.
-#[derive(Debug)]
-struct Histogram<const N: usize> {
-    buckets: [AtomicU64; N],
-    beyond: AtomicU64,
-    sum_us: AtomicU64,
-}
-
-impl<const N: usize> Default for Histogram<N> {
-    fn default() -> Self {
-        Self {
-            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
-            beyond: AtomicU64::new(0),
-            sum_us: AtomicU64::new(0),
-        }
-    }
-}
-
-impl<const N: usize> Histogram<N> {
-    fn observe(&self, bounds_us: &[u64; N], span: Duration) {
-        let us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        let fits = bounds_us.iter().zip(&self.buckets).find(|(bound, _)| us <= **bound);
-        add(fits.map_or(&self.beyond, |(_, bucket)| bucket), 1);
-        add(&self.sum_us, us);
-    }
-
-    fn write(&self, bounds_us: &[u64; N], page: &mut Page) {
-        let mut count = 0;
-        let mut buckets = Vec::with_capacity(N);
-        for (bound, bucket) in bounds_us.iter().zip(&self.buckets) {
-            count += load(bucket);
-            buckets.push((seconds(*bound), count));
-        }
-        count += load(&self.beyond);
-        page.histogram(&buckets, seconds(load(&self.sum_us)), count);
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure for people; exact for centuries")]
-fn seconds(us: u64) -> f64 {
-    us as f64 / 1_000_000.0
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
-
-    #[test]
-    fn every_verdict_is_listed() {
-        let verdicts = [
-            Verdict::Served,
-            Verdict::WorkspaceQuota(Shortfall::default()),
-            Verdict::KeyQuota(Shortfall::default()),
-            Verdict::InvalidKey,
-            Verdict::MissingPermission(None),
-            Verdict::Abuse,
-            Verdict::PlanFeature(Subject::Voice),
-            Verdict::Slots,
-            Verdict::WrongHost,
-            Verdict::Unexplained(Refusal::TooMany(None)),
-            Verdict::Billing,
-            Verdict::RateLimited(None),
-            Verdict::Concurrency { maximum: None },
-            Verdict::Busy,
-            Verdict::Unexplained(Refusal::Unauthorized),
-            Verdict::Unexplained(Refusal::PaymentRequired),
-            Verdict::Unexplained(Refusal::Forbidden),
-            Verdict::Unexplained(Refusal::Bodiless),
-            Verdict::NotFound,
-            Verdict::RequestError,
-            Verdict::ServerError,
-            Verdict::Unreadable,
-        ];
-        for verdict in verdicts {
-            assert!(OUTCOMES.iter().any(|(word, _)| *word == verdict.word()), "{}", verdict.word());
-        }
-    }
-
-    fn text(meters: &Meters) -> String {
-        let mut page = Page::default();
-        meters.write(&mut page);
-        page.text()
-    }
 
     #[track_caller]
     fn assert_has(meters: &Meters, lines: &[&str]) {
-        let text = text(meters);
+        let text = Exposition::OpenMetrics.page(&[meters.registry()]);
         for line in lines {
             assert!(text.lines().any(|found| found == *line), "{line} is not in\n{text}");
         }
     }
 
+    fn labels(method: &str, path: &str, code: Option<u16>, client: Option<&str>) -> RequestLabels {
+        RequestLabels {
+            method: method.parse().unwrap(),
+            route: Some(Route::read(path)),
+            code,
+            client: client.map(ClientName::new),
+        }
+    }
+
     #[test]
-    fn requests_are_counted_by_class_when_they_end() {
+    fn requests_are_counted_by_their_labels_when_they_end() {
         let meters = Meters::default();
-        (0..4).for_each(|_| meters.request_begun());
-        assert_has(&meters, &["keychoir_requests_in_flight 4", "keychoir_requests_total{class=\"2xx\"} 0"]);
-        [Some(200), Some(429), None].into_iter().for_each(|status| meters.request_ended(status));
+        (0..6).for_each(|_| meters.request_begun());
+        assert_has(&meters, &["keychoir_requests_in_flight 6"]);
+        for labels in [
+            labels("GET", "/v1/voices/x", Some(200), Some("app")),
+            labels("GET", "/v1/voices/y", Some(200), Some("app")),
+            labels("BREW", "/v1/voices/voices", Some(999), Some("app")),
+            labels("GET", "/v1/convai/conversation", Some(101), Some("app")),
+            RequestLabels { route: None, ..labels("POST", "/", None, None) },
+        ] {
+            meters.request_ended(&labels, Duration::from_secs(1));
+        }
+        let line = |labels: &str, count| format!("keychoir_requests_total{{{labels}}} {count}");
         assert_has(
             &meters,
             &[
                 "keychoir_requests_in_flight 1",
-                "keychoir_requests_total{class=\"2xx\"} 1",
-                "keychoir_requests_total{class=\"4xx\"} 1",
-                "keychoir_requests_total{class=\"none\"} 1",
+                &line(r#"method="GET",route="/v1/voices/{id}",code="200",client="app""#, 2),
+                &line(r#"method="other",route="other",code="other",client="app""#, 1),
+                &line(r#"method="GET",route="/v1/convai/conversation",code="101",client="app""#, 1),
+                &line(r#"method="POST",route="other",code="none",client="other""#, 1),
+                "keychoir_request_duration_seconds_count 4",
             ],
         );
-        meters.request_ended(Some(999));
-        assert_has(&meters, &["keychoir_requests_total{class=\"5xx\"} 1"]);
+    }
+
+    #[test]
+    fn a_walk_through_paths_methods_and_statuses_makes_no_more_series_than_the_maximum() {
+        let meters = Meters::default();
+        let words = ["voices", "models", "user", "history", "music", "text", "tools", "usage", "v2", "x"];
+        let mut count = 0;
+        for (number, first) in words.iter().enumerate() {
+            for (second, third) in words.iter().flat_map(|one| words.map(|other| (one, other))) {
+                for code in [200, 404, 300 + number as u16] {
+                    for method in ["GET", "DELETE", "BREW", &format!("M{count}")] {
+                        let path = format!("/v1/{first}/{second}/{third}");
+                        meters.request_ended(&labels(method, &path, Some(code), Some("app")), Duration::ZERO);
+                        count += 1;
+                    }
+                }
+            }
+        }
+        let series = |meters: &Meters| {
+            let text = Exposition::OpenMetrics.page(&[meters.registry()]);
+            let lines = text.lines().filter(|line| line.starts_with("keychoir_requests_total{"));
+            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).collect::<Vec<_>>()
+        };
+        let walked = series(&meters);
+        assert!(walked.len() < 200 && count > 10_000, "{} series of {count}", walked.len());
+        // A provider of many clients fills the table.
+        for number in 0..REQUEST_SERIES_MAX + 100 {
+            let client = format!("client-{number}");
+            meters.request_ended(&labels("GET", "/v1/user", Some(200), Some(&client)), Duration::ZERO);
+            count += 1;
+        }
+        let full = series(&meters);
+        assert_eq!((full.len(), full.iter().sum()), (REQUEST_SERIES_MAX + 1, count));
     }
 
     #[test]
@@ -424,29 +476,39 @@ mod tests {
         assert_has(
             &meters,
             &[
-                "keychoir_sockets_total{socket=\"agent\"} 2",
-                "keychoir_sockets{socket=\"agent\"} 1",
-                "keychoir_sockets{socket=\"speech\"} 0",
+                "keychoir_websocket_sessions_total{protocol=\"agent\"} 2",
+                "keychoir_websocket_sessions{protocol=\"agent\"} 1",
+                "keychoir_websocket_sessions{protocol=\"speech\"} 0",
             ],
         );
         drop(second);
-        assert_has(&meters, &["keychoir_sockets{socket=\"agent\"} 0"]);
+        assert_has(&meters, &["keychoir_websocket_sessions{protocol=\"agent\"} 0"]);
     }
 
     #[test]
-    fn an_outcome_that_is_not_listed_is_counted_as_other() {
+    fn every_outcome_has_a_counter_and_a_word_of_its_own() {
         let meters = Meters::default();
-        meters.attempt_ended("served", AttemptUsage { credits: 7, ..AttemptUsage::default() });
-        meters.attempt_ended("something new", AttemptUsage { is_unpriced: true, ..AttemptUsage::default() });
-        meters.failed_over("key_quota");
+        let usage =
+            AttemptUsage { credits: 7, audio_ms: 1_500, is_unpriced: true, ..AttemptUsage::default() };
+        for outcome in Outcome::ALL {
+            meters.attempt_ended(None, *outcome, usage);
+            meters.upstream_retry(None, *outcome);
+            let word = outcome.word();
+            assert_has(
+                &meters,
+                &[
+                    &format!("keychoir_upstream_requests_total{{key=\"own\",outcome=\"{word}\"}} 1"),
+                    &format!("keychoir_upstream_retries_total{{key=\"own\",reason=\"{word}\"}} 1"),
+                ],
+            );
+        }
+        let count = Outcome::ALL.len();
         assert_has(
             &meters,
             &[
-                "keychoir_attempts_total{outcome=\"served\"} 1",
-                "keychoir_attempts_total{outcome=\"other\"} 1",
-                "keychoir_failovers_total{reason=\"key_quota\"} 1",
-                "keychoir_credits_total 7",
-                "keychoir_unpriced_attempts_total 1",
+                &format!("keychoir_credits_total {}", 7 * count),
+                &format!("keychoir_upstream_requests_unpriced_total {count}"),
+                &format!("keychoir_audio_seconds_total {:.1}", 1.5 * count as f64),
             ],
         );
     }
@@ -454,21 +516,22 @@ mod tests {
     #[test]
     fn a_span_falls_into_the_bucket_of_its_bound_and_all_above() {
         let meters = Meters::default();
-        meters.relayed(Duration::from_micros(10_000), Duration::from_micros(9_900));
-        meters.relayed(Duration::from_micros(10_001), Duration::from_micros(20_000));
-        meters.relayed(Duration::from_secs(301), Duration::ZERO);
+        for us in [10_000, 10_001, 301_000_000] {
+            meters.relaying(Duration::from_micros(us), Duration::from_micros(us / 100));
+        }
+        meters.first_byte(Duration::from_millis(30));
         assert_has(
             &meters,
             &[
-                "keychoir_first_byte_seconds_bucket{le=\"0.01\"} 1",
-                "keychoir_first_byte_seconds_bucket{le=\"0.025\"} 2",
-                "keychoir_first_byte_seconds_bucket{le=\"300\"} 2",
-                "keychoir_first_byte_seconds_bucket{le=\"+Inf\"} 3",
-                "keychoir_first_byte_seconds_count 3",
-                "keychoir_first_byte_seconds_sum 301.020001",
-                "keychoir_overhead_seconds_bucket{le=\"0.0001\"} 2",
-                "keychoir_overhead_seconds_bucket{le=\"5\"} 2",
-                "keychoir_overhead_seconds_count 3",
+                "keychoir_request_time_to_first_byte_seconds_bucket{le=\"0.01\"} 1",
+                "keychoir_request_time_to_first_byte_seconds_bucket{le=\"0.025\"} 2",
+                "keychoir_request_time_to_first_byte_seconds_bucket{le=\"300.0\"} 2",
+                "keychoir_request_time_to_first_byte_seconds_bucket{le=\"+Inf\"} 3",
+                "keychoir_request_time_to_first_byte_seconds_count 3",
+                "keychoir_request_time_to_first_byte_seconds_sum 301.020001",
+                "keychoir_proxy_overhead_seconds_bucket{le=\"0.0001\"} 2",
+                "keychoir_proxy_overhead_seconds_bucket{le=\"5.0\"} 3",
+                "keychoir_upstream_time_to_first_byte_seconds_bucket{le=\"0.05\"} 1",
             ],
         );
     }

@@ -6,7 +6,6 @@ mod log;
 mod news;
 mod text;
 
-mod exposition;
 mod metrics;
 
 use std::io::{self, IsTerminal};
@@ -17,10 +16,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use exposition::{Kind, Page};
-pub use line::{Form, Lines};
-pub use log::{FlushAtEnd, Sink, flush};
-pub use metrics::{AttemptUsage, Meters, SocketOpen};
+pub use line::{LineFormat, Lines};
+pub use log::{FlushAtEnd, Sink, dropped, flush};
+pub use metrics::{AttemptUsage, Exposition, Meters, RequestLabels, Samples, SocketOpen, key_label};
 pub use news::{
     announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
 };
@@ -28,8 +26,8 @@ pub use news::{
 /// The form for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
 /// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
-pub fn form_of_stderr(locale: Option<&str>) -> Form {
-    if io::stderr().is_terminal() { Form::of_terminal(locale) } else { Form::Json }
+pub fn form_of_stderr(locale: Option<&str>) -> LineFormat {
+    if io::stderr().is_terminal() { LineFormat::of_terminal(locale) } else { LineFormat::Json }
 }
 
 /// Sends all events of the program to `sink`, which is flushed when a thread panics.
@@ -37,13 +35,13 @@ pub fn form_of_stderr(locale: Option<&str>) -> Form {
 /// # Errors
 ///
 /// When `level` is not a level or a list of `target=level`, or when another subscriber was set before.
-pub fn start(form: Form, level: &str, sink: Sink) -> Result<Level, StartError> {
+pub fn start(form: LineFormat, level: &str, sink: Sink) -> Result<Level, LogError> {
     let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
         .with(filter)
         .with(Lines::new(form, sink.clone()))
         .try_init()
-        .map_err(|_| StartError::Twice)?;
+        .map_err(|_| LogError::Twice)?;
     sink.install();
     Ok(Level(handle))
 }
@@ -58,20 +56,20 @@ impl Level {
     /// # Errors
     ///
     /// When `level` is not a level or a list of `target=level`.
-    pub fn set(&self, level: &str) -> Result<(), StartError> {
+    pub fn set(&self, level: &str) -> Result<(), LogError> {
         // The filter lives as long as the program.
         let _ = self.0.reload(targets(level)?);
         Ok(())
     }
 }
 
-fn targets(level: &str) -> Result<Targets, StartError> {
-    Targets::from_str(level).map_err(|_| StartError::Level(level.to_owned()))
+fn targets(level: &str) -> Result<Targets, LogError> {
+    Targets::from_str(level).map_err(|_| LogError::Level(level.to_owned()))
 }
 
 /// Why logging cannot be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StartError {
+pub enum LogError {
     /// The text is not a log level.
     #[error(
         "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as `info,keychoir::pool=debug`"

@@ -296,8 +296,8 @@ async def round_of(keychoir, port):
     half_closed, slow = await many(port, 100), await many(port, 80) + await many(port, 20, SPEECH)
     cut, garbage = [await many(port, 400, ECHO, SPEECH, CONTEXTS, SCRIBE) for _ in range(2)]
     polite = await many(port, 300)
-    measured = f"{metric(port, 'sockets'):.0f} are open, {(memory(keychoir) - before) / MIB:.1f} MiB"
-    holds("2,000 sessions", metric(port, "sockets") == 1_900, measured)
+    measured = f"{metric(port, 'websocket_sessions'):.0f} are open, {(memory(keychoir) - before) / MIB:.1f} MiB"
+    holds("2,000 sessions", metric(port, "websocket_sessions") == 1_900, measured)
     for client in half_closed:
         client.socket.shutdown(socket.SHUT_WR)
     ends = asyncio.gather(*(client.end(IDLE_SECONDS + 10) for client in silent), return_exceptions=True)
@@ -316,8 +316,8 @@ async def round_of(keychoir, port):
     holds("400 that send no frames", talked == 400, f"{talked} came to an end")
     for client in half_asked + half_closed + slow + polite:
         client.socket.close()
-    took = await until(lambda: metric(port, "sockets") == 0 and metric(port, "requests_in_flight") == 0, 15)
-    left = f"{metric(port, 'sockets'):.0f} are open, {metric(port, 'requests_in_flight'):.0f} requests under way"
+    took = await until(lambda: metric(port, "websocket_sessions") == 0 and metric(port, "requests_in_flight") == 0, 15)
+    left = f"{metric(port, 'websocket_sessions'):.0f} are open, {metric(port, 'requests_in_flight'):.0f} requests under way"
     holds("when all have left", took is not None, left)
     again = await each(await many(port, 50), Client.echoes)
     holds("and then", sum(again) == 50, f"{sum(again)} of 50 were served")

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
-use crate::telemetry::Form;
+use crate::telemetry::LineFormat;
 
 /// The output. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     live: bool,
-    form: Form,
+    form: LineFormat,
     state: Arc<Mutex<State>>,
 }
 
@@ -43,7 +43,7 @@ impl View {
     pub(super) fn of_stdout() -> Self {
         let live = io::stdout().is_terminal();
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
-        let form = Form::of_terminal(locale.as_deref());
+        let form = LineFormat::of_terminal(locale.as_deref());
         Self { live, form, state: Arc::default() }
     }
 
@@ -53,7 +53,7 @@ impl View {
     }
 
     /// The format of log lines.
-    pub(super) fn form(&self) -> Form {
+    pub(super) fn form(&self) -> LineFormat {
         self.form
     }
 
@@ -107,7 +107,7 @@ impl View {
 
     fn bar(&self, seen: &KeySnapshot, is_in_use: bool) -> String {
         let (full, empty, mark) =
-            if self.form == Form::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
+            if self.form == LineFormat::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
         let cells =
             usize::try_from((seen.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
         let limit = seen.quota.limit.unwrap_or(0);

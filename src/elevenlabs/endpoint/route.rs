@@ -1,6 +1,8 @@
 //! A route: the path of a request with every identifier replaced by `{id}`.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::LazyLock;
 
 use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
@@ -41,6 +43,15 @@ impl Route {
     #[must_use]
     pub fn read(text: &str) -> Self {
         Self::of(&Segments::of(text))
+    }
+
+    /// Whether the provider documents it: in its OpenAPI document (August 2026), or as a WebSocket. A label
+    /// of metrics must be one of a fixed set, and the literals can be combined without end.
+    #[must_use]
+    pub fn is_documented(&self) -> bool {
+        static DOCUMENTED: LazyLock<HashSet<Route>> =
+            LazyLock::new(|| include_str!("routes.txt").lines().map(Route::read).collect());
+        DOCUMENTED.contains(self)
     }
 
     fn is_longer(&self) -> bool {

@@ -69,7 +69,7 @@ static ROWS: &[RefusalRow] = &[
     row(begins(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
-                "This request exceeds your API key (production) quota of {limit}."),
+                "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
         ]),
     // A quota of something other than credits: the account can serve every other request.
     row(QUOTA, RefusalMeaning::SlotsWithoutFigures)

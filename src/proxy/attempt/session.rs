@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Attempt, KeySource, PendingCharge, unknown};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
+use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
@@ -19,7 +20,7 @@ impl Attempt {
     /// Records that a session is served, or that its messages refuse it.
     pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
         let now = clock::now();
-        self.record.verdict = verdict.word();
+        self.record.outcome = verdict.outcome();
         if verdict == Verdict::Served {
             self.record.first_byte.get_or_insert(clock::since(self.began));
             self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
@@ -54,12 +55,12 @@ impl Attempt {
             self.settle_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
         }
         self.due = PendingCharge::Nothing;
-        (self.record.verdict, self.record.credits_from) = match progress {
-            Progress::Unsent => ("connect_failed", CreditSource::Free),
+        (self.record.outcome, self.record.credits_from) = match progress {
+            Progress::Unsent => (Outcome::ConnectFailed, CreditSource::Free),
             Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
-                ("no_response", unknown(self.metering))
+                (Outcome::NoResponse, unknown(self.metering))
             }
-            Progress::Unanswered | Progress::Answered(_) => ("no_response", CreditSource::Free),
+            Progress::Unanswered | Progress::Answered(_) => (Outcome::NoResponse, CreditSource::Free),
         };
     }
 
@@ -126,16 +127,12 @@ impl Attempt {
         Some(Conversation::new(id, key, self.record.clone(), self.permits.client().late_price()))
     }
 
-    /// Records the end of a session: its verdict, and the bytes sent and received. `verdict` is
-    /// `None` when this attempt has its verdict already, because the session failed over to
+    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is
+    /// `None` when this attempt has its outcome already, because the session failed over to
     /// another.
-    pub(in crate::proxy) fn ended(
-        &mut self,
-        verdict: Option<&'static str>,
-        passed: [u64; 2],
-    ) -> &AttemptRecord {
+    pub(in crate::proxy) fn ended(&mut self, outcome: Option<Outcome>, passed: [u64; 2]) -> &AttemptRecord {
         self.settle_at_end();
-        self.record.verdict = verdict.unwrap_or(self.record.verdict);
+        self.record.outcome = outcome.unwrap_or(self.record.outcome);
         [self.record.request_bytes, self.record.response_bytes] = passed;
         &self.record
     }

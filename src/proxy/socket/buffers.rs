@@ -41,7 +41,7 @@ pub(super) const FREE: usize = 4 * READ_BYTES;
 
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Read {
+pub(super) enum ReadResult {
     /// Bytes to process.
     Some,
     /// Only bytes behind a close or a violation, which were dropped.
@@ -88,7 +88,7 @@ impl ReadBuffer {
     }
 
     /// Reads once. While an empty buffer waits, it holds no memory.
-    pub(super) fn poll_read<R>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<Read>
+    pub(super) fn poll_read<R>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<ReadResult>
     where
         R: AsyncRead + Unpin,
     {
@@ -98,9 +98,9 @@ impl ReadBuffer {
         if read.is_pending() && self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
-        let Ok(1..) = ready!(read) else { return Poll::Ready(Read::Gone) };
+        let Ok(1..) = ready!(read) else { return Poll::Ready(ReadResult::Gone) };
         self.check(before);
-        Poll::Ready(if self.bytes.len() > before { Read::Some } else { Read::Dropped })
+        Poll::Ready(if self.bytes.len() > before { ReadResult::Some } else { ReadResult::Dropped })
     }
 
     /// Reads ahead while the session waits for something else. Ready when that wait is to be
@@ -125,7 +125,7 @@ impl ReadBuffer {
             if !ahead.share.cover(ahead.beside + self.bytes.capacity()) {
                 return Poll::Ready(SessionEnd::NoMemory);
             }
-            if ready!(self.poll_read(cx, client)) == Read::Gone {
+            if ready!(self.poll_read(cx, client)) == ReadResult::Gone {
                 return Poll::Ready(SessionEnd::ClientLeft);
             }
         }

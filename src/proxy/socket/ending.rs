@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::buffers::{Read, ReadBuffer, SendBuffer, drain};
+use super::buffers::{ReadBuffer, ReadResult, SendBuffer, drain};
 use super::close_frames::{MASK, POLICY, put_close, put_refusal};
 use super::session::Session;
 use super::session_end::SessionEnd;
 use super::upstream_to_client::UpstreamToClient;
+use crate::policy::outcome::Outcome;
 use crate::upstream::Connect;
 
 /// Maximum time for sending the last frames and for the end of the connection.
@@ -28,17 +29,17 @@ impl<C: Connect> Session<C> {
         let is_one_gone = matches!(ending, SessionEnd::ClientLeft | SessionEnd::UpstreamBroke);
         let was_said = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
         let ending = if is_one_gone && was_said { SessionEnd::Closed } else { ending };
-        let word = match (self.refusal, ending) {
-            (Some(verdict), _) => verdict.word(),
-            (None, SessionEnd::UpstreamBroke) if !self.upstream_to_client.is_served() => "no_response",
-            (None, ending) => ending.word(),
+        let outcome = match (self.refusal, ending) {
+            (Some(verdict), _) => verdict.outcome(),
+            (None, SessionEnd::UpstreamBroke) if !self.upstream_to_client.is_served() => Outcome::NoResponse,
+            (None, ending) => ending.outcome(),
         };
         let passed = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];
         let audio = self.speech.length_of(self.client_to_upstream.audio_bytes());
         self.attempt.heard_all(audio);
-        let record = self.attempt.ended((!self.is_between_keys).then_some(word), passed);
+        let record = self.attempt.ended((!self.is_between_keys).then_some(outcome), passed);
         self.log.summary.record_end(record);
-        self.log.summary.ended_as(word);
+        self.log.summary.ended_as(outcome);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
             // A conversation that finds the queue full stays without a price.
             let _ = self.proxy.ended.try_send(conversation);
@@ -70,7 +71,7 @@ impl<C: Connect> Session<C> {
             match told_client {
                 _ if !is_whole => {}
                 (POLICY, why) if ending == SessionEnd::Spent && !downwards.is_in_message() => {
-                    put_refusal(&mut to_client.bytes, dialect, ending.word(), why);
+                    put_refusal(&mut to_client.bytes, dialect, ending.outcome().word(), why);
                 }
                 told => put_close(&mut to_client.bytes, told, None),
             }
@@ -113,7 +114,7 @@ impl Frames {
             if ready!(to_client.poll_send(cx, client)).is_err() {
                 return Poll::Ready(false);
             }
-            if !is_moved && ready!(from_upstream.poll_read(cx, upstream)) != Read::Some {
+            if !is_moved && ready!(from_upstream.poll_read(cx, upstream)) != ReadResult::Some {
                 return Poll::Ready(false);
             }
         }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::io::AsyncRead;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::buffers::{Read, ReadBuffer};
+use super::buffers::{ReadBuffer, ReadResult};
 use super::client_to_upstream::{ClientMessage, ClientToUpstream};
 use super::session_end::{SessionEnd, SessionSide};
 use crate::elevenlabs::endpoint::socket_at;
@@ -107,7 +107,7 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
             return Err(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
         }
         let before = from_client.bytes.len();
-        if poll_fn(|cx| from_client.poll_read(cx, client)).await == Read::Gone {
+        if poll_fn(|cx| from_client.poll_read(cx, client)).await == ReadResult::Gone {
             return Err(SessionEnd::ClientLeft);
         }
         inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());

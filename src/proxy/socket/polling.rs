@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::buffers::{READ_BYTES, Read, ReadAhead};
+use super::buffers::{READ_BYTES, ReadAhead, ReadResult};
 use super::client_to_upstream::ClientMessage;
 use super::poll_order::Direction;
 use super::session::{Session, SessionEvent};
@@ -150,12 +150,12 @@ impl<C: Connect> Session<C> {
             self.to_upstream.rest();
         }
         Poll::Ready(match ready!(read) {
-            Read::Some if !self.is_deaf => {
+            ReadResult::Some if !self.is_deaf => {
                 self.moved_at = clock::instant();
                 None
             }
-            Read::Some | Read::Dropped => None,
-            Read::Gone => Some(SessionEvent::Over(SessionEnd::ClientLeft)),
+            ReadResult::Some | ReadResult::Dropped => None,
+            ReadResult::Gone => Some(SessionEvent::Over(SessionEnd::ClientLeft)),
         })
     }
 
@@ -187,15 +187,15 @@ impl<C: Connect> Session<C> {
                 self.to_client.rest();
             }
             match ready!(read) {
-                Read::Some => {
+                ReadResult::Some => {
                     self.moved_at = clock::instant();
                     self.speech.sounded(self.moved_at);
                 }
-                Read::Dropped => {}
-                Read::Gone if self.upstream_to_client.has_closed() => {
+                ReadResult::Dropped => {}
+                ReadResult::Gone if self.upstream_to_client.has_closed() => {
                     return Poll::Ready(Some(SessionEvent::Over(SessionEnd::Closed)));
                 }
-                Read::Gone => return Poll::Ready(Some(SessionEvent::Over(SessionEnd::UpstreamBroke))),
+                ReadResult::Gone => return Poll::Ready(Some(SessionEvent::Over(SessionEnd::UpstreamBroke))),
             }
         }
         Poll::Ready(None)

@@ -2,7 +2,7 @@
 
 use super::close_frames::POLICY;
 use crate::policy::frame::Violation;
-use crate::policy::verdict::Verdict;
+use crate::policy::outcome::Outcome;
 
 /// Why a session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,19 +59,19 @@ impl SessionEnd {
         }
     }
 
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn outcome(self) -> Outcome {
         match self {
-            Self::Closed => Verdict::Served.word(),
-            Self::ClientLeft | Self::ClientClosed { .. } => "client_closed",
-            Self::Violated(Violation::TooLarge, SessionSide::Client) => "message_too_large",
-            Self::Violated(_, SessionSide::Client) => "protocol_error",
-            Self::Violated(_, SessionSide::Upstream) => "upstream_protocol_error",
-            Self::UpstreamBroke => "upstream_reset",
-            Self::Cut => "shutdown",
-            Self::Idle => "idle",
-            Self::Old => "max_duration",
-            Self::Spent => "client_quota_exceeded",
-            Self::NoMemory => "buffers_full",
+            Self::Closed => Outcome::Served,
+            Self::ClientLeft | Self::ClientClosed { .. } => Outcome::ClientClosed,
+            Self::Violated(Violation::TooLarge, SessionSide::Client) => Outcome::MessageTooLarge,
+            Self::Violated(_, SessionSide::Client) => Outcome::ProtocolError,
+            Self::Violated(_, SessionSide::Upstream) => Outcome::UpstreamProtocolError,
+            Self::UpstreamBroke => Outcome::UpstreamReset,
+            Self::Cut => Outcome::Shutdown,
+            Self::Idle => Outcome::Idle,
+            Self::Old => Outcome::MaxDuration,
+            Self::Spent => Outcome::ClientQuotaExceeded,
+            Self::NoMemory => Outcome::BuffersFull,
         }
     }
 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge};
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::client::ClientName;
+use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
 
@@ -27,7 +28,7 @@ pub struct UsageDimensions {
     pub route: Route,
     pub model: Option<Arc<str>>,
     pub status: Option<u16>,
-    pub verdict: &'static str,
+    pub outcome: Outcome,
     pub credits_from: CreditSource,
 }
 
@@ -208,7 +209,7 @@ impl UsageDimensions {
             route: record.route,
             model: record.model.clone(),
             status: record.status,
-            verdict: record.verdict,
+            outcome: record.outcome,
             credits_from: record.credits_from,
         }
     }
@@ -218,7 +219,7 @@ impl UsageDimensions {
         key(&self.key) == key(&record.key)
             && self.status == record.status
             && self.credits_from == record.credits_from
-            && self.verdict == record.verdict
+            && self.outcome == record.outcome
             && self.client == record.client
             && self.route == record.route
             && self.method == record.method
@@ -286,7 +287,7 @@ mod tests {
             AttemptRecord { model: Some("".into()), ..record() },
             AttemptRecord { status: None, ..record() },
             AttemptRecord { status: Some(500), ..record() },
-            AttemptRecord { verdict: "shutdown", ..record() },
+            AttemptRecord { outcome: Outcome::Shutdown, ..record() },
             AttemptRecord { credits_from: CreditSource::Answer, ..record() },
         ];
         let mut sheet = UsageBatch::default();

@@ -350,6 +350,7 @@ pub(super) mod tests {
     use super::*;
     use crate::elevenlabs::endpoint::Route;
     use crate::policy::client::ClientName;
+    use crate::policy::outcome::Outcome;
     use crate::policy::units::UnixMs;
     use crate::proxy::{CreditSource, QuotaCharge};
 
@@ -370,7 +371,7 @@ pub(super) mod tests {
             method: Method::GET,
             route: Route::read("/v1/voices"),
             status: Some(200),
-            verdict: "served",
+            outcome: Outcome::Served,
             request_bytes: 0,
             response_bytes: 0,
             model: None,

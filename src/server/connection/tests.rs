@@ -4,14 +4,15 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
 
 use std::future::pending;
+use std::net::IpAddr;
 
-use super::super::REST_AFTER;
-use super::super::ending::FIRST_REQUEST_MAX;
+use super::super::IDLE_AFTER;
+use super::super::ending::FIRST_REQUEST_TIMEOUT;
 use super::*;
 use crate::policy::min_rate::{GRACE, MinRate};
 use crate::tasks::Tasks;
 
-pub(in crate::server) const LIMITS: Limits = Limits {
+pub(in crate::server) const LIMITS: ConnectionLimits = ConnectionLimits {
     request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
@@ -21,7 +22,7 @@ pub(in crate::server) const LIMITS: Limits = Limits {
     response_grace: GRACE,
     max_request_headers_size: 8192,
     max_connections: 1,
-    rest_after: REST_AFTER,
+    idle_after: IDLE_AFTER,
 };
 /// Longer than the keep-alive timeout of these tests.
 const LATE: Duration = Duration::from_secs(76);
@@ -34,14 +35,14 @@ struct Echo;
 impl Service for Echo {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Request<Incoming>) -> Reply<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
         let mut answer = Response::new(Full::new(Bytes::from_static(b"answer")));
-        let asks = request.headers().contains_key(UPGRADE);
+        let wants_upgrade = request.headers().contains_key(UPGRADE);
         if request.method() == Method::PUT {
             // The body is neither read nor dropped.
             std::mem::forget(request);
         }
-        let session = asks.then(|| -> Session {
+        let session = wants_upgrade.then(|| -> Session {
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             Box::new(|mut stream, early| {
                 Box::pin(async move {
@@ -61,24 +62,24 @@ impl Service for Echo {
 /// Serves the stream that `opening` yields, and always stays on this worker.
 fn spawn(opening: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
     let opening = async { opening.await.map(IdleConnection::from) };
-    let (known, drain) = (ConnectionHistory::default(), Arc::new(drain.clone()));
-    Tasks::new().spawn(serve(opening, known, Echo, LIMITS, drain, |awake, _| Some(awake)));
+    let (state, drain) = (ConnectionState::new(drain.requests.clone(), None), Arc::new(drain.clone()));
+    Tasks::new().spawn(serve(opening, state, Echo, LIMITS, drain, |connection, _| Some(connection)));
 }
 
 /// The client's end of a served connection.
-fn connected(drain: &Drain) -> DuplexStream {
+fn connect(drain: &Drain) -> DuplexStream {
     let (client, server) = duplex(4096);
     spawn(ready(Some(server)), drain);
     client
 }
 
 /// Drains without waiting for kept connections first.
-fn stop(drain: &Drain) {
+fn begin_stop(drain: &Drain) {
     drain.ending.cancel();
     drain.stop.cancel();
 }
 
-async fn ask(client: &mut DuplexStream) -> String {
+async fn get(client: &mut DuplexStream) -> String {
     client.write_all(REQUEST).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"answer") {
@@ -88,53 +89,53 @@ async fn ask(client: &mut DuplexStream) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_not_asked_yet_is_waited_for() {
+async fn a_drain_waits_for_the_first_request_of_a_connection() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    stop(&drain);
-    let almost = FIRST_REQUEST_MAX.saturating_sub(Duration::from_millis(1));
-    assert!(timeout(almost, drain.requests.ended()).await.is_err(), "a client may still ask");
-    let answer = ask(&mut client).await;
+    let mut client = connect(&drain);
+    begin_stop(&drain);
+    let almost = FIRST_REQUEST_TIMEOUT.saturating_sub(Duration::from_millis(1));
+    assert!(timeout(almost, drain.requests.ended()).await.is_err(), "a client may still send a request");
+    let answer = get(&mut client).await;
     assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
     assert!(timeout(almost, drain.requests.ended()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_ask_is_not_waited_for_long() {
+async fn a_drain_waits_for_a_silent_connection_within_the_timeout() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    stop(&drain);
-    assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
+    let mut client = connect(&drain);
+    begin_stop(&drain);
+    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.ended()).await.is_ok());
     drain.close.cancel();
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_head_does_not_hold_the_end() {
+async fn half_a_head_does_not_delay_the_drain() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
+    let mut client = connect(&drain);
     client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
-    stop(&drain);
+    begin_stop(&drain);
     drain.requests.ended().await;
     drain.close.cancel();
-    let closed = timeout(FIRST_REQUEST_MAX * 2, client.read(&mut [0])).await;
+    let closed = timeout(FIRST_REQUEST_TIMEOUT * 2, client.read(&mut [0])).await;
     assert_eq!(closed.expect("it is still open").unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_connection_is_answered_until_all_are_closed() {
+async fn an_open_connection_is_served_until_connections_are_closed() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    assert!(ask(&mut client).await.ends_with("answer"));
-    stop(&drain);
+    let mut client = connect(&drain);
+    assert!(get(&mut client).await.ends_with("answer"));
+    begin_stop(&drain);
     drain.requests.ended().await;
-    let answer = ask(&mut client).await;
+    let answer = get(&mut client).await;
     assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_does_not_open_holds_the_end_no_longer_than_others() {
+async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
     let drain = Drain::default();
     let (mut client, server) = duplex(4096);
     // The other end is dropped with the future, as a socket is.
@@ -143,27 +144,27 @@ async fn a_stream_that_does_not_open_holds_the_end_no_longer_than_others() {
         pending::<Option<DuplexStream>>().await
     };
     spawn(opening, &drain);
-    stop(&drain);
-    assert!(timeout(FIRST_REQUEST_MAX * 2, drain.requests.ended()).await.is_ok());
+    begin_stop(&drain);
+    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.ended()).await.is_ok());
     drain.close.cancel();
-    let closed = timeout(FIRST_REQUEST_MAX, client.read(&mut [0])).await;
+    let closed = timeout(FIRST_REQUEST_TIMEOUT, client.read(&mut [0])).await;
     assert_eq!(closed.expect("it is closed at once").unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_fails_to_open_is_waited_for_no_more() {
+async fn a_stream_that_fails_to_open_does_not_delay_the_drain() {
     let drain = Drain::default();
     spawn(ready(None), &drain);
-    stop(&drain);
-    assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok());
+    begin_stop(&drain);
+    assert!(timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.ended()).await.is_ok());
 }
 
 const UPGRADE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: k\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_taken_over_counts_to_its_end() {
+async fn a_session_counts_as_a_request_to_its_end() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
+    let mut client = connect(&drain);
     client.write_all(UPGRADE_REQUEST).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -174,43 +175,43 @@ async fn a_connection_that_is_taken_over_counts_to_its_end() {
     let mut echo = [0; 5];
     client.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"hello");
-    stop(&drain);
-    let long = FIRST_REQUEST_MAX * 10;
+    begin_stop(&drain);
+    let long = FIRST_REQUEST_TIMEOUT * 10;
     assert!(timeout(long, drain.requests.ended()).await.is_err(), "the session is under way");
     drop(client);
     assert!(timeout(long, drain.requests.ended()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_sent_before_the_switch_is_not_let_in() {
+async fn bytes_sent_before_the_upgrade_response_are_refused() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
+    let mut client = connect(&drain);
     let both = [UPGRADE_REQUEST, b"too early"].concat();
     client.write_all(&both).await.unwrap();
     let mut answer = Vec::new();
-    let closed = timeout(FIRST_REQUEST_MAX, client.read_to_end(&mut answer)).await;
+    let closed = timeout(FIRST_REQUEST_TIMEOUT, client.read_to_end(&mut answer)).await;
     closed.expect("it is still open").unwrap();
     assert!(answer.ends_with(b"\r\n\r\n"), "there is no echo");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_serves_on_after_any_rest_within_its_time() {
+async fn an_idle_connection_serves_requests_within_the_keepalive_timeout() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    assert!(ask(&mut client).await.ends_with("answer"));
+    let mut client = connect(&drain);
+    assert!(get(&mut client).await.ends_with("answer"));
     for millis in [1, 999, 1_000, 1_001, 29_999, 30_001, 74_999] {
         tokio::time::sleep(Duration::from_millis(millis)).await;
-        assert!(ask(&mut client).await.ends_with("answer"), "after {millis} ms");
+        assert!(get(&mut client).await.ends_with("answer"), "after {millis} ms");
     }
     let closed = timeout(LATE, client.read(&mut [0])).await;
     assert_eq!(closed.expect("its time is over").unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_trickles_has_its_time_and_no_more() {
+async fn a_slow_head_is_read_within_the_headers_timeout() {
     for pause in [Duration::ZERO, Duration::from_secs(5)] {
         let drain = Drain::default();
-        let mut client = connected(&drain);
+        let mut client = connect(&drain);
         tokio::time::sleep(pause).await;
         let began = crate::clock::instant();
         for byte in REQUEST.iter().take(REQUEST.len() - 1) {
@@ -230,26 +231,29 @@ async fn a_head_that_trickles_has_its_time_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_at_rest_is_closed_with_the_others() {
+async fn an_idle_connection_is_closed_with_the_others() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    assert!(ask(&mut client).await.ends_with("answer"));
+    let mut client = connect(&drain);
+    assert!(get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
-    stop(&drain);
-    assert!(timeout(FIRST_REQUEST_MAX / 2, drain.requests.ended()).await.is_ok(), "no request is expected");
-    let answer = ask(&mut client).await;
+    begin_stop(&drain);
+    assert!(
+        timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.ended()).await.is_ok(),
+        "no request is expected"
+    );
+    let answer = get(&mut client).await;
     assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{answer}");
-    let mut other = connected(&Drain { ending: drain.ending.clone(), ..Drain::default() });
-    assert!(ask(&mut other).await.contains("connection: close"));
+    let mut other = connect(&Drain { ending: drain.ending.clone(), ..Drain::default() });
+    assert!(get(&mut other).await.contains("connection: close"));
     drain.close.cancel();
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_during_a_rest_is_let_go() {
+async fn an_idle_connection_ends_when_its_client_disconnects() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    assert!(ask(&mut client).await.ends_with("answer"));
+    let mut client = connect(&drain);
+    assert!(get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     client.shutdown().await.unwrap();
     let closed = timeout(Duration::from_secs(1), client.read(&mut [0])).await;
@@ -257,10 +261,10 @@ async fn a_client_that_leaves_during_a_rest_is_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_may_follow_a_rest() {
+async fn an_idle_connection_can_be_upgraded() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
-    assert!(ask(&mut client).await.ends_with("answer"));
+    let mut client = connect(&drain);
+    assert!(get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     client.write_all(UPGRADE_REQUEST).await.unwrap();
     let mut head = Vec::new();
@@ -272,8 +276,8 @@ async fn a_socket_may_follow_a_rest() {
     let mut echo = [0; 5];
     client.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"hello");
-    let mut other = connected(&drain);
-    assert!(ask(&mut other).await.ends_with("answer"));
+    let mut other = connect(&drain);
+    assert!(get(&mut other).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     other.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
     let mut answer = Vec::new();
@@ -284,10 +288,10 @@ async fn a_socket_may_follow_a_rest() {
 #[tokio::test(start_paused = true)]
 async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
     let drain = Drain::default();
-    for (idle, has_asked) in [(0, true), (10, true), (60, true), (0, false)] {
-        let mut client = connected(&drain);
-        if has_asked {
-            ask(&mut client).await;
+    for (idle, has_had_request) in [(0, true), (10, true), (60, true), (0, false)] {
+        let mut client = connect(&drain);
+        if has_had_request {
+            get(&mut client).await;
         }
         tokio::time::sleep(Duration::from_secs(idle)).await;
         client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
@@ -301,71 +305,71 @@ async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_never_asks_gets_the_time_of_a_head() {
+async fn a_connection_without_a_request_has_the_headers_timeout() {
     let drain = Drain::default();
-    let mut client = connected(&drain);
+    let mut client = connect(&drain);
     assert!(timeout(Duration::from_secs(29), client.read(&mut [0])).await.is_err());
     assert_eq!(timeout(Duration::from_secs(2), client.read(&mut [0])).await.unwrap().unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kept_connection_is_served_while_the_program_ends_and_closed_by_its_answer() {
-    for rest in [0, 10] {
+async fn a_kept_connection_is_served_during_the_drain_and_closed_by_its_response() {
+    for idle in [0, 10] {
         let drain = Drain::default();
-        let mut client = connected(&drain);
-        assert!(!ask(&mut client).await.contains("connection: close"));
-        tokio::time::sleep(Duration::from_secs(rest)).await;
+        let mut client = connect(&drain);
+        assert!(!get(&mut client).await.contains("connection: close"));
+        tokio::time::sleep(Duration::from_secs(idle)).await;
         drain.ending.cancel();
         let kept = drain.kept.ended();
         let almost = Duration::from_secs(4);
         assert!(timeout(almost, kept).await.is_err(), "its client does not know yet");
-        let answer = ask(&mut client).await;
+        let answer = get(&mut client).await;
         assert!(answer.contains("connection: close"), "{answer}");
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
         drain.kept.ended().await;
         // A connection that is accepted now is served, and the drain does not wait for it first.
-        let mut late = connected(&drain);
+        let mut late = connect(&drain);
         drain.kept.ended().await;
-        assert!(ask(&mut late).await.contains("connection: close"));
+        assert!(get(&mut late).await.contains("connection: close"));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_arrived_when_connections_are_closed_is_served() {
-    for rest in [0, 10] {
+    for idle in [0, 10] {
         let drain = Drain::default();
-        let mut client = connected(&drain);
-        ask(&mut client).await;
-        tokio::time::sleep(Duration::from_secs(rest)).await;
-        stop(&drain);
+        let mut client = connect(&drain);
+        get(&mut client).await;
+        tokio::time::sleep(Duration::from_secs(idle)).await;
+        begin_stop(&drain);
         client.write_all(REQUEST).await.unwrap();
         drain.close.cancel();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         let answer = String::from_utf8(answer).unwrap();
-        assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{rest} s: {answer}");
+        assert!(answer.contains("connection: close") && answer.ends_with("answer"), "{idle} s: {answer}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn http2_without_asking_is_told_to_use_http1() {
+async fn http2_with_prior_knowledge_is_refused() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    for rest in [0, 5] {
+    for idle in [0, 5] {
         let drain = Drain::default();
-        let mut client = connected(&drain);
-        tokio::time::sleep(Duration::from_secs(rest)).await;
+        let mut client = connect(&drain);
+        tokio::time::sleep(Duration::from_secs(idle)).await;
         client.write_all(preface).await.unwrap();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 8, 7], &[0; 12], &[0xd]].concat();
-        assert_eq!(answer, frames, "after {rest} s");
+        assert_eq!(answer, frames, "after {idle} s");
     }
 }
 
 /// How many bytes of a body a client can send after its response, in pieces with a pause between them.
-async fn sent_after_the_answer(pieces: usize, pause: Duration) -> usize {
+async fn sent_after_the_response(pieces: usize, pause: Duration) -> usize {
     let drain = Drain::default();
-    let mut client = connected(&drain);
+    let mut client = connect(&drain);
     client.write_all(b"POST / HTTP/1.1\r\nhost: k\r\ncontent-length: 99999999\r\n\r\n").await.unwrap();
     let mut sent = 0;
     for _ in 0..pieces {
@@ -382,22 +386,22 @@ async fn sent_after_the_answer(pieces: usize, pause: Duration) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_still_sent_after_an_answer_is_taken_within_bounds() {
+async fn bytes_after_the_response_are_read_within_bounds() {
     let (quick, slow) = (Duration::ZERO, Duration::from_secs(1));
-    assert_eq!(sent_after_the_answer(200, quick).await, 200 * 4096);
-    assert_eq!(sent_after_the_answer(9, slow).await, 9 * 4096);
+    assert_eq!(sent_after_the_response(200, quick).await, 200 * 4096);
+    assert_eq!(sent_after_the_response(9, slow).await, 9 * 4096);
     let (most, ten_seconds) = (LIMITS.max_linger_size as usize, 12 * 4096);
-    assert!(sent_after_the_answer(1_000, quick).await <= most + 8 * 4096);
-    assert!(sent_after_the_answer(100, slow).await <= ten_seconds);
+    assert!(sent_after_the_response(1_000, quick).await <= most + 8 * 4096);
+    assert!(sent_after_the_response(100, slow).await <= ten_seconds);
     // A client that pauses for longer than the bound is disconnected.
-    assert!(sent_after_the_answer(100, Duration::from_secs(6)).await <= 2 * 4096);
+    assert!(sent_after_the_response(100, Duration::from_secs(6)).await <= 2 * 4096);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rest_of_a_body_is_no_request() {
+async fn the_rest_of_a_body_is_not_read_as_a_request() {
     for method in ["POST", "PUT"] {
         let drain = Drain::default();
-        let mut client = connected(&drain);
+        let mut client = connect(&drain);
         let head = format!("{method} / HTTP/1.1\r\nhost: k\r\ncontent-length: 100\r\n\r\nhello");
         client.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

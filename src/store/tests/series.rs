@@ -36,7 +36,7 @@ fn what_differs_in_anything_is_another_series_and_what_is_alike_is_not() {
             AttemptRecord { model: Some("".into()), ..new() },
             AttemptRecord { status: None, ..new() },
             AttemptRecord { status: Some(500), ..new() },
-            AttemptRecord { verdict: "shutdown", ..new() },
+            AttemptRecord { outcome: Outcome::Shutdown, ..new() },
             AttemptRecord { credits_from: CreditSource::Estimate, ..new() },
         ]
     };

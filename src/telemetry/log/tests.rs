@@ -8,7 +8,7 @@ use super::*;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn gathered(writer: impl Write + Send + 'static) -> (Sink, Arc<Gathered>) {
-    let sink = Sink::gathered(writer, Form::Json).unwrap();
+    let sink = Sink::gathered(writer, LineFormat::Json).unwrap();
     let Way::Gathered(gathered) = &sink.0 else { panic!("it has a thread") };
     let gathered = Arc::clone(gathered);
     (sink, gathered)

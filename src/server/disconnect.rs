@@ -23,8 +23,8 @@ const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Delay before the first check for a reset, which arrives within a round trip. Later delays double, up to
 /// the longest.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LOOKS_MAX: Duration = Duration::from_secs(1);
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(5);
+const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
@@ -129,22 +129,22 @@ pub(super) struct Phase(Arc<AtomicU8>);
 /// No request is under way: the end of the stream is the end of the connection.
 const IDLE: u8 = 0;
 /// A request of HTTP/1.1 that has no response yet.
-const ASKED: u8 = 1;
+const REQUEST: u8 = 1;
 /// A request of an older version, whose client must not be sent anything before the response.
-const ASKED_BEFORE_1_1: u8 = 2;
+const REQUEST_BEFORE_1_1: u8 = 2;
 /// A response is being sent.
-const ANSWERED: u8 = 3;
+const RESPONSE: u8 = 3;
 
 impl Phase {
-    pub(super) fn ask(&self, may_be_probed: bool) {
-        self.set(if may_be_probed { ASKED } else { ASKED_BEFORE_1_1 });
+    pub(super) fn begin_request(&self, may_be_probed: bool) {
+        self.set(if may_be_probed { REQUEST } else { REQUEST_BEFORE_1_1 });
     }
 
-    pub(super) fn answer(&self) {
-        self.set(ANSWERED);
+    pub(super) fn begin_response(&self) {
+        self.set(RESPONSE);
     }
 
-    pub(super) fn rest(&self) {
+    pub(super) fn set_idle(&self) {
         self.set(IDLE);
     }
 
@@ -159,17 +159,17 @@ impl Phase {
 
 /// The state of the client's sending half.
 #[derive(Default)]
-pub(super) enum Half {
+pub(super) enum SendingHalf {
     /// The client may send more bytes.
     #[default]
     Open,
     /// Bytes beyond the current request have come: the end of the stream is not detected.
     Ahead,
     /// The client has closed its sending half and waits for its response, until a check finds an error.
-    Closed { next_look: Pin<Box<Sleep>>, pause: Duration },
+    Closed { next_check: Pin<Box<Sleep>>, delay: Duration },
 }
 
-impl Half {
+impl SendingHalf {
     /// Checks whether the client has disconnected, while a request or response is under way in `phase`.
     ///
     /// # Errors
@@ -194,33 +194,36 @@ impl Half {
                         Poll::Ready(0) => {}
                     }
                     match phase.0.load(Ordering::Relaxed) {
-                        ASKED => match stream.as_mut().poll_write(cx, PROBE)? {
+                        REQUEST => match stream.as_mut().poll_write(cx, PROBE)? {
                             Poll::Ready(count) if count == PROBE.len() => {}
                             // No bytes were written before, so the buffer has space; if not, the connection
                             // is lost.
-                            Poll::Ready(_) | Poll::Pending => return Err(left()),
+                            Poll::Ready(_) | Poll::Pending => return Err(disconnected()),
                         },
-                        ASKED_BEFORE_1_1 => {}
+                        REQUEST_BEFORE_1_1 => {}
                         // A client that closes its half in the middle of the response has disconnected.
-                        _ => return Err(left()),
+                        _ => return Err(disconnected()),
                     }
-                    *self = Self::Closed { next_look: Box::pin(sleep(FIRST_LOOK)), pause: FIRST_LOOK };
+                    *self = Self::Closed {
+                        next_check: Box::pin(sleep(FIRST_CHECK_DELAY)),
+                        delay: FIRST_CHECK_DELAY,
+                    };
                 }
-                Self::Closed { next_look, pause } => {
+                Self::Closed { next_check, delay } => {
                     if let Some(error) = stream.take_error()? {
                         return Err(error);
                     }
-                    if next_look.as_mut().poll(cx).is_pending() {
+                    if next_check.as_mut().poll(cx).is_pending() {
                         return Ok(());
                     }
-                    *pause = (*pause * 2).min(LOOKS_MAX);
-                    next_look.as_mut().reset((clock::instant() + *pause).into());
+                    *delay = (*delay * 2).min(MAX_CHECK_DELAY);
+                    next_check.as_mut().reset((clock::instant() + *delay).into());
                 }
             }
         }
     }
 }
 
-fn left() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the client has left")
+fn disconnected() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the client has disconnected")
 }

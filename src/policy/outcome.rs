@@ -1,0 +1,77 @@
+//! How an attempt ended, as one stable word in usage records, logs and metrics. One table makes the
+//! type, the list of its values and their words, so that none of them lacks an outcome.
+
+macro_rules! outcomes {
+    ($($name:ident $word:literal $meaning:literal)+) => {
+        /// How an attempt ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Outcome {
+            $(#[doc = $meaning] $name,)+
+        }
+
+        impl Outcome {
+            /// All outcomes, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The word in usage records, logs and metrics.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)+
+                }
+            }
+        }
+    };
+}
+
+#[rustfmt::skip] // one row to a line
+outcomes! {
+    Served "served" "The request was served."
+    WorkspaceQuota "workspace_quota" "Refused: the workspace has too few credits left."
+    KeyQuota "key_quota" "Refused: the key's own cap is reached."
+    InvalidKey "invalid_key" "Refused: the provider does not know the key."
+    WrongHost "wrong_host" "Refused: the key belongs to another region of the provider."
+    MissingPermission "missing_permission" "Refused: the key lacks a permission."
+    PlanFeature "plan_feature" "Refused: the workspace's plan lacks a feature."
+    Slots "slots" "Refused: the workspace has no free slot for another voice or resource."
+    Billing "billing" "Refused: the workspace is unpaid or locked."
+    Abuse "abuse" "Refused: the workspace is suspected of abuse."
+    RateLimited "rate_limited" "Refused: too many requests in a span of time."
+    Concurrency "concurrency" "Refused: too many concurrent requests in the workspace."
+    Busy "busy" "Refused: the provider is overloaded or in maintenance."
+    Unauthorized "unauthorized" "401 without a known reason."
+    PaymentRequired "payment_required" "402 without a known reason."
+    Forbidden "forbidden" "403 without a known reason."
+    TooManyRequests "too_many_requests" "429 without a known reason."
+    Unexplained "unexplained" "A refusal of a `HEAD` request, which has no body."
+    NotFound "not_found" "The named resource is not in the workspace."
+    RequestError "request_error" "The request itself is wrong."
+    ServerError "server_error" "The provider failed."
+    Unreadable "unreadable" "A refusal whose body could not be read."
+    ConnectFailed "connect_failed" "No connection: nothing was sent."
+    NoResponse "no_response" "Something was sent, and no response was received."
+    UpstreamReset "upstream_reset" "The provider's connection broke within a response or session."
+    UpstreamProtocolError "upstream_protocol_error" "The provider violated the WebSocket protocol."
+    ClientClosed "client_closed" "The client disconnected."
+    ProtocolError "protocol_error" "The client violated the WebSocket protocol."
+    MessageTooLarge "message_too_large" "The client sent a WebSocket message that is too large."
+    ClientQuotaExceeded "client_quota_exceeded" "The client's quota was used up within a session."
+    BuffersFull "buffers_full" "The buffer budget was used up within a session."
+    Idle "idle" "Nothing was received on a session for its idle timeout."
+    MaxDuration "max_duration" "A session reached its maximum duration."
+    Shutdown "shutdown" "The program ended."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_numbered_in_the_order_of_the_list_and_no_two_share_a_word() {
+        for (number, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, number);
+            let same = Outcome::ALL.iter().filter(|other| other.word() == outcome.word());
+            assert_eq!(same.count(), 1, "{}", outcome.word());
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A histogram of durations without a lock, which the library's has: one atomic counter for each bound, and one for
+//! durations beyond the last.
+
+use std::fmt;
+use std::iter::once;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+/// Counts durations by upper bounds in seconds; a clone shares the counts.
+#[derive(Clone, Debug)]
+pub(super) struct Histogram(Arc<Buckets>);
+
+#[derive(Debug)]
+struct Buckets {
+    bounds: &'static [f64],
+    counts: Box<[AtomicU64]>,
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    pub(super) fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::default()).collect();
+        Self(Arc::new(Buckets { bounds, counts, sum_us: AtomicU64::default() }))
+    }
+
+    pub(super) fn observe(&self, span: Duration) {
+        let Buckets { bounds, counts, sum_us } = &*self.0;
+        let seconds = span.as_secs_f64();
+        let bucket = bounds.iter().position(|bound| seconds <= *bound).unwrap_or(bounds.len());
+        // Relaxed: the counters are independent of each other.
+        if let Some(count) = counts.get(bucket) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        sum_us.fetch_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let Buckets { bounds, counts, sum_us } = &*self.0;
+        let bounds = bounds.iter().copied().chain(once(f64::INFINITY));
+        let counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_micros(sum_us.load(Ordering::Relaxed));
+        encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
