@@ -111,7 +111,7 @@ async fn play(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     tokio::task::block_in_place(|| output.write_all(&audio)).with_context(place)?;
 
     let keys = running.keys();
-    let spent = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
+    let spent = keys.iter().filter(|key| key.state.status() == KeyStatus::Exhausted).count();
     let booked: u64 = keys.iter().map(|key| key.quota.count).sum();
     running.drain(Duration::from_secs(5)).await;
     let charged = simulator.ledger().totals.charged;

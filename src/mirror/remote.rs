@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::rows::Row;
 use super::{Settings, StartError};
 use crate::clock;
-use crate::policy::mirror::{Acceptance, MirrorResponse, judge};
+use crate::policy::mirror::{Acceptance, MirrorResponse, classify};
 use crate::policy::retry_after::retry_after;
 use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
@@ -141,7 +141,7 @@ impl Remote {
         let code = told_error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
-        let verdict = judge(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
+        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
         Ok(Outcome { verdict, reason: Reason::Answer { status, code }, told })
     }
 }

@@ -151,7 +151,7 @@ impl<C: Connect> QuotaPoller<C> {
                 asked.push(print);
             }
         }
-        self.learn_models(&asking, &roster, memory).await;
+        self.record_models(&asking, &roster, memory).await;
         if !asked.is_empty() {
             announce_drifts(&figures);
             self.tell_forecast(memory);
@@ -195,7 +195,7 @@ impl<C: Connect> QuotaPoller<C> {
             let seen = asking.quota_at(Some(region), key).await;
             let is_found = matches!(seen, Some(Observation::Quota { .. } | Observation::Unreadable));
             let Some(seen) = seen.filter(|_| is_found) else { continue };
-            self.pool.learn_region(key, region);
+            self.pool.record_region(key, region);
             let roster = self.pool.roster();
             let print = key.api_key().fingerprint();
             if let Some(moved) = roster.keys().iter().find(|key| key.api_key().fingerprint() == print) {
@@ -226,20 +226,20 @@ impl<C: Connect> QuotaPoller<C> {
             return;
         }
         if let Some(id) = asking.workspace(key).await
-            && self.pool.learn_workspace(key, &id)
+            && self.pool.record_workspace(key, &id)
         {
             debug!(key = key.api_key().short().as_str(), workspace = id, "the provider told its workspace");
         }
         memory.placed.insert(print);
     }
 
-    async fn learn_models(&self, asking: &ProviderClient<'_, C>, roster: &Roster, memory: &mut PollMemory) {
+    async fn record_models(&self, asking: &ProviderClient<'_, C>, roster: &Roster, memory: &mut PollMemory) {
         if memory.models_at.is_some_and(|at| clock::since(at) < MODELS_INTERVAL) {
             return;
         }
         for key in roster.keys() {
             if let Some(models) = asking.models(key).await {
-                self.pool.learn_models(models);
+                self.pool.record_models(models);
                 memory.models_at = Some(clock::instant());
                 return;
             }
@@ -327,8 +327,8 @@ fn look(roster: &Roster, key: &Key, told: PollOutcome) -> PollState {
     let now = clock::now();
     let quota = key.workspace().quota(now);
     PollState {
-        told,
-        standing: key.state(now),
+        outcome: told,
+        state: key.state(now),
         is_near_limit: roster.is_near_limit(&quota),
         resets_at: quota.resets_at,
     }

@@ -252,13 +252,15 @@ mod tests {
     use super::super::super::shape::NAMED;
     use super::*;
     use crate::elevenlabs::refusal::{ErrorBody, classify, examples};
-    use crate::elevenlabs::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
     /// The classification of a refusal on a WebSocket: of its message, or of its close.
     fn heard(dialect: Dialect, told: &Told) -> Option<Verdict> {
-        let Some(message) = &told.message else { return hear_close(told.code, &told.reason, false, false) };
-        match hear(dialect, Stage::Opening, message.as_bytes(), false) {
+        let Some(message) = &told.message else {
+            return classify_close(told.code, &told.reason, false, false);
+        };
+        match classify_message(dialect, SessionStage::Opening, message.as_bytes(), false) {
             MessageKind::Refused(verdict) => Some(verdict),
             MessageKind::Useful | MessageKind::Aside | MessageKind::UnknownError | MessageKind::Queued => {
                 None
