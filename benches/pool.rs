@@ -26,7 +26,7 @@ use keychoir::clock;
 use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::client::ClientName;
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
-use keychoir::policy::evidence::Source;
+use keychoir::policy::evidence::RefusalSource;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
 use keychoir::policy::verdict::{Shortfall, Verdict};
@@ -186,8 +186,12 @@ impl Bench {
         for key in roster.keys().iter().take(count) {
             let verdict =
                 Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
-            let refused =
-                Refused { verdict, request: Some(&self.ask), is_agreed: false, source: Source::default() };
+            let refused = Refused {
+                verdict,
+                request: Some(&self.ask),
+                is_agreed: false,
+                source: RefusalSource::default(),
+            };
             self.pool.record_refusal(&roster, key, refused, clock::now());
         }
     }
@@ -196,7 +200,7 @@ impl Bench {
     fn fill(&self) -> Vec<Lease> {
         let mut leases = Vec::new();
         while let Ok(Reserved { lease, .. }) = self.reserve() {
-            lease.learn_concurrency_limit(1);
+            lease.record_concurrency_limit(1);
             leases.push(lease);
         }
         leases

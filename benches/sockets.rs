@@ -54,7 +54,7 @@ fn main() {
     let (busy, rate) = (number("BENCH_BUSY", 200), number("BENCH_RATE", 20));
     let seconds = number("BENCH_SECONDS", 4);
     let rounds = number("BENCH_ROUNDS", 5);
-    let stage = Stage::new();
+    let stage = SessionStage::new();
     here().block_on(async {
         idle(&stage, sessions, rounds).await;
         println!();
@@ -63,7 +63,7 @@ fn main() {
 }
 
 /// The programs and their certificates.
-struct Stage {
+struct SessionStage {
     folder: TempDir,
     keys: Vec<String>,
     simulator: Running,
@@ -71,7 +71,7 @@ struct Stage {
     tls: (SocketAddr, PathBuf),
 }
 
-impl Stage {
+impl SessionStage {
     fn new() -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let keys: Vec<String> = (0..3).map(|key| format!("sk_bench_key_number_{key}")).collect();
@@ -177,7 +177,7 @@ fn here() -> Runtime {
 }
 
 /// Memory of an idle session.
-async fn idle(stage: &Stage, sessions: u32, rounds: u32) {
+async fn idle(stage: &SessionStage, sessions: u32, rounds: u32) {
     println!("{sessions} idle sessions, {rounds} rounds in turns, each with a fresh proxy;");
     println!("memory of the proxy in KiB a session (PSS): median (lowest to highest)");
     println!("{:<10}{:<26}{:>26}", "way", "what was said before", "KiB a session");
@@ -205,7 +205,7 @@ async fn idle(stage: &Stage, sessions: u32, rounds: u32) {
 /// Memory per session, of `sessions` sessions that have sent `message`, received its echo, and are
 /// idle since.
 async fn memory_of_a_session(
-    stage: &Stage,
+    stage: &SessionStage,
     house: &Running,
     way: Way,
     path: &str,
@@ -221,7 +221,7 @@ async fn memory_of_a_session(
             session.stream.write_all(&frame).await.unwrap();
             session.stream.flush().await.unwrap();
             if path == ECHO {
-                session.hear(message.len()).await;
+                session.classify_message(message.len()).await;
             }
             open.push(session);
         }
@@ -259,7 +259,7 @@ struct Round {
 }
 
 /// The time of a message on many busy sessions.
-async fn talking(stage: &Stage, busy: u32, rate: u32, seconds: u32, rounds: u32) {
+async fn talking(stage: &SessionStage, busy: u32, rate: u32, seconds: u32, rounds: u32) {
     println!(
         "{busy} busy sessions with {rate} messages a second each, {rounds} rounds of {seconds} s in turns;"
     );
@@ -395,7 +395,7 @@ impl Session {
     }
 
     /// Receives one message of this length.
-    async fn hear(&mut self, length: usize) {
+    async fn classify_message(&mut self, length: usize) {
         self.heard.clear();
         loop {
             if let Some((head, from)) = frame::read(&self.heard) {
@@ -424,7 +424,7 @@ impl Session {
             tokio::time::sleep_until((begin + interval * number).into()).await;
             let sent = Instant::now();
             self.stream.write_all(&frame).await.unwrap();
-            self.hear(length).await;
+            self.classify_message(length).await;
             spans.push(sent.elapsed());
         }
         (self, spans)

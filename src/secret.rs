@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_cannot_carry_is_no_key() {
+    fn a_text_that_is_invalid_in_a_header_is_refused() {
         assert_eq!(ApiKey::new("").unwrap_err(), UnusableKey::Empty);
         for text in ["sk a", "sk\r\nx: y", "sk\u{e9}", "sk\u{7f}"] {
             assert_eq!(ApiKey::new(text).unwrap_err(), UnusableKey::NotVisibleAscii);

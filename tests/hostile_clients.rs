@@ -92,7 +92,7 @@ async fn each_hostile_client_gets_its_outcome_and_nothing_of_it_leaks() {
             wrong.extend(faults.iter().map(|fault| format!("{} ({:?}): {fault}", row.name, row.then)));
         }
         check_nothing_is_left(&house).await;
-        assert!(house.running.keys().iter().all(|key| key.standing.status() == KeyStatus::Active));
+        assert!(house.running.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
         house.close().await;
     }
     assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));

@@ -82,7 +82,7 @@ async fn check_books(house: House) -> Vec<String> {
 }
 
 fn unusable(house: &House) -> usize {
-    house.running.keys().iter().filter(|key| key.standing.status() != KeyStatus::Active).count()
+    house.running.keys().iter().filter(|key| key.state.status() != KeyStatus::Active).count()
 }
 
 #[tokio::test]

@@ -118,7 +118,7 @@ async fn a_provider_that_nobody_vouches_for_gets_nothing() {
         (502, &"upstream_unreachable".parse().unwrap())
     );
     assert!(provider.heads.try_recv().is_err(), "no request, and none in plain text");
-    assert_eq!(running.keys()[0].standing, keychoir::policy::key_state::KeyState::Usable);
+    assert_eq!(running.keys()[0].state, keychoir::policy::key_state::KeyState::Usable);
     running.drain(Duration::from_secs(10)).await;
 }
 

@@ -18,7 +18,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use keychoir::body::replay::{Attempt, Upload, Waiting};
+use keychoir::body::replay::{AttemptBody, Upload, UploadWait};
 use keychoir::clock;
 use keychoir::policy::authority::Authority;
 use keychoir::upstream::{Connect, Settings, UpstreamRequestHead};
@@ -43,8 +43,8 @@ pub struct HyperHalf<C: Connect> {
 type Idle<S> = Vec<(Box<Open<S>>, Instant)>;
 
 struct Open<S: AsyncRead + AsyncWrite + Unpin> {
-    sender: SendRequest<Attempt<Upstreamed>>,
-    driver: http1::Connection<TokioIo<Marked<S>>, Attempt<Upstreamed>>,
+    sender: SendRequest<AttemptBody<Upstreamed>>,
+    driver: http1::Connection<TokioIo<Marked<S>>, AttemptBody<Upstreamed>>,
     has_begun: Arc<AtomicBool>,
     opened_at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -61,7 +61,7 @@ impl<C: Connect> HyperHalf<C> {
     pub async fn send(
         self: &Arc<Self>,
         outbound: &UpstreamRequestHead,
-        body: Attempt<Upstreamed>,
+        body: AttemptBody<Upstreamed>,
     ) -> Response<HyperBody<C>> {
         let upload = body.upload();
         let request = self.request(outbound, body);
@@ -106,8 +106,8 @@ impl<C: Connect> HyperHalf<C> {
     fn request(
         &self,
         outbound: &UpstreamRequestHead,
-        body: Attempt<Upstreamed>,
-    ) -> Request<Attempt<Upstreamed>> {
+        body: AttemptBody<Upstreamed>,
+    ) -> Request<AttemptBody<Upstreamed>> {
         let is_empty = body.is_end_stream();
         let mut request = Request::new(body);
         *request.method_mut() = outbound.method.clone();
@@ -152,8 +152,10 @@ impl<C: Connect> HyperHalf<C> {
 
     fn deadline(&self, upload: &Upload<Upstreamed>) -> Instant {
         let span = match upload.waiting() {
-            Waiting::ForAnswer => self.settings.response_timeout,
-            Waiting::ForUpstream | Waiting::ForClient | Waiting::Never => self.settings.request_body_timeout,
+            UploadWait::ForResponse => self.settings.response_timeout,
+            UploadWait::ForUpstream | UploadWait::ForClient | UploadWait::Never => {
+                self.settings.request_body_timeout
+            }
         };
         let idle_at = upload.moved_at() + span;
         upload.slow_at(self.settings.min_request_body_rate).map_or(idle_at, |slow_at| slow_at.min(idle_at))

@@ -41,7 +41,7 @@ use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, authenticate};
 use keychoir::policy::client_quota::{Period, Tally};
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
-use keychoir::policy::headers::{Forwarded, is_searched, strip_answer};
+use keychoir::policy::headers::{Forwarded, is_searched, strip_response};
 use keychoir::policy::origin::{AccessRules, admit};
 use keychoir::policy::path::without_base;
 use keychoir::policy::strategy::Strategy;
@@ -315,7 +315,7 @@ fn redactor() -> Arc<Redactor> {
 fn stripping_answers() -> Stage {
     let redactor = redactor();
     stage(answers, move |mut headers| {
-        strip_answer(&mut headers);
+        strip_response(&mut headers);
         redact_headers(&mut headers, &redactor);
         black_box(is_searched(&headers));
         std::mem::forget(headers);
@@ -529,9 +529,9 @@ impl Way {
         let served = Served { request: Some(&request), began_at: lease.since(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
         let told = ReportedCost::by(&answer);
-        lease.learn_concurrency_limit(told.concurrency_max.unwrap());
+        lease.record_concurrency_limit(told.concurrency_max.unwrap());
         black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));
-        strip_answer(&mut answer);
+        strip_response(&mut answer);
         redact_headers(&mut answer, &self.redactor);
         black_box(is_searched(&answer));
         black_box((names, outbound, answer));

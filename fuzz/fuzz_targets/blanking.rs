@@ -156,7 +156,7 @@ fn counted(text: &[u8], cuts: &[u8]) -> u64 {
         rest = behind;
     }
     counter.pass(rest);
-    counter.finish(Dialect::Speech).said.characters
+    counter.finish(Dialect::Speech).content.characters
 }
 
 /// What the outermost member `text` has to be spoken; lines of `inputs` are not written here.

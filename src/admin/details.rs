@@ -90,7 +90,7 @@ impl KeyDetails {
     pub fn of(pool: &Pool, now: UnixMs) -> Self {
         let detail = |seen: &KeySnapshot| {
             let workspace = seen.key.workspace();
-            let (reason, until) = match seen.standing {
+            let (reason, until) = match seen.state {
                 KeyState::Usable => (None, None),
                 KeyState::Resting { reason, until } => (Some(reason), until),
             };
@@ -101,7 +101,7 @@ impl KeyDetails {
                 state: if reason.is_none() && seen.is_near_limit {
                     "near_limit"
                 } else {
-                    seen.standing.status().word()
+                    seen.state.status().word()
                 },
                 reason: reason.map(CooldownReason::word),
                 advice: reason.and_then(advice),

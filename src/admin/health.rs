@@ -62,7 +62,7 @@ impl Readiness {
         is_draining: bool,
     ) -> Self {
         let is_store_failing = books.is_failing();
-        let has_key = keys.iter().any(|key| key.standing.serves());
+        let has_key = keys.iter().any(|key| key.state.serves());
         let mirror_state = mirror.map(mirror::MirrorHealth::state);
         let needs_hand =
             is_store_failing || mirror_state == Some(mirror::State::Paused) || reach == Reach::Unreachable;

@@ -105,13 +105,13 @@ fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
     let labels = distinct(&all, |seen| key_label(&seen.key).to_owned());
     let each = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
     let counts = STATUSES.map(|status| {
-        let count = keys.iter().filter(|key| key.standing.status() == status).count();
+        let count = keys.iter().filter(|key| key.state.status() == status).count();
         ([("status", status.word().to_owned())], count as u64)
     });
     registry.register("keys", "Keys of the pool, by status", Samples(counts.into()));
     let statuses = each().flat_map(|(key, seen)| {
         STATUSES.map(|status| {
-            let has = seen.standing.status() == status;
+            let has = seen.state.status() == status;
             ([key.clone(), ("status", status.word().to_owned())], u64::from(has))
         })
     });

@@ -39,7 +39,7 @@ impl StatusDocument {
     /// The document for these keys, in their order.
     #[must_use]
     pub fn of(keys: &[KeySnapshot]) -> Self {
-        let with_status = |status| keys.iter().filter(|key| key.standing.status() == status).count();
+        let with_status = |status| keys.iter().filter(|key| key.state.status() == status).count();
         Self {
             total_keys: keys.len(),
             active_keys: with_status(KeyStatus::Active),
@@ -56,7 +56,7 @@ impl StatusDocument {
 
 fn total_remaining(keys: &[KeySnapshot]) -> u64 {
     let is_usable =
-        |key: &KeySnapshot| matches!(key.standing.status(), KeyStatus::Active | KeyStatus::RateLimited);
+        |key: &KeySnapshot| matches!(key.state.status(), KeyStatus::Active | KeyStatus::RateLimited);
     let mut total = 0_u64;
     for (index, key) in keys.iter().enumerate().filter(|(_, key)| is_usable(key)) {
         let same = |other: &KeySnapshot| std::ptr::eq(other.key.workspace(), key.key.workspace());
@@ -68,10 +68,10 @@ fn total_remaining(keys: &[KeySnapshot]) -> u64 {
 }
 
 fn entry(seen: &KeySnapshot) -> KeyStatusEntry {
-    let KeySnapshot { key, standing, quota, is_near_limit, .. } = seen;
+    let KeySnapshot { key, state, quota, is_near_limit, .. } = seen;
     KeyStatusEntry {
         short_key: key.api_key().short().to_string(),
-        status: standing.status().word(),
+        status: state.status().word(),
         character_count: quota.count,
         character_limit: quota.limit.unwrap_or(0),
         remaining_characters: quota.remaining(),

@@ -73,7 +73,7 @@ impl Counter {
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 
@@ -153,14 +153,14 @@ impl BufferBudget {
         bytes <= self.0.bounds.memory_bytes_max
     }
 
-    /// Takes `bytes` of disk for a request body that already has `held` bytes on disk; returns whether they
+    /// Takes `bytes` of disk for a request body that already has `on_disk` bytes on disk; returns whether they
     /// fit.
-    pub(super) fn take_disk(&self, held: u64, bytes: u64) -> bool {
-        held.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
+    pub(super) fn take_disk(&self, on_disk: u64, bytes: u64) -> bool {
+        on_disk.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
     }
 
-    pub(super) fn give_back_disk(&self, bytes: u64) {
-        self.0.disk.give_back(bytes);
+    pub(super) fn release_disk(&self, bytes: u64) {
+        self.0.disk.release(bytes);
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -196,12 +196,12 @@ impl BufferShare {
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
         if needed > self.taken {
             // Near its end the budget has less than a step left.
-            let wanted = [steps, needed].into_iter().find(|wanted| budget.0.memory.take(wanted - self.taken));
-            let Some(wanted) = wanted else { return false };
-            self.taken = wanted;
+            let target = [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken));
+            let Some(target) = target else { return false };
+            self.taken = target;
         } else if needed == 0 || steps + STEP < self.taken {
             // A buffer that grows and shrinks around a step boundary keeps the step.
-            self.give_back(steps);
+            self.release_above(steps);
         }
         true
     }
@@ -214,13 +214,13 @@ impl BufferShare {
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let needed = (bytes as u64).saturating_sub(self.free);
-        self.give_back(needed.div_ceil(STEP).saturating_mul(STEP));
+        self.release_above(needed.div_ceil(STEP).saturating_mul(STEP));
     }
 
     /// Returns the memory above `kept`.
-    fn give_back(&mut self, kept: u64) {
+    fn release_above(&mut self, kept: u64) {
         if let Some(budget) = self.budget.as_ref().filter(|_| kept < self.taken) {
-            budget.0.memory.give_back(self.taken - kept);
+            budget.0.memory.release(self.taken - kept);
             self.taken = kept;
         }
     }
@@ -228,7 +228,7 @@ impl BufferShare {
 
 impl Drop for BufferShare {
     fn drop(&mut self) {
-        self.give_back(0);
+        self.release_above(0);
     }
 }
 
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_takes_in_steps_beyond_what_is_free() {
+    fn a_share_takes_memory_in_steps_beyond_its_free_bytes() {
         let step = STEP as usize;
         check(10 * STEP, &[(0, true, 0), (FREE, true, 0), (FREE + 1, true, STEP), (FREE + step, true, STEP)]);
         check(10 * STEP, &[(FREE + step + 1, true, 2 * STEP), (FREE + 1, true, 2 * STEP), (FREE, true, 0)]);
@@ -270,24 +270,24 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bytes_are_taken_one_by_one_and_no_more() {
+    fn the_last_bytes_are_taken_exactly() {
         check(STEP + 10, &[(FREE + STEP as usize + 10, true, STEP + 10)]);
         check(STEP + 10, &[(FREE + STEP as usize + 11, false, 0), (FREE + 1, true, STEP)]);
         check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
     }
 
     #[test]
-    fn a_share_that_does_not_fit_keeps_what_it_has() {
+    fn a_share_that_does_not_fit_is_unchanged() {
         check(STEP, &[(FREE + 5, true, STEP), (FREE + STEP as usize + 1, false, STEP)]);
     }
 
     #[test]
-    fn a_share_of_no_budget_covers_anything() {
+    fn a_share_without_a_budget_covers_any_size() {
         assert!(BufferShare::default().cover(usize::MAX));
     }
 
     #[test]
-    fn buffers_count_against_the_bounds_that_follow() {
+    fn buffers_count_against_the_following_bounds() {
         let before = budget(10 * STEP);
         let mut old = before.share(0);
         assert!(old.cover(2 * STEP as usize));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_on_several_threads_take_no_more_than_there_is() {
+    fn shares_on_several_threads_never_exceed_the_budget() {
         let budget = budget(20 * STEP);
         std::thread::scope(|scope| {
             for _ in 0..8 {

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn two_codings_are_undone_from_the_outer_to_the_inner() {
+    fn two_codings_are_decoded_from_the_outer_to_the_inner() {
         check(&gzip(&gzip(b"twice")), Some("gzip, gzip"), Some(b"twice"));
         check(&zlib(&gzip(b"both")), Some("gzip,deflate"), Some(b"both"));
         check(&gzip(&bare(b"both")), Some("deflate, identity, X-Gzip"), Some(b"both"));
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_says_cannot_be_judged() {
+    fn a_body_in_another_coding_than_declared_is_not_decoded() {
         check(b"plain", Some("gzip"), None);
         check(b"plain", Some("deflate"), None);
         check(&gzip(b"zipped")[..12], Some("gzip"), None);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_not_unpacked() {
+    fn a_compression_bomb_is_not_decoded() {
         let large = vec![b'x'; 10_000_000];
         check(&gzip(&[b'x'; 100]), Some("gzip"), Some(&[b'x'; 100]));
         check(&gzip(&[b'x'; 101]), Some("gzip"), None);

@@ -38,19 +38,19 @@ pub(super) struct DiskSpill {
     queue_bytes: u64,
     /// The memory of the queue.
     share: BufferShare,
-    writing: Option<Writing>,
-    reading: Option<Reading>,
+    writing: Option<SpillWriter>,
+    reading: Option<SpillReader>,
 }
 
 #[derive(Debug)]
-struct Writing {
+struct SpillWriter {
     job: JoinHandle<io::Result<Arc<File>>>,
     pieces: usize,
     bytes: u64,
 }
 
 #[derive(Debug)]
-struct Reading {
+struct SpillReader {
     at: u64,
     job: JoinHandle<io::Result<Bytes>>,
 }
@@ -83,14 +83,14 @@ impl DiskSpill {
     }
 
     /// Advances the write; ready when another piece may be queued.
-    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if let Some(writing) = &mut self.writing {
                 match Pin::new(&mut writing.job).poll(cx) {
                     Poll::Pending => {
                         let bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
-                        let takes_more = self.queue_bytes <= QUEUE_BYTES_MAX && self.share.cover(bytes);
-                        return if takes_more { Poll::Ready(Ok(())) } else { Poll::Pending };
+                        let has_capacity = self.queue_bytes <= QUEUE_BYTES_MAX && self.share.cover(bytes);
+                        return if has_capacity { Poll::Ready(Ok(())) } else { Poll::Pending };
                     }
                     Poll::Ready(written) => {
                         let (pieces, bytes) = (writing.pieces, writing.bytes);
@@ -110,13 +110,13 @@ impl DiskSpill {
         }
     }
 
-    fn write_queue(&self) -> Writing {
+    fn write_queue(&self) -> SpillWriter {
         let pieces: Vec<Bytes> = self.queue.iter().cloned().collect();
         let (file, directory) = (self.file.clone(), Arc::clone(&self.directory));
         let (at, bytes, free_percent_min) = (self.written_bytes, self.queue_bytes, self.free_percent_min);
         let count = pieces.len();
         let job = tasks::blocking(move || write(file, &directory, free_percent_min, at, bytes, &pieces));
-        Writing { job, pieces: count, bytes }
+        SpillWriter { job, pieces: count, bytes }
     }
 
     /// Reads some bytes from offset `at` on, which lies before the end.
@@ -128,7 +128,7 @@ impl DiskSpill {
         // A pending read at another offset is replaced.
         if self.reading.as_ref().is_none_or(|reading| reading.at != at) {
             let (file, length) = (Arc::clone(file), (self.written_bytes - at).min(READ_BYTES_MAX));
-            self.reading = Some(Reading { at, job: tasks::blocking(move || read(&file, at, length)) });
+            self.reading = Some(SpillReader { at, job: tasks::blocking(move || read(&file, at, length)) });
         }
         let Some(reading) = &mut self.reading else { return Poll::Pending };
         let data = ready!(Pin::new(&mut reading.job).poll(cx));
@@ -144,7 +144,7 @@ impl DiskSpill {
             }
             at -= length;
         }
-        Err(io::Error::other("the place lies beyond the end"))
+        Err(io::Error::other("the offset lies beyond the end"))
     }
 }
 

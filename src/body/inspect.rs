@@ -29,7 +29,7 @@ pub trait BodyInspector: Send + 'static {
 /// Dropping it discards the copy, and the inspector is not called.
 pub struct Inspect<B, L> {
     body: B,
-    listener: Option<L>,
+    inspector: Option<L>,
     copy: Vec<u8>,
     bytes_max: usize,
     /// The memory of the copy.
@@ -39,22 +39,22 @@ pub struct Inspect<B, L> {
 }
 
 impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
-    /// Relays `body`; `listener` inspects it if it is not larger than `bytes_max` and `share` covers the
+    /// Relays `body`; `inspector` inspects it if it is not larger than `bytes_max` and `share` covers the
     /// copy.
-    pub fn new(body: B, listener: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
+    pub fn new(body: B, inspector: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
         let is_too_large = body.size_hint().lower() > bytes_max as u64;
-        let listener = listener.filter(|_| bytes_max > 0 && !is_too_large);
-        Self { body, listener, copy: Vec::new(), bytes_max, share, waiting: None, is_over: false }
+        let inspector = inspector.filter(|_| bytes_max > 0 && !is_too_large);
+        Self { body, inspector, copy: Vec::new(), bytes_max, share, waiting: None, is_over: false }
     }
 
     fn copy(&mut self, data: &[u8]) {
         let bytes = self.copy.len() + data.len();
         // The capacity of the copy grows by doubling.
-        let room = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
-        if bytes <= self.bytes_max && self.share.cover(room) {
+        let capacity = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
+        if bytes <= self.bytes_max && self.share.cover(capacity) {
             self.copy.extend_from_slice(data);
         } else {
-            self.forget();
+            self.discard_copy();
         }
     }
 
@@ -63,14 +63,14 @@ impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
         self.copy.capacity()
     }
 
-    fn forget(&mut self) {
-        (self.listener, self.copy) = (None, Vec::new());
+    fn discard_copy(&mut self) {
+        (self.inspector, self.copy) = (None, Vec::new());
         self.share.shrink(0);
     }
 
-    fn tell(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            listener.inspect(&std::mem::take(&mut self.copy));
+    fn finish_copy(&mut self) {
+        if let Some(inspector) = self.inspector.take() {
+            inspector.inspect(&std::mem::take(&mut self.copy));
             self.share.shrink(0);
         }
     }
@@ -90,7 +90,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         loop {
-            if this.listener.is_none() {
+            if this.inspector.is_none() {
                 if let Some(frame) = this.waiting.take() {
                     return Poll::Ready(Some(Ok(frame)));
                 }
@@ -103,11 +103,11 @@ where
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 None => {
                     this.is_over = true;
-                    this.tell();
+                    this.finish_copy();
                 }
                 // The held frame is dropped with the rest: an incomplete document is of no use.
                 Some(Err(error)) => {
-                    this.forget();
+                    this.discard_copy();
                     (this.waiting, this.is_over) = (None, true);
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -115,13 +115,13 @@ where
                     match frame.data_ref() {
                         Some(data) => this.copy(data),
                         // Trailers end the body.
-                        None => this.tell(),
+                        None => this.finish_copy(),
                     }
                     if this.body.is_end_stream() {
-                        this.tell();
+                        this.finish_copy();
                     }
-                    if let Some(before) = this.waiting.replace(frame) {
-                        return Poll::Ready(Some(Ok(before)));
+                    if let Some(earlier) = this.waiting.replace(frame) {
+                        return Poll::Ready(Some(Ok(earlier)));
                     }
                 }
             }
@@ -129,7 +129,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && (self.is_over || (self.listener.is_none() && self.body.is_end_stream()))
+        self.waiting.is_none() && (self.is_over || (self.inspector.is_none() && self.body.is_end_stream()))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -161,16 +161,19 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Debug, Default)]
-    struct Ear(Arc<Mutex<Option<Vec<u8>>>>);
+    struct RecordingInspector(Arc<Mutex<Option<Vec<u8>>>>);
 
-    impl BodyInspector for Ear {
+    impl BodyInspector for RecordingInspector {
         fn inspect(self, body: &[u8]) {
-            assert!(self.0.lock().unwrap().replace(body.to_vec()).is_none(), "told twice");
+            assert!(
+                self.0.lock().unwrap().replace(body.to_vec()).is_none(),
+                "the inspector was called twice"
+            );
         }
     }
 
-    impl Ear {
-        fn has_heard(&self) -> Option<String> {
+    impl RecordingInspector {
+        fn copy(&self) -> Option<String> {
             self.0.lock().unwrap().clone().map(|body| String::from_utf8(body).unwrap())
         }
     }
@@ -209,79 +212,81 @@ mod tests {
         Poll::Ready(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
     }
 
-    fn tap(
+    fn inspect(
         frames: impl IntoIterator<Item = Poll<Result<Frame<Bytes>, &'static str>>>,
         knows_its_end: bool,
         bytes_max: usize,
-    ) -> (Inspect<Frames, Ear>, Ear) {
-        let ear = Ear::default();
+    ) -> (Inspect<Frames, RecordingInspector>, RecordingInspector) {
+        let inspected = RecordingInspector::default();
         let frames = Frames { frames: frames.into_iter().collect(), knows_its_end };
-        (Inspect::new(frames, Some(ear.clone()), bytes_max, BufferShare::default()), ear)
+        (Inspect::new(frames, Some(inspected.clone()), bytes_max, BufferShare::default()), inspected)
     }
 
-    async fn next(tap: &mut Inspect<Frames, Ear>) -> Option<String> {
-        let data = tap.frame().await?.unwrap().into_data().unwrap();
+    async fn next(inspect: &mut Inspect<Frames, RecordingInspector>) -> Option<String> {
+        let data = inspect.frame().await?.unwrap().into_data().unwrap();
         Some(String::from_utf8(data.to_vec()).unwrap())
     }
 
     #[tokio::test]
-    async fn the_end_comes_after_it_was_heard() {
+    async fn the_end_of_a_body_follows_its_inspection() {
         for knows_its_end in [false, true] {
             let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
-            let (mut tap, ear) = tap(frames, knows_its_end, 6);
-            assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
-            assert!(!tap.is_end_stream());
-            assert_eq!(next(&mut tap).await.as_deref(), Some("cd"));
+            let (mut inspect, inspected) = inspect(frames, knows_its_end, 6);
+            assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+            assert!(!inspect.is_end_stream());
+            assert_eq!(next(&mut inspect).await.as_deref(), Some("cd"));
             if !knows_its_end {
-                assert_eq!(ear.has_heard(), None);
+                assert_eq!(inspected.copy(), None);
             }
-            assert_eq!(next(&mut tap).await.as_deref(), Some("ef"));
-            assert_eq!(ear.has_heard().as_deref(), Some("abcdef"));
-            assert!(tap.is_end_stream());
-            assert_eq!(next(&mut tap).await, None);
+            assert_eq!(next(&mut inspect).await.as_deref(), Some("ef"));
+            assert_eq!(inspected.copy().as_deref(), Some("abcdef"));
+            assert!(inspect.is_end_stream());
+            assert_eq!(next(&mut inspect).await, None);
         }
     }
 
     #[tokio::test]
-    async fn a_large_answer_passes_without_waiting_and_unheard() {
-        let (mut tap, ear) = tap([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
+    async fn a_large_response_is_relayed_without_delay_and_not_inspected() {
+        let (mut inspect, inspected) =
+            inspect([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
         for expected in ["abc", "def", "g"] {
-            assert_eq!(next(&mut tap).await.as_deref(), Some(expected));
+            assert_eq!(next(&mut inspect).await.as_deref(), Some(expected));
         }
-        assert_eq!(next(&mut tap).await, None);
-        assert_eq!(ear.has_heard(), None);
+        assert_eq!(next(&mut inspect).await, None);
+        assert_eq!(inspected.copy(), None);
     }
 
     #[tokio::test]
-    async fn what_is_announced_as_too_large_is_not_copied() {
-        let ear = Ear::default();
+    async fn a_body_that_is_announced_as_too_large_is_not_copied() {
+        let inspected = RecordingInspector::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
-        let mut tap = Inspect::new(body, Some(ear.clone()), 5, BufferShare::default());
-        assert_eq!(tap.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
-        assert_eq!((tap.copy.capacity(), ear.has_heard()), (0, None));
+        let mut inspect = Inspect::new(body, Some(inspected.clone()), 5, BufferShare::default());
+        assert_eq!(inspect.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
+        assert_eq!((inspect.copy.capacity(), inspected.copy()), (0, None));
     }
 
     #[tokio::test]
-    async fn trailers_are_the_end() {
+    async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
-        let (mut tap, ear) = tap([data("ab"), trailers], false, 5);
-        assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
-        assert_eq!(ear.has_heard().as_deref(), Some("ab"));
-        assert!(tap.frame().await.unwrap().unwrap().is_trailers());
+        let (mut inspect, inspected) = inspect([data("ab"), trailers], false, 5);
+        assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+        assert_eq!(inspected.copy().as_deref(), Some("ab"));
+        assert!(inspect.frame().await.unwrap().unwrap().is_trailers());
     }
 
     #[tokio::test]
-    async fn a_broken_answer_is_not_heard() {
-        let (mut tap, ear) = tap([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
-        assert_eq!(next(&mut tap).await.as_deref(), Some("ab"));
-        assert!(tap.frame().await.unwrap().is_err());
-        assert_eq!(ear.has_heard(), None);
+    async fn a_broken_response_is_not_inspected() {
+        let (mut inspect, inspected) =
+            inspect([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
+        assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+        assert!(inspect.frame().await.unwrap().is_err());
+        assert_eq!(inspected.copy(), None);
     }
 
     #[tokio::test]
-    async fn an_empty_answer_ends() {
-        let (mut tap, ear) = tap([], false, 50);
-        assert_eq!(next(&mut tap).await, None);
-        assert_eq!(ear.has_heard().as_deref(), Some(""));
+    async fn an_empty_response_is_inspected() {
+        let (mut inspect, inspected) = inspect([], false, 50);
+        assert_eq!(next(&mut inspect).await, None);
+        assert_eq!(inspected.copy().as_deref(), Some(""));
     }
 }

@@ -22,10 +22,10 @@ use crate::secret::{Redaction, Redactor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
     /// The body contains a key of the pool.
-    #[error("the compressed answer has an API key in it")]
+    #[error("the compressed response contains an API key")]
     KeyInside,
     /// The body cannot be searched for keys: the budget has no memory for its buffers.
-    #[error("no memory is left to search the compressed answer for API keys")]
+    #[error("no memory is left to search the compressed response for API keys")]
     NoMemory,
 }
 
@@ -49,11 +49,11 @@ pub(super) struct CompressedSearch {
     redaction: Redaction,
     /// The search through the compressed bytes themselves: a lenient client may read data that is not
     /// compressed at all, or that follows the compressed data.
-    as_it_came: Redaction,
+    of_encoded: Redaction,
     /// Whether the compressed bytes themselves contain a key.
     has_key: bool,
     /// The codings, from the outermost to the innermost.
-    stages: Vec<Stage>,
+    stages: Vec<CodingStage>,
     /// The piece that is being searched.
     piece: Option<Frame<Bytes>>,
     /// Pieces whose text ends in the possible start of a key.
@@ -76,10 +76,10 @@ pub(super) enum Turn {
 impl CompressedSearch {
     /// A search through a body with these codings, given in the order in which they were applied.
     pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
-        let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect();
-        let (redaction, as_it_came) = (Redaction::default(), Redaction::default());
+        let stages = codings.iter().rev().map(|coding| CodingStage::new(*coding)).collect();
+        let (redaction, of_encoded) = (Redaction::default(), Redaction::default());
         let (held, released) = (VecDeque::new(), VecDeque::new());
-        Self { redactor, redaction, as_it_came, has_key: false, stages, piece: None, held, released, share }
+        Self { redactor, redaction, of_encoded, has_key: false, stages, piece: None, held, released, share }
     }
 
     /// The redactor that knows the keys.
@@ -89,7 +89,7 @@ impl CompressedSearch {
 
     /// Takes the next piece; all earlier ones must have been searched.
     pub(super) fn take(&mut self, piece: Bytes) {
-        self.has_key |= self.as_it_came.finds(&self.redactor, &piece);
+        self.has_key |= self.of_encoded.finds(&self.redactor, &piece);
         if let Some(first) = self.stages.first_mut() {
             first.input.extend_from_slice(&piece);
         }
@@ -113,7 +113,7 @@ impl CompressedSearch {
 
     fn search(&mut self) -> Result<Turn, Withheld> {
         let mut bytes = 0;
-        while let Some(at) = self.stages.iter().rposition(Stage::has_work) {
+        while let Some(at) = self.stages.iter().rposition(CodingStage::has_work) {
             let decoded = self.stages[at].step();
             bytes += decoded.len();
             match self.stages.get_mut(at + 1) {
@@ -126,7 +126,7 @@ impl CompressedSearch {
             }
         }
         self.held.extend(self.piece.take());
-        if self.redaction.is_idle() && self.as_it_came.is_idle() {
+        if self.redaction.is_idle() && self.of_encoded.is_idle() {
             self.release();
         } else if self.held_bytes() > MAX_HELD {
             return Err(Withheld::KeyInside);
@@ -178,7 +178,7 @@ impl fmt::Debug for CompressedSearch {
 }
 
 /// The decoder of one coding.
-struct Stage {
+struct CodingStage {
     decoder: Decoder,
     /// Received bytes that are not yet decoded.
     input: BytesMut,
@@ -194,7 +194,7 @@ enum Decoder {
     Broken,
 }
 
-impl Stage {
+impl CodingStage {
     fn new(coding: Coding) -> Self {
         let decoder = match coding {
             Coding::Gzip => Decoder::Gzip(MultiGzDecoder::new(Vec::new())),
@@ -205,8 +205,8 @@ impl Stage {
 
     fn has_work(&self) -> bool {
         // The first two bytes distinguish the two formats of `deflate`.
-        let wanted = if matches!(self.decoder, Decoder::Unknown) { 2 } else { 1 };
-        self.input.len() >= wanted
+        let needed = if matches!(self.decoder, Decoder::Unknown) { 2 } else { 1 };
+        self.input.len() >= needed
     }
 
     /// Decodes one slice of the input.
@@ -317,7 +317,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_has_no_key_in_it_passes_byte_for_byte() {
+    fn a_body_without_a_key_is_relayed_byte_for_byte() {
         for (codings, coded) in CODED {
             for text in ["", "x", "sk_6c036526aaaa", &"words and words ".repeat(5_000)] {
                 let body = coded(text.as_bytes());
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_pass_however_its_body_is_cut() {
+    fn a_key_is_not_relayed_in_any_pieces_of_its_body() {
         for (codings, coded) in CODED {
             for before in [0, 10, 100_000] {
                 let noise: String =
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_says_passes() {
+    fn a_malformed_body_is_relayed_and_searched() {
         for body in [b"plain text".to_vec(), [gzip(b"x"), b"garbage".to_vec()].concat(), vec![8]] {
             for codings in [&[Coding::Gzip][..], &[Coding::Deflate]] {
                 assert_eq!(passed(codings, &body, 3), (body.clone(), false));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_searched_in_turns() {
+    fn a_compression_bomb_is_searched_in_turns() {
         let mut search = search(&[Coding::Gzip]);
         search.take(gzip(&vec![b'x'; 50_000_000]).into());
         let mut turns = 0;

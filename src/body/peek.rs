@@ -14,9 +14,9 @@ use super::budget::{BufferBudget, BufferShare};
 /// A body whose start was read. It relays exactly the frames that arrived, in the same pieces.
 #[derive(Debug)]
 pub struct Peeked<B: Body> {
-    front: VecDeque<Frame<Bytes>>,
+    frames: VecDeque<Frame<Bytes>>,
     /// An error met while reading; it is returned after the frames read before it.
-    broken: Option<B::Error>,
+    error: Option<B::Error>,
     rest: B,
     /// The memory of the frames read.
     share: BufferShare,
@@ -31,8 +31,8 @@ where
     #[must_use]
     pub fn untouched(body: B) -> Self {
         Self {
-            front: VecDeque::new(),
-            broken: None,
+            frames: VecDeque::new(),
+            error: None,
             rest: body,
             share: BufferShare::default(),
             is_over_budget: false,
@@ -88,17 +88,17 @@ where
 
     /// Replaces the bytes read by `whole`.
     pub fn replace(&mut self, whole: Bytes) {
-        self.front.clear();
+        self.frames.clear();
         self.share.shrink(whole.len());
-        self.front.push_back(Frame::data(whole));
+        self.frames.push_back(Frame::data(whole));
     }
 
     async fn fill(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
-        if self.broken.is_some() {
+        if self.error.is_some() {
             return None;
         }
         let mut whole = Vec::new();
-        self.front.iter().filter_map(Frame::data_ref).for_each(|data| whole.extend_from_slice(data));
+        self.frames.iter().filter_map(Frame::data_ref).for_each(|data| whole.extend_from_slice(data));
         if whole.len() > bytes_max {
             return None;
         }
@@ -106,10 +106,10 @@ where
             match frame {
                 Ok(frame) => {
                     whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-                    self.front.push_back(frame);
+                    self.frames.push_back(frame);
                 }
                 Err(error) => {
-                    self.broken = Some(error);
+                    self.error = Some(error);
                     return None;
                 }
             }
@@ -138,29 +138,29 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        if let Some(frame) = self.front.pop_front() {
-            if self.front.is_empty() {
+        if let Some(frame) = self.frames.pop_front() {
+            if self.frames.is_empty() {
                 self.share.shrink(0);
             }
             return Poll::Ready(Some(Ok(frame)));
         }
-        if let Some(error) = self.broken.take() {
+        if let Some(error) = self.error.take() {
             return Poll::Ready(Some(Err(error)));
         }
         Pin::new(&mut self.rest).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.front.is_empty() && self.broken.is_none() && self.rest.is_end_stream()
+        self.frames.is_empty() && self.error.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let front: usize = self.front.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        let frames: usize = self.frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
         let rest = self.rest.size_hint();
         let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + front as u64);
+        hint.set_lower(rest.lower() + frames as u64);
         if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + front as u64);
+            hint.set_upper(upper + frames as u64);
         }
         hint
     }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_body_is_not_judged_and_not_shortened() {
+    async fn a_large_body_is_not_classified_and_not_shortened() {
         let (peeked, whole) = read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
         assert_eq!(whole, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_ends_is_given_up_on_time() {
+    async fn reading_an_endless_body_times_out() {
         let endless = Endless;
         let (_, whole) = read(endless, 9, Duration::from_secs(2)).await;
         assert_eq!(whole, None);

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_keeps_the_length_that_was_announced() {
+    async fn a_body_keeps_its_announced_length() {
         for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "nothing".to_owned(), String::new()] {
             let full = Full::new(Bytes::from(text.clone())).map_err(|never| -> Withheld { match never {} });
             let mut body: Redacted<_> = Redacted::new(full, redactor());
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn trailers_come_last_and_without_keys() {
+    async fn trailers_are_last_and_without_keys() {
         let trailers = HeaderMap::from_iter([("x-key".parse().unwrap(), KEY.parse().unwrap())]);
         let mut body = Redacted::new(streamed(&["sk_6c03"], Some(trailers)), redactor());
         let mut data = async || body.frame().await.unwrap().unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_search_nothing_is_touched() {
+    async fn a_body_without_a_search_is_unchanged() {
         let body = Redacted::new(streamed(&[KEY], None), None);
         assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
     }
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_compressed_body_passes_as_it_is_or_not_at_all() {
+    async fn a_compressed_body_is_relayed_unchanged_or_withheld() {
         let clean = gzip("nothing sk_6c036526aaaa");
         let mut body = coded(clean.clone());
         assert_eq!(body.size_hint().exact(), Some(clean.len() as u64));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_unpacked_is_searched_as_it_came() {
+    async fn an_undecodable_body_is_searched_in_its_encoding() {
         for codings in [None, Some(Vec::new())] {
             let body = Redacted::coded(streamed(&[KEY], None), redactor(), codings, &BufferBudget::none());
             assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_named_by_a_key_goes() {
+    fn a_header_whose_name_contains_a_key_is_removed() {
         let mut headers = HeaderMap::new();
         headers.insert(HeaderName::try_from(KEY).unwrap(), HeaderValue::from_static("a"));
         headers.insert("x-a", HeaderValue::from_static("b"));

@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 
 /// How the relay of a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum RelayEnd {
     /// The client received the complete body.
     Complete,
     /// The client disconnected before the end.
@@ -21,14 +21,14 @@ pub enum Ending {
 /// Receives the end of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
     /// Called when the relay ended, with the number of body bytes relayed.
-    fn settle(self, ending: Ending, bytes: u64);
+    fn settle(self, end: RelayEnd, bytes: u64);
 }
 
 /// A body that calls [`OnBodyEnd`] when it ends, fails or is dropped.
 ///
 /// # Cancel safety
 ///
-/// Dropping it reports [`Ending::ClientLeft`], unless the complete body was passed on: a server does not need
+/// Dropping it reports [`RelayEnd::ClientLeft`], unless the complete body was passed on: a server does not need
 /// to poll again after the last byte of a body whose length is known.
 #[derive(Debug)]
 pub struct Relay<B: Body, S: OnBodyEnd> {
@@ -44,9 +44,9 @@ impl<B: Body, S: OnBodyEnd> Relay<B, S> {
         Self { body: Some(body), settle: Some(settle), bytes: 0 }
     }
 
-    fn ended(&mut self, ending: Ending) {
+    fn report_end(&mut self, end: RelayEnd) {
         if let Some(settle) = self.settle.take() {
-            settle.settle(ending, self.bytes);
+            settle.settle(end, self.bytes);
         }
     }
 }
@@ -69,10 +69,10 @@ where
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => self.bytes += data.len() as u64,
                 // Trailers end the body; a server does not poll again.
-                None => self.ended(Ending::Complete),
+                None => self.report_end(RelayEnd::Complete),
             },
-            Some(Err(_)) => self.ended(Ending::UpstreamBroke),
-            None => self.ended(Ending::Complete),
+            Some(Err(_)) => self.report_end(RelayEnd::UpstreamBroke),
+            None => self.report_end(RelayEnd::Complete),
         }
         Poll::Ready(frame)
     }
@@ -88,15 +88,15 @@ where
 
 impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
     fn drop(&mut self) {
-        let ending = if self.body.as_ref().is_none_or(B::is_end_stream) {
-            Ending::Complete
+        let end = if self.body.as_ref().is_none_or(B::is_end_stream) {
+            RelayEnd::Complete
         } else {
-            Ending::ClientLeft
+            RelayEnd::ClientLeft
         };
         // The upstream connection is closed first: the key's concurrency slot goes to the next request only
         // when the provider can know that it is free.
         self.body = None;
-        self.ended(ending);
+        self.report_end(end);
     }
 }
 
@@ -109,74 +109,74 @@ mod tests {
 
     use super::*;
 
-    struct Tell(Sender<(Ending, u64)>);
+    struct EndSender(Sender<(RelayEnd, u64)>);
 
-    impl OnBodyEnd for Tell {
-        fn settle(self, ending: Ending, bytes: u64) {
-            self.0.send((ending, bytes)).unwrap();
+    impl OnBodyEnd for EndSender {
+        fn settle(self, end: RelayEnd, bytes: u64) {
+            self.0.send((end, bytes)).unwrap();
         }
     }
 
-    fn relay<B: Body>(body: B) -> (Relay<B, Tell>, Receiver<(Ending, u64)>) {
+    fn relay<B: Body>(body: B) -> (Relay<B, EndSender>, Receiver<(RelayEnd, u64)>) {
         let (sender, receiver) = channel();
-        (Relay::new(body, Tell(sender)), receiver)
+        (Relay::new(body, EndSender(sender)), receiver)
     }
 
     #[track_caller]
-    fn told(receiver: Receiver<(Ending, u64)>) -> Vec<(Ending, u64)> {
+    fn ends(receiver: Receiver<(RelayEnd, u64)>) -> Vec<(RelayEnd, u64)> {
         receiver.into_iter().collect()
     }
 
     #[tokio::test]
-    async fn an_answer_read_to_its_end_is_complete() {
+    async fn a_response_read_to_its_end_is_complete() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         assert_eq!(relay.collect().await.unwrap().to_bytes(), "abc");
-        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_all_passed_on_is_complete_without_asking_for_its_end() {
+    async fn a_relayed_response_is_complete_without_a_poll_of_its_end() {
         let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         relay.frame().await.unwrap().unwrap();
         drop(relay);
-        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[tokio::test]
-    async fn trailers_complete_an_answer() {
+    async fn trailers_complete_a_response() {
         let body = Full::new(Bytes::from_static(b"abc")).with_trailers(async { Some(Ok(HeaderMap::new())) });
         let (mut relay, receiver) = relay(Box::pin(body));
         relay.frame().await.unwrap().unwrap();
         assert!(relay.frame().await.unwrap().unwrap().is_trailers());
         drop(relay);
-        assert_eq!(told(receiver), [(Ending::Complete, 3)]);
+        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[test]
-    fn an_empty_answer_is_complete() {
+    fn an_empty_response_is_complete() {
         let (relay, receiver) = relay(Full::<Bytes>::default());
         drop(relay);
-        assert_eq!(told(receiver), [(Ending::Complete, 0)]);
+        assert_eq!(ends(receiver), [(RelayEnd::Complete, 0)]);
     }
 
     #[test]
-    fn a_client_that_leaves_is_noticed() {
+    fn a_disconnected_client_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
-        assert_eq!(told(receiver), [(Ending::ClientLeft, 0)]);
+        assert_eq!(ends(receiver), [(RelayEnd::ClientLeft, 0)]);
     }
 
     #[test]
-    fn the_provider_is_left_before_the_end_is_told() {
-        struct Gone(std::sync::Arc<()>, Sender<usize>);
-        impl OnBodyEnd for Gone {
-            fn settle(self, _: Ending, _: u64) {
+    fn the_upstream_body_is_dropped_before_the_end_is_reported() {
+        struct CountingEnd(std::sync::Arc<()>, Sender<usize>);
+        impl OnBodyEnd for CountingEnd {
+            fn settle(self, _: RelayEnd, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }
         }
         let (held, (sender, receiver)) = (std::sync::Arc::new(()), channel());
         let body = Box::pin(Holding(std::sync::Arc::clone(&held)));
-        drop(Relay::new(body, Gone(held, sender)));
+        drop(Relay::new(body, CountingEnd(held, sender)));
         assert_eq!(receiver.recv().unwrap(), 1, "the body is gone");
     }
 
@@ -195,11 +195,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_answer_is_told_once() {
+    async fn a_broken_response_is_reported_once() {
         let (mut relay, receiver) = relay(Failing);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);
-        assert_eq!(told(receiver), [(Ending::UpstreamBroke, 0)]);
+        assert_eq!(ends(receiver), [(RelayEnd::UpstreamBroke, 0)]);
     }
 
     struct Failing;

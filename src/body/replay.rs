@@ -30,9 +30,9 @@ pub struct Replay<B> {
 /// One pass of the body to the upstream. A later pass supersedes it: two connections never share the bytes
 /// that still arrive.
 #[derive(Debug)]
-pub struct Attempt<B> {
+pub struct AttemptBody<B> {
     shared: Arc<Mutex<Shared<B>>>,
-    passage: u32,
+    pass: u32,
     at: u64,
 }
 
@@ -44,13 +44,13 @@ pub struct Upload<B> {
 
 /// What the upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
+pub enum UploadWait {
     /// The client has not sent the next bytes.
     ForClient,
     /// The upstream has not accepted them.
     ForUpstream,
     /// The response: all bytes are sent.
-    ForAnswer,
+    ForResponse,
     /// Nothing: the client's body broke off or was malformed.
     Never,
 }
@@ -65,15 +65,15 @@ pub enum Interrupted {
     #[error("the client's request body broke off")]
     ClientBroke,
     /// The replay buffer cannot be read back.
-    #[error("the held part of the request's body is lost: {0}")]
+    #[error("the buffered part of the request's body is lost: {0}")]
     Lost(Loss),
 }
 
 #[derive(Debug)]
 struct Shared<B> {
     source: Option<B>,
-    source_state: Source,
-    held: ReplayBuffer,
+    source_state: SourceState,
+    buffer: ReplayBuffer,
     /// Pieces read before an attempt sends them, in case they cannot be kept in the replay buffer.
     ahead: VecDeque<Bytes>,
     /// The memory of these pieces when the replay buffer went to disk.
@@ -82,7 +82,7 @@ struct Shared<B> {
     ahead_at: u64,
     /// The length the client announced.
     length: Option<u64>,
-    passage: u32,
+    pass: u32,
     passed_bytes: u64,
     /// Whether the connection has accepted a byte of the last pass's request.
     has_begun: bool,
@@ -99,7 +99,7 @@ struct Shared<B> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum SourceState {
     Ready,
     Pending,
     Complete,
@@ -113,7 +113,7 @@ where
     /// Keeps `source` within the bounds of `budget`. The body is not read before an attempt polls it.
     #[must_use]
     pub fn hold(source: B, budget: &BufferBudget) -> Self {
-        let source_state = if source.is_end_stream() { Source::Complete } else { Source::Ready };
+        let source_state = if source.is_end_stream() { SourceState::Complete } else { SourceState::Ready };
         let length = source.size_hint().exact();
         Self::of(Some(source), source_state, length, budget)
     }
@@ -121,20 +121,20 @@ where
     /// An empty body, for the proxy's own requests.
     #[must_use]
     pub fn empty() -> Self {
-        Self::of(None, Source::Complete, Some(0), &BufferBudget::none())
+        Self::of(None, SourceState::Complete, Some(0), &BufferBudget::none())
     }
 
-    fn of(source: Option<B>, source_state: Source, length: Option<u64>, budget: &BufferBudget) -> Self {
+    fn of(source: Option<B>, source_state: SourceState, length: Option<u64>, budget: &BufferBudget) -> Self {
         let now = clock::instant();
         let shared = Shared {
             source,
             source_state,
-            held: ReplayBuffer::new(budget.clone()),
+            buffer: ReplayBuffer::new(budget.clone()),
             ahead: VecDeque::new(),
             ahead_share: None,
             ahead_at: 0,
             length,
-            passage: 0,
+            pass: 0,
             passed_bytes: 0,
             has_begun: false,
             is_released: false,
@@ -149,15 +149,15 @@ where
 
     /// Begins a pass, from the first byte. Ends the one before.
     #[must_use]
-    pub fn attempt(&self) -> Attempt<B> {
+    pub fn attempt(&self) -> AttemptBody<B> {
         let mut shared = lock(&self.shared);
-        shared.passage += 1;
+        shared.pass += 1;
         shared.passed_bytes = 0;
         shared.has_begun = false;
         shared.moved_at = clock::instant();
         // The body is not polled while the request waits for a key, so this time is not the client's.
         shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
-        Attempt { shared: Arc::clone(&self.shared), passage: shared.passage, at: 0 }
+        AttemptBody { shared: Arc::clone(&self.shared), pass: shared.pass, at: 0 }
     }
 
     /// The length the client announced.
@@ -170,8 +170,8 @@ where
     #[must_use]
     pub fn holding(&self) -> Holding {
         let shared = lock(&self.shared);
-        let is_broken = shared.source_state == Source::Broken;
-        if shared.held.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
+        let is_broken = shared.source_state == SourceState::Broken;
+        if shared.buffer.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
     }
 
     /// When the last bytes came from the client; when the request began, if it has no body.
@@ -183,11 +183,11 @@ where
     /// Why a new pass cannot send the complete body, when the reason is the replay buffer.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
-        lock(&self.shared).held.loss()
+        lock(&self.shared).buffer.loss()
     }
 }
 
-impl<B> Attempt<B> {
+impl<B> AttemptBody<B> {
     /// A view of the upload's progress.
     #[must_use]
     pub fn upload(&self) -> Upload<B> {
@@ -198,12 +198,12 @@ impl<B> Attempt<B> {
 impl<B> Upload<B> {
     /// What the upload waits for now.
     #[must_use]
-    pub fn waiting(&self) -> Waiting {
+    pub fn waiting(&self) -> UploadWait {
         match lock(&self.shared).source_state {
-            Source::Ready => Waiting::ForUpstream,
-            Source::Pending => Waiting::ForClient,
-            Source::Complete => Waiting::ForAnswer,
-            Source::Broken => Waiting::Never,
+            SourceState::Ready => UploadWait::ForUpstream,
+            SourceState::Pending => UploadWait::ForClient,
+            SourceState::Complete => UploadWait::ForResponse,
+            SourceState::Broken => UploadWait::Never,
         }
     }
 
@@ -235,7 +235,7 @@ impl<B> Upload<B> {
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
-        shared.let_go_if_released();
+        shared.discard_if_released();
     }
 
     /// By when more of the body must arrive at this rate; `None` while the upload does not wait for the
@@ -253,10 +253,10 @@ impl<B> Upload<B> {
 }
 
 fn start<B>(shared: &Shared<B>, bytes_max: usize) -> (Bytes, bool) {
-    let start = shared.held.start(bytes_max);
-    let is_whole = shared.source_state == Source::Complete
-        && shared.held.loss().is_none()
-        && shared.held.bytes() == start.len() as u64;
+    let start = shared.buffer.start(bytes_max);
+    let is_whole = shared.source_state == SourceState::Complete
+        && shared.buffer.loss().is_none()
+        && shared.buffer.bytes() == start.len() as u64;
     (start, is_whole)
 }
 
@@ -266,11 +266,11 @@ where
 {
     /// The next piece for a pass that has sent `at` bytes.
     fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
-        if self.held.loss().is_none() {
-            if let Some(piece) = ready!(self.held.poll_piece(at, cx)) {
+        if self.buffer.loss().is_none() {
+            if let Some(piece) = ready!(self.buffer.poll_piece(at, cx)) {
                 return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
             }
-            ready!(self.held.poll_room(cx));
+            ready!(self.buffer.poll_capacity(cx));
         } else if let Some(piece) = self.ahead_of(at) {
             return Poll::Ready(Some(Ok(piece)));
         }
@@ -294,32 +294,32 @@ where
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
         loop {
             match self.source_state {
-                Source::Complete => return Poll::Ready(None),
-                Source::Broken => return Poll::Ready(Some(Err(Interrupted::ClientBroke))),
-                Source::Ready | Source::Pending => {}
+                SourceState::Complete => return Poll::Ready(None),
+                SourceState::Broken => return Poll::Ready(Some(Err(Interrupted::ClientBroke))),
+                SourceState::Ready | SourceState::Pending => {}
             }
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            self.source_state = Source::Pending;
+            self.source_state = SourceState::Pending;
             let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) else {
                 self.waiting_since.get_or_insert_with(clock::instant);
                 return Poll::Pending;
             };
-            self.source_state = Source::Ready;
+            self.source_state = SourceState::Ready;
             self.arrived_at = clock::instant();
             if let Some(since) = self.waiting_since.take() {
                 self.waited += self.arrived_at.saturating_duration_since(since);
             }
             match frame {
-                None => self.source_state = Source::Complete,
-                Some(Err(_)) => self.source_state = Source::Broken,
+                None => self.source_state = SourceState::Complete,
+                Some(Err(_)) => self.source_state = SourceState::Broken,
                 // Trailers are dropped: one could be called `xi-api-key`, and the provider reads none.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         if source.is_end_stream() {
-                            self.source_state = Source::Complete;
+                            self.source_state = SourceState::Complete;
                         }
                         self.arrived_bytes += data.len() as u64;
-                        self.held.push(&data);
+                        self.buffer.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
@@ -337,11 +337,11 @@ impl<B> Shared<B> {
     /// Whether another piece may be read before it is sent. In memory, it shares its bytes with the replay
     /// buffer.
     fn covers_ahead(&mut self) -> bool {
-        if !self.held.is_on_disk() {
+        if !self.buffer.is_on_disk() {
             return true;
         }
         let bytes = self.ahead.iter().map(Bytes::len).sum();
-        self.ahead_share.get_or_insert_with(|| self.held.budget().share(BufferShare::FREE)).cover(bytes)
+        self.ahead_share.get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE)).cover(bytes)
     }
 
     /// The offset at which the pieces read ahead end.
@@ -356,17 +356,17 @@ impl<B> Shared<B> {
             self.ahead = VecDeque::new();
             self.ahead_share = None;
         }
-        self.let_go_if_released();
+        self.discard_if_released();
     }
 
-    fn let_go_if_released(&mut self) {
-        if self.is_released && self.passed_bytes >= self.held.bytes() {
-            self.held.let_go(Loss::Released);
+    fn discard_if_released(&mut self) {
+        if self.is_released && self.passed_bytes >= self.buffer.bytes() {
+            self.buffer.discard(Loss::Released);
         }
     }
 }
 
-impl<B> Body for Attempt<B>
+impl<B> Body for AttemptBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -379,7 +379,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         let this = &mut *self;
         let mut shared = lock(&this.shared);
-        if shared.passage != this.passage {
+        if shared.pass != this.pass {
             return Poll::Ready(Some(Err(Interrupted::Superseded)));
         }
         let piece = ready!(shared.poll_piece(this.at, cx));
@@ -392,8 +392,8 @@ where
 
     fn is_end_stream(&self) -> bool {
         let shared = lock(&self.shared);
-        shared.source_state == Source::Complete
-            && self.at >= shared.held.bytes()
+        shared.source_state == SourceState::Complete
+            && self.at >= shared.buffer.bytes()
             && self.at >= shared.ahead_end()
     }
 
@@ -407,12 +407,12 @@ fn lock<B>(shared: &Arc<Mutex<Shared<B>>>) -> MutexGuard<'_, Shared<B>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Display for Waiting {
+impl fmt::Display for UploadWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ForClient => "waiting for the client's body",
-            Self::ForUpstream => "waiting for the upstream to take the body",
-            Self::ForAnswer => "waiting for the answer",
+            Self::ForUpstream => "waiting for the upstream to accept the body",
+            Self::ForResponse => "waiting for the response",
             Self::Never => "the client's body broke off",
         })
     }

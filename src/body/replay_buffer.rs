@@ -39,10 +39,10 @@ impl Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TooLarge => "it is larger than may be held",
-            Self::DiskFull => "the disk for held bodies is nearly full",
-            Self::DiskFailed => "the disk for held bodies cannot be used",
-            Self::Released => "it was let go",
+            Self::TooLarge => "it is larger than the replay buffer",
+            Self::DiskFull => "the disk for buffered bodies is nearly full",
+            Self::DiskFailed => "the disk for buffered bodies cannot be used",
+            Self::Released => "it was discarded",
         })
     }
 }
@@ -73,7 +73,7 @@ pub(super) struct ReplayBuffer {
     ends: Vec<u64>,
     /// Small pieces, copied together, that follow all pieces in `memory`.
     gathered: BytesMut,
-    spool: Option<DiskSpill>,
+    spill: Option<DiskSpill>,
     loss: Option<Loss>,
 }
 
@@ -86,7 +86,7 @@ impl ReplayBuffer {
             memory: Vec::new(),
             ends: Vec::new(),
             gathered: BytesMut::new(),
-            spool: None,
+            spill: None,
             loss: None,
         }
     }
@@ -98,12 +98,12 @@ impl ReplayBuffer {
 
     /// Whether some of the body was written to disk.
     pub(super) fn is_on_disk(&self) -> bool {
-        self.spool.is_some()
+        self.spill.is_some()
     }
 
     /// Bytes in memory and on disk.
     pub(super) fn bytes(&self) -> u64 {
-        self.memory_bytes() + self.spool.as_ref().map_or(0, DiskSpill::bytes)
+        self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }
 
     /// The first bytes of the body, as far as they are in memory, `bytes_max` at most.
@@ -150,9 +150,9 @@ impl ReplayBuffer {
     }
 
     /// Ready when another piece can be taken. A slow disk delays reading from the client.
-    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(spool) = &mut self.spool
-            && let Err(error) = ready!(spool.poll_room(cx))
+    pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(spill) = &mut self.spill
+            && let Err(error) = ready!(spill.poll_capacity(cx))
         {
             self.fail(&error);
         }
@@ -166,17 +166,17 @@ impl ReplayBuffer {
             return;
         }
         let in_memory = self.memory_bytes() + bytes;
-        let is_kept = self.spool.is_none()
+        let is_kept = self.spill.is_none()
             && self.budget.fits_in_memory(in_memory)
             && self.covers(usize::try_from(in_memory).unwrap_or(usize::MAX));
         if is_kept {
             return self.keep(data);
         }
-        if !self.budget.take_disk(self.spool.as_ref().map_or(0, DiskSpill::bytes), bytes) {
-            return self.let_go(Loss::TooLarge);
+        if !self.budget.take_disk(self.spill.as_ref().map_or(0, DiskSpill::bytes), bytes) {
+            return self.discard(Loss::TooLarge);
         }
         let budget = &self.budget;
-        self.spool.get_or_insert_with(|| DiskSpill::new(budget)).push(data.clone());
+        self.spill.get_or_insert_with(|| DiskSpill::new(budget)).push(data.clone());
     }
 
     fn covers(&mut self, bytes: usize) -> bool {
@@ -208,33 +208,33 @@ impl ReplayBuffer {
             let begin = end - piece.len() as u64;
             return Poll::Ready(Some(Ok(piece.slice(usize::try_from(at - begin).unwrap_or(usize::MAX)..))));
         }
-        let Some(spool) = &mut self.spool else { return Poll::Ready(None) };
-        Poll::Ready(Some(ready!(spool.poll_read(at - memory_bytes, cx)).map_err(|error| self.fail(&error))))
+        let Some(spill) = &mut self.spill else { return Poll::Ready(None) };
+        Poll::Ready(Some(ready!(spill.poll_read(at - memory_bytes, cx)).map_err(|error| self.fail(&error))))
     }
 
     fn fail(&mut self, error: &io::Error) -> Loss {
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let loss = if is_full { Loss::DiskFull } else { Loss::DiskFailed };
-        self.let_go(loss);
+        self.discard(loss);
         loss
     }
 
     /// Drops all pieces; the first reason is kept.
-    pub(super) fn let_go(&mut self, why: Loss) {
-        self.loss.get_or_insert(why);
+    pub(super) fn discard(&mut self, reason: Loss) {
+        self.loss.get_or_insert(reason);
         self.memory = Vec::new();
         self.ends = Vec::new();
         self.gathered = BytesMut::new();
         self.share.shrink(0);
-        if let Some(spool) = self.spool.take() {
-            self.budget.give_back_disk(spool.bytes());
+        if let Some(spill) = self.spill.take() {
+            self.budget.release_disk(spill.bytes());
         }
     }
 }
 
 impl Drop for ReplayBuffer {
     fn drop(&mut self) {
-        self.let_go(Loss::Released);
+        self.discard(Loss::Released);
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
     use super::super::budget::BufferLimits;
     use super::*;
 
-    fn held() -> ReplayBuffer {
+    fn buffer() -> ReplayBuffer {
         ReplayBuffer::new(BufferBudget::new(&BufferLimits {
             memory_bytes_max: 1 << 20,
             memory_total_bytes_max: 1 << 20,
@@ -256,11 +256,11 @@ mod tests {
         }))
     }
 
-    async fn read(held: &mut ReplayBuffer) -> Vec<u8> {
+    async fn read(buffer: &mut ReplayBuffer) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
             let at = all.len() as u64;
-            let piece = pin!(std::future::poll_fn(|cx| held.poll_piece(at, cx))).await;
+            let piece = pin!(std::future::poll_fn(|cx| buffer.poll_piece(at, cx))).await;
             match piece {
                 Some(piece) => all.extend_from_slice(&piece.unwrap()),
                 None => return all,
@@ -269,30 +269,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_of_single_bytes_takes_little_more_than_its_size() {
-        let mut held = held();
+    async fn a_body_of_single_bytes_uses_little_more_than_its_size() {
+        let mut buffer = buffer();
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         for byte in &sent {
             // Each is a slice of a whole read buffer, as with bytes that arrive one at a time.
-            held.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
+            buffer.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
         }
-        assert_eq!(read(&mut held).await, sent);
-        assert!(held.memory.len() < 10, "{} pieces", held.memory.len());
-        assert_eq!(held.budget.memory_bytes(), 2 * 64 * 1024);
-        held.let_go(Loss::Released);
-        assert_eq!(held.budget.memory_bytes(), 0);
+        assert_eq!(read(&mut buffer).await, sent);
+        assert!(buffer.memory.len() < 10, "{} pieces", buffer.memory.len());
+        assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024);
+        buffer.discard(Loss::Released);
+        assert_eq!(buffer.budget.memory_bytes(), 0);
     }
 
     #[tokio::test]
     async fn small_and_large_pieces_keep_their_order() {
-        let mut held = held();
+        let mut buffer = buffer();
         let mut sent = Vec::new();
         let sizes = [3, 1, 5_000, 2, 4_095, 4_096, 7, 16_384, 1, 4_000, 4_000, 4_000, 4_000, 4_000, 9];
         for (index, size) in sizes.into_iter().enumerate() {
             let piece = vec![u8::try_from(index).unwrap(); size];
-            held.push(&Bytes::from(piece.clone()));
+            buffer.push(&Bytes::from(piece.clone()));
             sent.extend(piece);
-            assert_eq!(read(&mut held).await, sent);
+            assert_eq!(read(&mut buffer).await, sent);
         }
     }
 }

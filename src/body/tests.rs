@@ -65,9 +65,9 @@ impl Body for Pieces {
 
 /// Counts calls of the inspector.
 #[derive(Clone, Default)]
-struct Ear(Arc<AtomicUsize>);
+struct CountingInspector(Arc<AtomicUsize>);
 
-impl BodyInspector for Ear {
+impl BodyInspector for CountingInspector {
     fn inspect(self, _: &[u8]) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -108,17 +108,18 @@ async fn gathered(budget: &BufferBudget) -> (usize, bool) {
     (start.len(), is_whole)
 }
 
-async fn tapped(budget: &BufferBudget) -> usize {
-    let ear = Ear::default();
-    let tap = Inspect::new(Pieces::of(noise(MEBI)), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
-    assert_eq!(tap.collect().await.unwrap().to_bytes(), noise(MEBI), "it passes in any case");
-    ear.0.load(Ordering::Relaxed)
+async fn inspected(budget: &BufferBudget) -> usize {
+    let inspector = CountingInspector::default();
+    let inspect =
+        Inspect::new(Pieces::of(noise(MEBI)), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE));
+    assert_eq!(inspect.collect().await.unwrap().to_bytes(), noise(MEBI), "the body is relayed in any case");
+    inspector.0.load(Ordering::Relaxed)
 }
 
 async fn peeked(budget: &BufferBudget) -> (bool, bool) {
     let (peeked, whole) = Peeked::read(Pieces::of(noise(MEBI)), MEBI, LONG, Some(budget)).await;
     let is_over_budget = peeked.is_over_budget();
-    assert_eq!(peeked.collect().await.unwrap().to_bytes(), noise(MEBI), "it passes in any case");
+    assert_eq!(peeked.collect().await.unwrap().to_bytes(), noise(MEBI), "the body is relayed in any case");
     (whole.is_some(), is_over_budget)
 }
 
@@ -135,20 +136,20 @@ async fn every_holder_buffers_within_the_budget() {
     let budget = budget(16 * MEBI, 0);
     assert_eq!(upload(&budget).await, (Holding::Whole, 0));
     assert_eq!(gathered(&budget).await, (MEBI, true));
-    assert_eq!(tapped(&budget).await, 1);
+    assert_eq!(inspected(&budget).await, 1);
     assert_eq!(peeked(&budget).await, (true, false));
     assert_eq!(searched(&budget).await, Ok(true));
     assert_eq!(budget.memory_bytes(), 0);
 }
 
 #[tokio::test]
-async fn without_memory_every_holder_does_without_or_refuses() {
+async fn without_memory_no_holder_buffers() {
     let budget = budget(0, 16 * MEBI);
     let (holding, on_disk) = upload(&budget).await;
     assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
     let (start, is_whole) = gathered(&budget).await;
     assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
-    assert_eq!(tapped(&budget).await, 0);
+    assert_eq!(inspected(&budget).await, 0);
     assert_eq!(peeked(&budget).await, (false, true));
     // The body cannot be searched for a key, so it is not forwarded.
     assert_eq!(searched(&budget).await, Err(Withheld::NoMemory));
@@ -156,7 +157,7 @@ async fn without_memory_every_holder_does_without_or_refuses() {
 }
 
 #[tokio::test]
-async fn without_memory_and_disk_an_upload_goes_on_and_only_its_replay_is_lost() {
+async fn without_memory_and_disk_an_upload_loses_only_its_replay() {
     let budget = budget(0, 0);
     let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
@@ -164,16 +165,20 @@ async fn without_memory_and_disk_an_upload_goes_on_and_only_its_replay_is_lost()
 }
 
 #[tokio::test]
-async fn what_is_small_needs_no_budget() {
+async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
     let text = noise(BufferShare::FREE / 4);
     let (_, whole) = Peeked::read(Pieces::of(text.clone()), MEBI, LONG, Some(&budget)).await;
     assert_eq!(whole, Some(text.clone()));
-    let ear = Ear::default();
-    let tap =
-        Inspect::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE));
-    tap.collect().await.unwrap();
-    assert_eq!(ear.0.load(Ordering::Relaxed), 1);
+    let inspector = CountingInspector::default();
+    let inspect = Inspect::new(
+        Pieces::of(text.clone()),
+        Some(inspector.clone()),
+        MEBI,
+        budget.share(BufferShare::FREE),
+    );
+    inspect.collect().await.unwrap();
+    assert_eq!(inspector.0.load(Ordering::Relaxed), 1);
     let replay = Replay::hold(Pieces::of(text.clone()), &budget);
     replay.attempt().collect().await.unwrap();
     assert_eq!(replay.holding(), Holding::Whole);
@@ -184,55 +189,56 @@ async fn what_is_small_needs_no_budget() {
 }
 
 #[tokio::test]
-async fn what_is_cancelled_gives_all_back() {
+async fn a_cancelled_body_returns_all_its_memory() {
     let budget = budget(64 * MEBI, 0);
     for pieces in [1, 3, 50, 127] {
         let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
         let mut attempt = replay.attempt();
         let share = || budget.share(BufferShare::FREE);
-        let mut tap = Inspect::new(Pieces::of(noise(MEBI)), Some(Ear::default()), MEBI, share());
+        let mut inspect =
+            Inspect::new(Pieces::of(noise(MEBI)), Some(CountingInspector::default()), MEBI, share());
         for _ in 0..pieces {
             attempt.frame().await.unwrap().unwrap();
-            tap.frame().await.unwrap().unwrap();
+            inspect.frame().await.unwrap().unwrap();
         }
         let (peeked, _) = Peeked::read(Pieces::of(noise(MEBI)), pieces * 8 * 1024, LONG, Some(&budget)).await;
         assert!(pieces == 1 || budget.memory_bytes() > 0);
-        drop((replay, attempt, tap, peeked));
+        drop((replay, attempt, inspect, peeked));
         assert_eq!(budget.memory_bytes(), 0, "{pieces}");
     }
 }
 
 #[test]
-fn thousands_of_answers_take_no_more_than_there_is() {
+fn thousands_of_responses_never_exceed_the_budget() {
     const ANSWERS: usize = 3_000;
     let budget = budget(4 * MEBI, 0);
-    let ear = Ear::default();
+    let inspector = CountingInspector::default();
     let text = Bytes::from(noise(MEBI / 4));
-    let tap = |text: &Bytes| {
-        Inspect::new(Pieces::of(text.clone()), Some(ear.clone()), MEBI, budget.share(BufferShare::FREE))
+    let inspect = |text: &Bytes| {
+        Inspect::new(Pieces::of(text.clone()), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE))
     };
-    let mut taps: Vec<_> = (0..ANSWERS).map(|_| tap(&text)).collect();
+    let mut inspects: Vec<_> = (0..ANSWERS).map(|_| inspect(&text)).collect();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..20 {
-        for tap in &mut taps {
-            assert!(matches!(Pin::new(tap).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        for inspect in &mut inspects {
+            assert!(matches!(Pin::new(inspect).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
         }
         assert!(budget.memory_bytes() <= budget.memory_max());
-        let copied: usize = taps.iter().map(Inspect::copied_bytes).sum();
+        let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
         assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
     }
     // A few bodies came first, and are copied completely.
-    for tap in &mut taps {
-        while let Poll::Ready(Some(_)) = Pin::new(&mut *tap).poll_frame(&mut cx) {}
+    for inspect in &mut inspects {
+        while let Poll::Ready(Some(_)) = Pin::new(&mut *inspect).poll_frame(&mut cx) {}
     }
-    let heard = ear.0.load(Ordering::Relaxed);
-    assert!((8..=64).contains(&heard), "{heard}");
-    drop(taps);
+    let inspected_bodies = inspector.0.load(Ordering::Relaxed);
+    assert!((8..=64).contains(&inspected_bodies), "{inspected_bodies}");
+    drop(inspects);
     assert_eq!(budget.memory_bytes(), 0);
 }
 
 #[tokio::test]
-async fn white_space_for_many_keys_comes_in_pieces() {
+async fn padding_for_many_keys_is_sent_in_pieces() {
     let text = Bytes::from(KEY.repeat(5_000));
     let full = http_body_util::Full::new(text.clone()).map_err(|never| -> Withheld { match never {} });
     let mut body = Redacted::new(full, redactor());

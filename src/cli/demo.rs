@@ -112,7 +112,7 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode
     tokio::task::block_in_place(|| output.write_all(&audio)).with_context(cannot_write)?;
 
     let keys = running.keys();
-    let exhausted = keys.iter().filter(|key| key.standing.status() == KeyStatus::Exhausted).count();
+    let exhausted = keys.iter().filter(|key| key.state.status() == KeyStatus::Exhausted).count();
     let recorded: u64 = keys.iter().map(|key| key.quota.count).sum();
     running.drain(Duration::from_secs(5)).await;
     let charged = simulator.ledger().totals.charged;

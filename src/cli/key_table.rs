@@ -43,12 +43,12 @@ pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
 }
 
 fn cells(snapshot: &KeySnapshot) -> [String; 5] {
-    let KeySnapshot { key, quota, standing, is_near_limit, .. } = snapshot;
+    let KeySnapshot { key, quota, state, is_near_limit, .. } = snapshot;
     let used = match quota.limit {
         Some(limit) => format!("{}/{}", short(quota.count), short(limit)),
         None => unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
     };
-    let status = match standing.status() {
+    let status = match state.status() {
         KeyStatus::Active if *is_near_limit => "near limit".to_owned(),
         status @ (KeyStatus::Active | KeyStatus::Exhausted | KeyStatus::RateLimited | KeyStatus::Invalid) => {
             status.word().replace('_', " ")

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn models_of_a_family_share_a_lane() {
+    fn models_of_a_family_share_a_concurrency_group() {
         for (id, group) in [
             ("eleven_multilingual_v2", Some(ConcurrencyGroup::SPEECH)),
             ("eleven_v3", Some(ConcurrencyGroup::SPEECH)),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn every_lane_fits_its_array() {
+    fn every_concurrency_group_fits_its_array() {
         let extras: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::extra).collect();
         assert_eq!(extras.len(), 7);
         assert!(

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fraction_counts_as_a_whole_credit() {
+    fn a_fraction_is_rounded_up() {
         check("character-cost", "3.0", Some(3));
         check("character-cost", " 3.01 ", Some(4));
         check("character-cost", "0", Some(0));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_room_for_requests_is_read() {
+    fn the_maximum_of_concurrent_requests_is_read() {
         for (value, expected) in [("10", Some(10)), ("0", None), ("-1", None), ("many", None)] {
             let headers = HeaderMap::from_iter([(
                 "maximum-concurrent-requests".parse().unwrap(),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_amount_says_nothing() {
+    fn a_value_that_is_no_amount_is_ignored() {
         for value in [
             "",
             "-1",

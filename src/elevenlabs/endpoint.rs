@@ -229,8 +229,8 @@ impl Prefix {
 }
 
 /// A version in upper or lower case.
-fn is_any_version(word: &Segment<'_>) -> bool {
-    let name = word.name();
+fn is_any_version(segment: &Segment<'_>) -> bool {
+    let name = segment.name();
     is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
 }
 
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_short_whatever_is_asked() {
+    fn a_route_is_short_whatever_is_requested() {
         check_route(&"/a".repeat(5_000), &("/{id}".repeat(10) + "/…"));
     }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_has_no_effect_and_everything_else_may() {
+    fn a_read_has_no_effect_and_any_other_request_may() {
         for (method, effect) in [
             (Method::GET, Effect::None),
             (Method::HEAD, Effect::None),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn making_sound_costs_and_reading_does_not() {
+    fn generating_audio_costs_and_reading_does_not() {
         assert_eq!(lookup(&Method::POST, "/v1/text-to-speech/x").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").unwrap().metering, Metering::Free);
@@ -303,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_work_has_its_rule() {
-        for (path, work) in [
+    fn every_operation_is_recognized() {
+        for (path, operation) in [
             ("/v1/text-to-speech/x/stream", Operation::Speech),
             ("/v1/text-to-dialogue", Operation::Dialogue),
             ("/v1/speech-to-speech/x", Operation::Conversion),
@@ -315,7 +315,7 @@ mod tests {
             ("/v1/dubbing", Operation::Other),
             ("/v1/user", Operation::Reading),
         ] {
-            assert_eq!(lookup(&Method::POST, path).unwrap().operation, work, "{path}");
+            assert_eq!(lookup(&Method::POST, path).unwrap().operation, operation, "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().operation, Operation::Reading);
         }
     }
@@ -327,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn what_generates_is_metered() {
+    fn a_generating_request_is_metered() {
         for path in ["/v1/text-to-speech/x/stream", "/v1/music/plan", "/v1/dubbing", "/v1/Music"] {
             check_billing("POST", path, Billing::Metered);
         }
     }
 
     #[test]
-    fn what_only_manages_is_free() {
+    fn a_managing_request_is_free() {
         for path in [
             "/v1/voices/add",
             "/v1/voices/add/owner/voice",
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_lists_may_cost() {
+    fn an_unlisted_request_may_cost() {
         for path in [
             "/v1/convai/twilio/outbound-call",
             "/v1/convai/sip-trunk/outbound-call",
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_metered_or_may_cost() {
+    fn a_websocket_is_metered_or_may_cost() {
         for (path, expected) in [
             ("/v1/text-to-speech/x/stream-input", Billing::Metered),
             ("/v1/convai/conversation", Billing::Metered),
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_direct_access_is_known_by_its_path() {
+    fn an_endpoint_that_gives_direct_access_is_known_by_its_path() {
         for (method, path) in [
             ("POST", "/v1/single-use-token/realtime_scribe"),
             ("POST", "/v1/single-use-token/new_kind"),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_harm_the_pool_is_denied() {
+    fn an_endpoint_that_could_harm_the_pool_is_denied() {
         for path in [
             "/v1/workspaces/api-keys/disable",
             "/v1/workspaces/api-keys/third-party-disabling",
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disguise_is_not_looked_through() {
+    fn a_disguised_path_is_ambiguous() {
         for path in [
             "//v1//service-accounts",
             "/v1/./service-accounts/",
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_is_known_in_every_spelling() {
+    fn an_endpoint_that_shows_the_owner_is_known_in_every_spelling() {
         for path in ["/v1/user", "/v1/user/subscription", "/v1/%75ser/", "/v2/User", "/user/subscription"] {
             assert!(lookup(&Method::GET, path).unwrap().shows_owner, "{path}");
         }
@@ -498,18 +498,18 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_a_socket_is_given_under_two_names() {
-        for (path, gives) in [
+    fn a_websocket_address_is_returned_under_two_names() {
+        for (path, gives_address) in [
             ("/v1/convai/conversation/get-signed-url", true),
             ("/v1/convai/conversation/get_signed_url", true),
             ("/v1/convai/conversation/token", false),
         ] {
-            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives, "{path}");
+            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives_address, "{path}");
         }
     }
 
     #[test]
-    fn a_socket_is_known_by_its_path() {
+    fn a_websocket_is_known_by_its_path() {
         for (path, dialect, metering) in [
             ("/v1/text-to-speech/x/stream-input", Dialect::Speech, Metering::Credits),
             ("/v1/Text-to-Speech/x/%73tream-input", Dialect::Speech, Metering::Credits),
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_passes() {
+    fn other_endpoints_are_open() {
         for path in [
             "/v1/voices",
             "/v1/user",

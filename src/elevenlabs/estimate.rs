@@ -21,20 +21,20 @@ const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 /// it cannot be estimated; 0 for a free request.
 #[must_use]
 pub fn estimate(
-    work: Operation,
-    asked: &RequestBodyFeatures,
+    operation: Operation,
+    features: &RequestBodyFeatures,
     body_bytes: Option<u64>,
     models: &Models,
 ) -> Option<u64> {
-    match work {
+    match operation {
         Operation::Reading => Some(0),
         Operation::Speech | Operation::Dialogue => {
-            let model = asked.model.as_deref().unwrap_or(DEFAULT_MODEL);
-            asked.characters.map(|characters| models.credits(model, characters))
+            let model = features.model.as_deref().unwrap_or(DEFAULT_MODEL);
+            features.characters.map(|characters| models.credits(model, characters))
         }
-        Operation::Effects => {
-            Some(asked.duration_ms.map_or(EFFECT, |ms| ms.saturating_mul(EFFECT_PER_SECOND).div_ceil(1_000)))
-        }
+        Operation::Effects => Some(
+            features.duration_ms.map_or(EFFECT, |ms| ms.saturating_mul(EFFECT_PER_SECOND).div_ceil(1_000)),
+        ),
         Operation::Conversion | Operation::Isolation => body_bytes
             .map(|bytes| bytes.saturating_mul(AUDIO_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)),
         // The length of the input or the output is not known in advance.
@@ -50,8 +50,8 @@ pub fn estimate(
 /// 2026 (0.08 USD per minute of an agent, 0.39 USD per hour of live transcription), at 0.10 USD for 1,000
 /// credits.
 #[must_use]
-pub fn credits_per_minute(work: Operation) -> Option<u64> {
-    match work {
+pub fn credits_per_minute(operation: Operation) -> Option<u64> {
+    match operation {
         Operation::Conversation => Some(800),
         Operation::LiveTranscription => Some(65),
         Operation::Reading
@@ -71,9 +71,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(work: Operation, body: &str, bytes: Option<u64>, expected: Option<u64>) {
-        let asked = RequestBodyFeatures::of(body.as_bytes(), true);
-        assert_eq!(estimate(work, &asked, bytes, &Models::default()), expected);
+    fn check(operation: Operation, body: &str, bytes: Option<u64>, expected: Option<u64>) {
+        let features = RequestBodyFeatures::of(body.as_bytes(), true);
+        assert_eq!(estimate(operation, &features, bytes, &Models::default()), expected);
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_tell_is_not_guessed() {
+    fn a_cost_that_cannot_be_estimated_is_unknown() {
         check(Operation::Transcription, "", Some(5), None);
         check(Operation::Music, "{}", None, None);
         check(Operation::Reading, "", None, Some(0));

@@ -99,7 +99,7 @@ impl RequestFeatures {
     /// is not about what an account can do.
     #[must_use]
     pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Remembered)> {
-        let (subject, memory) = match verdict {
+        let (subject, remembered) = match verdict {
             Verdict::MissingPermission(named) => {
                 let needed = self.permission.filter(|needed| named.is_none_or(|named| named == *needed));
                 if let Some(needed) = needed {
@@ -127,7 +127,7 @@ impl RequestFeatures {
             | Verdict::ServerError
             | Verdict::Unreadable => return None,
         };
-        Some((self.limit(subject), memory))
+        Some((self.limit(subject), remembered))
     }
 
     /// The narrowest feature of this request that a plan's refusal names.
@@ -194,7 +194,7 @@ impl RequestFeatures {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.feature {
-            Feature::Voice(_) => f.write_str("a voice that was asked for"),
+            Feature::Voice(_) => f.write_str("a requested voice"),
             Feature::Model(model) => write!(f, "model {model}"),
             Feature::OutputFormat(format) => write!(f, "output format {format}"),
             Feature::TextLength(model) => {
@@ -239,10 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_about_the_narrowest_thing_it_names() {
+    fn a_refusal_is_about_the_narrowest_feature_it_names() {
         let plan = Verdict::PlanFeature;
         for (subject, expected) in [
-            (Subject::Voice, "a voice that was asked for"),
+            (Subject::Voice, "a requested voice"),
             (Subject::Model, "model eleven_v3"),
             (Subject::OutputFormat, "output format pcm_44100"),
             (Subject::TextLength, "texts of 900 characters and more with model eleven_v3"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_remembered_by_name_where_requests_are_known_to_need_it() {
+    fn a_missing_permission_is_recorded_by_name_where_requests_are_known_to_need_it() {
         let missing = |name: Option<&str>| Verdict::MissingPermission(name.and_then(Permission::parse));
         check(&speech(), missing(None), "the permission text_to_speech");
         check(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_a_key_is_about_no_feature() {
+    fn a_verdict_about_a_key_proves_no_limit_of_a_feature() {
         for verdict in [
             Verdict::Served,
             Verdict::KeyQuota(Shortfall::default()),
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_among_what_a_like_request_needs() {
+    fn a_refused_feature_is_among_the_features_of_a_similar_request() {
         for subject in [
             Subject::Voice,
             Subject::Model,

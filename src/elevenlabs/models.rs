@@ -51,16 +51,16 @@ impl Models {
     pub fn read(body: &[u8]) -> Option<Self> {
         let mut listed: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
         listed.truncate(MODELS_MAX);
-        let lanes = lanes(&listed);
+        let groups = groups(&listed);
         let mut known: Vec<Model> = listed
             .into_iter()
-            .map(|wire| Model {
-                micro_credits_per_character: wire.model_rates.micro_credits(),
-                group: wire.concurrency_group.and_then(|group| {
-                    lanes.iter().find(|(known, _)| *known == group).map(|(_, group)| *group)
+            .map(|document| Model {
+                micro_credits_per_character: document.model_rates.micro_credits(),
+                group: document.concurrency_group.and_then(|group| {
+                    groups.iter().find(|(known, _)| *known == group).map(|(_, group)| *group)
                 }),
-                free_characters_max: wire.max_characters_request_free_user.filter(|max| *max > 0),
-                id: wire.model_id.into(),
+                free_characters_max: document.max_characters_request_free_user.filter(|max| *max > 0),
+                id: document.model_id.into(),
             })
             .collect();
         known.sort_by(|a, b| a.id.cmp(&b.id));
@@ -75,9 +75,9 @@ impl Models {
     /// Upper bound of the price of this many characters, in credits: plans may charge less.
     #[must_use]
     pub fn credits(&self, id: &str, characters: u64) -> u64 {
-        let told = self.find(id).and_then(|model| model.micro_credits_per_character);
+        let price = self.find(id).and_then(|model| model.micro_credits_per_character);
         let micro =
-            told.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
+            price.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
                 MICRO / 2
             } else {
                 MICRO
@@ -110,21 +110,21 @@ impl Rates {
 
 /// Maps the provider's groups to ours: each to that of its first model, or to an unnamed one when that is
 /// taken.
-fn lanes(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
-    let mut lanes: Vec<(String, ConcurrencyGroup)> = Vec::new();
+fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
+    let mut groups: Vec<(String, ConcurrencyGroup)> = Vec::new();
     let mut extras = 0;
-    for wire in listed {
-        let Some(group) = &wire.concurrency_group else { continue };
-        if lanes.iter().any(|(known, _)| known == group) {
+    for document in listed {
+        let Some(group) = &document.concurrency_group else { continue };
+        if groups.iter().any(|(known, _)| known == group) {
             continue;
         }
-        let by_name = ConcurrencyGroup::of_model(&wire.model_id).unwrap_or(ConcurrencyGroup::OTHER);
-        let is_taken = lanes.iter().any(|(_, group)| *group == by_name);
-        let own = if is_taken { ConcurrencyGroup::extra(extras) } else { None };
-        extras += usize::from(own.is_some());
-        lanes.push((group.clone(), own.unwrap_or(by_name)));
+        let group_of_name = ConcurrencyGroup::of_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
+        let is_taken = groups.iter().any(|(_, group)| *group == group_of_name);
+        let assigned = if is_taken { ConcurrencyGroup::extra(extras) } else { None };
+        extras += usize::from(assigned.is_some());
+        groups.push((group.clone(), assigned.unwrap_or(group_of_name)));
     }
-    lanes
+    groups
 }
 
 #[cfg(test)]
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn names_say_what_the_list_does_not() {
+    fn a_name_decides_about_an_unlisted_model() {
         let models = Models::default();
         assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
         assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_wins_over_names() {
+    fn the_list_takes_precedence_over_names() {
         let models = list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
         assert_eq!(models.credits("eleven_v3", 100), 40);
         assert_eq!(models.credits("eleven_v3", 1), 1);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_a_lane() {
+    fn a_group_of_the_provider_is_a_concurrency_group() {
         let models = list(&[
             ("eleven_v3", 1.0, 1.0, "standard"),
             ("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn when_lanes_run_out_groups_share_one() {
+    fn groups_beyond_the_maximum_share_one_concurrency_group() {
         let many: Vec<String> = (0..40).map(|n| format!("eleven_v{n}")).collect();
         let listed: Vec<_> = many.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
         let models = list(&listed);
@@ -186,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn absurd_rates_say_nothing() {
+    fn absurd_rates_are_ignored() {
         for rate in [-1.0, 1e9] {
             assert_eq!(list(&[("eleven_v3", rate, 1.0, "a")]).credits("eleven_v3", 10), 10);
         }
     }
 
     #[test]
-    fn what_is_no_list_says_nothing() {
+    fn a_document_that_is_no_list_is_ignored() {
         for body in ["", "{}", "[1]", r#"{"detail":{"status":"workspace_not_found"}}"#, r#"[{"name":"x"}]"#] {
             assert_eq!(Models::read(body.as_bytes()), None);
         }

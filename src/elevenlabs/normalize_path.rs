@@ -29,11 +29,11 @@ impl PathFix {
 
 /// The corrected path, if `path` can only result from a wrong base URL.
 #[must_use]
-pub fn mend(path: &str) -> Option<(String, PathFix)> {
+pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     let rest = path.strip_prefix('/')?;
     if let Some(whole) = without_doubled_slash(path, rest) {
         // The version of such a base URL may be wrong as well.
-        return Some(mend(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
+        return Some(fix_path(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
     }
     let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
     if is_version(first) {
@@ -52,8 +52,8 @@ fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
         return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
     }
     let (version, behind) = path.split_once("//")?;
-    let is_meant = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
-    is_meant.then(|| format!("{version}/{behind}"))
+    let is_doubled = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
+    is_doubled.then(|| format!("{version}/{behind}"))
 }
 
 /// `v1`, `v2` and so on.
@@ -70,26 +70,26 @@ mod tests {
 
     #[track_caller]
     fn check(path: &str, expected: Option<(&str, PathFix)>) {
-        let mended = mend(path);
-        assert_eq!(mended.as_ref().map(|(path, mistake)| (path.as_str(), *mistake)), expected);
+        let fixed = fix_path(path);
+        assert_eq!(fixed.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
     }
 
     #[test]
-    fn a_doubled_version_is_one_too_many() {
+    fn a_doubled_version_is_removed() {
         check("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", PathFix::DoubledVersion)));
         check("/v1/v2/voices", Some(("/v2/voices", PathFix::DoubledVersion)));
         check("/v1/v1", Some(("/v1", PathFix::DoubledVersion)));
     }
 
     #[test]
-    fn a_missing_version_is_put_before_a_known_root() {
+    fn a_missing_version_is_added_before_a_known_root() {
         check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", PathFix::MissingVersion)));
         check("/voices", Some(("/v1/voices", PathFix::MissingVersion)));
         check("/user/%20//a;b", Some(("/v1/user/%20//a;b", PathFix::MissingVersion)));
     }
 
     #[test]
-    fn a_base_that_ends_in_a_slash_leaves_two() {
+    fn a_doubled_slash_of_a_base_url_is_removed() {
         check("//v1/voices", Some(("/v1/voices", PathFix::DoubledSlash)));
         check("/v1//voices", Some(("/v1/voices", PathFix::DoubledSlash)));
         check("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_meant_stays() {
+    fn a_path_that_may_be_intended_is_kept() {
         for path in [
             "/v1/voices",
             "/v2/voices",

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_sorted_for_the_search() {
+    fn the_names_are_sorted_and_parsed() {
         assert!(NAMES.is_sorted_by(|a, b| a < b));
         for name in NAMES {
             let permission = Permission::parse(name).unwrap();

@@ -31,7 +31,7 @@ const CREATOR: usize = 2;
 const PRO: usize = 3;
 
 /// The index of a plan among the known ones, cheapest first; `None` for an unknown one.
-fn place(tier: &str) -> Option<usize> {
+fn tier_index(tier: &str) -> Option<usize> {
     TIERS.iter().position(|names| names.contains(&tier))
 }
 
@@ -39,9 +39,9 @@ fn place(tier: &str) -> Option<usize> {
 /// creator and pro.
 #[must_use]
 pub fn price_rank(tier: Option<&str>) -> usize {
-    match tier.and_then(place) {
-        Some(place) if place <= CREATOR => place,
-        Some(place) => place + 1,
+    match tier.and_then(tier_index) {
+        Some(tier_index) if tier_index <= CREATOR => tier_index,
+        Some(tier_index) => tier_index + 1,
         None => CREATOR + 1,
     }
 }
@@ -49,8 +49,8 @@ pub fn price_rank(tier: Option<&str>) -> usize {
 /// Corrects a verdict by the plan of the account it came from: all paid plans have the same limit for the
 /// characters of a request, so a text that is too long for one is too long for all.
 #[must_use]
-pub fn meant_by(verdict: Verdict, tier: Option<&str>) -> Verdict {
-    let is_paid = tier.and_then(place).is_some_and(|place| place > 0);
+pub fn corrected_by_plan(verdict: Verdict, tier: Option<&str>) -> Verdict {
+    let is_paid = tier.and_then(tier_index).is_some_and(|tier_index| tier_index > 0);
     let is_length = verdict == Verdict::PlanFeature(Subject::TextLength);
     if is_length && is_paid { Verdict::RequestError } else { verdict }
 }
@@ -64,12 +64,12 @@ pub fn lacks(
     features: &RequestFeatures,
     models: &Models,
 ) -> Option<Subject> {
-    let place = tier.and_then(place);
+    let tier_index = tier.and_then(tier_index);
     let needed = features.output_format.as_deref().and_then(tier_of_format);
-    if needed.zip(place).is_some_and(|(needed, place)| place < needed) {
+    if needed.zip(tier_index).is_some_and(|(needed, tier_index)| tier_index < needed) {
         return Some(Subject::OutputFormat);
     }
-    let is_free = place == Some(0);
+    let is_free = tier_index == Some(0);
     let free_limit = || models.free_characters_max(features.model.as_deref()?);
     if is_free && features.characters.zip(free_limit()).is_some_and(|(characters, max)| characters > max) {
         return Some(Subject::TextLength);
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn formats_belong_to_plans() {
-        let dear = Some(Subject::OutputFormat);
+    fn output_formats_need_plans() {
+        let refused = Some(Subject::OutputFormat);
         for (format, tier, expected) in [
-            ("mp3_44100_192", "free", dear),
-            ("mp3_44100_192", "starter", dear),
+            ("mp3_44100_192", "free", refused),
+            ("mp3_44100_192", "starter", refused),
             ("mp3_44100_192", "creator", None),
-            ("pcm_44100", "creator", dear),
-            ("wav_44100", "creator", dear),
+            ("pcm_44100", "creator", refused),
+            ("wav_44100", "creator", refused),
             ("pcm_44100", "pro", None),
             ("pcm_44100", "a plan of its own", None),
             ("mp3_44100_128", "free", None),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_not_for_free_plans() {
+    fn a_free_plan_lacks_long_texts() {
         check("free", None, 2_500, None);
         check("free", None, 2_501, Some(Subject::TextLength));
         check("creator", None, 2_501, None);
@@ -152,10 +152,10 @@ mod tests {
             (Some("starter"), Verdict::RequestError),
             (Some("pro"), Verdict::RequestError),
         ] {
-            assert_eq!(meant_by(too_long, tier), expected, "{tier:?}");
+            assert_eq!(corrected_by_plan(too_long, tier), expected, "{tier:?}");
         }
         let voice = Verdict::PlanFeature(Subject::Voice);
-        assert_eq!(meant_by(voice, Some("starter")), voice);
+        assert_eq!(corrected_by_plan(voice, Some("starter")), voice);
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_comes_first() {
+    fn the_cheapest_plan_has_the_lowest_rank() {
         let tiers = [Some("free"), Some("starter"), Some("creator"), None, Some("pro"), Some("enterprise")];
         assert!(tiers.map(price_rank).is_sorted_by(|a, b| a < b));
         assert_eq!(price_rank(Some("grant_tier_1")), price_rank(None));

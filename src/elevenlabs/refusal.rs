@@ -1,4 +1,4 @@
-//! Classifies a response of the provider: whose fault it is, and of what kind.
+//! Classifies a response of the provider: which side is at fault, and how.
 //!
 //! The status alone is ambiguous. 401 is a bad key, an empty account, a missing permission or an unpaid
 //! bill; 400, 402 and 403 are as ambiguous. The body decides: of its `code`, `status`, `type` and
@@ -19,7 +19,7 @@ use crate::policy::verdict::{Refusal, Verdict};
 
 pub use body::ErrorBody;
 pub(crate) use row::RefusalMeaning;
-pub use row::{Example, Form};
+pub use row::{BodyFormat, Example};
 pub(crate) use table::{examples, meaning};
 
 /// Whether the body of a response with this status must be read to classify it.
@@ -57,9 +57,9 @@ pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) ->
 /// Classifies a refusal in a WebSocket message or close frame, which has no status: a code is classified
 /// with the status that it has over HTTP. `None` when its words are not known.
 #[must_use]
-pub fn in_band(said: &ErrorBody) -> Option<Verdict> {
-    table::verdict(StatusCode::OK, said, None)
-        .or_else(|| codes::status(said).map(|status| classify(status, Some(said), None)))
+pub fn in_band(body: &ErrorBody) -> Option<Verdict> {
+    table::verdict(StatusCode::OK, body, None)
+        .or_else(|| codes::status(body).map(|status| classify(status, Some(body), None)))
 }
 
 /// Classifies by status alone. Any intermediary may send it, the same for every key, so it is evidence

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_has_no_length() {
+    fn a_value_that_is_no_text_has_no_length() {
         for value in ["3", "-3", "1.5", "true", "null", "[\"abc\"]", r#"{"text":"abc"}"#] {
             check(&format!("{{\"text\":{value},\"model_id\":\"eleven_v3\"}}"), Some("eleven_v3"), None);
             check(&format!("{{\"text\":\"a\",\"model_id\":{value}}}"), None, Some(1));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_has_a_length() {
+    fn a_sound_effect_has_a_length() {
         for (seconds, ms) in
             [("2.5", Some(2_500)), ("0", Some(0)), ("-1", None), ("1e9", None), ("\"2\"", None), ("{}", None)]
         {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_models_are_taken() {
+    fn only_names_of_models_are_recorded() {
         for name in [
             "sk_0123456789abcdef",
             "my secret",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_document_says_nothing() {
+    fn a_truncated_document_has_no_features() {
         let body = br#"{"text":"abc","model_id":"eleven_v3"}"#;
         assert_eq!(RequestBodyFeatures::of(body, false), RequestBodyFeatures::default());
         assert_eq!(RequestBodyFeatures::of(&body[..20], true), RequestBodyFeatures::default());

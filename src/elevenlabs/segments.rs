@@ -53,27 +53,28 @@ impl<'a> Segments<'a> {
 
     /// The segments of a decoded path.
     pub(super) fn of(path: &'a str) -> Self {
-        let mut words = Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
+        let mut segments =
+            Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
         let mut begin = 0;
         for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
             let segment = &path[begin..end];
             // The empty segments before the first slash and after the last one are skipped.
             if !segment.is_empty() {
-                words.push(Segment { text: segment, literal: Literal::of(segment) });
+                segments.push(Segment { text: segment, literal: Literal::of(segment) });
             }
             begin = end + 1;
         }
-        words
+        segments
     }
 
-    fn push(&mut self, word: Segment<'a>) {
+    fn push(&mut self, segment: Segment<'a>) {
         if self.many.is_empty() && self.count < FEW {
-            self.few[self.count] = word;
+            self.few[self.count] = segment;
         } else {
             if self.many.is_empty() {
                 self.many.extend_from_slice(&self.few);
             }
-            self.many.push(word);
+            self.many.push(segment);
         }
         self.count += 1;
     }

@@ -4,15 +4,15 @@
 
 mod conversation;
 mod credentials;
+mod message_facts;
 mod message_kind;
-mod saying;
 mod signed;
 mod text_count;
 
 pub use conversation::{conversation_cost, conversation_id};
 pub use credentials::{CredentialBlanker, presented};
-pub use message_kind::{MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
-pub use saying::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
+pub use message_facts::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
+pub use message_kind::{MessageKind, REFUSAL_BYTES_MAX, SessionStage, classify_close, classify_message};
 pub use signed::readdressed;
 pub use text_count::{ContentCounter, MessageCount, SpokenText};
 

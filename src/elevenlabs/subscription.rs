@@ -41,33 +41,33 @@ impl Subscription {
     /// Parses the response. `None` when it is not a subscription.
     #[must_use]
     pub fn read(body: &[u8]) -> Option<Self> {
-        let wire: SubscriptionDocument = serde_json::from_slice(body).ok()?;
-        let told = &wire.max_credit_limit_extension;
-        let extension = if told == "unlimited" {
+        let document: SubscriptionDocument = serde_json::from_slice(body).ok()?;
+        let extension_value = &document.max_credit_limit_extension;
+        let extension = if extension_value == "unlimited" {
             Extension::Unlimited
         } else {
-            told.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits)
+            extension_value.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits)
         };
-        let seconds = wire.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
+        let seconds = document.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
         let quota = Quota {
-            count: wire.character_count,
+            count: document.character_count,
             // A pay-as-you-go account has no limit, or one of 0, and is served (help centre, 2026).
-            limit: wire.character_limit.filter(|limit| *limit > 0),
+            limit: document.character_limit.filter(|limit| *limit > 0),
             extension,
             resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
         };
-        let is_paid = match wire.status.as_deref() {
+        let is_paid = match document.status.as_deref() {
             Some("active" | "trialing") => Some(true),
             Some("past_due" | "incomplete" | "free_disabled") => Some(false),
             // A free account has no invoices.
             Some(_) | None => None,
         };
-        let voices_left = wire.voice_limit.zip(wire.voice_slots_used);
+        let voices_left = document.voice_limit.zip(document.voice_slots_used);
         let capabilities = Capabilities {
-            can_clone: wire.can_use_instant_voice_cloning,
+            can_clone: document.can_use_instant_voice_cloning,
             voices_left: voices_left.map(|(limit, used)| limit.saturating_sub(used)),
         };
-        Some(Self { quota, tier: wire.tier, is_paid, capabilities })
+        Some(Self { quota, tier: document.tier, is_paid, capabilities })
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subscription_says_nothing() {
+    fn a_document_that_is_no_subscription_is_ignored() {
         for body in
             ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_limit":1}"#]
         {

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_owners_own_goes_and_credits_stay() {
+    fn personal_fields_are_removed_and_credits_are_kept() {
         check(
             &json!({
                 "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn invoices_are_nobody_elses_business() {
+    fn invoices_are_removed() {
         check(
             &json!({
                 "character_limit": 100_000, "max_credit_limit_extension": "unlimited",
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_listed_goes_wherever_it_stands() {
+    fn an_unlisted_field_is_removed_at_any_position() {
         let owner = json!({"first_name": "John", "email": "john@example.com", "tier": "creator"});
         for document in [
             json!({"email": "john@example.com", "last_name": "Doe", "workspace_name": "John's"}),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_it_is() {
+    fn a_refusal_keeps_its_listed_fields() {
         check(
             &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key", "email": "j@x"}}),
             &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}),
@@ -229,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_added_that_was_not_there() {
+    fn no_field_is_added() {
         check(&json!({"tier": "free"}), &json!({"tier": "free"}));
     }
 
     #[test]
-    fn what_is_no_document_is_not_relayed_as_one() {
+    fn a_body_that_is_no_object_is_not_redacted() {
         for text in ["", "[]", "null", "<html>", "{\"first_name\":\"J"] {
             assert_eq!(redacted(text.as_bytes()), None);
         }

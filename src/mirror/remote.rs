@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::rows::MirrorRow;
 use super::{MirrorStartError, Settings};
 use crate::clock;
-use crate::policy::mirror::{Acceptance, MirrorResponse, judge};
+use crate::policy::mirror::{Acceptance, MirrorResponse, classify};
 use crate::policy::retry_after::retry_after;
 use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
@@ -143,7 +143,7 @@ impl Remote {
         let code = error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
-        let verdict = judge(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
+        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
         Ok(SendOutcome { verdict, reason: Reason::Response { status, code }, retry_after })
     }
 }

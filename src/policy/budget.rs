@@ -249,17 +249,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lagging_figure_does_not_give_credits_back() {
+    fn a_lagging_figure_returns_no_credits() {
         check_adopted(50, used(30), 59, 50);
     }
 
     #[test]
-    fn what_others_spend_counts() {
+    fn spending_of_other_programs_counts() {
         check_adopted(50, used(70), 0, 70);
     }
 
     #[test]
-    fn a_figure_that_has_settled_is_the_truth() {
+    fn a_figure_older_than_the_lag_is_adopted() {
         check_adopted(50, used(30), 60, 30);
     }
 
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drift_is_what_time_does_not_explain() {
+    fn a_drift_is_a_difference_that_the_lag_does_not_explain() {
         check_drift(used(50), 0, BillingDiscrepancy::Within);
         check_drift(used(51), 0, BillingDiscrepancy::Above(1));
         check_drift(used(51), 60, BillingDiscrepancy::Above(1));
@@ -288,10 +288,10 @@ mod tests {
     }
 
     #[test]
-    fn only_figures_that_are_the_same_in_all_are_twins() {
+    fn only_equal_figures_are_twins() {
         assert!(used(50).is_twin(&used(50)));
         assert!(!used(50).is_twin(&used(51)));
-        assert!(!used(0).is_twin(&used(0)), "every new workspace is like that");
+        assert!(!used(0).is_twin(&used(0)), "all new workspaces have these figures");
         let dateless = Quota { resets_at: None, ..used(50) };
         assert!(!dateless.is_twin(&dateless));
         assert_eq!(Cause::of(5, true), Cause::Twin);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_period_is_theirs() {
+    fn a_new_period_adopts_the_figure_of_the_provider() {
         check_adopted(50, Quota { resets_at: Some(UnixMs(9_000)), ..used(3) }, 0, 3);
         check_adopted(50, Quota { resets_at: None, ..used(3) }, 0, 3);
     }

@@ -56,13 +56,13 @@ impl Life {
     /// The validity period of a CA created now.
     #[must_use]
     pub fn of_authority(now: UnixMs) -> Self {
-        Self { from: before(now), until: now.plus(AUTHORITY_LIFE) }
+        Self { from: backdated(now), until: now.plus(AUTHORITY_LIFE) }
     }
 
     /// The validity period of a server certificate issued now by a CA with the period `authority`.
     #[must_use]
     pub fn of_server(now: UnixMs, authority: Self) -> Self {
-        Self { from: before(now), until: now.plus(SERVER_LIFE).min(authority.until) }
+        Self { from: backdated(now), until: now.plus(SERVER_LIFE).min(authority.until) }
     }
 
     /// Whether the certificate is valid at this moment.
@@ -99,28 +99,28 @@ impl Life {
     }
 }
 
-fn before(now: UnixMs) -> UnixMs {
+fn backdated(now: UnixMs) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Whether the local CA may certify a name: `localhost` and the names below it, which always belong to
 /// this machine.
 #[must_use]
-pub fn is_vouched(name: &str) -> bool {
+pub fn may_certify(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
 /// The names of a server certificate: `localhost`, the loopback addresses that the server listens on, and
 /// those of `hosts` that the CA may certify.
 #[must_use]
-pub fn names(hosts: &[String], listened: &[IpAddr]) -> Vec<String> {
+pub fn names(hosts: &[String], listen_addresses: &[IpAddr]) -> Vec<String> {
     let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
         .into_iter()
-        .chain(listened.iter().map(IpAddr::to_canonical).filter(IpAddr::is_loopback));
+        .chain(listen_addresses.iter().map(IpAddr::to_canonical).filter(IpAddr::is_loopback));
     let mut names = vec!["localhost".to_owned()];
     let more = addresses
         .map(|address| address.to_string())
-        .chain(hosts.iter().filter(|host| is_vouched(host)).cloned());
+        .chain(hosts.iter().filter(|host| may_certify(host)).cloned());
     for name in more {
         if !names.contains(&name) {
             names.push(name);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_replaced_before_what_it_vouches_for_outlives_it() {
+    fn a_ca_is_replaced_before_a_certificate_outlives_it() {
         let life = Life::of_authority(NOW);
         assert_eq!(life.authority_verdict(NOW), Renewal::Keep);
         let last = in_days(3650 - 90);
@@ -159,11 +159,15 @@ mod tests {
         assert_eq!(Life::of_server(last, life).until, life.until);
         assert_eq!(life.authority_verdict(last.plus(Duration::from_millis(1))), Renewal::Renew);
         assert_eq!(life.authority_verdict(in_days(4000)), Renewal::Renew);
-        assert_eq!(Life::of_server(in_days(3640), life).until, life.until, "it never outlives it");
+        assert_eq!(
+            Life::of_server(in_days(3640), life).until,
+            life.until,
+            "a certificate never outlives its CA"
+        );
     }
 
     #[test]
-    fn a_clock_that_is_wrong_for_a_moment_costs_no_trust() {
+    fn a_wrong_clock_discards_no_ca() {
         let life = Life::of_authority(NOW);
         assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
         assert_eq!(life.authority_verdict(UnixMs(0)), Renewal::Keep);
@@ -173,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_belong_to_a_life() {
+    fn a_validity_period_includes_both_ends() {
         let life = Life { from: UnixMs(10), until: UnixMs(20) };
         let seen = [9, 10, 20, 21].map(|ms| life.validity(UnixMs(ms)));
         assert_eq!(seen, [Validity::NotYet, Validity::Holds, Validity::Holds, Validity::Expired]);
@@ -183,12 +187,12 @@ mod tests {
     fn a_certificate_is_for_this_machine_and_for_no_other() {
         let hosts =
             ["keys.localhost", "keys.example.com", "*", "localhost.example"].map(str::to_owned).to_vec();
-        let listened = ["127.0.0.1", "127.0.0.2", "::ffff:127.0.0.3", "10.0.0.1", "::"];
-        let listened = listened.map(|text| text.parse().unwrap());
+        let listen_addresses = ["127.0.0.1", "127.0.0.2", "::ffff:127.0.0.3", "10.0.0.1", "::"];
+        let listen_addresses = listen_addresses.map(|text| text.parse().unwrap());
         assert_eq!(
-            names(&hosts, &listened),
+            names(&hosts, &listen_addresses),
             ["localhost", "127.0.0.1", "::1", "127.0.0.2", "127.0.0.3", "keys.localhost"]
         );
-        assert!(!is_vouched("notlocalhost") && !is_vouched("localhost."));
+        assert!(!may_certify("notlocalhost") && !may_certify("localhost."));
     }
 }

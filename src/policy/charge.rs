@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_served_costs_what_its_answer_names() {
+    fn a_served_request_costs_what_its_response_reports() {
         for billing in [Billing::Metered, Billing::Unlisted] {
             check(billing, ChargeOutcome::Served, Some(250), 1, 250);
             check(billing, ChargeOutcome::Served, Some(5_000), 1, 5_000);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_prices_costs_what_was_reserved() {
+    fn a_request_without_a_reported_cost_costs_its_reservation() {
         for billing in [Billing::Metered, Billing::Unlisted] {
             check(billing, ChargeOutcome::Served, None, 1, RESERVED);
             check(billing, ChargeOutcome::Unknown, None, 1, RESERVED);
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_served_costs_nothing() {
+    fn a_request_that_was_not_served_costs_nothing() {
         for billing in [Billing::Metered, Billing::Unlisted, Billing::Free] {
             for outcome in [ChargeOutcome::Unsent, ChargeOutcome::Refused] {
                 check(billing, outcome, None, 0, 0);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_price_is_taken_whatever_the_route() {
+    fn a_reported_cost_is_charged_whatever_the_route() {
         for outcome in [ChargeOutcome::Served, ChargeOutcome::Refused, ChargeOutcome::Unknown] {
             check(Billing::Free, outcome, Some(7), 1, 7);
             check(Billing::Metered, outcome, Some(7), 1, 7);

@@ -155,8 +155,8 @@ impl Clients {
     }
 
     fn of_print(&self, print: &TokenFingerprint) -> Option<&Arc<Client>> {
-        let alike = self.known.get(&print.first_word())?;
-        alike.iter().find(|(_, expected)| expected.matches(print)).map(|(client, _)| client)
+        let same_bucket = self.known.get(&print.first_word())?;
+        same_bucket.iter().find(|(_, expected)| expected.matches(print)).map(|(client, _)| client)
     }
 }
 
@@ -253,9 +253,9 @@ mod tests {
         expected: Result<&str, Unidentified>,
     ) {
         let headers = headers(header.as_slice());
-        let found = authenticate(&known(AnonymousAccess::Refused), &headers, query);
-        assert_eq!(found.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
-        assert!(found.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
+        let caller = authenticate(&known(AnonymousAccess::Refused), &headers, query);
+        assert_eq!(caller.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
+        assert!(caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_that_begin_alike_are_told_apart() {
+    fn fingerprints_with_a_common_prefix_are_distinguished() {
         let print = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
         let clients = vec![(client("one", false), print('1')), (client("two", false), print('2'))];
         let clients = Clients::new(clients, AnonymousAccess::Refused);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn without_configured_clients_everyone_is_local() {
+    fn without_configured_clients_every_request_is_local() {
         let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
         let caller = authenticate(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
@@ -303,20 +303,20 @@ mod tests {
     #[track_caller]
     fn check_own(
         clients: &Clients,
-        given: &[(&'static str, &'static str)],
+        credentials: &[(&'static str, &'static str)],
         query: Option<&str>,
         expected: Result<(&str, Option<&str>), Unidentified>,
     ) {
-        let found = authenticate(clients, &headers(given), query);
-        let found = found
+        let caller = authenticate(clients, &headers(credentials), query);
+        let identified = caller
             .as_ref()
             .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
         let expected = expected.map(|(name, key)| (name, key.map(crate::secret::Fingerprint::of)));
-        assert_eq!(found.map_err(|error| *error), expected);
+        assert_eq!(identified.map_err(|error| *error), expected);
     }
 
     #[test]
-    fn a_client_that_may_brings_its_key_beside_its_token() {
+    fn a_permitted_client_brings_its_key_beside_its_token() {
         let clients = known(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
         check_own(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
@@ -332,13 +332,13 @@ mod tests {
     fn a_malformed_own_key_is_not_served_from_the_pool() {
         let clients = known(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
-        let anyone = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
+        let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         for key in ["sk_own two", "sk\u{e9}", "Bearer sk_own"] {
             let own = ("xi-api-key", key);
             check_own(&clients, &[ops, own], None, Err(Unidentified::MalformedKey));
             check_own(&clients, &[app, own], None, Ok(("app", None)));
             check_own(&known(AnonymousAccess::BringKeys), &[own], None, Err(Unidentified::MalformedKey));
-            check_own(&anyone, &[own], None, Err(Unidentified::MalformedKey));
+            check_own(&open_clients, &[own], None, Err(Unidentified::MalformedKey));
         }
         check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
         check_own(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unidentified::MalformedKey));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn anonymous_bring_keys_only_when_they_may() {
+    fn anonymous_clients_bring_keys_only_when_they_may() {
         let own = [("xi-api-key", "sk_own")];
         check_own(&known(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
         let clients = known(AnonymousAccess::BringKeys);
@@ -358,15 +358,16 @@ mod tests {
         check_own(&clients, &[("authorization", "Bearer sk_own")], None, Err(Unidentified::Wrong));
         check_own(&clients, &[own[0], ("x-keychoir-token", "wrong")], None, Err(Unidentified::Wrong));
         check_own(&clients, &[], None, Err(Unidentified::Missing));
-        let is_one = |given| clients.include(&authenticate(&clients, &headers(given), None).unwrap());
-        assert!(is_one(&[("xi-api-key", "token-of-app")]) && !is_one(&own));
-        let anyone = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
-        check_own(&anyone, &own, None, Ok(("local", Some("sk_own"))));
-        check_own(&anyone, &[], None, Ok(("local", None)));
+        let is_included =
+            |credentials| clients.include(&authenticate(&clients, &headers(credentials), None).unwrap());
+        assert!(is_included(&[("xi-api-key", "token-of-app")]) && !is_included(&own));
+        let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
+        check_own(&open_clients, &own, None, Ok(("local", Some("sk_own"))));
+        check_own(&open_clients, &[], None, Ok(("local", None)));
     }
 
     #[test]
-    fn pins_name_keys_or_workspaces() {
+    fn allowed_keys_are_names_of_keys_or_workspaces() {
         let pins = AllowedKeys { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
         assert!(AllowedKeys::default().permit(None, None));
         assert!(pins.permit(Some("first"), None));

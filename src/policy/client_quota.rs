@@ -41,12 +41,12 @@ pub enum Period {
 
 /// The error of a client whose quota does not suffice for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the client has used its {allowance}")]
+#[error("the client has used its {quota}")]
 pub struct QuotaSpent {
     /// The quota.
-    pub allowance: ClientQuota,
+    pub quota: ClientQuota,
     /// When the count is reset; `None` for never.
-    pub begins_anew: Option<UnixMs>,
+    pub resets_at: Option<UnixMs>,
     /// Set when some of the quota is left, but less than the request may cost.
     pub shortfall: Option<QuotaShortfall>,
 }
@@ -92,7 +92,7 @@ impl ClientQuota {
     pub fn refusal(&self, taken: u64, more: u64, now: UnixMs) -> QuotaSpent {
         let left = self.amount.saturating_sub(taken);
         let shortfall = (left > 0).then_some(QuotaShortfall { left, needed: more });
-        QuotaSpent { allowance: *self, begins_anew: self.period.end(now), shortfall }
+        QuotaSpent { quota: *self, resets_at: self.period.end(now), shortfall }
     }
 }
 
@@ -249,15 +249,15 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
-    /// Counts a request at `now`. `booked` is the time up to which the client's requests use its rate so
-    /// far; both are nanoseconds since the same moment. Returns the new `booked`.
+    /// Counts a request at `now`. `used_until` is the time up to which the client's requests use its rate so
+    /// far; both are nanoseconds since the same moment. Returns the new `used_until`.
     ///
     /// # Errors
     ///
     /// When the rate is exceeded, with the time until the next request fits.
-    pub fn book(&self, booked: u64, now: u64) -> Result<u64, Duration> {
+    pub fn admit(&self, used_until: u64, now: u64) -> Result<u64, Duration> {
         let span = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
-        let next = booked.max(now).saturating_add(span / u64::from(self.requests.max(1)));
+        let next = used_until.max(now).saturating_add(span / u64::from(self.requests.max(1)));
         match next.saturating_sub(now).checked_sub(span) {
             None | Some(0) => Ok(next),
             Some(wait) => Err(Duration::from_nanos(wait)),
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_day_lies_in_the_month_that_the_calendar_says() {
+    fn a_day_lies_in_its_month_of_the_calendar() {
         for day in 0..=65_536 {
             let now = UnixMs(day * DAY_MS + 5);
             let begin = Period::Month.begin(now).0 / DAY_MS;
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn days_and_months_are_the_calendars() {
+    fn days_and_months_are_those_of_the_calendar() {
         check_period(
             Period::Day,
             "2024-02-29T23:59:59.999Z",
@@ -333,20 +333,17 @@ mod tests {
 
     #[test]
     fn the_last_unit_may_be_used_and_no_more() {
-        let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Day };
-        assert_eq!(allowance.check(2, LEAP), Ok(()));
-        let spent = QuotaSpent { allowance, begins_anew: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
-        assert_eq!(allowance.check(3, LEAP), Err(spent));
-        assert_eq!(
-            ClientQuota { amount: 0, ..allowance }.check(0, LEAP).unwrap_err().begins_anew,
-            spent.begins_anew
-        );
-        let ever = ClientQuota { period: Period::Ever, ..allowance };
-        assert_eq!(ever.check(4, LEAP).unwrap_err().begins_anew, None);
+        let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Day };
+        assert_eq!(quota.check(2, LEAP), Ok(()));
+        let spent = QuotaSpent { quota, resets_at: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
+        assert_eq!(quota.check(3, LEAP), Err(spent));
+        assert_eq!(ClientQuota { amount: 0, ..quota }.check(0, LEAP).unwrap_err().resets_at, spent.resets_at);
+        let ever = ClientQuota { period: Period::Ever, ..quota };
+        assert_eq!(ever.check(4, LEAP).unwrap_err().resets_at, None);
     }
 
     #[test]
-    fn counting_begins_anew_with_the_period_and_not_when_the_clock_steps_back() {
+    fn a_count_is_reset_with_the_period_and_not_when_the_clock_steps_back() {
         let tomorrow = Period::Day.end(LEAP).unwrap();
         let tally = Tally::default().plus(2, Period::Day, LEAP).plus(1, Period::Day, LEAP);
         assert_eq!((tally.used(Period::Day, LEAP), tally.used(Period::Day, tomorrow)), (3, 0));
@@ -360,12 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reserved_is_settled_in_its_own_period() {
+    fn a_reservation_is_settled_in_its_own_period() {
         let tomorrow = Period::Day.end(LEAP).unwrap();
         let tally = Tally::default().plus(20, Period::Day, LEAP);
         let number = tally.number();
         assert_eq!(tally.settled(number, 20, 7).used(Period::Day, LEAP), 7);
-        assert_eq!(tally.settled(number, 5, 9).used(Period::Day, LEAP), 24, "it may cost more");
+        assert_eq!(
+            tally.settled(number, 5, 9).used(Period::Day, LEAP),
+            24,
+            "a request may cost more than its reservation"
+        );
         assert_eq!(tally.settled(number, 90, 0).used(Period::Day, LEAP), 0);
         let next = tally.plus(1, Period::Day, tomorrow);
         assert_eq!(next.settled(number, 20, 30), next, "yesterday is over");
@@ -373,14 +374,14 @@ mod tests {
 
     #[track_caller]
     fn check_for(taken: u64, more: u64, expected: Result<(), Option<(u64, u64)>>) {
-        let quota = ClientQuota { amount: 1_000, measure: Measure::Credits, period: Period::Ever };
-        let found = quota.check_for(taken, more, LEAP);
-        let found = found.map_err(|spent| spent.shortfall.map(|short| (short.left, short.needed)));
-        assert_eq!(found, expected);
+        let client_quota = ClientQuota { amount: 1_000, measure: Measure::Credits, period: Period::Ever };
+        let result = client_quota.check_for(taken, more, LEAP);
+        let result = result.map_err(|spent| spent.shortfall.map(|short| (short.left, short.needed)));
+        assert_eq!(result, expected);
     }
 
     #[test]
-    fn a_request_fits_or_learns_what_is_left() {
+    fn a_request_fits_or_its_error_names_the_remainder() {
         check_for(0, 1_000, Ok(()));
         check_for(0, 1_001, Err(Some((1_000, 1_001))));
         check_for(999, 1, Ok(()));
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_is_one_word() {
+    fn a_tally_fits_one_word() {
         for (number, amount) in [(0, 0), (1, AMOUNT_MAX), (u16::MAX, 7)] {
             let tally = Tally { number, amount };
             assert_eq!(Tally::of_word(tally.word()), tally);
@@ -400,28 +401,28 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_reads_as_a_person_writes_it() {
-        let allowance = |amount, measure, period| ClientQuota { amount, measure, period }.to_string();
-        assert_eq!(allowance(3, Measure::Requests, Period::Ever), "3 requests");
-        assert_eq!(allowance(1, Measure::Requests, Period::Day), "1 request per day");
-        assert_eq!(allowance(10_000, Measure::Credits, Period::Month), "10,000 credits per month");
+    fn a_quota_is_written_as_in_the_configuration() {
+        let quota = |amount, measure, period| ClientQuota { amount, measure, period }.to_string();
+        assert_eq!(quota(3, Measure::Requests, Period::Ever), "3 requests");
+        assert_eq!(quota(1, Measure::Requests, Period::Day), "1 request per day");
+        assert_eq!(quota(10_000, Measure::Credits, Period::Month), "10,000 credits per month");
     }
 
     #[test]
-    fn a_rate_lets_a_burst_in_and_then_one_after_the_other() {
+    fn a_rate_admits_a_burst_and_then_one_request_after_the_other() {
         let rate = Rate { requests: 3, span: Duration::from_secs(3) };
         const SECOND: u64 = 1_000_000_000;
         let start = 100 * SECOND;
-        let mut booked = 0;
+        let mut used_until = 0;
         for _ in 0..3 {
-            booked = rate.book(booked, start).unwrap();
+            used_until = rate.admit(used_until, start).unwrap();
         }
-        assert_eq!(rate.book(booked, start), Err(Duration::from_secs(1)));
-        assert_eq!(rate.book(booked, start + SECOND - 1), Err(Duration::from_nanos(1)));
-        let next = rate.book(booked, start + SECOND).unwrap();
-        assert_eq!(rate.book(next, start + SECOND), Err(Duration::from_secs(1)));
-        assert!(rate.book(next, start + 60 * SECOND).is_ok(), "a pause fills it again");
+        assert_eq!(rate.admit(used_until, start), Err(Duration::from_secs(1)));
+        assert_eq!(rate.admit(used_until, start + SECOND - 1), Err(Duration::from_nanos(1)));
+        let next = rate.admit(used_until, start + SECOND).unwrap();
+        assert_eq!(rate.admit(next, start + SECOND), Err(Duration::from_secs(1)));
+        assert!(rate.admit(next, start + 60 * SECOND).is_ok(), "a pause fills it again");
         let one = Rate { requests: 1, ..rate };
-        assert_eq!(one.book(one.book(0, start).unwrap(), start), Err(Duration::from_secs(3)));
+        assert_eq!(one.admit(one.admit(0, start).unwrap(), start), Err(Duration::from_secs(3)));
     }
 }

@@ -148,12 +148,12 @@ pub struct Evidence {
     /// the request, and one request may probe the key.
     pub is_agreed: bool,
     /// The response that it was taken from.
-    pub source: Source,
+    pub source: RefusalSource,
 }
 
 /// The response that evidence was taken from, for diagnosis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Source {
+pub struct RefusalSource {
     /// The status of the response; `None` when the refusal came on a WebSocket.
     pub status: Option<u16>,
     /// The provider's words, without secrets.
@@ -239,7 +239,7 @@ pub enum Meaning {
     /// None any more: the evidence has expired, or a newer or stronger fact has refuted it.
     Nothing,
     /// The key or workspace is in cooldown.
-    Rest {
+    Cooldown {
         /// Its reason and its end.
         cooldown: Cooldown,
         /// Whether one request may probe it before the end when no other key can serve: the words alone
@@ -247,7 +247,7 @@ pub enum Meaning {
         is_probable: bool,
     },
     /// The concurrency group is in cooldown.
-    GroupRest {
+    GroupCooldown {
         /// The rate limited group.
         group: ConcurrencyGroup,
         /// The end of the cooldown.
@@ -276,43 +276,43 @@ pub fn meaning(
 ) -> Meaning {
     let at = evidence.at;
     let later = poll.filter(|poll| poll.at > at);
-    let rest =
-        |reason, until, is_probable| Meaning::Rest { cooldown: Cooldown { reason, until }, is_probable };
+    let cooldown =
+        |reason, until, is_probable| Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable };
     let spent_until = || {
         let reset = resets_at.filter(|reset| *reset > at);
         reset.unwrap_or_else(|| at.plus(cooldowns.exhausted))
     };
-    let meant = match evidence.claim {
+    let meaning = match evidence.claim {
         ClaimedFault::Credits { .. } if refutes_credits(evidence, later, cooldowns) => {
             return Meaning::Nothing;
         }
         // Without a reset date the end is a guess, which one request may probe.
         ClaimedFault::Credits { figures: Some((0, _)), .. } => {
-            rest(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
+            cooldown(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
         }
         ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
             Meaning::Short { left: left_by_estimate, until: spent_until() }
         }
         ClaimedFault::Credits { figures: None, .. } => {
-            rest(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
+            cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
             let span = evidence.named_span.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
             let is_probable = evidence.named_span.is_none() || evidence.is_agreed;
-            Meaning::GroupRest { group, until: at.plus(span), is_probable }
+            Meaning::GroupCooldown { group, until: at.plus(span), is_probable }
         }
         ClaimedFault::Locked => match later.map(|poll| poll.result) {
             Some(PollResult::Figures { is_paid: Some(true), .. }) => return Meaning::Nothing,
             Some(PollResult::Figures { is_paid: Some(false), .. }) => {
-                rest(CooldownReason::Billing, at.plus(cooldowns.billing), false)
+                cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), false)
             }
             Some(
                 PollResult::Figures { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid,
             )
-            | None => rest(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
+            | None => cooldown(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
         // No poll reports it. Repeated attempts make it worse.
-        ClaimedFault::Suspected => rest(CooldownReason::Billing, at.plus(cooldowns.billing), true),
+        ClaimedFault::Suspected => cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), true),
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
             let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;
             let reason = if is_wrong_host { CooldownReason::WrongHost } else { CooldownReason::Invalid };
@@ -321,35 +321,38 @@ pub fn meaning(
                     return Meaning::Nothing;
                 }
                 Some(Poll { result: PollResult::Invalid, at }) => {
-                    rest(reason, at.plus(cooldowns.invalid), false)
+                    cooldown(reason, at.plus(cooldowns.invalid), false)
                 }
-                None => rest(reason, at.plus(cooldowns.invalid_confirm), true),
+                None => cooldown(reason, at.plus(cooldowns.invalid_confirm), true),
             }
         }
     };
-    let until = match meant {
+    let until = match meaning {
         Meaning::Nothing => now,
-        Meaning::Rest { cooldown, .. } => cooldown.until,
-        Meaning::GroupRest { until, .. } | Meaning::Short { until, .. } => until,
+        Meaning::Cooldown { cooldown, .. } => cooldown.until,
+        Meaning::GroupCooldown { until, .. } | Meaning::Short { until, .. } => until,
     };
-    if until > now { meant } else { Meaning::Nothing }
+    if until > now { meaning } else { Meaning::Nothing }
 }
 
 /// The cooldown that follows from all of this evidence, without a poll; a rate limited group counts as
 /// one.
 #[must_use]
-pub fn rest(
+pub fn cooldown(
     evidence: &[Evidence],
     resets_at: Option<UnixMs>,
     cooldowns: &Cooldowns,
     now: UnixMs,
 ) -> Option<Cooldown> {
-    let rests = evidence.iter().filter_map(|known| match meaning(known, None, resets_at, cooldowns, now) {
-        Meaning::Rest { cooldown, .. } => Some(cooldown),
-        Meaning::GroupRest { until, .. } => Some(Cooldown { reason: CooldownReason::RateLimited, until }),
-        Meaning::Short { .. } | Meaning::Nothing => None,
-    });
-    rests.reduce(Cooldown::joined)
+    let cooldowns_of_evidence =
+        evidence.iter().filter_map(|known| match meaning(known, None, resets_at, cooldowns, now) {
+            Meaning::Cooldown { cooldown, .. } => Some(cooldown),
+            Meaning::GroupCooldown { until, .. } => {
+                Some(Cooldown { reason: CooldownReason::RateLimited, until })
+            }
+            Meaning::Short { .. } | Meaning::Nothing => None,
+        });
+    cooldowns_of_evidence.reduce(Cooldown::joined)
 }
 
 /// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll as

@@ -20,13 +20,13 @@ pub struct RequestedLimits {
 /// The maximum number of client connections when `limit` files may be open: as many as configured, if
 /// each of them can have a request in flight. At least one.
 #[must_use]
-pub fn connections(limit: u64, wanted: RequestedLimits) -> usize {
+pub fn connections(limit: u64, requested: RequestedLimits) -> usize {
     let usable = limit - BASE.min(limit / 2);
-    let idle = (wanted.idle_connections as u64).min(usable / 4);
+    let idle = (requested.idle_connections as u64).min(usable / 4);
     let usable = usable - idle;
     // Half of them with a request each, or all that remain besides the requests.
-    let most = (usable / 2).max(usable.saturating_sub(wanted.requests as u64)).max(1);
-    wanted.connections.min(usize::try_from(most).unwrap_or(usize::MAX))
+    let most = (usable / 2).max(usable.saturating_sub(requested.requests as u64)).max(1);
+    requested.connections.min(usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -39,12 +39,12 @@ mod tests {
         RequestedLimits { connections: 10_000, requests: 5_000, idle_connections: 256 };
 
     #[track_caller]
-    fn check(limit: u64, wanted: RequestedLimits, expected: usize) {
-        assert_eq!(connections(limit, wanted), expected, "{limit} files for {wanted:?}");
+    fn check(limit: u64, requested: RequestedLimits, expected: usize) {
+        assert_eq!(connections(limit, requested), expected, "{limit} files for {requested:?}");
     }
 
     #[test]
-    fn as_many_as_are_wanted_where_they_fit() {
+    fn the_configured_connections_are_accepted_where_they_fit() {
         check(u64::MAX, DEFAULT, 10_000);
         check(1_048_576, DEFAULT, 10_000);
         check(15_384, DEFAULT, 10_000);
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_under_a_small_limit() {
+    fn fewer_connections_are_accepted_under_a_small_limit() {
         check(4_096, DEFAULT, 1_856);
         check(1_024, DEFAULT, 336);
         check(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
@@ -70,8 +70,8 @@ mod tests {
             requests in 1..50_000_usize,
             idle_connections in 0..50_000_usize,
         ) {
-            let wanted = RequestedLimits { connections, requests, idle_connections };
-            let clients = super::connections(limit, wanted);
+            let requested = RequestedLimits { connections, requests, idle_connections };
+            let clients = super::connections(limit, requested);
             prop_assert!((1..=connections).contains(&clients));
             prop_assert!((clients + clients.min(requests)) as u64 + BASE.min(limit / 2) <= limit);
         }

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_lasts_as_long_as_its_rate_says() {
+    fn remaining_credits_last_as_long_as_their_rate_says() {
         assert_eq!(forecast(&quota(500, Some(9)), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
         assert_eq!(forecast(&quota(500, Some(5)), 100.0, NOW), Forecast::Lasts);
         assert_eq!(forecast(&quota(500, None), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_knows_without_a_rate_or_a_limit() {
+    fn a_forecast_is_unknown_without_a_rate_or_a_limit() {
         assert_eq!(forecast(&quota(0, None), 0.5, NOW), Forecast::Unknown);
         assert_eq!(forecast(&Quota { limit: None, ..quota(0, None) }, 100.0, NOW), Forecast::Unknown);
     }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_spent_long_ago_counts_less() {
+    fn old_spending_counts_less() {
         let spending = Spending::default().and(1_000, NOW);
         let later = UnixMs(NOW.0 + 6 * 3_600_000);
         assert!((spending.at(later).credits - 500.0).abs() < 1.0);

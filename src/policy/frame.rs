@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_head_is_none() {
+    fn an_incomplete_head_is_not_read() {
         let whole = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
         for end in 0..whole.len() {
             assert_eq!(read(&whole[..end]), None, "{end} bytes");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_says_why() {
+    fn a_close_carries_its_code_and_reason() {
         assert_eq!(read_close(&close_payload(1012, "restart")), (1012, "restart".to_owned()));
         assert_eq!(read_close(b""), (1005, String::new()));
         assert_eq!(read_close(b"\x03"), (1005, String::new()));
@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(
+        fn a_written_head_is_read_again(
             is_final: bool, reserved in 0_u8..8, opcode in 0_u8..16, masked in any::<Option<[u8; 4]>>(),
             length in prop_oneof![0_u64..130, 65_530_u64..65_540, any::<u64>()],
         ) {
@@ -244,7 +244,7 @@ mod tests {
         }
 
         #[test]
-        fn a_mask_works_piece_by_piece(bytes: Vec<u8>, masked: [u8; 4], cut in 0_usize..64) {
+        fn a_mask_is_applied_piece_by_piece(bytes: Vec<u8>, masked: [u8; 4], cut in 0_usize..64) {
             let cut = cut.min(bytes.len());
             let simple: Vec<u8> = bytes.iter().zip(masked.iter().cycle()).map(|(a, b)| a ^ b).collect();
             let mut pieces = bytes;

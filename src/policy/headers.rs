@@ -118,7 +118,7 @@ pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderM
 
 /// Adds the upgrade headers for the upstream, which were removed as hop-by-hop headers. Where messages
 /// are `read`, no compression is offered.
-pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
+pub fn request_websocket(headers: &mut HeaderMap, read: bool) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     if read {
@@ -128,7 +128,7 @@ pub fn ask_for_socket(headers: &mut HeaderMap, read: bool) {
 
 /// Prepares the headers of a 101 for the client.
 pub fn strip_switched(headers: &mut HeaderMap) {
-    strip_answer(headers);
+    strip_response(headers);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -136,7 +136,7 @@ pub fn strip_switched(headers: &mut HeaderMap) {
 
 /// Prepares the headers of a response for the client: removes hop-by-hop headers and what the provider
 /// says about its own origin, and adds a sandbox to documents that a browser would execute.
-pub fn strip_answer(headers: &mut HeaderMap) {
+pub fn strip_response(headers: &mut HeaderMap) {
     let present = PresentHeaders::of(headers);
     // With both headers, the chunked framing applies (RFC 9112, section 6.3).
     if present.has(KnownHeader::TRANSFER_ENCODING) {
@@ -272,7 +272,7 @@ pub fn parameter_names(query: &str) -> String {
 #[must_use]
 pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(found, _)| decode(found) == name).map(|(_, value)| decode(value).into_owned())
+    pairs.find(|(written, _)| decode(written) == name).map(|(_, value)| decode(value).into_owned())
 }
 
 fn is_credential(pair: &str) -> bool {
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_for_one_host() {
+    fn a_request_names_one_host() {
         check_host(Version::HTTP_11, "/v1/x", &["localhost:11011"], true);
         check_host(Version::HTTP_11, "/v1/x", &[], false);
         check_host(Version::HTTP_11, "/v1/x", &["a", "a"], false);
@@ -354,14 +354,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_request(given: &[(&'static str, &'static str)], expected: &[(&'static str, &'static str)]) {
-        let mut map = headers(given);
+    fn check_request(received: &[(&'static str, &'static str)], expected: &[(&'static str, &'static str)]) {
+        let mut map = headers(received);
         strip_request(&mut map, &Forwarded::default());
         assert_eq!(map, headers(expected));
     }
 
     #[test]
-    fn no_credential_goes_on() {
+    fn no_credential_is_forwarded() {
         check_request(
             &[
                 ("xi-api-key", "a"),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_connection_header_lists_stays_here() {
+    fn headers_listed_in_connection_are_removed() {
         check_request(
             &[
                 ("connection", "close, X-Mine"),
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_headers_stay_here() {
+    fn hop_by_hop_headers_are_removed() {
         check_request(
             &[
                 ("host", "localhost"),
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_keeps_all_but_its_hop() {
+    fn a_response_keeps_all_but_its_hop_by_hop_headers() {
         let mut map = headers(&[
             ("connection", "x-a"),
             ("x-a", "1"),
@@ -427,21 +427,21 @@ mod tests {
             ("content-type", "audio/mpeg"),
             ("transfer-encoding", "chunked"),
         ]);
-        strip_answer(&mut map);
+        strip_response(&mut map);
         assert_eq!(map, headers(&[("link", "a"), ("link", "b"), ("content-type", "audio/mpeg")]));
     }
 
     #[test]
-    fn an_answer_with_both_lengths_keeps_neither() {
+    fn a_response_with_both_framings_keeps_neither() {
         let kind = ("content-type", "audio/mpeg");
         let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), kind]);
-        strip_answer(&mut map);
+        strip_response(&mut map);
         assert_eq!(map, headers(&[kind]));
     }
 
     #[track_caller]
-    fn check_query(given: &str, expected: Option<&str>) {
-        assert_eq!(strip_query(given).as_deref(), expected);
+    fn check_query(received: &str, expected: Option<&str>) {
+        assert_eq!(strip_query(received).as_deref(), expected);
     }
 
     #[test]
@@ -456,24 +456,25 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_found_however_they_are_written() {
+    fn credentials_are_found_in_every_spelling() {
         check_query("XI-API-KEY=k", None);
         check_query("xi%5fapi%5Fkey=k", None);
         check_query("authorization", None);
         check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
         check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
         let nothing = HeaderMap::new();
-        let found = presented(&nothing, Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
-        assert!(found.eq([Presented::Other("k".into()), Presented::Key("j".into())]));
+        let credentials =
+            presented(&nothing, Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
+        assert!(credentials.eq([Presented::Other("k".into()), Presented::Key("j".into())]));
     }
 
     #[track_caller]
-    fn check_subprotocols(given: &[&'static str], kept: Option<&str>, token: Option<&str>) {
+    fn check_subprotocols(received: &[&'static str], kept: Option<&str>, token: Option<&str>) {
         let pairs: Vec<(&'static str, &'static str)> =
-            given.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
+            received.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
         let mut headers = headers(&pairs);
-        let found: Vec<Presented<'_>> = presented(&headers, None).collect();
-        assert_eq!(found.first().map(Presented::text), token);
+        let credentials: Vec<Presented<'_>> = presented(&headers, None).collect();
+        assert_eq!(credentials.first().map(Presented::text), token);
         strip_request(&mut headers, &Forwarded::default());
         let values: Vec<&str> =
             headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
@@ -490,19 +491,24 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_socket(method: &Method, version: Version, pairs: &[(&'static str, &'static str)], is_one: bool) {
-        assert_eq!(is_websocket_upgrade(method, version, &headers(pairs)), is_one, "{pairs:?}");
+    fn check_websocket(
+        method: &Method,
+        version: Version,
+        pairs: &[(&'static str, &'static str)],
+        expected: bool,
+    ) {
+        assert_eq!(is_websocket_upgrade(method, version, &headers(pairs)), expected, "{pairs:?}");
     }
 
     #[test]
-    fn a_websocket_is_asked_for_in_two_words() {
+    fn a_websocket_request_has_two_headers() {
         let both = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
-        check_socket(&Method::GET, Version::HTTP_11, &both, true);
-        check_socket(&Method::POST, Version::HTTP_11, &both, false);
-        check_socket(&Method::GET, Version::HTTP_10, &both, false);
-        check_socket(&Method::GET, Version::HTTP_11, &both[..1], false);
-        check_socket(&Method::GET, Version::HTTP_11, &both[1..], false);
-        check_socket(
+        check_websocket(&Method::GET, Version::HTTP_11, &both, true);
+        check_websocket(&Method::POST, Version::HTTP_11, &both, false);
+        check_websocket(&Method::GET, Version::HTTP_10, &both, false);
+        check_websocket(&Method::GET, Version::HTTP_11, &both[..1], false);
+        check_websocket(&Method::GET, Version::HTTP_11, &both[1..], false);
+        check_websocket(
             &Method::GET,
             Version::HTTP_11,
             &[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")],
@@ -511,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_see_names_and_no_values() {
+    fn parameter_names_contain_no_values() {
         assert_eq!(
             parameter_names("output_format=mp3&xi_api_key=secret&%0a%1b[31mx=1"),
             "output_format,xi_api_key,[31mx"

@@ -122,11 +122,14 @@ impl KeyState {
     /// The state of a key at `now`, from its own cooldown, its workspace's, and the quota at `now`.
     #[must_use]
     pub fn of(own: Option<Cooldown>, workspace: Option<Cooldown>, quota: &Quota, now: UnixMs) -> Self {
-        let park = match (own.filter(|park| park.holds(now)), workspace.filter(|park| park.holds(now))) {
+        let cooldown = match (
+            own.filter(|cooldown| cooldown.holds(now)),
+            workspace.filter(|cooldown| cooldown.holds(now)),
+        ) {
             (Some(own), Some(workspace)) => Some(own.joined(workspace)),
             (one, other) => one.or(other),
         };
-        match park {
+        match cooldown {
             // A locked or refused key is reported as such, even when its credits are exhausted as well.
             Some(Cooldown {
                 reason:
@@ -173,12 +176,12 @@ pub struct Transition<K> {
     /// The key that changed.
     pub key: K,
     /// The change, with its reason and figures.
-    pub change: Change,
+    pub change: StateChange,
 }
 
 /// A change of a key's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum StateChange {
     /// It serves from now on.
     InUse {
         /// The quota of its workspace, as far as it is known.
@@ -219,7 +222,7 @@ mod tests {
         resets_at: Some(UnixMs(9_000)),
     };
 
-    fn park(reason: CooldownReason, until: u64) -> Option<Cooldown> {
+    fn cooldown(reason: CooldownReason, until: u64) -> Option<Cooldown> {
         Some(Cooldown { reason, until: UnixMs(until) })
     }
 
@@ -238,40 +241,45 @@ mod tests {
     }
 
     #[test]
-    fn a_park_holds_until_its_end_and_not_at_it() {
+    fn a_cooldown_holds_until_its_end_and_not_at_it() {
         check(
-            park(CooldownReason::RateLimited, 1_001),
+            cooldown(CooldownReason::RateLimited, 1_001),
             None,
             FULL,
             Some((CooldownReason::RateLimited, 1_001)),
         );
-        check(park(CooldownReason::RateLimited, 1_000), None, FULL, None);
+        check(cooldown(CooldownReason::RateLimited, 1_000), None, FULL, None);
     }
 
     #[test]
-    fn a_workspaces_park_rests_its_keys() {
-        check(None, park(CooldownReason::Exhausted, 2_000), FULL, Some((CooldownReason::Exhausted, 2_000)));
+    fn a_cooldown_of_a_workspace_is_one_of_its_keys() {
+        check(
+            None,
+            cooldown(CooldownReason::Exhausted, 2_000),
+            FULL,
+            Some((CooldownReason::Exhausted, 2_000)),
+        );
     }
 
     #[test]
     fn the_later_end_wins() {
         let (short, long) =
-            (park(CooldownReason::RateLimited, 1_500), park(CooldownReason::Exhausted, 2_000));
+            (cooldown(CooldownReason::RateLimited, 1_500), cooldown(CooldownReason::Exhausted, 2_000));
         check(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
         check(long, short, FULL, Some((CooldownReason::Exhausted, 2_000)));
     }
 
     #[test]
-    fn a_spent_quota_rests_until_its_reset() {
+    fn a_spent_quota_is_a_cooldown_until_its_reset() {
         check(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
         check(
-            park(CooldownReason::RateLimited, 1_500),
+            cooldown(CooldownReason::RateLimited, 1_500),
             None,
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Exhausted, 9_000)),
         );
         check(
-            park(CooldownReason::Invalid, 1_500),
+            cooldown(CooldownReason::Invalid, 1_500),
             None,
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Invalid, 1_500)),
@@ -279,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_read_back() {
+    fn the_status_words_are_parsed_again() {
         for status in [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid] {
             assert_eq!(KeyStatus::parse(status.word()), Some(status));
         }

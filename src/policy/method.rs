@@ -9,7 +9,7 @@ pub const MAX_METHOD_LENGTH: usize = 32;
 
 /// Whether a method is short enough to be forwarded.
 #[must_use]
-pub fn is_passed(method: &Method) -> bool {
+pub fn has_allowed_length(method: &Method) -> bool {
     method.as_str().len() <= MAX_METHOD_LENGTH
 }
 
@@ -53,9 +53,9 @@ mod tests {
     }
 
     #[test]
-    fn a_method_has_a_longest_length() {
+    fn a_method_has_a_maximum_length() {
         for (length, expected) in [(1, true), (32, true), (33, false), (30_000, false)] {
-            assert_eq!(is_passed(&"A".repeat(length).parse().unwrap()), expected);
+            assert_eq!(has_allowed_length(&"A".repeat(length).parse().unwrap()), expected);
         }
     }
 }

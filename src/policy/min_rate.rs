@@ -44,13 +44,13 @@ impl ReadPace {
     }
 
     /// Records that the client has read this many bytes.
-    pub fn took(&mut self, bytes: u64) {
+    pub fn record_read(&mut self, bytes: u64) {
         self.taken = self.taken.saturating_add(bytes);
     }
 
     /// Records that the client was waited for. Returns whether that was longer than the time left.
-    pub fn waited(&mut self, span: Duration) -> bool {
-        self.settle();
+    pub fn record_wait(&mut self, span: Duration) -> bool {
+        self.credit_reads();
         let is_too_long = self.rate.bytes_per_second > 0 && span > self.left;
         self.left = self.left.saturating_sub(span);
         is_too_long
@@ -59,11 +59,11 @@ impl ReadPace {
     /// The time left; `None` for any time.
     #[must_use]
     pub fn left(&mut self) -> Option<Duration> {
-        self.settle();
+        self.credit_reads();
         (self.rate.bytes_per_second > 0).then_some(self.left)
     }
 
-    fn settle(&mut self) {
+    fn credit_reads(&mut self) {
         let rate = u64::from(self.rate.bytes_per_second.max(1));
         let earned = Duration::from_millis(std::mem::take(&mut self.taken).saturating_mul(1_000) / rate);
         self.left = self.left.saturating_add(earned).min(self.left_max);
@@ -98,15 +98,15 @@ mod tests {
     fn check_pace(turns: &[(u64, u64)], expected_s: u64) {
         let rate = MinRate { bytes_per_second: 500 };
         let mut pace = ReadPace::new(rate, GRACE, Duration::from_secs(600));
-        for (bytes, waited) in turns {
-            pace.took(*bytes);
-            pace.waited(Duration::from_secs(*waited));
+        for (bytes, waited_s) in turns {
+            pace.record_read(*bytes);
+            pace.record_wait(Duration::from_secs(*waited_s));
         }
         assert_eq!(pace.left(), Some(Duration::from_secs(expected_s)));
     }
 
     #[test]
-    fn each_byte_that_is_taken_buys_its_part_of_a_second() {
+    fn each_byte_that_is_read_buys_its_part_of_a_second() {
         check_pace(&[], 20);
         check_pace(&[(0, 19)], 1);
         check_pace(&[(0, 20)], 0);
@@ -127,9 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_a_client_is_waited_for_any_time() {
+    fn without_a_rate_a_client_may_pause_for_any_time() {
         let mut pace = ReadPace::new(MinRate { bytes_per_second: 0 }, GRACE, Duration::ZERO);
-        assert!(!pace.waited(Duration::MAX));
+        assert!(!pace.record_wait(Duration::MAX));
         assert_eq!(pace.left(), None);
     }
 }

@@ -58,8 +58,8 @@ impl Hint {
                  (project settings, API keys) and restart"
             }
             Self::Forbidden => {
-                "the key may not write there: run the output of `keychoir supabase migrate --print`, which lets \
-                 service_role in"
+                "the key may not write there: run the output of `keychoir supabase migrate --print`, which grants \
+                 service_role access"
             }
             Self::Table => {
                 "a table is missing: run the output of `keychoir supabase migrate --print` in the SQL editor; if it \
@@ -68,22 +68,24 @@ impl Hint {
             Self::Column => {
                 "a table has other columns: run the output of `keychoir supabase migrate --print` in the SQL editor"
             }
-            Self::Address => "what answers is not Supabase's API: check SUPABASE_URL, also http or https",
+            Self::Address => {
+                "the server at SUPABASE_URL is not Supabase's API: check the address, also http or https"
+            }
             Self::Asleep => "the project is paused: resume it in Supabase's dashboard",
             Self::EveryRow => {
-                "every row is refused for what is in it: look for a constraint or a trigger of your own on the table"
+                "every row is refused for its content: look for a constraint or a trigger of your own on the table"
             }
-            Self::Unexplained => "Supabase refuses to take anything: look at its dashboard and logs",
+            Self::Unexplained => "Supabase refuses every row: look at its dashboard and logs",
         }
     }
 }
 
 /// Classifies a response.
 #[must_use]
-pub fn judge(answer: MirrorResponse<'_>) -> Acceptance {
-    let code = answer.code.unwrap_or_default();
-    match answer.status {
-        200..=299 if answer.is_empty => Acceptance::Arrived,
+pub fn classify(response: MirrorResponse<'_>) -> Acceptance {
+    let code = response.code.unwrap_or_default();
+    match response.status {
+        200..=299 if response.is_empty => Acceptance::Arrived,
         // A captive portal or a parked domain returns 200 for everything, or redirects.
         200..=399 => Acceptance::Person(Hint::Address),
         401 => Acceptance::Person(Hint::Key),
@@ -109,13 +111,19 @@ pub fn judge(answer: MirrorResponse<'_>) -> Acceptance {
 
 /// The delay after this many consecutive failures: exponential backoff from `first` to `max`, of which
 /// half is fixed and the rest multiplied by `chance` (0.0 to 1.0), so that clients that failed together
-/// do not retry together. At least the `told` time of the response.
+/// do not retry together. At least the `retry_after` of the response.
 #[must_use]
-pub fn wait(failures: u32, first: Duration, max: Duration, told: Option<Duration>, chance: f64) -> Duration {
+pub fn wait(
+    failures: u32,
+    first: Duration,
+    max: Duration,
+    retry_after: Option<Duration>,
+    chance: f64,
+) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
     let full = doubled.min(max);
     let chance = if chance.is_finite() { chance.clamp(0.0, 1.0) } else { 1.0 };
-    (full / 2 + (full / 2).mul_f64(chance)).max(told.unwrap_or_default())
+    (full / 2 + (full / 2).mul_f64(chance)).max(retry_after.unwrap_or_default())
 }
 
 /// Splits rows of which some are refused into two halves, if there is more than one.
@@ -133,24 +141,24 @@ mod tests {
     fn check(status: u16, code: &str, expected: Acceptance) {
         let code = (!code.is_empty()).then_some(code);
         assert_eq!(
-            judge(MirrorResponse { status, code, is_empty: code.is_none() }),
+            classify(MirrorResponse { status, code, is_empty: code.is_none() }),
             expected,
             "{status} {code:?}"
         );
     }
 
     #[test]
-    fn an_empty_yes_is_a_yes_and_a_page_is_not() {
+    fn an_empty_success_is_a_success_and_a_page_is_not() {
         for status in [200, 201, 204] {
             check(status, "", Acceptance::Arrived);
             let page = MirrorResponse { status, code: None, is_empty: false };
-            assert_eq!(judge(page), Acceptance::Person(Hint::Address));
+            assert_eq!(classify(page), Acceptance::Person(Hint::Address));
         }
         check(301, "", Acceptance::Person(Hint::Address));
     }
 
     #[test]
-    fn what_a_person_must_do_is_named() {
+    fn an_error_of_the_setup_names_its_remedy() {
         check(401, "", Acceptance::Person(Hint::Key));
         check(401, "PGRST301", Acceptance::Person(Hint::Key));
         // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
@@ -168,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_tried_later() {
+    fn a_temporary_error_is_retried_later() {
         for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
             check(status, "", Acceptance::Later);
         }
@@ -177,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_does_not_fit_is_the_rows_fault() {
+    fn data_that_does_not_fit_is_an_error_of_its_row() {
         check(400, "22003", Acceptance::Row);
         check(409, "23505", Acceptance::Row);
         check(400, "23514", Acceptance::Row);
@@ -198,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_answer_told_is_waited_for() {
+    fn the_named_retry_time_is_waited_for() {
         assert_eq!(wait(1, SECOND, SECOND * 10, Some(SECOND * 60), 0.3), SECOND * 60);
         assert_eq!(wait(1, SECOND, SECOND * 10, Some(Duration::ZERO), 1.0), SECOND);
     }

@@ -48,13 +48,13 @@ pub enum OriginRejected {
 ///
 /// When the host is not accepted, or the page's origin is not listed.
 pub fn admit(
-    doors: &AccessRules,
+    rules: &AccessRules,
     asks_for_tokens: bool,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<RequestOrigin, OriginRejected> {
     let text = |name: HeaderName| headers.get(name).map(|value| lower(value.to_str().unwrap_or("")));
-    if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(doors, &host)) {
+    if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(rules, &host)) {
         return Err(OriginRejected::Host);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
@@ -68,7 +68,7 @@ pub fn admit(
         // another site, or from another port or name of this one. Its page is named by `Referer`, if at
         // all.
         let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
-        let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&doors.origins, &page));
+        let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&rules.origins, &page));
         return if is_elsewhere && !is_listed() {
             Err(OriginRejected::Origin)
         } else {
@@ -79,11 +79,11 @@ pub fn admit(
     let is_own = written
         .strip_prefix("http://")
         .or_else(|| written.strip_prefix("https://"))
-        .is_some_and(|place| Some(place) == text(header::HOST).as_deref());
+        .is_some_and(|host| Some(host) == text(header::HOST).as_deref());
     if is_own {
         return Ok(RequestOrigin::Direct);
     }
-    if !doors.origins.iter().any(|origin| *origin == written) {
+    if !rules.origins.iter().any(|origin| *origin == written) {
         return Err(OriginRejected::Origin);
     }
     let is_preflight =
@@ -104,16 +104,16 @@ fn lower(text: &str) -> Cow<'_, str> {
 
 /// Whether the address of a page begins with one of the origins.
 fn is_page_of(origins: &[String], page: &str) -> bool {
-    let is_its = |origin: &String| {
+    let begins_with = |origin: &String| {
         page.strip_prefix(origin.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    origins.iter().any(is_its)
+    origins.iter().any(begins_with)
 }
 
 /// Whether a host is accepted without being listed. A public name can be made to resolve to this machine
 /// by its owner, and a name without a dot by the owner of the local network. An IP address cannot, and
 /// `localhost` with all names below it is this machine (RFC 6761, section 6.3).
-fn is_ours(doors: &AccessRules, host: &str) -> bool {
+fn is_ours(rules: &AccessRules, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -121,7 +121,7 @@ fn is_ours(doors: &AccessRules, host: &str) -> bool {
     name == "localhost"
         || name.ends_with(".localhost")
         || name.parse::<IpAddr>().is_ok()
-        || doors.hosts.iter().any(|ours| ours == "*" || ours == name)
+        || rules.hosts.iter().any(|ours| ours == "*" || ours == name)
 }
 
 /// Response headers that a page needs to read: identifiers of the request, and its cost.
@@ -132,7 +132,7 @@ const EXPOSED: &str =
 const EXPOSED_BYTES_MAX: usize = 2 * 1024;
 
 /// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
-const REMEMBERED_S: u32 = 7_200;
+const PREFLIGHT_MAX_AGE_S: u32 = 7_200;
 
 /// Makes a response readable for a page of `origin`. CORS headers of the provider are about its own
 /// origin and are replaced, but the headers that it exposes stay exposed, with ours.
@@ -166,23 +166,23 @@ fn exposed(headers: &HeaderMap) -> HeaderValue {
 
 /// The response to a CORS preflight, which permits the requested method and headers.
 #[must_use]
-pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
+pub fn permit(request: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
     let mut headers = HeaderMap::new();
     open(&mut headers, origin);
     headers.remove(header::ACCESS_CONTROL_EXPOSE_HEADERS);
-    for (question, answer) in [
+    for (requested, allowed) in [
         (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
         (header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
     ] {
-        if let Some(value) = asked.get(question) {
-            headers.insert(answer, value.clone());
+        if let Some(value) = request.get(requested) {
+            headers.insert(allowed, value.clone());
         }
     }
     // Browsers request this permission separately for addresses outside the public network.
-    if asked.contains_key("access-control-request-private-network") {
+    if request.contains_key("access-control-request-private-network") {
         headers.insert("access-control-allow-private-network", HeaderValue::from_static("true"));
     }
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(REMEMBERED_S));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(PREFLIGHT_MAX_AGE_S));
     (StatusCode::NO_CONTENT, headers)
 }
 
@@ -190,7 +190,7 @@ pub fn permit(asked: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap
 mod tests {
     use super::*;
 
-    fn doors() -> AccessRules {
+    fn rules() -> AccessRules {
         AccessRules { hosts: vec!["keys.home".to_owned()], origins: vec!["https://app.example".to_owned()] }
     }
 
@@ -204,11 +204,11 @@ mod tests {
 
     #[track_caller]
     fn check(pairs: &[(&'static str, &'static str)], expected: Result<RequestOrigin, OriginRejected>) {
-        assert_eq!(admit(&doors(), false, &Method::POST, &headers(pairs)), expected);
+        assert_eq!(admit(&rules(), false, &Method::POST, &headers(pairs)), expected);
     }
 
     #[test]
-    fn programs_come_in() {
+    fn requests_of_programs_are_accepted() {
         check(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
         check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
         check(&[], Ok(RequestOrigin::Direct));
@@ -238,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_with_a_token_is_no_stranger() {
-        let asked = admit(&doors(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
-        assert_eq!(asked, Ok(RequestOrigin::Direct));
-        let any = AccessRules { hosts: vec!["*".to_owned()], ..doors() };
+    fn any_host_is_accepted_where_tokens_are_needed() {
+        let origin = admit(&rules(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
+        assert_eq!(origin, Ok(RequestOrigin::Direct));
+        let any = AccessRules { hosts: vec!["*".to_owned()], ..rules() };
         assert_eq!(
             admit(&any, false, &Method::GET, &headers(&[("host", "any.example")])),
             Ok(RequestOrigin::Direct)
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_come_in_when_they_are_listed_or_our_own() {
+    fn listed_and_own_pages_are_accepted() {
         let page = RequestOrigin::Page("https://app.example".parse().unwrap());
         check(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn other_pages_stay_outside() {
+    fn other_pages_are_rejected() {
         for origin in [
             "https://evil.example",
             "null",
@@ -292,8 +292,8 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_that_asks_first_is_told() {
-        let asked = headers(&[
+    fn a_preflight_is_answered() {
+        let request = headers(&[
             ("host", "localhost"),
             ("origin", "https://app.example"),
             ("access-control-request-method", "POST"),
@@ -302,13 +302,13 @@ mod tests {
         ]);
         let origin: HeaderValue = "https://app.example".parse().unwrap();
         assert_eq!(
-            admit(&doors(), false, &Method::OPTIONS, &asked),
+            admit(&rules(), false, &Method::OPTIONS, &request),
             Ok(RequestOrigin::Preflight(origin.clone()))
         );
-        let (status, told) = permit(&asked, &origin);
+        let (status, response) = permit(&request, &origin);
         assert_eq!(status, 204);
         assert_eq!(
-            told,
+            response,
             headers(&[
                 ("access-control-allow-origin", "https://app.example"),
                 ("access-control-allow-methods", "POST"),
@@ -321,28 +321,28 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_opened_for_one_origin() {
-        let mut answer = headers(&[
+    fn a_response_is_readable_for_one_origin() {
+        let mut response = headers(&[
             ("access-control-allow-origin", "*"),
             ("access-control-allow-credentials", "true"),
             ("vary", "Accept-Language"),
         ]);
-        open(&mut answer, &"https://app.example".parse().unwrap());
-        assert_eq!(answer["access-control-allow-origin"], "https://app.example");
-        assert!(!answer.contains_key("access-control-allow-credentials"));
-        assert_eq!(answer.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Language", "Origin"]);
-        assert_eq!(answer["access-control-expose-headers"], EXPOSED);
+        open(&mut response, &"https://app.example".parse().unwrap());
+        assert_eq!(response["access-control-allow-origin"], "https://app.example");
+        assert!(!response.contains_key("access-control-allow-credentials"));
+        assert_eq!(response.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Language", "Origin"]);
+        assert_eq!(response["access-control-expose-headers"], EXPOSED);
     }
 
     #[test]
-    fn what_the_provider_exposes_stays_exposed() {
-        let mut answer = headers(&[
+    fn headers_that_the_provider_exposes_stay_exposed() {
+        let mut response = headers(&[
             ("access-control-expose-headers", "X-Region, Request-Id"),
             ("access-control-expose-headers", "current-concurrent-requests,, x-region"),
         ]);
-        answer.append("access-control-expose-headers", HeaderValue::try_from("x".repeat(5_000)).unwrap());
-        open(&mut answer, &"https://app.example".parse().unwrap());
-        let lists: Vec<_> = answer.get_all("access-control-expose-headers").iter().collect();
+        response.append("access-control-expose-headers", HeaderValue::try_from("x".repeat(5_000)).unwrap());
+        open(&mut response, &"https://app.example".parse().unwrap());
+        let lists: Vec<_> = response.get_all("access-control-expose-headers").iter().collect();
         assert_eq!(lists, [&format!("{EXPOSED}, X-Region, current-concurrent-requests")]);
     }
 }

@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_quiet_moment_nothing_is_put_off() {
+    fn a_commit_after_a_pause_begins_at_once() {
         check(50, 50, 1, 0);
         check(60_000, 50, 1, 0);
     }
@@ -52,13 +52,13 @@ mod tests {
     }
 
     #[test]
-    fn what_fills_a_commit_does_not_wait() {
+    fn a_full_batch_does_not_wait() {
         check(0, 50, 512, 0);
         check(0, 50, 8_192, 0);
     }
 
     #[test]
-    fn without_an_interval_one_follows_the_other() {
+    fn without_an_interval_commits_follow_each_other() {
         check(0, 0, 1, 0);
     }
 

@@ -80,7 +80,7 @@ impl<'a> Path<'a> {
     pub fn is_within(&self, prefix: &str) -> bool {
         let mut own = segments(&self.0);
         segments(prefix).all(|wanted| {
-            own.next().is_some_and(|found| wanted == "{id}" || wanted.eq_ignore_ascii_case(found))
+            own.next().is_some_and(|segment| wanted == "{id}" || wanted.eq_ignore_ascii_case(segment))
         })
     }
 }

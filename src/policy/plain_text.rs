@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_that_may_be_keys_are_hidden_and_all_others_are_kept() {
+    fn words_that_may_be_keys_are_hidden_and_other_words_are_kept() {
         for (text, expected) in [
             ("elevenlabs-python/2.78.0 (Linux; x86_64)", "elevenlabs-python/2.78.0 (Linux; x86_64)"),
             ("key sk_6c03652600112233445566778899aabb", "key sk_…"),

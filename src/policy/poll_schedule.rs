@@ -21,9 +21,9 @@ pub enum PollOutcome {
 #[derive(Clone, Copy, Debug)]
 pub struct PollState {
     /// The result of the last poll.
-    pub told: PollOutcome,
+    pub outcome: PollOutcome,
     /// The key's state.
-    pub standing: KeyState,
+    pub state: KeyState,
     /// Whether its use is near the limit.
     pub is_near_limit: bool,
     /// When its credits are reset.
@@ -40,19 +40,19 @@ const AFTER_RESET: Duration = Duration::from_secs(30);
 /// The time until the next poll, for a regular `interval`. `chance`, from 0.0 to 1.0, spreads the polls
 /// of keys that started at the same moment.
 #[must_use]
-pub fn next_poll_at(look: &PollState, interval: Duration, chance: f64, now: UnixMs) -> Duration {
+pub fn next_poll_at(poll: &PollState, interval: Duration, chance: f64, now: UnixMs) -> Duration {
     let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0));
-    let usual = match (look.told, look.standing) {
+    let usual = match (poll.outcome, poll.state) {
         (PollOutcome::Nothing, _) => interval * SELDOM,
         (PollOutcome::Silence, _) => interval / SOONER,
-        (PollOutcome::Figures, KeyState::Usable) if look.is_near_limit => interval / SOONER,
+        (PollOutcome::Figures, KeyState::Usable) if poll.is_near_limit => interval / SOONER,
         // Refused as invalid once: the next poll decides.
         (PollOutcome::Figures, KeyState::Resting { reason: CooldownReason::Invalid, .. }) => {
             interval / SOONER
         }
         (PollOutcome::Figures, KeyState::Usable | KeyState::Resting { .. }) => interval,
     };
-    let reset = look.resets_at.filter(|&at| at > now).map(|at| at.since(now) + AFTER_RESET);
+    let reset = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + AFTER_RESET);
     spread(reset.map_or(usual, |reset| usual.min(reset)))
 }
 
@@ -62,42 +62,42 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_000_000);
     const INTERVAL: Duration = Duration::from_secs(600);
-    const WELL: PollState = PollState {
-        told: PollOutcome::Figures,
-        standing: KeyState::Usable,
+    const USABLE: PollState = PollState {
+        outcome: PollOutcome::Figures,
+        state: KeyState::Usable,
         is_near_limit: false,
         resets_at: None,
     };
 
     #[track_caller]
-    fn check(look: PollState, seconds: u64) {
-        assert_eq!(next_poll_at(&look, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
+    fn check(poll: PollState, seconds: u64) {
+        assert_eq!(next_poll_at(&poll, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
     }
 
     #[test]
-    fn a_key_that_is_well_is_asked_rarely() {
-        check(WELL, 600);
-        check(PollState { told: PollOutcome::Nothing, ..WELL }, 3_600);
+    fn a_usable_key_is_polled_rarely() {
+        check(USABLE, 600);
+        check(PollState { outcome: PollOutcome::Nothing, ..USABLE }, 3_600);
     }
 
     #[test]
-    fn sooner_where_an_answer_matters() {
-        check(PollState { is_near_limit: true, ..WELL }, 120);
-        check(PollState { told: PollOutcome::Silence, ..WELL }, 120);
+    fn a_key_is_polled_sooner_where_the_result_matters() {
+        check(PollState { is_near_limit: true, ..USABLE }, 120);
+        check(PollState { outcome: PollOutcome::Silence, ..USABLE }, 120);
         let refused = KeyState::Resting { reason: CooldownReason::Invalid, until: None };
-        check(PollState { standing: refused, ..WELL }, 120);
+        check(PollState { state: refused, ..USABLE }, 120);
     }
 
     #[test]
-    fn a_reset_date_is_looked_at_when_it_has_passed() {
-        check(PollState { resets_at: Some(UnixMs(NOW.0 + 60_000)), ..WELL }, 90);
-        check(PollState { resets_at: Some(UnixMs(NOW.0 + 6_000_000)), ..WELL }, 600);
-        check(PollState { resets_at: Some(NOW), ..WELL }, 600);
+    fn a_key_is_polled_after_its_reset_date() {
+        check(PollState { resets_at: Some(UnixMs(NOW.0 + 60_000)), ..USABLE }, 90);
+        check(PollState { resets_at: Some(UnixMs(NOW.0 + 6_000_000)), ..USABLE }, 600);
+        check(PollState { resets_at: Some(NOW), ..USABLE }, 600);
     }
 
     #[test]
-    fn keys_do_not_come_all_at_once() {
-        let at = |chance| next_poll_at(&WELL, INTERVAL, chance, NOW);
+    fn polls_of_keys_are_spread() {
+        let at = |chance| next_poll_at(&USABLE, INTERVAL, chance, NOW);
         assert_eq!((at(0.0), at(1.0)), (Duration::from_secs(540), Duration::from_secs(660)));
         assert_eq!(at(7.0), at(1.0));
     }

@@ -174,7 +174,7 @@ mod tests {
         suspected_of_plan: 1,
     };
     const AT_ONCE: Decision = Decision::Again { pause: Duration::ZERO };
-    const AFTER_A_BREATH: Decision = Decision::Again { pause: BUSY_PAUSE };
+    const AFTER_A_PAUSE: Decision = Decision::Again { pause: BUSY_PAUSE };
 
     const KEY_REFUSALS: [Verdict; 7] = [
         Verdict::WrongHost,
@@ -208,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_sent_once_more() {
+    fn an_unsent_request_is_sent_once_more() {
         check(FRESH, AT_ONCE);
         check(Facts { effect: Effect::None, ..FRESH }, AT_ONCE);
         check(Facts { blameless_replays: 1, ..FRESH }, Decision::Fail);
     }
 
     #[test]
-    fn what_was_not_answered_is_sent_again_only_without_effect() {
+    fn an_unanswered_request_is_sent_again_only_without_effect() {
         let unanswered = Facts { progress: Progress::Unanswered, ..FRESH };
         check(unanswered, Decision::Fail);
         check(Facts { effect: Effect::None, ..unanswered }, AT_ONCE);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ambiguous_refusal_asks_one_more_workspace() {
+    fn an_ambiguous_refusal_is_retried_in_one_more_workspace() {
         for verdict in AMBIGUOUS {
             check(answered(verdict), Decision::NextKey);
             check(Facts { ambiguous_workspaces: 2, ..answered(verdict) }, Decision::Relay);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_account_cannot_do_is_asked_of_the_next() {
+    fn a_request_that_an_account_cannot_serve_is_sent_to_the_next() {
         for verdict in CAPABILITIES {
             check(answered(verdict), Decision::NextKey);
             check(Facts { ambiguous_workspaces: 9, ..answered(verdict) }, Decision::NextKey);
@@ -253,15 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn an_overloaded_provider_is_asked_once_more_after_a_breath() {
-        check(answered(Verdict::Busy), AFTER_A_BREATH);
+    fn a_request_to_an_overloaded_provider_is_sent_once_more_after_a_pause() {
+        check(answered(Verdict::Busy), AFTER_A_PAUSE);
         check(Facts { blameless_replays: 1, ..answered(Verdict::Busy) }, Decision::Relay);
     }
 
     #[test]
-    fn a_failure_may_have_done_the_work() {
+    fn a_failed_request_is_sent_again_only_without_effect() {
         check(answered(Verdict::ServerError), Decision::Relay);
-        check(Facts { effect: Effect::None, ..answered(Verdict::ServerError) }, AFTER_A_BREATH);
+        check(Facts { effect: Effect::None, ..answered(Verdict::ServerError) }, AFTER_A_PAUSE);
         check(
             Facts { effect: Effect::None, blameless_replays: 1, ..answered(Verdict::ServerError) },
             Decision::Relay,
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_and_the_clients_own_mistake_are_relayed() {
+    fn a_response_and_an_error_of_the_request_are_relayed() {
         for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
             check(answered(verdict), Decision::Relay);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_here_may_be_elsewhere() {
+    fn a_missing_resource_is_looked_up_in_other_accounts() {
         let missing = Facts { may_be_elsewhere: true, ..answered(Verdict::NotFound) };
         check(missing, Decision::NextKey);
         check(Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..missing }, Decision::NextKey);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_again_without_its_body_too_late_or_too_often() {
+    fn no_request_is_sent_again_without_its_body_too_late_or_too_often() {
         let ends: [fn(Facts) -> Facts; 3] = [
             |facts| Facts { body: Replayable::Lost, ..facts },
             |facts| Facts { is_late: true, ..facts },
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_speaks_of_itself_only_when_the_keys_are_the_matter() {
+    fn an_error_about_the_pool_is_sent_only_when_the_keys_are_the_cause() {
         let empty = Unavailable::Exhausted { resets_at: None, left: None };
         for verdict in KEY_REFUSALS {
             assert_eq!(last_word(verdict, empty), LastWord::Ours);

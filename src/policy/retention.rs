@@ -63,7 +63,7 @@ mod tests {
     fn ids_are_in_the_order_of_their_moments() {
         assert_eq!(first_id(UnixMs(0x0198_c2f0_7b1a)), [0x01, 0x98, 0xc2, 0xf0, 0x7b, 0x1a]);
         assert!(first_id(UnixMs(0xff)) < first_id(UnixMs(0x100)));
-        assert_eq!(first_id(UnixMs(u64::MAX)), [0xff; 6], "a mad moment is the last of all");
+        assert_eq!(first_id(UnixMs(u64::MAX)), [0xff; 6], "a moment beyond all bounds is the last one");
     }
 
     #[track_caller]
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_hours_go() {
+    fn whole_hours_are_deleted() {
         let day = 24 * HOUR_MS;
         check(1, 3 * day, Some(2 * day));
         check(1, 3 * day + HOUR_MS - 1, Some(2 * day));
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn no_days_keep_everything_and_more_days_than_there_were_too() {
+    fn zero_days_and_very_many_days_keep_all_records() {
         check(0, u64::MAX, None);
         check(30, 5, Some(0));
         check(usize::MAX / 86_400, u64::MAX - 1, Some(0));

@@ -17,9 +17,10 @@ const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let told = text(RETRY_AFTER.as_str()).and_then(|value| seconds(value).or_else(|| until_date(value, now)));
+    let delay =
+        text(RETRY_AFTER.as_str()).and_then(|value| seconds(value).or_else(|| until_date(value, now)));
     let reset = || text("x-ratelimit-reset").and_then(seconds).map(|at| moment(at).since(now));
-    told.or_else(reset).map(|span| span.min(SPAN_MAX))
+    delay.or_else(reset).map(|span| span.min(SPAN_MAX))
 }
 
 /// RFC 9110 has whole seconds; some rate limiters send `1.5`, which is rounded up.
@@ -57,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_seconds() {
+    fn a_number_is_a_delay_in_seconds() {
         check("retry-after", "0", Some(0));
         check("retry-after", " 60 ", Some(60));
         check("retry-after", "-1", None);
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_longer_than_a_day() {
+    fn a_delay_is_at_most_a_day() {
         check("retry-after", "86400", Some(86_400));
         check("retry-after", "86401", Some(86_400));
         check("retry-after", "18446744073709551615", Some(86_400));
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn no_header_no_wait() {
+    fn without_a_header_there_is_no_delay() {
         check("x-other", "60", None);
     }
 }

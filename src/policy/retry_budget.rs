@@ -56,12 +56,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_request_may_be_repeated() {
+    fn a_single_request_may_be_retried() {
         assert_eq!(replays(RetryBudget::default()), 10);
     }
 
     #[test]
-    fn a_storm_is_not_doubled() {
+    fn a_storm_of_failures_is_not_doubled() {
         let mut budget = RetryBudget::default();
         let mut sent = 0;
         // A hundred thousand requests in ten seconds, all of which fail.
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_silence_saves_up_only_so_much() {
+    fn a_long_pause_earns_a_bounded_budget() {
         assert_eq!(replays(RetryBudget::default().after(Duration::MAX, u64::MAX)), 100);
     }
 }

@@ -10,14 +10,14 @@ use super::units::UnixMs;
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     /// Whether the key is usable, or in which cooldown.
-    pub standing: KeyState,
+    pub state: KeyState,
     /// Whether this request may use it: not tried yet, with the permission, and in an account that the
     /// request may use.
     pub is_eligible: bool,
     /// Whether its credits suffice.
-    pub means: Affordability,
+    pub affordability: Affordability,
     /// Whether its concurrency group has capacity.
-    pub room: ConcurrencyState,
+    pub concurrency: ConcurrencyState,
     /// Whether one request may probe it during its cooldown when no other key can serve: the reason of
     /// the cooldown is not proven, and the last probe was long enough ago.
     pub may_probe: bool,
@@ -120,12 +120,12 @@ pub enum Unavailable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {
     /// The reason that the client gets.
-    pub why: Unavailable,
+    pub reason: Unavailable,
     /// When the first key's cooldown, saturation or probe pause ends, if one does.
     pub again_at: Option<UnixMs>,
     /// Whether a more expensive request is blocked as well. It may not be: it is not queued for a busy
     /// key whose credits would not suffice, and may use a probe or an overcommitment.
-    pub holds_for_dearer: bool,
+    pub blocks_costlier: bool,
 }
 
 /// A cooldown that ends within this time is waited for; a longer one is reported in `Retry-After`. An SDK
@@ -135,7 +135,7 @@ pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 impl Blocked {
     /// The same, with `at` as another moment when a key may be able to serve.
     #[must_use]
-    pub fn or_sooner(self, at: Option<UnixMs>) -> Self {
+    pub fn or_earlier(self, at: Option<UnixMs>) -> Self {
         Self { again_at: earliest(self.again_at, at), ..self }
     }
 
@@ -144,7 +144,7 @@ impl Blocked {
     #[must_use]
     pub fn is_worth_waiting(&self, now: UnixMs) -> bool {
         let is_soon = || self.again_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
-        match self.why {
+        match self.reason {
             Unavailable::Full { .. } => true,
             // The keys that were tried do not count towards `again_at`.
             Unavailable::Cooling { .. }
@@ -158,16 +158,16 @@ impl Blocked {
 
 impl Candidate {
     fn can_pay(&self) -> bool {
-        self.means == Affordability::Enough
+        self.affordability == Affordability::Enough
     }
 
     /// Whether it can serve now.
     #[must_use]
     pub fn is_able(&self) -> bool {
         self.is_eligible
-            && self.standing == KeyState::Usable
+            && self.state == KeyState::Usable
             && self.can_pay()
-            && self.room == ConcurrencyState::Free
+            && self.concurrency == ConcurrencyState::Free
     }
 }
 
@@ -185,7 +185,7 @@ pub fn select(
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
     match best(strategy, able.map(|(position, key)| (position, key.traits))) {
         Some(position) => Ok(Choice::Use(position)),
-        None => otherwise(candidates),
+        None => fallback(candidates),
     }
 }
 
@@ -195,39 +195,43 @@ pub fn select(
 /// # Errors
 ///
 /// When none of these is possible, with the reason.
-fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
+fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
-    let open = || eligible().filter(|(_, key)| key.standing == KeyState::Usable);
+    let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
     // Keys that were tried are not waited for.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
-    let is_short = |key: &Candidate| matches!(key.means, Affordability::Short { .. });
-    let holds_for_dearer = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
-    let blocked = |why| Err(Blocked { why, again_at, holds_for_dearer });
+    let is_short = |key: &Candidate| matches!(key.affordability, Affordability::Short { .. });
+    let blocks_costlier = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
+    let blocked = |reason| Err(Blocked { reason, again_at, blocks_costlier });
     let full = blocked(Unavailable::Full { until: again_at });
     // A busy key with enough credits will have capacity again; until then, no fallback is used.
-    if open().any(|(_, key)| key.can_pay() && matches!(key.room, ConcurrencyState::Full { .. })) {
+    if usable().any(|(_, key)| key.can_pay() && matches!(key.concurrency, ConcurrencyState::Full { .. })) {
         return full;
     }
-    let is_free = |key: &Candidate| !matches!(key.room, ConcurrencyState::Full { .. });
+    let is_free = |key: &Candidate| !matches!(key.concurrency, ConcurrencyState::Full { .. });
     if let Some((position, _)) = eligible().find(|(_, key)| key.may_probe && key.can_pay() && is_free(key)) {
         return Ok(Choice::Probe(position));
     }
-    let richest = open().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
+    let richest = usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
     match richest {
         Some((
             position,
             Candidate {
-                means: Affordability::Short { is_undisturbed: true },
-                room: ConcurrencyState::Free,
+                affordability: Affordability::Short { is_undisturbed: true },
+                concurrency: ConcurrencyState::Free,
                 ..
             },
         )) => Ok(Choice::Overcommit(position)),
         // Credits that other requests have reserved may be returned.
-        Some((_, Candidate { room: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => full,
-        Some((_, Candidate { room: ConcurrencyState::Cooling { .. }, .. })) | None => {
+        Some((_, Candidate { concurrency: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => {
+            full
+        }
+        Some((_, Candidate { concurrency: ConcurrencyState::Cooling { .. }, .. })) | None => {
             // Neither the cooldown nor the lack of credits is proven.
-            let is_open = |key: &Candidate| key.may_probe && is_free(key);
-            if let Some((position, _)) = eligible().find(|(_, key)| is_open(key) && key.means == SHORT) {
+            let may_be_probed = |key: &Candidate| key.may_probe && is_free(key);
+            if let Some((position, _)) =
+                eligible().find(|(_, key)| may_be_probed(key) && key.affordability == SHORT)
+            {
                 return Ok(Choice::Probe(position));
             }
             // The client's `Retry-After` is the next probe, if it comes before the end of the cooldowns.
@@ -235,7 +239,7 @@ fn otherwise(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choi
                 (Unavailable::Cooling { until }, Some(again_at)) => {
                     Unavailable::Cooling { until: until.min(again_at) }
                 }
-                (why, _) => why,
+                (reason, _) => reason,
             })
         }
     }
@@ -255,7 +259,7 @@ fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooling, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     let mut left = None;
     for key in candidates {
-        match (key.standing, key.room) {
+        match (key.state, key.concurrency) {
             (KeyState::Usable, ConcurrencyState::Cooling { until }) => {
                 cooling = earliest(cooling, Some(until))
             }
@@ -289,37 +293,37 @@ mod tests {
     use super::*;
 
     const USABLE: Candidate = Candidate {
-        standing: KeyState::Usable,
+        state: KeyState::Usable,
         is_eligible: true,
-        means: Affordability::Enough,
-        room: ConcurrencyState::Free,
+        affordability: Affordability::Enough,
+        concurrency: ConcurrencyState::Free,
         may_probe: false,
         again_at: None,
         traits: Traits { remaining: None, resets_at: None, in_flight: 0, turn: 0, weight: 1 },
     };
     const TRIED: Candidate = Candidate { is_eligible: false, ..USABLE };
-    const FULL: Candidate = Candidate { room: ConcurrencyState::Full { until: None }, ..USABLE };
-    const REFUSED: Candidate = Candidate { means: Affordability::Refused, ..USABLE };
+    const FULL: Candidate = Candidate { concurrency: ConcurrencyState::Full { until: None }, ..USABLE };
+    const REFUSED: Candidate = Candidate { affordability: Affordability::Refused, ..USABLE };
 
     fn resting(reason: CooldownReason, until: u64) -> Candidate {
         let until = Some(UnixMs(until));
-        Candidate { standing: KeyState::Resting { reason, until }, again_at: until, ..USABLE }
+        Candidate { state: KeyState::Resting { reason, until }, again_at: until, ..USABLE }
     }
 
     fn cooling(until: u64) -> Candidate {
         let until = UnixMs(until);
-        Candidate { room: ConcurrencyState::Cooling { until }, again_at: Some(until), ..USABLE }
+        Candidate { concurrency: ConcurrencyState::Cooling { until }, again_at: Some(until), ..USABLE }
     }
 
     fn short(remaining: u64, is_undisturbed: bool) -> Candidate {
         let traits = Traits { remaining: Some(remaining), ..USABLE.traits };
-        Candidate { means: Affordability::Short { is_undisturbed }, traits, ..USABLE }
+        Candidate { affordability: Affordability::Short { is_undisturbed }, traits, ..USABLE }
     }
 
     #[track_caller]
     fn check(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
         let chosen = select(Strategy::DEFAULT, keys.iter().copied());
-        assert_eq!(chosen.map_err(|blocked| blocked.why), expected);
+        assert_eq!(chosen.map_err(|blocked| blocked.reason), expected);
     }
 
     #[test]
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strategy_decides_among_those_that_can() {
+    fn the_strategy_decides_among_the_keys_that_can_serve() {
         let rich = |remaining| Candidate {
             traits: Traits { remaining: Some(remaining), ..USABLE.traits },
             ..USABLE
@@ -346,10 +350,10 @@ mod tests {
     }
 
     #[test]
-    fn when_all_that_can_pay_are_full_the_request_waits() {
+    fn a_request_waits_while_all_keys_that_can_pay_are_full() {
         let until = |ms| {
             let at = Some(UnixMs(ms));
-            Candidate { room: ConcurrencyState::Full { until: at }, again_at: at, ..USABLE }
+            Candidate { concurrency: ConcurrencyState::Full { until: at }, again_at: at, ..USABLE }
         };
         let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
@@ -362,36 +366,39 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_pay_is_passed_over() {
+    fn a_key_that_cannot_pay_is_skipped() {
         check(&[short(5, true), USABLE], Ok(Choice::Use(1)));
         check(&[REFUSED, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
-    fn when_none_can_pay_by_our_estimate_the_richest_is_asked_alone() {
+    fn the_richest_key_serves_one_request_when_no_key_can_pay_by_our_estimate() {
         check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
         check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
-        check(&[Candidate { room: FULL.room, ..short(7, true) }], Err(Unavailable::Full { until: None }));
+        check(
+            &[Candidate { concurrency: FULL.concurrency, ..short(7, true) }],
+            Err(Unavailable::Full { until: None }),
+        );
     }
 
     #[test]
-    fn what_is_not_proven_is_probed_when_nothing_else_can_serve() {
+    fn a_key_in_an_unproven_cooldown_is_probed_when_no_other_key_can_serve() {
         let unproven = Candidate { may_probe: true, ..resting(CooldownReason::Exhausted, 5) };
         check(&[unproven, USABLE], Ok(Choice::Use(1)));
         check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
         check(&[resting(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
         check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
-        let poor = Candidate { may_probe: true, means: SHORT, ..unproven };
-        check(&[resting(CooldownReason::Invalid, 5), poor], Ok(Choice::Probe(1)));
-        check(&[poor, short(5, true)], Ok(Choice::Overcommit(1)));
-        let refused = Candidate { means: Affordability::Refused, ..unproven };
+        let unpayable = Candidate { may_probe: true, affordability: SHORT, ..unproven };
+        check(&[resting(CooldownReason::Invalid, 5), unpayable], Ok(Choice::Probe(1)));
+        check(&[unpayable, short(5, true)], Ok(Choice::Overcommit(1)));
+        let refused = Candidate { affordability: Affordability::Refused, ..unproven };
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
         let tried = Candidate { is_eligible: false, ..unproven };
         check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
     }
 
     #[test]
-    fn what_comes_back_soon_is_waited_for_whatever_was_tried() {
+    fn a_request_waits_for_a_cooldown_that_ends_soon_whatever_was_tried() {
         let waits = |keys: &[Candidate]| {
             select(Strategy::DEFAULT, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
         };
@@ -402,12 +409,12 @@ mod tests {
     }
 
     #[test]
-    fn when_all_were_tried_the_last_answer_stands() {
+    fn a_request_that_has_tried_every_usable_key_gets_the_last_response() {
         check(&[TRIED, resting(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
     }
 
     #[test]
-    fn one_that_only_cools_down_is_worth_waiting_for() {
+    fn a_request_names_the_end_of_the_first_cooldown() {
         check(
             &[
                 resting(CooldownReason::Exhausted, 9),
@@ -430,7 +437,7 @@ mod tests {
     #[test]
     fn exhausted_keys_name_the_earliest_reset() {
         let unknown = Candidate {
-            standing: KeyState::Resting { reason: CooldownReason::Exhausted, until: None },
+            state: KeyState::Resting { reason: CooldownReason::Exhausted, until: None },
             ..USABLE
         };
         check(
@@ -442,8 +449,9 @@ mod tests {
             &[resting(CooldownReason::Invalid, 1), unknown],
             Err(Unavailable::Exhausted { resets_at: None, left: None }),
         );
-        let poor = Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
-        check(&[poor, unknown], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }));
+        let unpayable =
+            Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
+        check(&[unpayable, unknown], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }));
     }
 
     #[test]

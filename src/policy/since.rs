@@ -14,7 +14,7 @@ pub enum NoTime {
     )]
     Unreadable,
     /// It is in the future.
-    #[error("that is yet to come")]
+    #[error("that time is in the future")]
     Future,
 }
 
@@ -65,14 +65,14 @@ mod tests {
     }
 
     #[test]
-    fn a_day_begins_at_midnight_and_a_moment_where_it_is() {
+    fn a_day_begins_at_midnight_and_a_moment_is_exact() {
         check("2026-11-30", Ok(NOW.0 - 24 * HOUR));
         check("2026-11-30T12:00:00Z", Ok(NOW.0 - 12 * HOUR));
         check("2026-11-30T12:00:00+01:00", Ok(NOW.0 - 13 * HOUR));
     }
 
     #[test]
-    fn what_is_no_time_is_refused() {
+    fn a_text_that_is_no_time_is_refused() {
         for text in [
             "",
             "d",

@@ -146,26 +146,26 @@ mod tests {
         Strategy::named(name).unwrap()
     }
 
-    fn chosen(strategy: &Strategy, keys: &[Traits]) -> usize {
+    fn selected(strategy: &Strategy, keys: &[Traits]) -> usize {
         best(strategy, keys.iter().copied().enumerate()).unwrap()
     }
 
     proptest! {
         #[test]
-        fn one_is_always_chosen(keys in keys()) {
+        fn a_key_is_always_selected(keys in keys()) {
             for strategy in &STRATEGIES {
-                prop_assert!(chosen(strategy, &keys) < keys.len());
+                prop_assert!(selected(strategy, &keys) < keys.len());
             }
         }
 
         #[test]
         fn fill_first_takes_the_first(keys in keys()) {
-            prop_assert_eq!(chosen(named("fill-first"), &keys), 0);
+            prop_assert_eq!(selected(named("fill-first"), &keys), 0);
         }
 
         #[test]
         fn round_robin_takes_the_earliest_turn(keys in keys()) {
-            let at = chosen(named("round-robin"), &keys);
+            let at = selected(named("round-robin"), &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
         }
 
@@ -182,29 +182,29 @@ mod tests {
 
         #[test]
         fn most_remaining_has_no_richer_one(keys in keys()) {
-            let at = chosen(named("most-remaining"), &keys);
+            let at = selected(named("most-remaining"), &keys);
             prop_assert!(keys.iter().all(|key| key.remaining <= keys[at].remaining));
         }
 
         #[test]
         fn least_requests_has_no_less_busy_one(keys in keys()) {
-            let at = chosen(named("least-requests"), &keys);
+            let at = selected(named("least-requests"), &keys);
             let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
         }
 
         #[test]
         fn soonest_reset_has_none_that_expires_sooner(keys in keys()) {
-            let at = chosen(named("soonest-reset"), &keys);
+            let at = selected(named("soonest-reset"), &keys);
             let when = |key: &Traits| key.resets_at.map_or(u64::MAX, |at| at.0);
             prop_assert!(keys.iter().all(|key| when(key) >= when(&keys[at])));
         }
     }
 
     #[test]
-    fn of_equals_the_first_is_chosen() {
+    fn the_first_of_equal_keys_is_selected() {
         for strategy in &STRATEGIES {
-            assert_eq!(chosen(strategy, &[Traits { weight: 1, ..Traits::default() }; 3]), 0);
+            assert_eq!(selected(strategy, &[Traits { weight: 1, ..Traits::default() }; 3]), 0);
         }
     }
 
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn of_no_keys_none_is_chosen() {
+    fn without_keys_none_is_selected() {
         for strategy in &STRATEGIES {
             assert_eq!(best(strategy, std::iter::empty()), None);
         }

@@ -43,7 +43,7 @@ impl UnixMs {
         let day = day - (153 * month + 2) / 5 + 1;
         let (month, is_next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
         let mut text = *b"0000-00-00T00:00:00.000Z";
-        for (place, value) in [
+        for (range, value) in [
             (0..4, era * 400 + year + is_next_year),
             (5..7, month),
             (8..10, day),
@@ -53,7 +53,7 @@ impl UnixMs {
             (20..23, of_day % 1_000),
         ] {
             let mut value = value;
-            for digit in text[place].iter_mut().rev() {
+            for digit in text[range].iter_mut().rev() {
                 *digit = b'0' + (value % 10) as u8;
                 value /= 10;
             }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_print_as_the_status_document_wants_them() {
+    fn moments_are_written_as_in_the_status_document() {
         assert_eq!(UnixMs(1_738_368_000_000).rfc3339(), "2025-02-01T00:00:00.000Z");
         assert_eq!(UnixMs(1_738_368_000_007).rfc3339(), "2025-02-01T00:00:00.007Z");
         assert_eq!(UnixMs(1_738_368_000_000).month_and_day(), "Feb 1");
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_print_as_the_calendar_has_them() {
+    fn moments_are_written_as_by_the_calendar_library() {
         assert_eq!(i64::try_from(MS_MAX), Ok(jiff::Timestamp::MAX.as_millisecond()));
         let as_the_calendar =
             |moment: UnixMs| moment.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_prints_and_does_not_panic() {
+    fn the_last_moment_is_written_without_panic() {
         assert!(UnixMs(u64::MAX).rfc3339().starts_with("9999-12-"));
         assert_eq!(UnixMs(u64::MAX).plus(Duration::MAX), UnixMs(u64::MAX));
         assert_eq!(UnixMs(1).since(UnixMs(2)), Duration::ZERO);

@@ -52,7 +52,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_never_overshoots_and_never_takes_away_more_than_it_may(
+        fn a_correction_never_overshoots_and_stays_within_its_bound(
             error in -100 * HOUR..100 * HOUR,
             elapsed in 0..100 * HOUR,
         ) {

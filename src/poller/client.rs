@@ -15,7 +15,7 @@ use crate::elevenlabs::refusal::{ErrorBody, classify};
 use crate::elevenlabs::socket::conversation_cost;
 use crate::elevenlabs::subscription::{Subscription, workspace_id};
 use crate::policy::authority::Authority;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
@@ -48,10 +48,10 @@ impl<C: Connect> ProviderClient<'_, C> {
                 capabilities: subscription.capabilities,
             }),
             Verdict::InvalidKey | Verdict::WrongHost => {
-                let source = Source {
+                let source = RefusalSource {
                     words: verdict.word().into(),
                     route: "/v1/user/subscription".into(),
-                    ..Source::default()
+                    ..RefusalSource::default()
                 };
                 Some(Observation::Invalid { verdict, source })
             }

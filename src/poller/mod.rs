@@ -199,7 +199,7 @@ impl<C: Connect> QuotaPoller<C> {
             let observation = client.quota_at(Some(region), key).await;
             let works_here = matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
             let Some(observation) = observation.filter(|_| works_here) else { continue };
-            self.pool.learn_region(key, region);
+            self.pool.record_region(key, region);
             let roster = self.pool.roster();
             let fingerprint = key.api_key().fingerprint();
             if let Some(key_there) =
@@ -232,7 +232,7 @@ impl<C: Connect> QuotaPoller<C> {
             return;
         }
         if let Some(id) = client.workspace(key).await
-            && self.pool.learn_workspace(key, &id)
+            && self.pool.record_workspace(key, &id)
         {
             debug!(
                 key = key.api_key().short().as_str(),
@@ -249,7 +249,7 @@ impl<C: Connect> QuotaPoller<C> {
         }
         for key in roster.keys() {
             if let Some(models) = client.models(key).await {
-                self.pool.learn_models(models);
+                self.pool.record_models(models);
                 memory.models_at = Some(clock::instant());
                 return;
             }
@@ -341,8 +341,8 @@ fn poll_state(roster: &Roster, key: &Key, outcome: PollOutcome) -> PollState {
     let now = clock::now();
     let quota = key.workspace().quota(now);
     PollState {
-        told: outcome,
-        standing: key.state(now),
+        outcome,
+        state: key.state(now),
         is_near_limit: roster.is_near_limit(&quota),
         resets_at: quota.resets_at,
     }

@@ -38,38 +38,45 @@ pub(super) fn candidate(
 ) -> Candidate {
     let workspace = key.workspace();
     let quota = workspace.quota(now);
-    let is_barred = is_barred(position, request, round);
+    let is_excluded = is_excluded(position, request, round);
     let restraint = request.restraint(position);
-    let spares = |standing: KeyState| match standing {
+    let with_exhausted = |state: KeyState| match state {
         KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, .. }
             if round.allow_exhausted =>
         {
             KeyState::Usable
         }
-        standing @ (KeyState::Usable | KeyState::Resting { .. }) => standing,
+        state @ (KeyState::Usable | KeyState::Resting { .. }) => state,
     };
-    let standing = match spares(key.state_with(&quota, now)) {
+    let state = match with_exhausted(key.state_with(&quota, now)) {
         // A key that may not serve this request is treated like an invalid one.
-        _ if is_barred => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
+        _ if is_excluded => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
         KeyState::Usable if let Some(Restraint::Until(until)) = restraint => {
             KeyState::Resting { reason: CooldownReason::RateLimited, until: Some(until) }
         }
-        standing @ (KeyState::Usable | KeyState::Resting { .. }) => standing,
+        state @ (KeyState::Usable | KeyState::Resting { .. }) => state,
     };
-    let room = request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).look(now));
-    let means = means(key, request.estimate, now);
+    let concurrency =
+        request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).state(now));
+    let affordability = affordability(key, request.estimate, now);
     // The usual case: the key serves, and no probe or retry time is needed.
-    let (may_probe, again_at) = match (standing, room, means) {
+    let (may_probe, again_at) = match (state, concurrency, affordability) {
         (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
         | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
         (KeyState::Usable, ConcurrencyState::Free, _) => (false, credits_change_at(key, &quota, now)),
-        (_, _, means) => {
-            let rest =
-                RestingKey { key, request, standing, room, is_foreign: is_barred || restraint > round.up_to };
+        (_, _, affordability) => {
+            let blocked = BlockedKey {
+                key,
+                request,
+                state,
+                concurrency,
+                is_excluded: is_excluded || restraint > round.up_to,
+            };
             // A key whose credits fall short only by our estimate may serve nonetheless.
-            let credits_at = credits_change_at(key, &quota, now).filter(|_| means == Affordability::Refused);
-            let ends_at = rest.ends_at(now);
-            (rest.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
+            let credits_at =
+                credits_change_at(key, &quota, now).filter(|_| affordability == Affordability::Refused);
+            let ends_at = blocked.ends_at(now);
+            (blocked.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
         }
     };
     let is_within = match restraint {
@@ -77,10 +84,10 @@ pub(super) fn candidate(
         restraint @ Some(_) => restraint <= round.up_to,
     };
     Candidate {
-        standing,
+        state,
         is_eligible: is_within && !request.tried.contains(&position),
-        means,
-        room,
+        affordability,
+        concurrency,
         may_probe,
         again_at,
         traits: traits(key, Some(&quota), turn),
@@ -88,31 +95,32 @@ pub(super) fn candidate(
 }
 
 /// The conditions that keep a key from serving a request now.
-struct RestingKey<'a> {
+struct BlockedKey<'a> {
     key: &'a Key,
     request: &'a KeyRequest,
-    standing: KeyState,
-    room: ConcurrencyState,
+    state: KeyState,
+    concurrency: ConcurrencyState,
     /// Whether more than its state keeps the key from this request.
-    is_foreign: bool,
+    is_excluded: bool,
 }
 
-impl RestingKey<'_> {
+impl BlockedKey<'_> {
     /// The probes of all cooldowns in force. Each of them would have to allow the probe.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
         let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
-        let is_resting = self.standing != KeyState::Usable;
-        let limited = self.request.group.filter(|_| matches!(self.room, ConcurrencyState::Cooling { .. }));
-        let own = of(is_resting && self.key.cooldown().is_some(), self.key.probe());
-        let shared = of(is_resting && workspace.cooldown().is_some(), workspace.probe());
+        let is_cooling_down = self.state != KeyState::Usable;
+        let limited =
+            self.request.group.filter(|_| matches!(self.concurrency, ConcurrencyState::Cooling { .. }));
+        let own = of(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
+        let shared = of(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
         [own, shared, limited.map(|group| workspace.limiter(group).probe())].into_iter().flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
-        let rests =
-            self.standing != KeyState::Usable || matches!(self.room, ConcurrencyState::Cooling { .. });
-        if !rests || self.is_foreign {
+        let is_cooling_down =
+            self.state != KeyState::Usable || matches!(self.concurrency, ConcurrencyState::Cooling { .. });
+        if !is_cooling_down || self.is_excluded {
             return false;
         }
         let mut probes = self.probes().peekable();
@@ -122,24 +130,24 @@ impl RestingKey<'_> {
     /// When the key may serve without an event, later than now: its cooldown ends, or a probe is allowed.
     /// A probe that is allowed already is not waited for.
     fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
-        let of_standing = match self.standing {
+        let state_ends = match self.state {
             KeyState::Usable => None,
             KeyState::Resting { until, .. } => Some(until),
         };
-        let of_room = match self.room {
+        let concurrency_ends = match self.concurrency {
             ConcurrencyState::Free | ConcurrencyState::Full { until: None } => None,
             ConcurrencyState::Full { until: Some(until) } | ConcurrencyState::Cooling { until } => {
                 Some(Some(until))
             }
         };
-        let ends = match (of_standing, of_room) {
+        let ends = match (state_ends, concurrency_ends) {
             (Some(one), Some(other)) => one.zip(other).map(|(one, other)| one.max(other)),
             (one, other) => one.or(other).flatten(),
         };
-        if self.is_foreign {
+        if self.is_excluded {
             return ends;
         }
-        let probes = || self.probes().map(|probe| probe.look_again_at(now));
+        let probes = || self.probes().map(|probe| probe.retry_at(now));
         let probe = if probes().all(|at| at.is_some()) { probes().flatten().max() } else { None };
         [ends, probe.filter(|at| *at > now)].into_iter().flatten().min()
     }
@@ -155,10 +163,11 @@ fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
 /// Claims the probes of all cooldowns of `key`. `false` when another request was faster.
 pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
-    let room = request.group.map(|group| workspace.limiter(group)).filter(|room| room.probe().at().is_some());
+    let limiter =
+        request.group.map(|group| workspace.limiter(group)).filter(|limiter| limiter.probe().at().is_some());
     let own = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
     let shared = workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
-    let claims = [own, shared, room.map(|room| room.probe())];
+    let claims = [own, shared, limiter.map(|limiter| limiter.probe())];
     claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
 
@@ -174,7 +183,7 @@ pub(super) fn traits(key: &Key, quota: Option<&Quota>, turn: u64) -> Traits {
     }
 }
 
-fn is_barred(position: usize, request: &KeyRequest, round: SelectionRound) -> bool {
+fn is_excluded(position: usize, request: &KeyRequest, round: SelectionRound) -> bool {
     request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
@@ -186,7 +195,7 @@ pub(super) fn is_closed(
     round: SelectionRound,
     now: UnixMs,
 ) -> bool {
-    if is_barred(position, request, round) {
+    if is_excluded(position, request, round) {
         return true;
     }
     match key.state_with(&key.workspace().quota(now), now) {
@@ -209,7 +218,7 @@ fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
     }
 }
 
-fn means(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
+fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
     let quota = key.workspace().cell();
     let reported = match (key.reported().left(now), quota.reported().left(now)) {
         (Some(a), Some(b)) => Some(a.min(b)),

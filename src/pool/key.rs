@@ -12,7 +12,7 @@ use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::{Evidence, Meaning};
-use crate::policy::key_state::{Change, Cooldown, CooldownReason, KeyState};
+use crate::policy::key_state::{Cooldown, CooldownReason, KeyState, StateChange};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
@@ -42,12 +42,12 @@ pub struct Key {
     wants_poll: AtomicBool,
     /// The turn that this key has reached; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
-    announced: LastReported,
+    last_reported: LastReported,
 }
 
 impl Key {
     pub(super) fn new(position: usize, entry: KeyEntry, workspace: Arc<Workspace>) -> Self {
-        workspace.quiet().disturb();
+        workspace.state_change_cache().invalidate();
         Self {
             position: AtomicUsize::new(position),
             api_key: entry.key,
@@ -63,18 +63,18 @@ impl Key {
             in_flight: AtomicU32::new(0),
             wants_poll: AtomicBool::new(false),
             turn: AtomicU64::new(0),
-            announced: LastReported::default(),
+            last_reported: LastReported::default(),
         }
     }
 
     /// Whether the key is configured as `entry` says.
-    pub(super) fn is(&self, entry: &KeyEntry, belonging: &WorkspaceMembership) -> bool {
+    pub(super) fn matches(&self, entry: &KeyEntry, membership: &WorkspaceMembership) -> bool {
         self.name == entry.name
             && self.authority.as_ref() == entry.authority.as_ref().or(entry.found_region.as_ref())
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
-            && self.workspace.membership().is_same(belonging)
-            && belonging.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
+            && self.workspace.membership().is_same(membership)
+            && membership.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
     }
 
     /// The position in the pool, from 0. A key that was removed keeps its last position.
@@ -83,7 +83,7 @@ impl Key {
         self.position.load(Ordering::Acquire)
     }
 
-    pub(super) fn place(&self, position: usize) {
+    pub(super) fn set_position(&self, position: usize) {
         self.position.store(position, Ordering::Release);
     }
 
@@ -169,28 +169,28 @@ impl Key {
         // The reset date of the workspace does not apply to a key's own cap.
         let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
         // A probe is allowed only if every cooldown of the key allows it.
-        let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
-        for meant in meanings {
-            match meant {
-                Meaning::Rest { cooldown, is_probable: may } => {
-                    rest = Some(rest.map_or(cooldown, |held| held.joined(cooldown)));
+        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
+        for meaning in meanings {
+            match meaning {
+                Meaning::Cooldown { cooldown, is_probable: may } => {
+                    joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
                     is_probable &= may;
                 }
                 Meaning::Short { left, until } => {
-                    short = true;
+                    is_short = true;
                     self.reported.report(left, until, now);
                 }
                 // A concurrency group belongs to the workspace.
-                Meaning::Nothing | Meaning::GroupRest { .. } => {}
+                Meaning::Nothing | Meaning::GroupCooldown { .. } => {}
             }
         }
-        self.cooldown.store(rest);
-        let may_try = is_probable && rest.is_some();
-        self.probe.allow(may_try.then_some(settings.probe_after), now);
-        if !short {
+        self.cooldown.store(joined);
+        let may_probe = is_probable && joined.is_some();
+        self.probe.allow(may_probe.then_some(settings.probe_after), now);
+        if !is_short {
             self.reported.forget();
         }
-        self.workspace.quiet().disturb();
+        self.workspace.state_change_cache().invalidate();
     }
 
     /// Its own cooldown, even when it has ended.
@@ -201,9 +201,9 @@ impl Key {
 
     /// Sets the cooldown, for tests of its consequences.
     #[cfg(test)]
-    pub(super) fn rest(&self, cooldown: Cooldown) {
+    pub(super) fn set_cooldown(&self, cooldown: Cooldown) {
         self.cooldown.store(Some(cooldown));
-        self.workspace.quiet().disturb();
+        self.workspace.state_change_cache().invalidate();
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -239,18 +239,18 @@ impl Key {
         self.cooldown.load().filter(|cooldown| cooldown.holds(now)).map(|cooldown| cooldown.until)
     }
 
-    pub(super) fn announce(&self, standing: KeyState, quota: Quota, is_near: bool) -> Option<Change> {
-        self.announced.update(standing, quota, is_near)
+    pub(super) fn report_change(&self, state: KeyState, quota: Quota, is_near: bool) -> Option<StateChange> {
+        self.last_reported.update(state, quota, is_near)
     }
 
-    pub(super) fn enter(&self) {
+    pub(super) fn add_in_flight(&self) {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.workspace.enter();
+        self.workspace.add_in_flight();
     }
 
-    pub(super) fn leave(&self) {
+    pub(super) fn remove_in_flight(&self) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
-        self.workspace.leave();
+        self.workspace.remove_in_flight();
     }
 }
 

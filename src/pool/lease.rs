@@ -34,7 +34,7 @@ impl Lease {
         pool: &Arc<Pool>,
         key: &Arc<Key>,
         request: &KeyRequest,
-        stretches: bool,
+        overcommits: bool,
         now: UnixMs,
     ) -> Option<Self> {
         let workspace = key.workspace();
@@ -43,14 +43,14 @@ impl Lease {
         }
         let reserved = request.estimate.unwrap_or(0);
         let taken =
-            if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, stretches, now) };
+            if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, overcommits, now) };
         let Some(reported) = taken else {
             if let Some(group) = request.group {
                 workspace.limiter(group).release();
             }
             return None;
         };
-        key.enter();
+        key.add_in_flight();
         Some(Self {
             pool: Arc::clone(pool),
             key: Arc::clone(key),
@@ -87,17 +87,17 @@ impl Lease {
     }
 
     /// Records how many requests of this concurrency group the provider allows at once.
-    pub fn learn_concurrency_limit(&self, maximum: u32) {
+    pub fn record_concurrency_limit(&self, maximum: u32) {
         if let Some(group) = self.group {
-            let room = self.key.workspace().limiter(group);
-            if room.learn(maximum) {
+            let limiter = self.key.workspace().limiter(group);
+            if limiter.set_reported_max(maximum) {
                 self.pool.dispatch_waiters_now();
             }
         }
     }
 
     /// Releases the concurrency slot and keeps the key, while no request runs with it.
-    pub fn rest(&mut self) {
+    pub fn release_slot(&mut self) {
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
             self.pool.dispatch_waiters_now();
@@ -106,7 +106,7 @@ impl Lease {
 
     /// Whether it holds a concurrency slot.
     #[must_use]
-    pub fn has_place(&self) -> bool {
+    pub fn has_slot(&self) -> bool {
         self.group.is_some()
     }
 
@@ -117,34 +117,34 @@ impl Lease {
         }
         if self.reserved > 0 {
             // No cost was reported: a request that was sent is charged its estimate.
-            self.pay(if self.is_used { self.reserved } else { 0 }, self.since);
+            self.charge(if self.is_used { self.reserved } else { 0 }, self.since);
         }
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
         }
-        self.key.leave();
+        self.key.remove_in_flight();
         self.pool.dispatch_waiters_now();
     }
 
     /// Charges the cost of the request. Credits reserved beyond that are free for others.
     pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
-        if self.pay(spent, now) {
+        if self.charge(spent, now) {
             self.pool.dispatch_waiters(now);
         }
     }
 
     /// Returns whether credits were charged or returned.
-    fn pay(&mut self, spent: u64, now: UnixMs) -> bool {
-        let paid = SettledReservation { reserved: std::mem::take(&mut self.reserved), spent };
-        if paid == (SettledReservation { reserved: 0, spent: 0 }) {
+    fn charge(&mut self, spent: u64, now: UnixMs) -> bool {
+        let settled = SettledReservation { reserved: std::mem::take(&mut self.reserved), spent };
+        if settled == (SettledReservation { reserved: 0, spent: 0 }) {
             return false;
         }
         let workspace = self.key.workspace();
-        workspace.cell().settle(paid, now);
+        workspace.cell().settle(settled, now);
         workspace.spending().add(spent, now);
         for (cell, holds) in reports(&self.key).into_iter().zip(self.reported) {
             if holds {
-                cell.settle(paid);
+                cell.settle(settled);
             }
         }
         true
@@ -157,19 +157,19 @@ fn reports(key: &Key) -> [&ReportedRemaining; 2] {
 }
 
 /// Takes `credits` from every counter or from none; returns from which of the provider's reports.
-fn take_credits(key: &Key, credits: u64, stretches: bool, now: UnixMs) -> Option<[bool; 2]> {
+fn take_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Option<[bool; 2]> {
     let quota = key.workspace().cell();
     let cells = reports(key);
     let taken = cells.map(|cell| cell.take(credits, now));
     let holds = taken.map(|taken| taken == ReportedDecrease::Some);
     let is_reported = holds.contains(&true);
-    let has = match (taken.contains(&ReportedDecrease::TooFew), stretches) {
+    let is_reserved = match (taken.contains(&ReportedDecrease::TooFew), overcommits) {
         (true, _) => false,
         (false, true) => quota.overcommit(credits),
         // Where the provider has reported the remaining credits, our own count does not matter.
         (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
-    if has {
+    if is_reserved {
         return Some(holds);
     }
     for (cell, _) in cells.into_iter().zip(holds).filter(|(_, holds)| *holds) {

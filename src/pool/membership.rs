@@ -10,49 +10,50 @@ use super::roster::KeyEntry;
 use crate::secret::Fingerprint;
 
 /// The workspace identifiers that the provider has reported, by key.
-pub(super) type ToldIds = HashMap<Fingerprint, Arc<str>>;
+pub(super) type ReportedIds = HashMap<Fingerprint, Arc<str>>;
 
 /// Which workspace a key belongs to, as far as is known now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
-    group: Group,
+    basis: MembershipBasis,
     /// The workspace's name in the configuration.
     name: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Group {
+enum MembershipBasis {
     /// Known by the provider's identifier.
-    Told(Arc<str>),
+    Reported(Arc<str>),
     /// Known by its name in the configuration.
     Named(String),
     /// A workspace of one key alone.
-    Of(Fingerprint),
+    SingleKey(Fingerprint),
 }
 
 impl WorkspaceMembership {
     /// The workspace of `entry`: by the identifier that the provider reported for it or for a key
     /// configured for the same workspace, else by the configuration.
-    pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], told: &ToldIds) -> Self {
-        let id_of = |entry: &KeyEntry| told.get(&entry.key.fingerprint()).map(Arc::clone);
-        let beside =
+    pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
+        let id_of = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).map(Arc::clone);
+        let same_workspace =
             || entries.iter().filter(|other| entry.workspace.is_some() && other.workspace == entry.workspace);
-        let group = match (id_of(entry).or_else(|| beside().find_map(id_of)), &entry.workspace) {
-            (Some(id), _) => Group::Told(id),
-            (None, Some(name)) => Group::Named(name.clone()),
-            (None, None) => Group::Of(entry.key.fingerprint()),
+        let basis = match (id_of(entry).or_else(|| same_workspace().find_map(id_of)), &entry.workspace) {
+            (Some(id), _) => MembershipBasis::Reported(id),
+            (None, Some(name)) => MembershipBasis::Named(name.clone()),
+            (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
         };
-        Self { group, name: entry.workspace.clone() }
+        Self { basis, name: entry.workspace.clone() }
     }
 
     /// Whether both are the same workspace, whatever its name.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.group == other.group
+        self.basis == other.basis
     }
 
     /// Whether `other` may be the same workspace, identified more precisely.
     pub(super) fn may_become(&self, other: &Self) -> bool {
-        matches!(self.group, Group::Of(_)) || matches!(other.group, Group::Told(_))
+        matches!(self.basis, MembershipBasis::SingleKey(_))
+            || matches!(other.basis, MembershipBasis::Reported(_))
     }
 
     /// The name in the configuration, if it has one.

@@ -8,10 +8,10 @@
 mod candidate;
 mod cells;
 mod key;
-mod learn;
 mod lease;
 mod membership;
 mod ownership_index;
+mod record;
 mod refusal;
 mod reserve;
 mod restrictions;
@@ -31,7 +31,7 @@ use crate::elevenlabs::models::Models;
 use crate::elevenlabs::plan::Capabilities;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Evidence, Source};
+use crate::policy::evidence::{Evidence, RefusalSource};
 use crate::policy::forecast::{Forecast, forecast_of};
 use crate::policy::key_state::KeyState;
 use crate::policy::units::UnixMs;
@@ -41,10 +41,10 @@ use cells::NextChange;
 use sync::{AtomicU64, AtomicUsize};
 
 pub use key::Key;
-pub use learn::{Refused, Served};
 pub use lease::Lease;
 pub use membership::WorkspaceMembership;
 pub use ownership_index::{KnownOwner, LearnedOwner, OwnerId, OwnershipIndex};
+pub use record::{Refused, Served};
 pub use refusal::{Earlier, RefusalRecord};
 pub use reserve::Reserved;
 pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
@@ -78,7 +78,7 @@ pub enum Observation {
         /// Either an unknown key or a key of another region.
         verdict: Verdict,
         /// The refusal that the poll received.
-        source: Source,
+        source: RefusalSource,
     },
 }
 
@@ -103,7 +103,7 @@ pub struct KeySnapshot {
     /// The key, shared with the roster.
     pub key: Arc<Key>,
     /// Whether it is usable, or in which cooldown.
-    pub standing: KeyState,
+    pub state: KeyState,
     /// The quota of its workspace.
     pub quota: Quota,
     /// Whether the workspace's use is near its limit.
@@ -145,7 +145,7 @@ pub struct Pool {
     /// Serializes the tasks that replace the roster.
     replacing: Mutex<()>,
     models: ArcSwap<Models>,
-    line: WaitQueue,
+    queue: WaitQueue,
     /// The address of the key that serves now, which stays the same when its position changes; 0 before
     /// the first request.
     in_use: AtomicUsize,
@@ -165,7 +165,7 @@ impl Pool {
             roster: ArcSwap::from_pointee(Roster::new(entries, settings)),
             replacing: Mutex::new(()),
             models: ArcSwap::from_pointee(Models::default()),
-            line: WaitQueue::default(),
+            queue: WaitQueue::default(),
             in_use: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             restrictions: Restrictions::default(),
@@ -186,7 +186,7 @@ impl Pool {
     }
 
     /// Stores the polled models of the provider.
-    pub fn learn_models(&self, models: Models) {
+    pub fn record_models(&self, models: Models) {
         self.models.store(Arc::new(models));
     }
 
@@ -217,14 +217,14 @@ impl Pool {
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         let roster = self.roster.load();
-        let mut seen: Vec<&Workspace> = Vec::new();
+        let mut counted: Vec<&Workspace> = Vec::new();
         let (mut left, mut per_day) = (0_u64, 0.0);
         let mut resets_at: Option<UnixMs> = None;
         for workspace in roster.keys().iter().map(|key| key.workspace()) {
-            if seen.iter().any(|known| std::ptr::eq(*known, workspace)) {
+            if counted.iter().any(|known| std::ptr::eq(*known, workspace)) {
                 continue;
             }
-            seen.push(workspace);
+            counted.push(workspace);
             let quota = workspace.quota(now);
             per_day += workspace.spent_per_day(now);
             // A workspace with unlimited or unknown credits makes the sum unknown.
@@ -241,7 +241,7 @@ impl Pool {
     /// Number of requests that are queued for a key now.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.line.len()
+        self.queue.len()
     }
 
     /// Replaces keys and settings. A key that stays keeps its state. A key that is removed serves no new
@@ -250,12 +250,13 @@ impl Pool {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let entries = before.with_found_regions(entries);
-        let next = Arc::new(before.following(entries, settings, before.told().clone()));
+        let next = Arc::new(before.following(entries, settings, before.reported_ids().clone()));
         self.roster.store(Arc::clone(&next));
         self.restrictions.follow(&next);
-        self.line.outdate();
-        let has =
-            |roster: &Roster, print| roster.keys().iter().any(|key| key.api_key().fingerprint() == print);
+        self.queue.outdate();
+        let has = |roster: &Roster, fingerprint| {
+            roster.keys().iter().any(|key| key.api_key().fingerprint() == fingerprint)
+        };
         let missing_in = |one: &Roster, other: &Roster| {
             one.keys().iter().filter(|key| !has(other, key.api_key().fingerprint())).count()
         };
@@ -268,18 +269,18 @@ impl Pool {
 
     /// Records to which workspace of the provider a key belongs. Keys of one workspace share its credits
     /// from then on. Returns whether the workspace was unknown or another one before.
-    pub fn learn_workspace(&self, key: &Key, id: &str) -> bool {
+    pub fn record_workspace(&self, key: &Key, id: &str) -> bool {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
-        let print = key.api_key().fingerprint();
+        let fingerprint = key.api_key().fingerprint();
         // Workspace identifiers are unique only within a region of the provider.
         let id = key.authority().map_or_else(|| id.to_owned(), |region| format!("{}/{id}", region.host()));
-        if before.told().get(&print).is_some_and(|known| **known == id) {
+        if before.reported_ids().get(&fingerprint).is_some_and(|known| **known == id) {
             return false;
         }
-        let mut told = before.told().clone();
-        told.insert(print, id.as_str().into());
-        let next = Arc::new(before.following(before.entries().to_vec(), *before.settings(), told));
+        let mut reported_ids = before.reported_ids().clone();
+        reported_ids.insert(fingerprint, id.as_str().into());
+        let next = Arc::new(before.following(before.entries().to_vec(), *before.settings(), reported_ids));
         self.roster.store(Arc::clone(&next));
         self.restrictions.follow(&next);
         true
@@ -287,26 +288,26 @@ impl Pool {
 
     /// Records at which host of the provider a key works: the host of its region. Requests with the key
     /// are sent there from then on.
-    pub fn learn_region(&self, key: &Key, region: &Arc<Authority>) {
+    pub fn record_region(&self, key: &Key, region: &Arc<Authority>) {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
-        let print = key.api_key().fingerprint();
+        let fingerprint = key.api_key().fingerprint();
         let mut entries = before.entries().to_vec();
-        for entry in entries.iter_mut().filter(|entry| entry.key.fingerprint() == print) {
+        for entry in entries.iter_mut().filter(|entry| entry.key.fingerprint() == fingerprint) {
             entry.found_region = Some(Arc::clone(region));
         }
-        let next = before.following(entries, *before.settings(), before.told().clone());
+        let next = before.following(entries, *before.settings(), before.reported_ids().clone());
         self.roster.store(Arc::new(next));
-        self.line.outdate();
+        self.queue.outdate();
     }
 
     /// Restores the key state of the previous run. Cooldowns are computed anew from the evidence, and the
     /// first poll decides what a poll can decide.
-    pub fn restore(&self, remembered: &[RestoredKey], now: UnixMs) {
+    pub fn restore(&self, restored: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
-            let print = key.api_key().fingerprint();
-            if let Some(known) = remembered.iter().find(|known| known.fingerprint == print) {
+            let fingerprint = key.api_key().fingerprint();
+            if let Some(known) = restored.iter().find(|known| known.fingerprint == fingerprint) {
                 key.workspace().restore(known.quota, now);
                 known.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
                 // Evidence from the future, after a clock was set back, counts as recorded now.
@@ -349,7 +350,7 @@ impl Pool {
         let snapshot = |key: &Arc<Key>| {
             let quota = key.workspace().quota(now);
             KeySnapshot {
-                standing: key.state(now),
+                state: key.state(now),
                 is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,
@@ -364,7 +365,7 @@ impl Pool {
 
 /// The state changes of a workspace's keys since they were last reported.
 fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-    let before = workspace.quiet().begin();
+    let before = workspace.state_change_cache().begin();
     let quota = workspace.quota(now);
     let mut until = workspace.next_change(&quota, now);
     let mut news = Vec::new();
@@ -372,17 +373,22 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
         news.extend(news_of(roster, key, now));
         until = [until, key.next_change(now)].into_iter().flatten().min();
     }
-    workspace.quiet().keep(before, outlook(roster, &quota), until.unwrap_or(UnixMs(u64::MAX)));
+    workspace.state_change_cache().keep(
+        before,
+        evaluation_inputs(roster, &quota),
+        until.unwrap_or(UnixMs(u64::MAX)),
+    );
     news
 }
 
 /// The same after a charge, which seldom changes anything but the count of spent credits.
 fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-    let is_quiet = workspace.quiet().holds(outlook(roster, &workspace.quota(now)), now);
-    if is_quiet { Vec::new() } else { news_of_workspace(roster, workspace, now) }
+    let is_unchanged =
+        workspace.state_change_cache().holds(evaluation_inputs(roster, &workspace.quota(now)), now);
+    if is_unchanged { Vec::new() } else { news_of_workspace(roster, workspace, now) }
 }
 
-fn outlook(roster: &Roster, quota: &Quota) -> NextChange {
+fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
     NextChange {
         generation: roster.generation(),
         is_spent: quota.is_spent(),
@@ -393,7 +399,7 @@ fn outlook(roster: &Roster, quota: &Quota) -> NextChange {
 fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
     let is_near = roster.is_near_limit(&quota);
-    let change = key.announce(key.state(now), quota, is_near)?;
+    let change = key.report_change(key.state(now), quota, is_near)?;
     Some(Transition { key: Arc::clone(key), change })
 }
 

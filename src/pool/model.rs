@@ -58,7 +58,7 @@ fn spend(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) -> bool {
 }
 
 #[test]
-fn the_last_credits_go_to_one() {
+fn the_last_credits_go_to_one_request() {
     model(|| {
         let cell = holding(90, 100);
         let other = Arc::clone(&cell);
@@ -79,7 +79,7 @@ fn an_overcommitted_lease_is_the_only_one() {
 }
 
 #[test]
-fn what_is_spent_is_counted_once() {
+fn spent_credits_are_counted_once() {
     model(|| {
         let cell = holding(0, 100);
         let other = Arc::clone(&cell);
@@ -135,7 +135,7 @@ fn figures_are_adopted_while_requests_are_settled() {
 }
 
 #[test]
-fn what_the_provider_says_is_left_is_taken_once() {
+fn reported_remaining_credits_are_taken_once() {
     model(|| {
         let cell = Arc::new(ReportedRemaining::default());
         cell.report(10, RESET, NOW);
@@ -147,10 +147,10 @@ fn what_the_provider_says_is_left_is_taken_once() {
 }
 
 #[test]
-fn no_lane_has_more_than_its_places() {
+fn a_concurrency_group_never_exceeds_its_maximum() {
     model(|| {
         let cell = Arc::new(ConcurrencyLimiter::default());
-        cell.learn(1);
+        cell.set_reported_max(1);
         let other = Arc::clone(&cell);
         let run = |cell: &ConcurrencyLimiter| {
             let has = cell.try_acquire();
@@ -165,7 +165,7 @@ fn no_lane_has_more_than_its_places() {
 }
 
 #[test]
-fn a_try_is_taken_by_one() {
+fn a_probe_is_claimed_by_one_request() {
     model(|| {
         let cell = Arc::new(ProbeCell::default());
         cell.allow(Some(Duration::ZERO), NOW);
@@ -177,32 +177,32 @@ fn a_try_is_taken_by_one() {
 }
 
 #[test]
-fn a_look_that_a_change_overtakes_is_not_kept() {
+fn an_evaluation_that_a_change_overtakes_is_not_kept() {
     model(|| {
-        let (cell, stands) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
-        let outlook = NextChange { generation: 1, is_spent: false, is_near: false };
-        let (other, changes) = (Arc::clone(&cell), Arc::clone(&stands));
+        let (cell, value) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
+        let inputs = NextChange { generation: 1, is_spent: false, is_near: false };
+        let (other, changes) = (Arc::clone(&cell), Arc::clone(&value));
         let (_, seen) = both(
             move || {
                 changes.store(1, Ordering::Release);
-                other.disturb();
+                other.invalidate();
             },
             || {
                 let before = cell.begin();
-                let seen = stands.load(Ordering::Acquire);
-                cell.keep(before, outlook, RESET);
+                let seen = value.load(Ordering::Acquire);
+                cell.keep(before, inputs, RESET);
                 seen
             },
         );
-        assert!(seen == 1 || !cell.holds(outlook, NOW), "a change would not be evaluated");
+        assert!(seen == 1 || !cell.holds(inputs, NOW), "a change would not be evaluated");
     });
 }
 
-fn pool(places: u32) -> Arc<Pool> {
+fn pool(slots: u32) -> Arc<Pool> {
     let key = ApiKey::new("sk_0000_of_the_pool_0").unwrap();
     let settings = Settings { queue_timeout: Duration::from_secs(60), max_queued: 9, ..Settings::STILL };
     let pool = Pool::new(vec![key.into()], settings);
-    pool.roster().keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).learn(places);
+    pool.roster().keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(slots);
     Arc::new(pool)
 }
 
@@ -211,10 +211,10 @@ fn request() -> KeyRequest {
 }
 
 fn refused(verdict: Verdict) -> Refused<'static> {
-    Refused { verdict, request: None, is_agreed: false, source: Source::default() }
+    Refused { verdict, request: None, is_agreed: false, source: RefusalSource::default() }
 }
 
-fn assert_at_rest(pool: &Pool) {
+fn assert_idle(pool: &Pool) {
     let roster = pool.roster();
     let key = &roster.keys()[0];
     assert_eq!((key.in_flight(), key.workspace().in_flight(), key.workspace().reserved()), (0, 0, 0));
@@ -234,15 +234,18 @@ fn a_lease_ends_once_while_its_key_begins_a_cooldown() {
             || {
                 let roster = pool.roster();
                 pool.record_refusal(&roster, &roster.keys()[0], refused(Verdict::Billing), NOW);
-                assert!(pool.try_reserve(&roster, &request(), NOW).is_err(), "a parked key is never chosen");
+                assert!(
+                    pool.try_reserve(&roster, &request(), NOW).is_err(),
+                    "a key in cooldown is never selected"
+                );
             },
         );
-        assert_at_rest(&pool);
+        assert_idle(&pool);
     });
 }
 
 #[test]
-fn a_key_that_is_asked_at_once_does_not_stay_parked() {
+fn a_key_that_is_polled_at_once_does_not_stay_in_cooldown() {
     model(|| {
         let pool = pool(9);
         let other = Arc::clone(&pool);
@@ -258,7 +261,7 @@ fn a_key_that_is_asked_at_once_does_not_stay_parked() {
             },
             || pool.record_refusal(&roster, key, refused(Verdict::InvalidKey), NOW),
         );
-        assert_eq!(key.wants_poll(), key.cooldown().is_some(), "no poll would end its rest");
+        assert_eq!(key.wants_poll(), key.cooldown().is_some(), "no poll would end its cooldown");
     });
 }
 
@@ -273,13 +276,13 @@ fn a_release_finds_every_waiter() {
             drop(held);
             drop(other);
         });
-        let (ticket, mut given) = pool.line.join(&roster, &request(), 9).unwrap();
+        let (waiter, mut result) = pool.queue.join(&roster, &request(), 9).unwrap();
         pool.dispatch_waiters(NOW);
         releasing.join().unwrap();
-        let given = given.try_recv().expect("the waiters were not dispatched");
-        assert!(!matches!(given, Err(Unavailable::Full { .. })));
-        drop(ticket);
-        drop(given);
-        assert_at_rest(&pool);
+        let result = result.try_recv().expect("the waiters were not dispatched");
+        assert!(!matches!(result, Err(Unavailable::Full { .. })));
+        drop(waiter);
+        drop(result);
+        assert_idle(&pool);
     });
 }

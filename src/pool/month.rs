@@ -25,7 +25,7 @@ const CLIENTS: [&str; 4] = ["narrator", "phone", "game", "reader"];
 /// price in percent of our estimate.
 struct Account {
     credits: u64,
-    places: u32,
+    slots: u32,
     percent: u64,
     left: u64,
     resets_at: UnixMs,
@@ -35,9 +35,9 @@ struct Account {
 const KEYS: [usize; 8] = [0, 0, 1, 2, 2, 3, 4, 4];
 
 fn accounts() -> Vec<Account> {
-    let account = |credits, reset_day, places, percent| Account {
+    let account = |credits, reset_day, slots, percent| Account {
         credits,
-        places,
+        slots,
         percent,
         left: credits,
         resets_at: UnixMs(BEGIN.0 + reset_day * DAY_MS),
@@ -53,7 +53,7 @@ fn accounts() -> Vec<Account> {
 
 /// The result of a month with one strategy.
 #[derive(Debug, Default)]
-struct Outcome {
+struct MonthResult {
     served: u32,
     refused: u32,
     wasted: u32,
@@ -78,7 +78,7 @@ struct Month {
     accounts: Vec<Account>,
     /// Requests in flight, and when each ends.
     open: Vec<(UnixMs, Lease)>,
-    outcome: Outcome,
+    result: MonthResult,
 }
 
 impl Month {
@@ -89,20 +89,20 @@ impl Month {
         };
         let settings = Settings { strategy, quota_lag: Duration::from_secs(300), ..Settings::STILL };
         let pool = Arc::new(Pool::new(KEYS.iter().enumerate().map(entry).collect(), settings));
-        let mut month = Self { pool, accounts: accounts(), open: Vec::new(), outcome: Outcome::default() };
+        let mut month = Self { pool, accounts: accounts(), open: Vec::new(), result: MonthResult::default() };
         let roster = month.pool.roster();
         for (key, account) in KEYS.into_iter().enumerate() {
-            month.tell(key, BEGIN);
+            month.report_quota(key, BEGIN);
             roster.keys()[key]
                 .workspace()
                 .limiter(ConcurrencyGroup::SPEECH)
-                .learn(month.accounts[account].places);
+                .set_reported_max(month.accounts[account].slots);
         }
         month
     }
 
     /// The simulated provider reports a key's figures.
-    fn tell(&mut self, key: usize, now: UnixMs) {
+    fn report_quota(&mut self, key: usize, now: UnixMs) {
         let account = &self.accounts[KEYS[key]];
         let quota = Quota {
             count: account.credits - account.left,
@@ -112,8 +112,8 @@ impl Month {
         };
         let roster = self.pool.roster();
         let capabilities = Capabilities::default();
-        let seen = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
-        self.pool.observe(&roster, &roster.keys()[key], seen, now);
+        let observation = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
+        self.pool.observe(&roster, &roster.keys()[key], observation, now);
     }
 
     fn advance(&mut self, now: UnixMs) {
@@ -121,60 +121,66 @@ impl Month {
         for index in 0..self.accounts.len() {
             let account = &mut self.accounts[index];
             if account.resets_at <= now {
-                self.outcome.expired += account.left;
+                self.result.expired += account.left;
                 account.left = account.credits;
                 account.resets_at = UnixMs(account.resets_at.0 + DAYS * DAY_MS);
                 for key in (0..KEYS.len()).filter(|key| KEYS[*key] == index) {
-                    self.tell(key, now);
+                    self.report_quota(key, now);
                 }
             }
         }
     }
 
-    fn speak(&mut self, client: &str, credits: u64, lasts: u64, mut now: UnixMs) {
+    fn send_speech(&mut self, client: &str, credits: u64, duration_ms: u64, mut now: UnixMs) {
         let roster = self.pool.roster();
         let mut request =
             KeyRequest::new(ClientName::new(client), Some(credits), Some(ConcurrencyGroup::SPEECH));
         loop {
-            let reserved = match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.why)
-            {
-                Ok(reserved) => reserved,
-                Err(Unavailable::Full { .. }) => {
-                    // The request waits until the first one in flight ends.
-                    self.outcome.waited += 1;
-                    now = self.open.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
-                    self.advance(now);
-                    continue;
-                }
-                Err(_) => {
-                    let could = self.accounts.iter().any(|account| account.cost(credits) <= account.left);
-                    assert!(!could, "refused although an account could pay");
-                    self.outcome.refused += 1;
-                    return;
-                }
-            };
+            let reserved =
+                match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.reason) {
+                    Ok(reserved) => reserved,
+                    Err(Unavailable::Full { .. }) => {
+                        // The request waits until the first one in flight ends.
+                        self.result.waited += 1;
+                        now =
+                            self.open.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
+                        self.advance(now);
+                        continue;
+                    }
+                    Err(_) => {
+                        let can_pay =
+                            self.accounts.iter().any(|account| account.cost(credits) <= account.left);
+                        assert!(!can_pay, "refused although an account could pay");
+                        self.result.refused += 1;
+                        return;
+                    }
+                };
             let mut lease = reserved.lease;
             let key = Arc::clone(lease.key());
-            assert_ne!(key.state(now).status().word(), "invalid", "a parked key is never chosen");
+            assert_ne!(key.state(now).status().word(), "invalid", "a key in cooldown is never selected");
             lease.begin();
             let account = &mut self.accounts[KEYS[key.position()]];
             let cost = account.cost(credits);
             if cost <= account.left {
                 account.left -= cost;
                 self.pool.settle(&roster, &mut lease, cost, now);
-                self.open.push((UnixMs(now.0 + lasts), lease));
-                self.outcome.served += 1;
+                self.open.push((UnixMs(now.0 + duration_ms), lease));
+                self.result.served += 1;
                 return;
             }
             let shortfall =
                 Shortfall { remaining: Some(account.left), required: Some(cost), ..Shortfall::default() };
             let verdict = Verdict::WorkspaceQuota(shortfall);
-            let refused =
-                Refused { verdict, request: Some(&request), is_agreed: false, source: Source::default() };
+            let refused = Refused {
+                verdict,
+                request: Some(&request),
+                is_agreed: false,
+                source: RefusalSource::default(),
+            };
             self.pool.record_refusal(&roster, &key, refused, now);
             self.pool.settle(&roster, &mut lease, 0, now);
             request.tried.push(key.position());
-            self.outcome.wasted += 1;
+            self.result.wasted += 1;
         }
     }
 
@@ -187,12 +193,12 @@ impl Month {
             // Requests in flight are charged already: the provider reports their price in the response
             // headers.
             assert_eq!(key.workspace().reserved(), 0);
-            let (running, places) = key.workspace().running(ConcurrencyGroup::SPEECH);
-            assert!(running <= places.unwrap(), "{running} of {places:?}");
+            let (running, slots) = key.workspace().running(ConcurrencyGroup::SPEECH);
+            assert!(running <= slots.unwrap(), "{running} of {slots:?}");
         }
     }
 
-    fn play(strategy: &'static Strategy) -> Outcome {
+    fn simulate(strategy: &'static Strategy) -> MonthResult {
         let mut month = Self::new(strategy);
         let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
         let mut now = BEGIN;
@@ -207,11 +213,11 @@ impl Month {
                 if chance.below(20) == 0 { 1_000 + chance.below(4_000) } else { 20 + chance.below(400) };
             let burst = if chance.below(50) == 0 { 30 } else { 1 };
             for _ in 0..burst {
-                month.speak(client, credits, credits * 60, now);
+                month.send_speech(client, credits, credits * 60, now);
             }
             month.check();
         }
-        month.outcome
+        month.result
     }
 }
 
@@ -226,14 +232,14 @@ fn a_month_with_every_strategy() {
     println!("{:16} served refused wasted waited expired", "strategy");
     let mut expired = Vec::new();
     for strategy in &STRATEGIES {
-        let outcome = Month::play(strategy);
-        let Outcome { served, refused, wasted, waited, .. } = outcome;
-        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.name, outcome.expired);
-        assert!(served > 3_000, "{}: {outcome:?}", strategy.name);
-        assert!(wasted * 20 <= served, "{}: {outcome:?}", strategy.name);
-        expired.push((strategy.name, outcome.expired));
+        let result = Month::simulate(strategy);
+        let MonthResult { served, refused, wasted, waited, .. } = result;
+        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.name, result.expired);
+        assert!(served > 3_000, "{}: {result:?}", strategy.name);
+        assert!(wasted * 20 <= served, "{}: {result:?}", strategy.name);
+        expired.push((strategy.name, result.expired));
     }
     let of = |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
     let fewest = expired.iter().map(|(_, credits)| *credits).min().unwrap();
-    assert_eq!(of("soonest-reset"), fewest, "what expires first is spent first: {expired:?}");
+    assert_eq!(of("soonest-reset"), fewest, "the credits that expire first are spent first: {expired:?}");
 }

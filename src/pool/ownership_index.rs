@@ -47,7 +47,7 @@ impl OwnerId {
 
 impl fmt::Debug for OwnerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", self.0)
+        write!(f, "OwnerId({})", self.0)
     }
 }
 
@@ -70,7 +70,7 @@ pub struct KnownOwner {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
     /// The entry to be stored again, when its time of use was last written long enough ago.
-    pub lesson: Option<LearnedOwner>,
+    pub update: Option<LearnedOwner>,
 }
 
 /// How often the time of use of an entry is written at most.
@@ -86,13 +86,13 @@ const DROPPED_SHARE: usize = 8;
 /// A lookup holds one of 64 locks for one access to a hash map, and never across an await.
 #[derive(Debug)]
 pub struct OwnershipIndex {
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<Mutex<OwnerShard>>,
     keeping: Keeping,
 }
 
 /// One map per class, so that each class has its own bound.
 #[derive(Debug, Default)]
-struct Shard([HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>; Class::ALL.len()]);
+struct OwnerShard([HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>; Class::ALL.len()]);
 
 #[derive(Clone, Debug)]
 struct OwnerEntry {
@@ -134,7 +134,7 @@ impl OwnershipIndex {
         self.keeping
     }
 
-    fn shard(&self, tag: &Tag) -> MutexGuard<'_, Shard> {
+    fn shard(&self, tag: &Tag) -> MutexGuard<'_, OwnerShard> {
         let index = usize::from(tag.bytes()[0]) % SHARDS;
         // Every change is complete in itself, so a panic leaves nothing inconsistent.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
@@ -144,40 +144,40 @@ impl OwnershipIndex {
     pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
-        let owned = map.get_mut(&named.tag)?;
-        if !self.keeping.counts(named.kind, owned.learned_at, owned.used_at, now) {
+        let entry = map.get_mut(&named.tag)?;
+        if !self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now) {
             map.remove(&named.tag);
             return None;
         }
-        let is_due = now.since(owned.used_at) >= USE_WRITTEN_INTERVAL;
+        let is_due = now.since(entry.used_at) >= USE_WRITTEN_INTERVAL;
         if is_due {
-            owned.used_at = now;
+            entry.used_at = now;
         }
-        Some(KnownOwner { owner: owned.owner.clone(), lesson: is_due.then(|| owned.lesson(named.tag)) })
+        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.learned(named.tag)) })
     }
 
     /// Records that `named` belongs to `owner`. Returns the entry to be stored; `None` when it was known.
-    pub fn learn(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
+    pub fn record(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
         let fresh = || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
-        let owned = match map.entry(named.tag) {
+        let entry = match map.entry(named.tag) {
             Slot::Occupied(slot) => {
-                let owned = slot.into_mut();
-                let is_known = owned.owner == *owner
-                    && now.since(owned.used_at) < USE_WRITTEN_INTERVAL
-                    && self.keeping.counts(named.kind, owned.learned_at, owned.used_at, now);
+                let entry = slot.into_mut();
+                let is_known = entry.owner == *owner
+                    && now.since(entry.used_at) < USE_WRITTEN_INTERVAL
+                    && self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now);
                 if is_known {
                     return None;
                 }
-                *owned = fresh();
-                owned
+                *entry = fresh();
+                entry
             }
             Slot::Vacant(slot) => slot.insert(fresh()),
         };
-        let lesson = owned.lesson(named.tag);
+        let learned = entry.learned(named.tag);
         self.bound(map, named.kind.class());
-        Some(lesson)
+        Some(learned)
     }
 
     /// Removes the entry of `named`: its owner no longer has it.
@@ -186,8 +186,8 @@ impl OwnershipIndex {
     }
 
     /// Restores the entries of the previous run; the oldest are dropped where there are too many.
-    pub fn restore(&self, lessons: Vec<LearnedOwner>, now: UnixMs) {
-        for LearnedOwner { named, owner, learned_at, used_at } in lessons {
+    pub fn restore(&self, records: Vec<LearnedOwner>, now: UnixMs) {
+        for LearnedOwner { named, owner, learned_at, used_at } in records {
             if self.keeping.counts(named.kind, learned_at, used_at, now) {
                 let mut shard = self.shard(&named.tag);
                 let map = &mut shard.0[usize::from(named.kind.class().number())];
@@ -209,20 +209,20 @@ impl OwnershipIndex {
         if map.len() <= count_max {
             return;
         }
-        let mut ages: Vec<UnixMs> = map.values().map(|owned| owned.used_at).collect();
+        let mut ages: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
         let dropped = (map.len() - count_max).max(count_max / DROPPED_SHARE);
         let (_, &mut youngest, _) = ages.select_nth_unstable(dropped - 1);
         let mut left = dropped;
-        map.retain(|_, owned| {
-            let goes = left > 0 && owned.used_at <= youngest;
-            left -= usize::from(goes);
-            !goes
+        map.retain(|_, entry| {
+            let is_dropped = left > 0 && entry.used_at <= youngest;
+            left -= usize::from(is_dropped);
+            !is_dropped
         });
     }
 }
 
 impl OwnerEntry {
-    fn lesson(&self, tag: Tag) -> LearnedOwner {
+    fn learned(&self, tag: Tag) -> LearnedOwner {
         LearnedOwner {
             named: Named { kind: self.kind, tag },
             owner: self.owner.clone(),
@@ -254,14 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_is_found_and_the_latest_counts() {
+    fn a_recorded_owner_is_found_and_the_latest_counts() {
         let owners = OwnershipIndex::new(KEEPING);
         assert_eq!(owners.find(&voice("v"), NOW), None);
-        let lesson = owners.learn(voice("v"), &identity("a"), NOW).unwrap();
-        assert_eq!((lesson.named, lesson.owner.word()), (voice("v"), "a"));
-        assert_eq!(owners.learn(voice("v"), &identity("a"), NOW), None, "it is known");
+        let learned = owners.record(voice("v"), &identity("a"), NOW).unwrap();
+        assert_eq!((learned.named, learned.owner.word()), (voice("v"), "a"));
+        assert_eq!(owners.record(voice("v"), &identity("a"), NOW), None, "it is known");
         assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("a")));
-        assert!(owners.learn(voice("v"), &identity("b"), NOW).is_some());
+        assert!(owners.record(voice("v"), &identity("b"), NOW).is_some());
         assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("b")));
         assert_eq!(owner(&owners, Named::new(Kind::Agent, "v"), NOW), None);
         owners.forget(&voice("v"));
@@ -269,28 +269,28 @@ mod tests {
     }
 
     #[test]
-    fn use_keeps_it_and_is_written_once_a_day() {
+    fn use_keeps_an_entry_and_is_written_once_a_day() {
         let owners = OwnershipIndex::new(KEEPING);
-        owners.learn(voice("v"), &identity("a"), NOW);
-        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().lesson, None);
-        let used = owners.find(&voice("v"), NOW.plus(DAY)).unwrap().lesson.unwrap();
+        owners.record(voice("v"), &identity("a"), NOW);
+        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().update, None);
+        let used = owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update.unwrap();
         assert_eq!((used.learned_at, used.used_at), (NOW, NOW.plus(DAY)));
-        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().lesson, None);
+        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update, None);
         assert!(owner(&owners, voice("v"), NOW.plus(DAY * 30)).is_some());
         assert!(owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(), "unused for too long");
         assert_eq!(owners.count(), 0);
     }
 
     #[test]
-    fn what_traffic_makes_never_pushes_out_what_was_made_with_care() {
+    fn identifiers_of_traffic_never_evict_managed_resources() {
         let owners = OwnershipIndex::new(KEEPING);
         for index in 0..100 {
-            owners.learn(voice(&format!("v{index}")), &identity("a"), NOW);
+            owners.record(voice(&format!("v{index}")), &identity("a"), NOW);
         }
         for index in 0..50_000 {
             let now = UnixMs(NOW.0 + index);
-            owners.learn(Named::new(Kind::Request, &format!("r{index}")), &identity("a"), now);
-            owners.learn(Named::new(Kind::HistoryItem, &format!("h{index}")), &identity("a"), now);
+            owners.record(Named::new(Kind::Request, &format!("r{index}")), &identity("a"), now);
+            owners.record(Named::new(Kind::HistoryItem, &format!("h{index}")), &identity("a"), now);
         }
         assert!(owners.count() <= KEEPING.identifiers_max, "{}", owners.count());
         let known = (0..100).filter(|index| owners.find(&voice(&format!("v{index}")), NOW).is_some());
@@ -301,20 +301,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_is_taken_up_again_if_it_still_counts() {
+    fn a_restored_entry_counts_if_it_is_not_too_old() {
         let owners = OwnershipIndex::new(KEEPING);
-        let lessons = vec![
-            owners.learn(voice("v"), &identity("a"), NOW).unwrap(),
-            owners.learn(Named::new(Kind::Request, "r"), &identity("a"), NOW).unwrap(),
+        let records = vec![
+            owners.record(voice("v"), &identity("a"), NOW).unwrap(),
+            owners.record(Named::new(Kind::Request, "r"), &identity("a"), NOW).unwrap(),
         ];
         let next = OwnershipIndex::new(KEEPING);
-        next.restore(lessons, NOW.plus(DAY));
+        next.restore(records, NOW.plus(DAY));
         assert_eq!(owner(&next, voice("v"), NOW.plus(DAY)), Some(identity("a")));
         assert_eq!(next.count(), 1, "a request cannot be continued after a day");
     }
 
     #[test]
-    fn many_learn_and_ask_at_once() {
+    fn many_threads_record_and_look_up_at_once() {
         let owners = OwnershipIndex::new(KEEPING);
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -322,7 +322,7 @@ mod tests {
                 scope.spawn(move || {
                     for index in 0..2_000 {
                         let named = voice(&format!("v{}", (index * 7 + thread) % 300));
-                        owners.learn(named, &identity("a"), NOW);
+                        owners.record(named, &identity("a"), NOW);
                         assert_eq!(owner(owners, named, NOW), Some(identity("a")));
                     }
                 });
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_is_known_by_its_name_or_by_its_first_key() {
+    fn a_workspace_is_identified_by_its_name_or_its_first_key() {
         let key = Fingerprint::of("sk");
         assert!(OwnerId::of(None, key).is_of(key));
         assert!(!OwnerId::of(None, key).is_of(Fingerprint::of("sk2")));

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use super::key::Key;
-use super::learn::Refused;
 use super::ownership_index::OwnerId;
+use super::record::Refused;
 use super::restrictions::Restriction;
 use super::roster::Roster;
 use crate::elevenlabs::features::RequestFeatures;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
@@ -42,7 +42,7 @@ pub struct RefusalRecord {
     /// The refusals before it for the same reason; `None` for the first refusal.
     pub earlier: Option<Earlier>,
     /// Route, status and words of the response.
-    pub source: Arc<Source>,
+    pub source: Arc<RefusalSource>,
 }
 
 /// A summary of the refusals before the last one.

@@ -19,7 +19,7 @@ use super::sync::Ordering;
 use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
 use super::{Pool, Transition, news_of};
 use crate::clock;
-use crate::policy::key_state::{Change, KeyState};
+use crate::policy::key_state::{KeyState, StateChange};
 use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
@@ -39,10 +39,10 @@ const RACES_MAX: usize = 64;
 /// The restraint up to which keys are tried, round by round.
 const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
 /// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
-const BREATH: Duration = Duration::from_millis(1);
+const MIN_PAUSE: Duration = Duration::from_millis(1);
 
 impl Pool {
-    /// Reserves a key of `roster` for `request`. Queues the request, up to the pool's `wait_max`, when
+    /// Reserves a key of `roster` for `request`. Queues the request, up to the pool's `queue_timeout`, when
     /// the keys that could serve it are only busy.
     ///
     /// # Errors
@@ -54,11 +54,11 @@ impl Pool {
     /// Dropping the future removes the request from the queue; a key that was assigned meanwhile is
     /// released.
     pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
-        if self.line.is_empty() {
+        if self.queue.is_empty() {
             let now = clock::now();
             match self.try_reserve(roster, request, now) {
                 Err(blocked) if blocked.is_worth_waiting(now) => {}
-                done => return done.map_err(|blocked| blocked.why),
+                result => return result.map_err(|blocked| blocked.reason),
             }
         }
         self.wait(roster, request).await
@@ -66,13 +66,13 @@ impl Pool {
 
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
-        let Some((ticket, mut given)) = self.line.join(roster, request, settings.max_queued) else {
+        let Some((waiter, mut result)) = self.queue.join(roster, request, settings.max_queued) else {
             // The queue is full. A request that needs nothing the queued ones wait for is still served.
-            let given = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.why);
-            if given.is_ok() {
+            let result = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.reason);
+            if result.is_ok() {
                 self.dispatch_waiters_now();
             }
-            return given;
+            return result;
         };
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
@@ -82,36 +82,36 @@ impl Pool {
                 // first may change while the request is queued.
                 loop {
                     let now = clock::now();
-                    let again = ticket.until().map(|until| until.since(now).max(BREATH));
+                    let retry_in = waiter.until().map(|until| until.since(now).max(MIN_PAUSE));
                     tokio::select! {
                         biased;
-                        given = &mut given => return given.unwrap_or_else(|_| busy()),
-                        () = ticket.sooner() => {}
-                        () = sleep(again.unwrap_or(settings.queue_timeout)) => break,
+                        result = &mut result => return result.unwrap_or_else(|_| busy()),
+                        () = waiter.earlier() => {}
+                        () = sleep(retry_in.unwrap_or(settings.queue_timeout)) => break,
                     }
                 }
             }
         };
         match timeout(settings.queue_timeout, waiting).await {
-            Ok(given) => given,
+            Ok(result) => result,
             Err(_) => {
-                drop(ticket);
+                drop(waiter);
                 // A key may have been assigned at the same moment as the timeout.
-                given.try_recv().unwrap_or_else(|_| busy())
+                result.try_recv().unwrap_or_else(|_| busy())
             }
         }
     }
 
     /// Assigns available keys to queued requests.
     pub(super) fn dispatch_waiters(self: &Arc<Self>, now: UnixMs) {
-        if !self.line.is_empty() {
-            self.line.serve(now, |roster, request| self.try_reserve(roster, request, now));
+        if !self.queue.is_empty() {
+            self.queue.serve(now, |roster, request| self.try_reserve(roster, request, now));
         }
     }
 
     /// The same at the present time; the clock is read only when requests are queued.
     pub(super) fn dispatch_waiters_now(self: &Arc<Self>) {
-        if !self.line.is_empty() {
+        if !self.queue.is_empty() {
             self.dispatch_waiters(clock::now());
         }
     }
@@ -123,21 +123,17 @@ impl Pool {
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let rounds = |is_at_home, up_to| {
-            let round = |spares_credits| SelectionRound {
-                is_preferred_only: is_at_home,
-                allow_exhausted: spares_credits,
-                up_to,
-            };
+        let rounds = |is_preferred_only, up_to| {
+            let round = |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, up_to };
             match self.try_round(roster, request, round(false), now) {
                 Err(blocked) if request.allow_exhausted => {
-                    let spared = self.try_round(roster, request, round(true), now);
-                    spared.map_err(|spared| blocked.or_sooner(spared.again_at))
+                    let with_exhausted = self.try_round(roster, request, round(true), now);
+                    with_exhausted.map_err(|with_exhausted| blocked.or_earlier(with_exhausted.again_at))
                 }
-                given => given,
+                result => result,
             }
         };
-        let unrestricted = |up_to| {
+        let preferred_first = |up_to| {
             if !request.preferred.is_empty()
                 && let Ok(reserved) = rounds(true, up_to)
             {
@@ -145,19 +141,20 @@ impl Pool {
             }
             rounds(false, up_to)
         };
-        let first = unrestricted(None);
+        let first = preferred_first(None);
         let Err(blocked) = first else { return first };
         // A key that is only busy is waited for; keys restricted for this kind of request come after
         // that.
-        if matches!(blocked.why, Unavailable::Full { .. }) || request.restricted.is_empty() {
+        if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
         for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !request.was_refused)
         {
-            match unrestricted(Some(up_to)) {
+            match preferred_first(Some(up_to)) {
                 // A restricted key that is only busy is waited for, too.
-                Err(Blocked { why: Unavailable::Full { .. }, .. }) if up_to == Restraint::RefusedLongest => {}
-                given @ (Ok(_) | Err(Blocked { why: Unavailable::Full { .. }, .. })) => return given,
+                Err(Blocked { reason: Unavailable::Full { .. }, .. })
+                    if up_to == Restraint::RefusedLongest => {}
+                result @ (Ok(_) | Err(Blocked { reason: Unavailable::Full { .. }, .. })) => return result,
                 Err(_) => {}
             }
         }
@@ -174,21 +171,22 @@ impl Pool {
         let strategy = roster.settings().strategy;
         let turn = self.turn.load(Ordering::Acquire);
         for _ in 0..RACES_MAX {
-            let too_poor = Cell::new(false);
-            let look = |position: usize, key: &Arc<Key>| {
-                let seen = candidate(key, position, request, round, turn, now);
-                too_poor.set(too_poor.get() || is_passed_over(&seen));
-                seen
+            let has_shortfall = Cell::new(false);
+            let evaluate = |position: usize, key: &Arc<Key>| {
+                let candidate = candidate(key, position, request, round, turn, now);
+                has_shortfall.set(has_shortfall.get() || is_skipped(&candidate));
+                candidate
             };
             let is_closed = |position: usize, key: &Key| is_closed(key, position, request, round, now);
-            let (choice, stretches) = match best_able(roster, turn, now, is_closed, look) {
+            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_closed, evaluate) {
                 Some(position) => (Choice::Use(position), false),
                 None => {
                     let all = roster.keys().iter().enumerate();
-                    let seen: Vec<Candidate> = all.map(|(position, key)| look(position, key)).collect();
+                    let candidates: Vec<Candidate> =
+                        all.map(|(position, key)| evaluate(position, key)).collect();
                     // A key that was busy a moment ago may be free by now.
-                    let choice = select(strategy, seen.iter().copied())?;
-                    (choice, seen[choice.position()].means != Affordability::Enough)
+                    let choice = select(strategy, candidates.iter().copied())?;
+                    (choice, candidates[choice.position()].affordability != Affordability::Enough)
                 }
             };
             let position = choice.position();
@@ -197,13 +195,13 @@ impl Pool {
             if matches!(choice, Choice::Probe(_)) && !claim_probe(key, request, pause, now) {
                 continue;
             }
-            let Some(lease) = Lease::take(self, key, request, stretches, now) else { continue };
+            let Some(lease) = Lease::take(self, key, request, overcommits, now) else { continue };
             if strategy.takes_turns {
                 self.take_turn(key, turn);
             }
             let mut news = Vec::new();
-            if too_poor.get() {
-                news = pass_over(roster, request, position, now);
+            if has_shortfall.get() {
+                news = record_skipped(roster, request, position, now);
             }
             news.extend(news_of(roster, key, now));
             // A request that is bound to some keys says nothing about the order of the pool.
@@ -212,8 +210,8 @@ impl Pool {
             }
             return Ok(Reserved { lease, news });
         }
-        let again_at = Some(now.plus(BREATH));
-        Err(Blocked { why: Unavailable::Full { until: again_at }, again_at, holds_for_dearer: false })
+        let again_at = Some(now.plus(MIN_PAUSE));
+        Err(Blocked { reason: Unavailable::Full { until: again_at }, again_at, blocks_costlier: false })
     }
 
     fn take_turn(&self, key: &Key, turn: u64) {
@@ -241,19 +239,19 @@ impl Pool {
         }
         self.in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
         let rotated_to = (before != 0).then_some(position);
-        let change = Change::InUse { quota: key.workspace().quota(now), rotated_to };
+        let change = StateChange::InUse { quota: key.workspace().quota(now), rotated_to };
         Some(Transition { key: Arc::clone(key), change })
     }
 }
 
 /// The position of the best-ranked key that can serve. Only keys that rank better than the best one so
 /// far are examined in detail.
-fn best_able(
+fn best_serviceable(
     roster: &Roster,
     turn: u64,
     now: UnixMs,
     is_closed: impl Fn(usize, &Key) -> bool,
-    look: impl Fn(usize, &Arc<Key>) -> Candidate,
+    evaluate: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
     let strategy = roster.settings().strategy;
     let (least, counts_credits) = ((strategy.least)(turn), strategy.counts_credits);
@@ -269,7 +267,7 @@ fn best_able(
             continue;
         }
         is_first = false;
-        if look(position, key).is_able() {
+        if evaluate(position, key).is_able() {
             best = Some((rank, position));
             if rank <= least {
                 break;
@@ -280,14 +278,14 @@ fn best_able(
 }
 
 /// Whether a key would serve if its credits sufficed.
-fn is_passed_over(key: &Candidate) -> bool {
+fn is_skipped(key: &Candidate) -> bool {
     key.is_eligible
-        && key.standing == KeyState::Usable
-        && matches!(key.means, Affordability::Short { .. } | Affordability::Refused)
+        && key.state == KeyState::Usable
+        && matches!(key.affordability, Affordability::Short { .. } | Affordability::Refused)
 }
 
 /// Records which workspaces were skipped for the key at `chosen` because they have too few credits.
-fn pass_over(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
+fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut news = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
@@ -301,8 +299,8 @@ fn pass_over(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) 
         if is_usable && !request.tried.contains(&position) && !request.is_ineligible(position) {
             let cooldown = roster.settings().exhausted_cooldown;
             let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
-            if workspace.pass_over(until, now) {
-                let change = Change::PassedOver { left, needed: credits };
+            if workspace.record_skip(until, now) {
+                let change = StateChange::PassedOver { left, needed: credits };
                 news.push(Transition { key: Arc::clone(key), change });
             }
         }
@@ -332,15 +330,15 @@ mod tests {
 
     /// The state of a generated key: its cooldown, the credits spent of 20, its turn, its running
     /// requests and their maximum, and the remaining credits reported by the provider.
-    type Met = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
+    type KeyCondition = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
 
-    fn met() -> impl proptest::strategy::Strategy<Value = Met> {
+    fn condition() -> impl proptest::strategy::Strategy<Value = KeyCondition> {
         let cooldown = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
-        let told = proptest::option::weighted(0.3, 0..20_u64);
-        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, told)
+        let reported = proptest::option::weighted(0.3, 0..20_u64);
+        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported)
     }
 
-    fn meet(key: &Key, (cooldown, spent, turn, users, places, told): Met) {
+    fn apply(key: &Key, (cooldown, spent, turn, running, slots, reported): KeyCondition) {
         const REASONS: [CooldownReason; 4] = [
             CooldownReason::RateLimited,
             CooldownReason::Exhausted,
@@ -356,30 +354,30 @@ mod tests {
         };
         workspace.restore(quota, NOW);
         if let Some((reason, until)) = cooldown {
-            key.rest(Cooldown { reason: REASONS[reason], until: UnixMs(until) });
+            key.set_cooldown(Cooldown { reason: REASONS[reason], until: UnixMs(until) });
         }
-        if let Some(left) = told {
+        if let Some(left) = reported {
             key.reported().report(left, UnixMs(9_000), NOW);
         }
         key.turn().store(turn * TURN, Ordering::Release);
-        workspace.limiter(ConcurrencyGroup::SPEECH).learn(places);
-        for _ in 0..users {
-            key.enter();
+        workspace.limiter(ConcurrencyGroup::SPEECH).set_reported_max(slots);
+        for _ in 0..running {
+            key.add_in_flight();
             workspace.limiter(ConcurrencyGroup::SPEECH).try_acquire();
         }
     }
 
     proptest! {
         #[test]
-        fn the_quick_choice_is_the_choice_of_a_full_comparison(
-            keys in prop::collection::vec(met(), 1..9),
+        fn the_short_selection_equals_a_full_comparison(
+            keys in prop::collection::vec(condition(), 1..9),
             credits in proptest::option::of(0..20_u64),
             turn in 0..4_u64,
-            excluded in prop::collection::vec(0_usize..9, 0..3),
-            barred in prop::collection::btree_set(0_usize..9, 0..3),
-            home in prop::collection::btree_set(0_usize..9, 0..5),
-            is_at_home: bool,
-            spares_credits: bool,
+            tried in prop::collection::vec(0_usize..9, 0..3),
+            ineligible in prop::collection::btree_set(0_usize..9, 0..3),
+            preferred in prop::collection::btree_set(0_usize..9, 0..5),
+            is_preferred_only: bool,
+            allow_exhausted: bool,
             restricted in prop::collection::btree_set(0_usize..9, 0..3),
             up_to in 0..3_usize,
         ) {
@@ -389,22 +387,22 @@ mod tests {
                 });
                 let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::STILL });
                 let roster = pool.roster();
-                roster.keys().iter().zip(&keys).for_each(|(key, as_met)| meet(key, *as_met));
+                roster.keys().iter().zip(&keys).for_each(|(key, condition)| apply(key, *condition));
                 let mut request = KeyRequest::new(ClientName::new("app"), credits, Some(ConcurrencyGroup::SPEECH));
-                request.tried.clone_from(&excluded);
-                request.ineligible = barred.iter().copied().collect();
-                request.preferred = home.iter().copied().collect();
+                request.tried.clone_from(&tried);
+                request.ineligible = ineligible.iter().copied().collect();
+                request.preferred = preferred.iter().copied().collect();
                 request.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
                 let up_to = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][up_to];
-                let round = SelectionRound { is_preferred_only: is_at_home, allow_exhausted: spares_credits, up_to };
+                let round = SelectionRound { is_preferred_only, allow_exhausted, up_to };
                 let is_closed = |at, key: &Key| is_closed(key, at, &request, round, NOW);
-                let look = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
-                let all = roster.keys().iter().enumerate().map(|(at, key)| look(at, key));
+                let evaluate = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
+                let all = roster.keys().iter().enumerate().map(|(at, key)| evaluate(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_able(&roster, turn * TURN, NOW, is_closed, look), compared, "{:?}", strategy);
+                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_closed, evaluate), compared, "{:?}", strategy);
             }
         }
     }

@@ -15,7 +15,7 @@ use super::refusal::{Earlier, RefusalRecord};
 use super::roster::Roster;
 use super::sync::{AtomicU64, Ordering};
 use crate::elevenlabs::features::{Feature, Limit, RequestFeatures};
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
@@ -89,7 +89,7 @@ pub struct Restriction {
     /// Whether other accounts have refused the same request in the same words.
     pub is_agreed: bool,
     /// Route, status and words of the response.
-    pub source: Arc<Source>,
+    pub source: Arc<RefusalSource>,
 }
 
 type Table = HashMap<Feature, Vec<Restriction>>;
@@ -99,7 +99,7 @@ type Table = HashMap<Feature, Vec<Restriction>>;
 pub struct Restrictions {
     table: ArcSwap<Table>,
     /// The next sequence number.
-    numbers: AtomicU64,
+    next_number: AtomicU64,
     /// Number of changes so far.
     version: AtomicU64,
 }
@@ -122,9 +122,9 @@ impl Restrictions {
     pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
         let held = table.values().flatten().filter(|held| held.until > now);
-        let mut found: Vec<Restriction> = held.cloned().collect();
-        found.sort_unstable_by_key(|held| held.number);
-        found
+        let mut restrictions: Vec<Restriction> = held.cloned().collect();
+        restrictions.sort_unstable_by_key(|held| held.number);
+        restrictions
     }
 
     /// Restores the restrictions of the previous run, the oldest first.
@@ -160,7 +160,7 @@ impl Restrictions {
             }
             restriction.follow(Earlier::of(&earlier));
         }
-        restriction.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        restriction.number = self.next_number.fetch_add(1, Ordering::Relaxed);
         held.push(restriction);
     }
 
@@ -175,10 +175,10 @@ impl Restrictions {
     }
 
     /// Records a restriction. Returns whether it is news.
-    pub(super) fn learn(&self, restriction: &Restriction, now: UnixMs) -> bool {
+    pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let is_same = |known: &Restriction| known.holder == restriction.holder;
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let mut is_news = true;
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let mut is_new = true;
         self.table.rcu(|table| {
             let mut table = Table::clone(table);
             forget_old(&mut table, now);
@@ -190,12 +190,12 @@ impl Restrictions {
             if let Some(before) = before {
                 kept.follow(Earlier::of(&before));
             }
-            is_news = kept.force != Force::Noted && (is_other || was_noted);
+            is_new = kept.force != Force::Noted && (is_other || was_noted);
             held.push(kept);
             table
         });
         self.version.fetch_add(1, Ordering::Release);
-        is_news
+        is_new
     }
 
     /// The keys of `roster` that are restricted for a request with these features at `now`: positions,
@@ -216,23 +216,24 @@ impl Restrictions {
         }
         let restraint = |key: &Key| in_force.iter().filter_map(|held| held.restraint(key)).max();
         let all = roster.keys().iter().enumerate();
-        let mut found: Vec<_> = all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect();
+        let mut restrained: Vec<_> =
+            all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect();
         let refused_at = |key: &Key| {
             let own = in_force.iter().filter(|held| held.restraint(key) == Some(Restraint::Refused));
             own.map(|held| held.refused_at).max()
         };
-        let refused = found.iter_mut().filter(|(_, restraint)| *restraint == Restraint::Refused);
+        let refused = restrained.iter_mut().filter(|(_, restraint)| *restraint == Restraint::Refused);
         let longest =
             refused.min_by_key(|(position, _)| roster.keys().get(*position).map(|key| refused_at(key)));
         if let Some((_, restraint)) = longest {
             *restraint = Restraint::RefusedLongest;
         }
-        found
+        restrained
     }
 
     /// Whether several accounts other than that of `key` have refused such a request with this verdict,
     /// and have not served one since.
-    pub(super) fn is_said_of_another(
+    pub(super) fn is_refused_by_others(
         &self,
         features: &RequestFeatures,
         key: &Key,
@@ -259,11 +260,11 @@ impl Restrictions {
         self.any_about(features, |held| held.verdict == verdict && held.until > now && held.holder == own)
     }
 
-    /// Whether `is_meant` is true of any restriction of a request with these features.
-    fn any_about(&self, features: &RequestFeatures, is_meant: impl Fn(&Restriction) -> bool) -> bool {
+    /// Whether `is_wanted` is true of any restriction of a request with these features.
+    fn any_about(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
         let table = self.table.load();
         let mut held = features.all().filter_map(|feature| table.get(&feature)).flatten();
-        held.any(|held| held.is_about(features) && is_meant(held))
+        held.any(|held| held.is_about(features) && is_wanted(held))
     }
 
     /// Removes the restrictions that kept such a request from `key`, which has served one. Returns
@@ -273,7 +274,7 @@ impl Restrictions {
         if !self.any_about(features, is_refuted) {
             return false;
         }
-        self.retain(|held| {
+        self.keep_if(|held| {
             let is_about_it = features.all().any(|feature| feature == held.limit.feature);
             !(is_about_it && held.is_about(features) && is_refuted(held))
         });
@@ -285,11 +286,11 @@ impl Restrictions {
         let holder = Holder::Workspace(workspace.clone());
         let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
         if self.table.load().values().flatten().any(is_lifted) {
-            self.retain(|held| !is_lifted(held));
+            self.keep_if(|held| !is_lifted(held));
         }
     }
 
-    fn retain(&self, is_kept: impl Fn(&Restriction) -> bool) {
+    fn keep_if(&self, is_kept: impl Fn(&Restriction) -> bool) {
         self.replace(|table| {
             table.retain(|_, held| {
                 held.retain(&is_kept);
@@ -303,13 +304,13 @@ impl Restrictions {
     pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
         let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
-        let mut found: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
+        let mut restrictions: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
         // What follows the time orders restrictions of one millisecond, which the hash map returns in any
         // order. Two features may have the same words: calls of an endpoint with and without effect.
-        found.sort_by_cached_key(|held| {
+        restrictions.sort_by_cached_key(|held| {
             (std::cmp::Reverse(held.since), held.limit.to_string(), held.verdict, held.until)
         });
-        found
+        restrictions
     }
 }
 

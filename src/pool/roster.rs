@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Settings;
 use super::key::Key;
-use super::membership::{ToldIds, WorkspaceMembership};
+use super::membership::{ReportedIds, WorkspaceMembership};
 use super::ownership_index::OwnerId;
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
@@ -61,7 +61,7 @@ pub struct Roster {
     keys: Vec<Arc<Key>>,
     settings: Settings,
     entries: Vec<KeyEntry>,
-    told: ToldIds,
+    reported_ids: ReportedIds,
     redactor: Arc<Redactor>,
     /// Number of rosters before this one, modulo 256.
     generation: u8,
@@ -74,23 +74,28 @@ pub struct Roster {
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        let empty = Self::of(Vec::new(), settings, Vec::new(), ToldIds::new(), 0);
-        empty.following(entries, settings, ToldIds::new())
+        let empty = Self::of(Vec::new(), settings, Vec::new(), ReportedIds::new(), 0);
+        empty.following(entries, settings, ReportedIds::new())
     }
 
     /// The roster of `entries`, which carries over the state of this roster's keys and workspaces.
-    pub(super) fn following(&self, entries: Vec<KeyEntry>, settings: Settings, told: ToldIds) -> Self {
-        let belongings: Vec<WorkspaceMembership> =
-            entries.iter().map(|entry| WorkspaceMembership::of(entry, &entries, &told)).collect();
+    pub(super) fn following(
+        &self,
+        entries: Vec<KeyEntry>,
+        settings: Settings,
+        reported_ids: ReportedIds,
+    ) -> Self {
+        let memberships: Vec<WorkspaceMembership> =
+            entries.iter().map(|entry| WorkspaceMembership::of(entry, &entries, &reported_ids)).collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
-        for (position, (entry, belonging)) in entries.iter().zip(&belongings).enumerate() {
+        for (position, (entry, membership)) in entries.iter().zip(&memberships).enumerate() {
             let before = self.keys.iter().find(|key| key.api_key().fingerprint() == entry.key.fingerprint());
-            if let Some(same) = before.filter(|key| key.is(entry, belonging)) {
-                same.place(position);
+            if let Some(same) = before.filter(|key| key.matches(entry, membership)) {
+                same.set_position(position);
                 keys.push(Arc::clone(same));
                 continue;
             }
-            let workspace = self.workspace_for(entry, belonging, before, &keys, &belongings);
+            let workspace = self.workspace_for(entry, membership, before, &keys, &memberships);
             let key = Key::new(position, entry.clone(), workspace);
             // The provider's refusals are about the key, however it is configured now.
             if let Some(before) = before {
@@ -98,7 +103,7 @@ impl Roster {
             }
             keys.push(Arc::new(key));
         }
-        Self::of(keys, settings, entries, told, self.generation.wrapping_add(1))
+        Self::of(keys, settings, entries, reported_ids, self.generation.wrapping_add(1))
     }
 
     /// Returns `entries` with the regions that were found for keys of this roster whose configuration
@@ -115,13 +120,13 @@ impl Roster {
         keys: Vec<Arc<Key>>,
         settings: Settings,
         entries: Vec<KeyEntry>,
-        told: ToldIds,
+        reported_ids: ReportedIds,
         generation: u8,
     ) -> Self {
         let redactor = Arc::new(Redactor::new(keys.iter().map(|key| key.api_key())));
         let has_choice = keys.windows(2).any(|two| !std::ptr::eq(two[0].workspace(), two[1].workspace()));
         let by_owner = by_owner(&keys);
-        Self { keys, settings, entries, told, redactor, generation, has_choice, by_owner }
+        Self { keys, settings, entries, reported_ids, redactor, generation, has_choice, by_owner }
     }
 
     /// The workspace with the same membership; else the previous workspace of the key if no other key
@@ -129,33 +134,33 @@ impl Roster {
     fn workspace_for(
         &self,
         entry: &KeyEntry,
-        belonging: &WorkspaceMembership,
+        membership: &WorkspaceMembership,
         before: Option<&Arc<Key>>,
-        placed: &[Arc<Key>],
+        new_keys: &[Arc<Key>],
         claims: &[WorkspaceMembership],
     ) -> Arc<Workspace> {
-        let mut known = placed.iter().chain(&self.keys).map(|key| key.workspace_arc());
-        if let Some(same) = known.find(|workspace| workspace.membership().is_same(belonging)) {
+        let mut known = new_keys.iter().chain(&self.keys).map(|key| key.workspace_arc());
+        if let Some(same) = known.find(|workspace| workspace.membership().is_same(membership)) {
             // The same workspace, perhaps under another name.
-            if belonging.name().is_some() {
-                same.rename(belonging.clone());
+            if membership.name().is_some() {
+                same.rename(membership.clone());
             }
             return Arc::clone(same);
         }
         // Another name in the configuration means another workspace; a name for an unnamed one does not.
         let is_free = |workspace: &&Arc<Workspace>| {
-            workspace.membership().may_become(belonging)
-                && !placed.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
+            workspace.membership().may_become(membership)
+                && !new_keys.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
                 && !claims.iter().any(|claim| workspace.membership().is_same(claim))
         };
         match before.map(|key| key.workspace_arc()).filter(is_free) {
             Some(own) => {
-                own.rename(belonging.clone());
+                own.rename(membership.clone());
                 Arc::clone(own)
             }
             None => {
                 let identity = OwnerId::of(entry.workspace.as_deref(), entry.key.fingerprint());
-                Arc::new(Workspace::new(belonging.clone(), identity))
+                Arc::new(Workspace::new(membership.clone(), identity))
             }
         }
     }
@@ -176,11 +181,12 @@ impl Roster {
     /// Positions of the keys whose concurrency group has capacity at `now`; empty when that is all of
     /// them.
     #[must_use]
-    pub fn with_room(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
-        let has_room = |key: &Arc<Key>| key.workspace().limiter(group).look(now) == ConcurrencyState::Free;
-        let with_room = self.keys.iter().enumerate().filter(|(_, key)| has_room(key));
-        let positions: Vec<usize> = with_room.map(|(position, _)| position).collect();
-        if positions.len() == self.keys.len() { Vec::new() } else { positions }
+    pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
+        let has_capacity =
+            |key: &Arc<Key>| key.workspace().limiter(group).state(now) == ConcurrencyState::Free;
+        let free = self.keys.iter().enumerate().filter(|(_, key)| has_capacity(key));
+        let with_capacity: Vec<usize> = free.map(|(position, _)| position).collect();
+        if with_capacity.len() == self.keys.len() { Vec::new() } else { with_capacity }
     }
 
     /// The current identity of the workspace that `owner` names; `None` when no key of that workspace is
@@ -226,22 +232,22 @@ impl Roster {
         &self.entries
     }
 
-    pub(super) fn told(&self) -> &ToldIds {
-        &self.told
+    pub(super) fn reported_ids(&self) -> &ReportedIds {
+        &self.reported_ids
     }
 }
 
 /// The position of the first key of each workspace, by identity. A workspace that was named later, or
 /// merged with that of another key, is also found by the fingerprint of its key.
 fn by_owner(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
-    let mut found = HashMap::new();
+    let mut positions = HashMap::new();
     for (position, key) in keys.iter().enumerate() {
         let workspace = key.workspace();
         let of_key = OwnerId::of(None, key.api_key().fingerprint());
         let named = workspace.membership().name().map(OwnerId::of_word);
         for owner in [workspace.identity().clone(), of_key].into_iter().chain(named) {
-            found.entry(owner).or_insert(position);
+            positions.entry(owner).or_insert(position);
         }
     }
-    found
+    positions
 }

@@ -74,7 +74,7 @@ pub(super) type TryReserveResult = Result<Reserved, Blocked>;
 pub(super) struct WaitQueue {
     /// Number of queued requests, readable without the lock.
     count: AtomicUsize,
-    shares: Mutex<ClientQueues>,
+    queues: Mutex<ClientQueues>,
 }
 
 #[derive(Debug, Default)]
@@ -96,19 +96,19 @@ struct Waiter {
     id: u64,
     roster: Arc<Roster>,
     request: KeyRequest,
-    give: oneshot::Sender<ReserveResult>,
+    sender: oneshot::Sender<ReserveResult>,
     /// When a retry is worthwhile, if no key is released before.
     until: Option<UnixMs>,
     /// Notified when `until` becomes earlier, so that the task of the request resets its timer.
-    is_sooner: Arc<Notify>,
+    notify_earlier: Arc<Notify>,
 }
 
 /// A queued request, held by its task. Dropping it removes the request from the queue.
 #[derive(Debug)]
 pub(super) struct QueuedWaiter<'a> {
-    line: &'a WaitQueue,
+    wait_queue: &'a WaitQueue,
     id: u64,
-    is_sooner: Arc<Notify>,
+    notify_earlier: Arc<Notify>,
 }
 
 impl WaitQueue {
@@ -129,27 +129,27 @@ impl WaitQueue {
         &self,
         roster: &Arc<Roster>,
         request: &KeyRequest,
-        waiting_max: usize,
+        max_queued: usize,
     ) -> Option<(QueuedWaiter<'_>, oneshot::Receiver<ReserveResult>)> {
-        let mut shares = self.lock();
-        if self.len() >= waiting_max {
+        let mut queues = self.lock();
+        if self.len() >= max_queued {
             return None;
         }
-        let (give, given) = oneshot::channel();
-        let id = shares.next_id;
-        shares.next_id += 1;
-        let (roster, is_sooner) = (Arc::clone(roster), Arc::new(Notify::new()));
-        let ticket = QueuedWaiter { line: self, id, is_sooner: Arc::clone(&is_sooner) };
-        let waiter = Waiter { id, roster, request: request.clone(), give, until: None, is_sooner };
-        match shares.clients.iter_mut().find(|share| share.client == request.client) {
-            Some(share) => share.waiters.push_back(waiter),
-            None => shares
+        let (sender, receiver) = oneshot::channel();
+        let id = queues.next_id;
+        queues.next_id += 1;
+        let (roster, notify_earlier) = (Arc::clone(roster), Arc::new(Notify::new()));
+        let queued = QueuedWaiter { wait_queue: self, id, notify_earlier: Arc::clone(&notify_earlier) };
+        let waiter = Waiter { id, roster, request: request.clone(), sender, until: None, notify_earlier };
+        match queues.clients.iter_mut().find(|queue| queue.client == request.client) {
+            Some(queue) => queue.waiters.push_back(waiter),
+            None => queues
                 .clients
                 .push_back(ClientQueue { client: request.client.clone(), waiters: VecDeque::from([waiter]) }),
         }
         self.count.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::SeqCst);
-        Some((ticket, given))
+        Some((queued, receiver))
     }
 
     /// Assigns to queued requests what `reserve` can reserve, until it can serve none of them.
@@ -166,54 +166,55 @@ impl WaitQueue {
         now: UnixMs,
         reserve: &impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult,
     ) -> Option<ReserveResult> {
-        let mut shares = self.lock();
-        let mut in_vain: Vec<(Arc<Roster>, KeyRequest, Blocked)> = Vec::new();
+        let mut queues = self.lock();
+        let mut blocked_requests: Vec<(Arc<Roster>, KeyRequest, Blocked)> = Vec::new();
         let mut turn = 0;
-        while let Some(share) = shares.clients.get_mut(turn) {
-            let mut place = 0;
-            let mut was_given = false;
-            while let Some(waiter) = share.waiters.get_mut(place) {
+        while let Some(queue) = queues.clients.get_mut(turn) {
+            let mut index = 0;
+            let mut was_assigned = false;
+            while let Some(waiter) = queue.waiters.get_mut(index) {
                 // Positions refer to one roster; another roster may hold other keys.
-                let mut tried = in_vain.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
+                let mut tried =
+                    blocked_requests.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
                 if let Some((.., blocked)) =
                     tried.find(|(_, request, blocked)| waiter.request.is_blocked_like(request, blocked))
                 {
-                    waiter.try_at(blocked.again_at);
-                    place += 1;
+                    waiter.set_retry_at(blocked.again_at);
+                    index += 1;
                     continue;
                 }
-                let given = match reserve(&waiter.roster, &waiter.request) {
+                let result = match reserve(&waiter.roster, &waiter.request) {
                     Err(blocked) if blocked.is_worth_waiting(now) => {
-                        waiter.try_at(blocked.again_at);
-                        in_vain.push((Arc::clone(&waiter.roster), waiter.request.clone(), blocked));
-                        place += 1;
+                        waiter.set_retry_at(blocked.again_at);
+                        blocked_requests.push((Arc::clone(&waiter.roster), waiter.request.clone(), blocked));
+                        index += 1;
                         continue;
                     }
-                    given => given.map_err(|blocked| blocked.why),
+                    result => result.map_err(|blocked| blocked.reason),
                 };
-                let Some(waiter) = share.waiters.remove(place) else { break };
+                let Some(waiter) = queue.waiters.remove(index) else { break };
                 self.count.fetch_sub(1, Ordering::AcqRel);
-                was_given = given.is_ok();
-                if let Err(returned) = waiter.give.send(given) {
-                    shares.clients.retain(|share| !share.waiters.is_empty());
+                was_assigned = result.is_ok();
+                if let Err(returned) = waiter.sender.send(result) {
+                    queues.clients.retain(|queue| !queue.waiters.is_empty());
                     return Some(returned);
                 }
-                if was_given {
+                if was_assigned {
                     // The reservation of one request may leave another without a key to wait for; that
                     // one must be evaluated again.
-                    in_vain.clear();
+                    blocked_requests.clear();
                     break;
                 }
             }
-            let is_empty = share.waiters.is_empty();
-            if !is_empty && !was_given {
+            let is_empty = queue.waiters.is_empty();
+            if !is_empty && !was_assigned {
                 turn += 1;
-            } else if let Some(share) = shares.clients.remove(turn) {
+            } else if let Some(queue) = queues.clients.remove(turn) {
                 // The client had its turn and goes to the back.
                 if !is_empty {
-                    shares.clients.push_back(share);
+                    queues.clients.push_back(queue);
                 }
-                turn = if was_given { 0 } else { turn };
+                turn = if was_assigned { 0 } else { turn };
             }
         }
         None
@@ -222,16 +223,16 @@ impl WaitQueue {
     /// Returns all queued requests with [`Unavailable::Outdated`], so that they select from the new
     /// roster.
     pub(super) fn outdate(&self) {
-        let mut shares = self.lock();
-        for waiter in shares.clients.drain(..).flat_map(|share| share.waiters) {
+        let mut queues = self.lock();
+        for waiter in queues.clients.drain(..).flat_map(|queue| queue.waiters) {
             self.count.fetch_sub(1, Ordering::AcqRel);
             // The receiver of a cancelled request is gone.
-            let _ = waiter.give.send(Err(Unavailable::Outdated));
+            let _ = waiter.sender.send(Err(Unavailable::Outdated));
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, ClientQueues> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -257,30 +258,30 @@ impl KeyRequest {
 
     /// Whether no key can serve this request, because none could serve `other`, which was `blocked`.
     fn is_blocked_like(&self, other: &Self, blocked: &Blocked) -> bool {
-        let is_dearer = blocked.holds_for_dearer && self.restricted.is_empty();
-        self.needs_all_of(other) && (is_dearer || self.estimate == other.estimate)
+        let costs_more = blocked.blocks_costlier && self.restricted.is_empty();
+        self.needs_all_of(other) && (costs_more || self.estimate == other.estimate)
     }
 
     /// Whether its needs are the same and its cost is at least as high.
-    fn needs_all_of(&self, less: &Self) -> bool {
-        self.group == less.group
-            && self.tried == less.tried
-            && self.ineligible == less.ineligible
-            && self.preferred == less.preferred
-            && self.allow_exhausted == less.allow_exhausted
-            && self.restricted == less.restricted
-            && self.was_refused == less.was_refused
-            && self.estimate.is_some() == less.estimate.is_some()
-            && self.estimate >= less.estimate
+    fn needs_all_of(&self, cheaper: &Self) -> bool {
+        self.group == cheaper.group
+            && self.tried == cheaper.tried
+            && self.ineligible == cheaper.ineligible
+            && self.preferred == cheaper.preferred
+            && self.allow_exhausted == cheaper.allow_exhausted
+            && self.restricted == cheaper.restricted
+            && self.was_refused == cheaper.was_refused
+            && self.estimate.is_some() == cheaper.estimate.is_some()
+            && self.estimate >= cheaper.estimate
     }
 }
 
 impl Waiter {
     /// Sets when a retry is worthwhile, and wakes the request's task if that is earlier than its timer.
-    fn try_at(&mut self, at: Option<UnixMs>) {
+    fn set_retry_at(&mut self, at: Option<UnixMs>) {
         let before = std::mem::replace(&mut self.until, at);
         if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
-            self.is_sooner.notify_one();
+            self.notify_earlier.notify_one();
         }
     }
 }
@@ -288,27 +289,27 @@ impl Waiter {
 impl QueuedWaiter<'_> {
     /// When a retry is worthwhile, if no key is released before.
     pub(super) fn until(&self) -> Option<UnixMs> {
-        let shares = self.line.lock();
-        let mut waiters = shares.clients.iter().flat_map(|share| &share.waiters);
+        let queues = self.wait_queue.lock();
+        let mut waiters = queues.clients.iter().flat_map(|queue| &queue.waiters);
         waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
     }
 
     /// Returns when [`until`](Self::until) has become earlier.
-    pub(super) async fn sooner(&self) {
-        self.is_sooner.notified().await;
+    pub(super) async fn earlier(&self) {
+        self.notify_earlier.notified().await;
     }
 }
 
 impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
-        let mut shares = self.line.lock();
-        for share in &mut shares.clients {
-            let before = share.waiters.len();
-            share.waiters.retain(|waiter| waiter.id != self.id);
-            if share.waiters.len() < before {
-                self.line.count.fetch_sub(1, Ordering::AcqRel);
+        let mut queues = self.wait_queue.lock();
+        for queue in &mut queues.clients {
+            let before = queue.waiters.len();
+            queue.waiters.retain(|waiter| waiter.id != self.id);
+            if queue.waiters.len() < before {
+                self.wait_queue.count.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        shares.clients.retain(|share| !share.waiters.is_empty());
+        queues.clients.retain(|queue| !queue.waiters.is_empty());
     }
 }

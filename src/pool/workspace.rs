@@ -24,7 +24,7 @@ use crate::policy::units::UnixMs;
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct Workspace {
-    belonging: ArcSwap<WorkspaceMembership>,
+    membership: ArcSwap<WorkspaceMembership>,
     identity: OwnerId,
     quota: QuotaCell,
     /// Evidence about the workspace, and what follows from it: a cooldown, a probe before its end, and
@@ -34,41 +34,41 @@ pub struct Workspace {
     probe: ProbeCell,
     limited_until: AtomicU64,
     /// Until when it is known, and was logged, that the workspace was skipped for having too few credits.
-    passed_over_until: AtomicU64,
+    skipped_until: AtomicU64,
     /// Caches until when no key of the workspace can change state.
-    quiet: StateChangeCache,
+    state_change_cache: StateChangeCache,
     in_flight: AtomicU32,
     spending: SpendingCell,
     tier: ArcSwapOption<String>,
     capabilities: ArcSwapOption<Capabilities>,
-    rooms: [ConcurrencyLimiter; ConcurrencyGroup::COUNT],
+    limiters: [ConcurrencyLimiter; ConcurrencyGroup::COUNT],
 }
 
 impl Workspace {
     /// A new workspace. `identity` is stable: what the workspace owns is stored under it.
-    pub(super) fn new(belonging: WorkspaceMembership, identity: OwnerId) -> Self {
+    pub(super) fn new(membership: WorkspaceMembership, identity: OwnerId) -> Self {
         Self {
-            belonging: ArcSwap::from_pointee(belonging),
+            membership: ArcSwap::from_pointee(membership),
             identity,
             quota: QuotaCell::default(),
             evidence: EvidenceCell::default(),
             cooldown: CooldownCell::default(),
             probe: ProbeCell::default(),
             limited_until: AtomicU64::new(0),
-            passed_over_until: AtomicU64::new(0),
-            quiet: StateChangeCache::default(),
+            skipped_until: AtomicU64::new(0),
+            state_change_cache: StateChangeCache::default(),
             in_flight: AtomicU32::new(0),
             spending: SpendingCell::default(),
             tier: ArcSwapOption::empty(),
             capabilities: ArcSwapOption::empty(),
-            rooms: Default::default(),
+            limiters: Default::default(),
         }
     }
 
     /// How the workspace was identified, as far as is known now.
     #[must_use]
     pub fn membership(&self) -> Guard<Arc<WorkspaceMembership>> {
-        self.belonging.load()
+        self.membership.load()
     }
 
     /// The stable identity of the workspace: what it owns is stored under it.
@@ -148,8 +148,8 @@ impl Workspace {
     /// Number of running requests of a concurrency group, and their maximum when it is known.
     #[must_use]
     pub fn running(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
-        let room = self.limiter(group);
-        (room.running(), room.known_max())
+        let limiter = self.limiter(group);
+        (limiter.running(), limiter.known_max())
     }
 
     /// Its cooldown, even when it has ended.
@@ -167,8 +167,8 @@ impl Workspace {
 
     /// Records that the workspace was skipped for having too few credits, which holds until they are
     /// reset. Returns whether that is news.
-    pub(super) fn pass_over(&self, until: UnixMs, now: UnixMs) -> bool {
-        self.passed_over_until.swap(until.0, Ordering::AcqRel) <= now.0
+    pub(super) fn record_skip(&self, until: UnixMs, now: UnixMs) -> bool {
+        self.skipped_until.swap(until.0, Ordering::AcqRel) <= now.0
     }
 
     pub(super) fn evidence_cell(&self) -> &EvidenceCell {
@@ -185,53 +185,53 @@ impl Workspace {
         let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
         // A probe is allowed only if every cooldown of the workspace allows it.
-        let (mut rest, mut is_probable, mut short) = (None::<Cooldown>, true, false);
+        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
         let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
-        for meant in meanings {
-            match meant {
-                Meaning::Rest { cooldown, is_probable: may } => {
-                    rest = Some(rest.map_or(cooldown, |held| held.joined(cooldown)));
+        for meaning in meanings {
+            match meaning {
+                Meaning::Cooldown { cooldown, is_probable: may } => {
+                    joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
                     is_probable &= may;
                 }
-                Meaning::GroupRest { group, until, is_probable } => {
+                Meaning::GroupCooldown { group, until, is_probable } => {
                     limits[group.index()] = Some((until, is_probable));
                 }
                 Meaning::Short { left, until } => {
-                    short = true;
+                    is_short = true;
                     self.quota.reported().report(left, until, now);
                 }
                 Meaning::Nothing => {}
             }
         }
-        self.cooldown.store(rest);
-        self.probe.allow(probe_after(is_probable && rest.is_some()), now);
-        for (room, limit) in self.rooms.iter().zip(limits) {
-            room.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
+        self.cooldown.store(joined);
+        self.probe.allow(probe_after(is_probable && joined.is_some()), now);
+        for (limiter, limit) in self.limiters.iter().zip(limits) {
+            limiter.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
         // Nearly all requests are speech, so a rate limit of speech is reported as one of the workspace.
         let of_speech =
             [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
-        if !short {
+        if !is_short {
             self.quota.reported().forget();
         }
-        self.quiet.disturb();
+        self.state_change_cache.invalidate();
     }
 
-    pub(super) fn quiet(&self) -> &StateChangeCache {
-        &self.quiet
+    pub(super) fn state_change_cache(&self) -> &StateChangeCache {
+        &self.state_change_cache
     }
 
-    pub(super) fn rename(&self, belonging: WorkspaceMembership) {
-        self.belonging.store(Arc::new(belonging));
+    pub(super) fn rename(&self, membership: WorkspaceMembership) {
+        self.membership.store(Arc::new(membership));
     }
 
-    pub(super) fn enter(&self) {
+    pub(super) fn add_in_flight(&self) {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(super) fn leave(&self) {
+    pub(super) fn remove_in_flight(&self) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -245,7 +245,7 @@ impl Workspace {
 
     pub(super) fn limiter(&self, group: ConcurrencyGroup) -> &ConcurrencyLimiter {
         // The index of a concurrency group is below their count.
-        &self.rooms[group.index()]
+        &self.limiters[group.index()]
     }
 
     /// Adopts the figures of a poll.
@@ -260,21 +260,21 @@ impl Workspace {
         // After a new period or another limit, older refusals for credits no longer apply.
         if self.quota.adopt(theirs, now, lag) {
             self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
-            self.passed_over_until.store(0, Ordering::Release);
+            self.skipped_until.store(0, Ordering::Release);
         }
         if let Some(tier) = &tier {
-            for (group, room) in ConcurrencyGroup::all().zip(&self.rooms) {
-                room.plan(group.plan_max(tier));
+            for (group, limiter) in ConcurrencyGroup::all().zip(&self.limiters) {
+                limiter.set_plan_max(group.plan_max(tier));
             }
         }
         self.tier.store(tier.map(Arc::new));
         self.capabilities.store(Some(Arc::new(capabilities)));
-        self.quiet.disturb();
+        self.state_change_cache.invalidate();
     }
 
     pub(super) fn restore(&self, quota: Quota, now: UnixMs) {
         self.quota.restore(quota, now);
-        self.quiet.disturb();
+        self.state_change_cache.invalidate();
     }
 
     /// Restores the stored plan, until a poll reports the current one.

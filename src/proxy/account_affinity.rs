@@ -149,7 +149,7 @@ impl AccountAffinity {
             // An owner without a key in the pool counts as unknown.
             let Some(identity) = roster.identity_of(&found.owner) else { continue };
             known.push((named.kind, identity.clone()));
-            changes.extend(found.lesson.map(OwnershipUpdate::Learned));
+            changes.extend(found.update.map(OwnershipUpdate::Learned));
         }
         self.changes.append(&mut changes);
         owner(known)
@@ -169,7 +169,7 @@ impl AccountAffinity {
         let given = affinity::in_first_message(first);
         let learned = given.into_iter().chain(self.proven_names());
         let ownership_permit: Vec<_> =
-            learned.filter_map(|named| proxy.owners.learn(named, &owner, now)).collect();
+            learned.filter_map(|named| proxy.owners.record(named, &owner, now)).collect();
         self.changes.extend(ownership_permit.into_iter().map(OwnershipUpdate::Learned));
         std::mem::take(&mut self.changes)
     }
@@ -295,7 +295,7 @@ impl AccountAffinity {
         if is_served {
             proxy.misses.forget(&self.names);
             let learned = affinity::in_headers(&head.headers).into_iter().chain(self.proven_names());
-            let ownership_permit = learned.filter_map(|named| proxy.owners.learn(named, &owner, now));
+            let ownership_permit = learned.filter_map(|named| proxy.owners.record(named, &owner, now));
             self.changes.extend(ownership_permit.map(OwnershipUpdate::Learned));
             if self.prefers_account() && self.pinned_by().is_none() {
                 proxy.list_affinity.record(&meta.client, &owner);
@@ -368,8 +368,8 @@ impl BodyInspector for OwnershipRecorder {
     fn inspect(mut self, body: &[u8]) {
         let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
         let now = clock::now();
-        let given = affinity::in_answer(&self.method, &self.route, &self.path, &document);
-        let learned = given.into_iter().filter_map(|named| self.owners.learn(named, &self.owner, now));
+        let given = affinity::in_response(&self.method, &self.route, &self.path, &document);
+        let learned = given.into_iter().filter_map(|named| self.owners.record(named, &self.owner, now));
         self.changes.extend(learned.map(OwnershipUpdate::Learned));
     }
 }

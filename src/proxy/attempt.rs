@@ -18,7 +18,7 @@ use super::retry_state::RetryState;
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
-use crate::body::relay::Ending;
+use crate::body::relay::RelayEnd;
 use crate::body::replay::Upload;
 use crate::clock;
 use crate::elevenlabs::cost::ReportedCost;
@@ -27,7 +27,7 @@ use crate::elevenlabs::plan;
 use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
@@ -227,7 +227,7 @@ impl Attempt {
                 if let (KeySource::Pool { lease, .. }, Some(maximum), Verdict::Served) =
                     (&self.key_source, told.concurrency_max, verdict)
                 {
-                    lease.learn_concurrency_limit(maximum);
+                    lease.record_concurrency_limit(maximum);
                 }
                 // Charge only after the key's state is updated: charging frees reserved credits and
                 // wakes queued requests, which must not get a key that is in cooldown.
@@ -259,7 +259,7 @@ impl Attempt {
             return verdict;
         }
         let tier = lease.key().workspace().tier();
-        plan::meant_by(verdict, tier.as_ref().map(|tier| tier.as_str()))
+        plan::corrected_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
     /// Records in the pool what a verdict says about its key, and after a success also about the
@@ -305,10 +305,10 @@ impl Attempt {
 
     /// The source of a refusal for the key's history. The provider's message may repeat a key, so
     /// it is redacted.
-    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> Source {
+    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> RefusalSource {
         let words = words.unwrap_or(verdict.word()).as_bytes();
         let covered = roster.redactor().redacted(words);
-        Source {
+        RefusalSource {
             status: self.record.status,
             words: String::from_utf8_lossy(covered.as_deref().unwrap_or(words)).into(),
             route: self.record.route.to_string().into(),
@@ -359,12 +359,12 @@ impl Attempt {
     }
 
     /// Records how the relay ended, and its bytes.
-    pub(super) fn relayed(&mut self, ending: Ending, bytes: u64) -> &AttemptRecord {
+    pub(super) fn relayed(&mut self, ending: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match ending {
-            Ending::Complete => {}
-            Ending::ClientLeft => self.record.outcome = self.left(),
-            Ending::UpstreamBroke => self.record.outcome = Outcome::UpstreamReset,
+            RelayEnd::Complete => {}
+            RelayEnd::ClientLeft => self.record.outcome = self.left(),
+            RelayEnd::UpstreamBroke => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
     }

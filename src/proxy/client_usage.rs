@@ -100,8 +100,8 @@ impl ClientUsage {
         if let Some(rate) = rules.rate {
             let moment = u64::try_from(clock::since(self.origin).as_nanos()).unwrap_or(u64::MAX);
             let mut wait = Duration::ZERO;
-            let book = |booked| rate.book(booked, moment).map_err(|needed| wait = needed).ok();
-            if account.booked.fetch_update(Ordering::AcqRel, Ordering::Acquire, book).is_err() {
+            let admit = |used_until| rate.admit(used_until, moment).map_err(|needed| wait = needed).ok();
+            if account.booked.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_err() {
                 return Err(ClientLimitExceeded::Rate { wait });
             }
         }

@@ -392,24 +392,23 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_used_its_allowance_is_told_when_it_begins_anew() {
-        let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
-        let spent = |begins_anew| {
-            ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew, shortfall: None }.into())
-        };
+    fn a_client_that_has_used_its_quota_gets_the_time_of_its_reset() {
+        let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
+        let spent =
+            |resets_at| ProxyError::ClientLimit(QuotaSpent { quota, resets_at, shortfall: None }.into());
         let message = "This client has used its quota of 3 requests.";
         let answer = check(&spent(None), 402, "insufficient_credits", "client_quota_exceeded", message);
         assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
-        let begins_anew = Some(UnixMs(1_796_083_200_000));
-        check(&spent(begins_anew), 402, "insufficient_credits", "client_quota_exceeded", &message);
+        let resets_at = Some(UnixMs(1_796_083_200_000));
+        check(&spent(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
     }
 
     #[test]
     fn a_client_whose_quota_is_too_small_for_a_request_hears_by_how_much() {
-        let allowance = ClientQuota { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
+        let quota = ClientQuota { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
         let shortfall = Some(QuotaShortfall { left: 51, needed: 1_055 });
-        let error = ProxyError::ClientLimit(QuotaSpent { allowance, begins_anew: None, shortfall }.into());
+        let error = ProxyError::ClientLimit(QuotaSpent { quota, resets_at: None, shortfall }.into());
         let message =
             "This client has 51 of its quota of 10,000 credits left, and this request may need 1,055.";
         check(&error, 402, "insufficient_credits", "client_quota_exceeded", message);

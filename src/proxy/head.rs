@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, Uri};
 use super::error::ProxyError;
 use crate::elevenlabs::affinity::Names;
 use crate::elevenlabs::endpoint::{Access, Endpoint};
-use crate::elevenlabs::normalize_path::{PathFix, mend};
+use crate::elevenlabs::normalize_path::{PathFix, fix_path};
 use crate::elevenlabs::segments::Segments;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers::{self, Forwarded};
@@ -33,14 +33,14 @@ pub fn route(
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }
-    if !method::is_passed(&head.method) {
+    if !method::has_allowed_length(&head.method) {
         return Err(ProxyError::LongMethod);
     }
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
         return Err(ProxyError::Host);
     }
     let mut mistake = None;
-    if let Some((path, found)) = mend(head.uri.path()) {
+    if let Some((path, found)) = fix_path(head.uri.path()) {
         head.uri = target(&path, head.uri.query())?;
         mistake = Some(found);
     }
@@ -57,7 +57,7 @@ pub fn route(
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
         Access::Denied(_) | Access::Open => {
-            Ok((endpoint, Names::of_words(&words, head.uri.query()), mistake))
+            Ok((endpoint, Names::of_segments(&words, head.uri.query()), mistake))
         }
     }
 }
@@ -75,7 +75,7 @@ pub fn sanitize(
 ) -> Result<UpstreamRequestHead, ProxyError> {
     headers::strip_request(&mut head.headers, forwarded);
     if let Some(dialect) = socket {
-        headers::ask_for_socket(&mut head.headers, dialect.is_read());
+        headers::request_websocket(&mut head.headers, dialect.is_read());
     }
     let target = match head.uri.query().map(headers::strip_query) {
         Some(Some(Cow::Owned(query))) => target(head.uri.path(), Some(&query))?,

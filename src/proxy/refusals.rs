@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::elevenlabs::features::RequestFeatures;
 use crate::policy::budget::Extension;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Refusal, Verdict};
 use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
@@ -28,7 +28,7 @@ struct RecordedRefusal {
     verdict: Verdict,
     key: Arc<Key>,
     key_request: KeyRequest,
-    source: Source,
+    source: RefusalSource,
     /// Whether it is recorded as evidence about the key or its workspace.
     is_recorded: bool,
     /// Whether another account has refused this request in the same way.
@@ -68,7 +68,7 @@ impl Refusals {
         key: &Arc<Key>,
         verdict: Verdict,
         key_request: &KeyRequest,
-        source: Source,
+        source: RefusalSource,
     ) -> Conclusions {
         let mut concluded = Conclusions::default();
         let (verdict, contradicted) = with_figures_of(key, verdict, context.now);
@@ -221,7 +221,7 @@ impl RecordedRefusal {
         let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.proves_itself()
             && !matches!(self.verdict, Verdict::RateLimited(_))
-            && pool.is_said_of_another(features, &self.key, self.verdict, *now)
+            && pool.is_refused_by_others(features, &self.key, self.verdict, *now)
     }
 
     /// Whether the same account has refused similar requests in the same way before, and was

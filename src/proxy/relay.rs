@@ -20,7 +20,7 @@ use crate::body::decode::codings;
 use crate::body::inspect::Inspect;
 use crate::body::peek::Peeked;
 use crate::body::redacted::Redacted;
-use crate::body::relay::{Ending, OnBodyEnd, Relay};
+use crate::body::relay::{OnBodyEnd, Relay, RelayEnd};
 use crate::clock;
 use crate::policy::headers;
 use crate::upstream::{AnswerBody, AnswerError};
@@ -45,7 +45,7 @@ pub struct Settlement {
 }
 
 impl OnBodyEnd for Settlement {
-    fn settle(mut self, ending: Ending, bytes: u64) {
+    fn settle(mut self, ending: RelayEnd, bytes: u64) {
         let record = self.attempt.relayed(ending, bytes);
         self.log.summary.record_end(record);
     }
@@ -65,7 +65,7 @@ pub(super) fn relay(
     attempt.relaying();
     log.relaying();
     let UpstreamResponse { mut head, body, redactor, .. } = answer;
-    headers::strip_answer(&mut head.headers);
+    headers::strip_response(&mut head.headers);
     // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;
     let request_id = log.summary.request_id();

@@ -147,7 +147,7 @@ impl RequestMeta {
     /// only when it begins to speak.
     pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_lane {
-            key_request.preferred = roster.with_room(group, clock::now());
+            key_request.preferred = roster.keys_with_capacity(group, clock::now());
         }
     }
 

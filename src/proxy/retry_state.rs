@@ -24,7 +24,7 @@ use crate::elevenlabs::features::RequestFeatures;
 use crate::elevenlabs::plan;
 use crate::policy::client::{AllowedKeys, Client, Rules};
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
@@ -143,7 +143,7 @@ impl RetryState {
         key: &Arc<Key>,
         verdict: Verdict,
         key_request: &KeyRequest,
-        source: Source,
+        source: RefusalSource,
     ) -> Conclusions {
         let now = clock::now();
         let context = RefusalContext { pool, roster: &self.roster, features: &self.features, now };

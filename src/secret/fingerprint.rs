@@ -145,14 +145,14 @@ mod tests {
     const OF_KEY: &str = "c2e59b5b0fc296c72e13bb72f2b8192fb16d53055d938b460803b24f65d9912b";
 
     #[test]
-    fn a_key_and_a_token_of_one_text_have_nothing_in_common() {
+    fn a_key_and_a_token_of_one_text_have_different_fingerprints() {
         assert_eq!(Fingerprint::of("abc").to_string(), OF_KEY);
         assert_eq!(TokenFingerprint::of("abc").to_string(), PLAIN);
         assert_eq!(format!("{:?}", Fingerprint::of("abc")), OF_KEY);
     }
 
     #[test]
-    fn fingerprints_read_back_and_nothing_else_does() {
+    fn only_fingerprints_are_parsed() {
         assert_eq!(Fingerprint::parse(OF_KEY), Some(Fingerprint::of("abc")));
         assert!(TokenFingerprint::parse(PLAIN).unwrap().matches(&TokenFingerprint::of("abc")));
         assert!(!TokenFingerprint::of("abd").matches(&TokenFingerprint::of("abc")));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_digest_is_found_by_its_key_and_says_nothing_of_it() {
+    fn a_retired_digest_is_found_by_its_key_and_does_not_reveal_it() {
         let retired = Fingerprint::retired(PLAIN).unwrap();
         assert_eq!(Fingerprint::retired_of("abc"), Some(retired));
         assert_ne!(retired.to_string(), PLAIN);

@@ -47,12 +47,12 @@ pub struct Redactor {
 struct Needle {
     bytes: Vec<u8>,
     short: Vec<u8>,
-    form: Form,
+    encoding: KeyEncoding,
 }
 
 /// The encoding of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum KeyEncoding {
     /// One byte per character: ASCII and its supersets.
     Plain,
     /// Two bytes per character, little endian.
@@ -61,7 +61,7 @@ enum Form {
     Utf16Be,
 }
 
-impl Form {
+impl KeyEncoding {
     const ALL: [Self; 3] = [Self::Plain, Self::Utf16Le, Self::Utf16Be];
 
     fn write(self, text: &[u8]) -> Vec<u8> {
@@ -74,31 +74,32 @@ impl Form {
 }
 
 impl Needle {
-    fn of(key: &ApiKey, form: Form) -> Self {
-        let (bytes, short) = (form.write(key.value.as_bytes()), form.write(key.short.as_str().as_bytes()));
-        Self { bytes, short, form }
+    fn of(key: &ApiKey, encoding: KeyEncoding) -> Self {
+        let (bytes, short) =
+            (encoding.write(key.value.as_bytes()), encoding.write(key.short.as_str().as_bytes()));
+        Self { bytes, short, encoding }
     }
 
     /// Length of the beginning that the short form shows.
     fn shown(&self) -> usize {
-        let dots = self.form.write(b"...");
+        let dots = self.encoding.write(b"...");
         self.short.windows(dots.len()).position(|window| window == dots).unwrap_or(0)
     }
 
-    /// Overwrites `place` with the short form, padded with dots.
-    fn cover(&self, place: &mut [u8]) {
+    /// Overwrites `span` with the short form, padded with dots.
+    fn cover(&self, span: &mut [u8]) {
         // A match with escapes is longer than the needle, and plain.
-        let form = if place.len() == self.bytes.len() { self.form } else { Form::Plain };
-        let dots = form.write(&vec![b'.'; place.len() / form.write(b".").len()]);
-        let short = if form == self.form { self.short.clone() } else { Vec::new() };
-        place.copy_from_slice(&dots);
+        let encoding = if span.len() == self.bytes.len() { self.encoding } else { KeyEncoding::Plain };
+        let dots = encoding.write(&vec![b'.'; span.len() / encoding.write(b".").len()]);
+        let short = if encoding == self.encoding { self.short.clone() } else { Vec::new() };
+        span.copy_from_slice(&dots);
         let (start, rest) = short.split_at(self.shown().min(short.len()));
-        let end = rest.get(form.write(b"...").len()..).unwrap_or_default();
-        if let Some(begin) = place.get_mut(..start.len()) {
+        let end = rest.get(encoding.write(b"...").len()..).unwrap_or_default();
+        if let Some(begin) = span.get_mut(..start.len()) {
             begin.copy_from_slice(start);
         }
-        let before = place.len().saturating_sub(end.len());
-        if let Some(last) = place.get_mut(before..) {
+        let before = span.len().saturating_sub(end.len());
+        if let Some(last) = span.get_mut(before..) {
             last.copy_from_slice(end);
         }
     }
@@ -106,12 +107,12 @@ impl Needle {
 
 impl fmt::Debug for Needle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Needle({:?})", self.form)
+        write!(f, "Needle({:?})", self.encoding)
     }
 }
 
 /// The matches in a text.
-struct Found<'a> {
+struct Matches<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
     /// The offset from which an incomplete key may begin at the end.
     open: usize,
@@ -124,7 +125,7 @@ impl Redactor {
     pub fn new<'a>(keys: impl Iterator<Item = &'a ApiKey>) -> Self {
         let keys: Vec<&ApiKey> = keys.filter(|key| key.value.len() >= KEY_BYTES_MIN).collect();
         let mut needles: Vec<Needle> =
-            keys.iter().flat_map(|key| Form::ALL.map(|form| Needle::of(key, form))).collect();
+            keys.iter().flat_map(|key| KeyEncoding::ALL.map(|encoding| Needle::of(key, encoding))).collect();
         // If one key is a prefix of another, the longer one matches.
         needles.sort_by_key(|needle| std::cmp::Reverse(needle.bytes.len()));
         let window = needles.last().map_or(KEY_BYTES_MIN, |needle| needle.bytes.len());
@@ -136,7 +137,7 @@ impl Redactor {
             }
         }
         let mut sorted: Vec<usize> = (0..needles.len()).collect();
-        sorted.sort_by_key(|&place| needles.get(place).map(|needle| &needle.bytes));
+        sorted.sort_by_key(|&index| needles.get(index).map(|needle| &needle.bytes));
         let mut begins = [false; 256];
         for first in needles.iter().filter_map(|needle| needle.bytes.first()) {
             begins[usize::from(*first)] = true;
@@ -156,23 +157,23 @@ impl Redactor {
         if !escapes::may_be_in(text) && self.find(text, 0).is_none() {
             return None;
         }
-        let found = self.look(text);
-        (!found.keys.is_empty()).then(|| replaced(text, &found.keys))
+        let matches = self.search(text);
+        (!matches.keys.is_empty()).then(|| replaced(text, &matches.keys))
     }
 
     /// Whether `bytes` contains a key; `bytes` may be anything, such as a binary payload or a close
     /// reason.
     #[must_use]
     pub fn finds_in(&self, bytes: &[u8]) -> bool {
-        !self.look(bytes).keys.is_empty()
+        !self.search(bytes).keys.is_empty()
     }
 
     /// How many bytes at the end of `bytes` may be the begin of a key, beyond the part that its
     /// short form shows. Only the following bytes decide that.
     #[must_use]
     pub fn open_end(&self, bytes: &[u8]) -> usize {
-        let found = self.look(bytes);
-        bytes.len() - found.open - found.shown
+        let matches = self.search(bytes);
+        bytes.len() - matches.open - matches.shown
     }
 
     /// Overwrites every key with its short form, padded to the key's length: for texts whose length
@@ -180,37 +181,38 @@ impl Redactor {
     /// frame. Returns how many bytes at the end may be the begin of another key: these must be
     /// searched again together with the bytes that follow.
     pub fn cover(&self, text: &mut [u8]) -> usize {
-        let found = self.look(text);
-        for (place, needle) in found.keys {
-            if let Some(place) = text.get_mut(place) {
-                needle.cover(place);
+        let matches = self.search(text);
+        for (range, needle) in matches.keys {
+            if let Some(span) = text.get_mut(range) {
+                needle.cover(span);
             }
         }
-        text.len() - found.open
+        text.len() - matches.open
     }
 
     /// Finds all keys in a text, from its begin to its end.
-    fn look(&self, text: &[u8]) -> Found<'_> {
+    fn search(&self, text: &[u8]) -> Matches<'_> {
         if self.needles.is_empty() {
-            return Found { keys: Vec::new(), open: text.len(), shown: 0 };
+            return Matches { keys: Vec::new(), open: text.len(), shown: 0 };
         }
         let Some(unescaped) = Unescaped::of(text) else {
-            let (keys, open) = self.look_plainly(text);
+            let (keys, open) = self.search_plain(text);
             let shown = (text.len() - open).min(SHOWN_BYTES);
-            return Found { keys, open, shown };
+            return Matches { keys, open, shown };
         };
-        let (keys, open) = self.look_plainly(&unescaped.text);
-        let original = |place: Range<usize>| unescaped.original(place.start)..unescaped.original(place.end);
-        let keys = keys.into_iter().map(|(place, needle)| (original(place), needle)).collect();
+        let (keys, open) = self.search_plain(&unescaped.text);
+        let original = |range: Range<usize>| unescaped.original(range.start)..unescaped.original(range.end);
+        let keys = keys.into_iter().map(|(range, needle)| (original(range), needle)).collect();
         let end = unescaped.text.len();
-        let is_as_written = |place: &usize| unescaped.original(*place + 1) == unescaped.original(*place) + 1;
+        let is_as_written =
+            |offset: &usize| unescaped.original(*offset + 1) == unescaped.original(*offset) + 1;
         let shown = (open..end).take(SHOWN_BYTES).take_while(is_as_written).count();
         let open = if open < end { unescaped.original(open) } else { unescaped.partial };
-        Found { keys, open, shown }
+        Matches { keys, open, shown }
     }
 
     /// The same in a text without escapes, and the offset of its incomplete end.
-    fn look_plainly(&self, text: &[u8]) -> (Vec<(Range<usize>, &Needle)>, usize) {
+    fn search_plain(&self, text: &[u8]) -> (Vec<(Range<usize>, &Needle)>, usize) {
         let mut keys = Vec::new();
         let mut from = 0;
         while let Some((at, needle)) = self.find(text, from) {
@@ -223,20 +225,20 @@ impl Redactor {
     /// Overwrites the begin of a key at the end of the stream, or one that continues elsewhere,
     /// beyond the part that its short form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
-        let (shown, form, from) = {
+        let (shown, encoding, from) = {
             let unescaped = Unescaped::of(end);
             let text = unescaped.as_ref().map_or(&*end, |unescaped| &unescaped.text);
-            let begun = self.beginning(text).filter_map(|place| self.needles.get(place));
+            let begun = self.beginning(text).filter_map(|index| self.needles.get(index));
             let Some(needle) = begun.min_by_key(|needle| needle.shown()) else { return };
             let shown = needle.shown();
             if shown >= text.len() {
                 return;
             }
             let from = unescaped.as_ref().map_or(shown, |unescaped| unescaped.original(shown));
-            (shown, needle.form, from)
+            (shown, needle.encoding, from)
         };
         let hidden = end.get_mut(from..).unwrap_or_default();
-        let dots = form.write(&vec![b'.'; hidden.len() + 1]);
+        let dots = encoding.write(&vec![b'.'; hidden.len() + 1]);
         for (byte, dot) in hidden.iter_mut().zip(dots.iter().skip(shown % 2)) {
             *byte = *dot;
         }
@@ -265,9 +267,9 @@ impl Redactor {
         if !self.begins[usize::from(window[0])] {
             return None;
         }
-        let begun = self.beginning(window).filter(|&place| text.starts_with(self.bytes(place)));
+        let begun = self.beginning(window).filter(|&index| text.starts_with(self.bytes(index)));
         // The longest needles come first.
-        begun.min().and_then(|place| self.needles.get(place))
+        begun.min().and_then(|index| self.needles.get(index))
     }
 
     /// The longest end of `text` that a key may begin with.
@@ -287,13 +289,13 @@ impl Redactor {
 
     /// The indices of the needles with this prefix, which are adjacent in byte order.
     fn beginning(&self, begin: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.sorted.partition_point(|&place| self.bytes(place) < begin);
+        let first = self.sorted.partition_point(|&index| self.bytes(index) < begin);
         let rest = self.sorted[first..].iter().copied();
-        rest.take_while(move |&place| self.bytes(place).starts_with(begin))
+        rest.take_while(move |&index| self.bytes(index).starts_with(begin))
     }
 
-    fn bytes(&self, place: usize) -> &[u8] {
-        self.needles.get(place).map_or(&[], |needle| &needle.bytes)
+    fn bytes(&self, index: usize) -> &[u8] {
+        self.needles.get(index).map_or(&[], |needle| &needle.bytes)
     }
 }
 
@@ -301,10 +303,10 @@ impl Redactor {
 fn replaced(text: &[u8], keys: &[(Range<usize>, &Needle)]) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(text.len());
     let mut from = 0;
-    for (place, needle) in keys {
-        replaced.extend_from_slice(&text[from..place.start]);
+    for (range, needle) in keys {
+        replaced.extend_from_slice(&text[from..range.start]);
         replaced.extend_from_slice(&needle.short);
-        from = place.end;
+        from = range.end;
     }
     replaced.extend_from_slice(&text[from..]);
     replaced
@@ -339,19 +341,19 @@ impl Redaction {
     /// Processes the next chunk.
     pub fn pass(&mut self, redactor: &Redactor, piece: &[u8]) -> Passed {
         if self.open.is_empty() {
-            let found = redactor.look(piece);
-            if found.keys.is_empty() {
-                self.hold(piece, &found);
+            let matches = redactor.search(piece);
+            if matches.keys.is_empty() {
+                self.hold(piece, &matches);
                 return Passed::Start(piece.len() - (self.open.len() - self.sent));
             }
         }
         let sent = self.sent;
         let mut text = std::mem::take(&mut self.open);
         text.extend_from_slice(piece);
-        let found = redactor.look(&text);
-        self.hold(&text, &found);
+        let matches = redactor.search(&text);
+        self.hold(&text, &matches);
         // A short form cannot contain the begin of a key.
-        let mut out = if found.keys.is_empty() { text } else { replaced(&text, &found.keys) };
+        let mut out = if matches.keys.is_empty() { text } else { replaced(&text, &matches.keys) };
         out.truncate(out.len() - (self.open.len() - self.sent));
         out.drain(..sent.min(out.len()));
         Passed::Instead(out)
@@ -364,9 +366,9 @@ impl Redaction {
     pub fn finds(&mut self, redactor: &Redactor, piece: &[u8]) -> bool {
         let mut text = std::mem::take(&mut self.open);
         text.extend_from_slice(piece);
-        let found = redactor.look(&text);
-        self.hold(&text, &found);
-        !found.keys.is_empty()
+        let matches = redactor.search(&text);
+        self.hold(&text, &matches);
+        !matches.keys.is_empty()
     }
 
     /// Returns the bytes held back, which were no key after all, at the end of the text.
@@ -383,9 +385,9 @@ impl Redaction {
         self.open.len() == self.sent
     }
 
-    fn hold(&mut self, text: &[u8], found: &Found<'_>) {
-        self.open = text[found.open..].to_vec();
-        self.sent = found.shown;
+    fn hold(&mut self, text: &[u8], matches: &Matches<'_>) {
+        self.open = text[matches.open..].to_vec();
+        self.sent = matches.shown;
     }
 }
 
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_becomes_its_short_form_wherever_it_stands() {
+    fn a_key_becomes_its_short_form_at_any_position() {
         check(LONG, Some("sk_6c036526...d452b"));
         check(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
         check(&format!("{TWIN}{LONG} {OLD}0"), Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"));
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_quite_a_key_stays() {
+    fn a_text_that_is_nearly_a_key_is_kept() {
         check(&LONG[1..], None);
         check(&LONG[..LONG.len() - 1], None);
         check(&LONG.replace("cccc", "cccd"), None);
@@ -445,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_whose_length_was_told_keeps_it() {
+    fn a_covered_text_keeps_its_length() {
         let redactor = redactor(&[LONG, OLD]);
         let mut text = format!("a {LONG} b {OLD}{OLD} sk_6c036").into_bytes();
         let length = text.len();
@@ -461,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tiny_key_is_a_word_like_any_other() {
+    fn a_short_key_is_not_searched_for() {
         assert_eq!(redactor(&["0123456789abcde"]).redacted(b"0123456789abcde"), None);
         assert_eq!(
             redactor(&["0123456789abcdef"]).redacted(b"0123456789abcdef"),
@@ -470,14 +472,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_begins_like_a_shorter_one_is_replaced_whole() {
+    fn a_key_with_a_shorter_key_as_its_prefix_is_replaced_whole() {
         let longer = format!("{OLD}{OLD}");
         let text = redactor(&[OLD, &longer]).redacted(longer.as_bytes()).unwrap();
         assert_eq!(text, b"0123456789a...bcdef");
     }
 
     #[test]
-    fn a_piece_waits_for_nothing_but_the_rest_of_a_key() {
+    fn a_piece_is_held_back_only_for_the_rest_of_a_key() {
         let redactor = redactor(&[LONG, OLD]);
         assert_eq!(passed(&redactor, &[b"data: sk", b"ill"]), ["data: sk", "ill", ""]);
         assert_eq!(passed(&redactor, &[b"data: sk_6", b"x"]), ["data: sk_6", "x", ""]);
@@ -492,16 +494,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_longest_key_is_found_first_whatever_else_there_is(
+        fn the_first_and_longest_key_is_found(
             keys in prop::collection::vec("[ab]{16,19}|sk_[0-9a-f]{20}", 1..30),
             parts in prop::collection::vec("[ab]{0,20}|sk_[0-9a-f]{0,3}|[0-9a-f]{1,4}", 0..12),
-            places in prop::collection::vec(0_usize..30, 0..12),
+            indices in prop::collection::vec(0_usize..30, 0..12),
         ) {
             let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
             let text: String = parts
                 .iter()
                 .enumerate()
-                .map(|(at, part)| part.clone() + places.get(at).map_or("", |place| texts[place % texts.len()]))
+                .map(|(at, part)| part.clone() + indices.get(at).map_or("", |index| texts[index % texts.len()]))
                 .collect();
             // A naive search for comparison.
             let at_each = (0..text.len()).find_map(|at| {
@@ -509,9 +511,9 @@ mod tests {
                 begun.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
             });
             let redactor = redactor(&texts);
-            let found = redactor.find(text.as_bytes(), 0);
-            let found = found.map(|(at, key)| (at, String::from_utf8(key.bytes.clone()).unwrap()));
-            prop_assert_eq!(found, at_each);
+            let matches = redactor.find(text.as_bytes(), 0);
+            let matches = matches.map(|(at, key)| (at, String::from_utf8(key.bytes.clone()).unwrap()));
+            prop_assert_eq!(matches, at_each);
         }
     }
 
@@ -520,7 +522,7 @@ mod tests {
         text.bytes().enumerate().map(|(at, byte)| forms[at % forms.len()](byte)).collect()
     }
 
-    fn as_it_is(byte: u8) -> String {
+    fn as_written(byte: u8) -> String {
         char::from(byte).to_string()
     }
 
@@ -537,11 +539,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_found_however_its_characters_are_written() {
+    fn a_key_is_found_in_every_escape() {
         for forms in [
             &[in_json as fn(u8) -> String][..],
-            &[in_json, as_it_is],
-            &[as_it_is, as_it_is, as_it_is, in_json],
+            &[in_json, as_written],
+            &[as_written, as_written, as_written, in_json],
             &[in_json_in_json],
             &[in_yaml],
         ] {
@@ -560,21 +562,21 @@ mod tests {
 
     #[test]
     fn a_key_is_found_in_utf_16() {
-        for form in [Form::Utf16Le, Form::Utf16Be] {
-            let text = form.write(format!("\"{LONG}\".").as_bytes());
-            let shown = form.write(b"\"sk_6c036526...d452b\".");
+        for encoding in [KeyEncoding::Utf16Le, KeyEncoding::Utf16Be] {
+            let text = encoding.write(format!("\"{LONG}\".").as_bytes());
+            let shown = encoding.write(b"\"sk_6c036526...d452b\".");
             let redactor = redactor(&[LONG]);
             assert_eq!(redactor.redacted(&text), Some(shown));
             let mut covered = text.clone();
             redactor.cover(&mut covered);
             assert_eq!(covered.len(), text.len());
-            assert!(covered.starts_with(&form.write(b"\"sk_6c036526...")), "{covered:?}");
+            assert!(covered.starts_with(&encoding.write(b"\"sk_6c036526...")), "{covered:?}");
             assert!(!redactor.finds_in(&covered));
         }
     }
 
     #[test]
-    fn bytes_of_any_kind_are_searched() {
+    fn binary_payloads_are_searched() {
         let redactor = redactor(&[LONG]);
         let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
         assert!(redactor.finds_in(&binary));
@@ -586,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn the_begin_of_a_key_shows_no_more_than_a_short_form() {
+    fn the_covered_begin_of_a_key_shows_no_more_than_its_short_form() {
         let redactor = redactor(&[LONG]);
         let covered = |text: &[u8]| {
             let mut text = text.to_vec();
@@ -605,8 +607,8 @@ mod tests {
         ] {
             assert_eq!(String::from_utf8(covered(text.as_bytes())).unwrap(), expected);
         }
-        for form in [Form::Utf16Le, Form::Utf16Be] {
-            assert_eq!(covered(&form.write(b"sk_6c036526aaaa")), form.write(b"sk_6c036526...."));
+        for encoding in [KeyEncoding::Utf16Le, KeyEncoding::Utf16Be] {
+            assert_eq!(covered(&encoding.write(b"sk_6c036526aaaa")), encoding.write(b"sk_6c036526...."));
         }
     }
 
@@ -635,17 +637,17 @@ mod tests {
         ];
         let plain = prop::sample::select(texts.map(|text| text.as_bytes().to_vec()).to_vec());
         let escaped = prop::sample::select(vec![LONG, OLD]).prop_flat_map(|key| {
-            let forms = vec![in_json as fn(u8) -> String, in_json_in_json, in_yaml, as_it_is];
+            let forms = vec![in_json as fn(u8) -> String, in_json_in_json, in_yaml, as_written];
             prop::sample::subsequence(forms, 1..4).prop_map(move |forms| written(key, &forms).into_bytes())
         });
-        let wide = prop::sample::select(vec![Form::Utf16Le, Form::Utf16Be])
-            .prop_map(|form| form.write(LONG.as_bytes()));
+        let wide = prop::sample::select(vec![KeyEncoding::Utf16Le, KeyEncoding::Utf16Be])
+            .prop_map(|encoding| encoding.write(LONG.as_bytes()));
         prop_oneof![4 => plain, 2 => escaped, 1 => wide, 1 => "[0-9a-f\\\\ux]{0,3}".prop_map(String::into_bytes)]
     }
 
     proptest! {
         #[test]
-        fn pieces_become_what_the_whole_becomes(
+        fn pieces_are_redacted_like_the_whole_text(
             parts in prop::collection::vec(parts(), 0..12),
             cuts in prop::collection::vec(1_usize..40, 0..60),
         ) {

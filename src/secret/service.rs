@@ -135,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_shows_its_form_whatever_the_variable_is_called() {
+    fn a_marked_key_has_its_own_form() {
         check("sb_secret_0123456789", Ok(ServiceKeyForm::Secret));
         check(SERVICE, Ok(ServiceKeyForm::Token));
     }
 
     #[test]
-    fn what_shows_nothing_is_sent_as_its_place_says() {
+    fn an_unmarked_key_is_sent_as_configured() {
         for form in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
             for value in ["opaque", "a.b.c", "a.eyJyb2xlIjox.c", "a.e30.c", "a.b.c.d"] {
                 assert_eq!(ServiceKey::new(value, form).unwrap().form(), form, "{value}");
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_cannot_carry_is_no_key() {
+    fn a_text_that_is_invalid_in_a_header_is_refused() {
         for value in ["", "a b", "a\r\nb", "\u{e9}"] {
             check(value, Err(UnusableServiceKey::NotVisibleAscii));
         }
     }
 
     #[test]
-    fn it_cannot_be_printed() {
+    fn a_service_key_cannot_be_printed() {
         let key = ServiceKey::new("sb_secret_0123456789", ServiceKeyForm::Secret).unwrap();
         assert_eq!(format!("{key:?} {key:#?}"), "ServiceKey(...) ServiceKey(...)");
     }

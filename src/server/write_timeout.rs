@@ -62,10 +62,10 @@ impl<S: AsyncWrite> WriteTimeout<S> {
     ) -> Poll<io::Result<T>> {
         let this = self.project();
         if let Poll::Ready(written) = write(this.stream, cx) {
-            if this.waiting_since.take().is_some_and(|since| this.pace.waited(clock::since(since))) {
+            if this.waiting_since.take().is_some_and(|since| this.pace.record_wait(clock::since(since))) {
                 return Poll::Ready(Err(timed_out(SLOW)));
             }
-            this.pace.took(written.as_ref().map_or(0, written_bytes) as u64);
+            this.pace.record_read(written.as_ref().map_or(0, written_bytes) as u64);
             return Poll::Ready(written);
         }
         let since = *this.waiting_since.get_or_insert_with(clock::instant);

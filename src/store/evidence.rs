@@ -118,11 +118,11 @@ fn of_entry(entry: Entry) -> Option<Evidence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::evidence::Source;
+    use crate::policy::evidence::RefusalSource;
 
     #[test]
     fn evidence_survives_the_file() {
-        let source = Source {
+        let source = RefusalSource {
             status: Some(401),
             words: "quota_exceeded: \"x\"".into(),
             route: "/v1/user".into(),

@@ -13,7 +13,7 @@ use super::open::is_broken;
 use super::read::remembered_key;
 use super::schema;
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Cooldowns, Evidence, rest};
+use crate::policy::evidence::{Cooldowns, Evidence, cooldown};
 use crate::policy::key_state::{KeyState, KeyStatus};
 use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
@@ -232,13 +232,14 @@ impl Reader {
             let quota = quota.at(now);
             // The writing process may have other settings; its status pages are more exact while it
             // runs.
-            let rest = |evidence: &[Evidence]| rest(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
+            let cooldown_of =
+                |evidence: &[Evidence]| cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
             Ok(Some(KnownKey {
                 hash: row.get(0)?,
                 short: row.get(6)?,
                 name: row.get(7)?,
                 workspace: row.get(8)?,
-                status: KeyState::of(rest(&of_key), rest(&of_workspace), &quota, now).status(),
+                status: KeyState::of(cooldown_of(&of_key), cooldown_of(&of_workspace), &quota, now).status(),
                 quota,
             }))
         })?;

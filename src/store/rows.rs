@@ -54,7 +54,7 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
             resets_at_ms = excluded.resets_at_ms, evidence = excluded.evidence,
             updated_at_ms = excluded.updated_at_ms, plan = excluded.plan",
     )?;
-    let KeySnapshot { key, quota, standing, of_key, of_workspace, .. } = seen;
+    let KeySnapshot { key, quota, state, of_key, of_workspace, .. } = seen;
     let extension: Option<i64> = match quota.extension {
         Extension::None => None,
         Extension::Credits(more) => Some(whole(more)),
@@ -68,7 +68,7 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         &key.name(),
         &belonging.name(),
         &whole(key.position() as u64),
-        &standing.status().word(),
+        &state.status().word(),
         &whole(quota.count),
         &quota.limit.map(whole),
         &extension,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct StoredSource {
@@ -16,8 +16,8 @@ pub(super) struct StoredSource {
     request_id: String,
 }
 
-impl From<&Source> for StoredSource {
-    fn from(source: &Source) -> Self {
+impl From<&RefusalSource> for StoredSource {
+    fn from(source: &RefusalSource) -> Self {
         Self {
             status: source.status,
             words: source.words.as_ref().to_owned(),
@@ -27,7 +27,7 @@ impl From<&Source> for StoredSource {
     }
 }
 
-impl From<StoredSource> for Source {
+impl From<StoredSource> for RefusalSource {
     fn from(stored: StoredSource) -> Self {
         Self {
             status: stored.status,

@@ -21,7 +21,7 @@ use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
@@ -151,7 +151,8 @@ async fn what_is_sent_is_written_before_the_end() {
 /// Refuses the second key as invalid.
 fn refuse(pool: &Pool, now: UnixMs) {
     let roster = pool.roster();
-    let source = Source { status: Some(401), words: "invalid_api_key".into(), ..Source::default() };
+    let source =
+        RefusalSource { status: Some(401), words: "invalid_api_key".into(), ..RefusalSource::default() };
     let refused = Refused { verdict: Verdict::InvalidKey, request: None, is_agreed: false, source };
     pool.record_refusal(&roster, &roster.keys()[1], refused, now);
 }

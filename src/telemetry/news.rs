@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::policy::budget::{Cause, Quota};
 use crate::policy::forecast::Forecast;
-use crate::policy::key_state::{Change, CooldownReason};
+use crate::policy::key_state::{CooldownReason, StateChange};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
@@ -48,21 +48,21 @@ pub fn wording(
     let plan = news.key.workspace().tier();
     let left = |quota: &Quota| left(quota, plan.as_deref().map(String::as_str));
     match news.change {
-        Change::InUse { quota, rotated_to } => {
+        StateChange::InUse { quota, rotated_to } => {
             let rotated = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
             rotated
                 .into_iter()
                 .chain([("key_in_use", format!("Using key {short} ({})", left(&quota)))])
                 .collect()
         }
-        Change::NearLimit(quota) => {
+        StateChange::NearLimit(quota) => {
             let percent = quota.usage_ratio() * 100.0;
             vec![(
                 "key_near_limit",
                 format!("Key {short} near limit: {} ({percent:.1}%){}", left(&quota), expected(forecast)),
             )]
         }
-        Change::Rests { reason, until } => vec![match reason {
+        StateChange::Rests { reason, until } => vec![match reason {
             CooldownReason::Exhausted => (
                 "key_exhausted",
                 format!("Key {short} exhausted - rotating to next key{}", back(until, resets_at)),
@@ -92,7 +92,7 @@ pub fn wording(
                 ),
             ),
         }],
-        Change::PassedOver { left, needed } => vec![(
+        StateChange::PassedOver { left, needed } => vec![(
             "key_passed_over",
             format!(
                 "Key {short} has {} credits, this request needs {}; using the next key",
@@ -100,7 +100,7 @@ pub fn wording(
                 Grouped(needed)
             ),
         )],
-        Change::Returns => vec![("key_returned", format!("Key {short} is usable again"))],
+        StateChange::Returns => vec![("key_returned", format!("Key {short} is usable again"))],
     }
 }
 
@@ -236,12 +236,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(change: Change, expected: &[(&str, &str)]) {
+    fn check(change: StateChange, expected: &[(&str, &str)]) {
         check_of(&key(), change, expected);
     }
 
     #[track_caller]
-    fn check_of(key: &Arc<Key>, change: Change, expected: &[(&str, &str)]) {
+    fn check_of(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
         let news = Transition { key: Arc::clone(key), change };
         let lines = wording(&news, Forecast::Unknown, Some(DECEMBER_1));
         let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
@@ -253,26 +253,26 @@ mod tests {
         assert_eq!(keys_loaded(8, "x"), "Loaded 8 ElevenLabs API keys from x");
         assert_eq!(keys_loaded(1, "x"), "Loaded 1 ElevenLabs API key from x");
         check(
-            Change::InUse { quota: quota(5_420), rotated_to: None },
+            StateChange::InUse { quota: quota(5_420), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)")],
         );
         check(
-            Change::InUse { quota: quota(5_420), rotated_to: Some(3) },
+            StateChange::InUse { quota: quota(5_420), rotated_to: Some(3) },
             &[
                 ("key_rotated", "Rotated to key index 3"),
                 ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
             ],
         );
         check(
-            Change::NearLimit(quota(84_766)),
+            StateChange::NearLimit(quota(84_766)),
             &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
         );
         check(
-            Change::Rests { reason: CooldownReason::Exhausted, until: Some(DECEMBER_1) },
+            StateChange::Rests { reason: CooldownReason::Exhausted, until: Some(DECEMBER_1) },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
         );
         check(
-            Change::Rests { reason: CooldownReason::RateLimited, until: None },
+            StateChange::Rests { reason: CooldownReason::RateLimited, until: None },
             &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
         );
     }
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn an_unknown_quota_is_called_unknown() {
         check(
-            Change::InUse { quota: Quota::default(), rotated_to: None },
+            StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
         );
     }
@@ -306,14 +306,14 @@ mod tests {
     fn a_reset_that_is_not_known_is_not_told() {
         let until = UnixMs(DECEMBER_1.0 - 1_000);
         check(
-            Change::Rests { reason: CooldownReason::Exhausted, until: Some(until) },
+            StateChange::Rests { reason: CooldownReason::Exhausted, until: Some(until) },
             &[(
                 "key_exhausted",
                 "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
             )],
         );
         check(
-            Change::Rests { reason: CooldownReason::Exhausted, until: None },
+            StateChange::Rests { reason: CooldownReason::Exhausted, until: None },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
         );
     }
@@ -326,7 +326,7 @@ mod tests {
         let key = Arc::clone(&pool.roster().keys()[0]);
         check_of(
             &key,
-            Change::InUse { quota: quota(0), rotated_to: None },
+            StateChange::InUse { quota: quota(0), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (studio) (100,000 chars remaining)")],
         );
         assert_eq!((key_name(0, key.name()), key_name(1, None)), ("studio".to_owned(), "key 2".to_owned()));
@@ -346,7 +346,7 @@ mod tests {
         pool.observe(&roster, &key, seen, NOW);
         check_of(
             &key,
-            Change::InUse { quota: Quota::default(), rotated_to: None },
+            StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (pay as you go)")],
         );
         for (plan, expected) in

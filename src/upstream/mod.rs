@@ -32,7 +32,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 
 use crate::body::budget::BufferBudget;
-use crate::body::replay::{Attempt, Upload, Waiting};
+use crate::body::replay::{AttemptBody, Upload, UploadWait};
 use crate::clock;
 use crate::policy::authority::Authority;
 use crate::policy::min_rate::MinRate;
@@ -254,7 +254,7 @@ impl<C: Connect> Upstream<C> {
         own: Option<&Arc<Authority>>,
         key: &ApiKey,
         request: &UpstreamRequestHead,
-        body: Attempt<B>,
+        body: AttemptBody<B>,
     ) -> Result<Response<AnswerBody<B>>, SendError>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -326,8 +326,8 @@ impl<C: Connect> Upstream<C> {
         poll_fn(|cx| {
             if let Poll::Ready(head) = poll_response_head(cx, connection, writer, method) {
                 return Poll::Ready(head.map_err(|error| match upload.waiting() {
-                    Waiting::Never => SendErrorKind::ClientBroke,
-                    Waiting::ForClient | Waiting::ForUpstream | Waiting::ForAnswer => {
+                    UploadWait::Never => SendErrorKind::ClientBroke,
+                    UploadWait::ForClient | UploadWait::ForUpstream | UploadWait::ForResponse => {
                         SendErrorKind::Broken(error)
                     }
                 }));
@@ -343,12 +343,14 @@ impl<C: Connect> Upstream<C> {
         let Settings { response_timeout, request_body_timeout, min_request_body_rate, .. } =
             self.inner.settings;
         let (span, kind) = match upload.waiting() {
-            Waiting::ForAnswer => (response_timeout, SendErrorKind::AnswerTimeout(response_timeout)),
-            Waiting::ForUpstream => {
+            UploadWait::ForResponse => (response_timeout, SendErrorKind::AnswerTimeout(response_timeout)),
+            UploadWait::ForUpstream => {
                 (request_body_timeout, SendErrorKind::UploadStalled(request_body_timeout))
             }
-            Waiting::ForClient => (request_body_timeout, SendErrorKind::ClientStalled(request_body_timeout)),
-            Waiting::Never => (request_body_timeout, SendErrorKind::ClientBroke),
+            UploadWait::ForClient => {
+                (request_body_timeout, SendErrorKind::ClientStalled(request_body_timeout))
+            }
+            UploadWait::Never => (request_body_timeout, SendErrorKind::ClientBroke),
         };
         let idle_at = upload.moved_at() + span;
         // A client that sends single bytes always makes progress, and would hold the key's concurrency slot

@@ -11,7 +11,7 @@ use http_body::Body;
 
 use super::head::BodyLength;
 use super::wire::Stream;
-use crate::body::replay::{Attempt, Upload};
+use crate::body::replay::{AttemptBody, Upload};
 
 /// A piece up to this size is copied behind the previous bytes: one buffer is written faster than two.
 const COPIED_BYTES_MAX: usize = 4 * 1024;
@@ -33,7 +33,7 @@ pub(super) struct RequestWriter<B> {
     /// The frame behind a chunk.
     back: &'static [u8],
     /// The body, until its end was read.
-    body: Option<Attempt<B>>,
+    body: Option<AttemptBody<B>>,
     length: BodyLength,
     /// Records that the connection has accepted the first byte.
     upload: Upload<B>,
@@ -47,7 +47,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     /// The framing of `body`.
-    pub(super) fn length(body: &Attempt<B>) -> BodyLength {
+    pub(super) fn length(body: &AttemptBody<B>) -> BodyLength {
         match body.size_hint().exact() {
             _ if body.is_end_stream() => BodyLength::Empty,
             Some(bytes) => BodyLength::Known(bytes),
@@ -56,7 +56,7 @@ where
     }
 
     /// A request of which no byte is sent.
-    pub(super) fn new(head: BytesMut, length: BodyLength, body: Attempt<B>) -> Self {
+    pub(super) fn new(head: BytesMut, length: BodyLength, body: AttemptBody<B>) -> Self {
         let upload = body.upload();
         let body = (length != BodyLength::Empty).then_some(body);
         Self {

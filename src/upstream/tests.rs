@@ -146,7 +146,7 @@ fn a_compacted_head_is_the_same() {
     }
 }
 
-fn nothing() -> Attempt<Source> {
+fn nothing() -> AttemptBody<Source> {
     Replay::empty().attempt()
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 
-use super::{Replay, Source, lock, start};
+use super::{Replay, SourceState, lock, start};
 use crate::body::replay_buffer::joined;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
@@ -33,16 +33,16 @@ where
         if self.length().is_some_and(|length| length > bytes_max as u64) {
             return (Bytes::new(), false);
         }
-        let gathering = poll_fn(|cx| {
+        let reading_ahead = poll_fn(|cx| {
             let mut shared = lock(&self.shared);
             loop {
-                if shared.held.loss().is_some()
-                    || shared.held.bytes() > bytes_max as u64
+                if shared.buffer.loss().is_some()
+                    || shared.buffer.bytes() > bytes_max as u64
                     || !shared.covers_ahead()
                 {
                     return Poll::Ready(());
                 }
-                ready!(shared.held.poll_room(cx));
+                ready!(shared.buffer.poll_capacity(cx));
                 match ready!(shared.poll_source(cx)) {
                     Some(Ok(piece)) => shared.ahead.push_back(piece),
                     Some(Err(_)) | None => return Poll::Ready(()),
@@ -50,7 +50,7 @@ where
             }
         });
         // After a timeout, the start consists of the pieces received so far.
-        let _ = tokio::time::timeout(span, gathering).await;
+        let _ = tokio::time::timeout(span, reading_ahead).await;
         let shared = lock(&self.shared);
         // The pieces read ahead are complete, whether or not the replay buffer could keep them.
         let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
@@ -58,7 +58,8 @@ where
             [only] => only.slice(..only.len().min(bytes_max)),
             pieces => joined(pieces.iter().map(|piece| &piece[..]), bytes_max),
         };
-        let is_whole = shared.source_state == Source::Complete && start.len() as u64 == shared.ahead_end();
+        let is_whole =
+            shared.source_state == SourceState::Complete && start.len() as u64 == shared.ahead_end();
         (start, is_whole)
     }
 
@@ -88,7 +89,7 @@ where
             };
             self.peek_body(bytes_max, due.saturating_duration_since(now)).await;
             let shared = lock(&self.shared);
-            let is_waiting = shared.source_state == Source::Pending && shared.held.loss().is_none();
+            let is_waiting = shared.source_state == SourceState::Pending && shared.buffer.loss().is_none();
             let now = clock::instant();
             if !is_waiting {
                 return Ok(());

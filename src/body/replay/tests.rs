@@ -59,12 +59,12 @@ fn budget(memory_bytes_max: u64, disk_bytes_max: u64) -> BufferBudget {
     })
 }
 
-fn ample() -> BufferBudget {
+fn ample_budget() -> BufferBudget {
     budget(1_000, 0)
 }
 
 /// The next frame of an attempt, polled once.
-fn poll(attempt: &mut Attempt<Script>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+fn poll(attempt: &mut AttemptBody<Script>) -> Poll<Option<Result<Bytes, Interrupted>>> {
     let frame = Pin::new(attempt).poll_frame(&mut Context::from_waker(Waker::noop()));
     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
 }
@@ -73,13 +73,13 @@ fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, Interrupted>>> {
     Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
 }
 
-async fn all(attempt: Attempt<Script>) -> Bytes {
+async fn all(attempt: AttemptBody<Script>) -> Bytes {
     attempt.collect().await.unwrap().to_bytes()
 }
 
 #[tokio::test]
 async fn every_attempt_sends_the_same_bytes() {
-    let replay = Replay::hold(script(&["hello ", "world"]), &ample());
+    let replay = Replay::hold(script(&["hello ", "world"]), &ample_budget());
     for _ in 0..3 {
         assert_eq!(all(replay.attempt()).await, "hello world");
         assert_eq!(replay.holding(), Holding::Whole);
@@ -87,10 +87,10 @@ async fn every_attempt_sends_the_same_bytes() {
 }
 
 #[test]
-fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
+fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
     let mut source = script(&["a", "b", "c"]);
     source.steps.insert(2, None);
-    let replay = Replay::hold(source, &ample());
+    let replay = Replay::hold(source, &ample_budget());
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), chunk("b"));
@@ -104,8 +104,8 @@ fn an_attempt_in_the_middle_goes_on_with_what_still_arrives() {
 }
 
 #[tokio::test]
-async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
+async fn the_start_of_a_body_is_returned_and_whether_it_is_complete() {
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample_budget());
     let mut attempt = replay.attempt();
     let upload = attempt.upload();
     assert_eq!(upload.start(99), (Bytes::new(), false));
@@ -121,28 +121,28 @@ async fn the_start_of_a_body_is_seen_and_whether_it_is_all_of_it() {
 }
 
 #[tokio::test]
-async fn what_was_looked_at_before_is_sent_all_the_same() {
+async fn a_body_that_was_read_ahead_is_sent_completely() {
     for bound in [100, 7, 5, 0] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
         let (start, is_whole) = replay.peek_body(99, Duration::from_secs(60)).await;
-        let is_held = bound == 100;
-        assert_eq!(is_whole, is_held, "{bound}");
+        let is_kept = bound == 100;
+        assert_eq!(is_whole, is_kept, "{bound}");
         assert!(b"hello world".starts_with(&start), "{bound}");
         let attempt = replay.attempt();
         assert!(!attempt.is_end_stream());
         assert_eq!(all(attempt).await, "hello world", "{bound}");
-        assert_eq!(replay.holding(), if is_held { Holding::Whole } else { Holding::Lost });
+        assert_eq!(replay.holding(), if is_kept { Holding::Whole } else { Holding::Lost });
     }
     // The requested bytes, and the piece that exceeds them.
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample());
+    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample_budget());
     assert_eq!(replay.peek_body(4, Duration::from_secs(60)).await, ("hell".into(), false));
     assert_eq!(all(replay.attempt()).await, "hello world");
     assert_eq!(all(replay.attempt()).await, "hello world");
 }
 
 #[tokio::test]
-async fn past_its_bound_the_request_goes_on_and_only_the_replay_is_lost() {
+async fn a_body_beyond_its_bound_loses_only_its_replay() {
     for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", "world"]), &memory);
@@ -179,11 +179,11 @@ async fn all_bodies_share_one_bound() {
 fn a_body_that_breaks_off_is_broken_for_every_attempt() {
     let mut source = script(&["a"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &ample());
+    let replay = Replay::hold(source, &ample_budget());
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
-    assert_eq!((replay.holding(), first.upload().waiting()), (Holding::Lost, Waiting::Never));
+    assert_eq!((replay.holding(), first.upload().waiting()), (Holding::Lost, UploadWait::Never));
 }
 
 #[tokio::test]
@@ -191,14 +191,14 @@ async fn trailers_are_dropped() {
     let mut source = script(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
     source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
-    let collected = Replay::hold(source, &ample()).attempt().collect().await.unwrap();
+    let collected = Replay::hold(source, &ample_budget()).attempt().collect().await.unwrap();
     assert_eq!(collected.trailers(), None);
     assert_eq!(collected.to_bytes(), "a");
 }
 
 #[test]
 fn an_announced_length_is_announced_again() {
-    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &ample());
+    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &ample_budget());
     let mut first = replay.attempt();
     assert_eq!(first.size_hint().exact(), Some(3));
     assert_eq!(poll(&mut first), chunk("a"));
@@ -208,29 +208,29 @@ fn an_announced_length_is_announced_again() {
 
 #[test]
 fn an_empty_body_is_at_its_end_before_it_is_read() {
-    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &ample());
+    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &ample_budget());
     assert!(replay.attempt().is_end_stream());
-    assert_eq!(replay.attempt().upload().waiting(), Waiting::ForAnswer);
+    assert_eq!(replay.attempt().upload().waiting(), UploadWait::ForResponse);
 }
 
 #[test]
-fn an_upload_says_what_it_waits_for() {
+fn an_upload_reports_what_it_waits_for() {
     let mut source = script(&["a"]);
     source.steps.push_front(None);
-    let replay = Replay::hold(source, &ample());
+    let replay = Replay::hold(source, &ample_budget());
     let mut attempt = replay.attempt();
     let upload = attempt.upload();
-    assert_eq!(upload.waiting(), Waiting::ForUpstream);
+    assert_eq!(upload.waiting(), UploadWait::ForUpstream);
     assert_eq!(poll(&mut attempt), Poll::Pending);
-    assert_eq!(upload.waiting(), Waiting::ForClient);
+    assert_eq!(upload.waiting(), UploadWait::ForClient);
     assert_eq!(poll(&mut attempt), chunk("a"));
     assert_eq!(poll(&mut attempt), Poll::Ready(None));
-    assert_eq!(upload.waiting(), Waiting::ForAnswer);
+    assert_eq!(upload.waiting(), UploadWait::ForResponse);
 }
 
 #[test]
-fn a_released_body_is_let_go_once_it_has_passed() {
-    let memory = ample();
+fn a_released_body_is_discarded_once_it_is_sent() {
+    let memory = ample_budget();
     let replay = Replay::hold(script(&["ab", "c", "d"]), &memory);
     let mut first = replay.attempt();
     for text in ["ab", "c"] {
@@ -283,7 +283,7 @@ proptest! {
     }
 
     #[test]
-    fn any_body_passes_whatever_can_be_held_of_it(
+    fn any_body_is_sent_whatever_part_is_buffered(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
         memory_bytes in 0_u64..100,
         disk_bytes in 0_u64..100,
@@ -297,7 +297,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_memory_has_no_room_for_is_sent_again_from_the_disk() {
+async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     let budget = budget(2, 1_000_000);
     let chunk = "x".repeat(100_000);
     let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &budget);
@@ -323,7 +323,7 @@ async fn check_lost(change: impl Fn(&mut BufferLimits), expected: Loss) {
     // Larger than the queue of the disk file: the write is polled before the next piece.
     let large = "x".repeat(300_000);
     let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &budget);
-    assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request goes on");
+    assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request continues");
     assert_eq!((replay.holding(), replay.loss()), (Holding::Lost, Some(expected)));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
@@ -337,10 +337,10 @@ async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
 }
 
 #[tokio::test]
-async fn what_was_read_ahead_comes_first_in_every_passage() {
+async fn bytes_read_ahead_are_the_first_of_every_pass() {
     let mut source = script(&["hello", " ", "world"]);
     source.steps.insert(1, None);
-    let budget = ample();
+    let budget = ample_budget();
     let replay = Replay::hold(source, &budget);
     assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello world".into(), true));
     let mut attempt = replay.attempt();
@@ -352,7 +352,7 @@ async fn what_was_read_ahead_comes_first_in_every_passage() {
 }
 
 #[tokio::test]
-async fn what_is_read_ahead_needs_no_room_in_memory() {
+async fn bytes_read_ahead_may_exceed_the_memory() {
     for (bytes_max, memory, expected) in
         [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
     {
@@ -372,10 +372,10 @@ async fn what_is_read_ahead_needs_no_room_in_memory() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_while_it_is_read_ahead_breaks_in_the_passage() {
+async fn a_body_that_breaks_while_it_is_read_ahead_breaks_the_pass() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &ample());
+    let replay = Replay::hold(source, &ample_budget());
     assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello".into(), false));
     let mut attempt = replay.attempt();
     assert_eq!(poll(&mut attempt), chunk("hello"));
@@ -419,18 +419,18 @@ impl<B: Body + Unpin> Body for Announced<B> {
 fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (Result<(), Slow>, u64)) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let found = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
         let began = clock::instant();
         let rate = MinRate { bytes_per_second };
         let read = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
         (read, clock::since(began).as_secs())
     });
-    assert_eq!(found, expected, "{length} bytes, one each {interval_ms} ms");
+    assert_eq!(result, expected, "{length} bytes, one each {interval_ms} ms");
 }
 
 #[test]
-fn a_short_body_is_waited_for_and_a_slow_client_is_not() {
+fn the_proxy_waits_for_a_short_body_and_not_for_a_slow_client() {
     check_short(10, 1_000, 1, (Ok(()), 10));
     // A body longer than the bound is left to the attempt.
     check_short(101, 1_000, 1, (Ok(()), 0));

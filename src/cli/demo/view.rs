@@ -98,7 +98,7 @@ impl View {
     /// Redraws the bars.
     pub(super) fn keys(&self, keys: &[KeySnapshot]) {
         if self.live {
-            let in_use = keys.iter().position(|key| key.standing.status() == KeyStatus::Active);
+            let in_use = keys.iter().position(|key| key.state.status() == KeyStatus::Active);
             let lines =
                 keys.iter().enumerate().map(|(index, key)| self.bar(key, in_use == Some(index))).collect();
             self.change(|state| state.keys = lines);
@@ -116,7 +116,7 @@ impl View {
         let mut line = format!("{mark}{}  ", snapshot.key.api_key().short());
         line.push_str(&full.repeat(cells));
         line.push_str(&empty.repeat(usize::try_from(BAR_CELLS).unwrap_or(0) - cells));
-        let _ = write!(line, " {used:>11}  {}", snapshot.standing.status().word());
+        let _ = write!(line, " {used:>11}  {}", snapshot.state.status().word());
         line
     }
 

@@ -14,14 +14,14 @@ pub struct TwoOwners(pub Kind, pub Kind);
 ///
 /// When the identifiers have different owners.
 pub fn owner<I: PartialEq>(
-    owned: impl IntoIterator<Item = (Kind, I)>,
+    owners: impl IntoIterator<Item = (Kind, I)>,
 ) -> Result<Option<(Kind, I)>, TwoOwners> {
     let mut first: Option<(Kind, I)> = None;
-    for (kind, by) in owned {
+    for (kind, other_owner) in owners {
         match &first {
-            Some((other, owner)) if *owner != by => return Err(TwoOwners(*other, kind)),
+            Some((other, owner)) if *owner != other_owner => return Err(TwoOwners(*other, kind)),
             Some(_) => {}
-            None => first = Some((kind, by)),
+            None => first = Some((kind, other_owner)),
         }
     }
     Ok(first)

@@ -41,13 +41,13 @@ struct FieldRule {
 
 impl Fields {
     pub(super) fn of(fields: impl IntoIterator<Item = Field>) -> Self {
-        let wanted = |(field, kind): Field| match field.split_once('.') {
+        let rule = |(field, kind): Field| match field.split_once('.') {
             Some((parent, name)) => FieldRule { name, parent: Some(parent), kind },
             None => FieldRule { name: field, parent: None, kind },
         };
-        let mut sorted: Vec<FieldRule> = fields.into_iter().map(wanted).collect();
-        sorted.sort_by_key(|wanted| wanted.name);
-        let lengths = sorted.iter().fold(0, |bits, wanted| bits | length_bit(wanted.name));
+        let mut sorted: Vec<FieldRule> = fields.into_iter().map(rule).collect();
+        sorted.sort_by_key(|rule| rule.name);
+        let lengths = sorted.iter().fold(0, |bits, rule| bits | length_bit(rule.name));
         Self { sorted, lengths }
     }
 
@@ -56,9 +56,9 @@ impl Fields {
         if self.lengths & length_bit(name) == 0 {
             return None;
         }
-        let first = self.sorted.partition_point(|wanted| wanted.name < name);
-        let mut same = self.sorted.get(first..)?.iter().take_while(|wanted| wanted.name == name);
-        same.find(|wanted| wanted.parent.is_none_or(|above| above == parent)).map(|wanted| wanted.kind)
+        let first = self.sorted.partition_point(|rule| rule.name < name);
+        let mut same = self.sorted.get(first..)?.iter().take_while(|rule| rule.name == name);
+        same.find(|rule| rule.parent.is_none_or(|above| above == parent)).map(|rule| rule.kind)
     }
 }
 
@@ -74,17 +74,17 @@ pub(super) fn find(
     fields: &Fields,
     mut named: impl FnMut(Kind, &str) -> Option<Named>,
 ) -> Vec<Named> {
-    let mut search = Search { fields, found: Vec::new(), left: MAX_VALUES, named: &mut named };
+    let mut search = Search { fields, identifiers: Vec::new(), left: MAX_VALUES, named: &mut named };
     let mut reader = serde_json::Deserializer::from_slice(document);
-    let place = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
+    let position = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
     // Identifiers found in a malformed document are valid, too.
-    let _ = place.deserialize(&mut reader);
-    search.found
+    let _ = position.deserialize(&mut reader);
+    search.identifiers
 }
 
 struct Search<'a> {
     fields: &'a Fields,
-    found: Vec<Named>,
+    identifiers: Vec<Named>,
     /// Number of values that may still be examined.
     left: usize,
     /// Maps the kind and the text to an identifier.
@@ -104,8 +104,8 @@ impl<'de> DeserializeSeed<'de> for FieldPosition<'_, '_, '_> {
     type Value = Premade;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Premade, D::Error> {
-        if self.search.left == 0 || self.search.found.len() >= MAX_NAMES {
-            return Err(D::Error::custom("enough was looked at"));
+        if self.search.left == 0 || self.search.identifiers.len() >= MAX_NAMES {
+            return Err(D::Error::custom("the limits of the search are reached"));
         }
         self.search.left -= 1;
         deserializer.deserialize_any(self)
@@ -131,7 +131,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
             && text.len() <= IDENTIFIER_BYTES_MAX
             && let Some(named) = (self.search.named)(kind, text)
         {
-            self.search.found.push(named);
+            self.search.identifiers.push(named);
         }
         Ok(Premade(text == "premade" && self.name == "category"))
     }
@@ -143,7 +143,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Premade, A::Error> {
-        let before = self.search.found.len();
+        let before = self.search.identifiers.len();
         let mut is_premade = false;
         while let Some(key) = map.next_key::<FieldName<'_>>()? {
             let kind = self.search.fields.kind_of(self.name, &key.0);
@@ -152,7 +152,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
         }
         // A resource of every account has no owner.
         if is_premade {
-            self.search.found.truncate(before);
+            self.search.identifiers.truncate(before);
         }
         Ok(NOT)
     }
@@ -207,31 +207,31 @@ impl<'de> serde::Deserialize<'de> for FieldName<'de> {
 mod tests {
     use super::*;
 
-    fn found(document: &str) -> Vec<Named> {
+    fn identifiers_in(document: &str) -> Vec<Named> {
         let fields = [("voice_id", Kind::Voice), ("samples.id", Kind::Sample), (".id", Kind::Dictionary)];
         find(document.as_bytes(), &Fields::of(fields), |kind, value| Some(Named::new(kind, value)))
     }
 
     #[test]
-    fn a_field_is_known_by_its_name_and_where_it_stands() {
+    fn a_field_is_known_by_its_name_and_its_parent() {
         let document =
             r#"{"id":"d","samples":[{"id":"s","voice_id":"v"}],"other":{"id":"x"},"voice_id":["w"]}"#;
         let expected = [(Kind::Dictionary, "d"), (Kind::Sample, "s"), (Kind::Voice, "v"), (Kind::Voice, "w")];
-        assert_eq!(found(document), expected.map(|(kind, value)| Named::new(kind, value)));
+        assert_eq!(identifiers_in(document), expected.map(|(kind, value)| Named::new(kind, value)));
     }
 
     #[test]
-    fn values_are_looked_at_up_to_a_bound() {
-        for (before, is_found) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
+    fn values_are_examined_up_to_a_maximum() {
+        for (before, is_examined) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
             let empty = vec![r#""""#; before].join(",");
             let document = format!(r#"{{"a":[{empty}],"voice_id":"v"}}"#);
-            assert_eq!(found(&document).len(), usize::from(is_found), "{before}");
+            assert_eq!(identifiers_in(&document).len(), usize::from(is_examined), "{before}");
         }
     }
 
     #[test]
-    fn identifiers_are_found_up_to_a_bound() {
+    fn identifiers_are_found_up_to_a_maximum() {
         let many = vec![r#"{"voice_id":"v"}"#; MAX_NAMES + 10].join(",");
-        assert_eq!(found(&format!("[{many}]")).len(), MAX_NAMES);
+        assert_eq!(identifiers_in(&format!("[{many}]")).len(), MAX_NAMES);
     }
 }

@@ -26,15 +26,15 @@ pub(super) struct Index {
     cursors: Fields,
     headers: Vec<(HeaderName, Kind)>,
     /// By the number of the first segment of the route.
-    answers: Vec<Vec<RouteYields>>,
+    yields_by_root: Vec<Vec<RouteYields>>,
 }
 
 /// The segments of a path that names an identifier; also matches longer paths that begin with them.
-type Pattern = Vec<Part>;
+type Pattern = Vec<PatternSegment>;
 
 #[derive(Clone, Copy, Debug)]
-enum Part {
-    Word(Literal),
+enum PatternSegment {
+    Literal(Literal),
     /// Any segment that is not a literal of the API.
     Any,
     Identifier(Kind),
@@ -51,7 +51,7 @@ struct RouteYields {
 }
 
 /// The same while the table is being indexed.
-struct Listed {
+struct UnindexedRoute {
     route: Route,
     read: Option<Vec<Field>>,
     made: Option<Vec<Field>>,
@@ -66,8 +66,8 @@ impl Index {
     fn new() -> Self {
         let mut patterns = vec![Vec::new(); Literal::COUNT];
         for path in rows().flat_map(|row| row.paths) {
-            let pattern: Pattern = path.split('/').map(Part::read).collect();
-            if let Some(Part::Word(first)) = pattern.first() {
+            let pattern: Pattern = path.split('/').map(PatternSegment::read).collect();
+            if let Some(PatternSegment::Literal(first)) = pattern.first() {
                 patterns[usize::from(first.number())].push(pattern);
             }
         }
@@ -79,23 +79,23 @@ impl Index {
         let cursors = Fields::of(CURSORS);
         let named = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
         let headers = rows().flat_map(|row| row.headers).filter_map(named).collect();
-        Self { patterns, query, body, cursors, headers, answers: answers() }
+        Self { patterns, query, body, cursors, headers, yields_by_root: yields_by_root() }
     }
 
     /// The identifiers in a path, by its segments after the version.
-    pub(super) fn of_path(&self, words: &[Segment<'_>]) -> Vec<Named> {
-        let Some(first) = words.first().and_then(Segment::literal) else { return Vec::new() };
-        let mut found: Vec<Named> = Vec::new();
+    pub(super) fn of_path(&self, segments: &[Segment<'_>]) -> Vec<Named> {
+        let Some(first) = segments.first().and_then(Segment::literal) else { return Vec::new() };
+        let mut all: Vec<Named> = Vec::new();
         for pattern in &self.patterns[usize::from(first.number())] {
-            if matches(pattern, words) {
-                let identifiers = pattern.iter().zip(words).filter_map(|(part, word)| match part {
-                    Part::Identifier(kind) => Some(Named::new(*kind, word.text())),
-                    Part::Word(_) | Part::Any => None,
+            if matches(pattern, segments) {
+                let identifiers = pattern.iter().zip(segments).filter_map(|(part, segment)| match part {
+                    PatternSegment::Identifier(kind) => Some(Named::new(*kind, segment.text())),
+                    PatternSegment::Literal(_) | PatternSegment::Any => None,
                 });
-                super::add_all(&mut found, identifiers);
+                super::add_all(&mut all, identifiers);
             }
         }
-        found
+        all
     }
 
     /// The kind of identifier in a query parameter.
@@ -115,78 +115,88 @@ impl Index {
     }
 
     /// How a request's response relates to its account.
-    pub(super) fn gives(&self, method: &Method, route: &Route) -> Yields {
-        let Some(answer) = self.answer(route) else { return Yields::Nothing };
-        if *method == Method::GET && answer.read.is_some() {
+    pub(super) fn yields(&self, method: &Method, route: &Route) -> Yields {
+        let Some(route_yields) = self.of_route(route) else { return Yields::Nothing };
+        if *method == Method::GET && route_yields.read.is_some() {
             return Yields::Account;
         }
-        let makes = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        if makes && answer.made.is_some() { Yields::Made } else { Yields::Nothing }
+        let creates = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        if creates && route_yields.made.is_some() { Yields::Made } else { Yields::Nothing }
     }
 
     /// The fields of a response with identifiers; `None` when there are none.
-    pub(super) fn of_answer(&self, method: &Method, route: &Route) -> Option<&Fields> {
-        let answer = self.answer(route);
+    pub(super) fn of_response(&self, method: &Method, route: &Route) -> Option<&Fields> {
+        let route_yields = self.of_route(route);
         if *method == Method::GET {
-            return Some(answer.and_then(|answer| answer.read.as_ref()).unwrap_or(&self.cursors));
+            return Some(
+                route_yields.and_then(|route_yields| route_yields.read.as_ref()).unwrap_or(&self.cursors),
+            );
         }
-        answer.and_then(|answer| answer.made.as_ref())
+        route_yields.and_then(|route_yields| route_yields.made.as_ref())
     }
 
-    fn answer(&self, route: &Route) -> Option<&RouteYields> {
-        let (root, wanted) = (route.root()?, route.behind_version()?);
-        let mut with_root = self.answers.get(usize::from(root.number()))?.iter();
-        with_root.find(|answer| answer.route.behind_version() == Some(wanted))
+    fn of_route(&self, route: &Route) -> Option<&RouteYields> {
+        let (root, wanted) = (route.root()?, route.after_version()?);
+        let mut with_root = self.yields_by_root.get(usize::from(root.number()))?.iter();
+        with_root.find(|route_yields| route_yields.route.after_version() == Some(wanted))
     }
 }
 
 /// Each route of the table once, with the fields of all its rows, in their order.
-fn answers() -> Vec<Vec<RouteYields>> {
-    let mut answers: Vec<Vec<Listed>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
-    let mut add = |route: &str, fields: &[Field], part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
+fn yields_by_root() -> Vec<Vec<RouteYields>> {
+    let mut yields_by_root: Vec<Vec<UnindexedRoute>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
+    let mut add = |route: &str,
+                   fields: &[Field],
+                   part: fn(&mut UnindexedRoute) -> &mut Option<Vec<Field>>| {
         let route = Route::read(route);
         // Every route begins with a literal.
         let Some(root) = route.root() else { return };
-        let answers: &mut Vec<Listed> = &mut answers[usize::from(root.number())];
-        let at = answers.iter().position(|answer| answer.route == route).unwrap_or_else(|| {
-            answers.push(Listed { route, read: None, made: None });
-            answers.len() - 1
-        });
-        part(&mut answers[at]).get_or_insert_default().extend_from_slice(fields);
+        let yields_by_root: &mut Vec<UnindexedRoute> = &mut yields_by_root[usize::from(root.number())];
+        let at =
+            yields_by_root.iter().position(|route_yields| route_yields.route == route).unwrap_or_else(|| {
+                yields_by_root.push(UnindexedRoute { route, read: None, made: None });
+                yields_by_root.len() - 1
+            });
+        part(&mut yields_by_root[at]).get_or_insert_default().extend_from_slice(fields);
     };
     let mut add_all = |made: fn(&ResourceRow) -> &'static [Made],
-                       part: fn(&mut Listed) -> &mut Option<Vec<Field>>| {
+                       part: fn(&mut UnindexedRoute) -> &mut Option<Vec<Field>>| {
         for (routes, fields) in rows().flat_map(made) {
             routes.iter().for_each(|route| add(route, fields, part));
         }
     };
-    add_all(|row| row.lists, |answer| &mut answer.read);
-    add_all(|row| row.made, |answer| &mut answer.made);
-    ACCOUNT_READS.iter().for_each(|route| add(route, &[], |answer| &mut answer.read));
-    let prepared = |Listed { route, read, made }: Listed| RouteYields {
+    add_all(|row| row.lists, |route_yields| &mut route_yields.read);
+    add_all(|row| row.made, |route_yields| &mut route_yields.made);
+    ACCOUNT_READS.iter().for_each(|route| add(route, &[], |route_yields| &mut route_yields.read));
+    let prepared = |UnindexedRoute { route, read, made }: UnindexedRoute| RouteYields {
         route,
         read: read.map(|fields| Fields::of(fields.into_iter().chain(CURSORS))),
         made: made.map(Fields::of),
     };
-    answers.into_iter().map(|answers| answers.into_iter().map(prepared).collect()).collect()
+    yields_by_root
+        .into_iter()
+        .map(|yields_by_root| yields_by_root.into_iter().map(prepared).collect())
+        .collect()
 }
 
-impl Part {
+impl PatternSegment {
     fn read(part: &str) -> Self {
         match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
             Some(kind) => Kind::of_word(kind).map_or(Self::Any, Self::Identifier),
-            None => Literal::of(part).map_or(Self::Any, Self::Word),
+            None => Literal::of(part).map_or(Self::Any, Self::Literal),
         }
     }
 }
 
-/// Whether `words` begin with the pattern. A literal of the API is not an identifier.
-fn matches(pattern: &[Part], words: &[Segment<'_>]) -> bool {
-    let fits = |(part, word): (&Part, &Segment<'_>)| match part {
-        Part::Word(wanted) => word.literal() == Some(*wanted) && wanted.text().len() == word.text().len(),
-        Part::Any | Part::Identifier(_) => word.literal().is_none(),
+/// Whether `segments` begin with the pattern. A literal of the API is not an identifier.
+fn matches(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
+    let fits = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
+        PatternSegment::Literal(wanted) => {
+            segment.literal() == Some(*wanted) && wanted.text().len() == segment.text().len()
+        }
+        PatternSegment::Any | PatternSegment::Identifier(_) => segment.literal().is_none(),
     };
-    words.len() >= pattern.len() && pattern.iter().zip(words).all(fits)
+    segments.len() >= pattern.len() && pattern.iter().zip(segments).all(fits)
 }
 
 #[cfg(test)]
@@ -195,11 +205,11 @@ mod tests {
     use crate::elevenlabs::endpoint::is_root;
 
     #[test]
-    fn the_table_is_written_in_words_that_are_known() {
+    fn the_table_is_written_in_known_words() {
         for part in rows().flat_map(|row| row.paths).flat_map(|path| path.split('/')) {
-            match Part::read(part) {
-                Part::Word(_) | Part::Identifier(_) => {}
-                Part::Any => assert_eq!(part, "*"),
+            match PatternSegment::read(part) {
+                PatternSegment::Literal(_) | PatternSegment::Identifier(_) => {}
+                PatternSegment::Any => assert_eq!(part, "*"),
             }
         }
         for path in rows().flat_map(|row| row.paths) {
@@ -209,7 +219,7 @@ mod tests {
         for route in made.chain(&ACCOUNT_READS) {
             assert!(is_root(route.split('/').next().unwrap()), "{route} is below no root of the endpoints");
             assert_eq!(Route::read(route).to_string(), format!("/{route}"));
-            assert!(index().answer(&Route::read(&format!("/v1/{route}"))).is_some(), "{route}");
+            assert!(index().of_route(&Route::read(&format!("/v1/{route}"))).is_some(), "{route}");
         }
     }
 }

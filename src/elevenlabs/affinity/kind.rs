@@ -198,10 +198,10 @@ impl Keeping {
 
     /// Whether an identifier that was recorded and last used at these times still counts.
     #[must_use]
-    pub fn counts(&self, kind: Kind, learned_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
+    pub fn counts(&self, kind: Kind, recorded_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
         let is_young =
             |since: UnixMs, span: Option<Duration>| span.is_none_or(|span| now.since(since) < span);
-        is_young(learned_at, kind.span()) && is_young(used_at, self.kept)
+        is_young(recorded_at, kind.span()) && is_young(used_at, self.kept)
     }
 }
 
@@ -264,18 +264,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_word_of_its_own() {
+    fn every_kind_has_its_own_word() {
         for kind in Kind::ALL {
             assert_eq!(Kind::of_word(kind.word()), Some(*kind));
         }
     }
 
     #[test]
-    fn each_kind_counts_for_its_time() {
+    fn an_identifier_of_each_kind_counts_for_its_time() {
         let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
         let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
-        let check = |kind, learned, used, now, expected| {
-            assert_eq!(keeping.counts(kind, at(learned), at(used), at(now)), expected, "{kind:?} {now}");
+        let check = |kind, recorded, used, now, expected| {
+            assert_eq!(keeping.counts(kind, at(recorded), at(used), at(now)), expected, "{kind:?} {now}");
         };
         check(Kind::Voice, 0, 0, 719, true);
         check(Kind::Voice, 0, 0, 720, false);

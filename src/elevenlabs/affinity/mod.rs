@@ -40,13 +40,13 @@ impl Names {
     /// ambiguous path, because such a request is refused.
     #[must_use]
     pub fn of(path: &str, query: Option<&str>) -> Self {
-        Path::read(path).map(|path| Self::of_words(&Segments::of_path(&path), query)).unwrap_or_default()
+        Path::read(path).map(|path| Self::of_segments(&Segments::of_path(&path), query)).unwrap_or_default()
     }
 
     /// The same, by the segments of its path.
     #[must_use]
-    pub fn of_words(words: &Segments<'_>, query: Option<&str>) -> Self {
-        let rest = without_version(words);
+    pub fn of_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
+        let rest = without_version(segments);
         let mut others = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -100,11 +100,11 @@ pub fn in_first_message(message: &[u8]) -> Vec<Named> {
 /// The identifiers in the headers of a response.
 #[must_use]
 pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
-    let given = index().headers().iter().filter_map(|(name, kind)| {
+    let identifiers = index().headers().iter().filter_map(|(name, kind)| {
         let value = headers.get(name)?.to_str().ok().filter(|value| !value.is_empty())?;
         Some(Named::new(*kind, value))
     });
-    given.collect()
+    identifiers.collect()
 }
 
 /// How the response of an endpoint relates to its account.
@@ -122,7 +122,7 @@ pub enum Yields {
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
 pub fn yields(method: &Method, route: &Route) -> Yields {
-    index().gives(method, route)
+    index().yields(method, route)
 }
 
 /// Whether a route generates speech with voices. A request with a missing voice is refused as a whole:
@@ -136,12 +136,12 @@ pub fn is_speech(route: &Route) -> bool {
 /// The identifiers in the JSON body of a response, including the cursors of a list. Resources of every
 /// account, such as premade voices, are excluded.
 #[must_use]
-pub fn in_answer(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
+pub fn in_response(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
     // Only requests with an unambiguous path get a response.
     let Ok(path) = Path::read(path) else { return Vec::new() };
-    let words = Segments::of_path(&path);
-    let list = without_version(&words);
-    let Some(fields) = index().of_answer(method, route) else { return Vec::new() };
+    let segments = Segments::of_path(&path);
+    let list = without_version(&segments);
+    let Some(fields) = index().of_response(method, route) else { return Vec::new() };
     fields::find(document, fields, |kind, value| {
         // The response contains the URL; the later request presents its signature.
         let is_signed = kind == Kind::Signature;
@@ -180,8 +180,8 @@ fn add_all(names: &mut Vec<Named>, more: impl IntoIterator<Item = Named>) {
     }
 }
 
-fn without_version<'a, 'b>(words: &'a [Segment<'b>]) -> &'a [Segment<'b>] {
-    match words {
+fn without_version<'a, 'b>(segments: &'a [Segment<'b>]) -> &'a [Segment<'b>] {
+    match segments {
         [version, rest @ ..] if is_version(version.text()) => rest,
         all => all,
     }

@@ -22,17 +22,21 @@ fn check_query(path: &str, query: &str, kind: Kind) {
 
 #[track_caller]
 fn check_body(body: Value, kind: Kind) {
-    let found = in_document(body.to_string().as_bytes());
-    assert!(found.contains(&Named::new(kind, ID)), "{body} names no {}", kind.word());
+    let identifiers = in_document(body.to_string().as_bytes());
+    assert!(identifiers.contains(&Named::new(kind, ID)), "{body} names no {}", kind.word());
 }
 
 #[track_caller]
-fn check_given(method: &str, path: &str, answer: Value, kind: Kind) {
+fn check_yields(method: &str, path: &str, response: Value, kind: Kind) {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let route = lookup(&method, path).unwrap().route;
     assert_ne!(yields(&method, &route), Yields::Nothing, "{method} {path}");
-    let found = in_answer(&method, &route, path, answer.to_string().as_bytes());
-    assert!(found.contains(&Named::new(kind, ID)), "{method} {path} gives no {}: {found:?}", kind.word());
+    let identifiers = in_response(&method, &route, path, response.to_string().as_bytes());
+    assert!(
+        identifiers.contains(&Named::new(kind, ID)),
+        "{method} {path} yields no {}: {identifiers:?}",
+        kind.word()
+    );
 }
 
 #[track_caller]
@@ -87,10 +91,10 @@ fn voice() {
     let voice = Kind::Voice;
     for path in ["/v1/voices/add", "/v1/voices/pvc", "/v1/text-to-voice", "/v1/voices/add/someone/something"]
     {
-        check_given("POST", path, json!({ "voice_id": ID, "requires_verification": false }), voice);
+        check_yields("POST", path, json!({ "voice_id": ID, "requires_verification": false }), voice);
     }
     for list in ["/v1/voices", "/v2/voices"] {
-        check_given("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
+        check_yields("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
     }
     for path in ["voices", "voices/pvc", "text-to-speech", "speech-to-speech", "voice-changer"] {
         for more in
@@ -117,8 +121,8 @@ fn voice() {
 
 fn sample() {
     let sample = Kind::Sample;
-    check_given("POST", "/v1/voices/pvc/x1/samples", json!([{ "sample_id": ID }]), sample);
-    check_given("GET", "/v1/voices", json!({ "voices": [{ "samples": [{ "sample_id": ID }] }] }), sample);
+    check_yields("POST", "/v1/voices/pvc/x1/samples", json!([{ "sample_id": ID }]), sample);
+    check_yields("GET", "/v1/voices", json!({ "voices": [{ "samples": [{ "sample_id": ID }] }] }), sample);
     check_path(&format!("/v1/voices/x1/samples/{ID}/audio"), sample);
     check_path(&format!("/v1/voices/pvc/x1/samples/{ID}/speakers"), sample);
 }
@@ -126,8 +130,8 @@ fn sample() {
 fn preview() {
     let preview = Kind::Preview;
     for path in ["design", "create-previews", "x1/remix"] {
-        let answer = json!({ "previews": [{ "audio_base_64": "", "generated_voice_id": ID }], "text": "" });
-        check_given("POST", &format!("/v1/text-to-voice/{path}"), answer, preview);
+        let response = json!({ "previews": [{ "audio_base_64": "", "generated_voice_id": ID }], "text": "" });
+        check_yields("POST", &format!("/v1/text-to-voice/{path}"), response, preview);
     }
     check_path(&format!("/v1/text-to-voice/{ID}/stream"), preview);
     check_body(json!({ "generated_voice_id": ID, "voice_name": "x" }), preview);
@@ -136,7 +140,7 @@ fn preview() {
 }
 
 fn collection() {
-    check_given("POST", "/v1/voices/collections", json!({ "collection_id": ID }), Kind::Collection);
+    check_yields("POST", "/v1/voices/collections", json!({ "collection_id": ID }), Kind::Collection);
     check_path(&format!("/v1/voices/collections/{ID}"), Kind::Collection);
     check_query("/v2/voices", &format!("collection_id={ID}"), Kind::Collection);
 }
@@ -144,8 +148,8 @@ fn collection() {
 fn history_item() {
     let item = Kind::HistoryItem;
     check_header("history-item-id", item);
-    check_given("GET", "/v1/history", json!({ "history": [{ "history_item_id": ID }] }), item);
-    check_given("GET", "/v1/history", json!({ "history": [], "last_history_item_id": ID }), item);
+    check_yields("GET", "/v1/history", json!({ "history": [{ "history_item_id": ID }] }), item);
+    check_yields("GET", "/v1/history", json!({ "history": [], "last_history_item_id": ID }), item);
     check_path(&format!("/v1/history/{ID}"), item);
     check_path(&format!("/v1/history/{ID}/audio"), item);
     check_body(json!({ "history_item_ids": ["x", ID] }), item);
@@ -162,11 +166,11 @@ fn dictionary() {
     let dictionary = Kind::Dictionary;
     for path in ["add-from-file", "add-from-rules", "x1/add-rules", "x1/remove-rules", "x1/set-rules"] {
         let path = format!("/v1/pronunciation-dictionaries/{path}");
-        check_given("POST", &path, json!({ "id": ID, "name": "x" }), dictionary);
-        check_given("POST", &path, json!({ "id": "x", "version_id": ID }), dictionary);
+        check_yields("POST", &path, json!({ "id": ID, "name": "x" }), dictionary);
+        check_yields("POST", &path, json!({ "id": "x", "version_id": ID }), dictionary);
     }
     let list = json!({ "pronunciation_dictionaries": [{ "id": ID, "latest_version_id": "x" }] });
-    check_given("GET", "/v1/pronunciation-dictionaries", list, dictionary);
+    check_yields("GET", "/v1/pronunciation-dictionaries", list, dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/{ID}"), dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/{ID}/set-rules"), dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/x1/{ID}/download"), dictionary);
@@ -176,14 +180,14 @@ fn dictionary() {
 }
 
 fn dubbing() {
-    check_given(
+    check_yields(
         "POST",
         "/v1/dubbing",
         json!({ "dubbing_id": ID, "expected_duration_sec": 1.0 }),
         Kind::Dubbing,
     );
-    check_given("POST", "/v1/dubbing/project", json!({ "project_id": ID }), Kind::Project);
-    check_given("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), Kind::Dubbing);
+    check_yields("POST", "/v1/dubbing/project", json!({ "project_id": ID }), Kind::Project);
+    check_yields("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), Kind::Dubbing);
     for more in ["", "/audio/de", "/transcripts/de/format/srt"] {
         check_path(&format!("/v1/dubbing/{ID}{more}"), Kind::Dubbing);
     }
@@ -193,16 +197,16 @@ fn dubbing() {
 
 fn studio() {
     for path in ["projects", "podcasts"] {
-        let answer = json!({ "project": { "project_id": ID, "state": "creating" } });
-        check_given("POST", &format!("/v1/studio/{path}"), answer, Kind::Project);
+        let response = json!({ "project": { "project_id": ID, "state": "creating" } });
+        check_yields("POST", &format!("/v1/studio/{path}"), response, Kind::Project);
     }
     let chapter = json!({ "chapter": { "chapter_id": ID } });
-    check_given("POST", "/v1/studio/projects/x1/chapters", chapter, Kind::Chapter);
+    check_yields("POST", "/v1/studio/projects/x1/chapters", chapter, Kind::Chapter);
     let snapshots = json!({ "snapshots": [{ "project_snapshot_id": ID }] });
-    check_given("GET", "/v1/studio/projects/x1/snapshots", snapshots, Kind::Snapshot);
+    check_yields("GET", "/v1/studio/projects/x1/snapshots", snapshots, Kind::Snapshot);
     let snapshots = json!({ "snapshots": [{ "chapter_snapshot_id": ID }] });
-    check_given("GET", "/v1/studio/projects/x1/chapters/x2/snapshots", snapshots, Kind::Snapshot);
-    check_given("GET", "/v1/studio/projects", json!({ "projects": [{ "project_id": ID }] }), Kind::Project);
+    check_yields("GET", "/v1/studio/projects/x1/chapters/x2/snapshots", snapshots, Kind::Snapshot);
+    check_yields("GET", "/v1/studio/projects", json!({ "projects": [{ "project_id": ID }] }), Kind::Project);
     check_path(&format!("/v1/studio/projects/{ID}/content"), Kind::Project);
     check_path(&format!("/v1/studio/projects/x1/chapters/{ID}/convert"), Kind::Chapter);
     check_path(&format!("/v1/studio/projects/x1/snapshots/{ID}/archive"), Kind::Snapshot);
@@ -210,25 +214,25 @@ fn studio() {
 }
 
 fn audio_native() {
-    check_given("POST", "/v1/audio-native", json!({ "project_id": ID, "converting": false }), Kind::Project);
+    check_yields("POST", "/v1/audio-native", json!({ "project_id": ID, "converting": false }), Kind::Project);
     check_path(&format!("/v1/audio-native/{ID}/settings"), Kind::Project);
 }
 
 fn transcript() {
-    let answer = json!({ "text": "a", "words": [], "transcription_id": ID });
-    check_given("POST", "/v1/speech-to-text", answer, Kind::Transcript);
-    let answer = json!({ "message": "a", "request_id": "x", "transcription_id": ID });
-    check_given("POST", "/v1/speech-to-text", answer, Kind::Transcript);
+    let response = json!({ "text": "a", "words": [], "transcription_id": ID });
+    check_yields("POST", "/v1/speech-to-text", response, Kind::Transcript);
+    let response = json!({ "message": "a", "request_id": "x", "transcription_id": ID });
+    check_yields("POST", "/v1/speech-to-text", response, Kind::Transcript);
     check_path(&format!("/v1/speech-to-text/transcripts/{ID}"), Kind::Transcript);
     check_body(json!({ "webhook_id": ID }), Kind::Webhook);
 }
 
 fn asset_and_flow() {
-    check_given("POST", "/v1/assets", json!({ "asset_id": ID }), Kind::Asset);
+    check_yields("POST", "/v1/assets", json!({ "asset_id": ID }), Kind::Asset);
     check_path(&format!("/v1/assets/{ID}"), Kind::Asset);
     check_body(json!({ "images": [{ "asset_id": ID }] }), Kind::Asset);
     for flow in ["image", "video", "text-to-speech"] {
-        check_given("POST", &format!("/v1/flows/{flow}"), json!({ "id": ID }), Kind::Flow);
+        check_yields("POST", &format!("/v1/flows/{flow}"), json!({ "id": ID }), Kind::Flow);
         check_path(&format!("/v1/flows/{flow}/{ID}"), Kind::Flow);
     }
     check_body(json!({ "start_frame": { "generation_id": ID } }), Kind::Flow);
@@ -236,8 +240,8 @@ fn asset_and_flow() {
 
 fn music() {
     check_header("song-id", Kind::Song);
-    check_given("POST", "/v1/music/upload", json!({ "song_id": ID }), Kind::Song);
-    check_given("POST", "/v1/music/finetunes", json!({ "id": ID }), Kind::Finetune);
+    check_yields("POST", "/v1/music/upload", json!({ "song_id": ID }), Kind::Song);
+    check_yields("POST", "/v1/music/finetunes", json!({ "id": ID }), Kind::Finetune);
     check_body(
         json!({ "composition_plan": { "sections": [{ "source_from": { "song_id": ID } }] } }),
         Kind::Song,
@@ -249,10 +253,10 @@ fn music() {
 
 fn agent() {
     for path in ["create", "x1/duplicate"] {
-        check_given("POST", &format!("/v1/convai/agents/{path}"), json!({ "agent_id": ID }), Kind::Agent);
+        check_yields("POST", &format!("/v1/convai/agents/{path}"), json!({ "agent_id": ID }), Kind::Agent);
     }
-    check_given("POST", "/v1/convai/agents/x1/branches", json!({ "created_branch_id": ID }), Kind::Branch);
-    check_given("GET", "/v1/convai/agents", json!({ "agents": [{ "agent_id": ID }] }), Kind::Agent);
+    check_yields("POST", "/v1/convai/agents/x1/branches", json!({ "created_branch_id": ID }), Kind::Branch);
+    check_yields("GET", "/v1/convai/agents", json!({ "agents": [{ "agent_id": ID }] }), Kind::Agent);
     check_path(&format!("/v1/convai/agents/{ID}/link"), Kind::Agent);
     check_path(&format!("/v1/convai/agents/x1/branches/{ID}"), Kind::Branch);
     check_path(&format!("/v1/convai/agents/x1/versions/{ID}"), Kind::Branch);
@@ -266,15 +270,15 @@ fn conversation() {
     let conversation = Kind::Conversation;
     for carrier in ["twilio", "sip-trunk", "exotel", "whatsapp"] {
         let path = format!("/v1/convai/{carrier}/outbound-call");
-        check_given("POST", &path, json!({ "success": true, "conversation_id": ID }), conversation);
+        check_yields("POST", &path, json!({ "success": true, "conversation_id": ID }), conversation);
     }
-    check_given(
+    check_yields(
         "GET",
         "/v1/convai/conversation/token",
         json!({ "token": "x", "conversation_id": ID }),
         conversation,
     );
-    check_given(
+    check_yields(
         "GET",
         "/v1/convai/conversations",
         json!({ "conversations": [{ "conversation_id": ID }] }),
@@ -286,17 +290,22 @@ fn conversation() {
 }
 
 fn phone_number() {
-    check_given("POST", "/v1/convai/phone-numbers", json!({ "phone_number_id": ID }), Kind::PhoneNumber);
-    check_given("GET", "/v1/convai/phone-numbers", json!([{ "phone_number_id": ID }]), Kind::PhoneNumber);
+    check_yields("POST", "/v1/convai/phone-numbers", json!({ "phone_number_id": ID }), Kind::PhoneNumber);
+    check_yields("GET", "/v1/convai/phone-numbers", json!([{ "phone_number_id": ID }]), Kind::PhoneNumber);
     check_path(&format!("/v1/convai/phone-numbers/{ID}"), Kind::PhoneNumber);
     check_body(json!({ "agent_phone_number_id": ID }), Kind::PhoneNumber);
 }
 
 fn knowledge_base() {
     for path in ["", "/file", "/url", "/text", "/folder"] {
-        check_given("POST", &format!("/v1/convai/knowledge-base{path}"), json!({ "id": ID }), Kind::Document);
+        check_yields(
+            "POST",
+            &format!("/v1/convai/knowledge-base{path}"),
+            json!({ "id": ID }),
+            Kind::Document,
+        );
     }
-    check_given("GET", "/v1/convai/knowledge-base", json!({ "documents": [{ "id": ID }] }), Kind::Document);
+    check_yields("GET", "/v1/convai/knowledge-base", json!({ "documents": [{ "id": ID }] }), Kind::Document);
     check_path(&format!("/v1/convai/knowledge-base/{ID}/content"), Kind::Document);
     let prompt = json!({ "knowledge_base": [{ "type": "file", "id": ID }] });
     check_body(json!({ "conversation_config": { "agent": { "prompt": prompt } } }), Kind::Document);
@@ -310,7 +319,7 @@ fn tools() {
         ("environment-variables", "id", Kind::Variable),
         ("agent-testing/create", "id", Kind::Test),
     ] {
-        check_given("POST", &format!("/v1/convai/{root}"), json!({ field: ID }), kind);
+        check_yields("POST", &format!("/v1/convai/{root}"), json!({ field: ID }), kind);
         check_path(&format!("/v1/convai/{}/{ID}", root.trim_end_matches("/create")), kind);
     }
     check_path(&format!("/v1/convai/test-invocations/{ID}"), Kind::Test);
@@ -322,32 +331,37 @@ fn tools() {
 }
 
 fn batch() {
-    check_given("POST", "/v1/convai/batch-calling/submit", json!({ "id": ID, "agent_id": "x" }), Kind::Batch);
+    check_yields(
+        "POST",
+        "/v1/convai/batch-calling/submit",
+        json!({ "id": ID, "agent_id": "x" }),
+        Kind::Batch,
+    );
     check_path(&format!("/v1/convai/batch-calling/{ID}/cancel"), Kind::Batch);
 }
 
 fn speech_engine() {
-    check_given("POST", "/v1/speech-engine", json!({ "speech_engine_id": ID }), Kind::SpeechEngine);
+    check_yields("POST", "/v1/speech-engine", json!({ "speech_engine_id": ID }), Kind::SpeechEngine);
     check_path(&format!("/v1/speech-engine/{ID}"), Kind::SpeechEngine);
 }
 
 fn productions() {
-    check_given("POST", "/v1/productions/orders", json!({ "order_id": ID }), Kind::Order);
-    check_given("POST", "/v1/productions/orders/x1/media", json!({ "media_id": ID }), Kind::Media);
-    check_given("POST", "/v1/productions/orders/x1/items", json!({ "item_id": ID }), Kind::Item);
+    check_yields("POST", "/v1/productions/orders", json!({ "order_id": ID }), Kind::Order);
+    check_yields("POST", "/v1/productions/orders/x1/media", json!({ "media_id": ID }), Kind::Media);
+    check_yields("POST", "/v1/productions/orders/x1/items", json!({ "item_id": ID }), Kind::Item);
     check_path(&format!("/v1/productions/orders/{ID}/submit"), Kind::Order);
     check_path(&format!("/v1/productions/orders/x1/media/{ID}"), Kind::Media);
     check_path(&format!("/v1/productions/orders/x1/items/{ID}"), Kind::Item);
 }
 
 fn webhook() {
-    check_given("POST", "/v1/workspace/webhooks", json!({ "webhook_id": ID }), Kind::Webhook);
+    check_yields("POST", "/v1/workspace/webhooks", json!({ "webhook_id": ID }), Kind::Webhook);
     check_path(&format!("/v1/workspace/webhooks/{ID}"), Kind::Webhook);
 }
 
 fn token() {
     for kind in ["realtime_scribe", "batch_scribe", "tts_websocket"] {
-        check_given("POST", &format!("/v1/single-use-token/{kind}"), json!({ "token": ID }), Kind::Token);
+        check_yields("POST", &format!("/v1/single-use-token/{kind}"), json!({ "token": ID }), Kind::Token);
     }
     check_query("/v1/speech-to-text", &format!("token={ID}"), Kind::Token);
     check_query("/v1/speech-to-text/realtime", &format!("model_id=x&token={ID}"), Kind::Token);
@@ -360,7 +374,7 @@ fn signed_url() {
     let url = format!("wss://host/v1/convai/conversation?agent_id=x&conversation_signature={ID}");
     for path in ["get-signed-url", "get_signed_url"] {
         let path = format!("/v1/convai/conversation/{path}");
-        check_given("GET", &path, json!({ "signed_url": url }), Kind::Signature);
+        check_yields("GET", &path, json!({ "signed_url": url }), Kind::Signature);
     }
     let query = format!("agent_id=x&conversation_signature={ID}");
     let names = Names::of("/v1/convai/conversation", Some(&query));
@@ -381,9 +395,10 @@ fn cursor() {
     ] {
         let route = lookup(&Method::GET, path).unwrap().route;
         assert_eq!(yields(&Method::GET, &route), Yields::Account, "{path}");
-        let given = in_answer(&Method::GET, &route, path, json!({ field: "=a/b" }).to_string().as_bytes());
-        let back = Names::of(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
-        assert_eq!((given.len(), given), (1, back), "{path}");
+        let identifiers =
+            in_response(&Method::GET, &route, path, json!({ field: "=a/b" }).to_string().as_bytes());
+        let named = Names::of(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
+        assert_eq!((identifiers.len(), identifiers), (1, named), "{path}");
     }
     let of = |path| Names::of(path, Some("cursor=2")).others;
     assert_ne!(of("/v1/convai/agents"), of("/v1/convai/tools"), "a cursor counts in its own list");
@@ -391,22 +406,22 @@ fn cursor() {
 }
 
 #[test]
-fn what_every_account_has_is_nobodys() {
+fn a_resource_of_every_account_has_no_owner() {
     let voices = json!({ "voices": [
         { "voice_id": "premade1", "category": "premade", "samples": [{ "sample_id": "s1" }] },
         { "category": "cloned", "voice_id": ID, "samples": null },
     ]});
-    let found =
-        in_answer(&Method::GET, &Route::read("/v1/voices"), "/v1/voices", voices.to_string().as_bytes());
-    assert_eq!(found, [Named::new(Kind::Voice, ID)]);
+    let identifiers =
+        in_response(&Method::GET, &Route::read("/v1/voices"), "/v1/voices", voices.to_string().as_bytes());
+    assert_eq!(identifiers, [Named::new(Kind::Voice, ID)]);
 }
 
 #[test]
-fn a_list_of_what_was_spoken_does_not_give_voices() {
+fn a_list_of_generated_speech_yields_no_voices() {
     let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
-    let found =
-        in_answer(&Method::GET, &Route::read("/v1/history"), "/v1/history", history.to_string().as_bytes());
-    assert_eq!(found, [Named::new(Kind::HistoryItem, ID), Named::new(Kind::Request, "r")]);
+    let identifiers =
+        in_response(&Method::GET, &Route::read("/v1/history"), "/v1/history", history.to_string().as_bytes());
+    assert_eq!(identifiers, [Named::new(Kind::HistoryItem, ID), Named::new(Kind::Request, "r")]);
 }
 
 #[test]
@@ -429,7 +444,7 @@ fn the_words_of_the_api_are_no_identifiers() {
 }
 
 #[test]
-fn an_identifier_is_found_however_it_is_written() {
+fn an_identifier_is_found_in_every_spelling() {
     for path in [
         format!("/v1/voices/{ID}"),
         format!("/voices/{ID}"),
@@ -445,7 +460,7 @@ fn an_identifier_is_found_however_it_is_written() {
 }
 
 #[test]
-fn what_is_no_identifier_is_passed_over() {
+fn a_value_that_is_no_identifier_is_skipped() {
     for body in ["", "x", "{", "[1,2", r#"{"voice_id":7}"#, r#"{"voice_id":""}"#, r#"{"voice_id":{"a":"b"}}"#]
     {
         assert_eq!(in_document(body.as_bytes()), [], "{body}");
@@ -457,7 +472,7 @@ fn what_is_no_identifier_is_passed_over() {
 }
 
 #[test]
-fn other_endpoints_give_nothing() {
+fn other_endpoints_yield_nothing() {
     for (method, path) in [
         (Method::GET, "/v1/models"),
         (Method::GET, "/v1/shared-voices"),
@@ -477,6 +492,6 @@ proptest::proptest! {
     fn nothing_panics(path: String, query: Option<String>, body: Vec<u8>) {
         let mut names = Names::of(&path, query.as_deref());
         names.add_body(&body);
-        let _ = in_answer(&Method::GET, &Route::read("/v1/voices"), &path, &body);
+        let _ = in_response(&Method::GET, &Route::read("/v1/voices"), &path, &body);
     }
 }

@@ -70,17 +70,17 @@ const SLOTS: [u8; 1024] = {
 };
 
 /// The first slot of a segment: a hash of its length and four of its characters, in lower case.
-const fn slot_of(word: &[u8]) -> usize {
+const fn slot_of(segment: &[u8]) -> usize {
     const fn mixed(hash: u32, byte: u8) -> u32 {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
     }
-    let length = word.len();
-    #[expect(clippy::cast_possible_truncation, reason = "at most so many as the longest literal")]
+    let length = segment.len();
+    #[expect(clippy::cast_possible_truncation, reason = "at most the length of the longest literal")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
-    hash = mixed(hash, word[0]);
-    hash = mixed(hash, word[length / 3]);
-    hash = mixed(hash, word[length / 2]);
-    hash = mixed(hash, word[length - 1]);
+    hash = mixed(hash, segment[0]);
+    hash = mixed(hash, segment[length / 3]);
+    hash = mixed(hash, segment[length / 2]);
+    hash = mixed(hash, segment[length - 1]);
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 
@@ -124,14 +124,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_literal_is_found_in_either_case_and_nothing_else_is() {
+    fn every_literal_is_found_in_either_case_and_no_other_text_is() {
         for (number, text) in LITERALS.iter().enumerate() {
-            let found = Literal::of(text).unwrap();
-            assert_eq!((usize::from(found.number()), found.text()), (number, *text));
-            assert_eq!(Literal::of(&text.to_uppercase()), Some(found));
-            assert_eq!(Literal::of_number(found.number()), Some(found));
+            let literal = Literal::of(text).unwrap();
+            assert_eq!((usize::from(literal.number()), literal.text()), (number, *text));
+            assert_eq!(Literal::of(&text.to_uppercase()), Some(literal));
+            assert_eq!(Literal::of_number(literal.number()), Some(literal));
             assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
-            assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == found), None);
+            assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == literal), None);
         }
         // The Kelvin sign, whose lower case is a plain `k`.
         assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));

@@ -21,22 +21,22 @@ pub struct Route {
     /// Number of segments; [`SEGMENTS_MAX`] plus 1 for a longer path.
     count: u8,
     /// 1 if the first segment is a version.
-    behind: u8,
+    version_segments: u8,
 }
 
 const IDENTIFIER: u8 = u8::MAX;
 
 impl Route {
-    pub(in crate::elevenlabs) fn of(words: &[Segment<'_>]) -> Self {
+    pub(in crate::elevenlabs) fn of(segments: &[Segment<'_>]) -> Self {
         let mut codes = [0; SEGMENTS_MAX];
-        for (code, word) in codes.iter_mut().zip(words) {
-            *code = word.literal().map_or(IDENTIFIER, Literal::number);
+        for (code, segment) in codes.iter_mut().zip(segments) {
+            *code = segment.literal().map_or(IDENTIFIER, Literal::number);
         }
         #[expect(clippy::cast_possible_truncation, reason = "cut to eleven")]
-        let count = words.len().min(SEGMENTS_MAX + 1) as u8;
+        let count = segments.len().min(SEGMENTS_MAX + 1) as u8;
         let has_version =
-            words.first().and_then(Segment::literal).is_some_and(|first| is_version(first.text()));
-        Self { codes, count, behind: u8::from(has_version) }
+            segments.first().and_then(Segment::literal).is_some_and(|first| is_version(first.text()));
+        Self { codes, count, version_segments: u8::from(has_version) }
     }
 
     /// Parses a written route: each segment that is not a literal of the API stands for an identifier.
@@ -63,7 +63,7 @@ impl Route {
     }
 
     /// The segments that identify the route, whatever its version. `None` for a path that was cut.
-    pub(in crate::elevenlabs) fn behind_version(&self) -> Option<&[u8]> {
+    pub(in crate::elevenlabs) fn after_version(&self) -> Option<&[u8]> {
         (!self.is_longer()).then_some(self.rest())
     }
 
@@ -73,7 +73,7 @@ impl Route {
     }
 
     fn rest(&self) -> &[u8] {
-        &self.codes()[usize::from(self.behind)..]
+        &self.codes()[usize::from(self.version_segments)..]
     }
 
     /// Whether it has a single identifier, at its end.
@@ -92,16 +92,16 @@ impl Route {
     }
 
     /// Writes the route piece by piece: literals of the API, `{id}`, `/` and `…`.
-    pub fn write(&self, mut say: impl FnMut(&'static str)) {
+    pub fn write(&self, mut write_piece: impl FnMut(&'static str)) {
         for code in self.codes() {
-            say("/");
-            say(text(*code).unwrap_or("{id}"));
+            write_piece("/");
+            write_piece(text(*code).unwrap_or("{id}"));
         }
         if self.is_longer() {
-            say("/…");
+            write_piece("/…");
         }
         if self.count == 0 {
-            say("/");
+            write_piece("/");
         }
     }
 }
@@ -112,9 +112,9 @@ fn text(code: u8) -> Option<&'static str> {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut told = Ok(());
-        self.write(|piece| told = told.and_then(|()| f.write_str(piece)));
-        told
+        let mut result = Ok(());
+        self.write(|piece| result = result.and_then(|()| f.write_str(piece)));
+        result
     }
 }
 

@@ -83,7 +83,7 @@ const NO_FACTS: EndpointFacts = EndpointFacts {
     adds_voice: false,
 };
 
-/// A row that says nothing but that the paths exist.
+/// A row without properties: the paths exist.
 pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> EndpointRow {
     EndpointRow { methods, paths, facts: NO_FACTS }
 }
@@ -187,7 +187,11 @@ impl Pattern {
     fn matches(&self, codes: &[u8], count: usize) -> bool {
         let has_length = if self.is_prefix { count >= self.codes.len() } else { count == self.codes.len() };
         has_length
-            && self.codes.iter().zip(codes).all(|(wanted, found)| *wanted == IDENTIFIER || wanted == found)
+            && self
+                .codes
+                .iter()
+                .zip(codes)
+                .all(|(wanted, segment)| *wanted == IDENTIFIER || wanted == segment)
     }
 }
 
@@ -225,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Every path has a row for its root, so that a path without its version is mended.
+    /// Every path has a row for its root, so that a path without its version is corrected.
     #[test]
     fn every_row_is_below_a_root_of_the_table() {
         let whole =
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrower_row_decides_before_a_wider_one() {
+    fn a_narrower_row_takes_precedence_over_a_wider_one() {
         let narrow = row(POST, &["voices/{id}/edit"]).generates(Operation::Music).facts;
         let wide =
             row(ANY, &["voices/**"]).generates(Operation::Other).needs("voices_read", "voices_write").facts;

@@ -3,7 +3,7 @@
 //! To add an endpoint, add a row; its words must be in `literals`. A property is taken from the first row
 //! that has it, so a row for a narrower path stands before that of a wider one, and may differ from it: an
 //! endpoint that generates below a root that only manages, or a free one below a root that generates.
-//! Whether a request is charged, its concurrency group, and whether a path without its version is mended
+//! Whether a request is charged, its concurrency group, and whether a path without its version is corrected
 //! all follow from the rows.
 //!
 //! A request that changes something and that no row calls free may cost credits: the API grows by dozens
@@ -20,7 +20,7 @@ use super::row::{ANY, EDIT, EndpointRow, POST, SOCKET, WRITE, row};
 use crate::elevenlabs::socket::Dialect;
 
 /// Why an endpoint is denied to clients of the pool.
-const KEYS: &str = "it could disable the key that serves everyone";
+const KEYS: &str = "it could disable the key that serves every client";
 const ACCOUNTS: &str = "it could make, show or disable keys of the workspace";
 const WORKSPACE: &str = "it manages the workspace that owns the keys";
 const AGENT_SECRETS: &str =

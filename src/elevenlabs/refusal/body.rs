@@ -13,8 +13,8 @@ use crate::policy::plain_text::without_tokens;
 /// The codes and sentences of an error body, in lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
-    words: Vec<String>,
-    texts: Vec<String>,
+    codes: Vec<String>,
+    sentences: Vec<String>,
 }
 
 /// Members with a code, the most specific first; some contain a sentence instead.
@@ -55,7 +55,7 @@ impl ErrorBody {
         let mut body = Self::default();
         body.add_text(reason);
         let prefix = reason.split_once(": ").map(|(prefix, _)| prefix);
-        body.words.extend(prefix.filter(|prefix| is_code(prefix)).map(str::to_lowercase));
+        body.codes.extend(prefix.filter(|prefix| is_code(prefix)).map(str::to_lowercase));
         body
     }
 
@@ -69,19 +69,20 @@ impl ErrorBody {
     /// The same without its sentences.
     #[must_use]
     pub fn codes_only(self) -> Self {
-        Self { texts: Vec::new(), ..self }
+        Self { sentences: Vec::new(), ..self }
     }
 
     fn add(&mut self, members: &Map<String, Value>) {
-        let texts = |names: &'static [&str]| names.iter().filter_map(|name| members.get(*name)?.as_str());
-        for text in texts(&CODES) {
+        let members_of =
+            |names: &'static [&str]| names.iter().filter_map(|name| members.get(*name)?.as_str());
+        for text in members_of(&CODES) {
             if is_code(text) {
-                self.words.push(text.to_lowercase());
+                self.codes.push(text.to_lowercase());
             } else {
                 self.add_text(text);
             }
         }
-        texts(&SENTENCES).for_each(|text| self.add_text(text));
+        members_of(&SENTENCES).for_each(|text| self.add_text(text));
     }
 
     /// Adds a sentence, which is also a code when it is a single word.
@@ -91,52 +92,52 @@ impl ErrorBody {
             return;
         }
         if is_code(&text) {
-            self.words.push(text.clone());
+            self.codes.push(text.clone());
         }
-        self.texts.push(text);
+        self.sentences.push(text);
     }
 
     /// Whether there are no words: the body is empty, an HTML page, or not of a known shape.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.texts.is_empty() && self.words.is_empty()
+        self.sentences.is_empty() && self.codes.is_empty()
     }
 
-    /// Whether `word` is the body's code, status, type or error.
+    /// Whether `code` is the body's code, status, type or error.
     #[must_use]
-    pub fn says(&self, word: &str) -> bool {
-        self.any_word(|said| said == word)
+    pub fn has_code(&self, code: &str) -> bool {
+        self.any_code(|text| text == code)
     }
 
     /// Whether any of code, status, type and error satisfies `test`.
-    pub fn any_word(&self, test: impl Fn(&str) -> bool) -> bool {
-        self.words.iter().any(|word| test(word))
+    pub fn any_code(&self, test: impl Fn(&str) -> bool) -> bool {
+        self.codes.iter().any(|code| test(code))
     }
 
     /// Whether a sentence begins with `prefix`, which is lower case.
     #[must_use]
     pub fn message_starts(&self, prefix: &str) -> bool {
-        self.texts.iter().any(|text| text.starts_with(prefix))
+        self.sentences.iter().any(|text| text.starts_with(prefix))
     }
 
     /// Whether a sentence contains `part`, which is lower case.
     #[must_use]
     pub fn message_has(&self, part: &str) -> bool {
-        self.texts.iter().any(|text| text.contains(part))
+        self.sentences.iter().any(|text| text.contains(part))
     }
 
     /// The most specific word, and the first sentence cut to `chars_max` characters, for diagnosis;
     /// without control characters, in lower case. Empty when there are no words.
     #[must_use]
     pub fn summary(&self, chars_max: usize) -> String {
-        let word = self.words.iter().max_by_key(|word| word.matches('_').count()).map(String::as_str);
-        let sentence = self.texts.iter().find(|text| Some(text.as_str()) != word);
+        let code = self.codes.iter().max_by_key(|code| code.matches('_').count()).map(String::as_str);
+        let sentence = self.sentences.iter().find(|text| Some(text.as_str()) != code);
         let sentence = sentence.map(|text| without_tokens(text)).unwrap_or_default();
         let message: String = sentence.chars().take(chars_max).collect();
-        match (word.map(|word| without_tokens(word).chars().take(60).collect::<String>()), message.is_empty())
+        match (code.map(|code| without_tokens(code).chars().take(60).collect::<String>()), message.is_empty())
         {
-            (Some(word), false) => format!("{word}: {message}"),
-            (Some(word), true) => word,
+            (Some(code), false) => format!("{code}: {message}"),
+            (Some(code), true) => code,
             (None, _) => message,
         }
     }
@@ -156,7 +157,7 @@ impl ErrorBody {
     /// The text between two lower-case texts in a sentence, in lower case.
     #[must_use]
     pub fn text_between(&self, before: &str, after: &str) -> Option<&str> {
-        self.texts.iter().find_map(|text| {
+        self.sentences.iter().find_map(|text| {
             let (_, rest) = text.split_once(before)?;
             rest.split_once(after).map(|(text, _)| text)
         })
@@ -164,8 +165,8 @@ impl ErrorBody {
 
     /// The word after a lower-case text in a sentence, in lower case. The sentence may end there.
     #[must_use]
-    pub fn word_behind(&self, before: &str) -> Option<&str> {
-        self.texts.iter().find_map(|text| text.split_once(before)?.1.split_whitespace().next())
+    pub fn word_after(&self, before: &str) -> Option<&str> {
+        self.sentences.iter().find_map(|text| text.split_once(before)?.1.split_whitespace().next())
     }
 }
 
@@ -174,8 +175,8 @@ const CODE_BYTES_MAX: usize = 64;
 
 /// Whether a text is a code and not a sentence: a single word of code characters.
 fn is_code(text: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
-    !text.is_empty() && text.len() <= CODE_BYTES_MAX && text.bytes().all(is_part)
+    let is_of_code = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
+    !text.is_empty() && text.len() <= CODE_BYTES_MAX && text.bytes().all(is_of_code)
 }
 
 /// The reason of an upstream close frame without the prefix that the provider adds when it passes one on:

@@ -12,19 +12,19 @@ use http::StatusCode;
 use super::ErrorBody;
 
 /// A status with its type and its codes.
-pub(in crate::elevenlabs) struct Row {
+pub(in crate::elevenlabs) struct StatusCodes {
     pub(in crate::elevenlabs) status: u16,
     pub(in crate::elevenlabs) kind: &'static str,
     pub(in crate::elevenlabs) codes: &'static [&'static str],
 }
 
-const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) -> Row {
-    Row { status, kind, codes }
+const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) -> StatusCodes {
+    StatusCodes { status, kind, codes }
 }
 
 /// Codes of HTTP.
 #[rustfmt::skip] // one row of the documentation to a line or two
-pub(in crate::elevenlabs) const DOCUMENTED: &[Row] = &[
+pub(in crate::elevenlabs) const DOCUMENTED: &[StatusCodes] = &[
     row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text", "invalid_parameters",
         "missing_required_field", "invalid_voice_settings", "invalid_voice_id", "unsupported_model", "invalid_audio",
         "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
@@ -47,7 +47,7 @@ pub(in crate::elevenlabs) const DOCUMENTED: &[Row] = &[
 
 /// Older codes of HTTP, which appear in `status` or `error`.
 #[rustfmt::skip]
-pub(in crate::elevenlabs) const OLDER: &[Row] = &[
+pub(in crate::elevenlabs) const OLDER: &[StatusCodes] = &[
     row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
         "invalid_workspace_type", "can_not_use_instant_voice_cloning", "voice_does_not_exist", "invalid_uid"]),
     row(401, "", &["quota_exceeded", "missing_permissions", "needs_authorization", "detected_unusual_activity",
@@ -59,7 +59,7 @@ pub(in crate::elevenlabs) const OLDER: &[Row] = &[
 
 /// Codes of WebSockets.
 #[rustfmt::skip]
-pub(in crate::elevenlabs) const OF_SOCKETS: &[Row] = &[
+pub(in crate::elevenlabs) const OF_SOCKETS: &[StatusCodes] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
@@ -69,9 +69,9 @@ pub(in crate::elevenlabs) const OF_SOCKETS: &[Row] = &[
 ];
 
 /// The status of an error by its codes, or by its type when the codes are not known.
-pub(super) fn status(said: &ErrorBody) -> Option<StatusCode> {
+pub(super) fn status(body: &ErrorBody) -> Option<StatusCode> {
     let rows = || DOCUMENTED.iter().chain(OLDER).chain(OF_SOCKETS);
-    let by_code = || rows().find(|row| row.codes.iter().any(|code| said.says(code)));
-    let by_type = || rows().find(|row| !row.kind.is_empty() && said.says(row.kind));
+    let by_code = || rows().find(|row| row.codes.iter().any(|code| body.has_code(code)));
+    let by_type = || rows().find(|row| !row.kind.is_empty() && body.has_code(row.kind));
     StatusCode::from_u16(by_code().or_else(by_type)?.status).ok()
 }

@@ -76,14 +76,14 @@ pub struct Example {
     /// The status over HTTP.
     pub status: u16,
     /// The format of the body.
-    pub body: Form,
+    pub body: BodyFormat,
     /// The sentence.
     pub message: &'static str,
 }
 
 /// The format of an error body.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum BodyFormat {
     /// `{"detail":{"type","code","message","status",…}}` with these values of `type`, `code` and
     /// `status`.
     Typed([&'static str; 3]),
@@ -114,7 +114,12 @@ pub(super) const fn row(any: Words, meaning: RefusalMeaning) -> RefusalRow {
     RefusalRow { statuses: Statuses::Any, any, and: NO_WORDS, without: NO_WORDS, meaning, examples: &[] }
 }
 
-pub(super) const fn example(name: &'static str, status: u16, body: Form, message: &'static str) -> Example {
+pub(super) const fn example(
+    name: &'static str,
+    status: u16,
+    body: BodyFormat,
+    message: &'static str,
+) -> Example {
     Example { name, status, body, message }
 }
 
@@ -140,9 +145,9 @@ impl Words {
 
 fn has_code(body: &ErrorBody, code: &str) -> bool {
     match (code.strip_prefix('*'), code.strip_suffix('*')) {
-        (Some(suffix), _) => body.any_word(|word| word.ends_with(suffix)),
-        (None, Some(prefix)) => body.any_word(|word| word.starts_with(prefix)),
-        (None, None) => body.says(code),
+        (Some(suffix), _) => body.any_code(|word| word.ends_with(suffix)),
+        (None, Some(prefix)) => body.any_code(|word| word.starts_with(prefix)),
+        (None, None) => body.has_code(code),
     }
 }
 
@@ -180,11 +185,11 @@ impl RefusalRow {
             Statuses::Only(statuses) => statuses.contains(&status),
             Statuses::Except(statuses) => !statuses.contains(&status),
         };
-        let is_it = has_status
+        let is_match = has_status
             && (self.any.are_none() || self.any.are_in(body))
             && (self.and.are_none() || self.and.are_in(body))
             && !self.without.are_in(body);
-        if is_it { self.meaning.verdict(body, retry_after) } else { None }
+        if is_match { self.meaning.verdict(body, retry_after) } else { None }
     }
 }
 
@@ -206,7 +211,7 @@ impl RefusalMeaning {
             Self::RateLimited => Verdict::RateLimited(retry_after),
             Self::WrongHost => Verdict::WrongHost,
             Self::MissingPermission => {
-                Verdict::MissingPermission(body.word_behind(MISSING_PERMISSION).and_then(Permission::parse))
+                Verdict::MissingPermission(body.word_after(MISSING_PERMISSION).and_then(Permission::parse))
             }
             Self::InvalidKey => Verdict::InvalidKey,
             Self::Abuse => Verdict::Abuse,
@@ -240,6 +245,6 @@ fn subject(body: &ErrorBody) -> Subject {
         ("voice", Subject::Voice),
         ("model", Subject::Model),
     ];
-    let has = |part: &str| body.message_has(part) || body.any_word(|word| word.contains(part));
+    let has = |part: &str| body.message_has(part) || body.any_code(|word| word.contains(part));
     NAMED.iter().find(|(part, _)| has(part)).map_or(Subject::Unnamed, |(_, subject)| *subject)
 }

@@ -15,8 +15,8 @@ use http::StatusCode;
 
 use super::ErrorBody;
 use super::row::{
-    Example, Form, MISSING_PERMISSION, NO_WORDS, RefusalMeaning, RefusalRow, Words, begins, codes, example,
-    has, row,
+    BodyFormat, Example, MISSING_PERMISSION, NO_WORDS, RefusalMeaning, RefusalRow, Words, begins, codes,
+    example, has, row,
 };
 use crate::policy::verdict::{Subject, Verdict};
 
@@ -68,23 +68,23 @@ static ROWS: &[RefusalRow] = &[
     // Credits of the key's own cap, or of the workspace.
     row(begins(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
-            example("key_cap_words", 401, Form::Legacy("quota_exceeded"),
+            example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
                 "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
         ]),
     // A quota of something other than credits: the account can serve every other request.
     row(QUOTA, RefusalMeaning::SlotsWithoutFigures)
         .and(SLOTS)
         .examples(&[
-            example("quota_slots", 401, Form::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
+            example("quota_slots", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription."),
         ]),
     row(QUOTA, RefusalMeaning::WorkspaceQuota)
         .examples(&[
-            example("quota_short", 401, Form::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
+            example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
-            example("quota_words", 401, Form::Legacy("quota_exceeded"), "This request exceeds your quota."),
+            example("quota_words", 401, BodyFormat::Legacy("quota_exceeded"), "This request exceeds your quota."),
             // Yaroslavlazarenko/elevenlabs-proxy: the two figures with 402.
-            example("quota_402", 402, Form::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
+            example("quota_402", 402, BodyFormat::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
         ]),
 
@@ -92,45 +92,45 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
             .or_begins(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
         .examples(&[
-            example("concurrency_words", 429, Form::Legacy("too_many_concurrent_requests"),
+            example("concurrency_words", 429, BodyFormat::Legacy("too_many_concurrent_requests"),
                 "Too many concurrent requests."),
         ]),
     row(codes(&["system_busy"])
             .or_begins(&["our services are experiencing high levels of traffic"]), RefusalMeaning::Busy)
         .examples(&[
-            example("busy_words", 429, Form::Legacy("system_busy"),
+            example("busy_words", 429, BodyFormat::Legacy("system_busy"),
                 "Our services are experiencing high levels of traffic."),
         ]),
     row(codes(&["rate_limit_exceeded", "rate_limited", "too_many_requests"])
             .or_begins(&["too many requests", "rate limit"]), RefusalMeaning::RateLimited)
         .examples(&[
-            example("rate_limit_words", 429, Form::Legacy("too_many_requests"), "Too many requests."),
+            example("rate_limit_words", 429, BodyFormat::Legacy("too_many_requests"), "Too many requests."),
         ]),
 
     // The key. This message begins with "Invalid API key", but is about the host. The text:
     // elevenlabs-mcp#72, and as the reason of a close dograh#269.
     row(has(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
-            example("wrong_host", 401, Form::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
+            example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
                 "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL."),
         ]),
     row(codes(&["missing_permissions", "insufficient_permissions"])
             .or_has(&[MISSING_PERMISSION]), RefusalMeaning::MissingPermission)
         .examples(&[
-            example("missing_permissions_403", 403, Form::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
+            example("missing_permissions_403", 403, BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
                 "The API key you used is missing the permission text_to_speech to execute this operation."),
         ]),
     row(codes(&["invalid_api_key"])
             .or_begins(&["invalid api key"]), RefusalMeaning::InvalidKey)
         .examples(&[
-            example("invalid_words", 401, Form::Legacy("invalid_api_key"), "Invalid API key"),
+            example("invalid_words", 401, BodyFormat::Legacy("invalid_api_key"), "Invalid API key"),
         ]),
     // The form of live transcription, captured with a bad key. The code alone is ambiguous: a key without
     // the permission gets it, too.
     row(codes(&["auth_error"]), RefusalMeaning::InvalidKey)
         .and(begins(&[NOT_AUTHENTICATED]))
         .examples(&[
-            example("auth_error", 401, Form::Unwrapped("auth_error"),
+            example("auth_error", 401, BodyFormat::Unwrapped("auth_error"),
                 "You must be authenticated to use this endpoint."),
         ]),
 
@@ -138,57 +138,57 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["detected_unusual_activity"])
             .or_begins(&["unusual activity detected"]), RefusalMeaning::Abuse)
         .examples(&[
-            example("unusual_activity_words", 401, Form::Bare,
+            example("unusual_activity_words", 401, BodyFormat::Bare,
                 "Unusual activity detected. Free Tier usage disabled."),
         ]),
     row(codes(&["payment_issue", "unaccepted_terms"])
             .or_has(&["failed or incomplete payment"]), RefusalMeaning::Billing)
         .examples(&[
-            example("payment_issue_words", 401, Form::Bare,
+            example("payment_issue_words", 401, BodyFormat::Bare,
                 "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
         ]),
 
     // A limit of the plan. `voice_limit_reached` with a 400: mulmocast-app#1466.
     row(codes(&["*_limit_reached"]), RefusalMeaning::Slots)
         .examples(&[
-            example("voice_limit_reached", 400, Form::Legacy("voice_limit_reached"),
+            example("voice_limit_reached", 400, BodyFormat::Legacy("voice_limit_reached"),
                 "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit."),
         ]),
     row(begins(&["you have reached your "]), RefusalMeaning::Slots)
         .and(SLOTS)
         .examples(&[
-            example("voice_limit_words", 400, Form::Bare,
+            example("voice_limit_words", 400, BodyFormat::Bare,
                 "You have reached your maximum amount of custom voices ({bound} / {bound})."),
         ]),
     // Free and paid accounts have different limits (elevenlabs-python#107).
     row(codes(&["max_character_limit_exceeded", "text_too_long"])
             .or_has(&["exceeds the character limit"]), RefusalMeaning::PlanFeature(Some(Subject::TextLength)))
         .examples(&[
-            example("max_character_limit_exceeded", 400, Form::Legacy("max_character_limit_exceeded"),
+            example("max_character_limit_exceeded", 400, BodyFormat::Legacy("max_character_limit_exceeded"),
                 "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
         ]),
     // elevenlabs-js#233.
     row(codes(&["workspace_access_denied", "invalid_workspace_type"])
             .or_begins(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
         .examples(&[
-            example("invalid_workspace_type", 400, Form::Legacy("invalid_workspace_type"),
+            example("invalid_workspace_type", 400, BodyFormat::Legacy("invalid_workspace_type"),
                 "Operation not supported on legacy workspace"),
         ]),
 
     // A feature that the plan lacks.
     row(codes(&["voice_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Voice)))
         .examples(&[
-            example("voice_access_denied", 403, Form::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
+            example("voice_access_denied", 403, BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
                 "You do not have access to this voice."),
         ]),
     row(codes(&["model_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Model)))
         .examples(&[
-            example("model_access_denied", 403, Form::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
+            example("model_access_denied", 403, BodyFormat::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
                 "You do not have access to the model '{model}'. Please upgrade your subscription."),
         ]),
     row(codes(&["output_format_not_allowed"]), RefusalMeaning::PlanFeature(Some(Subject::OutputFormat)))
         .examples(&[
-            example("output_format_not_allowed", 403, Form::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
+            example("output_format_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
                 "Output format '{format}' is only available on the {plan} tier and above."),
         ]),
     // A client error of any status may contain these: 400 and 401 are the older forms.
@@ -196,21 +196,21 @@ static ROWS: &[RefusalRow] = &[
         .except(&[404])
         .examples(&[
             // dograh#290 of May 2026 has this one's `status`.
-            example("library_voice", 402, Form::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY),
-            example("free_users_not_allowed", 400, Form::Legacy("free_users_not_allowed"),
+            example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY),
+            example("free_users_not_allowed", 400, BodyFormat::Legacy("free_users_not_allowed"),
                 "You need to be on the creator tier or above to use this voice."),
-            example("feature_not_available", 403, Form::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
+            example("feature_not_available", 403, BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
                 "This feature is not available on your subscription."),
-            example("only_for_creator", 403, Form::Legacy("only_for_creator+"),
+            example("only_for_creator", 403, BodyFormat::Legacy("only_for_creator+"),
                 "This feature is only available on the creator tier and above."),
-            example("cloning_not_allowed", 400, Form::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed", 400, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
-            example("cloning_not_allowed_402", 402, Form::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed_402", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
             // pipedream#10319.
-            example("cloning_not_allowed_old", 400, Form::Legacy("can_not_use_instant_voice_cloning"),
+            example("cloning_not_allowed_old", 400, BodyFormat::Legacy("can_not_use_instant_voice_cloning"),
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
-            example("professional_cloning_not_allowed", 403, Form::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
+            example("professional_cloning_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
     // Sources: captured responses; the refusals of plans that public issues quote. Refusals for concurrency
@@ -220,8 +220,8 @@ static ROWS: &[RefusalRow] = &[
         .without(has(&["credit", "quota", "too many"]))
         .examples(&[
             // OWASP/Nest#3859.
-            example("payment_required_plan", 402, Form::Legacy("payment_required"), LIBRARY),
-            example("plan_words", 403, Form::Bare, "This voice is not available on your plan."),
+            example("payment_required_plan", 402, BodyFormat::Legacy("payment_required"), LIBRARY),
+            example("plan_words", 403, BodyFormat::Bare, "This voice is not available on your plan."),
         ]),
 
     // A payment is required, for a plan or for credits. The word alone does not say which; a message about
@@ -229,68 +229,68 @@ static ROWS: &[RefusalRow] = &[
     row(PAYMENT_REQUIRED, RefusalMeaning::PlanFeature(None))
         .and(A_PLAN)
         .examples(&[
-            example("payment_required_plan_words", 402, Form::Legacy("payment_required"),
+            example("payment_required_plan_words", 402, BodyFormat::Legacy("payment_required"),
                 "Your tier lacks this feature."),
         ]),
     row(PAY, RefusalMeaning::PlanFeature(None))
         .only(&[402])
         .and(A_PLAN)
         .examples(&[
-            example("pay_for_plan_words", 402, Form::Bare, "You must pay for a higher tier."),
+            example("pay_for_plan_words", 402, BodyFormat::Bare, "You must pay for a higher tier."),
         ]),
     row(PAYMENT_REQUIRED, RefusalMeaning::WorkspaceQuota)
         .examples(&[
-            example("payment_required_words", 402, Form::Legacy("payment_required"), "Payment required."),
+            example("payment_required_words", 402, BodyFormat::Legacy("payment_required"), "Payment required."),
         ]),
     row(PAY, RefusalMeaning::WorkspaceQuota)
         .only(&[402])
         .examples(&[
-            example("pay_words", 402, Form::Bare, "Please pay."),
+            example("pay_words", 402, BodyFormat::Bare, "Please pay."),
         ]),
 
     // The request: the resource it names does not exist, or the request is wrong.
     row(codes(&["model_not_found", "model_does_not_exist"]), RefusalMeaning::RequestError)
         .examples(&[
-            example("model_not_found_404", 404, Form::Typed(["not_found", "model_not_found", "model_not_found"]),
+            example("model_not_found_404", 404, BodyFormat::Typed(["not_found", "model_not_found", "model_not_found"]),
                 "A model with model ID '{model}' was not found."),
         ]),
     // In the older words: groq-voice#1, elevenlabs-python#293 and #163.
     row(codes(&["*_not_found", "*_does_not_exist"]), RefusalMeaning::NotFound)
         .examples(&[
-            example("voice_not_found_400", 400, Form::Legacy("voice_not_found"),
+            example("voice_not_found_400", 400, BodyFormat::Legacy("voice_not_found"),
                 "A voice for the voice_id {subject} was not found."),
-            example("voice_does_not_exist", 400, Form::Legacy("voice_does_not_exist"),
+            example("voice_does_not_exist", 400, BodyFormat::Legacy("voice_does_not_exist"),
                 "A voice with voice_id {subject} does not exist."),
-            example("dubbing_not_found", 404, Form::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
+            example("dubbing_not_found", 404, BodyFormat::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
                 "A dubbing with ID '{subject}' was not found."),
-            example("project_not_found", 404, Form::Typed(["not_found", "project_not_found", "project_not_found"]),
+            example("project_not_found", 404, BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
                 "A project with ID '{subject}' was not found."),
             // The audio of a dubbing (OpenAPI document).
-            example("dubbing_language_not_found", 404, Form::Unwrapped("dubbing_not_found"),
+            example("dubbing_language_not_found", 404, BodyFormat::Unwrapped("dubbing_not_found"),
                 "There is no dubbing for language {subject}."),
         ]),
     row(MISSING, RefusalMeaning::NotFound)
         .only(&[200, 400, 404])
         .without(has(&["url was not found"]))
         .examples(&[
-            example("missing_words", 404, Form::Bare, "Voice {subject} does not exist."),
+            example("missing_words", 404, BodyFormat::Bare, "Voice {subject} does not exist."),
         ]),
     row(codes(&["not_found"]), RefusalMeaning::NotFound)
         .and(MISSING)
         .without(has(&["url was not found"]))
         .examples(&[
-            example("not_found_403", 403, Form::Legacy("not_found"), "Voice {subject} was not found."),
+            example("not_found_403", 403, BodyFormat::Legacy("not_found"), "Voice {subject} was not found."),
         ]),
     // Documented with 400 and with 401: an error of the client is no evidence about a key.
     row(codes(&["validation_error", "invalid_parameters"]), RefusalMeaning::RequestError)
         .examples(&[
-            example("invalid_parameters", 401, Form::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
+            example("invalid_parameters", 401, BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
                 "A parameter is invalid."),
         ]),
     row(NO_WORDS, RefusalMeaning::RequestError)
         .only(&[400])
         .examples(&[
-            example("invalid_uid", 400, Form::Legacy("invalid_uid"),
+            example("invalid_uid", 400, BodyFormat::Legacy("invalid_uid"),
                 "An invalid ID has been received: '{subject}'. Make sure to provide a correct one."),
         ]),
 
@@ -298,7 +298,7 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"])
             .or_begins(&[NOT_AUTHENTICATED]), RefusalMeaning::Unauthorized)
         .examples(&[
-            example("authentication_required", 401, Form::Legacy("authentication_required"),
+            example("authentication_required", 401, BodyFormat::Legacy("authentication_required"),
                 "You must be authenticated."),
         ]),
 ];
@@ -309,10 +309,10 @@ const MISSING: Words =
 /// Examples without known words, which are classified by their status.
 #[rustfmt::skip]
 static BY_STATUS: &[Example] = &[
-    example("unauthorized", 401, Form::Bare, "Unauthorized"),
-    example("sign_in_required", 401, Form::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
+    example("unauthorized", 401, BodyFormat::Bare, "Unauthorized"),
+    example("sign_in_required", 401, BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
         "You must be signed in to use this feature."),
-    example("dubbing_not_dubbed", 425, Form::Unwrapped("dubbing_not_dubbed"), "Dubbing has not finished yet."),
+    example("dubbing_not_dubbed", 425, BodyFormat::Unwrapped("dubbing_not_dubbed"), "Dubbing has not finished yet."),
 ];
 
 #[cfg(test)]
@@ -322,12 +322,14 @@ mod tests {
     fn body(example: &Example) -> ErrorBody {
         let message = example.message;
         let json = match example.body {
-            Form::Typed([kind, code, status]) => {
+            BodyFormat::Typed([kind, code, status]) => {
                 serde_json::json!({"detail": {"type": kind, "code": code, "status": status, "message": message}})
             }
-            Form::Legacy(status) => serde_json::json!({"detail": {"status": status, "message": message}}),
-            Form::Bare => serde_json::json!({"detail": message}),
-            Form::Unwrapped(error) => serde_json::json!({"error": error, "message": message}),
+            BodyFormat::Legacy(status) => {
+                serde_json::json!({"detail": {"status": status, "message": message}})
+            }
+            BodyFormat::Bare => serde_json::json!({"detail": message}),
+            BodyFormat::Unwrapped(error) => serde_json::json!({"error": error, "message": message}),
         };
         ErrorBody::read(json.to_string().as_bytes())
     }

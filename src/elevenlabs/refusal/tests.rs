@@ -26,7 +26,7 @@ fn shortfall(remaining: u64, required: u64) -> Shortfall {
 }
 
 #[test]
-fn an_empty_account_answers_401_with_two_numbers() {
+fn an_empty_account_is_refused_with_401_and_two_numbers() {
     let expected = Verdict::WorkspaceQuota(Shortfall { quota: Some(10_000), ..shortfall(0, 43) });
     check(401, &detail("invalid_request", "quota_exceeded", "quota_exceeded", QUOTA), expected);
     check(401, &format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{QUOTA}"}}}}"#), expected);
@@ -70,7 +70,7 @@ fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
 }
 
 #[test]
-fn payment_required_is_quota_unless_the_plan_is_what_is_missing() {
+fn payment_required_is_a_quota_unless_its_words_are_about_the_plan() {
     for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
         check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
     }
@@ -116,7 +116,7 @@ fn an_invalid_key_is_invalid_with_401_and_with_400() {
 }
 
 #[test]
-fn only_the_words_that_mean_the_key_mean_the_key() {
+fn only_words_about_the_key_make_it_invalid() {
     let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
     for body in [
         r#"{"detail":"Unauthorized"}"#,
@@ -162,7 +162,7 @@ fn a_quota_of_something_else_is_not_one_of_credits() {
 }
 
 #[test]
-fn the_older_forms_of_a_plans_refusal_have_a_400() {
+fn older_refusals_of_a_plan_have_a_400() {
     let plan = Verdict::PlanFeature;
     for (word, message, expected) in [
         ("free_users_not_allowed", "Free users are not allowed to use this voice.", plan(Subject::Voice)),
@@ -212,7 +212,7 @@ fn a_missing_permission_is_not_an_invalid_key() {
 }
 
 #[test]
-fn the_clients_own_mistake_is_no_reason_to_doubt_a_key() {
+fn a_request_error_is_no_evidence_about_a_key() {
     for status in [400, 401] {
         check(status, &detail("", "", "invalid_parameters", "No."), Verdict::RequestError);
         check(status, &detail("validation_error", "invalid_voice_id", "", "No."), Verdict::RequestError);
@@ -225,7 +225,7 @@ fn the_clients_own_mistake_is_no_reason_to_doubt_a_key() {
 }
 
 #[test]
-fn who_does_not_see_our_key_does_not_judge_it() {
+fn a_server_that_received_no_key_does_not_judge_it() {
     let verdict = Verdict::Unexplained(Refusal::Unauthorized);
     check(
         401,
@@ -278,7 +278,7 @@ fn a_429_is_concurrency_overload_or_a_rate() {
 }
 
 #[test]
-fn a_rate_limit_carries_the_time_the_provider_gave() {
+fn a_rate_limit_carries_the_retry_after_of_the_provider() {
     let after = Some(Duration::from_secs(7));
     let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
     assert_eq!(verdict, Verdict::Unexplained(Refusal::TooMany(after)));
@@ -287,7 +287,7 @@ fn a_rate_limit_carries_the_time_the_provider_gave() {
 }
 
 #[test]
-fn what_cannot_be_read_is_judged_by_its_status() {
+fn an_unreadable_body_is_classified_by_its_status() {
     for (status, expected) in [
         (401, Verdict::Unexplained(Refusal::Unauthorized)),
         (402, Verdict::Unexplained(Refusal::PaymentRequired)),
@@ -301,7 +301,7 @@ fn what_cannot_be_read_is_judged_by_its_status() {
 }
 
 #[test]
-fn a_schema_error_says_nothing_of_the_key() {
+fn a_schema_error_is_no_evidence_about_the_key() {
     check(
         422,
         r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required"}]}"#,
@@ -311,7 +311,7 @@ fn a_schema_error_says_nothing_of_the_key() {
 }
 
 #[test]
-fn the_clients_own_mistakes_are_request_errors() {
+fn errors_of_the_client_are_request_errors() {
     check(400, &detail("validation_error", "empty_text", "", ""), Verdict::RequestError);
     check(400, r#"{"error":"invalid_request","message":"x"}"#, Verdict::RequestError);
     check(409, "", Verdict::RequestError);
@@ -319,7 +319,7 @@ fn the_clients_own_mistakes_are_request_errors() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found_with_404_and_with_400() {
+fn a_missing_resource_is_not_found_with_404_and_with_400() {
     // A 404 that names no resource is about the endpoint, which is the same for all accounts.
     for body in [
         r#"{"detail":"Not Found"}"#,
@@ -339,14 +339,14 @@ fn what_is_not_there_is_not_found_with_404_and_with_400() {
 }
 
 #[test]
-fn a_model_that_is_not_there_is_the_requests_mistake() {
+fn a_missing_model_is_a_request_error() {
     for status in [400, 404] {
         check(status, &detail("not_found", "model_not_found", "", "A model"), Verdict::RequestError);
     }
 }
 
 #[test]
-fn the_providers_own_trouble_is_not_the_keys() {
+fn a_failure_of_the_provider_is_no_evidence_about_the_key() {
     check(
         500,
         r#"{"status":"internal_server_error","message":"Internal Server error."}"#,
@@ -357,14 +357,14 @@ fn the_providers_own_trouble_is_not_the_keys() {
 }
 
 #[test]
-fn what_is_not_an_error_is_served() {
+fn a_response_that_is_no_error_is_served() {
     for status in [200, 202, 204, 206, 301, 304] {
         check(status, &detail("", "quota_exceeded", "", QUOTA), Verdict::Served);
     }
 }
 
 #[test]
-fn a_refusal_without_a_word_of_the_provider_is_unexplained() {
+fn a_refusal_without_known_words_is_unexplained() {
     for body in [
         "",
         "<html>",
@@ -384,7 +384,7 @@ fn a_refusal_without_a_word_of_the_provider_is_unexplained() {
 }
 
 #[test]
-fn an_answer_that_has_no_body_cannot_say_why() {
+fn a_refusal_without_a_body_is_unexplained() {
     for status in [401, 402, 403, 429] {
         let verdict = classify(StatusCode::from_u16(status).unwrap(), None, None);
         assert_eq!(verdict, Verdict::Unexplained(Refusal::Bodiless));
@@ -470,7 +470,7 @@ fn a_sentence_means_the_same_as_its_code() {
 }
 
 #[test]
-fn the_advice_to_upgrade_is_no_plans_refusal_where_credits_or_a_rate_are_meant() {
+fn advice_to_upgrade_about_credits_or_a_rate_is_no_refusal_of_the_plan() {
     let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
     check(401, &detail("", "", "", "Your credits are used up. Please upgrade your plan."), unexplained);
     let too_many = Verdict::Unexplained(Refusal::TooMany(None));

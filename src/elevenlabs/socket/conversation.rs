@@ -39,10 +39,10 @@ struct Costs {
 
 /// The cost of a conversation, in credits; `None` while it is not known.
 #[must_use]
-pub fn conversation_cost(answer: &[u8]) -> Option<u64> {
-    let told: ConversationBody = serde_json::from_slice(answer).ok()?;
-    let is_over = ["done", "failed"].contains(&told.status.as_str());
-    told.metadata.cost.filter(|_| is_over)
+pub fn conversation_cost(response: &[u8]) -> Option<u64> {
+    let body: ConversationBody = serde_json::from_slice(response).ok()?;
+    let is_over = ["done", "failed"].contains(&body.status.as_str());
+    body.metadata.cost.filter(|_| is_over)
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conversation_is_named_as_it_begins() {
+    fn a_conversation_has_its_identifier_in_the_first_message() {
         let named = |id: &str| {
             let first = serde_json::json!({
                 "type": "conversation_initiation_metadata",
@@ -66,8 +66,8 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_is_known_when_it_is_over() {
-        for (answer, expected) in [
+    fn a_cost_is_known_when_the_conversation_is_over() {
+        for (response, expected) in [
             (r#"{"status":"done","metadata":{"cost":296,"charging":{}}}"#, Some(296)),
             (r#"{"status":"failed","metadata":{"cost":0}}"#, Some(0)),
             (r#"{"status":"processing","metadata":{"cost":12}}"#, None),
@@ -75,7 +75,7 @@ mod tests {
             (r#"{"status":"done","metadata":{}}"#, None),
             ("[]", None),
         ] {
-            assert_eq!(conversation_cost(answer.as_bytes()), expected, "{answer}");
+            assert_eq!(conversation_cost(response.as_bytes()), expected, "{response}");
         }
     }
 }

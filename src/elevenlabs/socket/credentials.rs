@@ -149,8 +149,8 @@ impl CredentialBlanker {
         match byte {
             b'\\' if !is_escaped => self.state = State::Name(true),
             b'"' if !is_escaped => {
-                let is_ours = is_credential(name.strip_suffix(b"\"").unwrap_or_default());
-                self.decide(if is_ours { Fate::Blanked } else { Fate::Kept }, Inside::BARE, out);
+                let is_secret = is_credential(name.strip_suffix(b"\"").unwrap_or_default());
+                self.decide(if is_secret { Fate::Blanked } else { Fate::Kept }, Inside::BARE, out);
             }
             _ if name.len() > NAME_BYTES_MAX => {
                 let inside = Inside { depth: 0, text: Some(false) };
@@ -257,12 +257,12 @@ fn is_credential(written: &[u8]) -> bool {
 #[must_use]
 pub fn presented(message: &[u8]) -> Option<String> {
     let members: Map<String, Value> = serde_json::from_slice(message).ok()?;
-    let found = members.iter().find_map(|(name, value)| {
-        let is_ours = NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
-        value.as_str().map(str::trim).filter(|value| is_ours && !value.is_empty())
+    let credential = members.iter().find_map(|(name, value)| {
+        let is_secret = NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
+        value.as_str().map(str::trim).filter(|value| is_secret && !value.is_empty())
     })?;
-    let bare = found.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    Some(bare.map_or(found, |(_, token)| token.trim()).to_owned())
+    let bare = credential.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Some(bare.map_or(credential, |(_, token)| token.trim()).to_owned())
 }
 
 #[cfg(test)]
@@ -281,14 +281,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(given: &str, expected: &str) {
-        assert_eq!(passed(&[given.as_bytes()]), expected);
-        let bytes: Vec<&[u8]> = given.as_bytes().chunks(1).collect();
+    fn check(message: &str, expected: &str) {
+        assert_eq!(passed(&[message.as_bytes()]), expected);
+        let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
         assert_eq!(passed(&bytes), expected, "byte by byte");
     }
 
     #[test]
-    fn a_credential_becomes_spaces_wherever_it_stands() {
+    fn a_credential_becomes_spaces_at_any_position() {
         check(r#"{"text":" ","xi_api_key":"k"}"#, r#"{"text":" "                 }"#);
         check(r#"{"xi-api-key":"k","text":" "}"#, r#"{                 "text":" "}"#);
         check(r#"{"a":1,"authorization":"k","b":[2]}"#, r#"{"a":1                    ,"b":[2]}"#);
@@ -297,23 +297,23 @@ mod tests {
     }
 
     #[test]
-    fn its_value_may_be_anything() {
+    fn a_credential_may_have_any_value() {
         for value in [r#"{"a":[1,"}"]}"#, r#""\"},{\\""#, "[[],{}]", "12", "true", r#""\u0022""#] {
-            let given = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
-            let found: Value = serde_json::from_str(&passed(&[given.as_bytes()])).unwrap();
-            assert_eq!(found, json!({"text": "x"}), "{value}");
+            let message = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
+            let blanked: Value = serde_json::from_str(&passed(&[message.as_bytes()])).unwrap();
+            assert_eq!(blanked, json!({"text": "x"}), "{value}");
         }
     }
 
     #[test]
-    fn a_name_is_known_however_it_is_written() {
+    fn a_name_is_known_in_every_spelling() {
         check(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
         let escaped: String = "authorization".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
         assert!(!passed(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
     }
 
     #[test]
-    fn everything_else_stays_to_the_byte() {
+    fn other_members_stay_byte_for_byte() {
         for text in [
             r#"{"text":"xi_api_key","xi_api_keys":1,"a":{"xi_api_key":"deep"}}"#,
             r#"  { "a" : 1 ,  "b" : "\"," , "c":{} }  "#,
@@ -334,22 +334,22 @@ mod tests {
     }
 
     #[test]
-    fn a_second_object_is_looked_at_as_well() {
+    fn a_second_object_is_examined_as_well() {
         check(r#"{"a":1}{"xi_api_key":"k"}"#, r#"{"a":1}{                }"#);
     }
 
     #[test]
-    fn much_white_space_does_not_have_to_wait() {
-        let given = format!("{{\"a\":1,{}\"xi_api_key\":\"k\"}}", " ".repeat(300));
-        let found = passed(&[given.as_bytes()]);
-        assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), json!({"a": 1}));
-        let given = format!("{{\"a\":1,{}\"b\":2}}", " ".repeat(300));
-        let found = passed(&[given.as_bytes()]);
-        assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), json!({"a": 1, "b": 2}));
+    fn long_white_space_is_not_held_back() {
+        let message = format!("{{\"a\":1,{}\"xi_api_key\":\"k\"}}", " ".repeat(300));
+        let blanked = passed(&[message.as_bytes()]);
+        assert_eq!(serde_json::from_str::<Value>(&blanked).unwrap(), json!({"a": 1}));
+        let message = format!("{{\"a\":1,{}\"b\":2}}", " ".repeat(300));
+        let blanked = passed(&[message.as_bytes()]);
+        assert_eq!(serde_json::from_str::<Value>(&blanked).unwrap(), json!({"a": 1, "b": 2}));
     }
 
     #[test]
-    fn what_was_presented_is_read() {
+    fn a_presented_credential_is_read() {
         for (message, expected) in [
             (r#"{"text":" ","xi_api_key":" tok "}"#, Some("tok")),
             (r#"{"authorization":"Bearer tok"}"#, Some("tok")),
@@ -410,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_credentials_go_and_all_of_them(
+        fn all_credentials_and_only_credentials_are_blanked(
             others in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", value()), 0..6),
             secrets in prop::collection::vec((0_usize..6, prop::sample::select(&NAMES[..]), value()), 0..4),
             escapes in prop::collection::vec(any::<bool>(), 1..40),
@@ -433,9 +433,9 @@ mod tests {
                 rest = after;
             }
             pieces.push(rest);
-            let found = passed(&pieces);
-            prop_assert_eq!(found.len(), text.len());
-            prop_assert_eq!(serde_json::from_str::<Map<String, Value>>(&found).unwrap(), expected);
+            let blanked = passed(&pieces);
+            prop_assert_eq!(blanked.len(), text.len());
+            prop_assert_eq!(serde_json::from_str::<Map<String, Value>>(&blanked).unwrap(), expected);
         }
     }
 }

@@ -29,7 +29,7 @@ pub const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 
 /// The progress of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum SessionStage {
     /// No useful message was received yet: a message with only members of errors is classified by its
     /// words.
     Opening,
@@ -39,7 +39,7 @@ pub enum Stage {
 
 /// The format of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum MessageFormat {
     /// Not an error.
     Event(MessageKind),
     /// An error in the known format of this protocol.
@@ -53,60 +53,64 @@ enum Form {
 /// Classifies a text message. `has_token` says that the client presented a token of the provider: a
 /// refusal is then about the token and not about the key.
 #[must_use]
-pub fn hear(dialect: Dialect, stage: Stage, message: &[u8], has_token: bool) -> MessageKind {
+pub fn classify_message(
+    dialect: Dialect,
+    stage: SessionStage,
+    message: &[u8],
+    has_token: bool,
+) -> MessageKind {
     if message.len() > REFUSAL_BYTES_MAX {
         return MessageKind::Useful;
     }
     let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
         return MessageKind::Useful;
     };
-    let form = match dialect {
+    let format = match dialect {
         Dialect::Speech | Dialect::SpeechContexts | Dialect::Dialogue | Dialect::DialogueContexts => {
-            spoken_form(&members)
+            spoken_format(&members)
         }
-        Dialect::Transcription => typed_form(&members),
-        Dialect::Agent => agent_form(&members),
-        Dialect::Unknown => unknown_form(&members),
-        Dialect::Foreign => Form::Event(MessageKind::Useful),
+        Dialect::Transcription => typed_format(&members),
+        Dialect::Agent => agent_format(&members),
+        Dialect::Unknown => unknown_format(&members),
+        Dialect::Foreign => MessageFormat::Event(MessageKind::Useful),
     };
-    let said = || ErrorBody::of(&members);
-    let heard = match (form, stage) {
-        (Form::Event(heard), _) => heard,
-        (Form::Error, _) => MessageKind::Refused(judge_error(&said())),
-        (Form::ForeignError, Stage::Opening) => {
-            let said = said();
-            in_band(&said)
-                .or_else(|| by_access(&said))
+    let body = || ErrorBody::of(&members);
+    let kind = match (format, stage) {
+        (MessageFormat::Event(kind), _) => kind,
+        (MessageFormat::Error, _) => MessageKind::Refused(error_verdict(&body())),
+        (MessageFormat::ForeignError, SessionStage::Opening) => {
+            let body = body();
+            in_band(&body)
+                .or_else(|| by_access(&body))
                 .map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
-        (Form::Other, Stage::Opening) if ErrorBody::has_only_error_members(&members) => {
+        (MessageFormat::Other, SessionStage::Opening) if ErrorBody::has_only_error_members(&members) => {
             // In an unknown protocol, a lone sentence may be a useful message.
             let is_known = dialect != Dialect::Unknown;
-            let said = if is_known { said() } else { said().codes_only() };
-            in_band(&said).map_or(MessageKind::Useful, MessageKind::Refused)
+            let body = if is_known { body() } else { body().codes_only() };
+            in_band(&body).map_or(MessageKind::Useful, MessageKind::Refused)
         }
-        (Form::ForeignError, Stage::Served) | (Form::Other, Stage::Opening | Stage::Served) => {
-            MessageKind::Useful
-        }
+        (MessageFormat::ForeignError, SessionStage::Served)
+        | (MessageFormat::Other, SessionStage::Opening | SessionStage::Served) => MessageKind::Useful,
     };
-    match heard {
-        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(not_the_key(verdict)),
+    match kind {
+        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(about_token(verdict)),
         MessageKind::Refused(_)
         | MessageKind::Useful
         | MessageKind::Aside
         | MessageKind::UnknownError
-        | MessageKind::Queued => heard,
+        | MessageKind::Queued => kind,
     }
 }
 
-/// Classifies a close frame; `None` for one that refuses nothing. `is_behind_error` says that an [error
+/// Classifies a close frame; `None` for one that refuses nothing. `follows_error` says that an [error
 /// in unknown words](MessageKind::UnknownError) was received right before.
 #[must_use]
-pub fn hear_close(code: u16, reason: &str, is_behind_error: bool, has_token: bool) -> Option<Verdict> {
-    let said = ErrorBody::of_reason(reason);
-    let verdict = in_band(&said).or(match code {
+pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
+    let body = ErrorBody::of_reason(reason);
+    let verdict = in_band(&body).or(match code {
         // Transcription uses these codes after its errors, too.
-        1000 | 1001 | 1005 if is_behind_error => Some(Verdict::RequestError),
+        1000 | 1001 | 1005 if follows_error => Some(Verdict::RequestError),
         // A normal end of the session.
         1000 | 1001 | 1005 => None,
         1011 => Some(Verdict::ServerError),
@@ -115,48 +119,48 @@ pub fn hear_close(code: u16, reason: &str, is_behind_error: bool, has_token: boo
         // IANA's registry of close codes has 3000 for unauthorized and 3003 for forbidden.
         3000 => Some(Verdict::Unexplained(Refusal::Unauthorized)),
         3003 => Some(Verdict::Unexplained(Refusal::Forbidden)),
-        1008 if reason.is_empty() || is_behind_error => Some(Verdict::Unexplained(Refusal::Forbidden)),
-        _ => Some(by_access(&said).unwrap_or(Verdict::RequestError)),
+        1008 if reason.is_empty() || follows_error => Some(Verdict::Unexplained(Refusal::Forbidden)),
+        _ => Some(by_access(&body).unwrap_or(Verdict::RequestError)),
     })?;
-    Some(if has_token { not_the_key(verdict) } else { verdict })
+    Some(if has_token { about_token(verdict) } else { verdict })
 }
 
-fn judge_error(said: &ErrorBody) -> Verdict {
-    let otherwise = || {
+fn error_verdict(body: &ErrorBody) -> Verdict {
+    let by_sentence = || {
         // "We are sorry, something went wrong." (captured with close code 1008).
-        let has_failed = said.message_starts("we are sorry");
+        let has_failed = body.message_starts("we are sorry");
         if has_failed { Verdict::ServerError } else { Verdict::RequestError }
     };
-    in_band(said).or_else(|| by_access(said)).unwrap_or_else(otherwise)
+    in_band(body).or_else(|| by_access(body)).unwrap_or_else(by_sentence)
 }
 
 /// Whether a message is an error in the format of other protocols, or of HTTP.
-fn foreign_form(members: &Map<String, Value>) -> Form {
+fn foreign_format(members: &Map<String, Value>) -> MessageFormat {
     let has = |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
     let has_code = members.get("code").is_some_and(Value::is_number);
     let is_error = has("error") || has("detail") || has_code && has("message");
-    if is_error { Form::ForeignError } else { Form::Other }
+    if is_error { MessageFormat::ForeignError } else { MessageFormat::Other }
 }
 
 /// `{"message","error","code"}` of speech and dialogue.
-fn spoken_form(members: &Map<String, Value>) -> Form {
+fn spoken_format(members: &Map<String, Value>) -> MessageFormat {
     if members.get("audio").is_some_and(Value::is_string) {
-        return Form::Event(MessageKind::Useful);
+        return MessageFormat::Event(MessageKind::Useful);
     }
     match members.get("error") {
-        Some(Value::String(_) | Value::Object(_)) => Form::Error,
-        Some(_) | None => foreign_form(members),
+        Some(Value::String(_) | Value::Object(_)) => MessageFormat::Error,
+        Some(_) | None => foreign_format(members),
     }
 }
 
 /// The verdict of an unknown error word that denies access, on a WebSocket, where no status does. An
 /// attempt with a second account shows whether the account or the request is at fault.
-fn by_access(said: &ErrorBody) -> Option<Verdict> {
+fn by_access(body: &ErrorBody) -> Option<Verdict> {
     const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
     let has = |parts: [&str; 4]| {
-        let is_among = |part: &str| said.any_word(|word| word.contains(part)) || said.message_has(part);
-        parts.iter().any(|part| is_among(part) || said.message_has(&part.replace('_', " ")))
+        let is_among = |part: &str| body.any_code(|word| word.contains(part)) || body.message_has(part);
+        parts.iter().any(|part| is_among(part) || body.message_has(&part.replace('_', " ")))
     };
     if has(KEY) {
         Some(Verdict::Unexplained(Refusal::Unauthorized))
@@ -167,43 +171,47 @@ fn by_access(said: &ErrorBody) -> Option<Verdict> {
 
 /// `{"message_type","error"}` of transcription, translation and live dubbing.
 /// Source: the provider's AsyncAPI document of Scribe, and its Python SDK 2.78.
-fn typed_form(members: &Map<String, Value>) -> Form {
-    let Some(kind) = members.get("message_type").and_then(Value::as_str) else {
-        return foreign_form(members);
+fn typed_format(members: &Map<String, Value>) -> MessageFormat {
+    let Some(message_type) = members.get("message_type").and_then(Value::as_str) else {
+        return foreign_format(members);
     };
-    if kind == "error" || in_band(&ErrorBody::of_reason(kind)).is_some() {
-        Form::Error
-    } else if kind == "session_started" || kind.contains("transcript") {
-        Form::Event(MessageKind::Useful)
+    if message_type == "error" || in_band(&ErrorBody::of_reason(message_type)).is_some() {
+        MessageFormat::Error
+    } else if message_type == "session_started" || message_type.contains("transcript") {
+        MessageFormat::Event(MessageKind::Useful)
     } else {
-        foreign_form(members)
+        foreign_format(members)
     }
 }
 
 /// Events of an agent: an error is flat, or in an event of its own. The content of other events is nested
 /// in a member of its own, whose words are not those of an error.
-fn agent_form(members: &Map<String, Value>) -> Form {
+fn agent_format(members: &Map<String, Value>) -> MessageFormat {
     match members.get("type").and_then(Value::as_str) {
-        Some("ping") => Form::Event(MessageKind::Aside),
-        Some("queue_status") => Form::Event(MessageKind::Queued),
-        Some("error" | "client_error" | "error_event") => Form::Error,
-        Some(_) | None => foreign_form(members),
+        Some("ping") => MessageFormat::Event(MessageKind::Aside),
+        Some("queue_status") => MessageFormat::Event(MessageKind::Queued),
+        Some("error" | "client_error" | "error_event") => MessageFormat::Error,
+        Some(_) | None => foreign_format(members),
     }
 }
 
 /// On an unknown protocol, errors in the format of the known ones.
-fn unknown_form(members: &Map<String, Value>) -> Form {
-    if agent_form(members) == Form::Error {
-        return Form::Error;
+fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
+    if agent_format(members) == MessageFormat::Error {
+        return MessageFormat::Error;
     }
-    match (typed_form(members), spoken_form(members)) {
-        (form @ (Form::Error | Form::Event(_)), _) | (_, form @ (Form::Error | Form::Event(_))) => form,
-        (Form::ForeignError | Form::Other, Form::ForeignError | Form::Other) => Form::Other,
+    match (typed_format(members), spoken_format(members)) {
+        (format @ (MessageFormat::Error | MessageFormat::Event(_)), _)
+        | (_, format @ (MessageFormat::Error | MessageFormat::Event(_))) => format,
+        (
+            MessageFormat::ForeignError | MessageFormat::Other,
+            MessageFormat::ForeignError | MessageFormat::Other,
+        ) => MessageFormat::Other,
     }
 }
 
 /// The refusal when it is about the client's own token.
-fn not_the_key(verdict: Verdict) -> Verdict {
+fn about_token(verdict: Verdict) -> Verdict {
     // A rate limit does not depend on the credential.
     let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
     let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));

@@ -20,7 +20,7 @@ pub struct SpokenText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageCount {
     /// Its countable content.
-    pub said: SpokenText,
+    pub content: SpokenText,
     /// Whether it is a single JSON object.
     pub is_object: bool,
 }
@@ -35,7 +35,7 @@ pub struct ContentCounter {
     /// All bytes of the message.
     bytes: u64,
     /// The current member of the outermost object.
-    member: Member,
+    member: CountedMember,
     /// Whether the current member of a line is its text.
     is_line_text: bool,
     name: NamePrefix,
@@ -79,7 +79,7 @@ enum Escape {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Member {
+enum CountedMember {
     #[default]
     Other,
     Text,
@@ -93,7 +93,7 @@ struct TextState {
     role: Role,
     characters: u64,
     /// Whether it has a character that is not white space.
-    has_ink: bool,
+    has_visible: bool,
     /// Padding characters of base64.
     padding: u64,
     /// Whether the last character was the first half of a surrogate pair.
@@ -155,14 +155,14 @@ impl ContentCounter {
         let is_object = whole.state == State::Over;
         let (characters, audio) =
             if is_object { (whole.spoken + whole.lines, whole.audio) } else { (whole.bytes, whole.bytes) };
-        let said = if dialect.is_spoken() {
+        let content = if dialect.is_spoken() {
             SpokenText { characters, audio_bytes: 0 }
         } else if dialect == Dialect::Transcription {
             SpokenText { characters: 0, audio_bytes: decoded(audio) }
         } else {
             SpokenText::default()
         };
-        MessageCount { said, is_object }
+        MessageCount { content, is_object }
     }
 
     /// Bytes of audio so far, in a message that is not complete.
@@ -173,7 +173,7 @@ impl ContentCounter {
     }
 
     fn open_audio(&self) -> u64 {
-        let is_audio = self.member == Member::Audio && self.text.role == Role::Counted;
+        let is_audio = self.member == CountedMember::Audio && self.text.role == Role::Counted;
         if is_audio { self.text.characters - self.text.padding } else { 0 }
     }
 
@@ -210,14 +210,14 @@ impl ContentCounter {
 
     /// Whether the position is in a line of `inputs`: an object in the list of that name.
     fn is_in_line(&self) -> bool {
-        self.depth == 3 && self.member == Member::Inputs && self.kinds & 0b11 == 0b01
+        self.depth == 3 && self.member == CountedMember::Inputs && self.kinds & 0b11 == 0b01
     }
 
     fn is_counted(&self) -> bool {
         match self.member {
-            Member::Text | Member::Audio => self.depth == 1,
-            Member::Inputs => self.is_in_line() && self.is_line_text,
-            Member::Other => false,
+            CountedMember::Text | CountedMember::Audio => self.depth == 1,
+            CountedMember::Inputs => self.is_in_line() && self.is_line_text,
+            CountedMember::Other => false,
         }
     }
 
@@ -257,9 +257,9 @@ impl ContentCounter {
                 let characters = run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
                 let text = &mut self.text;
                 text.characters += characters;
-                text.has_ink = text.has_ink || run.iter().any(|byte| !byte.is_ascii_whitespace());
+                text.has_visible = text.has_visible || run.iter().any(|byte| !byte.is_ascii_whitespace());
                 text.is_half = false;
-                if self.member == Member::Audio {
+                if self.member == CountedMember::Audio {
                     text.padding += run.iter().filter(|byte| **byte == b'=').count() as u64;
                 }
             }
@@ -307,23 +307,23 @@ impl ContentCounter {
         let ends_pair = text.is_half && (0xdc00..0xe000).contains(&unit);
         text.is_half = (0xd800..0xdc00).contains(&unit);
         text.characters += u64::from(!ends_pair);
-        text.has_ink = text.has_ink || !ascii.is_some_and(|byte| byte.is_ascii_whitespace());
+        text.has_visible = text.has_visible || !ascii.is_some_and(|byte| byte.is_ascii_whitespace());
         text.padding += u64::from(unit == u16::from(b'='));
     }
 
     /// Processes the end of a string.
     fn end(&mut self) -> State {
         // A blank text opens a context and is not spoken.
-        let spoken = if self.text.has_ink { self.text.characters } else { 0 };
+        let spoken = if self.text.has_visible { self.text.characters } else { 0 };
         match (self.text.role, self.member) {
             (Role::Name, _) => {
                 self.named();
                 return State::Colon;
             }
-            (Role::Counted, Member::Text) => self.spoken = spoken,
-            (Role::Counted, Member::Inputs) => self.line = spoken,
-            (Role::Counted, Member::Audio) => self.audio = self.text.characters - self.text.padding,
-            (Role::Counted, Member::Other) | (Role::Skipped, _) => {}
+            (Role::Counted, CountedMember::Text) => self.spoken = spoken,
+            (Role::Counted, CountedMember::Inputs) => self.line = spoken,
+            (Role::Counted, CountedMember::Audio) => self.audio = self.text.characters - self.text.padding,
+            (Role::Counted, CountedMember::Other) | (Role::Skipped, _) => {}
         }
         self.text.role = Role::Skipped;
         State::Behind
@@ -334,16 +334,16 @@ impl ContentCounter {
         let name = self.name.bytes.get(..self.name.length).unwrap_or_default();
         if self.depth == 1 {
             self.member = match name {
-                b"text" => Member::Text,
-                b"inputs" => Member::Inputs,
-                b"audio_base_64" => Member::Audio,
-                _ => Member::Other,
+                b"text" => CountedMember::Text,
+                b"inputs" => CountedMember::Inputs,
+                b"audio_base_64" => CountedMember::Audio,
+                _ => CountedMember::Other,
             };
             match self.member {
-                Member::Text => self.spoken = 0,
-                Member::Inputs => self.lines = 0,
-                Member::Audio => self.audio = 0,
-                Member::Other => {}
+                CountedMember::Text => self.spoken = 0,
+                CountedMember::Inputs => self.lines = 0,
+                CountedMember::Audio => self.audio = 0,
+                CountedMember::Other => {}
             }
         } else if self.is_in_line() {
             self.is_line_text = name == b"text";
@@ -363,8 +363,8 @@ fn decoded(characters: u64) -> u64 {
 impl NamePrefix {
     /// Appends a byte; a name that is too long stays at the maximum length.
     fn push(&mut self, byte: u8) {
-        if let Some(place) = self.bytes.get_mut(self.length) {
-            *place = byte;
+        if let Some(slot) = self.bytes.get_mut(self.length) {
+            *slot = byte;
             self.length += 1;
         }
     }

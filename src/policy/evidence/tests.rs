@@ -14,7 +14,7 @@ const COOLDOWNS: Cooldowns = Cooldowns {
 };
 
 fn evidence(claim: ClaimedFault) -> Evidence {
-    Evidence { claim, at: AT, named_span: None, is_agreed: false, source: Source::default() }
+    Evidence { claim, at: AT, named_span: None, is_agreed: false, source: RefusalSource::default() }
 }
 
 fn credits(figures: Option<(u64, u64)>) -> Evidence {
@@ -40,21 +40,21 @@ fn left(credits: u64) -> PollResult {
     PollResult::Figures { left: Some(credits), is_paid: None }
 }
 
-fn rest(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning {
-    Meaning::Rest { cooldown: Cooldown { reason, until }, is_probable }
+fn cooldown(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning {
+    Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable }
 }
 
 /// The table of `docs/refusals.md`, row by row: evidence, the last poll, and the meaning one second
 /// later.
 #[test]
 fn the_table_of_meanings() {
-    let exhausted = |until, is_probable| rest(CooldownReason::Exhausted, until, is_probable);
-    let invalid = |until, is_probable| rest(CooldownReason::Invalid, until, is_probable);
+    let exhausted = |until, is_probable| cooldown(CooldownReason::Exhausted, until, is_probable);
+    let invalid = |until, is_probable| cooldown(CooldownReason::Invalid, until, is_probable);
     let limited = Evidence {
         named_span: Some(Duration::from_secs(86_400)),
         ..evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH))
     };
-    let group = |seconds, is_probable| Meaning::GroupRest {
+    let group = |seconds, is_probable| Meaning::GroupCooldown {
         group: ConcurrencyGroup::SPEECH,
         until: after(seconds),
         is_probable,
@@ -95,19 +95,19 @@ fn the_table_of_meanings() {
         ),
         ("with a span of a day", limited, None, group(300, false)),
         ("and another account says the same", agreed, None, group(300, true)),
-        ("locked", evidence(ClaimedFault::Locked), None, rest(CooldownReason::Billing, after(60), true)),
+        ("locked", evidence(ClaimedFault::Locked), None, cooldown(CooldownReason::Billing, after(60), true)),
         (
             "and unpaid",
             evidence(ClaimedFault::Locked),
             poll(1, unpaid),
-            rest(CooldownReason::Billing, after(1_800), false),
+            cooldown(CooldownReason::Billing, after(1_800), false),
         ),
         ("and paid", evidence(ClaimedFault::Locked), poll(1, paid), Meaning::Nothing),
         (
             "suspected, and paid",
             evidence(ClaimedFault::Suspected),
             poll(1, paid),
-            rest(CooldownReason::Billing, after(1_800), true),
+            cooldown(CooldownReason::Billing, after(1_800), true),
         ),
         ("invalid", evidence(ClaimedFault::InvalidKey), None, invalid(after(45), true)),
         (
@@ -126,7 +126,7 @@ fn the_table_of_meanings() {
             "wrong host",
             evidence(ClaimedFault::WrongHost),
             None,
-            rest(CooldownReason::WrongHost, after(45), true),
+            cooldown(CooldownReason::WrongHost, after(45), true),
         ),
         ("accepted elsewhere", evidence(ClaimedFault::WrongHost), poll(1, left(5)), Meaning::Nothing),
     ];
@@ -136,18 +136,22 @@ fn the_table_of_meanings() {
 }
 
 #[test]
-fn figures_of_a_refusal_yield_to_figures_that_have_settled() {
+fn figures_of_a_refusal_yield_to_polled_figures_older_than_the_lag() {
     let of = |evidence: &Evidence, seconds, credits| {
         meaning(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
     };
     assert_ne!(of(&credits(Some((0, 43))), 119, 500), Meaning::Nothing);
     assert_eq!(of(&credits(Some((0, 43))), 120, 500), Meaning::Nothing);
     assert_ne!(of(&credits(Some((0, 43))), 120, 0), Meaning::Nothing);
-    assert_eq!(of(&credits(Some((5, 43))), 120, 5), Meaning::Nothing, "the quota itself says it by then");
+    assert_eq!(
+        of(&credits(Some((5, 43))), 120, 5),
+        Meaning::Nothing,
+        "the quota itself has the figure by then"
+    );
 }
 
 #[test]
-fn every_rest_ends() {
+fn every_cooldown_ends() {
     for (claim, seconds) in [
         (credits(None).claim, 60),
         (ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH), 60),
@@ -170,7 +174,7 @@ fn every_rest_ends() {
 }
 
 #[test]
-fn what_is_left_is_said_in_our_own_numbers() {
+fn remaining_credits_are_scaled_to_our_estimates() {
     let of = |estimate| {
         ClaimedFault::credits(
             Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() },
@@ -183,7 +187,7 @@ fn what_is_left_is_said_in_our_own_numbers() {
 }
 
 #[test]
-fn a_poll_is_asked_for_where_it_can_decide() {
+fn a_poll_is_requested_where_it_can_decide() {
     let at = |evidence: &Evidence, poll| poll_decides_at(evidence, poll, &COOLDOWNS);
     assert_eq!(at(&credits(None), None), Some(AT));
     assert_eq!(at(&credits(None), poll(1, left(0))), None);
@@ -199,15 +203,15 @@ fn a_poll_is_asked_for_where_it_can_decide() {
 }
 
 #[test]
-fn service_refutes_what_it_is_in_the_scope_of() {
+fn a_served_request_refutes_evidence_in_its_scope() {
     let check = |evidence: &Evidence, seconds: u64, is_charged, group| {
         is_refuted_by_service(evidence, UnixMs(AT.0 - 1_000 + seconds * 1_000), is_charged, group)
     };
     let speech = Some(ConcurrencyGroup::SPEECH);
     assert!(check(&credits(None), 1, true, speech));
-    assert!(!check(&credits(None), 0, true, speech), "it was under way before");
+    assert!(!check(&credits(None), 0, true, speech), "the request began before the refusal");
     assert!(!check(&credits(None), 1, false, None), "reading costs nothing");
-    assert!(!check(&credits(Some((5, 43))), 1, true, speech), "it was smaller");
+    assert!(!check(&credits(Some((5, 43))), 1, true, speech), "the served request was smaller");
     assert!(check(&credits(Some((0, 43))), 1, true, speech));
     let limited = evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH));
     assert!(check(&limited, 1, true, speech) && !check(&limited, 1, true, Some(ConcurrencyGroup::MUSIC)));

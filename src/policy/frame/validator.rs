@@ -127,7 +127,7 @@ struct OpenFrame {
 /// The maximum payload of a control frame.
 pub const CONTROL_BYTES_MAX: usize = 125;
 /// Size of the buffer in which payload is unmasked for validation.
-const LOOK_BYTES: usize = 1024;
+const UNMASK_BUFFER_BYTES: usize = 1024;
 
 impl FrameValidator {
     /// Validates what `sender` sends, from the first byte after the handshake.
@@ -179,22 +179,22 @@ impl FrameValidator {
     fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let Some(frame) = self.frame else { return self.begin(rest) };
         let left = frame.head.length - frame.passed;
-        let has = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
-        let payload = rest.get(..has).unwrap_or_default();
-        if has == 0 {
+        let available = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+        let payload = rest.get(..available).unwrap_or_default();
+        if available == 0 {
             return Ok(0);
         }
         self.payload(frame, payload)?;
-        self.pass(OpenFrame { passed: frame.passed + has as u64, ..frame })?;
-        Ok(has)
+        self.pass(OpenFrame { passed: frame.passed + available as u64, ..frame })?;
+        Ok(available)
     }
 
     /// Parses a head. An incomplete one is assembled from its pieces.
     fn begin(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let before = self.head_length;
-        let room = self.head.get_mut(before..).unwrap_or_default();
-        let added = room.len().min(rest.len());
-        room[..added].copy_from_slice(&rest[..added]);
+        let buffer = self.head.get_mut(before..).unwrap_or_default();
+        let added = buffer.len().min(rest.len());
+        buffer[..added].copy_from_slice(&rest[..added]);
         let Some((head, length)) = read(self.head.get(..before + added).unwrap_or_default()) else {
             self.head_length = before + added;
             return Ok(added);
@@ -246,9 +246,9 @@ impl FrameValidator {
             return Ok(());
         }
         let mut passed = frame.passed;
-        let mut buffer = [0; LOOK_BYTES];
+        let mut buffer = [0; UNMASK_BUFFER_BYTES];
         while !payload.is_empty() {
-            let (piece, rest) = payload.split_at(payload.len().min(LOOK_BYTES));
+            let (piece, rest) = payload.split_at(payload.len().min(UNMASK_BUFFER_BYTES));
             let plain = match frame.head.mask {
                 Some(masked) => {
                     let plain = &mut buffer[..piece.len()];
@@ -260,8 +260,8 @@ impl FrameValidator {
             };
             if is_close {
                 let at = usize::try_from(passed).unwrap_or(CONTROL_BYTES_MAX);
-                if let Some(place) = self.close.get_mut(at..at + plain.len()) {
-                    place.copy_from_slice(plain);
+                if let Some(slot) = self.close.get_mut(at..at + plain.len()) {
+                    slot.copy_from_slice(plain);
                 }
             } else {
                 self.text(plain)?;

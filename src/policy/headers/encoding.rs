@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_read_is_offered() {
+    fn only_readable_codings_are_offered() {
         check(&["gzip, deflate, br"], &["gzip, deflate"]);
         check(&["gzip, deflate, br, zstd"], &["gzip, deflate"]);
         check(&["br;q=1.0, gzip;q=0.8, *;q=0.1"], &["gzip;q=0.8, deflate;q=0.1"]);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_readable_stays_byte_for_byte() {
+    fn a_readable_offer_stays_byte_for_byte() {
         check(&["gzip"], &["gzip"]);
         check(&["gzip,deflate;q=0.5", "identity;q=0"], &["gzip,deflate;q=0.5", "identity;q=0"]);
         check(&["identity"], &["identity"]);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn any_coding_means_any_that_can_be_read() {
+    fn a_wildcard_means_every_readable_coding() {
         check(&["*"], &["gzip, deflate"]);
         check(&["gzip;q=0, *"], &["gzip;q=0, deflate"]);
         check(&["gzip, *;q=0"], &["gzip, *;q=0"]);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_left_is_no_coding() {
+    fn an_offer_without_readable_codings_becomes_identity() {
         for written in ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
         {
             check(&[written], &["identity"]);

@@ -31,8 +31,8 @@ impl Forwarded {
 
     /// Removes from a request's headers those that are not sent upstream. `present` are the rows it has.
     pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
-        let gone = PresentHeaders::KEPT_HERE.or(PresentHeaders::OF_PROXIES.without(self.rows));
-        drop_rows(headers, present.and(gone), &self.names);
+        let removed = PresentHeaders::KEPT_HERE.or(PresentHeaders::OF_PROXIES.without(self.rows));
+        drop_rows(headers, present.and(removed), &self.names);
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
     use http::header::HeaderValue;
 
     use super::super::table::ROWS;
-    use super::super::{strip_answer, strip_request};
+    use super::super::{strip_request, strip_response};
     use super::*;
 
     fn head(names: &[&str]) -> HeaderMap {
@@ -87,26 +87,27 @@ mod tests {
     }
 
     #[test]
-    fn what_proxies_say_of_a_client_stays_here() {
-        let said = of_rule(&[Rule::Up, Rule::Hop, Rule::Credential]);
-        let all: Vec<&str> = said.iter().map(String::as_str).chain(["x-mine", "alt-svc", "host"]).collect();
+    fn headers_of_proxies_about_a_client_are_removed() {
+        let names_of_rule = of_rule(&[Rule::Up, Rule::Hop, Rule::Credential]);
+        let all: Vec<&str> =
+            names_of_rule.iter().map(String::as_str).chain(["x-mine", "alt-svc", "host"]).collect();
         let mut headers = head(&all);
         strip_request(&mut headers, &Forwarded::default());
         assert_eq!(names(&headers), ["alt-svc", "x-mine"]);
     }
 
     #[test]
-    fn what_a_provider_says_of_its_origin_stays_there() {
-        let said = of_rule(&[Rule::Down, Rule::Hop]);
+    fn headers_of_the_provider_about_its_origin_are_removed() {
+        let names_of_rule = of_rule(&[Rule::Down, Rule::Hop]);
         let all: Vec<&str> =
-            said.iter().map(String::as_str).chain(["content-type", "cf-ray", "via"]).collect();
+            names_of_rule.iter().map(String::as_str).chain(["content-type", "cf-ray", "via"]).collect();
         let mut headers = head(&all);
-        strip_answer(&mut headers);
+        strip_response(&mut headers);
         assert_eq!(names(&headers), ["cf-ray", "content-type", "via"]);
     }
 
     #[test]
-    fn a_listed_header_goes_on_and_its_neighbours_do_not() {
+    fn a_listed_header_is_forwarded_and_its_neighbours_are_not() {
         let listed = ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
         let mut headers =
             head(&["cf-ipcountry", "cf-connecting-ip", "x-real-ip", "x-client-ip", "cookie", "x-mine"]);

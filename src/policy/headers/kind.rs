@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn all_but_sound_pictures_films_and_archives_is_searched() {
+    fn every_type_but_audio_images_video_and_archives_is_searched() {
         for kinds in [
             &["application/json"][..],
             &["APPLICATION/JSON; charset=utf-8"],
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_provider_forbids_stays_forbidden() {
+    fn restrictions_of_the_provider_are_kept() {
         let mut headers = kind(&["text/html"]);
         headers.insert("content-security-policy", HeaderValue::from_static("script-src 'none'"));
         headers.insert("x-content-type-options", HeaderValue::from_static("sniff"));

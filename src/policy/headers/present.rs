@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_found_by_its_names_and_nothing_else_is() {
+    fn every_row_is_found_by_its_names_and_by_no_others() {
         for (number, row) in ROWS.iter().enumerate() {
             let names = match row.prefix() {
                 None => vec![row.name.to_owned()],
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_told_one_by_one() {
+    fn rows_of_a_set_are_listed_one_by_one() {
         assert_eq!(PresentHeaders::default().rows().count(), 0);
         let last = KnownHeader(small(ROWS.len() - 1));
         let some = PresentHeaders::default().with(KnownHeader::CONNECTION).with(last);

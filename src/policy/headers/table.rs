@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_there_once_and_says_why() {
+    fn every_row_occurs_once_and_has_a_reason() {
         for (at, row) in ROWS.iter().enumerate() {
             assert!(ROWS[..at].iter().all(|before| before.name != row.name), "{}", row.name);
             assert_eq!(row.name, row.name.to_ascii_lowercase());

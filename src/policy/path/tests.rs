@@ -27,7 +27,7 @@ fn a_path_is_decoded_once_and_split() {
 }
 
 #[test]
-fn a_path_that_servers_read_differently_has_no_reading() {
+fn a_path_that_servers_interpret_differently_is_refused() {
     use Ambiguous::{
         Blank, Control, Dots, DoubleEscape, EmptySegment, Encoding, Escape, Relative, Separator,
     };
@@ -100,7 +100,7 @@ fn a_path_that_servers_read_differently_has_no_reading() {
 }
 
 #[test]
-fn long_paths_are_seen_to_their_ends() {
+fn long_paths_are_read_to_their_ends() {
     for depth in 0..40 {
         let path = format!("/{}", vec!["a"; depth].join("/"));
         assert_eq!(segments(Path::read(&path).unwrap().text()).count(), depth);
@@ -234,17 +234,17 @@ const READERS: [(&str, Reader); 7] = [
 /// upstream.
 fn check_readers(path: &str) -> Result<bool, TestCaseError> {
     let Ok(read) = Path::read(path) else { return Ok(false) };
-    let words: Vec<String> = segments(read.text()).map(str::to_owned).collect();
+    let expected: Vec<String> = segments(read.text()).map(str::to_owned).collect();
     for (name, reader) in READERS {
-        prop_assert_eq!(reader(path), Some(words.clone()), "{} reads {}", name, path);
-        let behind = [&["base".to_owned(), "p".to_owned()], words.as_slice()].concat();
+        prop_assert_eq!(reader(path), Some(expected.clone()), "{} reads {}", name, path);
+        let behind = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
         prop_assert_eq!(reader(&format!("/base/p{path}")), Some(behind), "{} reads /base/p{}", name, path);
     }
     Ok(true)
 }
 
 #[test]
-fn the_readers_differ_about_what_is_refused() {
+fn servers_interpret_a_refused_path_differently() {
     for path in
         ["/a/..;/b", "/a/%2e%2e/b", "/a%2fb", "/a//b", "/a/%252e%252e/b", "/a\\b", "/a;b", "/a%3fb", "/a%20"]
     {
@@ -261,13 +261,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn what_passes_is_read_by_all_as_it_was_judged(parts in prop::collection::vec(TRICKS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_alike(parts in prop::collection::vec(TRICKS, 0..8)) {
         check_readers(&format!("/{}", parts.concat()))?;
         check_readers(&format!("/{}", parts.join("/")))?;
     }
 
     #[test]
-    fn the_same_holds_below_a_base_path(parts in prop::collection::vec(TRICKS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_below_a_base_alike(parts in prop::collection::vec(TRICKS, 0..8)) {
         let target = format!("/eleven/labs/{}", parts.concat());
         if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| without_base(&target, "/eleven/labs")) {
             check_readers(rest.path())?;
@@ -275,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_odd(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
+    fn every_server_interprets_odd_bytes_alike(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
         check_readers(&path)?;
     }
 
@@ -307,7 +307,7 @@ fn check_base(target: &str, expected: Option<&str>) {
 }
 
 #[test]
-fn a_base_path_is_taken_away_as_a_whole() {
+fn a_base_path_is_removed_as_a_whole() {
     check_base("/eleven/labs/v1/voices?a=%20&a", Some("/v1/voices?a=%20&a"));
     check_base("/eleven/labs", Some("/"));
     check_base("/eleven/labs?a=1", Some("/?a=1"));

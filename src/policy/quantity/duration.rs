@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_has_its_name() {
+    fn each_malformed_quantity_has_its_error() {
         let unknown = |unit: &str| QuantityError::UnknownUnit(unit.to_owned());
         let exact = |milliseconds| QuantityError::Fraction(Some(milliseconds));
         for (text, expected) in [
@@ -221,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_back(milliseconds: u64) {
+        fn a_shown_quantity_is_parsed_again(milliseconds: u64) {
             let duration = Duration::from_millis(milliseconds);
             prop_assert_eq!(parse(&ShownDuration(duration).to_string()), Ok(duration));
         }

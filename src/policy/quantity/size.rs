@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_has_its_name() {
+    fn each_malformed_quantity_has_its_error() {
         let unknown = |unit: &str| QuantityError::UnknownUnit(unit.to_owned());
         for (text, expected) in [
             ("", QuantityError::Malformed),
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_back(bytes: u64, shift in 0_u32..64) {
+        fn a_shown_quantity_is_parsed_again(bytes: u64, shift in 0_u32..64) {
             let bytes = bytes >> shift << (shift / 2);
             prop_assert_eq!(parse(&ShownSize(bytes).to_string()), Ok(bytes));
         }

@@ -13,7 +13,7 @@ use crate::policy::units::UnixMs;
 pub(in crate::pool) struct ConcurrencyLimiter {
     running: AtomicU32,
     /// The maximum that the provider has reported, in a response or a refusal; 0: not reported yet.
-    told_max: AtomicU32,
+    reported_max: AtomicU32,
     /// The maximum of the plan; 0: unknown.
     plan_max: AtomicU32,
     /// A refusal for too many concurrent requests holds until then, whatever our own count: other
@@ -28,7 +28,7 @@ impl Default for ConcurrencyLimiter {
     fn default() -> Self {
         Self {
             running: AtomicU32::new(0),
-            told_max: AtomicU32::new(0),
+            reported_max: AtomicU32::new(0),
             plan_max: AtomicU32::new(0),
             full_until: AtomicU64::new(0),
             limited_until: AtomicU64::new(0),
@@ -39,7 +39,7 @@ impl Default for ConcurrencyLimiter {
 
 impl ConcurrencyLimiter {
     /// Whether the group has capacity at `now`.
-    pub(in crate::pool) fn look(&self, now: UnixMs) -> ConcurrencyState {
+    pub(in crate::pool) fn state(&self, now: UnixMs) -> ConcurrencyState {
         let full_until = self.full_until.load(Ordering::Acquire);
         if full_until > now.0 {
             return ConcurrencyState::Full { until: Some(UnixMs(full_until)) };
@@ -77,26 +77,26 @@ impl ConcurrencyLimiter {
     }
 
     /// Records the maximum that the provider reports. Returns whether it has grown.
-    pub(in crate::pool) fn learn(&self, max: u32) -> bool {
+    pub(in crate::pool) fn set_reported_max(&self, max: u32) -> bool {
         // Every response reports the same maximum: writing it each time would invalidate the cache line
         // of all cores.
-        if self.told_max.load(Ordering::Acquire) == max {
+        if self.reported_max.load(Ordering::Acquire) == max {
             return false;
         }
         let before = self.max();
-        self.told_max.store(max, Ordering::Release);
+        self.reported_max.store(max, Ordering::Release);
         max > before
     }
 
     /// Sets the maximum of the plan.
-    pub(in crate::pool) fn plan(&self, max: Option<u32>) {
+    pub(in crate::pool) fn set_plan_max(&self, max: Option<u32>) {
         self.plan_max.store(max.unwrap_or(0), Ordering::Release);
     }
 
     /// Records a refusal for too many concurrent requests.
-    pub(in crate::pool) fn refused(&self, max: Option<u32>, until: UnixMs) {
+    pub(in crate::pool) fn record_refusal(&self, max: Option<u32>, until: UnixMs) {
         if let Some(max) = max.filter(|&max| max > 0) {
-            self.learn(max);
+            self.set_reported_max(max);
         }
         self.full_until.fetch_max(until.0, Ordering::AcqRel);
     }
@@ -112,10 +112,10 @@ impl ConcurrencyLimiter {
     }
 
     fn max(&self) -> u32 {
-        match (self.told_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
+        match (self.reported_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
             (0, 0) => u32::MAX,
-            (0, plan) => plan,
-            (told, _) => told,
+            (0, set_plan_max) => set_plan_max,
+            (reported, _) => reported,
         }
     }
 }
@@ -127,20 +127,20 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_000);
 
     #[test]
-    fn nobody_knows_a_bound_until_it_is_told() {
+    fn the_maximum_is_unknown_until_it_is_reported() {
         let cell = ConcurrencyLimiter::default();
         assert!((0..100).all(|_| cell.try_acquire()));
         assert_eq!(cell.known_max(), None);
-        cell.plan(Some(3));
-        assert_eq!((cell.known_max(), cell.look(NOW)), (Some(3), ConcurrencyState::Full { until: None }));
-        cell.learn(200);
-        assert!(cell.look(NOW) == ConcurrencyState::Free && cell.try_acquire());
+        cell.set_plan_max(Some(3));
+        assert_eq!((cell.known_max(), cell.state(NOW)), (Some(3), ConcurrencyState::Full { until: None }));
+        cell.set_reported_max(200);
+        assert!(cell.state(NOW) == ConcurrencyState::Free && cell.try_acquire());
     }
 
     #[test]
-    fn places_come_back() {
+    fn a_released_slot_is_acquired_again() {
         let cell = ConcurrencyLimiter::default();
-        cell.learn(2);
+        cell.set_reported_max(2);
         assert!(cell.try_acquire() && cell.try_acquire() && !cell.try_acquire());
         cell.release();
         assert!(cell.try_acquire());
@@ -148,11 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_holds_for_a_while_and_names_the_bound() {
+    fn a_refusal_holds_for_a_while_and_names_the_maximum() {
         let cell = ConcurrencyLimiter::default();
-        cell.refused(Some(4), UnixMs(2_000));
-        cell.refused(None, UnixMs(1_500));
-        assert_eq!(cell.look(NOW), ConcurrencyState::Full { until: Some(UnixMs(2_000)) });
-        assert_eq!((cell.look(UnixMs(2_000)), cell.known_max()), (ConcurrencyState::Free, Some(4)));
+        cell.record_refusal(Some(4), UnixMs(2_000));
+        cell.record_refusal(None, UnixMs(1_500));
+        assert_eq!(cell.state(NOW), ConcurrencyState::Full { until: Some(UnixMs(2_000)) });
+        assert_eq!((cell.state(UnixMs(2_000)), cell.known_max()), (ConcurrencyState::Free, Some(4)));
     }
 }

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_park_survives_its_packing() {
+    fn a_cooldown_survives_its_packing() {
         for reason in [
             CooldownReason::RateLimited,
             CooldownReason::Exhausted,
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_park_takes_the_place_of_another() {
+    fn a_cooldown_replaces_another() {
         let cell = CooldownCell::default();
         let cooldown = |reason, until| Some(Cooldown { reason, until: UnixMs(until) });
         cell.store(cooldown(CooldownReason::Exhausted, 100));

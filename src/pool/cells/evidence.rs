@@ -70,12 +70,12 @@ impl EvidenceCell {
         let poll = state.poll;
         let mut meanings = Vec::new();
         state.evidence.retain(|evidence| {
-            let meant = meaning(evidence, poll, resets_at, cooldowns, now);
-            meanings.push(meant);
-            meant != Meaning::Nothing
+            let meaning = meaning(evidence, poll, resets_at, cooldowns, now);
+            meanings.push(meaning);
+            meaning != Meaning::Nothing
         });
         self.count.store(state.evidence.len(), Ordering::Release);
-        meanings.retain(|meant| *meant != Meaning::Nothing);
+        meanings.retain(|meaning| *meaning != Meaning::Nothing);
         meanings
     }
 

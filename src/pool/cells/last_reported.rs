@@ -4,7 +4,7 @@
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
 use crate::policy::budget::Quota;
-use crate::policy::key_state::{Change, KeyState};
+use crate::policy::key_state::{KeyState, StateChange};
 
 /// The last reported state: the cooldown reason, and whether the key was near its limit.
 #[derive(Debug, Default)]
@@ -14,8 +14,13 @@ const NEAR_LIMIT: u8 = 0x80;
 
 impl LastReported {
     /// Returns the change since the last call, if there is one to report.
-    pub(in crate::pool) fn update(&self, standing: KeyState, quota: Quota, is_near: bool) -> Option<Change> {
-        let code = match standing {
+    pub(in crate::pool) fn update(
+        &self,
+        state: KeyState,
+        quota: Quota,
+        is_near: bool,
+    ) -> Option<StateChange> {
+        let code = match state {
             KeyState::Usable => 0,
             KeyState::Resting { reason, .. } => reason_code(reason),
         };
@@ -25,11 +30,13 @@ impl LastReported {
             return None;
         }
         let before = self.0.swap(word, Ordering::AcqRel);
-        let was = before & !NEAR_LIMIT;
-        match standing {
-            KeyState::Resting { reason, until } if was != code => Some(Change::Rests { reason, until }),
-            KeyState::Usable if was != code => Some(Change::Returns),
-            KeyState::Usable if is_near && before & NEAR_LIMIT == 0 => Some(Change::NearLimit(quota)),
+        let code_before = before & !NEAR_LIMIT;
+        match state {
+            KeyState::Resting { reason, until } if code_before != code => {
+                Some(StateChange::Rests { reason, until })
+            }
+            KeyState::Usable if code_before != code => Some(StateChange::Returns),
+            KeyState::Usable if is_near && before & NEAR_LIMIT == 0 => Some(StateChange::NearLimit(quota)),
             KeyState::Usable | KeyState::Resting { .. } => None,
         }
     }
@@ -41,18 +48,18 @@ mod tests {
     use crate::policy::key_state::CooldownReason;
 
     #[test]
-    fn every_change_is_told_once() {
-        let said = LastReported::default();
+    fn every_change_is_reported_once() {
+        let last_reported = LastReported::default();
         let quota = Quota::default();
         let resting = KeyState::Resting { reason: CooldownReason::Exhausted, until: None };
-        assert_eq!(said.update(KeyState::Usable, quota, false), None);
-        assert_eq!(said.update(KeyState::Usable, quota, true), Some(Change::NearLimit(quota)));
-        assert_eq!(said.update(KeyState::Usable, quota, true), None);
+        assert_eq!(last_reported.update(KeyState::Usable, quota, false), None);
+        assert_eq!(last_reported.update(KeyState::Usable, quota, true), Some(StateChange::NearLimit(quota)));
+        assert_eq!(last_reported.update(KeyState::Usable, quota, true), None);
         assert_eq!(
-            said.update(resting, quota, true),
-            Some(Change::Rests { reason: CooldownReason::Exhausted, until: None })
+            last_reported.update(resting, quota, true),
+            Some(StateChange::Rests { reason: CooldownReason::Exhausted, until: None })
         );
-        assert_eq!(said.update(resting, quota, true), None);
-        assert_eq!(said.update(KeyState::Usable, quota, false), Some(Change::Returns));
+        assert_eq!(last_reported.update(resting, quota, true), None);
+        assert_eq!(last_reported.update(KeyState::Usable, quota, false), Some(StateChange::Returns));
     }
 }

@@ -13,7 +13,7 @@ pub(in crate::pool) struct ProbeCell {
     /// When the next probe is allowed; 0: none is allowed.
     next: AtomicU64,
     /// Until when the result of the last probe is awaited; 0: it has arrived.
-    answer_by: AtomicU64,
+    result_due_at: AtomicU64,
 }
 
 /// A probe without a result is followed by the next one after this multiple of the first pause.
@@ -22,7 +22,7 @@ const LATER: u32 = 5;
 impl ProbeCell {
     /// Allows a probe after the time `after`, unless one is pending already; `None` forbids it.
     pub(in crate::pool) fn allow(&self, after: Option<Duration>, now: UnixMs) {
-        self.answer_by.store(0, Ordering::Release);
+        self.result_due_at.store(0, Ordering::Release);
         let Some(after) = after else { return self.next.store(0, Ordering::Release) };
         let next = |at: u64| (at <= now.0).then(|| now.plus(after).0.max(1));
         let _ = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
@@ -30,9 +30,9 @@ impl ProbeCell {
 
     /// When a retry is worthwhile, seen from `now`: the next probe is allowed, or the result of the last
     /// one is overdue. `None` when no probe is allowed.
-    pub(in crate::pool) fn look_again_at(&self, now: UnixMs) -> Option<UnixMs> {
-        let answer_by = UnixMs(self.answer_by.load(Ordering::Acquire));
-        self.at().map(|at| if answer_by > now { at.min(answer_by) } else { at })
+    pub(in crate::pool) fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
+        let result_due_at = UnixMs(self.result_due_at.load(Ordering::Acquire));
+        self.at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
     }
 
     /// When the next probe is allowed.
@@ -48,11 +48,11 @@ impl ProbeCell {
     pub(in crate::pool) fn claim(&self, pause: Duration, now: UnixMs) -> bool {
         let next = now.plus(pause * LATER).0;
         let is_due = |at: u64| (at > 0 && at <= now.0).then_some(next);
-        let is_taken = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_due).is_ok();
-        if is_taken {
-            self.answer_by.store(now.plus(SHORT_WAIT).0, Ordering::Release);
+        let is_claimed = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_due).is_ok();
+        if is_claimed {
+            self.result_due_at.store(now.plus(SHORT_WAIT).0, Ordering::Release);
         }
-        is_taken
+        is_claimed
     }
 }
 
@@ -61,22 +61,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_try_is_taken_once_and_allowed_again_later() {
+    fn a_probe_is_claimed_once_and_allowed_again_later() {
         let (cell, pause) = (ProbeCell::default(), Duration::from_millis(100));
         assert!(!cell.claim(pause, UnixMs(1_000)));
         cell.allow(Some(pause), UnixMs(900));
         cell.allow(Some(pause), UnixMs(950));
         assert!(!cell.is_due(UnixMs(999)) && cell.is_due(UnixMs(1_000)));
-        assert_eq!(cell.look_again_at(UnixMs(999)), Some(UnixMs(1_000)));
+        assert_eq!(cell.retry_at(UnixMs(999)), Some(UnixMs(1_000)));
         let long = Duration::from_secs(60);
         assert!(cell.claim(long, UnixMs(1_000)) && !cell.claim(pause, UnixMs(1_499)));
         let overdue = UnixMs(1_000).plus(SHORT_WAIT);
-        assert_eq!(cell.look_again_at(UnixMs(1_000)), Some(overdue));
+        assert_eq!(cell.retry_at(UnixMs(1_000)), Some(overdue));
         // Without a result, the next probe is waited for.
-        assert_eq!(cell.look_again_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
+        assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
         // The result has arrived.
         cell.allow(Some(pause), UnixMs(1_400));
-        assert_eq!(cell.look_again_at(UnixMs(1_500)), Some(UnixMs(301_000)));
+        assert_eq!(cell.retry_at(UnixMs(1_500)), Some(UnixMs(301_000)));
         let cell = ProbeCell::default();
         cell.allow(Some(pause), UnixMs(900));
         assert!(cell.claim(pause, UnixMs(1_000)));

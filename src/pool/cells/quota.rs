@@ -70,7 +70,7 @@ impl QuotaCell {
             && self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             // Requests in flight are charged in the new period.
-            self.count_anew(|_| 0);
+            self.replace_count(|_| 0);
             self.reported.forget();
         }
         self.peek().at(now)
@@ -104,11 +104,11 @@ impl QuotaCell {
         self.reserve_if(credits, |_, others| others == 0)
     }
 
-    fn reserve_if(&self, credits: u64, may: impl Fn(u64, u64) -> bool) -> bool {
+    fn reserve_if(&self, credits: u64, fits: impl Fn(u64, u64) -> bool) -> bool {
         let others = self.reserved.fetch_add(credits, Ordering::AcqRel);
         let added = self.committed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let sum = not_below_zero(word).saturating_add(credits);
-            may(sum, others).then(|| word.wrapping_add(credits))
+            fits(sum, others).then(|| word.wrapping_add(credits))
         });
         if added.is_err() {
             self.reserved.fetch_sub(credits, Ordering::AcqRel);
@@ -117,22 +117,22 @@ impl QuotaCell {
     }
 
     /// Ends a reservation.
-    pub(in crate::pool) fn settle(&self, paid: SettledReservation, now: UnixMs) {
-        if paid.spent > 0 {
+    pub(in crate::pool) fn settle(&self, settled: SettledReservation, now: UnixMs) {
+        if settled.spent > 0 {
             self.last_spent.fetch_max(now.0, Ordering::AcqRel);
         }
-        self.committed.fetch_add(paid.spent.wrapping_sub(paid.reserved), Ordering::AcqRel);
-        self.spent.fetch_add(paid.spent, Ordering::AcqRel);
-        self.reserved.fetch_sub(paid.reserved, Ordering::AcqRel);
+        self.committed.fetch_add(settled.spent.wrapping_sub(settled.reserved), Ordering::AcqRel);
+        self.spent.fetch_add(settled.spent, Ordering::AcqRel);
+        self.reserved.fetch_sub(settled.reserved, Ordering::AcqRel);
     }
 
     /// Adopts the provider's figures. Returns whether they start a new period or set a new limit.
     pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
-        self.note(before.drift(theirs, idle, lag));
-        self.count_anew(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
-        self.set_terms(theirs);
+        self.record_drift(before.drift(theirs, idle, lag));
+        self.replace_count(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
+        self.set_limits(theirs);
         let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
         if is_new {
             self.reported.forget();
@@ -146,7 +146,7 @@ impl QuotaCell {
         self.drift.load(Ordering::Acquire)
     }
 
-    fn note(&self, drift: BillingDiscrepancy) {
+    fn record_drift(&self, drift: BillingDiscrepancy) {
         let credits = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
         match drift {
             BillingDiscrepancy::Fresh => self.drift.store(0, Ordering::Release),
@@ -164,18 +164,18 @@ impl QuotaCell {
     /// figure for a while.
     pub(in crate::pool) fn restore(&self, quota: Quota, now: UnixMs) {
         self.last_spent.fetch_max(now.0, Ordering::AcqRel);
-        self.count_anew(|_| quota.count);
-        self.set_terms(quota);
+        self.replace_count(|_| quota.count);
+        self.set_limits(quota);
     }
 
     /// Replaces the count of spent credits.
-    fn count_anew(&self, count: impl Fn(u64) -> u64) {
+    fn replace_count(&self, count: impl Fn(u64) -> u64) {
         let before = self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |spent| Some(count(spent)));
         let before = before.unwrap_or_else(|spent| spent);
         self.committed.fetch_add(count(before).wrapping_sub(before), Ordering::AcqRel);
     }
 
-    fn set_terms(&self, quota: Quota) {
+    fn set_limits(&self, quota: Quota) {
         let extension = match quota.extension {
             Extension::None => 0,
             Extension::Credits(more) => more.min(UNKNOWN - 1),
@@ -187,24 +187,24 @@ impl QuotaCell {
     }
 
     fn ceiling(&self) -> Option<u64> {
-        self.terms().ceiling()
+        self.limits().ceiling()
     }
 
     fn peek(&self) -> Quota {
-        Quota { count: self.spent.load(Ordering::Acquire), ..self.terms() }
+        Quota { count: self.spent.load(Ordering::Acquire), ..self.limits() }
     }
 
-    fn terms(&self) -> Quota {
-        let told = |word: u64, unknown: u64| (word != unknown).then_some(word);
+    fn limits(&self) -> Quota {
+        let known = |word: u64, unknown: u64| (word != unknown).then_some(word);
         Quota {
             count: 0,
-            limit: told(self.limit.load(Ordering::Acquire), UNKNOWN),
+            limit: known(self.limit.load(Ordering::Acquire), UNKNOWN),
             extension: match self.extension.load(Ordering::Acquire) {
                 0 => Extension::None,
                 UNKNOWN => Extension::Unlimited,
                 more => Extension::Credits(more),
             },
-            resets_at: told(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
+            resets_at: known(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
         }
     }
 }
@@ -280,10 +280,11 @@ impl ReportedRemaining {
     }
 
     /// Returns credits that were taken and not spent.
-    pub(in crate::pool) fn settle(&self, paid: SettledReservation) {
+    pub(in crate::pool) fn settle(&self, settled: SettledReservation) {
         update(&self.left, |left| {
-            let settled = left.saturating_add(paid.reserved).saturating_sub(paid.spent).min(UNKNOWN - 1);
-            if left == UNKNOWN { left } else { settled }
+            let returned =
+                left.saturating_add(settled.reserved).saturating_sub(settled.spent).min(UNKNOWN - 1);
+            if left == UNKNOWN { left } else { returned }
         });
     }
 }
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_credits_are_given_once() {
+    fn the_last_credits_are_reserved_once() {
         let cell = holding(90, 100);
         assert!(cell.reserve(6, Some(0)) && !cell.reserve(6, Some(0)) && cell.reserve(4, Some(0)));
         assert!(!cell.fits(1, 0) && cell.fits(0, 0));
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_limit_and_overage_are_wide() {
+    fn an_unknown_limit_and_unlimited_overage_fit_any_request() {
         assert!(QuotaCell::default().reserve(1 << 40, Some(5)));
         let cell = QuotaCell::default();
         let limit = Some(10);
@@ -366,7 +367,7 @@ mod tests {
         };
         let spend = |credits, at| cell.settle(SettledReservation { reserved: 0, spent: credits }, UnixMs(at));
         cell.adopt(theirs(7, 900), UnixMs(1), lag);
-        assert_eq!(cell.drift(), 0, "what was spent before we came is no drift");
+        assert_eq!(cell.drift(), 0, "credits spent before the start are no drift");
         spend(10, 2);
         cell.adopt(theirs(20, 900), UnixMs(3), lag);
         cell.adopt(theirs(20, 900), UnixMs(4), lag);
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_before_a_restart_is_not_given_back_at_once() {
+    fn restored_spending_is_not_returned_at_once() {
         let cell = holding(50, 100);
         let theirs = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
         cell.adopt(theirs, NOW, Duration::from_secs(1));
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_ends_once_and_what_is_spent_after_it_stays() {
+    fn a_period_ends_once_and_later_spending_stays() {
         let cell = holding(9, 10);
         assert!(cell.reserve(1, Some(0)));
         cell.reported().report(0, UnixMs(900), NOW);
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_adopted_beside_what_is_reserved() {
+    fn figures_are_adopted_beside_reserved_credits() {
         let cell = holding(10, 100);
         assert!(cell.reserve(5, Some(0)));
         let theirs = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reported_to_be_left_is_spent_by_what_goes() {
+    fn reported_remaining_credits_are_taken_by_requests() {
         let reported = ReportedRemaining::default();
         assert_eq!(reported.take(1_000, NOW), ReportedDecrease::Unreported);
         let until = UnixMs(NOW.0 + 100);

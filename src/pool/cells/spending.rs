@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_is_there() {
+    fn added_credits_are_loaded() {
         let cell = SpendingCell::default();
         assert_eq!(cell.load(), Spending::default());
         cell.add(7, UnixMs(1_796_000_000_000));

@@ -27,29 +27,29 @@ pub(in crate::pool) struct NextChange {
 
 /// The word before an evaluation.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pool) struct Before(u64);
+pub(in crate::pool) struct EvaluationStart(u64);
 
 impl StateChangeCache {
     /// Whether an evaluation now would have the same result as the last one.
-    pub(in crate::pool) fn holds(&self, outlook: NextChange, now: UnixMs) -> bool {
+    pub(in crate::pool) fn holds(&self, inputs: NextChange, now: UnixMs) -> bool {
         let word = self.0.load(Ordering::Acquire);
-        now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (CHANGE - 1) == outlook.bits()
+        now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (CHANGE - 1) == inputs.bits()
     }
 
     /// Begins an evaluation.
-    pub(in crate::pool) fn begin(&self) -> Before {
-        Before(self.0.load(Ordering::Acquire))
+    pub(in crate::pool) fn begin(&self) -> EvaluationStart {
+        EvaluationStart(self.0.load(Ordering::Acquire))
     }
 
     /// Stores that an evaluation holds until then, unless the state has changed since it began.
-    pub(in crate::pool) fn keep(&self, before: Before, outlook: NextChange, until: UnixMs) {
-        let Before(before) = before;
-        let word = before & !(CHANGE - 1) | outlook.bits() | until.0.min(UNTIL_MASK);
+    pub(in crate::pool) fn keep(&self, before: EvaluationStart, inputs: NextChange, until: UnixMs) {
+        let EvaluationStart(before) = before;
+        let word = before & !(CHANGE - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
         let _ = self.0.compare_exchange(before, word, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Invalidates the cache: a word that the state depends on has changed.
-    pub(in crate::pool) fn disturb(&self) {
+    pub(in crate::pool) fn invalidate(&self) {
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             Some((word & !(CHANGE - 1)).wrapping_add(CHANGE))
         });
@@ -69,7 +69,7 @@ mod tests {
     const FRESH: NextChange = NextChange { generation: 255, is_spent: false, is_near: true };
 
     #[test]
-    fn what_was_seen_holds_until_its_time() {
+    fn an_evaluation_holds_until_its_time() {
         let cell = StateChangeCache::default();
         assert!(!cell.holds(FRESH, UnixMs(0)));
         cell.keep(cell.begin(), FRESH, UnixMs(100));
@@ -86,12 +86,12 @@ mod tests {
     }
 
     #[test]
-    fn a_change_ends_it_and_outdates_a_look_that_has_begun() {
+    fn a_change_ends_an_evaluation_and_outdates_one_that_has_begun() {
         let cell = StateChangeCache::default();
         // One more than the counter of changes can hold.
         for _ in 0..1_025 {
             let before = cell.begin();
-            cell.disturb();
+            cell.invalidate();
             cell.keep(before, FRESH, UnixMs(100));
             assert!(!cell.holds(FRESH, UnixMs(0)));
             cell.keep(cell.begin(), FRESH, UnixMs(100));

@@ -24,10 +24,10 @@ use crate::policy::strategy::STRATEGIES;
 
 /// A pool of `count` keys with one slot for speech each, and a lease that holds the slot of the first
 /// key.
-fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
-    let pool = apart(count);
+fn with_one_leased(count: usize) -> (Arc<Pool>, Lease) {
+    let pool = separate_keys(count);
     for key in pool.roster().keys() {
-        key.workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
+        key.workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
     }
     let held = pool.try_reserve(&pool.roster(), &speech(1, &[]), clock::now()).unwrap().lease;
     assert_eq!(held.key().position(), 0);
@@ -36,54 +36,54 @@ fn with_one_held(count: usize) -> (Arc<Pool>, Lease) {
 
 /// Rate limits the key at `position` for `span`.
 fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
-    pool.judged(position, Verdict::RateLimited(Some(span)), clock::now());
+    pool.record(position, Verdict::RateLimited(Some(span)), clock::now());
 }
 
 /// How long a request is queued from now on, in virtual time, and the key that serves it.
-async fn waited(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
+async fn timed_reserve(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
     let began = clock::instant();
-    let given = pool.reserve(&pool.roster(), &speech(1, &[])).await;
-    (clock::since(began), given.map(|reserved| reserved.lease.key().position()))
+    let result = pool.reserve(&pool.roster(), &speech(1, &[])).await;
+    (clock::since(began), result.map(|reserved| reserved.lease.key().position()))
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cooldown_that_ends_before_a_place_is_free_ends_the_wait() {
-    let (pool, _held) = with_one_held(2);
+async fn a_cooldown_that_ends_before_a_slot_is_free_ends_the_wait() {
+    let (pool, _held) = with_one_leased(2);
     limit(&pool, 1, Duration::from_millis(100));
-    let (span, given) = waited(&pool).await;
-    assert_eq!(given, Ok(1));
+    let (span, result) = timed_reserve(&pool).await;
+    assert_eq!(result, Ok(1));
     assert!((100..=102).contains(&span.as_millis()), "{span:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn credits_that_come_back_before_a_place_is_free_end_the_wait() {
-    let (pool, _held) = with_one_held(2);
+async fn credits_that_are_reset_before_a_slot_is_free_end_the_wait() {
+    let (pool, _held) = with_one_leased(2);
     let roster = pool.roster();
     let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
     let spent = Quota { count: 100, limit: Some(100), extension: Extension::None, resets_at };
     pool.observe(&roster, &roster.keys()[1], figures(spent, Some(true)), clock::now());
-    let (span, given) = waited(&pool).await;
-    assert_eq!(given, Ok(1));
+    let (span, result) = timed_reserve(&pool).await;
+    assert_eq!(result, Ok(1));
     assert!((3_000..=3_002).contains(&span.as_millis()), "{span:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_few_credits_that_come_back_before_a_place_is_free_end_the_wait() {
-    let (pool, _held) = with_one_held(2);
+async fn too_few_credits_that_are_reset_before_a_slot_is_free_end_the_wait() {
+    let (pool, _held) = with_one_leased(2);
     let roster = pool.roster();
     let resets_at = Some(clock::now().plus(Duration::from_secs(3)));
     let short = Quota { count: 95, limit: Some(100), extension: Extension::None, resets_at };
     pool.observe(&roster, &roster.keys()[1], figures(short, Some(true)), clock::now());
     let began = clock::instant();
-    let given = pool.reserve(&roster, &speech(20, &[])).await;
-    assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
+    let result = pool.reserve(&roster, &speech(20, &[])).await;
+    assert_eq!(result.map(|reserved| reserved.lease.key().position()), Ok(1));
     assert!((3_000..=3_002).contains(&clock::since(began).as_millis()), "{:?}", clock::since(began));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_dropped_unsettled_serves_the_queue_by_the_time_of_now() {
-    let (pool, held) = with_one_held(1);
-    pool.judged(0, Verdict::Concurrency { maximum: Some(1) }, clock::now());
+async fn a_lease_dropped_unsettled_dispatches_the_queue_at_the_present_time() {
+    let (pool, held) = with_one_leased(1);
+    pool.record(0, Verdict::Concurrency { maximum: Some(1) }, clock::now());
     sleep(Duration::from_secs(100)).await;
     let (roster, request) = (pool.roster(), speech(1, &[]));
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
@@ -91,12 +91,12 @@ async fn a_lease_that_is_dropped_unsettled_serves_the_queue_by_the_time_of_now()
     sleep(Duration::from_secs(30)).await;
     // The cooldown of that refusal was over when this one was received, but not when the lease began.
     drop(held);
-    let given = futures_poll(&mut waiting).expect("the place is free before the queue is served");
-    assert_eq!(given.unwrap().lease.key().position(), 0);
+    let result = futures_poll(&mut waiting).expect("the slot is free before the queue is dispatched");
+    assert_eq!(result.unwrap().lease.key().position(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_brings_a_key_back_serves_the_queue_at_once() {
+async fn an_event_that_makes_a_key_usable_dispatches_the_queue_at_once() {
     type Event = fn(&Arc<Pool>, &mut Lease);
     let events: [(&str, Event); 4] = [
         ("a poll that shows credits", |pool, _| {
@@ -105,30 +105,30 @@ async fn what_brings_a_key_back_serves_the_queue_at_once() {
             pool.observe(&roster, &roster.keys()[1], figures(quota, Some(true)), clock::now());
         }),
         ("a service that refutes the refusal", |pool, _| {
-            pool.judged(1, Verdict::Served, clock::now());
+            pool.record(1, Verdict::Served, clock::now());
         }),
-        ("a refusal that is taken back", |pool, _| {
+        ("a refusal that is withdrawn", |pool, _| {
             let roster = pool.roster();
             let source = &roster.keys()[1].workspace().evidence()[0].source;
             pool.withdraw_refusal(&roster, &roster.keys()[1], source, clock::now());
         }),
-        ("a raised limit", |_, held| held.learn_concurrency_limit(2)),
+        ("a raised limit", |_, held| held.record_concurrency_limit(2)),
     ];
     for (name, event) in events {
-        let (pool, mut held) = with_one_held(2);
-        pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+        let (pool, mut held) = with_one_leased(2);
+        pool.record(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
         let (roster, request) = (pool.roster(), speech(1, &[]));
         let mut waiting = Box::pin(pool.reserve(&roster, &request));
         assert!(futures_poll(&mut waiting).is_none(), "{name}");
         event(&pool, &mut held);
-        let given = futures_poll(&mut waiting).expect(name);
-        assert!(given.is_ok(), "{name}: {given:?}");
+        let result = futures_poll(&mut waiting).expect(name);
+        assert!(result.is_ok(), "{name}: {result:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends() {
-    let (pool, held) = with_one_held(2);
+    let (pool, held) = with_one_leased(2);
     limit(&pool, 1, Duration::from_secs(50));
     let end = async {
         sleep(Duration::from_secs(1)).await;
@@ -136,43 +136,43 @@ async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends
         limit(&pool, 0, Duration::from_secs(1));
         drop(held);
     };
-    let ((span, given), ()) = tokio::join!(waited(&pool), end);
-    assert_eq!(given, Ok(0));
+    let ((span, result), ()) = tokio::join!(timed_reserve(&pool), end);
+    assert_eq!(result, Ok(0));
     assert!((2_000..=2_002).contains(&span.as_millis()), "{span:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waits_for_a_busy_key_does_not_hold_back_one_that_cannot_pay_with_it() {
-    let (pool, _held) = with_one_held(2);
+    let (pool, _held) = with_one_leased(2);
     let roster = pool.roster();
     let half = Quota { count: 50, limit: Some(100), ..Quota::default() };
     pool.observe(&roster, &roster.keys()[0], figures(half, None), clock::now());
-    pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+    pool.record(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
     let cheap = KeyRequest { client: ClientName::new("first"), ..speech(10, &[]) };
     let mut waiting = Box::pin(pool.reserve(&roster, &cheap));
     assert!(futures_poll(&mut waiting).is_none());
     // The cooldown of the other key is not proven: one request may probe it.
     let began = clock::instant();
-    let given = pool.reserve(&roster, &speech(80, &[])).await;
-    assert_eq!(given.map(|reserved| reserved.lease.key().position()), Ok(1));
+    let result = pool.reserve(&roster, &speech(80, &[])).await;
+    assert_eq!(result.map(|reserved| reserved.lease.key().position()), Ok(1));
     assert!(clock::since(began) <= SETTINGS.probe_after + TIMER, "{:?}", clock::since(began));
     assert!(futures_poll(&mut waiting).is_none());
 }
 
 #[test]
-fn a_try_that_is_allowed_already_is_not_waited_for() {
-    let (pool, _held) = with_one_held(2);
-    pool.judged(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
+fn a_probe_that_is_allowed_already_is_not_waited_for() {
+    let (pool, _held) = with_one_leased(2);
+    pool.record(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
     let now = clock::now().plus(SETTINGS.probe_after + Duration::from_secs(1));
     let blocked = pool.try_reserve(&pool.roster(), &speech(1, &[]), now).unwrap_err();
-    assert_eq!(blocked.why, Unavailable::Full { until: blocked.again_at });
+    assert_eq!(blocked.reason, Unavailable::Full { until: blocked.again_at });
     // The cooldown ends without an event later.
     assert!(blocked.again_at.is_some_and(|at| at > now), "{:?} at {now:?}", blocked.again_at);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_restricted_key_that_is_only_busy_is_waited_for() {
-    let (pool, held) = with_one_held(1);
+    let (pool, held) = with_one_leased(1);
     let roster = pool.roster();
     for restraint in [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused] {
         let request = KeyRequest { restricted: vec![(0, restraint)], ..speech(1, &[]) };
@@ -183,7 +183,7 @@ async fn a_restricted_key_that_is_only_busy_is_waited_for() {
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
     drop(held);
-    assert!(futures_poll(&mut waiting).is_some_and(|given| given.is_ok()));
+    assert!(futures_poll(&mut waiting).is_some_and(|result| result.is_ok()));
 }
 
 // ---- Random histories.
@@ -209,15 +209,15 @@ const BRISK: Settings = Settings {
 
 /// The needs of a request, by the numbers of keys.
 #[derive(Clone, Debug)]
-struct Want {
+struct Needs {
     client: usize,
     credits: Option<u64>,
     group: Option<ConcurrencyGroup>,
     tried: Vec<usize>,
-    barred: Vec<usize>,
+    ineligible: Vec<usize>,
     preferred: Vec<usize>,
     restricted: Vec<(usize, Restraint)>,
-    spares_credits: bool,
+    allow_exhausted: bool,
     was_refused: bool,
 }
 
@@ -233,7 +233,7 @@ enum Figures {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Ask(Want),
+    Request(Needs),
     /// The client of a queued request disconnects.
     Leave(Index),
     /// A request in flight is served and charged this percentage of its estimate.
@@ -243,9 +243,9 @@ enum Step {
     /// A lease is dropped without a result, after the request was sent or before.
     Drop(Index, bool),
     /// The provider reports the limit of a lease's concurrency group.
-    Places(Index, u32),
+    Limit(Index, u32),
     /// A lease releases its slot and keeps the key.
-    Rest(Index),
+    ReleaseSlot(Index),
     Poll(Index, Figures, &'static str),
     /// The refusals of a key are withdrawn.
     Withdraw(Index),
@@ -265,8 +265,8 @@ impl fmt::Debug for Steps {
     }
 }
 
-fn want() -> impl Strategy<Value = Want> {
-    let lanes = prop_oneof![4 => Just(Some(ConcurrencyGroup::SPEECH)), 1 => Just(Some(ConcurrencyGroup::EFFECTS)), 1 => Just(None)];
+fn needs() -> impl Strategy<Value = Needs> {
+    let groups = prop_oneof![4 => Just(Some(ConcurrencyGroup::SPEECH)), 1 => Just(Some(ConcurrencyGroup::EFFECTS)), 1 => Just(None)];
     let some_keys = |most| subsequence((0..KEYS).collect::<Vec<_>>(), 0..=most);
     let restraint = prop_oneof![
         Just(Restraint::Inferred),
@@ -277,7 +277,7 @@ fn want() -> impl Strategy<Value = Want> {
     ];
     let restricted = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(restraint, KEYS)];
     (
-        (0..3_usize, prop::option::weighted(0.9, 0..120_u64), lanes),
+        (0..3_usize, prop::option::weighted(0.9, 0..120_u64), groups),
         (
             prop_oneof![4 => some_keys(0), 1 => some_keys(2)],
             prop_oneof![4 => some_keys(0), 1 => some_keys(3)],
@@ -286,17 +286,22 @@ fn want() -> impl Strategy<Value = Want> {
         (restricted, prop::bool::weighted(0.1), prop::bool::weighted(0.2)),
     )
         .prop_map(
-            |((client, credits, group), (tried, barred), preferred, (restricted, spares, refused))| Want {
+            |(
+                (client, credits, group),
+                (tried, ineligible),
+                preferred,
+                (restricted, needs_no_credits, refused),
+            )| Needs {
                 client,
                 // A request that accounts without credits may serve costs none, and is in no concurrency
                 // group.
-                credits: if spares { Some(0) } else { credits },
-                group: group.filter(|_| !spares),
+                credits: if needs_no_credits { Some(0) } else { credits },
+                group: group.filter(|_| !needs_no_credits),
                 tried,
-                barred,
+                ineligible,
                 preferred,
                 restricted: restricted.into_iter().enumerate().collect(),
-                spares_credits: spares,
+                allow_exhausted: needs_no_credits,
                 was_refused: refused,
             },
         )
@@ -332,13 +337,13 @@ fn step() -> impl Strategy<Value = Step> {
     let tier = prop_oneof![Just("free"), Just("creator"), Just("a plan of its own")];
     let spans = [1_u64, 40, 500, 1_000, 2_500, 11_000, 40_000];
     prop_oneof![
-        10 => want().prop_map(Step::Ask),
+        10 => needs().prop_map(Step::Request),
         1 => at().prop_map(Step::Leave),
         3 => (at(), 0..=100_u64).prop_map(|(at, percent)| Step::Serve(at, percent)),
         4 => (at(), verdict()).prop_map(|(at, verdict)| Step::Refuse(at, verdict)),
         1 => (at(), any::<bool>()).prop_map(|(at, sent)| Step::Drop(at, sent)),
-        2 => (at(), 1..3_u32).prop_map(|(at, places)| Step::Places(at, places)),
-        1 => at().prop_map(Step::Rest),
+        2 => (at(), 1..3_u32).prop_map(|(at, slots)| Step::Limit(at, slots)),
+        1 => at().prop_map(Step::ReleaseSlot),
         2 => (at(), figures, tier).prop_map(|(at, figures, tier)| Step::Poll(at, figures, tier)),
         1 => at().prop_map(Step::Withdraw),
         1 => subsequence((0..KEYS).collect::<Vec<_>>(), 1..=KEYS).prop_shuffle().prop_map(Step::Reload),
@@ -347,7 +352,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-impl Want {
+impl Needs {
     /// The request with the positions of a roster.
     fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
@@ -359,23 +364,23 @@ impl Want {
             positions.sort_unstable();
             positions
         };
-        let ahead = |restraint: Restraint| match restraint {
+        let in_future = |restraint: Restraint| match restraint {
             Restraint::Until(_) => Restraint::Until(clock::now().plus(Duration::from_secs(4))),
             other @ (Restraint::Inferred | Restraint::RefusedLongest | Restraint::Refused) => other,
         };
         let restricted = self
             .restricted
             .iter()
-            .filter_map(|(number, restraint)| Some((position(number)?, ahead(*restraint))));
+            .filter_map(|(number, restraint)| Some((position(number)?, in_future(*restraint))));
         let mut restricted: Vec<_> = restricted.collect();
         restricted.sort_unstable_by_key(|(position, _)| *position);
         let client = ClientName::new(["phone", "game", "reader"][self.client]);
         KeyRequest {
             tried: all(&self.tried),
-            ineligible: all(&self.barred),
+            ineligible: all(&self.ineligible),
             preferred: all(&self.preferred),
             restricted,
-            allow_exhausted: self.spares_credits,
+            allow_exhausted: self.allow_exhausted,
             was_refused: self.was_refused,
             ..KeyRequest::new(client, self.credits, self.group)
         }
@@ -388,15 +393,11 @@ fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints = restraints.into_iter().take(if request.was_refused { 1 } else { 3 });
     let mut rounds = Vec::new();
     for up_to in std::iter::once(None).chain(restraints.map(Some)) {
-        for is_at_home in [true, false] {
-            for spares_credits in [false, true] {
-                let may = (request.allow_exhausted || !spares_credits)
-                    && (!is_at_home || !request.preferred.is_empty());
-                rounds.extend(may.then_some(SelectionRound {
-                    is_preferred_only: is_at_home,
-                    allow_exhausted: spares_credits,
-                    up_to,
-                }));
+        for is_preferred_only in [true, false] {
+            for allow_exhausted in [false, true] {
+                let may = (request.allow_exhausted || !allow_exhausted)
+                    && (!is_preferred_only || !request.preferred.is_empty());
+                rounds.extend(may.then_some(SelectionRound { is_preferred_only, allow_exhausted, up_to }));
             }
         }
     }
@@ -431,7 +432,7 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
         match select(strategy, seen(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
             // A key that is only busy is waited for, before a more restricted one is tried.
-            Err(blocked) if matches!(blocked.why, Unavailable::Full { .. }) => {
+            Err(blocked) if matches!(blocked.reason, Unavailable::Full { .. }) => {
                 is_busy = round.up_to != Some(Restraint::RefusedLongest);
             }
             Err(_) => {}
@@ -443,9 +444,9 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
 /// Whether a key could serve it if its concurrency limit were not reached.
 fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
     let is_busy = |key: &Candidate| {
-        let is_well =
-            key.is_eligible && key.standing == KeyState::Usable && key.means == Affordability::Enough;
-        is_well && key.room == ConcurrencyState::Full { until: None }
+        let is_usable =
+            key.is_eligible && key.state == KeyState::Usable && key.affordability == Affordability::Enough;
+        is_usable && key.concurrency == ConcurrencyState::Full { until: None }
     };
     rounds(request).into_iter().any(|round| seen(pool, roster, request, round, now).iter().any(is_busy))
 }
@@ -454,28 +455,28 @@ fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs)
 /// our clock does from another, and a request that wakes too early checks again a millisecond later.
 const TIMER: Duration = Duration::from_millis(10);
 
-struct Waiting {
+struct QueuedRequest {
     task: Id,
     abort: AbortHandle,
-    want: Want,
+    needs: Needs,
     /// The roster that it selects from, and its request for that roster.
-    asks: Arc<Mutex<(Arc<Roster>, KeyRequest)>>,
+    selection: Arc<Mutex<(Arc<Roster>, KeyRequest)>>,
 }
 
-struct Given {
+struct Leased {
     lease: Lease,
     request: KeyRequest,
     roster: Arc<Roster>,
 }
 
-type Ended = Result<Given, String>;
+type Ended = Result<Leased, String>;
 
 struct History {
     pool: Arc<Pool>,
     settings: Settings,
     tasks: JoinSet<Ended>,
-    waiting: Vec<Waiting>,
-    given: Vec<Given>,
+    waiting: Vec<QueuedRequest>,
+    leased: Vec<Leased>,
     rosters: Vec<Arc<Roster>>,
 }
 
@@ -483,44 +484,48 @@ impl History {
     fn new(settings: Settings) -> Self {
         let pool = Arc::new(Pool::new((0..KEYS).map(|number| entry(number, None, None)).collect(), settings));
         for key in pool.roster().keys() {
-            key.workspace().limiter(ConcurrencyGroup::SPEECH).learn(1);
+            key.workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
         }
         let rosters = vec![pool.roster()];
-        let (waiting, given) = (Vec::new(), Vec::new());
-        Self { pool, settings, tasks: JoinSet::new(), waiting, given, rosters }
+        let (waiting, leased) = (Vec::new(), Vec::new());
+        Self { pool, settings, tasks: JoinSet::new(), waiting, leased, rosters }
     }
 
-    fn request(&mut self, want: Want) {
+    fn request(&mut self, needs: Needs) {
         let pool = Arc::clone(&self.pool);
         let roster = pool.roster();
-        let request = want.request(&roster);
-        let asks = Arc::new(Mutex::new((roster, request)));
-        let (asking, wanted) = (Arc::clone(&asks), want.clone());
+        let request = needs.request(&roster);
+        let selection = Arc::new(Mutex::new((roster, request)));
+        let (shared, cases_wanted) = (Arc::clone(&selection), needs.clone());
         let abort = self.tasks.spawn(async move {
             loop {
-                let (roster, request) = asking.lock().unwrap().clone();
-                let why = match pool.reserve(&roster, &request).await {
-                    Ok(Reserved { lease, .. }) => return Ok(Given { lease, request, roster }),
-                    Err(why) => why,
+                let (roster, request) = shared.lock().unwrap().clone();
+                let reason = match pool.reserve(&roster, &request).await {
+                    Ok(Reserved { lease, .. }) => return Ok(Leased { lease, request, roster }),
+                    Err(reason) => reason,
                 };
                 let now = clock::now();
                 let before = UnixMs(now.0.saturating_sub(u64::try_from(TIMER.as_millis()).unwrap()));
-                if why == Unavailable::Outdated {
+                if reason == Unavailable::Outdated {
                     let roster = pool.roster();
-                    let request = wanted.request(&roster);
-                    *asking.lock().unwrap() = (roster, request);
+                    let request = cases_wanted.request(&roster);
+                    *shared.lock().unwrap() = (roster, request);
                 } else if [now, before].iter().all(|at| could_be_served(&pool, &roster, &request, *at)) {
-                    return Err(format!("{wanted:?} was turned away ({why}) although a key could serve it"));
-                } else if !matches!(why, Unavailable::Full { .. })
+                    return Err(format!(
+                        "{cases_wanted:?} was refused ({reason}) although a key could serve it"
+                    ));
+                } else if !matches!(reason, Unavailable::Full { .. })
                     && is_only_busy(&pool, &roster, &request, now)
                 {
-                    return Err(format!("{wanted:?} was turned away ({why}) although a key was only busy"));
+                    return Err(format!(
+                        "{cases_wanted:?} was refused ({reason}) although a key was only busy"
+                    ));
                 } else {
                     return Err(String::new());
                 }
             }
         });
-        self.waiting.push(Waiting { task: abort.id(), abort, want, asks });
+        self.waiting.push(QueuedRequest { task: abort.id(), abort, needs, selection });
     }
 
     /// Runs all tasks until each of them waits for an event.
@@ -536,7 +541,7 @@ impl History {
             };
             self.waiting.retain(|waiting| waiting.task != task);
             match ended {
-                Some(Ok(given)) => self.given.push(given),
+                Some(Ok(leased)) => self.leased.push(leased),
                 Some(Err(fault)) => prop_assert_eq!(fault, ""),
                 None => {}
             }
@@ -544,27 +549,27 @@ impl History {
         Ok(())
     }
 
-    fn sleeper(&self) -> Option<(Id, &Want)> {
+    fn servable_waiter(&self) -> Option<(Id, &Needs)> {
         let now = clock::now();
-        let could = |waiting: &&Waiting| {
-            let (roster, request) = waiting.asks.lock().unwrap().clone();
+        let is_servable = |waiting: &&QueuedRequest| {
+            let (roster, request) = waiting.selection.lock().unwrap().clone();
             could_be_served(&self.pool, &roster, &request, now)
         };
-        self.waiting.iter().find(could).map(|waiting| (waiting.task, &waiting.want))
+        self.waiting.iter().find(is_servable).map(|waiting| (waiting.task, &waiting.needs))
     }
 
     /// No request is queued while a key could serve it, beyond the delay of a timer.
     async fn check(&mut self) -> Result<(), TestCaseError> {
-        let Some((suspect, _)) = self.sleeper() else { return Ok(()) };
+        let Some((suspect, _)) = self.servable_waiter() else { return Ok(()) };
         sleep(TIMER).await;
         self.settle().await?;
-        if let Some((task, want)) = self.sleeper()
+        if let Some((task, needs)) = self.servable_waiter()
             && task == suspect
         {
             let waiting = self.waiting.iter().find(|waiting| waiting.task == task);
-            let (roster, request) = waiting.unwrap().asks.lock().unwrap().clone();
+            let (roster, request) = waiting.unwrap().selection.lock().unwrap().clone();
             let choice = choice(&self.pool, &roster, &request, clock::now());
-            prop_assert!(false, "{want:?} waits although {choice:?} could serve it");
+            prop_assert!(false, "{needs:?} waits although {choice:?} could serve it");
         }
         Ok(())
     }
@@ -573,47 +578,57 @@ impl History {
         (!list.is_empty()).then(|| list.swap_remove(at.index(list.len())))
     }
 
-    async fn take(&mut self, step: Step) {
+    async fn apply(&mut self, step: Step) {
         let now = clock::now();
         let roster = self.pool.roster();
         let key_at = |at: Index| Arc::clone(&roster.keys()[at.index(roster.keys().len())]);
         match step {
-            Step::Ask(want) => self.request(want),
+            Step::Request(needs) => self.request(needs),
             Step::Leave(at) => {
                 if !self.waiting.is_empty() {
                     self.waiting[at.index(self.waiting.len())].abort.abort();
                 }
             }
             Step::Serve(at, percent) => {
-                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
-                given.lease.begin();
-                let served =
-                    Served { request: Some(&given.request), began_at: given.lease.since(), is_charged: true };
-                self.pool.record_service(&given.roster, given.lease.key(), served, now);
-                let credits = given.lease.reserved() * percent / 100;
-                self.pool.settle(&given.roster, &mut given.lease, credits, now);
+                let Some(mut leased) = Self::pick(&mut self.leased, at) else { return };
+                leased.lease.begin();
+                let served = Served {
+                    request: Some(&leased.request),
+                    began_at: leased.lease.since(),
+                    is_charged: true,
+                };
+                self.pool.record_service(&leased.roster, leased.lease.key(), served, now);
+                let credits = leased.lease.reserved() * percent / 100;
+                self.pool.settle(&leased.roster, &mut leased.lease, credits, now);
             }
             Step::Refuse(at, verdict) => {
-                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
-                given.lease.begin();
-                judge(&self.pool, &given.roster, given.lease.key(), verdict, Some(&given.request), now);
-                self.pool.settle(&given.roster, &mut given.lease, 0, now);
+                let Some(mut leased) = Self::pick(&mut self.leased, at) else { return };
+                leased.lease.begin();
+                record_verdict(
+                    &self.pool,
+                    &leased.roster,
+                    leased.lease.key(),
+                    verdict,
+                    Some(&leased.request),
+                    now,
+                );
+                self.pool.settle(&leased.roster, &mut leased.lease, 0, now);
             }
             Step::Drop(at, is_sent) => {
-                let Some(mut given) = Self::pick(&mut self.given, at) else { return };
+                let Some(mut leased) = Self::pick(&mut self.leased, at) else { return };
                 if is_sent {
-                    given.lease.begin();
+                    leased.lease.begin();
                 }
             }
-            Step::Places(at, places) => {
-                if !self.given.is_empty() {
-                    self.given[at.index(self.given.len())].lease.learn_concurrency_limit(places);
+            Step::Limit(at, slots) => {
+                if !self.leased.is_empty() {
+                    self.leased[at.index(self.leased.len())].lease.record_concurrency_limit(slots);
                 }
             }
-            Step::Rest(at) => {
-                if !self.given.is_empty() {
-                    let at = at.index(self.given.len());
-                    self.given[at].lease.rest();
+            Step::ReleaseSlot(at) => {
+                if !self.leased.is_empty() {
+                    let at = at.index(self.leased.len());
+                    self.leased[at].lease.release_slot();
                 }
             }
             Step::Poll(at, figures, tier) => {
@@ -649,24 +664,24 @@ impl History {
                 self.rosters.push(self.pool.roster());
             }
             Step::Share(at) => {
-                self.pool.learn_workspace(&key_at(at), "ws_shared");
+                self.pool.record_workspace(&key_at(at), "ws_shared");
                 self.rosters.push(self.pool.roster());
             }
             Step::Pass(span) => sleep(span).await,
         }
     }
 
-    async fn play(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    async fn run(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
         for step in steps {
-            self.take(step).await;
+            self.apply(step).await;
             self.settle().await?;
             self.check().await?;
         }
         // Every wait ends, also without an event.
         sleep(self.settings.queue_timeout + TIMER).await;
         self.settle().await?;
-        prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].want);
-        self.given.clear();
+        prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].needs);
+        self.leased.clear();
         prop_assert_eq!(self.pool.waiting(), 0);
         for key in self.rosters.iter().flat_map(|roster| roster.keys()) {
             let workspace = key.workspace();
@@ -682,9 +697,9 @@ impl History {
 
 /// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs as many others.
 fn histories() -> ProptestConfig {
-    let wanted = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
-    let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
-    let cases = wanted.unwrap_or(100);
+    let cases_wanted = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
+    let rng_seed = if cases_wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
+    let cases = cases_wanted.unwrap_or(100);
     ProptestConfig { rng_seed, failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
@@ -692,12 +707,12 @@ proptest! {
     #![proptest_config(histories())]
 
     #[test]
-    fn no_request_waits_or_is_turned_away_while_a_key_could_serve_it(
+    fn no_request_waits_or_is_refused_while_a_key_could_serve_it(
         strategy in 0..STRATEGIES.len(),
         steps in prop::collection::vec(step(), 1..60).prop_map(Steps),
     ) {
         let settings = Settings { strategy: &STRATEGIES[strategy], ..BRISK };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(async { History::new(settings).play(steps.0).await })?;
+        runtime.unwrap().block_on(async { History::new(settings).run(steps.0).await })?;
     }
 }

@@ -173,12 +173,12 @@ impl Attempt {
     /// Releases the concurrency slot while no speech is generated.
     pub(in crate::proxy) fn rest(&mut self) {
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
-            lease.rest();
+            lease.release_slot();
         }
     }
 
     /// Whether the lease holds a concurrency slot.
     pub(in crate::proxy) fn has_place(&self) -> bool {
-        matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_place())
+        matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_slot())
     }
 }

@@ -137,16 +137,16 @@ pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorRe
     }
 }
 
-fn spent_message(QuotaSpent { allowance, begins_anew, shortfall }: QuotaSpent) -> String {
+fn spent_message(QuotaSpent { quota, resets_at, shortfall }: QuotaSpent) -> String {
     let used = match shortfall {
-        None => format!("This client has used its quota of {allowance}."),
+        None => format!("This client has used its quota of {quota}."),
         Some(QuotaShortfall { left, needed }) => format!(
-            "This client has {} of its quota of {allowance} left, and this request may need {}.",
+            "This client has {} of its quota of {quota} left, and this request may need {}.",
             Grouped(left),
             Grouped(needed)
         ),
     };
-    match begins_anew {
+    match resets_at {
         Some(at) => format!("{used} It begins anew at {}.", at.rfc3339_seconds()),
         None => used,
     }

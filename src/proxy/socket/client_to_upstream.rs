@@ -148,7 +148,7 @@ impl ClientToUpstream {
                 self.frame = Some(frame);
             }
             if ends_message && let Some(message) = self.message.take() {
-                let MessageCount { said, is_object } = self.counter.finish(self.dialect);
+                let MessageCount { content: said, is_object } = self.counter.finish(self.dialect);
                 if self.waits() {
                     if message.is_binary && !is_object {
                         return Err(Violation::NotJson);

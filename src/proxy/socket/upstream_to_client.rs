@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use crate::elevenlabs::socket::{Dialect, MessageKind, REFUSAL_BYTES_MAX, Stage, hear, hear_close};
+use crate::elevenlabs::socket::{
+    Dialect, MessageKind, REFUSAL_BYTES_MAX, SessionStage, classify_close, classify_message,
+};
 use crate::policy::frame::{self, Head, Opcode, check_close, close_payload};
 use crate::policy::verdict::Verdict;
 use crate::secret::Redactor;
@@ -194,7 +196,7 @@ impl UpstreamToClient {
             self.put(frame.head.opcode, &piece, out);
             let left = frame.left - length as u64;
             let told = match left {
-                0 if frame.head.is_final && !is_control => self.hear(),
+                0 if frame.head.is_final && !is_control => self.classify_message(),
                 0 => None,
                 _ => {
                     self.frame = Some(UpstreamFrame { head: frame.head, left });
@@ -277,7 +279,7 @@ impl UpstreamToClient {
         self.put_head(&Head { length: payload.len() as u64, ..*head }, out);
         self.put(head.opcode, &payload, out);
         let is_behind_error = self.has_unknown_error && !self.is_served;
-        UpstreamEvent::Close(hear_close(code, &reason, is_behind_error, self.has_token))
+        UpstreamEvent::Close(classify_close(code, &reason, is_behind_error, self.has_token))
     }
 
     /// Redacts keys in the received bytes of a frame; returns how many bytes may be forwarded. A
@@ -337,11 +339,11 @@ impl UpstreamToClient {
         !self.is_served && (is_long || self.held.len() > HELD_BYTES_MAX)
     }
 
-    fn hear(&mut self) -> Option<UpstreamEvent> {
+    fn classify_message(&mut self) -> Option<UpstreamEvent> {
         let heard = match &self.text {
             Some(text) if self.is_text && (!self.is_served || may_refuse(text)) => {
-                let stage = if self.is_served { Stage::Served } else { Stage::Opening };
-                hear(self.dialect, stage, text, self.has_token)
+                let stage = if self.is_served { SessionStage::Served } else { SessionStage::Opening };
+                classify_message(self.dialect, stage, text, self.has_token)
             }
             Some(_) | None => MessageKind::Useful,
         };

@@ -26,7 +26,7 @@ pub(super) fn may_be_in(text: &[u8]) -> bool {
     memchr::memchr(b'\\', text).is_some()
 }
 
-enum Read {
+enum EscapeParse {
     Literal,
     /// A character, and the length of its escape in bytes.
     Escape(u8, usize),
@@ -39,22 +39,22 @@ impl<'a> Unescaped<'a> {
     pub(super) fn of(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
         let mut jumps = Vec::new();
-        let (mut copied, mut partial, mut behind) = (0, text.len(), 0);
+        let (mut copied, mut partial, mut escape_end) = (0, text.len(), 0);
         for at in memchr::memchr_iter(b'\\', text) {
             // Part of the previous escape.
-            if at < behind {
+            if at < escape_end {
                 continue;
             }
             match read(&text[at..]) {
-                Read::Literal => {}
-                Read::Escape(character, length) => {
+                EscapeParse::Literal => {}
+                EscapeParse::Escape(character, length) => {
                     decoded.extend_from_slice(&text[copied..at]);
                     decoded.push(character);
-                    behind = at + length;
-                    copied = behind;
-                    jumps.push((decoded.len(), behind));
+                    escape_end = at + length;
+                    copied = escape_end;
+                    jumps.push((decoded.len(), escape_end));
                 }
-                Read::Partial => {
+                EscapeParse::Partial => {
                     partial = at;
                     break;
                 }
@@ -72,38 +72,38 @@ impl<'a> Unescaped<'a> {
         Some(Self { text, jumps, partial })
     }
 
-    /// The offset in the original of the offset `place` in the text.
-    pub(super) fn original(&self, place: usize) -> usize {
-        let before = self.jumps.partition_point(|(decoded, _)| *decoded <= place);
+    /// The offset in the original of the offset `offset` in the text.
+    pub(super) fn original(&self, offset: usize) -> usize {
+        let before = self.jumps.partition_point(|(decoded, _)| *decoded <= offset);
         match before.checked_sub(1).and_then(|last| self.jumps.get(last)) {
-            Some((decoded, original)) => original + (place - decoded),
-            None => place,
+            Some((decoded, original)) => original + (offset - decoded),
+            None => offset,
         }
     }
 }
 
 /// Parses the begin of `text`, which begins with a backslash.
-fn read(text: &[u8]) -> Read {
+fn read(text: &[u8]) -> EscapeParse {
     let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
     match text.get(slashes..) {
         Some([b'u', digits @ ..]) => hexadecimal(digits, 4, slashes + 1),
         Some([b'U', digits @ ..]) => hexadecimal(digits, 8, slashes + 1),
         Some([b'x', digits @ ..]) => hexadecimal(digits, 2, slashes + 1),
-        Some([]) | None => Read::Partial,
-        Some(_) => Read::Literal,
+        Some([]) | None => EscapeParse::Partial,
+        Some(_) => EscapeParse::Literal,
     }
 }
 
 /// Parses `count` hexadecimal digits that follow `before` bytes.
-fn hexadecimal(text: &[u8], count: usize, before: usize) -> Read {
+fn hexadecimal(text: &[u8], count: usize, before: usize) -> EscapeParse {
     let digits = text.get(..count).unwrap_or(text);
     // Keys are ASCII, so only the last two digits may differ from zero.
     let is_small = digits.iter().take(count - 2).all(|digit| *digit == b'0');
     match value(digits) {
-        _ if !is_small => Read::Literal,
-        None if digits.is_empty() => Read::Partial,
-        None => Read::Literal,
-        Some(_) if digits.len() < count => Read::Partial,
+        _ if !is_small => EscapeParse::Literal,
+        None if digits.is_empty() => EscapeParse::Partial,
+        None => EscapeParse::Literal,
+        Some(_) if digits.len() < count => EscapeParse::Partial,
         Some(value) => character(value, before + count),
     }
 }
@@ -114,12 +114,12 @@ fn value(digits: &[u8]) -> Option<u32> {
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()
 }
 
-fn character(value: u32, length: usize) -> Read {
+fn character(value: u32, length: usize) -> EscapeParse {
     match u8::try_from(value) {
         Ok(byte) if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' => {
-            Read::Escape(byte, length)
+            EscapeParse::Escape(byte, length)
         }
-        Ok(_) | Err(_) => Read::Literal,
+        Ok(_) | Err(_) => EscapeParse::Literal,
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_read_however_they_are_written() {
+    fn letters_are_decoded_in_every_escape() {
         for escape in [r"\u0073", r"\\u0073", r"\\\\u0073", r"\x73", r"\\x73", r"\U00000073"] {
             check(&format!("a{escape}k_{escape}"), "ask_s");
         }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_stays() {
+    fn other_text_is_kept() {
         for text in
             [r"\n\t\\ \u4e2d \u000a \u0020x", "100% %73 &#115;", r"\u00", "plain", r"\u{73}.", r"\x4g."]
         {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_may_be_the_begin_of_an_escape() {
+    fn an_incomplete_escape_at_the_end_is_partial() {
         for (text, partial) in [
             (r"a\", 1),
             (r"a\\", 1),
@@ -172,10 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_in_the_original() {
+    fn offsets_are_mapped_to_the_original() {
         let unescaped = Unescaped::of(br"ab\u0063d\x65f").unwrap();
         assert_eq!(&*unescaped.text, b"abcdef");
-        let places: Vec<usize> = (0..=6).map(|place| unescaped.original(place)).collect();
-        assert_eq!(places, [0, 1, 2, 8, 9, 13, 14]);
+        let offsets: Vec<usize> = (0..=6).map(|offset| unescaped.original(offset)).collect();
+        assert_eq!(offsets, [0, 1, 2, 8, 9, 13, 14]);
     }
 }

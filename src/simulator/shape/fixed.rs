@@ -7,7 +7,7 @@
 
 use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
-use crate::elevenlabs::refusal::{Example, Form, RefusalMeaning, examples, meaning};
+use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning};
 
 /// The subject of a refusal, as far as WebSockets distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +46,10 @@ pub(in crate::simulator) fn fixed(name: &str) -> Option<Shape> {
 pub(super) fn render(example: &Example, facts: &Facts, request_id: &str) -> Refusal {
     let message = message(example, facts);
     match example.body {
-        Form::Typed(names) => typed(example.status, names, &message, request_id),
-        Form::Legacy(status) => legacy(example.status, status, &message),
-        Form::Bare => bare(example.status, &message),
-        Form::Unwrapped(error) => unwrapped(example.status, error, &message),
+        BodyFormat::Typed(names) => typed(example.status, names, &message, request_id),
+        BodyFormat::Legacy(status) => legacy(example.status, status, &message),
+        BodyFormat::Bare => bare(example.status, &message),
+        BodyFormat::Unwrapped(error) => unwrapped(example.status, error, &message),
     }
 }
 

@@ -253,15 +253,15 @@ mod tests {
     use super::super::super::shape::NAMED;
     use super::*;
     use crate::elevenlabs::refusal::{ErrorBody, classify, examples};
-    use crate::elevenlabs::socket::{Dialect, MessageKind, Stage, hear, hear_close};
+    use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
     /// The classification of a refusal on a WebSocket: of its message, or of its close.
     fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
         let Some(message) = &refusal.message else {
-            return hear_close(refusal.code, &refusal.reason, false, false);
+            return classify_close(refusal.code, &refusal.reason, false, false);
         };
-        match hear(dialect, Stage::Opening, message.as_bytes(), false) {
+        match classify_message(dialect, SessionStage::Opening, message.as_bytes(), false) {
             MessageKind::Refused(verdict) => Some(verdict),
             MessageKind::Useful | MessageKind::Aside | MessageKind::UnknownError | MessageKind::Queued => {
                 None

@@ -91,12 +91,12 @@ pub(in crate::store) fn put_event_again(
 }
 
 fn state(seen: &KeySnapshot, now: UnixMs) -> KeyState {
-    let KeySnapshot { key, standing, quota, is_near_limit, .. } = seen;
+    let KeySnapshot { key, state, quota, is_near_limit, .. } = seen;
     let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     KeyState {
         key_hash: key.api_key().fingerprint().to_string(),
         short_key: key.api_key().short().to_string(),
-        status: standing.status().word().to_owned(),
+        status: state.status().word().to_owned(),
         count: whole(quota.count),
         limit: whole(quota.limit.unwrap_or(0)),
         remaining: whole(quota.remaining()),

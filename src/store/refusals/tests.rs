@@ -10,7 +10,7 @@ use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::Source;
+use crate::policy::evidence::RefusalSource;
 use crate::pool::{
     Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
 };
@@ -107,8 +107,8 @@ fn verdicts() -> Vec<Verdict> {
     all
 }
 
-fn source(request_id: &str) -> Source {
-    Source {
+fn source(request_id: &str) -> RefusalSource {
+    RefusalSource {
         status: Some(403),
         words: "region_blocked: \"not from here\"".into(),
         route: "/v1/text-to-speech/{id}".into(),
@@ -138,7 +138,7 @@ fn every_refusal_survives_the_file() {
                     is_agreed: number == 0,
                     at: UnixMs(NOW.0 + number as u64),
                     earlier,
-                    source: Arc::new(if number == 0 { Source::default() } else { source("r") }),
+                    source: Arc::new(if number == 0 { RefusalSource::default() } else { source("r") }),
                 };
                 let read = record(&text(&written));
                 assert_eq!(read.as_ref(), Some(&written), "{verdict:?}");
@@ -439,7 +439,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     let shared = pool();
     refuse(&shared, 0, Verdict::Unexplained(Refusal::Forbidden), &features(), NOW);
     for key in [1, 0] {
-        shared.learn_workspace(&shared.roster().keys()[key], "ws_1");
+        shared.record_workspace(&shared.roster().keys()[key], "ws_1");
     }
     let both = [0, 1].map(|at| asked_last(&shared).iter().any(|(position, _)| *position == at));
     assert_eq!(both, [true; 2]);

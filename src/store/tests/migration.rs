@@ -191,7 +191,7 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     for index in 0..3_000 {
         let owner = OwnerId::of_word(["studio", "attic"][index % 2]);
         let at = NOW.plus(Duration::from_millis(index as u64 / 7));
-        let learned = known.learn(Named::new(kind, &index.to_string()), &owner, at).unwrap();
+        let learned = known.record(Named::new(kind, &index.to_string()), &owner, at).unwrap();
         let columns = params![learned.named.tag.bytes(), kind.word(), learned.owner.word(), at.0 as i64];
         insert.execute(columns).unwrap();
         expected.push(learned);

@@ -16,7 +16,7 @@ fn plain(key: &str) -> String {
 
 fn owned(owner: &str, kind: Kind, id: &str) -> OwnershipUpdate {
     let owners = OwnershipIndex::new(KEEPING);
-    OwnershipUpdate::Learned(owners.learn(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
+    OwnershipUpdate::Learned(owners.record(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
 }
 
 /// A file of version 7 with rows of the first key, the second and a removed one in every table, and

@@ -8,7 +8,7 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 fn learned(owners: &OwnershipIndex, kind: Kind, id: &str, now: UnixMs) -> OwnershipUpdate {
     let studio = OwnerId::of_word("studio");
-    OwnershipUpdate::Learned(owners.learn(Named::new(kind, id), &studio, now).unwrap())
+    OwnershipUpdate::Learned(owners.record(Named::new(kind, id), &studio, now).unwrap())
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {

@@ -9,7 +9,11 @@ const QUOTA: Verdict = Verdict::WorkspaceQuota(Shortfall { remaining: None, requ
 
 #[track_caller]
 fn check(dialect: Dialect, message: &str, expected: MessageKind) {
-    assert_eq!(hear(dialect, Stage::Opening, message.as_bytes(), false), expected, "{message}");
+    assert_eq!(
+        classify_message(dialect, SessionStage::Opening, message.as_bytes(), false),
+        expected,
+        "{message}"
+    );
 }
 
 #[track_caller]
@@ -18,7 +22,7 @@ fn refused(dialect: Dialect, message: &str, expected: Verdict) {
 }
 
 #[test]
-fn speech_says_what_is_wrong_in_a_word() {
+fn an_error_of_speech_has_a_code() {
     let speech = Dialect::Speech;
     refused(
         speech,
@@ -53,7 +57,7 @@ fn speech_says_what_is_wrong_in_a_word() {
 }
 
 #[test]
-fn words_that_say_who_may_not_are_another_accounts_matter() {
+fn a_code_that_denies_access_is_retried_in_another_account() {
     let unclear = [Refusal::Unauthorized, Refusal::Forbidden].map(Verdict::Unexplained);
     for (word, refusal) in [
         ("unauthorized", unclear[0]),
@@ -63,21 +67,21 @@ fn words_that_say_who_may_not_are_another_accounts_matter() {
         ("voice_settings_invalid", Verdict::RequestError),
     ] {
         let message = format!(r#"{{"message":"No.","error":"{word}","code":1008}}"#);
-        let is_known = hear(Dialect::Speech, Stage::Opening, message.as_bytes(), false);
+        let kind = classify_message(Dialect::Speech, SessionStage::Opening, message.as_bytes(), false);
         assert!(
-            is_known == MessageKind::Refused(refusal)
-                || matches!(is_known, MessageKind::Refused(Verdict::PlanFeature(_))),
-            "{word}: {is_known:?}"
+            kind == MessageKind::Refused(refusal)
+                || matches!(kind, MessageKind::Refused(Verdict::PlanFeature(_))),
+            "{word}: {kind:?}"
         );
     }
     check_close(1008, "", Some(unclear[1]));
     check_close(3000, "", Some(unclear[0]));
     check_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
-    assert_eq!(hear_close(1008, "", false, true), Some(Verdict::RequestError), "the client's own token");
+    assert_eq!(classify_close(1008, "", false, true), Some(Verdict::RequestError), "the client's own token");
 }
 
 #[test]
-fn a_key_of_another_host_is_known_on_every_socket() {
+fn a_key_of_another_host_is_known_on_every_websocket() {
     let words = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     for (dialect, message) in [
         (Dialect::Speech, serde_json::json!({"message": words, "error": "invalid_api_key", "code": 1008})),
@@ -90,7 +94,7 @@ fn a_key_of_another_host_is_known_on_every_socket() {
 }
 
 #[test]
-fn sound_is_useful_whatever_it_is_called() {
+fn audio_is_useful_whatever_its_other_members() {
     check(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
@@ -100,7 +104,7 @@ fn sound_is_useful_whatever_it_is_called() {
 }
 
 #[test]
-fn transcription_says_it_by_type() {
+fn an_error_of_transcription_has_a_message_type() {
     let transcription = Dialect::Transcription;
     for (kind, verdict) in [
         ("auth_error", Verdict::Unexplained(Refusal::Unauthorized)),
@@ -128,7 +132,7 @@ fn transcription_says_it_by_type() {
 }
 
 #[test]
-fn agents_say_it_in_an_event() {
+fn an_error_of_an_agent_is_an_event() {
     let agent = Dialect::Agent;
     check(agent, r#"{"type":"conversation_initiation_metadata"}"#, MessageKind::Useful);
     check(agent, r#"{"type":"ping","ping_event":{"event_id":1}}"#, MessageKind::Aside);
@@ -144,11 +148,11 @@ fn agents_say_it_in_an_event() {
 
 #[track_caller]
 fn check_close(code: u16, reason: &str, expected: Option<Verdict>) {
-    assert_eq!(hear_close(code, reason, false, false), expected, "{code} {reason}");
+    assert_eq!(classify_close(code, reason, false, false), expected, "{code} {reason}");
 }
 
 #[test]
-fn an_end_is_judged_by_its_words_and_then_by_its_code() {
+fn a_close_is_classified_by_its_reason_and_then_by_its_code() {
     check_close(1000, "", None);
     check_close(1005, "", None);
     check_close(1002, "This request exceeds your quota limit.", Some(QUOTA));
@@ -173,14 +177,14 @@ fn an_end_is_judged_by_its_words_and_then_by_its_code() {
 }
 
 #[test]
-fn a_token_of_the_clients_own_says_nothing_of_a_key() {
+fn a_refused_token_of_a_client_is_no_evidence_about_a_key() {
     let message = br#"{"message_type":"auth_error","error":"x"}"#;
     assert_eq!(
-        hear(Dialect::Transcription, Stage::Opening, message, true),
+        classify_message(Dialect::Transcription, SessionStage::Opening, message, true),
         MessageKind::Refused(Verdict::RequestError)
     );
-    assert_eq!(hear_close(1008, "Invalid API key", false, true), Some(Verdict::RequestError));
-    assert_eq!(hear_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
+    assert_eq!(classify_close(1008, "Invalid API key", false, true), Some(Verdict::RequestError));
+    assert_eq!(classify_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
 /// Codes of errors and their meaning: over HTTP with its status, or for those of WebSockets in a close
@@ -232,7 +236,7 @@ fn shapes(code: &str) -> Vec<Value> {
 }
 
 #[test]
-fn a_code_is_known_in_every_shape_on_every_socket() {
+fn a_code_is_known_in_every_shape_on_every_websocket() {
     for (code, expected) in every_code() {
         for dialect in READ {
             for message in shapes(code) {
@@ -254,7 +258,7 @@ fn a_code_is_known_in_every_shape_on_every_socket() {
 
 /// A sentence of HTTP is known in messages and close frames, also where the code is less specific.
 #[test]
-fn a_sentence_is_known_in_every_shape_on_every_socket() {
+fn a_sentence_is_known_in_every_shape_on_every_websocket() {
     let missing = Verdict::MissingPermission(Permission::parse("speech_to_text"));
     for (sentence, expected) in [
         ("The API key you used is missing the permission speech_to_text to execute this operation.", missing),
@@ -295,7 +299,7 @@ fn a_sentence_is_known_in_every_shape_on_every_socket() {
 
 /// The captured text for an unknown key, and any other text.
 #[test]
-fn only_the_words_that_mean_the_key_mean_the_key() {
+fn only_words_about_the_key_make_it_invalid() {
     let auth_error = |text: &str| json!({"message_type": "auth_error", "error": text}).to_string();
     let unclear = Verdict::Unexplained(Refusal::Unauthorized);
     for (text, expected) in [
@@ -311,7 +315,7 @@ fn only_the_words_that_mean_the_key_mean_the_key() {
 
 /// Transcripts and the parameters of tool calls may contain the words of refusals.
 #[test]
-fn a_useful_message_may_have_the_words_of_a_refusal() {
+fn a_useful_message_may_contain_words_of_a_refusal() {
     let invalid = "Invalid API key";
     for (dialect, message) in [
         (Dialect::Speech, json!({"audio": "AAAA", "error": "quota_exceeded", "message": invalid})),
@@ -353,15 +357,20 @@ fn a_useful_message_may_have_the_words_of_a_refusal() {
     ] {
         let message = message.to_string();
         check(dialect, &message, MessageKind::Useful);
-        assert_eq!(hear(dialect, Stage::Served, message.as_bytes(), false), MessageKind::Useful, "{message}");
+        assert_eq!(
+            classify_message(dialect, SessionStage::Served, message.as_bytes(), false),
+            MessageKind::Useful,
+            "{message}"
+        );
     }
 }
 
 /// After the first useful message, only a message in the error format of the protocol is an error.
 #[test]
-fn a_served_session_is_refused_in_the_form_of_its_socket_only() {
-    let served =
-        |dialect, message: Value| hear(dialect, Stage::Served, message.to_string().as_bytes(), false);
+fn a_served_session_is_refused_only_in_the_format_of_its_protocol() {
+    let served = |dialect, message: Value| {
+        classify_message(dialect, SessionStage::Served, message.to_string().as_bytes(), false)
+    };
     for (dialect, message) in [
         (Dialect::Speech, json!({"message": "x", "error": "quota_exceeded", "code": 1008})),
         (Dialect::Transcription, json!({"message_type": "quota_exceeded", "error": "x"})),
@@ -381,7 +390,7 @@ fn a_served_session_is_refused_in_the_form_of_its_socket_only() {
 
 /// An unknown error waits for the close frame after it, which decides whether the session is refused.
 #[test]
-fn the_close_decides_over_an_error_in_unknown_words() {
+fn the_close_decides_about_an_error_in_unknown_words() {
     for (dialect, message) in [
         (Dialect::Transcription, json!({"message_type": "gizmo", "error": "Gizmo."})),
         (Dialect::Transcription, json!({"detail": {"code": "gizmo"}})),
@@ -398,7 +407,7 @@ fn the_close_decides_over_an_error_in_unknown_words() {
         (1011, "", Some(Verdict::ServerError)),
         (1000, "", Some(Verdict::RequestError)),
     ] {
-        assert_eq!(hear_close(code, reason, true, false), expected, "{code} {reason}");
+        assert_eq!(classify_close(code, reason, true, false), expected, "{code} {reason}");
     }
     check(Dialect::Transcription, r#"{"message_type":"gizmo","text":"x"}"#, MessageKind::Useful);
     refused(

@@ -14,9 +14,9 @@ fn counted(dialect: Dialect, pieces: &[&[u8]]) -> MessageCount {
 #[track_caller]
 fn check(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
     let expected = SpokenText { characters, audio_bytes };
-    assert_eq!(counted(dialect, &[message.as_bytes()]).said, expected, "{message}");
+    assert_eq!(counted(dialect, &[message.as_bytes()]).content, expected, "{message}");
     let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-    assert_eq!(counted(dialect, &bytes).said, expected, "byte by byte: {message}");
+    assert_eq!(counted(dialect, &bytes).content, expected, "byte by byte: {message}");
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn the_lines_of_a_dialogue_are_counted() {
 }
 
 #[test]
-fn what_cannot_be_read_counts_as_a_whole() {
+fn an_unreadable_message_counts_with_all_its_bytes() {
     for message in
         ["plain", "[]", "\u{feff}{}", r#"{"text":"x""#, r#"{"text":"\x"}"#, "{} {}", "{,}", "{a:1}"]
     {
@@ -67,7 +67,7 @@ fn what_cannot_be_read_counts_as_a_whole() {
 }
 
 #[test]
-fn the_bytes_of_a_sound_are_counted() {
+fn the_bytes_of_audio_are_counted() {
     let scribe = Dialect::Transcription;
     check(scribe, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
     check(scribe, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
@@ -78,19 +78,19 @@ fn the_bytes_of_a_sound_are_counted() {
 }
 
 #[test]
-fn sound_is_known_before_its_message_ends() {
+fn audio_is_counted_before_its_message_ends() {
     let mut counter = ContentCounter::default();
     counter.pass(br#"{"audio_base_64":"AAAA"#);
     assert_eq!(counter.audio_so_far(), 3);
     counter.pass(br#"AAAA","commit":true"#);
     assert_eq!(counter.audio_so_far(), 6);
     counter.pass(b"}");
-    assert_eq!(counter.finish(Dialect::Transcription).said.audio_bytes, 6);
+    assert_eq!(counter.finish(Dialect::Transcription).content.audio_bytes, 6);
     assert_eq!(counter.audio_so_far(), 0);
 }
 
 #[test]
-fn no_message_is_too_long_to_be_counted() {
+fn a_message_of_any_length_is_counted() {
     let padding = " ".repeat(2_000_000);
     check(Dialect::Speech, &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)), 80_021, 0);
 }
@@ -126,7 +126,7 @@ fn value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn the_count_is_that_of_the_whole(
+    fn the_count_is_that_of_parsing_the_whole_message(
         text in value(), inputs in value(), other in value(), is_pretty: bool,
         cuts in prop::collection::vec(1_usize..30, 0..60), cut_off in prop::option::of(0_usize..100),
     ) {
@@ -146,11 +146,11 @@ proptest! {
             rest = after;
         }
         pieces.push(rest);
-        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).said.characters, whole(&bytes));
+        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).content.characters, whole(&bytes));
     }
 
     #[test]
-    fn nothing_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn no_message_makes_the_counter_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = counted(Dialect::Speech, &[&bytes]);
         let _ = counted(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
     }

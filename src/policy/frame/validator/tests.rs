@@ -55,7 +55,7 @@ const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
 #[test]
-fn what_is_allowed_is_accepted() {
+fn allowed_frames_are_accepted() {
     check(&[&frame(TEXT, b"hello"), &frame(BINARY, &[0xff; 70_000]), &frame(PING, &[0xff; 125])], None);
     let (first, second) = "\u{20ac}".as_bytes().split_at(1);
     check(&[&frame(TEXT_BEGINS, first), &frame(PING, b""), &frame(ENDS, second)], None);
@@ -64,7 +64,7 @@ fn what_is_allowed_is_accepted() {
 }
 
 #[test]
-fn what_is_forbidden_is_named() {
+fn a_forbidden_frame_is_reported_by_its_violation() {
     for (stream, violation) in [
         (vec![frame(0xc1, b"x")], Violation::ReservedBits),
         (vec![frame(0xa1, b"x")], Violation::ReservedBits),
@@ -114,7 +114,7 @@ fn only_codes_that_may_be_sent_close() {
 }
 
 #[test]
-fn what_follows_a_close_is_dropped() {
+fn bytes_after_a_close_are_dropped() {
     let close = frame(CLOSE, b"\x03\xe8bye");
     let stream = [close.clone(), frame(TEXT, b"more"), frame(0xf3, b"junk")].concat();
     let closed = Checked { valid: close.len(), end: Some(StreamEnd::Closed { code: 1000 }) };
@@ -124,14 +124,14 @@ fn what_follows_a_close_is_dropped() {
 }
 
 #[test]
-fn the_words_of_a_providers_close_are_for_the_caller() {
+fn an_invalid_close_of_the_provider_is_left_to_the_caller() {
     let close = [0x88, 3, 0x03, 0xf0, 0xff];
     let closed = Some(StreamEnd::Closed { code: 1008 });
     assert_eq!(checked(Sender::Server, &close, &[]).end, closed);
 }
 
 #[test]
-fn what_came_before_a_violation_is_valid() {
+fn bytes_before_a_violation_are_valid() {
     let good = frame(TEXT, b"good");
     let stream = [good.clone(), frame(0xc1, b"bad")].concat();
     let checked = checked(Sender::Client, &stream, &[]);
@@ -166,7 +166,7 @@ fn every_violation_has_a_close_that_may_be_sent() {
 
 proptest! {
     #[test]
-    fn cuts_do_not_matter(
+    fn the_pieces_of_a_stream_do_not_change_its_verdict(
         frames in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..140)), 0..6),
         cuts in prop::collection::vec(1_usize..20, 0..60),
     ) {

@@ -16,7 +16,7 @@ use super::wait_queue::KeyRequest;
 use super::{Observation, Pool, Settings, Transition, news_of_charge, news_of_workspace};
 use crate::elevenlabs::features::{Remembered, RequestFeatures};
 use crate::policy::evidence::{
-    ClaimedFault, Evidence, Poll, PollResult, Source, is_refuted_by_service, poll_decides_at,
+    ClaimedFault, Evidence, Poll, PollResult, RefusalSource, is_refuted_by_service, poll_decides_at,
 };
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
@@ -31,7 +31,7 @@ pub struct Refused<'a> {
     /// Whether another account has refused the same request in the same words.
     pub is_agreed: bool,
     /// Route, status and words of the response.
-    pub source: Source,
+    pub source: RefusalSource,
 }
 
 /// A request that was served.
@@ -61,7 +61,7 @@ impl Pool {
         let group = request.and_then(|request| request.group);
         if let Verdict::Concurrency { maximum } = verdict {
             if let Some(group) = group {
-                workspace.limiter(group).refused(maximum, now.plus(settings.concurrency_cooldown));
+                workspace.limiter(group).record_refusal(maximum, now.plus(settings.concurrency_cooldown));
             }
             return Vec::new();
         }
@@ -92,7 +92,7 @@ impl Pool {
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        source: &Source,
+        source: &RefusalSource,
         now: UnixMs,
     ) -> Vec<Transition> {
         // Clients choose request identifiers and may reuse one, so the evidence is matched by the address
@@ -180,12 +180,12 @@ impl Pool {
     ) -> Option<Restriction> {
         let record = RefusalRecord::new(key, features, refused, now);
         let own = Self::restriction(record.clone(), roster.settings())?;
-        let is_news = self.restrictions.learn(&own, now);
+        let is_new = self.restrictions.record(&own, now);
         let of_plan = RefusalRecord { is_of_plan: true, ..record };
         if let Some(of_plan) = Self::restriction(of_plan, roster.settings()) {
-            self.restrictions.learn(&of_plan, now);
+            self.restrictions.record(&of_plan, now);
         }
-        is_news.then_some(own)
+        is_new.then_some(own)
     }
 
     /// Computes the restriction that follows from a refusal, when it is received and when it is read from
@@ -249,14 +249,14 @@ impl Pool {
     /// Whether several accounts other than that of `key` have refused a request with these features with
     /// this verdict.
     #[must_use]
-    pub fn is_said_of_another(
+    pub fn is_refused_by_others(
         &self,
         features: &RequestFeatures,
         key: &Key,
         verdict: Verdict,
         now: UnixMs,
     ) -> bool {
-        self.restrictions.is_said_of_another(features, key, verdict.word(), now)
+        self.restrictions.is_refused_by_others(features, key, verdict.word(), now)
     }
 
     /// Whether the account of `key` has refused a request with these features with this verdict before,
@@ -288,12 +288,12 @@ impl Pool {
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        seen: Observation,
+        observation: Observation,
         now: UnixMs,
     ) -> Vec<Transition> {
         let (settings, workspace) = (roster.settings(), key.workspace());
         key.want_poll(false);
-        let result = match seen {
+        let result = match observation {
             Observation::Quota { quota, tier, is_paid, capabilities } => {
                 workspace.observe(quota, tier, capabilities, now, settings.quota_lag);
                 if capabilities.voices_left.is_some_and(|left| left > 0) {

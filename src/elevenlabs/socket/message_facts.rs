@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_has_its_rate() {
+    fn an_audio_format_has_its_data_rate() {
         for (format, expected) in [
             (Some("pcm_16000"), 32_000),
             (Some("pcm_8000"), 16_000),
