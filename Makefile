@@ -119,9 +119,9 @@ FAULTS_MUTATIONS ?= 1000
 
 # Each round begins at a new seed, which a failure prints with how to run it again.
 mutations:
-	cargo test --locked --no-run --test hostile_clients --test hostile_providers
+	cargo test --locked --no-run --test proxy
 	round=0; while [ "$$round" != "$(FAULTS_ROUNDS)" ]; do \
-		KEYCHOIR_MUTATIONS=$(FAULTS_MUTATIONS) cargo test --locked --test hostile_clients --test hostile_providers mutations || exit 1; \
+		KEYCHOIR_MUTATIONS=$(FAULTS_MUTATIONS) cargo test --locked --test proxy mutations || exit 1; \
 		round=$$((round + 1)); \
 	done
 

@@ -13,8 +13,7 @@
     reason = "a test ends at its first surprise, and this one prints what it measured"
 )]
 
-mod house;
-mod program;
+mod support;
 
 use std::collections::HashSet;
 use std::fs;
@@ -23,12 +22,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use house::{ONE, SPEECH, TWO, join_all, loopback, until};
 use keychoir::clock;
 use keychoir::simulator::{Plan, Simulator};
-use program::{Program, keychoir};
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use support::program::{Program, keychoir};
+use support::{ONE, SPEECH, TWO, join_all, loopback, wait_until};
 
 const CLIENTS: usize = 8;
 
@@ -124,7 +123,7 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
         let asking =
             join_all((0..CLIENTS).map(|number| ask_on(&url, format!("{round}-{number}"), &answered)));
         let killing = async {
-            until(|| answered.load(Ordering::Relaxed) >= enough).await;
+            wait_until(|| answered.load(Ordering::Relaxed) >= enough).await;
             // Runs beside the clients, which continue to read, so that their times are exact.
             keychoir::tasks::blocking(move || {
                 assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());

@@ -13,17 +13,17 @@
     reason = "a test ends at its first surprise, and this one prints what it measured"
 )]
 
+#[path = "proxy/hostile/mod.rs"]
 mod hostile;
-mod house;
-mod program;
+mod support;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use hostile::clients::{self, Then, exchange};
 use hostile::providers::{self, Ask, End, HONEST, Outcome, Provider, Says, request};
-use house::{ONE, SPEECH, TWO, join_all};
-use program::{Program, keychoir};
+use support::program::{Program, keychoir};
+use support::{ONE, SPEECH, TWO, join_all};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -10,13 +10,12 @@
     reason = "a test ends at its first surprise"
 )]
 
-mod house;
+mod support;
 
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use house::{CLIENT_TOKEN, ONE, SPEECH, VOICE, house_with};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
 use keychoir::secret::TokenFingerprint;
@@ -24,6 +23,7 @@ use keychoir::simulator::Plan;
 use keychoir::tasks;
 use keychoir::telemetry::{self, LineFormat, Sink};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::{CLIENT_TOKEN, ONE, SPEECH, VOICE, start_proxy_with};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -81,7 +81,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
         vec![b'x'; body_bytes],
     ];
     let upstream = provider(end, answer.concat());
-    let house = house_with(Plan::of([(ONE, 1_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(ONE, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
         config.quota_polling.enabled = false;
         config.clients = vec![ClientConfig {
@@ -91,7 +91,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
         }];
     })
     .await;
-    let address = house.running.address();
+    let address = proxy.running.address();
     let counting = tasks::blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -113,7 +113,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
     println!("{allocations} allocations a request");
     assert!(allocations <= most, "{allocations} allocations a request; it was at most {most}");
     // This provider has no ledger to compare the records with.
-    drop(house);
+    drop(proxy);
 }
 
 #[tokio::test]

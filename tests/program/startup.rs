@@ -1,0 +1,460 @@
+//! Mistakes at the start lead to a clear message with advice, and no data is lost.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::program::{Program, keychoir, run, stderr};
+
+const KEYS: &str = "sk_first_key_of_the_test_0001,sk_second_key_of_the_test_0002";
+
+#[track_caller]
+fn assert_says(output: &Output, code: i32, words: &[&str]) {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(!said.contains("key_of_the_test"), "{said}");
+}
+
+/// Runs `serve` with this file as its configuration.
+fn serve_with(folder: &Path, toml: &str) -> Output {
+    let file = folder.join("keychoir.toml");
+    fs::write(&file, toml).unwrap();
+    run(keychoir(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
+}
+
+#[test]
+fn without_keys_it_says_how_to_give_some() {
+    for arguments in [&[] as &[&str], &["serve"], &["check"]] {
+        let output = run(&mut keychoir(arguments));
+        assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
+    }
+}
+
+#[test]
+fn a_malformed_list_of_keys_is_named_by_position() {
+    let output = run(keychoir(&["check"])
+        .env("ELEVENLABS_API_KEYS", "sk_first_key_of_the_test_0001,sk_k\u{e9}y_of_the_test"));
+    assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "2"]);
+}
+
+#[test]
+fn a_sloppy_list_of_keys_is_read_with_a_warning() {
+    let sloppy = format!("\" {KEYS}, \n sk_first_key_of_the_test_0001,\"");
+    let output = run(keychoir(&["check"]).env("HOME", "/nowhere").env("ELEVENLABS_API_KEYS", sloppy));
+    assert_says(&output, 0, &["ELEVENLABS_API_KEYS"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "{stdout}");
+}
+
+#[test]
+fn an_unknown_key_has_a_place_and_a_suggestion() {
+    let folder = tempfile::tempdir().unwrap();
+    let output =
+        serve_with(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
+    assert_says(
+        &output,
+        78,
+        &["keychoir.toml:2:1", "^^^^^^^^^", "did you mean `strategy`", "keychoir.toml:4"],
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    let output = run(&mut keychoir(&["serve", "--config", missing.to_str().unwrap()]));
+    assert_says(&output, 78, &["missing.toml"]);
+    let output = run(&mut keychoir(&["serve", "--config", folder.path().to_str().unwrap()]));
+    assert_says(&output, 78, &[folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_strategy_that_is_not_there_is_answered_with_those_that_are() {
+    let output =
+        run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_POOL__STRATEGY", "fastest"));
+    assert_says(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
+}
+
+#[test]
+fn beyond_loopback_it_listens_only_with_client_tokens() {
+    let output = run(keychoir(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
+    assert_says(&output, 78, &["[[clients]]"]);
+}
+
+#[test]
+fn a_taken_port_is_said_to_be_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = keychoir(&["serve", "--listen", &address]);
+    command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"));
+    assert_says(&run(&mut command), 1, &[&address, "--listen"]);
+}
+
+#[test]
+fn a_place_for_the_books_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let path = folder.path().join("file").join("keychoir.db");
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", &path);
+    assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
+}
+
+/// The program with its database at `path`, on a free port.
+fn keeping_books_at(path: &Path) -> Command {
+    let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", path)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    command
+}
+
+/// Asserts that it exits before it would have served, with these words.
+#[track_caller]
+fn assert_refused(path: &Path, words: &[&str]) {
+    let (code, said) = Program::start(&mut keeping_books_at(path)).ended();
+    assert_eq!(code, Some(78), "{said}");
+    for word in [&[path.to_str().unwrap()], words].concat() {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn broken_books_are_set_aside_and_it_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    assert_eq!(program.end().0, Some(0));
+    fs::write(&path, "these are not the books you are looking for").unwrap();
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("keychoir.db.broken-"), "{said}");
+    let names: Vec<String> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let aside = names.iter().find(|name| name.starts_with("keychoir.db.broken-")).expect("it is kept");
+    let kept = fs::read_to_string(folder.path().join(aside)).unwrap();
+    assert_eq!(kept, "these are not the books you are looking for");
+}
+
+#[test]
+fn a_file_of_another_program_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let (letter, photos) = (folder.path().join("letter.txt"), folder.path().join("photos.db"));
+    fs::write(&letter, "dear reader").unwrap();
+    let tables = rusqlite::Connection::open(&photos).unwrap();
+    tables.execute_batch("CREATE TABLE photos (name TEXT); INSERT INTO photos VALUES ('a')").unwrap();
+    drop(tables);
+    let before = fs::read(&photos).unwrap();
+    for path in [&letter, &photos] {
+        assert_refused(path, &["is not a Keychoir database", "storage.path"]);
+    }
+    assert_eq!((fs::read(&letter).unwrap(), fs::read(&photos).unwrap()), (b"dear reader".to_vec(), before));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was made beside them");
+}
+
+#[test]
+fn the_second_program_on_a_database_refuses_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    let process = format!("process {}", program.id());
+    assert_refused(&path, &["in use by another Keychoir", &process]);
+    // Commands that only read need no lock.
+    let mut usage = keychoir(&["usage"]);
+    usage.env("KEYCHOIR_STORAGE__PATH", &path);
+    assert_eq!(run(&mut usage).status.code(), Some(0));
+    // The lock of a killed program is released.
+    program.signal("KILL");
+    program.ended();
+    let mut program = Program::start(&mut keeping_books_at(&path));
+    program.address();
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn the_contracts_lines_are_written_to_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_LOG__FORMAT", "terminal");
+    let mut program = Program::start(&mut command);
+    program.line(|line| (line == "✅ Loaded 2 ElevenLabs API keys from ELEVENLABS_API_KEYS").then_some(()));
+    program.line(|line| line.strip_prefix("Server started at http://127.0.0.1:").map(str::to_owned));
+    program.line(|line| line.contains("└─ Status:    http://127.0.0.1:").then_some(()));
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn a_simulator_with_nonsense_says_what_it_wants() {
+    let output = run(&mut keychoir(&["simulate", "--key", "sk_one"]));
+    assert_says(&output, 2, &["KEY=CREDITS"]);
+    let output = run(&mut keychoir(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
+    assert_says(&output, 1, &["--fault", "--key"]);
+}
+
+#[test]
+fn the_tables_of_the_mirror_are_printed() {
+    let output = run(&mut keychoir(&["supabase", "migrate", "--print"]));
+    let file = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
+    assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap().as_str()), (Some(0), file));
+    let output = run(&mut keychoir(&["supabase", "migrate"]));
+    assert_says(&output, 2, &["keychoir supabase migrate --print"]);
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// `check` on a machine with only this home folder.
+fn check_in(home: &Path) -> std::process::Command {
+    let mut command = keychoir(&["check"]);
+    command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
+    command.env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9");
+    command.env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
+    command
+}
+
+#[test]
+fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
+    let home = tempfile::tempdir().unwrap();
+    let output = run(&mut check_in(home.path()));
+    assert_says(&output, 0, &[]);
+    assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
+
+    let output = run(keychoir(&["clients", "add", "app"]).env("HOME", home.path()));
+    let file = home.path().join(".config/keychoir/keychoir.toml");
+    assert_says(&output, 0, &[file.to_str().unwrap()]);
+    let token = stdout(&output).trim().to_owned();
+    assert!(token.starts_with("kc_"), "{token}");
+    let output = run(&mut check_in(home.path()));
+    assert!(stdout(&output).contains(&format!("Read {}", file.display())), "{}", stdout(&output));
+    let output = run(keychoir(&["clients", "list"]).env("HOME", home.path()));
+    assert_eq!(stdout(&output), "app  without bounds\n");
+
+    // A start uses it, too.
+    let mut command = keychoir(&["serve"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let read = program.event("configuration_read");
+    assert_eq!(read["message"], format!("Read {}", file.display()));
+    let address = program.address();
+    let answer = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
+        .args(["status", "--url", &format!("http://{address}")])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_says(&answer, 1, &["requires a client token"]);
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn a_file_that_nothing_names_is_said_not_to_be_read() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("keychoir.toml"), "").unwrap();
+    assert_says(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
+}
+
+#[test]
+fn what_a_start_refuses_a_check_refuses() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    fs::write(path("junk.pem"), "no certificate").unwrap();
+    fs::write(path("file"), "").unwrap();
+    let newer = rusqlite::Connection::open(path("newer.db")).unwrap();
+    newer
+        .execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99")
+        .unwrap();
+    drop(newer);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken_address = taken.local_addr().unwrap().to_string();
+    let twice = "127.0.0.1:47113,localhost:47113";
+    let under_a_file = path("file").join("keychoir.db");
+    for (variable, value, words) in [
+        ("KEYCHOIR_UPSTREAM__CA_FILE", path("junk.pem").to_str().unwrap(), &["junk.pem"][..]),
+        ("KEYCHOIR_UPSTREAM__CA_FILE", path("none.pem").to_str().unwrap(), &["none.pem"]),
+        ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
+        ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
+        ("KEYCHOIR_SERVER__LISTEN", twice, &["one port of one address"]),
+        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder is missing"]),
+        ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
+        ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
+    ] {
+        let output = run(check_in(home.path()).env(variable, value));
+        assert_says(&output, 78, words);
+        assert!(!stdout(&output).contains("fine"), "{variable}={value}");
+        let mut serve = keychoir(&["serve"]);
+        serve
+            .env("HOME", home.path())
+            .env("ELEVENLABS_API_KEYS", KEYS)
+            .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
+            .env(variable, value);
+        assert!(!run(&mut serve).status.success(), "{variable}={value}");
+    }
+}
+
+#[test]
+fn a_check_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    assert_says(&run(&mut check_in(home.path())), 0, &[]);
+    let socket = home.path().join("k.sock");
+    let listen = format!("unix:{}", socket.display());
+    assert_says(&run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_port_of_a_keychoir_that_runs_is_a_note() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let address = program.address();
+    let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
+    assert_says(&output, 0, &[]);
+    let said = stdout(&output);
+    assert!(said.contains(&format!("note: a Keychoir is running at {address}")), "{said}");
+    assert!(said.contains("The configuration is fine."), "{said}");
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn files_that_others_can_read_are_warned_about() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode: u32| {
+        let path = home.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let keys = write("keys.txt", &KEYS.replace(',', "\n"), 0o644);
+    let tokens = write("tokens.toml", "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", 0o640);
+    let books = write("keychoir.db", "", 0o666);
+    let check = || {
+        let mut command = check_in(home.path());
+        command
+            .env_remove("ELEVENLABS_API_KEYS")
+            .env("ELEVENLABS_API_KEYS_FILE", &keys)
+            .env("KEYCHOIR_CONFIG", &tokens)
+            .env("KEYCHOIR_STORAGE__PATH", &books);
+        run(&mut command)
+    };
+    let output = check();
+    assert_says(
+        &output,
+        0,
+        &[
+            "keys.txt: other users of this machine can read this file (mode 0644): restrict it with `chmod 600`",
+            "tokens.toml: other users of this machine can read this file (mode 0640)",
+            "keychoir.db: other users of this machine can change this file (mode 0666)",
+        ],
+    );
+    for path in [&keys, &tokens, &books] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+    // Settings without secrets may be readable for all users.
+    write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
+    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+}
+
+/// A simulated ElevenLabs and a Keychoir in front of it; the lines of the start up to that of the
+/// status page.
+fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
+    let mut program = Program::start(command);
+    let lines = std::cell::RefCell::new(Vec::new());
+    program.line(|line| {
+        lines.borrow_mut().push(line.to_owned());
+        line.contains("/api/elevenlabs-status").then_some(())
+    });
+    (program, lines.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
+    use keychoir::simulator::{Plan, Simulator};
+    const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
+    const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, Plan::of([(ONE, 1_000), (TWO, 100_000)])).await.unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("k.toml");
+    let with = |clients: &str| {
+        let keys = format!("[[keys]]\nkey = \"{ONE}\"\nname = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n");
+        fs::write(&file, format!("{keys}{clients}")).unwrap();
+        let mut command =
+            keychoir(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--ephemeral"]);
+        command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
+        command
+    };
+    let (program, lines) = start_lines(&mut with(""));
+    let find = |lines: &[String], part: &str| {
+        lines.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}")).clone()
+    };
+    assert!(find(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
+    assert!(find(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");
+    assert!(find(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"), "{lines:#?}");
+    assert!(find(&lines, "Base URL").contains("api_key=\"anything\""), "{lines:#?}");
+    for line in lines.iter().filter(|line| line.contains("sk_key_numb")) {
+        assert!(line.is_ascii() && line.len() <= 80, "{line}");
+    }
+    assert!(lines.iter().all(|line| !line.contains('?')), "{lines:#?}");
+    assert_eq!(program.end().0, Some(0));
+
+    let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
+    let (program, lines) = start_lines(&mut with(clients));
+    assert!(find(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
+    assert!(find(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
+    assert_eq!(program.end().0, Some(0));
+    simulator.stop().await;
+}
+
+#[test]
+fn a_provider_that_cannot_be_reached_is_said_at_the_start_and_in_the_status() {
+    let home = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago refuses connections.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
+    command
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{closed}"))
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    program.event("upstream_unreachable");
+    let url = format!("http://{}", program.address());
+    let status = || run(&mut keychoir(&["status", "--check", "--url", &url]));
+    let output = status();
+    assert!(stdout(&output).contains("ElevenLabs cannot be reached"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(program.end().0, Some(0));
+}

@@ -1,0 +1,329 @@
+//! Requests for objects of an account are served by that account, over three of them: voices,
+//! history, continued requests, lists and their pages.
+
+use std::time::Duration;
+
+use crate::support::{
+    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, start_proxy, start_proxy_in, start_proxy_with,
+};
+use keychoir::app::Drained;
+use keychoir::config::{Config, KeyConfig};
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use serde_json::{Value, json};
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+/// Three accounts; their voices are their own and were created elsewhere.
+fn three() -> Plan {
+    let mut plan = Plan::of([]);
+    for (index, key) in KEYS.into_iter().enumerate() {
+        let name = format!("account-{index}");
+        plan = plan
+            .with_workspace(WorkspacePlan {
+                voices: vec![format!("voice-of-{index}")],
+                ..WorkspacePlan::new(&name, 10_000)
+            })
+            .with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(key, 0) });
+    }
+    plan
+}
+
+fn speech(voice: &str) -> String {
+    format!("/v1/text-to-speech/{voice}")
+}
+
+fn text() -> Value {
+    json!({ "text": "abc", "model_id": "eleven_multilingual_v2" })
+}
+
+impl TestProxy {
+    async fn clone_voice(&self) -> String {
+        let body = "--x\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nMine\r\n--x--\r\n";
+        let request =
+            self.client.post(format!("{}/v1/voices/add", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        let request = request.header("content-type", "multipart/form-data; boundary=x").body(body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json::<Value>().await.unwrap()["voice_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.json().await.unwrap()
+    }
+
+    async fn delete(&self, path: &str) -> u16 {
+        let request = self.client.delete(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
+        request.send().await.unwrap().status().as_u16()
+    }
+
+    /// The provider refuses all other keys.
+    fn only(&self, key: &str) {
+        for other in KEYS.into_iter().filter(|other| *other != key) {
+            self.always(other, "system_busy");
+        }
+        self.simulator.always(key, None);
+    }
+
+    fn all_serve(&self) {
+        for key in KEYS {
+            self.simulator.always(key, None);
+        }
+    }
+}
+
+fn header(answer: &reqwest::Response, name: &str) -> String {
+    answer.headers()[name].to_str().unwrap().to_owned()
+}
+
+/// The first two keys are exhausted; the third serves.
+async fn spend_two(proxy: &TestProxy) {
+    proxy.always(ONE, "quota");
+    proxy.always(TWO, "quota");
+    assert_eq!(proxy.speak(3).await.status(), 200);
+    proxy.all_serve();
+    assert_eq!(proxy.statuses().await, ["exhausted", "exhausted", "active"]);
+}
+
+#[tokio::test]
+async fn a_voice_is_spoken_by_the_account_that_has_it() {
+    let proxy = start_proxy(three()).await;
+    // An unknown voice is tried once in every account, and its owner is then recorded.
+    assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    for _ in 0..3 {
+        assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    }
+    assert_eq!(proxy.hits(&KEYS), [1, 1, 4]);
+    // Voices of every account are served by the key in use.
+    assert_eq!(proxy.speak(3).await.status(), 200);
+    assert_eq!(proxy.hits(&KEYS), [2, 1, 4]);
+    let records = proxy.records().await;
+    assert_eq!(records[0].verdict, "not_found");
+}
+
+#[tokio::test]
+async fn a_voice_that_nobody_has_is_the_providers_answer() {
+    let proxy = start_proxy(three()).await;
+    let answer = proxy.post(&speech("voice-of-nobody"), &text()).await;
+    assert_eq!(answer.status(), 404);
+    assert!(!answer.headers().contains_key("x-keychoir-error"));
+    assert_eq!(answer.json::<Value>().await.unwrap()["detail"]["code"], "voice_not_found");
+    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    // A request with an effect is not tried in several accounts.
+    assert_eq!(proxy.delete("/v1/voices/voice-of-1").await, 404);
+    assert_eq!(proxy.hits(&KEYS), [2, 1, 1]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_voice_is_known_as_soon_as_it_was_made() {
+    let proxy = start_proxy(three()).await;
+    proxy.always(ONE, "payment_issue");
+    let voice = proxy.clone_voice().await;
+    proxy.all_serve();
+    let before = proxy.hits(&KEYS);
+    assert_eq!(proxy.post(&speech(&voice), &text()).await.status(), 200);
+    assert_eq!(proxy.delete(&format!("/v1/voices/{voice}")).await, 200, "also what has an effect");
+    let after = proxy.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 2, 0]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_dialogue_goes_to_the_account_of_its_voices() {
+    let proxy = start_proxy(three()).await;
+    let lines = json!({ "inputs": [{ "text": "a", "voice_id": "voice-of-1" }] });
+    for hits in [[1, 1, 0], [1, 2, 0]] {
+        assert_eq!(proxy.post("/v1/text-to-dialogue", &lines).await.status(), 200);
+        assert_eq!(proxy.hits(&KEYS), hits);
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn what_was_spoken_is_read_where_it_was_spoken_also_without_credits() {
+    let proxy = start_proxy(three()).await;
+    let first = proxy.speak(3).await;
+    let (item, audio) = (header(&first, "history-item-id"), first.bytes().await.unwrap());
+    spend_two(&proxy).await;
+    let before = proxy.hits(&KEYS);
+    let heard = proxy.get(&format!("/v1/history/{item}/audio")).await;
+    assert_eq!((heard.status().as_u16(), heard.bytes().await.unwrap()), (200, audio));
+    assert_eq!(proxy.delete(&format!("/v1/history/{item}")).await, 200);
+    let after = proxy.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [2, 0, 0]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
+    let proxy = start_proxy(three()).await;
+    proxy.only(TWO);
+    proxy.always(ONE, "quota");
+    let first = header(&proxy.speak(3).await, "request-id");
+    proxy.all_serve();
+    let continued = |ids: Value| {
+        let proxy = &proxy;
+        async move { proxy.post(SPEECH, &json!({ "text": "abc", "previous_request_ids": ids })).await }
+    };
+    assert_eq!(continued(json!([first])).await.status(), 200);
+    assert_eq!(proxy.hits(&KEYS), [1, 2, 0]);
+
+    // Its account is exhausted: no other can continue the request.
+    proxy.always(TWO, "quota");
+    let refused = continued(json!([first])).await;
+    assert_eq!(
+        (refused.status().as_u16(), &header(&refused, "x-keychoir-error")[..]),
+        (401, "owner_exhausted")
+    );
+    let detail = refused.json::<Value>().await.unwrap()["detail"].clone();
+    assert_eq!(detail["status"], "quota_exceeded");
+    let message = detail["message"].as_str().unwrap();
+    assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
+    assert_eq!(proxy.hits(&KEYS)[2], 0, "nobody else was asked");
+
+    // Without it, the next account speaks.
+    let second = proxy.speak(3).await;
+    assert_eq!(second.status(), 200);
+    let both = continued(json!([first, header(&second, "request-id")])).await;
+    assert_eq!((both.status().as_u16(), &header(&both, "x-keychoir-error")[..]), (400, "conflicting_owners"));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn two_owners_are_refused_with_what_belongs_to_them() {
+    let proxy = start_proxy(three()).await;
+    let request = header(&proxy.speak(3).await, "request-id");
+    assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    let before = proxy.hits(&KEYS);
+    let body = json!({ "text": "abc", "previous_request_ids": [request] });
+    let answer = proxy.post(&speech("voice-of-1"), &body).await;
+    assert_eq!(
+        (answer.status().as_u16(), &header(&answer, "x-keychoir-error")[..]),
+        (400, "conflicting_owners")
+    );
+    let message = answer.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("a voice and an earlier request"), "{message}");
+    assert_eq!(proxy.hits(&KEYS), before, "nobody was asked");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn other_keys_of_the_owner_stand_in_and_no_other_account() {
+    let plan = three()
+        .with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new("sk_second_of_1", 0) });
+    let proxy = start_proxy_with(plan, |config| {
+        for index in [1, 3] {
+            config.keys[index].workspace = Some("account-1".to_owned());
+        }
+    })
+    .await;
+    assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    proxy.always(TWO, "invalid");
+    assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(proxy.hits(&[ONE, TWO, THREE, "sk_second_of_1"]), [1, 2, 0, 1]);
+    proxy.always("sk_second_of_1", "rate_limit=30");
+    let refused = proxy.post(&speech("voice-of-1"), &text()).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(header(&refused, "x-keychoir-error"), "owner_rate_limited");
+    assert_eq!(proxy.hits(&[ONE, THREE]), [1, 0]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_list_stays_with_its_account_from_page_to_page() {
+    let proxy = start_proxy(three()).await;
+    let first = proxy.json("/v2/voices?page_size=2").await;
+    let token = first["next_page_token"].as_str().unwrap().to_owned();
+    spend_two(&proxy).await;
+    // Another key is in use by now; the pages and the next list stay with the first account.
+    let second = proxy.json(&format!("/v2/voices?page_size=2&next_page_token={token}")).await;
+    assert_eq!(second["voices"][1]["voice_id"], "voice-of-0");
+    let again = proxy.json("/v1/voices").await;
+    assert!(again["voices"].as_array().unwrap().iter().any(|voice| voice["voice_id"] == "voice-of-0"));
+    assert_eq!(proxy.hits(&[TWO]), [1], "only when it was spent");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
+    let proxy = start_proxy(three()).await;
+    proxy.only(THREE);
+    for key in [ONE, TWO] {
+        proxy.always(key, "invalid");
+    }
+    let list = proxy.json("/v1/voices").await;
+    assert_eq!(list["voices"].as_array().unwrap().len(), 4);
+    let before = proxy.hits(&KEYS);
+    assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    let after = proxy.hits(&KEYS);
+    assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 0, 1]);
+    // A premade voice has no owner: the request fails over when this key is exhausted.
+    proxy.all_serve();
+    let first = start_proxy_with(three(), |_| {}).await;
+    first.json("/v1/voices").await;
+    first.always(ONE, "quota");
+    assert_eq!(first.speak(3).await.status(), 200);
+    first.close().await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn what_its_owner_no_longer_has_may_be_elsewhere_the_next_time() {
+    let proxy = start_proxy(three()).await;
+    assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    let removed = proxy.client.delete(format!("{}/v1/voices/voice-of-1", proxy.simulator.base_url()));
+    assert_eq!(removed.header("xi-api-key", TWO).send().await.unwrap().status(), 200);
+    for hits in [[1, 3, 0], [2, 4, 1]] {
+        assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 404);
+        assert_eq!(proxy.hits(&KEYS), hits);
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
+    let first = start_proxy_with(three(), |config| config.keys.truncate(2)).await;
+    assert_eq!(first.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(first.hits(&KEYS), [1, 1, 0]);
+    let (_, folder) = first.close().await;
+
+    // The account gets a name, another key, and a later position.
+    let later = "sk_later_key_of_account_1";
+    let plan = three().with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new(later, 0) });
+    let second = start_proxy_in(folder, plan, |config: &mut Config| {
+        let key = |key: &str, workspace: Option<&str>| {
+            let mut config = KeyConfig::from(ApiKey::new(key).unwrap());
+            config.workspace = workspace.map(str::to_owned);
+            config
+        };
+        config.keys =
+            vec![key(THREE, None), key(ONE, None), key(later, Some("studio")), key(TWO, Some("studio"))];
+    })
+    .await;
+    assert_eq!(second.post(&speech("voice-of-1"), &text()).await.status(), 200);
+    assert_eq!(second.hits(&[ONE, TWO, THREE, later]), [0, 0, 0, 1]);
+    // Its records contain the first run, and its provider's ledger does not.
+    assert_eq!(second.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn identifiers_and_tokens_are_nowhere_in_the_books() {
+    let proxy = start_proxy(three()).await;
+    let spoken = proxy.speak(3).await;
+    let item = header(&spoken, "history-item-id");
+    let voice = proxy.clone_voice().await;
+    assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
+    let (_, folder) = proxy.close().await;
+    let file = std::fs::read(folder.path().join("keychoir.db")).unwrap();
+    for identifier in [&item, &voice, "voice-of-2"] {
+        assert!(!file.windows(identifier.len()).any(|part| part == identifier.as_bytes()), "{identifier}");
+    }
+    let connection = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let all = "SELECT (SELECT count(*) FROM owners) + (SELECT sum(changes) FROM owners_plentiful)";
+    let count: i64 = connection.query_row(all, [], |row| row.get(0)).unwrap();
+    assert!(count >= 4, "{count}");
+}

@@ -1,0 +1,105 @@
+//! Formats that apps and scripts rely on. A change here breaks users.
+
+use crate::support::{ONE, TWO, start_proxy, start_proxy_in};
+use keychoir::policy::units::UnixMs;
+use keychoir::simulator::{Plan, WorkspacePlan};
+use serde_json::{Value, json};
+
+const RESET: UnixMs = UnixMs(4_070_908_800_000);
+
+fn plan() -> Plan {
+    let workspace =
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
+    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    plan.keys[0].workspace = Some("one".to_owned());
+    plan.keys[1].workspace = Some("two".to_owned());
+    plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
+}
+
+#[tokio::test]
+async fn the_status_document_has_the_contracts_shape() {
+    let proxy = start_proxy(plan()).await;
+    let answer = proxy.get("/api/elevenlabs-status").await;
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let text = answer.text().await.unwrap();
+    let expected = concat!(
+        r#"{"totalKeys":2,"activeKeys":2,"exhaustedKeys":0,"nearLimitKeys":1,"totalRemainingCharacters":109814,"#,
+        r#""keys":[{"shortKey":"sk_key_numb...00001","status":"active","characterCount":5420,"characterLimit":100000,"#,
+        r#""remainingCharacters":94580,"usagePercentage":5,"isOverLimit":false,"isNearLimit":false,"#,
+        r#""nextResetDate":"2099-01-01T00:00:00.000Z"},"#,
+        r#"{"shortKey":"sk_key_numb...00002","status":"active","characterCount":84766,"characterLimit":100000,"#,
+        r#""remainingCharacters":15234,"usagePercentage":84,"isOverLimit":false,"isNearLimit":true,"#,
+        r#""nextResetDate":"2099-01-01T00:00:00.000Z"}]}"#,
+    );
+    assert_eq!(text, expected);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
+    let mut plan = Plan::of([(ONE, 1_000)]);
+    plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
+    let proxy = start_proxy(plan).await;
+    assert_eq!(proxy.speak(10).await.status(), 200);
+    let status = proxy.status().await;
+    assert_eq!(
+        status["keys"][0],
+        json!({
+            "shortKey": "sk_key_numb...00001", "status": "active", "characterCount": 10, "characterLimit": 0,
+            "remainingCharacters": 0, "usagePercentage": 0, "isOverLimit": false, "isNearLimit": false,
+            "nextResetDate": null,
+        })
+    );
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn the_state_of_the_keys_survives_a_restart() {
+    let first = start_proxy(plan()).await;
+    first.always(ONE, "quota");
+    assert_eq!(first.speak(10).await.status(), 200);
+    let before = first.status().await;
+    let (_, folder) = first.close().await;
+
+    let second = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
+    let after = second.status().await;
+    assert_eq!(after, before);
+    assert_eq!(after["keys"][0]["status"], "exhausted");
+    assert_eq!(second.speak(10).await.status(), 200);
+    assert_eq!(second.hits(&[ONE, TWO]), [0, 1], "what was refused before is not asked again");
+    // The new simulator has charged the second request only; the usage records contain both.
+    assert_eq!(second.simulator.ledger().totals.charged, 10);
+}
+
+#[tokio::test]
+async fn what_the_document_has_no_room_for_has_a_page_of_its_own() {
+    let proxy = start_proxy(plan()).await;
+    let details = proxy.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
+    let key = |short: &str, state: &str| {
+        json!({"shortKey": short, "name": null, "workspace": null, "plan": "creator", "drift": 0,
+        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null, "state": state, "reason": null,
+        "advice": null, "since": null, "until": null, "possible": "everything", "evidence": [], "cannot": []})
+    };
+    let keys = [key("sk_key_numb...00001", "active"), key("sk_key_numb...00002", "near_limit")];
+    assert_eq!(details, json!({"waiting": 0, "spentBy": null, "keys": keys}));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn health_has_its_pages() {
+    let proxy = start_proxy(plan()).await;
+    let page = async |path: &str| {
+        let answer = proxy.get(path).await;
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    assert_eq!(page("/livez").await, (200, json!({"status": "live"})));
+    let ready = json!({
+        "status": "ready", "keys": "ok", "store": "ok", "upstream": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0,
+        "mirror": "off", "mirrorRowsRefused": 0,
+    });
+    assert_eq!(page("/readyz").await, (200, ready));
+    let answer = proxy.post("/readyz", &json!({})).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));
+    proxy.close().await;
+}

@@ -1,0 +1,47 @@
+//! The whole proxy between real clients and the simulated provider, one module per subject:
+//! `cargo test --test proxy retry::`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test ends at its first surprise"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod hostile;
+
+mod access;
+mod affinity;
+mod buffers;
+mod clients;
+mod connections;
+mod contract;
+mod edges;
+mod hostile_clients;
+mod hostile_providers;
+mod hostile_websockets;
+mod metrics;
+mod mirror;
+mod month;
+mod pool;
+mod quotas;
+mod random_provider;
+mod redaction;
+mod refusal_matrix;
+mod refusals;
+mod reports;
+mod restarts;
+mod retry;
+mod secrets;
+mod slow_clients;
+mod tls;
+mod transparency;
+mod uploads;
+mod upstream;
+mod websocket;
+mod websocket_refusals;

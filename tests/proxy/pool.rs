@@ -1,0 +1,260 @@
+//! Key selection with knowledge of the provider: the right key at the first attempt, over the wire.
+
+use std::time::Duration;
+
+use crate::support::{
+    ONE, SPEECH, THREE, TWO, TestProxy, assert_ours, join_all, start_proxy, start_proxy_with, wait_until,
+};
+use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const KEYS: [&str; 3] = [ONE, TWO, THREE];
+
+/// Workspaces with these credits, each modified, and a key in each.
+fn of_workspaces<const N: usize>(
+    credits: [(&str, u64); N],
+    change: impl Fn(WorkspacePlan) -> WorkspacePlan,
+) -> Plan {
+    credits.into_iter().zip(KEYS).fold(Plan::of([]), |plan, ((workspace, credits), key)| {
+        plan.with_workspace(change(WorkspacePlan::new(workspace, credits)))
+            .with_key(KeyPlan { workspace: Some(workspace.to_owned()), ..KeyPlan::new(key, 0) })
+    })
+}
+
+/// Three workspaces with these credits and concurrency limits, a key in each.
+fn three(credits: u64, places: u32) -> Plan {
+    of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
+        concurrency_max: Some(places),
+        ..workspace
+    })
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_pay_is_not_asked() {
+    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    for _ in 0..5 {
+        assert_eq!(proxy.speak(20).await.status(), 200);
+    }
+    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 4], "no request was refused");
+    assert_eq!(proxy.statuses().await, ["active", "active"], "ten credits are left");
+    // The remaining credits suffice for a cheaper request.
+    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 4]);
+    let (ledger, _) = proxy.close().await;
+    assert_eq!(ledger.key(ONE).unwrap().charged, 30);
+}
+
+#[tokio::test]
+async fn two_requests_never_both_pass_a_nearly_empty_key() {
+    // All may run concurrently: none uses the other key for lack of a slot.
+    let plan = of_workspaces([("ws_1", 100), ("ws_2", 100_000)], |workspace| WorkspacePlan {
+        tier: "enterprise".to_owned(),
+        ..workspace
+    });
+    let proxy = start_proxy(plan).await;
+    let answers = join_all((0..40).map(|_| proxy.speak(9))).await;
+    assert!(answers.iter().all(|answer| answer.status() == 200));
+    drop(answers);
+    assert_eq!(proxy.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and nobody was refused");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn the_price_follows_the_model() {
+    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
+    assert_eq!(proxy.post(SPEECH, &flash).await.status(), 200);
+    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 0], "60 characters at half a credit");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn when_nobody_can_pay_one_is_asked_and_the_answer_is_remembered() {
+    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 20)])).await;
+    for _ in 0..3 {
+        assert_ours(&proxy.speak(50).await, 401, "all_keys_exhausted");
+    }
+    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 1], "each has said no once");
+    // Smaller requests are still served.
+    assert_eq!(proxy.speak(25).await.status(), 200);
+    assert_eq!(proxy.speak(20).await.status(), 200);
+    proxy.close().await;
+}
+
+/// Waits until the simulator has this number of concurrent speech requests.
+async fn running(proxy: &TestProxy, count: u32) {
+    let running =
+        || proxy.simulator.ledger().workspaces.iter().map(|workspace| workspace.running).sum::<u32>();
+    wait_until(|| running() == count).await;
+}
+
+#[tokio::test]
+async fn fifteen_requests_run_and_the_sixteenth_waits() {
+    // Five is the limit of these workspaces' plan; no refusal is needed to find it.
+    let proxy = start_proxy(three(100_000, 5)).await;
+    for key in KEYS {
+        proxy.always(key, "slow_body=600000");
+    }
+    let mut answers = join_all((0..15).map(|_| proxy.speak(200))).await;
+    running(&proxy, 15).await;
+    let body = json!({"text": "a".repeat(200), "model_id": "eleven_multilingual_v2"});
+    let mut sixteenth = JoinSet::new();
+    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH}", proxy.url)).json(&body).send());
+    wait_until(|| proxy.running.waiting() == 1).await;
+    drop(answers.pop());
+    assert_eq!(sixteenth.join_next().await.unwrap().unwrap().unwrap().status(), 200);
+    assert!(answers.iter().all(|answer| answer.status() == 200));
+    let ledger = proxy.simulator.ledger();
+    assert_eq!(ledger.totals.refused, 0, "none of them saw a 429");
+    assert!(ledger.workspaces.iter().all(|workspace| workspace.running_max == 5));
+}
+
+#[tokio::test]
+async fn a_refusal_for_too_many_at_once_teaches_the_places_and_waits() {
+    let plan = Plan { keys: three(0, 0).keys[..1].to_vec(), ..Plan::default() }
+        .with_workspace(WorkspacePlan { concurrency_max: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
+    let proxy =
+        start_proxy_with(plan, |config| config.pool.concurrency_cooldown = Duration::from_millis(20)).await;
+    let answers = join_all((0..12).map(|_| async {
+        let answer = proxy.speak(50).await;
+        (answer.status(), answer.bytes().await.unwrap().len())
+    }))
+    .await;
+    assert!(answers.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{answers:?}");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn who_waits_too_long_hears_when_to_come_back() {
+    let proxy = start_proxy_with(three(100_000, 1), |config| {
+        config.keys.truncate(1);
+        config.pool.queue_timeout = Duration::from_millis(50);
+    })
+    .await;
+    assert_eq!(proxy.speak(1).await.status(), 200);
+    proxy.always(ONE, "slow_body=600000");
+    let held = proxy.speak(500).await;
+    assert_eq!(held.status(), 200);
+    let answer = proxy.speak(1).await;
+    assert_ours(&answer, 429, "all_keys_busy");
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert_eq!(proxy.hits(&[ONE]), [2]);
+    drop(held);
+}
+
+#[tokio::test]
+async fn keys_of_one_workspace_are_found_by_themselves() {
+    let plan = Plan {
+        keys: vec![
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) },
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(TWO, 0) },
+            KeyPlan::new(THREE, 1_000),
+        ],
+        ..Plan::default().with_workspace(WorkspacePlan::new("ws_1", 500))
+    };
+    let proxy = start_proxy(plan).await;
+    let status = proxy.status().await;
+    assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
+    proxy.always(ONE, "quota");
+    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.hits(&KEYS), [1, 0, 1], "its sister is as empty");
+    assert_eq!(proxy.statuses().await, ["exhausted", "exhausted", "active"]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_asked_for_once() {
+    let mut plan = Plan::of([(ONE, 1_000), (TWO, 1_000)]);
+    plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
+    let proxy = start_proxy(plan).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.speak(5).await.status(), 200);
+    }
+    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 3]);
+    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.get("/v1/voices").await.status(), 200);
+    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 3], "what it may, it does");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn abuse_does_not_walk_the_pool() {
+    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000), (THREE, 1_000)])).await;
+    for key in KEYS {
+        proxy.always(key, "unusual_activity");
+    }
+    assert_eq!(proxy.speak(5).await.status(), 401);
+    assert_eq!(proxy.hits(&KEYS), [1, 1, 0]);
+    assert_eq!(proxy.statuses().await, ["active"; 3], "both say the same of one request");
+    // A refusal of one account while another serves is attributed to the account.
+    proxy.simulator.always(TWO, None);
+    let other = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
+    assert_eq!(proxy.post(SPEECH, &other).await.status(), 200);
+    assert_eq!(proxy.statuses().await, ["exhausted", "active", "active"]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_refused_key_that_the_provider_knows_is_back_at_once() {
+    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
+    proxy.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
+    assert_eq!(proxy.speak(5).await.status(), 200);
+    // It is polled on its own, and the poll succeeds.
+    loop {
+        if proxy.statuses().await == ["active", "active"] {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(proxy.speak(5).await.status(), 200);
+    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 1]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn every_strategy_serves_and_spreads_as_it_says() {
+    for (strategy, expected) in [
+        ("fill-first", [6, 0, 0]),
+        ("round-robin", [2, 2, 2]),
+        ("most-remaining", [0, 6, 0]),
+        ("least-requests", [6, 0, 0]),
+    ] {
+        let proxy = start_proxy_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
+            config.pool.strategy = strategy.parse().unwrap();
+        })
+        .await;
+        for _ in 0..6 {
+            let answer = proxy.speak(5).await;
+            assert_eq!(answer.status(), 200);
+            answer.bytes().await.unwrap();
+        }
+        assert_eq!(proxy.hits(&KEYS), expected, "{strategy}");
+        proxy.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_comes_slowly_goes_without_an_estimate() {
+    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
+        config.pool.cost_estimate_timeout = Duration::from_millis(1);
+    })
+    .await;
+    let mut client = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let head = format!(
+        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    // The proxy would wait for a short body of announced length.
+    client.write_all(format!("{head}8\r\n{{\"text\":\r\n").as_bytes()).await.unwrap();
+    // The request is sent before its text is known.
+    wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
+    client.write_all(b"7\r\n\"slow\"}\r\n0\r\n\r\n").await.unwrap();
+    let mut start = [0; 12];
+    client.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    drop(client);
+    let records = proxy.records().await;
+    assert_eq!(records[0].credits, 4);
+}

@@ -1,0 +1,461 @@
+//! The output of the commands for operators, with the real binary and a running Keychoir. Tables
+//! and documents are golden: scripts parse them.
+
+use std::process::Output;
+
+use crate::support::program::{Program, keychoir, run, stderr};
+use crate::support::{
+    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, loopback, start_proxy, start_proxy_with, wait_until,
+};
+use keychoir::config::ClientConfig;
+use keychoir::policy::units::UnixMs;
+use keychoir::secret::{Fingerprint, TokenFingerprint};
+use keychoir::simulator::{Plan, Simulator, WorkspacePlan};
+use keychoir::store::{By, Reader};
+use serde_json::{Value, json};
+
+const RESET: UnixMs = UnixMs(4_070_908_800_000);
+
+/// Three workspaces: one unused, one near its limit, and one whose key may not read the
+/// subscription.
+fn plan() -> Plan {
+    let workspace =
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
+    let mut plan = Plan::of([(ONE, 0), (TWO, 0), (THREE, 1_000)]);
+    plan.keys[0].workspace = Some("one".to_owned());
+    plan.keys[1].workspace = Some("two".to_owned());
+    plan.keys[2].permissions = Some(vec!["text_to_speech".to_owned()]);
+    plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
+}
+
+/// Runs the binary while the proxy serves.
+async fn read(arguments: &[&str]) -> Output {
+    let mut command = keychoir(arguments);
+    keychoir::tasks::blocking(move || run(&mut command)).await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+async fn status(proxy: &TestProxy, more: &[&str]) -> Output {
+    let mut arguments = vec!["status", "--url", &proxy.url];
+    arguments.extend(more);
+    read(&arguments).await
+}
+
+#[tokio::test]
+async fn the_status_is_a_table() {
+    let proxy = start_proxy(plan()).await;
+    let output = status(&proxy, &[]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "\
+#  key                  status         left      used/limit  used  resets
+1  sk_key_numb...00001  active       94,580   5,420/100,000    5%  Jan 1
+2  sk_key_numb...00002  near limit   15,234  84,766/100,000   84%  Jan 1
+3  sk_key_numb...00003  active      unknown             0/?     -  -
+
+3 of 3 keys active, 109,814 characters left and 1 key without a known limit
+"
+    );
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn the_status_as_json_is_the_document() {
+    let proxy = start_proxy(plan()).await;
+    let output = status(&proxy, &["--json"]).await;
+    let document = proxy.get("/api/elevenlabs-status").await.text().await.unwrap();
+    assert_eq!(stdout(&output), format!("{document}\n"));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_check_tells_by_its_exit_code() {
+    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
+    assert_eq!(status(&proxy, &["--check"]).await.status.code(), Some(0));
+    proxy.always(ONE, "quota");
+    proxy.speak(10).await;
+    let output = status(&proxy, &["--check"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
+    let sums = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
+    assert!(stdout(&output).contains(sums), "{}", stdout(&output));
+    assert_eq!(status(&proxy, &[]).await.status.code(), Some(0), "only a check judges");
+    proxy.always(TWO, "invalid");
+    proxy.speak(10).await;
+    assert_eq!(status(&proxy, &["--check", "--json"]).await.status.code(), Some(2));
+    let url = proxy.url.clone();
+    proxy.close().await;
+    let output = read(&["status", "--check", "--url", &url]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("does not answer at http://127.0.0.1:"), "{}", stderr(&output));
+    assert_eq!(read(&["status", "--url", &url]).await.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn where_clients_have_tokens_the_status_asks_for_one() {
+    let client = ClientConfig {
+        name: "ops".to_owned(),
+        token: TokenFingerprint::of(CLIENT_TOKEN),
+        rules: Default::default(),
+    };
+    let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
+    let output = status(&proxy, &[]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--token-file"), "{}", stderr(&output));
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    for (token, code) in [(format!("{CLIENT_TOKEN}\n"), 0), ("another token canary".to_owned(), 1)] {
+        std::fs::write(&file, &token).unwrap();
+        let output = status(&proxy, &["--token-file", file.to_str().unwrap()]).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("canary"), "{}", stderr(&output));
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn the_status_finds_the_address_in_the_configuration() {
+    let proxy = start_proxy(plan()).await;
+    let address = proxy.running.address().to_string();
+    let mut command = keychoir(&["status"]);
+    command.env("KEYCHOIR_SERVER__LISTEN", address).env("HOME", "/nowhere");
+    let output = keychoir::tasks::blocking(move || run(&mut command)).await.unwrap();
+    assert!(stdout(&output).starts_with("#  key "), "{}", stderr(&output));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn who_answers_and_is_no_keychoir_is_named() {
+    let proxy = start_proxy(plan()).await;
+    let url = proxy.simulator.base_url();
+    let output = read(&["status", "--url", &url]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is no Keychoir"), "{}", stderr(&output));
+    for url in ["https://127.0.0.1:1", "ftp://x"] {
+        let output = read(&["status", "--url", url]).await;
+        assert!(stderr(&output).contains("http://"), "{}", stderr(&output));
+    }
+    proxy.close().await;
+}
+
+/// Waits until the database contains this number of attempts.
+async fn written(proxy: &TestProxy, attempts: u64) {
+    let path = proxy.database();
+    wait_until(|| {
+        let rows = Reader::open(&path).and_then(|books| books.usage(UnixMs(0), By::Client));
+        rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
+    })
+    .await;
+}
+
+async fn usage(proxy: &TestProxy, more: &[&str]) -> Output {
+    let path = proxy.database();
+    let mut arguments = vec!["usage", "--file", path.to_str().unwrap(), "--since", "2020-01-01"];
+    arguments.extend(more);
+    read(&arguments).await
+}
+
+/// Sends requests with two models, a free request, and one refused by the first key.
+async fn spend(proxy: &TestProxy) {
+    for (characters, model) in
+        [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
+    {
+        let body = json!({"text": "a".repeat(characters), "model_id": model});
+        assert_eq!(proxy.post(SPEECH, &body).await.status(), 200);
+    }
+    assert_eq!(proxy.get("/v1/voices").await.status(), 200);
+    proxy.always(ONE, "quota");
+    assert_eq!(proxy.speak(100).await.status(), 200);
+    written(proxy, 6).await;
+}
+
+fn two_keys() -> Plan {
+    Plan::of([(ONE, 10_000), (TWO, 10_000)])
+}
+
+#[tokio::test]
+async fn usage_is_a_table_by_whatever_is_asked() {
+    let proxy = start_proxy_with(two_keys(), |config| config.keys[0].name = Some("first".to_owned())).await;
+    spend(&proxy).await;
+    for (by, table) in [
+        (
+            "key",
+            "\
+key                        attempts  served  characters  credits  unpriced
+sk_key_numb...00002               1       1         100      100         0
+sk_key_numb...00001 first         5       4          55       55         0
+total                             6       5         155      155         0
+",
+        ),
+        (
+            "client",
+            "\
+client  attempts  served  characters  credits  unpriced
+local          6       5         155      155         0
+total          6       5         155      155         0
+",
+        ),
+        (
+            "model",
+            "\
+model                   attempts  served  characters  credits  unpriced
+eleven_multilingual_v2         3       3         150      150         0
+eleven_v3                      1       1           5        5         0
+-                              2       1           0        0         0
+total                          6       5         155      155         0
+",
+        ),
+        (
+            "route",
+            "\
+route                    attempts  served  characters  credits  unpriced
+/v1/text-to-speech/{id}         5       4         155      155         0
+/v1/voices                      1       1           0        0         0
+total                           6       5         155      155         0
+",
+        ),
+    ] {
+        let output = usage(&proxy, &["--by", by]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(stdout(&output), format!("Since 2020-01-01 00:00 UTC\n\n{table}"));
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn usage_for_machines_has_every_sum() {
+    let proxy = start_proxy_with(two_keys(), |config| config.keys[0].name = Some("a,b".to_owned())).await;
+    spend(&proxy).await;
+    let path = proxy.database();
+    let recent = read(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
+    assert_eq!(stdout(&recent), stdout(&usage(&proxy, &["--csv"]).await), "all of it is of the last days");
+    let (hash_one, hash_two) = (Fingerprint::of(ONE), Fingerprint::of(TWO));
+    let csv = stdout(&recent);
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(
+        lines[0],
+        "key,key_hash,name,attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
+    );
+    assert!(lines[1].starts_with(&format!("sk_key_numb...00002,{hash_two},,1,1,100,100,0,")), "{csv}");
+    assert!(lines[2].starts_with(&format!("sk_key_numb...00001,{hash_one},\"a,b\",5,4,55,55,0,")), "{csv}");
+    assert_eq!(lines.len(), 3);
+
+    let mut document: Value =
+        serde_json::from_slice(&usage(&proxy, &["--json", "--by", "model"]).await.stdout).unwrap();
+    let total = document["total"].take();
+    assert_eq!(document["since"], "2020-01-01T00:00:00.000Z");
+    assert_eq!(
+        (&document["by"], &document["rows"][0]["model"]),
+        (&json!("model"), &json!("eleven_multilingual_v2"))
+    );
+    assert_eq!(document["rows"][2]["model"], Value::Null);
+    let sums =
+        ["attempts", "served", "characters", "credits", "unpriced"].map(|name| total[name].as_u64().unwrap());
+    assert_eq!(sums, [6, 5, 155, 155, 0]);
+    let sent: i64 =
+        proxy.records().await.iter().map(|record| record.request_bytes + record.response_bytes).sum();
+    let bytes = ["requestBytes", "responseBytes"].map(|name| total[name].as_i64().unwrap());
+    assert_eq!(bytes.iter().sum::<i64>(), sent);
+}
+
+#[tokio::test]
+async fn usage_before_it_began_is_empty() {
+    let proxy = start_proxy(two_keys()).await;
+    written(&proxy, 0).await;
+    assert_eq!(stdout(&usage(&proxy, &[]).await), "There were no requests since 2020-01-01 00:00 UTC.\n");
+    proxy.close().await;
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, code: i32, words: &[&str]) {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert_eq!(stdout(output), "");
+}
+
+#[test]
+fn usage_that_cannot_be_told_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    let file = path.to_str().unwrap();
+    let usage = || run(&mut keychoir(&["usage", "--file", file]));
+    assert_refused(&usage(), 1, &[file, "no usage records", "keychoir serve"]);
+    assert!(!path.exists(), "a look makes no file");
+    std::fs::write(&path, "").unwrap();
+    assert_refused(&usage(), 1, &[file, "no usage records yet"]);
+    std::fs::write(&path, "these are not the books you are looking for").unwrap();
+    assert_refused(&usage(), 1, &[file, "no file of usage records"]);
+    std::fs::remove_file(&path).unwrap();
+    let books = rusqlite::Connection::open(&path).unwrap();
+    books.execute_batch("PRAGMA user_version = 99").unwrap();
+    assert_refused(&usage(), 1, &[file, "newer Keychoir", "99"]);
+    books.execute_batch("PRAGMA user_version = 1").unwrap();
+    assert_refused(&usage(), 1, &[file, "older Keychoir"]);
+    for since in ["7m", "yesterday", "2026-02-30"] {
+        let output = run(&mut keychoir(&["usage", "--file", file, "--since", since]));
+        assert_refused(&output, 2, &[since, "7d", "2026-11-01"]);
+    }
+    assert_refused(&run(&mut keychoir(&["usage", "--by", "voice"])), 2, &["voice", "model"]);
+    let mut ephemeral = keychoir(&["usage"]);
+    assert_refused(&run(ephemeral.env("KEYCHOIR_STORAGE__EPHEMERAL", "true")), 1, &["in memory"]);
+}
+
+#[tokio::test]
+async fn keys_are_listed_by_their_short_forms() {
+    let proxy = start_proxy_with(two_keys(), |config| {
+        config.keys[0].name = Some("first".to_owned());
+        config.keys[0].workspace = Some("studio".to_owned());
+    })
+    .await;
+    spend(&proxy).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keychoir.toml");
+    let toml = format!(
+        "[[keys]]\nkey = \"{ONE}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n\
+         [[keys]]\nkey = \"{THREE}\"\n"
+    );
+    std::fs::write(&file, toml).unwrap();
+    let path = proxy.database();
+    let arguments = ["keys", "list", "--config", file.to_str().unwrap(), "--file", path.to_str().unwrap()];
+    let output = read(&arguments).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let table = "\
+#  key                  name   workspace  status        left
+1  sk_key_numb...00001  first  studio     exhausted    9,945
+2  sk_key_numb...00002  -      -          active       9,900
+3  sk_key_numb...00003  -      -          -          unknown
+";
+    assert_eq!(stdout(&output), table);
+    let output = read(&[&arguments[..], &["--json"]].concat()).await;
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        listed[0],
+        json!({"shortKey": "sk_key_numb...00001", "name": "first", "workspace": "studio", "status": "exhausted",
+            "characterCount": 55, "characterLimit": 10_000})
+    );
+    assert_eq!(listed[2]["status"], Value::Null);
+    // Without keys in the configuration, the list comes from the database.
+    let output = read(&["keys", "list", "--file", path.to_str().unwrap()]).await;
+    assert_eq!(stdout(&output).lines().count(), 3, "{}", stderr(&output));
+    proxy.close().await;
+}
+
+#[test]
+fn keys_are_listed_before_there_are_books() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keychoir.db");
+    let arguments = ["keys", "list", "--file", path.to_str().unwrap()];
+    let output = run(keychoir(&arguments).env("ELEVENLABS_API_KEYS", ONE));
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        stdout(&output).ends_with("1  sk_key_numb...00001  -     -          -       unknown\n"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(stderr(&output).contains("no usage records"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let simulator = Simulator::start(loopback().await, two_keys()).await.unwrap();
+    for (arguments, variable) in [(&["--ephemeral"] as &[&str], "false"), (&[], "true")] {
+        let mut command = keychoir(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        command
+            .current_dir(folder.path())
+            .env("HOME", folder.path())
+            .env("KEYCHOIR_STORAGE__EPHEMERAL", variable)
+            .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", folder.path())
+            .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+            .env("KEYCHOIR_LOG__FORMAT", "json")
+            .env("ELEVENLABS_API_KEYS", ONE);
+        let mut program = Program::start(&mut command);
+        let url = format!("http://{}", program.address());
+        let body = json!({"text": "a".repeat(30), "model_id": "eleven_v3"});
+        let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+        assert_eq!(client.post(format!("{url}{SPEECH}")).json(&body).send().await.unwrap().status(), 200);
+        let document = stdout(&read(&["status", "--json", "--url", &url]).await);
+        let document: Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["keys"][0]["characterCount"], 30);
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        assert_eq!(left, Vec::<std::path::PathBuf>::new());
+        assert_eq!(program.end().0, Some(0));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+    simulator.stop().await;
+}
+
+/// Speech that an app requests with the key itself, bypassing Keychoir.
+async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
+    let request =
+        client.post(format!("{}{SPEECH}", simulator.base_url())).header("xi-api-key", key).json(&body);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn what_others_spend_is_taken_over_shown_and_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    plan.keys[0].workspace = Some("one".to_owned());
+    plan.keys[1].workspace = Some("two".to_owned());
+    let workspace =
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
+    let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
+    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
+    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_QUOTA_POLLING__INTERVAL", "1s")
+        .env("KEYCHOIR_LOG__FORMAT", "json")
+        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+    let mut program = Program::start(&mut command);
+    let url = format!("http://{}", program.address());
+    let speech = json!({"text": "a".repeat(30), "model_id": "eleven_multilingual_v2"});
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
+    speak_elsewhere(&simulator, ONE, 40).await;
+
+    let (program, drift) = keychoir::tasks::blocking(move || {
+        let drift = program.event("quota_mismatch");
+        (program, drift)
+    })
+    .await
+    .unwrap();
+    assert_eq!((&drift["credits"], &drift["level"]), (&json!(40), &json!("info")));
+    assert!(drift["message"].as_str().unwrap().contains("other apps"), "{drift}");
+    let shown = stdout(&read(&["status", "--url", &url]).await);
+    assert!(
+        shown.contains("\nDrift of sk_key_numb...00001: 40 credits spent by others or unpriced\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("  9,830  170/10,000 "), "100 before, 30 ours, 40 theirs: {shown}");
+
+    // Two more rounds report no change.
+    let asked = || {
+        let requests = simulator.ledger().requests;
+        requests.iter().filter(|request| request.path_and_query == "/v1/user/subscription").count()
+    };
+    let before = asked();
+    wait_until(|| asked() >= before + 6).await;
+    let said = keychoir::tasks::blocking(move || {
+        program.signal("TERM");
+        program.ended().1
+    })
+    .await
+    .unwrap();
+    assert_eq!(said.matches("quota_mismatch").count(), 1, "{said}");
+    simulator.stop().await;
+}
