@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::policy::mirror::{Hint, wait};
 use crate::secret::ServiceKey;
-use crate::store::{Batch, Delivery, Outbox, RefusedRow, Unavailable};
+use crate::store::{Batch, Delivery, Outbox, RefusedRow, StoreClosed};
 use crate::upstream::TlsError;
 
 pub use health::{MirrorHealth, State};
@@ -129,11 +129,11 @@ impl Mirror {
     async fn round(&mut self) -> Round {
         match self.try_round().await {
             Ok(round) => round,
-            Err(Unavailable) => Round::StoreUnavailable,
+            Err(StoreClosed) => Round::StoreUnavailable,
         }
     }
 
-    async fn try_round(&mut self) -> Result<Round, Unavailable> {
+    async fn try_round(&mut self) -> Result<Round, StoreClosed> {
         let max_rows = self.settings.max_batch_rows;
         let Batch { renames, keys, events, refused } = self.outbox.take(max_rows).await?;
         self.health.set_refused(refused);
@@ -162,7 +162,7 @@ impl Mirror {
     }
 
     /// Records the result for each row; returns the error that stopped the others.
-    async fn record(&mut self, result: Pushed) -> Result<Option<Stop>, Unavailable> {
+    async fn record(&mut self, result: Pushed) -> Result<Option<Stop>, StoreClosed> {
         let Pushed { sent, refused, stop } = result;
         if sent.is_empty() && refused.is_empty() {
             return Ok(stop);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::policy::units::UnixMs;
-use crate::store::{Event, KeyState, RowName};
+use crate::store::{Event, MirroredKeyState, RowName};
 
 /// The largest `INT`. A larger number is cut: otherwise the database would refuse the whole row.
 const MAX_INT: i64 = i32::MAX as i64;
@@ -42,8 +42,8 @@ pub(super) struct KeyUsage {
     observed_at: UnixMs,
 }
 
-impl From<KeyState> for KeyUsage {
-    fn from(state: KeyState) -> Self {
+impl From<MirroredKeyState> for KeyUsage {
+    fn from(state: MirroredKeyState) -> Self {
         Self {
             api_key_hash: state.key_hash,
             short_key: state.short_key,
@@ -142,8 +142,8 @@ mod tests {
 
     use super::*;
 
-    fn state() -> KeyState {
-        KeyState {
+    fn state() -> MirroredKeyState {
+        MirroredKeyState {
             key_hash: "hash".to_owned(),
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "active".to_owned(),
@@ -173,8 +173,13 @@ mod tests {
 
     #[test]
     fn a_number_beyond_its_column_is_cut_and_not_refused() {
-        let state =
-            KeyState { count: i64::MAX, limit: 5_000_000_000, usage: 12.0, resets_at: None, ..state() };
+        let state = MirroredKeyState {
+            count: i64::MAX,
+            limit: 5_000_000_000,
+            usage: 12.0,
+            resets_at: None,
+            ..state()
+        };
         let row = serde_json::to_value(KeyUsage::from(state)).unwrap();
         assert_eq!((&row["character_count"], &row["character_limit"]), (&json!(i32::MAX), &json!(i32::MAX)));
         assert_eq!((&row["usage_percentage"], &row["next_reset_date"]), (&json!(9.9999), &json!("infinity")));

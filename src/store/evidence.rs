@@ -21,7 +21,7 @@ pub(super) struct Stored {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct EvidenceDocument {
     #[serde(default)]
     key: Vec<Entry>,
     #[serde(default)]
@@ -54,14 +54,14 @@ pub(super) fn write(of_key: &[Evidence], of_workspace: &[Evidence]) -> String {
         return "{}".to_owned();
     }
     let entries = |evidence: &[Evidence]| evidence.iter().map(entry).collect();
-    let document = Document { key: entries(of_key), workspace: entries(of_workspace) };
+    let document = EvidenceDocument { key: entries(of_key), workspace: entries(of_workspace) };
     // Numbers and strings always serialize.
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
 /// Parses a column. Unreadable entries are skipped: the provider refuses again.
 pub(super) fn read(text: &str) -> Stored {
-    let Ok(document) = serde_json::from_str::<Document>(text) else { return Stored::default() };
+    let Ok(document) = serde_json::from_str::<EvidenceDocument>(text) else { return Stored::default() };
     let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(of_entry).collect();
     Stored { of_key: evidence(document.key), of_workspace: evidence(document.workspace) }
 }

@@ -43,7 +43,7 @@ use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, examine};
 use origin::Origin;
 pub use outbox::{
-    Batch, Delivery, Event, KeyState, Mirrored, Outbox, RefusedRow, Rename, RowName, Unavailable,
+    Batch, Delivery, Event, Mirrored, MirroredKeyState, Outbox, RefusedRow, Rename, RowName, StoreClosed,
 };
 pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
 use write::{Callers, Writer};

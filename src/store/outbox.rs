@@ -25,7 +25,7 @@ pub enum Mirrored {
 
 /// The state of a key at a point in time.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KeyState {
+pub struct MirroredKeyState {
     /// The key's fingerprint, in hexadecimal digits.
     pub key_hash: String,
     /// The short form of the key.
@@ -111,7 +111,7 @@ pub struct Batch {
     /// Renames, to be sent before the other rows.
     pub renames: Vec<Rename>,
     /// At most one state per key.
-    pub keys: Vec<KeyState>,
+    pub keys: Vec<MirroredKeyState>,
     /// In the order in which they began.
     pub events: Vec<Event>,
     /// Number of rows that Supabase refused and that are to be retried.
@@ -162,7 +162,7 @@ pub struct Delivery {
 /// The usage records cannot be read or written now, or the writing thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the database cannot be used now")]
-pub struct Unavailable;
+pub struct StoreClosed;
 
 /// The mirror's handle to the outbox. The database stays open until it is dropped.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Outbox {
     /// # Errors
     ///
     /// When the database cannot be used.
-    pub async fn take(&self, rows_max: usize) -> Result<Batch, Unavailable> {
+    pub async fn take(&self, rows_max: usize) -> Result<Batch, StoreClosed> {
         self.ask(|reply| Command::Take { rows_max, reply }).await
     }
 
@@ -201,7 +201,7 @@ impl Outbox {
     /// # Errors
     ///
     /// When the results cannot be recorded: the rows are then sent again, which changes nothing.
-    pub async fn settle(&self, delivery: Delivery) -> Result<u64, Unavailable> {
+    pub async fn settle(&self, delivery: Delivery) -> Result<u64, StoreClosed> {
         self.ask(|reply| Command::Settle { delivery, reply }).await
     }
 
@@ -210,14 +210,14 @@ impl Outbox {
     /// # Errors
     ///
     /// When the database cannot be used.
-    pub async fn forgive(&self) -> Result<(), Unavailable> {
+    pub async fn forgive(&self) -> Result<(), StoreClosed> {
         self.ask(|reply| Command::Forgive { reply }).await
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Unavailable> {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, StoreClosed> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Unavailable)?;
+        self.commands.send(command(reply)).await.map_err(|_| StoreClosed)?;
         // The writing thread reports an error by dropping the reply channel.
-        answer.await.map_err(|_| Unavailable)
+        answer.await.map_err(|_| StoreClosed)
     }
 }

@@ -41,7 +41,7 @@ pub(super) const TABLE: &str = "
 pub(super) struct RefusalRows {
     /// `None` while that is unknown: the next write then replaces all rows.
     written: Option<Rows>,
-    next: Option<Change>,
+    next: Option<RefusalChange>,
 }
 
 /// A written state of the rows.
@@ -56,7 +56,7 @@ struct Rows {
 
 /// The change that the next transaction writes.
 #[derive(Debug)]
-struct Change {
+struct RefusalChange {
     /// The numbers to delete; `None` for all.
     removed: Option<Vec<u64>>,
     added: Vec<Restriction>,
@@ -86,13 +86,13 @@ impl RefusalRows {
             let written = self.written.as_ref().map(|rows| &rows.numbers);
             added.retain(|held| written.is_none_or(|numbers| !numbers.contains(&held.number)));
             let removed = written.map(|numbers| numbers.difference(&rows.numbers).copied().collect());
-            Change { removed, added, rows }
+            RefusalChange { removed, added, rows }
         });
     }
 
     /// Writes the prepared change.
     pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-        let Some(Change { removed, added, .. }) = &self.next else { return Ok(()) };
+        let Some(RefusalChange { removed, added, .. }) = &self.next else { return Ok(()) };
         match removed {
             None => transaction.execute_batch("DELETE FROM refusals")?,
             Some(numbers) => {
@@ -111,7 +111,7 @@ impl RefusalRows {
 
     /// Marks the prepared change as committed.
     pub(super) fn written(&mut self) {
-        if let Some(Change { rows, .. }) = self.next.take() {
+        if let Some(RefusalChange { rows, .. }) = self.next.take() {
             self.written = Some(rows);
         }
     }
@@ -133,7 +133,7 @@ pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqli
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct RefusalDocument {
     key: String,
     workspace: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,7 +203,7 @@ struct Needed {
 /// Serializes a refusal for its row.
 fn text(record: &RefusalRecord) -> String {
     let RefusalRecord { features, source, .. } = record;
-    let document = Document {
+    let document = RefusalDocument {
         key: record.key.to_string(),
         workspace: record.workspace.word().to_owned(),
         plan: record.tier.as_deref().map(str::to_owned),
@@ -233,7 +233,7 @@ fn text(record: &RefusalRecord) -> String {
 
 /// Parses a row; `None` if it is unreadable.
 fn record(text: &str) -> Option<RefusalRecord> {
-    let document: Document = serde_json::from_str(text).ok()?;
+    let document: RefusalDocument = serde_json::from_str(text).ok()?;
     let Needed { voice, permission, .. } = &document.request;
     let voice = match voice {
         Some(digits) => Some(Tag::of_bytes(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())),

@@ -488,7 +488,11 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     proxy.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
     proxy.simulator.script(TWO, vec!["rate_limit=1".parse().unwrap()]);
     let served = {
-        let (busy, waiting) = (proxy.speak(10), proxy.speak(10));
+        let busy = proxy.speak(10);
+        let waiting = async {
+            wait_until(|| proxy.hits(&[ONE]) == [2]).await;
+            proxy.speak(10).await
+        };
         tokio::select! {
             biased;
             answer = busy => panic!("{answer:?}"),

@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{Batch, Command, Delivery, Event, KeyState, RefusedRow, Rename, RowName};
+use super::{Batch, Command, Delivery, Event, MirroredKeyState, RefusedRow, Rename, RowName};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::store::columns::moment;
@@ -90,10 +90,10 @@ pub(in crate::store) fn put_event_again(
     Ok(())
 }
 
-fn state(seen: &KeySnapshot, now: UnixMs) -> KeyState {
+fn state(seen: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
     let KeySnapshot { key, state, quota, is_near_limit, .. } = seen;
     let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
-    KeyState {
+    MirroredKeyState {
         key_hash: key.api_key().fingerprint().to_string(),
         short_key: key.api_key().short().to_string(),
         status: state.status().word().to_owned(),
@@ -119,7 +119,7 @@ fn take(
     for seen in keys {
         let wanted = state(seen, now);
         let noted = noted(&transaction, &wanted.key_hash)?;
-        if noted.is_none_or(|noted| KeyState { observed_at: now, ..noted } != wanted) {
+        if noted.is_none_or(|noted| MirroredKeyState { observed_at: now, ..noted } != wanted) {
             put_key(&transaction, seen, now)?;
         }
     }
@@ -144,14 +144,18 @@ fn renames(connection: &Connection, rows_max: i64) -> Result<Vec<Rename>, rusqli
 const KEY_COLUMNS: &str = "key_hash, short_key, status, character_count, character_limit, remaining, usage,
     is_over_limit, is_near_limit, resets_at_ms, observed_at_ms";
 
-fn noted(connection: &Connection, key_hash: &str) -> Result<Option<KeyState>, rusqlite::Error> {
+fn noted(connection: &Connection, key_hash: &str) -> Result<Option<MirroredKeyState>, rusqlite::Error> {
     connection
         .prepare_cached(&format!("SELECT {KEY_COLUMNS} FROM outbox_keys WHERE key_hash = ?1"))?
         .query_row([key_hash], read_key)
         .optional()
 }
 
-fn due_keys(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec<KeyState>, rusqlite::Error> {
+fn due_keys(
+    connection: &Connection,
+    rows_max: i64,
+    now: UnixMs,
+) -> Result<Vec<MirroredKeyState>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(&format!(
         "SELECT {KEY_COLUMNS} FROM outbox_keys
          WHERE coalesce(sent_at_ms, -1) < observed_at_ms AND coalesce(parked_until_ms, 0) <= ?1
@@ -160,8 +164,8 @@ fn due_keys(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec<K
     statement.query_map(params![moment(now), rows_max], read_key)?.collect()
 }
 
-fn read_key(row: &Row<'_>) -> Result<KeyState, rusqlite::Error> {
-    Ok(KeyState {
+fn read_key(row: &Row<'_>) -> Result<MirroredKeyState, rusqlite::Error> {
+    Ok(MirroredKeyState {
         key_hash: row.get(0)?,
         short_key: row.get(1)?,
         status: row.get(2)?,

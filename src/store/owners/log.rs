@@ -20,7 +20,7 @@ const CHANGES: usize = 16_384;
 
 /// A change of an identifier's owner. Kind and owner are indices into the words of the pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Change {
+struct OwnerChange {
     tag: [u8; 16],
     kind: usize,
     /// `None`: the owner no longer has the identifier.
@@ -34,7 +34,7 @@ struct Change {
 struct Pack {
     /// The names of kinds and owners.
     words: Vec<String>,
-    changes: Vec<Change>,
+    changes: Vec<OwnerChange>,
 }
 
 impl Pack {
@@ -46,7 +46,7 @@ impl Pack {
     }
 
     fn push(&mut self, named: &Named, owner: Option<&str>, learned_at: UnixMs, used_at: UnixMs) {
-        let change = Change {
+        let change = OwnerChange {
             tag: *named.tag.bytes(),
             kind: self.word(named.kind.word()),
             owner: owner.map(|owner| self.word(owner)),
@@ -100,13 +100,19 @@ impl Pack {
             let owner = usize::try_from(take(bytes)?).ok()?;
             let used_at = from(before, take(bytes)?);
             let learned_at = from(used_at, take(bytes)?);
-            pack.changes.push(Change { tag: *tag, kind, owner: owner.checked_sub(1), learned_at, used_at });
+            pack.changes.push(OwnerChange {
+                tag: *tag,
+                kind,
+                owner: owner.checked_sub(1),
+                learned_at,
+                used_at,
+            });
             before = used_at;
         }
         Some(pack)
     }
 
-    fn owner(&self, change: &Change) -> Option<LearnedOwner> {
+    fn owner(&self, change: &OwnerChange) -> Option<LearnedOwner> {
         Some(LearnedOwner {
             named: Named {
                 kind: Kind::of_word(self.words.get(change.kind)?)?,
@@ -340,7 +346,7 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
         let at = |index| row.get::<_, i64>(index).map(|at| u64::try_from(at).unwrap_or(0));
         let (learned_at, used_at) = (at(3)?, at(4)?);
         let (kind, owner) = (pack.word(&kind), owner.map(|owner| pack.word(&owner)));
-        pack.changes.push(Change { tag, kind, owner, learned_at, used_at });
+        pack.changes.push(OwnerChange { tag, kind, owner, learned_at, used_at });
         if pack.changes.len() == CHANGES_MAX {
             insert(connection, &std::mem::take(&mut pack))?;
         }
@@ -364,8 +370,8 @@ mod tests {
             tag in any::<[u8; 16]>(),
             (kind, owner) in (0..3_usize, proptest::option::of(0..3_usize)),
             (learned_at, used_at) in (any::<u64>(), any::<u64>()),
-        ) -> Change {
-            Change { tag, kind, owner, learned_at, used_at }
+        ) -> OwnerChange {
+            OwnerChange { tag, kind, owner, learned_at, used_at }
         }
     }
 

@@ -18,7 +18,7 @@ async fn all_written(usage: UsageSink, mut writing: Writing) -> (Outbox, Writing
     (writing.outbox.take().unwrap(), writing)
 }
 
-fn key_name(state: &KeyState) -> RowName {
+fn key_name(state: &MirroredKeyState) -> RowName {
     RowName::Key { key_hash: state.key_hash.clone(), observed_at: state.observed_at }
 }
 
@@ -144,7 +144,7 @@ async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
     let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, writing) = all_written(usage, writing).await;
     writing.health.set_failing(true);
-    assert_eq!(outbox.take(10).await, Err(Unavailable));
+    assert_eq!(outbox.take(10).await, Err(StoreClosed));
     writing.health.set_failing(false);
     assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2);
 }
