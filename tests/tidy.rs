@@ -525,6 +525,32 @@ fn sentences_name_their_subject() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A derived comparison of tokens would stop at the first difference.
+#[test]
+fn tokens_are_compared_in_constant_time() {
+    let files = files();
+    let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
+    for item in &file.parsed.items {
+        match item {
+            syn::Item::Struct(token) if token.ident == "TokenFingerprint" => {
+                let derives =
+                    token.attrs.iter().find(|attribute| attribute.path().is_ident("derive")).unwrap();
+                let derived = derives.meta.require_list().unwrap().tokens.to_string();
+                assert!(!derived.contains("PartialEq") && !derived.contains("Hash"), "{derived}");
+            }
+            syn::Item::Impl(eq) => {
+                use quote::ToTokens as _;
+                let text = eq.to_token_stream().to_string();
+                assert!(
+                    !text.starts_with("impl PartialEq for TokenFingerprint") || text.contains("ct_eq"),
+                    "{text}"
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The texts in backticks of a document.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))

@@ -946,3 +946,24 @@ fn a_slot_is_not_released_twice() {
     drop(reserved);
     assert_eq!(limiter.running(), 0);
 }
+
+/// All locks of the pool are held meanwhile: that of the queue, of the roster's replacement, and of each
+/// workspace's evidence.
+#[test]
+fn a_key_is_chosen_and_released_without_a_lock() {
+    let pool = separate_keys(3);
+    let roster = pool.roster();
+    let _queue = pool.queue.hold();
+    let _replacing = pool.replacing.lock().unwrap();
+    let _evidence: Vec<_> = roster.keys().iter().map(|key| key.workspace().evidence_cell().hold()).collect();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let chooser = Arc::clone(&pool);
+    crate::tasks::thread("chooser", move || {
+        let reserved = chooser.try_lease(&speech(10, &[]), NOW);
+        let is_chosen = reserved.is_ok();
+        drop(reserved);
+        sender.send(is_chosen)
+    })
+    .unwrap();
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(30)), Ok(true), "the thread waits for a lock");
+}
