@@ -51,7 +51,7 @@ struct NewClientArguments {
     /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000
     /// credits per month".
     #[arg(long, value_name = "TEXT")]
-    allowance: Option<String>,
+    quota: Option<String>,
     /// Its rate limit, which the entry calls `rate_limit`: "60 per minute", "5 per second".
     #[arg(long, value_name = "TEXT")]
     rate: Option<String>,
@@ -98,7 +98,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
 fn add(arguments: NewClientArguments) -> ExitCode {
     let NewClientArguments {
         name,
-        allowance,
+        quota,
         rate,
         concurrency,
         paths,
@@ -109,7 +109,7 @@ fn add(arguments: NewClientArguments) -> ExitCode {
     } = arguments;
     let client = NewClient {
         name,
-        quota: allowance,
+        quota: quota,
         rate_limit: rate,
         max_concurrent: concurrency,
         paths,
@@ -169,10 +169,10 @@ fn list(file: &ClientsFile) -> ExitCode {
 }
 
 fn document(client: &ClientConfig) -> Value {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
+    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
     json!({
         "name": client.name,
-        "quota": allowance.map(|allowance| allowance.to_string()),
+        "quota": quota.map(|quota| quota.to_string()),
         "rateLimit": rate.map(|rate| rate.to_string()),
         "maxConcurrent": concurrency,
         "paths": paths,
@@ -185,9 +185,9 @@ fn document(client: &ClientConfig) -> Value {
 
 /// The client's rules in one line.
 fn summary(rules: &Rules) -> String {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
+    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
     let mut rules_listed: Vec<String> = Vec::new();
-    rules_listed.extend(allowance.map(|allowance| allowance.to_string()));
+    rules_listed.extend(quota.map(|quota| quota.to_string()));
     rules_listed.extend(rate.map(|rate| rate.to_string()));
     rules_listed.extend(concurrency.map(|count| format!("{count} at once")));
     for (label, list) in [("below", paths), ("keys", &pins.keys), ("workspaces", &pins.workspaces)] {
