@@ -76,7 +76,7 @@ fn main() {
     let after = writing();
     let lines = f64::from(BURSTS * seconds * each);
     println!("{form:?}, {each} lines at once, {BURSTS} times a second:");
-    println!("who says it, ns a line (median of the bursts): {:.0}", middle(spans.into_iter()));
+    println!("the logging thread, ns a line (median of the bursts): {:.0}", middle(spans.into_iter()));
     println!("the thread `log`, ns a line: {:.0}", (after - before) / lines);
     info!(event = "end", "{END}");
     println!("bytes a line: {:.0}", reading.unwrap().join().unwrap() as f64 / lines);

@@ -1,5 +1,6 @@
 //! Key selection with knowledge of the provider: the right key at the first attempt, over the wire.
 
+use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
 
 use crate::support::{
@@ -216,12 +217,15 @@ async fn a_refused_key_that_a_poll_confirms_is_usable_at_once() {
 
 #[tokio::test]
 async fn every_strategy_distributes_requests_as_documented() {
-    for (strategy, expected) in [
+    let cases = [
         ("fill-first", [6, 0, 0]),
         ("round-robin", [2, 2, 2]),
         ("most-remaining", [0, 6, 0]),
         ("least-requests", [6, 0, 0]),
-    ] {
+        ("soonest-reset", [6, 0, 0]),
+    ];
+    assert_eq!(cases.map(|(name, _)| name), STRATEGIES.each_ref().map(|strategy| strategy.name));
+    for (strategy, expected) in cases {
         let proxy = start_proxy_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
             config.pool.strategy = strategy.parse().unwrap();
         })
