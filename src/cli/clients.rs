@@ -51,7 +51,7 @@ struct NewClientArguments {
     /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000
     /// credits per month".
     #[arg(long, value_name = "TEXT")]
-    quota: Option<String>,
+    allowance: Option<String>,
     /// Its rate limit, which the entry calls `rate_limit`: "60 per minute", "5 per second".
     #[arg(long, value_name = "TEXT")]
     rate: Option<String>,
@@ -98,7 +98,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
 fn add(arguments: NewClientArguments) -> ExitCode {
     let NewClientArguments {
         name,
-        quota,
+        allowance,
         rate,
         concurrency,
         paths,
@@ -109,7 +109,7 @@ fn add(arguments: NewClientArguments) -> ExitCode {
     } = arguments;
     let client = NewClient {
         name,
-        quota: quota,
+        quota: allowance,
         rate_limit: rate,
         max_concurrent: concurrency,
         paths,

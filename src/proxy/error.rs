@@ -2,7 +2,7 @@
 //! reads. The message for the client contains no keys and no internals; the log has a message of
 //! its own.
 
-mod words;
+mod messages;
 
 use bytes::Bytes;
 use http::header::{
@@ -23,7 +23,7 @@ use crate::policy::path::Ambiguous;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
-use words::{
+use messages::{
     ErrorResponse, client_limit_response, owner_unavailable_response, two_owners_message,
     unavailable_response, upstream_response,
 };

@@ -314,8 +314,8 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option
 
 impl RefusalContext<'_> {
     fn restrict(&self, refusal: &RecordedRefusal, conclusions: &mut Conclusions) {
-        let transitions =
+        let restriction =
             self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.refused(), self.now);
-        conclusions.restricted.extend(transitions.map(|restriction| (Arc::clone(&refusal.key), restriction)));
+        conclusions.restricted.extend(restriction.map(|restriction| (Arc::clone(&refusal.key), restriction)));
     }
 }

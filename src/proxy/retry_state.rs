@@ -109,13 +109,13 @@ impl RetryState {
             return;
         }
         let mut restricted = restrictions.matching(&self.features, &self.roster, clock::now());
-        let refused_before = restricted.len();
+        let known = restricted.len();
         for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
             let workspace = key.workspace();
             let tier = workspace.tier();
             let tier = tier.as_ref().map(|tier| tier.as_str());
             if plan::lacks(tier, workspace.capabilities(), &self.features, &models).is_some()
-                && restricted[..refused_before].binary_search_by_key(&position, |(at, _)| *at).is_err()
+                && restricted[..known].binary_search_by_key(&position, |(at, _)| *at).is_err()
             {
                 restricted.push((position, Restraint::Inferred));
             }

@@ -235,10 +235,10 @@ impl ClientToUpstream {
         if self.holds_messages() && self.text_start.len() + piece.len() <= NAMING_BYTES_MAX {
             self.text_start.extend_from_slice(&piece);
         }
-        let deadlines = is_whole && frame.head.is_final;
+        let ends_message = is_whole && frame.head.is_final;
         let mut blanked = Vec::with_capacity(available_bytes);
         self.blanking.pass(&piece, &mut blanked);
-        if deadlines {
+        if ends_message {
             self.blanking.finish(&mut blanked);
         }
         let is_one_piece = is_whole && frame.forwarded == 0 && blanked.len() == available_bytes;
@@ -248,14 +248,14 @@ impl ClientToUpstream {
         if is_one_piece {
             self.staged.extend_from_slice(&raw);
             self.stage(&mut blanked, mask, &mut message);
-        } else if deadlines || !blanked.is_empty() {
+        } else if ends_message || !blanked.is_empty() {
             let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
             let opcode = if message.is_begun { Opcode::Continuation } else { first };
             let length = blanked.len() as u64;
-            Head { is_final: deadlines, opcode, length, ..frame.head }.write(&mut self.staged);
+            Head { is_final: ends_message, opcode, length, ..frame.head }.write(&mut self.staged);
             self.stage(&mut blanked, mask, &mut message);
         }
-        if self.blanking.is_foreign() && !deadlines && !self.counts_content() {
+        if self.blanking.is_foreign() && !ends_message && !self.counts_content() {
             message.is_foreign = true;
             if frame.left > 0 {
                 // The rest of the frame is forwarded unread, as a frame of its own.

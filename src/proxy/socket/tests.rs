@@ -166,14 +166,14 @@ fn a_charged_message_is_held_until_its_release() {
     .concat();
     let mut client_to_upstream = client_to_upstream(Dialect::Speech);
     let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-    let messages = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
-    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), messages(5));
+    let message = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
+    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(5));
     assert!(out.is_empty() && !inbox.is_empty());
     assert_eq!(client_to_upstream.held_start(), br#"{"text":"Hello","xi_api_key":"k"}"#);
     client_to_upstream.release(&mut out);
     let [(Opcode::Text, text)] = &read(&out)[..] else { panic!("{out:?}") };
     assert_eq!(serde_json::from_slice::<Value>(text).unwrap(), json!({"text": "Hello"}));
-    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), messages(0));
+    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(0));
 }
 
 /// The count of a client's bytes, which arrive in pieces, and the violation, if there is one.
@@ -189,8 +189,8 @@ fn count(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, 
             let held = from_client.bytes.len() + client_to_upstream.held_bytes();
             assert!(held <= MAX + piece.len(), "{held} bytes are in memory");
             match result {
-                ClientMessage::Message(messages) => {
-                    characters += messages.characters;
+                ClientMessage::Message(content) => {
+                    characters += content.characters;
                     client_to_upstream.release(&mut out);
                 }
                 ClientMessage::Refused(violation) => {
