@@ -37,7 +37,7 @@ impl ClientName {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Its quota of requests or credits.
-    pub allowance: Option<ClientQuota>,
+    pub quota: Option<ClientQuota>,
     /// Its rate limit.
     pub rate: Option<Rate>,
     /// Maximum number of its concurrent requests.

@@ -92,7 +92,7 @@ async fn only_encodings_that_can_be_read_are_offered() {
 }
 
 #[tokio::test]
-async fn what_proxies_say_of_a_client_is_not_passed_on() {
+async fn forwarding_headers_of_proxies_are_not_sent() {
     let said = [
         ("cf-connecting-ip", "1.2.3.4"),
         ("CF-Ray", "x"),
@@ -134,7 +134,7 @@ async fn what_proxies_say_of_a_client_is_not_passed_on() {
 }
 
 #[tokio::test]
-async fn a_path_that_servers_read_differently_gets_no_further() {
+async fn an_ambiguous_path_is_refused_before_the_provider() {
     let proxy = start_proxy(plan()).await;
     for target in [
         "/v1/voices/..;/service-accounts",
@@ -178,7 +178,7 @@ async fn a_path_that_servers_read_differently_gets_no_further() {
 }
 
 #[tokio::test]
-async fn what_a_provider_says_of_its_origin_is_not_ours() {
+async fn response_headers_about_the_providers_origin_are_not_relayed() {
     let said = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nalt-svc: h3=\":443\"\r\nset-cookie: a=b\r\n\
         strict-transport-security: max-age=1\r\nnel: {}\r\nreport-to: {}\r\nexpect-ct: x\r\n\
         public-key-pins: x\r\nclear-site-data: \"*\"\r\nservice-worker-allowed: /\r\nrequest-id: r\r\n\r\n";
@@ -214,7 +214,7 @@ async fn a_document_of_the_provider_runs_nothing_in_our_origin() {
 }
 
 #[tokio::test]
-async fn what_browsers_ask_every_origin_for_is_answered_here() {
+async fn paths_that_browsers_request_everywhere_are_served_locally() {
     let proxy = start_proxy_with(plan(), |config| config.server.base_path = "/eleven".parse().unwrap()).await;
     for base in ["", "/eleven"] {
         for method in ["GET", "HEAD"] {

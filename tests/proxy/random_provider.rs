@@ -440,7 +440,7 @@ const PROVIDERS: usize = 16;
 const AT_ONCE: usize = 8;
 
 #[tokio::test]
-async fn what_an_account_could_serve_is_served() {
+async fn every_request_that_an_account_could_serve_is_served() {
     let wanted = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
     let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let mut runner = TestRunner::new(Proptest { rng_seed, ..Proptest::default() });

@@ -71,7 +71,7 @@ fn the_rules_of_a_client_are_parsed() {
         bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
     let config = FakeMachine::keyless().simulated().toml(text).config();
     let rules = &config.clients[0].rules;
-    assert_eq!(rules.allowance.unwrap().to_string(), "3 requests");
+    assert_eq!(rules.quota.unwrap().to_string(), "3 requests");
     assert_eq!(rules.rate.unwrap().to_string(), "5 per second");
     assert_eq!((rules.concurrency, &*rules.paths), (Some(4), &["/v1/voices".to_owned()][..]));
     assert!(rules.pins.keys == ["first"] && rules.pins.workspaces == ["studio"] && rules.may_bring_key);
