@@ -1,7 +1,7 @@
 //! The provider's models: the price of a character, and the concurrency group of each.
 //!
-//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Before it was read, and for models that
-//! it does not list (it is not exhaustive), both follow from the model's name.
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until it is received, and for models
+//! that it does not list (it is not exhaustive), both follow from the model's name.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Prices are in millionths of a credit per character, so that they multiply without rounding.
+/// Prices are integers in millionths of a credit per character, because this avoids rounding errors.
 const MICRO: u64 = 1_000_000;
 
 /// The known models.
@@ -85,13 +85,13 @@ impl Models {
         characters.saturating_mul(micro).div_ceil(MICRO)
     }
 
-    /// Maximum characters of a request of a free account with this model, where the list has it.
+    /// Maximum characters of a request of a free account with this model, if the list has it.
     #[must_use]
     pub fn free_characters_max(&self, id: &str) -> Option<u64> {
         self.find(id).and_then(|model| model.free_characters_max)
     }
 
-    /// The concurrency group of a model. `None` when neither the list nor its name says.
+    /// The concurrency group of a model. `None` when neither the list nor the name determines it.
     #[must_use]
     pub fn group(&self, id: &str) -> Option<ConcurrencyGroup> {
         self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::of_model(id))
@@ -102,9 +102,9 @@ impl Rates {
     fn micro_credits(&self) -> Option<u64> {
         let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
         let micro = (rate * MICRO as f64).round();
-        let is_sensible = micro.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro);
+        let is_plausible = micro.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
-        is_sensible.then_some(micro as u64)
+        is_plausible.then_some(micro as u64)
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_decides_about_an_unlisted_model() {
+    fn an_unlisted_model_is_classified_by_its_name() {
         let models = Models::default();
         assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
         assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);

@@ -1,9 +1,10 @@
-//! Counts what a client's message costs while it is streamed: the characters of its texts, or the bytes
-//! of its audio. A message may be of any length, in any pieces; only the current member name is stored.
+//! Counts the charged content of a client's message while it is streamed: the characters of its texts, or
+//! the bytes of its audio. A message may be of any length, in any pieces; only the current member name is
+//! stored.
 //!
 //! Members are counted as the provider's JSON parser reads them: of two with the same name the last
-//! counts, and a value of another type counts nothing. A message that is not valid JSON may still be
-//! accepted by a more lenient parser, so it counts with all its bytes, which no text exceeds.
+//! counts, and a value of another type counts nothing. A more lenient parser may accept a message that is
+//! not valid JSON, so all bytes of such a message are counted: an upper bound of its text.
 
 use super::Dialect;
 
@@ -29,8 +30,8 @@ pub struct MessageCount {
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
     state: State,
-    /// The kinds of the enclosing objects and lists: bit 0 is the innermost, 1 for an object.
-    kinds: u128,
+    /// The enclosing objects and lists: bit 0 is the innermost one; 1 means an object, 0 a list.
+    nesting: u128,
     depth: u32,
     /// All bytes of the message.
     bytes: u64,
@@ -59,22 +60,22 @@ enum State {
     BeforeName(bool),
     Colon,
     /// After a value.
-    Behind,
+    AfterValue,
     /// In a number or a word.
     Scalar,
     /// In a string.
     Text(Escape),
     /// After the outermost object.
-    Over,
+    Complete,
     /// The message is not JSON.
-    Foreign,
+    Invalid,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escape {
     None,
     Backslash,
-    /// `\u` with that many digits, and their value.
+    /// `\u` with the number of its digits so far, and their value.
     Unit(u8, u16),
 }
 
@@ -108,7 +109,7 @@ enum Role {
     Skipped,
 }
 
-/// The current name, as far as it may be a relevant one.
+/// The start of the current member's name, long enough to compare it with the relevant names.
 #[derive(Clone, Copy, Debug, Default)]
 struct NamePrefix {
     bytes: [u8; NAME_BYTES_MAX],
@@ -127,7 +128,7 @@ impl ContentCounter {
         let mut rest = piece;
         while let Some(&byte) = rest.first() {
             let used = match self.state {
-                State::Foreign => return,
+                State::Invalid => return,
                 State::Text(Escape::None) => self.run(rest),
                 State::Text(escape) => {
                     self.state = self.escaped(escape, byte);
@@ -137,9 +138,9 @@ impl ContentCounter {
                 | State::Value(_)
                 | State::BeforeName(_)
                 | State::Colon
-                | State::Behind
+                | State::AfterValue
                 | State::Scalar
-                | State::Over => {
+                | State::Complete => {
                     self.state = self.outside(byte);
                     1
                 }
@@ -152,7 +153,7 @@ impl ContentCounter {
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let whole = std::mem::take(self);
-        let is_object = whole.state == State::Over;
+        let is_object = whole.state == State::Complete;
         let (characters, audio) =
             if is_object { (whole.spoken + whole.lines, whole.audio) } else { (whole.bytes, whole.bytes) };
         let content = if dialect.is_spoken() {
@@ -168,7 +169,7 @@ impl ContentCounter {
     /// Bytes of audio so far, in a message that is not complete.
     #[must_use]
     pub fn audio_so_far(&self) -> u64 {
-        let audio = if self.state == State::Foreign { self.bytes } else { self.audio + self.open_audio() };
+        let audio = if self.state == State::Invalid { self.bytes } else { self.audio + self.open_audio() };
         decoded(audio)
     }
 
@@ -181,7 +182,7 @@ impl ContentCounter {
     fn outside(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.state, byte) {
-            (State::Scalar, _) if is_blank => State::Behind,
+            (State::Scalar, _) if is_blank => State::AfterValue,
             (state, _) if is_blank => state,
             (State::Start | State::Value(_), b'{') => self.enter(true),
             (State::Value(_), b'[') => self.enter(false),
@@ -191,26 +192,26 @@ impl ContentCounter {
             (State::BeforeName(_), b'"') => self.begin(Role::Name),
             (State::Colon, b':') => State::Value(false),
             (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.leave(),
-            (State::Behind | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
-            (State::Behind | State::Scalar, b',') => State::Value(false),
-            (State::Behind | State::Scalar, b'}') if self.is_in_object() => self.leave(),
-            (State::Behind | State::Scalar, b']') if !self.is_in_object() => self.leave(),
+            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
+            (State::AfterValue | State::Scalar, b',') => State::Value(false),
+            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.leave(),
+            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.leave(),
             // Some parsers accept `NaN` and `Infinity`.
             (
                 State::Value(_) | State::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
             ) => State::Scalar,
-            _ => State::Foreign,
+            _ => State::Invalid,
         }
     }
 
     fn is_in_object(&self) -> bool {
-        self.kinds & 1 == 1
+        self.nesting & 1 == 1
     }
 
     /// Whether the position is in a line of `inputs`: an object in the list of that name.
     fn is_in_line(&self) -> bool {
-        self.depth == 3 && self.member == CountedMember::Inputs && self.kinds & 0b11 == 0b01
+        self.depth == 3 && self.member == CountedMember::Inputs && self.nesting & 0b11 == 0b01
     }
 
     fn is_counted(&self) -> bool {
@@ -223,10 +224,10 @@ impl ContentCounter {
 
     fn enter(&mut self, is_object: bool) -> State {
         if self.depth == DEPTH_MAX {
-            return State::Foreign;
+            return State::Invalid;
         }
         self.depth += 1;
-        self.kinds = self.kinds << 1 | u128::from(is_object);
+        self.nesting = self.nesting << 1 | u128::from(is_object);
         if is_object { State::BeforeName(true) } else { State::Value(true) }
     }
 
@@ -236,8 +237,8 @@ impl ContentCounter {
             self.is_line_text = false;
         }
         self.depth -= 1;
-        self.kinds >>= 1;
-        if self.depth == 0 { State::Over } else { State::Behind }
+        self.nesting >>= 1;
+        if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
     fn begin(&mut self, role: Role) -> State {
@@ -277,7 +278,7 @@ impl ContentCounter {
     fn escaped(&mut self, escape: Escape, byte: u8) -> State {
         let unit = match (escape, byte) {
             (Escape::Unit(digits, value), _) => {
-                let Some(digit) = char::from(byte).to_digit(16) else { return State::Foreign };
+                let Some(digit) = char::from(byte).to_digit(16) else { return State::Invalid };
                 let value = value << 4 | digit as u16;
                 if digits < 3 {
                     return State::Text(Escape::Unit(digits + 1, value));
@@ -291,7 +292,7 @@ impl ContentCounter {
             (_, b'n') => 10,
             (_, b'r') => 13,
             (_, b't') => 9,
-            _ => return State::Foreign,
+            _ => return State::Invalid,
         };
         self.unit(unit);
         State::Text(Escape::None)
@@ -317,7 +318,7 @@ impl ContentCounter {
         let spoken = if self.text.has_visible { self.text.characters } else { 0 };
         match (self.text.role, self.member) {
             (Role::Name, _) => {
-                self.named();
+                self.begin_member();
                 return State::Colon;
             }
             (Role::Counted, CountedMember::Text) => self.spoken = spoken,
@@ -326,11 +327,11 @@ impl ContentCounter {
             (Role::Counted, CountedMember::Other) | (Role::Skipped, _) => {}
         }
         self.text.role = Role::Skipped;
-        State::Behind
+        State::AfterValue
     }
 
     /// Begins a member; resets the count of an earlier one with the same name.
-    fn named(&mut self) {
+    fn begin_member(&mut self) {
         let name = self.name.bytes.get(..self.name.length).unwrap_or_default();
         if self.depth == 1 {
             self.member = match name {
