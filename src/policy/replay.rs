@@ -14,8 +14,8 @@ pub enum Progress {
     /// Nothing was written: DNS, connect or TLS failed, or a reused connection returned the request
     /// unsent.
     Unsent,
-    /// Something was written and no complete response head was received. The provider may have done the
-    /// work.
+    /// Some bytes were written, and no complete response head was received. The provider may have done
+    /// the work.
     Unanswered,
     /// A complete response head was received, with this classification.
     Answered(Verdict),
@@ -82,8 +82,8 @@ pub enum Decision {
     Fail,
 }
 
-/// Maximum retries of a request for causes other than its keys. A second one would multiply the load on
-/// an overloaded provider.
+/// Maximum number of retries of a request whose cause is not its key. A second one would multiply the
+/// load on an overloaded provider.
 const BLAMELESS_REPLAYS_MAX: u32 = 1;
 /// When two workspaces return the same verdict, the cause is the request itself.
 const AMBIGUOUS_WORKSPACES_MAX: u32 = 2;
@@ -124,7 +124,7 @@ pub fn decide(facts: &Facts) -> Decision {
     }
 }
 
-/// Whose response ends a request for which no key is left.
+/// The sender of the response to a request for which no key is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastWord {
     /// The provider's last response, unchanged.
@@ -133,9 +133,9 @@ pub enum LastWord {
     Ours,
 }
 
-/// Whose response ends a request whose last attempt was classified as `verdict` and for which
-/// `unavailable` prevents another attempt. An error of the proxy only when both are about the keys: the
-/// provider's response describes an error of the request better.
+/// Selects the response to a request whose last attempt was classified as `verdict` and for which
+/// `unavailable` prevents another attempt. It is an error of the proxy only when both are about the keys,
+/// because the provider's response describes an error of the request better.
 #[must_use]
 pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
     match unavailable {
@@ -288,15 +288,15 @@ mod tests {
 
     #[test]
     fn no_request_is_sent_again_without_its_body_too_late_or_too_often() {
-        let ends: [fn(Facts) -> Facts; 3] = [
+        let changes: [fn(Facts) -> Facts; 3] = [
             |facts| Facts { body: Replayable::Lost, ..facts },
             |facts| Facts { is_late: true, ..facts },
             |facts| Facts { attempts: 16, ..facts },
         ];
-        for end in ends {
-            check(end(FRESH), Decision::Fail);
+        for change in changes {
+            check(change(FRESH), Decision::Fail);
             check(
-                end(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
+                change(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
                 Decision::Fail,
             );
             for verdict in KEY_REFUSALS
@@ -305,7 +305,7 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(end(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
+                check(change(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
             }
         }
         check(Facts { attempts: 15, ..answered(Verdict::InvalidKey) }, Decision::NextKey);

@@ -1,4 +1,4 @@
-//! Retention of usage records, and the hours by which they are summed.
+//! Computes when usage records are deleted, and the hours by which they are summed.
 
 use std::time::Duration;
 

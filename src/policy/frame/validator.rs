@@ -11,8 +11,8 @@ use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
 pub enum Sender {
     /// The client: its frames are masked.
     Client,
-    /// The server: its frames are not masked. The payload of its close frame is left to the caller, which
-    /// may know the words of an invalid close.
+    /// The server: its frames are not masked. The payload of its close frame is not validated, because
+    /// the caller may recognize the reason of an invalid close.
     Server,
 }
 
@@ -47,7 +47,7 @@ pub enum Violation {
     TextEncoding,
     /// A binary message on a WebSocket that accepts only JSON.
     NotJson,
-    /// A message larger than the memory of one session.
+    /// A message larger than the buffer of one session.
     TooLarge,
 }
 
@@ -121,7 +121,7 @@ struct IsText(bool);
 #[derive(Clone, Copy, Debug)]
 struct OpenFrame {
     head: Head,
-    passed: u64,
+    processed: u64,
 }
 
 /// The maximum payload of a control frame.
@@ -178,14 +178,14 @@ impl FrameValidator {
     /// Processes some bytes and returns their number; 0 when more are needed.
     fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let Some(frame) = self.frame else { return self.begin(rest) };
-        let left = frame.head.length - frame.passed;
+        let left = frame.head.length - frame.processed;
         let available = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
         let payload = rest.get(..available).unwrap_or_default();
         if available == 0 {
             return Ok(0);
         }
         self.payload(frame, payload)?;
-        self.pass(OpenFrame { passed: frame.passed + available as u64, ..frame })?;
+        self.pass(OpenFrame { processed: frame.processed + available as u64, ..frame })?;
         Ok(available)
     }
 
@@ -204,7 +204,7 @@ impl FrameValidator {
         if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
             self.message = Some(IsText(head.opcode == Opcode::Text));
         }
-        self.pass(OpenFrame { head, passed: 0 })?;
+        self.pass(OpenFrame { head, processed: 0 })?;
         Ok(length - before)
     }
 
@@ -245,7 +245,7 @@ impl FrameValidator {
         if !is_close && !is_text {
             return Ok(());
         }
-        let mut passed = frame.passed;
+        let mut processed = frame.processed;
         let mut buffer = [0; UNMASK_BUFFER_BYTES];
         while !payload.is_empty() {
             let (piece, rest) = payload.split_at(payload.len().min(UNMASK_BUFFER_BYTES));
@@ -253,20 +253,20 @@ impl FrameValidator {
                 Some(masked) => {
                     let plain = &mut buffer[..piece.len()];
                     plain.copy_from_slice(piece);
-                    mask(plain, masked, passed);
+                    mask(plain, masked, processed);
                     &*plain
                 }
                 None => piece,
             };
             if is_close {
-                let at = usize::try_from(passed).unwrap_or(CONTROL_BYTES_MAX);
+                let at = usize::try_from(processed).unwrap_or(CONTROL_BYTES_MAX);
                 if let Some(slot) = self.close.get_mut(at..at + plain.len()) {
                     slot.copy_from_slice(plain);
                 }
             } else {
                 self.text(plain)?;
             }
-            passed += piece.len() as u64;
+            processed += piece.len() as u64;
             payload = rest;
         }
         Ok(())
@@ -298,13 +298,13 @@ impl FrameValidator {
 
     /// Records the progress of a frame, and processes its end.
     fn pass(&mut self, frame: OpenFrame) -> Result<(), Violation> {
-        if frame.passed < frame.head.length {
+        if frame.processed < frame.head.length {
             self.frame = Some(frame);
             return Ok(());
         }
         self.frame = None;
         if frame.head.opcode == Opcode::Close {
-            let length = usize::try_from(frame.passed).unwrap_or(CONTROL_BYTES_MAX);
+            let length = usize::try_from(frame.processed).unwrap_or(CONTROL_BYTES_MAX);
             let payload = self.close.get(..length).unwrap_or_default();
             let code = match (check_close(payload), self.sender) {
                 (Ok(code), _) => code,
