@@ -36,14 +36,14 @@ pub struct Names {
 }
 
 impl Names {
-    /// The identifiers in the path and the query of a request; `path` is as received. None for an
-    /// ambiguous path, because such a request is refused.
+    /// The identifiers in the path and the query of a request; `path` is as received. An ambiguous path
+    /// has none, because its request is refused.
     #[must_use]
     pub fn of(path: &str, query: Option<&str>) -> Self {
         Path::read(path).map(|path| Self::of_segments(&Segments::of_path(&path), query)).unwrap_or_default()
     }
 
-    /// The same, by the segments of its path.
+    /// The identifiers in the path and the query of a request, from the segments of its path.
     #[must_use]
     pub fn of_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
         let rest = without_version(segments);
@@ -110,11 +110,12 @@ pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
 /// How the response of an endpoint relates to its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yields {
-    /// It contains nothing that belongs to an account.
+    /// It contains no resource of an account.
     Nothing,
     /// It contains a created resource.
     Made,
-    /// It lists resources of the account, or describes it: another account would respond differently.
+    /// It lists resources of the account, or describes the account: the response differs between
+    /// accounts.
     Account,
 }
 

@@ -9,7 +9,7 @@ impl Literal {
     /// Number of literals.
     pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
 
-    /// The literal that `segment` is, in upper or lower case.
+    /// Looks up the literal equal to `segment`, ignoring case.
     pub(in crate::elevenlabs) fn of(segment: &str) -> Option<Self> {
         if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
     }
@@ -29,7 +29,8 @@ impl Literal {
     }
 }
 
-/// Usually one probe: of an empty slot, or of the only literal that it can be.
+/// Looks up a literal in the hash table. It usually needs one probe: the slot is empty, or has the only
+/// possible literal.
 fn find(segment: &str) -> Option<Literal> {
     let bytes = segment.as_bytes();
     if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
