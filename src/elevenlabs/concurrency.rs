@@ -1,6 +1,6 @@
 //! The provider's concurrency groups: it limits concurrent requests per family of models in each workspace.
 //!
-//! The limit of the plan is the initial value; one that the provider reports in a header or a refusal
+//! The limit of the plan is the initial value; a limit that the provider reports in a header or a refusal
 //! replaces it.
 
 use super::endpoint::Operation;

@@ -31,11 +31,11 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
-    /// What is known about its price, for the client's quota.
+    /// The knowledge about its price, for the client's quota.
     pub billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
     pub gives_access: bool,
-    /// What it generates, which determines its price and concurrency group.
+    /// The kind of its work, which determines its price and concurrency group.
     pub operation: Operation,
     /// The permission that the key needs, where it is known.
     pub permission: Option<Permission>,

@@ -76,13 +76,13 @@ impl Models {
     #[must_use]
     pub fn credits(&self, id: &str, characters: u64) -> u64 {
         let price = self.find(id).and_then(|model| model.micro_credits_per_character);
-        let micro =
+        let micro_credits =
             price.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
                 MICRO / 2
             } else {
                 MICRO
             });
-        characters.saturating_mul(micro).div_ceil(MICRO)
+        characters.saturating_mul(micro_credits).div_ceil(MICRO)
     }
 
     /// Maximum characters of a request of a free account with this model, if the list has it.
@@ -101,10 +101,11 @@ impl Models {
 impl Rates {
     fn micro_credits(&self) -> Option<u64> {
         let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
-        let micro = (rate * MICRO as f64).round();
-        let is_plausible = micro.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro);
+        let micro_credits = (rate * MICRO as f64).round();
+        let is_plausible =
+            micro_credits.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro_credits);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
-        is_plausible.then_some(micro as u64)
+        is_plausible.then_some(micro_credits as u64)
     }
 }
 
@@ -112,7 +113,7 @@ impl Rates {
 /// taken.
 fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
     let mut groups: Vec<(String, ConcurrencyGroup)> = Vec::new();
-    let mut extras = 0;
+    let mut unnamed_count = 0;
     for document in listed {
         let Some(group) = &document.concurrency_group else { continue };
         if groups.iter().any(|(known, _)| known == group) {
@@ -120,8 +121,8 @@ fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
         }
         let group_of_name = ConcurrencyGroup::of_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
         let is_taken = groups.iter().any(|(_, group)| *group == group_of_name);
-        let assigned = if is_taken { ConcurrencyGroup::extra(extras) } else { None };
-        extras += usize::from(assigned.is_some());
+        let assigned = if is_taken { ConcurrencyGroup::extra(unnamed_count) } else { None };
+        unnamed_count += usize::from(assigned.is_some());
         groups.push((group.clone(), assigned.unwrap_or(group_of_name)));
     }
     groups

@@ -250,7 +250,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn nothing_panics(body: Vec<u8>, is_whole: bool) {
+        fn no_input_panics(body: Vec<u8>, is_whole: bool) {
             let _ = RequestBodyFeatures::of(&body, is_whole);
         }
 

@@ -23,11 +23,11 @@ use super::endpoint::Operation;
 pub enum Dialect {
     /// Text to speech, one text.
     Speech,
-    /// Text to speech, several contexts at once.
+    /// Text to speech, several concurrent contexts.
     SpeechContexts,
     /// Text to dialogue.
     Dialogue,
-    /// Text to dialogue, several contexts at once.
+    /// Text to dialogue, several concurrent contexts.
     DialogueContexts,
     /// Live speech to text.
     Transcription,
@@ -78,7 +78,7 @@ impl Dialect {
         }
     }
 
-    /// What its sessions generate, which determines price and concurrency group.
+    /// The work of its sessions, which determines price and concurrency group.
     #[must_use]
     pub fn operation(self) -> Operation {
         match self {

@@ -68,21 +68,22 @@ const WORD_BYTES_MAX: usize = 64;
 /// Sentences of a refusal are cut at this length.
 const SENTENCE_CHARS_MAX: usize = 500;
 
-/// The document with its listed fields only, whatever its status; `None` when it is not a JSON object.
+/// The document with its listed fields only; `None` when it is not a JSON object. Responses of every
+/// status are redacted.
 #[must_use]
 pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
     let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    let mut shown = Map::new();
+    let mut redacted_fields = Map::new();
     for (name, value) in document {
         let value = match name.as_str() {
             "detail" => refusal(value),
             name => field(name, value, &[USER, SUBSCRIPTION]),
         };
         if let Some(value) = value {
-            shown.insert(name, value);
+            redacted_fields.insert(name, value);
         }
     }
-    serde_json::to_vec(&shown).ok()
+    serde_json::to_vec(&redacted_fields).ok()
 }
 
 /// The body that replaces a refusal that cannot be redacted.
@@ -108,11 +109,11 @@ fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> 
 }
 
 fn object(fields: Map<String, Value>, listed: &[(&str, Field)]) -> Value {
-    let shown = fields.into_iter().filter_map(|(name, value)| {
+    let redacted_fields = fields.into_iter().filter_map(|(name, value)| {
         let value = field(&name, value, &[listed])?;
         Some((name, value))
     });
-    Value::Object(shown.collect())
+    Value::Object(redacted_fields.collect())
 }
 
 /// The redacted `detail`: an object, a sentence, or a list of objects.
@@ -225,7 +226,7 @@ mod tests {
             &json!({"detail": [{"msg": "field required", "type": "missing"}]}),
         );
         check(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
-        assert!(redacted(&withheld()).is_some_and(|shown| shown == withheld()));
+        assert!(redacted(&withheld()).is_some_and(|redacted_fields| redacted_fields == withheld()));
     }
 
     #[test]

@@ -118,10 +118,10 @@ pub fn names(hosts: &[String], listen_addresses: &[IpAddr]) -> Vec<String> {
         .into_iter()
         .chain(listen_addresses.iter().map(IpAddr::to_canonical).filter(IpAddr::is_loopback));
     let mut names = vec!["localhost".to_owned()];
-    let more = addresses
+    let candidates = addresses
         .map(|address| address.to_string())
         .chain(hosts.iter().filter(|host| may_certify(host)).cloned());
-    for name in more {
+    for name in candidates {
         if !names.contains(&name) {
             names.push(name);
         }

@@ -1,7 +1,7 @@
 //! Computes the amount that a request takes from its client's quota. The counter in memory and the usage
 //! records use the same function, because the counter is restored from the records after a restart.
 
-/// What is known about a request's price before it is sent.
+/// The knowledge about a request's price before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
     /// The provider charges for it.
@@ -12,7 +12,7 @@ pub enum Billing {
     Free,
 }
 
-/// How far a request got with the provider.
+/// The progress of a request at the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChargeOutcome {
     /// No byte of it was sent.
@@ -39,8 +39,8 @@ pub struct Charge {
 /// The charge of a request. `reported` is the cost that its response reports, `reserved` the reserved
 /// amount, which is charged when the response reports none.
 ///
-/// A cost above 0 is charged whatever the route and the status are. A request counts when it was served
-/// or may have been served, even if it costs 0 credits.
+/// A reported cost above 0 is charged for every route and status. A request counts when it was served or
+/// may have been served, even if it costs 0 credits.
 #[must_use]
 pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
     let is_counted = match (billing, outcome) {

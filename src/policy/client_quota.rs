@@ -19,7 +19,7 @@ pub struct ClientQuota {
     pub period: Period,
 }
 
-/// What a quota counts.
+/// The unit that a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Requests that the provider charges for and has served.
@@ -151,8 +151,8 @@ impl Period {
     }
 }
 
-/// Number of days since the first of the month of the `day`th day since 1970. Computed for every request;
-/// a general calendar library takes ten times as long.
+/// Number of days since the first of the month of the `day`th day since 1970. It is computed for every
+/// request, and a general calendar library takes ten times as long.
 fn days_into_month(day: u64) -> u64 {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     // Years begin in March here, so that leap days are at their end; the first is year 0.
@@ -229,7 +229,7 @@ impl Tally {
     }
 }
 
-/// A rate limit: up to `requests` at once, which then become available again evenly over `span`.
+/// A rate limit: a burst of up to `requests`, which then become available again evenly over `span`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Maximum number of requests per span; at least 1.

@@ -1,10 +1,10 @@
 //! Evidence from refusals about a key or a workspace, and the key state that follows from it at a given
 //! moment.
 //!
-//! A refusal is evidence: it has a scope (the key, the workspace, or one concurrency group of that), a
-//! strength (with figures, or only in known words) and a time. Key state is computed here from the
-//! evidence and the last poll of the provider. Only evidence is stored, so that a better rule also
-//! changes what old evidence means.
+//! A refusal is evidence: it has a scope (the key, the workspace, or a concurrency group of the
+//! workspace), a strength (with figures, or only in known words) and a time. Key state is computed here
+//! from the evidence and the last poll of the provider. Only evidence is stored, so that an improved rule
+//! also applies to old evidence.
 //!
 //! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the
 //! key can serve other requests. See [`features`](crate::elevenlabs::features).
@@ -279,7 +279,7 @@ pub fn meaning(
     let later_poll = poll.filter(|poll| poll.at > at);
     let cooldown =
         |reason, until, is_probable| Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable };
-    let spent_until = || {
+    let exhausted_until = || {
         let reset = resets_at.filter(|reset| *reset > at);
         reset.unwrap_or_else(|| at.plus(cooldowns.exhausted))
     };
@@ -289,10 +289,10 @@ pub fn meaning(
         }
         // Without a reset date the end is estimated, so one request may probe the key.
         ClaimedFault::Credits { figures: Some((0, _)), .. } => {
-            cooldown(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
+            cooldown(CooldownReason::Exhausted, exhausted_until(), resets_at.is_none())
         }
         ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
-            Meaning::Short { left: left_by_estimate, until: spent_until() }
+            Meaning::Short { left: left_by_estimate, until: exhausted_until() }
         }
         ClaimedFault::Credits { figures: None, .. } => {
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)

@@ -134,7 +134,7 @@ impl Head {
 pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
     let mut rotated_mask = mask;
     rotated_mask.rotate_left((offset % 4) as usize);
-    let wide = u64::from_ne_bytes([
+    let mask_word = u64::from_ne_bytes([
         rotated_mask[0],
         rotated_mask[1],
         rotated_mask[2],
@@ -147,7 +147,7 @@ pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
     let mut chunks = bytes.chunks_exact_mut(8);
     for chunk in &mut chunks {
         if let Ok(word) = <[u8; 8]>::try_from(&*chunk) {
-            chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
+            chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ mask_word).to_ne_bytes());
         }
     }
     for (byte, part) in chunks.into_remainder().iter_mut().zip(rotated_mask.iter().cycle()) {

@@ -86,9 +86,9 @@ fn strip_subprotocols(headers: &mut HeaderMap) {
     if !subprotocols(headers).any(is_bearer) {
         return;
     }
-    let kept: Vec<&str> = subprotocols(headers).filter(|name| !is_bearer(name)).collect();
-    match HeaderValue::from_str(&kept.join(", ")) {
-        Ok(value) if !kept.is_empty() => headers.insert(SUBPROTOCOLS, value),
+    let remaining: Vec<&str> = subprotocols(headers).filter(|name| !is_bearer(name)).collect();
+    match HeaderValue::from_str(&remaining.join(", ")) {
+        Ok(value) if !remaining.is_empty() => headers.insert(SUBPROTOCOLS, value),
         Ok(_) | Err(_) => headers.remove(SUBPROTOCOLS),
     };
 }
@@ -102,8 +102,8 @@ fn is_bearer(subprotocol: &str) -> bool {
     subprotocol.get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER))
 }
 
-/// Whether a request asks for a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols
-/// are ignored, as a server may do (RFC 9110, section 7.8).
+/// Whether a request is a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols are
+/// ignored, as a server may do (RFC 9110, section 7.8).
 #[must_use]
 pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     let lists = |name: HeaderName, word: &str| {
@@ -174,8 +174,8 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     if !query.split('&').any(is_credential) {
         return Some(Cow::Borrowed(query));
     }
-    let kept: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
-    (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
+    let remaining: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
+    (!remaining.is_empty()).then(|| Cow::Owned(remaining.join("&")))
 }
 
 /// A credential of a request, decoded and never empty.
@@ -207,13 +207,13 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Ite
         let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
         values.map(move |value| in_header(known, value.trim()))
     });
-    let of_socket = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
-    let in_socket = of_socket.into_iter().flatten().filter(|name| is_bearer(name));
-    let in_socket =
-        in_socket.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
+    let subprotocol_values = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
+    let in_subprotocols = subprotocol_values.into_iter().flatten().filter(|name| is_bearer(name));
+    let in_subprotocols =
+        in_subprotocols.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
     let in_query = pairs.filter_map(|(name, value)| in_parameter(credential_parameter(name)?, value));
-    let all = in_headers.chain(in_socket).chain(in_query);
+    let all = in_headers.chain(in_subprotocols).chain(in_query);
     all.filter(|credential| !credential.text().is_empty())
 }
 
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_subprotocols(received: &[&'static str], kept: Option<&str>, token: Option<&str>) {
+    fn check_subprotocols(received: &[&'static str], remaining: Option<&str>, token: Option<&str>) {
         let pairs: Vec<(&'static str, &'static str)> =
             received.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
         let mut headers = headers(&pairs);
@@ -478,7 +478,7 @@ mod tests {
         strip_request(&mut headers, &Forwarded::default());
         let values: Vec<&str> =
             headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
-        assert_eq!(values, Vec::from_iter(kept));
+        assert_eq!(values, Vec::from_iter(remaining));
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl KeyStatus {
 /// Why a key or a workspace is in cooldown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CooldownReason {
-    /// Too many requests, in a span of time or at once.
+    /// Too many requests in a span of time, or too many concurrent requests.
     RateLimited,
     /// No credits are left.
     Exhausted,

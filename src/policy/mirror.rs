@@ -27,7 +27,7 @@ pub enum Acceptance {
     Person(Hint),
 }
 
-/// What the operator must fix.
+/// The problem that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// The key is not accepted.

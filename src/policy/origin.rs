@@ -53,7 +53,7 @@ pub fn admit(
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<RequestOrigin, OriginRejected> {
-    let text = |name: HeaderName| headers.get(name).map(|value| lower(value.to_str().unwrap_or("")));
+    let text = |name: HeaderName| headers.get(name).map(|value| lowercase(value.to_str().unwrap_or("")));
     if !requires_token && !text(header::HOST).is_none_or(|host| is_accepted_host(rules, &host)) {
         return Err(OriginRejected::Host);
     }
@@ -97,7 +97,7 @@ pub fn admit(
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-fn lower(text: &str) -> Cow<'_, str> {
+fn lowercase(text: &str) -> Cow<'_, str> {
     let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
@@ -138,9 +138,9 @@ const PREFLIGHT_MAX_AGE_S: u32 = 7_200;
 /// origin and are replaced; headers that it exposes stay exposed.
 pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     let exposed = exposed(headers);
-    let theirs: Vec<HeaderName> =
+    let provider_headers: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
-    for name in theirs {
+    for name in provider_headers {
         headers.remove(name);
     }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -151,9 +151,11 @@ pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
 /// The headers that this proxy exposes, and those that the provider exposes.
 fn exposed(headers: &HeaderMap) -> HeaderValue {
     let mut all = EXPOSED.to_owned();
-    let theirs = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
-    for name in
-        theirs.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+    let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
+    for name in provider_headers
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
     {
         let is_new = |all: &str| all.split(", ").all(|known| !known.eq_ignore_ascii_case(name));
         if !name.is_empty() && all.len() + name.len() <= EXPOSED_BYTES_MAX && is_new(&all) {

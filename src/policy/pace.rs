@@ -1,6 +1,6 @@
 //! Computes when usage records are committed: immediately after a pause, and at intervals while records
-//! keep arriving. Many records then share a commit, because each commit flushes the disk, whatever its
-//! size.
+//! keep arriving. Many records then share a commit, because a commit of any size costs a flush of the
+//! disk.
 
 use std::time::Duration;
 

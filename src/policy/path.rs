@@ -5,10 +5,10 @@
 //! slash, backslash, semicolon, question mark, number sign or control character and no further percent
 //! escape.* A trailing slash is allowed.
 //!
-//! Servers treat everything else differently: they decode once or twice, before or after the path is
-//! split, merge slashes, resolve dots, cut off the text after a semicolon. The path that is checked here
-//! would then differ from the one that is served there, so that a client could reach a denied path. No
-//! path of the provider needs any of these forms.
+//! Servers interpret all other paths differently: they decode once or twice, before or after the path is
+//! split, merge slashes, resolve dots, cut off the text after a semicolon. The path that the proxy checks
+//! would then differ from the path that the provider serves, so that a client could reach a denied path.
+//! No path of the provider needs any of these forms.
 
 use std::borrow::Cow;
 
@@ -78,9 +78,11 @@ impl<'a> Path<'a> {
     /// prefix matches any segment.
     #[must_use]
     pub fn is_within(&self, prefix: &str) -> bool {
-        let mut own = segments(&self.0);
+        let mut path_segments = segments(&self.0);
         segments(prefix).all(|wanted| {
-            own.next().is_some_and(|segment| wanted == "{id}" || wanted.eq_ignore_ascii_case(segment))
+            path_segments
+                .next()
+                .is_some_and(|segment| wanted == "{id}" || wanted.eq_ignore_ascii_case(segment))
         })
     }
 }

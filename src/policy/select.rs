@@ -63,8 +63,8 @@ pub enum ConcurrencyState {
 pub enum Choice {
     /// The key at this position.
     Use(usize),
-    /// The key at this position, although its credits fall short by our estimate: those of every other
-    /// key do too, the estimate is an upper bound, and the provider may serve the request.
+    /// The key at this position, although its credits do not suffice by our estimate, like those of every
+    /// other key: the estimate is an upper bound, so the provider may still serve the request.
     Overcommit(usize),
     /// The key at this position, although it is in cooldown: no other key can serve, and the reason of
     /// the cooldown is not proven.
@@ -128,8 +128,8 @@ pub struct Blocked {
     pub blocks_costlier: bool,
 }
 
-/// A cooldown that ends within this time is waited for; a longer one is reported in `Retry-After`. An SDK
-/// that retries sends the whole request again.
+/// Maximum remaining cooldown for which a request is queued; a longer one is reported in `Retry-After`.
+/// Queuing is better for a short one, because an SDK that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Blocked {
@@ -198,7 +198,7 @@ pub fn select(
 fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
-    // Keys that were tried are not waited for.
+    // A request does not wait for keys that it has tried.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
     let is_short = |key: &Candidate| matches!(key.affordability, Affordability::Short { .. });
     let blocks_costlier = !eligible().any(|(_, key)| key.may_probe || is_short(&key));

@@ -65,8 +65,8 @@ pub static STRATEGIES: [Strategy; 5] = [
         counts_credits: true,
         ..ANY
     },
-    // The key whose workspace has the fewest requests in flight, relative to its weight. No rank is lower
-    // than that of an idle key, whatever the weights.
+    // The key whose workspace has the fewest requests in flight, relative to its weight. With any
+    // weights, an idle key has the lowest rank.
     Strategy {
         name: "least-requests",
         rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),

@@ -40,7 +40,7 @@ pub enum Verdict {
         /// The workspace's maximum of concurrent requests, when the message names it.
         maximum: Option<u32>,
     },
-    /// The provider is overloaded or in maintenance, whatever the key.
+    /// The provider is overloaded or in maintenance, for every key.
     Busy,
     /// A refusal without a known reason: the key, its address list, the plan, the request or an
     /// intermediary may be the cause.

@@ -1,4 +1,4 @@
-//! Corrects the program's clock to the system's wall clock: forward at once, backward slowly. The
+//! Corrects the program's clock to the system's wall clock: forward in one step, backward slowly. The
 //! correction is slow backward because a jump would lengthen every cooldown by its size, and quota
 //! periods and records use this clock as well.
 

@@ -1,5 +1,5 @@
 //! The kinds of identifiers, and the hash that replaces an identifier: an identifier may be a token, and
-//! nothing that is stored or printed may grant access.
+//! a stored or printed value must not grant access.
 
 use std::fmt;
 use std::time::Duration;
@@ -109,7 +109,8 @@ impl Kind {
         Self::ALL.iter().copied().find(|kind| kind.word() == word)
     }
 
-    /// Whether different accounts may have the same identifier: a 200 then does not prove its owner.
+    /// Whether different accounts may have the same identifier: a response with status 200 then does not
+    /// prove that the account owns it.
     #[must_use]
     pub fn is_shared(self) -> bool {
         self == Self::Voice
@@ -142,11 +143,11 @@ impl Kind {
 /// never evict those of resources created by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Created by hand, and used for years: voices, agents.
+    /// Identifiers of resources that are created by hand and used for years: voices, agents.
     Lasting,
-    /// One per request, valid for a long time.
+    /// Identifiers of which each request creates one, valid for a long time.
     Plentiful,
-    /// Valid for hours.
+    /// Identifiers that are valid for hours.
     Passing,
 }
 

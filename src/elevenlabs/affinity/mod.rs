@@ -1,8 +1,8 @@
-//! The identifiers that requests and responses name. Each belongs to one account: a request that names
-//! one can be served only by the keys of that account.
+//! Finds the identifiers that requests and responses name. Each belongs to one account: a request that
+//! names one can be served only by the keys of that account.
 //!
-//! `table` lists the kinds of identifiers and where they appear; the owning accounts are recorded
-//! elsewhere. Identifiers leave this module as hashes.
+//! `table` lists the kinds of identifiers and where they appear; the pool records the owning accounts.
+//! This module returns identifiers only as hashes.
 
 mod fields;
 mod index;

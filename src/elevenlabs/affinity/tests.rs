@@ -489,7 +489,7 @@ fn other_endpoints_yield_nothing() {
 
 proptest::proptest! {
     #[test]
-    fn nothing_panics(path: String, query: Option<String>, body: Vec<u8>) {
+    fn no_input_panics(path: String, query: Option<String>, body: Vec<u8>) {
         let mut names = Names::of(&path, query.as_deref());
         names.add_body(&body);
         let _ = in_response(&Method::GET, &Route::read("/v1/voices"), &path, &body);

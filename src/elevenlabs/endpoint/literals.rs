@@ -72,16 +72,16 @@ const SLOTS: [u8; 1024] = {
 
 /// The first slot of a segment: a hash of its length and four of its characters, in lower case.
 const fn slot_of(segment: &[u8]) -> usize {
-    const fn mixed(hash: u32, byte: u8) -> u32 {
+    const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
     }
     let length = segment.len();
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the longest literal")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
-    hash = mixed(hash, segment[0]);
-    hash = mixed(hash, segment[length / 3]);
-    hash = mixed(hash, segment[length / 2]);
-    hash = mixed(hash, segment[length - 1]);
+    hash = mix(hash, segment[0]);
+    hash = mix(hash, segment[length / 3]);
+    hash = mix(hash, segment[length / 2]);
+    hash = mix(hash, segment[length - 1]);
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 

@@ -88,7 +88,7 @@ static ROWS: &[RefusalRow] = &[
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
         ]),
 
-    // Too many requests at once, or in a span of time.
+    // Too many concurrent requests, or too many in a span of time.
     row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
             .or_begins(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
         .examples(&[

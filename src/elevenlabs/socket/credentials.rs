@@ -198,7 +198,7 @@ impl CredentialBlanker {
         let mut has_ended = false;
         while let Some(&byte) = rest.get(processed_bytes) {
             if position.text == Some(false) {
-                // A large message is mostly one string, which is skipped at once.
+                // A large message is mostly one string, which is skipped in one step.
                 let more = rest.get(processed_bytes..).unwrap_or_default();
                 let end = more.iter().position(|byte| matches!(byte, b'"' | b'\\'));
                 processed_bytes += end.unwrap_or(more.len());
@@ -273,8 +273,9 @@ pub fn presented(message: &[u8]) -> Option<String> {
         let is_secret = NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
         value.as_str().map(str::trim).filter(|value| is_secret && !value.is_empty())
     })?;
-    let bare = credential.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    Some(bare.map_or(credential, |(_, token)| token.trim()).to_owned())
+    let without_scheme =
+        credential.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Some(without_scheme.map_or(credential, |(_, token)| token.trim()).to_owned())
 }
 
 #[cfg(test)]
@@ -285,10 +286,10 @@ mod tests {
     use super::*;
 
     fn blanked_message(pieces: &[&[u8]]) -> String {
-        let mut blanking = CredentialBlanker::default();
+        let mut blanker = CredentialBlanker::default();
         let mut out = Vec::new();
-        pieces.iter().for_each(|piece| blanking.pass(piece, &mut out));
-        blanking.finish(&mut out);
+        pieces.iter().for_each(|piece| blanker.pass(piece, &mut out));
+        blanker.finish(&mut out);
         String::from_utf8(out).unwrap()
     }
 

@@ -82,7 +82,7 @@ pub fn classify_message(
         (MessageFormat::ForeignError, SessionStage::Opening) => {
             let body = body();
             in_band(&body)
-                .or_else(|| by_access(&body))
+                .or_else(|| access_denied_verdict(&body))
                 .map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
         (MessageFormat::Other, SessionStage::Opening) if ErrorBody::has_only_error_members(&members) => {
@@ -104,8 +104,8 @@ pub fn classify_message(
     }
 }
 
-/// Classifies a close frame; `None` for one that refuses nothing. `follows_error` says that an [error
-/// in unknown words](MessageKind::UnknownError) was received right before.
+/// Classifies a close frame; `None` for one that is not a refusal. `follows_error` says that an [error in
+/// unknown words](MessageKind::UnknownError) was received right before.
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::of_reason(reason);
@@ -121,7 +121,7 @@ pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: b
         3000 => Some(Verdict::Unexplained(Refusal::Unauthorized)),
         3003 => Some(Verdict::Unexplained(Refusal::Forbidden)),
         1008 if reason.is_empty() || follows_error => Some(Verdict::Unexplained(Refusal::Forbidden)),
-        _ => Some(by_access(&body).unwrap_or(Verdict::RequestError)),
+        _ => Some(access_denied_verdict(&body).unwrap_or(Verdict::RequestError)),
     })?;
     Some(if has_token { verdict_about_token(verdict) } else { verdict })
 }
@@ -132,7 +132,7 @@ fn error_verdict(body: &ErrorBody) -> Verdict {
         let has_failed = body.message_starts("we are sorry");
         if has_failed { Verdict::ServerError } else { Verdict::RequestError }
     };
-    in_band(body).or_else(|| by_access(body)).unwrap_or_else(by_sentence)
+    in_band(body).or_else(|| access_denied_verdict(body)).unwrap_or_else(by_sentence)
 }
 
 /// Whether a message is an error in the format of other protocols, or of HTTP.
@@ -156,7 +156,7 @@ fn speech_format(members: &Map<String, Value>) -> MessageFormat {
 
 /// The verdict of an unknown error word that means denied access, because a WebSocket error has no
 /// status. An attempt with a second account shows whether the account or the request is at fault.
-fn by_access(body: &ErrorBody) -> Option<Verdict> {
+fn access_denied_verdict(body: &ErrorBody) -> Option<Verdict> {
     const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
     let has = |parts: [&str; 4]| {
@@ -214,9 +214,9 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
 /// The verdict of a refusal of a session with the client's own token.
 fn verdict_about_token(verdict: Verdict) -> Verdict {
     // A rate limit does not depend on the credential.
-    let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
-    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
-    if is_of_the_key && !is_too_much { Verdict::RequestError } else { verdict }
+    let is_rate_limit = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
+    let blames_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
+    if blames_key && !is_rate_limit { Verdict::RequestError } else { verdict }
 }
 
 #[cfg(test)]

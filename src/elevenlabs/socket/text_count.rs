@@ -129,9 +129,9 @@ impl ContentCounter {
         while let Some(&byte) = rest.first() {
             let used = match self.state {
                 State::Invalid => return,
-                State::Text(Escape::None) => self.run(rest),
+                State::Text(Escape::None) => self.string_run(rest),
                 State::Text(escape) => {
-                    self.state = self.escaped(escape, byte);
+                    self.state = self.byte_of_escape(escape, byte);
                     1
                 }
                 State::Start
@@ -141,7 +141,7 @@ impl ContentCounter {
                 | State::AfterValue
                 | State::Scalar
                 | State::Complete => {
-                    self.state = self.outside(byte);
+                    self.state = self.byte_outside_string(byte);
                     1
                 }
             };
@@ -159,7 +159,7 @@ impl ContentCounter {
         let content = if dialect.is_spoken() {
             SpokenText { characters, audio_bytes: 0 }
         } else if dialect == Dialect::Transcription {
-            SpokenText { characters: 0, audio_bytes: decoded(audio) }
+            SpokenText { characters: 0, audio_bytes: decoded_length(audio) }
         } else {
             SpokenText::default()
         };
@@ -170,7 +170,7 @@ impl ContentCounter {
     #[must_use]
     pub fn audio_so_far(&self) -> u64 {
         let audio = if self.state == State::Invalid { self.bytes } else { self.audio + self.open_audio() };
-        decoded(audio)
+        decoded_length(audio)
     }
 
     fn open_audio(&self) -> u64 {
@@ -179,23 +179,23 @@ impl ContentCounter {
     }
 
     /// Processes a byte outside of strings.
-    fn outside(&mut self, byte: u8) -> State {
+    fn byte_outside_string(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.state, byte) {
             (State::Scalar, _) if is_blank => State::AfterValue,
             (state, _) if is_blank => state,
-            (State::Start | State::Value(_), b'{') => self.enter(true),
-            (State::Value(_), b'[') => self.enter(false),
+            (State::Start | State::Value(_), b'{') => self.open_container(true),
+            (State::Value(_), b'[') => self.open_container(false),
             (State::Value(_), b'"') => {
-                self.begin(if self.is_counted() { Role::Counted } else { Role::Skipped })
+                self.begin_string(if self.is_counted() { Role::Counted } else { Role::Skipped })
             }
-            (State::BeforeName(_), b'"') => self.begin(Role::Name),
+            (State::BeforeName(_), b'"') => self.begin_string(Role::Name),
             (State::Colon, b':') => State::Value(false),
-            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.leave(),
+            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.close_container(),
             (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
             (State::AfterValue | State::Scalar, b',') => State::Value(false),
-            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.leave(),
-            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.leave(),
+            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.close_container(),
+            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.close_container(),
             // Some parsers accept `NaN` and `Infinity`.
             (
                 State::Value(_) | State::Scalar,
@@ -222,7 +222,7 @@ impl ContentCounter {
         }
     }
 
-    fn enter(&mut self, is_object: bool) -> State {
+    fn open_container(&mut self, is_object: bool) -> State {
         if self.depth == DEPTH_MAX {
             return State::Invalid;
         }
@@ -231,7 +231,7 @@ impl ContentCounter {
         if is_object { State::BeforeName(true) } else { State::Value(true) }
     }
 
-    fn leave(&mut self) -> State {
+    fn close_container(&mut self) -> State {
         if self.is_in_line() {
             self.lines += std::mem::take(&mut self.line);
             self.is_line_text = false;
@@ -241,27 +241,28 @@ impl ContentCounter {
         if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
-    fn begin(&mut self, role: Role) -> State {
+    fn begin_string(&mut self, role: Role) -> State {
         self.text = TextState { role, ..TextState::default() };
         self.name = NamePrefix::default();
         State::Text(Escape::None)
     }
 
     /// Processes a run of a string without an escape, and its end; returns the number of bytes.
-    fn run(&mut self, rest: &[u8]) -> usize {
+    fn string_run(&mut self, rest: &[u8]) -> usize {
         let length = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        let run = rest.get(..length).unwrap_or_default();
+        let string_run = rest.get(..length).unwrap_or_default();
         match self.text.role {
-            Role::Name => run.iter().for_each(|byte| self.name.push(*byte)),
-            Role::Counted if !run.is_empty() => {
+            Role::Name => string_run.iter().for_each(|byte| self.name.push(*byte)),
+            Role::Counted if !string_run.is_empty() => {
                 // All bytes but those that continue a UTF-8 character.
-                let characters = run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
+                let characters = string_run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
                 let text = &mut self.text;
                 text.characters += characters;
-                text.has_visible = text.has_visible || run.iter().any(|byte| !byte.is_ascii_whitespace());
+                text.has_visible =
+                    text.has_visible || string_run.iter().any(|byte| !byte.is_ascii_whitespace());
                 text.is_half = false;
                 if self.member == CountedMember::Audio {
-                    text.padding += run.iter().filter(|byte| **byte == b'=').count() as u64;
+                    text.padding += string_run.iter().filter(|byte| **byte == b'=').count() as u64;
                 }
             }
             Role::Counted | Role::Skipped => {}
@@ -269,14 +270,14 @@ impl ContentCounter {
         match rest.get(length) {
             None => return length,
             Some(b'\\') => self.state = State::Text(Escape::Backslash),
-            Some(_) => self.state = self.end(),
+            Some(_) => self.state = self.end_string(),
         }
         length + 1
     }
 
     /// Processes a byte of an escape.
-    fn escaped(&mut self, escape: Escape, byte: u8) -> State {
-        let unit = match (escape, byte) {
+    fn byte_of_escape(&mut self, escape: Escape, byte: u8) -> State {
+        let utf16_unit = match (escape, byte) {
             (Escape::Unit(digits, value), _) => {
                 let Some(digit) = char::from(byte).to_digit(16) else { return State::Invalid };
                 let value = value << 4 | digit as u16;
@@ -294,26 +295,26 @@ impl ContentCounter {
             (_, b't') => 9,
             _ => return State::Invalid,
         };
-        self.unit(unit);
+        self.utf16_unit(utf16_unit);
         State::Text(Escape::None)
     }
 
     /// Processes a character, or half of one, that was written as an escape.
-    fn unit(&mut self, unit: u16) {
-        let ascii = u8::try_from(unit).ok().filter(u8::is_ascii);
+    fn utf16_unit(&mut self, utf16_unit: u16) {
+        let ascii = u8::try_from(utf16_unit).ok().filter(u8::is_ascii);
         if self.text.role == Role::Name {
             self.name.push(ascii.unwrap_or(u8::MAX));
         }
         let text = &mut self.text;
-        let ends_pair = text.is_half && (0xdc00..0xe000).contains(&unit);
-        text.is_half = (0xd800..0xdc00).contains(&unit);
+        let ends_pair = text.is_half && (0xdc00..0xe000).contains(&utf16_unit);
+        text.is_half = (0xd800..0xdc00).contains(&utf16_unit);
         text.characters += u64::from(!ends_pair);
         text.has_visible = text.has_visible || !ascii.is_some_and(|byte| byte.is_ascii_whitespace());
-        text.padding += u64::from(unit == u16::from(b'='));
+        text.padding += u64::from(utf16_unit == u16::from(b'='));
     }
 
     /// Processes the end of a string.
-    fn end(&mut self) -> State {
+    fn end_string(&mut self) -> State {
         // A blank text opens a context and is not spoken.
         let spoken = if self.text.has_visible { self.text.characters } else { 0 };
         match (self.text.role, self.member) {
@@ -357,7 +358,7 @@ impl ContentCounter {
 }
 
 /// Number of bytes that this many base64 characters decode to.
-fn decoded(characters: u64) -> u64 {
+fn decoded_length(characters: u64) -> u64 {
     characters / 4 * 3 + characters % 4 * 3 / 4
 }
 

@@ -1,8 +1,8 @@
 //! Validates a stream of WebSocket frames against RFC 6455, as the bytes arrive and before any of them is
-//! processed. It is separate from the message reader, because a session that waits for a key reads no
-//! messages and must still notice a close or a violation at once.
+//! processed. It is separate from the message reader, because a session that waits for a key parses no
+//! messages and must still detect a close or a violation immediately.
 //!
-//! Only the head and the control payload in progress are stored: at most 139 bytes.
+//! It stores only an incomplete head and an incomplete control payload: at most 139 bytes.
 
 use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
 
@@ -130,7 +130,7 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 const UNMASK_BUFFER_BYTES: usize = 1024;
 
 impl FrameValidator {
-    /// Validates what `sender` sends, from the first byte after the handshake.
+    /// A validator for the frames of `sender`, which starts at the first byte after the handshake.
     #[must_use]
     pub const fn new(sender: Sender) -> Self {
         Self {
@@ -185,7 +185,7 @@ impl FrameValidator {
             return Ok(0);
         }
         self.payload(frame, payload)?;
-        self.pass(OpenFrame { processed: frame.processed + available as u64, ..frame })?;
+        self.record_progress(OpenFrame { processed: frame.processed + available as u64, ..frame })?;
         Ok(available)
     }
 
@@ -200,16 +200,16 @@ impl FrameValidator {
             return Ok(added);
         };
         self.head_length = 0;
-        self.allow(&head, length)?;
+        self.check_head(&head, length)?;
         if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
             self.message = Some(IsText(head.opcode == Opcode::Text));
         }
-        self.pass(OpenFrame { head, processed: 0 })?;
+        self.record_progress(OpenFrame { head, processed: 0 })?;
         Ok(length - before)
     }
 
     /// Whether a frame with this head, of `length` bytes, is allowed here.
-    fn allow(&self, head: &Head, length: usize) -> Result<(), Violation> {
+    fn check_head(&self, head: &Head, length: usize) -> Result<(), Violation> {
         match (self.sender, head.mask) {
             (Sender::Client, None) => return Err(Violation::Unmasked),
             (Sender::Server, Some(_)) => return Err(Violation::Masked),
@@ -290,14 +290,14 @@ impl FrameValidator {
         if error.error_len().is_some() {
             return Err(Violation::TextEncoding);
         }
-        let open = piece.get(error.valid_up_to()..).unwrap_or_default();
-        self.character[..open.len()].copy_from_slice(open);
-        self.character_length = open.len();
+        let incomplete = piece.get(error.valid_up_to()..).unwrap_or_default();
+        self.character[..incomplete.len()].copy_from_slice(incomplete);
+        self.character_length = incomplete.len();
         Ok(())
     }
 
     /// Records the progress of a frame, and processes its end.
-    fn pass(&mut self, frame: OpenFrame) -> Result<(), Violation> {
+    fn record_progress(&mut self, frame: OpenFrame) -> Result<(), Violation> {
         if frame.processed < frame.head.length {
             self.frame = Some(frame);
             return Ok(());

@@ -73,7 +73,7 @@ impl KnownHeader {
 }
 
 impl PresentHeaders {
-    /// Always removed from requests, whatever `access.forward_headers` lists.
+    /// Always removed from requests, even if `access.forward_headers` lists them.
     pub(super) const NEVER_SENT: Self =
         Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | KnownHeader::named("host").bit());
     /// Removed from requests unless listed in `access.forward_headers`.
@@ -196,7 +196,7 @@ const fn start_of(name: &[u8]) -> u32 {
 
 /// The first slot of a name: a hash of its length and three of its characters.
 const fn slot_of(name: &[u8]) -> usize {
-    const fn mixed(hash: u32, byte: u8) -> u32 {
+    const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)
     }
     let length = name.len();
@@ -205,9 +205,9 @@ const fn slot_of(name: &[u8]) -> usize {
     }
     #[expect(clippy::cast_possible_truncation, reason = "a hash")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
-    hash = mixed(hash, name[0]);
-    hash = mixed(hash, name[length / 2]);
-    hash = mixed(hash, name[length - 1]);
+    hash = mix(hash, name[0]);
+    hash = mix(hash, name[length / 2]);
+    hash = mix(hash, name[length - 1]);
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 

@@ -1,5 +1,5 @@
 //! The headers that are not passed through unchanged. A row names a header, the direction in which it is
-//! removed, and the reason. A header without a row passes unchanged.
+//! removed, and the reason. A header without a row is forwarded unchanged.
 
 use http::header::HeaderName;
 

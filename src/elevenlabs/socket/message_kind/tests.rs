@@ -94,7 +94,7 @@ fn a_key_of_another_host_is_known_on_every_websocket() {
 }
 
 #[test]
-fn audio_is_useful_whatever_its_other_members() {
+fn audio_is_useful_with_any_other_members() {
     check(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
