@@ -31,7 +31,7 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
-    /// The knowledge about its price, for the client's quota.
+    /// Whether it is known to cost credits, for the client's quota.
     pub billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
     pub gives_access: bool,
@@ -108,9 +108,9 @@ impl Operation {
 /// Whether a client of the pool may call an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It may.
+    /// Clients may call it.
     Open,
-    /// It may not, for this reason.
+    /// Clients may not call it, for this reason.
     Denied(&'static str),
 }
 

@@ -1,14 +1,14 @@
 //! Computes the amount that a request takes from its client's quota. The counter in memory and the usage
 //! records use the same function, because the counter is restored from the records after a restart.
 
-/// The knowledge about a request's price before it is sent.
+/// Whether a request is known, before it is sent, to cost credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
-    /// The provider charges for it.
+    /// The provider charges for the request.
     Metered,
-    /// It is not on the list of requests that are documented as free.
+    /// The request is not documented as free.
     Unlisted,
-    /// It costs nothing.
+    /// The request costs nothing.
     Free,
 }
 

@@ -172,13 +172,13 @@ pub struct Caller {
 /// Why a client is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {
-    /// It presents no credential.
+    /// The client presents no credential.
     #[error("the client presents no token")]
     Missing,
-    /// It presents a credential that belongs to no client.
+    /// The client presents a credential that belongs to no client.
     #[error("the client presents a token that no client has")]
     Wrong,
-    /// It may bring its own key, and presents a text that is not a valid header value.
+    /// The client may bring its own key, and presents a text that is not a valid header value.
     #[error("the client's own key is malformed")]
     MalformedKey,
 }

@@ -119,9 +119,9 @@ impl ClaimedFault {
 /// The strength of a refusal as evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// It has figures, or the time after which to retry.
+    /// The refusal has figures, or a time after which to retry.
     Figures,
-    /// It has known words only.
+    /// The refusal has known words only.
     Words,
 }
 
@@ -253,7 +253,7 @@ pub enum Meaning {
         group: ConcurrencyGroup,
         /// The end of the cooldown.
         until: UnixMs,
-        /// As above.
+        /// Whether one request may probe the group before the end.
         is_probable: bool,
     },
     /// Requests that cost more than this do not use the key. Cheaper ones do.

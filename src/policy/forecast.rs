@@ -15,8 +15,8 @@ pub struct Spending {
     pub at_s: u32,
 }
 
-/// Longer than the pauses within a working day, so that they do not change the rate; short enough that a
-/// change of use does.
+/// Longer than the pauses of a working day, which should not change the rate, and short enough that a
+/// lasting change of use changes it.
 pub const HALF_LIFE: Duration = Duration::from_secs(6 * 3_600);
 
 impl Spending {
@@ -64,7 +64,7 @@ pub fn forecast(quota: &Quota, per_day: f64, now: UnixMs) -> Forecast {
     forecast_of(left, quota.resets_at, per_day, now)
 }
 
-/// The same for `left` credits that are reset at `resets_at`.
+/// Forecasts when `left` credits run out, which are reset at `resets_at`.
 #[must_use]
 pub fn forecast_of(left: u64, resets_at: Option<UnixMs>, per_day: f64, now: UnixMs) -> Forecast {
     // A rate below one credit per day counts as none.

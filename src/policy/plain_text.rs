@@ -40,8 +40,8 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// Whether a character is neither a control nor a format character, which would change how others are
-/// displayed: line separators, text directions and zero-width marks (Unicode categories Cc and Cf,
-/// without rare scripts).
+/// displayed: line separators, text directions and zero-width marks (most of the Unicode categories Cc
+/// and Cf, and the two separators).
 fn is_displayable(char: char) -> bool {
     !char.is_control()
         && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')

@@ -8,12 +8,12 @@ use super::units::UnixMs;
 /// The reason why a text is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoTime {
-    /// It has none of the accepted forms.
+    /// The text has none of the accepted forms.
     #[error(
         "write hours, days or weeks back as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a moment as 2026-11-01T12:00:00Z"
     )]
     Unreadable,
-    /// It is in the future.
+    /// The time is in the future.
     #[error("that time is in the future")]
     Future,
 }

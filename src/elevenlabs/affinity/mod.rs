@@ -29,9 +29,9 @@ use table::rows;
 /// The identifiers that a request names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// In its path: the resources that the request is about.
+    /// Identifiers in the path: the resources that the request is about.
     pub path: Vec<Named>,
-    /// In its query and body: the resources that it uses.
+    /// Identifiers in the query and the body: other resources that the request uses.
     pub others: Vec<Named>,
 }
 
@@ -70,12 +70,12 @@ impl Names {
         add_all(&mut self.others, in_document(document));
     }
 
-    /// All identifiers.
+    /// All identifiers of the request.
     pub fn all(&self) -> impl Iterator<Item = &Named> {
         self.path.iter().chain(&self.others)
     }
 
-    /// Whether there are none.
+    /// Whether the request names no identifier.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.path.is_empty() && self.others.is_empty()
@@ -110,11 +110,11 @@ pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
 /// How the response of an endpoint relates to its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yields {
-    /// It contains no resource of an account.
+    /// The response contains no resource of an account.
     Nothing,
-    /// It contains a created resource.
+    /// The response contains a created resource.
     Made,
-    /// It lists resources of the account, or describes the account: the response differs between
+    /// The response lists resources of the account, or describes the account: it differs between
     /// accounts.
     Account,
 }

@@ -399,7 +399,8 @@ fn a_summary_is_short_and_has_the_most_specific_word() {
     assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
 }
 
-/// A code has the same meaning on a WebSocket as over HTTP. So has a type, if the code is not known.
+/// A code has the same meaning on a WebSocket as over HTTP. A type has the same meaning, too, if the code
+/// is unknown.
 #[test]
 fn a_code_means_the_same_without_a_status() {
     for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {

@@ -126,10 +126,8 @@ mod tests {
         ] {
             assert!(is_searched(&headers_of(content_types)), "{content_types:?}");
         }
-        for content_types in
-            ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"]
-        {
-            assert!(!is_searched(&headers_of(&[content_types])), "{content_types}");
+        for name in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
+            assert!(!is_searched(&headers_of(&[name])), "{name}");
         }
     }
 

@@ -187,8 +187,8 @@ fn a_refused_token_of_a_client_is_no_evidence_about_a_key() {
     assert_eq!(classify_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
-/// Codes of errors and their meaning: of codes of HTTP with their status, of codes of WebSockets in a
-/// close frame.
+/// Codes of errors and their meaning. Codes of HTTP are classified with their status, codes of WebSockets
+/// in a close frame.
 fn every_code() -> Vec<(&'static str, Verdict)> {
     let of_http = codes::DOCUMENTED.iter().chain(codes::OLDER).flat_map(|row| {
         let status = StatusCode::from_u16(row.status).unwrap();
