@@ -1,5 +1,5 @@
-//! The access log: one event per request, when the request ends, however it ends. It writes the summary of
-//! the request, and holds none of the request's resources.
+//! The access log: one event per request, written when the request ends, whatever the outcome. The guard
+//! contains only the request's summary, and none of its resources.
 
 use std::net::IpAddr;
 use std::time::Duration;

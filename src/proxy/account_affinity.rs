@@ -1,5 +1,5 @@
-//! Which account must or should serve a request: by the identifiers it names and the lists it
-//! reads; and what its response proves about their ownership.
+//! Chooses the account that must or should serve a request, by the identifiers that the request names and the
+//! lists that it reads. Also records the ownership that the response proves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,8 @@ use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 
-/// Maximum wait for a JSON body in which an owned identifier may stand; a slower body is streamed
-/// without being searched.
+/// Maximum wait for a JSON body that may contain an owned identifier; a slower body is streamed without being
+/// searched.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The accounts that may serve a request.
@@ -37,7 +37,7 @@ const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
 enum Scope {
     /// Any account.
     Any,
-    /// The account that served the client's lists before; any other when that one cannot serve.
+    /// The account that served the client's lists before; if it cannot serve, any other account.
     Preferred(OwnerId),
     /// Only the owner of the named resource.
     Pinned(OwnerId, Kind),
@@ -109,7 +109,7 @@ impl AccountAffinity {
             None if self.prefers_account() => preferred().map_or(Scope::Any, Scope::Preferred),
             None => Scope::Any,
         };
-        // If no account had it recently, one 404 is as good as one of every account.
+        // If all accounts returned 404 recently, one 404 is enough and no other account is tried.
         self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
         Ok(())
     }
@@ -191,7 +191,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Whether keys differ in whether they may or should serve the request.
+    /// Whether some keys are ineligible or less preferred for the request.
     pub(super) fn binds(&self) -> bool {
         self.scope != Scope::Any || !self.accounts_without.is_empty() || self.needs_no_credits()
     }
@@ -242,8 +242,8 @@ impl AccountAffinity {
         self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
     }
 
-    /// Remembers for `ttl` that no account has the named resource, unless its owner is known:
-    /// meanwhile one account is tried and not all of them.
+    /// Remembers for `ttl` that no account has the named resource, unless its owner is known: until then,
+    /// only one account is tried.
     pub(super) fn remember_miss(&self, misses: &Misses, ttl: Duration, now: UnixMs) {
         if self.pinned_by().is_none() && !self.names.is_empty() {
             misses.remember(&self.names, ttl, now);
@@ -333,8 +333,8 @@ impl AccountAffinity {
             // A resource that every account may have proves nothing.
             return self.names.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
         }
-        // Another account did not have it. Of several identifiers outside the path, it is unknown
-        // which one was missing.
+        // Another account did not have the resource. If several identifiers are outside the path, it is
+        // unknown which one was missing.
         match (self.names.path.as_slice(), self.names.others.as_slice()) {
             ([], [only]) => vec![*only],
             (path, _) => path.to_vec(),

@@ -1,5 +1,5 @@
-//! One attempt to send a request with one key: updates the state of the key in the pool, charges
-//! the client, and writes one usage record, however the attempt ends.
+//! One attempt to send a request with one key. At its end, the attempt updates the state of the key in the
+//! pool, charges the client, and writes one usage record, whatever the outcome.
 
 mod charging;
 mod session;
@@ -54,13 +54,13 @@ impl KeySource {
     }
 }
 
-/// What is still to be charged to the client's quota when the attempt ends.
+/// The charge to the client's quota that is still open when the attempt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PendingCharge {
-    /// No response head has come yet: the provider may serve what was sent.
+    /// No response head was received yet: the provider may serve the bytes that were sent.
     Response,
-    /// No response head to a socket handshake has come yet; without one the provider serves
-    /// nothing.
+    /// No response head to a socket handshake was received yet; the provider serves nothing before it sends
+    /// one.
     Handshake,
     /// A socket session was opened.
     Session {
@@ -74,8 +74,8 @@ enum PendingCharge {
 /// The guard of a running attempt. It owns the lease of its key and the permit of its usage record,
 /// and shares the request's permits with the other attempts of the request.
 ///
-/// The client is charged by the response; without one, by whether a byte of the request was sent.
-/// Dropping the attempt does that, releases the key and writes the usage record.
+/// The client is charged by the response; if there is none, depending on whether a byte of the request was
+/// sent. Dropping the attempt charges the client, releases the key and writes the usage record.
 #[derive(Debug)]
 pub(super) struct Attempt {
     key_source: KeySource,
@@ -100,8 +100,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Begins an attempt with a key of the pool. Its outcome is `ClientClosed` until another
-    /// is recorded, as dropping the attempt is how a disconnect of the client shows.
+    /// Begins an attempt with a key of the pool. Its outcome is `ClientClosed` until another is recorded,
+    /// because a disconnect of the client drops the attempt.
     pub(super) fn begin<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
@@ -212,7 +212,7 @@ impl Attempt {
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
-            // Whether a socket session is served or refused shows only in its messages.
+            // Only the messages of a socket session show whether it is served or refused.
             Ok(response) if response.is_switched() => {
                 self.record.status = Some(response.head.status.as_u16());
                 self.pending = PendingCharge::Session { is_served: false };
@@ -265,8 +265,8 @@ impl Attempt {
         plan::corrected_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
-    /// Records in the pool what a verdict says about its key, and after a success also about the
-    /// keys that refused the request before.
+    /// Updates the key in the pool by the verdict; after a success also the keys that refused the request
+    /// before.
     fn update_key_state(
         &self,
         verdict: Verdict,
@@ -288,8 +288,8 @@ impl Attempt {
             conclusions
         } else {
             let mut key_request = retry.key_request().clone();
-            // A session that is refused before it speaks is refused for its concurrency group of
-            // speech.
+            // A session that is refused before it generates speech is refused for the concurrency group of
+            // its speech.
             key_request.group = key_request.group.or(self.speech_group);
             retry.refused(pool, key, verdict, &key_request, self.source(roster, message, verdict))
         };
@@ -324,8 +324,8 @@ impl Attempt {
         }
     }
 
-    /// Records model and text length once the provider has accepted the request. Refused requests
-    /// are not recorded, as their fields may hold anything.
+    /// Records model and text length once the provider has accepted the request. The fields of refused
+    /// requests are not recorded, because their values are unchecked.
     fn record_body_features(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
             let body_features = self.body_features.take().unwrap_or_else(|| {
@@ -356,8 +356,8 @@ impl Attempt {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt; returns its reason. This attempt has ended when it
-    /// released its key: the wait for the next one is no part of it.
+    /// Counts the failover to another attempt; returns its reason. The attempt ended when it released its
+    /// key; the wait for the next key does not count to it.
     pub(super) fn failed_over(&mut self) -> &'static str {
         self.has_failed_over = true;
         self.meters.upstream_retry(self.record.key.as_deref(), self.record.outcome);

@@ -1,6 +1,6 @@
-//! Counters of what each client has used, has reserved and has in progress. They are atomic words,
-//! loaded from the usage store at the start and kept when the configuration is reloaded. A request
-//! holds its part of them in a [`ClientPermit`].
+//! Counters of each client: used and reserved amounts, and requests in progress. They are atomic integers,
+//! loaded from the usage store at the start and kept when the configuration is reloaded. Each request owns
+//! its share of them, a [`ClientPermit`].
 
 mod counters;
 mod permit;
@@ -20,7 +20,7 @@ pub(super) use counters::{ClientCounters, LimitRequest};
 pub(super) use permit::{ClientPermit, LatePrice};
 use tallies::Tallies;
 
-/// A client's usage in the current periods, as the usage store has it.
+/// A client's usage in the current periods, as read from the usage store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
     /// The client's configured name.
@@ -63,7 +63,7 @@ impl ClientUsage {
         Self { by_name: Arc::new(by_name), origin: self.origin }
     }
 
-    /// The usage of a client at `now`, including what its requests in progress have reserved.
+    /// The usage of a client at `now`, including the reservations of its requests in progress.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> Used {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();

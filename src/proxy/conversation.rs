@@ -1,5 +1,5 @@
-//! An ended conversation with an agent whose cost is unknown. The provider reports the cost some
-//! time later, and only to the key that the conversation was held with.
+//! An ended conversation with an agent whose cost is unknown. The provider reports the cost some time later,
+//! and only to the key that was used.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::usage::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
 
-/// A conversation without a price.
+/// An ended conversation whose cost is unknown.
 #[derive(Debug)]
 pub struct Conversation {
     /// The provider's conversation ID.
@@ -20,7 +20,7 @@ pub struct Conversation {
     price: LatePrice,
 }
 
-/// The queue of ended conversations. Conversations that find it full stay without a price.
+/// The queue of ended conversations. If it is full, the cost of the conversation stays unknown.
 pub type Ended = mpsc::Sender<Conversation>;
 
 impl Conversation {
@@ -34,14 +34,13 @@ impl Conversation {
         &self.id
     }
 
-    /// The key that the conversation was held with.
+    /// The key that was used for the conversation.
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
     }
 
-    /// The usage record with the reported cost; the client is charged that instead of the
-    /// reservation.
+    /// The usage record with the reported cost. The client is charged this cost instead of the reservation.
     #[must_use]
     pub fn priced(self, credits: u64) -> AttemptRecord {
         let Self { record, price, .. } = self;

@@ -1,6 +1,5 @@
-//! Error responses of the proxy, marked with `x-keychoir-error`, and in a shape that every SDK
-//! reads. The message for the client contains no keys and no internals; the log has a message of
-//! its own.
+//! Error responses of the proxy, marked with `x-keychoir-error`, in a JSON form that every SDK can parse. The
+//! message for the client contains no keys and no internals; the log message is separate.
 
 mod messages;
 
@@ -38,7 +37,7 @@ pub struct Unredacted;
 #[error("the buffer budget is used up, so the response cannot be read before it is relayed")]
 pub struct BuffersFull;
 
-/// Why a request gets an error response of the proxy.
+/// The reason for an error response of the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The client's token is missing or unknown.
@@ -65,7 +64,7 @@ pub enum ProxyError {
     /// The method is longer than any that is defined.
     #[error("the method is too long")]
     LongMethod,
-    /// The request has no `Host`, two, or one that contradicts its target.
+    /// The request has no `Host` header, two of them, or one that contradicts its target.
     #[error("the request has no host, two, or a foreign one")]
     Host,
     /// A WebSocket handshake has a body.

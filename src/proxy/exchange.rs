@@ -1,8 +1,7 @@
 //! The processing of a request from its head to its response, in ten numbered steps.
 //!
-//! The steps are one plain function and not a tower of layers, because their order is a security
-//! property: client credentials are stripped before anything is sent, and a key is reserved before
-//! it is used.
+//! The steps are one function and not a stack of middleware, because their order is a security property:
+//! client credentials are stripped before anything is sent, and a key is reserved before it is used.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -56,8 +55,8 @@ impl<C: Connect> Proxy<C> {
         }
         let reply = self.find_reply(request, &mut log.summary).await;
         match reply {
-            // 10. Record: the access log and the usage record are completed when the relay ends,
-            // however it ends.
+            // 10. Record: the access log and the usage record are completed when the relay ends, whatever the
+            // outcome.
             Ok(UpstreamReply::Response { response, attempt, ownership }) => {
                 let buffers = &self.config.load().limits.buffers;
                 ProxyResponse::of(relay(*response, attempt, ownership, log, buffers))
@@ -75,8 +74,8 @@ impl<C: Connect> Proxy<C> {
     ///
     /// # Errors
     ///
-    /// Returns the error response for a request that this proxy sent itself, that names a foreign
-    /// host, or that comes from a web page which is not listed.
+    /// Returns the error response when this proxy itself sent the request, when the request names a foreign
+    /// host, or when it comes from a web page that is not listed.
     pub fn admit(
         &self,
         request: &mut Request<Incoming>,
@@ -131,15 +130,14 @@ impl<C: Connect> Proxy<C> {
         let mut affinity = AccountAffinity::of(&head, &endpoint, names);
         // 3. Sanitize: no credential of the client and no hop-by-hop header is forwarded.
         let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;
-        // 4. Buffer: the body streams on, and what was streamed is kept so that it can be sent
-        // again.
+        // 4. Buffer: the body is streamed, and the streamed bytes are kept for retries.
         let body = Replay::hold(body, &limits.buffers);
         if let Some(key) = own_key {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
                 .await;
         }
-        // 5. Select a key: it is usable, has the credits and a free concurrency slot, and belongs
-        // to the account that owns the named resources. They are reserved before it is used.
+        // 5. Select a key that is usable, has the credits and a free concurrency slot, and belongs to the
+        // account that owns the named resources. Credits and slot are reserved before the key is used.
         self.retry_budget.count();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::new(&mut upstream_head, &endpoint, roster.redactor(), limits);
@@ -171,8 +169,8 @@ impl<C: Connect> Proxy<C> {
             return Handshake::with_pool(self, context, *response, attempt, redaction, ownership_permit)
                 .map(UpstreamReply::Socket);
         }
-        // Ownership is recorded before the client receives the response, and so before it can name
-        // the identifiers in it.
+        // Ownership is recorded before the client receives the response, because the client may then name the
+        // identifiers in it.
         let RequestContext { meta, retry, .. } = context;
         let ownership = ownership_permit.and_then(|usage_permit| {
             retry.into_affinity().record(self, &meta, limits, &response, &key, usage_permit)
@@ -261,8 +259,8 @@ impl<C: Connect> Proxy<C> {
     }
 }
 
-/// Waits for a short body before a key is reserved, so that a client which trickles its body does
-/// not occupy a concurrency slot of a key.
+/// Waits for a short body before a key is reserved. Otherwise a client that sends its body slowly would
+/// occupy a concurrency slot of a key.
 async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
     let Limits { request_body_timeout: body_idle_max, min_request_body_rate: body_min_rate, .. } = *limits;
     let read = body.wait_for_short_body(request_body::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;

@@ -18,9 +18,8 @@ use crate::policy::method;
 use crate::policy::path::Path;
 use crate::upstream::UpstreamRequestHead;
 
-/// Refuses requests that are not proxied, normalizes the path of a nearly right base URL, and looks
-/// up the endpoint of the normalized path. Also returns the identifiers in path and query, and the
-/// fix.
+/// Refuses requests that are not proxied, corrects the path if the client's base URL has a known mistake, and
+/// looks up the endpoint of the corrected path. Also returns the identifiers in path and query, and the fix.
 ///
 /// # Errors
 ///
@@ -29,7 +28,7 @@ pub fn route(
     head: &mut Parts,
     denies_dangerous: bool,
 ) -> Result<(Endpoint, Names, Option<PathFix>), ProxyError> {
-    // TRACE would show the client what the proxy adds; CONNECT would make the proxy a tunnel.
+    // A TRACE response would contain the headers that the proxy adds; CONNECT would make the proxy a tunnel.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::Method);
     }

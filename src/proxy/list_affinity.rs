@@ -1,5 +1,5 @@
-//! The account whose lists each client sees: the first one that served it, so that a client's list
-//! of voices does not change with the key in use. Kept in memory only.
+//! Stores the account whose lists each client reads: the first account that served the client. A client's
+//! list of voices thus stays the same when its requests use other keys. Kept in memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,6 @@
-//! A cache of resources that no account has: the next request for one of them tries one account and
-//! not all of them. A misspelled voice would otherwise be tried in every account with each request,
-//! and each time with its whole upload.
+//! A cache of resources that no account has: the next request for one of them tries only one account.
+//! Otherwise each request with a misspelled voice would be sent to every account, each time with its whole
+//! body.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,12 +3,11 @@
 use super::client_usage::ClientPermit;
 use super::request_limiter::RequestPermit;
 
-/// A request's permits: one of `server.max_requests`, and its part of its client's limits.
+/// A request's permits: one of `server.max_requests`, and the permit under its client's limits.
 ///
-/// The request and its attempts share it. The attempt that sent the request determines what its
-/// client is charged, also when it is dropped; when the last holder drops the guard, the uncharged
-/// reservation is refunded. The attempt itself owns the permit of its usage record and the lease of
-/// its key.
+/// The request and its attempts share it. The attempt that sent the request charges the client, also when the
+/// attempt is dropped. When the last holder drops this guard, the uncharged reservation is refunded. The
+/// attempt itself owns the permit of its usage record and the lease of its key.
 #[derive(Debug)]
 pub(super) struct RequestPermits {
     client: ClientPermit,
@@ -20,7 +19,7 @@ impl RequestPermits {
         Self { client, _request: request }
     }
 
-    /// The request's part of its client's limits.
+    /// The permit under the client's limits.
     pub(super) fn client(&self) -> &ClientPermit {
         &self.client
     }

@@ -1,9 +1,9 @@
-//! The refusals of one request, and what the pool may conclude from them.
+//! The refusals of one request, and the conclusions from them about keys and accounts.
 //!
-//! A refusal with figures, or with a message that only the refusing account can know, is evidence
-//! about the account at once. A message alone is evidence only while no second account refuses the
-//! same request in the same way: then the refusal is about the request. When another account serves
-//! the request, it was about the account after all. So one faulty request cannot disable all keys.
+//! A refusal with figures, or with a message that depends only on the refusing account, is evidence about the
+//! account at once. A message alone is evidence only while no second account refuses the same request in the
+//! same way: then the refusal is about the request. When another account serves the request, the refusal was
+//! about the account. One faulty request thus cannot disable all keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Refusal, Verdict};
 use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
 
-/// Maximum age of a poll that may contradict the figures of a refusal: an older poll does not show
-/// what another program may have spent since. Accounts are polled every ten minutes by default.
+/// Maximum age of a poll that may contradict the figures of a refusal: another program may have spent credits
+/// since an older poll. Accounts are polled every ten minutes by default.
 const FRESH_POLL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The refusals of one request.
@@ -43,7 +43,7 @@ struct RecordedRefusal {
     contradicted: Option<Verdict>,
 }
 
-/// What was concluded from a refusal or from a success.
+/// The conclusions from a refusal or from a success.
 #[derive(Debug, Default)]
 pub(super) struct Conclusions {
     /// Changes of the state of keys.
@@ -61,7 +61,7 @@ pub(super) struct RefusalContext<'a> {
 }
 
 impl Refusals {
-    /// Adds a refusal by `key`, and records what it proves.
+    /// Adds a refusal by `key`, and records it as evidence if it proves something.
     pub(super) fn add(
         &mut self,
         context: &RefusalContext<'_>,
@@ -209,14 +209,14 @@ impl RecordedRefusal {
         }
     }
 
-    /// Whether another account gives the same refusal, with nothing that only one account can know.
+    /// Whether another account gives the same refusal, without details that depend on one account.
     fn agrees_with(&self, other: &Self) -> bool {
         let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
         is_other && !self.verdict.proves_itself() && self.is_like(other)
     }
 
-    /// Whether other accounts are known to refuse similar requests in the same way: then this
-    /// refusal says nothing about its account. Rate limits depend on time and are counted anew.
+    /// Whether other accounts are known to refuse similar requests in the same way: then this refusal says
+    /// nothing about its account. Rate limits depend on the time, so they are counted again for each request.
     fn repeats(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.proves_itself()
@@ -241,7 +241,7 @@ impl RecordedRefusal {
         }
     }
 
-    /// Records it as evidence about the key or its workspace, and about what their plan lacks.
+    /// Records it as evidence about the key or its workspace, and about features that their plan lacks.
     fn record(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
@@ -266,10 +266,10 @@ impl RecordedRefusal {
         }
     }
 
-    /// Records that a second account gives the same refusal. For a rate limit, one request may
-    /// probe whether it holds; any other refusal then says nothing about its account and is
-    /// withdrawn. Similar requests are restricted for the account, so that they do not try all
-    /// accounts again, and a poll is requested where it can decide.
+    /// Records that a second account gives the same refusal. For a rate limit, one request may probe whether
+    /// the limit still holds; any other refusal then says nothing about its account and is withdrawn. Similar
+    /// requests are restricted for the account, so that they do not try all accounts again, and a poll is
+    /// requested where it can decide.
     fn record_agreement(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         let RefusalContext { pool, roster, now, .. } = context;
         let was_agreed = std::mem::replace(&mut self.is_agreed, true);

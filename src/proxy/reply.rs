@@ -30,11 +30,11 @@ pub(super) enum UpstreamReply<C> {
 /// The session that runs on a connection after its 101.
 pub struct Socket<C>(pub(super) SocketStage<C>);
 
-/// How far a session has got at its 101.
+/// The stage of a session when its 101 is sent.
 pub(super) enum SocketStage<C> {
     /// The provider has accepted its handshake.
     Open(Box<Session<C>>),
-    /// Its client has yet to authenticate, in its first message.
+    /// Its client must still authenticate in its first message.
     Unauthenticated(Box<UnauthenticatedSession<C>>),
 }
 

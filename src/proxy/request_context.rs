@@ -1,5 +1,5 @@
-//! A request that is sent with keys of the pool: all that its attempts need, over HTTP and in a WebSocket
-//! session.
+//! The context of a request that is sent with keys of the pool: the data that all its attempts use, over HTTP
+//! and in a WebSocket session.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::retry_state::RetryState;
 use crate::body::replay::Replay;
 use crate::upstream::UpstreamRequestHead;
 
-/// A request that is sent with keys of the pool: all that its attempts need.
+/// The context of a request that is sent with keys of the pool.
 #[derive(Debug)]
 pub(super) struct RequestContext {
     pub(super) config: Arc<RuntimeConfig>,

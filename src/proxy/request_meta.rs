@@ -72,8 +72,8 @@ impl RequestMeta {
         }
     }
 
-    /// Estimates the cost of a request from its parameters and, within `span`, its body; returns
-    /// what it needs of a key.
+    /// Estimates the cost of a request from its parameters and, within `span`, its body; returns its
+    /// requirements for a key.
     pub(super) async fn estimate_cost(
         &mut self,
         endpoint: &Endpoint,
@@ -151,8 +151,8 @@ impl RequestMeta {
         }
     }
 
-    /// How long a text body is waited for to estimate its price: the configured span, or at least
-    /// 250 ms when the client's quota needs a price. A short body has arrived by then.
+    /// Maximum wait for a text body to estimate its price: the configured span, or at least 250 ms when the
+    /// client's quota needs a price. A short body has arrived by then.
     pub(super) fn estimate_timeout(&self, configured: Duration) -> Duration {
         const LEAST: Duration = Duration::from_millis(250);
         if self.permits.client().needs_price() { configured.max(LEAST) } else { configured }
@@ -163,7 +163,7 @@ impl RequestMeta {
     ///
     /// # Errors
     ///
-    /// When less than that is left in the quota.
+    /// When the quota has fewer credits left.
     pub(super) fn reserve_credits(
         &self,
         key_request: &KeyRequest,

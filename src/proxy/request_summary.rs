@@ -1,5 +1,5 @@
-//! What is known of a request at its end: plain data that the steps of the request fill in, for the access
-//! log and the metrics of requests.
+//! The summary of a request for the access log and the request metrics: plain data that the steps of the
+//! request fill in.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -36,7 +36,7 @@ enum LastKey {
     Pool(ShortKey),
 }
 
-/// The summary of a request, as far as the request has got.
+/// The summary of a request. Fields of later steps have defaults until then.
 #[derive(Debug)]
 pub(super) struct RequestSummary {
     request_id: Arc<str>,
@@ -54,7 +54,7 @@ pub(super) struct RequestSummary {
     pub(super) upstream_host: Option<Arc<Authority>>,
     /// Number of attempts at the provider.
     pub(super) attempts: u32,
-    /// Why each attempt but the last was followed by another.
+    /// The reason of each retry.
     pub(super) retry_reasons: Vec<&'static str>,
     pub(super) verdict: &'static str,
     pub(super) status: Option<u16>,
@@ -114,7 +114,7 @@ impl RequestSummary {
         }
     }
 
-    /// The client's program, as far as the header is text.
+    /// The client's program; an invalid `User-Agent` header is ignored.
     pub(super) fn user_agent(&self) -> &str {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
@@ -129,8 +129,8 @@ impl RequestSummary {
         elapsed.saturating_sub(self.upstream + self.waited)
     }
 
-    /// Completes `future`, and counts the time from its first wait to its end as waiting. The clock is read
-    /// only when it waits.
+    /// Completes `future`, and counts the time from its first pending poll to its end as waiting. The clock
+    /// is read only if it is pending.
     pub(super) async fn waiting<F: Future>(&mut self, future: F) -> F::Output {
         let mut future = pin!(future);
         let mut since = None;

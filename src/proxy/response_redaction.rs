@@ -23,7 +23,7 @@ use crate::policy::headers::{content_encoding, is_searched};
 use crate::secret::Redactor;
 use crate::upstream::UpstreamRequestHead;
 
-/// What is redacted from the response to one request.
+/// The redaction of the response to one request.
 #[derive(Debug)]
 pub(super) struct ResponseRedaction {
     /// `None` when keys are not redacted.
@@ -34,9 +34,9 @@ pub(super) struct ResponseRedaction {
 }
 
 impl ResponseRedaction {
-    /// The redaction for the response to `upstream_head`; `None` when nothing is redacted. A
-    /// response which describes the owner, or gives a socket address to replace, must be read here,
-    /// so it is requested without compression.
+    /// The redaction for the response to `upstream_head`; `None` when nothing is redacted. A response that
+    /// describes the owner, or contains a socket address to replace, is requested without compression,
+    /// because it must be read here.
     pub(super) fn new(
         upstream_head: &mut UpstreamRequestHead,
         endpoint: &Endpoint,
@@ -122,8 +122,7 @@ impl UpstreamResponse {
         (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
     }
 
-    /// Keeps of a description of the owner the fields that a client may read, whatever the status
-    /// is.
+    /// Reduces a description of the owner to the fields that a client may read, for every status.
     async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // A body that did not arrive in full cannot be redacted.
         let Some(whole) =
@@ -138,7 +137,7 @@ impl UpstreamResponse {
         let text = decoded(&whole, content_encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
         let redacted = match text.and_then(|text| user_data::redacted(&text)) {
             Some(redacted) => redacted,
-            // For an error, the status is all that a client can act upon.
+            // A client needs only the status of an error.
             None if self.head.status.as_u16() >= 400 => user_data::withheld(),
             None => return Err(Unredacted.into()),
         };

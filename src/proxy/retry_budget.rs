@@ -1,4 +1,4 @@
-//! The retry budget for failures that no key is to blame for, shared by all requests.
+//! The retry budget for failures that are independent of the key, shared by all requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,7 +32,7 @@ impl SharedRetryBudget {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one retry out of the budget, if there is one in it.
+    /// Takes one retry from the budget, if one is left.
     pub(super) fn take(&self) -> bool {
         let (now, requests) = (clock::instant(), self.requests.load(Ordering::Relaxed));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,7 @@
 //! The state of a request across its attempts, from which the next attempt is decided.
 //!
-//! It combines what binds the request to an account ([`AccountAffinity`]), the keys it has tried,
-//! and the refusals it got, into the key request for the next reservation and the facts for the
-//! retry policy.
+//! It combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into the key
+//! request for the next reservation and the facts for the retry policy.
 
 mod last_response;
 
@@ -41,7 +40,7 @@ pub(super) struct RetryState {
     affinity: AccountAffinity,
     attempts: u32,
     blameless_replays: u32,
-    /// What the request needs of a key, and the keys that are not to be tried again.
+    /// The request's requirements for a key, and the keys that are not tried again.
     key_request: KeyRequest,
     /// The properties of the request that depend on the account's plan.
     features: RequestFeatures,
@@ -136,7 +135,7 @@ impl RetryState {
         self.find_restrictions(pool);
     }
 
-    /// Records that `key` refused the request; `key_request` is what the request needed of it.
+    /// Records that `key` refused the request; `key_request` contains the requirements of that attempt.
     pub(super) fn refused(
         &mut self,
         pool: &Arc<Pool>,
@@ -163,8 +162,8 @@ impl RetryState {
         conclusions
     }
 
-    /// Whether several accounts refused it in the same words, which prove nothing about an account:
-    /// then the provider's refusal is relayed.
+    /// Whether several accounts refused it with the same message. This proves nothing about an account, so
+    /// the provider's refusal is relayed.
     pub(super) fn is_refused_itself(&self) -> bool {
         self.refusals.is_about_request()
     }
@@ -212,12 +211,12 @@ impl RetryState {
         &self.client.rules
     }
 
-    /// What it needs of a key, without the affinity.
+    /// Its requirements for a key, without the affinity.
     pub(super) fn key_request(&self) -> &KeyRequest {
         &self.key_request
     }
 
-    /// What it needs of a key, with the current affinity, which every attempt may change.
+    /// Its requirements for a key, with the current affinity, which every attempt may change.
     fn bound_request(&self) -> Cow<'_, KeyRequest> {
         let is_unbound = !self.affinity.binds() && self.client.rules.pins == AllowedKeys::default();
         let preferred = self.preferred();
@@ -352,8 +351,7 @@ impl RetryState {
             may_be_elsewhere,
             effect: self.effect,
             body: body.holding(),
-            // The upload itself does not count as waiting: the span begins when the last of the
-            // body has come.
+            // The upload itself does not count: the timeout begins when the whole body has arrived.
             is_late: clock::since(body.arrived_at()) >= limits.retry_timeout,
             attempts: self.attempts,
             max_attempts: limits.max_attempts,
@@ -363,9 +361,9 @@ impl RetryState {
         }
     }
 
-    /// Excludes `key` from further attempts, unless it is likely to recover while the request may
-    /// wait: it was at its concurrency limit, or it alone is rate limited and the provider has
-    /// named until when. A second refusal by the same key is about the request.
+    /// Excludes `key` from further attempts, unless it is likely to recover while the request may wait: it
+    /// was at its concurrency limit, or it alone is rate limited and the provider has named the end of the
+    /// limit. A second refusal by the same key is about the request.
     pub(super) fn exclude(&mut self, key: &Key) {
         let may_recover = match self.last {
             Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
@@ -377,7 +375,8 @@ impl RetryState {
         if !may_recover || self.refusals.count_by_key(key) > 1 {
             self.key_request.tried.extend(self.roster.position_of(key));
         }
-        // A rate limit that a second account names is about the request: the first one is not waited for either.
+        // A rate limit that a second account reports is about the request, so the first key is excluded as
+        // well.
         if matches!(self.last, Some(Verdict::RateLimited(_))) && self.refusals.is_agreed() {
             let agreeing = self.refusals.agreeing_keys().filter_map(|key| self.roster.position_of(key));
             let more: Vec<usize> = agreeing.filter(|at| !self.key_request.tried.contains(at)).collect();
@@ -385,8 +384,8 @@ impl RetryState {
         }
     }
 
-    /// Counts a retry that no key is to blame for, and waits with a jitter of up to the same span,
-    /// so that retries of many requests do not arrive at once.
+    /// Counts a retry that is independent of the key, and waits for `pause` plus a jitter of up to the same
+    /// time. The jitter spreads the retries of many requests.
     pub(super) async fn pause(&mut self, pause: Duration) {
         self.blameless_replays += 1;
         tokio::time::sleep(pause + pause.mul_f64(fastrand::f64())).await;

@@ -16,8 +16,8 @@ use crate::pool::{OwnershipIndex, Pool};
 use crate::telemetry::Meters;
 use crate::upstream::{Connect, TcpTlsConnector, Upstream};
 
-/// The state that requests are processed with. Its connections to the provider belong to one core;
-/// all else is shared by all cores.
+/// The state that requests are processed with. Its connections to the provider belong to one core; all other
+/// state is shared by all cores.
 #[derive(Debug)]
 pub struct Proxy<C = TcpTlsConnector> {
     pub(super) config: SharedConfig,
@@ -44,7 +44,7 @@ pub struct Shared {
     pub config: SharedConfig,
     /// The pool of API keys.
     pub pool: Arc<Pool>,
-    /// Which account owns which of the provider's resources.
+    /// The owners of the provider's resources.
     pub owners: Arc<OwnershipIndex>,
     /// The queue of usage records to the usage store.
     pub usage: UsageSink,

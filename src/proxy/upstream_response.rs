@@ -1,4 +1,4 @@
-//! A response of the provider with its verdict, and with its body as far as it had to be read.
+//! A response of the provider with its verdict. The body of a refusal is read to classify it, up to a limit.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Charges the client's quota for an attempt: by the response, or without one by whether a byte was
-//! sent.
+//! Charges the client's quota for an attempt: by the response; if there is none, depending on whether a byte
+//! was sent.
 
 use super::{Attempt, PendingCharge, unknown_credits};
 use crate::clock;
@@ -9,8 +9,8 @@ use crate::policy::verdict::Verdict;
 use crate::proxy::usage::CreditSource;
 
 impl Attempt {
-    /// Charges the cost. The provider reports it in the response head, before the body: a response
-    /// whose body breaks off is probably charged all the same.
+    /// Charges the cost. The provider reports it in the response head, before the body: a response whose body
+    /// breaks off is probably charged too.
     pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
         let expected = self.key_source.reserved();
         let (credits, source) = match (reported, verdict) {

@@ -28,8 +28,7 @@ impl Attempt {
         }
         self.update_key_state(verdict, None, retry, now);
         let is_served = verdict == Verdict::Served;
-        // An error after the session was served refunds nothing; an error before it means nothing
-        // is charged.
+        // An error after the session was served refunds nothing; after an earlier error, nothing is charged.
         if is_served {
             self.pending = PendingCharge::Session { is_served };
         } else if self.pending != (PendingCharge::Session { is_served: true }) {
@@ -41,14 +40,14 @@ impl Attempt {
         }
         // An error after the session was served refunds nothing.
         if verdict != Verdict::Served && self.record.first_byte.is_none() {
-            // After the key's state is updated, as in `record_result`.
+            // The lease is settled after the key's state is updated, as in `record_result`.
             self.settle_lease(0, now);
             self.record.credits_from = CreditSource::Free;
         }
     }
 
-    /// Ends the attempt of a session that fails over before its key has replied. Text that was sent
-    /// may have been charged; `may_be_charged` is false when nothing billable was sent.
+    /// Ends the attempt of a session that fails over before the provider has replied. Text that was sent may
+    /// have been charged; `may_be_charged` is false when nothing billable was sent.
     pub(in crate::proxy) fn abandon_unanswered(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
         self.settle_lease(0, now);

@@ -1,4 +1,4 @@
-//! The counters of one client, what a request needs of them, and why they refuse it.
+//! The counters of one client, the limits that a request needs, and the reasons for refusing it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(in crate::proxy) struct ClientCounters {
     pub(super) unpriced: AtomicU32,
 }
 
-/// What a request needs of its client's limits.
+/// The properties of a request that its client's limits depend on.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::proxy) struct LimitRequest {
     /// Whether the provider charges for it; free when the client brings its own key.
@@ -33,7 +33,7 @@ pub(in crate::proxy) struct LimitRequest {
     pub(in crate::proxy) max_concurrent: u32,
 }
 
-/// Why a client's request is refused.
+/// The limit of a client for which its request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
     /// The client has its maximum of requests in progress.

@@ -1,5 +1,5 @@
-//! A request's part of its client's limits: one request in progress, one counted request, and
-//! credits that are reserved so that no other request of the client can take them.
+//! The permit of a request under its client's limits. It counts one request in progress and one request of
+//! the quota, and reserves credits, which no other request of the client can then use.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,8 @@ use crate::policy::units::UnixMs;
 
 /// A request in progress of one client.
 ///
-/// Dropping it ends the request for the concurrency limit, and refunds everything that was reserved
-/// and not charged. Charges are made before, with [`charge`](Self::charge) and the methods for
-/// sessions.
+/// Dropping it ends the request for the concurrency limit, and refunds all reserved amounts that were not
+/// charged. Amounts are charged before, with [`charge`](Self::charge) and the methods for sessions.
 #[derive(Debug)]
 pub(in crate::proxy) struct ClientPermit {
     counters: Arc<ClientCounters>,
@@ -80,7 +79,7 @@ impl ClientPermit {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the request at admission, before it is known whether it is served.
+    /// Counts the request at admission, when it is still unknown whether the provider serves it.
     pub(super) fn count_ahead(&self, now: UnixMs) -> Result<(), QuotaSpent> {
         if !self.is_charged || self.billing == Billing::Free {
             return Ok(());
@@ -94,13 +93,13 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves the request's maximum cost: `total` credits since its start, which includes what it
-    /// reserved before. One compare-and-swap on the sum of the client's used and reserved credits
-    /// decides, so that no two requests get the same credits.
+    /// Reserves the request's maximum cost: `total` credits since its start, including earlier reservations.
+    /// One compare-and-swap on the sum of the client's used and reserved credits decides, so that no two
+    /// requests get the same credits.
     ///
     /// # Errors
     ///
-    /// When less than that is left in the quota. Earlier reservations are kept.
+    /// When the quota has fewer credits left. Earlier reservations are kept.
     pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaSpent> {
         let mut state = self.state();
         let more = total.saturating_sub(state.expected);
@@ -112,8 +111,8 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that
-    /// is less. A client may have at most `max` such requests in progress, so their prices bound by
+    /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that is less. A
+    /// client may have at most `max` such requests in progress. The prices of these requests thus limit by
     /// how much the quota can be exceeded.
     ///
     /// # Errors
@@ -157,10 +156,10 @@ impl ClientPermit {
         self.state().held > 0 || quota.check(self.counters.credits.used(quota.period, now), now).is_ok()
     }
 
-    /// Charges an attempt that ended with `outcome`, whose response reported the price `reported`.
-    /// Returns what was charged to the quota.
+    /// Charges an attempt that ended with `outcome`, whose response reported the price `reported`. Returns
+    /// the charge to the quota.
     ///
-    /// When the provider served the attempt or may have, the rest of the reservation is released.
+    /// When the provider served the attempt or may have served it, the rest of the reservation is released.
     /// After a refused or unsent attempt it is kept for the next attempt.
     pub(in crate::proxy) fn charge(
         &self,
@@ -217,7 +216,7 @@ impl ClientPermit {
         Charge { requests: u64::from(is_first), credits }
     }
 
-    /// Refunds what is reserved and was not charged.
+    /// Refunds the reserved amounts that were not charged.
     fn release(&self, state: &mut State) {
         if let Some(counted) = state.credits.filter(|_| state.held > 0) {
             self.counters.credits.replace(counted, state.held, 0);

@@ -1,16 +1,15 @@
-//! The sums of a client's used and reserved amounts, one atomic word per period.
+//! The sums of a client's used and reserved amounts, one atomic integer per period.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::policy::client_quota::{ClientQuota, Period, QuotaSpent, Tally};
 use crate::policy::units::UnixMs;
 
-/// A tally per period, so that a reload may change the period of a quota.
+/// A sum per period; therefore a reload may change the period of a quota.
 #[derive(Debug, Default)]
 pub(super) struct Tallies([AtomicU64; 3]);
 
-/// The numbers of the periods in which an amount was counted, so that it is corrected in the same
-/// ones.
+/// The numbers of the periods in which an amount was counted. A correction applies to the same periods.
 pub(super) type Counted = [u16; 3];
 
 fn index(period: Period) -> usize {
@@ -31,13 +30,12 @@ impl Tallies {
         Period::ALL.map(|period| self.add_to(period, amounts[index(period)], now))
     }
 
-    /// Adds an amount to each period if it fits into `quota`; one compare-and-swap on the word of
-    /// the quota's period decides. `amount` gets what is used in that period and returns what to
-    /// add.
+    /// Adds an amount to each period if it fits into `quota`; one compare-and-swap on the word of the quota's
+    /// period decides. `amount` gets the used amount of that period and returns the amount to add.
     ///
     /// # Errors
     ///
-    /// When it does not fit. The tallies are unchanged then.
+    /// When the amount does not fit. The sums are then unchanged.
     pub(super) fn take(
         &self,
         quota: ClientQuota,

@@ -1,4 +1,5 @@
-//! The messages of error responses with longer reasons, separate from the list of errors.
+//! Builds the error responses whose messages depend on details: missing keys, client limits, upstream
+//! failures. Separate from the list of errors.
 
 use std::time::Duration;
 
@@ -26,10 +27,10 @@ pub(super) struct ErrorResponse {
 
 /// The message for an empty pool, as the contract words it.
 const NOTHING_LEFT: &str = "All ElevenLabs API keys are exhausted or rate limited";
-/// About the time in which a request in progress ends.
+/// `Retry-After` when all slots are taken: about the time until a request in progress ends.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Maximum `Retry-After` while all slots are taken: a later event, like a credit reset next month,
-/// says nothing about when a slot becomes free.
+/// Maximum `Retry-After` while all slots are taken: a slot may become free long before a later event, such as
+/// a credit reset next month.
 const FULL_RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 
 pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
@@ -201,7 +202,7 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
                 retry_after_s: u64::try_from(seconds).ok(),
             }
         }
-        // No key could be tried: reported like a pool of refused keys.
+        // No key could be tried: the response is the same as when all keys are refused.
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => ErrorResponse {
             http: StatusCode::UNAUTHORIZED,
             status: "invalid_api_key",

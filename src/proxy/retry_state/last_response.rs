@@ -1,4 +1,4 @@
-//! What a client gets when no key is left to try: the last response of the provider, or an error of the
+//! Chooses the response when no key is left to try: the last response of the provider, or an error of the
 //! proxy.
 
 use super::RetryState;

@@ -1,6 +1,6 @@
-//! The two buffers of each direction: bytes that were read from one end and not yet processed, and
-//! bytes to send to the other. Frames are validated as they are read, so that a close or a
-//! violation is noticed at once, also while no frames are processed.
+//! The two buffers of each direction: bytes that were read from one end and not yet processed, and bytes to
+//! send to the other. Frames are validated as they are read. A close or a violation is thus detected at once,
+//! also while no frames are processed.
 
 use std::future::poll_fn;
 use std::io;
@@ -67,7 +67,7 @@ impl ReadBuffer {
         self.check(before);
     }
 
-    /// Why no more bytes are accepted, if that is so.
+    /// The reason that no more bytes are accepted, if there is one.
     pub(super) fn end(&self) -> Option<StreamEnd> {
         self.validator.as_ref().and_then(|validator| validator.end())
     }
@@ -88,7 +88,7 @@ impl ReadBuffer {
         })
     }
 
-    /// Reads once. While an empty buffer waits, it holds no memory.
+    /// Reads once. While a read with an empty buffer is pending, the buffer holds no memory.
     pub(super) fn poll_read<R>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<ReadResult>
     where
         R: AsyncRead + Unpin,
@@ -141,7 +141,7 @@ impl ReadBuffer {
         poll_fn(|cx| self.poll_watch(cx, client, &mut ahead)).await
     }
 
-    /// Validates the bytes behind `before`, and drops those that must not be processed.
+    /// Validates the bytes after `before`, and drops the bytes that must not be processed.
     fn check(&mut self, before: usize) {
         if let Some(validator) = &mut self.validator {
             let checked = validator.check(self.bytes.get(before..).unwrap_or_default());
@@ -158,8 +158,8 @@ pub(super) struct SendBuffer {
 }
 
 impl SendBuffer {
-    /// Sends all bytes. Until then nothing more is read for this end, so that a slow receiver slows
-    /// down the sender.
+    /// Sends all bytes. Until then no bytes for this end are read: backpressure from a slow receiver to the
+    /// sender.
     pub(super) fn poll_send<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,

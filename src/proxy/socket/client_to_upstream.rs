@@ -1,5 +1,6 @@
-//! Forwards the client's frames to the provider: messages without the client's credentials, and all
-//! else unchanged. Messages that are charged by their characters are held until they are released.
+//! Forwards the client's frames to the provider: messages without the client's credentials, and all other
+//! frames unchanged. Messages that are charged by their characters are held until credits and a key are
+//! reserved for them.
 
 use bytes::{Buf, BytesMut};
 
@@ -187,8 +188,8 @@ impl ClientToUpstream {
     fn begin(&mut self, inbox: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
         let Some((head, length)) = frame::read(inbox) else { return Ok(None) };
         let raw = inbox.split_to(length);
-        // Payload that an extension has changed, or an unmasked frame, cannot be read; on the
-        // provider's paths, frame validation rejects both before this.
+        // Payloads that an extension has changed, and unmasked frames, cannot be read; on the provider's
+        // paths, frame validation rejects both before this.
         let is_raw = head.reserved != 0 || head.mask.is_none();
         let is_binary = head.opcode == Opcode::Binary;
         if is_binary || head.opcode == Opcode::Text {
@@ -203,8 +204,7 @@ impl ClientToUpstream {
         Ok(Some(ClientFrame { head, raw, left: head.length, forwarded: 0, is_raw, is_partial: false }))
     }
 
-    /// Forwards a control frame, which may stand between the frames of a message, and notes a
-    /// close.
+    /// Forwards a control frame, which may come between the frames of a message, and records a close.
     fn control(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
         if frame.head.opcode == Opcode::Close {
             self.has_closed = true;

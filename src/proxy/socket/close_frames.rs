@@ -9,11 +9,11 @@ use crate::policy::frame::{Head, Opcode, close_payload, mask};
 /// The close code of a refusal.
 pub(super) const POLICY: u16 = 1008;
 
-/// A constant mask: the close frame under it contains nothing that needs an unpredictable one.
+/// A constant mask: the masked close frame contains no data that needs an unpredictable mask.
 pub(super) const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 
-/// Adds an error of the proxy in the provider's form: a message and a close. The field that names
-/// the kind of message in the socket's protocol stands beside those of text-to-speech errors.
+/// Adds an error of the proxy in the provider's form: a message and a close. The message has the fields of a
+/// text-to-speech error, and the field with which the socket's protocol names the kind of a message.
 pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
     let mut error = json!({ "message": message, "error": code, "code": POLICY });
     match dialect {

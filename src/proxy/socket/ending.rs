@@ -41,7 +41,7 @@ impl<C: Connect> Session<C> {
         self.log.summary.record_end(record);
         self.log.summary.ended_as(outcome);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
-            // A conversation that finds the queue full stays without a price.
+            // If the queue is full, the cost of the conversation stays unknown.
             let _ = self.proxy.ended.try_send(conversation);
         }
         let Self {
@@ -52,8 +52,8 @@ impl<C: Connect> Session<C> {
         // are sent.
         drop((attempt, log, speech, pooled));
         if ending == SessionEnd::UpstreamBroke {
-            // A broken stream must not look like a clean end: the connection is dropped without a
-            // close frame.
+            // A broken stream must not be mistaken for a clean end: the connection is dropped without a close
+            // frame.
             return;
         }
         if let Some([client_close, upstream_close]) = ending.close_frames() {
@@ -86,8 +86,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Forwards the rest of the current frame, as no close can be put into it. Returns whether it
-    /// is complete.
+    /// Forwards the rest of the current frame, because a close frame cannot be inserted into it. Returns
+    /// whether it is complete.
     fn poll_finish<U, S>(&mut self, cx: &mut Context<'_>, upstream: &mut U, client: &mut S) -> Poll<bool>
     where
         U: AsyncRead + Unpin,
@@ -125,6 +125,6 @@ pub(super) async fn send_last_frames<S: AsyncRead + AsyncWrite + Unpin>(
             drain(client).await;
         }
     };
-    // A client that is gone, or does not close in time, is not waited for.
+    // The wait ends when the client disconnects, or at the timeout.
     let _ = timeout(LAST_FRAMES_MAX, sending).await;
 }

@@ -49,10 +49,9 @@ impl<C: Connect> Session<C> {
         let facts = context.retry.facts(progress, &context.body, &key, limits);
         let facts = Facts {
             body: if self.opening.is_some() { Replayable::Whole } else { Replayable::Lost },
-            // A client may connect long before it sends text: the span begins with the first
-            // refusal.
+            // A client may connect long before it sends text, so the timeout begins at the first refusal.
             is_late: clock::since(since) >= limits.retry_timeout,
-            // The provider may have spoken and charged text that was sent.
+            // The provider may have generated and charged speech for the text that was sent.
             effect: if self.speech.characters() > 0 { Effect::Some } else { Effect::None },
             ..facts
         };
@@ -64,8 +63,8 @@ impl<C: Connect> Session<C> {
         if let (Progress::Answered(Verdict::Concurrency { .. }), group @ Some(_)) =
             (progress, context.meta.speech_group)
         {
-            // The next key is requested together with a concurrency slot, which is released if no
-            // text follows.
+            // The next key is reserved together with a concurrency slot, which is released if no text
+            // follows.
             context.retry.set_speech(context.retry.key_request().estimate.unwrap_or(0), group);
             self.speech.hold_slot(clock::instant());
         }
@@ -99,8 +98,7 @@ impl<C: Connect> Session<C> {
         // The caller has checked the deadline, as a client may have been silent for minutes.
         context.body = Replay::empty();
         let replay_max = context.config.limits.retry_timeout;
-        // Boxed, so that a session does not reserve the size of this future: few sessions fail
-        // over.
+        // Boxed, because few sessions fail over: other sessions do not need the memory of this future.
         let connecting = Box::pin(async {
             let (response, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
             if !response.is_switched() {

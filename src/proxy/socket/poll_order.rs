@@ -1,5 +1,5 @@
-//! The order in which a session polls its two directions: they take turns, so that a flood in one starves
-//! neither the other nor the timers.
+//! The order in which a session polls its two directions: they alternate, so that a flood in one direction
+//! starves neither the other nor the timers.
 
 /// Maximum events in a row before the timers are polled and other tasks run: one read can contain
 /// thousands of small messages.
@@ -24,7 +24,7 @@ pub(super) enum Direction {
 }
 
 impl PollOrder {
-    /// Counts an event; returns whether timers and other tasks have their turn now.
+    /// Counts an event; returns whether timers and other tasks must run now.
     pub(super) fn is_turn_over(&mut self) -> bool {
         self.events += 1;
         let is_turn_over = self.events > EVENTS_PER_TURN;

@@ -1,6 +1,6 @@
-//! Polls everything that a session waits for: both directions, a reservation for text to speak, and
-//! the timers. The directions take turns, so that a flood in one starves neither the other, nor the
-//! timers, nor the other tasks of its worker.
+//! Polls the event sources of a session: both directions, the reservation for text, and the timers. The
+//! directions alternate, so that a flood in one direction starves neither the other, nor the timers, nor the
+//! other tasks of the worker.
 
 use std::future::Future;
 use std::task::{Context, Poll, ready};
@@ -19,7 +19,7 @@ use crate::policy::frame::{StreamEnd, Violation};
 use crate::proxy::socket_limits::SocketLimits;
 use crate::upstream::Connect;
 
-/// Maximum reads of one direction before the other has its turn: 128 KiB.
+/// Maximum reads of one direction before the other is polled: 128 KiB.
 const READS_PER_TURN: u32 = 8;
 /// Maximum bytes that are read from a client while the provider accepts none, so that a disconnect
 /// is noticed.

@@ -1,5 +1,5 @@
-//! The event loop of a socket session: it handles one event after another. The events come from
-//! `polling`.
+//! The state of a WebSocket session: both connections, their buffers, the current attempt, and the data for a
+//! failover. Its event loop is in `run`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -99,10 +99,10 @@ pub(in crate::proxy) struct Session<C> {
 
 /// The next event of a session.
 pub(super) enum SessionEvent {
-    /// The client has sent a message that is held until its text is paid for; with the size of its
-    /// content.
+    /// The client has sent a message that is held until credits for its text are reserved; with the size of
+    /// its content.
     HeldMessage(SpokenText),
-    /// The reservation that was waited for has completed.
+    /// The pending reservation has completed.
     Reserved(ReservationResult),
     /// The provider has sent a message or a close that changes the session's state.
     Upstream(UpstreamEvent),

@@ -1,10 +1,11 @@
-//! Why a session has ended, and what each side is sent and the access log says about it.
+//! The reasons for which a session ends, with the close frames for each side and the outcome in the access
+//! log.
 
 use super::close_frames::POLICY;
 use crate::policy::frame::Violation;
 use crate::policy::outcome::Outcome;
 
-/// Why a session has ended.
+/// The reason for which a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionEnd {
     /// The provider has sent a close frame and closed its connection.
@@ -42,7 +43,7 @@ pub(super) enum SessionSide {
 }
 
 impl SessionEnd {
-    /// The close code and reason for the client and for the provider; `None` when both sides know.
+    /// The close code and reason for the client and for the provider; `None` when no close frame is needed.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,

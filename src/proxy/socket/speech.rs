@@ -13,9 +13,8 @@ use crate::telemetry::log_transitions;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
-    /// Whether the client's credit quota covers all text so far, with the message that waits. Its
-    /// price is reserved then, so that parallel sessions cannot each spend the same rest of the
-    /// quota.
+    /// Whether the client's credit quota covers all text so far, including the held message. If it does, the
+    /// price is reserved, so that parallel sessions cannot spend the same credits.
     pub(super) fn covers_text(&self, content: SpokenText) -> bool {
         let Some(PooledSession { request: context, .. }) =
             self.pooled.as_ref().filter(|_| content.characters > 0)
@@ -26,8 +25,8 @@ impl<C: Connect> Session<C> {
         context.meta.permits.client().reserve(total, clock::now()).is_ok()
     }
 
-    /// Whether the client's credit quota has anything left. A quota of requests does not end a
-    /// session, which was counted when it began.
+    /// Whether the client's credit quota has credits left. A quota of requests does not end a session, which
+    /// was counted when it began.
     pub(super) fn may_spend(&mut self) -> bool {
         self.pooled.is_none() || self.attempt.charge_duration()
     }
@@ -54,8 +53,8 @@ impl<C: Connect> Session<C> {
             if named == Ok(false) && characters == 0 {
                 return self.find_key_again().await;
             }
-            // When the resources belong to two accounts, no key is right: the provider reports the
-            // missing one.
+            // When the resources belong to two accounts, no key has both: the provider reports the missing
+            // one.
         }
         if characters == 0 {
             return self.forward_held();
@@ -75,8 +74,8 @@ impl<C: Connect> Session<C> {
         self.speech.waiting = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
     }
 
-    /// Continues with the reserved key, or with the current one if there is none: then the provider
-    /// decides.
+    /// Continues with the reserved key, or with the current one if there is none, and the provider accepts or
+    /// refuses the text.
     pub(super) async fn use_reservation(&mut self, result: ReservationResult) {
         if let Ok(Reserved { lease, transitions }) = result {
             log_transitions(&transitions);
@@ -84,7 +83,7 @@ impl<C: Connect> Session<C> {
             if is_same {
                 self.attempt.replace_lease(lease);
             } else if !self.upstream_to_client.is_open() {
-                // Nothing was sent that the former key is charged for.
+                // No billable text was sent with the former key.
                 self.attempt.abandon_unanswered(Progress::Unsent, false);
                 self.change_key(lease).await;
             }
@@ -126,7 +125,7 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// The maximum cost of that many characters.
+    /// The maximum cost of `characters`.
     pub(super) fn price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
         self.proxy.pool.models().credits(model, characters)

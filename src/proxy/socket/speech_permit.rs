@@ -1,5 +1,5 @@
-//! The text and audio of a session, and the reservation of a concurrency slot and credits that its next text
-//! waits for.
+//! Counts the text and audio of a session, and contains the pending reservation of a concurrency slot and
+//! credits for its next text.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,14 +10,14 @@ use crate::elevenlabs::socket::{Dialect, audio_bytes_per_second};
 use crate::policy::select::Unavailable;
 use crate::pool::Reserved;
 
-/// The result of a reservation: a lease, or why there is none.
+/// The result of a reservation: a lease, or the reason for its failure.
 pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 
-/// The text and audio of a session so far, and the reservation that it waits for.
+/// The text and audio of a session so far, and its pending reservation.
 pub(super) struct SpeechPermit {
     /// Characters that were forwarded.
     pub(super) characters: u64,
-    /// Characters that were forwarded or wait for a key.
+    /// Characters that were forwarded, or are held until a key is reserved.
     pub(super) requested: u64,
     /// Bytes per second of the audio to transcribe.
     pub(super) audio_bytes_per_second: u64,
@@ -78,7 +78,7 @@ impl SpeechPermit {
         self.characters
     }
 
-    /// The duration of that many bytes of audio.
+    /// The duration of `audio_bytes` of audio.
     pub(super) fn audio_duration(&self, audio_bytes: u64) -> Duration {
         Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
     }

@@ -1,4 +1,4 @@
-//! A connection after its 101: authenticates the client in its first message if it has not done so before,
+//! A connection after its 101: authenticates the client by its first message if the handshake had no token,
 //! processes its request, and runs its session to the end.
 
 use bytes::{Bytes, BytesMut};
@@ -46,8 +46,8 @@ impl<C: Connect> UnauthenticatedSession<C> {
     /// Waits for the token and processes the request with it. Returns the session with the client's
     /// bytes so far; `None` when no session begins and the client has received the reason.
     ///
-    /// A disconnect, a close or a protocol violation of the client meanwhile is noticed at once,
-    /// and cancels what is waited for.
+    /// A disconnect, a close or a protocol violation of the client meanwhile is detected at once, and cancels
+    /// the processing of the request.
     async fn authenticate<S>(self, mut client: S, early: Bytes) -> Option<(Box<Session<C>>, S, Bytes)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -112,7 +112,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     }
 }
 
-/// Why no session begins.
+/// The reason that no session begins.
 enum AuthFailure {
     /// The request is refused.
     Refused(ProxyError),

@@ -1,6 +1,6 @@
-//! Forwards the provider's frames to the client: unchanged, except that keys are redacted in
-//! messages of all kinds and in control frames. Until the session is known to be served, its frames
-//! are held, so that a refusal which leads to a failover never reaches the client.
+//! Forwards the provider's frames to the client: unchanged, except that keys are redacted in messages of all
+//! kinds and in control frames. Frames are held until a useful message shows that the session is served; a
+//! refusal that causes a failover thus never reaches the client.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) struct UpstreamToClient {
     text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, when a key may begin in it.
     open_key: Vec<u8>,
-    /// Whether an unknown error was received, whose meaning the following close decides.
+    /// Whether an unknown error was received; the following close frame decides whether it is a refusal.
     has_unknown_error: bool,
     has_closed: bool,
     bytes: u64,
@@ -82,7 +82,7 @@ impl UpstreamToClient {
         }
     }
 
-    /// Whether frames are forwarded: the session is served, or its end is.
+    /// Whether frames are forwarded at once and not held.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
     }

@@ -46,7 +46,7 @@ impl Depth {
     /// Counts `entries` as taken from the queue, and their `records` as held by the writer; returns
     /// the former length.
     pub fn record_taken(&self, entries: u64, records: u64) -> u64 {
-        // In this order, a record is counted twice for a moment, and never missed.
+        // In this order, a record may be counted twice for a moment, but is never left out.
         self.0.held.fetch_add(records, Ordering::AcqRel);
         self.0.queued.fetch_sub(entries, Ordering::SeqCst)
     }
@@ -218,7 +218,7 @@ impl UsageSink {
     pub fn keys_changed(&self) {
         let state = self.state();
         if !state.are_keys_changed.swap(true, Ordering::SeqCst) {
-            // It is no entry: it wakes an idle writer, and does not add to a batch.
+            // A state change is no entry: it wakes an idle writer and does not count for a batch.
             state.call(1);
         }
     }

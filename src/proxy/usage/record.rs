@@ -1,4 +1,4 @@
-//! The record of an attempt, and changes of owners, as the usage store gets them.
+//! The data that the usage store receives: records of attempts, and changes of owners.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -20,7 +20,7 @@ use crate::pool::{Key, LearnedOwner};
 pub enum OwnershipUpdate {
     /// The identifier belongs to a workspace.
     Recorded(LearnedOwner),
-    /// The owner no longer has it.
+    /// The owner no longer has the identifier.
     Forgotten(Named),
 }
 
@@ -74,14 +74,14 @@ pub struct AttemptRecord {
     pub credits: u64,
     /// The source of `credits`.
     pub credits_from: CreditSource,
-    /// What the attempt charged to its client's quota.
+    /// The charge of the attempt to its client's quota.
     pub quota: QuotaCharge,
     /// Time from the beginning of the attempt to the head of the response.
     pub first_byte: Option<Duration>,
     /// Time from the beginning of the attempt to its end.
     pub total: Duration,
-    /// Whether the attempt was recorded before without a price, and this record adds it. If that
-    /// record was lost, this one stands for it.
+    /// Whether the attempt was recorded before without a price, and this record adds it. If that record was
+    /// lost, this one replaces it.
     pub is_price: bool,
 }
 
@@ -110,8 +110,8 @@ fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
     Builder::from_unix_timestamp_millis(at.0, &tail).into_uuid()
 }
 
-/// What an attempt charged to its client's quota; after a restart, the client's usage is the sum of
-/// these.
+/// The charge of an attempt to its client's quota; after a restart, the client's usage is the sum of these
+/// charges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaCharge {
     /// Requests: 1 for the attempt by which its request was counted, else 0.
