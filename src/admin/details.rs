@@ -13,7 +13,7 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyDetails {
-    /// Number of requests in the queue for a key.
+    /// Number of requests that wait in the queue for a key.
     waiting: usize,
     /// When all credits will be used up at the current rate, if that is before the next reset.
     spent_by: Option<String>,
@@ -46,8 +46,7 @@ struct KeyDetail {
     /// Operations refused to the key or its plan that other keys may serve; requests for them go to
     /// other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// By how many credits the provider's usage of this period exceeded the recorded one, since the
-    /// start.
+    /// Credits by which the provider's usage of this period exceeded the recorded usage, since the start.
     drift: i64,
     in_flight: u32,
     /// Credits of its workspace reserved by concurrent requests.

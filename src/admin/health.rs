@@ -1,4 +1,5 @@
-//! Readiness: whether a load balancer should send requests here.
+//! Reports in `/readyz` whether a load balancer should send requests to this process, with the states of its
+//! parts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use crate::pool::KeySnapshot;
 use crate::store;
 use crate::upstream::Reach;
 
-/// Set when the shutdown has begun.
+/// Whether the shutdown has begun; a clone shares the value.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
@@ -93,7 +94,8 @@ impl Readiness {
         }
     }
 
-    /// Whether requests should be sent here: also when degraded, because requests are still served.
+    /// Whether requests should be sent to this process; also true when degraded, because requests are still
+    /// served.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.status != "unready"

@@ -1,5 +1,5 @@
-//! The state at the time of a request for `GET /metrics`: of the process, the keys and workspaces, the usage
-//! store, the mirror and the connections. The metrics of requests are in `telemetry`.
+//! The metrics that are read when `GET /metrics` is requested: the state of the process, the keys and
+//! workspaces, the usage store, the mirror and the connections. The metrics of requests are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -176,8 +176,8 @@ fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     firsts.into_iter().zip(labels).collect()
 }
 
-/// The labels of these keys or of their workspaces. Where several have the same one, digits of the fingerprint
-/// follow, because two samples with the same labels make a page invalid.
+/// The labels of these keys or of their workspaces. If several have the same label, digits of the fingerprint
+/// are added, because two samples with the same labels make a page invalid.
 fn distinct(seen: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = seen.iter().map(|seen| label(seen)).collect();
     let mut counts: HashMap<String, usize> = HashMap::new();
@@ -202,7 +202,8 @@ fn seconds(at: UnixMs) -> f64 {
     Duration::from_millis(at.0).as_secs_f64()
 }
 
-/// The process metrics that all of Prometheus' libraries have; values that the system does not report are left out.
+/// The standard process metrics of Prometheus' client libraries; values that the system does not report are
+/// omitted.
 #[cfg(target_os = "linux")]
 fn process(registry: &mut Registry) -> procfs::ProcResult<()> {
     use procfs::WithCurrentSystemInfo;

@@ -61,7 +61,7 @@ const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'no
 
 const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 
-/// Every client may read its own usage there, whatever its paths are.
+/// The path at which every client may read its own usage, whichever paths it may use.
 const USAGE: &str = "/api/keychoir-usage";
 
 impl Admin {
@@ -81,7 +81,7 @@ impl Admin {
             USAGE => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
             "/readyz" => |admin, _, now| admin.ready(now),
-            // Browsers request these from every origin; otherwise they would be sent to the
+            // Browsers request these paths from every origin; otherwise the requests would be sent to the
             // provider with a key.
             "/" => |_, _, _| front_page(),
             "/favicon.ico" => |_, _, _| nothing(),
@@ -168,7 +168,7 @@ impl Admin {
     }
 }
 
-/// The process is alive, whatever the state of its parts.
+/// The response while the process is alive, whatever the state of its parts.
 fn live() -> Response<Bytes> {
     json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }

@@ -47,7 +47,7 @@ pub struct AppConfig {
     pub drain_idle_timeout: Duration,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
-    /// The settings of the quota poller; `None` when polling is off.
+    /// The settings of the quota poller; `None` when polling is disabled.
     pub polling: Option<poller::Settings>,
     /// The location of the usage database.
     pub database: store::DatabaseLocation,
@@ -225,8 +225,8 @@ fn unless_zero(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
-/// Maximum requests under way of a client without a limit of its own: where there are several clients, none
-/// can use all requests that the server allows at once.
+/// Maximum requests under way of a client without a limit of its own: if there are several clients, none can
+/// use all concurrent requests that the server allows.
 fn max_requests_per_client_of(server: &ServerConfig, clients: usize) -> u32 {
     let share = match (server.max_requests_per_client, clients) {
         (0, 0 | 1) => server.max_requests,

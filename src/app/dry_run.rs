@@ -30,7 +30,7 @@ pub enum Obstacle {
 /// program, so they are not checked.
 pub async fn dry_run(config: Config) -> Vec<Obstacle> {
     let mut obstacles = Vec::new();
-    // All are held until the end: two of them may be the same address.
+    // All listeners stay open until the end, because two of them may have the same address.
     let mut held: Vec<Listener> = Vec::new();
     for address in config.server.listen.iter().filter(|address| **address != Listen::Systemd) {
         match listen_on(address, config.server.unix_mode) {

@@ -68,8 +68,8 @@ struct Current {
 }
 
 impl Certificates {
-    /// The certificates of listeners at these addresses. When the local authority cannot be opened, TLS is
-    /// off and the program starts all the same.
+    /// The certificates of listeners at these addresses. When the local authority cannot be opened, the
+    /// program starts without TLS.
     pub(super) fn new(https: Https, addresses: &[Address], now: UnixMs) -> Result<Self, rustls::Error> {
         let certificates = Self(Arc::new(Inner {
             local: Tls::new()?,
@@ -213,8 +213,8 @@ impl Certificates {
     }
 }
 
-/// Logs that a listener which other machines reach has no certificate: no other machine would trust the local
-/// authority.
+/// Logs that a listener which other machines can reach has no certificate: other machines would not trust the
+/// local authority.
 fn log_exposed_listener(addresses: &[Address]) {
     if let Some(open) = addresses.iter().find(|address| !address.is_local()) {
         info!(

@@ -7,7 +7,7 @@ use tracing::debug;
 use crate::config::{HostPort, Listen, Listens, UnixMode};
 use crate::server::{self, InheritedSockets, Listener};
 
-/// Why a listener cannot be opened.
+/// The reason that a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// An address cannot be listened on.

@@ -42,7 +42,7 @@ use https::Certificates;
 use mirroring::Mirroring;
 use router::Router;
 
-/// Why the program cannot start.
+/// The reason that the program cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The usage database cannot be opened.
@@ -66,7 +66,7 @@ pub enum StartError {
     /// Every machine on the network could use the keys.
     #[error(transparent)]
     Exposed(#[from] Exposed),
-    /// The system refuses.
+    /// The operating system reported an error.
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -112,11 +112,11 @@ pub struct Running {
 pub enum Drained {
     /// Every response was completed.
     Clean,
-    /// Some requests were cut at the end of the drain timeout.
+    /// Some requests were aborted at the end of the drain timeout.
     Cut,
 }
 
-/// How the program ended.
+/// The result of the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Whether all requests were completed.
@@ -125,18 +125,18 @@ pub struct Ended {
     pub records_lost: u64,
 }
 
-/// Maximum ended conversations that wait to be handed to the task that polls their cost.
+/// Maximum ended conversations in the queue of the task that polls their cost.
 const MAX_ENDED_CONVERSATIONS: usize = 1_024;
-/// After the cut, how long to wait for the cut connections to end.
+/// Maximum wait for the aborted connections to end.
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait after that for all usage records to be written.
+/// Maximum wait after that for the last usage records to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Starts all parts of the program. Requests are served from here on.
 ///
 /// # Errors
 ///
-/// When the usage database or TLS cannot be opened, or the system refuses.
+/// When the usage database or TLS cannot be opened, or the operating system reports an error.
 pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &settings.clients)?;
@@ -287,15 +287,16 @@ impl Running {
         self.reach.get()
     }
 
-    /// Waits until every key's quota was polled once, but at most `within`; returns whether that is so.
+    /// Waits until every key's quota was polled once, but at most `within`; returns whether all quotas were
+    /// polled.
     pub async fn first_round(&mut self, within: Duration) -> bool {
         let first_round_done = self.rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(within, first_round_done).await, Ok(Ok(_)))
     }
 
-    /// Applies the keys, the clients and the limits of `settings` to requests that come from now on, and its
-    /// certificates to new connections; all other settings apply at the next start. Requests under way keep
-    /// the settings they began with, and keys that remain keep their state.
+    /// Applies the keys, the clients and the limits of `settings` to requests that arrive from now on, and
+    /// its certificates to new connections; all other settings apply at the next start. Requests under way
+    /// keep the settings they began with, and keys that remain keep their state.
     ///
     /// # Errors
     ///
@@ -331,8 +332,8 @@ impl Running {
             + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::max_end_duration)
     }
 
-    /// Drains in the same way. When `hurry` completes, requests under way are cut, and the mirror is not waited
-    /// for.
+    /// Drains in the same way. When `hurry` completes, requests in progress are aborted, and the program ends
+    /// without waiting for the mirror.
     pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
         let Drain { ending, kept, stop, close, cut, .. } = &self.drain;
         self.draining.set();
@@ -368,7 +369,7 @@ impl Running {
         let begun = clock::instant();
         if drained == Drained::Cut {
             cut.cancel();
-            // A connection that does not end after the cut is not waited for.
+            // The shutdown continues even if a connection does not end.
             let _ = tokio::time::timeout(CUT_TIMEOUT, self.connections.ended()).await;
         }
         // The workers drop the tasks that still run, which are the last that could produce usage records.
@@ -377,7 +378,7 @@ impl Running {
         let _ = tokio::time::timeout(left, self.workers.end()).await;
         let begun = clock::instant();
         let is_written = self.writing.written(WRITE_TIMEOUT).await;
-        // A slow write of the usage records reduces the time of the mirror.
+        // A slow write of the usage records reduces the remaining time of the mirror.
         let left = WRITE_TIMEOUT.saturating_sub(clock::since(begun));
         if let Some(mirroring) = self.mirroring.filter(|_| is_written && !is_hurried) {
             tokio::select! {

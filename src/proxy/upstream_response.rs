@@ -17,8 +17,7 @@ use crate::policy::verdict::{Concern, Verdict};
 use crate::secret::Redactor;
 use crate::upstream::{SendError, UpstreamBody};
 
-/// Maximum characters of a refusal's message that are kept to explain a key's state: about its
-/// first sentence.
+/// Maximum characters of a refusal's message that are kept to explain a key's state: about one sentence.
 const MESSAGE_CHARS_MAX: usize = 160;
 
 /// A response and its classification.

@@ -1,7 +1,7 @@
 //! Writes the attempts of a transaction: a row for each in `attempts`, and the sums of their hours.
 //!
-//! The id of an attempt is the key of its row, so writing a record again, after a commit whose result
-//! is unknown, changes neither the rows nor the sums.
+//! The id of an attempt is the primary key of its row. After a commit whose result is unknown, a record can
+//! therefore be written again: this changes neither the rows nor the sums.
 
 pub(super) mod migration;
 
@@ -24,18 +24,18 @@ use crate::proxy::{AttemptRecord, CreditSource};
 /// The key hash of attempts with a client's own key.
 const OWN_KEY: &str = "own";
 
-/// Upper bound of an amount, far above every real one. Larger amounts are cut to it, so that one
-/// corrupt record cannot make the sums overflow and keep every other record from being written.
+/// Upper bound of an amount, far above every real one. Larger amounts are reduced to it. Otherwise one
+/// corrupt record could overflow the sums and prevent the other records from being written.
 const AMOUNT_MAX: i64 = 1 << 48;
 
-/// The columns: first those that attempts of a group have in common, then the others.
+/// The columns: first the common columns of a group of attempts, then the others.
 const INTO: &str = "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
     id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
     credits, first_byte_ms, total_ms) VALUES ";
 const COMMON: usize = 9;
 const COLUMNS: usize = COMMON + 12;
 
-/// Rows that one statement inserts, for a tenth less work per row than a statement each.
+/// Rows that one statement inserts; this is a tenth less work per row than one statement for each row.
 const CHUNK: usize = 8;
 
 /// Inserts the attempts that are not in the file yet, and adds them to their hours.
@@ -329,8 +329,8 @@ pub(super) fn delete_some(
     oldest: UnixMs,
     rows_max: u16,
 ) -> Result<usize, rusqlite::Error> {
-    // Ids begin with the time, so no index is needed to find the rows. The two agree, except for
-    // records of an earlier version, one of which may lie slightly beyond the limit.
+    // Ids begin with the time, so no index is needed to find the rows. Both times are equal, except for
+    // records of an earlier version: one of those may be slightly older or newer than the limit.
     const OLD: &str = "DELETE FROM attempts WHERE id IN (
         SELECT id FROM attempts WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
     let mut first = [0; 16];

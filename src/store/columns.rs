@@ -1,4 +1,4 @@
-//! Converts values to what the columns of all tables store.
+//! Converts times and numbers to the integers that the columns of all tables store.
 
 use crate::policy::units::UnixMs;
 

@@ -1,4 +1,5 @@
-//! The open database: written in whole transactions, and checked for having been moved or replaced.
+//! The open database, which detects when its file was moved or replaced: SQLite would continue to write to
+//! the unlinked file, and the data would be lost.
 
 use std::fs;
 use std::io;
@@ -32,8 +33,8 @@ struct DatabaseFile {
     identity: FileIdentity,
 }
 
-/// The identity of the database file and its log, whatever their names. SQLite goes on writing to
-/// files that were unlinked, and that data could never be read again.
+/// The identity of the database file and its log, whatever their names. SQLite continues to write to unlinked
+/// files, and that data could never be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileIdentity {
     file: (u64, u64),
@@ -82,10 +83,10 @@ impl Database {
             .is_some_and(|file| !FileIdentity::of(&file.path).is_ok_and(|now| now == file.identity))
     }
 
-    /// Closes the connection without a checkpoint: the path may now hold another file, or a file to
-    /// be kept as it is.
+    /// Closes the connection without a checkpoint: another file may be at the path now, or the file must stay
+    /// unchanged.
     pub(super) fn abandon(self) {
-        // A connection that refuses this setting is closed all the same.
+        // A connection that refuses this setting is closed too.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 }

@@ -1,6 +1,6 @@
-//! Serializes the evidence about keys and workspaces as JSON in the row of the key, because it is
-//! read as a whole, also by operators who debug. The conclusions are not stored, because a later
-//! version may draw others.
+//! Serializes the evidence about keys and workspaces as JSON in the row of the key, because it is read as a
+//! whole, also by operators who debug. The conclusions are not stored, because a later version may derive
+//! others.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ pub(super) fn write(of_key: &[Evidence], of_workspace: &[Evidence]) -> String {
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// Parses a column. Unreadable entries are skipped: the provider refuses again.
+/// Parses a column. Unreadable entries are skipped: the provider will refuse the key again.
 pub(super) fn read(text: &str) -> Stored {
     let Ok(document) = serde_json::from_str::<EvidenceDocument>(text) else { return Stored::default() };
     let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(of_entry).collect();

@@ -1,6 +1,6 @@
-//! Locks a database for one process: two processes that count against the same quotas would each
-//! allow all of them. The lock is the kernel's (`flock`), so it ends with the process in every
-//! case, and a lock file left behind by a killed process is no obstacle.
+//! Locks a database for one process, because two processes would each grant the full quotas. The lock is the
+//! kernel's (`flock`), so it always ends with its process. The lock file of a killed process does not prevent
+//! a start.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -24,12 +24,12 @@ pub(super) struct Lock {
     _file: File,
 }
 
-/// Why the lock was not taken.
+/// The reason that the lock was not acquired.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another process holds it; its id, if the file names one.
+    /// Another process holds it; contains the process id, if the file has one.
     Held(Option<u32>),
-    /// The lock file cannot be made or written.
+    /// The lock file cannot be created or written.
     System(io::Error),
 }
 
@@ -64,8 +64,8 @@ pub(super) fn is_beside(path: &Path) -> bool {
     read.is_ok() && text.split_whitespace().nth(1) == Some(WORD)
 }
 
-/// The path of the lock file: beside the resolved database file, so that two links to it are one
-/// database.
+/// The path of the lock file: beside the resolved database file, so that two links to the file have the same
+/// lock.
 fn file_of(path: &Path) -> PathBuf {
     companion(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), ".lock")
 }

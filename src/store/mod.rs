@@ -48,7 +48,7 @@ pub use outbox::{
 pub use report::{By, KnownKey, ReadError, Reader, Sums, UsageOwner};
 use write::{Callers, Writer};
 
-/// Where the database is kept.
+/// The location of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseLocation {
     /// In this file.
@@ -60,15 +60,16 @@ pub enum DatabaseLocation {
 /// The bounds and the timing of the usage store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Maximum records queued; the same number is kept again while the database cannot be written.
+    /// Maximum records in the queue; also the maximum records kept in memory while the database cannot be
+    /// written.
     pub queue_max: usize,
-    /// Minimum time between two commits while many records come.
+    /// Minimum time between two commits while many records arrive.
     pub commit_interval: Duration,
     /// How long records are kept.
     pub retention: Retention,
     /// Which rows enter the outbox.
     pub mirrored: Mirrored,
-    /// How many identifier owners are kept, and for how long.
+    /// Maximum number and age of the stored identifier owners.
     pub owners: Keeping,
 }
 
@@ -177,10 +178,9 @@ pub struct Writing {
 }
 
 impl Store {
-    /// Opens the database, making it if it is missing, and locks it until the writer ends. A
-    /// corrupt database of Keychoir is quarantined under another name and replaced by a new one. A
-    /// full or read-only disk, or a lock held by another SQLite connection, is no error: records
-    /// are kept until it is writable.
+    /// Opens the database, creates it if it is missing, and locks it until the writer ends. A corrupt
+    /// database of Keychoir is quarantined under another name and replaced by a new one. A full or read-only
+    /// disk, or a lock held by another SQLite connection, is no error: records are kept until it is writable.
     ///
     /// # Errors
     ///
@@ -241,8 +241,8 @@ impl Store {
         self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| owners::read(&database.connection))
     }
 
-    /// The usage of each client in the periods of `now`, as far back as the sums are kept; empty
-    /// while the file cannot be opened.
+    /// The usage of each client in the periods of `now`, without hours whose sums were deleted; empty while
+    /// the file cannot be opened.
     ///
     /// # Errors
     ///
@@ -293,8 +293,8 @@ impl Store {
 }
 
 impl Writing {
-    /// Waits at most `within` until everything is written, which happens after the last sender is
-    /// dropped. Returns whether it is: then nothing enters the outbox any more. Must be called only
+    /// Waits at most `within` until everything is written, which happens after the last sender is dropped.
+    /// Returns whether everything is written: then no further rows enter the outbox. Must be called only
     /// once.
     pub async fn written(&mut self, within: Duration) -> bool {
         tokio::time::timeout(within, &mut self.written).await.is_ok()
@@ -333,8 +333,8 @@ impl Site {
         Ok(opened)
     }
 
-    /// Takes the lock, unless it is held already or there is no file to lock. No lock file is made
-    /// beside the file of another program.
+    /// Takes the lock, unless it is held already or there is no file to lock. No lock file is created beside
+    /// the file of another program.
     fn lock(&mut self) -> Result<(), OpenError> {
         let DatabaseLocation::File(path) = &self.location else { return Ok(()) };
         if self.lock.is_some() {

@@ -1,11 +1,10 @@
-//! The names of keys in the file. Earlier versions named a key by its plain SHA-256, which is a
-//! secret itself; this module removes those digests from the file and, through the outbox, from the
-//! mirror.
+//! Renames keys in the file. Earlier versions named a key by its plain SHA-256, which is a secret too. This
+//! module removes those digests from the file and, through the outbox, from the mirror.
 //!
-//! It takes two steps, because a file does not contain the keys. The migration replaces every plain
-//! digest by a retired one ([`Fingerprint::retired`]). Each start then finds the rows of the
-//! configured keys by their retired digests and renames them to fingerprints, also those of a key
-//! that was missing when the file was migrated.
+//! There are two steps, because the file does not contain the keys. The migration replaces every plain digest
+//! by a retired one ([`Fingerprint::retired`]). Each start then finds the rows of the configured keys by
+//! their retired digests and renames them to fingerprints, also those of a key that was missing when the file
+//! was migrated.
 
 use std::collections::HashMap;
 
@@ -25,7 +24,7 @@ const COLUMNS: [(&str, &str); 6] = [
     ("owners", "workspace"),
 ];
 
-/// A table that an unfinished migration of the attempts has left.
+/// A table that exists until the migration of the attempts is complete.
 const SERIES: &str = "series";
 
 /// The columns of the tables in the file.
@@ -36,7 +35,7 @@ fn columns(
     Ok(COLUMNS.into_iter().filter(move |(table, _)| has_series || *table != SERIES))
 }
 
-/// The maintenance task that is left after the transaction that retired the digests.
+/// The maintenance task that remains after the transaction that retired the digests.
 const VACUUM: &str = "vacuum";
 
 /// Old names with the new ones.
@@ -105,8 +104,8 @@ pub(super) fn recognize<'k>(
     transaction.commit()
 }
 
-/// Renames in every table, and leaves the names in `temp.renamed`. If a row exists under the new
-/// name, its state is kept and its sums are added up.
+/// Renames in every table, and leaves the names in `temp.renamed`. If a row already has the new name, its
+/// state is kept and the sums of both rows are added.
 fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",

@@ -1,5 +1,5 @@
-//! Opens the usage database. A broken file is renamed and replaced by an empty one; a file of
-//! another program or of a newer version is refused. Nothing is ever deleted.
+//! Opens the usage database. A corrupt file is renamed and replaced by an empty one; a file of another
+//! program or of a newer version is refused. No file is ever deleted.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -15,10 +15,10 @@ use super::origin::{self, Origin};
 use super::{DatabaseLocation, names, schema};
 use crate::policy::units::UnixMs;
 
-/// Why the database cannot be opened.
+/// The reason that the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The folder or the file cannot be made or written.
+    /// The folder or the file cannot be created or written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
         /// The folder or file.
@@ -69,8 +69,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the cause is a disk failure that may pass, not a mistake in the configuration.
-    /// Requests are then served without a database meanwhile.
+    /// Whether the cause is a disk failure that may be temporary, not a mistake in the configuration. Until
+    /// it ends, requests are served without a database.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -120,11 +120,11 @@ pub(super) struct OpenDatabase {
 /// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be
 /// reading, or another Keychoir may be stopping.
 const OPEN_BUSY_MAX: Duration = Duration::from_secs(5);
-/// The same for later writes. It is short because the queue waits meanwhile; records that are not
-/// written are kept and retried.
+/// Maximum wait for the lock in later writes. It is short, because the queue fills meanwhile; records that
+/// are not written are kept and retried.
 const WRITE_BUSY_MAX: Duration = Duration::from_millis(500);
-/// The largest file that is checked at the start: this size takes about a second. Corruption of a
-/// larger file is found when it is used.
+/// The largest file that is checked at the start; the check takes about a second. Corruption of a larger file
+/// is found when it is used.
 const QUICK_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// SQLite truncates the write-ahead log to this size after a burst.
 const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
@@ -167,8 +167,8 @@ pub(super) fn open(
     checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(quarantined))
 }
 
-/// Checks whether a start could open the database: it is writable, and no newer version has written
-/// it. Makes and changes nothing. A corrupt file is no error, because a start quarantines it.
+/// Checks whether a start could open the database: it is writable, and no newer version has written it.
+/// Creates and changes nothing. A corrupt file is no error, because a start quarantines it.
 ///
 /// # Errors
 ///
@@ -184,7 +184,7 @@ pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The first folder that exists: a start would make those below it.
+    // The first folder that exists: a start would create the folders below it.
     let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
         true => Path::new("."),
         false => folder,
@@ -211,15 +211,14 @@ pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
     }
 }
 
-/// The path of a file that SQLite keeps beside the database.
+/// The path of one of SQLite's files beside the database.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Makes the folder (0700) and the file (0600) if they are missing, and checks that both are
-/// writable.
+/// Creates the folder (0700) and the file (0600) if they are missing, and checks that both are writable.
 pub(super) fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -278,7 +277,7 @@ fn checked(
 /// plain digests of keys, is wiped from the pages, the free pages and the write-ahead log.
 fn update(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
     if version < schema::VERSION {
-        // Replaced data is overwritten, and no temporary file holds it.
+        // Replaced data is overwritten, and is written to no temporary file.
         connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;
         schema::migrate(connection)?;
         connection.execute_batch("PRAGMA secure_delete = OFF; PRAGMA temp_store = DEFAULT")?;
@@ -311,7 +310,7 @@ fn shrinks(connection: &Connection) -> Result<bool, rusqlite::Error> {
     Ok(mode == 2)
 }
 
-/// Whether the error means that the file is corrupt, not that it is out of reach.
+/// Whether the error means that the file is corrupt, not that it is inaccessible.
 pub(super) fn is_broken(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }

@@ -1,6 +1,6 @@
-//! Determines which program made the file at the database path. A corrupt database of Keychoir is
-//! quarantined and replaced by a new one; the file of another program, which a mistake in
-//! `storage.path` may name, must be neither renamed nor changed.
+//! Determines which program created the file at the database path. A corrupt database of Keychoir is
+//! quarantined and replaced by a new one; the file of another program must be neither renamed nor changed.
+//! `storage.path` may name such a file by mistake.
 
 use std::fs;
 use std::io::{self, Read};
@@ -17,10 +17,10 @@ use super::schema::APPLICATION;
 pub(super) enum Origin {
     /// No file, an empty one, or a database of Keychoir, which may be corrupt.
     Ours,
-    /// Keychoir has kept its database here (its lock file exists), but the present file is no
+    /// An earlier database of Keychoir was here, because its lock file exists; the current file is no
     /// database.
     OursNoDatabase,
-    /// Another program made the file; contains the kind of file.
+    /// Another program created the file; contains the kind of file.
     Foreign(&'static str),
 }
 
@@ -31,9 +31,9 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_SIZE: u64 = 100;
 const APPLICATION_AT: std::ops::Range<usize> = 68..72;
 
-/// Determines the origin of the file at `path` without changing it. The application id in the
-/// header proves a file of Keychoir; if the file has become unreadable, so does the lock file that
-/// an earlier start left beside it.
+/// Determines the origin of the file at `path` without changing it. The application id in the header proves
+/// that the file is Keychoir's. If the header is unreadable, the lock file that an earlier start left beside
+/// it proves it.
 pub(super) fn of(path: &Path) -> io::Result<Origin> {
     let mut header = Vec::new();
     match fs::File::open(path) {

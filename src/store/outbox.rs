@@ -1,7 +1,6 @@
-//! The outbox of rows to be mirrored to Supabase: the latest state of each key, and attempts as
-//! events. Rows are inserted in the transaction of the attempt they come from and deleted after
-//! their delivery, so none is lost in between. The mirror reads them through the writing thread,
-//! which owns the file.
+//! The outbox of rows to be mirrored to Supabase: the latest state of each key, and attempts as events. A row
+//! is inserted in the transaction of its attempt and deleted after its delivery, so a crash loses no row. The
+//! mirror reads the rows through the writing thread, which owns the file.
 
 mod tables;
 
@@ -92,7 +91,7 @@ pub struct Event {
     pub first_byte_ms: Option<i64>,
     /// Milliseconds from the begin to the end.
     pub total_ms: i64,
-    /// How often the attempt has changed while it was in the outbox.
+    /// Number of changes of the attempt while it was in the outbox.
     pub revision: i64,
 }
 

@@ -1,8 +1,8 @@
-//! Stores the owners of identifiers: written in the same transactions as the usage records, read
-//! back at the start, and bounded in number and age. Of an identifier only its hash is stored.
+//! Stores the owners of identifiers: written in the same transactions as the usage records, read back at the
+//! start, and bounded in number and age. Only the hash of an identifier is stored.
 //!
-//! Identifiers of resources that were created by hand have one row each. Those of every request go
-//! into a log: rows keyed by random hashes would cost a page write each.
+//! Identifiers of resources that a user creates have one row each. Identifiers that every request creates are
+//! written to a log, because each row with a random hash as its key would cost one page write.
 
 mod log;
 
@@ -19,8 +19,8 @@ pub(super) use log::{pack_rows, rename, tidy, words};
 /// Rows of long-lived identifiers that one retention step deletes.
 const ROWS: usize = 512;
 
-/// Whether the database has the identifier. Those that are valid for hours are kept in memory only:
-/// after a restart, few requests still name one, and each would add a change to the log.
+/// Whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:
+/// after a restart few requests name one, and each identifier would add a change to the log.
 pub(super) fn is_stored(change: &OwnershipUpdate) -> bool {
     match change.named().kind.class() {
         Class::Lasting | Class::Plentiful => true,
@@ -65,7 +65,7 @@ fn change_rows<'a>(
     Ok(())
 }
 
-/// All owners, within each class the oldest use first.
+/// All owners, sorted within each class by their last use, the oldest first.
 pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;

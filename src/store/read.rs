@@ -24,8 +24,8 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<RestoredKey>, ru
     rows.filter_map(Result::transpose).collect()
 }
 
-/// The usage of each client in the periods of `now`: the sums of the quota its attempts consumed,
-/// by the same rule as the count in memory (`policy::charge`).
+/// The usage of each client in the periods of `now`: the sums of the quota its attempts consumed, by the same
+/// rule as the counters in memory (`policy::charge`).
 pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
     let [day, month, ever] = Period::ALL.map(|period| timestamp(period.begin(now)));
     let mut statement = connection.prepare(

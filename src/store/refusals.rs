@@ -122,7 +122,7 @@ impl RefusalRows {
     }
 }
 
-/// All refusals, the oldest first. An unreadable row is skipped: the provider refuses again.
+/// All refusals, the oldest first. An unreadable row is skipped: the provider will refuse the request again.
 pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
     let mut statement = connection.prepare("SELECT refusal FROM refusals ORDER BY number DESC LIMIT ?1")?;
     let rows = statement.query_map([whole(RESTRICTIONS_MAX as u64)], |row| row.get::<_, String>(0))?;
@@ -180,7 +180,7 @@ struct EarlierDocument {
     from_characters: u64,
 }
 
-/// What the request needed.
+/// The features of the refused request.
 #[derive(Serialize, Deserialize)]
 struct FeaturesDocument {
     route: String,

@@ -1,5 +1,5 @@
-//! Reads the usage records from other processes while they are written, through a read-only
-//! connection of its own. Separate from `read`, which belongs to the writing process.
+//! Reads the usage records in another process than the one that writes them, through a read-only connection.
+//! Separate from `read`, which belongs to the writing process.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use crate::policy::retention::hour_of;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// Why nothing can be read. The message says what to do.
+/// The reason that the database cannot be read. The message contains a solution.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.
@@ -44,7 +44,7 @@ pub enum ReadError {
         /// The schema version in the file.
         version: usize,
     },
-    /// An older version of Keychoir wrote the file, which kept no sums or named keys by their plain
+    /// An older version of Keychoir wrote the file. That version stored no sums, or named keys by their plain
     /// digests.
     #[error("{} was written by an older Keychoir: the next start of `keychoir serve` brings it up to date", .0.display())]
     Older(PathBuf),
@@ -108,9 +108,9 @@ pub struct Sums {
     pub response_bytes: u64,
     /// Characters of text converted to speech.
     pub characters: u64,
-    /// Credits charged, as far as they are known.
+    /// Credits charged by attempts of known price.
     pub credits: u64,
-    /// Attempts that may have been charged, without a known price.
+    /// Attempts that may have been charged and whose price is unknown.
     pub unpriced: u64,
 }
 

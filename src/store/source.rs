@@ -1,4 +1,4 @@
-//! Serializes where a refusal was received, which the JSON of evidence and of refusals has in common.
+//! The JSON of a refusal's source (status, words, route, request id), shared by evidence and refusals.
 
 use serde::{Deserialize, Serialize};
 

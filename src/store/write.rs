@@ -1,6 +1,6 @@
-//! The writing thread: writes the queued usage records in one transaction, at once after an idle
-//! period and at intervals while records keep coming. Records that cannot be written are kept and
-//! retried. Between two transactions old records are deleted.
+//! The writing thread: writes the queued usage records in one transaction, at once after an idle period, and
+//! at intervals while more records arrive. Records that cannot be written are kept and retried. Between two
+//! transactions old records are deleted.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,8 +24,7 @@ use crate::proxy::{UsageBatch, UsageQueue};
 const BATCH_SHARE: usize = 2;
 /// Delay before a failed write is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Maximum write attempts at shutdown: a lock may be released in that time, a full disk will not be
-/// emptied.
+/// Maximum write attempts at shutdown: in that time a lock may be released, but a full disk stays full.
 const END_TRIES: u32 = 3;
 /// Time between two rounds of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -34,7 +33,7 @@ const OWNERS_UNTIL_MAINTENANCE: usize = 20_000;
 /// Maximum attempts kept in an in-memory database; the hourly sums stay.
 const MEMORY_RECORDS_MAX: usize = 10_000;
 
-/// Why nothing was written.
+/// The reason that a write failed.
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
     #[error(transparent)]
@@ -175,8 +174,8 @@ impl Writer {
         }
     }
 
-    /// Runs a command of the mirror, or drops it while the database is unavailable: the mirror
-    /// sends it again.
+    /// Runs a command of the mirror. While the database is unavailable, the command is dropped, and the
+    /// mirror sends it again.
     fn run_command(&mut self, command: Command) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
@@ -292,7 +291,7 @@ impl Writer {
         Ok(database)
     }
 
-    /// Closes the database; the next write opens the path again, whatever file is there by then.
+    /// Closes the database; the next write opens the path again, which may be another file then.
     fn close(&mut self) {
         self.are_keys_stale = true;
         if let Some(database) = self.database.take() {
@@ -327,7 +326,7 @@ impl Writer {
     fn empty_memory(&mut self) {
         self.in_memory = 0;
         if let Some(database) = &self.database {
-            // An in-memory database can only fail for lack of memory.
+            // An in-memory database fails only when memory is exhausted.
             let _ = attempts::delete_all(&database.connection);
         }
     }

@@ -64,7 +64,7 @@ const DRAFT_BYTES_MAX: usize = 16 * 1024;
 
 impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for Lines<W> {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // A value that logs an event while it is formatted finds an empty draft here.
+        // A value that logs an event while it is formatted uses an empty draft.
         let mut draft = DRAFT.try_with(Cell::take).unwrap_or_default();
         draft.begin(self.form);
         event.record(&mut draft);

@@ -18,8 +18,8 @@ use super::line::{LineDraft, LineFormat};
 use crate::clock;
 use crate::tasks;
 
-/// Pause after a write, in which more lines are collected for the next one: a reader does not notice it, and
-/// the thread is not woken for each line. A line after a quiet period is written at once.
+/// Pause after a write, in which more lines are collected for the next one: it is too short for a reader to
+/// notice, and the thread is not woken for each line. A line after a quiet period is written at once.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes in the queue that end the pause, and the size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -182,7 +182,7 @@ struct LogQueue {
 struct State {
     /// Queued lines, one behind the other.
     batch: Vec<u8>,
-    /// Lines that came after the batch and found the queue full.
+    /// Lines after the batch that were dropped because the queue was full.
     dropped: u64,
     /// Lines queued, and lines written or lost, since the start.
     accepted: u64,

@@ -1,6 +1,6 @@
-//! The metrics of requests: handles, made and registered in one place with their names and helps. A request
-//! updates them by a few relaxed atomic additions, without a lock, an allocation or text. `admin` adds what it
-//! reads when a page is written.
+//! The metrics of requests, created and registered in one place with their names and help texts. A request
+//! updates them by a few relaxed atomic additions, without a lock or an allocation. `admin` adds the metrics
+//! that are read when a page is written.
 
 mod exposition;
 mod histogram;
@@ -36,13 +36,13 @@ const REQUEST_SECONDS: &[f64] =
 const OVERHEAD_SECONDS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum series of `requests_total`, beside the one that counts all further sets of labels: a client that walks
-/// through methods, paths and responses cannot make the page grow beyond that.
+/// Maximum series of `requests_total`, beside the one that counts all further sets of labels: clients cannot
+/// make the page grow beyond that by sending many different methods and paths.
 const REQUEST_SERIES_MAX: usize = 2_000;
-/// Maximum keys with counters of their own, for reloads that bring other keys again and again.
+/// Maximum keys with counters of their own; it limits the memory when many reloads add new keys.
 const KEYS_MAX: usize = 10_000;
 
-/// The label of everything that has none of its own.
+/// The label of all values without a label of their own.
 const OTHER: &str = "other";
 /// The label of keys that clients bring, as in the access log.
 const OWN_KEY: &str = "own";
@@ -83,7 +83,7 @@ pub struct RequestLabels {
     pub client: Option<ClientName>,
 }
 
-/// Not a status: stands for all that are none.
+/// No status: it represents all values that are not a status.
 const OTHER_CODE: u16 = 0;
 
 impl RequestLabels {
@@ -149,7 +149,7 @@ pub struct AttemptUsage {
     pub characters: u64,
     /// Milliseconds of audio sent on WebSocket sessions to be transcribed.
     pub audio_ms: u64,
-    /// Credits charged, as far as they are known.
+    /// Credits charged; 0 if unknown.
     pub credits: u64,
     /// Whether the attempt may have been charged and the provider reported no price.
     pub is_unpriced: bool,
@@ -208,7 +208,8 @@ impl Default for Meters {
             }),
         );
         let sessions: MetricTable<&'static str, SessionCounts> = MetricTable::new(Dialect::ALL.len(), OTHER);
-        // A session is rare: its counters are there from the start, so that their first increase is seen.
+        // Sessions are rare, so their counters exist from the start: Prometheus then sees their first
+        // increase.
         Dialect::ALL.iter().for_each(|dialect| sessions.update(dialect.word(), || dialect.word(), |_| {}));
         registry.register(
             "websocket_sessions",
@@ -278,7 +279,7 @@ impl Meters {
     pub fn request_ended(&self, labels: &RequestLabels, took: Duration) {
         const SWITCHED: u16 = 101;
         self.0.requests_in_flight.dec();
-        // A WebSocket session lasts as long as its client wants.
+        // The client determines the duration of a WebSocket session.
         if labels.code != Some(SWITCHED) {
             self.0.request_duration.observe(took);
         }
@@ -369,7 +370,7 @@ fn add_one(counts: &[AtomicU64; Outcome::ALL.len()], outcome: Outcome) {
     }
 }
 
-/// The outcomes that there were: all of them for each key would be tens of samples for each.
+/// Encodes the outcomes that have occurred: all outcomes would be tens of samples per key.
 fn encode_outcomes(
     encoder: &mut MetricEncoder<'_>,
     key: &str,

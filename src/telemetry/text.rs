@@ -1,5 +1,5 @@
-//! Escapes texts in log lines: for JSON strings, and for terminals, which must not interpret them. Bytes that
-//! need no escape, which are nearly all, are copied unchanged.
+//! Escapes texts in log lines: for JSON strings, and for terminals, which must not interpret control
+//! characters. Bytes that need no escape, which are nearly all, are copied unchanged.
 
 use std::fmt::{self, Write};
 

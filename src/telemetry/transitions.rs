@@ -110,7 +110,7 @@ pub fn wording(
 
 /// Logs these transitions.
 pub fn log_transitions(transitions: &[Transition]) {
-    // Nearly always there is none, and then the clock is not read.
+    // There are nearly always no transitions; the clock is then not read.
     if transitions.is_empty() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Decodes a chunked body (RFC 9112, section 7.1) into as few pieces as arrived, and checks that the last
-//! chunk came. Pieces stay in the read buffer: small chunks are moved together in place.
+//! Decodes a chunked body (RFC 9112, section 7.1), and checks that the last chunk arrived. Small chunks are
+//! joined in place in the read buffer, so that one read gives few pieces.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-/// A chunk larger than this is passed on where it lies; a smaller one is moved behind the previous one, which
-/// costs less than a separate piece.
+/// A larger chunk is a piece of its own and is not copied. A smaller chunk is moved behind the previous one,
+/// which costs less than a separate piece.
 const MOVED_BYTES_MAX: u64 = 16 * 1024;
-/// Maximum bytes of chunk extensions in one body. No client reads them; more of them are an attack.
+/// Maximum bytes of chunk extensions in one body. Clients ignore them; a larger amount is an attack.
 const EXTENSION_BYTES_MAX: u64 = 16 * 1024;
 /// Maximum bytes of the trailers of one body.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
@@ -57,7 +57,7 @@ pub enum Next {
     Over,
 }
 
-/// Why the bytes read are not a chunk.
+/// The reason that bytes are not a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkError {
     /// A chunk or a trailer is malformed.

@@ -28,7 +28,7 @@ pub trait Connect: Send + Sync + 'static {
     fn connect(&self, authority: &Authority) -> impl Future<Output = Result<Self::Io, ConnectError>> + Send;
 }
 
-/// Why a connection could not be opened.
+/// The reason that a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name has no address.
@@ -48,7 +48,7 @@ pub enum ConnectError {
     ClosedAtOnce,
 }
 
-/// Why TLS cannot be configured.
+/// The reason that TLS cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The TLS library has no protocol version to offer.
@@ -136,7 +136,7 @@ fn trust(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     if roots.len() == before { Err(TlsError::Empty(path.to_owned())) } else { Ok(()) }
 }
 
-/// How long one address may take before the next is tried in parallel (RFC 8305, section 5).
+/// Delay after which the next address is tried in parallel (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Connects to the first of the name's addresses that accepts. An address that drops packets does not delay

@@ -1,5 +1,5 @@
-//! Writes the heads of upstream requests and parses the heads of responses. Strict where two parsers could
-//! differ: a response that hyper's client refuses is refused here.
+//! Writes the heads of upstream requests and parses the heads of responses. The parser refuses every response
+//! that hyper's client refuses, because two parsers that differ allow response smuggling.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ use crate::secret::ApiKey;
 const HEAD_BYTES_MAX: usize = 128 * 1024;
 /// Maximum headers of one head, the same as hyper's.
 const HEADERS_MAX: usize = 100;
-/// Headers parsed without a second attempt: most heads have fewer.
+/// Headers that the first parse has room for: most heads have fewer.
 const HEADERS_USUAL: usize = 32;
 /// Initial capacity for a request line and a few headers.
 const HEAD_BYTES_USUAL: usize = 1_024;
@@ -101,7 +101,7 @@ pub struct ResponseHead {
     pub stays_open: bool,
 }
 
-/// Why the bytes received are not a response head.
+/// The reason that the received bytes are not a response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
     /// They are not HTTP.

@@ -7,7 +7,8 @@ use super::wire::Connection;
 use crate::clock;
 use crate::tasks::Tasks;
 
-/// Interval between two checks of the idle connections: one that the provider has closed is dropped by then.
+/// Interval between two checks of the idle connections: within this time, a connection that the provider has
+/// closed is dropped.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// The idle connections, the most recently used on top: it is the least likely to have been closed.

@@ -4,8 +4,9 @@
 //!
 //! Redirects are responses like any other: they are not followed here.
 //!
-//! The HTTP/1.1 client half is this module's own, fenced and not extended: `docs/adr/0007-http1-client-half.md`
-//! has the reasons and the figures, and `tests/strictness.rs` compares it with hyper's client.
+//! This module contains its own HTTP/1.1 client, which is deliberately limited and not extended:
+//! `docs/adr/0007-http1-client-half.md` has the reasons and the figures, and `tests/strictness.rs` compares
+//! it with hyper's client.
 
 mod connect;
 mod header_name_cache;
@@ -80,11 +81,11 @@ pub struct Settings {
 pub struct SendError {
     /// How far the attempt got.
     pub progress: Progress,
-    /// What went wrong.
+    /// The cause.
     pub kind: SendErrorKind,
 }
 
-/// Why an attempt ended without a response.
+/// The cause of an attempt's end without a response.
 #[derive(Debug, thiserror::Error)]
 pub enum SendErrorKind {
     /// No connection could be opened.
@@ -267,7 +268,8 @@ impl<C: Connect> Upstream<C> {
         loop {
             let (mut connection, is_reused) = match pool.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                // Boxed, so that a request that finds an idle connection does not carry the future's size.
+                // Boxed, because most requests use an idle connection and do not need the memory of this
+                // future.
                 None => (Box::pin(self.open(&pool.authority)).await?, false),
             };
             let response_head =
@@ -353,8 +355,8 @@ impl<C: Connect> Upstream<C> {
             UploadWait::Never => (request_body_timeout, SendErrorKind::ClientBroke),
         };
         let idle_at = upload.moved_at() + span;
-        // A client that sends single bytes always makes progress, and would hold the key's concurrency slot
-        // as long.
+        // A client that sends single bytes always makes progress, and would occupy the key's concurrency slot
+        // without a limit.
         match upload.slow_at(min_request_body_rate) {
             Some(slow_at) if slow_at < idle_at => {
                 (slow_at, SendErrorKind::ClientSlow(min_request_body_rate.bytes_per_second))
@@ -378,7 +380,7 @@ where
         true => None,
         false => match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Ready(Err(SendFault::Body)) => return Poll::Ready(Err(WireError::Closed)),
-            // The provider reads no more, but may have sent a response.
+            // The provider no longer reads the request, but may have sent a response.
             Poll::Ready(Err(SendFault::Wire(error))) => Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => None,
         },

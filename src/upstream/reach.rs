@@ -1,5 +1,5 @@
 //! Records whether the last connection attempt to the provider succeeded. One cell is shared by all cores and
-//! all senders: the polls at the start fill it before the first request comes.
+//! all senders: the quota polls at the start set it before the first request arrives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

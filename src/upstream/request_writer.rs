@@ -1,5 +1,5 @@
 //! Writes a request to the upstream: its head, and its body as it arrives. Small pieces are written together,
-//! but received bytes never wait for later ones.
+//! but received bytes are never delayed until more arrive.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -16,7 +16,7 @@ use crate::body::replay::{AttemptBody, Upload};
 /// A piece up to this size is copied behind the previous bytes: one buffer is written faster than two.
 const COPIED_BYTES_MAX: usize = 4 * 1024;
 
-/// Why sending the request ended early.
+/// The reason that sending the request ended early.
 #[derive(Debug)]
 pub(super) enum SendFault {
     /// The connection accepts no more bytes.

@@ -20,7 +20,7 @@ use super::wire::{Connection, Wire};
 use crate::body::Withheld;
 use crate::clock;
 
-/// What is wrong with an upstream connection.
+/// An error of an upstream connection.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// It was closed before the response was complete.
@@ -37,13 +37,13 @@ pub enum WireError {
     Chunk(#[from] ChunkError),
 }
 
-/// Why a response body broke off.
+/// The reason that a response body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamBodyError {
     /// The connection broke.
     #[error("the response broke off: {0}")]
     Broken(#[from] WireError),
-    /// No bytes came within the idle timeout.
+    /// No bytes arrived within the idle timeout.
     #[error("the response stalled for {} ms", .0.as_millis())]
     Stalled(Duration),
     /// The body must not be forwarded.
@@ -71,7 +71,7 @@ pub struct UpstreamBody<S> {
     idle: Arc<Idle>,
     idle_timeout: Duration,
     moved_at: Instant,
-    /// Whether bytes have come since `moved_at`.
+    /// Whether bytes were received since `moved_at`.
     has_moved: bool,
     /// The error that broke the body, until the bytes before it could be written to the client.
     broken: Option<WireError>,
@@ -80,11 +80,11 @@ pub struct UpstreamBody<S> {
     first: FirstPiece,
 }
 
-/// How far the first piece of a fast response is: it is written to the client before more is read, because it
-/// would otherwise wait for the many bytes that follow.
+/// The state of the first piece of a fast response. It is written to the client before more is read;
+/// otherwise it would be delayed by the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FirstPiece {
-    /// The first piece has not come yet.
+    /// The first piece was not received yet.
     Awaited,
     /// The piece was passed on, and is to be written now.
     Passed,
@@ -247,7 +247,8 @@ where
             return Poll::Pending;
         }
         let next = match this.poll_next(cx) {
-            // A server that receives the error at once would drop bytes that it has not written yet.
+            // The task yields before it returns the error, because hyper's server drops buffered bytes on an
+            // error.
             Poll::Ready(Err(error)) if !mem::replace(&mut this.has_yielded, true) => {
                 this.broken = Some(error);
                 cx.waker().wake_by_ref();

@@ -27,12 +27,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// A boxed stream.
 pub type Wire = Box<dyn Stream>;
 
-/// Maximum bytes of interim responses and empty lines before a response: enough for thousands. A provider that
-/// sends them without end would keep a core busy until the response timeout.
+/// Maximum bytes of interim responses and empty lines before a response: enough for thousands. An endless
+/// sequence of them would keep a core busy until the response timeout.
 const INTERIM_BYTES_MAX: usize = 1024 * 1024;
 /// Minimum read buffer: enough for a head and a short response, or for a piece of a slow stream.
 const READ_BYTES_MIN: usize = 8 * 1024;
-/// Maximum read buffer, for a fast stream. Larger ones cost memory and brought no throughput.
+/// Maximum read buffer, for a fast stream. Larger buffers cost memory and did not increase the throughput.
 const READ_BYTES_MAX: usize = 128 * 1024;
 /// When the read buffer is larger than this, the first read of a response is small and is forwarded by
 /// itself, so that the client receives it earlier.
@@ -60,7 +60,7 @@ pub(super) struct Connection {
     small_reads: u8,
     /// Minimum free capacity; with less, the buffer grows.
     min_free_capacity: usize,
-    /// The memory of larger reads: the buffer here, and a piece that waits to be written.
+    /// The memory of larger reads: the buffer here, and a piece that is not written yet.
     share: BufferShare,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Connection {
 pub(super) const FREE_BYTES: usize = 2 * READ_BYTES_MIN;
 
 impl Connection {
-    /// A connection whose reads grow as far as `share` covers them.
+    /// A connection. Its reads grow while `share` covers their memory.
     pub(super) fn new(stream: Wire, share: BufferShare) -> Self {
         Self {
             stream,
@@ -202,7 +202,7 @@ impl DeadlineTimer {
         }
         loop {
             // Polled outside the task's cooperative budget, which a flood of bytes uses up each time: the
-            // timer would not fire as long as the flood goes on.
+            // timer would not fire while the flood continues.
             ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());

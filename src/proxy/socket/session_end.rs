@@ -43,7 +43,7 @@ pub(super) enum SessionSide {
 }
 
 impl SessionEnd {
-    /// The close code and reason for the client and for the provider; `None` when no close frame is needed.
+    /// The close code and reason for the client and for the provider; `None` when none is sent.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,

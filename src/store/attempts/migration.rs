@@ -2,9 +2,9 @@
 //! the attempts of a commit shared a row of JSON in `attempt_sheets`, single ones had rows in
 //! `attempt_rows`, and both referred to their common columns in `series`.
 //!
-//! A large file would keep a start waiting for minutes, so the migration moves a bounded number of
-//! attempts, and maintenance moves the others in transactions of their own. Until then these tables stay,
-//! and `attempts` lacks what is still in them. A stop at any moment leaves each attempt in exactly one table.
+//! A start with a large file would take minutes, so the migration moves a bounded number of attempts, and
+//! maintenance moves the others in separate transactions. Until then the old tables stay, and their rows are
+//! missing in `attempts`. A stop at any moment leaves each attempt in exactly one table.
 
 use rusqlite::Connection;
 
@@ -72,8 +72,8 @@ pub(in crate::store) const TABLE: &str = "
     DROP TABLE owners_passing;
     ";
 
-/// Maximum rows of a step, and attempts in shared rows from which on it takes no further one: less than
-/// a tenth of a second of work.
+/// Maximum rows of a step; also the number of attempts after which a step moves no further shared row: less
+/// than a tenth of a second of work.
 const ROWS: i64 = 4_096;
 /// Steps in the transaction of the migration: less than two seconds.
 const STEPS_AT_ONCE: usize = 16;
@@ -138,7 +138,7 @@ fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
         FROM (SELECT number, sum(attempts) OVER (ORDER BY number) - attempts AS attempts_before
             FROM (SELECT number, attempts FROM attempt_sheets ORDER BY number LIMIT ?1))
         WHERE attempts_before < ?1";
-    // Text that was damaged must not keep the others from being moved.
+    // Corrupt text must not prevent the other attempts from being moved.
     const MOVE: &str = "INSERT OR IGNORE INTO attempts
         SELECT printf('%08x-%04x-%04x-%04x-%04x%08x', started_at_ms >> 16, started_at_ms & 0xffff,
                 0x7000 | ((count >> 30) & 0x0fff), 0x8000 | ((count >> 16) & 0x3fff), count & 0xffff, chance),

@@ -38,7 +38,7 @@ pub(in crate::store) fn put_key(
     seen: &KeySnapshot,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    // A clock that was set back must not make a newer state check older: Supabase would refuse it.
+    // The time must increase even if the clock was set back: Supabase would refuse an older state.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
             is_over_limit, is_near_limit, resets_at_ms, observed_at_ms)
@@ -78,8 +78,8 @@ pub(in crate::store) fn put_event(transaction: &Transaction<'_>, id: &str) -> Re
     Ok(())
 }
 
-/// Puts a changed attempt into the outbox again. A delivery under way does not contain the change,
-/// and a refused row may be accepted now.
+/// Puts a changed attempt into the outbox again. A current delivery does not contain the change, and Supabase
+/// may now accept a refused row.
 pub(in crate::store) fn put_event_again(
     transaction: &Transaction<'_>,
     id: &str,

@@ -1,5 +1,5 @@
-//! The log of identifiers that come with every request: all changes of a commit are packed into one
-//! row, because single changes are never queried in the file. The latest change of an identifier counts.
+//! The log of identifiers that every request creates. All changes of a commit are packed into one row,
+//! because single changes are never queried in the file. Only the latest change of an identifier is valid.
 
 use std::collections::{HashMap, HashSet};
 

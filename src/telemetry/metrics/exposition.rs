@@ -1,5 +1,4 @@
-//! The forms in which a page of metrics is written, and the samples of a family whose values are read when the
-//! page is.
+//! The formats of a metrics page, and the samples of a family whose values are read when the page is written.
 
 use std::fmt::{self, Debug};
 
@@ -18,8 +17,8 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// The form for a request: OpenMetrics, unless its `Accept` names texts and not OpenMetrics, as those of
-    /// older scrapers and of browsers do.
+    /// The form for a request: OpenMetrics, unless its `Accept` header names text formats without
+    /// OpenMetrics, as older scrapers and browsers send it.
     #[must_use]
     pub fn accepted(headers: &HeaderMap) -> Self {
         let accepts = |form: &str| {

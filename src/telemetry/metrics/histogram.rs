@@ -1,5 +1,5 @@
-//! A histogram of durations without a lock, which the library's has: one atomic counter for each bound, and one for
-//! durations beyond the last.
+//! A histogram of durations: one atomic counter for each bound, and one for durations beyond the last. It
+//! needs no lock; the library's histogram has one.
 
 use std::fmt;
 use std::iter::once;

@@ -1,6 +1,5 @@
-//! A metric for each set of labels that was seen, found without a lock. The library's `Family` takes a lock that
-//! all workers share, on every update; here a new set replaces a copy of the whole table, and all later requests
-//! read that.
+//! A table of metrics, one for each set of labels, which is read without a lock. A new set of labels replaces
+//! the table by a larger copy. The library's `Family` acquires a lock, shared by all workers, on every update.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
