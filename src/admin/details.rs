@@ -87,20 +87,20 @@ impl KeyDetails {
     /// The document for the keys of `pool` at `now`.
     #[must_use]
     pub fn of(pool: &Pool, now: UnixMs) -> Self {
-        let detail = |seen: &KeySnapshot| {
-            let workspace = seen.key.workspace();
-            let (reason, until) = match seen.state {
+        let detail = |snapshot: &KeySnapshot| {
+            let workspace = snapshot.key.workspace();
+            let (reason, until) = match snapshot.state {
                 KeyState::Usable => (None, None),
                 KeyState::Resting { reason, until } => (Some(reason), until),
             };
-            let evidence: Vec<&Evidence> = seen.of_key.iter().chain(&seen.of_workspace).collect();
+            let evidence: Vec<&Evidence> = snapshot.of_key.iter().chain(&snapshot.of_workspace).collect();
             let since = evidence.iter().map(|known| known.at).min().filter(|_| reason.is_some());
-            let cannot = pool.restrictions().of(&seen.key, now);
+            let cannot = pool.restrictions().of(&snapshot.key, now);
             KeyDetail {
-                state: if reason.is_none() && seen.is_near_limit {
+                state: if reason.is_none() && snapshot.is_near_limit {
                     "near_limit"
                 } else {
-                    seen.state.status().word()
+                    snapshot.state.status().word()
                 },
                 reason: reason.map(CooldownReason::word),
                 advice: reason.and_then(advice),
@@ -109,15 +109,15 @@ impl KeyDetails {
                 possible: possible(reason, &cannot),
                 evidence: evidence.into_iter().map(EvidenceDetail::of).collect(),
                 cannot: cannot.iter().map(RestrictionDetail::of).collect(),
-                short_key: seen.key.api_key().short().to_string(),
-                name: seen.key.name().map(str::to_owned),
+                short_key: snapshot.key.api_key().short().to_string(),
+                name: snapshot.key.name().map(str::to_owned),
                 workspace: workspace.membership().name().map(str::to_owned),
                 plan: workspace.tier().map(|tier| tier.to_string()),
                 drift: workspace.drift(),
-                in_flight: seen.key.in_flight(),
+                in_flight: snapshot.key.in_flight(),
                 reserved: workspace.reserved(),
                 spent_per_day: whole(workspace.spent_per_day(now)),
-                spent_by: date(seen.forecast),
+                spent_by: date(snapshot.forecast),
             }
         };
         Self {

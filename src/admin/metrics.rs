@@ -115,50 +115,53 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
 
 fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
     let all: Vec<&KeySnapshot> = keys.iter().collect();
-    let labels = distinct(&all, |seen| key_label(&seen.key).to_owned());
+    let labels = distinct(&all, |snapshot| key_label(&snapshot.key).to_owned());
     let each = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
     let counts = STATUSES.map(|status| {
         let count = keys.iter().filter(|key| key.state.status() == status).count();
         ([("status", status.word().to_owned())], count as u64)
     });
     registry.register("keys", "Keys of the pool, by status", Samples(counts.into()));
-    let statuses = each().flat_map(|(key, seen)| {
+    let statuses = each().flat_map(|(key, snapshot)| {
         STATUSES.map(|status| {
-            let has = seen.state.status() == status;
+            let has = snapshot.state.status() == status;
             ([key.clone(), ("status", status.word().to_owned())], u64::from(has))
         })
     });
     let help = "1 for the status that a key has, 0 for the others";
     registry.register("key_status", help, Samples(statuses.collect()));
-    let running = each().map(|(key, seen)| ([key], u64::from(seen.key.in_flight())));
+    let running = each().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
     registry.register("key_requests_in_flight", "Requests under way with a key", Samples(running.collect()));
 
     let workspaces = workspaces(keys);
-    let info = each().map(|(key, seen)| {
-        let workspace = workspaces.iter().find(|(first, _)| is_same_workspace(first, seen));
+    let info = each().map(|(key, snapshot)| {
+        let workspace = workspaces.iter().find(|(first, _)| is_same_workspace(first, snapshot));
         let workspace = workspace.map(|(_, label)| label.clone()).unwrap_or_default();
-        let short_key = seen.key.api_key().short().to_string();
-        ([key, ("short_key", short_key), ("hash", hash(seen)), ("workspace", workspace)], 1_u64)
+        let short_key = snapshot.key.api_key().short().to_string();
+        ([key, ("short_key", short_key), ("hash", hash(snapshot)), ("workspace", workspace)], 1_u64)
     });
     registry.register("key_info", "Always 1; the labels describe the key", Samples(info.collect()));
     // Figures that the provider has not reported have no sample.
     type Figure = fn(&KeySnapshot) -> Option<u64>;
     let figures: [(&str, &str, Figure); 3] = [
-        ("used", "Credits of a workspace that were used in this period", |seen| Some(seen.quota.count)),
-        ("limit", "Credits that a workspace has in a period", |seen| seen.quota.limit),
-        ("remaining", "Credits that a workspace has left", |seen| {
-            seen.quota.limit.map(|_| seen.quota.remaining())
+        ("used", "Credits of a workspace that were used in this period", |snapshot| {
+            Some(snapshot.quota.count)
+        }),
+        ("limit", "Credits that a workspace has in a period", |snapshot| snapshot.quota.limit),
+        ("remaining", "Credits that a workspace has left", |snapshot| {
+            snapshot.quota.limit.map(|_| snapshot.quota.remaining())
         }),
     ];
-    let labelled = || workspaces.iter().map(|(seen, label)| ([("workspace", label.clone())], *seen));
+    let labelled = || workspaces.iter().map(|(snapshot, label)| ([("workspace", label.clone())], *snapshot));
     for (name, help, figure) in figures {
-        let samples = labelled().filter_map(|(labels, seen)| Some((labels, figure(seen)?)));
+        let samples = labelled().filter_map(|(labels, snapshot)| Some((labels, figure(snapshot)?)));
         registry.register(format!("workspace_credits_{name}"), help, Samples(samples.collect()));
     }
-    let resets = labelled().filter_map(|(labels, seen)| Some((labels, seconds(seen.quota.resets_at?))));
+    let resets =
+        labelled().filter_map(|(labels, snapshot)| Some((labels, seconds(snapshot.quota.resets_at?))));
     let help = "When the period of a workspace ends, in seconds since 1970";
     registry.register("workspace_quota_reset_timestamp_seconds", help, Samples(resets.collect()));
-    let drifts = labelled().map(|(labels, seen)| (labels, seen.key.workspace().drift()));
+    let drifts = labelled().map(|(labels, snapshot)| (labels, snapshot.key.workspace().drift()));
     let help = "Credits by which the provider's figures of this period were above the recorded ones";
     registry.register("workspace_billing_discrepancy_credits", help, Samples(drifts.collect()));
 }
@@ -167,24 +170,26 @@ fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
 /// of that key.
 fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     let mut workspaces_seen = HashSet::new();
-    let firsts: Vec<&KeySnapshot> =
-        keys.iter().filter(|seen| workspaces_seen.insert(ptr::from_ref(seen.key.workspace()))).collect();
-    let labels = distinct(&firsts, |seen| {
-        let membership = seen.key.workspace().membership();
-        membership.name().unwrap_or(key_label(&seen.key)).to_owned()
+    let firsts: Vec<&KeySnapshot> = keys
+        .iter()
+        .filter(|snapshot| workspaces_seen.insert(ptr::from_ref(snapshot.key.workspace())))
+        .collect();
+    let labels = distinct(&firsts, |snapshot| {
+        let membership = snapshot.key.workspace().membership();
+        membership.name().unwrap_or(key_label(&snapshot.key)).to_owned()
     });
     firsts.into_iter().zip(labels).collect()
 }
 
 /// The labels of these keys or of their workspaces. If several have the same label, digits of the fingerprint
 /// are added, because two samples with the same labels make a page invalid.
-fn distinct(seen: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
-    let mut labels: Vec<String> = seen.iter().map(|seen| label(seen)).collect();
+fn distinct(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
+    let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
     let mut counts: HashMap<String, usize> = HashMap::new();
     labels.iter().for_each(|label| *counts.entry(label.clone()).or_default() += 1);
-    for (label, seen) in labels.iter_mut().zip(seen) {
+    for (label, snapshot) in labels.iter_mut().zip(snapshots) {
         if counts.get(label).is_some_and(|count| *count > 1) {
-            *label = format!("{label}#{}", hash(seen));
+            *label = format!("{label}#{}", hash(snapshot));
         }
     }
     labels
@@ -194,8 +199,8 @@ fn is_same_workspace(one: &KeySnapshot, other: &KeySnapshot) -> bool {
     ptr::eq(one.key.workspace(), other.key.workspace())
 }
 
-fn hash(seen: &KeySnapshot) -> String {
-    seen.key.api_key().fingerprint().to_string().chars().take(HASH_DIGITS).collect()
+fn hash(snapshot: &KeySnapshot) -> String {
+    snapshot.key.api_key().fingerprint().to_string().chars().take(HASH_DIGITS).collect()
 }
 
 fn seconds(at: UnixMs) -> f64 {

@@ -88,7 +88,7 @@ impl Admin {
             "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
             _ => return None,
         };
-        if let Some(refusal) = only_reading(method) {
+        if let Some(refusal) = method_not_allowed(method) {
             return Some(refusal);
         }
         // If clients have tokens, the state of the keys requires one.
@@ -118,7 +118,7 @@ impl Admin {
 
     /// The usage of the client that sent the request.
     fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
-        if let Some(refusal) = only_reading(method) {
+        if let Some(refusal) = method_not_allowed(method) {
             return refusal;
         }
         match self.client(uri, headers) {
@@ -187,7 +187,7 @@ fn nothing() -> Response<Bytes> {
 }
 
 /// The refusal of any method but GET and HEAD.
-fn only_reading(method: &Method) -> Option<Response<Bytes>> {
+fn method_not_allowed(method: &Method) -> Option<Response<Bytes>> {
     if method == Method::GET || method == Method::HEAD {
         return None;
     }

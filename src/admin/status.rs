@@ -67,8 +67,8 @@ fn total_remaining(keys: &[KeySnapshot]) -> u64 {
     total
 }
 
-fn entry(seen: &KeySnapshot) -> KeyStatusEntry {
-    let KeySnapshot { key, state, quota, is_near_limit, .. } = seen;
+fn entry(snapshot: &KeySnapshot) -> KeyStatusEntry {
+    let KeySnapshot { key, state, quota, is_near_limit, .. } = snapshot;
     KeyStatusEntry {
         short_key: key.api_key().short().to_string(),
         status: state.status().word(),

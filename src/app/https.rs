@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_loopback_port_no_authority_is_made() {
+    fn no_authority_is_created_without_a_loopback_listener() {
         let folder = tempfile::tempdir().unwrap();
         let location = CaLocation::Folder(folder.path().join("tls"));
         let addresses = [address("0.0.0.0:1"), Address::Unix(None)];

@@ -55,7 +55,7 @@ fn write(summary: &RequestSummary) {
     let (attempts, credits, key, verdict) =
         (summary.attempts, summary.credits, summary.key(), summary.verdict);
     let (method, total_ms) = (summary.method.as_str(), millis(summary.elapsed()));
-    let route = Shown(summary.route);
+    let route = OrDash(summary.route);
     let retry_reasons = (!summary.retry_reasons.is_empty()).then(|| summary.retry_reasons.join(","));
     let user_agent = without_tokens(summary.user_agent());
     let end = user_agent.char_indices().nth(MAX_USER_AGENT_CHARS).map_or(user_agent.len(), |(end, _)| end);
@@ -80,14 +80,14 @@ fn write(summary: &RequestSummary) {
         user_agent = &user_agent[..end],
         verdict,
         "{method} {route} {} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms",
-        Shown(summary.status),
+        OrDash(summary.status),
     );
 }
 
 /// A value, or `-` when there is none.
-struct Shown<T>(Option<T>);
+struct OrDash<T>(Option<T>);
 
-impl<T: fmt::Display> fmt::Display for Shown<T> {
+impl<T: fmt::Display> fmt::Display for OrDash<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(value) => value.fmt(f),

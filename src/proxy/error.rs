@@ -23,7 +23,7 @@ use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
 use messages::{
-    ErrorResponse, client_limit_response, owner_unavailable_response, two_owners_message,
+    ErrorResponse, client_limit_response, conflicting_owners_message, owner_unavailable_response,
     unavailable_response, upstream_response,
 };
 
@@ -256,7 +256,7 @@ impl ProxyError {
                 StatusCode::BAD_REQUEST,
                 "conflict",
                 "conflicting_owners",
-                &two_owners_message(*two),
+                &conflicting_owners_message(*two),
             ),
             Self::OwnerUnavailable { kind, unavailable } => {
                 owner_unavailable_response(*kind, *unavailable, now)

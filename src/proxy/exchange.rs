@@ -142,24 +142,24 @@ impl<C: Connect> Proxy<C> {
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::new(&mut upstream_head, &endpoint, roster.redactor(), limits);
         let preferred = || self.list_affinity.of(&meta.client);
-        summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
+        summary.count_wait(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
         let ownership_permit = if affinity.may_record(&endpoint) {
-            Some(summary.waiting(self.usage.permit()).await?)
+            Some(summary.count_wait(self.usage.permit()).await?)
         } else {
             None
         };
-        summary.waiting(await_short_body(&body, limits)).await?;
+        summary.count_wait(await_short_body(&body, limits)).await?;
         let span = meta.estimate_timeout(limits.cost_estimate_timeout);
         let models = self.pool.models();
         let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, span);
-        let mut key_request = summary.waiting(estimate).await;
+        let mut key_request = summary.count_wait(estimate).await;
         meta.reserve_credits(&key_request, limits)?;
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, affinity.names());
         let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
         retry.find_restrictions(&self.pool);
         let lease = summary
-            .waiting(self.reserve(&mut retry))
+            .count_wait(self.reserve(&mut retry))
             .await
             .map_err(|unavailable| retry.refusal(unavailable))?;
         let mut context =
@@ -198,7 +198,7 @@ impl<C: Connect> Proxy<C> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
-            let usage_permit = summary.waiting(self.usage.permit()).await?;
+            let usage_permit = summary.count_wait(self.usage.permit()).await?;
             // 6. Send: the only place where the key is added to the request.
             let sending = body.attempt();
             let key = Arc::clone(lease.key());
@@ -220,7 +220,7 @@ impl<C: Connect> Proxy<C> {
                 }
             }
             attempt.release();
-            match summary.waiting(self.reserve(retry)).await {
+            match summary.count_wait(self.reserve(retry)).await {
                 Ok(next) => {
                     summary.record_retry(attempt.failed_over());
                     lease = next;
@@ -241,7 +241,7 @@ impl<C: Connect> Proxy<C> {
         body: &Replay<Incoming>,
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
-        let usage_permit = summary.waiting(self.usage.permit()).await?;
+        let usage_permit = summary.count_wait(self.usage.permit()).await?;
         let sending = body.attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
         // The request is never sent again, so its body is not buffered.

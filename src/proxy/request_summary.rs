@@ -131,7 +131,7 @@ impl RequestSummary {
 
     /// Completes `future`, and counts the time from its first pending poll to its end as waiting. The clock
     /// is read only if it is pending.
-    pub(super) async fn waiting<F: Future>(&mut self, future: F) -> F::Output {
+    pub(super) async fn count_wait<F: Future>(&mut self, future: F) -> F::Output {
         let mut future = pin!(future);
         let mut since = None;
         let output = poll_fn(|cx| {
@@ -203,7 +203,7 @@ impl RequestSummary {
     }
 
     /// Sets an outcome which differs from that of the last attempt.
-    pub(super) fn ended_as(&mut self, outcome: Outcome) {
+    pub(super) fn set_outcome(&mut self, outcome: Outcome) {
         self.verdict = outcome.word();
     }
 

@@ -164,7 +164,7 @@ impl RetryState {
 
     /// Whether several accounts refused it with the same message. This proves nothing about an account, so
     /// the provider's refusal is relayed.
-    pub(super) fn is_refused_itself(&self) -> bool {
+    pub(super) fn is_request_refused(&self) -> bool {
         self.refusals.is_about_request()
     }
 

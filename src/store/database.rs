@@ -22,7 +22,7 @@ pub(super) struct Database {
     /// The stored refusals that restrictions are computed from.
     pub(super) refusals: RefusalRows,
     /// When the logs of owners were last compacted, if ever.
-    pub(super) owners_tidied_at: Option<UnixMs>,
+    pub(super) owners_compacted_at: Option<UnixMs>,
     file: Option<DatabaseFile>,
 }
 
@@ -62,7 +62,7 @@ impl Database {
     }
 
     fn new(connection: Connection, file: Option<DatabaseFile>) -> Self {
-        Self { connection, refusals: RefusalRows::default(), owners_tidied_at: None, file }
+        Self { connection, refusals: RefusalRows::default(), owners_compacted_at: None, file }
     }
 
     /// Renames the rows that an earlier version wrote of these keys, see [`names`].

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::open::companion;
 
 /// The word after the process id by which Keychoir recognizes its own lock file.
-const WORD: &str = "keychoir";
+const SIGNATURE: &str = "keychoir";
 
 /// The largest lock file in bytes: it holds a process id and a word.
 const SIZE_MAX: u64 = 64;
@@ -52,7 +52,7 @@ impl Lock {
         }
         file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "{} {WORD}", std::process::id())?;
+        writeln!(file, "{} {SIGNATURE}", std::process::id())?;
         Ok(Self { _file: file })
     }
 }
@@ -61,7 +61,7 @@ impl Lock {
 pub(super) fn is_beside(path: &Path) -> bool {
     let mut text = String::new();
     let read = File::open(file_of(path)).and_then(|file| file.take(SIZE_MAX).read_to_string(&mut text));
-    read.is_ok() && text.split_whitespace().nth(1) == Some(WORD)
+    read.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
 /// The path of the lock file: beside the resolved database file, so that two links to the file have the same
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_written_is_no_held_lock() {
+    fn an_unwritable_path_is_not_reported_as_a_held_lock() {
         let missing = Path::new("/no/such/folder/keychoir.db");
         assert!(matches!(Lock::take(missing).unwrap_err(), LockError::System(_)));
     }

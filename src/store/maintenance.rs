@@ -18,7 +18,7 @@ const ROWS: u16 = 512;
 const PAGES: i64 = 128;
 
 /// Time between two compactions of the owner logs, each of which reads all of them.
-const TIDY_INTERVAL: Duration = Duration::from_secs(3_600);
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ pub(super) fn step(
     settings: &Settings,
     now: UnixMs,
 ) -> Result<MaintenanceStep, rusqlite::Error> {
-    let Database { connection, owners_tidied_at, .. } = database;
-    if migration::go_on(connection)? {
+    let Database { connection, owners_compacted_at, .. } = database;
+    if migration::move_more(connection)? {
         return Ok(MaintenanceStep::More);
     }
     let retention = &settings.retention;
@@ -52,9 +52,9 @@ pub(super) fn step(
             return Ok(MaintenanceStep::More);
         }
     }
-    if owners_tidied_at.is_none_or(|tidied_at| now.since(tidied_at) >= TIDY_INTERVAL) {
-        owners::tidy(connection)?;
-        *owners_tidied_at = Some(now);
+    if owners_compacted_at.is_none_or(|tidied_at| now.since(tidied_at) >= COMPACTION_INTERVAL) {
+        owners::compact(connection)?;
+        *owners_compacted_at = Some(now);
     }
     if owners::forget_some(connection, &settings.owners, now)? {
         return Ok(MaintenanceStep::More);

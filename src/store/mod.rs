@@ -161,7 +161,7 @@ impl Health {
 /// An opened database, before anything is written.
 #[derive(Debug)]
 pub struct Store {
-    site: Site,
+    site: LockedLocation,
     database: Result<Database, OpenError>,
     quarantined: Option<PathBuf>,
 }
@@ -187,7 +187,7 @@ impl Store {
     /// When the path cannot be used, another process has it open, the file belongs to another
     /// program, or a newer version of Keychoir has written it.
     pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
-        let mut site = Site::from(location.clone());
+        let mut site = LockedLocation::from(location.clone());
         match site.open(now, IntegrityCheck::Quick) {
             Ok(opened) => Ok(Self { site, database: Ok(opened.database), quarantined: opened.quarantined }),
             Err(error) if error.may_pass() => Ok(Self { site, database: Err(error), quarantined: None }),
@@ -313,18 +313,18 @@ impl Writing {
 
 /// The location of the database, with its lock once it is taken.
 #[derive(Debug)]
-struct Site {
+struct LockedLocation {
     location: DatabaseLocation,
     lock: Option<Lock>,
 }
 
-impl From<DatabaseLocation> for Site {
+impl From<DatabaseLocation> for LockedLocation {
     fn from(location: DatabaseLocation) -> Self {
         Self { location, lock: None }
     }
 }
 
-impl Site {
+impl LockedLocation {
     /// Locks and opens the database.
     fn open(&mut self, now: UnixMs, check: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;

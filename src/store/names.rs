@@ -42,7 +42,7 @@ const VACUUM: &str = "vacuum";
 type Renamed = HashMap<String, String>;
 
 /// Replaces the plain digests of an earlier version. They stay in free pages until the file is
-/// vacuumed ([`wiped`]).
+/// vacuumed ([`record_wipe`]).
 pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut names_found = owners::words(transaction)?;
     for (table, column) in columns(transaction)? {
@@ -163,6 +163,6 @@ pub(super) fn is_wipe_due(connection: &Connection) -> Result<bool, rusqlite::Err
 }
 
 /// Records that the file was vacuumed and its log truncated.
-pub(super) fn wiped(connection: &Connection) -> Result<(), rusqlite::Error> {
+pub(super) fn record_wipe(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.execute("DELETE FROM maintenance WHERE task = ?1", [VACUUM]).map(drop)
 }

@@ -100,13 +100,13 @@ fn process(pid: Option<u32>) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
     /// No check: the next write reports corruption.
-    Trusting,
+    Skip,
     /// The whole file, unless it is so large that the check would delay the start.
     Quick,
     /// The whole file: SQLite has reported corruption.
-    Whole,
+    Full,
     /// No check: the file is quarantined in any case.
-    Condemning,
+    Quarantine,
 }
 
 /// An opened database.
@@ -154,7 +154,7 @@ pub(super) fn open(
         Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     };
     make_private(path).map_err(unwritable)?;
-    if is_database && check != IntegrityCheck::Condemning {
+    if is_database && check != IntegrityCheck::Quarantine {
         match prepared(path, check) {
             Ok(connection) => return checked(connection, path, None),
             Err(error) if is_broken(&error) => {}
@@ -164,7 +164,7 @@ pub(super) fn open(
     let quarantined =
         quarantine(path, now).map_err(|source| OpenError::CannotQuarantine { path: path.clone(), source })?;
     make_private(path).map_err(unwritable)?;
-    checked(prepared(path, IntegrityCheck::Trusting).map_err(unusable)?, path, Some(quarantined))
+    checked(prepared(path, IntegrityCheck::Skip).map_err(unusable)?, path, Some(quarantined))
 }
 
 /// Checks whether a start could open the database: it is writable, and no newer version has written it.
@@ -240,9 +240,9 @@ fn prepared(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
     let is_checked = match check {
-        IntegrityCheck::Trusting | IntegrityCheck::Condemning => false,
+        IntegrityCheck::Skip | IntegrityCheck::Quarantine => false,
         IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_CHECK_BYTES_MAX),
-        IntegrityCheck::Whole => true,
+        IntegrityCheck::Full => true,
     };
     if is_checked {
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -274,7 +274,7 @@ fn checked(
 }
 
 /// Migrates a file of schema version `version` to the current one. Data of the old schema, above all
-/// plain digests of keys, is wiped from the pages, the free pages and the write-ahead log.
+/// plain digests of keys, is record_wipe from the pages, the free pages and the write-ahead log.
 fn update(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
     if version < schema::VERSION {
         // Replaced data is overwritten, and is written to no temporary file.
@@ -293,7 +293,7 @@ fn update(connection: &mut Connection, version: usize) -> Result<(), rusqlite::E
     // An open reader keeps SQLite from truncating the log.
     let is_blocked: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if is_wipe_due && is_rewritten && !is_blocked {
-        names::wiped(connection)?;
+        names::record_wipe(connection)?;
     } else if is_wipe_due {
         tracing::warn!(
             event = "old_digests_not_wiped",

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_format_is_ours_only_where_keychoir_was() {
+    fn a_file_of_another_format_is_ours_only_beside_our_lock() {
         for text in ["x", "these are not the books you are looking for", "SQLite format 2\0"] {
             check(|path| fs::write(path, text).unwrap(), NO_SQLITE, Origin::OursNoDatabase);
         }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_alone_makes_a_file_ours() {
+    fn the_application_id_alone_identifies_our_file() {
         let marked = |path: &Path| {
             sqlite(path, &format!("CREATE TABLE x (y); PRAGMA application_id = {APPLICATION}"));
             let mut bytes = fs::read(path).unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_database_without_the_mark_is_ours_only_where_keychoir_was() {
+    fn a_corrupt_database_without_an_application_id_is_ours_only_beside_our_lock() {
         let broken = |path: &Path| {
             sqlite(path, "CREATE TABLE photos (name TEXT)");
             let mut bytes = fs::read(path).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn files_from_before_the_mark_are_known_by_their_tables() {
+    fn older_files_without_an_application_id_are_identified_by_their_tables() {
         let earlier = |path: &Path| sqlite(path, &super::super::schema::of_version(1));
         check(earlier, Origin::Ours, Origin::Ours);
     }

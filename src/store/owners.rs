@@ -14,7 +14,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;
 
-pub(super) use log::{pack_rows, rename, tidy, words};
+pub(super) use log::{compact, pack_rows, rename, words};
 
 /// Rows of long-lived identifiers that one retention step deletes.
 const ROWS: usize = 512;

@@ -165,7 +165,7 @@ impl Reader {
             Ok((_, version)) if version > schema::VERSION => Err(ReadError::Newer { path, version }),
             Ok((_, version)) if version < schema::FINGERPRINTS => Err(ReadError::Older(path)),
             Ok((connection, _)) => Ok(Self { path, connection }),
-            Err(source) => Err(trouble(path, source)),
+            Err(source) => Err(read_error(path, source)),
         }
     }
 
@@ -175,7 +175,7 @@ impl Reader {
     ///
     /// When the file cannot be read.
     pub fn usage(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, ReadError> {
-        self.sums(since, by).map_err(|source| trouble(self.path.clone(), source))
+        self.sums(since, by).map_err(|source| read_error(self.path.clone(), source))
     }
 
     /// Every stored key with its state at `now`, in the last order of the pool.
@@ -184,7 +184,7 @@ impl Reader {
     ///
     /// When the file cannot be read.
     pub fn keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, ReadError> {
-        self.known_keys(now).map_err(|source| trouble(self.path.clone(), source))
+        self.known_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }
 
     fn sums(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, rusqlite::Error> {
@@ -272,6 +272,6 @@ impl std::ops::AddAssign for Sums {
     }
 }
 
-fn trouble(path: PathBuf, source: rusqlite::Error) -> ReadError {
+fn read_error(path: PathBuf, source: rusqlite::Error) -> ReadError {
     if is_broken(&source) { ReadError::Broken { path, source } } else { ReadError::Unusable { path, source } }
 }

@@ -42,7 +42,11 @@ pub(super) fn commit(
     committed
 }
 
-fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) -> Result<(), rusqlite::Error> {
+fn upsert_key(
+    transaction: &Transaction<'_>,
+    snapshot: &KeySnapshot,
+    now: UnixMs,
+) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(
         "INSERT INTO keys (key_hash, short_key, name, workspace, position, status, character_count, character_limit,
             extension, resets_at_ms, evidence, updated_at_ms, plan)
@@ -54,7 +58,7 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
             resets_at_ms = excluded.resets_at_ms, evidence = excluded.evidence,
             updated_at_ms = excluded.updated_at_ms, plan = excluded.plan",
     )?;
-    let KeySnapshot { key, quota, state, of_key, of_workspace, .. } = seen;
+    let KeySnapshot { key, quota, state, of_key, of_workspace, .. } = snapshot;
     let extension: Option<i64> = match quota.extension {
         Extension::None => None,
         Extension::Credits(more) => Some(whole(more)),

@@ -262,12 +262,12 @@ fn the_files_beside_a_broken_database_are_quarantined_with_it() {
 }
 
 #[test]
-fn a_file_of_another_program_is_refused_and_left_alone() {
+fn a_file_of_another_program_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     fs::write(&path, "a letter").unwrap();
-    // The second refusal must not mistake what the first one left for a sign of an earlier start.
+    // The first refusal must not leave a file that the second one takes for a sign of an earlier start.
     for _ in 0..2 {
         let error = Store::open(&location, NOW).unwrap_err();
         assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
@@ -295,7 +295,7 @@ async fn a_database_belongs_to_one_writer_at_a_time() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+fn a_database_of_a_newer_version_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     drop(Store::open(&location, NOW).unwrap());

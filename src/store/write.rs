@@ -14,7 +14,7 @@ use super::database::Database;
 use super::maintenance::{self, MaintenanceStep};
 use super::open::{IntegrityCheck, OpenError, is_broken};
 use super::outbox::{self, Command};
-use super::{DatabaseLocation, Health, Settings, Site, attempts, owners, rows};
+use super::{DatabaseLocation, Health, LockedLocation, Settings, attempts, owners, rows};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::{Pool, Workspace};
@@ -54,7 +54,7 @@ pub(super) struct Callers {
 
 pub(super) struct Writer {
     pub(super) database: Option<Database>,
-    site: Site,
+    site: LockedLocation,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
@@ -83,7 +83,7 @@ pub(super) fn batch(settings: &Settings) -> usize {
 impl Writer {
     pub(super) fn new(
         database: Option<Database>,
-        site: Site,
+        site: LockedLocation,
         settings: Settings,
         pool: Arc<Pool>,
         health: Health,
@@ -99,7 +99,7 @@ impl Writer {
             interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
             owners_written: 0,
             are_keys_stale: true,
-            check: IntegrityCheck::Trusting,
+            check: IntegrityCheck::Skip,
             lost_before: 0,
             retry_at: now,
             maintenance_at: now,
@@ -160,7 +160,7 @@ impl Writer {
         loop {
             let now = clock::instant();
             let since = now.saturating_duration_since(began);
-            let pause = pace::pause(since, self.interval, queue.waiting(), batch);
+            let pause = pace::pause(since, self.interval, queue.queued(), batch);
             if pause.is_zero() || queue.is_ended() {
                 return;
             }
@@ -168,7 +168,7 @@ impl Writer {
                 biased;
                 Some(command) = commands.recv() => self.run_command(command),
                 () = std::future::ready(()), if self.is_maintenance_due(now) => self.maintain(now),
-                () = queue.called() => {}
+                () = queue.batch_ready() => {}
                 () = tokio::time::sleep(pause) => return,
             }
         }
@@ -218,13 +218,13 @@ impl Writer {
         }
         self.held.append(batch);
         if self.health.is_failing() {
-            self.shed();
+            self.drop_excess();
         }
         records
     }
 
     /// Drops the latest records above the limit while nothing can be written.
-    fn shed(&mut self) {
+    fn drop_excess(&mut self) {
         let held = self.settings.queue_max;
         let lost = self.held.attempts.len().saturating_sub(held);
         self.held.attempts.truncate(held);
@@ -305,7 +305,7 @@ impl Writer {
         self.owners_written += owners.len();
         self.health.count_written(count);
         self.are_keys_stale = false;
-        self.check = IntegrityCheck::Trusting;
+        self.check = IntegrityCheck::Skip;
         if self.health.set_failing(false) {
             let lost = self.health.lost() - self.lost_before;
             info!(
@@ -318,12 +318,12 @@ impl Writer {
         if self.site.location == DatabaseLocation::Memory {
             self.in_memory += count;
             if self.in_memory > MEMORY_RECORDS_MAX {
-                self.empty_memory();
+                self.delete_memory_records();
             }
         }
     }
 
-    fn empty_memory(&mut self) {
+    fn delete_memory_records(&mut self) {
         self.in_memory = 0;
         if let Some(database) = &self.database {
             // An in-memory database fails only when memory is exhausted.
@@ -334,14 +334,14 @@ impl Writer {
     /// Records a failed write, and logs it once per outage.
     fn failed(&mut self, error: &WriteError) {
         if let WriteError::Sqlite(error) = error {
-            self.suspect(error);
+            self.choose_next_check(error);
         }
         self.health.count_error();
         // The next success only proves recovery if it writes something.
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_PAUSE;
         self.log_failing(error);
-        self.shed();
+        self.drop_excess();
     }
 
     /// Logs once per outage that usage records cannot be written.
@@ -358,12 +358,12 @@ impl Writer {
     /// Decides how the next open checks the file: after an I/O error the connection is closed, as
     /// it may not recover. A file reported as corrupt is checked in full, and quarantined if it is
     /// reported again.
-    fn suspect(&mut self, error: &rusqlite::Error) {
+    fn choose_next_check(&mut self, error: &rusqlite::Error) {
         if is_broken(error) {
-            self.check = if self.check == IntegrityCheck::Trusting {
-                IntegrityCheck::Whole
+            self.check = if self.check == IntegrityCheck::Skip {
+                IntegrityCheck::Full
             } else {
-                IntegrityCheck::Condemning
+                IntegrityCheck::Quarantine
             };
         }
         let is_sound = match error.sqlite_error_code() {

@@ -172,14 +172,14 @@ impl LineDraft {
     fn json(&mut self, level: Level, target: &str, now: UnixMs) {
         let Self { values, message, fields, line, .. } = self;
         let has_event = fields.iter().any(|part| part.name == EVENT);
-        let mut standard_fields: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
-        let append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
+        let mut standard_fields: &[(&str, StandardField)] = if has_event { &NAMED } else { &UNNAMED };
+        let append_standard = |line: &mut Vec<u8>, own: (&str, StandardField)| {
             append_name(line, LineFormat::Json, own.0);
             match own.1 {
-                Own::Level => append_quoted(line, level_name(level)),
-                Own::Message => append_within_quotes(line, &values[message.clone()]),
-                Own::Target => append_quoted(line, target),
-                Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
+                StandardField::Level => append_quoted(line, level_name(level)),
+                StandardField::Message => append_within_quotes(line, &values[message.clone()]),
+                StandardField::Target => append_quoted(line, target),
+                StandardField::Time => append_within_quotes(line, &now.rfc3339_bytes()),
             }
         };
         // Consecutive fields are copied in one piece.
@@ -191,7 +191,7 @@ impl LineDraft {
                 // A field of the event takes precedence over a standard field.
                 if own.0 != part.name {
                     line.extend_from_slice(&values[mem::take(&mut run)]);
-                    append_own(line, *own);
+                    append_standard(line, *own);
                 }
                 standard_fields = later;
             }
@@ -202,7 +202,7 @@ impl LineDraft {
             run.end = part.at.end;
         }
         line.extend_from_slice(&values[run]);
-        standard_fields.iter().for_each(|own| append_own(line, *own));
+        standard_fields.iter().for_each(|own| append_standard(line, *own));
         // The object starts with a comma.
         if let Some(first) = line.first_mut() {
             *first = b'{';
@@ -272,7 +272,7 @@ const EVENT: &str = "event";
 
 /// The fields that every JSON object has.
 #[derive(Clone, Copy, Debug)]
-enum Own {
+enum StandardField {
     Level,
     Message,
     Target,
@@ -280,9 +280,14 @@ enum Own {
 }
 
 /// The standard fields in alphabetical order; an event without a name has its target as well.
-const NAMED: [(&str, Own); 3] = [("level", Own::Level), (MESSAGE, Own::Message), ("time", Own::Time)];
-const UNNAMED: [(&str, Own); 4] =
-    [("level", Own::Level), (MESSAGE, Own::Message), ("target", Own::Target), ("time", Own::Time)];
+const NAMED: [(&str, StandardField); 3] =
+    [("level", StandardField::Level), (MESSAGE, StandardField::Message), ("time", StandardField::Time)];
+const UNNAMED: [(&str, StandardField); 4] = [
+    ("level", StandardField::Level),
+    (MESSAGE, StandardField::Message),
+    ("target", StandardField::Target),
+    ("time", StandardField::Time),
+];
 
 /// The order of `str`. Most names differ in their first letter, which is compared first.
 fn order(name: &str, other: &str) -> Ordering {

@@ -197,7 +197,7 @@ enum WriterState {
     Writes,
     /// It writes, and checks the queue without a pause.
     #[default]
-    Hurries,
+    WritesUrgently,
     /// It pauses after a write, to collect more lines.
     Pauses,
     /// The queue is empty, and it waits for a line.
@@ -222,11 +222,11 @@ impl LogQueue {
         state.batch.extend_from_slice(line);
         state.accepted += 1;
         let is_woken = match state.writer {
-            WriterState::Sleeps => state.hurry(),
+            WriterState::Sleeps => state.end_pause(),
             WriterState::Pauses | WriterState::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => {
-                state.hurry()
+                state.end_pause()
             }
-            WriterState::Pauses | WriterState::Writes | WriterState::Hurries => false,
+            WriterState::Pauses | WriterState::Writes | WriterState::WritesUrgently => false,
         };
         drop(state);
         if is_woken {
@@ -237,7 +237,7 @@ impl LogQueue {
     fn flush(&self, span: Duration) -> bool {
         let mut state = self.state();
         let end = state.accepted;
-        if state.written < end && state.hurry() {
+        if state.written < end && state.end_pause() {
             self.wake.notify_one();
         }
         let is_behind = |state: &mut State| state.written < end;
@@ -273,10 +273,10 @@ impl LogQueue {
 }
 
 impl State {
-    /// Ends the pause; returns whether the log thread must be woken.
-    fn hurry(&mut self) -> bool {
+    /// Ends the pause of the log thread; returns whether the thread must be woken.
+    fn end_pause(&mut self) -> bool {
         matches!(
-            mem::replace(&mut self.writer, WriterState::Hurries),
+            mem::replace(&mut self.writer, WriterState::WritesUrgently),
             WriterState::Pauses | WriterState::Sleeps
         )
     }

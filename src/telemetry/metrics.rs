@@ -275,13 +275,13 @@ impl Meters {
         self.0.requests_in_flight.inc();
     }
 
-    /// Counts a request that has ended, and took this time.
-    pub fn request_ended(&self, labels: &RequestLabels, took: Duration) {
+    /// Counts a request that has ended after `duration`.
+    pub fn request_ended(&self, labels: &RequestLabels, duration: Duration) {
         const SWITCHED: u16 = 101;
         self.0.requests_in_flight.dec();
         // The client determines the duration of a WebSocket session.
         if labels.code != Some(SWITCHED) {
-            self.0.request_duration.observe(took);
+            self.0.request_duration.observe(duration);
         }
         self.0.requests.update(labels, || labels.bounded(), |count| _ = count.inc());
     }
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_through_paths_methods_and_statuses_makes_no_more_series_than_the_maximum() {
+    fn the_number_of_series_is_bounded() {
         let meters = Meters::default();
         let words = ["voices", "models", "user", "history", "music", "text", "tools", "usage", "v2", "x"];
         let mut count = 0;

@@ -41,7 +41,7 @@ pub fn start(form: LineFormat, level: &str, sink: Sink) -> Result<Level, LogErro
         .with(filter)
         .with(Lines::new(form, sink.clone()))
         .try_init()
-        .map_err(|_| LogError::Twice)?;
+        .map_err(|_| LogError::AlreadySet)?;
     sink.install();
     Ok(Level(handle))
 }
@@ -77,5 +77,5 @@ pub enum LogError {
     Level(String),
     /// Another subscriber was set before.
     #[error("logging was started twice")]
-    Twice,
+    AlreadySet,
 }

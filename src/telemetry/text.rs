@@ -26,21 +26,21 @@ pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// Appends a JSON string with its quotation marks.
+/// Appends a JSON string with its quotation escape_bits.
 pub(super) fn append_quoted(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
     append_escaped(line, text.as_bytes());
     line.push(b'"');
 }
 
-/// Appends an already escaped text with quotation marks.
+/// Appends an already escaped text with quotation escape_bits.
 pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
     line.push(b'"');
     line.extend_from_slice(escaped);
     line.push(b'"');
 }
 
-/// Appends the escaped text without quotation marks.
+/// Appends the escaped text without quotation escape_bits.
 pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while any_needs_escape(rest) {
@@ -63,14 +63,14 @@ fn any_needs_escape(text: &[u8]) -> bool {
     match text.last_chunk() {
         Some(last) => {
             let (eights, _) = text.as_chunks();
-            eights.iter().chain([last]).fold(0, |any, eight| any | marks(*eight)) != 0
+            eights.iter().chain([last]).fold(0, |any, eight| any | escape_bits(*eight)) != 0
         }
         None => text.iter().any(|&byte| needs_escape(byte)),
     }
 }
 
 /// Not zero when one of the bytes needs an escape.
-fn marks(eight: [u8; 8]) -> u64 {
+fn escape_bits(eight: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
     let bytes = u64::from_ne_bytes(eight);

@@ -137,7 +137,7 @@ fn trust(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 }
 
 /// Delay after which the next address is tried in parallel (RFC 8305, section 5).
-const HEAD_START: Duration = Duration::from_millis(250);
+const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Connects to the first of the name's addresses that accepts. An address that drops packets does not delay
 /// the others.
@@ -154,7 +154,7 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
             dials.spawn(TcpStream::connect(address));
         }
         let result = if has_more {
-            tokio::time::timeout(HEAD_START, dials.join_next()).await
+            tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, dials.join_next()).await
         } else {
             Ok(dials.join_next().await)
         };
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_refuses_gives_way_to_the_next() {
+    async fn the_next_address_is_used_after_a_refusal() {
         // `localhost` is ::1 and 127.0.0.1 where the machine has both; one of them listens.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

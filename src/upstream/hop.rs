@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_mark_is_known_among_others() {
+    fn a_process_recognizes_only_its_own_mark() {
         let (own, other) = (Hop::new(), Hop::new());
         let with = |marks: &[&str]| -> HeaderMap {
             marks.iter().map(|mark| (HEADER, mark.parse().unwrap())).collect()

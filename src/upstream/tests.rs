@@ -1,4 +1,4 @@
-//! The client half over pipes in memory, with virtual time.
+//! Tests of the HTTP client over in-memory pipes, with virtual time.
 
 mod strictness;
 
@@ -426,7 +426,7 @@ async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyErr
     let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
-        // A pipe is small; bytes that do not fit wait for the reader.
+        // A pipe is small; the writer waits until the reader has taken its bytes.
         for piece in bytes.chunks(1_000) {
             connection.write_all(piece).await.unwrap();
         }

@@ -33,7 +33,7 @@ const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// a credit reset next month.
 const FULL_RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 
-pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
+pub(super) fn conflicting_owners_message(TwoOwners(one, other): TwoOwners) -> String {
     let with_article = |kind: Kind| {
         let article = if kind.word().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
         format!("{article} {}", kind.word())

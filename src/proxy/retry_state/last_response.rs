@@ -23,7 +23,7 @@ impl RetryState {
     ) -> Result<Box<UpstreamResponse>, ProxyError> {
         // Every key was tried, and the last one was refused as invalid, or for the cost.
         let unavailable = match (response.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(response),
+            (Verdict::WorkspaceQuota(_), _) if self.is_request_refused() => return Ok(response),
             (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
                 return Ok(response);
             }

@@ -124,10 +124,10 @@ impl ReadBuffer {
                 return Poll::Ready(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
             }
             if !ahead.share.cover(ahead.other_bytes + self.bytes.capacity()) {
-                return Poll::Ready(SessionEnd::NoMemory);
+                return Poll::Ready(SessionEnd::BuffersFull);
             }
             if ready!(self.poll_read(cx, client)) == ReadResult::Gone {
-                return Poll::Ready(SessionEnd::ClientLeft);
+                return Poll::Ready(SessionEnd::ClientDisconnected);
             }
         }
     }

@@ -220,7 +220,7 @@ impl ClientToUpstream {
         let mut message = self.message.unwrap_or_default();
         if !is_whole && available_bytes < self.slice_bytes_max {
             let is_first = !message.is_begun && frame.forwarded == 0;
-            if !self.counts_content() && is_first && begins_foreign(inbox, mask) {
+            if !self.counts_content() && is_first && is_not_json_object(inbox, mask) {
                 message.is_foreign = true;
                 self.message = Some(message);
                 return forward_raw(frame, inbox, out);
@@ -306,11 +306,11 @@ fn available(left: u64, inbox: &BytesMut) -> usize {
 
 /// Maximum bytes at the start of a message that are searched for its first character, each time
 /// bytes arrive.
-const FIRST_SIGN_BYTES: usize = 64;
+const FIRST_CHARACTER_BYTES_MAX: usize = 64;
 
 /// Whether the start of a message shows that it is no JSON object.
-fn begins_foreign(masked: &[u8], mask: [u8; 4]) -> bool {
-    let start = masked.iter().take(FIRST_SIGN_BYTES);
+fn is_not_json_object(masked: &[u8], mask: [u8; 4]) -> bool {
+    let start = masked.iter().take(FIRST_CHARACTER_BYTES_MAX);
     let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);
     bytes.find(|byte| !b" \t\r\n".contains(byte)).is_some_and(|byte| byte != b'{')
 }

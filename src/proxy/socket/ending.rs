@@ -26,12 +26,12 @@ impl<C: Connect> Session<C> {
     {
         // When the client or the provider has sent a close frame, a disconnect before the other
         // side's close frame is a normal end.
-        let is_disconnect = matches!(ending, SessionEnd::ClientLeft | SessionEnd::UpstreamBroke);
+        let is_disconnect = matches!(ending, SessionEnd::ClientDisconnected | SessionEnd::UpstreamReset);
         let was_closed = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
         let ending = if is_disconnect && was_closed { SessionEnd::Closed } else { ending };
         let outcome = match (self.refusal, ending) {
             (Some(verdict), _) => verdict.outcome(),
-            (None, SessionEnd::UpstreamBroke) if !self.upstream_to_client.is_served() => Outcome::NoResponse,
+            (None, SessionEnd::UpstreamReset) if !self.upstream_to_client.is_served() => Outcome::NoResponse,
             (None, ending) => ending.outcome(),
         };
         let bytes = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];
@@ -39,7 +39,7 @@ impl<C: Connect> Session<C> {
         self.attempt.record_audio(audio);
         let record = self.attempt.record_end((!self.is_between_keys).then_some(outcome), bytes);
         self.log.summary.record_end(record);
-        self.log.summary.ended_as(outcome);
+        self.log.summary.set_outcome(outcome);
         if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
             // If the queue is full, the cost of the conversation stays unknown.
             let _ = self.proxy.ended.try_send(conversation);
@@ -51,7 +51,7 @@ impl<C: Connect> Session<C> {
         // Releases the key, the position in the wait queue and the usage record before the last frames
         // are sent.
         drop((attempt, log, speech, pooled));
-        if ending == SessionEnd::UpstreamBroke {
+        if ending == SessionEnd::UpstreamReset {
             // A broken stream must not be mistaken for a clean end: the connection is dropped without a close
             // frame.
             return;
@@ -63,7 +63,9 @@ impl<C: Connect> Session<C> {
             Frames { upstream_to_client, to_client, .. } = down;
             match client_close {
                 _ if !is_whole => {}
-                (POLICY, reason) if ending == SessionEnd::Spent && !upstream_to_client.is_in_message() => {
+                (POLICY, reason)
+                    if ending == SessionEnd::QuotaExceeded && !upstream_to_client.is_in_message() =>
+                {
                     put_refusal(&mut to_client.bytes, dialect, ending.outcome().word(), reason);
                 }
                 close => put_close(&mut to_client.bytes, close, None),

@@ -70,13 +70,13 @@ impl<C: Connect> Session<C> {
         }
         // Leaves the wait queue before entering it again; the next lease also covers the waiting
         // message.
-        let has_waited = self.speech.stop_waiting();
+        let was_reserving = self.speech.cancel_reservation();
         self.attempt.release();
         let has_moved = match self.proxy.reserve(&mut context.retry).await {
             Ok(lease) => self.change_key(lease).await,
             Err(_) => false,
         };
-        if has_waited {
+        if was_reserving {
             self.forward_held();
         }
         has_moved

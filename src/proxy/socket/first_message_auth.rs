@@ -110,7 +110,7 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
         }
         let before = from_client.bytes.len();
         if poll_fn(|cx| from_client.poll_read(cx, client)).await == ReadResult::Gone {
-            return Err(SessionEnd::ClientLeft);
+            return Err(SessionEnd::ClientDisconnected);
         }
         inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());
     }

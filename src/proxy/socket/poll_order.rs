@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directions_are_first_in_turn() {
+    fn each_direction_is_polled_first_in_turn() {
         let mut order = PollOrder::default();
         let firsts: Vec<Direction> = (0..4).map(|_| order.next()[0]).collect();
         assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);

@@ -50,7 +50,7 @@ impl<C: Connect> Session<C> {
             }
         }
         if !self.reserve_memory_or_drop_opening() {
-            return Poll::Ready(SessionEvent::Over(SessionEnd::NoMemory));
+            return Poll::Ready(SessionEvent::End(SessionEnd::BuffersFull));
         }
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
@@ -67,13 +67,13 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.speech.is_waiting() {
+        if self.speech.has_reservation() {
             let (bytes_max, other_bytes) = (self.read_ahead_max(), self.other_capacity());
             let Self { from_client, share, .. } = self;
             let mut ahead = ReadAhead { bytes_max, share, other_bytes };
             return from_client
                 .poll_watch(cx, client, &mut ahead)
-                .map(|ending| Some(SessionEvent::Over(ending)));
+                .map(|ending| Some(SessionEvent::End(ending)));
         }
         for _ in 0..READS_PER_TURN {
             let sent = if self.is_upload_closed {
@@ -97,7 +97,7 @@ impl<C: Connect> Session<C> {
                 // The provider's last messages may explain why; the client's bytes are dropped.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
                 if let Some(ending) = self.from_client.ending() {
-                    return Poll::Ready(Some(SessionEvent::Over(ending)));
+                    return Poll::Ready(Some(SessionEvent::End(ending)));
                 }
             } else if sent.is_pending() {
                 // The frames before the violation cannot be forwarded.
@@ -120,7 +120,7 @@ impl<C: Connect> Session<C> {
     fn process_client_bytes(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
-            return Some(SessionEvent::Over(SessionEnd::Spent));
+            return Some(SessionEvent::End(SessionEnd::QuotaExceeded));
         }
         let message = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
         self.keep_opening(0);
@@ -158,7 +158,7 @@ impl<C: Connect> Session<C> {
                 None
             }
             ReadResult::Some | ReadResult::Dropped => None,
-            ReadResult::Gone => Some(SessionEvent::Over(SessionEnd::ClientLeft)),
+            ReadResult::Gone => Some(SessionEvent::End(SessionEnd::ClientDisconnected)),
         })
     }
 
@@ -169,7 +169,7 @@ impl<C: Connect> Session<C> {
     {
         for _ in 0..READS_PER_TURN {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
-                return Poll::Ready(Some(SessionEvent::Over(SessionEnd::ClientLeft)));
+                return Poll::Ready(Some(SessionEvent::End(SessionEnd::ClientDisconnected)));
             }
             if let Some(event) =
                 self.upstream_to_client.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
@@ -180,7 +180,7 @@ impl<C: Connect> Session<C> {
                 continue;
             }
             if let Some(violation) = self.from_upstream.violation() {
-                return Poll::Ready(Some(SessionEvent::Over(SessionEnd::Violated(
+                return Poll::Ready(Some(SessionEvent::End(SessionEnd::Violated(
                     violation,
                     SessionSide::Upstream,
                 ))));
@@ -196,9 +196,9 @@ impl<C: Connect> Session<C> {
                 }
                 ReadResult::Dropped => {}
                 ReadResult::Gone if self.upstream_to_client.has_closed() => {
-                    return Poll::Ready(Some(SessionEvent::Over(SessionEnd::Closed)));
+                    return Poll::Ready(Some(SessionEvent::End(SessionEnd::Closed)));
                 }
-                ReadResult::Gone => return Poll::Ready(Some(SessionEvent::Over(SessionEnd::UpstreamBroke))),
+                ReadResult::Gone => return Poll::Ready(Some(SessionEvent::End(SessionEnd::UpstreamReset))),
             }
         }
         Poll::Ready(None)
@@ -211,7 +211,7 @@ impl<C: Connect> Session<C> {
             let now = clock::instant();
             if self.quota_check_at.is_some_and(|at| at <= now) {
                 if !self.may_spend() {
-                    return Poll::Ready(SessionEvent::Over(SessionEnd::Spent));
+                    return Poll::Ready(SessionEvent::End(SessionEnd::QuotaExceeded));
                 }
                 self.quota_check_at = Some(now + limits.quota_check_interval);
             }
@@ -254,7 +254,10 @@ impl<C: Connect> Session<C> {
             (idle_at, TimerEvent::SpeechIdle),
             (closing_at, TimerEvent::End(SessionEnd::Closed)),
             (is_idle.then(|| self.active_at + idle_max), TimerEvent::End(SessionEnd::Idle)),
-            ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), TimerEvent::End(SessionEnd::Old)),
+            (
+                (!lifetime_max.is_zero()).then(|| self.began + lifetime_max),
+                TimerEvent::End(SessionEnd::MaxDuration),
+            ),
         ]
     }
 }
@@ -270,13 +273,13 @@ impl TimerEvent {
     fn event(self) -> SessionEvent {
         match self {
             Self::SpeechIdle => SessionEvent::SpeechIdle,
-            Self::End(ending) => SessionEvent::Over(ending),
+            Self::End(ending) => SessionEvent::End(ending),
         }
     }
 }
 
 fn violated(violation: Violation) -> SessionEvent {
-    SessionEvent::Over(SessionEnd::Violated(violation, SessionSide::Client))
+    SessionEvent::End(SessionEnd::Violated(violation, SessionSide::Client))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl<C: Connect> Session<C> {
         let ending = loop {
             let event = tokio::select! {
                 biased;
-                () = cut.as_mut() => break SessionEnd::Cut,
+                () = cut.as_mut() => break SessionEnd::Shutdown,
                 event = poll_fn(|cx| self.poll_event(cx, &mut client)) => event,
             };
             // A disconnect of the client is noticed during every wait: for a key, a concurrency
@@ -43,7 +43,7 @@ impl<C: Connect> Session<C> {
             let ahead = ReadAhead { bytes_max, share: &mut share, other_bytes };
             let ending = tokio::select! {
                 biased;
-                () = cut.as_mut() => Some(SessionEnd::Cut),
+                () = cut.as_mut() => Some(SessionEnd::Shutdown),
                 ending = self.handle(event) => ending,
                 ending = from_client.watch(&mut client, ahead) => Some(ending),
             };
@@ -65,7 +65,7 @@ impl<C: Connect> Session<C> {
             SessionEvent::HeldMessage(content) if self.covers_text(content) => {
                 self.process_message(content).await
             }
-            SessionEvent::HeldMessage(_) => return Some(SessionEnd::Spent),
+            SessionEvent::HeldMessage(_) => return Some(SessionEnd::QuotaExceeded),
             SessionEvent::Reserved(result) => self.use_reservation(result).await,
             SessionEvent::Upstream(UpstreamEvent::Message(
                 MessageKind::Aside | MessageKind::UnknownError,
@@ -86,10 +86,9 @@ impl<C: Connect> Session<C> {
             SessionEvent::SpeechIdle => self.attempt.release_slot(),
             // The provider has sent nothing useful with this key: another key may be tried, if that
             // is safe.
-            SessionEvent::Over(
-                SessionEnd::UpstreamBroke | SessionEnd::Violated(_, SessionSide::Upstream),
-            ) if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
-            SessionEvent::Over(ending) => return Some(ending),
+            SessionEvent::End(SessionEnd::UpstreamReset | SessionEnd::Violated(_, SessionSide::Upstream))
+                if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
+            SessionEvent::End(ending) => return Some(ending),
         }
         None
     }

@@ -109,7 +109,7 @@ pub(super) enum SessionEvent {
     /// A text-to-speech socket has been silent for its idle timeout.
     SpeechIdle,
     /// The session ends.
-    Over(SessionEnd),
+    End(SessionEnd),
 }
 
 /// Whether the client's credit quota may end such a session while it runs. Where text is charged,

@@ -11,19 +11,19 @@ pub(super) enum SessionEnd {
     /// The provider has sent a close frame and closed its connection.
     Closed,
     /// The client has disconnected.
-    ClientLeft,
+    ClientDisconnected,
     /// The provider has disconnected without a close frame.
-    UpstreamBroke,
+    UpstreamReset,
     /// The program shuts down, and the drain timeout is over.
-    Cut,
+    Shutdown,
     /// Nothing was received for the idle timeout.
     Idle,
     /// The session has reached its maximum duration.
-    Old,
+    MaxDuration,
     /// The client has used its credit quota.
-    Spent,
+    QuotaExceeded,
     /// The buffer budget is used up.
-    NoMemory,
+    BuffersFull,
     /// The client has closed while the session waited for something else.
     ClientClosed {
         /// The close code; 1005 when the close frame had none.
@@ -46,33 +46,33 @@ impl SessionEnd {
     /// The close code and reason for the client and for the provider; `None` when none is sent.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
-            Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
+            Self::Closed | Self::ClientDisconnected | Self::UpstreamReset => None,
             Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
             Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (1001, "")]),
             Self::Violated(violation, SessionSide::Upstream) => Some([violation.close(); 2]),
-            Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
+            Self::Shutdown => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "The session was idle for too long."), (1001, "")]),
-            Self::Old => Some([(1001, "The session has reached its maximum duration."), (1001, "")]),
-            Self::NoMemory => {
+            Self::MaxDuration => Some([(1001, "The session has reached its maximum duration."), (1001, "")]),
+            Self::BuffersFull => {
                 Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
             }
-            Self::Spent => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
+            Self::QuotaExceeded => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
         }
     }
 
     pub(super) fn outcome(self) -> Outcome {
         match self {
             Self::Closed => Outcome::Served,
-            Self::ClientLeft | Self::ClientClosed { .. } => Outcome::ClientClosed,
+            Self::ClientDisconnected | Self::ClientClosed { .. } => Outcome::ClientClosed,
             Self::Violated(Violation::TooLarge, SessionSide::Client) => Outcome::MessageTooLarge,
             Self::Violated(_, SessionSide::Client) => Outcome::ProtocolError,
             Self::Violated(_, SessionSide::Upstream) => Outcome::UpstreamProtocolError,
-            Self::UpstreamBroke => Outcome::UpstreamReset,
-            Self::Cut => Outcome::Shutdown,
+            Self::UpstreamReset => Outcome::UpstreamReset,
+            Self::Shutdown => Outcome::Shutdown,
             Self::Idle => Outcome::Idle,
-            Self::Old => Outcome::MaxDuration,
-            Self::Spent => Outcome::ClientQuotaExceeded,
-            Self::NoMemory => Outcome::BuffersFull,
+            Self::MaxDuration => Outcome::MaxDuration,
+            Self::QuotaExceeded => Outcome::ClientQuotaExceeded,
+            Self::BuffersFull => Outcome::BuffersFull,
         }
     }
 }

@@ -71,7 +71,7 @@ impl<C: Connect> Session<C> {
         let key_request =
             context.retry.speech_request(more_credits, context.meta.speech_group, &key, is_begun);
         let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(context.retry.roster()));
-        self.speech.waiting = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
+        self.speech.reservation = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
     }
 
     /// Continues with the reserved key, or with the current one if there is none, and the provider accepts or

@@ -25,7 +25,7 @@ pub(super) struct SpeechPermit {
     /// When text was last sent, or data last received from the provider.
     pub(super) active_at: Option<Instant>,
     /// The reservation for a message that is held until it completes.
-    pub(super) waiting: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,
+    pub(super) reservation: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,
 }
 
 impl SpeechPermit {
@@ -36,23 +36,23 @@ impl SpeechPermit {
             audio_bytes_per_second: audio_bytes_per_second(audio_format),
             is_spoken: dialect.is_spoken(),
             active_at: None,
-            waiting: None,
+            reservation: None,
         }
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
+    pub(super) fn has_reservation(&self) -> bool {
+        self.reservation.is_some()
     }
 
     /// Cancels the reservation; returns whether there was one.
-    pub(super) fn stop_waiting(&mut self) -> bool {
-        self.waiting.take().is_some()
+    pub(super) fn cancel_reservation(&mut self) -> bool {
+        self.reservation.take().is_some()
     }
 
     pub(super) fn poll_reservation(&mut self, cx: &mut Context<'_>) -> Poll<ReservationResult> {
-        let Some(waiting) = &mut self.waiting else { return Poll::Pending };
-        let result = ready!(waiting.as_mut().poll(cx));
-        self.waiting = None;
+        let Some(reservation) = &mut self.reservation else { return Poll::Pending };
+        let result = ready!(reservation.as_mut().poll(cx));
+        self.reservation = None;
         Poll::Ready(result)
     }
 

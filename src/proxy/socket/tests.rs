@@ -1,4 +1,4 @@
-//! Forwarding of frames in both directions, split at any position.
+//! Tests of the forwarding of frames in both directions, split at any position.
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -74,8 +74,7 @@ fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     read
 }
 
-/// What is forwarded of the client's bytes, which arrive in pieces of these sizes; and the messages
-/// that were held before.
+/// The forwarded bytes and the held messages for the client's bytes, which arrive in pieces of these sizes.
 fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut client_to_upstream = client_to_upstream(dialect);
     let (mut inbox, mut out, mut forwarded, mut messages) =
@@ -110,7 +109,7 @@ fn frames_without_a_credential_are_forwarded_unchanged() {
     ] {
         bytes.extend(frame(true, opcode, payload, Some(MASK)));
     }
-    // On other paths, the other side decides about violations.
+    // On other paths, the receiver checks for violations.
     let mut foreign = bytes.clone();
     foreign.extend(frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
     foreign.extend(frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
@@ -289,7 +288,7 @@ proptest! {
         let text = Value::from(members).to_string();
         let mut bytes = fragments(text.as_bytes(), &cuts, Some(MASK));
         if pings {
-            // Between two frames of the message.
+            // The control frame is inserted between two frames of the message.
             let first = frame::read(&bytes).map(|(head, length)| length + usize::try_from(head.length).unwrap());
             let ping = frame(true, Opcode::Ping, b"?", Some(MASK));
             bytes.splice(first.unwrap()..first.unwrap(), ping);

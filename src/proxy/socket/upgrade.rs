@@ -99,7 +99,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                 put_refusal(&mut last.bytes, dialect, code, &message);
             }
             Err(AuthFailure::Ended(ending)) => {
-                log.summary.ended_as(ending.outcome());
+                log.summary.set_outcome(ending.outcome());
                 if let Some([to_client, _]) = ending.close_frames() {
                     put_close(&mut last.bytes, to_client, None);
                 }

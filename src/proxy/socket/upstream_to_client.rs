@@ -307,18 +307,18 @@ impl UpstreamToClient {
         };
         // The possible start of a key: the part in this piece, and the part that was forwarded
         // before.
-        let (here, gone) = (open.min(available), open.saturating_sub(available));
-        let mut end = before.split_off(before.len() - gone);
+        let (in_piece, forwarded) = (open.min(available), open.saturating_sub(available));
+        let mut end = before.split_off(before.len() - forwarded);
         if !is_whole {
             if !head.opcode.is_control() {
                 self.open_key = end;
             }
-            return available - here;
+            return available - in_piece;
         }
-        end.extend_from_slice(piece.get(available - here..).unwrap_or_default());
+        end.extend_from_slice(piece.get(available - in_piece..).unwrap_or_default());
         let mut redacted = end.clone();
         redactor.cover_end(&mut redacted);
-        piece[available - here..].copy_from_slice(&redacted[gone..]);
+        piece[available - in_piece..].copy_from_slice(&redacted[forwarded..]);
         if !head.opcode.is_control() && !head.is_final {
             self.open_key = end;
         }

@@ -83,7 +83,7 @@ fn own_shard() -> usize {
     OWN.try_with(|own| *own).unwrap_or(0)
 }
 
-/// The value of `called_from` while the writer works: it needs no wakeup, as it checks the queue
+/// The value of `wake_threshold` while the writer works: it needs no wakeup, as it checks the queue
 /// itself.
 const NEVER: u64 = u64::MAX;
 
@@ -93,7 +93,7 @@ struct QueueState {
     shards: [Shard; SHARDS],
     depth: Depth,
     /// The queue length at which the writer is woken, once.
-    called_from: AtomicU64,
+    wake_threshold: AtomicU64,
     /// The state of the keys is to be written.
     are_keys_changed: AtomicBool,
     /// All senders and permits were dropped.
@@ -104,19 +104,19 @@ struct QueueState {
     queue_max: u64,
     /// Number of entries in a batch.
     batch: u64,
-    call: Notify,
+    wakeup: Notify,
     /// Notified when a full queue has capacity again.
     capacity: Notify,
 }
 
 impl QueueState {
     /// Wakes the writer, if it waits for at most this number of entries.
-    fn call(&self, entries: u64) {
+    fn wake_writer(&self, entries: u64) {
         let wants = |from: u64| entries >= from;
-        if wants(self.called_from.load(Ordering::SeqCst))
-            && self.called_from.swap(NEVER, Ordering::SeqCst) != NEVER
+        if wants(self.wake_threshold.load(Ordering::SeqCst))
+            && self.wake_threshold.swap(NEVER, Ordering::SeqCst) != NEVER
         {
-            self.call.notify_one();
+            self.wakeup.notify_one();
         }
     }
 }
@@ -128,7 +128,7 @@ struct Senders(Arc<QueueState>);
 impl Drop for Senders {
     fn drop(&mut self) {
         self.0.is_ended.store(true, Ordering::SeqCst);
-        self.0.call.notify_one();
+        self.0.wakeup.notify_one();
     }
 }
 
@@ -159,13 +159,13 @@ impl UsageSink {
         let state = Arc::new(QueueState {
             shards: Default::default(),
             depth,
-            called_from: AtomicU64::new(NEVER),
+            wake_threshold: AtomicU64::new(NEVER),
             are_keys_changed: AtomicBool::new(false),
             is_ended: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             queue_max: queue_max as u64,
             batch: batch as u64,
-            call: Notify::new(),
+            wakeup: Notify::new(),
             capacity: Notify::new(),
         });
         (Self(Arc::new(Senders(Arc::clone(&state)))), UsageQueue(state))
@@ -219,7 +219,7 @@ impl UsageSink {
         let state = self.state();
         if !state.are_keys_changed.swap(true, Ordering::SeqCst) {
             // A state change is no entry: it wakes an idle writer and does not count for a batch.
-            state.call(1);
+            state.wake_writer(1);
         }
     }
 
@@ -235,7 +235,7 @@ impl UsageSink {
             // lost at the end.
             state.depth.record_sent(1)
         };
-        state.call(queued);
+        state.wake_writer(queued);
     }
 }
 
@@ -277,16 +277,16 @@ impl UsageQueue {
     /// Dropping the future changes nothing.
     pub async fn filled(&self) -> bool {
         loop {
-            self.0.called_from.store(1, Ordering::SeqCst);
+            self.0.wake_threshold.store(1, Ordering::SeqCst);
             // Read before the queue length: entries of the last sender are counted by then.
             let is_ended = self.is_ended();
-            if self.waiting() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
+            if self.queued() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
                 return true;
             }
             if is_ended {
                 return false;
             }
-            self.0.call.notified().await;
+            self.0.wakeup.notified().await;
         }
     }
 
@@ -294,7 +294,7 @@ impl UsageQueue {
     /// written.
     pub fn take(&mut self, taken: &mut UsageBatch) -> bool {
         let state = &*self.0;
-        state.called_from.store(NEVER, Ordering::SeqCst);
+        state.wake_threshold.store(NEVER, Ordering::SeqCst);
         let are_keys_changed = state.are_keys_changed.swap(false, Ordering::SeqCst);
         // All at once, so that no entry is taken before an earlier entry of another thread.
         let mut shards = state.shards.each_ref().map(Shard::lock);
@@ -313,7 +313,7 @@ impl UsageQueue {
 
     /// Number of entries in the queue.
     #[must_use]
-    pub fn waiting(&self) -> u64 {
+    pub fn queued(&self) -> u64 {
         self.0.depth.queued()
     }
 
@@ -329,10 +329,10 @@ impl UsageQueue {
     /// # Cancel safety
     ///
     /// A notification after the future was dropped is kept for the next call.
-    pub async fn called(&self) {
-        self.0.called_from.store(self.0.batch, Ordering::SeqCst);
-        if self.waiting() < self.0.batch && !self.is_ended() {
-            self.0.call.notified().await;
+    pub async fn batch_ready(&self) {
+        self.0.wake_threshold.store(self.0.batch, Ordering::SeqCst);
+        if self.queued() < self.0.batch && !self.is_ended() {
+            self.0.wakeup.notified().await;
         }
     }
 }
@@ -416,7 +416,7 @@ mod tests {
         }
         let (permit, _) = tokio::join!(usage.permit(), async { take(&mut queue) });
         permit.unwrap().record_ownership(vec![]);
-        assert_eq!(queue.waiting(), 0, "nothing is nothing");
+        assert_eq!(queue.queued(), 0, "nothing is nothing");
     }
 
     #[tokio::test(start_paused = true)]
@@ -433,9 +433,9 @@ mod tests {
         usage.permit().await.unwrap().write(record());
         usage.keys_changed();
         usage.keys_changed();
-        assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
+        assert_eq!((depth.records(), queue.queued()), (1, 1), "that keys have changed is no record");
         assert_eq!(take(&mut queue), (1, true));
-        assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
+        assert_eq!((depth.records(), queue.queued()), (1, 0), "only the record is held");
         depth.record_written(1);
         assert_eq!((depth.records(), take(&mut queue)), (0, (0, false)));
     }
@@ -462,7 +462,7 @@ mod tests {
         }
         drop(usage);
         let mut next_number = 0;
-        while !queue.is_ended() || queue.waiting() > 0 {
+        while !queue.is_ended() || queue.queued() > 0 {
             let mut taken = UsageBatch::default();
             queue.take(&mut taken);
             let mut numbers: Vec<u32> = taken.attempts.iter().map(|record| record.number).collect();
@@ -494,8 +494,8 @@ mod tests {
         let woken = || wakes.0.load(Ordering::Relaxed);
         for round in 0..3 {
             {
-                let mut called = pin!(queue.called());
-                let mut poll = || called.as_mut().poll(&mut Context::from_waker(&waker));
+                let mut batch_ready = pin!(queue.batch_ready());
+                let mut poll = || batch_ready.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 for _ in 1..QUEUE_MAX {
                     usage.permit().await.unwrap().write(record());
@@ -513,7 +513,7 @@ mod tests {
         assert!(!queue.is_ended(), "a permit may still be used");
         drop(permit);
         assert!(queue.is_ended());
-        queue.called().await;
+        queue.batch_ready().await;
         assert!(!queue.filled().await);
     }
 

@@ -89,7 +89,7 @@ pub(in crate::store) fn begin(transaction: &Connection) -> Result<(), rusqlite::
 }
 
 /// Moves some attempts in a transaction of its own; returns whether there may be more.
-pub(in crate::store) fn go_on(connection: &Connection) -> Result<bool, rusqlite::Error> {
+pub(in crate::store) fn move_more(connection: &Connection) -> Result<bool, rusqlite::Error> {
     if !is_unfinished(connection)? {
         return Ok(false);
     }

@@ -35,7 +35,7 @@ pub(in crate::store) fn run_command(
 /// Puts the state of a key into the outbox, replacing an earlier one.
 pub(in crate::store) fn put_key(
     transaction: &Transaction<'_>,
-    seen: &KeySnapshot,
+    snapshot: &KeySnapshot,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     // The time must increase even if the clock was set back: Supabase would refuse an older state.
@@ -54,7 +54,7 @@ pub(in crate::store) fn put_key(
             resets_at_ms = excluded.resets_at_ms,
             observed_at_ms = max(excluded.observed_at_ms, observed_at_ms + 1)",
     )?;
-    let state = state(seen, now);
+    let state = state(snapshot, now);
     statement.execute(params![
         state.key_hash,
         state.short_key,
@@ -90,8 +90,8 @@ pub(in crate::store) fn put_event_again(
     Ok(())
 }
 
-fn state(seen: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
-    let KeySnapshot { key, state, quota, is_near_limit, .. } = seen;
+fn state(snapshot: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
+    let KeySnapshot { key, state, quota, is_near_limit, .. } = snapshot;
     let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     MirroredKeyState {
         key_hash: key.api_key().fingerprint().to_string(),
@@ -116,11 +116,13 @@ fn take(
 ) -> Result<Batch, rusqlite::Error> {
     let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for seen in keys {
-        let wanted = state(seen, now);
-        let noted = noted(&transaction, &wanted.key_hash)?;
-        if noted.is_none_or(|noted| MirroredKeyState { observed_at: now, ..noted } != wanted) {
-            put_key(&transaction, seen, now)?;
+    for snapshot in keys {
+        let wanted = state(snapshot, now);
+        let stored_state = stored_state(&transaction, &wanted.key_hash)?;
+        if stored_state
+            .is_none_or(|stored_state| MirroredKeyState { observed_at: now, ..stored_state } != wanted)
+        {
+            put_key(&transaction, snapshot, now)?;
         }
     }
     let batch = Batch {
@@ -144,7 +146,10 @@ fn renames(connection: &Connection, rows_max: i64) -> Result<Vec<Rename>, rusqli
 const KEY_COLUMNS: &str = "key_hash, short_key, status, character_count, character_limit, remaining, usage,
     is_over_limit, is_near_limit, resets_at_ms, observed_at_ms";
 
-fn noted(connection: &Connection, key_hash: &str) -> Result<Option<MirroredKeyState>, rusqlite::Error> {
+fn stored_state(
+    connection: &Connection,
+    key_hash: &str,
+) -> Result<Option<MirroredKeyState>, rusqlite::Error> {
     connection
         .prepare_cached(&format!("SELECT {KEY_COLUMNS} FROM outbox_keys WHERE key_hash = ?1"))?
         .query_row([key_hash], read_key)

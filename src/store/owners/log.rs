@@ -275,7 +275,7 @@ pub(super) fn forget_some(
 }
 
 /// Removes superseded changes, which would otherwise displace current ones.
-pub(in crate::store) fn tidy(connection: &Connection) -> Result<(), rusqlite::Error> {
+pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite::Error> {
     let transaction = connection.unchecked_transaction()?;
     let (mut seen, mut shorter) = (HashSet::new(), Vec::new());
     each_from_the_last(&transaction, |number, mut pack| {

@@ -197,7 +197,7 @@ impl File {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let location = DatabaseLocation::File(folder.path().join("keychoir.db"));
-        let database = open(&location, NOW, IntegrityCheck::Trusting).unwrap().database;
+        let database = open(&location, NOW, IntegrityCheck::Skip).unwrap().database;
         Self { database, _folder: folder, location }
     }
 
@@ -210,7 +210,7 @@ impl File {
 
     /// The pool that a start restores from it.
     fn restored(&mut self, now: UnixMs) -> Arc<Pool> {
-        self.database = open(&self.location, now, IntegrityCheck::Trusting).unwrap().database;
+        self.database = open(&self.location, now, IntegrityCheck::Skip).unwrap().database;
         let pool = pool();
         pool.restore(&keys::remembered(&self.database.connection).unwrap(), now);
         pool.restore_restrictions(read(&self.database.connection).unwrap(), now);
@@ -311,7 +311,7 @@ proptest! {
     fn restarts_change_no_restriction(history in prop::collection::vec(step(), 1..60)) {
         let mut file = File::new();
         let mut now = NOW;
-        // One program that runs on, and one that is restarted again and again.
+        // Compares a program that keeps running with one that is restarted repeatedly.
         let (lasting, mut restarted) = (pool(), pool());
         for (number, step) in history.iter().enumerate() {
             // Each refusal has a time of its own.
@@ -373,7 +373,7 @@ fn an_expired_refusal_is_neither_read_nor_kept() {
     let over = NOW.plus(SETTINGS.endpoint_cooldown);
     assert_eq!(file.restored(over).restrictions().all(NOW).len(), 1);
     assert_eq!(file.rows(), 2);
-    // Nothing has happened since, except that the restriction has expired.
+    // The only change is that the restriction has expired.
     file.write(&pool, NOW);
     assert!(file.database.refusals.are_stale(pool.restrictions(), over));
     file.write(&pool, over);
@@ -385,7 +385,7 @@ fn an_expired_refusal_is_neither_read_nor_kept() {
 }
 
 #[test]
-fn the_file_has_as_many_as_the_pool() {
+fn the_file_has_as_many_restrictions_as_the_pool() {
     let mut file = File::new();
     let pool = pool();
     for number in 0..1_200_u64 {
@@ -433,7 +433,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     after.restore_restrictions(read(&file.database.connection).unwrap(), NOW);
     let asked_last = |pool: &Pool| pool.restrictions().matching(&features(), &pool.roster(), NOW);
     assert_eq!(asked_last(&after), [(0, Restraint::RefusedLongest)]);
-    // The same at runtime: by a reload, or when a poll reports that two keys are of one workspace.
+    // The same happens at runtime: by a reload, or when a poll reports that two keys belong to one workspace.
     before.reload(entries, SETTINGS);
     assert_eq!(asked_last(&before), [(0, Restraint::RefusedLongest)]);
     let shared = pool();

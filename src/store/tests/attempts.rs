@@ -1,4 +1,4 @@
-//! Tests of the rows of attempts: their columns, records that are written again, and prices that come
+//! Tests of the rows of attempts: their columns, records that are written again, and prices that are reported
 //! later.
 
 use super::sums::rows;
@@ -77,7 +77,7 @@ fn a_commit_with_an_unknown_result_counts_nothing_twice() {
     let mut database = opened(&DatabaseLocation::Memory);
     let records: Vec<_> = (0..300).map(|_| record(&pool, 1)).collect();
     write(&mut database, &records[..100]);
-    // The commit succeeded, and an error was reported all the same.
+    // The commit succeeded, although an error was reported.
     write(&mut database, &records[..200]);
     assert_eq!(counts(&database), [200; 2]);
     let sums = rows(&database.connection, "SELECT * FROM hours");
@@ -137,8 +137,8 @@ fn a_late_price_completes_the_record_once() {
     let second = unpriced();
     write(&mut database, &[second.clone(), priced(&second, 4)]);
     assert_eq!(figures(&database), [2, 300, 0, 2, 300, 0]);
-    // If the first record was lost, the attempt is written with its price, and the first record may
-    // still come.
+    // If the first record was lost, the attempt is written with its price. The first record may still arrive
+    // later.
     let third = unpriced();
     write(&mut database, &[priced(&third, 9)]);
     write(&mut database, &[third]);
@@ -146,7 +146,7 @@ fn a_late_price_completes_the_record_once() {
 }
 
 #[test]
-fn the_shell_of_sqlite_reads_the_attempts() {
+fn the_sqlite_shell_can_read_the_attempts() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();

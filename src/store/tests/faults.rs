@@ -29,7 +29,7 @@ fn count(writer: &Writer, table: &str) -> i64 {
 }
 
 /// Sends a record and counts it as the queue does.
-pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
+pub(super) fn send_record(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.record_sent(1);
     health.depth.record_taken(1, 1);
     writer.take(batch_of(&[record]));
@@ -54,7 +54,7 @@ fn records_of_a_failed_write_are_kept_and_written_later() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
-    (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..500).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
     writer.flush();
     assert_health(&health, true, 500, 0);
     empty_disk(&writer);
@@ -68,7 +68,7 @@ fn records_beyond_the_bound_are_counted_as_lost() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 300);
     fill_disk(&writer);
-    (0..310).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..310).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
     writer.flush();
     assert_health(&health, true, 300, 10);
     empty_disk(&writer);
@@ -83,11 +83,11 @@ fn a_failing_disk_is_retried_once_per_pause() {
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
     let before = clock::instant();
-    (0..500).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..500).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
     writer.work(before);
     assert_health(&health, true, 500, 0);
     empty_disk(&writer);
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.work(before);
     assert_health(&health, true, 501, 0);
     writer.work(clock::instant() + Duration::from_secs(1));
@@ -144,10 +144,10 @@ fn a_folder_that_is_deleted_is_made_again() {
     let (location, path) = location(folder.path());
     let pool = pool();
     let (mut writer, health) = writer(&location, &pool, 8);
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
-    give(&mut writer, &health, record(&pool, 2));
+    send_record(&mut writer, &health, record(&pool, 2));
     writer.flush();
     assert_health(&health, false, 0, 0);
     let credits: Vec<i64> = attempts(&path).into_iter().map(|(_, credits)| credits).collect();
@@ -161,18 +161,18 @@ fn a_file_that_replaces_the_database_is_written_and_keeps_its_own_log() {
     let (location, path) = location(folder.path());
     let pool = pool();
     let (mut writer, health) = writer(&location, &pool, 8);
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
 
     let other = folder.path().join("other.db");
     let (mut elsewhere, its_health) = super::faults::writer(&DatabaseLocation::File(other.clone()), &pool, 8);
-    give(&mut elsewhere, &its_health, record(&pool, 5));
+    send_record(&mut elsewhere, &its_health, record(&pool, 5));
     elsewhere.flush();
-    // Moved with its log, of which no page has been checkpointed.
+    // The file is moved with its log, of which no page was checkpointed.
     for suffix in ["", "-wal", "-shm"] {
         fs::rename(open::companion(&other, suffix), open::companion(&path, suffix)).unwrap();
     }
-    give(&mut writer, &health, record(&pool, 7));
+    send_record(&mut writer, &health, record(&pool, 7));
     writer.flush();
     assert_health(&health, false, 0, 0);
     drop(elsewhere);
@@ -190,7 +190,7 @@ fn a_path_that_cannot_be_opened_is_retried() {
     let state = path.parent().unwrap();
     fs::remove_dir_all(state).unwrap();
     fs::write(state, "in the way").unwrap();
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     writer.flush();
     assert_health(&health, true, 1, 0);
@@ -208,7 +208,7 @@ fn a_lock_is_waited_out() {
     let (mut writer, health) = writer(&location, &pool, 8);
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     assert_health(&health, true, 1, 0);
     other.execute_batch("COMMIT").unwrap();
@@ -224,7 +224,7 @@ fn a_connection_that_can_only_read_is_replaced() {
     let pool = pool();
     let (mut writer, health) = writer(&location, &pool, 8);
     execute(&writer, "PRAGMA query_only = on");
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     assert_health(&health, true, 1, 0);
     writer.flush();
@@ -243,7 +243,7 @@ fn a_file_that_breaks_while_it_is_written_is_quarantined_without_a_loss() {
     let (location, path) = location(folder.path());
     let pool = pool();
     let (mut writer, health) = writer(&location, &pool, 2_000);
-    (0..1_000).for_each(|credits| give(&mut writer, &health, record(&pool, credits)));
+    (0..1_000).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
     writer.flush();
     // Another connection writes, which invalidates the first one's cache.
     let other = Connection::open(&path).unwrap();
@@ -254,10 +254,10 @@ fn a_file_that_breaks_while_it_is_written_is_quarantined_without_a_loss() {
     let log = fs::read(open::companion(&path, "-wal")).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     bytes[4_096..].fill(0xff);
-    // Written in place: it is the same file.
+    // The file is overwritten in place, so its identity stays the same.
     std::io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(&path).unwrap(), &bytes).unwrap();
 
-    give(&mut writer, &health, record(&pool, 7));
+    send_record(&mut writer, &health, record(&pool, 7));
     writer.flush();
     assert_health(&health, true, 1, 0);
     writer.flush();
@@ -328,10 +328,10 @@ fn an_error_that_needs_an_operator_is_permanent() {
 fn a_database_in_memory_stays_small() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 20_000);
-    (0..10_000).for_each(|_| give(&mut writer, &health, record(&pool, 1)));
+    (0..10_000).for_each(|_| send_record(&mut writer, &health, record(&pool, 1)));
     writer.flush();
     assert_eq!(count(&writer, "attempts"), 10_000);
-    give(&mut writer, &health, record(&pool, 1));
+    send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     assert_eq!(count(&writer, "attempts"), 0);
     let credits: i64 = {

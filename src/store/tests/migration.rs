@@ -106,15 +106,15 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
     assert_eq!(left(&old), [0, ROWS + 4, 3]);
     let mut moved = 0;
     for round in 1.. {
-        // Each step is that of another start, and the first one of each fails.
+        // Each step runs in a new start, and its first try fails.
         let mut store = Store::open(&location, NOW).unwrap();
         store.recognize([ApiKey::new(KEYS[0]).unwrap()].iter());
         let trouble = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
         connection(&store).execute_batch(trouble).unwrap();
-        migration::go_on(connection(&store)).unwrap_err();
+        migration::move_more(connection(&store)).unwrap_err();
         assert_eq!(left(connection(&store))[0], moved);
         connection(&store).execute_batch("DROP TRIGGER trouble").unwrap();
-        assert!(migration::go_on(connection(&store)).unwrap());
+        assert!(migration::move_more(connection(&store)).unwrap());
         moved = 3 + (round * 4_096).min(ROWS + 4);
         assert_eq!(left(&old), [moved, ROWS + 7 - moved, 0]);
         if moved == ROWS + 7 {

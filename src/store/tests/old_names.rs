@@ -95,7 +95,7 @@ fn no_plain_digest_of_a_key_stays_in_an_older_file() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     of_version_7(&path);
-    // The same without configured keys, and while the file is open.
+    // Repeats the check without configured keys, and while the file is open.
     let store = Store::open(&location, NOW).unwrap();
     check_no_plain_digest(&path);
     drop(store);
@@ -140,7 +140,7 @@ fn a_key_with_rows_of_both_names_keeps_its_state_and_adds_its_sums() {
     let pool = pool();
     let opened = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
     let mut database = opened.database;
-    // The same after a reload that adds the key.
+    // Repeats the check after a reload that adds the key.
     let snapshot = pool.snapshot(NOW);
     rows::commit(&mut database, &batch_of(&[record(&pool, 7)]), &snapshot, Mirrored::Keys, NOW).unwrap();
     let before = "UPDATE hours SET route = '/v1/a', model = 'm' WHERE credits = 7";

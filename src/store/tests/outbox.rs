@@ -1,4 +1,4 @@
-//! Tests of the outbox: rows that enter it, rows that are due, and rows that stay.
+//! Tests of the outbox: inserted rows, due rows, and rows that stay after a delivery.
 
 use super::*;
 use crate::store::maintenance;

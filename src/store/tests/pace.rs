@@ -1,4 +1,4 @@
-//! Tests of the times of commits, in virtual time, in which a commit takes none.
+//! Tests of the times of commits. They use virtual time, in which a commit has no duration.
 
 use super::faults::writer;
 use super::*;

@@ -1,9 +1,9 @@
-//! Simulates a power cut as far as a test can: the file and its log as of some moment, the log cut
-//! off at any byte or ending in garbage, the file half way through a checkpoint. A loop device that
-//! drops unflushed writes would also test the disk's guarantees; tests have none, and the effect of
-//! `synchronous=FULL` on the disk is checked beside them.
+//! Simulates a power cut: the file and its log as of some moment, with the log truncated at any byte or
+//! ending in garbage, or with the file in the middle of a checkpoint. The tests do not check the disk's
+//! guarantees, which would need a loop device that drops unflushed writes. The effect of `synchronous=FULL`
+//! on the disk was checked separately.
 
-use super::faults::{give, writer};
+use super::faults::{send_record, writer};
 use super::*;
 use crate::store::open;
 
@@ -30,7 +30,7 @@ impl Snapshot {
         let path = folder.path().join("keychoir.db");
         fs::write(&path, &self.file).unwrap();
         fs::write(open::companion(&path, "-wal"), &self.log).unwrap();
-        let opened = open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Whole).unwrap();
+        let opened = open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Full).unwrap();
         assert_eq!(opened.quarantined, None);
         let connection = &opened.database.connection;
         let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -57,7 +57,7 @@ fn snapshots(
     snapshots_of(path, location, credits, 1)
 }
 
-/// The same, with a number of attempts in each transaction.
+/// Like `snapshots`, with a number of attempts in each transaction.
 fn snapshots_of(
     path: &Path,
     location: &DatabaseLocation,
@@ -67,7 +67,7 @@ fn snapshots_of(
     let pool = pool();
     let (mut writer, health) = writer(location, &pool, 1_000);
     let after = |credits| {
-        (0..attempts).for_each(|_| give(&mut writer, &health, record(&pool, credits)));
+        (0..attempts).for_each(|_| send_record(&mut writer, &health, record(&pool, credits)));
         writer.flush();
         assert!(!health.is_failing());
         Snapshot::of(path)
@@ -98,7 +98,7 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
 }
 
 #[test]
-fn the_attempts_of_a_commit_are_all_there_or_none() {
+fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
     const EACH: usize = 200;
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
@@ -154,7 +154,7 @@ fn a_checkpoint_that_stops_half_way_loses_nothing() {
     let expected: Vec<i64> = (1..=120).collect();
     for page in 0..=after.len() / 4_096 {
         for torn in [0, 512, 4_000] {
-            // The new file up to this offset, the old one after it; and the other way round.
+            // The new file up to this offset and the old one after it; then the reverse.
             let at = (page * 4_096 + torn).min(after.len());
             let mut file = after[..at].to_vec();
             file.extend(before.file.get(at..).unwrap_or_default());

@@ -100,7 +100,7 @@ proptest! {
 }
 
 #[test]
-fn an_absurd_record_does_not_keep_the_others_from_being_written() {
+fn a_corrupt_record_does_not_prevent_others_from_being_written() {
     let pool = pool();
     let mad = || AttemptRecord {
         started_at: UnixMs(u64::MAX),
@@ -130,7 +130,7 @@ fn all_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) 
 }
 
 #[test]
-fn old_records_go_in_small_steps_and_the_file_shrinks() {
+fn old_records_are_deleted_in_small_steps_and_the_file_shrinks() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let mut database = opened(&location);
@@ -155,7 +155,7 @@ fn old_records_go_in_small_steps_and_the_file_shrinks() {
 }
 
 #[test]
-fn without_a_bound_every_attempt_is_kept() {
+fn every_attempt_is_kept_without_a_retention() {
     let mut database = opened(&DatabaseLocation::Memory);
     let pool = pool();
     write(&mut database, &[record(&pool, 1)]);
@@ -316,8 +316,8 @@ fn the_usage_of_a_client_is_the_sum_of_its_charges() {
         status: Some(500),
         ..record_at(&pool, at, 999)
     };
-    // Neither the status nor the credits of an attempt matter: one served for 0, one charged by an
-    // estimate.
+    // The usage does not depend on the status or the credits of an attempt: one is served for 0, one is
+    // charged by an estimate.
     write(&mut database, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
     check_used(&database, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);

@@ -1,4 +1,4 @@
-//! Lines through the log thread: into pipes that are read, or not, and into outputs that fail.
+//! Tests of the log thread with pipes that are read or not read, and with outputs that fail.
 
 use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::sync::mpsc;
@@ -65,7 +65,7 @@ fn every_line_is_whole_and_in_its_order() {
             for number in 0..LINES {
                 let level = if number % 1_000 == 0 { Level::WARN } else { Level::INFO };
                 sink.write(format!("{thread} {number}\n").as_bytes(), level);
-                // Never more than fit in the queue, however slow the reader is.
+                // The queue has room for all lines, even if the reader is slow.
                 if number % 5_000 == 0 {
                     assert!(queued.flush(WAIT_MAX));
                 }
@@ -98,7 +98,7 @@ fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     // More than fits in the queue, in the pipe and in the write under way.
     let long = [vec![b'x'; 3 * QUEUE_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
     let (sink, queued, mut reader) = piped();
-    // On this thread: if a write blocked, the test would not end.
+    // The lines are logged on this thread: if a write blocked, the test would not end.
     for _ in 0..LINES {
         sink.write(&long, Level::WARN);
     }
@@ -149,7 +149,7 @@ impl LogTest {
         Self { sink, queued, result, written }
     }
 
-    /// The text that is written of these lines when the output returns these results.
+    /// The text that is written for these lines when the output returns these results.
     fn log(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
         results.into_iter().for_each(|result| self.result.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_when_several_threads_meet_the_same_new_labels() {
+    fn no_count_is_lost_when_threads_add_the_same_labels() {
         let metrics = MetricTable::new(50, 0);
         thread::scope(|scope| {
             for _ in 0..4 {

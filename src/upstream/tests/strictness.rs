@@ -1,8 +1,8 @@
-//! Compares this client half with hyper's client: from the same bytes of a server, cut anywhere, both must take
-//! the same status, version, reason, headers, body and trailers, and find the same end or the same break. Two
-//! parsers that differ allow response smuggling.
+//! Compares this HTTP client with hyper's client. From the same bytes of a server, split anywhere, both must
+//! parse the same status, version, reason, headers, body and trailers, and the same end or error. Two parsers
+//! that differ allow response smuggling.
 //!
-//! Where this client half is stricter, [`stricter`] lists the response and the reason.
+//! If this client is stricter, [`stricter`] lists the response and the reason.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// What a client takes from the bytes of a server.
+/// The response that a client parses from the bytes of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// No response.
@@ -129,7 +129,7 @@ async fn by_ours(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     tokio::join!(exchange, serve(server, text, cuts)).0
 }
 
-/// Why this client half refuses a response that hyper's client passes on.
+/// The reason that this client refuses a response which hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stricter {
     /// A body with a transfer coding that hyper does not decode would be forwarded in a form that its head does
@@ -137,11 +137,11 @@ enum Stricter {
     Coded,
     /// A 101 to a request that did not ask for it would hand the connection to the client.
     Switched,
-    /// The provider's heads have a few kilobytes; hyper takes heads of 400 KiB.
+    /// The provider's heads have a few kilobytes; hyper accepts heads of 400 KiB.
     LargeHead,
 }
 
-/// The reason why only this client half refuses `text`, if it may.
+/// The reason that only this client refuses `text`, if there is one.
 fn stricter(text: &[u8]) -> Option<Stricter> {
     let is_switch = memchr::memmem::find(text, b"HTTP/1.1 101").is_some();
     match text.len() > 128 * 1024 {
@@ -163,7 +163,7 @@ fn is_coded(text: &[u8]) -> bool {
     codings.len() > 1 || codings.iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Compares both; returns what this client half made of the response.
+/// Compares both clients; returns the outcome of this client.
 async fn check(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     let (hyper, ours) = (by_hyper(text, cuts, method).await, by_ours(text, cuts, method).await);
     if ours != Outcome::Refused || stricter(text).is_none() {
@@ -225,7 +225,7 @@ const BODIES: [&str; 19] = [
     "2\r\nhe\r\n0\r\nx: 1\nx: 2\r\n\r\n",
 ];
 
-/// Responses of these parts, half of them with one wrong byte.
+/// Responses from these parts, half of them with one wrong byte.
 fn responses() -> impl Strategy<Value = Vec<u8>> {
     let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
     let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
@@ -247,7 +247,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn hyper_takes_the_same_from_a_response(
+    fn both_clients_parse_a_response_equally(
         text in responses(),
         mut cuts in prop::collection::vec(0..200usize, 0..4),
         method in select(&[Method::GET, Method::HEAD][..]),
@@ -259,7 +259,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hyper_takes_the_same_wherever_a_response_is_cut() {
+async fn both_clients_parse_a_response_equally_at_any_cut() {
     for framing in ["content-length: 5", "transfer-encoding: chunked", "x: 1"] {
         for body in BODIES {
             let text = format!("HTTP/1.1 200 Fine\r\nx-a: b\r\n{framing}\r\n\r\n{body}").into_bytes();
@@ -275,7 +275,7 @@ async fn hyper_takes_the_same_wherever_a_response_is_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_these_responses_are_refused_here_and_not_by_hyper() {
+async fn hyper_accepts_only_the_listed_refused_responses() {
     let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
     for (text, reason) in [
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Stricter::Coded),
