@@ -266,10 +266,10 @@ mod tests {
         facts.add(&narrow);
         facts.add(&wide);
         assert_eq!(facts.operation, Some(Operation::Music));
+        assert!(facts.permissions.is_some());
         let mut facts = NO_FACTS;
         facts.add(&row(POST, &["voices/{id}/train"]).may_cost().facts);
         facts.add(&row(POST, &["voices/**"]).free().facts);
         assert_eq!(facts.is_free, Some(false));
-        assert!(facts.permissions.is_some());
     }
 }
