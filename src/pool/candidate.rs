@@ -15,14 +15,14 @@ use crate::policy::select::{Affordability, Candidate, ConcurrencyState};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
-/// Which keys a selection considers for one request.
+/// The limits on the keys that one round of a selection considers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SelectionRound {
     /// Only the keys that the request prefers.
     pub(super) is_preferred_only: bool,
     /// Also the keys without credits.
     pub(super) allow_exhausted: bool,
-    /// Also the keys that are restricted up to this level.
+    /// Also the keys with a restraint up to this one.
     pub(super) up_to: Option<Restraint>,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn candidate(
     let concurrency =
         request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).state(now));
     let affordability = affordability(key, request.estimate, now);
-    // The usual case: the key serves, and no probe or retry time is needed.
+    // In the usual case the key serves, and no probe or retry time is needed.
     let (may_probe, again_at) = match (state, concurrency, affordability) {
         (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
         | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
@@ -100,12 +100,12 @@ struct BlockedKey<'a> {
     request: &'a KeyRequest,
     state: KeyState,
     concurrency: ConcurrencyState,
-    /// Whether more than its state keeps the key from this request.
+    /// Whether eligibility, preference or a restriction keeps the request from the key.
     is_excluded: bool,
 }
 
 impl BlockedKey<'_> {
-    /// The probes of all cooldowns in force. Each of them would have to allow the probe.
+    /// The probe cells of all cooldowns in force. A probe needs the permission of each of them.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
         let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
@@ -127,8 +127,8 @@ impl BlockedKey<'_> {
         probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
     }
 
-    /// When the key may serve without an event, later than now: its cooldown ends, or a probe is allowed.
-    /// A probe that is allowed already is not waited for.
+    /// The time after `now` at which the key may serve without an event: its cooldown ends, or a
+    /// probe is allowed. Ignores a probe that is allowed already.
     fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         let state_ends = match self.state {
             KeyState::Usable => None,
@@ -153,14 +153,15 @@ impl BlockedKey<'_> {
     }
 }
 
-/// When a key that cannot pay may be able to without an event: its credits are reset, or a report of
-/// remaining credits ends.
+/// The time at which a key with too few credits may have enough without an event: its credits are
+/// reset, or a report of remaining credits expires.
 fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
     let reports = [key.reported(), key.workspace().cell().reported()].map(|report| report.ends_at(now));
     reports.into_iter().chain([quota.resets_at]).flatten().min()
 }
 
-/// Claims the probes of all cooldowns of `key`. `false` when another request was faster.
+/// Claims the probes of all cooldowns of `key`. Returns `false` when another request claimed one
+/// first.
 pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
     let limiter =
@@ -187,7 +188,8 @@ fn is_excluded(position: usize, request: &KeyRequest, round: SelectionRound) -> 
     request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
-/// Whether evaluating `key` could only find that it is in cooldown, or may not serve this request.
+/// Whether `key` is in cooldown or may not serve this request. This check is cheaper than an
+/// evaluation.
 pub(super) fn is_closed(
     key: &Key,
     position: usize,
@@ -227,12 +229,13 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
     match (estimate, reported) {
         // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
-        // Some request was too expensive; whether this one is, is unknown.
+        // The provider refused an earlier request for its price, and the cost of this one is
+        // unknown.
         (None, Some(_)) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
         (Some(credits), Some(left)) if credits <= left => Affordability::Enough,
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Affordability::Enough,
-        // A try on an exceeded estimate must not spend the credits that the key keeps for others.
+        // An overcommitted request must not spend the credits that the key keeps for others.
         (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Affordability::Refused,
         (Some(_), None) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
     }

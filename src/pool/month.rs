@@ -76,7 +76,7 @@ impl Chance {
 struct Month {
     pool: Arc<Pool>,
     accounts: Vec<Account>,
-    /// Requests in flight, and when each ends.
+    /// Requests in flight, each with its end.
     open: Vec<(UnixMs, Lease)>,
     result: MonthResult,
 }

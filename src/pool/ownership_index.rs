@@ -1,5 +1,5 @@
-//! Which workspace an identifier belongs to: recorded from responses, looked up for each request that
-//! names one.
+//! Maps identifiers of resources to the workspaces that own them. Entries are recorded from
+//! responses and looked up for each request that names an identifier.
 //!
 //! It is separate from the roster because it outlives the keys: entries of a workspace whose keys are
 //! configured again later still count.
@@ -20,13 +20,13 @@ use crate::secret::Fingerprint;
 pub struct OwnerId(Arc<str>);
 
 impl OwnerId {
-    /// The identity of a workspace with this name, or without a name and with this first key.
+    /// The identity of a workspace: its name if it has one, else the fingerprint of its first key.
     #[must_use]
     pub fn of(name: Option<&str>, first_key: Fingerprint) -> Self {
         Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
     }
 
-    /// An identity as it is stored.
+    /// Creates an identity from the text under which it is stored.
     #[must_use]
     pub fn of_word(word: &str) -> Self {
         Self(word.into())
@@ -38,7 +38,7 @@ impl OwnerId {
         &self.0
     }
 
-    /// Whether it is that of an unnamed workspace whose first key is this one.
+    /// Whether this is the identity of an unnamed workspace with this first key.
     #[must_use]
     pub fn is_of(&self, key: Fingerprint) -> bool {
         Fingerprint::parse(&self.0) == Some(key)
@@ -73,12 +73,12 @@ pub struct KnownOwner {
     pub update: Option<LearnedOwner>,
 }
 
-/// How often the time of use of an entry is written at most.
+/// Minimum interval between two writes of an entry's time of use.
 const USE_WRITTEN_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 /// Number of shards, each behind its own lock: with a few dozen cores, two rarely contend.
 const SHARDS: usize = 64;
-/// A full shard drops this fraction of its oldest entries at once, so that not every later insertion has
-/// to find one.
+/// A full shard evicts this fraction of its maximum at once, the oldest entries first, so that not
+/// every later insertion has to evict one.
 const DROPPED_SHARE: usize = 8;
 
 /// Owners by identifier, bounded in number and age.
@@ -102,7 +102,7 @@ struct OwnerEntry {
     used_at: UnixMs,
 }
 
-/// Passes the tag through, because it is a hash already.
+/// Uses the tag unchanged, because it is a hash already.
 #[derive(Debug, Default)]
 struct TagHasher(u64);
 
@@ -140,7 +140,7 @@ impl OwnershipIndex {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the owner of `named`, as far as is known, and updates its time of use.
+    /// Returns the owner of `named` if it is known, and updates the entry's time of use.
     pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
@@ -180,12 +180,12 @@ impl OwnershipIndex {
         Some(learned)
     }
 
-    /// Removes the entry of `named`: its owner no longer has it.
+    /// Removes the entry of `named`, because its owner no longer has it.
     pub fn forget(&self, named: &Named) {
         self.shard(&named.tag).0[usize::from(named.kind.class().number())].remove(&named.tag);
     }
 
-    /// Restores the entries of the previous run; the oldest are dropped where there are too many.
+    /// Restores the entries of the previous run. When there are too many, the oldest are evicted.
     pub fn restore(&self, records: Vec<LearnedOwner>, now: UnixMs) {
         for LearnedOwner { named, owner, learned_at, used_at } in records {
             if self.keeping.counts(named.kind, learned_at, used_at, now) {

@@ -1,7 +1,7 @@
-//! Records what changes the state of keys: refusals, served requests, charges and polls.
+//! Records the events that change key state: refusals, served requests, charges and polls.
 //!
-//! Each fact is kept where it holds: in the key, its workspace, a concurrency group of that, or the
-//! restrictions of plans and endpoints.
+//! Each fact is stored at its scope: the key, its workspace, one of the workspace's concurrency
+//! groups, or the restrictions of plans and endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,26 +28,26 @@ pub struct Refused<'a> {
     pub verdict: Verdict,
     /// What the request needed of a key.
     pub request: Option<&'a KeyRequest>,
-    /// Whether another account has refused the same request in the same words.
+    /// Whether another account has refused the same request with the same message.
     pub is_agreed: bool,
-    /// Route, status and words of the response.
+    /// Route, status and message of the response.
     pub source: RefusalSource,
 }
 
 /// A request that was served.
 #[derive(Clone, Copy, Debug)]
 pub struct Served<'a> {
-    /// What the request needed of a key.
+    /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
     /// When the attempt began.
     pub began_at: UnixMs,
-    /// Whether it costs credits.
+    /// Whether the request costs credits.
     pub is_charged: bool,
 }
 
 impl Pool {
-    /// Records a refusal as evidence about the key or its workspace, and returns the state changes. A
-    /// refusal about anything narrower records nothing here: see [`restrict`](Self::restrict).
+    /// Records a refusal as evidence about the key or its workspace, and returns the state changes.
+    /// A refusal with a narrower scope is recorded by [`restrict`](Self::restrict) instead.
     pub fn record_refusal(
         &self,
         roster: &Roster,
@@ -86,8 +86,8 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Withdraws the evidence about `key` that was recorded with this source: another account has refused
-    /// the request in the same words, so the refusal was about the request.
+    /// Withdraws the evidence about `key` that was recorded with this source: another account has
+    /// refused the request with the same message, so the refusal was about the request.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -101,7 +101,7 @@ impl Pool {
         self.drop_evidence(roster, key, is_its_own, now)
     }
 
-    /// Records that a request was served with this key: evidence that this refutes is dropped.
+    /// Records that a request was served with this key, and drops the evidence that this refutes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -122,8 +122,8 @@ impl Pool {
         news
     }
 
-    /// Several accounts have named a rate limit for one request. When one of them serves the group, the
-    /// limit was about the request, and the evidence of the other accounts is dropped, too.
+    /// Drops the evidence of other accounts that reported a rate limit for the same request: when
+    /// one of these accounts serves the group, the limit was about the request.
     fn refuted_elsewhere(
         self: &Arc<Self>,
         roster: &Roster,
@@ -168,7 +168,7 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// Records what a refusal proves that an account cannot do, as narrowly as its words say. Returns the
+    /// Records the restriction that a refusal proves, as narrow as its message allows. Returns the
     /// restriction if it is new.
     pub fn restrict(
         &self,
@@ -259,8 +259,8 @@ impl Pool {
         self.restrictions.is_refused_by_others(features, key, verdict.word(), now)
     }
 
-    /// Whether the account of `key` has refused a request with these features with this verdict before,
-    /// and that was refuted since: by a poll, or by another request that was served.
+    /// Whether the account of `key` has refused a request with these features with this verdict
+    /// before, and a poll or a served request has refuted that since.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
         let Some(claim) = ClaimedFault::of(verdict, None, None) else { return false };
@@ -327,7 +327,8 @@ impl Pool {
         news_of_workspace(roster, workspace, now)
     }
 
-    /// When a poll with `key` can decide about a refusal; `None` when there is nothing to decide.
+    /// The time at which a poll with `key` can confirm or refute a refusal; `None` when there is no
+    /// such refusal.
     #[must_use]
     pub fn poll_due_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
         let cooldowns = roster.settings().cooldowns();

@@ -1,5 +1,5 @@
-//! Reserving a key: select one, take it before another request does, and queue the request when all keys
-//! are busy.
+//! Reserves a key for a request: selects one, takes it before another request does, and queues the
+//! request when all keys are busy.
 //!
 //! Selection reads atomics without a lock, so another request may take the selected key in between; the
 //! selection is then repeated.
@@ -24,7 +24,7 @@ use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailab
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
 
-/// A lease, with the state changes that reserving it has caused.
+/// A lease, with the state changes that its reservation caused.
 #[derive(Debug)]
 pub struct Reserved {
     /// The lease on the selected key.
@@ -36,7 +36,7 @@ pub struct Reserved {
 /// Maximum selections per call that lose a race to another request. Each lost race means that another
 /// request was served.
 const RACES_MAX: usize = 64;
-/// The restraint up to which keys are tried, round by round.
+/// The maximum restraint of each successive round.
 const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
 /// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -67,7 +67,7 @@ impl Pool {
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
         let Some((waiter, mut result)) = self.queue.join(roster, request, settings.max_queued) else {
-            // The queue is full. A request that needs nothing the queued ones wait for is still served.
+            // A request that none of the queued ones blocks is served although the queue is full.
             let result = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.reason);
             if result.is_ok() {
                 self.dispatch_waiters_now();
@@ -78,8 +78,8 @@ impl Pool {
         let waiting = async {
             loop {
                 self.dispatch_waiters(clock::now());
-                // Some keys become available without a release, when a cooldown ends. Which one ends
-                // first may change while the request is queued.
+                // Some keys become available without a release, when a cooldown ends. The earliest
+                // end may change while the request is queued.
                 loop {
                     let now = clock::now();
                     let retry_in = waiter.until().map(|until| until.since(now).max(MIN_PAUSE));
@@ -143,15 +143,15 @@ impl Pool {
         };
         let first = preferred_first(None);
         let Err(blocked) = first else { return first };
-        // A key that is only busy is waited for; keys restricted for this kind of request come after
-        // that.
+        // The request waits for a key that is only busy, before it tries a key that is restricted
+        // for this kind of request.
         if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
         for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !request.was_refused)
         {
             match preferred_first(Some(up_to)) {
-                // A restricted key that is only busy is waited for, too.
+                // The request also waits for a restricted key that is only busy.
                 Err(Blocked { reason: Unavailable::Full { .. }, .. })
                     if up_to == Restraint::RefusedLongest => {}
                 result @ (Ok(_) | Err(Blocked { reason: Unavailable::Full { .. }, .. })) => return result,
@@ -204,7 +204,7 @@ impl Pool {
                 news = record_skipped(roster, request, position, now);
             }
             news.extend(news_of(roster, key, now));
-            // A request that is bound to some keys says nothing about the order of the pool.
+            // A request that is limited to some keys does not change the key in use.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
                 news.extend(self.note_use(roster, key, position, now));
             }
@@ -220,8 +220,9 @@ impl Pool {
         self.turn.fetch_max(own, Ordering::AcqRel);
     }
 
-    /// Notes which key is in use, and reports a change when it is another than before. A substitute,
-    /// because the key in use is busy or cannot pay for this one request, is not noted.
+    /// Records the key in use, and returns a state change when it is another than before. A key
+    /// that only substitutes for the key in use, because that is busy or cannot pay for this
+    /// request, is not recorded.
     fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
@@ -244,8 +245,8 @@ impl Pool {
     }
 }
 
-/// The position of the best-ranked key that can serve. Only keys that rank better than the best one so
-/// far are examined in detail.
+/// The position of the best-ranked key that can serve. Fully evaluates only keys that rank better
+/// than the best one so far.
 fn best_serviceable(
     roster: &Roster,
     turn: u64,
@@ -261,8 +262,8 @@ fn best_serviceable(
         let quota = counts_credits.then(|| key.workspace().quota(now));
         let rank = (strategy.rank)(&traits(key, quota.as_ref(), turn));
         let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
-        // The first key is usually the one that serves. Keys in cooldown are skipped without examining
-        // them in detail.
+        // The first key is usually the one that serves. Keys in cooldown are skipped without a full
+        // evaluation.
         if is_beaten || (!is_first && is_closed(position, key)) {
             continue;
         }
@@ -284,7 +285,8 @@ fn is_skipped(key: &Candidate) -> bool {
         && matches!(key.affordability, Affordability::Short { .. } | Affordability::Refused)
 }
 
-/// Records which workspaces were skipped for the key at `chosen` because they have too few credits.
+/// Records the workspaces that were skipped in favor of the key at `chosen` because they have too
+/// few credits.
 fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut news = Vec::new();

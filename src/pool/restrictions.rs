@@ -1,5 +1,5 @@
-//! Restrictions: what plans, workspaces and keys were refused for that others may be able to do, such as
-//! plan features, unnamed permissions and endpoints.
+//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the
+//! provider has refused to them and may allow to others.
 //!
 //! A restriction never makes a key unusable. It decides which keys are tried first and which last.
 //! Requests read an immutable table, which is usually empty; a refusal replaces it.
@@ -19,8 +19,8 @@ use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// Maximum number of restrictions. A client that is refused for ever new voices evicts the oldest ones,
-/// and each eviction costs one additional attempt.
+/// Maximum number of restrictions. A client that is refused for many different voices evicts the
+/// oldest ones, and each eviction costs one additional attempt.
 pub const RESTRICTIONS_MAX: usize = 1_024;
 
 /// The scope of a restriction.
@@ -34,30 +34,31 @@ pub enum Holder {
     Key(Fingerprint),
 }
 
-/// How far a restriction keeps a request from a key.
+/// The degree to which a restriction keeps a request from a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Restraint {
     /// The plan was refused in another workspace, or is known to lack the feature, or the refusal may
     /// have been about the request: the key is tried after unrestricted keys.
     Inferred,
-    /// The key was refused itself, longer ago than all other refused keys: it is tried only when no other
-    /// key can serve, and only as the first. A key that has recovered meanwhile is found after at most as
-    /// many requests as there are keys.
+    /// The key itself was refused, longer ago than all other refused keys. It is tried only when no
+    /// other key can serve, and only as the first attempt. A key that has recovered is thus found
+    /// after at most as many requests as there are keys.
     RefusedLongest,
-    /// The key was refused itself: it is tried after that one, and only as the first.
+    /// The key itself was refused. It is tried after the one refused longest ago, and only as the
+    /// first attempt.
     Refused,
-    /// The key is not tried before this moment, which the provider has named or a rate limit implies.
+    /// The key is not tried before this time, which the provider has named or a rate limit implies.
     Until(UnixMs),
 }
 
-/// How far a restriction holds for the account that was refused.
+/// The effect of a restriction on the account that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
     /// Not at all: the refusal was taken as one about the whole account. When a poll contradicts that and
     /// the same kind of request is refused again, the restriction holds as [`Refused`](Self::Refused).
     Noted,
-    /// The refusal may have been about the request, because a second account has refused it in the same
-    /// words.
+    /// The refusal may have been about the request, because a second account has refused it with
+    /// the same message.
     Suspected,
     /// The refusal is about the account.
     Refused,
@@ -78,17 +79,17 @@ pub struct Restriction {
     pub limit: Limit,
     /// The verdict's word, as in logs.
     pub verdict: &'static str,
-    /// When it was refused first.
+    /// Time of the first refusal.
     pub since: UnixMs,
-    /// When it was refused last.
+    /// Time of the last refusal.
     pub refused_at: UnixMs,
     /// When the restriction expires.
     pub until: UnixMs,
-    /// How far it keeps requests from its holder until then.
+    /// Its effect on the account until then.
     pub force: Force,
-    /// Whether other accounts have refused the same request in the same words.
+    /// Whether other accounts have refused the same request with the same message.
     pub is_agreed: bool,
-    /// Route, status and words of the response.
+    /// Route, status and message of the response.
     pub source: Arc<RefusalSource>,
 }
 
@@ -111,7 +112,7 @@ impl Restrictions {
         self.table.load().is_empty()
     }
 
-    /// Grows with every change.
+    /// Number of changes so far.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
@@ -174,7 +175,7 @@ impl Restrictions {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Records a restriction. Returns whether it is news.
+    /// Records a restriction. Returns whether it is new and has an effect.
     pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let is_same = |known: &Restriction| known.holder == restriction.holder;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
@@ -260,14 +261,14 @@ impl Restrictions {
         self.any_about(features, |held| held.verdict == verdict && held.until > now && held.holder == own)
     }
 
-    /// Whether `is_wanted` is true of any restriction of a request with these features.
+    /// Whether `is_wanted` holds for any restriction of a request with these features.
     fn any_about(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
         let table = self.table.load();
         let mut held = features.all().filter_map(|feature| table.get(&feature)).flatten();
         held.any(|held| held.is_about(features) && is_wanted(held))
     }
 
-    /// Removes the restrictions that kept such a request from `key`, which has served one. Returns
+    /// Removes the restrictions of `key` for such a request, because it has served one. Returns
     /// whether there were any.
     pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
         let is_refuted = |held: &Restriction| held.restraint(key).is_some();
@@ -305,8 +306,9 @@ impl Restrictions {
         let table = self.table.load();
         let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
         let mut restrictions: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        // What follows the time orders restrictions of one millisecond, which the hash map returns in any
-        // order. Two features may have the same words: calls of an endpoint with and without effect.
+        // The elements after the time order restrictions of one millisecond, which the hash map
+        // returns in any order. Two features may have the same text: calls of an endpoint with and
+        // without effect.
         restrictions.sort_by_cached_key(|held| {
             (std::cmp::Reverse(held.since), held.limit.to_string(), held.verdict, held.until)
         });
@@ -328,8 +330,8 @@ fn forget_old(table: &mut Table, now: UnixMs) {
 }
 
 impl Restriction {
-    /// Continues the history of earlier refusals: since when, and the shortest text that was refused. One
-    /// that was taken as one about the whole account takes effect when it is not the first.
+    /// Continues the history of earlier refusals: their first time, and the shortest refused text.
+    /// A restriction with [`Force::Noted`] takes effect from the second refusal on.
     pub(super) fn follow(&mut self, earlier: Earlier) {
         self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
         self.since = earlier.since;
@@ -344,13 +346,14 @@ impl Restriction {
         Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
     }
 
-    /// Whether a request with these features is concerned: a text shorter than the refused one is not.
+    /// Whether the restriction applies to a request with these features. It does not apply to a
+    /// text shorter than the refused one.
     fn is_about(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// How far it keeps a request from `key`; `None` when it does not concern the key.
+    /// The restraint of `key`; `None` when the restriction does not apply to the key.
     fn restraint(&self, key: &Key) -> Option<Restraint> {
         let (is_its_own, is_inferred) = match &self.holder {
             Holder::Key(print) => (*print == key.api_key().fingerprint(), false),

@@ -358,7 +358,7 @@ fn restored_evidence_holds_again() {
     pool.restore(
         &[
             remembered(prints[0], evidence(spent, NOW)),
-            // Words without figures have expired.
+            // A refusal without figures has expired.
             remembered(prints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
             remembered(Fingerprint::of("gone"), vec![]),
         ],
@@ -636,7 +636,7 @@ fn a_key_in_an_unproven_cooldown_is_probed_only_when_no_other_can_serve() {
     assert_eq!(pool.select(&[], later(31)), Ok(1));
     // A request that the second key has refused has only the first one left.
     assert_eq!(pool.select(&[1], later(31)), Ok(0));
-    // The request is served: the words are refuted.
+    // The served request refutes the refusal.
     pool.record(0, Verdict::Served, later(31));
     assert_eq!(pool.select(&[], later(31)), Ok(0));
 }
@@ -835,7 +835,7 @@ async fn a_cancelled_request_leaves_the_queue() {
     assert!(futures_poll(&mut cancelled).is_none());
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
     assert!(futures_poll(&mut waiting).is_none());
-    // Assigned at the moment in which its client disconnects: the next request gets the key.
+    // The key is assigned while the client of its request disconnects, so the next request gets it.
     held.pop();
     drop(cancelled);
     assert!(waiting.await.is_ok());

@@ -1,5 +1,5 @@
-//! When a single request may probe a key, workspace or concurrency group during a cooldown whose reason
-//! is not proven.
+//! Schedules probes: single requests that try a key, workspace or concurrency group during a
+//! cooldown whose reason is not proven.
 
 use std::time::Duration;
 
@@ -12,15 +12,16 @@ use crate::policy::units::UnixMs;
 pub(in crate::pool) struct ProbeCell {
     /// When the next probe is allowed; 0: none is allowed.
     next: AtomicU64,
-    /// Until when the result of the last probe is awaited; 0: it has arrived.
+    /// Deadline for the result of the last probe; 0: it has arrived.
     result_due_at: AtomicU64,
 }
 
-/// A probe without a result is followed by the next one after this multiple of the first pause.
+/// A probe without a result is repeated after this multiple of the first pause.
 const LATER: u32 = 5;
 
 impl ProbeCell {
-    /// Allows a probe after the time `after`, unless one is pending already; `None` forbids it.
+    /// Allows a probe once `after` has passed, unless one is scheduled already; `None` forbids
+    /// probes.
     pub(in crate::pool) fn allow(&self, after: Option<Duration>, now: UnixMs) {
         self.result_due_at.store(0, Ordering::Release);
         let Some(after) = after else { return self.next.store(0, Ordering::Release) };
@@ -28,8 +29,8 @@ impl ProbeCell {
         let _ = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 
-    /// When a retry is worthwhile, seen from `now`: the next probe is allowed, or the result of the last
-    /// one is overdue. `None` when no probe is allowed.
+    /// The time at which a retry is worthwhile: the next probe is allowed, or the result of the
+    /// last one is overdue. `None` when no probe is allowed.
     pub(in crate::pool) fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
         let result_due_at = UnixMs(self.result_due_at.load(Ordering::Acquire));
         self.at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
@@ -44,7 +45,8 @@ impl ProbeCell {
         self.at().is_some_and(|at| at <= now)
     }
 
-    /// Claims the probe that is due. `false` when none is, or another request was faster.
+    /// Claims the probe that is due. Returns `false` when none is due, or another request claimed
+    /// it first.
     pub(in crate::pool) fn claim(&self, pause: Duration, now: UnixMs) -> bool {
         let next = now.plus(pause * LATER).0;
         let is_due = |at: u64| (at > 0 && at <= now.0).then_some(next);
@@ -80,7 +82,7 @@ mod tests {
         let cell = ProbeCell::default();
         cell.allow(Some(pause), UnixMs(900));
         assert!(cell.claim(pause, UnixMs(1_000)));
-        // A refusal of the probe does not bring the next one forward.
+        // A refusal of the probe does not make the next one earlier.
         cell.allow(Some(pause), UnixMs(1_001));
         assert!(!cell.is_due(UnixMs(1_499)) && cell.claim(pause, UnixMs(1_500)));
         cell.allow(None, UnixMs(1_500));

@@ -1,4 +1,5 @@
-//! A workspace's credits: what is spent, what requests in flight have reserved, and the ceiling of both.
+//! A workspace's credits: those spent, those reserved by requests in flight, and the ceiling of
+//! both.
 //!
 //! One word holds the sum of spent and reserved credits, so that the last credits are reserved once:
 //! reserving is one compare-and-swap against the ceiling.
@@ -17,11 +18,11 @@ const UNKNOWN: u64 = u64::MAX;
 /// poll.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
-    /// Spent plus reserved. Differences wrap, so it may be below zero for a moment.
+    /// Sum of spent and reserved credits. Differences wrap, so it may be below zero for a moment.
     committed: AtomicU64,
-    /// Of that, what is spent.
+    /// The spent part of the sum.
     spent: AtomicU64,
-    /// Of that, what requests in flight may still spend.
+    /// The part of the sum that requests in flight have reserved.
     reserved: AtomicU64,
     /// [`UNKNOWN`] until reported.
     limit: AtomicU64,
@@ -61,7 +62,7 @@ impl Default for QuotaCell {
 }
 
 impl QuotaCell {
-    /// The quota at `now`. Closes a period that has ended.
+    /// Returns the quota at `now`. Ends the period first if its reset date has passed.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Quota {
         let resets_at = self.resets_at.load(Ordering::Acquire);
         // Only the task that removes the date resets the count.
@@ -86,20 +87,20 @@ impl QuotaCell {
         &self.reported
     }
 
-    /// Whether `credits` more fit, with `kept` left over.
+    /// Whether `credits` more fit below the ceiling, with `kept` left over.
     pub(in crate::pool) fn fits(&self, credits: u64, kept: u64) -> bool {
         let sum = not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits);
         self.ceiling().is_none_or(|ceiling| sum <= ceiling.saturating_sub(kept))
     }
 
-    /// Reserves `credits` if they fit with `kept` left over, or unconditionally when `kept` is `None`.
-    /// `false` when they do not fit; nothing has changed then.
+    /// Reserves `credits` if they fit with `kept` left over, or unconditionally when `kept` is
+    /// `None`. Returns `false` and changes nothing when they do not fit.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
         let ceiling = kept.and_then(|kept| Some(self.ceiling()?.saturating_sub(kept)));
         self.reserve_if(credits, |sum, _| ceiling.is_none_or(|ceiling| sum <= ceiling))
     }
 
-    /// Reserves `credits` even though they may not fit, if no other request has reserved any.
+    /// Reserves `credits` without regard to the ceiling, if no other request has reserved any.
     pub(in crate::pool) fn overcommit(&self, credits: u64) -> bool {
         self.reserve_if(credits, |_, others| others == 0)
     }
@@ -209,7 +210,7 @@ impl QuotaCell {
     }
 }
 
-/// A sum that is below zero because other differences are still to be added counts as zero.
+/// Maps a sum below zero to zero: other differences are still to be added to it.
 fn not_below_zero(word: u64) -> u64 {
     if word > u64::MAX / 2 { 0 } else { word }
 }
@@ -225,12 +226,13 @@ pub(in crate::pool) enum ReportedDecrease {
     TooFew,
 }
 
-/// The remaining credits that the provider reported when it refused a request for its price, in the units
-/// of our estimates: a smaller request may still be served. Of a workspace, or of a key with its own cap.
+/// The remaining credits that the provider reported when it refused a request for its price, in the
+/// units of our estimates. A smaller request may still be served. The report is about a workspace,
+/// or about a key with its own cap.
 #[derive(Debug)]
 pub(in crate::pool) struct ReportedRemaining {
     left: AtomicU64,
-    /// Until when the report holds; 0 when there is none.
+    /// End of the report; 0 when there is none.
     until: AtomicU64,
 }
 
@@ -247,13 +249,13 @@ impl ReportedRemaining {
         (left != UNKNOWN && now.0 < self.until.load(Ordering::Acquire)).then_some(left)
     }
 
-    /// Until when the report holds. `None` when none is in force.
+    /// The time at which the report expires. `None` when none is in force.
     pub(in crate::pool) fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         self.left(now).map(|_| UnixMs(self.until.load(Ordering::Acquire)))
     }
 
-    /// Records a report. While an earlier report is in force, the lower one counts: some of the later one
-    /// may have been spent since.
+    /// Records a report. While an earlier report is in force, the lower one counts: some credits of
+    /// the later one may have been spent since.
     pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {
         if self.left(now).is_none() {
             self.forget();

@@ -1,15 +1,16 @@
-//! Caches until when no key of a workspace can change state, so that a charge need not re-evaluate all of
-//! them.
+//! Caches the time until which no key of a workspace can change state, so that a charge need not
+//! re-evaluate all of them.
 //!
-//! The state of a key depends on a few words and the time. After one evaluation it stays the same until
-//! one of those words is written or a known moment comes, so that nearly every charge can skip it.
+//! The state of a key depends on a few atomic words and on the time. After an evaluation it stays
+//! the same until one of these words is written or the time of the next known change comes. Nearly
+//! every charge can thus skip the evaluation.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::units::UnixMs;
 
-/// The last evaluation of the keys and until when it holds, in one word: from the top, the number of
-/// changes (10 bits), the generation of the roster (8), whether the credits were spent and whether they
-/// were near the limit (1 each), and the moment in milliseconds (44).
+/// The last evaluation of the keys and the time until which it holds, in one word. From the top:
+/// the number of changes (10 bits), the generation of the roster (8), whether the credits were
+/// spent and whether they were near the limit (1 each), and the time in milliseconds (44).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct StateChangeCache(AtomicU64);
 

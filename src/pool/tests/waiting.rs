@@ -251,7 +251,7 @@ enum Step {
     Withdraw(Index),
     /// The configuration is reloaded with these keys.
     Reload(Vec<usize>),
-    /// Two keys turn out to belong to one workspace.
+    /// The provider reports a shared workspace for a key.
     Share(Index),
     Pass(Duration),
 }
