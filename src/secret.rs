@@ -22,7 +22,7 @@ pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    /// The short form of a text that is a key, or stands in the place of one.
+    /// The short form of a key, or of a placeholder for a key.
     pub(crate) fn of(key: &str) -> Self {
         let count = key.chars().count();
         let (head, tail) = match count {

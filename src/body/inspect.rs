@@ -1,6 +1,6 @@
-//! Copies a response body up to a bound while it is relayed, and delays the end of the body until the copy
-//! has been inspected. So identifiers that the client may name in its next request are recorded before the
-//! client can name them.
+//! Copies a response body up to a bound while it is relayed, and delays the end of the body until
+//! the copy has been inspected. Identifiers that the client may name in its next request are thus
+//! recorded before the client can name them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,16 +13,16 @@ use super::budget::BufferShare;
 
 /// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
-    /// Receives the complete body. Not called for a body that is larger than the bound, that finds no memory
-    /// for its copy, or that breaks off.
+    /// Receives the complete body. Not called for a body that is larger than the bound, whose copy
+    /// does not fit the buffer budget, or that breaks off.
     fn inspect(self, body: &[u8]);
 }
 
 /// A body that copies what it relays.
 ///
-/// The last frame received is held until the next frame or the end of the body arrives: a client that has
-/// read the complete body continues after [`BodyInspector::inspect`] has run. Past the bound no frame is
-/// held.
+/// The last frame received is held until the next frame or the end of the body arrives. A client
+/// thus receives the end of the body only after [`BodyInspector::inspect`] has run. Past the bound
+/// no frame is held.
 ///
 /// # Cancel safety
 ///
@@ -105,7 +105,7 @@ where
                     this.is_over = true;
                     this.finish_copy();
                 }
-                // The held frame is dropped with the rest: an incomplete document is of no use.
+                // The held frame is dropped, because the document is incomplete.
                 Some(Err(error)) => {
                     this.discard_copy();
                     (this.waiting, this.is_over) = (None, true);

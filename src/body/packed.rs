@@ -1,5 +1,5 @@
-//! Searches a compressed body for keys while the original bytes are relayed. The body is decompressed beside
-//! the relay; a piece is forwarded when the text decoded so far contains no key.
+//! Searches a compressed body for keys while the original bytes are relayed. A copy of the body is
+//! decompressed; a piece is forwarded when the text decoded so far contains no key.
 //!
 //! Separate from `redacted`, because a key cannot be replaced inside compressed data: here the response ends
 //! with an error instead. The compressed bytes are searched as well: not every body with a `content-encoding`
@@ -39,16 +39,16 @@ const SLICE: usize = 1024;
 /// decoders, which no share counts.
 pub(super) const FREE: usize = 64 * 1024;
 
-/// Maximum compressed bytes held back while the text ends in the possible start of a key. Of such text there
-/// are a few hundred bytes.
+/// Maximum compressed bytes held back while the text ends in the possible start of a key. Such a
+/// start has a few hundred bytes at most.
 const MAX_HELD: usize = 256 * 1024;
 
 /// The search through one body.
 pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
     redaction: Redaction,
-    /// The search through the compressed bytes themselves: a lenient client may read data that is not
-    /// compressed at all, or that follows the compressed data.
+    /// The search through the compressed bytes themselves: a lenient client may read data that is
+    /// not compressed, or that follows the compressed data.
     of_encoded: Redaction,
     /// Whether the compressed bytes themselves contain a key.
     has_key: bool,

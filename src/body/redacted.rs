@@ -14,9 +14,10 @@ use super::decode::Coding;
 use super::packed::{self, Turn, Withheld};
 use crate::secret::{Passed, Redaction, Redactor};
 
-/// A body in which keys are replaced by their short forms. It keeps the announced length: where a short form
-/// replaced a longer key, spaces are appended at the end, which JSON documents and texts allow. A compressed
-/// body that contains a key, or that there is no memory to search, ends with an error instead.
+/// A body in which keys are replaced by their short forms. It keeps the announced length: where a
+/// short form replaced a longer key, spaces are appended at the end, which JSON documents and texts
+/// allow. A compressed body that contains a key, or whose search does not fit the buffer budget,
+/// ends with an error instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
@@ -39,11 +40,11 @@ struct Plain {
     owed: Option<u64>,
     /// Trailers, which follow the bytes held back.
     trailers: Option<HeaderMap>,
-    /// Whether the body has ended and only the owed bytes remain.
+    /// Whether the body has ended and only held-back bytes and padding remain.
     has_ended: bool,
 }
 
-/// Size of the pieces of padding: a response full of keys can owe a lot of it.
+/// Size of the pieces of padding: a response with many keys can need a lot of it.
 const PADDING_BYTES_MAX: usize = 16 * 1024;
 
 impl<B: Body> Redacted<B> {

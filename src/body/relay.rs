@@ -39,7 +39,7 @@ pub struct Relay<B: Body, S: OnBodyEnd> {
 }
 
 impl<B: Body, S: OnBodyEnd> Relay<B, S> {
-    /// Relays `body` and calls `settle` at its end.
+    /// Relays `body` and calls [`OnBodyEnd::settle`] at its end.
     pub fn new(body: B, settle: S) -> Self {
         Self { body: Some(body), settle: Some(settle), bytes: 0 }
     }
@@ -93,8 +93,8 @@ impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
         } else {
             RelayEnd::ClientLeft
         };
-        // The upstream connection is closed first: the key's concurrency slot goes to the next request only
-        // when the provider can know that it is free.
+        // Closes the upstream connection first: the provider must be able to see the end of this
+        // request before the key's concurrency slot goes to the next one.
         self.body = None;
         self.report_end(end);
     }

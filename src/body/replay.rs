@@ -1,6 +1,6 @@
-//! A request body that can be sent more than once: the first attempt streams it to the upstream and keeps
-//! the bytes in a replay buffer; a later one starts from the buffer and continues with what still arrives.
-//! Past the bounds of the buffer the request continues, and only the replay is lost.
+//! A request body that can be sent more than once: the first attempt streams it to the upstream and
+//! keeps the bytes in a replay buffer; a later one starts from the buffer and continues with the
+//! bytes that still arrive. A body that exceeds the buffer is still sent, but only once.
 
 mod intake;
 
@@ -42,7 +42,7 @@ pub struct Upload<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// What the upload waits for.
+/// The event that an upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadWait {
     /// The client has not sent the next bytes.
@@ -74,9 +74,9 @@ struct Shared<B> {
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
-    /// Pieces read before an attempt sends them, in case they cannot be kept in the replay buffer.
+    /// Pieces read before an attempt sends them, in case the replay buffer cannot keep them.
     ahead: VecDeque<Bytes>,
-    /// The memory of these pieces when the replay buffer went to disk.
+    /// The memory of these pieces when the replay buffer is on disk.
     ahead_share: Option<BufferShare>,
     /// The offset in the body at which these pieces begin.
     ahead_at: u64,
@@ -155,7 +155,8 @@ where
         shared.passed_bytes = 0;
         shared.has_begun = false;
         shared.moved_at = clock::instant();
-        // The body is not polled while the request waits for a key, so this time is not the client's.
+        // The body is not polled while the request waits for a key, so this time is not counted as
+        // a wait for the client.
         shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
         AttemptBody { shared: Arc::clone(&self.shared), pass: shared.pass, at: 0 }
     }
@@ -196,7 +197,7 @@ impl<B> AttemptBody<B> {
 }
 
 impl<B> Upload<B> {
-    /// What the upload waits for now.
+    /// The event that the upload waits for now.
     #[must_use]
     pub fn waiting(&self) -> UploadWait {
         match lock(&self.shared).source_state {
@@ -224,7 +225,7 @@ impl<B> Upload<B> {
         lock(&self.shared).passed_bytes
     }
 
-    /// The start of the body, as far as it is in memory, and whether that is the complete body.
+    /// The start of the body that is in memory, and whether it is the complete body.
     #[must_use]
     pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
         start(&lock(&self.shared), bytes_max)
@@ -238,8 +239,8 @@ impl<B> Upload<B> {
         shared.discard_if_released();
     }
 
-    /// By when more of the body must arrive at this rate; `None` while the upload does not wait for the
-    /// client.
+    /// Deadline for more bytes of the body at this rate; `None` while the upload does not wait for
+    /// the client.
     #[must_use]
     pub fn slow_at(&self, rate: MinRate) -> Option<Instant> {
         lock(&self.shared).slow_at(rate)
@@ -277,7 +278,7 @@ where
         self.poll_source(cx)
     }
 
-    /// The piece at `at` of those that were read before an attempt sent them.
+    /// The piece at offset `at` among the pieces read ahead.
     fn ahead_of(&mut self, at: u64) -> Option<Bytes> {
         loop {
             let piece = self.ahead.front()?;
@@ -334,8 +335,8 @@ impl<B> Shared<B> {
         self.waiting_since?.checked_add(left)
     }
 
-    /// Whether another piece may be read before it is sent. In memory, it shares its bytes with the replay
-    /// buffer.
+    /// Whether the budget covers another piece read ahead. A piece in memory shares its bytes with
+    /// the replay buffer.
     fn covers_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;

@@ -47,8 +47,8 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A piece smaller than this is copied behind the previous one: kept as a slice, it would keep a whole read
-/// buffer alive, and a body of single bytes would take many times its size.
+/// A piece smaller than this is copied behind the previous one: a slice would keep its whole read
+/// buffer alive, and a body that arrives in single bytes would use many times its size.
 const SMALL_BYTES: usize = 4 * 1024;
 /// Small pieces are copied together up to this size.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
@@ -106,7 +106,7 @@ impl ReplayBuffer {
         self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }
 
-    /// The first bytes of the body, as far as they are in memory, `bytes_max` at most.
+    /// The first bytes of the body that are in memory, at most `bytes_max`.
     pub(super) fn start(&self, bytes_max: usize) -> Bytes {
         match self.memory.as_slice() {
             [] => Bytes::new(),
@@ -119,7 +119,7 @@ impl ReplayBuffer {
         self.whole_bytes() + self.gathered.len() as u64
     }
 
-    /// Bytes in memory before the gathered ones.
+    /// Bytes in memory before the small pieces.
     fn whole_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! What each holder of a buffer does when the budget is used up, and that all memory is returned.
+//! Tests of the buffer budget: the behavior of each holder of a buffer when the budget is used up,
+//! and the return of all memory.
 
 use std::io::Write;
 use std::pin::Pin;

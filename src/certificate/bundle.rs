@@ -13,10 +13,10 @@ use super::local_ca::LocalCa;
 
 const BUNDLE: &str = "bundle.pem";
 
-/// The begin of the bundle's first line, which ends with the path of the file with the roots.
+/// The beginning of the bundle's first line, which ends with the path of the file with the roots.
 const MADE_OF_PREFIX: &str = "# Keychoir's local authority, and all of ";
 
-/// Where systems keep their trusted roots in one file.
+/// Files in which systems keep their trusted roots.
 const SYSTEM_ROOTS: [&str; 6] = [
     // Debian, Ubuntu, Arch, Gentoo, NixOS
     "/etc/ssl/certs/ca-certificates.crt",
@@ -30,7 +30,7 @@ const SYSTEM_ROOTS: [&str; 6] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Why there is no bundle.
+/// The reason why no bundle was written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The file of roots is unreadable; a bundle without them would break all other connections.

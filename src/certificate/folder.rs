@@ -31,7 +31,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum bytes read of a file: a certificate and a key have one or two kilobytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Why there is no CA.
+/// The reason why there is no CA.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The folder or a file in it cannot be created or written.

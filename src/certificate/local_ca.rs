@@ -1,5 +1,5 @@
 //! The local CA. Its certificate is constrained to the names and addresses of this machine (name
-//! constraints), so that a thief of its key could impersonate this machine only.
+//! constraints), so that a stolen key could impersonate this machine only.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

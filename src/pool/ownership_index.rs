@@ -69,7 +69,7 @@ pub struct LearnedOwner {
 pub struct KnownOwner {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// The entry to be stored again, when its time of use was last written long enough ago.
+    /// The entry to be stored again; `None` when its time of use was stored within the last day.
     pub update: Option<LearnedOwner>,
 }
 

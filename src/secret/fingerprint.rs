@@ -2,9 +2,9 @@
 //! tokens have separate types, so that neither can be compared with, or stored as, the other.
 //!
 //! The plain SHA-256 of a key is a secret itself: ElevenLabs signs its calls to a key owner's
-//! server (HS256) with it. So a key's digest has a domain prefix, and the plain digest exists only
-//! inside [`Fingerprint::retired`], which recognizes database rows that an earlier version has
-//! written.
+//! server (HS256) with it. A key's digest therefore has a domain prefix, and the plain digest
+//! exists only inside [`Fingerprint::retired`], which recognizes database rows that an earlier
+//! version has written.
 
 use std::fmt;
 

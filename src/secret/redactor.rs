@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::ApiKey;
 use escapes::Unescaped;
 
-/// Shorter keys are not searched for: they occur in texts by chance, and hide nothing.
+/// Shorter keys are not searched for, because texts contain such strings by chance.
 const KEY_BYTES_MIN: usize = 16;
 
 /// Every short form shows at least this many bytes of a key, so they may be forwarded before the
@@ -34,10 +34,10 @@ pub struct Redactor {
     needles: Vec<Needle>,
     /// Indices of the needles in byte order.
     sorted: Vec<usize>,
-    /// The length of the shortest needle: only this much of each is searched for, and the rest is
-    /// compared.
+    /// The length of the shortest needle. The search uses this many bytes of each needle, and
+    /// compares the rest.
     window: usize,
-    /// How far the window may advance when it ends in a pair.
+    /// The distance by which the window may advance, by the pair in which it ends.
     skips: Vec<usize>,
     /// Whether a needle begins with the byte.
     begins: [bool; 256],
@@ -116,7 +116,7 @@ struct Matches<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
     /// The offset from which an incomplete key may begin at the end.
     open: usize,
-    /// How much of that end is unescaped and within the part that a short form shows.
+    /// Number of bytes of that end that are unescaped and that a short form shows.
     shown: usize,
 }
 
@@ -168,8 +168,8 @@ impl Redactor {
         !self.search(bytes).keys.is_empty()
     }
 
-    /// How many bytes at the end of `bytes` may be the begin of a key, beyond the part that its
-    /// short form shows. Only the following bytes decide that.
+    /// Number of bytes at the end of `bytes` that may be the start of a key, beyond the part that
+    /// its short form shows. Only the following bytes decide that.
     #[must_use]
     pub fn open_end(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);
@@ -177,9 +177,9 @@ impl Redactor {
     }
 
     /// Overwrites every key with its short form, padded to the key's length: for texts whose length
-    /// was announced before, and for bytes of any kind, such as the payload of a binary or a control
-    /// frame. Returns how many bytes at the end may be the begin of another key: these must be
-    /// searched again together with the bytes that follow.
+    /// was announced before, and for bytes of any kind, such as the payload of a binary or a
+    /// control frame. Returns the number of bytes at the end that may be the start of another key:
+    /// these must be searched again together with the bytes that follow.
     pub fn cover(&self, text: &mut [u8]) -> usize {
         let matches = self.search(text);
         for (range, needle) in matches.keys {
@@ -190,7 +190,7 @@ impl Redactor {
         text.len() - matches.open
     }
 
-    /// Finds all keys in a text, from its begin to its end.
+    /// Finds all keys in a text.
     fn search(&self, text: &[u8]) -> Matches<'_> {
         if self.needles.is_empty() {
             return Matches { keys: Vec::new(), open: text.len(), shown: 0 };
@@ -222,7 +222,7 @@ impl Redactor {
         (keys, text.len() - self.beginning_at_end(&text[from..]).len())
     }
 
-    /// Overwrites the begin of a key at the end of the stream, or one that continues elsewhere,
+    /// Overwrites the start of a key at the end of the stream, or of one that continues elsewhere,
     /// beyond the part that its short form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
         let (shown, encoding, from) = {
@@ -318,13 +318,13 @@ fn slot(pair: &[u8]) -> usize {
 }
 
 /// The search in a stream of chunks. The output equals [`Redactor::redacted`] of the whole text,
-/// and is not delayed: only the incomplete begin of a key is held back, beyond the few characters
-/// that its short form shows anyway.
+/// and is not delayed: only the incomplete start of a key is held back, beyond the few characters
+/// that its short form shows.
 #[derive(Debug, Default)]
 pub struct Redaction {
     /// The end of the input so far, if a key may have begun in it.
     open: Vec<u8>,
-    /// How many bytes of that end were forwarded.
+    /// Number of bytes of that end that were forwarded.
     sent: usize,
 }
 
@@ -352,7 +352,7 @@ impl Redaction {
         text.extend_from_slice(piece);
         let matches = redactor.search(&text);
         self.hold(&text, &matches);
-        // A short form cannot contain the begin of a key.
+        // A short form cannot contain the start of a key.
         let mut out = if matches.keys.is_empty() { text } else { replaced(&text, &matches.keys) };
         out.truncate(out.len() - (self.open.len() - self.sent));
         out.drain(..sent.min(out.len()));
@@ -371,7 +371,7 @@ impl Redaction {
         !matches.keys.is_empty()
     }
 
-    /// Returns the bytes held back, which were no key after all, at the end of the text.
+    /// Returns the bytes held back at the end of the text, because they are no key.
     pub fn finish(&mut self) -> Vec<u8> {
         let sent = std::mem::take(&mut self.sent);
         let mut rest = std::mem::take(&mut self.open);

@@ -41,7 +41,7 @@ pub enum UnusableServiceKey {
 }
 
 impl ServiceKey {
-    /// Validates a configured key. `unmarked` is its form if the text does not show it.
+    /// Validates a configured key. `default_form` is its form if the text does not show it.
     ///
     /// # Errors
     ///

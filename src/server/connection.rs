@@ -121,7 +121,7 @@ async fn run<S, I>(
     }
 }
 
-/// How HTTP on a connection ended.
+/// The end of HTTP on a connection.
 enum HttpEnd<I> {
     /// The connection ended.
     Closed,
@@ -161,7 +161,8 @@ where
         http1::Builder::new()
             // `SendingHalf` decides what the end of the stream means, where that is possible.
             .half_close(has_halves)
-            // A timer for each head costs more than everything else here: see `ConnectionState::head_timed_out`.
+            // A timer for each head would cost more than all other work here: see
+            // `ConnectionState::head_timed_out`.
             .header_read_timeout(None)
             .max_buf_size(limits.max_request_headers_size)
             .serve_connection(TokioIo::new(stream), respond),
@@ -232,7 +233,7 @@ where
     }
 }
 
-/// Returns the response to a request. With a session, it is put into the slot.
+/// Returns the response to a request. Puts the session that it starts, if any, into the slot.
 async fn respond<S: Service>(
     request: Request<Incoming>,
     active_request: ActiveRequest,
@@ -260,8 +261,8 @@ async fn respond<S: Service>(
     Ok(answer.map(|body| CountedBody::of(body, counters, active_request, completion)))
 }
 
-/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. As many as the
-/// preface of HTTP/2 has, which is recognized only as a whole.
+/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. The
+/// preface of HTTP/2 has this size, and is recognized only as a whole.
 const FIRST_READ_SIZE: usize = 24;
 
 /// Waits without a buffer until bytes can be read. `None` when the connection has ended.
@@ -300,8 +301,8 @@ where
             Some(IdleConnection { stream, early: early.into() })
         }
         Ok(_) => {
-            // A TLS connection sends its close notification; a client that does not read it is not waited
-            // for.
+            // A TLS connection sends its close notification, without waiting for a client that does
+            // not read it.
             tokio::select! {
                 biased;
                 _ = stream.shutdown() => {}

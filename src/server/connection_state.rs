@@ -1,5 +1,5 @@
-//! The state of one connection: whether a request has come yet, whether one is under way, and since when the
-//! connection waits for a request head.
+//! The state of one connection: whether it has had a request, whether one is under way, and the
+//! start of its wait for a request head.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ const MIN_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) struct ConnectionState {
     peer: Option<IpAddr>,
     began: Instant,
-    /// Milliseconds from `began` to the moment since which a head is awaited.
+    /// Start of the wait for a head, in milliseconds after `began`.
     waits_since: AtomicU64,
     /// Bytes read at that moment: a higher count means that the head has begun.
     read_before: AtomicU64,
@@ -30,13 +30,14 @@ pub(super) struct ConnectionState {
     is_ending: AtomicBool,
     /// Whether the last request had a body, of which more may come after its response.
     may_send_body: AtomicBool,
-    /// Whether a response that is ended by the end of the connection was left incomplete.
+    /// Whether a response that ends with the connection, because it has no length, was left
+    /// incomplete.
     is_truncated: AtomicBool,
     counters: IoCounters,
     requests: Mutex<Requests>,
 }
 
-/// Where the requests of a connection are counted.
+/// The counter of the requests of a connection.
 #[derive(Debug)]
 struct Requests {
     /// The requests under way of the worker that serves the connection.
@@ -45,7 +46,7 @@ struct Requests {
     expected: Option<Member>,
 }
 
-/// The value of `waits_since` while no head is awaited.
+/// The value of `waiting_since` while no head is awaited.
 const BUSY: u64 = u64::MAX;
 
 impl ConnectionState {

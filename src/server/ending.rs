@@ -14,7 +14,7 @@ use super::{ConnectionLimits, Drain};
 /// request of a client that was accepted.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a connection is to end.
+/// The time at which a connection is to end.
 pub(super) enum ConnectionEnd {
     /// When no request is under way on it.
     WhenIdle,
@@ -43,8 +43,8 @@ pub(super) async fn connection_end(
     }
 }
 
-/// Completes when a client has had time to finish a head that it had begun, and the response to its request,
-/// if the head became one, is complete.
+/// Waits for a client to finish a head that it had begun, up to [`FIRST_REQUEST_TIMEOUT`], and then
+/// for the responses under way.
 pub(super) async fn finish_last_request(drain: &Drain) {
     tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
     drain.requests.ended().await;

@@ -1,6 +1,7 @@
-//! Closes a connection gracefully when the server ends it first: closing a socket while the client still
-//! sends makes the system send a reset, which can destroy the response before the client has read it. So only
-//! the sending half is closed, and bytes that still come are read and dropped, within bounds.
+//! Closes a connection gracefully when the server ends it first: closing a socket while the client
+//! still sends makes the system send a reset, which can destroy the response before the client has
+//! read it. The server therefore closes only its sending half, and reads and drops the bytes that
+//! still arrive, within bounds.
 
 use std::time::Duration;
 

@@ -11,8 +11,8 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled only after it was woken itself, and not whenever its task is. Otherwise a poll
-    /// is the load of one word.
+    /// A future that is polled only after its own waker was woken, and not whenever its task is
+    /// polled. Any other poll costs the load of one word.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,

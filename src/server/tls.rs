@@ -19,7 +19,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 
-/// A served stream: plain, or under TLS. The box keeps plain streams as small as they were.
+/// A served stream: plain, or under TLS. The TLS stream is boxed, so that it does not enlarge plain
+/// ones.
 pub(super) type Stream = Either<Either<TcpStream, UnixStream>, Box<TlsStream<TcpStream>>>;
 
 /// The first byte of every TLS connection: a handshake record. No HTTP request begins with it.
@@ -77,8 +78,9 @@ impl Tls {
         self.0.certificate.0.load().is_some()
     }
 
-    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the client
-    /// disconnects, takes too long, or uses TLS without a certificate. Each of the two steps may take `max`.
+    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the
+    /// client disconnects, takes too long, or uses TLS without a certificate. Each of the two steps
+    /// may take `step_timeout`.
     pub(super) async fn open(self, stream: Either<TcpStream, UnixStream>, max: Duration) -> Option<Stream> {
         let tcp = match stream {
             Either::Left(tcp) => tcp,

@@ -92,7 +92,7 @@ impl WorkerThreads {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the waiting and nothing else.
+    /// Dropping the future only ends the wait; the threads still end.
     pub async fn end(&self) {
         self.end.cancel();
         self.threads.ended().await;
@@ -153,13 +153,13 @@ impl<S> WorkerPool<S> {
     /// it.
     pub(super) fn less_loaded_than(&self, number: usize) -> Option<usize> {
         let (own_requests, _) = self.workers.get(number)?.load();
-        // Mostly the connection's own request is the only one under way here.
+        // Usually the connection's own request is the only one under way on this worker.
         let less = if own_requests > 1 { self.least_loaded()? } else { return None };
         let (other_requests, _) = self.workers.get(less)?.load();
         (other_requests + 1 < own_requests).then_some(less)
     }
 
-    /// Each worker in turn.
+    /// Returns each worker in turn.
     pub(super) fn take_turn(&self) -> Option<&Worker<S>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)

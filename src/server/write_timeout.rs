@@ -223,7 +223,8 @@ mod tests {
             }
             () = trickling => {}
         }
-        // The client reads once a second, and the bytes it has read earn it less than another second.
+        // The client reads once a second, and the bytes of each read allow it less than another
+        // second.
         assert!(clock::since(began) <= GRACE + Duration::from_secs(2));
     }
 

@@ -1,4 +1,4 @@
-//! Reads a body before it is sent: to inspect it, and so that a key is reserved only when a short body is
+//! Reads a body before it is sent, to inspect it and to reserve a key only when a short body is
 //! complete.
 
 use std::future::poll_fn;

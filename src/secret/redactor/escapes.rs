@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-/// Backslashes before a `u`: one in JSON, two in JSON that is a string in JSON, four in one more.
+/// Maximum backslashes before a `u`: one in JSON, two in JSON within JSON, four one level deeper.
 const MAX_BACKSLASHES: usize = 4;
 
 /// A text with the escapes of letters, digits, `_` and `-` decoded.
@@ -30,12 +30,12 @@ enum EscapeParse {
     Literal,
     /// A character, and the length of its escape in bytes.
     Escape(u8, usize),
-    /// The end of the text may be the begin of an escape.
+    /// The end of the text may be the start of an escape.
     Partial,
 }
 
 impl<'a> Unescaped<'a> {
-    /// `None` if there is nothing to decode and the end is no begin of an escape.
+    /// `None` if there is nothing to decode and the end is no start of an escape.
     pub(super) fn of(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
         let mut jumps = Vec::new();
@@ -82,7 +82,7 @@ impl<'a> Unescaped<'a> {
     }
 }
 
-/// Parses the begin of `text`, which begins with a backslash.
+/// Parses the start of `text`, which is a backslash.
 fn read(text: &[u8]) -> EscapeParse {
     let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
     match text.get(slashes..) {

@@ -366,7 +366,8 @@ async fn http2_with_prior_knowledge_is_refused() {
     }
 }
 
-/// How many bytes of a body a client can send after its response, in pieces with a pause between them.
+/// Number of bytes of a body that a client can send after its response, in pieces with a pause
+/// between them.
 async fn sent_after_the_response(pieces: usize, pause: Duration) -> usize {
     let drain = Drain::default();
     let mut client = connect(&drain);
