@@ -112,9 +112,7 @@ pub enum UnusableKey {
     #[error("the key is empty")]
     Empty,
     /// The text contains characters that are invalid in a header.
-    #[error(
-        "the key has a character that no key has (a space, a control character or a letter beyond ASCII)"
-    )]
+    #[error("the key has an invalid character (a space, a control character or a letter beyond ASCII)")]
     NotVisibleAscii,
 }
 

@@ -31,30 +31,30 @@ pub trait OnBodyEnd: Send + 'static {
 /// Dropping it reports [`RelayEnd::ClientLeft`], unless the complete body was passed on: a server does not need
 /// to poll again after the last byte of a body whose length is known.
 #[derive(Debug)]
-pub struct Relay<B: Body, S: OnBodyEnd> {
+pub struct Relay<B: Body, O: OnBodyEnd> {
     /// `None` once the relay is dropped.
     body: Option<B>,
-    settle: Option<S>,
+    on_end: Option<O>,
     bytes: u64,
 }
 
-impl<B: Body, S: OnBodyEnd> Relay<B, S> {
+impl<B: Body, O: OnBodyEnd> Relay<B, O> {
     /// Relays `body` and calls [`OnBodyEnd::settle`] at its end.
-    pub fn new(body: B, settle: S) -> Self {
-        Self { body: Some(body), settle: Some(settle), bytes: 0 }
+    pub fn new(body: B, on_end: O) -> Self {
+        Self { body: Some(body), on_end: Some(on_end), bytes: 0 }
     }
 
     fn report_end(&mut self, end: RelayEnd) {
-        if let Some(settle) = self.settle.take() {
-            settle.settle(end, self.bytes);
+        if let Some(on_end) = self.on_end.take() {
+            on_end.settle(end, self.bytes);
         }
     }
 }
 
-impl<B, S> Body for Relay<B, S>
+impl<B, O> Body for Relay<B, O>
 where
     B: Body<Data = Bytes> + Unpin,
-    S: OnBodyEnd + Unpin,
+    O: OnBodyEnd + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -86,7 +86,7 @@ where
     }
 }
 
-impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
+impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
     fn drop(&mut self) {
         let end = if self.body.as_ref().is_none_or(B::is_end_stream) {
             RelayEnd::Complete
@@ -177,7 +177,7 @@ mod tests {
         let (held, (sender, receiver)) = (std::sync::Arc::new(()), channel());
         let body = Box::pin(Holding(std::sync::Arc::clone(&held)));
         drop(Relay::new(body, CountingEnd(held, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the body is gone");
+        assert_eq!(receiver.recv().unwrap(), 1, "the body is dropped");
     }
 
     struct Holding(#[expect(dead_code, reason = "it is held")] std::sync::Arc<()>);

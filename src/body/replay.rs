@@ -75,11 +75,11 @@ struct Shared<B> {
     source_state: SourceState,
     buffer: ReplayBuffer,
     /// Pieces read before an attempt sends them, in case the replay buffer cannot keep them.
-    ahead: VecDeque<Bytes>,
+    read_ahead: VecDeque<Bytes>,
     /// The memory of these pieces when the replay buffer is on disk.
-    ahead_share: Option<BufferShare>,
+    read_ahead_share: Option<BufferShare>,
     /// The offset in the body at which these pieces begin.
-    ahead_at: u64,
+    read_ahead_offset: u64,
     /// The length the client announced.
     length: Option<u64>,
     pass: u32,
@@ -94,7 +94,7 @@ struct Shared<B> {
     /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
     /// wait.
     arrived_bytes: u64,
-    waited: Duration,
+    client_wait: Duration,
     waiting_since: Option<Instant>,
 }
 
@@ -130,9 +130,9 @@ where
             source,
             source_state,
             buffer: ReplayBuffer::new(budget.clone()),
-            ahead: VecDeque::new(),
-            ahead_share: None,
-            ahead_at: 0,
+            read_ahead: VecDeque::new(),
+            read_ahead_share: None,
+            read_ahead_offset: 0,
             length,
             pass: 0,
             passed_bytes: 0,
@@ -141,7 +141,7 @@ where
             moved_at: now,
             arrived_at: now,
             arrived_bytes: 0,
-            waited: Duration::ZERO,
+            client_wait: Duration::ZERO,
             waiting_since: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -272,23 +272,23 @@ where
                 return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
             }
             ready!(self.buffer.poll_capacity(cx));
-        } else if let Some(piece) = self.ahead_of(at) {
+        } else if let Some(piece) = self.read_ahead_piece(at) {
             return Poll::Ready(Some(Ok(piece)));
         }
         self.poll_source(cx)
     }
 
     /// The piece at offset `at` among the pieces read ahead.
-    fn ahead_of(&mut self, at: u64) -> Option<Bytes> {
+    fn read_ahead_piece(&mut self, at: u64) -> Option<Bytes> {
         loop {
-            let piece = self.ahead.front()?;
-            let end = self.ahead_at + piece.len() as u64;
+            let piece = self.read_ahead.front()?;
+            let end = self.read_ahead_offset + piece.len() as u64;
             if at < end {
-                let begin = usize::try_from(at.saturating_sub(self.ahead_at)).unwrap_or(usize::MAX);
+                let begin = usize::try_from(at.saturating_sub(self.read_ahead_offset)).unwrap_or(usize::MAX);
                 return Some(piece.slice(begin.min(piece.len())..));
             }
-            self.ahead_at = end;
-            self.ahead.pop_front();
+            self.read_ahead_offset = end;
+            self.read_ahead.pop_front();
         }
     }
 
@@ -308,7 +308,7 @@ where
             self.source_state = SourceState::Ready;
             self.arrived_at = clock::instant();
             if let Some(since) = self.waiting_since.take() {
-                self.waited += self.arrived_at.saturating_duration_since(since);
+                self.client_wait += self.arrived_at.saturating_duration_since(since);
             }
             match frame {
                 None => self.source_state = SourceState::Complete,
@@ -331,31 +331,33 @@ where
 
 impl<B> Shared<B> {
     fn slow_at(&self, rate: MinRate) -> Option<Instant> {
-        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.waited);
+        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.client_wait);
         self.waiting_since?.checked_add(left)
     }
 
     /// Whether the budget covers another piece read ahead. A piece in memory shares its bytes with
     /// the replay buffer.
-    fn covers_ahead(&mut self) -> bool {
+    fn covers_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;
         }
-        let bytes = self.ahead.iter().map(Bytes::len).sum();
-        self.ahead_share.get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE)).cover(bytes)
+        let bytes = self.read_ahead.iter().map(Bytes::len).sum();
+        self.read_ahead_share
+            .get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE))
+            .cover(bytes)
     }
 
     /// The offset at which the pieces read ahead end.
-    fn ahead_end(&self) -> u64 {
-        self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
+    fn read_ahead_end(&self) -> u64 {
+        self.read_ahead_offset + self.read_ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
     }
 
     fn passed(&mut self, data: &Bytes) {
         self.moved_at = clock::instant();
         self.passed_bytes += data.len() as u64;
-        if self.passed_bytes >= self.ahead_end() {
-            self.ahead = VecDeque::new();
-            self.ahead_share = None;
+        if self.passed_bytes >= self.read_ahead_end() {
+            self.read_ahead = VecDeque::new();
+            self.read_ahead_share = None;
         }
         self.discard_if_released();
     }
@@ -395,7 +397,7 @@ where
         let shared = lock(&self.shared);
         shared.source_state == SourceState::Complete
             && self.at >= shared.buffer.bytes()
-            && self.at >= shared.ahead_end()
+            && self.at >= shared.read_ahead_end()
     }
 
     fn size_hint(&self) -> SizeHint {

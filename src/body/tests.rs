@@ -102,7 +102,7 @@ async fn upload(budget: &BufferBudget) -> (Holding, u64) {
     (replay.holding(), budget.disk_bytes())
 }
 
-async fn gathered(budget: &BufferBudget) -> (usize, bool) {
+async fn read_ahead(budget: &BufferBudget) -> (usize, bool) {
     let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
     let (start, is_whole) = replay.peek_body(MEBI, LONG).await;
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
@@ -136,7 +136,7 @@ async fn searched(budget: &BufferBudget) -> Result<bool, Withheld> {
 async fn every_holder_buffers_within_the_budget() {
     let budget = budget(16 * MEBI, 0);
     assert_eq!(upload(&budget).await, (Holding::Whole, 0));
-    assert_eq!(gathered(&budget).await, (MEBI, true));
+    assert_eq!(read_ahead(&budget).await, (MEBI, true));
     assert_eq!(inspected(&budget).await, 1);
     assert_eq!(peeked(&budget).await, (true, false));
     assert_eq!(searched(&budget).await, Ok(true));
@@ -148,7 +148,7 @@ async fn without_memory_no_holder_buffers() {
     let budget = budget(0, 16 * MEBI);
     let (holding, on_disk) = upload(&budget).await;
     assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
-    let (start, is_whole) = gathered(&budget).await;
+    let (start, is_whole) = read_ahead(&budget).await;
     assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
     assert_eq!(inspected(&budget).await, 0);
     assert_eq!(peeked(&budget).await, (false, true));
@@ -211,14 +211,14 @@ async fn a_cancelled_body_returns_all_its_memory() {
 
 #[test]
 fn thousands_of_responses_never_exceed_the_budget() {
-    const ANSWERS: usize = 3_000;
+    const RESPONSES: usize = 3_000;
     let budget = budget(4 * MEBI, 0);
     let inspector = CountingInspector::default();
     let text = Bytes::from(noise(MEBI / 4));
     let inspect = |text: &Bytes| {
         Inspect::new(Pieces::of(text.clone()), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE))
     };
-    let mut inspects: Vec<_> = (0..ANSWERS).map(|_| inspect(&text)).collect();
+    let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&text)).collect();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..20 {
         for inspect in &mut inspects {
@@ -226,7 +226,7 @@ fn thousands_of_responses_never_exceed_the_budget() {
         }
         assert!(budget.memory_bytes() <= budget.memory_max());
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
+        assert!(copied <= 4 * MEBI + RESPONSES * BufferShare::FREE, "{copied}");
     }
     // A few bodies came first, and are copied completely.
     for inspect in &mut inspects {

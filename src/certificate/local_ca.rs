@@ -59,7 +59,8 @@ impl LocalCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_authority(now);
         let mut params = CertificateParams::default();
-        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        (params.not_before, params.not_after) =
+            (system_time(life.from).into(), system_time(life.until).into());
         params.distinguished_name = DistinguishedName::new();
         // Each CA has a name of its own: lists of authorities show names, and may still contain an
         // old CA.
@@ -120,7 +121,8 @@ impl LocalCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_server(now, self.life);
         let mut params = CertificateParams::new(names)?;
-        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        (params.not_before, params.not_after) =
+            (system_time(life.from).into(), system_time(life.until).into());
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "Keychoir");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -144,7 +146,7 @@ fn subnet(address: IpAddr, prefix: u8) -> CidrSubnet {
 }
 
 /// The time in whole seconds, the precision of certificates.
-fn moment(at: UnixMs) -> SystemTime {
+fn system_time(at: UnixMs) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(at.0 / 1000)
 }
 

@@ -23,7 +23,7 @@ pub(super) struct SelectionRound {
     /// Also the keys without credits.
     pub(super) allow_exhausted: bool,
     /// Also the keys with a restraint up to this one.
-    pub(super) up_to: Option<Restraint>,
+    pub(super) max_restraint: Option<Restraint>,
 }
 
 /// Evaluates `key`, at this position, for `request` at `now`. `turn` is the turn of the key that was
@@ -40,7 +40,7 @@ pub(super) fn candidate(
     let quota = workspace.quota(now);
     let is_excluded = is_excluded(position, request, round);
     let restraint = request.restraint(position);
-    let with_exhausted = |state: KeyState| match state {
+    let ignore_exhaustion = |state: KeyState| match state {
         KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, .. }
             if round.allow_exhausted =>
         {
@@ -48,7 +48,7 @@ pub(super) fn candidate(
         }
         state @ (KeyState::Usable | KeyState::Resting { .. }) => state,
     };
-    let state = match with_exhausted(key.state_with(&quota, now)) {
+    let state = match ignore_exhaustion(key.state_with(&quota, now)) {
         // A key that may not serve this request is treated like an invalid one.
         _ if is_excluded => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
         KeyState::Usable if let Some(Restraint::Until(until)) = restraint => {
@@ -70,7 +70,7 @@ pub(super) fn candidate(
                 request,
                 state,
                 concurrency,
-                is_excluded: is_excluded || restraint > round.up_to,
+                is_excluded: is_excluded || restraint > round.max_restraint,
             };
             // A key whose credits fall short only by our estimate may serve nonetheless.
             let credits_at =
@@ -79,13 +79,13 @@ pub(super) fn candidate(
             (blocked.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
         }
     };
-    let is_within = match restraint {
+    let is_within_restraint = match restraint {
         None | Some(Restraint::Until(_)) => true,
-        restraint @ Some(_) => restraint <= round.up_to,
+        restraint @ Some(_) => restraint <= round.max_restraint,
     };
     Candidate {
         state,
-        is_eligible: is_within && !request.tried.contains(&position),
+        is_eligible: is_within_restraint && !request.tried.contains(&position),
         affordability,
         concurrency,
         may_probe,
@@ -108,12 +108,12 @@ impl BlockedKey<'_> {
     /// The probe cells of all cooldowns in force. A probe needs the permission of each of them.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
-        let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
+        let probe_if = |is_in_force: bool, probe| is_in_force.then_some(probe);
         let is_cooling_down = self.state != KeyState::Usable;
         let limited =
             self.request.group.filter(|_| matches!(self.concurrency, ConcurrencyState::Cooling { .. }));
-        let own = of(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
-        let shared = of(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
+        let own = probe_if(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
+        let shared = probe_if(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
         [own, shared, limited.map(|group| workspace.limiter(group).probe())].into_iter().flatten()
     }
 
@@ -190,7 +190,7 @@ fn is_excluded(position: usize, request: &KeyRequest, round: SelectionRound) -> 
 
 /// Whether `key` is in cooldown or may not serve this request. This check is cheaper than an
 /// evaluation.
-pub(super) fn is_closed(
+pub(super) fn is_unavailable(
     key: &Key,
     position: usize,
     request: &KeyRequest,

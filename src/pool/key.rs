@@ -165,19 +165,19 @@ impl Key {
     }
 
     /// Computes cooldown, probe and remaining credits from the evidence at `now`.
-    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+    pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         // The reset date of the workspace does not apply to a key's own cap.
-        let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
+        let meanings = self.evidence.meanings(None, &settings.cooldowns(), now);
         // A probe is allowed only if every cooldown of the key allows it.
-        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
+        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
         for meaning in meanings {
             match meaning {
-                Meaning::Cooldown { cooldown, is_probable: may } => {
+                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
                     joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    is_probable &= may;
+                    may_be_probed &= allows_probe;
                 }
                 Meaning::Short { left, until } => {
-                    is_short = true;
+                    has_shortfall = true;
                     self.reported.report(left, until, now);
                 }
                 // A concurrency group belongs to the workspace.
@@ -185,9 +185,9 @@ impl Key {
             }
         }
         self.cooldown.store(joined);
-        let may_probe = is_probable && joined.is_some();
+        let may_probe = may_be_probed && joined.is_some();
         self.probe.allow(may_probe.then_some(settings.probe_after), now);
-        if !is_short {
+        if !has_shortfall {
             self.reported.forget();
         }
         self.workspace.state_change_cache().invalidate();
@@ -230,7 +230,7 @@ impl Key {
 
     /// Requests a poll, or withdraws the request. Must be called after the evidence is evaluated: a
     /// poll that sees the request may end a cooldown.
-    pub(super) fn want_poll(&self, wants: bool) {
+    pub(super) fn set_wants_poll(&self, wants: bool) {
         self.wants_poll.store(wants, Ordering::Release);
     }
 

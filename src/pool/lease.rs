@@ -144,8 +144,8 @@ impl Lease {
         let workspace = self.key.workspace();
         workspace.cell().settle(settled, now);
         workspace.spending().add(spent, now);
-        for (cell, holds) in reports(&self.key).into_iter().zip(self.reported) {
-            if holds {
+        for (cell, is_taken) in reports(&self.key).into_iter().zip(self.reported) {
+            if is_taken {
                 cell.settle(settled);
             }
         }
@@ -164,8 +164,8 @@ fn take_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Opti
     let quota = key.workspace().cell();
     let cells = reports(key);
     let taken = cells.map(|cell| cell.take(credits, now));
-    let holds = taken.map(|taken| taken == ReportedDecrease::Some);
-    let is_reported = holds.contains(&true);
+    let is_taken = taken.map(|taken| taken == ReportedDecrease::Taken);
+    let is_reported = is_taken.contains(&true);
     let is_reserved = match (taken.contains(&ReportedDecrease::TooFew), overcommits) {
         (true, _) => false,
         (false, true) => quota.overcommit(credits),
@@ -173,9 +173,9 @@ fn take_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Opti
         (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
     if is_reserved {
-        return Some(holds);
+        return Some(is_taken);
     }
-    for (cell, _) in cells.into_iter().zip(holds).filter(|(_, holds)| *holds) {
+    for (cell, _) in cells.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken) {
         cell.settle(SettledReservation { reserved: credits, spent: 0 });
     }
     None

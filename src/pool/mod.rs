@@ -198,7 +198,7 @@ impl Pool {
 
     /// Requests a poll with `key`, which can confirm or refute a refusal.
     pub fn want_poll(&self, key: &Key) {
-        key.want_poll(true);
+        key.set_wants_poll(true);
         self.polls.notify_one();
     }
 
@@ -318,8 +318,8 @@ impl Pool {
                 for evidence in &known.of_key {
                     key.evidence_cell().add(aged(evidence));
                 }
-                key.weigh(roster.settings(), now);
-                key.workspace().weigh(roster.settings(), now);
+                key.apply_evidence(roster.settings(), now);
+                key.workspace().apply_evidence(roster.settings(), now);
             }
         }
     }
@@ -364,13 +364,13 @@ impl Pool {
 }
 
 /// The state changes of a workspace's keys since they were last reported.
-fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+fn changes_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let before = workspace.state_change_cache().begin();
     let quota = workspace.quota(now);
     let mut until = workspace.next_change(&quota, now);
     let mut news = Vec::new();
     for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
-        news.extend(news_of(roster, key, now));
+        news.extend(change_of_key(roster, key, now));
         until = [until, key.next_change(now)].into_iter().flatten().min();
     }
     workspace.state_change_cache().keep(
@@ -383,10 +383,10 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
 
 /// The same after a charge. Uses the cache, because a charge seldom changes more than the count of
 /// spent credits.
-fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+fn changes_after_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let is_unchanged =
         workspace.state_change_cache().holds(evaluation_inputs(roster, &workspace.quota(now)), now);
-    if is_unchanged { Vec::new() } else { news_of_workspace(roster, workspace, now) }
+    if is_unchanged { Vec::new() } else { changes_of_workspace(roster, workspace, now) }
 }
 
 fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
@@ -397,7 +397,7 @@ fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
     }
 }
 
-fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
+fn change_of_key(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
     let is_near = roster.is_near_limit(&quota);
     let change = key.report_change(key.state(now), quota, is_near)?;

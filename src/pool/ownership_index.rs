@@ -74,12 +74,12 @@ pub struct KnownOwner {
 }
 
 /// Minimum interval between two writes of an entry's time of use.
-const USE_WRITTEN_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
+const MIN_USE_WRITE_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 /// Number of shards, each behind its own lock: with a few dozen cores, two rarely contend.
 const SHARDS: usize = 64;
-/// A full shard evicts this fraction of its maximum at once, the oldest entries first, so that not
+/// A full shard evicts its maximum divided by this at once, the oldest entries first, so that not
 /// every later insertion has to evict one.
-const DROPPED_SHARE: usize = 8;
+const EVICTION_DIVISOR: usize = 8;
 
 /// Owners by identifier, bounded in number and age.
 ///
@@ -149,35 +149,36 @@ impl OwnershipIndex {
             map.remove(&named.tag);
             return None;
         }
-        let is_due = now.since(entry.used_at) >= USE_WRITTEN_INTERVAL;
+        let is_due = now.since(entry.used_at) >= MIN_USE_WRITE_INTERVAL;
         if is_due {
             entry.used_at = now;
         }
-        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.learned(named.tag)) })
+        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.to_stored(named.tag)) })
     }
 
     /// Records that `named` belongs to `owner`. Returns the entry to be stored; `None` when it was known.
     pub fn record(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
-        let fresh = || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
+        let new_entry =
+            || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
         let entry = match map.entry(named.tag) {
             Slot::Occupied(slot) => {
                 let entry = slot.into_mut();
                 let is_known = entry.owner == *owner
-                    && now.since(entry.used_at) < USE_WRITTEN_INTERVAL
+                    && now.since(entry.used_at) < MIN_USE_WRITE_INTERVAL
                     && self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now);
                 if is_known {
                     return None;
                 }
-                *entry = fresh();
+                *entry = new_entry();
                 entry
             }
-            Slot::Vacant(slot) => slot.insert(fresh()),
+            Slot::Vacant(slot) => slot.insert(new_entry()),
         };
-        let learned = entry.learned(named.tag);
-        self.bound(map, named.kind.class());
-        Some(learned)
+        let stored = entry.to_stored(named.tag);
+        self.evict_excess(map, named.kind.class());
+        Some(stored)
     }
 
     /// Removes the entry of `named`, because its owner no longer has it.
@@ -192,7 +193,7 @@ impl OwnershipIndex {
                 let mut shard = self.shard(&named.tag);
                 let map = &mut shard.0[usize::from(named.kind.class().number())];
                 map.insert(named.tag, OwnerEntry { kind: named.kind, owner, learned_at, used_at });
-                self.bound(map, named.kind.class());
+                self.evict_excess(map, named.kind.class());
             }
         }
     }
@@ -204,25 +205,25 @@ impl OwnershipIndex {
         shards.map(|shard| shard.0.iter().map(HashMap::len).sum::<usize>()).sum()
     }
 
-    fn bound(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
+    fn evict_excess(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
         let count_max = (self.keeping.count_max(class) / SHARDS).max(1);
         if map.len() <= count_max {
             return;
         }
         let mut ages: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
-        let dropped = (map.len() - count_max).max(count_max / DROPPED_SHARE);
-        let (_, &mut youngest, _) = ages.select_nth_unstable(dropped - 1);
-        let mut left = dropped;
+        let evicted = (map.len() - count_max).max(count_max / EVICTION_DIVISOR);
+        let (_, &mut youngest, _) = ages.select_nth_unstable(evicted - 1);
+        let mut left = evicted;
         map.retain(|_, entry| {
-            let is_dropped = left > 0 && entry.used_at <= youngest;
-            left -= usize::from(is_dropped);
-            !is_dropped
+            let is_evicted = left > 0 && entry.used_at <= youngest;
+            left -= usize::from(is_evicted);
+            !is_evicted
         });
     }
 }
 
 impl OwnerEntry {
-    fn learned(&self, tag: Tag) -> LearnedOwner {
+    fn to_stored(&self, tag: Tag) -> LearnedOwner {
         LearnedOwner {
             named: Named { kind: self.kind, tag },
             owner: self.owner.clone(),
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn use_keeps_an_entry_and_is_written_once_a_day() {
+    fn a_used_entry_is_kept_and_stored_once_a_day() {
         let owners = OwnershipIndex::new(KEEPING);
         owners.record(voice("v"), &identity("a"), NOW);
         assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().update, None);
@@ -277,7 +278,10 @@ mod tests {
         assert_eq!((used.learned_at, used.used_at), (NOW, NOW.plus(DAY)));
         assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update, None);
         assert!(owner(&owners, voice("v"), NOW.plus(DAY * 30)).is_some());
-        assert!(owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(), "unused for too long");
+        assert!(
+            owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(),
+            "the entry was unused for too long"
+        );
         assert_eq!(owners.count(), 0);
     }
 
@@ -296,7 +300,7 @@ mod tests {
         let known = (0..100).filter(|index| owners.find(&voice(&format!("v{index}")), NOW).is_some());
         assert_eq!(known.count(), 100);
         let newest = Named::new(Kind::Request, "r49999");
-        assert!(owners.find(&newest, NOW).is_some(), "the oldest go first");
+        assert!(owners.find(&newest, NOW).is_some(), "the oldest are evicted first");
         assert!(owners.find(&Named::new(Kind::Request, "r0"), NOW).is_none());
     }
 

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{SelectionRound, candidate, claim_probe, is_closed, traits};
+use super::candidate::{SelectionRound, candidate, claim_probe, is_unavailable, traits};
 use super::key::Key;
 use super::lease::Lease;
 use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::Ordering;
 use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
-use super::{Pool, Transition, news_of};
+use super::{Pool, Transition, change_of_key};
 use crate::clock;
 use crate::policy::key_state::{KeyState, StateChange};
 use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
@@ -37,7 +37,7 @@ pub struct Reserved {
 /// request was served.
 const RACES_MAX: usize = 64;
 /// The maximum restraint of each successive round.
-const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
+const MAX_RESTRAINTS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
 /// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
@@ -123,8 +123,9 @@ impl Pool {
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let rounds = |is_preferred_only, up_to| {
-            let round = |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, up_to };
+        let rounds = |is_preferred_only, max_restraint| {
+            let round =
+                |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
             match self.try_round(roster, request, round(false), now) {
                 Err(blocked) if request.allow_exhausted => {
                     let with_exhausted = self.try_round(roster, request, round(true), now);
@@ -133,13 +134,13 @@ impl Pool {
                 result => result,
             }
         };
-        let preferred_first = |up_to| {
+        let preferred_first = |max_restraint| {
             if !request.preferred.is_empty()
-                && let Ok(reserved) = rounds(true, up_to)
+                && let Ok(reserved) = rounds(true, max_restraint)
             {
                 return Ok(reserved);
             }
-            rounds(false, up_to)
+            rounds(false, max_restraint)
         };
         let first = preferred_first(None);
         let Err(blocked) = first else { return first };
@@ -148,12 +149,14 @@ impl Pool {
         if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
-        for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !request.was_refused)
+        for max_restraint in MAX_RESTRAINTS
+            .into_iter()
+            .filter(|restraint| *restraint == Restraint::Inferred || !request.was_refused)
         {
-            match preferred_first(Some(up_to)) {
+            match preferred_first(Some(max_restraint)) {
                 // The request also waits for a restricted key that is only busy.
                 Err(Blocked { reason: Unavailable::Full { .. }, .. })
-                    if up_to == Restraint::RefusedLongest => {}
+                    if max_restraint == Restraint::RefusedLongest => {}
                 result @ (Ok(_) | Err(Blocked { reason: Unavailable::Full { .. }, .. })) => return result,
                 Err(_) => {}
             }
@@ -177,8 +180,9 @@ impl Pool {
                 has_shortfall.set(has_shortfall.get() || is_skipped(&candidate));
                 candidate
             };
-            let is_closed = |position: usize, key: &Key| is_closed(key, position, request, round, now);
-            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_closed, evaluate) {
+            let is_unavailable =
+                |position: usize, key: &Key| is_unavailable(key, position, request, round, now);
+            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_unavailable, evaluate) {
                 Some(position) => (Choice::Use(position), false),
                 None => {
                     let all = roster.keys().iter().enumerate();
@@ -203,10 +207,10 @@ impl Pool {
             if has_shortfall.get() {
                 news = record_skipped(roster, request, position, now);
             }
-            news.extend(news_of(roster, key, now));
+            news.extend(change_of_key(roster, key, now));
             // A request that is limited to some keys does not change the key in use.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
-                news.extend(self.note_use(roster, key, position, now));
+                news.extend(self.record_key_in_use(roster, key, position, now));
             }
             return Ok(Reserved { lease, news });
         }
@@ -223,19 +227,25 @@ impl Pool {
     /// Records the key in use, and returns a state change when it is another than before. A key
     /// that only substitutes for the key in use, because that is busy or cannot pay for this
     /// request, is not recorded.
-    fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
+    fn record_key_in_use(
+        &self,
+        roster: &Roster,
+        key: &Arc<Key>,
+        position: usize,
+        now: UnixMs,
+    ) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
         let is_usable = |key: &Arc<Key>| key.state_with(&key.workspace().quota(now), now) == KeyState::Usable;
         if before == address || !is_usable(key) {
             return None;
         }
-        let stands_in = if roster.settings().strategy.fills {
+        let is_substitute = if roster.settings().strategy.fills {
             roster.keys()[..position].iter().any(is_usable)
         } else {
             roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == before && is_usable(key))
         };
-        if stands_in {
+        if is_substitute {
             return None;
         }
         self.in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
@@ -251,7 +261,7 @@ fn best_serviceable(
     roster: &Roster,
     turn: u64,
     now: UnixMs,
-    is_closed: impl Fn(usize, &Key) -> bool,
+    is_unavailable: impl Fn(usize, &Key) -> bool,
     evaluate: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
     let strategy = roster.settings().strategy;
@@ -264,7 +274,7 @@ fn best_serviceable(
         let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
         // The first key is usually the one that serves. Keys in cooldown are skipped without a full
         // evaluation.
-        if is_beaten || (!is_first && is_closed(position, key)) {
+        if is_beaten || (!is_first && is_unavailable(position, key)) {
             continue;
         }
         is_first = false;
@@ -381,7 +391,7 @@ mod tests {
             is_preferred_only: bool,
             allow_exhausted: bool,
             restricted in prop::collection::btree_set(0_usize..9, 0..3),
-            up_to in 0..3_usize,
+            max_restraint in 0..3_usize,
         ) {
             for strategy in &STRATEGIES {
                 let entries = (0..keys.len()).map(|number| {
@@ -395,16 +405,16 @@ mod tests {
                 request.ineligible = ineligible.iter().copied().collect();
                 request.preferred = preferred.iter().copied().collect();
                 request.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
-                let up_to = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][up_to];
-                let round = SelectionRound { is_preferred_only, allow_exhausted, up_to };
-                let is_closed = |at, key: &Key| is_closed(key, at, &request, round, NOW);
+                let max_restraint = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][max_restraint];
+                let round = SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
+                let is_unavailable = |at, key: &Key| is_unavailable(key, at, &request, round, NOW);
                 let evaluate = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
                 let all = roster.keys().iter().enumerate().map(|(at, key)| evaluate(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_closed, evaluate), compared, "{:?}", strategy);
+                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_unavailable, evaluate), compared, "{:?}", strategy);
             }
         }
     }

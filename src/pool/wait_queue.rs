@@ -279,7 +279,7 @@ impl KeyRequest {
 }
 
 impl Waiter {
-    /// Sets when a retry is worthwhile, and wakes the request's task if that is earlier than its timer.
+    /// Sets the time of the next retry, and wakes the request's task if that is earlier than its timer.
     fn set_retry_at(&mut self, at: Option<UnixMs>) {
         let before = std::mem::replace(&mut self.until, at);
         if at.is_some_and(|at| before.is_none_or(|before| at < before)) {

@@ -181,31 +181,31 @@ impl Workspace {
     }
 
     /// Computes cooldown, probes, rate limits and remaining credits from the evidence at `now`.
-    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+    pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         let resets_at = self.quota(now).resets_at;
-        let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
+        let meanings = self.evidence.meanings(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
         // A probe is allowed only if every cooldown of the workspace allows it.
-        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
+        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
         let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
         for meaning in meanings {
             match meaning {
-                Meaning::Cooldown { cooldown, is_probable: may } => {
+                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
                     joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    is_probable &= may;
+                    may_be_probed &= allows_probe;
                 }
                 Meaning::GroupCooldown { group, until, is_probable } => {
                     limits[group.index()] = Some((until, is_probable));
                 }
                 Meaning::Short { left, until } => {
-                    is_short = true;
+                    has_shortfall = true;
                     self.quota.reported().report(left, until, now);
                 }
                 Meaning::Nothing => {}
             }
         }
         self.cooldown.store(joined);
-        self.probe.allow(probe_after(is_probable && joined.is_some()), now);
+        self.probe.allow(probe_after(may_be_probed && joined.is_some()), now);
         for (limiter, limit) in self.limiters.iter().zip(limits) {
             limiter.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
@@ -214,7 +214,7 @@ impl Workspace {
             [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
-        if !is_short {
+        if !has_shortfall {
             self.quota.reported().forget();
         }
         self.state_change_cache.invalidate();
@@ -252,14 +252,14 @@ impl Workspace {
     /// Adopts the figures of a poll.
     pub(super) fn observe(
         &self,
-        theirs: Quota,
+        polled: Quota,
         tier: Option<String>,
         capabilities: Capabilities,
         now: UnixMs,
         lag: Duration,
     ) {
         // After a new period or another limit, older refusals for credits no longer apply.
-        if self.quota.adopt(theirs, now, lag) {
+        if self.quota.adopt(polled, now, lag) {
             self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
             self.skipped_until.store(0, Ordering::Release);
         }

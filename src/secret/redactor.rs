@@ -40,7 +40,7 @@ pub struct Redactor {
     /// The distance by which the window may advance, by the pair in which it ends.
     skips: Vec<usize>,
     /// Whether a needle begins with the byte.
-    begins: [bool; 256],
+    first_bytes: [bool; 256],
 }
 
 /// A key in one of its encodings.
@@ -138,11 +138,11 @@ impl Redactor {
         }
         let mut sorted: Vec<usize> = (0..needles.len()).collect();
         sorted.sort_by_key(|&index| needles.get(index).map(|needle| &needle.bytes));
-        let mut begins = [false; 256];
+        let mut first_bytes = [false; 256];
         for first in needles.iter().filter_map(|needle| needle.bytes.first()) {
-            begins[usize::from(*first)] = true;
+            first_bytes[usize::from(*first)] = true;
         }
-        Self { needles, sorted, window, skips, begins }
+        Self { needles, sorted, window, skips, first_bytes }
     }
 
     /// `text` with every key replaced by its short form; `None` if it contains no key.
@@ -219,7 +219,7 @@ impl Redactor {
             from = at + needle.bytes.len();
             keys.push((at..from, needle));
         }
-        (keys, text.len() - self.beginning_at_end(&text[from..]).len())
+        (keys, text.len() - self.possible_start_at_end(&text[from..]).len())
     }
 
     /// Overwrites the start of a key at the end of the stream, or of one that continues elsewhere,
@@ -228,8 +228,8 @@ impl Redactor {
         let (shown, encoding, from) = {
             let unescaped = Unescaped::of(end);
             let text = unescaped.as_ref().map_or(&*end, |unescaped| &unescaped.text);
-            let begun = self.beginning(text).filter_map(|index| self.needles.get(index));
-            let Some(needle) = begun.min_by_key(|needle| needle.shown()) else { return };
+            let candidates = self.with_prefix(text).filter_map(|index| self.needles.get(index));
+            let Some(needle) = candidates.min_by_key(|needle| needle.shown()) else { return };
             let shown = needle.shown();
             if shown >= text.len() {
                 return;
@@ -253,7 +253,7 @@ impl Redactor {
                 start += skip;
                 continue;
             }
-            if let Some(needle) = self.begun(&text[start..]) {
+            if let Some(needle) = self.match_at_start(&text[start..]) {
                 return Some((start, needle));
             }
             start += 1;
@@ -262,24 +262,24 @@ impl Redactor {
     }
 
     /// The longest key that `text` begins with.
-    fn begun(&self, text: &[u8]) -> Option<&Needle> {
+    fn match_at_start(&self, text: &[u8]) -> Option<&Needle> {
         let window = text.get(..self.window)?;
-        if !self.begins[usize::from(window[0])] {
+        if !self.first_bytes[usize::from(window[0])] {
             return None;
         }
-        let begun = self.beginning(window).filter(|&index| text.starts_with(self.bytes(index)));
+        let candidates = self.with_prefix(window).filter(|&index| text.starts_with(self.bytes(index)));
         // The longest needles come first.
-        begun.min().and_then(|index| self.needles.get(index))
+        candidates.min().and_then(|index| self.needles.get(index))
     }
 
     /// The longest end of `text` that a key may begin with.
-    fn beginning_at_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+    fn possible_start_at_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let longest = self.needles.first().map_or(0, |needle| needle.bytes.len() - 1);
         let mut end = &text[text.len().saturating_sub(longest)..];
         // Most bytes cannot begin a key.
-        while let Some(at) = end.iter().position(|byte| self.begins[usize::from(*byte)]) {
+        while let Some(at) = end.iter().position(|byte| self.first_bytes[usize::from(*byte)]) {
             end = &end[at..];
-            if self.beginning(end).next().is_some() {
+            if self.with_prefix(end).next().is_some() {
                 return end;
             }
             end = &end[1..];
@@ -288,10 +288,10 @@ impl Redactor {
     }
 
     /// The indices of the needles with this prefix, which are adjacent in byte order.
-    fn beginning(&self, begin: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.sorted.partition_point(|&index| self.bytes(index) < begin);
+    fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = usize> {
+        let first = self.sorted.partition_point(|&index| self.bytes(index) < prefix);
         let rest = self.sorted[first..].iter().copied();
-        rest.take_while(move |&index| self.bytes(index).starts_with(begin))
+        rest.take_while(move |&index| self.bytes(index).starts_with(prefix))
     }
 
     fn bytes(&self, index: usize) -> &[u8] {
@@ -507,8 +507,8 @@ mod tests {
                 .collect();
             // A naive search for comparison.
             let at_each = (0..text.len()).find_map(|at| {
-                let begun = texts.iter().filter(|key| text[at..].starts_with(**key));
-                begun.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
+                let candidates = texts.iter().filter(|key| text[at..].starts_with(**key));
+                candidates.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
             });
             let redactor = redactor(&texts);
             let matches = redactor.find(text.as_bytes(), 0);
@@ -588,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn the_covered_begin_of_a_key_shows_no_more_than_its_short_form() {
+    fn the_covered_start_of_a_key_shows_no_more_than_its_short_form() {
         let redactor = redactor(&[LONG]);
         let covered = |text: &[u8]| {
             let mut text = text.to_vec();
@@ -613,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_key_is_printed() {
+    fn a_redactor_prints_no_key() {
         let redactor = redactor(&[LONG]);
         assert!(!format!("{redactor:?}").contains("6c03"));
     }

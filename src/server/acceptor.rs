@@ -68,7 +68,7 @@ impl Acceptor {
 
 impl Acceptor {
     /// Accepts a connection that is already pending, if there is one and a permit is free.
-    pub(super) fn accept_waiting(
+    pub(super) fn accept_pending(
         &self,
         permits: &Arc<Semaphore>,
     ) -> Option<(Accepted, OwnedSemaphorePermit)> {

@@ -22,7 +22,7 @@ pub(super) struct ConnectionState {
     peer: Option<IpAddr>,
     began: Instant,
     /// Start of the wait for a head, in milliseconds after `began`.
-    waits_since: AtomicU64,
+    waiting_since: AtomicU64,
     /// Bytes read at that moment: a higher count means that the head has begun.
     read_before: AtomicU64,
     has_head_begun: AtomicBool,
@@ -56,7 +56,7 @@ impl ConnectionState {
         Arc::new(Self {
             peer,
             began: clock::instant(),
-            waits_since: AtomicU64::new(BUSY),
+            waiting_since: AtomicU64::new(BUSY),
             read_before: AtomicU64::new(0),
             has_head_begun: AtomicBool::new(false),
             has_had_request: AtomicBool::new(false),
@@ -85,17 +85,17 @@ impl ConnectionState {
 
     /// Begins the wait for a head, unless it has begun already.
     pub(super) fn await_head(&self) {
-        if self.waits_since().is_none() {
+        if self.waiting_since().is_none() {
             self.read_before.store(self.counters.bytes(), Ordering::Relaxed);
             self.has_head_begun.store(false, Ordering::Relaxed);
-            self.set_waits_since();
+            self.set_waiting_since();
         }
     }
 
     /// Records the first byte of a head that arrives on an idle connection.
     pub(super) fn begin_head(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
-        self.set_waits_since();
+        self.set_waiting_since();
     }
 
     /// Records that the head had begun before the connection became idle.
@@ -103,13 +103,13 @@ impl ConnectionState {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
 
-    fn set_waits_since(&self) {
+    fn set_waiting_since(&self) {
         let since = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(BUSY);
-        self.waits_since.store(since, Ordering::Relaxed);
+        self.waiting_since.store(since, Ordering::Relaxed);
     }
 
-    fn waits_since(&self) -> Option<Instant> {
-        match self.waits_since.load(Ordering::Relaxed) {
+    fn waiting_since(&self) -> Option<Instant> {
+        match self.waiting_since.load(Ordering::Relaxed) {
             BUSY => None,
             since => Some(self.began + Duration::from_millis(since)),
         }
@@ -136,7 +136,7 @@ impl ConnectionState {
 
     /// Records that a request head has come, with a body or without.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
-        self.waits_since.store(BUSY, Ordering::Relaxed);
+        self.waiting_since.store(BUSY, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);
         self.may_send_body.store(has_body, Ordering::Relaxed);
         let mut requests = self.requests();
@@ -171,7 +171,7 @@ impl ConnectionState {
     /// each request.
     pub(super) async fn head_timed_out(&self, limits: &ConnectionLimits) {
         loop {
-            let due = self.waits_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
+            let due = self.waiting_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
             if due <= clock::instant() {
                 return;
             }
@@ -201,7 +201,7 @@ impl ConnectionState {
         loop {
             sleep_until(due.into()).await;
             let now = clock::instant();
-            let since = self.waits_since().filter(|_| self.may_become_idle());
+            let since = self.waiting_since().filter(|_| self.may_become_idle());
             if since.is_some_and(|since| since + pause <= now) {
                 return;
             }

@@ -42,7 +42,7 @@ where
                 Err(_) => break,
             }
         }
-        debug!("a client still sent when its connection was closed");
+        debug!("a client was still sending when its connection was closed");
     };
     let ending = async {
         drain.close.cancelled().await;

@@ -282,7 +282,7 @@ impl<S: Service> Server<S> {
         }
         // Closing the listener would reset the connections that the system has already accepted.
         for _ in 0..BACKLOG {
-            let Some((accepted, permit)) = acceptor.accept_waiting(&self.connection_limiter.permits) else {
+            let Some((accepted, permit)) = acceptor.accept_pending(&self.connection_limiter.permits) else {
                 return;
             };
             self.assign(accepted, permit, tls.clone());

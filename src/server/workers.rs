@@ -154,9 +154,9 @@ impl<S> WorkerPool<S> {
     pub(super) fn less_loaded_than(&self, number: usize) -> Option<usize> {
         let (own_requests, _) = self.workers.get(number)?.load();
         // Usually the connection's own request is the only one under way on this worker.
-        let less = if own_requests > 1 { self.least_loaded()? } else { return None };
-        let (other_requests, _) = self.workers.get(less)?.load();
-        (other_requests + 1 < own_requests).then_some(less)
+        let target = if own_requests > 1 { self.least_loaded()? } else { return None };
+        let (other_requests, _) = self.workers.get(target)?.load();
+        (other_requests + 1 < own_requests).then_some(target)
     }
 
     /// Returns each worker in turn.
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn without_workers_there_is_no_least_load() {
+    fn a_pool_without_workers_has_no_least_load() {
         check(&[], 3, None);
     }
 }

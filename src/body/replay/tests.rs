@@ -1,3 +1,5 @@
+//! Tests of the replay of a request body: attempts, bounds of the buffer, and slow clients.
+
 use std::collections::VecDeque;
 use std::task::Waker;
 

@@ -115,7 +115,7 @@ impl ConcurrencyLimiter {
     fn max(&self) -> u32 {
         match (self.reported_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
             (0, 0) => u32::MAX,
-            (0, set_plan_max) => set_plan_max,
+            (0, plan_max) => plan_max,
             (reported, _) => reported,
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_holds_for_a_while_and_names_the_maximum() {
+    fn a_refusal_saturates_the_group_and_reports_its_maximum() {
         let cell = ConcurrencyLimiter::default();
         cell.record_refusal(Some(4), UnixMs(2_000));
         cell.record_refusal(None, UnixMs(1_500));

@@ -32,16 +32,16 @@ impl EvidenceCell {
     /// Adds evidence, which replaces earlier evidence of the same claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
         let mut state = self.lock();
-        state.evidence.retain(|known| !known.claim.is_same(evidence.claim));
+        state.evidence.retain(|entry| !entry.claim.is_same(evidence.claim));
         state.evidence.push(evidence);
         self.count.store(state.evidence.len(), Ordering::Release);
     }
 
     /// Drops the evidence that `is_dropped` selects. Returns whether there was any.
-    pub(in crate::pool) fn drop_if(&self, is_over: impl Fn(&Evidence) -> bool) -> bool {
+    pub(in crate::pool) fn drop_if(&self, is_dropped: impl Fn(&Evidence) -> bool) -> bool {
         let mut state = self.lock();
         let before = state.evidence.len();
-        state.evidence.retain(|known| !is_over(known));
+        state.evidence.retain(|entry| !is_dropped(entry));
         self.count.store(state.evidence.len(), Ordering::Release);
         state.evidence.len() < before
     }
@@ -50,7 +50,7 @@ impl EvidenceCell {
     /// millisecond.
     pub(in crate::pool) fn polled(&self, poll: Poll) {
         let mut state = self.lock();
-        let latest = state.evidence.iter().map(|known| known.at.0.saturating_add(1)).max();
+        let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
         let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
         state.poll = Some(Poll { at, ..poll });
     }
@@ -61,7 +61,7 @@ impl EvidenceCell {
 
     /// Returns the meaning of each piece of evidence at `now`, and drops evidence without a
     /// meaning.
-    pub(in crate::pool) fn weigh(
+    pub(in crate::pool) fn meanings(
         &self,
         resets_at: Option<UnixMs>,
         cooldowns: &Cooldowns,

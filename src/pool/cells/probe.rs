@@ -17,7 +17,7 @@ pub(in crate::pool) struct ProbeCell {
 }
 
 /// A probe without a result is repeated after this multiple of the first pause.
-const LATER: u32 = 5;
+const REPEAT_FACTOR: u32 = 5;
 
 impl ProbeCell {
     /// Allows a probe once `after` has passed, unless one is scheduled already; `None` forbids
@@ -48,7 +48,7 @@ impl ProbeCell {
     /// Claims the probe that is due. Returns `false` when none is due, or another request claimed
     /// it first.
     pub(in crate::pool) fn claim(&self, pause: Duration, now: UnixMs) -> bool {
-        let next = now.plus(pause * LATER).0;
+        let next = now.plus(pause * REPEAT_FACTOR).0;
         let is_due = |at: u64| (at > 0 && at <= now.0).then_some(next);
         let is_claimed = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_due).is_ok();
         if is_claimed {
@@ -75,7 +75,7 @@ mod tests {
         let overdue = UnixMs(1_000).plus(SHORT_WAIT);
         assert_eq!(cell.retry_at(UnixMs(1_000)), Some(overdue));
         // Without a result, the next probe is waited for.
-        assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
+        assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * REPEAT_FACTOR)));
         // The result has arrived.
         cell.allow(Some(pause), UnixMs(1_400));
         assert_eq!(cell.retry_at(UnixMs(1_500)), Some(UnixMs(301_000)));

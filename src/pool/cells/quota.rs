@@ -128,13 +128,13 @@ impl QuotaCell {
     }
 
     /// Adopts the provider's figures. Returns whether they start a new period or set a new limit.
-    pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
+    pub(in crate::pool) fn adopt(&self, polled: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
-        self.record_drift(before.drift(theirs, idle, lag));
-        self.replace_count(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
-        self.set_limits(theirs);
-        let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
+        self.record_drift(before.drift(polled, idle, lag));
+        self.replace_count(|count| Quota { count, ..before }.adopt(polled, idle, lag).count);
+        self.set_limits(polled);
+        let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..polled };
         if is_new {
             self.reported.forget();
         }
@@ -152,11 +152,11 @@ impl QuotaCell {
         match drift {
             BillingDiscrepancy::Fresh => self.drift.store(0, Ordering::Release),
             BillingDiscrepancy::Within => {}
-            BillingDiscrepancy::Above(more) => {
-                self.drift.fetch_add(credits(more), Ordering::AcqRel);
+            BillingDiscrepancy::Above(excess) => {
+                self.drift.fetch_add(credits(excess), Ordering::AcqRel);
             }
-            BillingDiscrepancy::Below(fewer) => {
-                self.drift.fetch_sub(credits(fewer), Ordering::AcqRel);
+            BillingDiscrepancy::Below(deficit) => {
+                self.drift.fetch_sub(credits(deficit), Ordering::AcqRel);
             }
         }
     }
@@ -219,7 +219,7 @@ fn not_below_zero(word: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum ReportedDecrease {
     /// The credits were taken.
-    Some,
+    Taken,
     /// No report is in force.
     Unreported,
     /// Too few credits are left.
@@ -275,7 +275,7 @@ impl ReportedRemaining {
         }
         let take = |left: u64| if left == UNKNOWN { None } else { left.checked_sub(credits) };
         match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => ReportedDecrease::Some,
+            Ok(_) => ReportedDecrease::Taken,
             Err(UNKNOWN) => ReportedDecrease::Unreported,
             Err(_) => ReportedDecrease::TooFew,
         }
@@ -301,7 +301,7 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(50);
 
-    fn holding(count: u64, limit: u64) -> QuotaCell {
+    fn quota_cell(count: u64, limit: u64) -> QuotaCell {
         let cell = QuotaCell::default();
         cell.restore(
             Quota { count, limit: Some(limit), resets_at: Some(UnixMs(100)), ..Quota::default() },
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_survives_its_cells() {
+    fn a_stored_quota_is_loaded_unchanged() {
         let cell = QuotaCell::default();
         assert_eq!(cell.load(UnixMs(5)), Quota::default());
         for extension in [Extension::None, Extension::Credits(7), Extension::Unlimited] {
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_last_credits_are_reserved_once() {
-        let cell = holding(90, 100);
+        let cell = quota_cell(90, 100);
         assert!(cell.reserve(6, Some(0)) && !cell.reserve(6, Some(0)) && cell.reserve(4, Some(0)));
         assert!(!cell.fits(1, 0) && cell.fits(0, 0));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (90, 10));
@@ -349,8 +349,8 @@ mod tests {
     }
 
     #[test]
-    fn an_overcommitted_lease_is_the_only_one() {
-        let cell = holding(98, 100);
+    fn only_one_request_overcommits_at_a_time() {
+        let cell = quota_cell(98, 100);
         assert!(cell.overcommit(5) && !cell.overcommit(5) && !cell.reserve(1, Some(0)));
         settle(&cell, 5, 1);
         assert_eq!(cell.load(NOW).count, 99);
@@ -361,39 +361,39 @@ mod tests {
     fn a_drift_adds_up_until_the_period_ends() {
         let cell = QuotaCell::default();
         let lag = Duration::from_millis(10);
-        let theirs = |count, reset| Quota {
+        let polled = |count, reset| Quota {
             count,
             limit: Some(100),
             resets_at: Some(UnixMs(reset)),
             ..Quota::default()
         };
         let spend = |credits, at| cell.settle(SettledReservation { reserved: 0, spent: credits }, UnixMs(at));
-        cell.adopt(theirs(7, 900), UnixMs(1), lag);
+        cell.adopt(polled(7, 900), UnixMs(1), lag);
         assert_eq!(cell.drift(), 0, "credits spent before the start are no drift");
         spend(10, 2);
-        cell.adopt(theirs(20, 900), UnixMs(3), lag);
-        cell.adopt(theirs(20, 900), UnixMs(4), lag);
+        cell.adopt(polled(20, 900), UnixMs(3), lag);
+        cell.adopt(polled(20, 900), UnixMs(4), lag);
         assert_eq!(cell.drift(), 3, "three of them are not ours");
         spend(5, 5);
-        cell.adopt(theirs(20, 900), UnixMs(14), lag);
+        cell.adopt(polled(20, 900), UnixMs(14), lag);
         assert_eq!((cell.drift(), cell.load(UnixMs(14)).count), (3, 25), "it may lag");
-        cell.adopt(theirs(24, 900), UnixMs(15), lag);
+        cell.adopt(polled(24, 900), UnixMs(15), lag);
         assert_eq!((cell.drift(), cell.load(UnixMs(15)).count), (2, 24), "it has settled");
-        cell.adopt(theirs(30, 9_000), UnixMs(16), lag);
+        cell.adopt(polled(30, 9_000), UnixMs(16), lag);
         assert_eq!(cell.drift(), 0);
     }
 
     #[test]
     fn restored_spending_is_not_returned_at_once() {
-        let cell = holding(50, 100);
-        let theirs = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
-        cell.adopt(theirs, NOW, Duration::from_secs(1));
+        let cell = quota_cell(50, 100);
+        let polled = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
+        cell.adopt(polled, NOW, Duration::from_secs(1));
         assert_eq!(cell.load(NOW).count, 50);
     }
 
     #[test]
-    fn a_period_ends_once_and_later_spending_stays() {
-        let cell = holding(9, 10);
+    fn a_period_ends_once_and_keeps_later_spending() {
+        let cell = quota_cell(9, 10);
         assert!(cell.reserve(1, Some(0)));
         cell.reported().report(0, UnixMs(900), NOW);
         assert_eq!(cell.load(UnixMs(100)).count, 0);
@@ -405,14 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_adopted_beside_reserved_credits() {
-        let cell = holding(10, 100);
+    fn adopted_figures_keep_reserved_credits() {
+        let cell = quota_cell(10, 100);
         assert!(cell.reserve(5, Some(0)));
-        let theirs = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
-        assert!(!cell.adopt(theirs, NOW, Duration::from_secs(1)));
+        let polled = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
+        assert!(!cell.adopt(polled, NOW, Duration::from_secs(1)));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (40, 5));
         cell.reported().report(3, UnixMs(900), NOW);
-        assert!(cell.adopt(Quota { limit: Some(200), ..theirs }, NOW, Duration::from_secs(1)));
+        assert!(cell.adopt(Quota { limit: Some(200), ..polled }, NOW, Duration::from_secs(1)));
         assert_eq!(cell.reported().left(NOW), None);
     }
 
@@ -425,7 +425,7 @@ mod tests {
         reported.report(12, until, NOW);
         assert_eq!(
             (reported.take(7, NOW), reported.take(7, NOW)),
-            (ReportedDecrease::Some, ReportedDecrease::TooFew)
+            (ReportedDecrease::Taken, ReportedDecrease::TooFew)
         );
         reported.settle(SettledReservation { reserved: 7, spent: 4 });
         assert_eq!(reported.left(NOW), Some(6));

@@ -42,7 +42,7 @@ impl StateChangeCache {
         EvaluationStart(self.0.load(Ordering::Acquire))
     }
 
-    /// Stores that an evaluation holds until then, unless the state has changed since it began.
+    /// Stores that an evaluation holds until `until`, unless the state has changed since it began.
     pub(in crate::pool) fn keep(&self, before: EvaluationStart, inputs: NextChange, until: UnixMs) {
         let EvaluationStart(before) = before;
         let word = before & !(CHANGE - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_ends_an_evaluation_and_outdates_one_that_has_begun() {
+    fn a_change_invalidates_a_stored_and_a_running_evaluation() {
         let cell = StateChangeCache::default();
         // One more than the counter of changes can hold.
         for _ in 0..1_025 {
