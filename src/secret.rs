@@ -105,7 +105,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a configured text cannot be a key. Contains nothing of the text itself.
+/// The reason why a configured text cannot be a key. Contains nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableKey {
     /// The text is empty.

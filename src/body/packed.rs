@@ -18,7 +18,7 @@ use super::budget::BufferShare;
 use super::decode::Coding;
 use crate::secret::{Redaction, Redactor};
 
-/// Why a compressed body is not forwarded.
+/// The reason why a compressed body is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
     /// The body contains a key of the pool.

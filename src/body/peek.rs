@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_body_stays_broken() {
+    async fn a_body_that_breaks_off_is_relayed_with_its_error() {
         let (mut peeked, whole) =
             read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
         assert_eq!(whole, None);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// How the relay of a response ended.
+/// The outcome of the relay of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayEnd {
     /// The client received the complete body.
@@ -21,7 +21,7 @@ pub enum RelayEnd {
 /// Receives the end of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
     /// Called when the relay ended, with the number of body bytes relayed.
-    fn settle(self, end: RelayEnd, bytes: u64);
+    fn on_end(self, end: RelayEnd, bytes: u64);
 }
 
 /// A body that calls [`OnBodyEnd`] when it ends, fails or is dropped.
@@ -39,14 +39,14 @@ pub struct Relay<B: Body, O: OnBodyEnd> {
 }
 
 impl<B: Body, O: OnBodyEnd> Relay<B, O> {
-    /// Relays `body` and calls [`OnBodyEnd::settle`] at its end.
+    /// Relays `body` and calls [`OnBodyEnd::on_end`] at its end.
     pub fn new(body: B, on_end: O) -> Self {
         Self { body: Some(body), on_end: Some(on_end), bytes: 0 }
     }
 
     fn report_end(&mut self, end: RelayEnd) {
         if let Some(on_end) = self.on_end.take() {
-            on_end.settle(end, self.bytes);
+            on_end.on_end(end, self.bytes);
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
     struct EndSender(Sender<(RelayEnd, u64)>);
 
     impl OnBodyEnd for EndSender {
-        fn settle(self, end: RelayEnd, bytes: u64) {
+        fn on_end(self, end: RelayEnd, bytes: u64) {
             self.0.send((end, bytes)).unwrap();
         }
     }
@@ -170,7 +170,7 @@ mod tests {
     fn the_upstream_body_is_dropped_before_the_end_is_reported() {
         struct CountingEnd(std::sync::Arc<()>, Sender<usize>);
         impl OnBodyEnd for CountingEnd {
-            fn settle(self, _: RelayEnd, _: u64) {
+            fn on_end(self, _: RelayEnd, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }
         }

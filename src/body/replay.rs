@@ -55,7 +55,7 @@ pub enum UploadWait {
     Never,
 }
 
-/// Why a pass ended early.
+/// The reason why a pass ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
     /// A later pass has begun.
@@ -87,9 +87,9 @@ struct Shared<B> {
     /// Whether the connection has accepted a byte of the last pass's request.
     has_begun: bool,
     is_released: bool,
-    /// When bytes were last passed to an attempt.
+    /// Time at which bytes were last passed to an attempt.
     moved_at: Instant,
-    /// When bytes last came from the client.
+    /// Time at which bytes last came from the client.
     arrived_at: Instant,
     /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
     /// wait.
@@ -175,13 +175,13 @@ where
         if shared.buffer.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
     }
 
-    /// When the last bytes came from the client; when the request began, if it has no body.
+    /// The time of the last bytes from the client, or of the beginning of the request before the first ones.
     #[must_use]
     pub fn arrived_at(&self) -> Instant {
         lock(&self.shared).arrived_at
     }
 
-    /// Why a new pass cannot send the complete body, when the reason is the replay buffer.
+    /// The loss of the replay buffer because of which a new pass cannot send the complete body.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
         lock(&self.shared).buffer.loss()
@@ -246,7 +246,7 @@ impl<B> Upload<B> {
         lock(&self.shared).slow_at(rate)
     }
 
-    /// When bytes were last passed on.
+    /// The time at which bytes were last passed to an attempt.
     #[must_use]
     pub fn moved_at(&self) -> Instant {
         lock(&self.shared).moved_at

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use super::budget::{BufferBudget, BufferShare};
 use super::disk_spill::DiskSpill;
 
-/// Why a body cannot be sent again.
+/// The reason why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// The body is larger than its bound, or all bodies together are larger than theirs.
@@ -91,7 +91,7 @@ impl ReplayBuffer {
         }
     }
 
-    /// Why the buffer is not complete; `None` while it is.
+    /// The reason why the buffer is incomplete; `None` while it is complete.
     pub(super) fn loss(&self) -> Option<Loss> {
         self.loss
     }

@@ -144,7 +144,7 @@ async fn every_holder_buffers_within_the_budget() {
 }
 
 #[tokio::test]
-async fn without_memory_no_holder_buffers() {
+async fn no_holder_buffers_without_memory() {
     let budget = budget(0, 16 * MEBI);
     let (holding, on_disk) = upload(&budget).await;
     assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
@@ -158,7 +158,7 @@ async fn without_memory_no_holder_buffers() {
 }
 
 #[tokio::test]
-async fn without_memory_and_disk_an_upload_loses_only_its_replay() {
+async fn an_upload_without_memory_and_disk_loses_only_its_replay() {
     let budget = budget(0, 0);
     let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));

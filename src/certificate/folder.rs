@@ -72,7 +72,7 @@ pub struct OpenedCa {
 pub struct QuarantinedFile {
     /// Its new path.
     pub path: PathBuf,
-    /// Why it was unusable.
+    /// The reason why it was unusable.
     pub reason: Unfit,
 }
 

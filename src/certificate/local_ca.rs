@@ -27,7 +27,7 @@ pub struct LocalCa {
     life: Life,
 }
 
-/// Why no certificate was made.
+/// The reason why no certificate was made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     /// The certificate cannot be encoded or signed.
@@ -38,7 +38,7 @@ pub enum MakeError {
     Tls(#[from] rustls::Error),
 }
 
-/// Why a stored CA is unusable.
+/// The reason why a stored CA is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// The file has no certificate and key that belong together.

@@ -26,7 +26,7 @@ pub use configured::{Chain, ChainError, KeyError};
 pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
 pub use local_ca::{LocalCa, MakeError, Unfit};
 
-/// Where the local CA is kept.
+/// The place where the local CA is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
     /// In this folder.

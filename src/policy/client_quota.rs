@@ -221,7 +221,7 @@ impl Tally {
     /// With `more` used instead of `less` that was reserved, both in the period of that number. Unchanged
     /// when that period is over, because its count was reset.
     #[must_use]
-    pub fn settled(self, number: u16, less: u64, more: u64) -> Self {
+    pub fn replaced(self, number: u16, less: u64, more: u64) -> Self {
         if self.number != number {
             return self;
         }
@@ -361,15 +361,15 @@ mod tests {
         let tomorrow = Period::Day.end(LEAP).unwrap();
         let tally = Tally::default().plus(20, Period::Day, LEAP);
         let number = tally.number();
-        assert_eq!(tally.settled(number, 20, 7).used(Period::Day, LEAP), 7);
+        assert_eq!(tally.replaced(number, 20, 7).used(Period::Day, LEAP), 7);
         assert_eq!(
-            tally.settled(number, 5, 9).used(Period::Day, LEAP),
+            tally.replaced(number, 5, 9).used(Period::Day, LEAP),
             24,
             "a request may cost more than its reservation"
         );
-        assert_eq!(tally.settled(number, 90, 0).used(Period::Day, LEAP), 0);
+        assert_eq!(tally.replaced(number, 90, 0).used(Period::Day, LEAP), 0);
         let next = tally.plus(1, Period::Day, tomorrow);
-        assert_eq!(next.settled(number, 20, 30), next, "yesterday is over");
+        assert_eq!(next.replaced(number, 20, 30), next, "yesterday is over");
     }
 
     #[track_caller]

@@ -20,7 +20,7 @@ use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_at};
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
-use crate::telemetry::{announce, announce_drift};
+use crate::telemetry::{log_discrepancy, log_transitions};
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
 pub use conversations::Conversations;
@@ -187,7 +187,7 @@ impl<C: Connect> QuotaPoller<C> {
             Observation::Invalid { .. } => PollOutcome::Figures,
             Observation::Unreadable => PollOutcome::Nothing,
         };
-        announce(&self.pool.observe(roster, key, observation, clock::now()));
+        log_transitions(&self.pool.observe(roster, key, observation, clock::now()));
         outcome
     }
 
@@ -205,7 +205,7 @@ impl<C: Connect> QuotaPoller<C> {
             if let Some(key_there) =
                 roster.keys().iter().find(|key| key.api_key().fingerprint() == fingerprint)
             {
-                announce(&self.pool.observe(&roster, key_there, observation, clock::now()));
+                log_transitions(&self.pool.observe(&roster, key_there, observation, clock::now()));
             }
             let event = "key_region_found";
             let host = region.host();
@@ -333,7 +333,7 @@ fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
         let is_twin = |other: &&PolledQuota<'_>| {
             other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
         };
-        announce_drift(key, drifted, quotas.iter().find(is_twin).map(|twin| twin.key));
+        log_discrepancy(key, drifted, quotas.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 

@@ -18,11 +18,11 @@ use crate::policy::units::UnixMs;
 /// The limits on the keys that one round of a selection considers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SelectionRound {
-    /// Only the keys that the request prefers.
+    /// Whether only the keys that the request prefers are considered.
     pub(super) is_preferred_only: bool,
-    /// Also the keys without credits.
+    /// Whether keys without credits are considered, too.
     pub(super) allow_exhausted: bool,
-    /// Also the keys with a restraint up to this one.
+    /// The highest restraint of the keys that are considered; `None` excludes restricted keys.
     pub(super) max_restraint: Option<Restraint>,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn candidate(
                 concurrency,
                 is_excluded: is_excluded || restraint > round.max_restraint,
             };
-            // A key whose credits fall short only by our estimate may serve nonetheless.
+            // A key whose credits fall short only by our estimate may still serve.
             let credits_at =
                 credits_change_at(key, &quota, now).filter(|_| affordability == Affordability::Refused);
             let ends_at = blocked.ends_at(now);

@@ -70,7 +70,7 @@ impl Lease {
         &self.key
     }
 
-    /// When it was reserved.
+    /// The time at which the key was reserved.
     #[must_use]
     pub fn since(&self) -> UnixMs {
         self.since

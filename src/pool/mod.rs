@@ -108,7 +108,7 @@ pub struct KeySnapshot {
     pub quota: Quota,
     /// Whether the workspace's use is near its limit.
     pub is_near_limit: bool,
-    /// When the credits run out at the current rate.
+    /// The time at which the credits run out at the current rate.
     pub forecast: Forecast,
     /// Current evidence about the key itself.
     pub of_key: Vec<Evidence>,
@@ -119,11 +119,11 @@ pub struct KeySnapshot {
 /// Whether a key may serve a request, regardless of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// It may not: the request belongs to another account.
+    /// The key may not serve: the request belongs to another account.
     No,
-    /// It may serve while it is usable.
+    /// The key may serve while it is usable.
     Yes,
-    /// It may serve even without credits when no other key can, because the request costs none.
+    /// The key may serve even without credits when no other key can, because the request costs none.
     EvenExhausted,
 }
 
@@ -364,13 +364,13 @@ impl Pool {
 }
 
 /// The state changes of a workspace's keys since they were last reported.
-fn changes_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+fn transitions_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let before = workspace.state_change_cache().begin();
     let quota = workspace.quota(now);
     let mut until = workspace.next_change(&quota, now);
-    let mut news = Vec::new();
+    let mut transitions = Vec::new();
     for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
-        news.extend(change_of_key(roster, key, now));
+        transitions.extend(transitions_of(roster, key, now));
         until = [until, key.next_change(now)].into_iter().flatten().min();
     }
     workspace.state_change_cache().keep(
@@ -378,15 +378,15 @@ fn changes_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> 
         evaluation_inputs(roster, &quota),
         until.unwrap_or(UnixMs(u64::MAX)),
     );
-    news
+    transitions
 }
 
 /// The same after a charge. Uses the cache, because a charge seldom changes more than the count of
 /// spent credits.
-fn changes_after_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+fn transitions_after_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let is_unchanged =
         workspace.state_change_cache().holds(evaluation_inputs(roster, &workspace.quota(now)), now);
-    if is_unchanged { Vec::new() } else { changes_of_workspace(roster, workspace, now) }
+    if is_unchanged { Vec::new() } else { transitions_of_workspace(roster, workspace, now) }
 }
 
 fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
@@ -397,7 +397,7 @@ fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
     }
 }
 
-fn change_of_key(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
+fn transitions_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
     let is_near = roster.is_near_limit(&quota);
     let change = key.report_change(key.state(now), quota, is_near)?;

@@ -58,9 +58,9 @@ pub struct LearnedOwner {
     pub named: Named,
     /// The workspace that owns it.
     pub owner: OwnerId,
-    /// When the ownership was recorded.
+    /// Time at which the ownership was recorded.
     pub learned_at: UnixMs,
-    /// When the entry was last used.
+    /// Time of the last use of the entry.
     pub used_at: UnixMs,
 }
 

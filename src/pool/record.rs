@@ -13,7 +13,7 @@ use super::refusal::RefusalRecord;
 use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
 use super::wait_queue::KeyRequest;
-use super::{Observation, Pool, Settings, Transition, changes_after_charge, changes_of_workspace};
+use super::{Observation, Pool, Settings, Transition, transitions_after_charge, transitions_of_workspace};
 use crate::elevenlabs::features::{Remembered, RequestFeatures};
 use crate::policy::evidence::{
     ClaimedFault, Evidence, Poll, PollResult, RefusalSource, is_refuted_by_service, poll_decides_at,
@@ -39,7 +39,7 @@ pub struct Refused<'a> {
 pub struct Served<'a> {
     /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
-    /// When the attempt began.
+    /// The time at which the attempt began.
     pub began_at: UnixMs,
     /// Whether the request costs credits.
     pub is_charged: bool,
@@ -83,7 +83,7 @@ impl Pool {
         if wants_poll {
             self.want_poll(key);
         }
-        changes_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
     /// Withdraws the evidence about `key` that was recorded with this source: another account has
@@ -117,9 +117,9 @@ impl Pool {
         let group = request.and_then(|request| request.group);
         let is_refuted = |evidence: &Evidence| is_refuted_by_service(evidence, began_at, is_charged, group);
         let of_others = self.drop_shared_evidence(roster, key, is_refuted, now);
-        let mut news = self.drop_evidence(roster, key, is_refuted, now);
-        news.extend(of_others);
-        news
+        let mut transitions = self.drop_evidence(roster, key, is_refuted, now);
+        transitions.extend(of_others);
+        transitions
     }
 
     /// Drops the evidence of other accounts that reported a rate limit for the same request: when
@@ -167,7 +167,7 @@ impl Pool {
             return Vec::new();
         }
         self.dispatch_waiters(now);
-        changes_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
     /// Records the restriction that a refusal proves, as narrow as its message allows. Returns the
@@ -275,14 +275,14 @@ impl Pool {
     /// Charges the cost of the request that holds `lease`.
     pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.settle(credits, now);
-        if credits == 0 { Vec::new() } else { changes_after_charge(roster, lease.key().workspace(), now) }
+        if credits == 0 { Vec::new() } else { transitions_after_charge(roster, lease.key().workspace(), now) }
     }
 
     /// Charges credits that were spent with a key and are reported only after its lease has ended.
     pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
         key.workspace().cell().settle(SettledReservation { reserved: 0, spent: credits }, now);
         key.workspace().spending().add(credits, now);
-        changes_after_charge(roster, key.workspace(), now)
+        transitions_after_charge(roster, key.workspace(), now)
     }
 
     /// Applies the result of a poll with `key`, and returns the state changes.
@@ -326,7 +326,7 @@ impl Pool {
         key.apply_evidence(settings, now);
         workspace.apply_evidence(settings, now);
         self.dispatch_waiters(now);
-        changes_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
     /// The time at which a poll with `key` can confirm or refute a refusal; `None` when there is no

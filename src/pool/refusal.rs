@@ -37,7 +37,7 @@ pub struct RefusalRecord {
     pub is_in_group: bool,
     /// Whether other accounts have refused the same request with the same message.
     pub is_agreed: bool,
-    /// When it was refused.
+    /// Time of the refusal.
     pub at: UnixMs,
     /// The refusals before it for the same reason; `None` for the first refusal.
     pub earlier: Option<Earlier>,
@@ -48,7 +48,7 @@ pub struct RefusalRecord {
 /// A summary of the refusals before the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Earlier {
-    /// When the first of them was received.
+    /// Time of the first of them.
     pub since: UnixMs,
     /// Length of the shortest refused text in characters; 0 when they were not about a length.
     pub from_characters: u64,

@@ -17,7 +17,7 @@ use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::Ordering;
 use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
-use super::{Pool, Transition, change_of_key};
+use super::{Pool, Transition, transitions_of};
 use crate::clock;
 use crate::policy::key_state::{KeyState, StateChange};
 use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
@@ -30,7 +30,7 @@ pub struct Reserved {
     /// The lease on the selected key.
     pub lease: Lease,
     /// State changes to be logged.
-    pub news: Vec<Transition>,
+    pub transitions: Vec<Transition>,
 }
 
 /// Maximum selections per call that lose a race to another request. Each lost race means that another
@@ -203,16 +203,16 @@ impl Pool {
             if strategy.takes_turns {
                 self.take_turn(key, turn);
             }
-            let mut news = Vec::new();
+            let mut transitions = Vec::new();
             if has_shortfall.get() {
-                news = record_skipped(roster, request, position, now);
+                transitions = record_skipped(roster, request, position, now);
             }
-            news.extend(change_of_key(roster, key, now));
+            transitions.extend(transitions_of(roster, key, now));
             // A request that is limited to some keys does not change the key in use.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
-                news.extend(self.record_key_in_use(roster, key, position, now));
+                transitions.extend(self.record_key_in_use(roster, key, position, now));
             }
-            return Ok(Reserved { lease, news });
+            return Ok(Reserved { lease, transitions });
         }
         let again_at = Some(now.plus(MIN_PAUSE));
         Err(Blocked { reason: Unavailable::Full { until: again_at }, again_at, blocks_costlier: false })
@@ -271,10 +271,10 @@ fn best_serviceable(
     for (position, key) in roster.keys().iter().enumerate() {
         let quota = counts_credits.then(|| key.workspace().quota(now));
         let rank = (strategy.rank)(&traits(key, quota.as_ref(), turn));
-        let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
+        let is_outranked = best.is_some_and(|(lowest, _)| lowest <= rank);
         // The first key is usually the one that serves. Keys in cooldown are skipped without a full
         // evaluation.
-        if is_beaten || (!is_first && is_unavailable(position, key)) {
+        if is_outranked || (!is_first && is_unavailable(position, key)) {
             continue;
         }
         is_first = false;
@@ -299,7 +299,7 @@ fn is_skipped(key: &Candidate) -> bool {
 /// few credits.
 fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
-    let mut news = Vec::new();
+    let mut transitions = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
         let workspace = key.workspace();
         let quota = workspace.quota(now);
@@ -313,11 +313,11 @@ fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: Uni
             let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
             if workspace.record_skip(until, now) {
                 let change = StateChange::PassedOver { left, needed: credits };
-                news.push(Transition { key: Arc::clone(key), change });
+                transitions.push(Transition { key: Arc::clone(key), change });
             }
         }
     }
-    news
+    transitions
 }
 
 #[cfg(test)]

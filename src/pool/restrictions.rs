@@ -83,7 +83,7 @@ pub struct Restriction {
     pub since: UnixMs,
     /// Time of the last refusal.
     pub refused_at: UnixMs,
-    /// When the restriction expires.
+    /// Time at which the restriction expires.
     pub until: UnixMs,
     /// Its effect on the account until then.
     pub force: Force,

@@ -155,7 +155,7 @@ impl WaitQueue {
 
     /// Assigns keys to queued requests with `reserve`, until it can serve none of them.
     pub(super) fn serve(&self, now: UnixMs, reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult) {
-        // A lease whose receiver is gone is dropped outside the lock, because releasing it dispatches the
+        // A lease whose receiver was dropped is dropped outside the lock, because releasing it dispatches the
         // queue again.
         while let Some(returned) = self.serve_once(now, &reserve) {
             drop(returned);
@@ -227,9 +227,15 @@ impl WaitQueue {
         let mut queues = self.lock();
         for waiter in queues.clients.drain(..).flat_map(|queue| queue.waiters) {
             self.count.fetch_sub(1, Ordering::AcqRel);
-            // The receiver of a cancelled request is gone.
+            // The receiver of a cancelled request was dropped.
             let _ = waiter.sender.send(Err(Unavailable::Outdated));
         }
+    }
+
+    /// Holds its lock.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Sized + '_ {
+        self.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, ClientQueues> {

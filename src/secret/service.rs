@@ -23,7 +23,7 @@ pub enum ServiceKeyForm {
     Token,
 }
 
-/// Why a text is no usable service key.
+/// The reason why a text is no usable service key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableServiceKey {
     /// It contains characters that are invalid in a header.

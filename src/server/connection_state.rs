@@ -28,7 +28,7 @@ pub(super) struct ConnectionState {
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, of which more may come after its response.
+    /// Whether the last request had a body, whose rest may come after the response.
     may_send_body: AtomicBool,
     /// Whether a response that ends with the connection, because it has no length, was left
     /// incomplete.

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{ConnectionLimits, Drain};
 
-/// How long a drain waits for the first request of a new connection: closing the connection would refuse a
+/// Maximum wait of a drain for the first request of a new connection: closing the connection would refuse a
 /// request of a client that was accepted.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 

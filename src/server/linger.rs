@@ -17,7 +17,7 @@ use super::{ConnectionLimits, Drain, tls};
 /// soon either. nginx's `lingering_timeout` is as long.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// How long clients may continue to send when the server drains.
+/// Maximum time for which clients may continue to send when the server drains.
 const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// Size of one read; the bytes are dropped.

@@ -214,12 +214,12 @@ type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> 
 
 /// A connection that a worker is to serve.
 enum Assignment<'a> {
-    /// It was accepted just now.
+    /// The connection was accepted just now.
     New {
         /// The address of the client.
         peer: Option<IpAddr>,
     },
-    /// It was served by another worker before.
+    /// The connection was served by another worker before.
     Moved(&'a Arc<ConnectionState>),
 }
 

@@ -31,7 +31,7 @@ impl WorkerThreads {
     /// When the system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
-            // It takes the CPU affinity and the quota of a container into account.
+            // The call takes the CPU affinity and the quota of a container into account.
             0 => available_parallelism()?.get(),
             count => count,
         };

@@ -13,7 +13,7 @@ use crate::body::replay_buffer::joined;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 
-/// Why the proxy stops waiting for a body.
+/// The reason why the proxy stops waiting for a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
     /// No bytes came within the idle timeout.

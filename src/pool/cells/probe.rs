@@ -10,7 +10,7 @@ use crate::policy::units::UnixMs;
 /// The time of the next allowed probe.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct ProbeCell {
-    /// When the next probe is allowed; 0: none is allowed.
+    /// Time from which the next probe is allowed; 0: none is allowed.
     next: AtomicU64,
     /// Deadline for the result of the last probe; 0: it has arrived.
     result_due_at: AtomicU64,
@@ -36,7 +36,7 @@ impl ProbeCell {
         self.at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
     }
 
-    /// When the next probe is allowed.
+    /// The time from which the next probe is allowed.
     pub(in crate::pool) fn at(&self) -> Option<UnixMs> {
         Some(self.next.load(Ordering::Acquire)).filter(|at| *at > 0).map(UnixMs)
     }

@@ -14,7 +14,7 @@ use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. The sum changes with every request; the other words change only with a
+/// The credits of a workspace. The sum changes with every request; the other fields change only with a
 /// poll.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {

@@ -39,7 +39,7 @@ fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
     pool.record(position, Verdict::RateLimited(Some(span)), clock::now());
 }
 
-/// How long a request is queued from now on, in virtual time, and the key that serves it.
+/// The virtual time for which a request is queued from now on, and the key that serves it.
 async fn timed_reserve(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
     let began = clock::instant();
     let result = pool.reserve(&pool.roster(), &speech(1, &[])).await;
