@@ -15,7 +15,7 @@ pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 
 /// The short form of a key: its first and last characters.
 ///
-/// 11 and 5 for keys of 48 characters and more, 4 and 4 for shorter ones: an old key of 32
+/// It shows 11 and 5 characters of keys of 48 characters and more, 4 and 4 of shorter ones: an old key of 32
 /// hexadecimal digits could be found by brute force if more of it were shown beside its hash. For a
 /// key too short to hide anything behind eight characters, nothing is shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

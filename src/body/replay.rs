@@ -89,7 +89,7 @@ struct Shared<B> {
     is_released: bool,
     /// Time at which bytes were last passed to an attempt.
     moved_at: Instant,
-    /// Time at which bytes last came from the client.
+    /// Time at which bytes last arrived from the client.
     arrived_at: Instant,
     /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
     /// wait.

@@ -228,7 +228,7 @@ fn thousands_of_responses_never_exceed_the_budget() {
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
         assert!(copied <= 4 * MEBI + RESPONSES * BufferShare::FREE, "{copied}");
     }
-    // A few bodies came first, and are copied completely.
+    // The first few bodies are copied completely.
     for inspect in &mut inspects {
         while let Poll::Ready(Some(_)) = Pin::new(&mut *inspect).poll_frame(&mut cx) {}
     }

@@ -90,7 +90,7 @@ impl LocalCa {
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?;
         let key = KeyPair::try_from(&key).map_err(|_| Unfit::Broken)?;
         let life = life(&certificate).ok_or(Unfit::Broken)?;
-        if !belong_together(&certificate, &key) {
+        if !matches_key(&certificate, &key) {
             return Err(Unfit::Broken);
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| Unfit::Broken)?;
@@ -151,7 +151,7 @@ fn system_time(at: UnixMs) -> SystemTime {
 }
 
 /// Whether the certificate is a CA certificate and belongs to this key.
-fn belong_together(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
         parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
     })

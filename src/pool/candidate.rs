@@ -112,9 +112,11 @@ impl BlockedKey<'_> {
         let is_cooling_down = self.state != KeyState::Usable;
         let limited =
             self.request.group.filter(|_| matches!(self.concurrency, ConcurrencyState::Cooling { .. }));
-        let own = probe_if(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
-        let shared = probe_if(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
-        [own, shared, limited.map(|group| workspace.limiter(group).probe())].into_iter().flatten()
+        let key_probe = probe_if(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
+        let workspace_probe = probe_if(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
+        [key_probe, workspace_probe, limited.map(|group| workspace.limiter(group).probe())]
+            .into_iter()
+            .flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
@@ -166,9 +168,10 @@ pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now:
     let workspace = key.workspace();
     let limiter =
         request.group.map(|group| workspace.limiter(group)).filter(|limiter| limiter.probe().at().is_some());
-    let own = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
-    let shared = workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
-    let claims = [own, shared, limiter.map(|limiter| limiter.probe())];
+    let key_probe = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
+    let workspace_probe =
+        workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
+    let claims = [key_probe, workspace_probe, limiter.map(|limiter| limiter.probe())];
     claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
 

@@ -188,7 +188,7 @@ impl Key {
         let may_probe = may_be_probed && joined.is_some();
         self.probe.allow(may_probe.then_some(settings.probe_after), now);
         if !has_shortfall {
-            self.reported.forget();
+            self.reported.clear();
         }
         self.workspace.state_change_cache().invalidate();
     }

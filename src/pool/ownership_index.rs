@@ -115,7 +115,7 @@ impl Hasher for TagHasher {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            // The first byte selects the shard; the others spread within it.
+            // The first byte selects the shard; the other bytes distribute the entries within it.
             self.0 = self.0.rotate_left(17) ^ u64::from_be_bytes(word);
         }
     }

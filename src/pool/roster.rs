@@ -141,7 +141,7 @@ impl Roster {
     ) -> Arc<Workspace> {
         let mut known = new_keys.iter().chain(&self.keys).map(|key| key.workspace_arc());
         if let Some(same) = known.find(|workspace| workspace.membership().is_same(membership)) {
-            // The same workspace, perhaps under another name.
+            // The workspace is the same; its name may have changed.
             if membership.name().is_some() {
                 same.rename(membership.clone());
             }

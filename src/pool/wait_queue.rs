@@ -48,7 +48,7 @@ pub struct KeyRequest {
 }
 
 impl KeyRequest {
-    /// The needs of a request that has tried no key yet and that any key may serve.
+    /// The requirements of a request that has tried no key and that any key may serve.
     #[must_use]
     pub fn new(client: ClientName, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Self {
         Self {

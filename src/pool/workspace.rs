@@ -215,7 +215,7 @@ impl Workspace {
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
         if !has_shortfall {
-            self.quota.reported().forget();
+            self.quota.reported().clear();
         }
         self.state_change_cache.invalidate();
     }

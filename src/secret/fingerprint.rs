@@ -97,7 +97,7 @@ impl fmt::Debug for Fingerprint {
 #[derive(Clone, Copy, Eq)]
 pub struct TokenFingerprint(Digest);
 
-/// In constant time: the time of a comparison must not show how much of a token is right.
+/// In constant time: the time of a comparison must not reveal how much of a token is right.
 impl PartialEq for TokenFingerprint {
     fn eq(&self, other: &Self) -> bool {
         self.0.0.ct_eq(&other.0.0).into()

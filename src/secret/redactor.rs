@@ -115,7 +115,7 @@ impl fmt::Debug for Needle {
 struct Matches<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
     /// The offset from which an incomplete key may begin at the end.
-    open: usize,
+    partial_start: usize,
     /// Number of bytes of that end that are unescaped and that a short form shows.
     shown: usize,
 }
@@ -173,7 +173,7 @@ impl Redactor {
     #[must_use]
     pub fn open_end(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);
-        bytes.len() - matches.open - matches.shown
+        bytes.len() - matches.partial_start - matches.shown
     }
 
     /// Overwrites every key with its short form, padded to the key's length: for texts whose length
@@ -187,28 +187,29 @@ impl Redactor {
                 needle.cover(span);
             }
         }
-        text.len() - matches.open
+        text.len() - matches.partial_start
     }
 
     /// Finds all keys in a text.
     fn search(&self, text: &[u8]) -> Matches<'_> {
         if self.needles.is_empty() {
-            return Matches { keys: Vec::new(), open: text.len(), shown: 0 };
+            return Matches { keys: Vec::new(), partial_start: text.len(), shown: 0 };
         }
         let Some(unescaped) = Unescaped::of(text) else {
-            let (keys, open) = self.search_plain(text);
-            let shown = (text.len() - open).min(SHOWN_BYTES);
-            return Matches { keys, open, shown };
+            let (keys, partial_start) = self.search_plain(text);
+            let shown = (text.len() - partial_start).min(SHOWN_BYTES);
+            return Matches { keys, partial_start, shown };
         };
-        let (keys, open) = self.search_plain(&unescaped.text);
+        let (keys, partial_start) = self.search_plain(&unescaped.text);
         let original = |range: Range<usize>| unescaped.original(range.start)..unescaped.original(range.end);
         let keys = keys.into_iter().map(|(range, needle)| (original(range), needle)).collect();
         let end = unescaped.text.len();
         let is_as_written =
             |offset: &usize| unescaped.original(*offset + 1) == unescaped.original(*offset) + 1;
-        let shown = (open..end).take(SHOWN_BYTES).take_while(is_as_written).count();
-        let open = if open < end { unescaped.original(open) } else { unescaped.partial };
-        Matches { keys, open, shown }
+        let shown = (partial_start..end).take(SHOWN_BYTES).take_while(is_as_written).count();
+        let partial_start =
+            if partial_start < end { unescaped.original(partial_start) } else { unescaped.partial };
+        Matches { keys, partial_start, shown }
     }
 
     /// The same in a text without escapes, and the offset of its incomplete end.
@@ -323,7 +324,7 @@ fn slot(pair: &[u8]) -> usize {
 #[derive(Debug, Default)]
 pub struct Redaction {
     /// The end of the input so far, if a key may have begun in it.
-    open: Vec<u8>,
+    held: Vec<u8>,
     /// Number of bytes of that end that were forwarded.
     sent: usize,
 }
@@ -340,21 +341,21 @@ pub enum Passed {
 impl Redaction {
     /// Processes the next chunk.
     pub fn pass(&mut self, redactor: &Redactor, piece: &[u8]) -> Passed {
-        if self.open.is_empty() {
+        if self.held.is_empty() {
             let matches = redactor.search(piece);
             if matches.keys.is_empty() {
                 self.hold(piece, &matches);
-                return Passed::Start(piece.len() - (self.open.len() - self.sent));
+                return Passed::Start(piece.len() - (self.held.len() - self.sent));
             }
         }
         let sent = self.sent;
-        let mut text = std::mem::take(&mut self.open);
+        let mut text = std::mem::take(&mut self.held);
         text.extend_from_slice(piece);
         let matches = redactor.search(&text);
         self.hold(&text, &matches);
         // A short form cannot contain the start of a key.
         let mut out = if matches.keys.is_empty() { text } else { replaced(&text, &matches.keys) };
-        out.truncate(out.len() - (self.open.len() - self.sent));
+        out.truncate(out.len() - (self.held.len() - self.sent));
         out.drain(..sent.min(out.len()));
         Passed::Instead(out)
     }
@@ -364,7 +365,7 @@ impl Redaction {
     /// [`is_idle`](Self::is_idle) is false, more of a key has been received than its short form
     /// shows.
     pub fn finds(&mut self, redactor: &Redactor, piece: &[u8]) -> bool {
-        let mut text = std::mem::take(&mut self.open);
+        let mut text = std::mem::take(&mut self.held);
         text.extend_from_slice(piece);
         let matches = redactor.search(&text);
         self.hold(&text, &matches);
@@ -374,7 +375,7 @@ impl Redaction {
     /// Returns the bytes held back at the end of the text, because they are no key.
     pub fn finish(&mut self) -> Vec<u8> {
         let sent = std::mem::take(&mut self.sent);
-        let mut rest = std::mem::take(&mut self.open);
+        let mut rest = std::mem::take(&mut self.held);
         rest.drain(..sent);
         rest
     }
@@ -382,11 +383,11 @@ impl Redaction {
     /// Whether no bytes are held back.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open.len() == self.sent
+        self.held.len() == self.sent
     }
 
     fn hold(&mut self, text: &[u8], matches: &Matches<'_>) {
-        self.open = text[matches.open..].to_vec();
+        self.held = text[matches.partial_start..].to_vec();
         self.sent = matches.shown;
     }
 }
@@ -581,9 +582,10 @@ mod tests {
         let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
         assert!(redactor.finds_in(&binary));
         assert!(!redactor.finds_in(&binary[..binary.len() - 4]));
-        for (text, open) in [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
+        for (text, partial_start) in
+            [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
         {
-            assert_eq!(redactor.open_end(text.as_bytes()), open, "{text}");
+            assert_eq!(redactor.open_end(text.as_bytes()), open_bytes, "{text}");
         }
     }
 

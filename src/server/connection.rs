@@ -86,7 +86,7 @@ async fn run<S, I>(
     };
     let Some(mut connection) = opened else { return };
     state.await_head();
-    // Most clients send one request: until a second one has come, the pauses between idle checks are short.
+    // Most clients send one request: until a second one has arrived, the pauses between idle checks are short.
     let mut pause = if state.has_had_request() {
         limits.idle_after
     } else {

@@ -28,7 +28,7 @@ pub(super) struct ConnectionState {
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, whose rest may come after the response.
+    /// Whether the last request had a body, whose rest may arrive after the response.
     may_send_body: AtomicBool,
     /// Whether a response that ends with the connection, because it has no length, was left
     /// incomplete.
@@ -115,7 +115,7 @@ impl ConnectionState {
         }
     }
 
-    /// Counts the next request as one under way: its head is about to come.
+    /// Counts the next request as one under way, because its head is about to arrive.
     pub(super) fn expect_request(&self) {
         let mut requests = self.requests();
         requests.expected = Some(requests.group.member());
@@ -134,7 +134,7 @@ impl ConnectionState {
         self.has_had_request.load(Ordering::Relaxed)
     }
 
-    /// Records that a request head has come, with a body or without.
+    /// Records that a request head has arrived, with a body or without.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
         self.waiting_since.store(BUSY, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);

@@ -164,7 +164,7 @@ pub(super) enum SendingHalf {
     /// The client may send more bytes.
     #[default]
     Open,
-    /// Bytes beyond the current request have come: the end of the stream is not detected.
+    /// Bytes beyond the current request have arrived: the end of the stream is not detected.
     Ahead,
     /// The client has closed its sending half and waits for its response, until a check finds an error.
     Closed { next_check: Pin<Box<Sleep>>, delay: Duration },

@@ -1,5 +1,5 @@
-//! Ends a connection for reasons other than its traffic: the server drains, or a request head does not come
-//! in time.
+//! Ends a connection for reasons other than its traffic: the server drains, or a request head does not
+//! arrive in time.
 
 use std::convert::Infallible;
 use std::future::pending;

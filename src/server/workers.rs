@@ -57,7 +57,7 @@ impl WorkerThreads {
                     if has_receiver {
                         runtime.block_on(end.cancelled());
                     }
-                    // Blocking work, such as a name lookup, is not waited for.
+                    // The thread does not wait for blocking work, such as a name lookup.
                     runtime.shutdown_background();
                 }
                 Err(error) => {

@@ -16,9 +16,9 @@ use crate::policy::min_rate::MinRate;
 /// The reason why the proxy stops waiting for a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
-    /// No bytes came within the idle timeout.
+    /// No bytes arrived within the idle timeout.
     Stalled,
-    /// The bytes come more slowly than the minimum rate.
+    /// The bytes arrive more slowly than the minimum rate.
     Trickles,
 }
 

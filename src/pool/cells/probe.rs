@@ -74,7 +74,7 @@ mod tests {
         assert!(cell.claim(long, UnixMs(1_000)) && !cell.claim(pause, UnixMs(1_499)));
         let overdue = UnixMs(1_000).plus(SHORT_WAIT);
         assert_eq!(cell.retry_at(UnixMs(1_000)), Some(overdue));
-        // Without a result, the next probe is waited for.
+        // Without a result, a retry is worthwhile at the next probe.
         assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * REPEAT_FACTOR)));
         // The result has arrived.
         cell.allow(Some(pause), UnixMs(1_400));

@@ -72,7 +72,7 @@ impl QuotaCell {
         {
             // Requests in flight are charged in the new period.
             self.replace_count(|_| 0);
-            self.reported.forget();
+            self.reported.clear();
         }
         self.peek().at(now)
     }
@@ -136,7 +136,7 @@ impl QuotaCell {
         self.set_limits(polled);
         let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..polled };
         if is_new {
-            self.reported.forget();
+            self.reported.clear();
         }
         is_new
     }
@@ -258,13 +258,13 @@ impl ReportedRemaining {
     /// the later one may have been spent since.
     pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {
         if self.left(now).is_none() {
-            self.forget();
+            self.clear();
         }
         self.until.store(until.0, Ordering::Release);
         self.left.fetch_min(left.min(UNKNOWN - 1), Ordering::AcqRel);
     }
 
-    pub(in crate::pool) fn forget(&self) {
+    pub(in crate::pool) fn clear(&self) {
         self.left.store(UNKNOWN, Ordering::Release);
     }
 

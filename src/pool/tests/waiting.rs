@@ -435,7 +435,7 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
         max_restraint = round.max_restraint;
         match select(strategy, candidates(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
-            // A key that is only busy is waited for, before a more restricted one is tried.
+            // The request waits for a key that is only busy, before it tries a more restricted one.
             Err(blocked) if matches!(blocked.reason, Unavailable::Full { .. }) => {
                 is_busy = round.max_restraint != Some(Restraint::RefusedLongest);
             }
@@ -700,7 +700,7 @@ impl History {
     }
 }
 
-/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs as many others.
+/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs that many random ones.
 fn histories() -> ProptestConfig {
     let cases_wanted = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
     let rng_seed = if cases_wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
