@@ -582,7 +582,7 @@ mod tests {
         let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
         assert!(redactor.finds_in(&binary));
         assert!(!redactor.finds_in(&binary[..binary.len() - 4]));
-        for (text, partial_start) in
+        for (text, open_bytes) in
             [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
         {
             assert_eq!(redactor.open_end(text.as_bytes()), open_bytes, "{text}");
