@@ -95,6 +95,8 @@ pub(super) struct Attempt {
     meters: Meters,
     cut: CancellationToken,
     authority: Arc<Authority>,
+    /// Whether another attempt follows.
+    has_failed_over: bool,
 }
 
 impl Attempt {
@@ -183,6 +185,7 @@ impl Attempt {
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
             authority,
+            has_failed_over: false,
         })
     }
 
@@ -341,6 +344,7 @@ impl Attempt {
 
     /// Releases the key for other requests before the next attempt of this one.
     pub(super) fn release(&mut self) {
+        self.record.total = clock::since(self.began);
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.release();
         }
@@ -352,8 +356,10 @@ impl Attempt {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt; returns its reason.
-    pub(super) fn failed_over(&self) -> &'static str {
+    /// Counts the failover to another attempt; returns its reason. This attempt has ended when it
+    /// released its key: the wait for the next one is no part of it.
+    pub(super) fn failed_over(&mut self) -> &'static str {
+        self.has_failed_over = true;
         self.meters.upstream_retry(self.record.key.as_deref(), self.record.outcome);
         self.record.outcome.word()
     }
@@ -401,7 +407,9 @@ impl Drop for Attempt {
                 self.record.outcome = self.disconnect_outcome();
             }
             self.record.request_bytes += self.upload.passed_bytes();
-            self.record.total = clock::since(self.began);
+            if !self.has_failed_over {
+                self.record.total = clock::since(self.began);
+            }
             let AttemptRecord { key, outcome, .. } = &self.record;
             self.meters.attempt_ended(key.as_deref(), *outcome, attempt_usage(&self.record));
             permit.write(self.record.clone());

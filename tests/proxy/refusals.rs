@@ -8,7 +8,7 @@ use crate::support::{
     start_proxy_with, wait_until,
 };
 use keychoir::config::KeyConfig;
-use keychoir::secret::ApiKey;
+use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::{Fault, KeyPlan, Plan, ShownLimit, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
@@ -490,7 +490,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     let served = {
         let busy = proxy.speak(10);
         let waiting = async {
-            wait_until(|| proxy.hits(&[ONE]) == [2]).await;
+            wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
             proxy.speak(10).await
         };
         tokio::select! {
@@ -501,7 +501,16 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     };
     assert_eq!(served.status(), 200);
     assert_eq!(proxy.hits(&[TWO]), [2]);
-    proxy.abandon().await;
+    let folder = proxy.abandon().await;
+    let file = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let mut statement = file
+        .prepare("SELECT started_at_ms, total_ms FROM attempts WHERE key_hash = ?1 ORDER BY number")
+        .unwrap();
+    let rows = statement.query_map([Fingerprint::of(TWO).to_string()], |row| Ok((row.get(0)?, row.get(1)?)));
+    let rows: Vec<(i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
+    let [(refused_at, refused_for), (served_at, _)] = rows[..] else { panic!("{rows:?}") };
+    // The wait of a second is between the attempts, and no part of the first.
+    assert!(served_at - (refused_at + refused_for) >= 500, "{rows:?}");
 }
 
 /// A restriction that a served request has refuted is not derived again from similar requests.
