@@ -15,14 +15,14 @@ pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 
 /// The short form of a key: its first and last characters.
 ///
-/// 11 and 5 for keys of 48 characters and more, 4 and 4 for shorter ones: an old key of 32
+/// It shows 11 and 5 characters of keys of 48 characters and more, 4 and 4 of shorter ones: an old key of 32
 /// hexadecimal digits could be found by brute force if more of it were shown beside its hash. For a
 /// key too short to hide anything behind eight characters, nothing is shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    /// The short form of a text that is a key, or stands in the place of one.
+    /// The short form of a key, or of a placeholder for a key.
     pub(crate) fn of(key: &str) -> Self {
         let count = key.chars().count();
         let (head, tail) = match count {
@@ -105,16 +105,14 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a configured text cannot be a key. Contains nothing of the text itself.
+/// The reason why a configured text cannot be a key. Contains nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableKey {
     /// The text is empty.
     #[error("the key is empty")]
     Empty,
     /// The text contains characters that are invalid in a header.
-    #[error(
-        "the key has a character that no key has (a space, a control character or a letter beyond ASCII)"
-    )]
+    #[error("the key has an invalid character (a space, a control character or a letter beyond ASCII)")]
     NotVisibleAscii,
 }
 

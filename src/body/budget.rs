@@ -1,6 +1,7 @@
-//! The memory and disk budget of everything that the proxy buffers: request bodies, response bodies and
-//! sockets in memory, and request bodies also on disk. Each holder of a buffer has a [`BufferShare`], which
-//! takes memory from the budget before the buffer grows and returns it when it is dropped.
+//! The memory and disk budget of all buffers of the proxy: request bodies, response bodies and
+//! sockets in memory, and request bodies also on disk. Each holder of a buffer has a
+//! [`BufferShare`], which takes memory from the budget before the buffer grows and returns it when
+//! it is dropped.
 //!
 //! A share takes memory in steps of 64 KiB, so most pieces of a body do not touch a counter that other cores
 //! write. The first bytes of each share are free, as are the buffers of fixed size of each request or
@@ -16,8 +17,8 @@
 //! | reads of a fast response | 16 KiB | it is read in pieces of 8 KiB |
 //! | the buffers of a session | 64 KiB | its opening messages are dropped, then it is closed (1013) |
 //!
-//! So a request uses at most 128 KiB that are not counted here, beside the 64 KiB of HTTP's own buffer in
-//! each direction, and a session 64 KiB; idle connections use none.
+//! A request thus uses at most 128 KiB that the budget does not count, in addition to the 64 KiB of
+//! HTTP's own buffer in each direction. A session uses at most 64 KiB; idle connections use none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -195,7 +196,7 @@ impl BufferShare {
         let needed = (bytes as u64).saturating_sub(self.free);
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
         if needed > self.taken {
-            // Near its end the budget has less than a step left.
+            // The budget may have less than a step left.
             let target = [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken));
             let Some(target) = target else { return false };
             self.taken = target;

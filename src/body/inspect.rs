@@ -1,6 +1,6 @@
-//! Copies a response body up to a bound while it is relayed, and delays the end of the body until the copy
-//! has been inspected. So identifiers that the client may name in its next request are recorded before the
-//! client can name them.
+//! Copies a response body up to a bound while it is relayed, and delays the end of the body until
+//! the copy has been inspected. Identifiers that the client may name in its next request are thus
+//! recorded before the client can name them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,38 +13,38 @@ use super::budget::BufferShare;
 
 /// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
-    /// Receives the complete body. Not called for a body that is larger than the bound, that finds no memory
-    /// for its copy, or that breaks off.
+    /// Receives the complete body. Not called for a body that is larger than the bound, whose copy
+    /// does not fit the buffer budget, or that breaks off.
     fn inspect(self, body: &[u8]);
 }
 
 /// A body that copies what it relays.
 ///
-/// The last frame received is held until the next frame or the end of the body arrives: a client that has
-/// read the complete body continues after [`BodyInspector::inspect`] has run. Past the bound no frame is
-/// held.
+/// The last frame received is held until the next frame or the end of the body arrives. A client
+/// thus receives the end of the body only after [`BodyInspector::inspect`] has run. Past the bound
+/// no frame is held.
 ///
 /// # Cancel safety
 ///
 /// Dropping it discards the copy, and the inspector is not called.
-pub struct Inspect<B, L> {
+pub struct Inspect<B, I> {
     body: B,
-    inspector: Option<L>,
+    inspector: Option<I>,
     copy: Vec<u8>,
     bytes_max: usize,
     /// The memory of the copy.
     share: BufferShare,
-    waiting: Option<Frame<Bytes>>,
+    held_frame: Option<Frame<Bytes>>,
     is_over: bool,
 }
 
-impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
+impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
     /// Relays `body`; `inspector` inspects it if it is not larger than `bytes_max` and `share` covers the
     /// copy.
-    pub fn new(body: B, inspector: Option<L>, bytes_max: usize, share: BufferShare) -> Self {
+    pub fn new(body: B, inspector: Option<I>, bytes_max: usize, share: BufferShare) -> Self {
         let is_too_large = body.size_hint().lower() > bytes_max as u64;
         let inspector = inspector.filter(|_| bytes_max > 0 && !is_too_large);
-        Self { body, inspector, copy: Vec::new(), bytes_max, share, waiting: None, is_over: false }
+        Self { body, inspector, copy: Vec::new(), bytes_max, share, held_frame: None, is_over: false }
     }
 
     fn copy(&mut self, data: &[u8]) {
@@ -76,10 +76,10 @@ impl<B: Body<Data = Bytes>, L: BodyInspector> Inspect<B, L> {
     }
 }
 
-impl<B, L> Body for Inspect<B, L>
+impl<B, I> Body for Inspect<B, I>
 where
     B: Body<Data = Bytes> + Unpin,
-    L: BodyInspector + Unpin,
+    I: BodyInspector + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -91,7 +91,7 @@ where
         let this = &mut *self;
         loop {
             if this.inspector.is_none() {
-                if let Some(frame) = this.waiting.take() {
+                if let Some(frame) = this.held_frame.take() {
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 return if this.is_over {
@@ -105,10 +105,10 @@ where
                     this.is_over = true;
                     this.finish_copy();
                 }
-                // The held frame is dropped with the rest: an incomplete document is of no use.
+                // The held frame is dropped, because the document is incomplete.
                 Some(Err(error)) => {
                     this.discard_copy();
-                    (this.waiting, this.is_over) = (None, true);
+                    (this.held_frame, this.is_over) = (None, true);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Ok(frame)) => {
@@ -120,7 +120,7 @@ where
                     if this.body.is_end_stream() {
                         this.finish_copy();
                     }
-                    if let Some(earlier) = this.waiting.replace(frame) {
+                    if let Some(earlier) = this.held_frame.replace(frame) {
                         return Poll::Ready(Some(Ok(earlier)));
                     }
                 }
@@ -129,22 +129,22 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && (self.is_over || (self.inspector.is_none() && self.body.is_end_stream()))
+        self.held_frame.is_none() && (self.is_over || (self.inspector.is_none() && self.body.is_end_stream()))
     }
 
     fn size_hint(&self) -> SizeHint {
-        let waiting = self.waiting.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let held_bytes = self.held_frame.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
         let rest = self.body.size_hint();
         let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + waiting);
+        hint.set_lower(rest.lower() + held_bytes);
         if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + waiting);
+            hint.set_upper(upper + held_bytes);
         }
         hint
     }
 }
 
-impl<B: fmt::Debug, L> fmt::Debug for Inspect<B, L> {
+impl<B: fmt::Debug, I> fmt::Debug for Inspect<B, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inspect").field("body", &self.body).finish_non_exhaustive()
     }

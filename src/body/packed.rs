@@ -1,5 +1,5 @@
-//! Searches a compressed body for keys while the original bytes are relayed. The body is decompressed beside
-//! the relay; a piece is forwarded when the text decoded so far contains no key.
+//! Searches a compressed body for keys while the original bytes are relayed. A copy of the body is
+//! decompressed; a piece is forwarded when the text decoded so far contains no key.
 //!
 //! Separate from `redacted`, because a key cannot be replaced inside compressed data: here the response ends
 //! with an error instead. The compressed bytes are searched as well: not every body with a `content-encoding`
@@ -18,7 +18,7 @@ use super::budget::BufferShare;
 use super::decode::Coding;
 use crate::secret::{Redaction, Redactor};
 
-/// Why a compressed body is not forwarded.
+/// The reason why a compressed body is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
     /// The body contains a key of the pool.
@@ -30,7 +30,7 @@ pub enum Withheld {
 }
 
 /// Maximum bytes decompressed before other tasks of the worker run: about a millisecond of work.
-const MAX_BYTES_A_TURN: usize = 256 * 1024;
+const MAX_BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Compressed bytes decompressed in one step: they expand to a mebibyte at most.
 const SLICE: usize = 1024;
@@ -39,17 +39,17 @@ const SLICE: usize = 1024;
 /// decoders, which no share counts.
 pub(super) const FREE: usize = 64 * 1024;
 
-/// Maximum compressed bytes held back while the text ends in the possible start of a key. Of such text there
-/// are a few hundred bytes.
+/// Maximum compressed bytes held back while the text ends in the possible start of a key. Such a
+/// start has a few hundred bytes at most.
 const MAX_HELD: usize = 256 * 1024;
 
 /// The search through one body.
 pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
     redaction: Redaction,
-    /// The search through the compressed bytes themselves: a lenient client may read data that is not
-    /// compressed at all, or that follows the compressed data.
-    of_encoded: Redaction,
+    /// The search through the compressed bytes themselves: a lenient client may read data that is
+    /// not compressed, or that follows the compressed data.
+    encoded_redaction: Redaction,
     /// Whether the compressed bytes themselves contain a key.
     has_key: bool,
     /// The codings, from the outermost to the innermost.
@@ -77,9 +77,19 @@ impl CompressedSearch {
     /// A search through a body with these codings, given in the order in which they were applied.
     pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
         let stages = codings.iter().rev().map(|coding| CodingStage::new(*coding)).collect();
-        let (redaction, of_encoded) = (Redaction::default(), Redaction::default());
+        let (redaction, encoded_redaction) = (Redaction::default(), Redaction::default());
         let (held, released) = (VecDeque::new(), VecDeque::new());
-        Self { redactor, redaction, of_encoded, has_key: false, stages, piece: None, held, released, share }
+        Self {
+            redactor,
+            redaction,
+            encoded_redaction,
+            has_key: false,
+            stages,
+            piece: None,
+            held,
+            released,
+            share,
+        }
     }
 
     /// The redactor that knows the keys.
@@ -89,7 +99,7 @@ impl CompressedSearch {
 
     /// Takes the next piece; all earlier ones must have been searched.
     pub(super) fn take(&mut self, piece: Bytes) {
-        self.has_key |= self.of_encoded.finds(&self.redactor, &piece);
+        self.has_key |= self.encoded_redaction.finds(&self.redactor, &piece);
         if let Some(first) = self.stages.first_mut() {
             first.input.extend_from_slice(&piece);
         }
@@ -107,8 +117,8 @@ impl CompressedSearch {
         }
         let turn = self.search()?;
         let coded: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
-        let waiting = usize::try_from(self.waiting_bytes()).unwrap_or(usize::MAX);
-        if self.share.cover(coded.saturating_add(waiting)) { Ok(turn) } else { Err(Withheld::NoMemory) }
+        let unsent = usize::try_from(self.unsent_bytes()).unwrap_or(usize::MAX);
+        if self.share.cover(coded.saturating_add(unsent)) { Ok(turn) } else { Err(Withheld::NoMemory) }
     }
 
     fn search(&mut self) -> Result<Turn, Withheld> {
@@ -121,12 +131,12 @@ impl CompressedSearch {
                 None if self.redaction.finds(&self.redactor, &decoded) => return Err(Withheld::KeyInside),
                 None => {}
             }
-            if bytes >= MAX_BYTES_A_TURN {
+            if bytes >= MAX_BYTES_PER_TURN {
                 return Ok(Turn::More);
             }
         }
         self.held.extend(self.piece.take());
-        if self.redaction.is_idle() && self.of_encoded.is_idle() {
+        if self.redaction.is_idle() && self.encoded_redaction.is_idle() {
             self.release();
         } else if self.held_bytes() > MAX_HELD {
             return Err(Withheld::KeyInside);
@@ -156,7 +166,7 @@ impl CompressedSearch {
     }
 
     /// Bytes received and not yet forwarded.
-    pub(super) fn waiting_bytes(&self) -> u64 {
+    pub(super) fn unsent_bytes(&self) -> u64 {
         let released = self.released.iter().chain(&self.piece).filter_map(Frame::data_ref).map(Bytes::len);
         (released.sum::<usize>() + self.held_bytes()) as u64
     }
@@ -187,7 +197,7 @@ struct CodingStage {
 enum Decoder {
     Gzip(MultiGzDecoder<Vec<u8>>),
     Zlib(ZlibDecoder<Vec<u8>>),
-    Bare(DeflateDecoder<Vec<u8>>),
+    RawDeflate(DeflateDecoder<Vec<u8>>),
     /// `deflate`, before its format is known.
     Unknown,
     /// The body is malformed.
@@ -218,7 +228,7 @@ impl CodingStage {
                 [first, second, ..] if first & 0x0f == 8 && u16::from_be_bytes([first, second]) % 31 == 0 => {
                     Decoder::Zlib(ZlibDecoder::new(Vec::new()))
                 }
-                _ => Decoder::Bare(DeflateDecoder::new(Vec::new())),
+                _ => Decoder::RawDeflate(DeflateDecoder::new(Vec::new())),
             };
         }
         let slice = self.input.split_to(self.input.len().min(SLICE));
@@ -231,7 +241,7 @@ impl CodingStage {
                 let is_whole = written(decoder, &slice);
                 (std::mem::take(decoder.get_mut()), is_whole)
             }
-            Decoder::Bare(decoder) => {
+            Decoder::RawDeflate(decoder) => {
                 let is_whole = written(decoder, &slice);
                 (std::mem::take(decoder.get_mut()), is_whole)
             }
@@ -271,7 +281,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn bare(text: &[u8]) -> Vec<u8> {
+    fn raw_deflate(text: &[u8]) -> Vec<u8> {
         let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
@@ -286,7 +296,7 @@ mod tests {
     }
 
     /// The bytes forwarded of `body` in pieces of `size`, and whether a key was found.
-    fn passed(codings: &[Coding], body: &[u8], size: usize) -> (Vec<u8>, bool) {
+    fn forwarded(codings: &[Coding], body: &[u8], size: usize) -> (Vec<u8>, bool) {
         let mut search = search(codings);
         let mut out = Vec::new();
         for piece in body.chunks(size) {
@@ -311,9 +321,9 @@ mod tests {
     const CODED: [Coded; 5] = [
         (&[Coding::Gzip], gzip),
         (&[Coding::Deflate], zlib),
-        (&[Coding::Deflate], bare),
+        (&[Coding::Deflate], raw_deflate),
         (&[Coding::Gzip, Coding::Gzip], |text| gzip(&gzip(text))),
-        (&[Coding::Deflate, Coding::Gzip], |text| gzip(&bare(text))),
+        (&[Coding::Deflate, Coding::Gzip], |text| gzip(&raw_deflate(text))),
     ];
 
     #[test]
@@ -322,21 +332,21 @@ mod tests {
             for text in ["", "x", "sk_6c036526aaaa", &"words and words ".repeat(5_000)] {
                 let body = coded(text.as_bytes());
                 for size in [1, 7, 1_000, 100_000] {
-                    assert_eq!(passed(codings, &body, size), (body.clone(), false), "{codings:?} {size}");
+                    assert_eq!(forwarded(codings, &body, size), (body.clone(), false), "{codings:?} {size}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_key_is_not_relayed_in_any_pieces_of_its_body() {
+    fn a_key_is_not_relayed_however_its_body_is_split() {
         for (codings, coded) in CODED {
             for before in [0, 10, 100_000] {
                 let noise: String =
                     (0..before).map(|at: u64| char::from(b'a' + (at * at % 23) as u8)).collect();
                 let body = coded(format!("{noise}{KEY} and more").as_bytes());
                 for size in [1, 7, 1_000, 100_000] {
-                    let (out, has_key) = passed(codings, &body, size);
+                    let (out, has_key) = forwarded(codings, &body, size);
                     assert!(has_key, "{codings:?} {before} {size}");
                     // The forwarded bytes reveal no more of the key than its short form.
                     let mut alone = search(codings);
@@ -352,20 +362,20 @@ mod tests {
     fn a_malformed_body_is_relayed_and_searched() {
         for body in [b"plain text".to_vec(), [gzip(b"x"), b"garbage".to_vec()].concat(), vec![8]] {
             for codings in [&[Coding::Gzip][..], &[Coding::Deflate]] {
-                assert_eq!(passed(codings, &body, 3), (body.clone(), false));
+                assert_eq!(forwarded(codings, &body, 3), (body.clone(), false));
             }
         }
-        // A malformed body is searched all the same.
+        // A malformed body is searched, too.
         for body in
             [KEY.as_bytes().to_vec(), [gzip(b"x"), KEY.into()].concat(), [zlib(b"x"), KEY.into()].concat()]
         {
             for (codings, size) in [(&[Coding::Gzip][..], 3), (&[Coding::Deflate], 1_000)] {
-                assert!(passed(codings, &body, size).1);
+                assert!(forwarded(codings, &body, size).1);
             }
         }
         // The decodable part of a malformed body is searched.
         let body = [zlib(KEY.as_bytes()), b"garbage".to_vec()].concat();
-        assert!(passed(&[Coding::Deflate], &body, 1_000).1);
+        assert!(forwarded(&[Coding::Deflate], &body, 1_000).1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::budget::{BufferBudget, BufferShare};
 #[derive(Debug)]
 pub struct Peeked<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
-    /// An error met while reading; it is returned after the frames read before it.
+    /// An error that occurred while reading; it is returned after the frames read before it.
     error: Option<B::Error>,
     rest: B,
     /// The memory of the frames read.
@@ -44,9 +44,9 @@ where
         self.rest
     }
 
-    /// Reads `body` to its end, but at most `bytes_max` bytes, for at most `within`, and as far as `budget`
-    /// has memory; without a budget, memory is unlimited. Returns the bytes with it if they are the complete
-    /// body.
+    /// Reads `body` to its end, up to `bytes_max` bytes, for at most `within`, and within the
+    /// memory of `budget`; without a budget, memory is unlimited. Also returns the bytes if they
+    /// are the complete body.
     ///
     /// # Cancel safety
     ///
@@ -62,12 +62,12 @@ where
         (peeked, whole)
     }
 
-    /// Continues reading to the end, but at most `bytes_max` bytes, for at most `within`, and as far as
-    /// `budget` has memory; returns all bytes read so far if they are the complete body.
+    /// Continues reading to the end, up to `bytes_max` bytes, for at most `within`, and within the
+    /// memory of `budget`. Returns all bytes read so far if they are the complete body.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no bytes: the frames read are relayed all the same.
+    /// Dropping the future loses no bytes: the frames read are still relayed.
     pub async fn whole(
         &mut self,
         bytes_max: usize,
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_body_stays_broken() {
+    async fn a_body_that_breaks_off_is_relayed_with_its_error() {
         let (mut peeked, whole) =
             read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
         assert_eq!(whole, None);

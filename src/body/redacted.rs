@@ -14,9 +14,10 @@ use super::decode::Coding;
 use super::packed::{self, Turn, Withheld};
 use crate::secret::{Passed, Redaction, Redactor};
 
-/// A body in which keys are replaced by their short forms. It keeps the announced length: where a short form
-/// replaced a longer key, spaces are appended at the end, which JSON documents and texts allow. A compressed
-/// body that contains a key, or that there is no memory to search, ends with an error instead.
+/// A body in which keys are replaced by their short forms. It keeps the announced length: where a
+/// short form replaced a longer key, spaces are appended at the end, which JSON documents and texts
+/// allow. A compressed body that contains a key, or whose search does not fit the buffer budget,
+/// ends with an error instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
     body: B,
@@ -28,7 +29,7 @@ enum PlainOrCompressed {
     /// The body is not searched.
     Off,
     Plain(Plain),
-    Packed(Box<packed::CompressedSearch>),
+    Compressed(Box<packed::CompressedSearch>),
 }
 
 #[derive(Debug)]
@@ -36,25 +37,25 @@ struct Plain {
     redactor: Arc<Redactor>,
     redaction: Redaction,
     /// Bytes of the announced length that are still to be sent; `None` when no length was announced.
-    owed: Option<u64>,
+    unsent_length: Option<u64>,
     /// Trailers, which follow the bytes held back.
     trailers: Option<HeaderMap>,
-    /// Whether the body has ended and only the owed bytes remain.
+    /// Whether the body has ended and only held-back bytes and padding remain.
     has_ended: bool,
 }
 
-/// Size of the pieces of padding: a response full of keys can owe a lot of it.
+/// Size of the pieces of padding: a response with many keys can need a lot of it.
 const PADDING_BYTES_MAX: usize = 16 * 1024;
 
 impl<B: Body> Redacted<B> {
     /// Searches `body` with `redactor`, if there is one.
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
-        let owed = body.size_hint().exact();
+        let unsent_length = body.size_hint().exact();
         let plain = |redactor| {
             PlainOrCompressed::Plain(Plain {
                 redactor,
                 redaction: Redaction::default(),
-                owed,
+                unsent_length,
                 trailers: None,
                 has_ended: false,
             })
@@ -74,7 +75,7 @@ impl<B: Body> Redacted<B> {
         match (redactor, codings) {
             (Some(redactor), Some(codings)) if !codings.is_empty() => {
                 let search = packed::CompressedSearch::new(redactor, &codings, budget.share(packed::FREE));
-                Self { body, search: PlainOrCompressed::Packed(Box::new(search)) }
+                Self { body, search: PlainOrCompressed::Compressed(Box::new(search)) }
             }
             (redactor, Some(_) | None) => Self::new(body, redactor),
         }
@@ -87,7 +88,8 @@ impl Plain {
             Passed::Start(length) => piece.truncate(length),
             Passed::Instead(bytes) => piece = bytes.into(),
         }
-        self.owed = self.owed.map(|owed| owed.saturating_sub(piece.len() as u64));
+        self.unsent_length =
+            self.unsent_length.map(|unsent_length| unsent_length.saturating_sub(piece.len() as u64));
         piece
     }
 
@@ -95,16 +97,18 @@ impl Plain {
     fn finish(&mut self) -> Bytes {
         self.has_ended = true;
         let mut rest = self.redaction.finish();
-        if let Some(owed) = &mut self.owed {
-            let padded = usize::try_from(*owed).unwrap_or(usize::MAX).min(PADDING_BYTES_MAX);
+        if let Some(unsent_length) = &mut self.unsent_length {
+            let padded = usize::try_from(*unsent_length).unwrap_or(usize::MAX).min(PADDING_BYTES_MAX);
             rest.resize(padded.max(rest.len()), b' ');
-            *owed = owed.saturating_sub(rest.len() as u64);
+            *unsent_length = unsent_length.saturating_sub(rest.len() as u64);
         }
         rest.into()
     }
 
     fn is_over(&self) -> bool {
-        self.redaction.is_idle() && self.owed.is_none_or(|owed| owed == 0) && self.trailers.is_none()
+        self.redaction.is_idle()
+            && self.unsent_length.is_none_or(|unsent_length| unsent_length == 0)
+            && self.trailers.is_none()
     }
 
     fn poll_frame<B: Body<Data = Bytes> + Unpin>(
@@ -213,7 +217,7 @@ where
         match search {
             PlainOrCompressed::Off => Pin::new(body).poll_frame(cx),
             PlainOrCompressed::Plain(search) => search.poll_frame(body, cx),
-            PlainOrCompressed::Packed(search) => search.poll_frame(body, cx),
+            PlainOrCompressed::Compressed(search) => search.poll_frame(body, cx),
         }
     }
 
@@ -221,7 +225,7 @@ where
         let is_over = match &self.search {
             PlainOrCompressed::Off => true,
             PlainOrCompressed::Plain(search) => search.is_over(),
-            PlainOrCompressed::Packed(search) => search.is_over(),
+            PlainOrCompressed::Compressed(search) => search.is_over(),
         };
         is_over && self.body.is_end_stream()
     }
@@ -230,15 +234,17 @@ where
         let rest = self.body.size_hint();
         match &self.search {
             PlainOrCompressed::Off => rest,
-            PlainOrCompressed::Plain(Plain { owed: Some(owed), .. }) => SizeHint::with_exact(*owed),
+            PlainOrCompressed::Plain(Plain { unsent_length: Some(unsent_length), .. }) => {
+                SizeHint::with_exact(*unsent_length)
+            }
             // Short forms make the body shorter by an amount that is not known in advance.
-            PlainOrCompressed::Plain(Plain { owed: None, .. }) => SizeHint::default(),
-            PlainOrCompressed::Packed(search) => {
-                let waiting = search.waiting_bytes();
+            PlainOrCompressed::Plain(Plain { unsent_length: None, .. }) => SizeHint::default(),
+            PlainOrCompressed::Compressed(search) => {
+                let unsent = search.unsent_bytes();
                 let mut hint = SizeHint::new();
-                hint.set_lower(rest.lower() + waiting);
+                hint.set_lower(rest.lower() + unsent);
                 if let Some(upper) = rest.upper() {
-                    hint.set_upper(upper + waiting);
+                    hint.set_upper(upper + unsent);
                 }
                 hint
             }
@@ -315,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_without_a_search_is_unchanged() {
+    async fn a_body_without_a_redactor_is_unchanged() {
         let body = Redacted::new(streamed(&[KEY], None), None);
         assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
     }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// How the relay of a response ended.
+/// The outcome of the relay of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayEnd {
     /// The client received the complete body.
@@ -31,16 +31,16 @@ pub trait OnBodyEnd: Send + 'static {
 /// Dropping it reports [`RelayEnd::ClientLeft`], unless the complete body was passed on: a server does not need
 /// to poll again after the last byte of a body whose length is known.
 #[derive(Debug)]
-pub struct Relay<B: Body, S: OnBodyEnd> {
+pub struct Relay<B: Body, O: OnBodyEnd> {
     /// `None` once the relay is dropped.
     body: Option<B>,
-    on_end: Option<S>,
+    on_end: Option<O>,
     bytes: u64,
 }
 
-impl<B: Body, S: OnBodyEnd> Relay<B, S> {
-    /// Relays `body` and calls `on_end` at its end.
-    pub fn new(body: B, on_end: S) -> Self {
+impl<B: Body, O: OnBodyEnd> Relay<B, O> {
+    /// Relays `body` and calls [`OnBodyEnd::on_end`] at its end.
+    pub fn new(body: B, on_end: O) -> Self {
         Self { body: Some(body), on_end: Some(on_end), bytes: 0 }
     }
 
@@ -51,10 +51,10 @@ impl<B: Body, S: OnBodyEnd> Relay<B, S> {
     }
 }
 
-impl<B, S> Body for Relay<B, S>
+impl<B, O> Body for Relay<B, O>
 where
     B: Body<Data = Bytes> + Unpin,
-    S: OnBodyEnd + Unpin,
+    O: OnBodyEnd + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -86,15 +86,15 @@ where
     }
 }
 
-impl<B: Body, S: OnBodyEnd> Drop for Relay<B, S> {
+impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
     fn drop(&mut self) {
         let end = if self.body.as_ref().is_none_or(B::is_end_stream) {
             RelayEnd::Complete
         } else {
             RelayEnd::ClientLeft
         };
-        // The upstream connection is closed first: the key's concurrency slot goes to the next request only
-        // when the provider can know that it is free.
+        // Closes the upstream connection first: the provider must be able to see the end of this
+        // request before the key's concurrency slot goes to the next one.
         self.body = None;
         self.report_end(end);
     }
@@ -177,7 +177,7 @@ mod tests {
         let (held, (sender, receiver)) = (std::sync::Arc::new(()), channel());
         let body = Box::pin(Holding(std::sync::Arc::clone(&held)));
         drop(Relay::new(body, CountingEnd(held, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the body is gone");
+        assert_eq!(receiver.recv().unwrap(), 1, "the body is dropped");
     }
 
     struct Holding(#[expect(dead_code, reason = "it is held")] std::sync::Arc<()>);

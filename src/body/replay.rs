@@ -1,6 +1,6 @@
-//! A request body that can be sent more than once: the first attempt streams it to the upstream and keeps
-//! the bytes in a replay buffer; a later one starts from the buffer and continues with what still arrives.
-//! Past the bounds of the buffer the request continues, and only the replay is lost.
+//! A request body that can be sent more than once: the first attempt streams it to the upstream and
+//! keeps the bytes in a replay buffer; a later one starts from the buffer and continues with the
+//! bytes that still arrive. A body that exceeds the buffer is still sent, but only once.
 
 mod intake;
 
@@ -42,7 +42,7 @@ pub struct Upload<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// What the upload waits for.
+/// The event that an upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadWait {
     /// The client has not sent the next bytes.
@@ -55,7 +55,7 @@ pub enum UploadWait {
     Never,
 }
 
-/// Why a pass ended early.
+/// The reason why a pass ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
     /// A later pass has begun.
@@ -74,12 +74,12 @@ struct Shared<B> {
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
-    /// Pieces read before an attempt sends them, in case they cannot be kept in the replay buffer.
-    ahead: VecDeque<Bytes>,
-    /// The memory of these pieces when the replay buffer went to disk.
-    ahead_share: Option<BufferShare>,
+    /// Pieces read before an attempt sends them, in case the replay buffer cannot keep them.
+    read_ahead: VecDeque<Bytes>,
+    /// The memory of these pieces when the replay buffer is on disk.
+    read_ahead_share: Option<BufferShare>,
     /// The offset in the body at which these pieces begin.
-    ahead_at: u64,
+    read_ahead_offset: u64,
     /// The length the client announced.
     length: Option<u64>,
     pass: u32,
@@ -87,14 +87,14 @@ struct Shared<B> {
     /// Whether the connection has accepted a byte of the last pass's request.
     has_begun: bool,
     is_released: bool,
-    /// When bytes were last passed to an attempt.
+    /// Time at which bytes were last passed to an attempt.
     moved_at: Instant,
-    /// When bytes last came from the client.
+    /// Time at which bytes last arrived from the client.
     arrived_at: Instant,
     /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
     /// wait.
     arrived_bytes: u64,
-    waited: Duration,
+    client_wait: Duration,
     waiting_since: Option<Instant>,
 }
 
@@ -130,9 +130,9 @@ where
             source,
             source_state,
             buffer: ReplayBuffer::new(budget.clone()),
-            ahead: VecDeque::new(),
-            ahead_share: None,
-            ahead_at: 0,
+            read_ahead: VecDeque::new(),
+            read_ahead_share: None,
+            read_ahead_offset: 0,
             length,
             pass: 0,
             passed_bytes: 0,
@@ -141,7 +141,7 @@ where
             moved_at: now,
             arrived_at: now,
             arrived_bytes: 0,
-            waited: Duration::ZERO,
+            client_wait: Duration::ZERO,
             waiting_since: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -155,7 +155,8 @@ where
         shared.passed_bytes = 0;
         shared.has_begun = false;
         shared.moved_at = clock::instant();
-        // The body is not polled while the request waits for a key, so this time is not the client's.
+        // The body is not polled while the request waits for a key, so this time is not counted as
+        // a wait for the client.
         shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
         AttemptBody { shared: Arc::clone(&self.shared), pass: shared.pass, at: 0 }
     }
@@ -174,13 +175,13 @@ where
         if shared.buffer.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
     }
 
-    /// When the last bytes came from the client; when the request began, if it has no body.
+    /// The time of the last bytes from the client, or of the beginning of the request before the first ones.
     #[must_use]
     pub fn arrived_at(&self) -> Instant {
         lock(&self.shared).arrived_at
     }
 
-    /// Why a new pass cannot send the complete body, when the reason is the replay buffer.
+    /// The loss of the replay buffer because of which a new pass cannot send the complete body.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
         lock(&self.shared).buffer.loss()
@@ -196,7 +197,7 @@ impl<B> AttemptBody<B> {
 }
 
 impl<B> Upload<B> {
-    /// What the upload waits for now.
+    /// The event that the upload waits for now.
     #[must_use]
     pub fn waiting(&self) -> UploadWait {
         match lock(&self.shared).source_state {
@@ -224,7 +225,7 @@ impl<B> Upload<B> {
         lock(&self.shared).passed_bytes
     }
 
-    /// The start of the body, as far as it is in memory, and whether that is the complete body.
+    /// The start of the body that is in memory, and whether it is the complete body.
     #[must_use]
     pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
         start(&lock(&self.shared), bytes_max)
@@ -238,14 +239,14 @@ impl<B> Upload<B> {
         shared.discard_if_released();
     }
 
-    /// By when more of the body must arrive at this rate; `None` while the upload does not wait for the
-    /// client.
+    /// Deadline for more bytes of the body at this rate; `None` while the upload does not wait for
+    /// the client.
     #[must_use]
     pub fn slow_at(&self, rate: MinRate) -> Option<Instant> {
         lock(&self.shared).slow_at(rate)
     }
 
-    /// When bytes were last passed on.
+    /// The time at which bytes were last passed to an attempt.
     #[must_use]
     pub fn moved_at(&self) -> Instant {
         lock(&self.shared).moved_at
@@ -271,23 +272,23 @@ where
                 return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
             }
             ready!(self.buffer.poll_capacity(cx));
-        } else if let Some(piece) = self.ahead_of(at) {
+        } else if let Some(piece) = self.read_ahead_piece(at) {
             return Poll::Ready(Some(Ok(piece)));
         }
         self.poll_source(cx)
     }
 
-    /// The piece at `at` of those that were read before an attempt sent them.
-    fn ahead_of(&mut self, at: u64) -> Option<Bytes> {
+    /// The piece at offset `at` among the pieces read ahead.
+    fn read_ahead_piece(&mut self, at: u64) -> Option<Bytes> {
         loop {
-            let piece = self.ahead.front()?;
-            let end = self.ahead_at + piece.len() as u64;
+            let piece = self.read_ahead.front()?;
+            let end = self.read_ahead_offset + piece.len() as u64;
             if at < end {
-                let begin = usize::try_from(at.saturating_sub(self.ahead_at)).unwrap_or(usize::MAX);
+                let begin = usize::try_from(at.saturating_sub(self.read_ahead_offset)).unwrap_or(usize::MAX);
                 return Some(piece.slice(begin.min(piece.len())..));
             }
-            self.ahead_at = end;
-            self.ahead.pop_front();
+            self.read_ahead_offset = end;
+            self.read_ahead.pop_front();
         }
     }
 
@@ -307,7 +308,7 @@ where
             self.source_state = SourceState::Ready;
             self.arrived_at = clock::instant();
             if let Some(since) = self.waiting_since.take() {
-                self.waited += self.arrived_at.saturating_duration_since(since);
+                self.client_wait += self.arrived_at.saturating_duration_since(since);
             }
             match frame {
                 None => self.source_state = SourceState::Complete,
@@ -330,31 +331,33 @@ where
 
 impl<B> Shared<B> {
     fn slow_at(&self, rate: MinRate) -> Option<Instant> {
-        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.waited);
+        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.client_wait);
         self.waiting_since?.checked_add(left)
     }
 
-    /// Whether another piece may be read before it is sent. In memory, it shares its bytes with the replay
-    /// buffer.
-    fn covers_ahead(&mut self) -> bool {
+    /// Whether the budget covers another piece read ahead. A piece in memory shares its bytes with
+    /// the replay buffer.
+    fn covers_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;
         }
-        let bytes = self.ahead.iter().map(Bytes::len).sum();
-        self.ahead_share.get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE)).cover(bytes)
+        let bytes = self.read_ahead.iter().map(Bytes::len).sum();
+        self.read_ahead_share
+            .get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE))
+            .cover(bytes)
     }
 
     /// The offset at which the pieces read ahead end.
-    fn ahead_end(&self) -> u64 {
-        self.ahead_at + self.ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
+    fn read_ahead_end(&self) -> u64 {
+        self.read_ahead_offset + self.read_ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
     }
 
     fn passed(&mut self, data: &Bytes) {
         self.moved_at = clock::instant();
         self.passed_bytes += data.len() as u64;
-        if self.passed_bytes >= self.ahead_end() {
-            self.ahead = VecDeque::new();
-            self.ahead_share = None;
+        if self.passed_bytes >= self.read_ahead_end() {
+            self.read_ahead = VecDeque::new();
+            self.read_ahead_share = None;
         }
         self.discard_if_released();
     }
@@ -394,7 +397,7 @@ where
         let shared = lock(&self.shared);
         shared.source_state == SourceState::Complete
             && self.at >= shared.buffer.bytes()
-            && self.at >= shared.ahead_end()
+            && self.at >= shared.read_ahead_end()
     }
 
     fn size_hint(&self) -> SizeHint {

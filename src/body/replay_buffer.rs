@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use super::budget::{BufferBudget, BufferShare};
 use super::disk_spill::DiskSpill;
 
-/// Why a body cannot be sent again.
+/// The reason why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// The body is larger than its bound, or all bodies together are larger than theirs.
@@ -47,11 +47,11 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A piece smaller than this is copied behind the previous one: kept as a slice, it would keep a whole read
-/// buffer alive, and a body of single bytes would take many times its size.
+/// A piece smaller than this is copied behind the previous one: a slice would keep its whole read
+/// buffer alive, and a body that arrives in single bytes would use many times its size.
 const SMALL_BYTES: usize = 4 * 1024;
 /// Small pieces are copied together up to this size.
-const GATHERED_BYTES_MAX: usize = 16 * 1024;
+const JOINED_BYTES_MAX: usize = 16 * 1024;
 
 /// The first `bytes_max` bytes of these pieces.
 pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes_max: usize) -> Bytes {
@@ -72,7 +72,7 @@ pub(super) struct ReplayBuffer {
     /// The end offset of each piece in memory.
     ends: Vec<u64>,
     /// Small pieces, copied together, that follow all pieces in `memory`.
-    gathered: BytesMut,
+    small_pieces: BytesMut,
     spill: Option<DiskSpill>,
     loss: Option<Loss>,
 }
@@ -85,13 +85,13 @@ impl ReplayBuffer {
             budget,
             memory: Vec::new(),
             ends: Vec::new(),
-            gathered: BytesMut::new(),
+            small_pieces: BytesMut::new(),
             spill: None,
             loss: None,
         }
     }
 
-    /// Why the buffer is not complete; `None` while it is.
+    /// The reason why the buffer is incomplete; `None` while it is complete.
     pub(super) fn loss(&self) -> Option<Loss> {
         self.loss
     }
@@ -106,46 +106,48 @@ impl ReplayBuffer {
         self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }
 
-    /// The first bytes of the body, as far as they are in memory, `bytes_max` at most.
+    /// The first bytes of the body that are in memory, at most `bytes_max`.
     pub(super) fn start(&self, bytes_max: usize) -> Bytes {
         match self.memory.as_slice() {
             [] => Bytes::new(),
-            [only] if self.gathered.is_empty() => only.slice(..only.len().min(bytes_max)),
-            pieces => joined(pieces.iter().map(|piece| &piece[..]).chain([&self.gathered[..]]), bytes_max),
+            [only] if self.small_pieces.is_empty() => only.slice(..only.len().min(bytes_max)),
+            pieces => {
+                joined(pieces.iter().map(|piece| &piece[..]).chain([&self.small_pieces[..]]), bytes_max)
+            }
         }
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.whole_bytes() + self.gathered.len() as u64
+        self.piece_bytes() + self.small_pieces.len() as u64
     }
 
-    /// Bytes in memory before the gathered ones.
-    fn whole_bytes(&self) -> u64 {
+    /// Bytes in memory that are not in `small_pieces`.
+    fn piece_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
     fn keep(&mut self, data: &Bytes) {
         // The first piece is not copied: for most requests, it is the whole body.
         if data.len() < SMALL_BYTES && !self.memory.is_empty() {
-            self.gathered.extend_from_slice(data);
-            if self.gathered.len() >= GATHERED_BYTES_MAX {
-                self.close_gathered();
+            self.small_pieces.extend_from_slice(data);
+            if self.small_pieces.len() >= JOINED_BYTES_MAX {
+                self.flush_small_pieces();
             }
             return;
         }
-        self.close_gathered();
-        self.keep_whole(data.clone());
+        self.flush_small_pieces();
+        self.keep_piece(data.clone());
     }
 
-    fn close_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            let gathered = self.gathered.split().freeze();
-            self.keep_whole(gathered);
+    fn flush_small_pieces(&mut self) {
+        if !self.small_pieces.is_empty() {
+            let small_pieces = self.small_pieces.split().freeze();
+            self.keep_piece(small_pieces);
         }
     }
 
-    fn keep_whole(&mut self, piece: Bytes) {
-        self.ends.push(self.whole_bytes() + piece.len() as u64);
+    fn keep_piece(&mut self, piece: Bytes) {
+        self.ends.push(self.piece_bytes() + piece.len() as u64);
         self.memory.push(piece);
     }
 
@@ -197,12 +199,12 @@ impl ReplayBuffer {
             return Poll::Ready(None);
         }
         let memory_bytes = self.memory_bytes();
-        let whole_bytes = self.whole_bytes();
-        if (whole_bytes..memory_bytes).contains(&at) {
-            let begin = usize::try_from(at - whole_bytes).unwrap_or(usize::MAX);
-            return Poll::Ready(Some(Ok(Bytes::copy_from_slice(&self.gathered[begin..]))));
+        let piece_bytes = self.piece_bytes();
+        if (piece_bytes..memory_bytes).contains(&at) {
+            let begin = usize::try_from(at - piece_bytes).unwrap_or(usize::MAX);
+            return Poll::Ready(Some(Ok(Bytes::copy_from_slice(&self.small_pieces[begin..]))));
         }
-        if at < whole_bytes {
+        if at < piece_bytes {
             let index = self.ends.partition_point(|&end| end <= at);
             let (piece, end) = (&self.memory[index], self.ends[index]);
             let begin = end - piece.len() as u64;
@@ -224,7 +226,7 @@ impl ReplayBuffer {
         self.loss.get_or_insert(reason);
         self.memory = Vec::new();
         self.ends = Vec::new();
-        self.gathered = BytesMut::new();
+        self.small_pieces = BytesMut::new();
         self.share.shrink(0);
         if let Some(spill) = self.spill.take() {
             self.budget.release_disk(spill.bytes());

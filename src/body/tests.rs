@@ -1,4 +1,5 @@
-//! What each holder of a buffer does when the budget is used up, and that all memory is returned.
+//! Tests of the buffer budget: the behavior of each holder of a buffer when the budget is used up,
+//! and the return of all memory.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -101,7 +102,7 @@ async fn upload(budget: &BufferBudget) -> (Holding, u64) {
     (replay.holding(), budget.disk_bytes())
 }
 
-async fn gathered(budget: &BufferBudget) -> (usize, bool) {
+async fn read_ahead(budget: &BufferBudget) -> (usize, bool) {
     let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
     let (start, is_whole) = replay.peek_body(MEBI, LONG).await;
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
@@ -135,7 +136,7 @@ async fn searched(budget: &BufferBudget) -> Result<bool, Withheld> {
 async fn every_holder_buffers_within_the_budget() {
     let budget = budget(16 * MEBI, 0);
     assert_eq!(upload(&budget).await, (Holding::Whole, 0));
-    assert_eq!(gathered(&budget).await, (MEBI, true));
+    assert_eq!(read_ahead(&budget).await, (MEBI, true));
     assert_eq!(inspected(&budget).await, 1);
     assert_eq!(peeked(&budget).await, (true, false));
     assert_eq!(searched(&budget).await, Ok(true));
@@ -143,11 +144,11 @@ async fn every_holder_buffers_within_the_budget() {
 }
 
 #[tokio::test]
-async fn without_memory_no_holder_buffers() {
+async fn no_holder_buffers_without_memory() {
     let budget = budget(0, 16 * MEBI);
     let (holding, on_disk) = upload(&budget).await;
     assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
-    let (start, is_whole) = gathered(&budget).await;
+    let (start, is_whole) = read_ahead(&budget).await;
     assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
     assert_eq!(inspected(&budget).await, 0);
     assert_eq!(peeked(&budget).await, (false, true));
@@ -157,7 +158,7 @@ async fn without_memory_no_holder_buffers() {
 }
 
 #[tokio::test]
-async fn without_memory_and_disk_an_upload_loses_only_its_replay() {
+async fn an_upload_without_memory_and_disk_loses_only_its_replay() {
     let budget = budget(0, 0);
     let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
     assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
@@ -210,14 +211,14 @@ async fn a_cancelled_body_returns_all_its_memory() {
 
 #[test]
 fn thousands_of_responses_never_exceed_the_budget() {
-    const ANSWERS: usize = 3_000;
+    const RESPONSES: usize = 3_000;
     let budget = budget(4 * MEBI, 0);
     let inspector = CountingInspector::default();
     let text = Bytes::from(noise(MEBI / 4));
     let inspect = |text: &Bytes| {
         Inspect::new(Pieces::of(text.clone()), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE))
     };
-    let mut inspects: Vec<_> = (0..ANSWERS).map(|_| inspect(&text)).collect();
+    let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&text)).collect();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..20 {
         for inspect in &mut inspects {
@@ -225,9 +226,9 @@ fn thousands_of_responses_never_exceed_the_budget() {
         }
         assert!(budget.memory_bytes() <= budget.memory_max());
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MEBI + ANSWERS * BufferShare::FREE, "{copied}");
+        assert!(copied <= 4 * MEBI + RESPONSES * BufferShare::FREE, "{copied}");
     }
-    // A few bodies came first, and are copied completely.
+    // The first few bodies are copied completely.
     for inspect in &mut inspects {
         while let Poll::Ready(Some(_)) = Pin::new(&mut *inspect).poll_frame(&mut cx) {}
     }

@@ -13,10 +13,10 @@ use super::local_ca::LocalCa;
 
 const BUNDLE: &str = "bundle.pem";
 
-/// The begin of the bundle's first line, which ends with the path of the file with the roots.
-const MADE_OF_PREFIX: &str = "# Keychoir's local authority, and all of ";
+/// The beginning of the bundle's first line, which ends with the path of the file with the roots.
+const HEADER_PREFIX: &str = "# Keychoir's local authority, and all of ";
 
-/// Where systems keep their trusted roots in one file.
+/// Files in which systems keep their trusted roots.
 const SYSTEM_ROOTS: [&str; 6] = [
     // Debian, Ubuntu, Arch, Gentoo, NixOS
     "/etc/ssl/certs/ca-certificates.crt",
@@ -30,7 +30,7 @@ const SYSTEM_ROOTS: [&str; 6] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Why there is no bundle.
+/// The reason why no bundle was written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The file of roots is unreadable; a bundle without them would break all other connections.
@@ -64,7 +64,7 @@ pub fn bundle(folder: &Path, authority: &LocalCa, roots: &Path) -> Result<PathBu
     if !CertificateDer::pem_slice_iter(&trusted).any(|certificate| certificate.is_ok()) {
         return Err(BundleError::NoRoots(roots.to_owned()));
     }
-    let head = format!("{MADE_OF_PREFIX}{}\n{}\n", roots.display(), authority.pem());
+    let head = format!("{HEADER_PREFIX}{}\n{}\n", roots.display(), authority.pem());
     write_changed(&path, &[head.as_bytes(), &trusted].concat())?;
     Ok(path)
 }
@@ -81,7 +81,7 @@ pub fn refresh_bundle(folder: &Path, authority: &LocalCa) {
 /// The path of the roots that a bundle was made from.
 fn roots_of(bundle: &[u8]) -> Option<PathBuf> {
     let line = bundle.split(|&byte| byte == b'\n').next()?;
-    let path = std::str::from_utf8(line).ok()?.strip_prefix(MADE_OF_PREFIX)?;
+    let path = std::str::from_utf8(line).ok()?.strip_prefix(HEADER_PREFIX)?;
     (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_never_made_of_itself() {
+    fn a_bundle_never_contains_itself() {
         let (_state, folder, file, _) = setup();
         assert_eq!(roots(Some(&file), &folder), Some(file.clone()));
         let path = bundle(&folder, &authority(&folder), &file).unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn without_roots_there_is_no_bundle() {
+    fn no_bundle_is_written_without_roots() {
         let (_state, folder, file, _) = setup();
         fs::write(&file, "no certificates").unwrap();
         let error = bundle(&folder, &authority(&folder), &file).unwrap_err();

@@ -18,7 +18,7 @@ pub struct Chain {
     life: Life,
 }
 
-/// Why a text contains no usable certificates.
+/// The reason why a text contains no usable certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// It contains no certificate.
@@ -32,7 +32,7 @@ pub enum ChainError {
     Broken,
 }
 
-/// Why a text is not the private key of a certificate. Contains nothing of the text itself.
+/// The reason why a text is not the private key of a certificate. Contains nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// It contains no private key.
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_says_why_a_text_is_no_certificate() {
+    fn the_error_names_the_reason_why_a_text_is_no_certificate() {
         let (cert, key) = generated();
         assert_eq!(Chain::read("").unwrap_err(), ChainError::Empty);
         assert_eq!(Chain::read(&key).unwrap_err(), ChainError::IsKey);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_says_why_a_text_is_no_key_of_the_certificate() {
+    fn the_error_names_the_reason_why_a_text_is_no_key_of_the_certificate() {
         let (cert, _) = generated();
         let (_, other) = generated();
         let wrong = |key: &str| Chain::read(&cert).unwrap().with_key(key).unwrap_err();

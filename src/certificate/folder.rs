@@ -16,7 +16,7 @@ use crate::policy::units::UnixMs;
 use crate::tasks;
 
 /// The file with the CA's certificate and private key.
-const AUTHORITY: &str = "authority.pem";
+const CA_KEY_FILE: &str = "authority.pem";
 
 /// The file with the certificate alone, for clients that are to trust it.
 const CA: &str = "ca.pem";
@@ -31,7 +31,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum bytes read of a file: a certificate and a key have one or two kilobytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Why there is no CA.
+/// The reason why there is no CA.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The folder or a file in it cannot be created or written.
@@ -72,20 +72,20 @@ pub struct OpenedCa {
 pub struct QuarantinedFile {
     /// Its new path.
     pub path: PathBuf,
-    /// Why it was unusable.
+    /// The reason why it was unusable.
     pub reason: Unfit,
 }
 
 /// The message for the log.
 impl fmt::Display for QuarantinedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.reason {
+        let problem = match self.reason {
             Unfit::Broken => "was broken",
             Unfit::Ending => "has expired",
         };
         write!(
             f,
-            "The local authority of https {what}; it is kept as {}, and a new one was made: apps and browsers \
+            "The local authority of https {problem}; it is kept as {}, and a new one was made: apps and browsers \
              that trusted the old one must trust the new one, see `keychoir env`",
             self.path.display()
         )
@@ -117,13 +117,13 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, AuthorityErr
         StoredCa::Usable(authority) => return Ok(OpenedCa { authority: *authority, quarantined: None }),
         StoredCa::Missing => None,
         StoredCa::Unfit(reason) => {
-            let new_path = folder.join(format!("{AUTHORITY}.{}-{}", suffix(reason), now.0));
-            fs::rename(folder.join(AUTHORITY), &new_path).map_err(unwritable)?;
+            let new_path = folder.join(format!("{CA_KEY_FILE}.{}-{}", suffix(reason), now.0));
+            fs::rename(folder.join(CA_KEY_FILE), &new_path).map_err(unwritable)?;
             Some(QuarantinedFile { path: new_path, reason })
         }
     };
     let authority = LocalCa::make(now)?;
-    write(&folder.join(AUTHORITY), authority.secret_pem().as_bytes())?;
+    write(&folder.join(CA_KEY_FILE), authority.secret_pem().as_bytes())?;
     publish(folder, &authority)?;
     Ok(OpenedCa { authority, quarantined })
 }
@@ -148,7 +148,7 @@ enum StoredCa {
 }
 
 fn read_stored(folder: &Path, now: UnixMs) -> Result<StoredCa, AuthorityError> {
-    let path = folder.join(AUTHORITY);
+    let path = folder.join(CA_KEY_FILE);
     let unreadable = |source| AuthorityError::Unreadable { path: path.clone(), source };
     let mut bytes = Vec::new();
     match File::open(&path) {
@@ -272,7 +272,7 @@ mod tests {
     fn a_file_readable_by_others_becomes_private_again() {
         let folder = tempfile::tempdir().unwrap();
         opened(folder.path(), NOW);
-        let path = folder.path().join(AUTHORITY);
+        let path = folder.path().join(CA_KEY_FILE);
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         opened(folder.path(), NOW);
         assert_eq!(mode(&path), 0o600);
@@ -283,7 +283,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = opened(folder.path(), NOW);
         for (round, broken) in [b"" as &[u8], b"\xff\xfe", b"-----BEGIN"].into_iter().enumerate() {
-            fs::write(folder.path().join(AUTHORITY), broken).unwrap();
+            fs::write(folder.path().join(CA_KEY_FILE), broken).unwrap();
             let now = UnixMs(NOW.0 + round as u64);
             let again = opened(folder.path(), now);
             let quarantined = again.quarantined.unwrap();
@@ -324,7 +324,7 @@ mod tests {
     fn programs_that_start_together_open_the_same_authority() {
         for broken in [None, Some("broken")] {
             let folder = tempfile::tempdir().unwrap();
-            let _ = broken.map(|text| fs::write(folder.path().join(AUTHORITY), text).unwrap());
+            let _ = broken.map(|text| fs::write(folder.path().join(CA_KEY_FILE), text).unwrap());
             let start = Arc::new(Barrier::new(8));
             let openers: Vec<_> = (0..8)
                 .map(|_| {
@@ -353,7 +353,7 @@ mod tests {
         assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
         // A folder at the path of the file is neither read nor moved.
         let folder = state.path().join("tls");
-        fs::create_dir_all(folder.join(AUTHORITY)).unwrap();
+        fs::create_dir_all(folder.join(CA_KEY_FILE)).unwrap();
         assert!(matches!(open(&CaLocation::Folder(folder), NOW), Err(AuthorityError::Unreadable { .. })));
     }
 

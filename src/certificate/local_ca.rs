@@ -1,5 +1,5 @@
 //! The local CA. Its certificate is constrained to the names and addresses of this machine (name
-//! constraints), so that a thief of its key could impersonate this machine only.
+//! constraints), so that a stolen key could impersonate this machine only.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,7 +27,7 @@ pub struct LocalCa {
     life: Life,
 }
 
-/// Why no certificate was made.
+/// The reason why no certificate was made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     /// The certificate cannot be encoded or signed.
@@ -38,7 +38,7 @@ pub enum MakeError {
     Tls(#[from] rustls::Error),
 }
 
-/// Why a stored CA is unusable.
+/// The reason why a stored CA is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// The file has no certificate and key that belong together.
@@ -59,7 +59,8 @@ impl LocalCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_authority(now);
         let mut params = CertificateParams::default();
-        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        (params.not_before, params.not_after) =
+            (system_time(life.from).into(), system_time(life.until).into());
         params.distinguished_name = DistinguishedName::new();
         // Each CA has a name of its own: lists of authorities show names, and may still contain an
         // old CA.
@@ -89,7 +90,7 @@ impl LocalCa {
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?;
         let key = KeyPair::try_from(&key).map_err(|_| Unfit::Broken)?;
         let life = life(&certificate).ok_or(Unfit::Broken)?;
-        if !belong_together(&certificate, &key) {
+        if !matches_key(&certificate, &key) {
             return Err(Unfit::Broken);
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| Unfit::Broken)?;
@@ -120,7 +121,8 @@ impl LocalCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = Life::of_server(now, self.life);
         let mut params = CertificateParams::new(names)?;
-        (params.not_before, params.not_after) = (moment(life.from).into(), moment(life.until).into());
+        (params.not_before, params.not_after) =
+            (system_time(life.from).into(), system_time(life.until).into());
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "Keychoir");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -144,12 +146,12 @@ fn subnet(address: IpAddr, prefix: u8) -> CidrSubnet {
 }
 
 /// The time in whole seconds, the precision of certificates.
-fn moment(at: UnixMs) -> SystemTime {
+fn system_time(at: UnixMs) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(at.0 / 1000)
 }
 
 /// Whether the certificate is a CA certificate and belongs to this key.
-fn belong_together(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
         parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
     })

@@ -26,7 +26,7 @@ pub use configured::{Chain, ChainError, KeyError};
 pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
 pub use local_ca::{LocalCa, MakeError, Unfit};
 
-/// Where the local CA is kept.
+/// The place where the local CA is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
     /// In this folder.
@@ -71,10 +71,10 @@ fn provider() -> CryptoProvider {
 /// The validity period of a certificate; `None` if it cannot be parsed.
 fn life(certificate: &CertificateDer<'_>) -> Option<Life> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let moment = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
+    let unix_ms = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
     let validity = parsed.validity();
     Some(Life {
-        from: moment(validity.not_before.timestamp()),
-        until: moment(validity.not_after.timestamp()),
+        from: unix_ms(validity.not_before.timestamp()),
+        until: unix_ms(validity.not_after.timestamp()),
     })
 }

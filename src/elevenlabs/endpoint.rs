@@ -151,7 +151,7 @@ impl Endpoint {
             Some(_) => Billing::Metered,
             // Requesting the token is free, but using it is not.
             None if gives_access => Billing::Unlisted,
-            None if is_safe || facts.is_free => Billing::Free,
+            None if is_safe || facts.is_free == Some(true) => Billing::Free,
             None => Billing::Unlisted,
         };
         let is_read = methods == row::methods(&Method::GET);

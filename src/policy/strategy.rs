@@ -46,43 +46,44 @@ pub const BEST: u64 = 0;
 /// How far a key's turn advances for a request, with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first. A new strategy is a row here, and a word in `config/keychoir.toml`.
+/// All strategies, the default first. A new strategy is a row here, and lines in
+/// `config/keychoir.toml` and `tests/proxy/refusal_matrix.rs`, which tests require.
 pub static STRATEGIES: [Strategy; 5] = [
     // The first key in configured order that can serve, until it is refused or exhausted.
-    Strategy { name: "fill-first", rank: |_| BEST, fills: true, ..ANY },
+    Strategy { name: "fill-first", rank: |_| BEST, fills: true, ..DEFAULTS },
     // Weighted round robin.
     Strategy {
         name: "round-robin",
         rank: |key| key.turn.saturating_add(1),
         least: |turn| turn.saturating_add(1),
         takes_turns: true,
-        ..ANY
+        ..DEFAULTS
     },
     // The key with the most credits left; keys with unknown limits come last.
     Strategy {
         name: "most-remaining",
         rank: |key| key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2)),
         counts_credits: true,
-        ..ANY
+        ..DEFAULTS
     },
     // The key whose workspace has the fewest requests in flight, relative to its weight. With any
     // weights, an idle key has the lowest rank.
     Strategy {
         name: "least-requests",
         rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),
-        ..ANY
+        ..DEFAULTS
     },
     // The key whose credits are reset first; keys with unknown dates come last.
     Strategy {
         name: "soonest-reset",
         rank: |key| key.resets_at.map_or(u64::MAX, |at| at.0.max(1)),
         counts_credits: true,
-        ..ANY
+        ..DEFAULTS
     },
 ];
 
 /// The properties of most strategies.
-const ANY: Strategy = Strategy {
+const DEFAULTS: Strategy = Strategy {
     name: "",
     rank: |_| BEST,
     least: |_| BEST,

@@ -15,15 +15,15 @@ use crate::policy::select::{Affordability, Candidate, ConcurrencyState};
 use crate::policy::strategy::Traits;
 use crate::policy::units::UnixMs;
 
-/// Which keys a selection considers for one request.
+/// The limits on the keys that one round of a selection considers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SelectionRound {
-    /// Only the keys that the request prefers.
+    /// Whether only the keys that the request prefers are considered.
     pub(super) is_preferred_only: bool,
-    /// Also the keys without credits.
+    /// Whether keys without credits are considered, too.
     pub(super) allow_exhausted: bool,
-    /// Also the keys that are restricted up to this level.
-    pub(super) up_to: Option<Restraint>,
+    /// The highest restraint of the keys that are considered; `None` excludes restricted keys.
+    pub(super) max_restraint: Option<Restraint>,
 }
 
 /// Evaluates `key`, at this position, for `request` at `now`. `turn` is the turn of the key that was
@@ -40,7 +40,7 @@ pub(super) fn candidate(
     let quota = workspace.quota(now);
     let is_excluded = is_excluded(position, request, round);
     let restraint = request.restraint(position);
-    let with_exhausted = |state: KeyState| match state {
+    let ignore_exhaustion = |state: KeyState| match state {
         KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, .. }
             if round.allow_exhausted =>
         {
@@ -48,7 +48,7 @@ pub(super) fn candidate(
         }
         state @ (KeyState::Usable | KeyState::Resting { .. }) => state,
     };
-    let state = match with_exhausted(key.state_with(&quota, now)) {
+    let state = match ignore_exhaustion(key.state_with(&quota, now)) {
         // A key that may not serve this request is treated like an invalid one.
         _ if is_excluded => KeyState::Resting { reason: CooldownReason::Invalid, until: None },
         KeyState::Usable if let Some(Restraint::Until(until)) = restraint => {
@@ -59,7 +59,7 @@ pub(super) fn candidate(
     let concurrency =
         request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).state(now));
     let affordability = affordability(key, request.estimate, now);
-    // The usual case: the key serves, and no probe or retry time is needed.
+    // In the usual case the key serves, and no probe or retry time is needed.
     let (may_probe, again_at) = match (state, concurrency, affordability) {
         (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
         | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
@@ -70,22 +70,22 @@ pub(super) fn candidate(
                 request,
                 state,
                 concurrency,
-                is_excluded: is_excluded || restraint > round.up_to,
+                is_excluded: is_excluded || restraint > round.max_restraint,
             };
-            // A key whose credits fall short only by our estimate may serve nonetheless.
+            // A key whose credits fall short only by our estimate may still serve.
             let credits_at =
                 credits_change_at(key, &quota, now).filter(|_| affordability == Affordability::Refused);
             let ends_at = blocked.ends_at(now);
             (blocked.may_be_probed(now), ends_at.map(|at| credits_at.map_or(at, |credits| at.max(credits))))
         }
     };
-    let is_within = match restraint {
+    let is_within_restraint = match restraint {
         None | Some(Restraint::Until(_)) => true,
-        restraint @ Some(_) => restraint <= round.up_to,
+        restraint @ Some(_) => restraint <= round.max_restraint,
     };
     Candidate {
         state,
-        is_eligible: is_within && !request.tried.contains(&position),
+        is_eligible: is_within_restraint && !request.tried.contains(&position),
         affordability,
         concurrency,
         may_probe,
@@ -100,21 +100,23 @@ struct BlockedKey<'a> {
     request: &'a KeyRequest,
     state: KeyState,
     concurrency: ConcurrencyState,
-    /// Whether more than its state keeps the key from this request.
+    /// Whether eligibility, preference or a restriction keeps the request from the key.
     is_excluded: bool,
 }
 
 impl BlockedKey<'_> {
-    /// The probes of all cooldowns in force. Each of them would have to allow the probe.
+    /// The probe cells of all cooldowns in force. A probe needs the permission of each of them.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
-        let of = |is_in_force: bool, probe| is_in_force.then_some(probe);
+        let probe_if = |is_in_force: bool, probe| is_in_force.then_some(probe);
         let is_cooling_down = self.state != KeyState::Usable;
         let limited =
             self.request.group.filter(|_| matches!(self.concurrency, ConcurrencyState::Cooling { .. }));
-        let own = of(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
-        let shared = of(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
-        [own, shared, limited.map(|group| workspace.limiter(group).probe())].into_iter().flatten()
+        let key_probe = probe_if(is_cooling_down && self.key.cooldown().is_some(), self.key.probe());
+        let workspace_probe = probe_if(is_cooling_down && workspace.cooldown().is_some(), workspace.probe());
+        [key_probe, workspace_probe, limited.map(|group| workspace.limiter(group).probe())]
+            .into_iter()
+            .flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
@@ -127,8 +129,8 @@ impl BlockedKey<'_> {
         probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
     }
 
-    /// When the key may serve without an event, later than now: its cooldown ends, or a probe is allowed.
-    /// A probe that is allowed already is not waited for.
+    /// The time after `now` at which the key may serve without an event: its cooldown ends, or a
+    /// probe is allowed. Ignores a probe that is allowed already.
     fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         let state_ends = match self.state {
             KeyState::Usable => None,
@@ -153,21 +155,23 @@ impl BlockedKey<'_> {
     }
 }
 
-/// When a key that cannot pay may be able to without an event: its credits are reset, or a report of
-/// remaining credits ends.
+/// The time at which a key with too few credits may have enough without an event: its credits are
+/// reset, or a report of remaining credits expires.
 fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
     let reports = [key.reported(), key.workspace().cell().reported()].map(|report| report.ends_at(now));
     reports.into_iter().chain([quota.resets_at]).flatten().min()
 }
 
-/// Claims the probes of all cooldowns of `key`. `false` when another request was faster.
+/// Claims the probes of all cooldowns of `key`. Returns `false` when another request claimed one
+/// first.
 pub(super) fn claim_probe(key: &Key, request: &KeyRequest, pause: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
     let limiter =
         request.group.map(|group| workspace.limiter(group)).filter(|limiter| limiter.probe().at().is_some());
-    let own = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
-    let shared = workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
-    let claims = [own, shared, limiter.map(|limiter| limiter.probe())];
+    let key_probe = key.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| key.probe());
+    let workspace_probe =
+        workspace.cooldown().filter(|cooldown| cooldown.holds(now)).map(|_| workspace.probe());
+    let claims = [key_probe, workspace_probe, limiter.map(|limiter| limiter.probe())];
     claims.into_iter().flatten().all(|probe| probe.claim(pause, now))
 }
 
@@ -187,8 +191,9 @@ fn is_excluded(position: usize, request: &KeyRequest, round: SelectionRound) -> 
     request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
-/// Whether evaluating `key` could only find that it is in cooldown, or may not serve this request.
-pub(super) fn is_closed(
+/// Whether `key` is in cooldown or may not serve this request. This check is cheaper than an
+/// evaluation.
+pub(super) fn is_unavailable(
     key: &Key,
     position: usize,
     request: &KeyRequest,
@@ -227,12 +232,13 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
     match (estimate, reported) {
         // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
-        // Some request was too expensive; whether this one is, is unknown.
+        // The provider refused an earlier request for its price, and the cost of this one is
+        // unknown.
         (None, Some(_)) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
         (Some(credits), Some(left)) if credits <= left => Affordability::Enough,
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits()) => Affordability::Enough,
-        // A try on an exceeded estimate must not spend the credits that the key keeps for others.
+        // An overcommitted request must not spend the credits that the key keeps for others.
         (Some(_), None) if key.kept_credits() > 0 && quota.reserved() == 0 => Affordability::Refused,
         (Some(_), None) => Affordability::Short { is_undisturbed: quota.reserved() == 0 },
     }

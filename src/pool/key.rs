@@ -30,15 +30,15 @@ pub struct Key {
     authority: Option<Arc<Authority>>,
     weight: u32,
     kept_credits: u64,
-    /// Evidence about the key itself, and what follows from it: a cooldown, a probe before its end, and
-    /// the credits left of the key's own cap.
+    /// Evidence about the key itself, and the state computed from it: a cooldown, a probe before
+    /// its end, and the credits left of the key's own cap.
     evidence: EvidenceCell,
     cooldown: CooldownCell,
     probe: ProbeCell,
     reported: ReportedRemaining,
     in_flight: AtomicU32,
-    /// Whether the provider should be polled with this key soon, because a poll can decide about a
-    /// refusal.
+    /// Whether the provider should be polled with this key soon, because the poll can confirm or
+    /// refute a refusal.
     wants_poll: AtomicBool,
     /// The turn that this key has reached; see [`Traits`](crate::policy::strategy::Traits).
     turn: AtomicU64,
@@ -99,7 +99,7 @@ impl Key {
         self.name.as_deref()
     }
 
-    /// The host and port of the provider that this key works at; `None` for that of all keys.
+    /// The provider's host and port for this key; `None` for the default one.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
@@ -115,7 +115,7 @@ impl Key {
         &self.workspace
     }
 
-    /// Number of requests that hold a lease on it now.
+    /// Number of requests that hold a lease on the key now.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
@@ -139,7 +139,7 @@ impl Key {
         KeyState::of(self.cooldown.load(), self.workspace.cooldown(), quota, now)
     }
 
-    /// Evidence about the key itself that still matters.
+    /// Current evidence about the key itself.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence.all()
@@ -153,7 +153,7 @@ impl Key {
         &self.probe
     }
 
-    /// Copies the state of the same key under another configuration.
+    /// Copies the state of `before`, which is the same key under another configuration.
     pub(super) fn inherit(&self, before: &Self) {
         for evidence in before.evidence() {
             self.evidence.add(evidence);
@@ -165,19 +165,19 @@ impl Key {
     }
 
     /// Computes cooldown, probe and remaining credits from the evidence at `now`.
-    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+    pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         // The reset date of the workspace does not apply to a key's own cap.
-        let meanings = self.evidence.weigh(None, &settings.cooldowns(), now);
+        let meanings = self.evidence.meanings(None, &settings.cooldowns(), now);
         // A probe is allowed only if every cooldown of the key allows it.
-        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
+        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
         for meaning in meanings {
             match meaning {
-                Meaning::Cooldown { cooldown, is_probable: may } => {
+                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
                     joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    is_probable &= may;
+                    may_be_probed &= allows_probe;
                 }
                 Meaning::Short { left, until } => {
-                    is_short = true;
+                    has_shortfall = true;
                     self.reported.report(left, until, now);
                 }
                 // A concurrency group belongs to the workspace.
@@ -185,15 +185,15 @@ impl Key {
             }
         }
         self.cooldown.store(joined);
-        let may_probe = is_probable && joined.is_some();
+        let may_probe = may_be_probed && joined.is_some();
         self.probe.allow(may_probe.then_some(settings.probe_after), now);
-        if !is_short {
-            self.reported.forget();
+        if !has_shortfall {
+            self.reported.clear();
         }
         self.workspace.state_change_cache().invalidate();
     }
 
-    /// Its own cooldown, even when it has ended.
+    /// The key's own cooldown, even after its end.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
@@ -228,9 +228,9 @@ impl Key {
         self.wants_poll.load(Ordering::Acquire)
     }
 
-    /// Requests a poll. Called after the evidence is weighed: a poll that sees the request may end a
-    /// cooldown.
-    pub(super) fn want_poll(&self, wants: bool) {
+    /// Requests a poll, or withdraws the request. Must be called after the evidence is evaluated: a
+    /// poll that sees the request may end a cooldown.
+    pub(super) fn set_wants_poll(&self, wants: bool) {
         self.wants_poll.store(wants, Ordering::Release);
     }
 

@@ -19,8 +19,8 @@ pub struct Lease {
     /// Credits still reserved. On release, all of them are charged when a request was sent and its cost
     /// is unknown.
     reserved: u64,
-    /// Whether the same credits were taken from the provider's reports: of the key's cap, and of the
-    /// workspace's credits.
+    /// Whether the same credits were also taken from the provider's reports of the key's cap and of
+    /// the workspace's credits.
     reported: [bool; 2],
     since: UnixMs,
     /// Whether a request was sent with the key, which may have been charged.
@@ -29,7 +29,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Reserves `key` for `request`; all of it or nothing. `None` when another request was faster.
+    /// Reserves a slot and credits of `key` for `request`, or neither. `None` when another request
+    /// took them first.
     pub(super) fn take(
         pool: &Arc<Pool>,
         key: &Arc<Key>,
@@ -69,7 +70,7 @@ impl Lease {
         &self.key
     }
 
-    /// When it was reserved.
+    /// The time at which the key was reserved.
     #[must_use]
     pub fn since(&self) -> UnixMs {
         self.since
@@ -80,13 +81,14 @@ impl Lease {
         self.is_used = true;
     }
 
-    /// Credits that it still reserves.
+    /// Credits that the lease still reserves.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.reserved
     }
 
-    /// Records how many requests of this concurrency group the provider allows at once.
+    /// Records the maximum of concurrent requests that the provider reports for this concurrency
+    /// group.
     pub fn record_concurrency_limit(&self, maximum: u32) {
         if let Some(group) = self.group {
             let limiter = self.key.workspace().limiter(group);
@@ -96,7 +98,7 @@ impl Lease {
         }
     }
 
-    /// Releases the concurrency slot and keeps the key, while no request runs with it.
+    /// Releases the concurrency slot, because no request runs now, and keeps the key.
     pub fn release_slot(&mut self) {
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
@@ -104,7 +106,7 @@ impl Lease {
         }
     }
 
-    /// Whether it holds a concurrency slot.
+    /// Whether the lease holds a concurrency slot.
     #[must_use]
     pub fn has_slot(&self) -> bool {
         self.group.is_some()
@@ -142,8 +144,8 @@ impl Lease {
         let workspace = self.key.workspace();
         workspace.cell().settle(settled, now);
         workspace.spending().add(spent, now);
-        for (cell, holds) in reports(&self.key).into_iter().zip(self.reported) {
-            if holds {
+        for (cell, is_taken) in reports(&self.key).into_iter().zip(self.reported) {
+            if is_taken {
                 cell.settle(settled);
             }
         }
@@ -156,23 +158,24 @@ fn reports(key: &Key) -> [&ReportedRemaining; 2] {
     [key.reported(), key.workspace().cell().reported()]
 }
 
-/// Takes `credits` from every counter or from none; returns from which of the provider's reports.
+/// Takes `credits` from all counters or from none. Returns for each of the provider's reports
+/// whether credits were taken from it.
 fn take_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Option<[bool; 2]> {
     let quota = key.workspace().cell();
     let cells = reports(key);
     let taken = cells.map(|cell| cell.take(credits, now));
-    let holds = taken.map(|taken| taken == ReportedDecrease::Some);
-    let is_reported = holds.contains(&true);
+    let is_taken = taken.map(|taken| taken == ReportedDecrease::Taken);
+    let is_reported = is_taken.contains(&true);
     let is_reserved = match (taken.contains(&ReportedDecrease::TooFew), overcommits) {
         (true, _) => false,
         (false, true) => quota.overcommit(credits),
-        // Where the provider has reported the remaining credits, our own count does not matter.
+        // The provider's report of the remaining credits overrides our own count.
         (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
     };
     if is_reserved {
-        return Some(holds);
+        return Some(is_taken);
     }
-    for (cell, _) in cells.into_iter().zip(holds).filter(|(_, holds)| *holds) {
+    for (cell, _) in cells.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken) {
         cell.settle(SettledReservation { reserved: credits, spent: 0 });
     }
     None

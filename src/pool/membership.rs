@@ -1,7 +1,7 @@
-//! Which keys belong to one workspace.
+//! Assigns keys to workspaces.
 //!
-//! The provider's identifier decides, where a key may read it; otherwise the configuration; a key of
-//! which neither is known is a workspace of its own.
+//! The provider's identifier decides if a key has permission to read it; otherwise the
+//! configuration decides. A key without either is a workspace of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::secret::Fingerprint;
 /// The workspace identifiers that the provider has reported, by key.
 pub(super) type ReportedIds = HashMap<Fingerprint, Arc<str>>;
 
-/// Which workspace a key belongs to, as far as is known now.
+/// The workspace that a key belongs to, as currently known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
     basis: MembershipBasis,
@@ -31,7 +31,7 @@ enum MembershipBasis {
 }
 
 impl WorkspaceMembership {
-    /// The workspace of `entry`: by the identifier that the provider reported for it or for a key
+    /// The workspace of `entry`, by the identifier that the provider reported for it or for a key
     /// configured for the same workspace, else by the configuration.
     pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
         let id_of = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).map(Arc::clone);

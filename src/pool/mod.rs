@@ -1,9 +1,9 @@
 //! The pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
 //! atomics, and leases that release their key on drop.
 //!
-//! A request that need not wait takes no lock: it loads the roster once, selection reads atomics, and
-//! reserving is a compare-and-swap.
-//! A [`Lease`] returns its reservation when it is dropped, so that a cancelled request cannot leak one.
+//! A request that does not wait takes no lock: it loads the roster once, selection reads atomics,
+//! and reserving is a compare-and-swap. A [`Lease`] returns its reservation when it is dropped, so
+//! that a cancelled request cannot leak one.
 
 mod candidate;
 mod cells;
@@ -102,32 +102,32 @@ pub struct RestoredKey {
 pub struct KeySnapshot {
     /// The key, shared with the roster.
     pub key: Arc<Key>,
-    /// Whether it is usable, or in which cooldown.
+    /// Whether the key is usable, else its cooldown.
     pub state: KeyState,
     /// The quota of its workspace.
     pub quota: Quota,
     /// Whether the workspace's use is near its limit.
     pub is_near_limit: bool,
-    /// When the credits run out at the current rate.
+    /// The time at which the credits run out at the current rate.
     pub forecast: Forecast,
-    /// Evidence about the key itself that still matters.
+    /// Current evidence about the key itself.
     pub of_key: Vec<Evidence>,
-    /// Evidence about its workspace that still matters.
+    /// Current evidence about its workspace.
     pub of_workspace: Vec<Evidence>,
 }
 
-/// Whether a key may serve a request, apart from its state.
+/// Whether a key may serve a request, regardless of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// It may not: the request belongs to another account.
+    /// The key may not serve: the request belongs to another account.
     No,
-    /// It may serve while it is usable.
+    /// The key may serve while it is usable.
     Yes,
-    /// It may serve even without credits when no other key can: the request costs none.
+    /// The key may serve even without credits when no other key can, because the request costs none.
     EvenExhausted,
 }
 
-/// How a reload has changed the keys.
+/// The number of keys after a reload, and of those that it added and removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
     /// Number of keys after the reload.
@@ -146,14 +146,14 @@ pub struct Pool {
     replacing: Mutex<()>,
     models: ArcSwap<Models>,
     queue: WaitQueue,
-    /// The address of the key that serves now, which stays the same when its position changes; 0 before
-    /// the first request.
+    /// The memory address of the key in use, which does not change with its position; 0 before the
+    /// first request.
     in_use: AtomicUsize,
     /// The turn of the key that was selected last.
     turn: AtomicU64,
     /// Restrictions of plans, workspaces and keys; see [`Restrictions`].
     restrictions: Restrictions,
-    /// Wakes the poller: a poll with some key can decide about a refusal.
+    /// Wakes the poller when a poll can confirm or refute a refusal.
     polls: Notify,
 }
 
@@ -196,19 +196,19 @@ impl Pool {
         &self.restrictions
     }
 
-    /// Requests a poll with `key`, because it can decide about a refusal.
+    /// Requests a poll with `key`, which can confirm or refute a refusal.
     pub fn want_poll(&self, key: &Key) {
-        key.want_poll(true);
+        key.set_wants_poll(true);
         self.polls.notify_one();
     }
 
-    /// Returns when a poll with a key was requested, because it can decide about a refusal.
+    /// Completes when a poll is requested that can confirm or refute a refusal.
     pub async fn poll_wanted(&self) {
         self.polls.notified().await;
     }
 
-    /// Removes the restrictions that kept requests with these features from `key`, which has served one.
-    /// Returns whether there were any.
+    /// Removes the restrictions of `key` for requests with these features, because it has served
+    /// one. Returns whether there were any.
     pub fn refute_restrictions(&self, features: &RequestFeatures, key: &Key) -> bool {
         self.restrictions.refute(features, key)
     }
@@ -267,8 +267,8 @@ impl Pool {
         }
     }
 
-    /// Records to which workspace of the provider a key belongs. Keys of one workspace share its credits
-    /// from then on. Returns whether the workspace was unknown or another one before.
+    /// Records the provider's workspace identifier of a key. Keys with the same identifier share
+    /// its credits from then on. Returns whether the identifier has changed.
     pub fn record_workspace(&self, key: &Key, id: &str) -> bool {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
@@ -286,8 +286,8 @@ impl Pool {
         true
     }
 
-    /// Records at which host of the provider a key works: the host of its region. Requests with the key
-    /// are sent there from then on.
+    /// Records the provider's host for the region of a key. Requests with the key are sent there
+    /// from then on.
     pub fn record_region(&self, key: &Key, region: &Arc<Authority>) {
         let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
@@ -301,8 +301,8 @@ impl Pool {
         self.queue.outdate();
     }
 
-    /// Restores the key state of the previous run. Cooldowns are computed anew from the evidence, and the
-    /// first poll decides what a poll can decide.
+    /// Restores the key state of the previous run. Cooldowns are computed anew from the evidence,
+    /// and the first poll confirms or refutes them where it can.
     pub fn restore(&self, restored: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
@@ -318,8 +318,8 @@ impl Pool {
                 for evidence in &known.of_key {
                     key.evidence_cell().add(aged(evidence));
                 }
-                key.weigh(roster.settings(), now);
-                key.workspace().weigh(roster.settings(), now);
+                key.apply_evidence(roster.settings(), now);
+                key.workspace().apply_evidence(roster.settings(), now);
             }
         }
     }
@@ -364,7 +364,7 @@ impl Pool {
 }
 
 /// The state changes of a workspace's keys since they were last reported.
-fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+fn transitions_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let before = workspace.state_change_cache().begin();
     let quota = workspace.quota(now);
     let mut until = workspace.next_change(&quota, now);
@@ -381,11 +381,12 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
     transitions
 }
 
-/// The same after a charge, which seldom changes anything but the count of spent credits.
-fn news_of_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
+/// The same after a charge. Uses the cache, because a charge seldom changes more than the count of
+/// spent credits.
+fn transitions_after_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let is_unchanged =
         workspace.state_change_cache().holds(evaluation_inputs(roster, &workspace.quota(now)), now);
-    if is_unchanged { Vec::new() } else { news_of_workspace(roster, workspace, now) }
+    if is_unchanged { Vec::new() } else { transitions_of_workspace(roster, workspace, now) }
 }
 
 fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {

@@ -20,11 +20,11 @@ use crate::secret::ApiKey;
 const NOW: UnixMs = UnixMs(1_000);
 const RESET: UnixMs = UnixMs(2_000);
 
-/// Runs `check` under every interleaving, with at most `switches_max` preemptions: without a bound the
+/// Runs `check` under every interleaving, with at most `max_preemptions` preemptions: without a bound the
 /// search takes hours.
-fn model_with(switches_max: usize, check: impl Fn() + Sync + Send + 'static) {
+fn model_with(max_preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(switches_max);
+    builder.preemption_bound = Some(max_preemptions);
     builder.check(check);
 }
 
@@ -42,7 +42,7 @@ where
     (one.join().unwrap(), other)
 }
 
-fn holding(count: u64, limit: u64) -> Arc<QuotaCell> {
+fn quota_cell(count: u64, limit: u64) -> Arc<QuotaCell> {
     let cell = QuotaCell::default();
     let quota = Quota { count, limit: Some(limit), resets_at: Some(RESET), ..Quota::default() };
     cell.restore(quota, UnixMs(0));
@@ -60,7 +60,7 @@ fn spend(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) -> bool {
 #[test]
 fn the_last_credits_go_to_one_request() {
     model(|| {
-        let cell = holding(90, 100);
+        let cell = quota_cell(90, 100);
         let other = Arc::clone(&cell);
         let (one, two) = both(move || other.reserve(6, Some(0)), || cell.reserve(6, Some(0)));
         assert!(one != two, "{one} {two}");
@@ -69,9 +69,9 @@ fn the_last_credits_go_to_one_request() {
 }
 
 #[test]
-fn an_overcommitted_lease_is_the_only_one() {
+fn only_one_request_overcommits_at_a_time() {
     model(|| {
-        let cell = holding(98, 100);
+        let cell = quota_cell(98, 100);
         let other = Arc::clone(&cell);
         let (one, two) = both(move || other.overcommit(6), || cell.overcommit(6));
         assert!(!(one && two));
@@ -81,7 +81,7 @@ fn an_overcommitted_lease_is_the_only_one() {
 #[test]
 fn spent_credits_are_counted_once() {
     model(|| {
-        let cell = holding(0, 100);
+        let cell = quota_cell(0, 100);
         let other = Arc::clone(&cell);
         both(move || spend(&other, 6, 5, NOW), || spend(&cell, 9, 9, NOW));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (14, 0));
@@ -89,19 +89,19 @@ fn spent_credits_are_counted_once() {
 }
 
 #[test]
-fn a_reader_never_sees_more_spent_than_may_be() {
+fn a_reader_never_sees_more_credits_than_were_spent() {
     model(|| {
-        let cell = holding(0, 10);
+        let cell = quota_cell(0, 10);
         let other = Arc::clone(&cell);
         let (_, seen) = both(move || spend(&other, 10, 4, NOW), || cell.load(NOW).count);
-        assert!(seen == 0 || seen == 4, "{seen}: a key would look spent that is not");
+        assert!(seen == 0 || seen == 4, "{seen}: the key would look exhausted");
     });
 }
 
 #[test]
 fn a_period_ends_once_while_requests_are_under_way() {
     model(|| {
-        let cell = holding(50, 100);
+        let cell = quota_cell(50, 100);
         assert!(cell.reserve(6, Some(0)));
         let other = Arc::clone(&cell);
         both(
@@ -120,13 +120,13 @@ fn a_period_ends_once_while_requests_are_under_way() {
 #[test]
 fn figures_are_adopted_while_requests_are_settled() {
     model(|| {
-        let cell = holding(50, 100);
+        let cell = quota_cell(50, 100);
         assert!(cell.reserve(6, Some(0)));
         let other = Arc::clone(&cell);
-        let theirs = Quota { count: 70, limit: Some(100), resets_at: Some(RESET), ..Quota::default() };
+        let polled = Quota { count: 70, limit: Some(100), resets_at: Some(RESET), ..Quota::default() };
         both(
             move || other.settle(SettledReservation { reserved: 6, spent: 4 }, NOW),
-            || cell.adopt(theirs, NOW, Duration::from_secs(1)),
+            || cell.adopt(polled, NOW, Duration::from_secs(1)),
         );
         let count = cell.load(NOW).count;
         assert!(count == 70 || count == 74, "{count}: before the request was settled, or after");
@@ -141,7 +141,7 @@ fn reported_remaining_credits_are_taken_once() {
         cell.report(10, RESET, NOW);
         let other = Arc::clone(&cell);
         let (one, two) = both(move || other.take(6, NOW), || cell.take(6, NOW));
-        assert_eq!([one, two].iter().filter(|taken| **taken == ReportedDecrease::Some).count(), 1);
+        assert_eq!([one, two].iter().filter(|taken| **taken == ReportedDecrease::Taken).count(), 1);
         assert_eq!(cell.left(NOW), Some(4));
     });
 }
@@ -177,7 +177,7 @@ fn a_probe_is_claimed_by_one_request() {
 }
 
 #[test]
-fn an_evaluation_that_a_change_overtakes_is_not_kept() {
+fn an_evaluation_during_a_change_is_not_stored() {
     model(|| {
         let (cell, value) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
         let inputs = NextChange { generation: 1, is_spent: false, is_near: false };
@@ -266,7 +266,7 @@ fn a_key_that_is_polled_at_once_does_not_stay_in_cooldown() {
 }
 
 #[test]
-fn a_release_finds_every_waiter() {
+fn a_release_serves_every_waiter() {
     model_with(2, || {
         let pool = pool(1);
         let roster = pool.roster();

@@ -1,7 +1,7 @@
 //! Simulates the strategies over a month of virtual time, against a provider that charges by its own
 //! plans.
 
-#![allow(clippy::print_stdout, reason = "the figures are what it is run for")]
+#![allow(clippy::print_stdout, reason = "the test is run for its figures")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,9 +62,9 @@ struct MonthResult {
 }
 
 /// A pseudorandom sequence that is the same in every run.
-struct Chance(u64);
+struct RandomSequence(u64);
 
-impl Chance {
+impl RandomSequence {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -76,7 +76,7 @@ impl Chance {
 struct Month {
     pool: Arc<Pool>,
     accounts: Vec<Account>,
-    /// Requests in flight, and when each ends.
+    /// Requests in flight, each with its end.
     open: Vec<(UnixMs, Lease)>,
     result: MonthResult,
 }
@@ -200,18 +200,18 @@ impl Month {
 
     fn simulate(strategy: &'static Strategy) -> MonthResult {
         let mut month = Self::new(strategy);
-        let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+        let mut random = RandomSequence(0x9e37_79b9_7f4a_7c15);
         let mut now = BEGIN;
         while now.0 < BEGIN.0 + DAYS * DAY_MS {
             // More requests by day than by night.
             let hour = now.0 % DAY_MS / HOUR_MS;
             let pause = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
-            now = UnixMs(now.0 + chance.below(pause) + 1);
+            now = UnixMs(now.0 + random.below(pause) + 1);
             month.advance(now);
-            let client = CLIENTS[usize::try_from(chance.below(4)).unwrap()];
+            let client = CLIENTS[usize::try_from(random.below(4)).unwrap()];
             let credits =
-                if chance.below(20) == 0 { 1_000 + chance.below(4_000) } else { 20 + chance.below(400) };
-            let burst = if chance.below(50) == 0 { 30 } else { 1 };
+                if random.below(20) == 0 { 1_000 + random.below(4_000) } else { 20 + random.below(400) };
+            let burst = if random.below(50) == 0 { 30 } else { 1 };
             for _ in 0..burst {
                 month.send_speech(client, credits, credits * 60, now);
             }
@@ -228,7 +228,7 @@ impl Account {
 }
 
 #[test]
-fn a_month_with_every_strategy() {
+fn every_strategy_serves_a_month_of_requests() {
     println!("{:16} served refused wasted waited expired", "strategy");
     let mut expired = Vec::new();
     for strategy in &STRATEGIES {
@@ -239,7 +239,12 @@ fn a_month_with_every_strategy() {
         assert!(wasted * 20 <= served, "{}: {result:?}", strategy.name);
         expired.push((strategy.name, result.expired));
     }
-    let of = |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
+    let expired_with =
+        |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
     let fewest = expired.iter().map(|(_, credits)| *credits).min().unwrap();
-    assert_eq!(of("soonest-reset"), fewest, "the credits that expire first are spent first: {expired:?}");
+    assert_eq!(
+        expired_with("soonest-reset"),
+        fewest,
+        "the credits that expire first are spent first: {expired:?}"
+    );
 }

@@ -1,5 +1,5 @@
-//! Which workspace an identifier belongs to: recorded from responses, looked up for each request that
-//! names one.
+//! Maps identifiers of resources to the workspaces that own them. Entries are recorded from
+//! responses and looked up for each request that names an identifier.
 //!
 //! It is separate from the roster because it outlives the keys: entries of a workspace whose keys are
 //! configured again later still count.
@@ -20,13 +20,13 @@ use crate::secret::Fingerprint;
 pub struct OwnerId(Arc<str>);
 
 impl OwnerId {
-    /// The identity of a workspace with this name, or without a name and with this first key.
+    /// The identity of a workspace: its name if it has one, else the fingerprint of its first key.
     #[must_use]
     pub fn of(name: Option<&str>, first_key: Fingerprint) -> Self {
         Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
     }
 
-    /// An identity as it is stored.
+    /// Creates an identity from the text under which it is stored.
     #[must_use]
     pub fn of_word(word: &str) -> Self {
         Self(word.into())
@@ -38,7 +38,7 @@ impl OwnerId {
         &self.0
     }
 
-    /// Whether it is that of an unnamed workspace whose first key is this one.
+    /// Whether this is the identity of an unnamed workspace with this first key.
     #[must_use]
     pub fn is_of(&self, key: Fingerprint) -> bool {
         Fingerprint::parse(&self.0) == Some(key)
@@ -58,9 +58,9 @@ pub struct LearnedOwner {
     pub named: Named,
     /// The workspace that owns it.
     pub owner: OwnerId,
-    /// When the ownership was recorded.
+    /// Time at which the ownership was recorded.
     pub learned_at: UnixMs,
-    /// When the entry was last used.
+    /// Time of the last use of the entry.
     pub used_at: UnixMs,
 }
 
@@ -69,17 +69,17 @@ pub struct LearnedOwner {
 pub struct KnownOwner {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// The entry to be stored again, when its time of use was last written long enough ago.
+    /// The entry to be stored again; `None` when its time of use was stored within the last day.
     pub update: Option<LearnedOwner>,
 }
 
-/// How often the time of use of an entry is written at most.
-const USE_WRITTEN_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
+/// Minimum interval between two writes of an entry's time of use.
+const MIN_USE_WRITE_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 /// Number of shards, each behind its own lock: with a few dozen cores, two rarely contend.
 const SHARDS: usize = 64;
-/// A full shard drops this fraction of its oldest entries at once, so that not every later insertion has
-/// to find one.
-const DROPPED_SHARE: usize = 8;
+/// A full shard evicts its maximum divided by this at once, the oldest entries first, so that not
+/// every later insertion has to evict one.
+const EVICTION_DIVISOR: usize = 8;
 
 /// Owners by identifier, bounded in number and age.
 ///
@@ -102,7 +102,7 @@ struct OwnerEntry {
     used_at: UnixMs,
 }
 
-/// Passes the tag through, because it is a hash already.
+/// Uses the tag unchanged, because it is a hash already.
 #[derive(Debug, Default)]
 struct TagHasher(u64);
 
@@ -115,7 +115,7 @@ impl Hasher for TagHasher {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            // The first byte selects the shard; the others spread within it.
+            // The first byte selects the shard; the other bytes distribute the entries within it.
             self.0 = self.0.rotate_left(17) ^ u64::from_be_bytes(word);
         }
     }
@@ -140,7 +140,7 @@ impl OwnershipIndex {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the owner of `named`, as far as is known, and updates its time of use.
+    /// Returns the owner of `named` if it is known, and updates the entry's time of use.
     pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
@@ -149,50 +149,51 @@ impl OwnershipIndex {
             map.remove(&named.tag);
             return None;
         }
-        let is_due = now.since(entry.used_at) >= USE_WRITTEN_INTERVAL;
+        let is_due = now.since(entry.used_at) >= MIN_USE_WRITE_INTERVAL;
         if is_due {
             entry.used_at = now;
         }
-        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.learned(named.tag)) })
+        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.to_stored(named.tag)) })
     }
 
     /// Records that `named` belongs to `owner`. Returns the entry to be stored; `None` when it was known.
     pub fn record(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
         let mut shard = self.shard(&named.tag);
         let map = &mut shard.0[usize::from(named.kind.class().number())];
-        let fresh = || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
+        let new_entry =
+            || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
         let entry = match map.entry(named.tag) {
             Slot::Occupied(slot) => {
                 let entry = slot.into_mut();
                 let is_known = entry.owner == *owner
-                    && now.since(entry.used_at) < USE_WRITTEN_INTERVAL
+                    && now.since(entry.used_at) < MIN_USE_WRITE_INTERVAL
                     && self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now);
                 if is_known {
                     return None;
                 }
-                *entry = fresh();
+                *entry = new_entry();
                 entry
             }
-            Slot::Vacant(slot) => slot.insert(fresh()),
+            Slot::Vacant(slot) => slot.insert(new_entry()),
         };
-        let learned = entry.learned(named.tag);
-        self.bound(map, named.kind.class());
-        Some(learned)
+        let stored = entry.to_stored(named.tag);
+        self.evict_excess(map, named.kind.class());
+        Some(stored)
     }
 
-    /// Removes the entry of `named`: its owner no longer has it.
+    /// Removes the entry of `named`, because its owner no longer has it.
     pub fn forget(&self, named: &Named) {
         self.shard(&named.tag).0[usize::from(named.kind.class().number())].remove(&named.tag);
     }
 
-    /// Restores the entries of the previous run; the oldest are dropped where there are too many.
+    /// Restores the entries of the previous run. When there are too many, the oldest are evicted.
     pub fn restore(&self, records: Vec<LearnedOwner>, now: UnixMs) {
         for LearnedOwner { named, owner, learned_at, used_at } in records {
             if self.keeping.counts(named.kind, learned_at, used_at, now) {
                 let mut shard = self.shard(&named.tag);
                 let map = &mut shard.0[usize::from(named.kind.class().number())];
                 map.insert(named.tag, OwnerEntry { kind: named.kind, owner, learned_at, used_at });
-                self.bound(map, named.kind.class());
+                self.evict_excess(map, named.kind.class());
             }
         }
     }
@@ -204,25 +205,25 @@ impl OwnershipIndex {
         shards.map(|shard| shard.0.iter().map(HashMap::len).sum::<usize>()).sum()
     }
 
-    fn bound(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
+    fn evict_excess(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
         let count_max = (self.keeping.count_max(class) / SHARDS).max(1);
         if map.len() <= count_max {
             return;
         }
         let mut ages: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
-        let dropped = (map.len() - count_max).max(count_max / DROPPED_SHARE);
-        let (_, &mut youngest, _) = ages.select_nth_unstable(dropped - 1);
-        let mut left = dropped;
+        let evicted = (map.len() - count_max).max(count_max / EVICTION_DIVISOR);
+        let (_, &mut youngest, _) = ages.select_nth_unstable(evicted - 1);
+        let mut left = evicted;
         map.retain(|_, entry| {
-            let is_dropped = left > 0 && entry.used_at <= youngest;
-            left -= usize::from(is_dropped);
-            !is_dropped
+            let is_evicted = left > 0 && entry.used_at <= youngest;
+            left -= usize::from(is_evicted);
+            !is_evicted
         });
     }
 }
 
 impl OwnerEntry {
-    fn learned(&self, tag: Tag) -> LearnedOwner {
+    fn to_stored(&self, tag: Tag) -> LearnedOwner {
         LearnedOwner {
             named: Named { kind: self.kind, tag },
             owner: self.owner.clone(),
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn use_keeps_an_entry_and_is_written_once_a_day() {
+    fn a_used_entry_is_kept_and_stored_once_a_day() {
         let owners = OwnershipIndex::new(KEEPING);
         owners.record(voice("v"), &identity("a"), NOW);
         assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().update, None);
@@ -277,7 +278,10 @@ mod tests {
         assert_eq!((used.learned_at, used.used_at), (NOW, NOW.plus(DAY)));
         assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update, None);
         assert!(owner(&owners, voice("v"), NOW.plus(DAY * 30)).is_some());
-        assert!(owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(), "unused for too long");
+        assert!(
+            owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(),
+            "the entry was unused for too long"
+        );
         assert_eq!(owners.count(), 0);
     }
 
@@ -296,7 +300,7 @@ mod tests {
         let known = (0..100).filter(|index| owners.find(&voice(&format!("v{index}")), NOW).is_some());
         assert_eq!(known.count(), 100);
         let newest = Named::new(Kind::Request, "r49999");
-        assert!(owners.find(&newest, NOW).is_some(), "the oldest go first");
+        assert!(owners.find(&newest, NOW).is_some(), "the oldest are evicted first");
         assert!(owners.find(&Named::new(Kind::Request, "r0"), NOW).is_none());
     }
 

@@ -1,7 +1,7 @@
-//! Records what changes the state of keys: refusals, served requests, charges and polls.
+//! Records the events that change key state: refusals, served requests, charges and polls.
 //!
-//! Each fact is kept where it holds: in the key, its workspace, a concurrency group of that, or the
-//! restrictions of plans and endpoints.
+//! Each fact is stored at its scope: the key, its workspace, one of the workspace's concurrency
+//! groups, or the restrictions of plans and endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::refusal::RefusalRecord;
 use super::restrictions::{Force, Holder, Restriction};
 use super::roster::Roster;
 use super::wait_queue::KeyRequest;
-use super::{Observation, Pool, Settings, Transition, news_of_charge, news_of_workspace};
+use super::{Observation, Pool, Settings, Transition, transitions_after_charge, transitions_of_workspace};
 use crate::elevenlabs::features::{Remembered, RequestFeatures};
 use crate::policy::evidence::{
     ClaimedFault, Evidence, Poll, PollResult, RefusalSource, is_refuted_by_service, poll_decides_at,
@@ -26,28 +26,28 @@ use crate::policy::verdict::Verdict;
 pub struct Refused<'a> {
     /// The classification of the response.
     pub verdict: Verdict,
-    /// What the request needed of a key.
+    /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
-    /// Whether another account has refused the same request in the same words.
+    /// Whether another account has refused the same request with the same message.
     pub is_agreed: bool,
-    /// Route, status and words of the response.
+    /// Route, status and message of the response.
     pub source: RefusalSource,
 }
 
 /// A request that was served.
 #[derive(Clone, Copy, Debug)]
 pub struct Served<'a> {
-    /// What the request needed of a key.
+    /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
-    /// When the attempt began.
+    /// The time at which the attempt began.
     pub began_at: UnixMs,
-    /// Whether it costs credits.
+    /// Whether the request costs credits.
     pub is_charged: bool,
 }
 
 impl Pool {
-    /// Records a refusal as evidence about the key or its workspace, and returns the state changes. A
-    /// refusal about anything narrower records nothing here: see [`restrict`](Self::restrict).
+    /// Records a refusal as evidence about the key or its workspace, and returns the state changes.
+    /// A refusal with a narrower scope is recorded by [`restrict`](Self::restrict) instead.
     pub fn record_refusal(
         &self,
         roster: &Roster,
@@ -76,18 +76,18 @@ impl Pool {
         let wants_poll = poll_decides_at(&evidence, cell.poll(), &settings.cooldowns()) == Some(now);
         cell.add(evidence);
         if is_of_key {
-            key.weigh(settings, now);
+            key.apply_evidence(settings, now);
         } else {
-            workspace.weigh(settings, now);
+            workspace.apply_evidence(settings, now);
         }
         if wants_poll {
             self.want_poll(key);
         }
-        news_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
-    /// Withdraws the evidence about `key` that was recorded with this source: another account has refused
-    /// the request in the same words, so the refusal was about the request.
+    /// Withdraws the evidence about `key` that was recorded with this source: another account has
+    /// refused the request with the same message, so the refusal was about the request.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -97,11 +97,11 @@ impl Pool {
     ) -> Vec<Transition> {
         // Clients choose request identifiers and may reuse one, so the evidence is matched by the address
         // of its identifier.
-        let is_its_own = |known: &Evidence| Arc::ptr_eq(&known.source.request_id, &source.request_id);
-        self.drop_evidence(roster, key, is_its_own, now)
+        let has_source = |evidence: &Evidence| Arc::ptr_eq(&evidence.source.request_id, &source.request_id);
+        self.drop_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with this key: evidence that this refutes is dropped.
+    /// Records that a request was served with this key, and drops the evidence that this refutes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -115,16 +115,16 @@ impl Pool {
         }
         let Served { request, began_at, is_charged } = served;
         let group = request.and_then(|request| request.group);
-        let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, group);
-        let of_others = self.refuted_elsewhere(roster, key, is_refuted, now);
+        let is_refuted = |evidence: &Evidence| is_refuted_by_service(evidence, began_at, is_charged, group);
+        let of_others = self.drop_shared_evidence(roster, key, is_refuted, now);
         let mut transitions = self.drop_evidence(roster, key, is_refuted, now);
         transitions.extend(of_others);
         transitions
     }
 
-    /// Several accounts have named a rate limit for one request. When one of them serves the group, the
-    /// limit was about the request, and the evidence of the other accounts is dropped, too.
-    fn refuted_elsewhere(
+    /// Drops the evidence of other accounts that reported a rate limit for the same request: when
+    /// one of these accounts serves the group, the limit was about the request.
+    fn drop_shared_evidence(
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
@@ -132,14 +132,16 @@ impl Pool {
         now: UnixMs,
     ) -> Vec<Transition> {
         let of_workspace = key.workspace().evidence();
-        let is_shared = |known: &&Evidence| {
-            known.is_agreed && matches!(known.claim, ClaimedFault::RateLimited(_)) && is_refuted(known)
+        let is_shared = |evidence: &&Evidence| {
+            evidence.is_agreed
+                && matches!(evidence.claim, ClaimedFault::RateLimited(_))
+                && is_refuted(evidence)
         };
         let Some(refuted) = of_workspace.iter().find(is_shared) else { return Vec::new() };
-        let is_same = |known: &Evidence| {
-            known.claim.is_same(refuted.claim)
-                && known.is_agreed
-                && known.source.request_id == refuted.source.request_id
+        let is_same = |evidence: &Evidence| {
+            evidence.claim.is_same(refuted.claim)
+                && evidence.is_agreed
+                && evidence.source.request_id == refuted.source.request_id
         };
         let others = roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
         others.flat_map(|other| self.drop_evidence(roster, other, is_same, now)).collect()
@@ -149,26 +151,26 @@ impl Pool {
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        is_over: impl Fn(&Evidence) -> bool,
+        is_dropped: impl Fn(&Evidence) -> bool,
         now: UnixMs,
     ) -> Vec<Transition> {
         let (settings, workspace) = (roster.settings(), key.workspace());
-        let of_key = key.evidence_cell().drop_if(&is_over);
-        let of_workspace = workspace.evidence_cell().drop_if(&is_over);
+        let of_key = key.evidence_cell().drop_if(&is_dropped);
+        let of_workspace = workspace.evidence_cell().drop_if(&is_dropped);
         if of_key {
-            key.weigh(settings, now);
+            key.apply_evidence(settings, now);
         }
         if of_workspace {
-            workspace.weigh(settings, now);
+            workspace.apply_evidence(settings, now);
         }
         if !of_key && !of_workspace {
             return Vec::new();
         }
         self.dispatch_waiters(now);
-        news_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
-    /// Records what a refusal proves that an account cannot do, as narrowly as its words say. Returns the
+    /// Records the restriction that a refusal proves, as narrow as its message allows. Returns the
     /// restriction if it is new.
     pub fn restrict(
         &self,
@@ -192,10 +194,10 @@ impl Pool {
     /// the database.
     pub(super) fn restriction(record: RefusalRecord, settings: &Settings) -> Option<Restriction> {
         let RefusalRecord { verdict, is_agreed, .. } = &record;
-        let (limit, memory) = record.features.refused(*verdict)?;
+        let (limit, remembered) = record.features.refused(*verdict)?;
         let has_group = record.is_in_group;
         let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
-        let (span, force) = match memory {
+        let (span, force) = match remembered {
             Remembered::RateLimit(_) | Remembered::Concurrency if has_group => return None,
             Remembered::RateLimit(span) | Remembered::Throttle(span) => {
                 (rate(span).min(settings.max_retry_after), Force::Strict)
@@ -207,7 +209,7 @@ impl Pool {
             Remembered::Unproven => (settings.unproven_cooldown, Force::Refused),
         };
         let is_unclear = matches!(verdict, Verdict::Unexplained(_));
-        let is_of_account = matches!(memory, Remembered::Unproven) && !is_agreed;
+        let is_of_account = matches!(remembered, Remembered::Unproven) && !is_agreed;
         let force = if is_of_account {
             Force::Noted
         } else if *is_agreed && is_unclear {
@@ -215,7 +217,7 @@ impl Pool {
         } else {
             force
         };
-        let holder = match memory {
+        let holder = match remembered {
             Remembered::Plan if record.is_of_plan => Holder::Plan(record.tier.clone()?),
             _ if record.is_of_plan => return None,
             Remembered::Permission => Holder::Key(record.key),
@@ -241,7 +243,7 @@ impl Pool {
             record: Arc::new(record),
         };
         if let Some(earlier) = restriction.record.earlier {
-            restriction.follow(earlier);
+            restriction.continue_history(earlier);
         }
         Some(restriction)
     }
@@ -259,12 +261,12 @@ impl Pool {
         self.restrictions.is_refused_by_others(features, key, verdict.word(), now)
     }
 
-    /// Whether the account of `key` has refused a request with these features with this verdict before,
-    /// and that was refuted since: by a poll, or by another request that was served.
+    /// Whether the account of `key` has refused a request with these features with this verdict
+    /// before, and a poll or a served request has refuted that since.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
         let Some(claim) = ClaimedFault::of(verdict, None, None) else { return false };
-        let holds = |known: &Evidence| known.claim.is_same(claim);
+        let holds = |evidence: &Evidence| evidence.claim.is_same(claim);
         self.restrictions.is_known_of(features, key, verdict.word(), now)
             && !key.evidence().iter().any(holds)
             && !key.workspace().evidence().iter().any(holds)
@@ -273,14 +275,14 @@ impl Pool {
     /// Charges the cost of the request that holds `lease`.
     pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.settle(credits, now);
-        if credits == 0 { Vec::new() } else { news_of_charge(roster, lease.key().workspace(), now) }
+        if credits == 0 { Vec::new() } else { transitions_after_charge(roster, lease.key().workspace(), now) }
     }
 
     /// Charges credits that were spent with a key and are reported only after its lease has ended.
     pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
         key.workspace().cell().settle(SettledReservation { reserved: 0, spent: credits }, now);
         key.workspace().spending().add(credits, now);
-        news_of_charge(roster, key.workspace(), now)
+        transitions_after_charge(roster, key.workspace(), now)
     }
 
     /// Applies the result of a poll with `key`, and returns the state changes.
@@ -292,7 +294,7 @@ impl Pool {
         now: UnixMs,
     ) -> Vec<Transition> {
         let (settings, workspace) = (roster.settings(), key.workspace());
-        key.want_poll(false);
+        key.set_wants_poll(false);
         let result = match observation {
             Observation::Quota { quota, tier, is_paid, capabilities } => {
                 workspace.observe(quota, tier, capabilities, now, settings.quota_lag);
@@ -321,19 +323,23 @@ impl Pool {
             }
         };
         key.evidence_cell().polled(Poll { at: now, result });
-        key.weigh(settings, now);
-        workspace.weigh(settings, now);
+        key.apply_evidence(settings, now);
+        workspace.apply_evidence(settings, now);
         self.dispatch_waiters(now);
-        news_of_workspace(roster, workspace, now)
+        transitions_of_workspace(roster, workspace, now)
     }
 
-    /// When a poll with `key` can decide about a refusal; `None` when there is nothing to decide.
+    /// The time at which a poll with `key` can confirm or refute a refusal; `None` when there is no
+    /// such refusal.
     #[must_use]
     pub fn poll_due_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
         let cooldowns = roster.settings().cooldowns();
-        let of_key = key.evidence().into_iter().map(|known| (known, key.evidence_cell().poll()));
+        let of_key = key.evidence().into_iter().map(|evidence| (evidence, key.evidence_cell().poll()));
         let of_workspace = key.workspace().evidence().into_iter();
-        let of_workspace = of_workspace.map(|known| (known, key.workspace().evidence_cell().poll()));
-        of_key.chain(of_workspace).filter_map(|(known, poll)| poll_decides_at(&known, poll, &cooldowns)).min()
+        let of_workspace = of_workspace.map(|evidence| (evidence, key.workspace().evidence_cell().poll()));
+        of_key
+            .chain(of_workspace)
+            .filter_map(|(evidence, poll)| poll_decides_at(&evidence, poll, &cooldowns))
+            .min()
     }
 }

@@ -1,7 +1,7 @@
 //! A refusal as the database stores it.
 //!
-//! Restrictions are computed from it, when it is received and again when the program starts, so that a
-//! better rule also applies to what an earlier version has stored.
+//! Restrictions are computed from it, when it is received and again when the program starts, so
+//! that improved rules also apply to refusals that an earlier version stored.
 
 use std::sync::Arc;
 
@@ -35,20 +35,20 @@ pub struct RefusalRecord {
     pub verdict: Verdict,
     /// Whether the request was in a concurrency group.
     pub is_in_group: bool,
-    /// Whether other accounts have refused the same request in the same words.
+    /// Whether other accounts have refused the same request with the same message.
     pub is_agreed: bool,
-    /// When it was refused.
+    /// Time of the refusal.
     pub at: UnixMs,
     /// The refusals before it for the same reason; `None` for the first refusal.
     pub earlier: Option<Earlier>,
-    /// Route, status and words of the response.
+    /// Route, status and message of the response.
     pub source: Arc<RefusalSource>,
 }
 
 /// A summary of the refusals before the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Earlier {
-    /// When the first of them was received.
+    /// Time of the first of them.
     pub since: UnixMs,
     /// Length of the shortest refused text in characters; 0 when they were not about a length.
     pub from_characters: u64,
@@ -73,8 +73,8 @@ impl RefusalRecord {
         }
     }
 
-    /// The record as it is used from `now` on: after a clock was set back, it counts as recorded at `now`
-    /// at the latest.
+    /// Returns the record with the current identity of its workspace, dated `now` at the latest:
+    /// the clock may have been set back.
     pub(super) fn restored(mut self, roster: &Roster, now: UnixMs) -> Self {
         self.at = self.at.min(now);
         if let Some(earlier) = &mut self.earlier {

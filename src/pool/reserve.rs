@@ -1,5 +1,5 @@
-//! Reserving a key: select one, take it before another request does, and queue the request when all keys
-//! are busy.
+//! Reserves a key for a request: selects one, takes it before another request does, and queues the
+//! request when all keys are busy.
 //!
 //! Selection reads atomics without a lock, so another request may take the selected key in between; the
 //! selection is then repeated.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{SelectionRound, candidate, claim_probe, is_closed, traits};
+use super::candidate::{SelectionRound, candidate, claim_probe, is_unavailable, traits};
 use super::key::Key;
 use super::lease::Lease;
 use super::restrictions::Restraint;
@@ -24,7 +24,7 @@ use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailab
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
 
-/// A lease, with the state changes that reserving it has caused.
+/// A lease, with the state changes that its reservation caused.
 #[derive(Debug)]
 pub struct Reserved {
     /// The lease on the selected key.
@@ -36,8 +36,8 @@ pub struct Reserved {
 /// Maximum selections per call that lose a race to another request. Each lost race means that another
 /// request was served.
 const RACES_MAX: usize = 64;
-/// The restraint up to which keys are tried, round by round.
-const LEVELS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
+/// The maximum restraint of each successive round.
+const MAX_RESTRAINTS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
 /// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
@@ -67,7 +67,7 @@ impl Pool {
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings();
         let Some((waiter, mut result)) = self.queue.join(roster, request, settings.max_queued) else {
-            // The queue is full. A request that needs nothing the queued ones wait for is still served.
+            // A request that none of the queued ones blocks is served although the queue is full.
             let result = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.reason);
             if result.is_ok() {
                 self.dispatch_waiters_now();
@@ -78,8 +78,8 @@ impl Pool {
         let waiting = async {
             loop {
                 self.dispatch_waiters(clock::now());
-                // Some keys become available without a release, when a cooldown ends. Which one ends
-                // first may change while the request is queued.
+                // Some keys become available without a release, when a cooldown ends. The earliest
+                // end may change while the request is queued.
                 loop {
                     let now = clock::now();
                     let retry_in = waiter.until().map(|until| until.since(now).max(MIN_PAUSE));
@@ -123,8 +123,9 @@ impl Pool {
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let rounds = |is_preferred_only, up_to| {
-            let round = |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, up_to };
+        let rounds = |is_preferred_only, max_restraint| {
+            let round =
+                |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
             match self.try_round(roster, request, round(false), now) {
                 Err(blocked) if request.allow_exhausted => {
                     let with_exhausted = self.try_round(roster, request, round(true), now);
@@ -133,27 +134,29 @@ impl Pool {
                 result => result,
             }
         };
-        let preferred_first = |up_to| {
+        let preferred_first = |max_restraint| {
             if !request.preferred.is_empty()
-                && let Ok(reserved) = rounds(true, up_to)
+                && let Ok(reserved) = rounds(true, max_restraint)
             {
                 return Ok(reserved);
             }
-            rounds(false, up_to)
+            rounds(false, max_restraint)
         };
         let first = preferred_first(None);
         let Err(blocked) = first else { return first };
-        // A key that is only busy is waited for; keys restricted for this kind of request come after
-        // that.
+        // The request waits for a key that is only busy, before it tries a key that is restricted
+        // for this kind of request.
         if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return first;
         }
-        for up_to in LEVELS.into_iter().filter(|level| *level == Restraint::Inferred || !request.was_refused)
+        for max_restraint in MAX_RESTRAINTS
+            .into_iter()
+            .filter(|restraint| *restraint == Restraint::Inferred || !request.was_refused)
         {
-            match preferred_first(Some(up_to)) {
-                // A restricted key that is only busy is waited for, too.
+            match preferred_first(Some(max_restraint)) {
+                // The request also waits for a restricted key that is only busy.
                 Err(Blocked { reason: Unavailable::Full { .. }, .. })
-                    if up_to == Restraint::RefusedLongest => {}
+                    if max_restraint == Restraint::RefusedLongest => {}
                 result @ (Ok(_) | Err(Blocked { reason: Unavailable::Full { .. }, .. })) => return result,
                 Err(_) => {}
             }
@@ -177,8 +180,9 @@ impl Pool {
                 has_shortfall.set(has_shortfall.get() || is_skipped(&candidate));
                 candidate
             };
-            let is_closed = |position: usize, key: &Key| is_closed(key, position, request, round, now);
-            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_closed, evaluate) {
+            let is_unavailable =
+                |position: usize, key: &Key| is_unavailable(key, position, request, round, now);
+            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_unavailable, evaluate) {
                 Some(position) => (Choice::Use(position), false),
                 None => {
                     let all = roster.keys().iter().enumerate();
@@ -204,9 +208,9 @@ impl Pool {
                 transitions = record_skipped(roster, request, position, now);
             }
             transitions.extend(transitions_of(roster, key, now));
-            // A request that is bound to some keys says nothing about the order of the pool.
+            // A request that is limited to some keys does not change the key in use.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
-                transitions.extend(self.note_use(roster, key, position, now));
+                transitions.extend(self.record_key_in_use(roster, key, position, now));
             }
             return Ok(Reserved { lease, transitions });
         }
@@ -220,21 +224,28 @@ impl Pool {
         self.turn.fetch_max(own, Ordering::AcqRel);
     }
 
-    /// Notes which key is in use, and reports a change when it is another than before. A substitute,
-    /// because the key in use is busy or cannot pay for this one request, is not noted.
-    fn note_use(&self, roster: &Roster, key: &Arc<Key>, position: usize, now: UnixMs) -> Option<Transition> {
+    /// Records the key in use, and returns a state change when it is another than before. A key
+    /// that only substitutes for the key in use, because that is busy or cannot pay for this
+    /// request, is not recorded.
+    fn record_key_in_use(
+        &self,
+        roster: &Roster,
+        key: &Arc<Key>,
+        position: usize,
+        now: UnixMs,
+    ) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
         let before = self.in_use.load(Ordering::Acquire);
         let is_usable = |key: &Arc<Key>| key.state_with(&key.workspace().quota(now), now) == KeyState::Usable;
         if before == address || !is_usable(key) {
             return None;
         }
-        let stands_in = if roster.settings().strategy.fills {
+        let is_substitute = if roster.settings().strategy.fills {
             roster.keys()[..position].iter().any(is_usable)
         } else {
             roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == before && is_usable(key))
         };
-        if stands_in {
+        if is_substitute {
             return None;
         }
         self.in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
@@ -244,13 +255,13 @@ impl Pool {
     }
 }
 
-/// The position of the best-ranked key that can serve. Only keys that rank better than the best one so
-/// far are examined in detail.
+/// The position of the best-ranked key that can serve. Fully evaluates only keys that rank better
+/// than the best one so far.
 fn best_serviceable(
     roster: &Roster,
     turn: u64,
     now: UnixMs,
-    is_closed: impl Fn(usize, &Key) -> bool,
+    is_unavailable: impl Fn(usize, &Key) -> bool,
     evaluate: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
     let strategy = roster.settings().strategy;
@@ -260,10 +271,10 @@ fn best_serviceable(
     for (position, key) in roster.keys().iter().enumerate() {
         let quota = counts_credits.then(|| key.workspace().quota(now));
         let rank = (strategy.rank)(&traits(key, quota.as_ref(), turn));
-        let is_beaten = best.is_some_and(|(lowest, _)| lowest <= rank);
-        // The first key is usually the one that serves. Keys in cooldown are skipped without examining
-        // them in detail.
-        if is_beaten || (!is_first && is_closed(position, key)) {
+        let is_outranked = best.is_some_and(|(lowest, _)| lowest <= rank);
+        // The first key is usually the one that serves. Keys in cooldown are skipped without a full
+        // evaluation.
+        if is_outranked || (!is_first && is_unavailable(position, key)) {
             continue;
         }
         is_first = false;
@@ -284,7 +295,8 @@ fn is_skipped(key: &Candidate) -> bool {
         && matches!(key.affordability, Affordability::Short { .. } | Affordability::Refused)
 }
 
-/// Records which workspaces were skipped for the key at `chosen` because they have too few credits.
+/// Records the workspaces that were skipped in favor of the key at `chosen` because they have too
+/// few credits.
 fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut transitions = Vec::new();
@@ -379,7 +391,7 @@ mod tests {
             is_preferred_only: bool,
             allow_exhausted: bool,
             restricted in prop::collection::btree_set(0_usize..9, 0..3),
-            up_to in 0..3_usize,
+            max_restraint in 0..3_usize,
         ) {
             for strategy in &STRATEGIES {
                 let entries = (0..keys.len()).map(|number| {
@@ -393,16 +405,16 @@ mod tests {
                 request.ineligible = ineligible.iter().copied().collect();
                 request.preferred = preferred.iter().copied().collect();
                 request.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
-                let up_to = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][up_to];
-                let round = SelectionRound { is_preferred_only, allow_exhausted, up_to };
-                let is_closed = |at, key: &Key| is_closed(key, at, &request, round, NOW);
+                let max_restraint = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][max_restraint];
+                let round = SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
+                let is_unavailable = |at, key: &Key| is_unavailable(key, at, &request, round, NOW);
                 let evaluate = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
                 let all = roster.keys().iter().enumerate().map(|(at, key)| evaluate(at, key));
                 let compared = match select(strategy, all) {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_closed, evaluate), compared, "{:?}", strategy);
+                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_unavailable, evaluate), compared, "{:?}", strategy);
             }
         }
     }

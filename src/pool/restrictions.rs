@@ -1,5 +1,5 @@
-//! Restrictions: what plans, workspaces and keys were refused for that others may be able to do, such as
-//! plan features, unnamed permissions and endpoints.
+//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the
+//! provider has refused to them and may allow to others.
 //!
 //! A restriction never makes a key unusable. It decides which keys are tried first and which last.
 //! Requests read an immutable table, which is usually empty; a refusal replaces it.
@@ -19,8 +19,8 @@ use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// Maximum number of restrictions. A client that is refused for ever new voices evicts the oldest ones,
-/// and each eviction costs one additional attempt.
+/// Maximum number of restrictions. A client that is refused for many different voices evicts the
+/// oldest ones, and each eviction costs one additional attempt.
 pub const RESTRICTIONS_MAX: usize = 1_024;
 
 /// The scope of a restriction.
@@ -34,30 +34,31 @@ pub enum Holder {
     Key(Fingerprint),
 }
 
-/// How far a restriction keeps a request from a key.
+/// The degree to which a restriction keeps a request from a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Restraint {
     /// The plan was refused in another workspace, or is known to lack the feature, or the refusal may
     /// have been about the request: the key is tried after unrestricted keys.
     Inferred,
-    /// The key was refused itself, longer ago than all other refused keys: it is tried only when no other
-    /// key can serve, and only as the first. A key that has recovered meanwhile is found after at most as
-    /// many requests as there are keys.
+    /// The key itself was refused, longer ago than all other refused keys. It is tried only when no
+    /// other key can serve, and only as the first attempt. A key that has recovered is thus found
+    /// after at most as many requests as there are keys.
     RefusedLongest,
-    /// The key was refused itself: it is tried after that one, and only as the first.
+    /// The key itself was refused. It is tried after the one refused longest ago, and only as the
+    /// first attempt.
     Refused,
-    /// The key is not tried before this moment, which the provider has named or a rate limit implies.
+    /// The key is not tried before this time, which the provider has named or a rate limit implies.
     Until(UnixMs),
 }
 
-/// How far a restriction holds for the account that was refused.
+/// The effect of a restriction on the account that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// Not at all: the refusal was taken as one about the whole account. When a poll contradicts that and
-    /// the same kind of request is refused again, the restriction holds as [`Refused`](Self::Refused).
+    /// No effect: the refusal was treated as one about the whole account. When a poll contradicts that and
+    /// the same kind of request is refused again, the restriction becomes [`Refused`](Self::Refused).
     Noted,
-    /// The refusal may have been about the request, because a second account has refused it in the same
-    /// words.
+    /// The refusal may have been about the request, because a second account has refused it with
+    /// the same message.
     Suspected,
     /// The refusal is about the account.
     Refused,
@@ -78,17 +79,17 @@ pub struct Restriction {
     pub limit: Limit,
     /// The verdict's word, as in logs.
     pub verdict: &'static str,
-    /// When it was refused first.
+    /// Time of the first refusal.
     pub since: UnixMs,
-    /// When it was refused last.
+    /// Time of the last refusal.
     pub refused_at: UnixMs,
-    /// When the restriction expires.
+    /// Time at which the restriction expires.
     pub until: UnixMs,
-    /// How far it keeps requests from its holder until then.
+    /// Its effect on the account until then.
     pub force: Force,
-    /// Whether other accounts have refused the same request in the same words.
+    /// Whether other accounts have refused the same request with the same message.
     pub is_agreed: bool,
-    /// Route, status and words of the response.
+    /// Route, status and message of the response.
     pub source: Arc<RefusalSource>,
 }
 
@@ -111,7 +112,7 @@ impl Restrictions {
         self.table.load().is_empty()
     }
 
-    /// Grows with every change.
+    /// Number of changes so far.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
@@ -121,30 +122,34 @@ impl Restrictions {
     #[must_use]
     pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
-        let held = table.values().flatten().filter(|held| held.until > now);
-        let mut restrictions: Vec<Restriction> = held.cloned().collect();
-        restrictions.sort_unstable_by_key(|held| held.number);
+        let in_force = table.values().flatten().filter(|restriction| restriction.until > now);
+        let mut restrictions: Vec<Restriction> = in_force.cloned().collect();
+        restrictions.sort_unstable_by_key(|restriction| restriction.number);
         restrictions
     }
 
     /// Restores the restrictions of the previous run, the oldest first.
     pub(super) fn restore(&self, restrictions: &[Restriction]) {
         let latest = &restrictions[restrictions.len().saturating_sub(RESTRICTIONS_MAX)..];
-        self.replace(|table| latest.iter().for_each(|held| self.put(table, held.clone())));
+        self.replace(|table| latest.iter().for_each(|restriction| self.put(table, restriction.clone())));
     }
 
     /// Updates the restrictions of workspaces that have another identity in `roster`.
     pub(super) fn follow(&self, roster: &Roster) {
-        let moved = |held: &Restriction| {
-            let Holder::Workspace(known) = &held.holder else { return None };
-            held.record.workspace_in(roster).filter(|identity| identity != known)
+        let new_identity = |restriction: &Restriction| {
+            let Holder::Workspace(known) = &restriction.holder else { return None };
+            restriction.record.workspace_in(roster).filter(|identity| identity != known)
         };
-        if !self.table.load().values().flatten().any(|held| moved(held).is_some()) {
+        if !self.table.load().values().flatten().any(|restriction| new_identity(restriction).is_some()) {
             return;
         }
         self.replace(|table| {
-            for held in std::mem::take(table).into_values().flatten() {
-                self.put(table, moved(&held).map_or(held.clone(), |identity| held.held_by(identity)));
+            for restriction in std::mem::take(table).into_values().flatten() {
+                self.put(
+                    table,
+                    new_identity(&restriction)
+                        .map_or(restriction.clone(), |identity| restriction.with_workspace(identity)),
+                );
             }
         });
     }
@@ -152,16 +157,16 @@ impl Restrictions {
     /// Inserts a restriction into a table. Of two for the same holder and feature, the later one
     /// continues the history of the earlier one.
     fn put(&self, table: &mut Table, mut restriction: Restriction) {
-        let held = table.entry(restriction.limit.feature.clone()).or_default();
-        if let Some(at) = held.iter().position(|known| known.holder == restriction.holder) {
-            let mut earlier = held.swap_remove(at);
+        let list = table.entry(restriction.limit.feature.clone()).or_default();
+        if let Some(at) = list.iter().position(|known| known.holder == restriction.holder) {
+            let mut earlier = list.swap_remove(at);
             if earlier.refused_at > restriction.refused_at {
                 std::mem::swap(&mut earlier, &mut restriction);
             }
-            restriction.follow(Earlier::of(&earlier));
+            restriction.continue_history(Earlier::of(&earlier));
         }
         restriction.number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        held.push(restriction);
+        list.push(restriction);
     }
 
     fn replace(&self, change: impl Fn(&mut Table)) {
@@ -174,7 +179,7 @@ impl Restrictions {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Records a restriction. Returns whether it is news.
+    /// Records a restriction. Returns whether it is new and has an effect.
     pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let is_same = |known: &Restriction| known.holder == restriction.holder;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
@@ -182,16 +187,16 @@ impl Restrictions {
         self.table.rcu(|table| {
             let mut table = Table::clone(table);
             forget_old(&mut table, now);
-            let held = table.entry(restriction.limit.feature.clone()).or_default();
-            let before = held.iter().position(is_same).map(|at| held.swap_remove(at));
+            let list = table.entry(restriction.limit.feature.clone()).or_default();
+            let before = list.iter().position(is_same).map(|at| list.swap_remove(at));
             let mut kept = Restriction { number, ..restriction.clone() };
             let was_noted = before.as_ref().is_some_and(|known| known.force == Force::Noted);
             let is_other = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
             if let Some(before) = before {
-                kept.follow(Earlier::of(&before));
+                kept.continue_history(Earlier::of(&before));
             }
             is_new = kept.force != Force::Noted && (is_other || was_noted);
-            held.push(kept);
+            list.push(kept);
             table
         });
         self.version.fetch_add(1, Ordering::Release);
@@ -210,17 +215,19 @@ impl Restrictions {
         let table = self.table.load();
         let needed = features.all().filter_map(|feature| table.get(&feature)).flatten();
         let in_force: Vec<&Restriction> =
-            needed.filter(|held| held.until > now && held.is_about(features)).collect();
+            needed.filter(|restriction| restriction.until > now && restriction.is_about(features)).collect();
         if in_force.is_empty() {
             return Vec::new();
         }
-        let restraint = |key: &Key| in_force.iter().filter_map(|held| held.restraint(key)).max();
+        let restraint =
+            |key: &Key| in_force.iter().filter_map(|restriction| restriction.restraint(key)).max();
         let all = roster.keys().iter().enumerate();
         let mut restrained: Vec<_> =
             all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect();
         let refused_at = |key: &Key| {
-            let own = in_force.iter().filter(|held| held.restraint(key) == Some(Restraint::Refused));
-            own.map(|held| held.refused_at).max()
+            let own =
+                in_force.iter().filter(|restriction| restriction.restraint(key) == Some(Restraint::Refused));
+            own.map(|restriction| restriction.refused_at).max()
         };
         let refused = restrained.iter_mut().filter(|(_, restraint)| *restraint == Restraint::Refused);
         let longest =
@@ -241,10 +248,14 @@ impl Restrictions {
         now: UnixMs,
     ) -> bool {
         let own = Holder::Workspace(key.workspace().identity().clone());
-        let is_of_another =
-            |held: &Restriction| matches!(held.holder, Holder::Workspace(_)) && held.holder != own;
-        self.any_about(features, |held| {
-            held.verdict == verdict && held.until > now && held.is_agreed && is_of_another(held)
+        let is_of_another = |restriction: &Restriction| {
+            matches!(restriction.holder, Holder::Workspace(_)) && restriction.holder != own
+        };
+        self.any_about(features, |restriction| {
+            restriction.verdict == verdict
+                && restriction.until > now
+                && restriction.is_agreed
+                && is_of_another(restriction)
         })
     }
 
@@ -257,26 +268,28 @@ impl Restrictions {
         now: UnixMs,
     ) -> bool {
         let own = Holder::Workspace(key.workspace().identity().clone());
-        self.any_about(features, |held| held.verdict == verdict && held.until > now && held.holder == own)
+        self.any_about(features, |restriction| {
+            restriction.verdict == verdict && restriction.until > now && restriction.holder == own
+        })
     }
 
-    /// Whether `is_wanted` is true of any restriction of a request with these features.
+    /// Whether `is_wanted` holds for any restriction of a request with these features.
     fn any_about(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
         let table = self.table.load();
-        let mut held = features.all().filter_map(|feature| table.get(&feature)).flatten();
-        held.any(|held| held.is_about(features) && is_wanted(held))
+        let mut restrictions = features.all().filter_map(|feature| table.get(&feature)).flatten();
+        restrictions.any(|restriction| restriction.is_about(features) && is_wanted(restriction))
     }
 
-    /// Removes the restrictions that kept such a request from `key`, which has served one. Returns
+    /// Removes the restrictions of `key` for such a request, because it has served one. Returns
     /// whether there were any.
     pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
-        let is_refuted = |held: &Restriction| held.restraint(key).is_some();
+        let is_refuted = |restriction: &Restriction| restriction.restraint(key).is_some();
         if !self.any_about(features, is_refuted) {
             return false;
         }
-        self.keep_if(|held| {
-            let is_about_it = features.all().any(|feature| feature == held.limit.feature);
-            !(is_about_it && held.is_about(features) && is_refuted(held))
+        self.keep_if(|restriction| {
+            let is_about_it = features.all().any(|feature| feature == restriction.limit.feature);
+            !(is_about_it && restriction.is_about(features) && is_refuted(restriction))
         });
         true
     }
@@ -284,17 +297,18 @@ impl Restrictions {
     /// Removes the restrictions of a workspace that were refused with this verdict.
     pub(super) fn lift(&self, workspace: &OwnerId, verdict: &'static str) {
         let holder = Holder::Workspace(workspace.clone());
-        let is_lifted = |held: &Restriction| held.verdict == verdict && held.holder == holder;
+        let is_lifted =
+            |restriction: &Restriction| restriction.verdict == verdict && restriction.holder == holder;
         if self.table.load().values().flatten().any(is_lifted) {
-            self.keep_if(|held| !is_lifted(held));
+            self.keep_if(|restriction| !is_lifted(restriction));
         }
     }
 
     fn keep_if(&self, is_kept: impl Fn(&Restriction) -> bool) {
         self.replace(|table| {
-            table.retain(|_, held| {
-                held.retain(&is_kept);
-                !held.is_empty()
+            table.retain(|_, list| {
+                list.retain(&is_kept);
+                !list.is_empty()
             });
         });
     }
@@ -303,12 +317,19 @@ impl Restrictions {
     #[must_use]
     pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
-        let of_key = |held: &&Restriction| held.until > now && held.restraint(key).is_some();
+        let of_key =
+            |restriction: &&Restriction| restriction.until > now && restriction.restraint(key).is_some();
         let mut restrictions: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        // What follows the time orders restrictions of one millisecond, which the hash map returns in any
-        // order. Two features may have the same words: calls of an endpoint with and without effect.
-        restrictions.sort_by_cached_key(|held| {
-            (std::cmp::Reverse(held.since), held.limit.to_string(), held.verdict, held.until)
+        // The elements after the time order restrictions of one millisecond, which the hash map
+        // returns in any order. Two features may have the same text: calls of an endpoint with and
+        // without effect.
+        restrictions.sort_by_cached_key(|restriction| {
+            (
+                std::cmp::Reverse(restriction.since),
+                restriction.limit.to_string(),
+                restriction.verdict,
+                restriction.until,
+            )
         });
         restrictions
     }
@@ -316,21 +337,22 @@ impl Restrictions {
 
 /// Evicts expired restrictions, and then the oldest ones.
 fn forget_old(table: &mut Table, now: UnixMs) {
-    table.retain(|_, held| {
-        held.retain(|held| held.until > now);
-        !held.is_empty()
+    table.retain(|_, list| {
+        list.retain(|restriction| restriction.until > now);
+        !list.is_empty()
     });
     while table.values().map(Vec::len).sum::<usize>() >= RESTRICTIONS_MAX {
-        let oldest = table.iter().min_by_key(|(_, held)| held.iter().map(|held| held.since).min());
+        let oldest =
+            table.iter().min_by_key(|(_, list)| list.iter().map(|restriction| restriction.since).min());
         let Some(feature) = oldest.map(|(feature, _)| feature.clone()) else { return };
         table.remove(&feature);
     }
 }
 
 impl Restriction {
-    /// Continues the history of earlier refusals: since when, and the shortest text that was refused. One
-    /// that was taken as one about the whole account takes effect when it is not the first.
-    pub(super) fn follow(&mut self, earlier: Earlier) {
+    /// Continues the history of earlier refusals: their first time, and the shortest refused text.
+    /// A restriction with [`Force::Noted`] takes effect from the second refusal on.
+    pub(super) fn continue_history(&mut self, earlier: Earlier) {
         self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
         self.since = earlier.since;
         self.limit.from_characters = self.limit.from_characters.min(earlier.from_characters);
@@ -339,21 +361,22 @@ impl Restriction {
         }
     }
 
-    fn held_by(self, workspace: OwnerId) -> Self {
+    fn with_workspace(self, workspace: OwnerId) -> Self {
         let record = RefusalRecord { workspace: workspace.clone(), ..(*self.record).clone() };
         Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
     }
 
-    /// Whether a request with these features is concerned: a text shorter than the refused one is not.
+    /// Whether the restriction applies to a request with these features. It does not apply to a
+    /// text shorter than the refused one.
     fn is_about(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// How far it keeps a request from `key`; `None` when it does not concern the key.
+    /// The restraint of `key`; `None` when the restriction does not apply to the key.
     fn restraint(&self, key: &Key) -> Option<Restraint> {
         let (is_its_own, is_inferred) = match &self.holder {
-            Holder::Key(print) => (*print == key.api_key().fingerprint(), false),
+            Holder::Key(fingerprint) => (*fingerprint == key.api_key().fingerprint(), false),
             Holder::Workspace(identity) => (identity == key.workspace().identity(), false),
             Holder::Plan(tier) => (false, key.workspace().tier().is_some_and(|known| **known == **tier)),
         };

@@ -24,15 +24,15 @@ use crate::secret::{ApiKey, Redactor};
 pub struct KeyEntry {
     /// The secret.
     pub key: ApiKey,
-    /// The name for people, as configured.
+    /// The configured name, for operators.
     pub name: Option<String>,
     /// The name of its workspace; keys of one workspace share its credits. Without a name, and until the
     /// provider reports an identifier, a key is a workspace of its own.
     pub workspace: Option<String>,
-    /// The provider's host for this key, when it differs from that of all keys: keys of a region are
-    /// known only at its own host.
+    /// The provider's host for this key, when it differs from the default one: the keys of a region
+    /// are valid only at its own host.
     pub authority: Option<Arc<Authority>>,
-    /// The host at which it was found to work, after a refusal as a key of another region.
+    /// The host at which the key was found to be valid, after a refusal as a key of another region.
     pub found_region: Option<Arc<Authority>>,
     /// Its share of the requests relative to other keys, from 1, for strategies that use weights.
     pub weight: u32,
@@ -97,7 +97,7 @@ impl Roster {
             }
             let workspace = self.workspace_for(entry, membership, before, &keys, &memberships);
             let key = Key::new(position, entry.clone(), workspace);
-            // The provider's refusals are about the key, however it is configured now.
+            // Refusals of the provider apply to the key, whatever its configuration is now.
             if let Some(before) = before {
                 key.inherit(before);
             }
@@ -141,7 +141,7 @@ impl Roster {
     ) -> Arc<Workspace> {
         let mut known = new_keys.iter().chain(&self.keys).map(|key| key.workspace_arc());
         if let Some(same) = known.find(|workspace| workspace.membership().is_same(membership)) {
-            // The same workspace, perhaps under another name.
+            // The workspace is the same; its name may have changed.
             if membership.name().is_some() {
                 same.rename(membership.clone());
             }
@@ -178,8 +178,8 @@ impl Roster {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Positions of the keys whose concurrency group has capacity at `now`; empty when that is all of
-    /// them.
+    /// Positions of the keys whose concurrency group has capacity at `now`; empty when all keys
+    /// have capacity.
     #[must_use]
     pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
         let has_capacity =
@@ -202,7 +202,7 @@ impl Roster {
         self.has_choice
     }
 
-    /// Whether the use of such a quota is near its limit.
+    /// Whether the spent credits of `quota` are near its limit, by the configured ratio.
     #[must_use]
     pub fn is_near_limit(&self, quota: &Quota) -> bool {
         quota.is_near_limit(self.settings.near_limit_ratio)

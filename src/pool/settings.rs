@@ -24,25 +24,26 @@ pub struct Settings {
     pub exhausted_cooldown: Duration,
     /// Cooldown of a workspace with a billing problem.
     pub billing_cooldown: Duration,
-    /// Cooldown of a key after its first refusal as invalid, until a poll confirms that.
+    /// Cooldown of a key after its first refusal as invalid, until a poll confirms the refusal.
     pub invalid_confirm_cooldown: Duration,
     /// Cooldown of a key whose refusal as invalid is confirmed.
     pub invalid_cooldown: Duration,
-    /// How long a key is tried last for a request whose permission it lacked.
+    /// Time for which a key is tried last for a request whose permission it lacked.
     pub permission_cooldown: Duration,
-    /// How long a workspace, and other workspaces of its plan, are tried last for a feature that the plan
-    /// lacks.
+    /// Time for which a workspace, and other workspaces of its plan, are tried last for a feature
+    /// that the plan lacks.
     pub feature_cooldown: Duration,
-    /// How long a workspace is tried last for an endpoint that refused it without a known reason.
+    /// Time for which a workspace is tried last for an endpoint that refused it without a known
+    /// reason.
     pub endpoint_cooldown: Duration,
     /// Cooldown of a key or workspace after a refusal whose text gives no figures.
     pub unproven_cooldown: Duration,
     /// Upper bound of a `Retry-After` of the provider.
     pub max_retry_after: Duration,
-    /// After a refusal that proves little: how long until one request may probe the key, when no other
-    /// key can serve it.
+    /// Delay after an unproven refusal until one request may probe the key, when no other key can
+    /// serve it.
     pub probe_after: Duration,
-    /// How long the provider's figures may lag behind what was spent.
+    /// Maximum lag of the provider's figures behind the spent credits.
     pub quota_lag: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! The atomics and the lock of the pool's state. Under the model checker they are loom's, so that it can
+//! The atomics and the lock of the pool's state. The model checker replaces them with loom's, to
 //! explore every interleaving of threads.
 
 #[cfg(not(keychoir_model))]

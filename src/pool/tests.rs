@@ -1,3 +1,5 @@
+//! Tests of the pool: key state after refusals, charges and polls, leases, reloads and the queue.
+
 mod waiting;
 
 use std::time::Duration;
@@ -142,7 +144,7 @@ fn the_first_key_serves_until_it_is_refused() {
 }
 
 #[test]
-fn a_rate_limited_key_is_back_after_its_cooldown() {
+fn a_rate_limited_key_is_usable_after_its_cooldown() {
     let pool = separate_keys(2);
     pool.record(0, Verdict::RateLimited(None), NOW);
     assert_eq!(pool.select(&[], later(59)), Ok(1));
@@ -153,7 +155,7 @@ fn a_rate_limited_key_is_back_after_its_cooldown() {
 }
 
 #[test]
-fn a_concurrency_refusal_is_a_short_cooldown() {
+fn a_concurrency_refusal_starts_a_short_cooldown() {
     let pool = separate_keys(2);
     pool.record(0, Verdict::Concurrency { maximum: Some(4) }, NOW);
     assert_eq!(pool.select(&[], later(1)), Ok(1));
@@ -161,7 +163,7 @@ fn a_concurrency_refusal_is_a_short_cooldown() {
 }
 
 #[test]
-fn an_empty_workspace_is_back_at_its_reset_date() {
+fn an_exhausted_workspace_is_usable_at_its_reset_date() {
     let pool = separate_keys(1);
     pool.report_quota(0, 10, 100, NOW);
     pool.record(0, quota_refusal(), NOW);
@@ -175,7 +177,7 @@ fn an_empty_workspace_is_back_at_its_reset_date() {
 }
 
 #[test]
-fn an_empty_workspace_without_a_date_is_tried_again_after_a_while() {
+fn an_exhausted_workspace_without_a_date_is_usable_after_its_cooldown() {
     let pool = separate_keys(1);
     pool.record(0, quota_refusal(), NOW);
     assert!(pool.select(&[], later(29)).is_err());
@@ -183,7 +185,7 @@ fn an_empty_workspace_without_a_date_is_tried_again_after_a_while() {
 }
 
 #[test]
-fn a_cooldown_of_a_workspace_is_one_of_all_its_keys_and_no_other() {
+fn a_workspace_cooldown_applies_to_all_its_keys_and_no_other() {
     let pool = pool(&[Some("a"), Some("b"), Some("a")]);
     let transitions = pool.record(0, quota_refusal(), NOW);
     assert_eq!(transitions.len(), 2);
@@ -192,7 +194,7 @@ fn a_cooldown_of_a_workspace_is_one_of_all_its_keys_and_no_other() {
 }
 
 #[test]
-fn a_key_at_its_own_cap_leaves_its_workspace_open() {
+fn a_key_at_its_own_cap_leaves_its_workspace_usable() {
     let pool = pool(&[Some("a"), Some("a")]);
     pool.record(
         0,
@@ -203,7 +205,7 @@ fn a_key_at_its_own_cap_leaves_its_workspace_open() {
 }
 
 #[test]
-fn a_verdict_about_something_else_is_no_cooldown_of_the_key() {
+fn a_refusal_about_the_request_starts_no_cooldown_of_the_key() {
     let pool = separate_keys(1);
     for verdict in [
         Verdict::Served,
@@ -266,7 +268,7 @@ fn a_charge_reports_every_changed_key_of_its_workspace() {
 }
 
 #[test]
-fn a_refused_key_comes_back_when_the_provider_accepts_it() {
+fn a_refused_key_is_usable_when_the_provider_accepts_it() {
     let pool = separate_keys(1);
     pool.record(0, Verdict::InvalidKey, NOW);
     assert_eq!(pool.select(&[], NOW), Err(Unavailable::Invalid));
@@ -321,7 +323,7 @@ fn the_key_in_use_is_reported_once_and_again_when_it_changes() {
 }
 
 #[test]
-fn a_lease_releases_when_it_is_dropped() {
+fn a_dropped_lease_releases_its_key() {
     let pool = pool(&[Some("a"), Some("a")]);
     let roster = pool.roster();
     let (one, two) =
@@ -338,9 +340,9 @@ fn a_lease_releases_when_it_is_dropped() {
 }
 
 #[test]
-fn restored_evidence_holds_again() {
+fn restored_evidence_takes_effect_again() {
     let pool = separate_keys(3);
-    let prints: Vec<Fingerprint> =
+    let fingerprints: Vec<Fingerprint> =
         pool.roster().keys().iter().map(|key| key.api_key().fingerprint()).collect();
     let quota = Quota { count: 5, limit: Some(10), extension: Extension::None, resets_at: Some(later(50)) };
     let evidence = |claim, at| {
@@ -348,7 +350,7 @@ fn restored_evidence_holds_again() {
     };
     let spent = ClaimedFault::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
     let unproven = ClaimedFault::Credits { figures: None, left_by_estimate: 0 };
-    let remembered = |fingerprint, of_workspace| RestoredKey {
+    let restored = |fingerprint, of_workspace| RestoredKey {
         fingerprint,
         quota,
         tier: None,
@@ -357,10 +359,10 @@ fn restored_evidence_holds_again() {
     };
     pool.restore(
         &[
-            remembered(prints[0], evidence(spent, NOW)),
-            // Words without figures have expired.
-            remembered(prints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
-            remembered(Fingerprint::of("gone"), vec![]),
+            restored(fingerprints[0], evidence(spent, NOW)),
+            // A refusal without figures has expired.
+            restored(fingerprints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
+            restored(Fingerprint::of("gone"), vec![]),
         ],
         NOW,
     );
@@ -389,7 +391,7 @@ fn many_threads_lose_no_credit_and_no_lease() {
     assert!(snapshot.iter().all(|key| key.key.in_flight() == 0));
 }
 
-/// A pool of three keys, of which the last two share a workspace; all of them have a state to be kept.
+/// A pool of three keys, of which the last two share a workspace; all of them have a state that a reload must keep.
 fn pool_with_history() -> Arc<Pool> {
     let entries = vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))];
     let pool = Arc::new(Pool::new(entries, SETTINGS));
@@ -409,7 +411,7 @@ fn a_reload_in_another_order_keeps_the_state_of_every_key() {
     assert!(Arc::ptr_eq(&after.keys()[0], &before.keys()[2]));
     assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
     assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
-    // Both are still in cooldown, and the key that served is gone.
+    // Both are still in cooldown, and the key that served was removed.
     assert!(pool.try_reserve(&after, &speech(0, &[]), NOW).is_err());
     assert_eq!(pool.select(&[], later(60)), Ok(0));
 }
@@ -462,14 +464,14 @@ fn a_key_moved_to_another_workspace_keeps_its_own_cooldown_and_not_its_credits()
 }
 
 #[test]
-fn other_settings_hold_from_the_next_roster_on() {
+fn new_settings_apply_from_the_next_roster_on() {
     let pool = separate_keys(1);
     let held = pool.roster();
     pool.reload(
         vec![entry(0, None, None)],
         Settings { rate_limited_cooldown: Duration::from_secs(5), ..SETTINGS },
     );
-    let rests_until = |roster: &Roster| {
+    let cooldown_until = |roster: &Roster| {
         record_verdict(
             &pool,
             roster,
@@ -480,8 +482,8 @@ fn other_settings_hold_from_the_next_roster_on() {
         );
         roster.keys()[0].workspace().limited_until(NOW).unwrap()
     };
-    assert_eq!(rests_until(&pool.roster()), later(5));
-    assert_eq!(rests_until(&held), later(60));
+    assert_eq!(cooldown_until(&pool.roster()), later(5));
+    assert_eq!(cooldown_until(&held), later(60));
 }
 
 #[test]
@@ -543,7 +545,7 @@ fn an_unsettled_lease_costs_its_estimate() {
 }
 
 #[test]
-fn the_richest_key_serves_one_request_when_no_key_can_pay() {
+fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
     let pool = separate_keys(2);
     pool.report_quota(0, 95, 100, NOW);
     pool.report_quota(1, 90, 100, NOW);
@@ -578,7 +580,7 @@ fn kept_credits_are_not_spent() {
 }
 
 #[test]
-fn kept_credits_are_no_last_resort() {
+fn kept_credits_are_not_overcommitted() {
     let entries = vec![KeyEntry { kept_credits: 50, ..entry(0, None, None) }];
     let pool = Arc::new(Pool::new(entries, SETTINGS));
     pool.report_quota(0, 0, 100, NOW);
@@ -621,7 +623,7 @@ fn only_a_poll_makes_a_key_invalid_for_long() {
 }
 
 #[test]
-fn a_request_that_is_served_clears_its_key() {
+fn a_served_request_ends_the_cooldown_of_its_key() {
     let pool = separate_keys(1);
     pool.record(0, Verdict::InvalidKey, NOW);
     pool.record(0, Verdict::Served, NOW);
@@ -636,7 +638,7 @@ fn a_key_in_an_unproven_cooldown_is_probed_only_when_no_other_can_serve() {
     assert_eq!(pool.select(&[], later(31)), Ok(1));
     // A request that the second key has refused has only the first one left.
     assert_eq!(pool.select(&[1], later(31)), Ok(0));
-    // The request is served: the words are refuted.
+    // The served request refutes the refusal.
     pool.record(0, Verdict::Served, later(31));
     assert_eq!(pool.select(&[], later(31)), Ok(0));
 }
@@ -666,7 +668,7 @@ fn a_rate_limit_holds_for_its_concurrency_group() {
 }
 
 #[test]
-fn being_short_for_one_request_is_not_being_exhausted() {
+fn a_key_with_too_few_credits_for_one_request_is_not_exhausted() {
     let pool = separate_keys(1);
     pool.report_quota(0, 50, 9_000, NOW);
     let short = Verdict::WorkspaceQuota(Shortfall {
@@ -704,7 +706,7 @@ fn a_restricted_key_is_tried_last_and_a_refused_one_only_first() {
 }
 
 #[test]
-fn keys_of_one_workspace_are_found_to_share_it() {
+fn keys_with_one_workspace_identifier_share_its_credits() {
     let pool = separate_keys(3);
     for (key, count) in [(0, 10), (1, 10), (2, 70)] {
         pool.report_quota(key, count, 100, NOW);
@@ -760,7 +762,7 @@ async fn the_sixteenth_request_for_fifteen_slots_waits() {
     }
     let request = speech(1, &[]);
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut waiting).is_none());
+    assert!(poll_once(&mut waiting).is_none());
     assert_eq!(pool.waiting(), 1);
     // Another concurrency group has its own slots.
     let fast = KeyRequest { group: Some(ConcurrencyGroup::FAST_SPEECH), ..speech(1, &[]) };
@@ -786,7 +788,7 @@ async fn clients_take_turns_and_each_keeps_its_order() {
             order.lock().unwrap().push(name);
             reserved.lease
         });
-        assert!(futures_poll(&mut future).is_none());
+        assert!(poll_once(&mut future).is_none());
         waiting.push(future);
     }
     assert_eq!(pool.waiting(), 5);
@@ -794,15 +796,13 @@ async fn clients_take_turns_and_each_keeps_its_order() {
     let mut leased = Vec::new();
     for lease in held {
         drop(lease);
-        leased.extend(
-            waiting.iter_mut().enumerate().find_map(|(at, future)| Some((at, futures_poll(future)?))),
-        );
+        leased.extend(waiting.iter_mut().enumerate().find_map(|(at, future)| Some((at, poll_once(future)?))));
         let (at, _) = leased.last().unwrap();
         drop(waiting.remove(*at));
     }
     assert_eq!(*order.lock().unwrap(), ["a1", "b1", "c1"]);
     drop(leased.remove(0));
-    assert!(waiting.iter_mut().any(|future| futures_poll(future).is_some()));
+    assert!(waiting.iter_mut().any(|future| poll_once(future).is_some()));
     assert_eq!(order.lock().unwrap()[3], "a2");
 }
 
@@ -814,10 +814,10 @@ async fn a_request_does_not_wait_for_a_key_that_a_reload_has_added() {
     let _held = pool.try_reserve(&before, &speech(1, &[]), NOW).unwrap();
     let request = speech(1, &[]);
     let mut queued = Box::pin(pool.reserve(&before, &request));
-    assert!(futures_poll(&mut queued).is_none());
+    assert!(poll_once(&mut queued).is_none());
     pool.reload(vec![entry(0, None, None), entry(1, None, None)], SETTINGS);
     let after = pool.roster();
-    let leased = futures_poll(&mut Box::pin(pool.reserve(&after, &request)))
+    let leased = poll_once(&mut Box::pin(pool.reserve(&after, &request)))
         .expect("the request waits behind the others");
     assert_eq!(leased.unwrap().lease.key().position(), 1);
     // The queued request selects again, among the new keys.
@@ -832,10 +832,10 @@ async fn a_cancelled_request_leaves_the_queue() {
         (0..3).map(|_| pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap().lease).collect();
     let request = speech(1, &[]);
     let mut cancelled = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut cancelled).is_none());
+    assert!(poll_once(&mut cancelled).is_none());
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut waiting).is_none());
-    // Assigned at the moment in which its client disconnects: the next request gets the key.
+    assert!(poll_once(&mut waiting).is_none());
+    // The key is assigned while the client of its request disconnects, so the next request gets it.
     held.pop();
     drop(cancelled);
     assert!(waiting.await.is_ok());
@@ -861,12 +861,12 @@ async fn a_full_queue_refuses_a_request() {
     let _held = pool.try_reserve(&roster, &speech(1, &[]), NOW).unwrap();
     let request = speech(1, &[]);
     let mut first = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut first).is_none());
+    assert!(poll_once(&mut first).is_none());
     assert_eq!(pool.reserve(&roster, &request).await.unwrap_err(), Unavailable::Full { until: None });
 }
 
 /// Polls a future once.
-fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::Pin::new(future).poll(&mut cx) {
         std::task::Poll::Ready(output) => Some(output),
@@ -889,7 +889,7 @@ fn a_workspace_that_is_named_later_is_known_by_its_key() {
     let studio = after.keys()[0].workspace().identity();
     assert_eq!(after.identity_of(&of_a), Some(studio));
     assert_eq!(after.identity_of(studio), Some(studio));
-    assert_eq!(after.identity_of(before.keys()[1].workspace().identity()), None, "no key opens it");
+    assert_eq!(after.identity_of(before.keys()[1].workspace().identity()), None, "no key gives access to it");
     assert!(!after.has_choice());
 }
 

@@ -1,9 +1,10 @@
 //! The queue of requests that wait for a key, because every key that could serve them is at its
 //! concurrency limit, has its credits reserved, or is in a cooldown that ends soon.
 //!
-//! A released key is assigned round robin between clients, and first in, first out within a client, so
-//! that a burst of one client cannot starve the others. A request that arrives while others are queued
-//! goes behind them. The queue is behind a lock, but a request that finds a free key never takes it.
+//! A released key is assigned round robin between clients, and first in, first out within a client,
+//! so that a burst of one client cannot starve the others. A request that arrives while others are
+//! queued goes behind them. A lock protects the queue; a request that finds a free key does not
+//! take it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -19,7 +20,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::{Blocked, Unavailable};
 use crate::policy::units::UnixMs;
 
-/// What a request needs of a key.
+/// The requirements of a request for a key.
 #[derive(Clone, Debug)]
 pub struct KeyRequest {
     /// The client, for fairness between clients in the queue.
@@ -38,8 +39,8 @@ pub struct KeyRequest {
     pub preferred: Vec<usize>,
     /// Whether a key without credits may serve when no other key can, because the request costs none.
     pub allow_exhausted: bool,
-    /// Positions of keys that have refused this kind of request, ascending, and how far each is
-    /// restricted.
+    /// Positions of keys that have refused this kind of request, ascending, with the restraint of
+    /// each.
     pub restricted: Vec<(usize, Restraint)>,
     /// Whether the provider has refused this request already. A key restricted for this kind of request
     /// would refuse it, too.
@@ -47,7 +48,7 @@ pub struct KeyRequest {
 }
 
 impl KeyRequest {
-    /// The needs of a request that has tried no key yet and that any key may serve.
+    /// The requirements of a request that has tried no key and that any key may serve.
     #[must_use]
     pub fn new(client: ClientName, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Self {
         Self {
@@ -66,7 +67,7 @@ impl KeyRequest {
 
 /// The result of reserving a key: a lease, or the final reason why there is none.
 pub(super) type ReserveResult = Result<Reserved, Unavailable>;
-/// The result of one try, from which follows whether the request is queued.
+/// The result of one attempt to reserve a key. A blocked request may be queued.
 pub(super) type TryReserveResult = Result<Reserved, Blocked>;
 
 /// The queued requests of all clients.
@@ -97,7 +98,7 @@ struct Waiter {
     roster: Arc<Roster>,
     request: KeyRequest,
     sender: oneshot::Sender<ReserveResult>,
-    /// When a retry is worthwhile, if no key is released before.
+    /// Time at which a retry is worthwhile, if no key is released before.
     until: Option<UnixMs>,
     /// Notified when `until` becomes earlier, so that the task of the request resets its timer.
     notify_earlier: Arc<Notify>,
@@ -113,8 +114,8 @@ pub(super) struct QueuedWaiter<'a> {
 
 impl WaitQueue {
     pub(super) fn is_empty(&self) -> bool {
-        // A task that has just released a key must see a request that has just been queued, and the other
-        // way round.
+        // A task that releases a key must see a request that is queued at the same time, and vice
+        // versa.
         fence(Ordering::SeqCst);
         self.count.load(Ordering::Acquire) == 0
     }
@@ -152,9 +153,9 @@ impl WaitQueue {
         Some((queued, receiver))
     }
 
-    /// Assigns to queued requests what `reserve` can reserve, until it can serve none of them.
+    /// Assigns keys to queued requests with `reserve`, until it can serve none of them.
     pub(super) fn serve(&self, now: UnixMs, reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult) {
-        // A lease whose receiver is gone is dropped outside the lock, because releasing it dispatches the
+        // A lease whose receiver was dropped is dropped outside the lock, because releasing it dispatches the
         // queue again.
         while let Some(returned) = self.serve_once(now, &reserve) {
             drop(returned);
@@ -226,7 +227,7 @@ impl WaitQueue {
         let mut queues = self.lock();
         for waiter in queues.clients.drain(..).flat_map(|queue| queue.waiters) {
             self.count.fetch_sub(1, Ordering::AcqRel);
-            // The receiver of a cancelled request is gone.
+            // The receiver of a cancelled request was dropped.
             let _ = waiter.sender.send(Err(Unavailable::Outdated));
         }
     }
@@ -253,7 +254,7 @@ impl KeyRequest {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// How far the key at this position is restricted for the request.
+    /// The restraint of the key at this position for the request.
     pub(super) fn restraint(&self, position: usize) -> Option<Restraint> {
         if self.restricted.is_empty() {
             return None;
@@ -262,7 +263,8 @@ impl KeyRequest {
         self.restricted.get(at).map(|(_, restraint)| *restraint)
     }
 
-    /// Whether no key can serve this request, because none could serve `other`, which was `blocked`.
+    /// Whether no key can serve this request, given that no key could serve `other`, which was
+    /// `blocked`.
     fn is_blocked_like(&self, other: &Self, blocked: &Blocked) -> bool {
         let costs_more = blocked.blocks_costlier && self.restricted.is_empty();
         self.needs_all_of(other) && (costs_more || self.estimate == other.estimate)
@@ -283,7 +285,7 @@ impl KeyRequest {
 }
 
 impl Waiter {
-    /// Sets when a retry is worthwhile, and wakes the request's task if that is earlier than its timer.
+    /// Sets the time of the next retry, and wakes the request's task if that is earlier than its timer.
     fn set_retry_at(&mut self, at: Option<UnixMs>) {
         let before = std::mem::replace(&mut self.until, at);
         if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
@@ -293,14 +295,14 @@ impl Waiter {
 }
 
 impl QueuedWaiter<'_> {
-    /// When a retry is worthwhile, if no key is released before.
+    /// The time at which a retry is worthwhile, if no key is released before.
     pub(super) fn until(&self) -> Option<UnixMs> {
         let queues = self.wait_queue.lock();
         let mut waiters = queues.clients.iter().flat_map(|queue| &queue.waiters);
         waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
     }
 
-    /// Returns when [`until`](Self::until) has become earlier.
+    /// Completes when [`until`](Self::until) has become earlier.
     pub(super) async fn earlier(&self) {
         self.notify_earlier.notified().await;
     }

@@ -27,15 +27,15 @@ pub struct Workspace {
     membership: ArcSwap<WorkspaceMembership>,
     identity: OwnerId,
     quota: QuotaCell,
-    /// Evidence about the workspace, and what follows from it: a cooldown, a probe before its end, and
-    /// until when speech is rate limited (0: not limited).
+    /// Evidence about the workspace, and the state computed from it: a cooldown, a probe before its
+    /// end, and the end of a rate limit of speech (0: not limited).
     evidence: EvidenceCell,
     cooldown: CooldownCell,
     probe: ProbeCell,
     limited_until: AtomicU64,
-    /// Until when it is known, and was logged, that the workspace was skipped for having too few credits.
+    /// Time until which it is logged already that the workspace is skipped for too few credits.
     skipped_until: AtomicU64,
-    /// Caches until when no key of the workspace can change state.
+    /// Caches the time until which no key of the workspace can change state.
     state_change_cache: StateChangeCache,
     in_flight: AtomicU32,
     spending: SpendingCell,
@@ -45,7 +45,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A new workspace. `identity` is stable: what the workspace owns is stored under it.
+    /// Creates a workspace. `identity` is stable: the resources of the workspace are stored under
+    /// it.
     pub(super) fn new(membership: WorkspaceMembership, identity: OwnerId) -> Self {
         Self {
             membership: ArcSwap::from_pointee(membership),
@@ -65,13 +66,13 @@ impl Workspace {
         }
     }
 
-    /// How the workspace was identified, as far as is known now.
+    /// The current identification of the workspace.
     #[must_use]
     pub fn membership(&self) -> Guard<Arc<WorkspaceMembership>> {
         self.membership.load()
     }
 
-    /// The stable identity of the workspace: what it owns is stored under it.
+    /// The stable identity of the workspace: its resources are stored under it.
     #[must_use]
     pub fn identity(&self) -> &OwnerId {
         &self.identity
@@ -83,7 +84,7 @@ impl Workspace {
         self.quota.load(now)
     }
 
-    /// When a poll last reported its credits.
+    /// Time of the last poll that reported its credits.
     #[must_use]
     pub fn polled_at(&self) -> Option<UnixMs> {
         let poll = self.evidence.poll()?;
@@ -103,7 +104,7 @@ impl Workspace {
         self.quota.drift()
     }
 
-    /// When its credits run out, at the rate they are spent at `now`.
+    /// Forecasts when its credits run out, at the rate they are spent at `now`.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         forecast(&self.quota(now), self.spent_per_day(now), now)
@@ -127,13 +128,13 @@ impl Workspace {
         self.capabilities.load().as_deref().copied().unwrap_or_default()
     }
 
-    /// Evidence about the workspace that still matters.
+    /// Current evidence about the workspace.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence.all()
     }
 
-    /// Until when speech is rate limited; `None` when it is not.
+    /// End of the rate limit of speech; `None` when speech is not rate limited.
     #[must_use]
     pub fn limited_until(&self, now: UnixMs) -> Option<UnixMs> {
         Some(UnixMs(self.limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
@@ -152,7 +153,7 @@ impl Workspace {
         (limiter.running(), limiter.known_max())
     }
 
-    /// Its cooldown, even when it has ended.
+    /// The workspace's cooldown, even after its end.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
@@ -165,8 +166,8 @@ impl Workspace {
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Records that the workspace was skipped for having too few credits, which holds until they are
-    /// reset. Returns whether that is news.
+    /// Records that the workspace is skipped for too few credits, up to `until`. Returns whether
+    /// that was not recorded already.
     pub(super) fn record_skip(&self, until: UnixMs, now: UnixMs) -> bool {
         self.skipped_until.swap(until.0, Ordering::AcqRel) <= now.0
     }
@@ -180,31 +181,31 @@ impl Workspace {
     }
 
     /// Computes cooldown, probes, rate limits and remaining credits from the evidence at `now`.
-    pub(super) fn weigh(&self, settings: &Settings, now: UnixMs) {
+    pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         let resets_at = self.quota(now).resets_at;
-        let meanings = self.evidence.weigh(resets_at, &settings.cooldowns(), now);
+        let meanings = self.evidence.meanings(resets_at, &settings.cooldowns(), now);
         let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
         // A probe is allowed only if every cooldown of the workspace allows it.
-        let (mut joined, mut is_probable, mut is_short) = (None::<Cooldown>, true, false);
+        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
         let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
         for meaning in meanings {
             match meaning {
-                Meaning::Cooldown { cooldown, is_probable: may } => {
+                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
                     joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    is_probable &= may;
+                    may_be_probed &= allows_probe;
                 }
                 Meaning::GroupCooldown { group, until, is_probable } => {
                     limits[group.index()] = Some((until, is_probable));
                 }
                 Meaning::Short { left, until } => {
-                    is_short = true;
+                    has_shortfall = true;
                     self.quota.reported().report(left, until, now);
                 }
                 Meaning::Nothing => {}
             }
         }
         self.cooldown.store(joined);
-        self.probe.allow(probe_after(is_probable && joined.is_some()), now);
+        self.probe.allow(probe_after(may_be_probed && joined.is_some()), now);
         for (limiter, limit) in self.limiters.iter().zip(limits) {
             limiter.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
         }
@@ -213,8 +214,8 @@ impl Workspace {
             [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
         let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
         self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
-        if !is_short {
-            self.quota.reported().forget();
+        if !has_shortfall {
+            self.quota.reported().clear();
         }
         self.state_change_cache.invalidate();
     }
@@ -251,14 +252,14 @@ impl Workspace {
     /// Adopts the figures of a poll.
     pub(super) fn observe(
         &self,
-        theirs: Quota,
+        polled: Quota,
         tier: Option<String>,
         capabilities: Capabilities,
         now: UnixMs,
         lag: Duration,
     ) {
         // After a new period or another limit, older refusals for credits no longer apply.
-        if self.quota.adopt(theirs, now, lag) {
+        if self.quota.adopt(polled, now, lag) {
             self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
             self.skipped_until.store(0, Ordering::Release);
         }

@@ -2,9 +2,9 @@
 //! tokens have separate types, so that neither can be compared with, or stored as, the other.
 //!
 //! The plain SHA-256 of a key is a secret itself: ElevenLabs signs its calls to a key owner's
-//! server (HS256) with it. So a key's digest has a domain prefix, and the plain digest exists only
-//! inside [`Fingerprint::retired`], which recognizes database rows that an earlier version has
-//! written.
+//! server (HS256) with it. A key's digest therefore has a domain prefix, and the plain digest
+//! exists only inside [`Fingerprint::retired`], which recognizes database rows that an earlier
+//! version has written.
 
 use std::fmt;
 
@@ -97,7 +97,7 @@ impl fmt::Debug for Fingerprint {
 #[derive(Clone, Copy, Eq)]
 pub struct TokenFingerprint(Digest);
 
-/// In constant time: the time of a comparison must not show how much of a token is right.
+/// In constant time: the time of a comparison must not reveal how much of a token is right.
 impl PartialEq for TokenFingerprint {
     fn eq(&self, other: &Self) -> bool {
         self.0.0.ct_eq(&other.0.0).into()

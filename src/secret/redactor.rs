@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::ApiKey;
 use escapes::Unescaped;
 
-/// Shorter keys are not searched for: they occur in texts by chance, and hide nothing.
+/// Shorter keys are not searched for, because texts contain such strings by chance.
 const KEY_BYTES_MIN: usize = 16;
 
 /// Every short form shows at least this many bytes of a key, so they may be forwarded before the
@@ -34,13 +34,13 @@ pub struct Redactor {
     needles: Vec<Needle>,
     /// Indices of the needles in byte order.
     sorted: Vec<usize>,
-    /// The length of the shortest needle: only this much of each is searched for, and the rest is
-    /// compared.
+    /// The length of the shortest needle. The search uses this many bytes of each needle, and
+    /// compares the rest.
     window: usize,
-    /// How far the window may advance when it ends in a pair.
+    /// The distance by which the window may advance, by the pair in which it ends.
     skips: Vec<usize>,
     /// Whether a needle begins with the byte.
-    begins: [bool; 256],
+    first_bytes: [bool; 256],
 }
 
 /// A key in one of its encodings.
@@ -115,8 +115,8 @@ impl fmt::Debug for Needle {
 struct Matches<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
     /// The offset from which an incomplete key may begin at the end.
-    open: usize,
-    /// How much of that end is unescaped and within the part that a short form shows.
+    partial_start: usize,
+    /// Number of bytes of that end that are unescaped and that a short form shows.
     shown: usize,
 }
 
@@ -138,11 +138,11 @@ impl Redactor {
         }
         let mut sorted: Vec<usize> = (0..needles.len()).collect();
         sorted.sort_by_key(|&index| needles.get(index).map(|needle| &needle.bytes));
-        let mut begins = [false; 256];
+        let mut first_bytes = [false; 256];
         for first in needles.iter().filter_map(|needle| needle.bytes.first()) {
-            begins[usize::from(*first)] = true;
+            first_bytes[usize::from(*first)] = true;
         }
-        Self { needles, sorted, window, skips, begins }
+        Self { needles, sorted, window, skips, first_bytes }
     }
 
     /// `text` with every key replaced by its short form; `None` if it contains no key.
@@ -168,18 +168,18 @@ impl Redactor {
         !self.search(bytes).keys.is_empty()
     }
 
-    /// How many bytes at the end of `bytes` may be the begin of a key, beyond the part that its
-    /// short form shows. Only the following bytes decide that.
+    /// Number of bytes at the end of `bytes` that may be the start of a key, beyond the part that
+    /// its short form shows. Only the following bytes decide that.
     #[must_use]
     pub fn open_end(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);
-        bytes.len() - matches.open - matches.shown
+        bytes.len() - matches.partial_start - matches.shown
     }
 
     /// Overwrites every key with its short form, padded to the key's length: for texts whose length
-    /// was announced before, and for bytes of any kind, such as the payload of a binary or a control
-    /// frame. Returns how many bytes at the end may be the begin of another key: these must be
-    /// searched again together with the bytes that follow.
+    /// was announced before, and for bytes of any kind, such as the payload of a binary or a
+    /// control frame. Returns the number of bytes at the end that may be the start of another key:
+    /// these must be searched again together with the bytes that follow.
     pub fn cover(&self, text: &mut [u8]) -> usize {
         let matches = self.search(text);
         for (range, needle) in matches.keys {
@@ -187,28 +187,29 @@ impl Redactor {
                 needle.cover(span);
             }
         }
-        text.len() - matches.open
+        text.len() - matches.partial_start
     }
 
-    /// Finds all keys in a text, from its begin to its end.
+    /// Finds all keys in a text.
     fn search(&self, text: &[u8]) -> Matches<'_> {
         if self.needles.is_empty() {
-            return Matches { keys: Vec::new(), open: text.len(), shown: 0 };
+            return Matches { keys: Vec::new(), partial_start: text.len(), shown: 0 };
         }
         let Some(unescaped) = Unescaped::of(text) else {
-            let (keys, open) = self.search_plain(text);
-            let shown = (text.len() - open).min(SHOWN_BYTES);
-            return Matches { keys, open, shown };
+            let (keys, partial_start) = self.search_plain(text);
+            let shown = (text.len() - partial_start).min(SHOWN_BYTES);
+            return Matches { keys, partial_start, shown };
         };
-        let (keys, open) = self.search_plain(&unescaped.text);
+        let (keys, partial_start) = self.search_plain(&unescaped.text);
         let original = |range: Range<usize>| unescaped.original(range.start)..unescaped.original(range.end);
         let keys = keys.into_iter().map(|(range, needle)| (original(range), needle)).collect();
         let end = unescaped.text.len();
         let is_as_written =
             |offset: &usize| unescaped.original(*offset + 1) == unescaped.original(*offset) + 1;
-        let shown = (open..end).take(SHOWN_BYTES).take_while(is_as_written).count();
-        let open = if open < end { unescaped.original(open) } else { unescaped.partial };
-        Matches { keys, open, shown }
+        let shown = (partial_start..end).take(SHOWN_BYTES).take_while(is_as_written).count();
+        let partial_start =
+            if partial_start < end { unescaped.original(partial_start) } else { unescaped.partial };
+        Matches { keys, partial_start, shown }
     }
 
     /// The same in a text without escapes, and the offset of its incomplete end.
@@ -219,17 +220,17 @@ impl Redactor {
             from = at + needle.bytes.len();
             keys.push((at..from, needle));
         }
-        (keys, text.len() - self.beginning_at_end(&text[from..]).len())
+        (keys, text.len() - self.possible_start_at_end(&text[from..]).len())
     }
 
-    /// Overwrites the begin of a key at the end of the stream, or one that continues elsewhere,
+    /// Overwrites the start of a key at the end of the stream, or of one that continues elsewhere,
     /// beyond the part that its short form shows.
     pub fn cover_end(&self, end: &mut [u8]) {
         let (shown, encoding, from) = {
             let unescaped = Unescaped::of(end);
             let text = unescaped.as_ref().map_or(&*end, |unescaped| &unescaped.text);
-            let begun = self.beginning(text).filter_map(|index| self.needles.get(index));
-            let Some(needle) = begun.min_by_key(|needle| needle.shown()) else { return };
+            let candidates = self.with_prefix(text).filter_map(|index| self.needles.get(index));
+            let Some(needle) = candidates.min_by_key(|needle| needle.shown()) else { return };
             let shown = needle.shown();
             if shown >= text.len() {
                 return;
@@ -253,7 +254,7 @@ impl Redactor {
                 start += skip;
                 continue;
             }
-            if let Some(needle) = self.begun(&text[start..]) {
+            if let Some(needle) = self.match_at_start(&text[start..]) {
                 return Some((start, needle));
             }
             start += 1;
@@ -262,24 +263,24 @@ impl Redactor {
     }
 
     /// The longest key that `text` begins with.
-    fn begun(&self, text: &[u8]) -> Option<&Needle> {
+    fn match_at_start(&self, text: &[u8]) -> Option<&Needle> {
         let window = text.get(..self.window)?;
-        if !self.begins[usize::from(window[0])] {
+        if !self.first_bytes[usize::from(window[0])] {
             return None;
         }
-        let begun = self.beginning(window).filter(|&index| text.starts_with(self.bytes(index)));
+        let candidates = self.with_prefix(window).filter(|&index| text.starts_with(self.bytes(index)));
         // The longest needles come first.
-        begun.min().and_then(|index| self.needles.get(index))
+        candidates.min().and_then(|index| self.needles.get(index))
     }
 
     /// The longest end of `text` that a key may begin with.
-    fn beginning_at_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+    fn possible_start_at_end<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let longest = self.needles.first().map_or(0, |needle| needle.bytes.len() - 1);
         let mut end = &text[text.len().saturating_sub(longest)..];
         // Most bytes cannot begin a key.
-        while let Some(at) = end.iter().position(|byte| self.begins[usize::from(*byte)]) {
+        while let Some(at) = end.iter().position(|byte| self.first_bytes[usize::from(*byte)]) {
             end = &end[at..];
-            if self.beginning(end).next().is_some() {
+            if self.with_prefix(end).next().is_some() {
                 return end;
             }
             end = &end[1..];
@@ -288,10 +289,10 @@ impl Redactor {
     }
 
     /// The indices of the needles with this prefix, which are adjacent in byte order.
-    fn beginning(&self, begin: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.sorted.partition_point(|&index| self.bytes(index) < begin);
+    fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = usize> {
+        let first = self.sorted.partition_point(|&index| self.bytes(index) < prefix);
         let rest = self.sorted[first..].iter().copied();
-        rest.take_while(move |&index| self.bytes(index).starts_with(begin))
+        rest.take_while(move |&index| self.bytes(index).starts_with(prefix))
     }
 
     fn bytes(&self, index: usize) -> &[u8] {
@@ -318,13 +319,13 @@ fn slot(pair: &[u8]) -> usize {
 }
 
 /// The search in a stream of chunks. The output equals [`Redactor::redacted`] of the whole text,
-/// and is not delayed: only the incomplete begin of a key is held back, beyond the few characters
-/// that its short form shows anyway.
+/// and is not delayed: only the incomplete start of a key is held back, beyond the few characters
+/// that its short form shows.
 #[derive(Debug, Default)]
 pub struct Redaction {
     /// The end of the input so far, if a key may have begun in it.
-    open: Vec<u8>,
-    /// How many bytes of that end were forwarded.
+    held: Vec<u8>,
+    /// Number of bytes of that end that were forwarded.
     sent: usize,
 }
 
@@ -340,21 +341,21 @@ pub enum Passed {
 impl Redaction {
     /// Processes the next chunk.
     pub fn pass(&mut self, redactor: &Redactor, piece: &[u8]) -> Passed {
-        if self.open.is_empty() {
+        if self.held.is_empty() {
             let matches = redactor.search(piece);
             if matches.keys.is_empty() {
                 self.hold(piece, &matches);
-                return Passed::Start(piece.len() - (self.open.len() - self.sent));
+                return Passed::Start(piece.len() - (self.held.len() - self.sent));
             }
         }
         let sent = self.sent;
-        let mut text = std::mem::take(&mut self.open);
+        let mut text = std::mem::take(&mut self.held);
         text.extend_from_slice(piece);
         let matches = redactor.search(&text);
         self.hold(&text, &matches);
-        // A short form cannot contain the begin of a key.
+        // A short form cannot contain the start of a key.
         let mut out = if matches.keys.is_empty() { text } else { replaced(&text, &matches.keys) };
-        out.truncate(out.len() - (self.open.len() - self.sent));
+        out.truncate(out.len() - (self.held.len() - self.sent));
         out.drain(..sent.min(out.len()));
         Passed::Instead(out)
     }
@@ -364,17 +365,17 @@ impl Redaction {
     /// [`is_idle`](Self::is_idle) is false, more of a key has been received than its short form
     /// shows.
     pub fn finds(&mut self, redactor: &Redactor, piece: &[u8]) -> bool {
-        let mut text = std::mem::take(&mut self.open);
+        let mut text = std::mem::take(&mut self.held);
         text.extend_from_slice(piece);
         let matches = redactor.search(&text);
         self.hold(&text, &matches);
         !matches.keys.is_empty()
     }
 
-    /// Returns the bytes held back, which were no key after all, at the end of the text.
+    /// Returns the bytes held back at the end of the text, because they are no key.
     pub fn finish(&mut self) -> Vec<u8> {
         let sent = std::mem::take(&mut self.sent);
-        let mut rest = std::mem::take(&mut self.open);
+        let mut rest = std::mem::take(&mut self.held);
         rest.drain(..sent);
         rest
     }
@@ -382,11 +383,11 @@ impl Redaction {
     /// Whether no bytes are held back.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open.len() == self.sent
+        self.held.len() == self.sent
     }
 
     fn hold(&mut self, text: &[u8], matches: &Matches<'_>) {
-        self.open = text[matches.open..].to_vec();
+        self.held = text[matches.partial_start..].to_vec();
         self.sent = matches.shown;
     }
 }
@@ -507,8 +508,8 @@ mod tests {
                 .collect();
             // A naive search for comparison.
             let at_each = (0..text.len()).find_map(|at| {
-                let begun = texts.iter().filter(|key| text[at..].starts_with(**key));
-                begun.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
+                let candidates = texts.iter().filter(|key| text[at..].starts_with(**key));
+                candidates.max_by_key(|key| key.len()).map(|key| (at, (*key).to_owned()))
             });
             let redactor = redactor(&texts);
             let matches = redactor.find(text.as_bytes(), 0);
@@ -581,14 +582,15 @@ mod tests {
         let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
         assert!(redactor.finds_in(&binary));
         assert!(!redactor.finds_in(&binary[..binary.len() - 4]));
-        for (text, open) in [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
+        for (text, open_bytes) in
+            [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
         {
-            assert_eq!(redactor.open_end(text.as_bytes()), open, "{text}");
+            assert_eq!(redactor.open_end(text.as_bytes()), open_bytes, "{text}");
         }
     }
 
     #[test]
-    fn the_covered_begin_of_a_key_shows_no_more_than_its_short_form() {
+    fn the_covered_start_of_a_key_shows_no_more_than_its_short_form() {
         let redactor = redactor(&[LONG]);
         let covered = |text: &[u8]| {
             let mut text = text.to_vec();
@@ -613,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_key_is_printed() {
+    fn a_redactor_prints_no_key() {
         let redactor = redactor(&[LONG]);
         assert!(!format!("{redactor:?}").contains("6c03"));
     }

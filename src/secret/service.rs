@@ -23,11 +23,11 @@ pub enum ServiceKeyForm {
     Token,
 }
 
-/// Why a text is no usable service key.
+/// The reason why a text is no usable service key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableServiceKey {
     /// It contains characters that are invalid in a header.
-    #[error("the key is empty or has a character that no key has")]
+    #[error("the key is empty or has an invalid character")]
     NotVisibleAscii,
     /// `sb_publishable_…`.
     #[error("this is a publishable key: it is for web pages and may not write what the mirror writes")]
@@ -41,12 +41,12 @@ pub enum UnusableServiceKey {
 }
 
 impl ServiceKey {
-    /// Validates a configured key. `unmarked` is its form if the text does not show it.
+    /// Validates a configured key. `default_form` is its form if the text does not show it.
     ///
     /// # Errors
     ///
     /// When it is invalid in a header, or belongs to a role without write access.
-    pub fn new(value: &str, unmarked: ServiceKeyForm) -> Result<Self, UnusableServiceKey> {
+    pub fn new(value: &str, default_form: ServiceKeyForm) -> Result<Self, UnusableServiceKey> {
         if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(UnusableServiceKey::NotVisibleAscii);
         }
@@ -60,7 +60,7 @@ impl ServiceKey {
                 "anon" => return Err(UnusableServiceKey::Anon),
                 _ => return Err(UnusableServiceKey::OtherRole),
             },
-            None => unmarked,
+            None => default_form,
         };
         Ok(Self { value: value.into(), form })
     }
@@ -129,19 +129,19 @@ mod tests {
 
     #[track_caller]
     fn check(value: &str, expected: Result<ServiceKeyForm, UnusableServiceKey>) {
-        for unmarked in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
-            assert_eq!(ServiceKey::new(value, unmarked).map(|key| key.form()), expected);
+        for default_form in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
+            assert_eq!(ServiceKey::new(value, default_form).map(|key| key.form()), expected);
         }
     }
 
     #[test]
-    fn a_marked_key_has_its_own_form() {
+    fn a_key_with_a_known_form_has_that_form() {
         check("sb_secret_0123456789", Ok(ServiceKeyForm::Secret));
         check(SERVICE, Ok(ServiceKeyForm::Token));
     }
 
     #[test]
-    fn an_unmarked_key_is_sent_as_configured() {
+    fn a_key_without_a_known_form_is_sent_as_configured() {
         for form in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
             for value in ["opaque", "a.b.c", "a.eyJyb2xlIjox.c", "a.e30.c", "a.b.c.d"] {
                 assert_eq!(ServiceKey::new(value, form).unwrap().form(), form, "{value}");

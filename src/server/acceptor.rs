@@ -68,7 +68,7 @@ impl Acceptor {
 
 impl Acceptor {
     /// Accepts a connection that is already pending, if there is one and a permit is free.
-    pub(super) fn accept_waiting(
+    pub(super) fn accept_pending(
         &self,
         permits: &Arc<Semaphore>,
     ) -> Option<(Accepted, OwnedSemaphorePermit)> {
@@ -89,7 +89,7 @@ async fn accept_on<T: AsRawFd, A>(
     loop {
         let mut ready = listener.readable().await?;
         let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-        // The connection may be gone by then; its permit is then released.
+        // The connection may be closed by then; its permit is then released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
             return Ok((accepted?, permit));
         }

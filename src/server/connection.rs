@@ -38,18 +38,18 @@ const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 ///
 /// When a request arrives on an idle connection, `relocate` may move the connection with its state to another
 /// worker: it takes the connection, or returns it to be served on this one.
-pub(super) fn serve<S, I, E>(
+pub(super) fn serve<S, I, R>(
     opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
     state: Arc<ConnectionState>,
     service: S,
     limits: ConnectionLimits,
     drain: Arc<Drain>,
-    relocate: E,
+    relocate: R,
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
-    E: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
+    R: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
 {
     let kept = (!drain.ending.is_cancelled()).then(|| drain.kept.member());
     run(opening, service, limits, drain, (state, kept), relocate)
@@ -86,7 +86,7 @@ async fn run<S, I>(
     };
     let Some(mut connection) = opened else { return };
     state.await_head();
-    // Most clients send one request: until a second one has come, the pauses between idle checks are short.
+    // Most clients send one request: until a second one has arrived, the pauses between idle checks are short.
     let mut pause = if state.has_had_request() {
         limits.idle_after
     } else {
@@ -115,13 +115,13 @@ async fn run<S, I>(
         state.expect_request();
         pause = limits.idle_after;
         match relocate(readable, &state) {
-            Some(stays) => connection = stays,
+            Some(returned) => connection = returned,
             None => return,
         }
     }
 }
 
-/// How HTTP on a connection ended.
+/// The end of HTTP on a connection.
 enum HttpEnd<I> {
     /// The connection ended.
     Closed,
@@ -161,7 +161,8 @@ where
         http1::Builder::new()
             // `SendingHalf` decides what the end of the stream means, where that is possible.
             .half_close(has_halves)
-            // A timer for each head costs more than everything else here: see `ConnectionState::head_timed_out`.
+            // A timer for each head would cost more than all other work here: see
+            // `ConnectionState::head_timed_out`.
             .header_read_timeout(None)
             .max_buf_size(limits.max_request_headers_size)
             .serve_connection(TokioIo::new(stream), respond),
@@ -232,7 +233,7 @@ where
     }
 }
 
-/// Returns the response to a request. With a session, it is put into the slot.
+/// Returns the response to a request. Puts the session that it starts, if any, into the slot.
 async fn respond<S: Service>(
     request: Request<Incoming>,
     active_request: ActiveRequest,
@@ -242,26 +243,26 @@ async fn respond<S: Service>(
 ) -> Result<Response<CountedBody<S::Body>>, Infallible> {
     // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
     let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
-    let Reply { mut answer, session } = service.answer(request, state.peer()).await;
+    let Reply { answer: mut response, session } = service.answer(request, state.peer()).await;
     let counters = state.counters().clone();
     counters.phase().begin_response();
     if let Some((session, slot)) = session.zip(upgrade_slot) {
         // The session counts as a request under way until it ends.
         counters.phase().set_idle();
         slot.put(Upgraded { session, read: counters.bytes(), _active_request: active_request });
-        return Ok(answer.map(|body| CountedBody::of_session(body, counters)));
+        return Ok(response.map(|body| CountedBody::of_session(body, counters)));
     }
     if state.is_ending() {
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let has_length =
-        answer.headers().contains_key(CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
+        response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some();
     let completion = (may_end_by_close && !has_length).then(|| CompletionGuard::new(state));
-    Ok(answer.map(|body| CountedBody::of(body, counters, active_request, completion)))
+    Ok(response.map(|body| CountedBody::of(body, counters, active_request, completion)))
 }
 
-/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. As many as the
-/// preface of HTTP/2 has, which is recognized only as a whole.
+/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. The
+/// preface of HTTP/2 has this size, and is recognized only as a whole.
 const FIRST_READ_SIZE: usize = 24;
 
 /// Waits without a buffer until bytes can be read. `None` when the connection has ended.
@@ -300,8 +301,8 @@ where
             Some(IdleConnection { stream, early: early.into() })
         }
         Ok(_) => {
-            // A TLS connection sends its close notification; a client that does not read it is not waited
-            // for.
+            // A TLS connection sends its close notification, without waiting for a client that does
+            // not read it.
             tokio::select! {
                 biased;
                 _ = stream.shutdown() => {}

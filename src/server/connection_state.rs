@@ -1,5 +1,5 @@
-//! The state of one connection: whether a request has come yet, whether one is under way, and since when the
-//! connection waits for a request head.
+//! The state of one connection: whether it has had a request, whether one is under way, and the
+//! start of its wait for a request head.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,22 +21,23 @@ const MIN_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) struct ConnectionState {
     peer: Option<IpAddr>,
     began: Instant,
-    /// Milliseconds from `began` to the moment since which a head is awaited.
-    waits_since: AtomicU64,
+    /// Start of the wait for a head, in milliseconds after `began`.
+    waiting_since: AtomicU64,
     /// Bytes read at that moment: a higher count means that the head has begun.
     read_before: AtomicU64,
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, of which more may come after its response.
+    /// Whether the last request had a body, whose rest may arrive after the response.
     may_send_body: AtomicBool,
-    /// Whether a response that is ended by the end of the connection was left incomplete.
+    /// Whether a response that ends with the connection, because it has no length, was left
+    /// incomplete.
     is_truncated: AtomicBool,
     counters: IoCounters,
     requests: Mutex<Requests>,
 }
 
-/// Where the requests of a connection are counted.
+/// The counter of the requests of a connection.
 #[derive(Debug)]
 struct Requests {
     /// The requests under way of the worker that serves the connection.
@@ -45,7 +46,7 @@ struct Requests {
     expected: Option<Member>,
 }
 
-/// The value of `waits_since` while no head is awaited.
+/// The value of `waiting_since` while no head is awaited.
 const BUSY: u64 = u64::MAX;
 
 impl ConnectionState {
@@ -55,7 +56,7 @@ impl ConnectionState {
         Arc::new(Self {
             peer,
             began: clock::instant(),
-            waits_since: AtomicU64::new(BUSY),
+            waiting_since: AtomicU64::new(BUSY),
             read_before: AtomicU64::new(0),
             has_head_begun: AtomicBool::new(false),
             has_had_request: AtomicBool::new(false),
@@ -84,17 +85,17 @@ impl ConnectionState {
 
     /// Begins the wait for a head, unless it has begun already.
     pub(super) fn await_head(&self) {
-        if self.waits_since().is_none() {
+        if self.waiting_since().is_none() {
             self.read_before.store(self.counters.bytes(), Ordering::Relaxed);
             self.has_head_begun.store(false, Ordering::Relaxed);
-            self.set_waits_since();
+            self.set_waiting_since();
         }
     }
 
     /// Records the first byte of a head that arrives on an idle connection.
     pub(super) fn begin_head(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
-        self.set_waits_since();
+        self.set_waiting_since();
     }
 
     /// Records that the head had begun before the connection became idle.
@@ -102,19 +103,19 @@ impl ConnectionState {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
 
-    fn set_waits_since(&self) {
+    fn set_waiting_since(&self) {
         let since = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(BUSY);
-        self.waits_since.store(since, Ordering::Relaxed);
+        self.waiting_since.store(since, Ordering::Relaxed);
     }
 
-    fn waits_since(&self) -> Option<Instant> {
-        match self.waits_since.load(Ordering::Relaxed) {
+    fn waiting_since(&self) -> Option<Instant> {
+        match self.waiting_since.load(Ordering::Relaxed) {
             BUSY => None,
             since => Some(self.began + Duration::from_millis(since)),
         }
     }
 
-    /// Counts the next request as one under way: its head is about to come.
+    /// Counts the next request as one under way, because its head is about to arrive.
     pub(super) fn expect_request(&self) {
         let mut requests = self.requests();
         requests.expected = Some(requests.group.member());
@@ -133,9 +134,9 @@ impl ConnectionState {
         self.has_had_request.load(Ordering::Relaxed)
     }
 
-    /// Records that a request head has come, with a body or without.
+    /// Records that a request head has arrived, with a body or without.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
-        self.waits_since.store(BUSY, Ordering::Relaxed);
+        self.waiting_since.store(BUSY, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);
         self.may_send_body.store(has_body, Ordering::Relaxed);
         let mut requests = self.requests();
@@ -170,7 +171,7 @@ impl ConnectionState {
     /// each request.
     pub(super) async fn head_timed_out(&self, limits: &ConnectionLimits) {
         loop {
-            let due = self.waits_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
+            let due = self.waiting_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
             if due <= clock::instant() {
                 return;
             }
@@ -200,7 +201,7 @@ impl ConnectionState {
         loop {
             sleep_until(due.into()).await;
             let now = clock::instant();
-            let since = self.waits_since().filter(|_| self.may_become_idle());
+            let since = self.waiting_since().filter(|_| self.may_become_idle());
             if since.is_some_and(|since| since + pause <= now) {
                 return;
             }

@@ -1,5 +1,5 @@
-//! A response body on its way to the client: its request counts as under way until the body was passed on,
-//! and the client can detect a body that breaks off.
+//! Wraps a response body on its way to the client: its request counts as under way until the body
+//! was passed on, and the client can detect a truncated body.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -81,8 +81,8 @@ impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
         }
         let polled = this.body.as_mut().poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = polled {
-            // An error closes the connection at once, and the head may not have been written yet: it is
-            // written between this poll and the next one.
+            // An error closes the connection at once, so it is delayed by one poll: a head that is
+            // not written yet is written between this poll and the next one.
             *this.error = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;

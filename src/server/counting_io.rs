@@ -1,6 +1,6 @@
-//! StreamCounts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When a
-//! WebSocket session takes the connection over, the count shows which bytes were sent before the client could
-//! know of the session: no check would have seen those bytes.
+//! Counts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When
+//! a WebSocket session takes the connection over, the count shows which bytes the client sent
+//! before it could know of the session: no check has seen those bytes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

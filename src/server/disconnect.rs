@@ -28,7 +28,8 @@ const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether the end of the stream can be distinguished from a client that has disconnected.
+    /// Whether a client can close its sending half alone, so that the end of the stream does not
+    /// prove a disconnect.
     fn has_halves(&self) -> bool;
 
     /// The result that the next read would have: 0 bytes at the end of the stream.
@@ -122,7 +123,7 @@ impl Peek for tokio::io::DuplexStream {
     }
 }
 
-/// The phase of a connection, as far as it matters for a client that disconnects.
+/// The phase of a connection, which decides how the end of the client's stream is treated.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
@@ -163,7 +164,7 @@ pub(super) enum SendingHalf {
     /// The client may send more bytes.
     #[default]
     Open,
-    /// Bytes beyond the current request have come: the end of the stream is not detected.
+    /// Bytes beyond the current request have arrived: the end of the stream is not detected.
     Ahead,
     /// The client has closed its sending half and waits for its response, until a check finds an error.
     Closed { next_check: Pin<Box<Sleep>>, delay: Duration },
@@ -196,8 +197,8 @@ impl SendingHalf {
                     match phase.0.load(Ordering::Relaxed) {
                         REQUEST => match stream.as_mut().poll_write(cx, PROBE)? {
                             Poll::Ready(count) if count == PROBE.len() => {}
-                            // No bytes were written before, so the buffer has space; if not, the connection
-                            // is lost.
+                            // No bytes were written before, so the buffer has space. A partial
+                            // write means that the connection is lost.
                             Poll::Ready(_) | Poll::Pending => return Err(disconnected()),
                         },
                         REQUEST_BEFORE_1_1 => {}

@@ -1,5 +1,5 @@
-//! Ends a connection for reasons other than its traffic: the server drains, or a request head does not come
-//! in time.
+//! Ends a connection for reasons other than its traffic: the server drains, or a request head does not
+//! arrive in time.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,11 +10,11 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{ConnectionLimits, Drain};
 
-/// How long a drain waits for the first request of a new connection: closing the connection would refuse a
+/// Maximum wait of a drain for the first request of a new connection: closing the connection would refuse a
 /// request of a client that was accepted.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a connection is to end.
+/// The time at which a connection is to end.
 pub(super) enum ConnectionEnd {
     /// When no request is under way on it.
     WhenIdle,
@@ -43,8 +43,8 @@ pub(super) async fn connection_end(
     }
 }
 
-/// Completes when a client has had time to finish a head that it had begun, and the response to its request,
-/// if the head became one, is complete.
+/// Waits for a client to finish a head that it had begun, up to [`FIRST_REQUEST_TIMEOUT`], and then
+/// for the responses under way.
 pub(super) async fn finish_last_request(drain: &Drain) {
     tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
     drain.requests.ended().await;

@@ -1,6 +1,7 @@
-//! Closes a connection gracefully when the server ends it first: closing a socket while the client still
-//! sends makes the system send a reset, which can destroy the response before the client has read it. So only
-//! the sending half is closed, and bytes that still come are read and dropped, within bounds.
+//! Closes a connection gracefully when the server ends it first: closing a socket while the client
+//! still sends makes the system send a reset, which can destroy the response before the client has
+//! read it. The server therefore closes only its sending half, and reads and drops the bytes that
+//! still arrive, within bounds.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::{ConnectionLimits, Drain, tls};
 /// soon either. nginx's `lingering_timeout` is as long.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// How long clients may continue to send when the server drains.
+/// Maximum time for which clients may continue to send when the server drains.
 const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// Size of one read; the bytes are dropped.
@@ -41,7 +42,7 @@ where
                 Err(_) => break,
             }
         }
-        debug!("a client still sent when its connection was closed");
+        debug!("a client was still sending when its connection was closed");
     };
     let ending = async {
         drain.close.cancelled().await;

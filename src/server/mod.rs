@@ -51,7 +51,7 @@ use connection::IdleConnection;
 use connection_state::ConnectionState;
 use listener::BACKLOG;
 
-/// ConnectionLimits of the listener and of each connection.
+/// Limits of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
@@ -59,15 +59,15 @@ pub struct ConnectionLimits {
     pub request_headers_timeout: Duration,
     /// Timeout of the first byte of a later request on a kept connection.
     pub keepalive_timeout: Duration,
-    /// How long a client may continue to send after a response that ends its connection.
+    /// Time for which a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
     /// Maximum bytes that the client may send then.
     pub max_linger_size: u64,
-    /// Timeout for a client to read some bytes of a response that waits for it.
+    /// Timeout for a client to read any bytes of a response that is being sent.
     pub send_timeout: Duration,
     /// Minimum rate at which the client must read the response, while the server waits for it.
     pub min_response_rate: MinRate,
-    /// How long the server waits for the client before the rate applies.
+    /// Time that the server waits for the client before the rate applies.
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes; a larger one is refused with 431.
     pub max_request_headers_size: usize,
@@ -78,17 +78,17 @@ pub struct ConnectionLimits {
     pub idle_after: Duration,
 }
 
-/// Most connections that have been idle for a second stay idle for many.
+/// Default of `idle_after`: most connections that have been idle for one second stay idle for many.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// How a server drains: `ending` first, then `stop` when `kept` has ended or its time is over, then `close`
-/// when `requests` has ended, then `cut` when that takes too long.
+/// The signals and task groups of a drain: `ending` first, then `stop` when `kept` has ended or its
+/// timeout has passed, then `close` when `requests` has ended, then `cut` when that takes too long.
 ///
-/// From `ending` on, every response closes its connection. A client cannot know of the drain before it has
-/// received such a response, and may send a request on a kept connection at any moment; so these connections
-/// are served up to `close`, and are closed by their next response. Until `stop`, new connections are
-/// accepted as well, because it may take seconds. A connection that was accepted and has sent no request yet
-/// counts among `requests` for a moment.
+/// From `ending` on, every response closes its connection. A client cannot know of the drain before
+/// it has received such a response, and may send a request on a kept connection at any moment; so
+/// these connections are served up to `close`, and are closed by their next response. Until `stop`,
+/// new connections are accepted as well, because this phase may take seconds. A connection that was
+/// accepted and has sent no request yet counts among `requests` for at most a second.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     /// Responses close their connections.
@@ -123,7 +123,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 pub type Session =
     Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// What a service returns for a request.
+/// The reply of a service to a request.
 pub struct Reply<B> {
     /// The HTTP response.
     pub answer: Response<B>,
@@ -151,7 +151,7 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     ) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
-/// ConnectionLimits the open connections of all listeners; a clone shares the limit.
+/// Limits the open connections of all listeners; a clone shares the limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     permits: Arc<Semaphore>,
@@ -214,12 +214,12 @@ type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> 
 
 /// A connection that a worker is to serve.
 enum Assignment<'a> {
-    /// It was accepted just now.
+    /// The connection was accepted just now.
     New {
         /// The address of the client.
         peer: Option<IpAddr>,
     },
-    /// It was served by another worker before.
+    /// The connection was served by another worker before.
     Moved(&'a Arc<ConnectionState>),
 }
 
@@ -228,7 +228,7 @@ enum Assignment<'a> {
 pub struct Server<S> {
     /// The workers and their services.
     pub worker_pool: WorkerPool<S>,
-    /// ConnectionLimits of each connection.
+    /// Limits of each connection.
     pub limits: ConnectionLimits,
     /// The limit of open connections.
     pub connection_limiter: ConnectionLimiter,
@@ -282,7 +282,7 @@ impl<S: Service> Server<S> {
         }
         // Closing the listener would reset the connections that the system has already accepted.
         for _ in 0..BACKLOG {
-            let Some((accepted, permit)) = acceptor.accept_waiting(&self.connection_limiter.permits) else {
+            let Some((accepted, permit)) = acceptor.accept_pending(&self.connection_limiter.permits) else {
                 return;
             };
             self.assign(accepted, permit, tls.clone());

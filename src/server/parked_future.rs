@@ -11,8 +11,8 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled only after it was woken itself, and not whenever its task is. Otherwise a poll
-    /// is the load of one word.
+    /// A future that is polled only after its own waker was woken, and not whenever its task is
+    /// polled. Any other poll costs the load of one word.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_polled_after_its_own_wake_up_only() {
+    async fn a_parked_future_is_polled_only_after_its_own_wake_up() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
         let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
         for _ in 0..3 {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_wakes_the_task_that_polled_it_last() {
+    async fn a_parked_future_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
         let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
         // Another task polled it first.
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_can_be_woken_many_times() {
+    async fn a_parked_future_can_be_woken_many_times() {
         let end = Notify::new();
         let mut parked = Box::pin(ParkedFuture::new(async {
             for _ in 0..3 {

@@ -19,7 +19,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 
-/// A served stream: plain, or under TLS. The box keeps plain streams as small as they were.
+/// A served stream: plain, or under TLS. The TLS stream is boxed, so that it does not enlarge plain
+/// ones.
 pub(super) type Stream = Either<Either<TcpStream, UnixStream>, Box<TlsStream<TcpStream>>>;
 
 /// The first byte of every TLS connection: a handshake record. No HTTP request begins with it.
@@ -77,17 +78,22 @@ impl Tls {
         self.0.certificate.0.load().is_some()
     }
 
-    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the client
-    /// disconnects, takes too long, or uses TLS without a certificate. Each of the two steps may take `max`.
-    pub(super) async fn open(self, stream: Either<TcpStream, UnixStream>, max: Duration) -> Option<Stream> {
+    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the
+    /// client disconnects, takes too long, or uses TLS without a certificate. Each of the two steps
+    /// may take `step_timeout`.
+    pub(super) async fn open(
+        self,
+        stream: Either<TcpStream, UnixStream>,
+        step_timeout: Duration,
+    ) -> Option<Stream> {
         let tcp = match stream {
             Either::Left(tcp) => tcp,
             Either::Right(_) => return Some(Either::Left(stream)),
         };
-        let first = match timeout(max, first_byte(&tcp)).await {
+        let first = match timeout(step_timeout, first_byte(&tcp)).await {
             Ok(Ok(first)) => first,
-            Ok(Err(error)) => return ended(&error),
-            Err(_) => return ended(&"nothing was sent in time"),
+            Ok(Err(error)) => return log_end(&error),
+            Err(_) => return log_end(&"nothing was sent in time"),
         };
         if first != Some(HANDSHAKE) {
             // Also for a client that has closed its half: the HTTP connection detects that.
@@ -99,18 +105,18 @@ impl Tls {
                     "a client connected with https, but there is no certificate: use http:// there, or set `server.tls`"
                 );
             }
-            return ended(&"https is off");
+            return log_end(&"https is off");
         }
         // Boxed, so that a connection without TLS does not carry the future's size.
-        match timeout(max, Box::pin(self.0.acceptor.accept(tcp))).await {
+        match timeout(step_timeout, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
                 if is_distrust(&error) && !self.0.has_logged_distrust.swap(true, Ordering::Relaxed) {
                     info!("a client does not trust the certificate of https: {error}; `keychoir env` helps");
                 }
-                ended(&error)
+                log_end(&error)
             }
-            Err(_) => ended(&"the TLS handshake took too long"),
+            Err(_) => log_end(&"the TLS handshake took too long"),
         }
     }
 }
@@ -141,8 +147,8 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
 }
 
 /// Clients disconnect and send malformed bytes; neither is worth a warning.
-fn ended<T>(why: &dyn fmt::Display) -> Option<T> {
-    debug!("a connection ended before its first request: {why}");
+fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
+    debug!("a connection ended before its first request: {reason}");
     None
 }
 

@@ -31,7 +31,7 @@ impl WorkerThreads {
     /// When the system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
-            // It takes the CPU affinity and the quota of a container into account.
+            // The call takes the CPU affinity and the quota of a container into account.
             0 => available_parallelism()?.get(),
             count => count,
         };
@@ -57,7 +57,7 @@ impl WorkerThreads {
                     if has_receiver {
                         runtime.block_on(end.cancelled());
                     }
-                    // Blocking work, such as a name lookup, is not waited for.
+                    // The thread does not wait for blocking work, such as a name lookup.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
@@ -92,7 +92,7 @@ impl WorkerThreads {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the waiting and nothing else.
+    /// Dropping the future only ends the wait; the threads still end.
     pub async fn end(&self) {
         self.end.cancel();
         self.threads.ended().await;
@@ -153,13 +153,13 @@ impl<S> WorkerPool<S> {
     /// it.
     pub(super) fn less_loaded_than(&self, number: usize) -> Option<usize> {
         let (own_requests, _) = self.workers.get(number)?.load();
-        // Mostly the connection's own request is the only one under way here.
-        let less = if own_requests > 1 { self.least_loaded()? } else { return None };
-        let (other_requests, _) = self.workers.get(less)?.load();
-        (other_requests + 1 < own_requests).then_some(less)
+        // Usually the connection's own request is the only one under way on this worker.
+        let target = if own_requests > 1 { self.least_loaded()? } else { return None };
+        let (other_requests, _) = self.workers.get(target)?.load();
+        (other_requests + 1 < own_requests).then_some(target)
     }
 
-    /// Each worker in turn.
+    /// Returns each worker in turn.
     pub(super) fn take_turn(&self) -> Option<&Worker<S>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn without_workers_there_is_no_least_load() {
+    fn a_pool_without_workers_has_no_least_load() {
         check(&[], 3, None);
     }
 }

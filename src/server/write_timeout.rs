@@ -83,8 +83,8 @@ impl<S: AsyncWrite> WriteTimeout<S> {
 const IDLE: &str = "the client reads no more of its response";
 const SLOW: &str = "the client reads its response too slowly";
 
-fn timed_out(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, why)
+fn timed_out(reason: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, reason)
 }
 
 /// Maximum bytes that are joined before a write: the system accepts one buffer faster than several.
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_minimum_rate_a_client_that_reads_a_little_at_times_is_served() {
+    async fn a_client_that_reads_little_is_served_without_a_minimum_rate() {
         let (mut client, mut stream) = pair(0);
         let pause = SEND_TIMEOUT - Duration::from_secs(1);
         let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), read(&mut client, 92, 1, pause));
@@ -223,12 +223,13 @@ mod tests {
             }
             () = trickling => {}
         }
-        // The client reads once a second, and the bytes it has read earn it less than another second.
+        // The client reads once a second, and the bytes of each read allow it less than another
+        // second.
         assert!(clock::since(began) <= GRACE + Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_at_the_rate_is_served_however_unevenly() {
+    async fn a_client_that_reads_unevenly_at_the_rate_is_served() {
         for (times, bytes, pause_ms) in [(1_000, 1, 10), (125, 8, 80), (100, 8, 0)] {
             let (mut client, mut stream) = pair(RATE);
             let pause = Duration::from_millis(pause_ms);

@@ -1,4 +1,4 @@
-//! Reads a body before it is sent: to inspect it, and so that a key is reserved only when a short body is
+//! Reads a body before it is sent, to inspect it and to reserve a key only when a short body is
 //! complete.
 
 use std::future::poll_fn;
@@ -13,12 +13,12 @@ use crate::body::replay_buffer::joined;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 
-/// Why the proxy stops waiting for a body.
+/// The reason why the proxy stops waiting for a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
-    /// No bytes came within the idle timeout.
+    /// No bytes arrived within the idle timeout.
     Stalled,
-    /// The bytes come more slowly than the minimum rate.
+    /// The bytes arrive more slowly than the minimum rate.
     Trickles,
 }
 
@@ -38,13 +38,13 @@ where
             loop {
                 if shared.buffer.loss().is_some()
                     || shared.buffer.bytes() > bytes_max as u64
-                    || !shared.covers_ahead()
+                    || !shared.covers_read_ahead()
                 {
                     return Poll::Ready(());
                 }
                 ready!(shared.buffer.poll_capacity(cx));
                 match ready!(shared.poll_source(cx)) {
-                    Some(Ok(piece)) => shared.ahead.push_back(piece),
+                    Some(Ok(piece)) => shared.read_ahead.push_back(piece),
                     Some(Err(_)) | None => return Poll::Ready(()),
                 }
             }
@@ -53,13 +53,13 @@ where
         let _ = tokio::time::timeout(span, reading_ahead).await;
         let shared = lock(&self.shared);
         // The pieces read ahead are complete, whether or not the replay buffer could keep them.
-        let start: Bytes = match shared.ahead.iter().collect::<Vec<_>>().as_slice() {
+        let start: Bytes = match shared.read_ahead.iter().collect::<Vec<_>>().as_slice() {
             [] => return start(&shared, bytes_max),
             [only] => only.slice(..only.len().min(bytes_max)),
             pieces => joined(pieces.iter().map(|piece| &piece[..]), bytes_max),
         };
         let is_whole =
-            shared.source_state == SourceState::Complete && start.len() as u64 == shared.ahead_end();
+            shared.source_state == SourceState::Complete && start.len() as u64 == shared.read_ahead_end();
         (start, is_whole)
     }
 

@@ -1,3 +1,5 @@
+//! Tests of the replay of a request body: attempts, bounds of the buffer, and slow clients.
+
 use std::collections::VecDeque;
 use std::task::Waker;
 
@@ -207,7 +209,7 @@ fn an_announced_length_is_announced_again() {
 }
 
 #[test]
-fn an_empty_body_is_at_its_end_before_it_is_read() {
+fn an_empty_body_has_ended_before_it_is_read() {
     let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &ample_budget());
     assert!(replay.attempt().is_end_stream());
     assert_eq!(replay.attempt().upload().waiting(), UploadWait::ForResponse);
@@ -259,7 +261,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 proptest! {
     #[test]
-    fn any_chunking_replayed_at_any_moments_is_what_was_sent(
+    fn every_attempt_of_any_chunking_sends_the_same_bytes(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
         reads in prop::collection::vec(0_usize..20, 0..6),
         memory_bytes in 0_u64..400,
@@ -283,7 +285,7 @@ proptest! {
     }
 
     #[test]
-    fn any_body_is_sent_whatever_part_is_buffered(
+    fn every_body_is_sent_completely_whatever_part_is_buffered(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
         memory_bytes in 0_u64..100,
         disk_bytes in 0_u64..100,
@@ -364,7 +366,7 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
             assert_eq!(all(replay.attempt()).await, "hello world!");
         }
     }
-    // A body that could not be kept is sent once all the same.
+    // A body that could not be kept is still sent once.
     let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
     replay.peek_body(99, Duration::from_secs(60)).await;
     assert_eq!(all(replay.attempt()).await, "hello world");

@@ -1,6 +1,8 @@
 //! The table of the provider's endpoints: the known properties of the requests of each path.
 //!
-//! To add an endpoint, add a row; its words must be in `literals`. A property is taken from the first row
+//! To add an endpoint, add a row. Its words must be in `literals.rs` and its route in `routes.txt`, which the
+//! tests check. If its path, body or response names resources of an account, add a row to
+//! `affinity/table.rs`, too. An `Operation::Other` has no estimate: `access.unpriced_credits` is reserved. A property is taken from the first row
 //! that has it, so a row for a narrower path stands before that of a wider one, and may have other
 //! properties: for example, an endpoint may generate audio below a root that only manages resources.
 //! Whether a request is charged, its concurrency group, and whether a path without its version is

@@ -1,8 +1,10 @@
 //! The table of the provider's refusals: one row per meaning and wording, the most specific first. HTTP,
 //! WebSockets and the simulator read this table.
 //!
-//! To add a wording, add its words to a row, or a row, with an example: the simulator can then send it,
-//! and the tests below require that the example is classified by its row, over HTTP and on WebSockets.
+//! To add a wording, add its words to a row, or a row, and an example: the simulator can then send it. The
+//! tests below require that the example is classified by its row; a test of the simulator, that it means
+//! the same on WebSockets; and `tests/proxy/refusal_matrix.rs`, that its table has a line for it. `codes.rs`
+//! needs a code only if no row has its words: the status of the code then decides on WebSockets.
 //!
 //! Sentences are matched like codes, because a close frame may have only a sentence.
 //!

@@ -1,5 +1,5 @@
-//! Limits the concurrent requests of one concurrency group of a workspace: how many run, how many may,
-//! and until when the group is saturated or rate limited.
+//! Limits the concurrent requests of one concurrency group of a workspace. Counts the running
+//! requests, and holds their maximum and the end of a saturation or rate limit.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     reported_max: AtomicU32,
     /// The maximum of the plan; 0: unknown.
     plan_max: AtomicU32,
-    /// A refusal for too many concurrent requests holds until then, whatever our own count: other
-    /// programs may use the workspace, too.
+    /// The group is saturated until then, after a refusal for too many concurrent requests. Our own
+    /// count does not matter, because other programs may use the workspace, too.
     full_until: AtomicU64,
-    /// A rate limit of this group holds until then.
+    /// The group is rate limited until then.
     limited_until: AtomicU64,
     probe: ProbeCell,
 }
@@ -55,7 +55,8 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Sets or clears the rate limit of the group, and after which time one request may probe it.
+    /// Sets or clears the rate limit of the group, and the delay after which one request may probe
+    /// it.
     pub(in crate::pool) fn limit(&self, until: Option<UnixMs>, probe_after: Option<Duration>, now: UnixMs) {
         self.limited_until.store(until.map_or(0, |until| until.0), Ordering::Release);
         self.probe.allow(probe_after.filter(|_| until.is_some()), now);
@@ -65,7 +66,7 @@ impl ConcurrencyLimiter {
         &self.probe
     }
 
-    /// Acquires a slot. `false` when there is none.
+    /// Acquires a slot. Returns `false` when no slot is free.
     pub(in crate::pool) fn try_acquire(&self) -> bool {
         let max = self.max();
         let one_more = |running: u32| (running < max).then_some(running.saturating_add(1));
@@ -114,7 +115,7 @@ impl ConcurrencyLimiter {
     fn max(&self) -> u32 {
         match (self.reported_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
             (0, 0) => u32::MAX,
-            (0, set_plan_max) => set_plan_max,
+            (0, plan_max) => plan_max,
             (reported, _) => reported,
         }
     }
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_holds_for_a_while_and_names_the_maximum() {
+    fn a_refusal_saturates_the_group_and_reports_its_maximum() {
         let cell = ConcurrencyLimiter::default();
         cell.record_refusal(Some(4), UnixMs(2_000));
         cell.record_refusal(None, UnixMs(1_500));

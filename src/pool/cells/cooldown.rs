@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cooldown_survives_its_packing() {
+    fn a_packed_cooldown_is_unpacked_unchanged() {
         for reason in [
             CooldownReason::RateLimited,
             CooldownReason::Exhausted,

@@ -1,7 +1,7 @@
 //! The refusals recorded for a key or a workspace, and the result of the last poll.
 //!
-//! The evidence is behind a lock, but off the path of requests that are served: what follows from it is
-//! computed when it changes, and kept in atomics beside it.
+//! A lock protects the evidence. Requests that are served do not take it: the cooldowns that follow
+//! from the evidence are computed when it changes, and stored in atomics.
 
 use std::sync::PoisonError;
 
@@ -32,25 +32,25 @@ impl EvidenceCell {
     /// Adds evidence, which replaces earlier evidence of the same claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
         let mut state = self.lock();
-        state.evidence.retain(|known| !known.claim.is_same(evidence.claim));
+        state.evidence.retain(|entry| !entry.claim.is_same(evidence.claim));
         state.evidence.push(evidence);
         self.count.store(state.evidence.len(), Ordering::Release);
     }
 
-    /// Drops the evidence that `is_over` selects. Returns whether there was any.
-    pub(in crate::pool) fn drop_if(&self, is_over: impl Fn(&Evidence) -> bool) -> bool {
+    /// Drops the evidence that `is_dropped` selects. Returns whether there was any.
+    pub(in crate::pool) fn drop_if(&self, is_dropped: impl Fn(&Evidence) -> bool) -> bool {
         let mut state = self.lock();
         let before = state.evidence.len();
-        state.evidence.retain(|known| !is_over(known));
+        state.evidence.retain(|entry| !is_dropped(entry));
         self.count.store(state.evidence.len(), Ordering::Release);
         state.evidence.len() < before
     }
 
-    /// Records the result of a poll. Its time is later than that of all evidence recorded before, also
-    /// within the same millisecond.
+    /// Records the result of a poll, dated after all earlier evidence, even within the same
+    /// millisecond.
     pub(in crate::pool) fn polled(&self, poll: Poll) {
         let mut state = self.lock();
-        let latest = state.evidence.iter().map(|known| known.at.0.saturating_add(1)).max();
+        let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
         let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
         state.poll = Some(Poll { at, ..poll });
     }
@@ -59,8 +59,9 @@ impl EvidenceCell {
         self.lock().poll
     }
 
-    /// What each piece of evidence means at `now`. Evidence without a meaning is dropped.
-    pub(in crate::pool) fn weigh(
+    /// Returns the meaning of each piece of evidence at `now`, and drops evidence without a
+    /// meaning.
+    pub(in crate::pool) fn meanings(
         &self,
         resets_at: Option<UnixMs>,
         cooldowns: &Cooldowns,

@@ -1,5 +1,5 @@
-//! When a single request may probe a key, workspace or concurrency group during a cooldown whose reason
-//! is not proven.
+//! Schedules probes: single requests that try a key, workspace or concurrency group during a
+//! cooldown whose reason is not proven.
 
 use std::time::Duration;
 
@@ -10,17 +10,18 @@ use crate::policy::units::UnixMs;
 /// The time of the next allowed probe.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct ProbeCell {
-    /// When the next probe is allowed; 0: none is allowed.
+    /// Time from which the next probe is allowed; 0: none is allowed.
     next: AtomicU64,
-    /// Until when the result of the last probe is awaited; 0: it has arrived.
+    /// Deadline for the result of the last probe; 0: it has arrived.
     result_due_at: AtomicU64,
 }
 
-/// A probe without a result is followed by the next one after this multiple of the first pause.
-const LATER: u32 = 5;
+/// A probe without a result is repeated after this multiple of the first pause.
+const REPEAT_FACTOR: u32 = 5;
 
 impl ProbeCell {
-    /// Allows a probe after the time `after`, unless one is pending already; `None` forbids it.
+    /// Allows a probe once `after` has passed, unless one is scheduled already; `None` forbids
+    /// probes.
     pub(in crate::pool) fn allow(&self, after: Option<Duration>, now: UnixMs) {
         self.result_due_at.store(0, Ordering::Release);
         let Some(after) = after else { return self.next.store(0, Ordering::Release) };
@@ -28,14 +29,14 @@ impl ProbeCell {
         let _ = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 
-    /// When a retry is worthwhile, seen from `now`: the next probe is allowed, or the result of the last
-    /// one is overdue. `None` when no probe is allowed.
+    /// The time at which a retry is worthwhile: the next probe is allowed, or the result of the
+    /// last one is overdue. `None` when no probe is allowed.
     pub(in crate::pool) fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
         let result_due_at = UnixMs(self.result_due_at.load(Ordering::Acquire));
         self.at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
     }
 
-    /// When the next probe is allowed.
+    /// The time from which the next probe is allowed.
     pub(in crate::pool) fn at(&self) -> Option<UnixMs> {
         Some(self.next.load(Ordering::Acquire)).filter(|at| *at > 0).map(UnixMs)
     }
@@ -44,9 +45,10 @@ impl ProbeCell {
         self.at().is_some_and(|at| at <= now)
     }
 
-    /// Claims the probe that is due. `false` when none is, or another request was faster.
+    /// Claims the probe that is due. Returns `false` when none is due, or another request claimed
+    /// it first.
     pub(in crate::pool) fn claim(&self, pause: Duration, now: UnixMs) -> bool {
-        let next = now.plus(pause * LATER).0;
+        let next = now.plus(pause * REPEAT_FACTOR).0;
         let is_due = |at: u64| (at > 0 && at <= now.0).then_some(next);
         let is_claimed = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_due).is_ok();
         if is_claimed {
@@ -72,15 +74,15 @@ mod tests {
         assert!(cell.claim(long, UnixMs(1_000)) && !cell.claim(pause, UnixMs(1_499)));
         let overdue = UnixMs(1_000).plus(SHORT_WAIT);
         assert_eq!(cell.retry_at(UnixMs(1_000)), Some(overdue));
-        // Without a result, the next probe is waited for.
-        assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * LATER)));
+        // Without a result, a retry is worthwhile at the next probe.
+        assert_eq!(cell.retry_at(overdue), Some(UnixMs(1_000).plus(long * REPEAT_FACTOR)));
         // The result has arrived.
         cell.allow(Some(pause), UnixMs(1_400));
         assert_eq!(cell.retry_at(UnixMs(1_500)), Some(UnixMs(301_000)));
         let cell = ProbeCell::default();
         cell.allow(Some(pause), UnixMs(900));
         assert!(cell.claim(pause, UnixMs(1_000)));
-        // A refusal of the probe does not bring the next one forward.
+        // A refusal of the probe does not make the next one earlier.
         cell.allow(Some(pause), UnixMs(1_001));
         assert!(!cell.is_due(UnixMs(1_499)) && cell.claim(pause, UnixMs(1_500)));
         cell.allow(None, UnixMs(1_500));

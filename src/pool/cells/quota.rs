@@ -1,4 +1,5 @@
-//! A workspace's credits: what is spent, what requests in flight have reserved, and the ceiling of both.
+//! A workspace's credits: those spent, those reserved by requests in flight, and the ceiling of
+//! both.
 //!
 //! One word holds the sum of spent and reserved credits, so that the last credits are reserved once:
 //! reserving is one compare-and-swap against the ceiling.
@@ -13,15 +14,15 @@ use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. The sum changes with every request; the other words change only with a
+/// The credits of a workspace. The sum changes with every request; the other fields change only with a
 /// poll.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
-    /// Spent plus reserved. Differences wrap, so it may be below zero for a moment.
+    /// Sum of spent and reserved credits. Differences wrap, so it may be below zero for a moment.
     committed: AtomicU64,
-    /// Of that, what is spent.
+    /// The spent part of the sum.
     spent: AtomicU64,
-    /// Of that, what requests in flight may still spend.
+    /// The part of the sum that requests in flight have reserved.
     reserved: AtomicU64,
     /// [`UNKNOWN`] until reported.
     limit: AtomicU64,
@@ -61,7 +62,7 @@ impl Default for QuotaCell {
 }
 
 impl QuotaCell {
-    /// The quota at `now`. Closes a period that has ended.
+    /// Returns the quota at `now`. Ends the period first if its reset date has passed.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Quota {
         let resets_at = self.resets_at.load(Ordering::Acquire);
         // Only the task that removes the date resets the count.
@@ -71,7 +72,7 @@ impl QuotaCell {
         {
             // Requests in flight are charged in the new period.
             self.replace_count(|_| 0);
-            self.reported.forget();
+            self.reported.clear();
         }
         self.peek().at(now)
     }
@@ -86,20 +87,20 @@ impl QuotaCell {
         &self.reported
     }
 
-    /// Whether `credits` more fit, with `kept` left over.
+    /// Whether `credits` more fit below the ceiling, with `kept` left over.
     pub(in crate::pool) fn fits(&self, credits: u64, kept: u64) -> bool {
         let sum = not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits);
         self.ceiling().is_none_or(|ceiling| sum <= ceiling.saturating_sub(kept))
     }
 
-    /// Reserves `credits` if they fit with `kept` left over, or unconditionally when `kept` is `None`.
-    /// `false` when they do not fit; nothing has changed then.
+    /// Reserves `credits` if they fit with `kept` left over, or unconditionally when `kept` is
+    /// `None`. Returns `false` and changes nothing when they do not fit.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
         let ceiling = kept.and_then(|kept| Some(self.ceiling()?.saturating_sub(kept)));
         self.reserve_if(credits, |sum, _| ceiling.is_none_or(|ceiling| sum <= ceiling))
     }
 
-    /// Reserves `credits` even though they may not fit, if no other request has reserved any.
+    /// Reserves `credits` without regard to the ceiling, if no other request has reserved any.
     pub(in crate::pool) fn overcommit(&self, credits: u64) -> bool {
         self.reserve_if(credits, |_, others| others == 0)
     }
@@ -127,15 +128,15 @@ impl QuotaCell {
     }
 
     /// Adopts the provider's figures. Returns whether they start a new period or set a new limit.
-    pub(in crate::pool) fn adopt(&self, theirs: Quota, now: UnixMs, lag: Duration) -> bool {
+    pub(in crate::pool) fn adopt(&self, polled: Quota, now: UnixMs, lag: Duration) -> bool {
         let before = self.peek();
         let idle = now.since(UnixMs(self.last_spent.load(Ordering::Acquire)));
-        self.record_drift(before.drift(theirs, idle, lag));
-        self.replace_count(|count| Quota { count, ..before }.adopt(theirs, idle, lag).count);
-        self.set_limits(theirs);
-        let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..theirs };
+        self.record_drift(before.drift(polled, idle, lag));
+        self.replace_count(|count| Quota { count, ..before }.adopt(polled, idle, lag).count);
+        self.set_limits(polled);
+        let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..polled };
         if is_new {
-            self.reported.forget();
+            self.reported.clear();
         }
         is_new
     }
@@ -151,11 +152,11 @@ impl QuotaCell {
         match drift {
             BillingDiscrepancy::Fresh => self.drift.store(0, Ordering::Release),
             BillingDiscrepancy::Within => {}
-            BillingDiscrepancy::Above(more) => {
-                self.drift.fetch_add(credits(more), Ordering::AcqRel);
+            BillingDiscrepancy::Above(excess) => {
+                self.drift.fetch_add(credits(excess), Ordering::AcqRel);
             }
-            BillingDiscrepancy::Below(fewer) => {
-                self.drift.fetch_sub(credits(fewer), Ordering::AcqRel);
+            BillingDiscrepancy::Below(deficit) => {
+                self.drift.fetch_sub(credits(deficit), Ordering::AcqRel);
             }
         }
     }
@@ -209,7 +210,7 @@ impl QuotaCell {
     }
 }
 
-/// A sum that is below zero because other differences are still to be added counts as zero.
+/// Maps a sum below zero to zero: other differences are still to be added to it.
 fn not_below_zero(word: u64) -> u64 {
     if word > u64::MAX / 2 { 0 } else { word }
 }
@@ -218,19 +219,20 @@ fn not_below_zero(word: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum ReportedDecrease {
     /// The credits were taken.
-    Some,
+    Taken,
     /// No report is in force.
     Unreported,
     /// Too few credits are left.
     TooFew,
 }
 
-/// The remaining credits that the provider reported when it refused a request for its price, in the units
-/// of our estimates: a smaller request may still be served. Of a workspace, or of a key with its own cap.
+/// The remaining credits that the provider reported when it refused a request for its price, in the
+/// units of our estimates. A smaller request may still be served. The report is about a workspace,
+/// or about a key with its own cap.
 #[derive(Debug)]
 pub(in crate::pool) struct ReportedRemaining {
     left: AtomicU64,
-    /// Until when the report holds; 0 when there is none.
+    /// End of the report; 0 when there is none.
     until: AtomicU64,
 }
 
@@ -247,22 +249,22 @@ impl ReportedRemaining {
         (left != UNKNOWN && now.0 < self.until.load(Ordering::Acquire)).then_some(left)
     }
 
-    /// Until when the report holds. `None` when none is in force.
+    /// The time at which the report expires. `None` when none is in force.
     pub(in crate::pool) fn ends_at(&self, now: UnixMs) -> Option<UnixMs> {
         self.left(now).map(|_| UnixMs(self.until.load(Ordering::Acquire)))
     }
 
-    /// Records a report. While an earlier report is in force, the lower one counts: some of the later one
-    /// may have been spent since.
+    /// Records a report. While an earlier report is in force, the lower one counts: some credits of
+    /// the later one may have been spent since.
     pub(in crate::pool) fn report(&self, left: u64, until: UnixMs, now: UnixMs) {
         if self.left(now).is_none() {
-            self.forget();
+            self.clear();
         }
         self.until.store(until.0, Ordering::Release);
         self.left.fetch_min(left.min(UNKNOWN - 1), Ordering::AcqRel);
     }
 
-    pub(in crate::pool) fn forget(&self) {
+    pub(in crate::pool) fn clear(&self) {
         self.left.store(UNKNOWN, Ordering::Release);
     }
 
@@ -273,7 +275,7 @@ impl ReportedRemaining {
         }
         let take = |left: u64| if left == UNKNOWN { None } else { left.checked_sub(credits) };
         match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => ReportedDecrease::Some,
+            Ok(_) => ReportedDecrease::Taken,
             Err(UNKNOWN) => ReportedDecrease::Unreported,
             Err(_) => ReportedDecrease::TooFew,
         }
@@ -299,7 +301,7 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(50);
 
-    fn holding(count: u64, limit: u64) -> QuotaCell {
+    fn quota_cell(count: u64, limit: u64) -> QuotaCell {
         let cell = QuotaCell::default();
         cell.restore(
             Quota { count, limit: Some(limit), resets_at: Some(UnixMs(100)), ..Quota::default() },
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_survives_its_cells() {
+    fn a_stored_quota_is_loaded_unchanged() {
         let cell = QuotaCell::default();
         assert_eq!(cell.load(UnixMs(5)), Quota::default());
         for extension in [Extension::None, Extension::Credits(7), Extension::Unlimited] {
@@ -325,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_last_credits_are_reserved_once() {
-        let cell = holding(90, 100);
+        let cell = quota_cell(90, 100);
         assert!(cell.reserve(6, Some(0)) && !cell.reserve(6, Some(0)) && cell.reserve(4, Some(0)));
         assert!(!cell.fits(1, 0) && cell.fits(0, 0));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (90, 10));
@@ -347,8 +349,8 @@ mod tests {
     }
 
     #[test]
-    fn an_overcommitted_lease_is_the_only_one() {
-        let cell = holding(98, 100);
+    fn only_one_request_overcommits_at_a_time() {
+        let cell = quota_cell(98, 100);
         assert!(cell.overcommit(5) && !cell.overcommit(5) && !cell.reserve(1, Some(0)));
         settle(&cell, 5, 1);
         assert_eq!(cell.load(NOW).count, 99);
@@ -359,39 +361,39 @@ mod tests {
     fn a_drift_adds_up_until_the_period_ends() {
         let cell = QuotaCell::default();
         let lag = Duration::from_millis(10);
-        let theirs = |count, reset| Quota {
+        let polled = |count, reset| Quota {
             count,
             limit: Some(100),
             resets_at: Some(UnixMs(reset)),
             ..Quota::default()
         };
         let spend = |credits, at| cell.settle(SettledReservation { reserved: 0, spent: credits }, UnixMs(at));
-        cell.adopt(theirs(7, 900), UnixMs(1), lag);
+        cell.adopt(polled(7, 900), UnixMs(1), lag);
         assert_eq!(cell.drift(), 0, "credits spent before the start are no drift");
         spend(10, 2);
-        cell.adopt(theirs(20, 900), UnixMs(3), lag);
-        cell.adopt(theirs(20, 900), UnixMs(4), lag);
+        cell.adopt(polled(20, 900), UnixMs(3), lag);
+        cell.adopt(polled(20, 900), UnixMs(4), lag);
         assert_eq!(cell.drift(), 3, "three of them are not ours");
         spend(5, 5);
-        cell.adopt(theirs(20, 900), UnixMs(14), lag);
+        cell.adopt(polled(20, 900), UnixMs(14), lag);
         assert_eq!((cell.drift(), cell.load(UnixMs(14)).count), (3, 25), "it may lag");
-        cell.adopt(theirs(24, 900), UnixMs(15), lag);
+        cell.adopt(polled(24, 900), UnixMs(15), lag);
         assert_eq!((cell.drift(), cell.load(UnixMs(15)).count), (2, 24), "it has settled");
-        cell.adopt(theirs(30, 9_000), UnixMs(16), lag);
+        cell.adopt(polled(30, 9_000), UnixMs(16), lag);
         assert_eq!(cell.drift(), 0);
     }
 
     #[test]
     fn restored_spending_is_not_returned_at_once() {
-        let cell = holding(50, 100);
-        let theirs = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
-        cell.adopt(theirs, NOW, Duration::from_secs(1));
+        let cell = quota_cell(50, 100);
+        let polled = Quota { count: 30, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
+        cell.adopt(polled, NOW, Duration::from_secs(1));
         assert_eq!(cell.load(NOW).count, 50);
     }
 
     #[test]
-    fn a_period_ends_once_and_later_spending_stays() {
-        let cell = holding(9, 10);
+    fn a_period_ends_once_and_keeps_later_spending() {
+        let cell = quota_cell(9, 10);
         assert!(cell.reserve(1, Some(0)));
         cell.reported().report(0, UnixMs(900), NOW);
         assert_eq!(cell.load(UnixMs(100)).count, 0);
@@ -403,14 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_adopted_beside_reserved_credits() {
-        let cell = holding(10, 100);
+    fn adopted_figures_keep_reserved_credits() {
+        let cell = quota_cell(10, 100);
         assert!(cell.reserve(5, Some(0)));
-        let theirs = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
-        assert!(!cell.adopt(theirs, NOW, Duration::from_secs(1)));
+        let polled = Quota { count: 40, limit: Some(100), resets_at: Some(UnixMs(100)), ..Quota::default() };
+        assert!(!cell.adopt(polled, NOW, Duration::from_secs(1)));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (40, 5));
         cell.reported().report(3, UnixMs(900), NOW);
-        assert!(cell.adopt(Quota { limit: Some(200), ..theirs }, NOW, Duration::from_secs(1)));
+        assert!(cell.adopt(Quota { limit: Some(200), ..polled }, NOW, Duration::from_secs(1)));
         assert_eq!(cell.reported().left(NOW), None);
     }
 
@@ -423,7 +425,7 @@ mod tests {
         reported.report(12, until, NOW);
         assert_eq!(
             (reported.take(7, NOW), reported.take(7, NOW)),
-            (ReportedDecrease::Some, ReportedDecrease::TooFew)
+            (ReportedDecrease::Taken, ReportedDecrease::TooFew)
         );
         reported.settle(SettledReservation { reserved: 7, spent: 4 });
         assert_eq!(reported.left(NOW), Some(6));

@@ -5,7 +5,7 @@ use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::forecast::Spending;
 use crate::policy::units::UnixMs;
 
-/// See [`Spending`].
+/// The [`Spending`] of a workspace, which is updated atomically.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct SpendingCell(AtomicU64);
 

@@ -1,15 +1,16 @@
-//! Caches until when no key of a workspace can change state, so that a charge need not re-evaluate all of
-//! them.
+//! Caches the time until which no key of a workspace can change state, so that a charge need not
+//! re-evaluate all of them.
 //!
-//! The state of a key depends on a few words and the time. After one evaluation it stays the same until
-//! one of those words is written or a known moment comes, so that nearly every charge can skip it.
+//! The state of a key depends on a few atomic words and on the time. After an evaluation it stays
+//! the same until one of these words is written or the time of the next known change comes. Nearly
+//! every charge can thus skip the evaluation.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::units::UnixMs;
 
-/// The last evaluation of the keys and until when it holds, in one word: from the top, the number of
-/// changes (10 bits), the generation of the roster (8), whether the credits were spent and whether they
-/// were near the limit (1 each), and the moment in milliseconds (44).
+/// The last evaluation of the keys and the time until which it holds, in one word. From the top:
+/// the number of changes (10 bits), the generation of the roster (8), whether the credits were
+/// spent and whether they were near the limit (1 each), and the time in milliseconds (44).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct StateChangeCache(AtomicU64);
 
@@ -41,7 +42,7 @@ impl StateChangeCache {
         EvaluationStart(self.0.load(Ordering::Acquire))
     }
 
-    /// Stores that an evaluation holds until then, unless the state has changed since it began.
+    /// Stores that an evaluation holds until `until`, unless the state has changed since it began.
     pub(in crate::pool) fn keep(&self, before: EvaluationStart, inputs: NextChange, until: UnixMs) {
         let EvaluationStart(before) = before;
         let word = before & !(CHANGE - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_ends_an_evaluation_and_outdates_one_that_has_begun() {
+    fn a_change_invalidates_a_stored_and_a_running_evaluation() {
         let cell = StateChangeCache::default();
         // One more than the counter of changes can hold.
         for _ in 0..1_025 {

@@ -39,7 +39,7 @@ fn limit(pool: &Arc<Pool>, position: usize, span: Duration) {
     pool.record(position, Verdict::RateLimited(Some(span)), clock::now());
 }
 
-/// How long a request is queued from now on, in virtual time, and the key that serves it.
+/// The virtual time for which a request is queued from now on, and the key that serves it.
 async fn timed_reserve(pool: &Arc<Pool>) -> (Duration, Result<usize, Unavailable>) {
     let began = clock::instant();
     let result = pool.reserve(&pool.roster(), &speech(1, &[])).await;
@@ -87,11 +87,11 @@ async fn a_lease_dropped_unsettled_dispatches_the_queue_at_the_present_time() {
     sleep(Duration::from_secs(100)).await;
     let (roster, request) = (pool.roster(), speech(1, &[]));
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut waiting).is_none());
+    assert!(poll_once(&mut waiting).is_none());
     sleep(Duration::from_secs(30)).await;
     // The cooldown of that refusal was over when this one was received, but not when the lease began.
     drop(held);
-    let result = futures_poll(&mut waiting).expect("the slot is free before the queue is dispatched");
+    let result = poll_once(&mut waiting).expect("the slot is free before the queue is dispatched");
     assert_eq!(result.unwrap().lease.key().position(), 0);
 }
 
@@ -119,15 +119,15 @@ async fn an_event_that_makes_a_key_usable_dispatches_the_queue_at_once() {
         pool.record(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
         let (roster, request) = (pool.roster(), speech(1, &[]));
         let mut waiting = Box::pin(pool.reserve(&roster, &request));
-        assert!(futures_poll(&mut waiting).is_none(), "{name}");
+        assert!(poll_once(&mut waiting).is_none(), "{name}");
         event(&pool, &mut held);
-        let result = futures_poll(&mut waiting).expect(name);
+        let result = poll_once(&mut waiting).expect(name);
         assert!(result.is_ok(), "{name}: {result:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cooldown_that_begins_while_a_request_waits_ends_the_wait_when_it_ends() {
+async fn a_cooldown_that_begins_during_a_wait_ends_the_wait_at_its_end() {
     let (pool, held) = with_one_leased(2);
     limit(&pool, 1, Duration::from_secs(50));
     let end = async {
@@ -150,13 +150,13 @@ async fn a_request_that_waits_for_a_busy_key_does_not_hold_back_one_that_cannot_
     pool.record(1, Verdict::WorkspaceQuota(Shortfall::default()), clock::now());
     let cheap = KeyRequest { client: ClientName::new("first"), ..speech(10, &[]) };
     let mut waiting = Box::pin(pool.reserve(&roster, &cheap));
-    assert!(futures_poll(&mut waiting).is_none());
+    assert!(poll_once(&mut waiting).is_none());
     // The cooldown of the other key is not proven: one request may probe it.
     let began = clock::instant();
     let result = pool.reserve(&roster, &speech(80, &[])).await;
     assert_eq!(result.map(|reserved| reserved.lease.key().position()), Ok(1));
-    assert!(clock::since(began) <= SETTINGS.probe_after + TIMER, "{:?}", clock::since(began));
-    assert!(futures_poll(&mut waiting).is_none());
+    assert!(clock::since(began) <= SETTINGS.probe_after + MAX_TIMER_DELAY, "{:?}", clock::since(began));
+    assert!(poll_once(&mut waiting).is_none());
 }
 
 #[test]
@@ -177,13 +177,13 @@ async fn a_restricted_key_that_is_only_busy_is_waited_for() {
     for restraint in [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused] {
         let request = KeyRequest { restricted: vec![(0, restraint)], ..speech(1, &[]) };
         let mut waiting = Box::pin(pool.reserve(&roster, &request));
-        assert!(futures_poll(&mut waiting).is_none(), "{restraint:?}");
+        assert!(poll_once(&mut waiting).is_none(), "{restraint:?}");
     }
     let request = KeyRequest { restricted: vec![(0, Restraint::Refused)], ..speech(1, &[]) };
     let mut waiting = Box::pin(pool.reserve(&roster, &request));
-    assert!(futures_poll(&mut waiting).is_none());
+    assert!(poll_once(&mut waiting).is_none());
     drop(held);
-    assert!(futures_poll(&mut waiting).is_some_and(|result| result.is_ok()));
+    assert!(poll_once(&mut waiting).is_some_and(|result| result.is_ok()));
 }
 
 // ---- Random histories.
@@ -192,7 +192,7 @@ async fn a_restricted_key_that_is_only_busy_is_waited_for() {
 const KEYS: usize = 4;
 
 /// Cooldowns that are short relative to the queue timeout, so that their ends are reached.
-const BRISK: Settings = Settings {
+const SHORT_COOLDOWNS: Settings = Settings {
     max_queued: 6,
     rate_limited_cooldown: Duration::from_secs(10),
     exhausted_cooldown: Duration::from_secs(30),
@@ -251,7 +251,7 @@ enum Step {
     Withdraw(Index),
     /// The configuration is reloaded with these keys.
     Reload(Vec<usize>),
-    /// Two keys turn out to belong to one workspace.
+    /// The provider reports a shared workspace for a key.
     Share(Index),
     Pass(Duration),
 }
@@ -356,8 +356,8 @@ impl Needs {
     /// The request with the positions of a roster.
     fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
-            let print = entry(*number, None, None).key.fingerprint();
-            roster.keys().iter().position(|key| key.api_key().fingerprint() == print)
+            let fingerprint = entry(*number, None, None).key.fingerprint();
+            roster.keys().iter().position(|key| key.api_key().fingerprint() == fingerprint)
         };
         let all = |numbers: &[usize]| {
             let mut positions: Vec<usize> = numbers.iter().filter_map(position).collect();
@@ -392,19 +392,23 @@ fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
     let restraints = restraints.into_iter().take(if request.was_refused { 1 } else { 3 });
     let mut rounds = Vec::new();
-    for up_to in std::iter::once(None).chain(restraints.map(Some)) {
+    for max_restraint in std::iter::once(None).chain(restraints.map(Some)) {
         for is_preferred_only in [true, false] {
             for allow_exhausted in [false, true] {
                 let may = (request.allow_exhausted || !allow_exhausted)
                     && (!is_preferred_only || !request.preferred.is_empty());
-                rounds.extend(may.then_some(SelectionRound { is_preferred_only, allow_exhausted, up_to }));
+                rounds.extend(may.then_some(SelectionRound {
+                    is_preferred_only,
+                    allow_exhausted,
+                    max_restraint,
+                }));
             }
         }
     }
     rounds
 }
 
-fn seen(
+fn candidates(
     pool: &Pool,
     roster: &Roster,
     request: &KeyRequest,
@@ -423,17 +427,17 @@ fn could_be_served(pool: &Pool, roster: &Roster, request: &KeyRequest, now: Unix
 
 fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Option<Choice> {
     let strategy = roster.settings().strategy;
-    let (mut is_busy, mut level) = (false, None);
+    let (mut is_busy, mut max_restraint) = (false, None);
     for round in rounds(request) {
-        if is_busy && round.up_to != level {
+        if is_busy && round.max_restraint != max_restraint {
             return None;
         }
-        level = round.up_to;
-        match select(strategy, seen(pool, roster, request, round, now).into_iter()) {
+        max_restraint = round.max_restraint;
+        match select(strategy, candidates(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
-            // A key that is only busy is waited for, before a more restricted one is tried.
+            // The request waits for a key that is only busy, before it tries a more restricted one.
             Err(blocked) if matches!(blocked.reason, Unavailable::Full { .. }) => {
-                is_busy = round.up_to != Some(Restraint::RefusedLongest);
+                is_busy = round.max_restraint != Some(Restraint::RefusedLongest);
             }
             Err(_) => {}
         }
@@ -448,12 +452,12 @@ fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs)
             key.is_eligible && key.state == KeyState::Usable && key.affordability == Affordability::Enough;
         is_usable && key.concurrency == ConcurrencyState::Full { until: None }
     };
-    rounds(request).into_iter().any(|round| seen(pool, roster, request, round, now).iter().any(is_busy))
+    rounds(request).into_iter().any(|round| candidates(pool, roster, request, round, now).iter().any(is_busy))
 }
 
 /// The maximum delay of a timer of the runtime: it counts whole milliseconds from its own beginning, as
 /// our clock does from another, and a request that wakes too early checks again a millisecond later.
-const TIMER: Duration = Duration::from_millis(10);
+const MAX_TIMER_DELAY: Duration = Duration::from_millis(10);
 
 struct QueuedRequest {
     task: Id,
@@ -505,7 +509,8 @@ impl History {
                     Err(reason) => reason,
                 };
                 let now = clock::now();
-                let before = UnixMs(now.0.saturating_sub(u64::try_from(TIMER.as_millis()).unwrap()));
+                let before =
+                    UnixMs(now.0.saturating_sub(u64::try_from(MAX_TIMER_DELAY.as_millis()).unwrap()));
                 if reason == Unavailable::Outdated {
                     let roster = pool.roster();
                     let request = cases_wanted.request(&roster);
@@ -561,7 +566,7 @@ impl History {
     /// No request is queued while a key could serve it, beyond the delay of a timer.
     async fn check(&mut self) -> Result<(), TestCaseError> {
         let Some((suspect, _)) = self.servable_waiter() else { return Ok(()) };
-        sleep(TIMER).await;
+        sleep(MAX_TIMER_DELAY).await;
         self.settle().await?;
         if let Some((task, needs)) = self.servable_waiter()
             && task == suspect
@@ -644,13 +649,13 @@ impl History {
                     is_paid: Some(true),
                     capabilities: Capabilities::default(),
                 };
-                let seen = match figures {
+                let observation = match figures {
                     Figures::Left(left, seconds) => of(quota(left, seconds)),
                     Figures::Unlimited => of(Quota::default()),
                     Figures::Unreadable => Observation::Unreadable,
                     Figures::Invalid => invalid(),
                 };
-                self.pool.observe(&roster, &key_at(at), seen, now);
+                self.pool.observe(&roster, &key_at(at), observation, now);
             }
             Step::Withdraw(at) => {
                 let key = key_at(at);
@@ -678,7 +683,7 @@ impl History {
             self.check().await?;
         }
         // Every wait ends, also without an event.
-        sleep(self.settings.queue_timeout + TIMER).await;
+        sleep(self.settings.queue_timeout + MAX_TIMER_DELAY).await;
         self.settle().await?;
         prop_assert!(self.waiting.is_empty(), "{:?} waits for ever", self.waiting[0].needs);
         self.leased.clear();
@@ -695,7 +700,7 @@ impl History {
     }
 }
 
-/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs as many others.
+/// The same 100 histories in every run of the tests; `KEYCHOIR_HISTORIES=5000` runs that many random ones.
 fn histories() -> ProptestConfig {
     let cases_wanted = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
     let rng_seed = if cases_wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
@@ -711,7 +716,7 @@ proptest! {
         strategy in 0..STRATEGIES.len(),
         steps in prop::collection::vec(step(), 1..60).prop_map(Steps),
     ) {
-        let settings = Settings { strategy: &STRATEGIES[strategy], ..BRISK };
+        let settings = Settings { strategy: &STRATEGIES[strategy], ..SHORT_COOLDOWNS };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.unwrap().block_on(async { History::new(settings).run(steps.0).await })?;
     }

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-/// Backslashes before a `u`: one in JSON, two in JSON that is a string in JSON, four in one more.
+/// Maximum backslashes before a `u`: one in JSON, two in JSON within JSON, four one level deeper.
 const MAX_BACKSLASHES: usize = 4;
 
 /// A text with the escapes of letters, digits, `_` and `-` decoded.
@@ -15,7 +15,7 @@ const MAX_BACKSLASHES: usize = 4;
 pub(super) struct Unescaped<'a> {
     pub(super) text: Cow<'a, [u8]>,
     /// Pairs of offsets in `text` and in the original, one behind each escape.
-    jumps: Vec<(usize, usize)>,
+    offsets: Vec<(usize, usize)>,
     /// The offset in the original at which an incomplete escape begins; its length if there is
     /// none.
     pub(super) partial: usize,
@@ -30,15 +30,15 @@ enum EscapeParse {
     Literal,
     /// A character, and the length of its escape in bytes.
     Escape(u8, usize),
-    /// The end of the text may be the begin of an escape.
+    /// The end of the text may be the start of an escape.
     Partial,
 }
 
 impl<'a> Unescaped<'a> {
-    /// `None` if there is nothing to decode and the end is no begin of an escape.
+    /// `None` if there is nothing to decode and the end is no start of an escape.
     pub(super) fn of(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
-        let mut jumps = Vec::new();
+        let mut offsets = Vec::new();
         let (mut copied, mut partial, mut escape_end) = (0, text.len(), 0);
         for at in memchr::memchr_iter(b'\\', text) {
             // Part of the previous escape.
@@ -52,7 +52,7 @@ impl<'a> Unescaped<'a> {
                     decoded.push(character);
                     escape_end = at + length;
                     copied = escape_end;
-                    jumps.push((decoded.len(), escape_end));
+                    offsets.push((decoded.len(), escape_end));
                 }
                 EscapeParse::Partial => {
                     partial = at;
@@ -60,7 +60,7 @@ impl<'a> Unescaped<'a> {
                 }
             }
         }
-        let text = if jumps.is_empty() {
+        let text = if offsets.is_empty() {
             if partial == text.len() {
                 return None;
             }
@@ -69,20 +69,20 @@ impl<'a> Unescaped<'a> {
             decoded.extend_from_slice(&text[copied..partial]);
             Cow::Owned(decoded)
         };
-        Some(Self { text, jumps, partial })
+        Some(Self { text, offsets, partial })
     }
 
     /// The offset in the original of the offset `offset` in the text.
     pub(super) fn original(&self, offset: usize) -> usize {
-        let before = self.jumps.partition_point(|(decoded, _)| *decoded <= offset);
-        match before.checked_sub(1).and_then(|last| self.jumps.get(last)) {
+        let before = self.offsets.partition_point(|(decoded, _)| *decoded <= offset);
+        match before.checked_sub(1).and_then(|last| self.offsets.get(last)) {
             Some((decoded, original)) => original + (offset - decoded),
             None => offset,
         }
     }
 }
 
-/// Parses the begin of `text`, which begins with a backslash.
+/// Parses the escape at the start of `text`, which begins with a backslash.
 fn read(text: &[u8]) -> EscapeParse {
     let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
     match text.get(slashes..) {

@@ -1,3 +1,5 @@
+//! Tests of one connection over in-memory pipes: drains, timeouts, sessions and malformed clients.
+
 use http::StatusCode;
 use http_body_util::Full;
 use tokio::io::{DuplexStream, duplex};
@@ -204,7 +206,7 @@ async fn an_idle_connection_serves_requests_within_the_keepalive_timeout() {
         assert!(get(&mut client).await.ends_with("answer"), "after {millis} ms");
     }
     let closed = timeout(LATE, client.read(&mut [0])).await;
-    assert_eq!(closed.expect("its time is over").unwrap(), 0);
+    assert_eq!(closed.expect("its timeout has passed").unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +228,7 @@ async fn a_slow_head_is_read_within_the_headers_timeout() {
         assert!(crate::clock::since(began) < LIMITS.request_headers_timeout);
         client.write_all(b"GET").await.unwrap();
         let closed = timeout(LATE, client.read(&mut [0])).await;
-        assert_eq!(closed.expect("its time is over").unwrap(), 0);
+        assert_eq!(closed.expect("its timeout has passed").unwrap(), 0);
     }
 }
 
@@ -366,7 +368,8 @@ async fn http2_with_prior_knowledge_is_refused() {
     }
 }
 
-/// How many bytes of a body a client can send after its response, in pieces with a pause between them.
+/// Number of bytes of a body that a client can send after its response, in pieces with a pause
+/// between them.
 async fn sent_after_the_response(pieces: usize, pause: Duration) -> usize {
     let drain = Drain::default();
     let mut client = connect(&drain);
