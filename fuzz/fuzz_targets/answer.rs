@@ -25,8 +25,8 @@ fn made(text: &[u8], cut: usize) -> Option<(u16, BodyEnd, Vec<u8>, bool)> {
         match chunks.next(&mut read) {
             Ok(Next::Piece(piece)) => body.extend_from_slice(&piece),
             Ok(Next::Trailers(_)) => {}
-            Ok(Next::Over) => return Some((head.status.as_u16(), head.end, body, true)),
-            Ok(Next::More) => match pieces.next() {
+            Ok(Next::Complete) => return Some((head.status.as_u16(), head.end, body, true)),
+            Ok(Next::Incomplete) => match pieces.next() {
                 Some(more) => read.extend_from_slice(more),
                 None => break,
             },

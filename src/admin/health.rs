@@ -16,7 +16,7 @@ use crate::upstream::Reach;
 pub struct Draining(Arc<AtomicBool>);
 
 impl Draining {
-    /// Marks the begin of the shutdown.
+    /// Marks the start of the shutdown.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -65,9 +65,9 @@ impl Readiness {
         let is_store_failing = store_health.is_failing();
         let has_key = keys.iter().any(|key| key.state.serves());
         let mirror_state = mirror.map(mirror::MirrorHealth::state);
-        let needs_hand =
+        let needs_operator =
             is_store_failing || mirror_state == Some(mirror::State::Paused) || reach == Reach::Unreachable;
-        let status = match (has_key && !is_draining, needs_hand) {
+        let status = match (has_key && !is_draining, needs_operator) {
             (false, _) => "unready",
             (true, true) => "degraded",
             (true, false) => "ready",

@@ -34,7 +34,7 @@ pub enum ResponseBody {
     Relayed(Box<Relayed>),
 }
 
-/// A relayed body, and what is recorded at its end.
+/// A relayed body, with the attempt and the access log that are completed at its end.
 type Relayed = Relay<Redacted<Inspect<Peeked<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
 
 /// The attempt and the access log, which are completed when a relay ends.

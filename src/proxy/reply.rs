@@ -1,4 +1,4 @@
-//! The results of a request, from the provider's reply to what the server sends to the client.
+//! The results of a request: the provider's reply, and the response that the server sends to the client.
 
 use http::Response;
 

@@ -152,7 +152,7 @@ impl RequestMeta {
     }
 
     /// Maximum wait for a text body to estimate its price: the configured span, or at least 250 ms when the
-    /// client's quota needs a price. A short body has arrived by then.
+    /// client's quota needs a price. A short body arrives within that time.
     pub(super) fn estimate_timeout(&self, configured: Duration) -> Duration {
         const LEAST: Duration = Duration::from_millis(250);
         if self.permits.client().needs_price() { configured.max(LEAST) } else { configured }

@@ -62,7 +62,7 @@ pub(super) struct RequestSummary {
     pub(super) bytes: u64,
     /// Credits charged for the request.
     pub(super) credits: u64,
-    /// Time from the begin of the last attempt to the head of its response.
+    /// Time from the start of the last attempt to the head of its response.
     pub(super) first_byte: Option<Duration>,
     /// Why the body could not have been sent again.
     pub(super) replay_loss: Option<Loss>,

@@ -97,8 +97,8 @@ impl RetryState {
         }
     }
 
-    /// Updates the restricted keys: of accounts that refused similar requests, and of accounts
-    /// whose plan is known to lack what this request needs.
+    /// Updates the restricted keys: of accounts that refused similar requests, and of accounts whose plan is
+    /// known to lack a feature that this request needs.
     pub(super) fn find_restrictions(&mut self, pool: &Pool) {
         let restrictions = pool.restrictions();
         let models = pool.models();
@@ -192,8 +192,8 @@ impl RetryState {
     /// state of the key is not considered.
     fn eligibility(&self, key: &Key) -> Eligibility {
         let workspace = key.workspace().membership();
-        let may = self.client.rules.pins.permit(key.name(), workspace.name());
-        if may { self.affinity.eligibility(key) } else { Eligibility::No }
+        let is_allowed = self.client.rules.pins.permit(key.name(), workspace.name());
+        if is_allowed { self.affinity.eligibility(key) } else { Eligibility::No }
     }
 
     /// Counts an attempt; returns its number, from 1.

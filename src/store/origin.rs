@@ -42,12 +42,16 @@ pub(super) fn of(path: &Path) -> io::Result<Origin> {
         Err(error) => return Err(error),
     };
     let has_log = fs::metadata(companion(path, "-wal")).is_ok_and(|log| log.len() > 0);
-    let was_ours = lock::is_beside(path);
+    let has_lock_file = lock::is_beside(path);
     if header.is_empty() && !has_log {
         return Ok(Origin::Ours);
     }
     if !header.starts_with(MAGIC) {
-        return Ok(if was_ours { Origin::OursNoDatabase } else { Origin::Foreign("it is no SQLite file") });
+        return Ok(if has_lock_file {
+            Origin::OursNoDatabase
+        } else {
+            Origin::Foreign("it is no SQLite file")
+        });
     }
     if header.get(APPLICATION_AT) == Some(&APPLICATION.to_be_bytes()) {
         return Ok(Origin::Ours);
@@ -59,7 +63,7 @@ pub(super) fn of(path: &Path) -> io::Result<Origin> {
     Ok(match has_our_tables {
         Ok(true) => Origin::Ours,
         Ok(false) => Origin::Foreign("it is an SQLite file with other tables"),
-        Err(_) if was_ours => Origin::Ours,
+        Err(_) if has_lock_file => Origin::Ours,
         Err(_) => Origin::Foreign("it is a broken SQLite file of another program"),
     })
 }

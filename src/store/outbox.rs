@@ -73,7 +73,7 @@ pub struct Event {
     pub route: String,
     /// The provider's name of the model.
     pub model: Option<String>,
-    /// The response status, if a response came.
+    /// The response status, if there was a response.
     pub status: Option<i64>,
     /// The verdict on the attempt, as a word.
     pub verdict: String,

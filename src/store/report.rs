@@ -108,7 +108,7 @@ pub struct Sums {
     pub response_bytes: u64,
     /// Characters of text converted to speech.
     pub characters: u64,
-    /// Credits charged by attempts of known price.
+    /// Credits charged, including estimates; attempts of unknown price add 0.
     pub credits: u64,
     /// Attempts that may have been charged and whose price is unknown.
     pub unpriced: u64,
@@ -169,7 +169,7 @@ impl Reader {
         }
     }
 
-    /// Sums since the begin of the hour of `since`, the most expensive first.
+    /// Sums since the start of the hour of `since`, the most expensive first.
     ///
     /// # Errors
     ///

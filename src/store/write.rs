@@ -41,7 +41,7 @@ enum WriteError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
     #[error("the file disappears as soon as it is made")]
-    Gone,
+    FileReplaced,
 }
 
 /// The channels of the writing thread: queued records, commands of the mirror, and the signal that
@@ -60,7 +60,7 @@ pub(super) struct Writer {
     health: Health,
     /// Records taken from the queue and not yet written.
     held: UsageBatch,
-    /// Time from one commit to the begin of the next.
+    /// Time from one commit to the start of the next.
     interval: Duration,
     /// Owner changes since the last maintenance.
     owners_written: usize,
@@ -282,7 +282,7 @@ impl Writer {
             );
             self.close();
         }
-        Err(WriteError::Gone)
+        Err(WriteError::FileReplaced)
     }
 
     fn reopen(&mut self) -> Result<Database, OpenError> {

@@ -321,7 +321,7 @@ fn level_name(level: Level) -> &'static str {
 }
 
 fn symbol(event: Option<&str>, level: Level, form: LineFormat) -> &'static str {
-    let (picture, ascii) = match event {
+    let (symbol, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),
         Some("key_exhausted" | "key_invalid") => ("🚫 ", "[x] "),
@@ -332,7 +332,7 @@ fn symbol(event: Option<&str>, level: Level, form: LineFormat) -> &'static str {
         Some("server_started") => ("", ""),
         _ => ("   ", "    "),
     };
-    if form == LineFormat::Ascii { ascii } else { picture }
+    if form == LineFormat::Ascii { ascii } else { symbol }
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ pub struct AttemptUsage {
     pub characters: u64,
     /// Milliseconds of audio sent on WebSocket sessions to be transcribed.
     pub audio_ms: u64,
-    /// Credits charged; 0 if unknown.
+    /// Credits charged, or their estimate; 0 if unknown.
     pub credits: u64,
     /// Whether the attempt may have been charged and the provider reported no price.
     pub is_unpriced: bool,
@@ -293,7 +293,7 @@ impl Meters {
         self.0.proxy_overhead.observe(overhead);
     }
 
-    /// Records the time from the begin of an attempt to the head of the provider's response.
+    /// Records the time from the start of an attempt to the head of the provider's response.
     pub fn first_byte(&self, elapsed: Duration) {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }

@@ -62,18 +62,18 @@ pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
 fn any_needs_escape(text: &[u8]) -> bool {
     match text.last_chunk() {
         Some(last) => {
-            let (eights, _) = text.as_chunks();
-            eights.iter().chain([last]).fold(0, |any, eight| any | escape_bits(*eight)) != 0
+            let (words, _) = text.as_chunks();
+            words.iter().chain([last]).fold(0, |any, word| any | escape_bits(*word)) != 0
         }
         None => text.iter().any(|&byte| needs_escape(byte)),
     }
 }
 
 /// Not zero when one of the bytes needs an escape.
-fn escape_bits(eight: [u8; 8]) -> u64 {
+fn escape_bits(word: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
-    let bytes = u64::from_ne_bytes(eight);
+    let bytes = u64::from_ne_bytes(word);
     // The subtraction sets a top bit that was clear before in bytes less than the bound, and possibly in some
     // bytes above the first of them.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;

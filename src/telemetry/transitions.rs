@@ -159,9 +159,9 @@ fn forecast_text(forecast: Forecast) -> String {
 }
 
 /// Logs how many credits the provider counts for the workspace of `key` beyond those recorded (below 0:
-/// fewer); `twin` is a key of another workspace with the same figures.
-pub fn log_discrepancy(key: &Key, credits: i64, twin: Option<&Key>) {
-    let text = discrepancy_wording(key, credits, twin);
+/// fewer); `matching_key` is a key of another workspace with the same figures.
+pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
+    let text = discrepancy_wording(key, credits, matching_key);
     let short = key.api_key().short().as_str();
     let (name, number) = (key.name(), number(key));
     info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
@@ -172,14 +172,14 @@ fn number(key: &Key) -> usize {
     key.position() + 1
 }
 
-fn discrepancy_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
+fn discrepancy_wording(key: &Key, credits: i64, matching_key: Option<&Key>) -> String {
     let short = label(key);
     let amount = Grouped(credits.unsigned_abs());
-    match (Cause::of(credits, twin.is_some()), twin) {
-        (Cause::Twin, Some(twin)) => format!(
+    match (Cause::of(credits, matching_key.is_some()), matching_key) {
+        (Cause::Twin, Some(matching_key)) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded, and the same for {}: \
              both seem to be of one workspace (give both the same `workspace` in [[keys]])",
-            label(twin)
+            label(matching_key)
         ),
         (Cause::Twin | Cause::Others, _) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded: other apps spend on \
@@ -291,9 +291,10 @@ mod tests {
 
     #[test]
     fn a_billing_discrepancy_is_explained() {
-        let (key, twin) = (key(), key());
-        let wording =
-            |credits, twin: Option<&Arc<Key>>| discrepancy_wording(&key, credits, twin.map(|twin| &**twin));
+        let (key, matching_key) = (key(), key());
+        let wording = |credits, matching_key: Option<&Arc<Key>>| {
+            discrepancy_wording(&key, credits, matching_key.map(|matching_key| &**matching_key))
+        };
         let others = wording(1_200, None);
         assert!(
             others.starts_with(
@@ -301,8 +302,8 @@ mod tests {
             )
         );
         assert!(others.contains("other apps"), "{others}");
-        assert!(wording(1_200, Some(&twin)).contains("the same `workspace`"));
-        let below = wording(-7, Some(&twin));
+        assert!(wording(1_200, Some(&matching_key)).contains("the same `workspace`"));
+        let below = wording(-7, Some(&matching_key));
         assert!(below.contains("counts 7 credits fewer") && below.contains("never charged"), "{below}");
     }
 

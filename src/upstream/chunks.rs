@@ -40,7 +40,7 @@ enum State {
     DataLf,
     /// After the last chunk, with the trailer lines so far.
     Trailers(Vec<u8>),
-    Over(Option<HeaderMap>),
+    Complete(Option<HeaderMap>),
     Broken(ChunkError),
 }
 
@@ -52,9 +52,9 @@ pub enum Next {
     /// The trailers, which end the body.
     Trailers(HeaderMap),
     /// More bytes must be read.
-    More,
+    Incomplete,
     /// The body is complete.
-    Over,
+    Complete,
 }
 
 /// The reason that bytes are not a chunk.
@@ -105,7 +105,7 @@ impl Chunks {
                         self.state = State::DataCr;
                     }
                 }
-                State::Over(_) | State::Broken(_) => break,
+                State::Complete(_) | State::Broken(_) => break,
                 State::Trailers(_) => {
                     let used = self.collect_trailers(&read[at..]);
                     at += used;
@@ -127,7 +127,7 @@ impl Chunks {
         read.advance(at);
         match &mut self.state {
             State::Broken(error) => Err(*error),
-            State::Over(trailers) => Ok(trailers.take().map_or(Next::Over, Next::Trailers)),
+            State::Complete(trailers) => Ok(trailers.take().map_or(Next::Complete, Next::Trailers)),
             State::Size
             | State::Digits(_)
             | State::Blanks(_)
@@ -136,14 +136,14 @@ impl Chunks {
             | State::Data(_)
             | State::DataCr
             | State::DataLf
-            | State::Trailers(_) => Ok(Next::More),
+            | State::Trailers(_) => Ok(Next::Incomplete),
         }
     }
 
     /// Whether the body is complete, including its trailers.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Over(None))
+        matches!(self.state, State::Complete(None))
     }
 
     /// Decodes some of the framing between the pieces, at least a byte; returns the number of bytes.
@@ -181,8 +181,8 @@ impl Chunks {
             (State::Extension(_), b'\n') => MALFORMED,
             (State::Extension(size), _) => {
                 self.extension_bytes += 1;
-                let is_too_much = self.extension_bytes > EXTENSION_BYTES_MAX;
-                if is_too_much { State::Broken(ChunkError::TooLarge) } else { State::Extension(*size) }
+                let is_over_limit = self.extension_bytes > EXTENSION_BYTES_MAX;
+                if is_over_limit { State::Broken(ChunkError::TooLarge) } else { State::Extension(*size) }
             }
             (State::SizeLf(0), b'\n') => State::Trailers(Vec::new()),
             (State::SizeLf(size), b'\n') => State::Data(*size),
@@ -245,7 +245,7 @@ fn trailers(lines: &[u8]) -> State {
         Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
     };
     if lines.is_empty() {
-        return State::Over(None);
+        return State::Complete(None);
     }
     let mut headers = HeaderMap::with_capacity(lines.len());
     for header in lines {
@@ -253,7 +253,7 @@ fn trailers(lines: &[u8]) -> State {
         let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) else { return MALFORMED };
         headers.append(name, value);
     }
-    State::Over(Some(headers))
+    State::Complete(Some(headers))
 }
 
 #[cfg(test)]
@@ -271,10 +271,10 @@ mod tests {
             match chunks.next(&mut buffer) {
                 Ok(Next::Piece(piece)) => body.extend_from_slice(&piece),
                 Ok(Next::Trailers(headers)) => trailers = Some(headers),
-                Ok(Next::Over) if buffer.is_empty() && rest.is_empty() => return Ok((body, trailers)),
-                Ok(Next::Over) => return Err(None),
-                Ok(Next::More) if rest.is_empty() => return Err(None),
-                Ok(Next::More) => {
+                Ok(Next::Complete) if buffer.is_empty() && rest.is_empty() => return Ok((body, trailers)),
+                Ok(Next::Complete) => return Err(None),
+                Ok(Next::Incomplete) if rest.is_empty() => return Err(None),
+                Ok(Next::Incomplete) => {
                     let (now, later) =
                         rest.split_at(cuts.next().copied().unwrap_or(rest.len()).clamp(1, rest.len()));
                     buffer.extend_from_slice(now);

@@ -145,18 +145,18 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
     let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
     let mut addresses = interleaved(resolved.collect()).into_iter();
-    let mut dials = JoinSet::new();
+    let mut connecting = JoinSet::new();
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     loop {
         let next = addresses.next();
         let has_more = next.is_some();
         if let Some(address) = next {
-            dials.spawn(TcpStream::connect(address));
+            connecting.spawn(TcpStream::connect(address));
         }
         let result = if has_more {
-            tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, dials.join_next()).await
+            tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, connecting.join_next()).await
         } else {
-            Ok(dials.join_next().await)
+            Ok(connecting.join_next().await)
         };
         match result {
             Ok(Some(Ok(Ok(tcp)))) => {

@@ -184,9 +184,9 @@ fn parse(text: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let mut head = httparse::Response::new(&mut []);
     match parser.parse_response_with_uninit_headers(&mut head, text, &mut usual) {
         Err(httparse::Error::TooManyHeaders) => {
-            let mut many = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+            let mut all_headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
             let mut head = httparse::Response::new(&mut []);
-            let parsed = parser.parse_response_with_uninit_headers(&mut head, text, &mut many)?;
+            let parsed = parser.parse_response_with_uninit_headers(&mut head, text, &mut all_headers)?;
             response_head(text, method, parsed, &head)
         }
         parsed => response_head(text, method, parsed?, &head),

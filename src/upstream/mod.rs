@@ -97,7 +97,7 @@ pub enum SendErrorKind {
     /// The connection broke before the response head was complete.
     #[error("the connection broke before a response: {0}")]
     Broken(#[source] WireError),
-    /// No response head came in time.
+    /// No response head was received in time.
     #[error("no response within {} ms", .0.as_millis())]
     ResponseTimeout(Duration),
     /// The upstream stopped reading the request body.
@@ -245,7 +245,7 @@ impl<C: Connect> Upstream<C> {
     ///
     /// # Errors
     ///
-    /// When no complete head came, with how far the attempt got.
+    /// When no complete head was received; the error states how far the attempt got.
     ///
     /// # Cancel safety
     ///

@@ -103,13 +103,13 @@ enum Remaining {
 impl Remaining {
     fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
         let piece = |bytes: usize, read: &mut BytesMut| match bytes {
-            0 => Next::More,
+            0 => Next::Incomplete,
             // The buffer holds nothing but this piece, so it is passed on without a copy.
             _ if bytes == read.capacity() => Next::Piece(mem::take(read).freeze()),
             _ => Next::Piece(read.split_to(bytes).freeze()),
         };
         match self {
-            Self::Length(0) => Ok(Next::Over),
+            Self::Length(0) => Ok(Next::Complete),
             Self::Length(left) => {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
                 *left -= here as u64;
@@ -203,14 +203,16 @@ where
         if let Some(error) = self.broken.take() {
             return Poll::Ready(Err(error));
         }
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Over)) };
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Complete)) };
         loop {
             match self.remaining.next(&mut connection.read_buf)? {
-                Next::More => {}
-                next @ (Next::Piece(_) | Next::Trailers(_) | Next::Over) => return Poll::Ready(Ok(next)),
+                Next::Incomplete => {}
+                next @ (Next::Piece(_) | Next::Trailers(_) | Next::Complete) => return Poll::Ready(Ok(next)),
             }
             match std::task::ready!(connection.poll_fill(cx)) {
-                Ok(0) if matches!(self.remaining, Remaining::Close) => return Poll::Ready(Ok(Next::Over)),
+                Ok(0) if matches!(self.remaining, Remaining::Close) => {
+                    return Poll::Ready(Ok(Next::Complete));
+                }
                 Ok(0) => return Poll::Ready(Err(WireError::Closed)),
                 Ok(_) => self.has_moved = true,
                 Err(error) => return Poll::Ready(Err(WireError::Failed(error))),
@@ -275,7 +277,7 @@ where
                 this.finish();
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Ok(Next::Over | Next::More) => {
+            Ok(Next::Complete | Next::Incomplete) => {
                 this.finish();
                 None
             }

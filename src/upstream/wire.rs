@@ -167,7 +167,7 @@ impl Connection {
         }
     }
 
-    /// Whether the connection can take a request: it is open, and no bytes came without a request.
+    /// Whether the connection can take a request: it is open, and no bytes were received without a request.
     pub(super) fn is_idle(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.read_buf.is_empty() && self.poll_fill(&mut cx).is_pending()

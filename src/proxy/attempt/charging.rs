@@ -44,8 +44,7 @@ impl Attempt {
         self.pending = PendingCharge::Nothing;
     }
 
-    /// Charges what is pending at the end: the client disconnected before a response, or a session
-    /// ended.
+    /// Charges the pending amount at the end: the client disconnected before a response, or a session ended.
     pub(super) fn charge_pending(&mut self) {
         let now = clock::now();
         match self.pending {

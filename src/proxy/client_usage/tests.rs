@@ -373,8 +373,7 @@ proptest! {
                 Step::Leave(at) => drop(in_progress.remove(at)),
             }
             let taken = usage.used(&app(), NOW).credits[2];
-            // Two requests of unknown price may each exceed the quota by what was reserved for
-            // them.
+            // Two requests of unknown price may each exceed the quota by their reservations.
             prop_assert!(spent <= taken && taken <= QUOTA + 200, "{} {}", spent, taken);
         }
         drop(in_progress);

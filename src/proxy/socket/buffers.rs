@@ -43,11 +43,11 @@ pub(super) const FREE: usize = 4 * READ_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadResult {
     /// Bytes to process.
-    Some,
+    Bytes,
     /// Only bytes behind a close or a violation, which were dropped.
     Dropped,
     /// The connection has ended.
-    Gone,
+    Disconnected,
 }
 
 impl ReadBuffer {
@@ -99,9 +99,9 @@ impl ReadBuffer {
         if read.is_pending() && self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
-        let Ok(1..) = ready!(read) else { return Poll::Ready(ReadResult::Gone) };
+        let Ok(1..) = ready!(read) else { return Poll::Ready(ReadResult::Disconnected) };
         self.check(before);
-        Poll::Ready(if self.bytes.len() > before { ReadResult::Some } else { ReadResult::Dropped })
+        Poll::Ready(if self.bytes.len() > before { ReadResult::Bytes } else { ReadResult::Dropped })
     }
 
     /// Reads ahead while the session waits for something else. Ready when that wait is to be
@@ -126,7 +126,7 @@ impl ReadBuffer {
             if !ahead.share.cover(ahead.other_bytes + self.bytes.capacity()) {
                 return Poll::Ready(SessionEnd::BuffersFull);
             }
-            if ready!(self.poll_read(cx, client)) == ReadResult::Gone {
+            if ready!(self.poll_read(cx, client)) == ReadResult::Disconnected {
                 return Poll::Ready(SessionEnd::ClientDisconnected);
             }
         }

@@ -30,7 +30,7 @@ pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, mess
     put_close(out, (POLICY, message), None);
 }
 
-/// Adds a close frame; for 1005, which stands for no code, one without a payload.
+/// Adds a close frame; for 1005, which means no code, the frame has no payload.
 pub(super) fn put_close(out: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
     const NONE: u16 = 1005;
     let payload = if code == NONE { Vec::new() } else { close_payload(code, reason) };

@@ -110,7 +110,7 @@ impl Frames {
             if ready!(to_client.poll_send(cx, client)).is_err() {
                 return Poll::Ready(false);
             }
-            if !has_progress && ready!(from_upstream.poll_read(cx, upstream)) != ReadResult::Some {
+            if !has_progress && ready!(from_upstream.poll_read(cx, upstream)) != ReadResult::Bytes {
                 return Poll::Ready(false);
             }
         }

@@ -109,7 +109,7 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
             return Err(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
         }
         let before = from_client.bytes.len();
-        if poll_fn(|cx| from_client.poll_read(cx, client)).await == ReadResult::Gone {
+        if poll_fn(|cx| from_client.poll_read(cx, client)).await == ReadResult::Disconnected {
             return Err(SessionEnd::ClientDisconnected);
         }
         inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());

@@ -8,8 +8,8 @@ const EVENTS_PER_TURN: u32 = 64;
 /// The order of the directions, and the events since the last wait.
 #[derive(Debug, Default)]
 pub(super) struct PollOrder {
-    /// Whether the provider's direction was polled first the last time.
-    was_down_first: bool,
+    /// Whether the direction to the client was polled first the last time.
+    was_to_client_first: bool,
     /// Events since the session last waited.
     events: u32,
 }
@@ -18,9 +18,9 @@ pub(super) struct PollOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     /// From the client to the provider.
-    Up,
+    ToUpstream,
     /// From the provider to the client.
-    Down,
+    ToClient,
 }
 
 impl PollOrder {
@@ -36,8 +36,12 @@ impl PollOrder {
 
     /// The order for this poll: the direction that was second is first.
     pub(super) fn next(&mut self) -> [Direction; 2] {
-        self.was_down_first = !self.was_down_first;
-        if self.was_down_first { [Direction::Down, Direction::Up] } else { [Direction::Up, Direction::Down] }
+        self.was_to_client_first = !self.was_to_client_first;
+        if self.was_to_client_first {
+            [Direction::ToClient, Direction::ToUpstream]
+        } else {
+            [Direction::ToUpstream, Direction::ToClient]
+        }
     }
 
     /// Resets the count, because nothing more is ready.
@@ -54,7 +58,10 @@ mod tests {
     fn each_direction_is_polled_first_in_turn() {
         let mut order = PollOrder::default();
         let firsts: Vec<Direction> = (0..4).map(|_| order.next()[0]).collect();
-        assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);
+        assert_eq!(
+            firsts,
+            [Direction::ToClient, Direction::ToUpstream, Direction::ToClient, Direction::ToUpstream]
+        );
         assert!((0..4).all(|_| order.next()[0] != order.next()[0]));
     }
 

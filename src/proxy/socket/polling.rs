@@ -40,8 +40,8 @@ impl<C: Connect> Session<C> {
         let mut has_more = false;
         for direction in self.poll_order.next() {
             let turn = match direction {
-                Direction::Up => self.poll_up(cx, client),
-                Direction::Down => self.poll_down(cx, client),
+                Direction::ToUpstream => self.poll_to_upstream(cx, client),
+                Direction::ToClient => self.poll_to_client(cx, client),
             };
             match turn {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),
@@ -62,8 +62,8 @@ impl<C: Connect> Session<C> {
         Poll::Pending
     }
 
-    /// Polls the client's direction for one turn. `None` when there is more to do.
-    fn poll_up<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
+    /// Polls the direction from the client to the provider for one turn. `None` when there is more to do.
+    fn poll_to_upstream<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -153,17 +153,17 @@ impl<C: Connect> Session<C> {
             self.to_upstream.free_if_empty();
         }
         Poll::Ready(match ready!(read) {
-            ReadResult::Some if !self.is_upload_closed => {
+            ReadResult::Bytes if !self.is_upload_closed => {
                 self.active_at = clock::instant();
                 None
             }
-            ReadResult::Some | ReadResult::Dropped => None,
-            ReadResult::Gone => Some(SessionEvent::End(SessionEnd::ClientDisconnected)),
+            ReadResult::Bytes | ReadResult::Dropped => None,
+            ReadResult::Disconnected => Some(SessionEvent::End(SessionEnd::ClientDisconnected)),
         })
     }
 
-    /// Polls the provider's direction for one turn. `None` when there is more to do.
-    fn poll_down<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
+    /// Polls the direction from the provider to the client for one turn. `None` when there is more to do.
+    fn poll_to_client<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -190,15 +190,17 @@ impl<C: Connect> Session<C> {
                 self.to_client.free_if_empty();
             }
             match ready!(read) {
-                ReadResult::Some => {
+                ReadResult::Bytes => {
                     self.active_at = clock::instant();
                     self.speech.record_activity(self.active_at);
                 }
                 ReadResult::Dropped => {}
-                ReadResult::Gone if self.upstream_to_client.has_closed() => {
+                ReadResult::Disconnected if self.upstream_to_client.has_closed() => {
                     return Poll::Ready(Some(SessionEvent::End(SessionEnd::Closed)));
                 }
-                ReadResult::Gone => return Poll::Ready(Some(SessionEvent::End(SessionEnd::UpstreamReset))),
+                ReadResult::Disconnected => {
+                    return Poll::Ready(Some(SessionEvent::End(SessionEnd::UpstreamReset)));
+                }
             }
         }
         Poll::Ready(None)

@@ -67,7 +67,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
         let result = match token {
             Err(stopped) => Err(stopped),
             Ok(token) => {
-                let finding = async {
+                let processing = async {
                     let token = token.and_then(|token| HeaderValue::try_from(token).ok());
                     request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
                     proxy.find_reply(request, &mut log.summary).await
@@ -77,7 +77,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                 tokio::select! {
                     biased;
                     () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
-                    result = finding => result.map_err(AuthFailure::Refused),
+                    result = processing => result.map_err(AuthFailure::Refused),
                     ending = from_client.watch(&mut client, ahead) => {
                         Err(AuthFailure::Ended(ending))
                     }

@@ -112,8 +112,8 @@ struct QueueState {
 impl QueueState {
     /// Wakes the writer, if it waits for at most this number of entries.
     fn wake_writer(&self, entries: u64) {
-        let wants = |from: u64| entries >= from;
-        if wants(self.wake_threshold.load(Ordering::SeqCst))
+        let is_reached = |from: u64| entries >= from;
+        if is_reached(self.wake_threshold.load(Ordering::SeqCst))
             && self.wake_threshold.swap(NEVER, Ordering::SeqCst) != NEVER
         {
             self.wakeup.notify_one();
@@ -278,7 +278,8 @@ impl UsageQueue {
     pub async fn filled(&self) -> bool {
         loop {
             self.0.wake_threshold.store(1, Ordering::SeqCst);
-            // Read before the queue length: entries of the last sender are counted by then.
+            // The end is read before the queue length, so that the queue length includes the entries of the
+            // last sender.
             let is_ended = self.is_ended();
             if self.queued() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
                 return true;

@@ -70,7 +70,7 @@ pub struct AttemptRecord {
     pub audio: Option<Duration>,
     /// Credits reserved in the workspace before the request was sent.
     pub credits_reserved: Option<u64>,
-    /// Credits charged by the provider, as far as is known.
+    /// Credits charged by the provider, or their estimate; 0 if unknown.
     pub credits: u64,
     /// The source of `credits`.
     pub credits_from: CreditSource,

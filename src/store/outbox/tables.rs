@@ -117,10 +117,10 @@ fn take(
     let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for snapshot in keys {
-        let wanted = state(snapshot, now);
-        let stored_state = stored_state(&transaction, &wanted.key_hash)?;
+        let current_state = state(snapshot, now);
+        let stored_state = stored_state(&transaction, &current_state.key_hash)?;
         if stored_state
-            .is_none_or(|stored_state| MirroredKeyState { observed_at: now, ..stored_state } != wanted)
+            .is_none_or(|stored_state| MirroredKeyState { observed_at: now, ..stored_state } != current_state)
         {
             put_key(&transaction, snapshot, now)?;
         }

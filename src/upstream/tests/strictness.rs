@@ -135,7 +135,7 @@ enum Stricter {
     /// A body with a transfer coding that hyper does not decode would be forwarded in a form that its head does
     /// not describe.
     Coded,
-    /// A 101 to a request that did not ask for it would hand the connection to the client.
+    /// A 101 to a request that did not ask for it would give the client control of the connection.
     Switched,
     /// The provider's heads have a few kilobytes; hyper accepts heads of 400 KiB.
     LargeHead,
