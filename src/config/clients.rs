@@ -1,5 +1,5 @@
-//! Reads the clients that may use the pool. Only fingerprints of tokens are kept: the token itself
-//! is dropped as soon as it was read.
+//! Parses the clients that may use the pool. The configuration contains only the fingerprint of a
+//! token; the token is dropped after hashing.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::value::Folders;
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
-/// Minimum recommended characters of a token: a shorter one could be guessed.
+/// Minimum recommended characters of a token. A shorter token could be guessed.
 const MIN_ADVISED_TOKEN_CHARS: usize = 16;
 
 /// A client and the fingerprint of its token.
@@ -100,7 +100,7 @@ fn check_client_name(name: &str) -> Result<(), WrongValue> {
     }
 }
 
-/// The fingerprint of a token, which must be valid in a header.
+/// Hashes a token, which must be valid in a header.
 fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     if text.is_empty() {
         return Err(WrongValue::new("the token is empty"));
@@ -114,8 +114,8 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     Ok(TokenFingerprint::of(text))
 }
 
-/// The error for a text that is no fingerprint. It mentions only the length: the text may be the
-/// token itself.
+/// The error for an invalid fingerprint. It contains only the length, because the text may be the
+/// token.
 fn no_fingerprint(text: &str) -> WrongValue {
     let message = match text.chars().count() {
         64 => "this has other characters than hexadecimal digits".to_owned(),

@@ -1,5 +1,5 @@
-//! Parses a list of keys separated by commas, as pasted into a variable or a file. Messages name
-//! corrected and invalid entries only by their position and short form.
+//! Parses a comma-separated list of keys from a variable or a file. Messages identify an entry by
+//! its position and short form, so that they contain no key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use super::key_shape::{self, InvalidKey, KeyProvider, masked};
 use crate::secret::ApiKey;
 
-/// The source of the text, which decides what is unusual in it.
+/// The source of the text; it determines the separators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyListFormat {
     /// Commas separate keys; line breaks are unusual.
@@ -27,12 +27,12 @@ pub(super) struct KeyList {
     pub(super) invalid: Vec<InvalidEntry>,
 }
 
-/// An entry that cannot be a key.
+/// An entry that is no valid key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidEntry {
-    /// What is wrong, as a sentence.
+    /// The error message, as a sentence.
     pub(super) message: String,
-    /// Advice beyond the general notation of keys.
+    /// Advice specific to this entry.
     pub(super) advice: Option<&'static str>,
 }
 
@@ -67,7 +67,7 @@ struct KeyListParser {
     list: KeyList,
     position: usize,
     first_positions: HashMap<crate::secret::Fingerprint, usize>,
-    /// Entries that count as keys only if all others look like them.
+    /// Words that count as keys only if no other entry looks like a key.
     plain_words: Vec<(usize, ApiKey)>,
     empty: Vec<usize>,
     ends_with_comma: bool,
@@ -77,12 +77,13 @@ struct KeyListParser {
 }
 
 impl KeyListParser {
-    /// Reads the texts between commas.
+    /// Parses the texts between commas.
     fn chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
         let mut chunks = chunks.peekable();
         let mut is_first = true;
         while let Some(chunk) = chunks.next() {
-            // Whitespace after the last comma makes that a trailing comma, not an empty entry.
+            // If only whitespace follows the last comma, it is a trailing comma and not an empty
+            // entry.
             if chunk.trim_matches(is_padding).is_empty() && chunks.peek().is_none() && !is_first {
                 self.has_quotes |= chunk.contains(is_quote);
                 self.ends_with_comma = true;
@@ -130,7 +131,7 @@ impl KeyListParser {
     fn key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // An error here is clearer than the provider's 401 later.
+        // This error explains more than the provider's 401 would later.
         if let Err(no_key) = key_shape::check(text, self.provider) {
             return self.refuse(text, no_key);
         }
@@ -165,8 +166,8 @@ impl KeyListParser {
         }
     }
 
-    /// Refuses words among entries that look like keys: a word is then a name, or the header of a
-    /// column.
+    /// Refuses plain words if other entries look like keys. Such a word is a name, or the header of
+    /// a column.
     fn refuse_names(&mut self) {
         if self.plain_words.len() == self.list.keys.len() {
             return;
@@ -211,7 +212,7 @@ impl KeyListParser {
     }
 }
 
-/// Whitespace of every kind, including invisible characters that come with copied text.
+/// Whether the character is whitespace, or an invisible character that copied text may contain.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{feff}' | '\u{200b}'..='\u{200d}')
 }
@@ -358,7 +359,7 @@ mod tests {
 
     const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    /// The result for one entry, with `K` replaced by a key, and its messages.
+    /// Checks the messages for one entry, in which `K` is replaced by a key.
     #[track_caller]
     fn check_around(text: &str, expected: &[&str]) {
         let text = text.replace('K', KEY);
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn at_elevenlabs_a_short_text_is_refused_and_an_unknown_shape_is_a_warning() {
+    fn a_short_elevenlabs_key_is_refused_and_an_unknown_format_is_a_warning() {
         let read = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
         let list = read(&format!("sk_first,{KEY}"));
         assert_eq!(sentences(&list), ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]);

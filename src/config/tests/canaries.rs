@@ -1,9 +1,10 @@
-//! Canary secrets in every place where one could be pasted: no output contains them, no input panics.
+//! Tests that no output contains a secret that was pasted into any setting, and that no input
+//! panics.
 
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::Need;
 
-/// Every form in which what was resolved can be printed.
+/// All printed forms of the result.
 fn everything_printed(machine: &FakeMachine<'_>) -> String {
     match machine.resolve() {
         Ok(loaded) => {
@@ -54,7 +55,7 @@ fn no_output_contains_a_key_or_a_token() {
             let printed = everything_printed(
                 &FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.toml(&text),
             );
-            // A short key shows eleven and five characters, and nothing between them.
+            // A short form shows eleven and five characters of a key, and nothing between them.
             assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
         }
     }
