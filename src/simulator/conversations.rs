@@ -1,4 +1,4 @@
-//! Conversations with agents: their cost, which no WebSocket message contains and a client requests
+//! Stores conversations with agents. Their cost is in no WebSocket message; a client requests it
 //! later.
 
 use std::collections::VecDeque;
@@ -12,10 +12,10 @@ use super::answer::Answer;
 use super::job::{Job, require_key};
 use super::shape::Shape;
 
-/// Older conversations are dropped, so that a long test needs bounded memory.
+/// Older conversations are dropped to bound the memory of a long test.
 const CONVERSATIONS_MAX: usize = 200;
 
-/// The conversations of a workspace, the oldest first.
+/// The conversations of a workspace, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Conversations(VecDeque<Conversation>);
 
@@ -25,12 +25,12 @@ pub(super) struct Conversation {
     pub(super) agent: String,
     pub(super) authorization: &'static str,
     pub(super) began: UnixMs,
-    /// When it ended.
+    /// The time of its end.
     pub(super) ended: Option<UnixMs>,
-    /// Credits for the call and for its language model.
+    /// Credits charged for the call.
     pub(super) call_charge: u64,
     pub(super) llm_charge: u64,
-    /// The messages of both sides, in turn.
+    /// The messages of both sides, in order.
     pub(super) transcript: Vec<(&'static str, String)>,
 }
 
@@ -59,7 +59,8 @@ pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
 }
 
 impl Conversation {
-    /// `GetConversationResponseModel` of the OpenAPI document. The cost is present after the end.
+    /// `GetConversationResponseModel` of the OpenAPI document. The document contains the cost after
+    /// the end of the conversation.
     fn document(&self) -> Value {
         let seconds = self.ended.map_or(0, |ended| ended.since(self.began).as_secs());
         let transcript = self.transcript.iter().map(|(role, text)| {

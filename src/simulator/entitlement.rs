@@ -1,8 +1,8 @@
-//! What the plan of a workspace permits, beside its credits: voices of the library, formats,
-//! models, clones and their slots. Each check returns the refusal of the wire.
+//! Checks what the plan of a workspace includes: voices of the library, formats, models, clones and
+//! their slots. Each check returns the provider's refusal.
 //!
 //! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
-//! the table of them), the price page of 2026 (slots).
+//! the table of refusals), the price page of 2026 (slots).
 
 use super::accounts::{Accounts, Refused, Workspace};
 use super::models::{Model, voice_name};
@@ -10,8 +10,8 @@ use super::plan::{PlanWording, WorkspacePlan};
 use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::Format;
 
-/// The plans, as far as they differ here. Ordered: a later plan includes the features of the
-/// earlier ones.
+/// The plans that differ in their features. They are ordered: a later plan includes the features of
+/// the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tier {
     Free,
@@ -23,12 +23,12 @@ pub(super) enum Tier {
 }
 
 impl Tier {
-    /// Parses a plan's name; the provider has more names than are listed.
+    /// Parses the name of a plan. The provider has plans that are not listed here.
     fn of(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
             "starter" | "go" | "trial" => Tier::Starter,
-            // No source lists the limits of pay-as-you-go; it is treated as the smallest plan with
+            // No source lists the limits of pay-as-you-go, so it counts as the smallest plan with
             // an overage.
             "creator" | "payg" => Tier::Creator,
             "pro" => Tier::Pro,
@@ -66,7 +66,7 @@ impl WorkspacePlan {
         self.rank() > Tier::Free
     }
 
-    /// The refusal in the wording of this workspace: the current one, or an older one.
+    /// The refusal in the wording of this workspace, which may be an older one.
     fn worded(&self, names: [&'static str; 3]) -> Shape {
         let [current, old_400, old_402] = names;
         fixed_refusal(match self.wording {
@@ -76,7 +76,7 @@ impl WorkspacePlan {
         })
     }
 
-    /// Checks the use of voices of the library without a copy of its own.
+    /// Checks whether the plan allows voices of the library without a copy.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl WorkspacePlan {
 }
 
 impl Workspace {
-    /// Used slots: custom voices that are not professional ones.
+    /// The number of used slots. Professional voices do not count.
     pub(super) fn voice_slots_used(&self) -> u64 {
         let count = |list: &[String]| u64::try_from(list.len()).unwrap_or(u64::MAX);
         count(&self.plan.voices).saturating_sub(count(&self.professional))
@@ -144,7 +144,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no clones, or no slot is left.
+    /// When the plan includes no clones, or no slot is free.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
@@ -157,7 +157,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no library, or no slot is left.
+    /// When the plan does not include the library, or no slot is free.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refused> {
         self.plan.library()?;
         if self.plan.voices.iter().any(|own| own == id) {
@@ -177,7 +177,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no professional clones, or no slot is left.
+    /// When the plan includes no professional clones, or no slot is free.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
         let limit = self.plan.professional_voices_max();
         if limit == 0 {
@@ -190,7 +190,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Removes a voice; false if there is none.
+    /// Removes a voice. Returns false if it does not exist.
     pub(super) fn remove_voice(&mut self, id: &str) -> bool {
         let before = self.plan.voices.len();
         self.plan.voices.retain(|voice| voice != id);
@@ -221,16 +221,16 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// When the plan does not include it.
     pub(super) fn format(&self, key: usize, format: Format) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.format(format)
     }
 
-    /// Checks whether it includes a model.
+    /// Checks whether the plan of the key's workspace includes a model.
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// When the plan does not include it.
     pub(super) fn model(&self, key: usize, model: Model) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
     }

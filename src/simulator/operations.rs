@@ -1,8 +1,8 @@
-//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment, the
-//! studio. A table lists for each what it requires and costs, and the kind of its response.
+//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment and
+//! the studio. A table lists the requirements, the cost and the response of each.
 //!
-//! Sources: the OpenAPI document (paths, parts, answers), the documentation and price lists of 2026
-//! (credits of a minute). The length of an upload is the simulator's own rule, see `job`.
+//! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
+//! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `job`.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -24,7 +24,7 @@ use super::speech::{streamed, whole};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Operation {
     method: &'static str,
-    /// Its path segments, of which `{}` is an identifier.
+    /// Its path segments; `{}` is an identifier.
     path: &'static str,
     pub(super) permission: &'static str,
     /// Required form parts.
@@ -43,7 +43,7 @@ enum Price {
     MusicMinute(u64),
 }
 
-/// The kind of response.
+/// The response of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Yields {
     /// Audio of the upload's length in another voice.
@@ -63,7 +63,7 @@ enum Yields {
     DubbedAudio,
 }
 
-/// The transfer of audio.
+/// How the audio is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Whole,
@@ -81,8 +81,8 @@ const fn operation(
     Operation { method, path, permission, parts, price, yields }
 }
 
-/// The table. Voices and cleaned audio cost 1,000 credits per minute (the documentation), the
-/// others the equivalent of the price lists in credits.
+/// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
+/// documentation); the costs of the others are converted from the price lists.
 #[rustfmt::skip] // a table, one operation to a line
 const OPERATIONS: &[Operation] = {
     use Flow::{Stream, Whole};
@@ -115,11 +115,11 @@ const OPERATIONS: &[Operation] = {
     ]
 };
 
-/// Maximum length of audio made from an upload.
+/// Maximum length of audio that is generated from an upload.
 const MAX_GENERATED_MS: u64 = 60_000;
 
 impl Operation {
-    /// The operation of a path, with the identifiers in it.
+    /// The operation of a path, and the identifiers in the path.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Operation {
         Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
     }
 
-    /// The cost of a request, as far as its body shows.
+    /// The cost of a request, derived from its body.
     pub(super) fn cost(&self, job: Job<'_>) -> u64 {
         match self.price {
             Price::Free => 0,
@@ -282,7 +282,7 @@ impl Flow {
     }
 }
 
-/// The key, if it has the permission: reading works in a workspace whose bill is unpaid.
+/// The key of a reading request. It must have the permission; an unpaid bill does not matter.
 fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
     let key = require_key(job.presented)?;
     job.world.state().accounts.permit(key, permission)?;
@@ -312,7 +312,7 @@ fn find(
 }
 
 fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
-    // A real dubbing goes on after the response; the simulator's work ends with it.
+    // A real dubbing takes longer than the request. Here the slot is released with the response.
     let (_, _slot) = job.world.admit(key, cost)?;
     let resource = Resource {
         kind,

@@ -1,4 +1,5 @@
-//! Free operations: reading the account, models, voices and the history, and creating voices.
+//! Executes free operations: reads the account, models, voices and the history, and adds and
+//! deletes voices.
 
 use serde_json::json;
 
@@ -12,12 +13,12 @@ use super::speech::spoken;
 use super::subscription;
 use super::world::Presented;
 
-/// Items of a page of the history when the query does not say (OpenAPI document).
+/// Items of a history page when the query sets none (OpenAPI document).
 const PAGE_ITEMS: usize = 100;
-/// The maximum of that parameter.
+/// The maximum of this parameter.
 const MAX_PAGE_ITEMS: usize = 1_000;
 
-/// Responds to a route that reads. Reading works in a workspace whose bill is unpaid.
+/// Responds to a reading route. An unpaid bill does not prevent reading.
 pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     if job.presented == Presented::Nothing {
         return anonymous(route);
@@ -122,9 +123,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     })
 }
 
-/// Without a key the provider responds wrongly on two routes, instead of refusing with 401 (captured
-/// answers of September 2026): the list of voices contains the public ones, and the list of models is
-/// refused with a 404 about a missing workspace.
+/// Responds to requests without a key. On two routes the provider does not refuse them with 401
+/// (captured responses of September 2026): the list of voices contains the public ones, and the
+/// list of models is refused with a 404 about a missing workspace.
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
     match route {
         Route::Voices => Ok(Answer::document(&json!({ "voices": models::voices(&[]) }))),
@@ -155,12 +156,12 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
     }
 }
 
-/// The value of a parameter of a query.
+/// The value of a query parameter.
 fn query_value(text: &str, parameter: &str) -> Option<String> {
     query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
-/// A new voice's identifier: as long as the provider's, and different in its last characters.
+/// Creates a voice identifier with the length of the provider's. Its last characters are random.
 fn new_voice_id() -> String {
     let id = trace_id();
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()

@@ -152,7 +152,7 @@ fn telephony_codes_are_those_of_the_standard() {
 }
 
 #[test]
-fn the_same_text_is_the_same_tune() {
+fn equal_texts_have_equal_tunes() {
     assert_eq!(whole(TEXT, Format::DEFAULT), whole(TEXT, Format::DEFAULT));
     assert_ne!(whole(TEXT, Format::DEFAULT), whole(&TEXT.replace("choir", "crowd"), Format::DEFAULT));
 }

@@ -25,7 +25,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
 }
 
 #[tokio::test]
-async fn a_large_response_is_cut_as_exactly() {
+async fn a_large_response_is_cut_at_the_exact_byte() {
     let sim = start_with("sk=10000").await;
     sim.script("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
     let text = "la ".repeat(1_000);
@@ -135,7 +135,7 @@ async fn an_error_can_be_huge_or_endless() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_stalled_request_is_not_charged_and_one_that_leaves_a_slow_head_is() {
+async fn a_client_that_disconnects_is_charged_only_after_the_execution() {
     let sim = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
         sim.script("sk", vec![fault]);
@@ -160,7 +160,7 @@ async fn a_client_that_leaves_a_stalled_request_is_not_charged_and_one_that_leav
 }
 
 #[tokio::test]
-async fn a_delayed_response_is_the_ordinary_one() {
+async fn a_delayed_response_equals_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     let whole = speech("hello").key("sk").to(&sim).await.body;
     sim.script("sk", vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }]);

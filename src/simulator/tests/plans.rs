@@ -113,7 +113,7 @@ async fn a_format_needs_its_plan_over_http_and_on_a_socket() {
 }
 
 #[tokio::test]
-async fn a_model_can_be_denied_and_is_listed_all_the_same() {
+async fn a_denied_model_is_still_listed() {
     let denied =
         WorkspacePlan { denied_models: vec!["eleven_v4".into()], ..WorkspacePlan::new("narrow", 100_000) };
     let sim = start(of(tiers(["pro"]), denied)).await;

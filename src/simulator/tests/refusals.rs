@@ -73,7 +73,7 @@ async fn a_wrong_missing_or_limited_key_is_refused() {
 }
 
 #[tokio::test]
-async fn without_a_key_models_are_refused_and_public_voices_are_listed() {
+async fn a_request_without_a_key_lists_public_voices_and_no_models() {
     let sim = start_with("sk=10").await;
     let message = "Workspace 1anonymous1 not found.";
     let expected = typed("not_found", "workspace_not_found", message, "workspace_not_found");

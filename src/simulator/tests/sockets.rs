@@ -192,7 +192,7 @@ async fn a_running_session_is_in_the_ledger() {
 }
 
 #[tokio::test]
-async fn the_ledger_records_what_a_client_offers_and_only_the_protocol_of_agents_is_accepted() {
+async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_accepted() {
     let sim = start_with("sk=100").await;
     let offered = [
         ("origin", "https://app.example"),

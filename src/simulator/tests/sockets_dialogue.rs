@@ -52,7 +52,7 @@ async fn lines_are_buffered_until_there_are_enough() {
 }
 
 #[tokio::test]
-async fn contexts_are_kept_apart() {
+async fn contexts_are_separate() {
     let sim = start_with("sk=1000").await;
     let mut client = connect(&sim, MULTI, "sk").await;
     for id in ["a", "b"] {

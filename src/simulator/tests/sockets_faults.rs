@@ -160,7 +160,7 @@ async fn a_session_can_send_another_message_or_stall() {
 }
 
 #[tokio::test]
-async fn a_delayed_session_is_the_ordinary_one() {
+async fn a_delayed_session_equals_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     for fault in ["stall=5ms", "slow_body=5ms", "slow_head=5ms", "pass"] {
         let mut client = echo(&sim, fault).await;
