@@ -180,6 +180,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> String {
         io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
         _ => "",
     };
-    let alternative = if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
+    let alternative =
+        if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
     format!("cannot listen on {address}: {error}. {reason}Choose another {alternative}.")
 }

@@ -164,7 +164,10 @@ impl RunningServer {
 
     /// Requests `path` and returns the body as text and as `T`. Keychoir responds with 503 when it
     /// is not ready; any status other than 200 and 503 is an error.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), ServerRequestError> {
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<(String, T), ServerRequestError> {
         let base = match &self.address {
             ServerAddress::Url(url) => url,
             // The host is ignored on a Unix socket.
@@ -174,8 +177,10 @@ impl RunningServer {
         if let Some(token) = &self.token {
             request = request.header("xi-api-key", token);
         }
-        let no_response =
-            |error: reqwest::Error| ServerRequestError::NoResponse { address: self.name(), reason: root_cause(&error) };
+        let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
+            address: self.name(),
+            reason: root_cause(&error),
+        };
         let not_keychoir = |reason: String| ServerRequestError::NotKeychoir { address: self.name(), reason };
         let response = request.send().await.map_err(no_response)?;
         match response.status().as_u16() {
@@ -216,7 +221,8 @@ fn root_cause(error: &reqwest::Error) -> String {
 }
 
 fn read_token(path: PathBuf) -> Result<String, ServerRequestError> {
-    let text = fs::read_to_string(&path).map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
+    let text = fs::read_to_string(&path)
+        .map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(ServerRequestError::NoToken(path));

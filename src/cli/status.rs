@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Deserialize;
 
-use super::server::{ServerRequestError, RunningServer, ServerOptions};
+use super::server::{RunningServer, ServerOptions, ServerRequestError};
 use super::table::{Alignment, Table, cut, short};
 use super::{failure, print, print_error, runtime};
 use crate::config::Config;

@@ -127,7 +127,8 @@ impl UpstreamConfig {
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
         let is_provider = BaseUrl::default().host() == self.base_url.host();
-        let default_urls: Vec<String> = REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
+        let default_urls: Vec<String> =
+            REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
         let urls = if self.region_base_urls.is_empty() { &default_urls } else { &self.region_base_urls };
         urls.iter().filter_map(|url| url.parse().ok()).collect()
     }

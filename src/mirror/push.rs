@@ -70,7 +70,9 @@ pub(super) async fn push<R: MirrorRow>(remote: &Remote, rows: &[R]) -> PushResul
         }
     }
     if pushed.sent.is_empty() {
-        let alone = early_refusals.into_iter().filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
+        let alone = early_refusals
+            .into_iter()
+            .filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
         pushed.refused.extend(alone);
     }
     // If none of several rows is accepted, the table is invalid, not the rows.

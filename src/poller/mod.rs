@@ -153,9 +153,10 @@ impl<C: Connect> QuotaPoller<C> {
                 // poll could not.
                 let deciding_poll_at =
                     Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
-                memory
-                    .due
-                    .insert(fingerprint, clock::instant() + deciding_poll_at.map_or(delay, |at| at.min(delay)));
+                memory.due.insert(
+                    fingerprint,
+                    clock::instant() + deciding_poll_at.map_or(delay, |at| at.min(delay)),
+                );
                 polled.push(fingerprint);
             }
         }
@@ -201,7 +202,8 @@ impl<C: Connect> QuotaPoller<C> {
         let name = key.api_key().short().as_str();
         for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
             let observation = client.quota_at(Some(region), key).await;
-            let is_accepted = matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
+            let is_accepted =
+                matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
             let Some(observation) = observation.filter(|_| is_accepted) else { continue };
             self.pool.record_region(key, region);
             let roster = self.pool.roster();

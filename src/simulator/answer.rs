@@ -95,14 +95,14 @@ impl Answer {
     }
 
     /// Sets the region of the response, unless a fault has set another one.
-    pub(super) fn from(&mut self, region: &str) {
+    pub(super) fn set_region(&mut self, region: &str) {
         if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
             set(&mut self.headers, REGION_HEADER, region);
         }
     }
 
     /// Creates the response of a fault. Invalid headers are omitted.
-    pub(super) fn exactly(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
+    pub(super) fn custom(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
         let content_type = match body.first() {
             None => "",
             Some(b'{' | b'[') => "application/json",
@@ -192,7 +192,7 @@ impl AnswerBody {
     }
 
     /// Keeps `slot` until the last piece is generated.
-    pub(super) fn holding(mut self, slot: Slot) -> Self {
+    pub(super) fn with_slot(mut self, slot: Slot) -> Self {
         self.slot = Some(slot);
         self.look_ahead();
         self

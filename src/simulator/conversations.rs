@@ -13,7 +13,7 @@ use super::job::{Job, require_key};
 use super::shape::Shape;
 
 /// Older conversations are dropped to bound the memory of a long test.
-const CONVERSATIONS_MAX: usize = 200;
+const MAX_CONVERSATIONS: usize = 200;
 
 /// The conversations of a workspace, oldest first.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub(super) struct Conversation {
 
 impl Conversations {
     pub(super) fn add(&mut self, conversation: Conversation) {
-        if self.0.len() == CONVERSATIONS_MAX {
+        if self.0.len() == MAX_CONVERSATIONS {
             self.0.pop_front();
         }
         self.0.push_back(conversation);

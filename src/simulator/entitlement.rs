@@ -43,7 +43,7 @@ impl WorkspacePlan {
     }
 
     /// Maximum custom voices.
-    pub(super) fn voices_max(&self) -> u64 {
+    pub(super) fn max_voices(&self) -> u64 {
         self.voice_limit.unwrap_or(match self.rank() {
             Tier::Free => 3,
             Tier::Starter => 10,
@@ -54,7 +54,7 @@ impl WorkspacePlan {
     }
 
     /// Maximum professional voices.
-    pub(super) fn professional_voices_max(&self) -> u64 {
+    pub(super) fn max_professional_voices(&self) -> u64 {
         match self.rank() {
             Tier::Free | Tier::Starter => 0,
             Tier::Creator | Tier::Pro => 1,
@@ -111,7 +111,7 @@ impl WorkspacePlan {
 
     /// Checks the number of characters against the limit of the model on this plan.
     fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
-        let limit = model.characters_max(self.rank() == Tier::Free);
+        let limit = model.max_characters(self.rank() == Tier::Free);
         if characters <= limit {
             return Ok(());
         }
@@ -167,7 +167,7 @@ impl Workspace {
     }
 
     fn add_voice(&mut self, id: &str) -> Result<(), Refused> {
-        self.has_slot(self.voice_slots_used(), self.plan.voices_max())?;
+        self.has_slot(self.voice_slots_used(), self.plan.max_voices())?;
         self.voice_edits += 1;
         self.plan.voices.push(id.to_owned());
         Ok(())
@@ -179,7 +179,7 @@ impl Workspace {
     ///
     /// When the plan includes no professional clones, or no slot is free.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
-        let limit = self.plan.professional_voices_max();
+        let limit = self.plan.max_professional_voices();
         if limit == 0 {
             return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }

@@ -18,7 +18,7 @@ use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::{FORMATS, Format};
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
-use super::speech::{characters_of, media_type, spoken, whole};
+use super::speech::{characters_of, media_type, speech_body, whole};
 use super::tokens::TokenScope;
 use super::world::{Presented, World};
 
@@ -155,7 +155,7 @@ impl Job<'_> {
         let cost = self.price(key, &request)?;
         let (admitted, slot) = self.world.admit(key, cost)?;
 
-        let body = spoken(&request.text, format, form).holding(slot);
+        let body = speech_body(&request.text, format, form).with_slot(slot);
         let generated = GeneratedAudio {
             voice_id: request.voices.join(","),
             voice_name,
@@ -249,7 +249,7 @@ impl Job<'_> {
         let mut answer = Answer::with(&trace_id(), format.content_type());
         set(&mut answer.headers, "character-cost", &cost.to_string());
         answer.charged = cost;
-        answer.body = whole(sound).holding(slot);
+        answer.body = whole(sound).with_slot(slot);
         Ok(answer)
     }
 
@@ -275,7 +275,7 @@ impl Job<'_> {
         let mut answer = Answer::document(&transcript(seconds));
         set(&mut answer.headers, "character-cost", &seconds.to_string());
         answer.charged = seconds;
-        answer.body = answer.body.holding(slot);
+        answer.body = answer.body.with_slot(slot);
         Ok(answer)
     }
 }
@@ -285,7 +285,7 @@ pub(super) fn require_key(presented: Presented) -> Result<usize, Shape> {
     match presented {
         Presented::Known(key) => Ok(key),
         Presented::Unknown => Err(Shape::InvalidKey),
-        Presented::Elsewhere => Err(fixed_refusal("wrong_host")),
+        Presented::OtherRegion => Err(fixed_refusal("wrong_host")),
         Presented::Nothing => Err(Shape::NeedsAuthorization),
     }
 }

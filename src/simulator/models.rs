@@ -11,9 +11,9 @@ pub(super) struct Model {
     /// Thousandths of a credit per character (`character_cost_multiplier`).
     pub(super) credits_per_mille: u64,
     /// Maximum characters of a request on a paid plan.
-    characters_max: u64,
+    max_characters: u64,
     /// Maximum characters of a request on the free plan.
-    characters_max_free: u64,
+    max_free_characters: u64,
 }
 
 /// The rates are those of the model list of 2026, the limits those of the documentation. The older
@@ -29,8 +29,8 @@ const MODELS: [Model; 8] = [
     model("eleven_turbo_v2", "Eleven Turbo v2", 500, 30_000),
 ];
 
-const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, characters_max: u64) -> Model {
-    Model { id, name, credits_per_mille, characters_max, characters_max_free: 2_500 }
+const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, max_characters: u64) -> Model {
+    Model { id, name, credits_per_mille, max_characters, max_free_characters: 2_500 }
 }
 
 impl Model {
@@ -45,8 +45,8 @@ impl Model {
     }
 
     /// Maximum characters of a text on a free or a paid plan.
-    pub(super) fn characters_max(self, is_free: bool) -> u64 {
-        if is_free { self.characters_max_free } else { self.characters_max }
+    pub(super) fn max_characters(self, is_free: bool) -> u64 {
+        if is_free { self.max_free_characters } else { self.max_characters }
     }
 
     /// `ModelResponseModel` of the OpenAPI document.
@@ -63,9 +63,9 @@ impl Model {
             "token_cost_factor": 1.0,
             "description": "A melody where the provider has a voice.",
             "requires_alpha_access": denied.iter().any(|denied| denied == self.id),
-            "max_characters_request_free_user": self.characters_max_free,
-            "max_characters_request_subscribed_user": self.characters_max,
-            "maximum_text_length_per_request": self.characters_max,
+            "max_characters_request_free_user": self.max_free_characters,
+            "max_characters_request_subscribed_user": self.max_characters,
+            "maximum_text_length_per_request": self.max_characters,
             "languages": [{ "language_id": "en", "name": "English" }, { "language_id": "de", "name": "German" }],
             "model_rates": {
                 "character_cost_multiplier": if self.credits_per_mille == 500 { 0.5 } else { 1.0 },

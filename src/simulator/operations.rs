@@ -202,20 +202,20 @@ impl Operation {
                     format,
                 };
                 let mut answer = job.generated(key, &admitted, generated, format.content_type());
-                answer.body = flow.body(sound(format)).holding(slot);
+                answer.body = flow.body(sound(format)).with_slot(slot);
                 Ok(answer)
             }
             Yields::Audio(flow) => {
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = charged(Answer::with(&trace_id(), "audio/mpeg"), cost);
-                answer.body = flow.body(sound(Format::DEFAULT)).holding(slot);
+                answer.body = flow.body(sound(Format::DEFAULT)).with_slot(slot);
                 Ok(answer)
             }
             Yields::Music(flow) => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = music::song(Answer::with(&trace_id(), format.content_type()), cost);
-                answer.body = flow.body(sound(format)).holding(slot);
+                answer.body = flow.body(sound(format)).with_slot(slot);
                 Ok(answer)
             }
             Yields::DetailedMusic => {
@@ -223,7 +223,7 @@ impl Operation {
                 let (_, slot) = job.world.admit(key, cost)?;
                 let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
                 let mut answer = music::song(Answer::with(&trace_id(), &kind), cost);
-                answer.body = music::detailed(&body, sound(format), format).holding(slot);
+                answer.body = music::detailed(&body, sound(format), format).with_slot(slot);
                 Ok(answer)
             }
             Yields::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
@@ -231,7 +231,7 @@ impl Operation {
                 let text = job.received.part("text").unwrap_or_default();
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = charged(Answer::document(&alignment(&text, duration_ms)), cost);
-                answer.body = answer.body.holding(slot);
+                answer.body = answer.body.with_slot(slot);
                 Ok(answer)
             }
             Yields::Added(kind) => add(job, key, kind, cost),

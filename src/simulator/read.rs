@@ -9,7 +9,7 @@ use super::job::{Job, require_key, string};
 use super::models;
 use super::route::{Form, Route, query};
 use super::shape::Shape;
-use super::speech::spoken;
+use super::speech::speech_body;
 use super::subscription;
 use super::world::Presented;
 
@@ -97,7 +97,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::HistoryAudio(id) => {
             let item = item(id)?;
             let mut answer = Answer::with(&trace_id(), item.format.content_type());
-            answer.body = spoken(&item.text, item.format, Form::Whole);
+            answer.body = speech_body(&item.text, item.format, Form::Whole);
             answer
         }
         Route::HistoryDeletion(id) => {

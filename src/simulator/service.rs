@@ -93,7 +93,7 @@ impl Service {
             pending.summary.path_and_query = "withheld".to_owned();
             self.refuse_violation(&parts, &found_violations)
         };
-        answer.from(self.world.region());
+        answer.set_region(self.world.region());
         pending.summary.status = Some(answer.status.as_u16());
         pending.summary.charged = answer.charged;
         Ok(answer.into_response())
@@ -103,7 +103,7 @@ impl Service {
         let key = match presented {
             Presented::Nothing => None,
             Presented::Unknown => Some("unknown".to_owned()),
-            Presented::Elsewhere => Some("elsewhere".to_owned()),
+            Presented::OtherRegion => Some("elsewhere".to_owned()),
             Presented::Known(key) => {
                 self.world.state().accounts.keys.get(key).map(|key| key.plan.key.clone())
             }
@@ -120,8 +120,8 @@ impl Service {
     /// Records and refuses a violation. The path is not recorded, because it may contain the
     /// forbidden text.
     fn refuse_violation(&self, parts: &Parts, found_violations: &[String]) -> Answer {
-        for what in found_violations {
-            self.world.record_violation(format!("{}: {what}", parts.method));
+        for violation in found_violations {
+            self.world.record_violation(format!("{}: {violation}", parts.method));
         }
         Answer::refusal(violation(&found_violations.join("; ")), &trace_id())
     }
@@ -184,7 +184,7 @@ impl Service {
             Fault::Refuse(shape) => refusal_of(&shape),
             Fault::Gzip(shape) => refusal_of(&shape).encoded(&[Encoding::Gzip]),
             Fault::Encoded { encodings, shape } => refusal_of(&shape).encoded(&encodings),
-            Fault::Answer { status, headers, body } => Answer::exactly(status, &headers, body),
+            Fault::Answer { status, headers, body } => Answer::custom(status, &headers, body),
             Fault::ServerError => refusal_of(&Shape::ServerError),
             Fault::HugeError => huge(refusal_of(&Shape::Quota)),
             Fault::EndlessError => endless(refusal_of(&Shape::Quota)),
@@ -230,19 +230,19 @@ impl Service {
     }
 
     fn finish_reading(&self, body: Incoming) {
-        // The task belongs to the group of connections, so that stopping the simulator also ends
-        // the task.
+        // The task belongs to the group of connections. When the simulator stops, it closes the
+        // connection, which ends the body and this task.
         self.tasks.spawn(drain(body));
     }
 }
 
 /// The numbers for a scripted refusal. They are consistent: exhausted credits have no remainder,
-/// and a limit is one that the request exceeds.
+/// and a concurrency limit is at least 1.
 pub(super) fn facts_of_fault(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();
     let mut facts = match presented {
         Presented::Known(key) => state.accounts.facts(key, needed),
-        Presented::Unknown | Presented::Elsewhere | Presented::Nothing => {
+        Presented::Unknown | Presented::OtherRegion | Presented::Nothing => {
             Facts { needed, ..Facts::default() }
         }
     };
@@ -260,7 +260,7 @@ pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
         Fault::EarlyRefuse(shape) => Some(answer(shape)),
         Fault::Gzip(shape) => Some(answer(shape).encoded(&[Encoding::Gzip])),
         Fault::Encoded { encodings, shape } => Some(answer(shape).encoded(encodings)),
-        Fault::Answer { status, headers, body } => Some(Answer::exactly(*status, headers, body.clone())),
+        Fault::Answer { status, headers, body } => Some(Answer::custom(*status, headers, body.clone())),
         Fault::HugeError => Some(huge(answer(&Shape::Quota))),
         Fault::EndlessError => Some(endless(answer(&Shape::Quota))),
         Fault::GarbledError => Some(garbled(answer(&Shape::Quota))),
@@ -321,7 +321,7 @@ fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     let key = match job.presented {
         Presented::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),
         Presented::Unknown => "unknown",
-        Presented::Elsewhere => "elsewhere",
+        Presented::OtherRegion => "elsewhere",
         Presented::Nothing => "",
     };
     let headers = parts.headers.iter().map(|(name, value)| {

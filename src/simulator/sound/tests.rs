@@ -20,7 +20,7 @@ fn whole(text: &str, format: Format) -> Vec<u8> {
     bytes
 }
 
-/// The output of an independent decoder: the rate and the samples.
+/// The output of an independent decoder: the sample rate and the samples.
 fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
     let stream = MediaSourceStream::new(Box::new(std::io::Cursor::new(mp3)), Default::default());
     let mut reader = symphonia::default::get_probe()
@@ -139,7 +139,7 @@ fn pieces_end_where_the_sound_ends() {
 
 #[test]
 fn telephony_codes_are_those_of_the_standard() {
-    // From the tables of G.711: silence, both extremes, and a step in the middle.
+    // Values of the G.711 tables: silence, both extremes, and a step between them.
     for (sample, mu, a) in [
         (0, 0xff, 0xd5),
         (i16::MAX, 0x80, 0xaa),

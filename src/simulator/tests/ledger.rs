@@ -101,7 +101,7 @@ async fn faults_can_be_set_from_another_process() {
     }
     assert_eq!(statuses, [503, 200, 401, 500, 200]);
 
-    // On a route, of one key or of all requests.
+    // Faults of a route, for one key or for all requests.
     let route = r#"{"key":"sk","route":"/v1/user","always":"server_error"}"#;
     assert_eq!(post_faults(route).await.status, 200);
     let for_all = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;

@@ -46,7 +46,8 @@ async fn lines_are_buffered_until_there_are_enough() {
         let (messages, _) = client.receive_all().await;
         let last = &messages[messages.len() - 2..];
         assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
-        // Fifty characters a piece: three for the whole, or three at once and one for the rest.
+        // A piece has fifty characters: the whole text has three pieces, or three and one for the
+        // rest.
         assert_eq!(messages.len() - 2, pieces, "{length}");
     }
 }
