@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{failure, wide_runtime};
+use super::{failure, multi_thread_runtime};
 use crate::app::{self, AppConfig, Running};
 use crate::config::{BaseUrl, Config};
 use crate::policy::key_state::KeyStatus;
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if let Err(error) = telemetry::start(view.format(), "info", Sink::new(view.log())) {
         return failure(&error);
     }
-    let result = wide_runtime()
+    let result = multi_thread_runtime()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run_demo(&view, arguments)));
     match result {

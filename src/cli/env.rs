@@ -170,10 +170,10 @@ fn openssl_variables(
 fn node_variables(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
     let current_file = variable(NODE).filter(|path| path != ca);
     // The bundle may contain the certificates of this file, or be this file.
-    let contains_it = |bundle: &&Bundle| {
+    let contains_current_file = |bundle: &&Bundle| {
         current_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
     };
-    if let Some(bundle) = bundle.filter(contains_it) {
+    if let Some(bundle) = bundle.filter(contains_current_file) {
         comment(lines, "https with Node: the same, because this named those authorities already.");
         return export(lines, NODE, &bundle.path.to_string_lossy());
     }

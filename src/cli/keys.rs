@@ -92,7 +92,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(known_keys) => (known_keys, ExitCode::SUCCESS),
         Err(error) => {
             print_error(&format_args!("keychoir: the state of the keys is unknown: {error}"));
-            (Vec::new(), code(&error))
+            (Vec::new(), exit_code(&error))
         }
     };
     print_keys(&list(&config, &known_keys), json, code)
@@ -135,7 +135,7 @@ impl ListedKey {
 }
 
 /// A missing database is reported with the exit code of success.
-fn code(error: &DatabaseError) -> ExitCode {
+fn exit_code(error: &DatabaseError) -> ExitCode {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => {
             ExitCode::SUCCESS

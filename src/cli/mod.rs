@@ -164,7 +164,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// Creates the multi-threaded runtime of a command that includes the simulator.
-fn wide_runtime() -> io::Result<tokio::runtime::Runtime> {
+fn multi_thread_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
 }
 

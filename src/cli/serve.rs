@@ -288,12 +288,12 @@ async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloa
     let drain_timeout = reloading.drain_timeout();
     notify::stopping(drain_timeout + running.max_end_duration() + END_MARGIN);
     info!(event = "server_ending", "Ending: requests under way may take up to {} s", drain_timeout.as_secs());
-    let mut is_hurried = false;
-    let hurry = async {
+    let mut is_aborted = false;
+    let abort_signal = async {
         signals.end().await;
-        is_hurried = true;
+        is_aborted = true;
     };
-    let Ended { drained, records_lost } = running.drain_unless(drain_timeout, hurry).await;
+    let Ended { drained, records_lost } = running.drain_unless(drain_timeout, abort_signal).await;
     match drained {
         Drained::Clean => info!(event = "server_ended", "Ended"),
         Drained::Cut => warn!(event = "server_ended", "Ended; requests that still ran were cut"),
@@ -305,5 +305,5 @@ async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloa
         );
         return ExitCode::from(EX_IOERR);
     }
-    if is_hurried { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if is_aborted { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

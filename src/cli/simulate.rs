@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{cannot_listen, failure, print, wide_runtime};
+use super::{cannot_listen, failure, multi_thread_runtime, print};
 use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
 
 #[derive(Debug, Args)]
@@ -78,7 +78,7 @@ fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    match wide_runtime() {
+    match multi_thread_runtime() {
         Ok(runtime) => runtime.block_on(simulate(arguments)),
         Err(error) => failure(&error),
     }

@@ -92,7 +92,7 @@ impl FromStr for BaseUrl {
         for (sign, part) in [('?', "a query"), ('#', "a fragment"), ('@', "a user name or password")] {
             if rest.contains(sign) {
                 return Err(WrongValue::new(format!("a base URL has no {}", part.trim_start_matches("a ")))
-                    .advise(format!("leave `{sign}` and what belongs to it away")));
+                    .advise(format!("remove the part with `{sign}`")));
             }
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -272,10 +272,10 @@ mod tests {
     fn a_url_part_that_could_be_a_credential_is_refused_and_not_shown() {
         check(
             "https://me:hunter2@host",
-            "! a base URL has no user name or password; leave `@` and what belongs to it away",
+            "! a base URL has no user name or password; remove the part with `@`",
         );
-        check("https://h/?hunter2", "! a base URL has no query; leave `?` and what belongs to it away");
-        check("https://h#hunter2", "! a base URL has no fragment; leave `#` and what belongs to it away");
+        check("https://h/?hunter2", "! a base URL has no query; remove the part with `?`");
+        check("https://h#hunter2", "! a base URL has no fragment; remove the part with `#`");
     }
 
     #[test]

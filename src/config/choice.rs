@@ -40,7 +40,7 @@ impl FromStr for StrategyChoice {
             Some(strategy) => Ok(Self(strategy)),
             None => {
                 let wrong =
-                    no_such_word("strategy", text, &STRATEGIES.each_ref().map(|strategy| strategy.name));
+                    unknown_word("strategy", text, &STRATEGIES.each_ref().map(|strategy| strategy.name));
                 Err(wrong.suggest(renamed::strategy(text)))
             }
         }
@@ -83,7 +83,7 @@ macro_rules! words {
                 if let Some((_, choice)) = Self::ALL.iter().find(|(word, _)| *word == text) {
                     return Ok(*choice);
                 }
-                Err(no_such_word($noun, text, &Self::ALL.map(|(word, _)| word)))
+                Err(unknown_word($noun, text, &Self::ALL.map(|(word, _)| word)))
             }
         }
     };
@@ -91,7 +91,7 @@ macro_rules! words {
 
 words!(LogFormat, "log format");
 
-fn no_such_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
+fn unknown_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
     let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     WrongValue::new(format!("there is no {noun} {}", shown(text)))
         .advise(format!("there is {}", listed.join(", ")))

@@ -53,9 +53,11 @@ pub(super) fn read(
         let fields = ["token_sha256", "token_file", "token"];
         let Some((field, text, span)) = entry.one_of(&fields, problems) else { continue };
         let token = match field {
-            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
-            "token_file" => secret_file(sources, folders, text).and_then(|text| plain_token(text.trim())),
-            _ => plain_token(text),
+            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint(text)),
+            "token_file" => {
+                secret_file(sources, folders, text).and_then(|text| token_fingerprint(text.trim()))
+            }
+            _ => token_fingerprint(text),
         };
         let token = match token {
             Ok(token) => token,
@@ -101,7 +103,7 @@ fn check_client_name(name: &str) -> Result<(), WrongValue> {
 }
 
 /// Hashes a token, which must be valid in a header.
-fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
+fn token_fingerprint(text: &str) -> Result<TokenFingerprint, WrongValue> {
     if text.is_empty() {
         return Err(WrongValue::new("the token is empty"));
     }
@@ -116,7 +118,7 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
 
 /// The error for an invalid fingerprint. It contains only the length, because the text may be the
 /// token.
-fn no_fingerprint(text: &str) -> WrongValue {
+fn invalid_fingerprint(text: &str) -> WrongValue {
     let message = match text.chars().count() {
         64 => "this has other characters than hexadecimal digits".to_owned(),
         count => format!("this has {count} characters, a SHA-256 has 64"),

@@ -62,13 +62,13 @@ impl<'a> Document<'a> {
     }
 
     /// Whether the whole file was parsed. Only then is an absent entry really missing.
-    pub(super) fn is_sound(&self) -> bool {
+    pub(super) fn is_fully_parsed(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
     /// Whether a problem is in a line that a syntax error affects. The syntax error may have caused
     /// the problem.
-    pub(super) fn is_guess(&self, problem: &Problem) -> bool {
+    pub(super) fn is_affected_by_syntax_error(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
@@ -170,7 +170,7 @@ impl<'a> Document<'a> {
 
 impl<'a> TableEntry<'a> {
     /// Whether the entry contains a key or a token, not only a file name or a hash.
-    pub(super) fn holds_secrets(&self) -> bool {
+    pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token"].iter().any(|name| self.table.contains_key(*name))
     }
 
@@ -229,7 +229,7 @@ impl<'a> TableEntry<'a> {
         problems: &mut Vec<Problem>,
     ) -> Vec<String> {
         let read = |raw: Raw<'_>| match value::texts(raw)?[..] {
-            [] => Err(WrongValue::new("this list is empty").advise("remove it, or name what it should list")),
+            [] => Err(WrongValue::new("this list is empty").advise("remove it, or add a value")),
             ref texts => texts.iter().map(|text| parse_text(text)).collect(),
         };
         self.read(name, problems, read).unwrap_or_default()
@@ -258,7 +258,7 @@ impl<'a> TableEntry<'a> {
             names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
         match present.as_slice() {
             // After a syntax error the field may exist without having been parsed.
-            [] if !self.document.is_sound() => None,
+            [] if !self.document.is_fully_parsed() => None,
             [] => {
                 problems.push(self.span.problem(WrongValue::new(format!("this entry has no {listed}"))));
                 None

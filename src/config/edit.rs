@@ -70,7 +70,7 @@ pub struct NewClient {
     pub keys: Vec<String>,
     /// Names of the workspaces that serve it.
     pub workspaces: Vec<String>,
-    /// Whether it may bring a key of its own.
+    /// Whether it may send its own key of the provider.
     pub may_bring_key: bool,
 }
 

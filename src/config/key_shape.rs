@@ -68,7 +68,7 @@ impl InvalidKey {
 /// Checks whether the single word `text` can be a key.
 pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey> {
     const SHORT_FORM: &str =
-        "a short form cannot be made whole again: copy the key from where it was created";
+        "a short form is only a part of a key: copy the whole key from where it was created";
     const PLACEHOLDER: &str = "write a key that ElevenLabs has made: elevenlabs.io, Developers, API keys";
     let lower = text.to_lowercase();
     let is_surrounding_word = SURROUNDING_WORDS.contains(&lower.trim_end_matches(':'));
@@ -88,9 +88,9 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey>
     }
     if let Some(character) = text.chars().find(|character| !is_in_keys(*character)) {
         let message = if character.is_ascii_graphic() || character.is_alphabetic() {
-            format!("has a `{character}` in it, which no key has")
+            format!("contains the invalid character `{character}`")
         } else {
-            "has a character in it that cannot be seen or that no key has".to_owned()
+            "contains an invalid or invisible character".to_owned()
         };
         let advice = match character {
             '/' | '~' => Some("to read keys from a file, set ELEVENLABS_API_KEYS_FILE to its path"),
@@ -135,7 +135,7 @@ pub(super) fn looks_like_a_key(text: &str) -> bool {
 }
 
 /// Whether the text has one of the observed key formats of ElevenLabs.
-pub(super) fn is_known_shape(text: &str) -> bool {
+pub(super) fn is_known_format(text: &str) -> bool {
     is_old_key(text) || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
@@ -196,7 +196,7 @@ mod tests {
             ("sk_a#main", "`#`"),
             ("/run/secrets/keys", "`/`"),
             ("sk_\u{e9}", "`\u{e9}`"),
-            ("sk_a\u{1}", "cannot be seen"),
+            ("sk_a\u{1}", "invalid or invisible"),
             ("sk_a|sk_b", "`|`"),
         ] {
             check_refused(text, character);
@@ -245,9 +245,9 @@ mod tests {
     #[test]
     fn the_key_formats_of_elevenlabs_are_known() {
         let (old, new) = ("0123456789abcdef".repeat(2), format!("sk_{}", "0123456789abcdef".repeat(3)));
-        assert!(is_known_shape(&old) && is_known_shape(&new));
+        assert!(is_known_format(&old) && is_known_format(&new));
         for text in [&old[1..], &new[..50], "sk_", &new.replace('f', "g")] {
-            assert!(!is_known_shape(text), "{text}");
+            assert!(!is_known_format(text), "{text}");
         }
     }
 

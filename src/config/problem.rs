@@ -227,7 +227,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A message about a corrected or unusual setting. Keychoir starts all the same.
+/// A message about a corrected or unusual setting, which does not prevent a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,

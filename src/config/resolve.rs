@@ -74,7 +74,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     );
 
     // A setting counts as missing only if the whole file was parsed.
-    let is_complete = named_file.is_none() || document.as_ref().is_some_and(Document::is_sound);
+    let is_complete = named_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
     if is_complete {
         draft.check_keys(overrides.keys, sources);
         draft.check_exposure(!contents.clients.is_empty());
@@ -88,9 +88,9 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_loop();
     draft.find_supabase(sources, folders);
     if let Some(document) = &document {
-        draft.problems.retain(|problem| !document.is_guess(problem));
+        draft.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
-    let file_holds_secrets = contents.keys.iter().chain(&contents.clients).any(TableEntry::holds_secrets);
+    let file_holds_secrets = contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets);
     draft.finish(path, file_holds_secrets)
 }
 

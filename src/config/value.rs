@@ -133,7 +133,7 @@ impl Notation {
             Raw::Toml(DeValue::String(text)) => text,
             Raw::Toml(DeValue::Integer(integer)) => {
                 let number = parse_integer(integer).map_err(WrongValue::new)?;
-                return Err(self.no_unit(number, raw));
+                return Err(self.missing_unit(number, raw));
             }
             Raw::Toml(DeValue::Float(_)) => {
                 return Err(WrongValue::new(format!("a {noun} has a unit and no fraction")));
@@ -142,7 +142,7 @@ impl Notation {
         };
         let wrong = match (self.parse)(text) {
             Ok(number) => return Ok(number),
-            Err(QuantityError::NoUnit(number)) => return Err(self.no_unit(number, raw)),
+            Err(QuantityError::NoUnit(number)) => return Err(self.missing_unit(number, raw)),
             Err(QuantityError::Negative) => return Err(WrongValue::new(format!("the {noun} is negative"))),
             Err(QuantityError::TooLarge) => return Err(WrongValue::new(format!("the {noun} is too large"))),
             Err(QuantityError::Fraction(exact)) => {
@@ -165,7 +165,7 @@ impl Notation {
     }
 
     /// The error for a number without a unit. It suggests the same number with the probable unit.
-    fn no_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
+    fn missing_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
         let (unit, factor) = self.default_unit;
         let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
         match number.checked_mul(factor) {

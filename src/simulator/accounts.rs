@@ -66,7 +66,7 @@ impl From<Shape> for Refused {
 
 impl Refused {
     /// Creates the refusal `shape` about the object `subject`.
-    pub(super) fn naming(shape: Shape, subject: impl Into<String>) -> Self {
+    pub(super) fn with_subject(shape: Shape, subject: impl Into<String>) -> Self {
         Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
     }
 }
@@ -270,7 +270,7 @@ impl Accounts {
             (Some((_, false)), Some(_)) => None,
             (Some((_, false)), None) => return Err(Shape::NeedsAuthorization.into()),
         };
-        payer.ok_or_else(|| Refused::naming(Shape::AgentNotFound, agent))
+        payer.ok_or_else(|| Refused::with_subject(Shape::AgentNotFound, agent))
     }
 
     pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {

@@ -61,13 +61,13 @@ pub(super) fn trace_id() -> String {
 impl Answer {
     /// Creates a response of 200 with a JSON document.
     pub(super) fn document(document: &Value) -> Self {
-        let mut answer = Self::with(&trace_id(), "application/json");
+        let mut answer = Self::empty(&trace_id(), "application/json");
         answer.body = AnswerBody::whole(document.to_string().into());
         answer
     }
 
     /// Creates a response of 200 with an empty body and the common headers.
-    pub(super) fn with(trace_id: &str, content_type: &str) -> Self {
+    pub(super) fn empty(trace_id: &str, content_type: &str) -> Self {
         let mut headers = common_headers(trace_id);
         set(&mut headers, "content-type", content_type);
         Self { status: StatusCode::OK, headers, body: AnswerBody::whole(Bytes::new()), charged: 0 }
@@ -75,7 +75,7 @@ impl Answer {
 
     /// Creates a refusal. Its `request_id` is `trace_id`.
     pub(super) fn refusal(refusal: Refusal, trace_id: &str) -> Self {
-        let mut answer = Self::with(trace_id, "application/json");
+        let mut answer = Self::empty(trace_id, "application/json");
         answer.status = refusal.status;
         for (name, value) in refusal.headers {
             set(&mut answer.headers, name, &value);
@@ -109,7 +109,7 @@ impl Answer {
             Some(b'<') => "text/html",
             Some(_) => "text/plain",
         };
-        let mut answer = Self::with(&trace_id(), content_type);
+        let mut answer = Self::empty(&trace_id(), content_type);
         answer.status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if body.is_empty() {
             answer.headers.remove("content-type");

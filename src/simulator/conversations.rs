@@ -54,7 +54,7 @@ pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
     state.accounts.permit(key, "convai_read")?;
     let conversation =
         state.accounts.workspace_mut(key).and_then(|workspace| workspace.conversations.find(id));
-    let conversation = conversation.ok_or_else(|| Refused::naming(Shape::ConversationNotFound, id))?;
+    let conversation = conversation.ok_or_else(|| Refused::with_subject(Shape::ConversationNotFound, id))?;
     Ok(Answer::document(&conversation.document()))
 }
 

@@ -45,7 +45,7 @@ fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
     state.accounts.permit(key, "convai_write")?;
     // A key grants access to agents of its own workspace only.
     if state.accounts.agent_payer(&agent, Some(key))? != key {
-        return Err(Refused::naming(Shape::AgentNotFound, agent));
+        return Err(Refused::with_subject(Shape::AgentNotFound, agent));
     }
     let token = format!("{kind}_{}", trace_id());
     state.tokens.add(&token, TokenScope::Agent(agent.clone()), key, clock::now());

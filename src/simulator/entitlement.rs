@@ -67,7 +67,7 @@ impl WorkspacePlan {
     }
 
     /// The refusal in the wording of this workspace, which may be an older one.
-    fn worded(&self, names: [&'static str; 3]) -> Shape {
+    fn in_plan_wording(&self, names: [&'static str; 3]) -> Shape {
         let [current, old_400, old_402] = names;
         fixed_refusal(match self.wording {
             PlanWording::Current => current,
@@ -85,7 +85,7 @@ impl WorkspacePlan {
         if self.rank() > Tier::Free {
             return Ok(());
         }
-        Err(self.worded(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
+        Err(self.in_plan_wording(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
     }
 
     fn format(&self, format: Format) -> Result<(), Refused> {
@@ -148,7 +148,7 @@ impl Workspace {
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
-            return Err(self.plan.worded(names).into());
+            return Err(self.plan.in_plan_wording(names).into());
         }
         self.add_voice(id)
     }
@@ -211,7 +211,7 @@ impl Accounts {
             return Ok(name);
         }
         if !self.library.iter().any(|voice| voice == id) {
-            return Err(Refused::naming(Shape::VoiceNotFound, id));
+            return Err(Refused::with_subject(Shape::VoiceNotFound, id));
         }
         workspace.plan.library()?;
         Ok("Library voice".to_owned())

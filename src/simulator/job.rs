@@ -83,7 +83,7 @@ impl Job<'_> {
             let known: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
             let message =
                 format!("Output format '{name}' is not supported. Supported formats: {}.", known.join(", "));
-            Refused::naming(Shape::InvalidOutputFormat, message)
+            Refused::with_subject(Shape::InvalidOutputFormat, message)
         })?;
         self.world.state().accounts.format(key, format)?;
         Ok(format)
@@ -191,7 +191,7 @@ impl Job<'_> {
             used_before: admitted.used_before,
             used_after: admitted.used_before + admitted.cost,
         };
-        let mut answer = Answer::with(&trace_id, media_type);
+        let mut answer = Answer::empty(&trace_id, media_type);
         set(&mut answer.headers, "request-id", &item.request_id);
         set(&mut answer.headers, "history-item-id", &item.id);
         speech_headers(&mut answer, admitted);
@@ -215,14 +215,14 @@ impl Job<'_> {
             state.accounts.workspace(key).is_some_and(|workspace| workspace.history.has_request(id))
         };
         match request.continued_requests.iter().find(|id| !has(id)) {
-            Some(unknown) => Err(Refused::naming(Shape::UnknownRequest, unknown)),
+            Some(unknown) => Err(Refused::with_subject(Shape::UnknownRequest, unknown)),
             None => Ok(()),
         }
     }
 
     fn price(&self, key: usize, request: &SpeechRequest) -> Result<u64, Refused> {
         let model = Model::find(&request.model)
-            .ok_or_else(|| Refused::naming(Shape::ModelNotFound, &request.model))?;
+            .ok_or_else(|| Refused::with_subject(Shape::ModelNotFound, &request.model))?;
         let state = self.world.state();
         state.accounts.model(key, model)?;
         if request.text.is_empty() {
@@ -246,7 +246,7 @@ impl Job<'_> {
             requested_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
         let (_, slot) = self.world.admit(key, cost)?;
         let sound = Sound::of(Melody::lasting(&text, requested_ms.unwrap_or(EFFECT_AUTO_MS)), format);
-        let mut answer = Answer::with(&trace_id(), format.content_type());
+        let mut answer = Answer::empty(&trace_id(), format.content_type());
         set(&mut answer.headers, "character-cost", &cost.to_string());
         answer.charged = cost;
         answer.body = whole(sound).with_slot(slot);

@@ -63,7 +63,7 @@ enum Yields {
     DubbedAudio,
 }
 
-/// How the audio is sent.
+/// The transfer of the audio in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Whole,
@@ -207,14 +207,14 @@ impl Operation {
             }
             Yields::Audio(flow) => {
                 let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = charged(Answer::with(&trace_id(), "audio/mpeg"), cost);
+                let mut answer = charged(Answer::empty(&trace_id(), "audio/mpeg"), cost);
                 answer.body = flow.body(sound(Format::DEFAULT)).with_slot(slot);
                 Ok(answer)
             }
             Yields::Music(flow) => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = music::song(Answer::with(&trace_id(), format.content_type()), cost);
+                let mut answer = music::song(Answer::empty(&trace_id(), format.content_type()), cost);
                 answer.body = flow.body(sound(format)).with_slot(slot);
                 Ok(answer)
             }
@@ -222,7 +222,7 @@ impl Operation {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
                 let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
-                let mut answer = music::song(Answer::with(&trace_id(), &kind), cost);
+                let mut answer = music::song(Answer::empty(&trace_id(), &kind), cost);
                 answer.body = music::detailed(&body, sound(format), format).with_slot(slot);
                 Ok(answer)
             }
@@ -251,12 +251,12 @@ impl Operation {
             Yields::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
                 let language = ids.get(1).map_or("", String::as_str);
                 if dubbing.language != language {
-                    return Err(Refused::naming(fixed_refusal("dubbing_language_not_found"), language));
+                    return Err(Refused::with_subject(fixed_refusal("dubbing_language_not_found"), language));
                 }
                 if !dubbing.is_dubbed() {
                     return Err(fixed_refusal("dubbing_not_dubbed").into());
                 }
-                let mut answer = Answer::with(&trace_id(), "audio/mpeg");
+                let mut answer = Answer::empty(&trace_id(), "audio/mpeg");
                 let ms = dubbing.seconds.saturating_mul(1_000).min(MAX_GENERATED_MS);
                 answer.body = whole(Sound::of(Melody::lasting(language, ms), Format::DEFAULT));
                 Ok(answer)
@@ -290,7 +290,7 @@ fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
 }
 
 fn not_found(kind: Kind, id: &str) -> Refused {
-    Refused::naming(
+    Refused::with_subject(
         fixed_refusal(match kind {
             Kind::Dubbing => "dubbing_not_found",
             Kind::Project => "project_not_found",

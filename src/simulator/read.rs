@@ -33,7 +33,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     let own = workspace.plan.voices.as_slice();
     let item = |id: &str| {
         let item = workspace.history.find(id);
-        item.ok_or_else(|| Refused::naming(Shape::HistoryItemNotFound, id))
+        item.ok_or_else(|| Refused::with_subject(Shape::HistoryItemNotFound, id))
     };
     Ok(match route {
         Route::User => Answer::document(&subscription::user(owner, workspace)),
@@ -43,7 +43,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::VoicesV2 => Answer::document(&voices_v2(own, &workspace.plan.name, job.query)?),
         Route::Voice(id) => {
             let voice = models::voice_document(id, own);
-            Answer::document(&voice.ok_or_else(|| Refused::naming(Shape::VoiceNotFound, id))?)
+            Answer::document(&voice.ok_or_else(|| Refused::with_subject(Shape::VoiceNotFound, id))?)
         }
         Route::VoiceAddition => {
             if !job.received.has_part("name") {
@@ -67,7 +67,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::LibraryVoiceAddition(id) => {
             string(&job.object()?, "new_name")?.ok_or(Shape::FieldMissing("new_name".into()))?;
             if !state.accounts.library.contains(id) {
-                return Err(Refused::naming(Shape::VoiceNotFound, id));
+                return Err(Refused::with_subject(Shape::VoiceNotFound, id));
             }
             state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.add_copy(id)?;
             Answer::document(&json!({ "voice_id": id }))
@@ -77,7 +77,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.remove_voice(id));
             if !is_removed {
-                return Err(Refused::naming(Shape::VoiceNotFound, id));
+                return Err(Refused::with_subject(Shape::VoiceNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }
@@ -96,7 +96,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::HistoryItem(id) => Answer::document(&item(id)?.document()),
         Route::HistoryAudio(id) => {
             let item = item(id)?;
-            let mut answer = Answer::with(&trace_id(), item.format.content_type());
+            let mut answer = Answer::empty(&trace_id(), item.format.content_type());
             answer.body = speech_body(&item.text, item.format, Form::Whole);
             answer
         }
@@ -104,7 +104,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.history.delete(id));
             if !is_removed {
-                return Err(Refused::naming(Shape::HistoryItemNotFound, id));
+                return Err(Refused::with_subject(Shape::HistoryItemNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }

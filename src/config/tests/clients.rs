@@ -97,7 +97,7 @@ fn an_invalid_rule_is_never_ignored() {
 /etc/k.toml:6:9: this list is empty
   6 | paths = ***
     |         ^^
-    = remove it, or name what it should list
+    = remove it, or add a value
 /etc/k.toml:7:8: the pool has no key of the name `first`
   7 | keys = ***
     |        ^^^

@@ -10,7 +10,7 @@ use crate::config::{Config, setting};
 const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
 
 /// Uncomments the settings of the reference file: a setting is `#name`, prose is `# text`.
-fn reference_in_force() -> String {
+fn uncommented_reference() -> String {
     let is_setting = |line: &&str| {
         line.strip_prefix('#')
             .is_some_and(|rest| rest.starts_with(|character: char| character.is_ascii_lowercase()))
@@ -24,7 +24,7 @@ fn reference_in_force() -> String {
 #[test]
 fn the_reference_file_loads_and_changes_nothing() {
     let untouched = FakeMachine::fresh().toml(REFERENCE).resolve().unwrap();
-    let in_force = reference_in_force();
+    let in_force = uncommented_reference();
     let in_force = FakeMachine::fresh().toml(&in_force).resolve().unwrap();
     assert!(untouched.warnings.is_empty() && in_force.warnings.is_empty());
     let (mut untouched, mut in_force, mut default) =
@@ -37,7 +37,7 @@ fn the_reference_file_loads_and_changes_nothing() {
 
 #[test]
 fn the_reference_file_has_every_setting_and_nothing_else() {
-    let text = reference_in_force();
+    let text = uncommented_reference();
     let root = toml::de::DeTable::parse(&text).unwrap().into_inner();
     let mut paths = Vec::new();
     for (section, table) in &root {

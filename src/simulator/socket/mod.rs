@@ -183,7 +183,7 @@ fn ended(answer: Answer, pending: &mut PendingRequest) -> Response<AnswerBody> {
 /// The refusal of a handshake at a wrong path or with an unsupported model. It has no body
 /// (captured, 2026).
 fn forbidden() -> Answer {
-    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
     answer.status = StatusCode::FORBIDDEN;
     answer
 }
@@ -192,7 +192,7 @@ fn forbidden() -> Answer {
 fn malformed(parts: &Parts) -> Option<Answer> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {
-        let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+        let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
         answer.status = StatusCode::UPGRADE_REQUIRED;
         set(&mut answer.headers, "sec-websocket-version", "13");
         return Some(answer);
@@ -201,13 +201,13 @@ fn malformed(parts: &Parts) -> Option<Answer> {
     if is_upgrade && parts.headers.contains_key("sec-websocket-key") {
         return None;
     }
-    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
     answer.status = StatusCode::BAD_REQUEST;
     Some(answer)
 }
 
 fn switching_protocols(parts: &Parts) -> Answer {
-    let mut answer = Answer::with(&trace_id(), "");
+    let mut answer = Answer::empty(&trace_id(), "");
     answer.headers = HeaderMap::new();
     answer.status = StatusCode::SWITCHING_PROTOCOLS;
     let key = parts.headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));

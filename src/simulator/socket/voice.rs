@@ -49,12 +49,12 @@ impl Voice {
     ///
     /// When the model or the format does not exist, or the plan does not include it.
     pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> OrRefused<Self> {
-        let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
+        let model = Model::find(model).ok_or_else(|| Refused::with_subject(Shape::ModelNotFound, model))?;
         let format = match query_value(text, "output_format") {
             None => Format::DEFAULT,
             Some(name) => Format::named(&name).ok_or_else(|| {
                 let message = format!("Output format '{name}' is not supported.");
-                Refused::naming(Shape::InvalidOutputFormat, message)
+                Refused::with_subject(Shape::InvalidOutputFormat, message)
             })?,
         };
         let state = world.state();

@@ -1,3 +1,6 @@
+//! Tests of the generated audio. An independent decoder decodes MP3; samples are compared with the
+//! tables of the standard.
+
 use symphonia::core::codecs::audio::AudioDecoderOptions;
 use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::Hint;

@@ -1,3 +1,5 @@
+//! Tests of scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
+
 use std::io::Read;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

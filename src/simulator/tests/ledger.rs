@@ -1,3 +1,5 @@
+//! Tests of the ledger, of violations, and of the endpoints for tests in another process.
+
 use super::*;
 use crate::simulator::{Ledger, PlanError};
 

@@ -1,3 +1,5 @@
+//! Tests of the refusals over HTTP: their order, and their exact status and body.
+
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
 

@@ -1,3 +1,5 @@
+//! Tests of the common operations: audio, cost, headers, the history and the subscription.
+
 use super::*;
 use crate::policy::units::UnixMs;
 use crate::simulator::{KeyPlan, WorkspacePlan};

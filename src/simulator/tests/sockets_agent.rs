@@ -1,3 +1,5 @@
+//! Tests of conversations with agents: the payer, the cost, signed URLs and the queue of callers.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, Shape, SocketSummary, WorkspacePlan};

@@ -1,3 +1,5 @@
+//! Tests of dialogue sessions: turns, buffered lines, contexts and refusals.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{Fault, Shape};

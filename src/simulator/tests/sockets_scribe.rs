@@ -1,3 +1,5 @@
+//! Tests of transcription sessions: transcripts, commits, cost and slots.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};

@@ -1,3 +1,5 @@
+//! Tests of speech sessions: buffered text, cost, contexts, timeouts and slots.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{Fault, KeyPlan, WorkspacePlan};
