@@ -54,7 +54,7 @@ fn main() {
         }
         bytes
     });
-    telemetry::start(form, "info", Sink::gathered(writer, form).unwrap()).unwrap();
+    telemetry::start(form, "info", Sink::queued(writer, form).unwrap()).unwrap();
 
     // The thread has its name after its first write.
     info!(event = "begin", "begin");

@@ -171,8 +171,8 @@ impl Bench {
     /// One request's use of the pool, from the roster to the release.
     fn serve(&self) {
         let roster = self.pool.roster();
-        let Reserved { mut lease, news } = reserved(&self.pool, &roster, &self.ask).unwrap();
-        black_box(news);
+        let Reserved { mut lease, transitions } = reserved(&self.pool, &roster, &self.ask).unwrap();
+        black_box(transitions);
         black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
     }
 

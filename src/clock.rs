@@ -16,9 +16,9 @@ use crate::policy::wall_clock::correction;
 #[must_use]
 pub fn now() -> UnixMs {
     static SCALE: LazyLock<Scale> = LazyLock::new(Scale::anchored);
-    let moment = instant();
-    SCALE.follow(moment);
-    SCALE.at(SCALE.elapsed(moment))
+    let time = instant();
+    SCALE.follow(time);
+    SCALE.at(SCALE.elapsed(time))
 }
 
 /// The monotonic clock, for measurements: time to first byte, totals, deadlines. It is the clock of the
@@ -29,10 +29,10 @@ pub fn instant() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// How long ago `moment` was.
+/// How long ago `time` was.
 #[must_use]
-pub fn since(moment: Instant) -> Duration {
-    instant().saturating_duration_since(moment)
+pub fn since(time: Instant) -> Duration {
+    instant().saturating_duration_since(time)
 }
 
 /// Microseconds from one comparison with the wall clock to the next.
@@ -70,11 +70,11 @@ impl Scale {
         }
     }
 
-    /// Microseconds from the anchor to `moment`; negative before it, which virtual time can be.
-    fn elapsed(&self, moment: Instant) -> i64 {
-        match moment.checked_duration_since(self.anchor) {
+    /// Microseconds from the anchor to `time`; negative before it, which virtual time can be.
+    fn elapsed(&self, time: Instant) -> i64 {
+        match time.checked_duration_since(self.anchor) {
             Some(after) => micros(after),
-            None => -micros(self.anchor.saturating_duration_since(moment)),
+            None => -micros(self.anchor.saturating_duration_since(time)),
         }
     }
 
@@ -85,20 +85,20 @@ impl Scale {
         UnixMs(u64::try_from(time / 1_000).unwrap_or_default())
     }
 
-    /// Compares with the wall clock, when that is due at `moment`.
+    /// Compares with the wall clock, when that is due at `time`.
     #[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
-    fn follow(&self, moment: Instant) {
+    fn follow(&self, time: Instant) {
         let compared = self.compared.load(Ordering::Relaxed);
-        if self.elapsed(moment).saturating_sub(compared) < COMPARE_EVERY {
+        if self.elapsed(time).saturating_sub(compared) < COMPARE_EVERY {
             return;
         }
         let before = Instant::now();
-        let (moment, wall) = (instant(), wall());
+        let (time, wall) = (instant(), wall());
         let after = Instant::now();
         // A runtime with virtual time must not follow the wall clock.
-        let is_real = (before..=after).contains(&moment);
+        let is_real = (before..=after).contains(&time);
         if is_real && after.saturating_duration_since(before) <= COMPARE_MAX {
-            self.correct(compared, self.elapsed(moment), wall);
+            self.correct(compared, self.elapsed(time), wall);
         }
     }
 
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_forward_is_taken_over_at_once() {
+    fn a_step_forward_is_followed_at_once() {
         for step in [0, 5_000, SECOND, HOUR, 24 * HOUR] {
             assert_eq!(shown(step, 2), [SECOND + step, 2 * SECOND + step]);
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stands_still_instead_of_going_back() {
+    fn the_clock_stands_still_instead_of_going_back() {
         let scale = Scale::new(instant(), BEGAN);
         let before = scale.at(SECOND - 1);
         scale.correct(0, SECOND, BEGAN - HOUR);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_corrects() {
+    fn one_thread_corrects_the_clock() {
         let scale = Scale::new(instant(), BEGAN);
         scale.correct(0, SECOND, BEGAN + SECOND + HOUR);
         scale.correct(0, SECOND, BEGAN + SECOND + 2 * HOUR);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_wall_clock() {
+    fn the_clock_follows_the_wall_clock() {
         let (before, shown, after) = (wall(), now(), wall());
         // Allows for the comparison of each second, and for the time that the system takes to run this.
         let span = (before / 1_000 - 1_000)..=(after / 1_000 + 1_000);
@@ -195,12 +195,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn virtual_time_moves_it() {
+    async fn virtual_time_moves_the_clock() {
         let scale = Scale::anchored();
         let read = || {
-            let moment = instant();
-            scale.follow(moment);
-            scale.at(scale.elapsed(moment))
+            let time = instant();
+            scale.follow(time);
+            scale.at(scale.elapsed(time))
         };
         let began = read();
         for (span, total) in [(86_400, 86_400), (1, 86_401)] {

@@ -118,7 +118,7 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
 
 #[tokio::test]
 async fn a_request_asks_for_little_memory() {
-    telemetry::start(LineFormat::Json, "info", Sink::gathered(std::io::sink(), LineFormat::Json).unwrap())
+    telemetry::start(LineFormat::Json, "info", Sink::queued(std::io::sink(), LineFormat::Json).unwrap())
         .unwrap();
     let request = format!(
         "GET /v1/voices/{VOICE}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"

@@ -10,6 +10,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -519,6 +520,99 @@ fn sentences_name_their_subject() {
     }
     for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
     {
+        check(&root().join(name));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A derived comparison of tokens would stop at the first difference.
+#[test]
+fn tokens_are_compared_in_constant_time() {
+    let files = files();
+    let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
+    for item in &file.parsed.items {
+        match item {
+            syn::Item::Struct(token) if token.ident == "TokenFingerprint" => {
+                let derives =
+                    token.attrs.iter().find(|attribute| attribute.path().is_ident("derive")).unwrap();
+                let derived = derives.meta.require_list().unwrap().tokens.to_string();
+                assert!(!derived.contains("PartialEq") && !derived.contains("Hash"), "{derived}");
+            }
+            syn::Item::Impl(eq) => {
+                use quote::ToTokens as _;
+                let text = eq.to_token_stream().to_string();
+                assert!(
+                    !text.starts_with("impl PartialEq for TokenFingerprint") || text.contains("ct_eq"),
+                    "{text}"
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The texts in backticks of a document.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn the_tests_of_the_invariants_exist() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, invariants) = text.split_once("## Invariants").unwrap();
+    let mut file = (String::new(), String::new());
+    let mut count = 0;
+    for name in quoted(invariants) {
+        if name.ends_with(".rs") {
+            let path =
+                if name.starts_with("src/") { root().join(name) } else { root().join("tests").join(name) };
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+            file = (name.to_owned(), text);
+        } else if name.contains('_') && !name.contains('/') && !file.0.is_empty() {
+            assert!(file.1.contains(&format!("fn {name}(")), "{} has no test {name}", file.0);
+            count += 1;
+        }
+    }
+    assert!(count > 30, "{count}");
+}
+
+#[test]
+fn documents_name_code_that_exists() {
+    let (mut source, mut names) = (String::new(), BTreeSet::new());
+    for place in ["src", "tests", "benches", "fuzz"] {
+        walk(&root().join(place), &mut |path| {
+            names.insert(path.file_name().unwrap().to_owned());
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                source += &fs::read_to_string(path).unwrap();
+            }
+        });
+    }
+    let words: BTreeSet<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let mut wrong = Vec::new();
+    let mut check = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        for name in quoted(&text) {
+            let is_file = name.ends_with(".rs") && !name.contains([' ', '*']);
+            let is_path =
+                name.contains("::") && name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
+            let places = ["", "src", "tests", "benches", "src/proxy"];
+            let is_there = if is_file {
+                names.contains(OsStr::new(name))
+                    || places.iter().any(|place| root().join(place).join(name).exists())
+            } else {
+                !is_path || name.split("::").all(|part| words.contains(part))
+            };
+            if !is_there {
+                wrong.push(format!("{}: `{name}`", path.display()));
+            }
+        }
+    };
+    walk(&root().join("docs"), &mut |path| {
+        if path.extension().is_some_and(|extension| extension == "md") {
+            check(path);
+        }
+    });
+    for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
         check(&root().join(name));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -50,7 +50,7 @@ use keychoir::policy::verdict::Verdict;
 use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
 use keychoir::proxy::{route, sanitize};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
-use keychoir::upstream::AnswerError;
+use keychoir::upstream::UpstreamBodyError;
 
 /// A measured operation.
 #[derive(Clone, Copy)]
@@ -372,12 +372,12 @@ struct Endless(Bytes);
 
 impl Body for Endless {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, UpstreamBodyError>>> {
         Poll::Ready(Some(Ok(http_body::Frame::data(self.0.clone()))))
     }
 }
@@ -466,8 +466,8 @@ impl Keys {
     fn reserve(&self, roster: &Arc<Roster>, request: &KeyRequest) -> Lease {
         let reserving = pin!(self.pool.reserve(roster, request));
         match reserving.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(Reserved { lease, news })) => {
-                black_box(news);
+            Poll::Ready(Ok(Reserved { lease, transitions })) => {
+                black_box(transitions);
                 lease
             }
             other @ (Poll::Ready(Err(_)) | Poll::Pending) => panic!("no key: {other:?}"),

@@ -56,12 +56,12 @@ impl Readiness {
     #[must_use]
     pub fn of(
         keys: &[KeySnapshot],
-        books: &store::Health,
+        store_health: &store::Health,
         mirror: Option<&mirror::MirrorHealth>,
         reach: Reach,
         is_draining: bool,
     ) -> Self {
-        let is_store_failing = books.is_failing();
+        let is_store_failing = store_health.is_failing();
         let has_key = keys.iter().any(|key| key.state.serves());
         let mirror_state = mirror.map(mirror::MirrorHealth::state);
         let needs_hand =
@@ -81,8 +81,8 @@ impl Readiness {
                 Reach::Unreachable => "unreachable",
             },
             draining: if is_draining { "yes" } else { "no" },
-            records_waiting: books.waiting(),
-            records_lost: books.lost(),
+            records_waiting: store_health.waiting(),
+            records_lost: store_health.lost(),
             mirror: match mirror_state {
                 None => "off",
                 Some(mirror::State::Working) => "ok",

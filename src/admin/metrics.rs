@@ -23,7 +23,7 @@ use crate::telemetry::{self, Samples, key_label};
 pub(super) struct MetricSources<'a> {
     pub(super) keys: &'a [KeySnapshot],
     pub(super) queued: usize,
-    pub(super) books: &'a store::Health,
+    pub(super) store_health: &'a store::Health,
     pub(super) mirror: Option<&'a mirror::MirrorHealth>,
     pub(super) connections: &'a ConnectionLimiter,
     pub(super) buffers: &'a BufferBudget,
@@ -39,7 +39,7 @@ const HASH_DIGITS: usize = 12;
 /// The state in a registry. Labels are fixed words, names of the configuration, short forms of keys and
 /// parts of their fingerprints: their number is bounded by the keys, and none contains input of a client.
 pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
-    let MetricSources { keys, queued, books, mirror, connections, buffers, started_at } = *sources;
+    let MetricSources { keys, queued, store_health, mirror, connections, buffers, started_at } = *sources;
     let mut all = Registry::default();
     let help = "When the program was started, in seconds since 1970";
     all.register("process_start_time_seconds", help, ConstGauge::new(seconds(started_at)));
@@ -55,8 +55,12 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
         ("buffer_memory_max_bytes", "Maximum memory of these buffers", buffers.memory_max()),
         ("buffer_disk_bytes", "Disk space of uploads that may be sent again", buffers.disk_bytes()),
         ("buffer_disk_max_bytes", "Maximum disk space of these uploads", buffers.disk_max()),
-        ("usage_store_up", "1 while usage records can be written, else 0", u64::from(!books.is_failing())),
-        ("usage_records_queued", "Usage records that are not yet written", books.waiting()),
+        (
+            "usage_store_up",
+            "1 while usage records can be written, else 0",
+            u64::from(!store_health.is_failing()),
+        ),
+        ("usage_records_queued", "Usage records that are not yet written", store_health.waiting()),
         (
             "mirror_rows_refused",
             "Rows that Supabase refuses for their content",
@@ -67,7 +71,11 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
     }
     let lag = mirror.map(|mirror| mirror.lag(now)).unwrap_or_default();
     for (name, help, span) in [
-        ("usage_store_lag_seconds", "Age of the oldest usage record that is not yet written", books.lag(now)),
+        (
+            "usage_store_lag_seconds",
+            "Age of the oldest usage record that is not yet written",
+            store_health.lag(now),
+        ),
         ("mirror_lag_seconds", "Time since the mirror had sent everything", lag),
     ] {
         registry.register(name, help, ConstGauge::new(span.as_secs_f64()));
@@ -75,9 +83,13 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
     for (name, help, value) in [
         ("connections_accepted", "Client connections that were accepted", connections.accepted()),
         ("log_lines_dropped", "Log lines that could not be written in time", telemetry::dropped()),
-        ("usage_records_written", "Usage records that were written", books.written()),
-        ("usage_records_dropped", "Usage records that could be neither written nor kept", books.lost()),
-        ("usage_store_errors", "Failed attempts to write usage records", books.errors()),
+        ("usage_records_written", "Usage records that were written", store_health.written()),
+        (
+            "usage_records_dropped",
+            "Usage records that could be neither written nor kept",
+            store_health.lost(),
+        ),
+        ("usage_store_errors", "Failed attempts to write usage records", store_health.errors()),
         ("mirror_rows_sent", "Rows that Supabase has confirmed", count(mirror::MirrorHealth::sent)),
         ("mirror_failures", "Requests to Supabase that failed", count(mirror::MirrorHealth::failures)),
     ] {
@@ -90,7 +102,8 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
         ("failing", Some(State::Failing)),
         ("paused", Some(State::Paused)),
     ];
-    let states = states.map(|(word, known)| ([("state", word.to_owned())], u64::from(known == state)));
+    let states = states
+        .map(|(word, workspaces_seen)| ([("state", word.to_owned())], u64::from(workspaces_seen == state)));
     registry.register(
         "mirror_state",
         "1 for the state of the mirror, 0 for the others",
@@ -153,9 +166,9 @@ fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
 /// The first key of each workspace, and the workspace's label: its name in the configuration, or the label
 /// of that key.
 fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
-    let mut known = HashSet::new();
+    let mut workspaces_seen = HashSet::new();
     let firsts: Vec<&KeySnapshot> =
-        keys.iter().filter(|seen| known.insert(ptr::from_ref(seen.key.workspace()))).collect();
+        keys.iter().filter(|seen| workspaces_seen.insert(ptr::from_ref(seen.key.workspace()))).collect();
     let labels = distinct(&firsts, |seen| {
         let membership = seen.key.workspace().membership();
         membership.name().unwrap_or(key_label(&seen.key)).to_owned()
@@ -189,7 +202,7 @@ fn seconds(at: UnixMs) -> f64 {
     Duration::from_millis(at.0).as_secs_f64()
 }
 
-/// The process metrics that all of Prometheus' libraries have; what the system does not tell is left out.
+/// The process metrics that all of Prometheus' libraries have; values that the system does not report are left out.
 #[cfg(target_os = "linux")]
 fn process(registry: &mut Registry) -> procfs::ProcResult<()> {
     use procfs::WithCurrentSystemInfo;

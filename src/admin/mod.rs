@@ -39,7 +39,7 @@ pub struct Admin {
     /// The pool of keys.
     pub pool: Arc<Pool>,
     /// The state of the usage store.
-    pub books: store::Health,
+    pub store_health: store::Health,
     /// The state of the mirror, if there is one.
     pub mirror: Option<mirror::MirrorHealth>,
     /// Whether the shutdown has begun.
@@ -67,7 +67,7 @@ const USAGE: &str = "/api/keychoir-usage";
 impl Admin {
     /// The response, if the path is one of Keychoir's; every other path is the provider's.
     #[must_use]
-    pub fn answer(
+    pub fn response(
         &self,
         method: &Method,
         uri: &Uri,
@@ -103,7 +103,7 @@ impl Admin {
                 Err(refusal) => Some(refusal.into()),
             };
             if let Some(refusal) = refusal {
-                return Some(refusal.answer("", now));
+                return Some(refusal.response("", now));
             }
         }
         Some(page(self, headers, now))
@@ -126,7 +126,7 @@ impl Admin {
                 let used = self.config.load().client_usage.used(&client.name, now);
                 json(StatusCode::OK, &ClientUsageReport::of(&client, &used, now))
             }
-            Err(refusal) => ProxyError::Unidentified(refusal).answer("", now),
+            Err(refusal) => ProxyError::Unidentified(refusal).response("", now),
         }
     }
 
@@ -143,28 +143,28 @@ impl Admin {
             keys: &self.pool.snapshot(now),
             queued: self.pool.waiting(),
             mirror: self.mirror.as_ref(),
-            books: &self.books,
+            store_health: &self.store_health,
             connections: &self.connections,
             buffers: &self.config.load().limits.buffers,
             started_at: self.started_at,
         };
         let form = Exposition::accepted(headers);
         let text = form.page(&[self.meters.registry(), &metrics::registry(&sources, now)]);
-        let mut answer = page(StatusCode::OK, form.content_type(), text);
-        answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-        answer
+        let mut response = page(StatusCode::OK, form.content_type(), text);
+        response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+        response
     }
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
         let keys = self.pool.snapshot(now);
         let (mirror, reach) = (self.mirror.as_ref(), self.reach.get());
-        let readiness = Readiness::of(&keys, &self.books, mirror, reach, self.draining.is_set());
+        let readiness = Readiness::of(&keys, &self.store_health, mirror, reach, self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let mut answer = json(status, &readiness);
+        let mut response = json(status, &readiness);
         if self.draining.is_set() {
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        answer
+        response
     }
 }
 
@@ -175,15 +175,15 @@ fn live() -> Response<Bytes> {
 
 /// The front page, with a link to the status.
 fn front_page() -> Response<Bytes> {
-    let mut answer = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
-    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
-    answer
+    let mut response = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
+    response
 }
 
 fn nothing() -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::new());
-    *answer.status_mut() = StatusCode::NO_CONTENT;
-    answer
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 /// The refusal of any method but GET and HEAD.
@@ -191,10 +191,10 @@ fn only_reading(method: &Method) -> Option<Response<Bytes>> {
     if method == Method::GET || method == Method::HEAD {
         return None;
     }
-    let mut answer = Response::new(Bytes::from_static(b"only GET and HEAD\n"));
-    *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    Some(answer)
+    let mut response = Response::new(Bytes::from_static(b"only GET and HEAD\n"));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    Some(response)
 }
 
 fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
@@ -203,10 +203,10 @@ fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
 }
 
 fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
-    let mut answer = Response::new(body.into());
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    response
 }

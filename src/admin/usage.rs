@@ -46,7 +46,7 @@ impl ClientUsageReport {
     pub fn of(client: &Client, used: &Used, now: UnixMs) -> Self {
         Self {
             client: client.name.as_str().to_owned(),
-            quota: client.rules.allowance.map(|allowance| QuotaReport::of(allowance, used, now)),
+            quota: client.rules.quota.map(|quota| QuotaReport::of(quota, used, now)),
             requests: Amounts::of(used.requests),
             credits: Amounts::of(used.credits),
         }
@@ -54,23 +54,23 @@ impl ClientUsageReport {
 }
 
 impl QuotaReport {
-    fn of(allowance: ClientQuota, used: &Used, now: UnixMs) -> Self {
-        let amounts = match allowance.measure {
+    fn of(quota: ClientQuota, used: &Used, now: UnixMs) -> Self {
+        let amounts = match quota.measure {
             Measure::Requests => used.requests,
             Measure::Credits => used.credits,
         };
         let [day, month, total] = amounts;
-        let used = match allowance.period {
+        let used = match quota.period {
             Period::Day => day,
             Period::Month => month,
             Period::Ever => total,
         };
         Self {
-            limit: allowance.to_string(),
-            amount: allowance.amount,
+            limit: quota.to_string(),
+            amount: quota.amount,
             used,
-            remaining: allowance.amount.saturating_sub(used),
-            resets_at: allowance.period.end(now).map(UnixMs::rfc3339_seconds),
+            remaining: quota.amount.saturating_sub(used),
+            resets_at: quota.period.end(now).map(UnixMs::rfc3339_seconds),
         }
     }
 }
@@ -91,8 +91,8 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
     #[track_caller]
-    fn check(allowance: Option<ClientQuota>, expected: &serde_json::Value) {
-        let client = Client { name: ClientName::new("app"), rules: Rules { allowance, ..Rules::default() } };
+    fn check(quota: Option<ClientQuota>, expected: &serde_json::Value) {
+        let client = Client { name: ClientName::new("app"), rules: Rules { quota, ..Rules::default() } };
         let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
         let document = serde_json::to_value(ClientUsageReport::of(&client, &used, NOW)).unwrap();
         let whole = json!({

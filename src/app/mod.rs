@@ -73,7 +73,7 @@ pub enum StartError {
 
 /// Other machines can connect, and no client token is required.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is open to other machines, and no client token is asked for")]
+#[error("{0} is open to other machines, and no client token is required")]
 pub struct Exposed(pub Address);
 
 fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Exposed> {
@@ -170,7 +170,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, S
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
-        books: writing.health.clone(),
+        store_health: writing.health.clone(),
         mirror: mirror_health,
         draining: draining.clone(),
         meters: meters.clone(),

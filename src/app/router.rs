@@ -53,17 +53,17 @@ impl Service for Router {
         }
         let mut session = None;
         let mut response =
-            match admin.answer(request.method(), request.uri(), request.headers(), clock::now()) {
+            match admin.response(request.method(), request.uri(), request.headers(), clock::now()) {
                 Some(mut page) => {
                     forbid_sniffing(page.headers_mut());
                     page.map(|body| ResponseBody::Ours(Full::new(body)))
                 }
                 None => {
-                    let ProxyResponse { answer, socket } = proxy.exchange(request, peer).await;
+                    let ProxyResponse { response, socket } = proxy.exchange(request, peer).await;
                     session = socket.map(|socket| -> Session {
                         Box::new(|stream, early| Box::pin(socket.run(stream, early)))
                     });
-                    answer
+                    response
                 }
             };
         if let RequestOrigin::Page(origin) = &origin {

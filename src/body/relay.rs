@@ -21,7 +21,7 @@ pub enum RelayEnd {
 /// Receives the end of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
     /// Called when the relay ended, with the number of body bytes relayed.
-    fn settle(self, end: RelayEnd, bytes: u64);
+    fn on_end(self, end: RelayEnd, bytes: u64);
 }
 
 /// A body that calls [`OnBodyEnd`] when it ends, fails or is dropped.
@@ -34,19 +34,19 @@ pub trait OnBodyEnd: Send + 'static {
 pub struct Relay<B: Body, S: OnBodyEnd> {
     /// `None` once the relay is dropped.
     body: Option<B>,
-    settle: Option<S>,
+    on_end: Option<S>,
     bytes: u64,
 }
 
 impl<B: Body, S: OnBodyEnd> Relay<B, S> {
-    /// Relays `body` and calls `settle` at its end.
-    pub fn new(body: B, settle: S) -> Self {
-        Self { body: Some(body), settle: Some(settle), bytes: 0 }
+    /// Relays `body` and calls `on_end` at its end.
+    pub fn new(body: B, on_end: S) -> Self {
+        Self { body: Some(body), on_end: Some(on_end), bytes: 0 }
     }
 
     fn report_end(&mut self, end: RelayEnd) {
-        if let Some(settle) = self.settle.take() {
-            settle.settle(end, self.bytes);
+        if let Some(on_end) = self.on_end.take() {
+            on_end.on_end(end, self.bytes);
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
     struct EndSender(Sender<(RelayEnd, u64)>);
 
     impl OnBodyEnd for EndSender {
-        fn settle(self, end: RelayEnd, bytes: u64) {
+        fn on_end(self, end: RelayEnd, bytes: u64) {
             self.0.send((end, bytes)).unwrap();
         }
     }
@@ -170,7 +170,7 @@ mod tests {
     fn the_upstream_body_is_dropped_before_the_end_is_reported() {
         struct CountingEnd(std::sync::Arc<()>, Sender<usize>);
         impl OnBodyEnd for CountingEnd {
-            fn settle(self, _: RelayEnd, _: u64) {
+            fn on_end(self, _: RelayEnd, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }
         }

@@ -169,10 +169,10 @@ fn list(file: &ClientsFile) -> ExitCode {
 }
 
 fn document(client: &ClientConfig) -> Value {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
+    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
     json!({
         "name": client.name,
-        "quota": allowance.map(|allowance| allowance.to_string()),
+        "quota": quota.map(|quota| quota.to_string()),
         "rateLimit": rate.map(|rate| rate.to_string()),
         "maxConcurrent": concurrency,
         "paths": paths,
@@ -185,9 +185,9 @@ fn document(client: &ClientConfig) -> Value {
 
 /// Formats the client's rules in one line.
 fn summary(rules: &Rules) -> String {
-    let Rules { allowance, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
+    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
     let mut rules_listed: Vec<String> = Vec::new();
-    rules_listed.extend(allowance.map(|allowance| allowance.to_string()));
+    rules_listed.extend(quota.map(|quota| quota.to_string()));
     rules_listed.extend(rate.map(|rate| rate.to_string()));
     rules_listed.extend(concurrency.map(|count| format!("{count} at once")));
     for (label, list) in [("below", paths), ("keys", &pins.keys), ("workspaces", &pins.workspaces)] {

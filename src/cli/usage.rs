@@ -12,7 +12,7 @@ use crate::clock;
 use crate::policy::retention::hour_of;
 use crate::policy::since::since;
 use crate::policy::units::UnixMs;
-use crate::store::{By, Sums, Whose};
+use crate::store::{By, Sums, UsageOwner};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -64,7 +64,7 @@ impl GroupBy {
 struct Usage {
     since: UnixMs,
     by: &'static str,
-    rows: Vec<(Whose, Sums)>,
+    rows: Vec<(UsageOwner, Sums)>,
     total: Sums,
 }
 
@@ -116,7 +116,7 @@ impl Usage {
             ("credits", Alignment::Right),
             ("unpriced", Alignment::Right),
         ]);
-        let total = (Whose::Name(Some("total".to_owned())), self.total);
+        let total = (UsageOwner::Name(Some("total".to_owned())), self.total);
         for (owner, sums) in self.rows.iter().chain([&total]) {
             table.row([
                 cut(&label(owner), 30),
@@ -137,12 +137,12 @@ impl Usage {
             .map(|(owner, sums)| {
                 let mut row = Map::new();
                 match owner {
-                    Whose::Key { hash, short, name } => {
+                    UsageOwner::Key { hash, short, name } => {
                         row.insert("key".to_owned(), json!(short));
                         row.insert("keyHash".to_owned(), json!(hash));
                         row.insert("name".to_owned(), json!(name));
                     }
-                    Whose::Name(name) => {
+                    UsageOwner::Name(name) => {
                         row.insert(self.by.to_owned(), json!(name));
                     }
                 }
@@ -159,11 +159,11 @@ impl Usage {
             format!("{names},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
         for (owner, sums) in &self.rows {
             let names = match owner {
-                Whose::Key { hash, short, name } => {
+                UsageOwner::Key { hash, short, name } => {
                     let [short, name] = [short, name].map(|text| field(text.as_deref().unwrap_or_default()));
                     format!("{short},{hash},{name}")
                 }
-                Whose::Name(name) => field(name.as_deref().unwrap_or_default()),
+                UsageOwner::Name(name) => field(name.as_deref().unwrap_or_default()),
             };
             let Sums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
                 sums;
@@ -175,12 +175,12 @@ impl Usage {
     }
 }
 
-fn label(owner: &Whose) -> String {
+fn label(owner: &UsageOwner) -> String {
     match owner {
-        Whose::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
-        Whose::Key { short: Some(short), .. } => short.clone(),
-        Whose::Key { hash, short: None, .. } => cut(hash, 19),
-        Whose::Name(name) => name.clone().unwrap_or_else(|| NONE.to_owned()),
+        UsageOwner::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
+        UsageOwner::Key { short: Some(short), .. } => short.clone(),
+        UsageOwner::Key { hash, short: None, .. } => cut(hash, 19),
+        UsageOwner::Name(name) => name.clone().unwrap_or_else(|| NONE.to_owned()),
     }
 }
 
@@ -225,12 +225,12 @@ mod tests {
             credits: 999_999_999,
             unpriced: max,
         };
-        let key = Whose::Key {
+        let key = UsageOwner::Key {
             hash: "0".repeat(64),
             short: Some("sk_6c036526...d452b".to_owned()),
             name: Some("n".repeat(64)),
         };
-        let rows = vec![(key, sums), (Whose::Name(Some("/v1".repeat(100))), sums)];
+        let rows = vec![(key, sums), (UsageOwner::Name(Some("/v1".repeat(100))), sums)];
         let usage = Usage { since: UnixMs(0), by: "route", rows, total: sums };
         assert!(usage.table().lines().all(|line| line.chars().count() <= 80), "{}", usage.table());
     }

@@ -37,7 +37,7 @@ pub(super) fn read(
 ) -> Vec<ClientConfig> {
     let mut clients = Vec::new();
     let mut names: HashMap<&str, usize> = HashMap::new();
-    let mut tokens: HashMap<TokenFingerprint, usize> = HashMap::new();
+    let mut tokens: HashMap<String, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
         entry.check_names(&known_names.copied().collect::<Vec<_>>(), problems);
@@ -73,7 +73,7 @@ pub(super) fn read(
             );
             warnings.push(span.warning(message));
         }
-        if let Some(first) = tokens.insert(token, index) {
+        if let Some(first) = tokens.insert(token.to_string(), index) {
             let message = format!("client {} has the same token as client {}", index + 1, first + 1);
             problems.push(span.problem(WrongValue::new(message).advise("give each client its own token")));
         }

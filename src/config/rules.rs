@@ -27,7 +27,7 @@ pub(super) const FIELDS: [&str; 8] = [
 /// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
 pub(super) fn read(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
-        allowance: parsed(entry, "quota", problems),
+        quota: parsed(entry, "quota", problems),
         rate: parsed(entry, "rate_limit", problems),
         concurrency: entry.count("max_concurrent", 1..=1_000_000, problems),
         paths: entry.list("paths", path, problems),
@@ -141,7 +141,7 @@ mod tests {
     #[track_caller]
     fn check_quota(text: &str, expected: &str) {
         let printed = match text.parse::<ClientQuota>() {
-            Ok(allowance) => allowance.to_string(),
+            Ok(quota) => quota.to_string(),
             Err(wrong) => format!("! {wrong}"),
         };
         assert_eq!(printed, expected);

@@ -1,12 +1,12 @@
 //! The provider's concurrency groups: it limits concurrent requests per family of models in each workspace.
 //!
-//! The limit of the plan is the initial value; one that the provider reports in a header or a refusal
+//! The limit of the plan is the initial value; a limit that the provider reports in a header or a refusal
 //! replaces it.
 
 use super::endpoint::Operation;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// The first number for groups of the provider that have none of the names below.
+/// Number of the first group without a name below.
 const FIRST_EXTRA: u8 = 9;
 
 impl ConcurrencyGroup {
@@ -36,7 +36,7 @@ impl ConcurrencyGroup {
         (usize::from(number) < Self::COUNT).then(|| Self::of_number(number))
     }
 
-    /// The group of a model, by its name.
+    /// The group that follows from the name of a model.
     #[must_use]
     pub fn of_model(id: &str) -> Option<Self> {
         let has = |word| id.contains(word);
@@ -59,7 +59,8 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// The group of an operation, when no model is named. `None` for one that is not limited.
+    /// The group of an operation whose request names no model. `None` when its concurrency is not
+    /// limited.
     #[must_use]
     pub fn of_operation(operation: Operation) -> Option<Self> {
         match operation {
@@ -77,8 +78,8 @@ impl ConcurrencyGroup {
 
     /// Maximum number of concurrent requests of this group on a plan. `None` when it is unknown.
     ///
-    /// Source: the provider's blog of June 2026. The numbers change, so they hold only until a response
-    /// reports another.
+    /// Source: the provider's blog of June 2026. The provider changes these numbers, so a number reported
+    /// in a response replaces them.
     #[must_use]
     pub fn plan_max(self, tier: &str) -> Option<u32> {
         let speech = match tier {
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn plans_have_what_the_provider_published() {
+    fn each_plan_has_its_published_limit() {
         for (tier, speech, fast, transcription) in [
             ("free", 2, 4, 8),
             ("starter", 3, 6, 12),

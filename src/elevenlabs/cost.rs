@@ -1,4 +1,4 @@
-//! The cost of a request and the concurrency limit that a response's headers report.
+//! Parses the cost and the concurrency limit that the headers of a response report.
 
 use http::HeaderMap;
 
@@ -27,7 +27,7 @@ impl ReportedCost {
                 _ => {}
             }
         }
-        Self { credits: charged.or(counted), concurrency_max: concurrency_max.filter(|&most| most > 0) }
+        Self { credits: charged.or(counted), concurrency_max: concurrency_max.filter(|&max| max > 0) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
 //! costs credits, and whether it could harm the pool.
 //!
-//! Everything that is known is in one table (`table`). Unknown paths are allowed, because the API grows by
+//! One table (`table`) has all known endpoints. Unknown paths are allowed, because the API grows by
 //! dozens of paths a month. Only a short list is denied: endpoints that could disable a key, create a key
 //! or manage the workspace.
 
@@ -31,11 +31,11 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for it.
     pub metering: Metering,
-    /// What is known about its price, for the client's quota.
+    /// Whether it is known to cost credits, for the client's quota.
     pub billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
     pub gives_access: bool,
-    /// What it generates, which determines its price and concurrency group.
+    /// The kind of its work, which determines its price and concurrency group.
     pub operation: Operation,
     /// The permission that the key needs, where it is known.
     pub permission: Option<Permission>,
@@ -54,9 +54,9 @@ pub struct Endpoint {
 /// Whether an endpoint costs credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metering {
-    /// It does; the response's `character-cost` reports how many, where the provider sends it.
+    /// It costs credits; `character-cost` in the response reports the number, if the provider sends it.
     Credits,
-    /// It does not, as far as is known.
+    /// It is not known to cost credits.
     Free,
 }
 
@@ -108,9 +108,9 @@ impl Operation {
 /// Whether a client of the pool may call an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It may.
+    /// Clients may call it.
     Open,
-    /// It may not, with the reason.
+    /// Clients may not call it, for this reason.
     Denied(&'static str),
 }
 
@@ -149,7 +149,7 @@ impl Endpoint {
         let gives_access = facts.gives_access || ends_in_access(segments);
         let billing = match facts.operation {
             Some(_) => Billing::Metered,
-            // The token is free, but its use is not.
+            // Requesting the token is free, but using it is not.
             None if gives_access => Billing::Unlisted,
             None if is_safe || facts.is_free => Billing::Free,
             None => Billing::Unlisted,
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_short_whatever_is_requested() {
+    fn a_route_has_a_maximum_length() {
         check_route(&"/a".repeat(5_000), &("/{id}".repeat(10) + "/…"));
     }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_has_no_effect_and_any_other_request_may() {
+    fn a_read_has_no_effect_and_any_other_request_has_one() {
         for (method, effect) in [
             (Method::GET, Effect::None),
             (Method::HEAD, Effect::None),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn generating_audio_costs_and_reading_does_not() {
+    fn generating_audio_is_metered_and_reading_is_free() {
         assert_eq!(lookup(&Method::POST, "/v1/text-to-speech/x").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").unwrap().metering, Metering::Free);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlisted_request_may_cost() {
+    fn an_unlisted_request_may_cost_credits() {
         for path in [
             "/v1/convai/twilio/outbound-call",
             "/v1/convai/sip-trunk/outbound-call",
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_is_metered_or_may_cost() {
+    fn a_websocket_is_metered_or_may_cost_credits() {
         for (path, expected) in [
             ("/v1/text-to-speech/x/stream-input", Billing::Metered),
             ("/v1/convai/conversation", Billing::Metered),
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_path_is_denied_in_every_spelling_that_passes() {
+    fn a_denied_path_is_denied_in_every_unambiguous_spelling() {
         for path in [
             "/v1/service-accounts/",
             "/v1/%73ervice-accounts",
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disguised_path_is_ambiguous() {
+    fn a_path_that_hides_a_denied_one_is_ambiguous() {
         for path in [
             "//v1//service-accounts",
             "/v1/./service-accounts/",

@@ -1,6 +1,6 @@
 //! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped.
 //!
-//! An estimate is an upper bound where the provider's rule is known: some plans charge less for the same
+//! Where the provider's rule is known, an estimate is an upper bound: some plans charge less for the same
 //! text, none charges more. The `character-cost` of the response replaces it.
 
 use super::endpoint::Operation;
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn speech_costs_its_characters() {
+    fn speech_is_estimated_by_its_characters() {
         check(Operation::Speech, r#"{"text":"hello"}"#, None, Some(5));
         check(Operation::Speech, r#"{"text":"hello","model_id":"eleven_flash_v2_5"}"#, None, Some(3));
         check(Operation::Dialogue, r#"{"inputs":[{"text":"ab"},{"text":"c"}]}"#, None, Some(3));
@@ -85,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn an_effect_costs_its_seconds() {
+    fn an_effect_is_estimated_by_its_seconds() {
         check(Operation::Effects, r#"{"text":"rain","duration_seconds":2.5}"#, None, Some(50));
         check(Operation::Effects, r#"{"text":"rain"}"#, None, Some(200));
         check(Operation::Effects, r#"{"text":"rain","duration_seconds":null}"#, None, Some(200));
     }
 
     #[test]
-    fn audio_costs_its_minutes() {
+    fn audio_is_estimated_by_its_minutes() {
         check(Operation::Conversion, "", Some(60 * 16_000), Some(1_000));
         check(Operation::Isolation, "", Some(1), Some(1));
         check(Operation::Conversion, "", None, None);

@@ -1,6 +1,5 @@
-//! The features of a request that a plan may refuse, and what a refusal proves: the narrowest feature
-//! that its words name. Later requests with the same feature try the accounts first that were not
-//! refused.
+//! The features of a request that a plan may refuse. A refusal proves a limit of the narrowest feature
+//! that its words name; later requests with this feature first try accounts that have not refused it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 use crate::policy::verdict::{Refusal, Subject, Verdict};
 
-/// What a request needs, as far as plans or permissions may differ in it.
+/// The properties of a request for which plans and permissions may differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestFeatures {
     /// The route of the request.
@@ -43,7 +42,7 @@ pub enum Feature {
     Model(Arc<str>),
     /// An output format.
     OutputFormat(Arc<str>),
-    /// A text of some length with a model; see [`Restriction`](Limit).
+    /// The length of a text with a model; [`Limit`] has the number of characters.
     TextLength(Option<Arc<str>>),
     /// A permission of a key.
     Permission(Permission),
@@ -53,7 +52,7 @@ pub enum Feature {
     Alike(Box<Signature>),
 }
 
-/// The properties in which two requests are alike, where the words of a refusal name no feature.
+/// The properties by which two requests count as alike after a refusal whose words name no feature.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Signature {
     route: Route,
@@ -63,12 +62,12 @@ pub struct Signature {
     output_format: Option<Arc<str>>,
 }
 
-/// A feature, with the size from which on it is limited, where it has one.
+/// A limited feature, and the smallest limited size if it has a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// The limited feature.
     pub feature: Feature,
-    /// The number of characters from which on it is limited; 0 for a feature without a size.
+    /// The smallest limited number of characters; 0 for a feature without a size.
     pub from_characters: u64,
 }
 
@@ -88,7 +87,7 @@ pub enum Remembered {
     /// For the workspace, as a rate limit with the named time. A rate limit of a concurrency group is
     /// evidence about the workspace instead.
     RateLimit(Option<Duration>),
-    /// The same in unknown words.
+    /// For the workspace, as a 429 in unknown words, with the named time.
     Throttle(Option<Duration>),
     /// For the workspace, as too many concurrent requests, unless they are of a concurrency group.
     Concurrency,
@@ -96,7 +95,7 @@ pub enum Remembered {
 
 impl RequestFeatures {
     /// The limit that a refusal of this request proves, and how it is recorded. `None` for a verdict that
-    /// is not about what an account can do.
+    /// is not about the capabilities of an account.
     #[must_use]
     pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Remembered)> {
         let (subject, remembered) = match verdict {
@@ -132,17 +131,17 @@ impl RequestFeatures {
 
     /// The narrowest feature of this request that a plan's refusal names.
     fn limit(&self, subject: Subject) -> Limit {
-        let whole = |feature| Limit { feature, from_characters: 0 };
+        let without_size = |feature| Limit { feature, from_characters: 0 };
         match (subject, self.voice, &self.model, &self.output_format, self.characters) {
-            (Subject::Voice, Some(voice), ..) => whole(Feature::Voice(voice)),
-            (Subject::Model, _, Some(model), ..) => whole(Feature::Model(Arc::clone(model))),
+            (Subject::Voice, Some(voice), ..) => without_size(Feature::Voice(voice)),
+            (Subject::Model, _, Some(model), ..) => without_size(Feature::Model(Arc::clone(model))),
             (Subject::OutputFormat, _, _, Some(format), _) => {
-                whole(Feature::OutputFormat(Arc::clone(format)))
+                without_size(Feature::OutputFormat(Arc::clone(format)))
             }
             (Subject::TextLength, _, model, _, Some(characters)) => {
                 Limit { feature: Feature::TextLength(model.clone()), from_characters: characters }
             }
-            (Subject::Cloning | Subject::Endpoint, ..) => whole(self.endpoint()),
+            (Subject::Cloning | Subject::Endpoint, ..) => without_size(self.endpoint()),
             // The request has no known value for the named subject.
             (
                 Subject::Voice
@@ -151,7 +150,7 @@ impl RequestFeatures {
                 | Subject::TextLength
                 | Subject::Unnamed,
                 ..,
-            ) => whole(self.alike()),
+            ) => without_size(self.alike()),
         }
     }
 
@@ -165,7 +164,7 @@ impl RequestFeatures {
         self.output_format.is_some() || self.adds_voice || is_long() == Some(true)
     }
 
-    /// All features of this request that an earlier refusal may have been about.
+    /// All features of this request that an earlier refusal may have limited.
     pub fn all(&self) -> impl Iterator<Item = Feature> {
         let voice = self.voice.map(Feature::Voice);
         let model = self.model.clone().map(Feature::Model);

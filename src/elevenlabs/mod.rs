@@ -1,7 +1,7 @@
-//! Every fact about ElevenLabs, as pure functions and tables, each with its source.
+//! All facts about ElevenLabs, as pure functions and tables, each with its source.
 //!
 //! A new endpoint is a row of `endpoint`, a new wording of a refusal a row of `refusal`, a new resource
-//! with identifiers a row of `affinity`. No I/O, no clock, no chance and no logging.
+//! with identifiers a row of `affinity`. No I/O, no clock, no randomness and no logging.
 
 pub mod endpoint;
 pub mod normalize_path;

@@ -1,7 +1,7 @@
 //! The provider's models: the price of a character, and the concurrency group of each.
 //!
-//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Before it was read, and for models that
-//! it does not list (it is not exhaustive), both follow from the model's name.
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until it is received, and for models
+//! that it does not list (it is not exhaustive), both follow from the model's name.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Prices are in millionths of a credit per character, so that they multiply without rounding.
+/// Prices are integers in millionths of a credit per character, because this avoids rounding errors.
 const MICRO: u64 = 1_000_000;
 
 /// The known models.
@@ -76,22 +76,22 @@ impl Models {
     #[must_use]
     pub fn credits(&self, id: &str, characters: u64) -> u64 {
         let price = self.find(id).and_then(|model| model.micro_credits_per_character);
-        let micro =
+        let micro_credits =
             price.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
                 MICRO / 2
             } else {
                 MICRO
             });
-        characters.saturating_mul(micro).div_ceil(MICRO)
+        characters.saturating_mul(micro_credits).div_ceil(MICRO)
     }
 
-    /// Maximum characters of a request of a free account with this model, where the list has it.
+    /// Maximum characters of a request of a free account with this model, if the list has it.
     #[must_use]
     pub fn free_characters_max(&self, id: &str) -> Option<u64> {
         self.find(id).and_then(|model| model.free_characters_max)
     }
 
-    /// The concurrency group of a model. `None` when neither the list nor its name says.
+    /// The concurrency group of a model. `None` when neither the list nor the name determines it.
     #[must_use]
     pub fn group(&self, id: &str) -> Option<ConcurrencyGroup> {
         self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::of_model(id))
@@ -101,10 +101,11 @@ impl Models {
 impl Rates {
     fn micro_credits(&self) -> Option<u64> {
         let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
-        let micro = (rate * MICRO as f64).round();
-        let is_sensible = micro.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro);
+        let micro_credits = (rate * MICRO as f64).round();
+        let is_plausible =
+            micro_credits.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro_credits);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
-        is_sensible.then_some(micro as u64)
+        is_plausible.then_some(micro_credits as u64)
     }
 }
 
@@ -112,7 +113,7 @@ impl Rates {
 /// taken.
 fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
     let mut groups: Vec<(String, ConcurrencyGroup)> = Vec::new();
-    let mut extras = 0;
+    let mut unnamed_count = 0;
     for document in listed {
         let Some(group) = &document.concurrency_group else { continue };
         if groups.iter().any(|(known, _)| known == group) {
@@ -120,8 +121,8 @@ fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
         }
         let group_of_name = ConcurrencyGroup::of_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
         let is_taken = groups.iter().any(|(_, group)| *group == group_of_name);
-        let assigned = if is_taken { ConcurrencyGroup::extra(extras) } else { None };
-        extras += usize::from(assigned.is_some());
+        let assigned = if is_taken { ConcurrencyGroup::extra(unnamed_count) } else { None };
+        unnamed_count += usize::from(assigned.is_some());
         groups.push((group.clone(), assigned.unwrap_or(group_of_name)));
     }
     groups
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_decides_about_an_unlisted_model() {
+    fn an_unlisted_model_is_classified_by_its_name() {
         let models = Models::default();
         assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
         assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);

@@ -1,6 +1,5 @@
-//! Fixes paths from a base URL that is nearly right. Some clients need a base URL with `/v1` and some
-//! without; a path that can only result from the wrong form is corrected, and every other byte of it
-//! stays.
+//! Corrects paths that result from a wrong base URL. Some clients need a base URL with `/v1` and some
+//! without; a path is corrected only if no correct base URL leads to it, and its other bytes are kept.
 
 use super::endpoint::is_root;
 
@@ -31,9 +30,9 @@ impl PathFix {
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     let rest = path.strip_prefix('/')?;
-    if let Some(whole) = without_doubled_slash(path, rest) {
+    if let Some(with_single_slash) = without_doubled_slash(path, rest) {
         // The version of such a base URL may be wrong as well.
-        return Some(fix_path(&whole).unwrap_or((whole, PathFix::DoubledSlash)));
+        return Some(fix_path(&with_single_slash).unwrap_or((with_single_slash, PathFix::DoubledSlash)));
     }
     let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
     if is_version(first) {
@@ -47,13 +46,13 @@ pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
 /// or between the version and a known root. `rest` is the path after its first slash.
 fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
     let first = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
-    if let Some(behind) = rest.strip_prefix('/') {
-        let first = first(behind);
+    if let Some(after_slashes) = rest.strip_prefix('/') {
+        let first = first(after_slashes);
         return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
     }
-    let (version, behind) = path.split_once("//")?;
-    let is_doubled = is_version(version.strip_prefix('/')?) && is_root(&first(behind));
-    is_doubled.then(|| format!("{version}/{behind}"))
+    let (version, after_slashes) = path.split_once("//")?;
+    let is_doubled = is_version(version.strip_prefix('/')?) && is_root(&first(after_slashes));
+    is_doubled.then(|| format!("{version}/{after_slashes}"))
 }
 
 /// `v1`, `v2` and so on.

@@ -1,6 +1,6 @@
-//! The names of the provider's permissions of a key. A refusal names the missing one; the key is restricted
-//! for requests that need it, and still serves all others. Which one a request needs is in the table of
-//! endpoints.
+//! The names of the provider's permissions of a key. A refusal names the missing one; the key is
+//! restricted for requests that need it, and still serves all others. The table of endpoints has the
+//! permissions that requests need.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 
@@ -20,7 +20,7 @@ const NAMES: [&str; 35] = [
 ];
 
 impl Permission {
-    /// The permission with that name.
+    /// Parses the name of a permission; `None` for an unknown one.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         NAMES.binary_search(&name).ok().and_then(|at| u8::try_from(at).ok()).map(Self::of_number)

@@ -1,4 +1,5 @@
-//! What a workspace's plan can do, as far as its name and its subscription say, before a request is sent.
+//! Decides before a request is sent whether a workspace's plan can serve it, by the name of the plan and
+//! the subscription.
 //!
 //! Plan names are free texts of the provider (`tier`), and new ones appear: an unknown plan counts as
 //! unrestricted until a refusal proves otherwise.
@@ -55,8 +56,8 @@ pub fn corrected_by_plan(verdict: Verdict, tier: Option<&str>) -> Verdict {
     if is_length && is_paid { Verdict::RequestError } else { verdict }
 }
 
-/// What a workspace of that plan is known to lack for such a request, before it is sent; `None` when it
-/// may serve it.
+/// The feature that a workspace of this plan is known to lack for a request; `None` when it may serve the
+/// request.
 #[must_use]
 pub fn lacks(
     tier: Option<&str>,
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn output_formats_need_plans() {
+    fn an_output_format_needs_its_plan() {
         let refused = Some(Subject::OutputFormat);
         for (format, tier, expected) in [
             ("mp3_44100_192", "free", refused),
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_too_long_for_a_paid_plan_is_too_long() {
+    fn a_text_that_is_too_long_for_one_paid_plan_is_too_long_for_all() {
         let too_long = Verdict::PlanFeature(Subject::TextLength);
         for (tier, expected) in [
             (Some("free"), too_long),

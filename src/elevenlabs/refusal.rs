@@ -1,4 +1,5 @@
-//! Classifies a response of the provider: which side is at fault, and how.
+//! Classifies a response of the provider: whether the key, the workspace, the request or the provider is
+//! at fault, and for which reason.
 //!
 //! The status alone is ambiguous. 401 is a bad key, an empty account, a missing permission or an unpaid
 //! bill; 400, 402 and 403 are as ambiguous. The body decides: of its `code`, `status`, `type` and
@@ -37,7 +38,7 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     if !status.is_client_error() && !status.is_server_error() {
         return Verdict::Served;
     }
-    // A 422 says nothing about the key: the provider validates the schema before it checks the key.
+    // A 422 is no evidence about the key: the provider validates the schema before it checks the key.
     if is_body_needed(status)
         && let Some(verdict) = body.and_then(|body| table::verdict(status, body, retry_after))
     {
@@ -46,8 +47,8 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     by_status(status, body, retry_after)
 }
 
-/// Classifies a refusal whose body could not be read within the bounds. With a status that blames the
-/// account in most forms, one more workspace is tried.
+/// Classifies a refusal whose body could not be read within the bounds. A status that usually means a
+/// fault of the account leads to an attempt in one more workspace.
 #[must_use]
 pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
     let verdict = by_status(status, Some(&ErrorBody::default()), retry_after);
@@ -62,7 +63,7 @@ pub fn in_band(body: &ErrorBody) -> Option<Verdict> {
         .or_else(|| codes::status(body).map(|status| classify(status, Some(body), None)))
 }
 
-/// Classifies by status alone. Any intermediary may send it, the same for every key, so it is evidence
+/// Classifies by status alone. An intermediary may send the same status for every key, so it is evidence
 /// about this request only.
 fn by_status(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     match status.as_u16() {

@@ -1,5 +1,5 @@
-//! Extracts from a request body what the pool and the usage records need: the model, the number of
-//! characters of the text, the length of the audio. The text itself is counted and never kept.
+//! Extracts the facts of a request body that the pool and the usage records need: the model, the number
+//! of characters of the text, and the length of the audio. The text is counted and never stored.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,8 +33,12 @@ impl RequestBodyFeatures {
     #[must_use]
     pub fn of(start: &[u8], is_whole: bool) -> Self {
         match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
-            Some(b'{') if is_whole => serde_json::from_slice(start).map_or_else(|_| Self::default(), json),
-            Some(b'-') => Self { model: form(&start[..start.len().min(FORM_BYTES_MAX)]), ..Self::default() },
+            Some(b'{') if is_whole => {
+                serde_json::from_slice(start).map_or_else(|_| Self::default(), features_of_document)
+            }
+            Some(b'-') => {
+                Self { model: model_of_form(&start[..start.len().min(FORM_BYTES_MAX)]), ..Self::default() }
+            }
             Some(_) | None => Self::default(),
         }
     }
@@ -58,7 +62,7 @@ struct InputLine {
     text: TextLength,
 }
 
-fn json(document: BodyDocument) -> RequestBodyFeatures {
+fn features_of_document(document: BodyDocument) -> RequestBodyFeatures {
     let lines = document.inputs.iter().map(|line| &line.text).chain([&document.text]);
     let characters = lines.filter_map(|text| text.0).reduce(u64::saturating_add);
     RequestBodyFeatures {
@@ -69,7 +73,7 @@ fn json(document: BodyDocument) -> RequestBodyFeatures {
 }
 
 /// The value of `model_id` in a form.
-fn form(start: &[u8]) -> Option<Arc<str>> {
+fn model_of_form(start: &[u8]) -> Option<Arc<str>> {
     const FIELD: &[u8] = b"name=\"model_id\"";
     const BLANK: &[u8] = b"\r\n\r\n";
     let find = memchr::memmem::find;
@@ -246,7 +250,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn nothing_panics(body: Vec<u8>, is_whole: bool) {
+        fn no_input_panics(body: Vec<u8>, is_whole: bool) {
             let _ = RequestBodyFeatures::of(&body, is_whole);
         }
 

@@ -1,4 +1,4 @@
-//! The segments of a path, each with the literal of the provider's API that it is.
+//! Splits a path into segments, and looks up the literal of the provider's API that each segment equals.
 
 use std::ops::Deref;
 
@@ -15,14 +15,14 @@ pub struct Segment<'a> {
 /// The segments of a path.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
-    few: [Segment<'a>; FEW],
+    inline: [Segment<'a>; INLINE_MAX],
     count: usize,
-    /// All segments, when there are more than [`FEW`].
-    many: Vec<Segment<'a>>,
+    /// All segments, when there are more than [`INLINE_MAX`].
+    overflow: Vec<Segment<'a>>,
 }
 
 /// Number of segments that are stored inline; no path of the provider has more.
-const FEW: usize = 12;
+const INLINE_MAX: usize = 12;
 
 impl<'a> Segment<'a> {
     /// The segment as written.
@@ -30,7 +30,7 @@ impl<'a> Segment<'a> {
         self.text
     }
 
-    /// The literal of the API that it is.
+    /// The literal of the API that it equals, if any.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }
@@ -53,8 +53,11 @@ impl<'a> Segments<'a> {
 
     /// The segments of a decoded path.
     pub(super) fn of(path: &'a str) -> Self {
-        let mut segments =
-            Self { few: [Segment { text: "", literal: None }; FEW], count: 0, many: Vec::new() };
+        let mut segments = Self {
+            inline: [Segment { text: "", literal: None }; INLINE_MAX],
+            count: 0,
+            overflow: Vec::new(),
+        };
         let mut begin = 0;
         for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
             let segment = &path[begin..end];
@@ -68,13 +71,13 @@ impl<'a> Segments<'a> {
     }
 
     fn push(&mut self, segment: Segment<'a>) {
-        if self.many.is_empty() && self.count < FEW {
-            self.few[self.count] = segment;
+        if self.overflow.is_empty() && self.count < INLINE_MAX {
+            self.inline[self.count] = segment;
         } else {
-            if self.many.is_empty() {
-                self.many.extend_from_slice(&self.few);
+            if self.overflow.is_empty() {
+                self.overflow.extend_from_slice(&self.inline);
             }
-            self.many.push(segment);
+            self.overflow.push(segment);
         }
         self.count += 1;
     }
@@ -84,6 +87,6 @@ impl<'a> Deref for Segments<'a> {
     type Target = [Segment<'a>];
 
     fn deref(&self) -> &[Segment<'a>] {
-        if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
+        if self.overflow.is_empty() { &self.inline[..self.count] } else { &self.overflow }
     }
 }

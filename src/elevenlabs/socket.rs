@@ -23,11 +23,11 @@ use super::endpoint::Operation;
 pub enum Dialect {
     /// Text to speech, one text.
     Speech,
-    /// Text to speech, several contexts at once.
+    /// Text to speech, several concurrent contexts.
     SpeechContexts,
     /// Text to dialogue.
     Dialogue,
-    /// Text to dialogue, several contexts at once.
+    /// Text to dialogue, several concurrent contexts.
     DialogueContexts,
     /// Live speech to text.
     Transcription,
@@ -42,7 +42,7 @@ pub enum Dialect {
 /// When a session counts towards the concurrency limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountedWhile {
-    /// From its begin to its end.
+    /// From its start to its end.
     Open,
     /// While speech is generated: an idle session does not count. Source: the provider's page on models.
     Speaking,
@@ -78,7 +78,7 @@ impl Dialect {
         }
     }
 
-    /// What its sessions generate, which determines price and concurrency group.
+    /// The work of its sessions, which determines price and concurrency group.
     #[must_use]
     pub fn operation(self) -> Operation {
         match self {
@@ -114,7 +114,7 @@ impl Dialect {
         self != Self::Foreign
     }
 
-    /// Whether its client may authenticate in a message, when it does so nowhere else.
+    /// Whether a client that presents no credential in the handshake may authenticate in a message.
     #[must_use]
     pub fn takes_key_in_messages(self) -> bool {
         self.is_spoken()

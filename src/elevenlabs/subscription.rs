@@ -16,7 +16,7 @@ pub struct Subscription {
     pub quota: Quota,
     /// The plan's name, a free text of the provider.
     pub tier: Option<String>,
-    /// Whether the latest invoice is paid; `None` when the status does not say.
+    /// Whether the latest invoice is paid; `None` when the status does not determine it.
     pub is_paid: Option<bool>,
     /// The features of the plan.
     pub capabilities: Capabilities,
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_read() {
+    fn the_figures_of_a_subscription_are_parsed() {
         check(
             r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#,
             Extension::None,

@@ -16,19 +16,19 @@ enum Field {
     Plain,
     /// The SDK models require the field: its value becomes `null`.
     Null,
-    /// The same, with an empty list.
-    NoList,
-    /// The same, with `false`.
-    No,
-    /// The same, with a placeholder for an identifier.
-    NoName,
+    /// The SDK models require the field: its value becomes an empty list.
+    EmptyList,
+    /// The SDK models require the field: its value becomes `false`.
+    False,
+    /// The SDK models require the field: its value becomes a placeholder for an identifier.
+    Placeholder,
     /// A sentence of a refusal, without email addresses.
     Sentence,
     /// An object of listed fields.
     Object(&'static [(&'static str, Field)]),
 }
 
-use Field::{No, NoList, NoName, Null, Object, Plain, Sentence};
+use Field::{EmptyList, False, Null, Object, Placeholder, Plain, Sentence};
 
 #[rustfmt::skip] // a table
 const SUBSCRIPTION: &[(&str, Field)] = &[
@@ -43,7 +43,7 @@ const SUBSCRIPTION: &[(&str, Field)] = &[
     ("can_use_instant_voice_cloning", Plain), ("can_use_professional_voice_cloning", Plain),
     ("has_used_starter_coupon_on_account", Plain), ("has_used_creator_coupon_on_account", Plain),
     ("current_overage", Object(&[("amount", Plain), ("currency", Plain)])),
-    ("next_invoice", Null), ("pending_change", Null), ("open_invoices", NoList), ("has_open_invoices", No),
+    ("next_invoice", Null), ("pending_change", Null), ("open_invoices", EmptyList), ("has_open_invoices", False),
 ];
 
 #[rustfmt::skip] // a table
@@ -51,7 +51,7 @@ const USER: &[(&str, Field)] = &[
     ("is_new_user", Plain), ("can_use_delayed_payment_methods", Plain), ("is_onboarding_completed", Plain),
     ("is_onboarding_checklist_completed", Plain), ("show_compliance_terms", Plain), ("is_api_key_hashed", Plain),
     ("created_at", Plain), ("seat_type", Plain), ("subscription", Object(SUBSCRIPTION)),
-    ("user_id", NoName), ("workspace_id", NoName), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
+    ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
@@ -68,21 +68,22 @@ const WORD_BYTES_MAX: usize = 64;
 /// Sentences of a refusal are cut at this length.
 const SENTENCE_CHARS_MAX: usize = 500;
 
-/// The document with its listed fields only, whatever its status; `None` when it is not a JSON object.
+/// The document with its listed fields only; `None` when it is not a JSON object. Responses of every
+/// status are redacted.
 #[must_use]
 pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
     let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    let mut shown = Map::new();
+    let mut redacted_fields = Map::new();
     for (name, value) in document {
         let value = match name.as_str() {
             "detail" => refusal(value),
             name => field(name, value, &[USER, SUBSCRIPTION]),
         };
         if let Some(value) = value {
-            shown.insert(name, value);
+            redacted_fields.insert(name, value);
         }
     }
-    serde_json::to_vec(&shown).ok()
+    serde_json::to_vec(&redacted_fields).ok()
 }
 
 /// The body that replaces a refusal that cannot be redacted.
@@ -98,9 +99,9 @@ fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> 
     match (field, value) {
         (Plain, value) => is_plain(&value).then_some(value),
         (Null, _) => Some(Value::Null),
-        (NoList, _) => Some(json!([])),
-        (No, _) => Some(json!(false)),
-        (NoName, _) => Some(json!("redacted")),
+        (EmptyList, _) => Some(json!([])),
+        (False, _) => Some(json!(false)),
+        (Placeholder, _) => Some(json!("redacted")),
         (Sentence, Value::String(text)) => Some(Value::String(sentence(&text))),
         (Object(listed), Value::Object(fields)) => Some(object(fields, listed)),
         (Object(_) | Sentence, _) => None,
@@ -108,11 +109,11 @@ fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> 
 }
 
 fn object(fields: Map<String, Value>, listed: &[(&str, Field)]) -> Value {
-    let shown = fields.into_iter().filter_map(|(name, value)| {
+    let redacted_fields = fields.into_iter().filter_map(|(name, value)| {
         let value = field(&name, value, &[listed])?;
         Some((name, value))
     });
-    Value::Object(shown.collect())
+    Value::Object(redacted_fields.collect())
 }
 
 /// The redacted `detail`: an object, a sentence, or a list of objects.
@@ -121,7 +122,7 @@ fn refusal(detail: Value) -> Option<Value> {
         Value::Object(fields) => Some(object(fields, REFUSAL)),
         Value::String(text) => Some(Value::String(sentence(&text))),
         Value::Array(list) => {
-            let fields = list.into_iter().filter_map(|one| match one {
+            let fields = list.into_iter().filter_map(|element| match element {
                 Value::Object(fields) => Some(object(fields, REFUSAL)),
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
             });
@@ -225,7 +226,7 @@ mod tests {
             &json!({"detail": [{"msg": "field required", "type": "missing"}]}),
         );
         check(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
-        assert!(redacted(&withheld()).is_some_and(|shown| shown == withheld()));
+        assert!(redacted(&withheld()).is_some_and(|redacted_fields| redacted_fields == withheld()));
     }
 
     #[test]

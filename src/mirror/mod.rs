@@ -114,7 +114,7 @@ impl Mirror {
             self.settings.base_url
         );
         // An operator may have fixed the table before this start, so refused rows are retried.
-        let _ = self.outbox.forgive().await;
+        let _ = self.outbox.clear_parked().await;
         loop {
             let round = self.round().await;
             let wait = self.delay_after(round);
@@ -171,7 +171,7 @@ impl Mirror {
         let until = clock::now().plus(REFUSED_RETRY_DELAY);
         let refusal_codes: Vec<String> = refused.iter().map(|(_, code)| code.clone()).collect();
         let refused = refused.into_iter().map(|(name, code)| RefusedRow { name, code, until }).collect();
-        let newly_refused = self.outbox.settle(Delivery { sent, refused }).await?;
+        let newly_refused = self.outbox.record(Delivery { sent, refused }).await?;
         if newly_refused > 0 {
             let code = refusal_codes.first().map_or("", String::as_str);
             warn!(

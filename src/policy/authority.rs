@@ -1,4 +1,4 @@
-//! The provider's authority: the one scheme, host and port that a key is ever sent to.
+//! The provider's authority: the only scheme, host and port to which keys are sent.
 
 use std::fmt;
 
@@ -49,10 +49,11 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// When a `Host` header cannot carry the host.
+    /// When the host is not a valid value of a `Host` header.
     pub fn new(scheme: Scheme, host: &str, port: u16, prefix: &str) -> Result<Self, http::Error> {
-        let written = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let host_header = if port == scheme.default_port() { written } else { format!("{written}:{port}") };
+        let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let host_header =
+            if port == scheme.default_port() { bracketed } else { format!("{bracketed}:{port}") };
         Ok(Self {
             scheme,
             host: host.to_owned(),

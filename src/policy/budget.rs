@@ -1,5 +1,5 @@
-//! Credits: a workspace's quota, what is left of it, and whose figure counts when ours and the provider's
-//! differ.
+//! A workspace's quota of credits: computes the remaining credits, and decides between the local and the
+//! provider's figure when they differ.
 
 use std::time::Duration;
 
@@ -72,8 +72,8 @@ impl Quota {
         }
     }
 
-    /// The used share of the limit in whole percent, rounded down, so that 100 is reached only when
-    /// nothing is left.
+    /// The used share of the limit in whole percent, rounded down, so that 100 means that nothing is
+    /// left.
     #[must_use]
     pub fn usage_percent(&self) -> u64 {
         match self.limit {
@@ -106,52 +106,53 @@ impl Quota {
         }
     }
 
-    /// The quota after the provider has reported `theirs`.
+    /// The quota after the provider has reported `reported`; `idle` is the time since the last spending.
     ///
-    /// The provider's figure lags behind what was spent, so within a period the larger count holds: ours
-    /// when theirs lags, theirs when another program spends on the same workspace. A figure that stays
-    /// below ours although nothing was spent for `lag` holds as well: then we counted something that was
-    /// never charged. Another reset date means another period, for which theirs holds.
+    /// Within a period the larger count is used, because the provider's figure lags behind the spending
+    /// by up to `lag`, and is the larger one when another program uses the same workspace. When nothing
+    /// was spent for `lag`, the reported figure is used even if it is smaller: the local count then
+    /// includes something that was never charged. Another reset date means another period, for which the
+    /// reported figure is used.
     #[must_use]
-    pub fn adopt(self, theirs: Self, idle: Duration, lag: Duration) -> Self {
-        let same_period = self.limit.is_some() && self.resets_at == theirs.resets_at;
-        let count = if same_period && idle < lag { self.count.max(theirs.count) } else { theirs.count };
-        Self { count, ..theirs }
+    pub fn adopt(self, reported: Self, idle: Duration, lag: Duration) -> Self {
+        let same_period = self.limit.is_some() && self.resets_at == reported.resets_at;
+        let count = if same_period && idle < lag { self.count.max(reported.count) } else { reported.count };
+        Self { count, ..reported }
     }
 }
 
-/// The difference between the provider's figure and ours.
+/// The difference between the provider's figure and the local one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BillingDiscrepancy {
-    /// There is nothing to compare: its first figure, or another period.
+    /// No comparison is possible: this is the first figure, or one of another period.
     Fresh,
     /// No difference, or one that the lag of the provider may explain.
     Within,
-    /// The provider counts this many credits more: other programs spend, too, or requests of ours had no
-    /// price.
+    /// The provider counts this many credits more: another program spends as well, or the cost of some
+    /// requests is unknown.
     Above(u64),
     /// The provider counts this many credits fewer, and its lag is over: they were never charged.
     Below(u64),
 }
 
 impl Quota {
-    /// How `theirs` differs from this, our own figure, before it is [adopted](Self::adopt), which takes
-    /// the same two durations.
+    /// How `reported` differs from this local figure before it is [adopted](Self::adopt); `idle` and
+    /// `lag` are the same there.
     #[must_use]
-    pub fn drift(self, theirs: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
-        if self.limit.is_none() || self.resets_at != theirs.resets_at {
+    pub fn drift(self, reported: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
+        if self.limit.is_none() || self.resets_at != reported.resets_at {
             return BillingDiscrepancy::Fresh;
         }
-        match theirs.count.checked_sub(self.count) {
+        match reported.count.checked_sub(self.count) {
             Some(0) => BillingDiscrepancy::Within,
             Some(more) => BillingDiscrepancy::Above(more),
             None if idle < lag => BillingDiscrepancy::Within,
-            None => BillingDiscrepancy::Below(self.count - theirs.count),
+            None => BillingDiscrepancy::Below(self.count - reported.count),
         }
     }
 
-    /// Whether two figures are so similar that they must be of one workspace, although two are
-    /// configured.
+    /// Whether two workspaces have the same figures, so that they must be one workspace that is
+    /// configured twice.
     #[must_use]
     pub fn is_twin(&self, other: &Self) -> bool {
         self == other && self.count > 0 && self.resets_at.is_some()
@@ -163,15 +164,15 @@ impl Quota {
 pub enum Cause {
     /// Another key of the pool belongs to the same workspace, but is not configured so.
     Twin,
-    /// Another program spends, or requests of ours had no price.
+    /// Another program spends, or the cost of some requests is unknown.
     Others,
     /// A charge was recorded that the provider never made.
     NeverCharged,
 }
 
 impl Cause {
-    /// The cause of a discrepancy by this many credits, of a workspace with figures like another's
-    /// (`has_twin`) or not.
+    /// The cause of a discrepancy of this many credits. `has_twin` says whether another workspace has the
+    /// same figures.
     #[must_use]
     pub fn of(credits: i64, has_twin: bool) -> Self {
         match (credits < 0, has_twin) {
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_without_credits_is_full() {
+    fn an_account_without_credits_is_over_its_limit() {
         let empty = Quota { limit: Some(0), ..FRESH };
         assert!(empty.is_spent() && empty.is_over_limit());
         assert_eq!(empty.usage_ratio(), 1.0);
@@ -243,9 +244,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_adopted(ours: u64, theirs: Quota, idle_secs: u64, expected: u64) {
-        let adopted = used(ours).adopt(theirs, Duration::from_secs(idle_secs), LAG);
-        assert_eq!(adopted, Quota { count: expected, ..theirs });
+    fn check_adopted(ours: u64, reported: Quota, idle_secs: u64, expected: u64) {
+        let adopted = used(ours).adopt(reported, Duration::from_secs(idle_secs), LAG);
+        assert_eq!(adopted, Quota { count: expected, ..reported });
     }
 
     #[test]
@@ -264,11 +265,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_drift(theirs: Quota, idle_secs: u64, expected: BillingDiscrepancy) {
-        assert_eq!(used(50).drift(theirs, Duration::from_secs(idle_secs), LAG), expected);
+    fn check_drift(reported: Quota, idle_secs: u64, expected: BillingDiscrepancy) {
+        assert_eq!(used(50).drift(reported, Duration::from_secs(idle_secs), LAG), expected);
         // An adopted figure has no discrepancy any more.
-        let adopted = used(50).adopt(theirs, Duration::from_secs(idle_secs), LAG);
-        assert_eq!(adopted.drift(theirs, Duration::ZERO, LAG), BillingDiscrepancy::Within);
+        let adopted = used(50).adopt(reported, Duration::from_secs(idle_secs), LAG);
+        assert_eq!(adopted.drift(reported, Duration::ZERO, LAG), BillingDiscrepancy::Within);
     }
 
     #[test]

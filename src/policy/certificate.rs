@@ -10,8 +10,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Short, because the renewal is automatic.
 const SERVER_LIFE: Duration = DAY.saturating_mul(90);
 
-/// Remaining lifetime at which a server certificate is renewed, so that no client ever sees one about to
-/// expire.
+/// Remaining lifetime at which a server certificate is renewed, so that clients never receive one that is
+/// about to expire.
 const SERVER_LEFT_MIN: Duration = DAY.saturating_mul(30);
 
 /// Long, because every new CA has to be installed in apps and browsers by hand.
@@ -20,7 +20,7 @@ const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
 /// Remaining lifetime at which the CA is renewed: its certificates must not outlive it.
 const AUTHORITY_LEFT_MIN: Duration = SERVER_LIFE;
 
-/// A certificate is backdated by this time, for clients whose clock is slow.
+/// A certificate is valid from this time before its issue, for clients whose clock is slow.
 const CLOCK_SLACK: Duration = DAY;
 
 /// The validity period of a certificate.
@@ -118,10 +118,10 @@ pub fn names(hosts: &[String], listen_addresses: &[IpAddr]) -> Vec<String> {
         .into_iter()
         .chain(listen_addresses.iter().map(IpAddr::to_canonical).filter(IpAddr::is_loopback));
     let mut names = vec!["localhost".to_owned()];
-    let more = addresses
+    let candidates = addresses
         .map(|address| address.to_string())
         .chain(hosts.iter().filter(|host| may_certify(host)).cloned());
-    for name in more {
+    for name in candidates {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_clock_discards_no_ca() {
+    fn a_ca_is_kept_when_the_clock_is_wrong() {
         let life = Life::of_authority(NOW);
         assert_eq!(life.validity(UnixMs(0)), Validity::NotYet);
         assert_eq!(life.authority_verdict(UnixMs(0)), Renewal::Keep);

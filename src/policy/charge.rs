@@ -1,18 +1,18 @@
-//! The amount that a request takes from its client's quota. One function decides it, for the counter in
-//! memory and for the usage records from which the counter is restored after a restart.
+//! Computes the amount that a request takes from its client's quota. The counter in memory and the usage
+//! records use the same function, because the counter is restored from the records after a restart.
 
-/// What is known about a request's price before it is sent.
+/// Whether a request is known, before it is sent, to cost credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
-    /// The provider charges for it.
+    /// The provider charges for the request.
     Metered,
-    /// It is not on the list of requests that are documented as free.
+    /// The request is not documented as free.
     Unlisted,
-    /// It costs nothing.
+    /// The request costs nothing.
     Free,
 }
 
-/// How far a request got with the provider.
+/// The progress of a request at the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChargeOutcome {
     /// No byte of it was sent.
@@ -39,16 +39,16 @@ pub struct Charge {
 /// The charge of a request. `reported` is the cost that its response reports, `reserved` the reserved
 /// amount, which is charged when the response reports none.
 ///
-/// A cost above 0 is charged whatever the route and the status are. A request counts when it was served,
-/// even for 0 credits, or may have been served.
+/// A reported cost above 0 is charged for every route and status. A request counts when it was served or
+/// may have been served, even if it costs 0 credits.
 #[must_use]
 pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
-    let is_taken = match (billing, outcome) {
+    let is_counted = match (billing, outcome) {
         (Billing::Free, _) | (_, ChargeOutcome::Unsent | ChargeOutcome::Refused) => false,
         (Billing::Metered | Billing::Unlisted, ChargeOutcome::Unknown | ChargeOutcome::Served) => true,
     };
-    let credits = reported.unwrap_or(if is_taken { reserved } else { 0 });
-    Charge { requests: u64::from(is_taken || credits > 0), credits }
+    let credits = reported.unwrap_or(if is_counted { reserved } else { 0 });
+    Charge { requests: u64::from(is_counted || credits > 0), credits }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Client authentication. The credential of a client, wherever the provider's SDKs put their key, is one
-//! of Keychoir's own client tokens: looked up here, compared in constant time, never forwarded. Without
-//! configured clients every request is accepted; the server then listens on loopback only.
+//! Authenticates clients. A client presents one of Keychoir's own tokens in any place where the
+//! provider's SDKs put a key; the token is looked up, compared in constant time, and never forwarded.
+//! Without configured clients every request is accepted, and the server listens on loopback only.
 //!
-//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and the
-//! key where the SDK puts it.
+//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and its
+//! key in the header or parameter of the SDK.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl ClientName {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Its quota of requests or credits.
-    pub allowance: Option<ClientQuota>,
+    pub quota: Option<ClientQuota>,
     /// Its rate limit.
     pub rate: Option<Rate>,
     /// Maximum number of its concurrent requests.
@@ -104,11 +104,11 @@ pub enum AnonymousAccess {
 /// The configured clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// By the first word of the fingerprint of their tokens. A client without the token cannot choose the
-    /// bucket, and with it the time that a lookup takes.
-    known: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
+    /// Clients with a token, by the first word of its fingerprint. The fingerprint is a hash, so the time of
+    /// a lookup does not reveal how much of a guessed token is right.
+    by_token: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
     /// The client of requests without a token.
-    other: Arc<Client>,
+    anonymous_client: Arc<Client>,
     anonymous: AnonymousAccess,
 }
 
@@ -117,36 +117,36 @@ impl Clients {
     #[must_use]
     pub fn new(clients: Vec<(Client, TokenFingerprint)>, anonymous: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
-        let other = Arc::new(Client { name, rules: Rules::default() });
-        let mut known: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
-        for (client, print) in clients {
-            known.entry(print.first_word()).or_default().push((Arc::new(client), print));
+        let anonymous_client = Arc::new(Client { name, rules: Rules::default() });
+        let mut by_token: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
+        for (client, fingerprint) in clients {
+            by_token.entry(fingerprint.first_word()).or_default().push((Arc::new(client), fingerprint));
         }
-        Self { known, other, anonymous }
+        Self { by_token, anonymous_client, anonymous }
     }
 
     /// Whether clients need a token.
     #[must_use]
     pub fn are_known(&self) -> bool {
-        !self.known.is_empty()
+        !self.by_token.is_empty()
     }
 
     /// Whether the caller was authenticated by a token, where tokens are needed, and is not an anonymous
     /// client with its own key.
     #[must_use]
     pub fn include(&self, caller: &Caller) -> bool {
-        !self.are_known() || !Arc::ptr_eq(&caller.client, &self.other)
+        !self.are_known() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
     }
 
     /// The names of the clients that have a token.
     pub fn token_holders(&self) -> impl Iterator<Item = &ClientName> {
-        self.known.values().flatten().map(|(client, _)| &client.name)
+        self.by_token.values().flatten().map(|(client, _)| &client.name)
     }
 
     /// The names of all clients.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
-        let known = self.known.values().flatten().map(|(client, _)| client);
-        known.chain([&self.other]).map(|client| &client.name)
+        let with_token = self.by_token.values().flatten().map(|(client, _)| client);
+        with_token.chain([&self.anonymous_client]).map(|client| &client.name)
     }
 
     /// The client of this token.
@@ -154,9 +154,9 @@ impl Clients {
         if self.are_known() { self.of_print(&TokenFingerprint::of(token)) } else { None }
     }
 
-    fn of_print(&self, print: &TokenFingerprint) -> Option<&Arc<Client>> {
-        let same_bucket = self.known.get(&print.first_word())?;
-        same_bucket.iter().find(|(_, expected)| expected.matches(print)).map(|(client, _)| client)
+    fn of_print(&self, fingerprint: &TokenFingerprint) -> Option<&Arc<Client>> {
+        let same_bucket = self.by_token.get(&fingerprint.first_word())?;
+        same_bucket.iter().find(|(_, expected)| expected == fingerprint).map(|(client, _)| client)
     }
 }
 
@@ -172,13 +172,13 @@ pub struct Caller {
 /// Why a client is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {
-    /// It presents no credential.
+    /// The client presents no credential.
     #[error("the client presents no token")]
     Missing,
-    /// It presents a credential, and that of no client.
+    /// The client presents a credential that belongs to no client.
     #[error("the client presents a token that no client has")]
     Wrong,
-    /// It may bring its own key, and presents a text that is not a valid header value.
+    /// The client may bring its own key, and presents a text that is not a valid header value.
     #[error("the client's own key is malformed")]
     MalformedKey,
 }
@@ -221,7 +221,7 @@ pub fn authenticate(
         AnonymousAccess::BringKeys | AnonymousAccess::Refused => None,
     };
     if own_key.is_some() || !clients.are_known() {
-        return Ok(Caller { client: Arc::clone(&clients.other), own_key });
+        return Ok(Caller { client: Arc::clone(&clients.anonymous_client), own_key });
     }
     Err(if presented().next().is_none() { Unidentified::Missing } else { Unidentified::Wrong })
 }
@@ -234,7 +234,7 @@ mod tests {
         Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
     }
 
-    fn known(anonymous: AnonymousAccess) -> Clients {
+    fn configured_clients(anonymous: AnonymousAccess) -> Clients {
         let clients = vec![
             (client("app", false), TokenFingerprint::of("token-of-app")),
             (client("ops", true), TokenFingerprint::of("token-of-ops")),
@@ -253,7 +253,7 @@ mod tests {
         expected: Result<&str, Unidentified>,
     ) {
         let headers = headers(header.as_slice());
-        let caller = authenticate(&known(AnonymousAccess::Refused), &headers, query);
+        let caller = authenticate(&configured_clients(AnonymousAccess::Refused), &headers, query);
         assert_eq!(caller.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
         assert!(caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
@@ -270,12 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn one_right_token_among_wrong_ones_is_enough() {
+    fn one_valid_token_among_invalid_ones_is_accepted() {
         check(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
     }
 
     #[test]
-    fn a_wrong_token_is_wrong_and_none_is_missing() {
+    fn a_wrong_token_is_distinguished_from_a_missing_one() {
         check(Some(("xi-api-key", "token-of-ap")), None, Err(Unidentified::Wrong));
         check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unidentified::Wrong));
         check(Some(("xi-api-key", "")), None, Err(Unidentified::Missing));
@@ -285,11 +285,15 @@ mod tests {
 
     #[test]
     fn fingerprints_with_a_common_prefix_are_distinguished() {
-        let print = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
-        let clients = vec![(client("one", false), print('1')), (client("two", false), print('2'))];
+        let fingerprint = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
+        let clients =
+            vec![(client("one", false), fingerprint('1')), (client("two", false), fingerprint('2'))];
         let clients = Clients::new(clients, AnonymousAccess::Refused);
-        let name = |print| clients.of_print(&print).map(|client| client.name.as_str());
-        assert_eq!([name(print('1')), name(print('2')), name(print('3'))], [Some("one"), Some("two"), None]);
+        let name = |fingerprint| clients.of_print(&fingerprint).map(|client| client.name.as_str());
+        assert_eq!(
+            [name(fingerprint('1')), name(fingerprint('2')), name(fingerprint('3'))],
+            [Some("one"), Some("two"), None]
+        );
     }
 
     #[test]
@@ -317,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_permitted_client_brings_its_key_beside_its_token() {
-        let clients = known(AnonymousAccess::Refused);
+        let clients = configured_clients(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
         check_own(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
         check_own(&clients, &[ops], Some("xi_api_key=sk_own"), Ok(("ops", Some("sk_own"))));
@@ -330,14 +334,19 @@ mod tests {
 
     #[test]
     fn a_malformed_own_key_is_not_served_from_the_pool() {
-        let clients = known(AnonymousAccess::Refused);
+        let clients = configured_clients(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
         let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         for key in ["sk_own two", "sk\u{e9}", "Bearer sk_own"] {
             let own = ("xi-api-key", key);
             check_own(&clients, &[ops, own], None, Err(Unidentified::MalformedKey));
             check_own(&clients, &[app, own], None, Ok(("app", None)));
-            check_own(&known(AnonymousAccess::BringKeys), &[own], None, Err(Unidentified::MalformedKey));
+            check_own(
+                &configured_clients(AnonymousAccess::BringKeys),
+                &[own],
+                None,
+                Err(Unidentified::MalformedKey),
+            );
             check_own(&open_clients, &[own], None, Err(Unidentified::MalformedKey));
         }
         check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
@@ -349,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn anonymous_clients_bring_keys_only_when_they_may() {
+    fn anonymous_clients_bring_keys_only_when_permitted() {
         let own = [("xi-api-key", "sk_own")];
-        check_own(&known(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
-        let clients = known(AnonymousAccess::BringKeys);
+        check_own(&configured_clients(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
+        let clients = configured_clients(AnonymousAccess::BringKeys);
         check_own(&clients, &own, None, Ok(("own", Some("sk_own"))));
         check_own(&clients, &[("xi-api-key", "token-of-app")], None, Ok(("app", None)));
         check_own(&clients, &[("authorization", "Bearer sk_own")], None, Err(Unidentified::Wrong));
@@ -377,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_permitted_with_all_that_is_below_them() {
+    fn a_permitted_path_includes_all_paths_below_it() {
         let rules = |paths: &[&str]| Rules {
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
             ..Rules::default()

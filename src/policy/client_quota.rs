@@ -19,7 +19,7 @@ pub struct ClientQuota {
     pub period: Period,
 }
 
-/// What a quota counts.
+/// The unit that a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Requests that the provider charges for and has served.
@@ -61,7 +61,7 @@ pub struct QuotaShortfall {
 }
 
 impl ClientQuota {
-    /// Whether a client that has used this much may send another request.
+    /// Checks whether a client that has used this amount may send another request.
     ///
     /// # Errors
     ///
@@ -70,8 +70,8 @@ impl ClientQuota {
         self.check_for(used, 0, now)
     }
 
-    /// Whether `more` fits beside `taken`, the amount that the client has used and its requests in flight
-    /// have reserved. When the quota is used up, nothing fits, not even 0.
+    /// Checks whether `more` fits into the quota beside `taken`, the sum of the used amount and of the
+    /// reservations of requests in flight. When the quota is used up, even 0 does not fit.
     ///
     /// # Errors
     ///
@@ -151,8 +151,8 @@ impl Period {
     }
 }
 
-/// Number of days since the first of the month of the `day`th day since 1970. Computed for every request;
-/// a general calendar library takes ten times as long.
+/// Number of days since the first of the month of the `day`th day since 1970. It is computed for every
+/// request, and a general calendar library takes ten times as long.
 fn days_into_month(day: u64) -> u64 {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     // Years begin in March here, so that leap days are at their end; the first is year 0.
@@ -181,7 +181,7 @@ pub struct Tally {
     amount: u64,
 }
 
-/// The largest amount that fits; no real use comes near it.
+/// The largest amount that fits into 48 bits, which is far above any real use.
 const AMOUNT_MAX: u64 = (1 << 48) - 1;
 
 impl Tally {
@@ -203,7 +203,7 @@ impl Tally {
         if self.number >= period.number(now) { self.amount } else { 0 }
     }
 
-    /// With `more` added.
+    /// The count after `more` was used.
     #[must_use]
     pub fn plus(self, more: u64, period: Period, now: UnixMs) -> Self {
         Self {
@@ -218,10 +218,10 @@ impl Tally {
         self.number
     }
 
-    /// With `more` used instead of `less` that was reserved, both in the period of that number. Unchanged
-    /// when that period is over, because its count was reset.
+    /// The count after `more` was used instead of `less`, which was reserved in the period of that
+    /// number. A period that is over leaves the count unchanged, because it was reset.
     #[must_use]
-    pub fn settled(self, number: u16, less: u64, more: u64) -> Self {
+    pub fn replaced(self, number: u16, less: u64, more: u64) -> Self {
         if self.number != number {
             return self;
         }
@@ -229,12 +229,12 @@ impl Tally {
     }
 }
 
-/// A rate limit: up to `requests` at once, which then become available again evenly over `span`.
+/// A rate limit: a burst of up to `requests`, which then become available again evenly over `span`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Maximum number of requests per span; at least 1.
     pub requests: u32,
-    /// The span in which that many requests become available again.
+    /// The span in which `requests` become available again.
     pub span: Duration,
 }
 
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_does_not_panic() {
+    fn the_last_moment_does_not_panic() {
         for period in Period::ALL {
             let tally = Tally::default().plus(u64::MAX, period, UnixMs(u64::MAX));
             assert_eq!(Tally::of_word(tally.word()), tally);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_unit_may_be_used_and_no_more() {
+    fn a_quota_is_used_up_to_its_last_unit() {
         let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Day };
         assert_eq!(quota.check(2, LEAP), Ok(()));
         let spent = QuotaSpent { quota, resets_at: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_is_reset_with_the_period_and_not_when_the_clock_steps_back() {
+    fn a_count_is_reset_by_a_new_period_and_not_by_a_clock_set_back() {
         let tomorrow = Period::Day.end(LEAP).unwrap();
         let tally = Tally::default().plus(2, Period::Day, LEAP).plus(1, Period::Day, LEAP);
         assert_eq!((tally.used(Period::Day, LEAP), tally.used(Period::Day, tomorrow)), (3, 0));
@@ -361,15 +361,15 @@ mod tests {
         let tomorrow = Period::Day.end(LEAP).unwrap();
         let tally = Tally::default().plus(20, Period::Day, LEAP);
         let number = tally.number();
-        assert_eq!(tally.settled(number, 20, 7).used(Period::Day, LEAP), 7);
+        assert_eq!(tally.replaced(number, 20, 7).used(Period::Day, LEAP), 7);
         assert_eq!(
-            tally.settled(number, 5, 9).used(Period::Day, LEAP),
+            tally.replaced(number, 5, 9).used(Period::Day, LEAP),
             24,
             "a request may cost more than its reservation"
         );
-        assert_eq!(tally.settled(number, 90, 0).used(Period::Day, LEAP), 0);
+        assert_eq!(tally.replaced(number, 90, 0).used(Period::Day, LEAP), 0);
         let next = tally.plus(1, Period::Day, tomorrow);
-        assert_eq!(next.settled(number, 20, 30), next, "yesterday is over");
+        assert_eq!(next.replaced(number, 20, 30), next, "yesterday is over");
     }
 
     #[track_caller]
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_admits_a_burst_and_then_one_request_after_the_other() {
+    fn a_rate_admits_a_burst_and_then_one_request_at_a_time() {
         let rate = Rate { requests: 3, span: Duration::from_secs(3) };
         const SECOND: u64 = 1_000_000_000;
         let start = 100 * SECOND;

@@ -1,7 +1,8 @@
-//! Concurrency groups: the requests that the provider counts together when it limits concurrent requests.
+//! A concurrency group: the provider counts requests of one group together when it limits concurrent
+//! requests.
 //!
-//! A workspace keeps one limiter per group in an array, so that speech of a slow model does not take the
-//! slot of a transcription. Which request belongs to which group is a fact of the provider:
+//! A workspace keeps one limiter per group in an array, so that speech of a slow model does not use the
+//! capacity for transcriptions. The groups of the provider's models and operations are in
 //! [`elevenlabs::concurrency`](crate::elevenlabs::concurrency).
 
 /// One concurrency group, by its number.

@@ -1,12 +1,13 @@
-//! What refusals prove about a key or a workspace, and the key state that follows at a given moment.
+//! Evidence from refusals about a key or a workspace, and the key state that follows from it at a given
+//! moment.
 //!
-//! A refusal is evidence: it has a scope (the key, the workspace, or one concurrency group of that), a
-//! strength (with figures, or only in known words) and a time. Key state is computed here from the
-//! evidence and the last poll of the provider. Only evidence is stored, so that a better rule also
-//! changes what old evidence means.
+//! A refusal is evidence: it has a scope (the key, the workspace, or a concurrency group of the
+//! workspace), a strength (with figures, or only in known words) and a time. Key state is computed here
+//! from the evidence and the last poll of the provider. Only evidence is stored, so that an improved rule
+//! also applies to old evidence.
 //!
-//! Refusals about anything narrower (a feature, a permission, an endpoint, one request) are not evidence,
-//! because they prove nothing about a key as such. See [`features`](crate::elevenlabs::features).
+//! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the
+//! key can serve other requests. See [`features`](crate::elevenlabs::features).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
 use super::verdict::{Shortfall, Verdict};
 
-/// What a refusal claims about a key or workspace.
+/// The claim of a refusal about a key or workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimedFault {
     /// The credits do not suffice.
@@ -115,12 +116,12 @@ impl ClaimedFault {
     }
 }
 
-/// How much a refusal proves.
+/// The strength of a refusal as evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// It has figures, or the time after which to retry.
+    /// The refusal has figures, or a time after which to retry.
     Figures,
-    /// It has known words only.
+    /// The refusal has known words only.
     Words,
 }
 
@@ -165,7 +166,7 @@ pub struct RefusalSource {
 }
 
 impl Evidence {
-    /// How much the evidence proves.
+    /// The strength of the evidence.
     #[must_use]
     pub fn strength(&self) -> Strength {
         let has_figures = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
@@ -178,11 +179,11 @@ impl Evidence {
 pub struct Poll {
     /// When the response to the poll was received.
     pub at: UnixMs,
-    /// What the response means.
+    /// The meaning of the response.
     pub result: PollResult,
 }
 
-/// The result of a poll, as far as it can confirm or refute evidence.
+/// The part of a poll's response that can confirm or refute evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollResult {
     /// The workspace's figures.
@@ -215,7 +216,7 @@ pub struct Cooldowns {
     pub invalid_confirm: Duration,
     /// For a key that a poll confirmed to be invalid, or that belongs to another region.
     pub invalid: Duration,
-    /// How long the provider's figures may lag behind what was spent.
+    /// How long the provider's figures may lag behind the spending.
     pub quota_lag: Duration,
 }
 
@@ -236,7 +237,7 @@ impl Cooldowns {
 /// The key state that follows from evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// None any more: the evidence has expired, or a newer or stronger fact has refuted it.
+    /// No effect: the evidence has expired, or a newer or stronger fact has refuted it.
     Nothing,
     /// The key or workspace is in cooldown.
     Cooldown {
@@ -252,7 +253,7 @@ pub enum Meaning {
         group: ConcurrencyGroup,
         /// The end of the cooldown.
         until: UnixMs,
-        /// As above.
+        /// Whether one request may probe the group before the end.
         is_probable: bool,
     },
     /// Requests that cost more than this do not use the key. Cheaper ones do.
@@ -264,7 +265,7 @@ pub enum Meaning {
     },
 }
 
-/// What `evidence` means at `now`, after the last `poll`, for an account whose credits are reset at
+/// The meaning of `evidence` at `now`, after the last `poll`, for an account whose credits are reset at
 /// `resets_at`.
 #[must_use]
 pub fn meaning(
@@ -275,23 +276,23 @@ pub fn meaning(
     now: UnixMs,
 ) -> Meaning {
     let at = evidence.at;
-    let later = poll.filter(|poll| poll.at > at);
+    let later_poll = poll.filter(|poll| poll.at > at);
     let cooldown =
         |reason, until, is_probable| Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable };
-    let spent_until = || {
+    let exhausted_until = || {
         let reset = resets_at.filter(|reset| *reset > at);
         reset.unwrap_or_else(|| at.plus(cooldowns.exhausted))
     };
     let meaning = match evidence.claim {
-        ClaimedFault::Credits { .. } if refutes_credits(evidence, later, cooldowns) => {
+        ClaimedFault::Credits { .. } if refutes_credits(evidence, later_poll, cooldowns) => {
             return Meaning::Nothing;
         }
-        // Without a reset date the end is a guess, which one request may probe.
+        // Without a reset date the end is estimated, so one request may probe the key.
         ClaimedFault::Credits { figures: Some((0, _)), .. } => {
-            cooldown(CooldownReason::Exhausted, spent_until(), resets_at.is_none())
+            cooldown(CooldownReason::Exhausted, exhausted_until(), resets_at.is_none())
         }
         ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
-            Meaning::Short { left: left_by_estimate, until: spent_until() }
+            Meaning::Short { left: left_by_estimate, until: exhausted_until() }
         }
         ClaimedFault::Credits { figures: None, .. } => {
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
@@ -301,7 +302,7 @@ pub fn meaning(
             let is_probable = evidence.named_span.is_none() || evidence.is_agreed;
             Meaning::GroupCooldown { group, until: at.plus(span), is_probable }
         }
-        ClaimedFault::Locked => match later.map(|poll| poll.result) {
+        ClaimedFault::Locked => match later_poll.map(|poll| poll.result) {
             Some(PollResult::Figures { is_paid: Some(true), .. }) => return Meaning::Nothing,
             Some(PollResult::Figures { is_paid: Some(false), .. }) => {
                 cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), false)
@@ -311,12 +312,12 @@ pub fn meaning(
             )
             | None => cooldown(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
-        // No poll reports it. Repeated attempts make it worse.
+        // No poll reports suspected abuse, and repeated attempts increase the suspicion.
         ClaimedFault::Suspected => cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), true),
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
             let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;
             let reason = if is_wrong_host { CooldownReason::WrongHost } else { CooldownReason::Invalid };
-            match later {
+            match later_poll {
                 Some(Poll { result: PollResult::Figures { .. } | PollResult::Unreadable, .. }) => {
                     return Meaning::Nothing;
                 }
@@ -335,8 +336,8 @@ pub fn meaning(
     if until > now { meaning } else { Meaning::Nothing }
 }
 
-/// The cooldown that follows from all of this evidence, without a poll; a rate limited group counts as
-/// one.
+/// The cooldown that follows from all of this evidence, without a poll; a rate limit of a group counts as
+/// a cooldown.
 #[must_use]
 pub fn cooldown(
     evidence: &[Evidence],
@@ -345,7 +346,7 @@ pub fn cooldown(
     now: UnixMs,
 ) -> Option<Cooldown> {
     let cooldowns_of_evidence =
-        evidence.iter().filter_map(|known| match meaning(known, None, resets_at, cooldowns, now) {
+        evidence.iter().filter_map(|evidence| match meaning(evidence, None, resets_at, cooldowns, now) {
             Meaning::Cooldown { cooldown, .. } => Some(cooldown),
             Meaning::GroupCooldown { until, .. } => {
                 Some(Cooldown { reason: CooldownReason::RateLimited, until })
@@ -356,26 +357,26 @@ pub fn cooldown(
 }
 
 /// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll as
-/// long as polls lag; words without figures yield to any figure of a poll.
-fn refutes_credits(evidence: &Evidence, later: Option<Poll>, cooldowns: &Cooldowns) -> bool {
+/// long as polls lag; any figure of a poll refutes words without figures.
+fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { figures, .. } = evidence.claim else { return false };
-    let Some(Poll { at, result: PollResult::Figures { left, .. } }) = later else { return false };
+    let Some(Poll { at, result: PollResult::Figures { left, .. } }) = later_poll else { return false };
     let has_credits = left != Some(0);
     let is_settled = at.since(evidence.at) >= cooldowns.quota_lag;
     match figures {
         None => has_credits,
         Some((0, _)) => has_credits && is_settled,
-        // By then the poll's own figure includes what was spent.
+        // By then the figure of the poll includes all spent credits.
         Some(_) => is_settled,
     }
 }
 
-/// When a poll can decide about `evidence` that the last poll could not; `None` when no poll can decide
-/// about it.
+/// When the next poll can confirm or refute `evidence` that the last poll could not; `None` when no poll
+/// can.
 #[must_use]
 pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cooldowns) -> Option<UnixMs> {
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
-    let at_once = (!was_polled).then_some(evidence.at);
+    let immediately = (!was_polled).then_some(evidence.at);
     match evidence.claim {
         ClaimedFault::Credits { figures: Some(_), .. } => {
             let settled_at = evidence.at.plus(cooldowns.quota_lag);
@@ -384,7 +385,7 @@ pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cool
         ClaimedFault::Credits { figures: None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::InvalidKey
-        | ClaimedFault::WrongHost => at_once,
+        | ClaimedFault::WrongHost => immediately,
         ClaimedFault::Suspected | ClaimedFault::RateLimited(_) => None,
     }
 }
@@ -400,7 +401,7 @@ pub fn is_refuted_by_service(
 ) -> bool {
     let is_later = began_at >= evidence.at;
     match evidence.claim {
-        // The served request may have been a small one: it refutes only that no credits are left.
+        // The served request may have cost little, so it refutes only that no credits are left.
         ClaimedFault::Credits { figures: Some((0, _)) | None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::Suspected => is_later && is_charged,

@@ -1,6 +1,6 @@
-//! The maximum number of client connections under a limit of open files. An accepted connection without a
-//! file left for its upstream connection would get a 502, and the database could not be written; so
-//! accepting stops before that, and clients wait in the backlog.
+//! Computes the maximum number of client connections under a limit of open files. At the maximum,
+//! accepting stops and clients wait in the backlog, because a request needs a file for its upstream
+//! connection and would otherwise fail with a 502, and the database needs files as well.
 
 /// Files for everything but client and upstream connections: the database with its logs, listeners, the
 /// workers' event queues, name lookups, the mirror, uploads on disk.
@@ -24,9 +24,10 @@ pub fn connections(limit: u64, requested: RequestedLimits) -> usize {
     let usable = limit - BASE.min(limit / 2);
     let idle = (requested.idle_connections as u64).min(usable / 4);
     let usable = usable - idle;
-    // Half of them with a request each, or all that remain besides the requests.
-    let most = (usable / 2).max(usable.saturating_sub(requested.requests as u64)).max(1);
-    requested.connections.min(usize::try_from(most).unwrap_or(usize::MAX))
+    // Half of the files if every client has a request, or all files that the maximum number of requests
+    // leaves.
+    let max_clients = (usable / 2).max(usable.saturating_sub(requested.requests as u64)).max(1);
+    requested.connections.min(usize::try_from(max_clients).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ pub struct Spending {
     pub at_s: u32,
 }
 
-/// Long enough to bridge the pauses of a working day, short enough to notice a change of use.
+/// Longer than the pauses of a working day, which should not change the rate, and short enough that a
+/// lasting change of use changes it.
 pub const HALF_LIFE: Duration = Duration::from_secs(6 * 3_600);
 
 impl Spending {
@@ -63,7 +64,7 @@ pub fn forecast(quota: &Quota, per_day: f64, now: UnixMs) -> Forecast {
     forecast_of(left, quota.resets_at, per_day, now)
 }
 
-/// The same for `left` credits that are reset at `resets_at`.
+/// Forecasts when `left` credits run out, which are reset at `resets_at`.
 #[must_use]
 pub fn forecast_of(left: u64, resets_at: Option<UnixMs>, per_day: f64, now: UnixMs) -> Forecast {
     // A rate below one credit per day counts as none.
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_credits_last_as_long_as_their_rate_says() {
+    fn a_forecast_divides_the_remaining_credits_by_their_rate() {
         assert_eq!(forecast(&quota(500, Some(9)), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
         assert_eq!(forecast(&quota(500, Some(5)), 100.0, NOW), Forecast::Lasts);
         assert_eq!(forecast(&quota(500, None), 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 5 * DAY)));
@@ -110,11 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn overage_lasts_longer() {
+    fn overage_extends_a_forecast() {
         let some = Quota { extension: Extension::Credits(500), ..quota(500, None) };
         assert_eq!(forecast(&some, 100.0, NOW), Forecast::SpentBy(UnixMs(NOW.0 + 10 * DAY)));
-        let endless = Quota { extension: Extension::Unlimited, ..some };
-        assert_eq!(forecast(&endless, 100.0, NOW), Forecast::Unknown);
+        let unlimited = Quota { extension: Extension::Unlimited, ..some };
+        assert_eq!(forecast(&unlimited, 100.0, NOW), Forecast::Unknown);
     }
 
     #[test]
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_rate_is_found() {
+    fn a_constant_rate_is_measured() {
         let mut spending = Spending::default();
         let mut now = NOW;
         for _ in 0..10 * 24 * 60 {

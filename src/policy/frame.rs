@@ -132,18 +132,25 @@ impl Head {
 
 /// Masks or unmasks `bytes`; `offset` is the number of payload bytes before them.
 pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
-    let mut turned = mask;
-    turned.rotate_left((offset % 4) as usize);
-    let wide = u64::from_ne_bytes([
-        turned[0], turned[1], turned[2], turned[3], turned[0], turned[1], turned[2], turned[3],
+    let mut rotated_mask = mask;
+    rotated_mask.rotate_left((offset % 4) as usize);
+    let mask_word = u64::from_ne_bytes([
+        rotated_mask[0],
+        rotated_mask[1],
+        rotated_mask[2],
+        rotated_mask[3],
+        rotated_mask[0],
+        rotated_mask[1],
+        rotated_mask[2],
+        rotated_mask[3],
     ]);
     let mut chunks = bytes.chunks_exact_mut(8);
     for chunk in &mut chunks {
         if let Ok(word) = <[u8; 8]>::try_from(&*chunk) {
-            chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
+            chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ mask_word).to_ne_bytes());
         }
     }
-    for (byte, part) in chunks.into_remainder().iter_mut().zip(turned.iter().cycle()) {
+    for (byte, part) in chunks.into_remainder().iter_mut().zip(rotated_mask.iter().cycle()) {
         *byte ^= part;
     }
 }

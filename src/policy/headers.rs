@@ -1,5 +1,5 @@
-//! Header sanitizing: removes client credentials, hop-by-hop headers, and what proxies or the provider
-//! say about their own networks.
+//! Header sanitizing: removes client credentials, hop-by-hop headers, and headers in which proxies or the
+//! provider describe their networks.
 //!
 //! No credential of a client reaches the upstream, no header of one connection reaches the next, and
 //! neither side's network details reach the other. `table` lists every header that is not passed through
@@ -23,7 +23,7 @@ pub use kind::{forbid_sniffing, is_searched};
 use present::{KnownHeader, PresentHeaders};
 
 /// Headers in which a client may present a credential, in the order in which they are examined.
-/// `xi_api_key` is not a header of the provider; a client that sends it means its key.
+/// `xi_api_key` is not a header of the provider; a client that sends it intends `xi-api-key`.
 const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::TOKEN,
     KnownHeader::KEY,
@@ -66,8 +66,8 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
     }
 }
 
-/// Prepares the headers of a request for the upstream: removes credentials, hop-by-hop headers and what
-/// proxies added about the client unless it is `forwarded`, and offers only encodings that can be
+/// Prepares the headers of a request for the upstream: removes credentials, hop-by-hop headers and those
+/// headers of proxies about the client that are not in `forwarded`, and offers only encodings that can be
 /// decoded. `Host` is removed as well; the upstream request sets its own.
 pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
     let present = PresentHeaders::of(headers);
@@ -86,9 +86,9 @@ fn strip_subprotocols(headers: &mut HeaderMap) {
     if !subprotocols(headers).any(is_bearer) {
         return;
     }
-    let kept: Vec<&str> = subprotocols(headers).filter(|name| !is_bearer(name)).collect();
-    match HeaderValue::from_str(&kept.join(", ")) {
-        Ok(value) if !kept.is_empty() => headers.insert(SUBPROTOCOLS, value),
+    let remaining: Vec<&str> = subprotocols(headers).filter(|name| !is_bearer(name)).collect();
+    match HeaderValue::from_str(&remaining.join(", ")) {
+        Ok(value) if !remaining.is_empty() => headers.insert(SUBPROTOCOLS, value),
         Ok(_) | Err(_) => headers.remove(SUBPROTOCOLS),
     };
 }
@@ -102,8 +102,8 @@ fn is_bearer(subprotocol: &str) -> bool {
     subprotocol.get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER))
 }
 
-/// Whether a request asks for a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols
-/// are ignored, as a server may do (RFC 9110, section 7.8).
+/// Whether a request is a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols are
+/// ignored, as a server may do (RFC 9110, section 7.8).
 #[must_use]
 pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     let lists = |name: HeaderName, word: &str| {
@@ -116,12 +116,12 @@ pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderM
         && lists(header::CONNECTION, "upgrade")
 }
 
-/// Adds the upgrade headers for the upstream, which were removed as hop-by-hop headers. Where messages
-/// are `read`, no compression is offered.
-pub fn request_websocket(headers: &mut HeaderMap, read: bool) {
+/// Adds the upgrade headers for the upstream, which were removed as hop-by-hop headers. When the proxy
+/// parses messages (`is_parsed`), no compression is offered.
+pub fn request_websocket(headers: &mut HeaderMap, is_parsed: bool) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if read {
+    if is_parsed {
         headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     }
 }
@@ -134,8 +134,8 @@ pub fn strip_switched(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Prepares the headers of a response for the client: removes hop-by-hop headers and what the provider
-/// says about its own origin, and adds a sandbox to documents that a browser would execute.
+/// Prepares the headers of a response for the client: removes hop-by-hop headers and headers about the
+/// provider's own origin, and adds a sandbox policy to documents whose scripts a browser would execute.
 pub fn strip_response(headers: &mut HeaderMap) {
     let present = PresentHeaders::of(headers);
     // With both headers, the chunked framing applies (RFC 9112, section 6.3).
@@ -174,8 +174,8 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     if !query.split('&').any(is_credential) {
         return Some(Cow::Borrowed(query));
     }
-    let kept: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
-    (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
+    let remaining: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
+    (!remaining.is_empty()).then(|| Cow::Owned(remaining.join("&")))
 }
 
 /// A credential of a request, decoded and never empty.
@@ -207,18 +207,18 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Ite
         let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
         values.map(move |value| in_header(known, value.trim()))
     });
-    let of_socket = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
-    let in_socket = of_socket.into_iter().flatten().filter(|name| is_bearer(name));
-    let in_socket =
-        in_socket.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
+    let subprotocol_values = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
+    let in_subprotocols = subprotocol_values.into_iter().flatten().filter(|name| is_bearer(name));
+    let in_subprotocols =
+        in_subprotocols.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
     let in_query = pairs.filter_map(|(name, value)| in_parameter(credential_parameter(name)?, value));
-    let all = in_headers.chain(in_socket).chain(in_query);
+    let all = in_headers.chain(in_subprotocols).chain(in_query);
     all.filter(|credential| !credential.text().is_empty())
 }
 
-/// Whether a key header has a value that is not visible ASCII, so that it is not among the [`presented`]
-/// ones.
+/// Whether a key header has a value that is not visible ASCII; [`presented`] does not return such a
+/// value.
 pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
     let names = [KnownHeader::KEY, KnownHeader::KEY_UNDERSCORED].map(KnownHeader::name);
     names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
@@ -251,7 +251,7 @@ fn in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Presented<'a>>
     })
 }
 
-/// The names of the query's parameters, for logs: names never carry a text or a token.
+/// The names of the query's parameters, for logs: values may contain texts or tokens, names do not.
 #[must_use]
 pub fn parameter_names(query: &str) -> String {
     let mut names = String::new();
@@ -279,7 +279,7 @@ fn is_credential(pair: &str) -> bool {
     credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
 }
 
-/// The credential parameter that a name, as received, stands for.
+/// The credential parameter with this name, which is decoded first.
 fn credential_parameter(name: &str) -> Option<&'static str> {
     let name = decode(name);
     CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_header_cannot_unframe_a_message() {
+    fn the_connection_header_cannot_remove_the_framing() {
         check_request(
             &[("connection", "content-length, host, xi-api-key, no name"), ("content-length", "5")],
             &[("content-length", "5")],
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_with_both_framings_keeps_neither() {
+    fn a_response_with_two_framings_loses_its_content_length() {
         let kind = ("content-type", "audio/mpeg");
         let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), kind]);
         strip_response(&mut map);
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_subprotocols(received: &[&'static str], kept: Option<&str>, token: Option<&str>) {
+    fn check_subprotocols(received: &[&'static str], remaining: Option<&str>, token: Option<&str>) {
         let pairs: Vec<(&'static str, &'static str)> =
             received.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
         let mut headers = headers(&pairs);
@@ -478,7 +478,7 @@ mod tests {
         strip_request(&mut headers, &Forwarded::default());
         let values: Vec<&str> =
             headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
-        assert_eq!(values, Vec::from_iter(kept));
+        assert_eq!(values, Vec::from_iter(remaining));
     }
 
     #[test]
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_escapes_are_left_as_they_are() {
+    fn malformed_escapes_are_kept() {
         for (text, expected) in
             [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%41%", "A%"), ("%ff", "\u{fffd}")]
         {

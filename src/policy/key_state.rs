@@ -40,7 +40,7 @@ impl KeyStatus {
 /// Why a key or a workspace is in cooldown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CooldownReason {
-    /// Too many requests, in a span of time or at once.
+    /// Too many requests in a span of time, or too many concurrent requests.
     RateLimited,
     /// No credits are left.
     Exhausted,
@@ -79,8 +79,8 @@ impl CooldownReason {
     }
 }
 
-/// A cooldown of a key or a workspace. Every cooldown ends: by its time, by a probe that the provider
-/// serves, or by a new period.
+/// A cooldown of a key or a workspace. Every cooldown ends: at its time, after a probe that the provider
+/// serves, or with a new period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldown {
     /// Decides the reported status.
@@ -113,7 +113,7 @@ pub enum KeyState {
     Resting {
         /// Decides the reported status.
         reason: CooldownReason,
-        /// The end, as far as it is known.
+        /// The end, if it is known.
         until: Option<UnixMs>,
     },
 }
@@ -130,7 +130,7 @@ impl KeyState {
             (one, other) => one.or(other),
         };
         match cooldown {
-            // A locked or refused key is reported as such, even when its credits are exhausted as well.
+            // A locked or refused key keeps this reason even when its credits are exhausted as well.
             Some(Cooldown {
                 reason:
                     reason @ (CooldownReason::Invalid | CooldownReason::WrongHost | CooldownReason::Billing),
@@ -184,7 +184,7 @@ pub struct Transition<K> {
 pub enum StateChange {
     /// It serves from now on.
     InUse {
-        /// The quota of its workspace, as far as it is known.
+        /// The known quota of its workspace.
         quota: Quota,
         /// Its position in the pool, from 0, when another key was in use before.
         rotated_to: Option<usize>,
@@ -195,13 +195,13 @@ pub enum StateChange {
     Rests {
         /// The reason of the cooldown.
         reason: CooldownReason,
-        /// The end, as far as it is known.
+        /// The end, if it is known.
         until: Option<UnixMs>,
     },
     /// The cooldown has ended.
     Returns,
-    /// It was skipped for a request that costs more than its remaining credits; cheaper requests still
-    /// use it.
+    /// The key was skipped for a request that costs more than its remaining credits; cheaper requests
+    /// still use it.
     PassedOver {
         /// Remaining credits of the key.
         left: u64,
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_end_wins() {
+    fn the_cooldown_with_the_later_end_holds() {
         let (short, long) =
             (cooldown(CooldownReason::RateLimited, 1_500), cooldown(CooldownReason::Exhausted, 2_000));
         check(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));

@@ -1,5 +1,5 @@
-//! The method under which a request is recorded. A client may send any token as a method: usage records,
-//! log and metrics keep known methods only.
+//! The method under which a request is recorded. A client may send any token as a method, so usage
+//! records, log and metrics have only known methods and `other`.
 
 use http::Method;
 
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_up_method_is_recorded_as_other() {
+    fn an_unknown_method_is_recorded_as_other() {
         for (method, expected) in [
             ("GET", "GET"),
             ("PATCH", "PATCH"),

@@ -18,8 +18,8 @@ pub struct MirrorResponse<'a> {
 pub enum Acceptance {
     /// The rows were stored.
     Arrived,
-    /// Unknown, or not possible now: the same rows are sent again later. Rows that were stored are not
-    /// duplicated.
+    /// The result is unknown, or storing is not possible now: the same rows are sent again later. Rows
+    /// that were stored are not duplicated.
     Later,
     /// At least one row is refused for its content.
     Row,
@@ -27,7 +27,7 @@ pub enum Acceptance {
     Person(Hint),
 }
 
-/// What the operator must fix.
+/// The problem that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// The key is not accepted.
@@ -110,20 +110,20 @@ pub fn classify(response: MirrorResponse<'_>) -> Acceptance {
 }
 
 /// The delay after this many consecutive failures: exponential backoff from `first` to `max`, of which
-/// half is fixed and the rest multiplied by `chance` (0.0 to 1.0), so that clients that failed together
-/// do not retry together. At least the `retry_after` of the response.
+/// half is fixed and the rest multiplied by `jitter` (0.0 to 1.0), so that clients whose requests fail at
+/// the same time do not retry at the same time. At least the `retry_after` of the response.
 #[must_use]
 pub fn wait(
     failures: u32,
     first: Duration,
     max: Duration,
     retry_after: Option<Duration>,
-    chance: f64,
+    jitter: f64,
 ) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
     let full = doubled.min(max);
-    let chance = if chance.is_finite() { chance.clamp(0.0, 1.0) } else { 1.0 };
-    (full / 2 + (full / 2).mul_f64(chance)).max(retry_after.unwrap_or_default())
+    let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 1.0 };
+    (full / 2 + (full / 2).mul_f64(jitter)).max(retry_after.unwrap_or_default())
 }
 
 /// Splits rows of which some are refused into two halves, if there is more than one.
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_success_is_a_success_and_a_page_is_not() {
+    fn a_success_without_a_body_is_accepted_and_a_page_is_not() {
         for status in [200, 201, 204] {
             check(status, "", Acceptance::Arrived);
             let page = MirrorResponse { status, code: None, is_empty: false };
@@ -196,13 +196,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn waits_double_up_to_a_bound_and_are_scattered() {
-        let at = |failures, chance| wait(failures, SECOND, SECOND * 10, None, chance).as_millis();
+    fn delays_double_up_to_a_bound_and_have_jitter() {
+        let at = |failures, jitter| wait(failures, SECOND, SECOND * 10, None, jitter).as_millis();
         assert_eq!(
             [1, 2, 3, 4, 5, 33, u32::MAX].map(|n| at(n, 1.0)),
             [1000, 2000, 4000, 8000, 10_000, 10_000, 10_000]
         );
-        assert_eq!([0.0, 0.5, 1.0, f64::NAN, -1.0].map(|chance| at(1, chance)), [500, 750, 1000, 1000, 500]);
+        assert_eq!([0.0, 0.5, 1.0, f64::NAN, -1.0].map(|jitter| at(1, jitter)), [500, 750, 1000, 1000, 500]);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_make_the_whole() {
+    fn two_halves_contain_all_rows() {
         assert_eq!(halves(3..8), Some([3..5, 5..8]));
         assert_eq!(halves(3..5), Some([3..4, 4..5]));
         assert_eq!((halves(3..4), halves(3..3)), (None, None));

@@ -1,7 +1,7 @@
-//! The decisions that any pool of keys makes, as pure functions on plain values. Facts about the provider
-//! are in [`elevenlabs`](crate::elevenlabs).
+//! The decisions of a key pool, independent of the provider, as pure functions on plain values. Facts
+//! about the provider are in [`elevenlabs`](crate::elevenlabs).
 //!
-//! No I/O, no clock, no chance and no logging: a function returns its decision with the reason, and
+//! No I/O, no clock, no randomness and no logging: a function returns its decision with the reason, and
 //! its caller acts on it and logs it.
 
 pub mod authority;

@@ -1,6 +1,6 @@
-//! Which web pages may send requests to the proxy. Listening on loopback is no protection: any page in a
-//! browser on this machine can send requests here, and a name that resolves to this machine can make a
-//! page same-origin (DNS rebinding).
+//! Decides which web pages may send requests to the proxy. Listening on loopback is no protection: any
+//! page in a browser on this machine can send requests here, and a name that resolves to this machine can
+//! make a page same-origin (DNS rebinding).
 //!
 //! Requests without a browser's headers, from SDKs and scripts, are not restricted.
 
@@ -41,7 +41,7 @@ pub enum OriginRejected {
     Origin,
 }
 
-/// Checks host and origin of a request. `asks_for_tokens` says whether clients need a token: a page that
+/// Checks host and origin of a request. `requires_token` says whether clients need a token: a page that
 /// reaches the proxy by DNS rebinding has none, so the host is checked only where tokens are not needed.
 ///
 /// # Errors
@@ -49,41 +49,41 @@ pub enum OriginRejected {
 /// When the host is not accepted, or the page's origin is not listed.
 pub fn admit(
     rules: &AccessRules,
-    asks_for_tokens: bool,
+    requires_token: bool,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<RequestOrigin, OriginRejected> {
-    let text = |name: HeaderName| headers.get(name).map(|value| lower(value.to_str().unwrap_or("")));
-    if !asks_for_tokens && !text(header::HOST).is_none_or(|host| is_ours(rules, &host)) {
+    let text = |name: HeaderName| headers.get(name).map(|value| lowercase(value.to_str().unwrap_or("")));
+    if !requires_token && !text(header::HOST).is_none_or(|host| is_accepted_host(rules, &host)) {
         return Err(OriginRejected::Host);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let (origin, is_doubled) = (origins.next(), origins.next().is_some());
-    // A browser sends one. Of two, each reader could use another.
+    // A browser sends one `Origin`. Of two, this check and a later reader could use different ones.
     if is_doubled {
         return Err(OriginRejected::Origin);
     }
     let Some(origin) = origin else {
         // A request for an image or a link has no `Origin`, but `Sec-Fetch-Site` says that it comes from
-        // another site, or from another port or name of this one. Its page is named by `Referer`, if at
-        // all.
-        let is_elsewhere = text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
+        // another site, or from another port or name of this one. Only `Referer` may name its page.
+        let is_cross_origin =
+            text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
         let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&rules.origins, &page));
-        return if is_elsewhere && !is_listed() {
+        return if is_cross_origin && !is_listed() {
             Err(OriginRejected::Origin)
         } else {
             Ok(RequestOrigin::Direct)
         };
     };
-    let written = text(header::ORIGIN).unwrap_or_default();
-    let is_own = written
+    let origin_text = text(header::ORIGIN).unwrap_or_default();
+    let is_own = origin_text
         .strip_prefix("http://")
-        .or_else(|| written.strip_prefix("https://"))
+        .or_else(|| origin_text.strip_prefix("https://"))
         .is_some_and(|host| Some(host) == text(header::HOST).as_deref());
     if is_own {
         return Ok(RequestOrigin::Direct);
     }
-    if !rules.origins.iter().any(|origin| *origin == written) {
+    if !rules.origins.iter().any(|origin| *origin == origin_text) {
         return Err(OriginRejected::Origin);
     }
     let is_preflight =
@@ -97,7 +97,7 @@ pub fn admit(
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-fn lower(text: &str) -> Cow<'_, str> {
+fn lowercase(text: &str) -> Cow<'_, str> {
     let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
@@ -110,10 +110,10 @@ fn is_page_of(origins: &[String], page: &str) -> bool {
     origins.iter().any(begins_with)
 }
 
-/// Whether a host is accepted without being listed. A public name can be made to resolve to this machine
-/// by its owner, and a name without a dot by the owner of the local network. An IP address cannot, and
-/// `localhost` with all names below it is this machine (RFC 6761, section 6.3).
-fn is_ours(rules: &AccessRules, host: &str) -> bool {
+/// Whether a host is listed, or is accepted without being listed. A public name can be made to resolve to
+/// this machine by its owner, and a name without a dot by the owner of the local network. An IP address
+/// cannot, and `localhost` with all names below it is this machine (RFC 6761, section 6.3).
+fn is_accepted_host(rules: &AccessRules, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -121,26 +121,26 @@ fn is_ours(rules: &AccessRules, host: &str) -> bool {
     name == "localhost"
         || name.ends_with(".localhost")
         || name.parse::<IpAddr>().is_ok()
-        || rules.hosts.iter().any(|ours| ours == "*" || ours == name)
+        || rules.hosts.iter().any(|listed| listed == "*" || listed == name)
 }
 
 /// Response headers that a page needs to read: identifiers of the request, and its cost.
 const EXPOSED: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
-/// Longer than any list of the provider, and short enough that the search for duplicates takes no time.
+/// Longer than any list of the provider, and short enough for a fast search for duplicates.
 const EXPOSED_BYTES_MAX: usize = 2 * 1024;
 
 /// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
 const PREFLIGHT_MAX_AGE_S: u32 = 7_200;
 
 /// Makes a response readable for a page of `origin`. CORS headers of the provider are about its own
-/// origin and are replaced, but the headers that it exposes stay exposed, with ours.
+/// origin and are replaced; headers that it exposes stay exposed.
 pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     let exposed = exposed(headers);
-    let theirs: Vec<HeaderName> =
+    let provider_headers: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
-    for name in theirs {
+    for name in provider_headers {
         headers.remove(name);
     }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -148,12 +148,14 @@ pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Our list of exposed headers, extended by the provider's.
+/// The headers that this proxy exposes, and those that the provider exposes.
 fn exposed(headers: &HeaderMap) -> HeaderValue {
     let mut all = EXPOSED.to_owned();
-    let theirs = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
-    for name in
-        theirs.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+    let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
+    for name in provider_headers
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
     {
         let is_new = |all: &str| all.split(", ").all(|known| !known.eq_ignore_ascii_case(name));
         if !name.is_empty() && all.len() + name.len() <= EXPOSED_BYTES_MAX && is_new(&all) {
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_is_answered() {
+    fn a_preflight_gets_its_requested_permissions() {
         let request = headers(&[
             ("host", "localhost"),
             ("origin", "https://app.example"),

@@ -1,5 +1,5 @@
-//! How an attempt ended, as one stable word in usage records, logs and metrics. One table makes the
-//! type, the list of its values and their words, so that none of them lacks an outcome.
+//! The outcome of an attempt, with its stable word for usage records, logs and metrics. One table
+//! generates the type, the list of its values and their words, so that all three are complete.
 
 macro_rules! outcomes {
     ($($name:ident $word:literal $meaning:literal)+) => {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_are_numbered_in_the_order_of_the_list_and_no_two_share_a_word() {
+    fn outcomes_are_numbered_in_order_and_have_distinct_words() {
         for (number, outcome) in Outcome::ALL.iter().enumerate() {
             assert_eq!(*outcome as usize, number);
             let same = Outcome::ALL.iter().filter(|other| other.word() == outcome.word());

@@ -1,31 +1,32 @@
-//! Paces the commits of usage records: at once after a pause, and at intervals while records keep
-//! arriving, so that many records share a commit. A commit costs a flush of the disk, whatever its size.
+//! Computes when usage records are committed: immediately after a pause, and at intervals while records
+//! keep arriving. Many records then share a commit, because a commit of any size costs a flush of the
+//! disk.
 
 use std::time::Duration;
 
 /// Records per second from which on commits are a full interval apart.
 const FULL_PACE: u64 = 1_000;
-/// At a low rate, commits are this fraction of the interval apart: in either case, few records are lost
-/// in a crash, and few commits are made.
-const LEAST_SHARE: u64 = 5;
+/// At a low rate, the interval is divided by this number: few records are lost in a crash, and commits
+/// are still few.
+const MIN_DIVISOR: u64 = 5;
 
-/// The time between the beginnings of two commits, when `records` arrived within `over` before: the cost
-/// of commits stays small relative to that of the requests. At most `most`.
+/// The time between the beginnings of two commits, when `records` arrived in the `span` before. It grows
+/// with the rate up to `max_interval`, so that commits cost little in comparison with the requests.
 #[must_use]
-pub fn interval(records: u64, over: Duration, most: Duration) -> Duration {
+pub fn interval(records: u64, span: Duration, max_interval: Duration) -> Duration {
     // A few records that arrive together are not a rate.
-    let over = over.max(most / LEAST_SHARE as u32);
-    let span_us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
+    let span = span.max(max_interval / MIN_DIVISOR as u32);
+    let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
     let pace = records.saturating_mul(1_000_000) / span_us;
-    let pace = u32::try_from(pace.clamp(FULL_PACE / LEAST_SHARE, FULL_PACE)).unwrap_or(u32::MAX);
-    most.saturating_mul(pace) / FULL_PACE as u32
+    let pace = u32::try_from(pace.clamp(FULL_PACE / MIN_DIVISOR, FULL_PACE)).unwrap_or(u32::MAX);
+    max_interval.saturating_mul(pace) / FULL_PACE as u32
 }
 
 /// The time until the next commit. The last one began `since` ago, and one begins at most every
-/// `interval`; when `waiting` records fill a `batch`, it begins at once.
+/// `interval`; when `queued` records fill a `batch`, it begins immediately.
 #[must_use]
-pub fn pause(since: Duration, interval: Duration, waiting: u64, batch: u64) -> Duration {
-    if waiting >= batch { Duration::ZERO } else { interval.saturating_sub(since) }
+pub fn pause(since: Duration, interval: Duration, queued: u64, batch: u64) -> Duration {
+    if queued >= batch { Duration::ZERO } else { interval.saturating_sub(since) }
 }
 
 #[cfg(test)]
@@ -33,13 +34,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(since: u64, interval: u64, waiting: u64, expected: u64) {
+    fn check(since: u64, interval: u64, queued: u64, expected: u64) {
         let [since, interval, expected] = [since, interval, expected].map(Duration::from_millis);
-        assert_eq!(pause(since, interval, waiting, 512), expected);
+        assert_eq!(pause(since, interval, queued, 512), expected);
     }
 
     #[test]
-    fn a_commit_after_a_pause_begins_at_once() {
+    fn a_commit_after_a_pause_begins_immediately() {
         check(50, 50, 1, 0);
         check(60_000, 50, 1, 0);
     }
@@ -76,8 +77,8 @@ mod tests {
             (19, 0, 100),
             (30, 1, 150),
         ] {
-            let [over, most, expected] = [over_ms, 500, expected].map(Duration::from_millis);
-            assert_eq!(interval(records, over, most), expected, "{records} in {over:?}");
+            let [span, max_interval, expected] = [over_ms, 500, expected].map(Duration::from_millis);
+            assert_eq!(interval(records, span, max_interval), expected, "{records} in {span:?}");
         }
         assert_eq!(interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);
     }

@@ -5,10 +5,10 @@
 //! slash, backslash, semicolon, question mark, number sign or control character and no further percent
 //! escape.* A trailing slash is allowed.
 //!
-//! Servers treat everything else differently: they decode once or twice, before or after the path is
-//! split, merge slashes, resolve dots, cut off what follows a semicolon. The path that is checked here
-//! would then differ from the one that is served there, so that a denied path could be reached in
-//! disguise. No path of the provider needs any of it.
+//! Servers interpret all other paths differently: they decode once or twice, before or after the path is
+//! split, merge slashes, resolve dots, cut off the text after a semicolon. The path that the proxy checks
+//! would then differ from the path that the provider serves, so that a client could reach a denied path.
+//! No path of the provider needs any of these forms.
 
 use std::borrow::Cow;
 
@@ -36,7 +36,7 @@ pub enum Ambiguous {
     /// A segment begins or ends with white space.
     #[error("a segment begins or ends with white space")]
     Blank,
-    /// A character within a segment that some server treats as a separator.
+    /// A character within a segment that some servers treat as a separator.
     #[error("it has a backslash, a semicolon, or an encoded slash, question mark or number sign")]
     Separator,
     /// A control character.
@@ -78,9 +78,11 @@ impl<'a> Path<'a> {
     /// prefix matches any segment.
     #[must_use]
     pub fn is_within(&self, prefix: &str) -> bool {
-        let mut own = segments(&self.0);
+        let mut path_segments = segments(&self.0);
         segments(prefix).all(|wanted| {
-            own.next().is_some_and(|segment| wanted == "{id}" || wanted.eq_ignore_ascii_case(segment))
+            path_segments
+                .next()
+                .is_some_and(|segment| wanted == "{id}" || wanted.eq_ignore_ascii_case(segment))
         })
     }
 }
@@ -179,7 +181,8 @@ const LOOKALIKES: [char; 14] = [
     '\u{fe68}', '\u{ff05}', '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff3c}',
 ];
 
-/// Whether another decoding would change the text: `%41`, or `%u0041` as some servers write it.
+/// Whether a second decoding would change the text: it contains `%41`, or `%u0041` as some servers accept
+/// it.
 fn is_escaped_again(text: &str) -> bool {
     let is_escape = |at: usize| {
         let digits = text.as_bytes().get(at + 1..).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! A permission that a key may lack, as far as decisions about keys need to know it: its identity.
+//! A permission that a key may lack. It is only a number here, because decisions about keys only compare
+//! permissions.
 //!
 //! The names of the permissions, and the requests that need them, are in
 //! [`elevenlabs::permission`](crate::elevenlabs::permission).

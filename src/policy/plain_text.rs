@@ -1,5 +1,5 @@
-//! Makes text of the provider or of a client safe to show: hides parts that may be keys or identifiers, and
-//! characters that a terminal or a page might interpret.
+//! Makes text of the provider or of a client safe to display: hides words that may be keys or
+//! identifiers, and characters that a terminal or a page might interpret.
 
 use std::borrow::Cow;
 
@@ -7,8 +7,8 @@ use std::borrow::Cow;
 /// sentence are shorter.
 const MIN_TOKEN_CHARS: usize = 20;
 
-/// The text with possible parts of keys replaced by an ellipsis, and characters that are not shown as
-/// themselves replaced by spaces.
+/// The text with words that may be parts of keys replaced by an ellipsis, and with control and format
+/// characters replaced by spaces.
 #[must_use]
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
     if is_plain(text) {
@@ -24,7 +24,7 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
         let has_digit = word.contains(|char: char| char.is_ascii_digit());
         out.push_str(if has_digit && word.chars().count() >= MIN_TOKEN_CHARS { "…" } else { &word });
         word.clear();
-        out.push(if is_shown_as_it_is(char) { char } else { ' ' });
+        out.push(if is_displayable(char) { char } else { ' ' });
     }
     out.pop();
     Cow::Owned(out)
@@ -39,9 +39,10 @@ fn is_plain(text: &str) -> bool {
     })
 }
 
-/// Whether a character does not change how others are displayed (controls, directions, zero-width marks:
-/// categories Cc and Cf of Unicode, as far as they are in use).
-fn is_shown_as_it_is(char: char) -> bool {
+/// Whether a character is neither a control nor a format character, which would change how others are
+/// displayed: line separators, text directions and zero-width marks (most of the Unicode categories Cc
+/// and Cf, and the two separators).
+fn is_displayable(char: char) -> bool {
     !char.is_control()
         && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }

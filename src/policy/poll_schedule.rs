@@ -1,5 +1,5 @@
 //! Schedules the next poll of a key: rarely, because many requests for quotas from one address look like
-//! abuse, and sooner where the result matters.
+//! abuse, and sooner when the result may change the key's state.
 
 use std::time::Duration;
 
@@ -31,29 +31,29 @@ pub struct PollState {
 }
 
 /// Factor by which a key near its limit is polled more often.
-const SOONER: u32 = 5;
+const OFTEN_FACTOR: u32 = 5;
 /// Factor by which a key that may not read its quota is polled less often; the permission may be granted.
-const SELDOM: u32 = 6;
-/// After the reset date, the provider needs a moment to show the new figures.
-const AFTER_RESET: Duration = Duration::from_secs(30);
+const SELDOM_FACTOR: u32 = 6;
+/// Time after the reset date until the provider reports the new figures.
+const RESET_DELAY: Duration = Duration::from_secs(30);
 
-/// The time until the next poll, for a regular `interval`. `chance`, from 0.0 to 1.0, spreads the polls
+/// The time until the next poll, for a regular `interval`. `jitter`, from 0.0 to 1.0, spreads the polls
 /// of keys that started at the same moment.
 #[must_use]
-pub fn next_poll_at(poll: &PollState, interval: Duration, chance: f64, now: UnixMs) -> Duration {
-    let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0));
-    let usual = match (poll.outcome, poll.state) {
-        (PollOutcome::Nothing, _) => interval * SELDOM,
-        (PollOutcome::Silence, _) => interval / SOONER,
-        (PollOutcome::Figures, KeyState::Usable) if poll.is_near_limit => interval / SOONER,
-        // Refused as invalid once: the next poll decides.
+pub fn next_poll_at(poll: &PollState, interval: Duration, jitter: f64, now: UnixMs) -> Duration {
+    let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * jitter.clamp(0.0, 1.0));
+    let regular = match (poll.outcome, poll.state) {
+        (PollOutcome::Nothing, _) => interval * SELDOM_FACTOR,
+        (PollOutcome::Silence, _) => interval / OFTEN_FACTOR,
+        (PollOutcome::Figures, KeyState::Usable) if poll.is_near_limit => interval / OFTEN_FACTOR,
+        // The key was refused as invalid: the next poll confirms or refutes it.
         (PollOutcome::Figures, KeyState::Resting { reason: CooldownReason::Invalid, .. }) => {
-            interval / SOONER
+            interval / OFTEN_FACTOR
         }
         (PollOutcome::Figures, KeyState::Usable | KeyState::Resting { .. }) => interval,
     };
-    let reset = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + AFTER_RESET);
-    spread(reset.map_or(usual, |reset| usual.min(reset)))
+    let reset = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + RESET_DELAY);
+    spread(reset.map_or(regular, |reset| regular.min(reset)))
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_polled_sooner_where_the_result_matters() {
+    fn a_key_is_polled_sooner_when_its_state_may_change() {
         check(PollState { is_near_limit: true, ..USABLE }, 120);
         check(PollState { outcome: PollOutcome::Silence, ..USABLE }, 120);
         let refused = KeyState::Resting { reason: CooldownReason::Invalid, until: None };
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn polls_of_keys_are_spread() {
-        let at = |chance| next_poll_at(&USABLE, INTERVAL, chance, NOW);
+        let at = |jitter| next_poll_at(&USABLE, INTERVAL, jitter, NOW);
         assert_eq!((at(0.0), at(1.0)), (Duration::from_secs(540), Duration::from_secs(660)));
         assert_eq!(at(7.0), at(1.0));
     }

@@ -1,5 +1,5 @@
 //! Quantities with a unit: durations (`1h30m`) and sizes (`16MiB`). They are not parsed by a library,
-//! because those available also accept values that are mistakes in a setting: signs and `ago`,
+//! because libraries also accept values that are probably mistakes in a setting: signs and `ago`,
 //! nanoseconds that round to nothing, months of 30.44 days, bits, and fractions of a byte.
 
 pub mod duration;
@@ -39,8 +39,8 @@ fn is_negative(text: &str) -> bool {
 
 /// `1.5h` in the smallest of `units`, if that is a whole number.
 fn exact_fraction(text: &str, units: &[Unit]) -> Option<u64> {
-    let (whole, behind) = text.split_once('.')?;
-    let (fraction, unit) = split_where(behind, |character| !character.is_ascii_digit());
+    let (whole, after_whole) = text.split_once('.')?;
+    let (fraction, unit) = split_where(after_whole, |character| !character.is_ascii_digit());
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
     let denominator = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
     let numerator = fraction.parse::<u64>().ok()?.checked_mul(*factor)?;

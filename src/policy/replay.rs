@@ -1,6 +1,6 @@
 //! Decides whether a request is retried, its response relayed, or the request failed.
 //!
-//! A retry depends on how far the attempt got, not on how it failed: a request that may have been charged
+//! A retry depends on the progress of the attempt, not on its error: a request that may have been charged
 //! is never sent twice.
 
 use std::time::Duration;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use super::select::Unavailable;
 use super::verdict::{Concern, Verdict};
 
-/// How far an attempt got.
+/// The progress of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing was written: DNS, connect or TLS failed, or a reused connection returned the request
     /// unsent.
     Unsent,
-    /// Something was written and no complete response head was received. The provider may have done the
-    /// work.
+    /// Some bytes were written, and no complete response head was received. The provider may have done
+    /// the work.
     Unanswered,
     /// A complete response head was received, with this classification.
     Answered(Verdict),
@@ -42,7 +42,7 @@ pub enum Replayable {
 /// Inputs of the decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// How far this attempt got.
+    /// The progress of this attempt.
     pub progress: Progress,
     /// Whether a resource that was not found here may be in another account that was not tried yet.
     pub may_be_elsewhere: bool,
@@ -52,7 +52,7 @@ pub struct Facts {
     pub body: Replayable,
     /// Whether the time for further attempts is over.
     pub is_late: bool,
-    /// Attempts so far, including this one.
+    /// Number of attempts, including this one.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,
@@ -73,7 +73,7 @@ pub enum Decision {
     Relay,
     /// The request is retried with the next key.
     NextKey,
-    /// The request is retried after a pause, with whichever key is selected then.
+    /// The request is retried after a pause, with the key that is selected then.
     Again {
         /// The minimum pause; the caller adds up to the same time of jitter.
         pause: Duration,
@@ -82,8 +82,8 @@ pub enum Decision {
     Fail,
 }
 
-/// Maximum retries of a request for causes other than its keys. A second one would multiply the load on
-/// an overloaded provider.
+/// Maximum number of retries of a request whose cause is not its key. A second one would multiply the
+/// load on an overloaded provider.
 const BLAMELESS_REPLAYS_MAX: u32 = 1;
 /// When two workspaces return the same verdict, the cause is the request itself.
 const AMBIGUOUS_WORKSPACES_MAX: u32 = 2;
@@ -94,16 +94,16 @@ const BUSY_PAUSE: Duration = Duration::from_millis(250);
 #[must_use]
 pub fn decide(facts: &Facts) -> Decision {
     let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.max_attempts;
-    let once_more = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
-    let next_key_if = |is_sensible: bool| if is_sensible { Decision::NextKey } else { Decision::Relay };
-    let again_if = |is_sensible: bool, pause: Duration, otherwise: Decision| {
-        if is_sensible { Decision::Again { pause } } else { otherwise }
+    let may_retry_once = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
+    let next_key_if = |condition: bool| if condition { Decision::NextKey } else { Decision::Relay };
+    let retry_if = |condition: bool, pause: Duration, otherwise: Decision| {
+        if condition { Decision::Again { pause } } else { otherwise }
     };
     match facts.progress {
-        Progress::Unsent => again_if(once_more, Duration::ZERO, Decision::Fail),
+        Progress::Unsent => retry_if(may_retry_once, Duration::ZERO, Decision::Fail),
         // Sending it again could charge two keys for one answer.
         Progress::Unanswered => {
-            again_if(once_more && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
+            retry_if(may_retry_once && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
         // A not-found has no effect and costs nothing; each account is tried once.
         Progress::Answered(Verdict::NotFound) => next_key_if(may_send && facts.may_be_elsewhere),
@@ -116,15 +116,15 @@ pub fn decide(facts: &Facts) -> Decision {
             Concern::Unclear => {
                 next_key_if(may_send && facts.ambiguous_workspaces < AMBIGUOUS_WORKSPACES_MAX)
             }
-            Concern::Refusing => again_if(once_more, BUSY_PAUSE, Decision::Relay),
+            Concern::Refusing => retry_if(may_retry_once, BUSY_PAUSE, Decision::Relay),
             Concern::Failing => {
-                again_if(once_more && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
+                retry_if(may_retry_once && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
             }
         },
     }
 }
 
-/// Whose response ends a request for which no key is left.
+/// The sender of the response to a request for which no key is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastWord {
     /// The provider's last response, unchanged.
@@ -133,9 +133,9 @@ pub enum LastWord {
     Ours,
 }
 
-/// Whose response ends a request whose last attempt was classified as `verdict` and for which
-/// `unavailable` prevents another attempt. An error of the proxy only when both are about the keys: the
-/// provider's response describes an error of the request better.
+/// Selects the response to a request whose last attempt was classified as `verdict` and for which
+/// `unavailable` prevents another attempt. It is an error of the proxy only when both are about the keys,
+/// because the provider's response describes an error of the request better.
 #[must_use]
 pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
     match unavailable {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_key_is_replaced_whatever_the_method() {
+    fn a_refused_key_is_replaced_for_every_method() {
         for verdict in KEY_REFUSALS {
             check(answered(verdict), Decision::NextKey);
             check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::NextKey);
@@ -288,15 +288,15 @@ mod tests {
 
     #[test]
     fn no_request_is_sent_again_without_its_body_too_late_or_too_often() {
-        let ends: [fn(Facts) -> Facts; 3] = [
+        let changes: [fn(Facts) -> Facts; 3] = [
             |facts| Facts { body: Replayable::Lost, ..facts },
             |facts| Facts { is_late: true, ..facts },
             |facts| Facts { attempts: 16, ..facts },
         ];
-        for end in ends {
-            check(end(FRESH), Decision::Fail);
+        for change in changes {
+            check(change(FRESH), Decision::Fail);
             check(
-                end(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
+                change(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
                 Decision::Fail,
             );
             for verdict in KEY_REFUSALS
@@ -305,7 +305,7 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(end(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
+                check(change(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
             }
         }
         check(Facts { attempts: 15, ..answered(Verdict::InvalidKey) }, Decision::NextKey);

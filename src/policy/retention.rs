@@ -1,4 +1,4 @@
-//! Retention of usage records, and the hours by which they are summed.
+//! Computes when usage records are deleted, and the hours by which they are summed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::units::UnixMs;
 /// The interval of the sums.
 const HOUR_MS: u64 = 3_600_000;
 
-/// How long records are kept; `None` for ever.
+/// How long records are kept; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Records of single attempts.
@@ -17,7 +17,7 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// A retention in days; 0 for ever.
+    /// A retention in days; 0 for no limit.
     #[must_use]
     pub fn of_days(attempts: usize, hours: usize) -> Self {
         let span = |days: usize| (days > 0).then(|| Duration::from_secs(days as u64 * 24 * 3_600));

@@ -1,7 +1,7 @@
-//! Parses when the provider wants a retry: seconds or a date in `Retry-After`, seconds since 1970 in
-//! `X-RateLimit-Reset`.
+//! Parses the delay before a retry from response headers: seconds or a date in `Retry-After`, seconds
+//! since 1970 in `X-RateLimit-Reset`.
 //!
-//! The provider has never been seen to send either; a front end of it may.
+//! No captured response of the provider has either; a front end of the provider may send them.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,10 +30,10 @@ fn seconds(value: &str) -> Option<Duration> {
     if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
         return None;
     }
-    // More digits than fit mean a time beyond all bounds.
+    // A number that overflows is above the maximum, and is cut to it.
     let whole: u64 = whole.parse().unwrap_or(u64::MAX);
-    let more = u64::from(fraction.bytes().any(|byte| byte != b'0'));
-    Some(Duration::from_secs(whole.saturating_add(more)))
+    let rounding = u64::from(fraction.bytes().any(|byte| byte != b'0'));
+    Some(Duration::from_secs(whole.saturating_add(rounding)))
 }
 
 fn until_date(value: &str, now: UnixMs) -> Option<Duration> {

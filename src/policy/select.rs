@@ -1,4 +1,4 @@
-//! Selects the key for a request, or the reason that a client gets when no key can serve.
+//! Selects the key for a request, or the reason why no key can serve it.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub struct Candidate {
     pub traits: Traits,
 }
 
-/// Whether a key's credits suffice for a request, as far as can be estimated.
+/// Whether a key's credits suffice for a request, by our estimate or by a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affordability {
     /// They suffice, or nothing is known about them.
@@ -63,8 +63,8 @@ pub enum ConcurrencyState {
 pub enum Choice {
     /// The key at this position.
     Use(usize),
-    /// The key at this position, although its credits fall short by our estimate: those of every other
-    /// key do too, the estimate is an upper bound, and the provider may serve the request.
+    /// The key at this position, although its credits do not suffice by our estimate, like those of every
+    /// other key: the estimate is an upper bound, so the provider may still serve the request.
     Overcommit(usize),
     /// The key at this position, although it is in cooldown: no other key can serve, and the reason of
     /// the cooldown is not proven.
@@ -84,13 +84,13 @@ impl Choice {
 /// Why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// All keys are out of credits (or worse), or have fewer credits left than this request needs.
+    /// Every key is exhausted, locked or invalid, or has fewer credits left than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
         /// The earliest reset, when one is known.
         resets_at: Option<UnixMs>,
-        /// The most credits that any one key has left, when that is more than none: a cheaper request may
-        /// be served.
+        /// The highest number of credits that a single key has left, if it is above 0: a cheaper request
+        /// may be served.
         left: Option<u64>,
     },
     /// At least one key is in a cooldown that ends then.
@@ -128,12 +128,12 @@ pub struct Blocked {
     pub blocks_costlier: bool,
 }
 
-/// A cooldown that ends within this time is waited for; a longer one is reported in `Retry-After`. An SDK
-/// that retries sends the whole request again.
+/// Maximum remaining cooldown for which a request is queued; a longer one is reported in `Retry-After`.
+/// Queuing is better for a short one, because an SDK that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Blocked {
-    /// The same, with `at` as another moment when a key may be able to serve.
+    /// This value, with `at` as another moment when a key may be able to serve.
     #[must_use]
     pub fn or_earlier(self, at: Option<UnixMs>) -> Self {
         Self { again_at: earliest(self.again_at, at), ..self }
@@ -157,7 +157,7 @@ impl Blocked {
 }
 
 impl Candidate {
-    fn can_pay(&self) -> bool {
+    fn has_enough_credits(&self) -> bool {
         self.affordability == Affordability::Enough
     }
 
@@ -166,7 +166,7 @@ impl Candidate {
     pub fn is_able(&self) -> bool {
         self.is_eligible
             && self.state == KeyState::Usable
-            && self.can_pay()
+            && self.has_enough_credits()
             && self.concurrency == ConcurrencyState::Free
     }
 }
@@ -198,22 +198,27 @@ pub fn select(
 fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
-    // Keys that were tried are not waited for.
+    // A request does not wait for keys that it has tried.
     let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
     let is_short = |key: &Candidate| matches!(key.affordability, Affordability::Short { .. });
     let blocks_costlier = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
     let blocked = |reason| Err(Blocked { reason, again_at, blocks_costlier });
     let full = blocked(Unavailable::Full { until: again_at });
     // A busy key with enough credits will have capacity again; until then, no fallback is used.
-    if usable().any(|(_, key)| key.can_pay() && matches!(key.concurrency, ConcurrencyState::Full { .. })) {
+    if usable()
+        .any(|(_, key)| key.has_enough_credits() && matches!(key.concurrency, ConcurrencyState::Full { .. }))
+    {
         return full;
     }
     let is_free = |key: &Candidate| !matches!(key.concurrency, ConcurrencyState::Full { .. });
-    if let Some((position, _)) = eligible().find(|(_, key)| key.may_probe && key.can_pay() && is_free(key)) {
+    if let Some((position, _)) =
+        eligible().find(|(_, key)| key.may_probe && key.has_enough_credits() && is_free(key))
+    {
         return Ok(Choice::Probe(position));
     }
-    let richest = usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
-    match richest {
+    let with_most_credits =
+        usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
+    match with_most_credits {
         Some((
             position,
             Candidate {
@@ -336,21 +341,21 @@ mod tests {
 
     #[test]
     fn the_strategy_decides_among_the_keys_that_can_serve() {
-        let rich = |remaining| Candidate {
+        let with_credits = |remaining| Candidate {
             traits: Traits { remaining: Some(remaining), ..USABLE.traits },
             ..USABLE
         };
-        let keys = [rich(1), Candidate { is_eligible: false, ..rich(9) }, rich(5)];
+        let keys = [with_credits(1), Candidate { is_eligible: false, ..with_credits(9) }, with_credits(5)];
         assert_eq!(select(Strategy::named("most-remaining").unwrap(), keys.into_iter()), Ok(Choice::Use(2)));
     }
 
     #[test]
-    fn a_full_workspace_spills_to_the_next() {
+    fn a_request_skips_a_full_workspace() {
         check(&[FULL, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
-    fn a_request_waits_while_all_keys_that_can_pay_are_full() {
+    fn a_request_waits_while_all_keys_with_enough_credits_are_full() {
         let until = |ms| {
             let at = Some(UnixMs(ms));
             Candidate { concurrency: ConcurrencyState::Full { until: at }, again_at: at, ..USABLE }
@@ -366,13 +371,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_pay_is_skipped() {
+    fn a_key_with_too_few_credits_is_skipped() {
         check(&[short(5, true), USABLE], Ok(Choice::Use(1)));
         check(&[REFUSED, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
-    fn the_richest_key_serves_one_request_when_no_key_can_pay_by_our_estimate() {
+    fn the_key_with_the_most_credits_serves_one_request_when_no_estimate_fits() {
         check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
         check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
         check(
@@ -388,9 +393,9 @@ mod tests {
         check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
         check(&[resting(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
         check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
-        let unpayable = Candidate { may_probe: true, affordability: SHORT, ..unproven };
-        check(&[resting(CooldownReason::Invalid, 5), unpayable], Ok(Choice::Probe(1)));
-        check(&[unpayable, short(5, true)], Ok(Choice::Overcommit(1)));
+        let too_expensive = Candidate { may_probe: true, affordability: SHORT, ..unproven };
+        check(&[resting(CooldownReason::Invalid, 5), too_expensive], Ok(Choice::Probe(1)));
+        check(&[too_expensive, short(5, true)], Ok(Choice::Overcommit(1)));
         let refused = Candidate { affordability: Affordability::Refused, ..unproven };
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
         let tried = Candidate { is_eligible: false, ..unproven };
@@ -449,9 +454,12 @@ mod tests {
             &[resting(CooldownReason::Invalid, 1), unknown],
             Err(Unavailable::Exhausted { resets_at: None, left: None }),
         );
-        let unpayable =
+        let too_expensive =
             Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
-        check(&[unpayable, unknown], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }));
+        check(
+            &[too_expensive, unknown],
+            Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }),
+        );
     }
 
     #[test]

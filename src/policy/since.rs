@@ -1,19 +1,19 @@
-//! Parses the begin of a report: `7d`, `2026-11-01`, or a timestamp.
+//! Parses the start time of a report: `7d`, `2026-11-01`, or a timestamp.
 
 use std::time::Duration;
 
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// Why a text is not a valid begin.
+/// The reason why a text is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoTime {
-    /// It has none of the accepted forms.
+    /// The text has none of the accepted forms.
     #[error(
         "write hours, days or weeks back as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a moment as 2026-11-01T12:00:00Z"
     )]
     Unreadable,
-    /// It is in the future.
+    /// The time is in the future.
     #[error("that time is in the future")]
     Future,
 }
@@ -24,19 +24,19 @@ pub enum NoTime {
 ///
 /// When it denotes none, or one in the future.
 pub fn since(text: &str, now: UnixMs) -> Result<UnixMs, NoTime> {
-    if let Some(back) = span(text) {
-        return Ok(UnixMs(now.0.saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX))));
+    if let Some(age) = span(text) {
+        return Ok(UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))));
     }
     let is_day = text.len() == "2026-11-01".len();
-    let moment = if is_day { UnixMs::parse(&format!("{text}T00:00:00Z")) } else { UnixMs::parse(text) };
-    match moment {
+    let start = if is_day { UnixMs::parse(&format!("{text}T00:00:00Z")) } else { UnixMs::parse(text) };
+    match start {
         None => Err(NoTime::Unreadable),
-        Some(moment) if moment > now => Err(NoTime::Future),
-        Some(moment) => Ok(moment),
+        Some(start) if start > now => Err(NoTime::Future),
+        Some(start) => Ok(start),
     }
 }
 
-/// `24h`, `7d`, `4w` or `1d12h`. Sums are kept by the hour, so only whole hours are accepted.
+/// `24h`, `7d`, `4w` or `1d12h`. Usage is summed by the hour, so only whole hours are accepted.
 fn span(text: &str) -> Option<Duration> {
     duration::parse(text).ok().filter(|span| span.as_millis().is_multiple_of(3_600_000))
 }

@@ -1,4 +1,4 @@
-//! Strategies: which of the keys that can serve a request is used.
+//! Strategies: each selects one of the keys that can serve a request.
 //!
 //! A strategy is a pure ranking of candidates. Whether a key may serve, has enough credits and capacity
 //! is decided before it is ranked.
@@ -14,8 +14,8 @@ pub struct Traits {
     pub resets_at: Option<UnixMs>,
     /// Requests in flight in its workspace.
     pub in_flight: u32,
-    /// Virtual time of its next turn, which advances with every request it serves: by less for a larger
-    /// weight, and never into the past.
+    /// Virtual time of its next turn, which advances with every request that the key serves, by less for
+    /// a larger weight. It is never below the time of the last selected turn.
     pub turn: u64,
     /// Its share of the requests, from 1, relative to the weights of other keys.
     pub weight: u32,
@@ -36,7 +36,7 @@ pub struct Strategy {
     pub counts_credits: bool,
     /// Whether the rank depends on [`Traits::turn`], which must then be maintained.
     pub takes_turns: bool,
-    /// Whether one key is used as long as it can serve, so that a change of the key is reported.
+    /// Whether one key is used as long as it can serve; a change of this key is then reported.
     pub fills: bool,
 }
 
@@ -65,8 +65,8 @@ pub static STRATEGIES: [Strategy; 5] = [
         counts_credits: true,
         ..ANY
     },
-    // The key whose workspace has the fewest requests in flight, relative to its weight. No rank is lower
-    // than that of an idle key, whatever the weights.
+    // The key whose workspace has the fewest requests in flight, relative to its weight. With any
+    // weights, an idle key has the lowest rank.
     Strategy {
         name: "least-requests",
         rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),
@@ -159,42 +159,42 @@ mod tests {
         }
 
         #[test]
-        fn fill_first_takes_the_first(keys in keys()) {
+        fn fill_first_selects_the_first_key(keys in keys()) {
             prop_assert_eq!(selected(named("fill-first"), &keys), 0);
         }
 
         #[test]
-        fn round_robin_takes_the_earliest_turn(keys in keys()) {
+        fn round_robin_selects_the_earliest_turn(keys in keys()) {
             let at = selected(named("round-robin"), &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
         }
 
         #[test]
-        fn no_rank_is_below_the_least_and_credits_count_only_where_declared(key in keys(), turn in 0..1_000_u64) {
+        fn no_rank_is_below_the_least_and_credits_change_it_only_where_declared(key in keys(), turn in 0..1_000_u64) {
             for strategy in &STRATEGIES {
                 // A turn is never in the past.
                 let key = Traits { turn: key[0].turn.max(turn), ..key[0] };
                 prop_assert!((strategy.rank)(&key) >= (strategy.least)(turn));
-                let broke = Traits { remaining: None, resets_at: None, ..key };
-                prop_assert!(strategy.counts_credits || (strategy.rank)(&key) == (strategy.rank)(&broke));
+                let without_credits = Traits { remaining: None, resets_at: None, ..key };
+                prop_assert!(strategy.counts_credits || (strategy.rank)(&key) == (strategy.rank)(&without_credits));
             }
         }
 
         #[test]
-        fn most_remaining_has_no_richer_one(keys in keys()) {
+        fn most_remaining_selects_the_most_credits(keys in keys()) {
             let at = selected(named("most-remaining"), &keys);
             prop_assert!(keys.iter().all(|key| key.remaining <= keys[at].remaining));
         }
 
         #[test]
-        fn least_requests_has_no_less_busy_one(keys in keys()) {
+        fn least_requests_selects_the_lowest_load(keys in keys()) {
             let at = selected(named("least-requests"), &keys);
             let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
         }
 
         #[test]
-        fn soonest_reset_has_none_that_expires_sooner(keys in keys()) {
+        fn soonest_reset_selects_the_earliest_reset(keys in keys()) {
             let at = selected(named("soonest-reset"), &keys);
             let when = |key: &Traits| key.resets_at.map_or(u64::MAX, |at| at.0);
             prop_assert!(keys.iter().all(|key| when(key) >= when(&keys[at])));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_none_is_selected() {
+    fn an_empty_list_selects_no_key() {
         for strategy in &STRATEGIES {
             assert_eq!(best(strategy, std::iter::empty()), None);
         }

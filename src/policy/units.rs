@@ -1,4 +1,5 @@
-//! Quantities that must not be confused: moments and amounts, each with its unit in its type.
+//! Types for moments and amounts, with the unit in the type, so that the compiler rejects a confusion of
+//! units.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,7 +31,8 @@ impl UnixMs {
         self.rfc3339_bytes().into_iter().map(char::from).collect()
     }
 
-    /// The same in ASCII, without an allocation: every log line has one.
+    /// [`rfc3339`](Self::rfc3339) as ASCII bytes, without an allocation, because every log line has a
+    /// timestamp.
     #[must_use]
     pub fn rfc3339_bytes(self) -> [u8; 24] {
         let (days, of_day) = (self.0.min(MS_MAX) / DAY_MS, self.0.min(MS_MAX) % DAY_MS);

@@ -1,5 +1,5 @@
-//! What a response means for the request and for the key that was used: the words in which the
-//! provider's answers are handed to the decisions about retries, evidence and restrictions.
+//! A verdict is the meaning of a provider's response for the request and for the key that was used.
+//! Decisions about retries, evidence and restrictions take verdicts as input.
 //!
 //! [`elevenlabs::refusal`](crate::elevenlabs::refusal) makes a verdict from a response.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::outcome::Outcome;
 use super::permission::Permission;
 
-/// What a response means for the key that was used.
+/// The meaning of a response for the request and for the key that was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Not a refusal: 1xx, 2xx, 3xx.
@@ -40,7 +40,7 @@ pub enum Verdict {
         /// The workspace's maximum of concurrent requests, when the message names it.
         maximum: Option<u32>,
     },
-    /// The provider is overloaded or in maintenance, whatever the key.
+    /// The provider is overloaded or in maintenance, for every key.
     Busy,
     /// A refusal without a known reason: the key, its address list, the plan, the request or an
     /// intermediary may be the cause.
@@ -71,7 +71,7 @@ pub struct Shortfall {
 const SPENT_UNSEEN_MAX: u64 = 20;
 
 impl Shortfall {
-    /// Drops the figures when they are about another quota than that of an account with `limit` credits
+    /// Drops the figures when they belong to another quota than that of an account with `limit` credits
     /// and an `extension`.
     #[must_use]
     pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
@@ -106,7 +106,7 @@ impl Shortfall {
     }
 }
 
-/// The part of a request that a plan's refusal is about, as far as its words say.
+/// The part of a request that the words of a plan's refusal name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A voice of the library, or one that belongs to another account.
@@ -168,11 +168,12 @@ pub enum Refusal {
     Forbidden,
     /// 429 without known words; with the `Retry-After` if there was one.
     TooMany(Option<Duration>),
-    /// Any of them, without a conclusion: a response to `HEAD` has no body.
+    /// One of these statuses without a body, such as a response to `HEAD`: nothing can be concluded.
     Bodiless,
 }
 
-/// What a response is about, which decides which key is tried next.
+/// The part that a verdict is about: the key, its capabilities, the request or the provider. It decides
+/// which key is tried next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// The request was served.
@@ -192,7 +193,7 @@ pub enum Concern {
 }
 
 impl Verdict {
-    /// What the verdict is about.
+    /// The part that the verdict is about.
     #[must_use]
     pub fn concern(self) -> Concern {
         match self {

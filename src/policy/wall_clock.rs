@@ -1,10 +1,10 @@
-//! Corrects the program's clock to the system's wall clock: forward at once, backward slowly. Cooldowns,
-//! quota periods and records use it, so a jump backward would lengthen every cooldown by the size of the
-//! jump.
+//! Corrects the program's clock to the system's wall clock: forward in one step, backward slowly. The
+//! correction is slow backward because a jump would lengthen every cooldown by its size, and quota
+//! periods and records use this clock as well.
 
-/// Backward corrections take away one part in this many of the time that passes: 1 %. A cooldown of a
-/// minute then lasts at most 0.6 s longer, and an hour of difference is gone after four days. chrony
-/// slews by up to 8.3 %, the kernel's `adjtime` by 0.05 %, which would take three months for an hour.
+/// A backward correction subtracts the elapsed time divided by this number: 1 %. A cooldown of a minute
+/// then lasts at most 0.6 s longer, and an hour of difference is gone after four days. chrony slews by up
+/// to 8.3 %, the kernel's `adjtime` by 0.05 %, which would take three months for an hour.
 const SLEW_DIVISOR: i64 = 100;
 
 /// The correction of a clock that is `error` microseconds behind the wall clock (negative: ahead), when
@@ -26,7 +26,7 @@ mod tests {
     const HOUR: i64 = 3_600 * SECOND;
 
     #[test]
-    fn forward_at_once_and_backward_by_one_percent() {
+    fn a_clock_jumps_forward_and_slows_by_one_percent() {
         for (error, elapsed, expected) in [
             (0, SECOND, 0),
             // Forward: a resumed laptop, a clock that is set right after the start.

@@ -11,7 +11,7 @@ use super::client::ProviderClient;
 use crate::clock;
 use crate::pool::Pool;
 use crate::proxy::{Conversation, UsageSink};
-use crate::telemetry::{Meters, announce};
+use crate::telemetry::{Meters, log_transitions};
 use crate::upstream::{Connect, Upstream};
 
 /// Delay before each poll of a conversation, from its end or from the previous poll. After the last
@@ -103,7 +103,7 @@ impl<C: Connect> Conversations<C> {
 
     async fn record_price(&self, conversation: Conversation, credits: u64) {
         let key = Arc::clone(conversation.key());
-        announce(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
+        log_transitions(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
         self.meters.priced(credits);
         let record = conversation.priced(credits);
         // If the usage store is closed, it has logged this already.

@@ -21,7 +21,7 @@ use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_at};
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
-use crate::telemetry::{announce, announce_drift};
+use crate::telemetry::{log_discrepancy, log_transitions};
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
 pub use conversations::Conversations;
@@ -192,7 +192,7 @@ impl<C: Connect> QuotaPoller<C> {
             Observation::Invalid { .. } => PollOutcome::Figures,
             Observation::Unreadable => PollOutcome::Nothing,
         };
-        announce(&self.pool.observe(roster, key, observation, clock::now()));
+        log_transitions(&self.pool.observe(roster, key, observation, clock::now()));
         outcome
     }
 
@@ -211,7 +211,7 @@ impl<C: Connect> QuotaPoller<C> {
             if let Some(regional_key) =
                 roster.keys().iter().find(|key| key.api_key().fingerprint() == fingerprint)
             {
-                announce(&self.pool.observe(&roster, regional_key, observation, clock::now()));
+                log_transitions(&self.pool.observe(&roster, regional_key, observation, clock::now()));
             }
             let event = "key_region_found";
             let host = region.host();
@@ -341,7 +341,7 @@ fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
         let is_twin = |other: &&PolledQuota<'_>| {
             other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
         };
-        announce_drift(key, drift_change, quotas.iter().find(is_twin).map(|twin| twin.key));
+        log_discrepancy(key, drift_change, quotas.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 

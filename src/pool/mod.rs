@@ -368,9 +368,9 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
     let before = workspace.state_change_cache().begin();
     let quota = workspace.quota(now);
     let mut until = workspace.next_change(&quota, now);
-    let mut news = Vec::new();
+    let mut transitions = Vec::new();
     for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
-        news.extend(news_of(roster, key, now));
+        transitions.extend(transitions_of(roster, key, now));
         until = [until, key.next_change(now)].into_iter().flatten().min();
     }
     workspace.state_change_cache().keep(
@@ -378,7 +378,7 @@ fn news_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec
         evaluation_inputs(roster, &quota),
         until.unwrap_or(UnixMs(u64::MAX)),
     );
-    news
+    transitions
 }
 
 /// The same after a charge, which seldom changes anything but the count of spent credits.
@@ -396,7 +396,7 @@ fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
     }
 }
 
-fn news_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
+fn transitions_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
     let quota = key.workspace().quota(now);
     let is_near = roster.is_near_limit(&quota);
     let change = key.report_change(key.state(now), quota, is_near)?;

@@ -117,9 +117,9 @@ impl Pool {
         let group = request.and_then(|request| request.group);
         let is_refuted = |known: &Evidence| is_refuted_by_service(known, began_at, is_charged, group);
         let of_others = self.refuted_elsewhere(roster, key, is_refuted, now);
-        let mut news = self.drop_evidence(roster, key, is_refuted, now);
-        news.extend(of_others);
-        news
+        let mut transitions = self.drop_evidence(roster, key, is_refuted, now);
+        transitions.extend(of_others);
+        transitions
     }
 
     /// Several accounts have named a rate limit for one request. When one of them serves the group, the

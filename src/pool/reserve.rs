@@ -17,7 +17,7 @@ use super::restrictions::Restraint;
 use super::roster::Roster;
 use super::sync::Ordering;
 use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
-use super::{Pool, Transition, news_of};
+use super::{Pool, Transition, transitions_of};
 use crate::clock;
 use crate::policy::key_state::{KeyState, StateChange};
 use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
@@ -30,7 +30,7 @@ pub struct Reserved {
     /// The lease on the selected key.
     pub lease: Lease,
     /// State changes to be logged.
-    pub news: Vec<Transition>,
+    pub transitions: Vec<Transition>,
 }
 
 /// Maximum selections per call that lose a race to another request. Each lost race means that another
@@ -199,16 +199,16 @@ impl Pool {
             if strategy.takes_turns {
                 self.take_turn(key, turn);
             }
-            let mut news = Vec::new();
+            let mut transitions = Vec::new();
             if has_shortfall.get() {
-                news = record_skipped(roster, request, position, now);
+                transitions = record_skipped(roster, request, position, now);
             }
-            news.extend(news_of(roster, key, now));
+            transitions.extend(transitions_of(roster, key, now));
             // A request that is bound to some keys says nothing about the order of the pool.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
-                news.extend(self.note_use(roster, key, position, now));
+                transitions.extend(self.note_use(roster, key, position, now));
             }
-            return Ok(Reserved { lease, news });
+            return Ok(Reserved { lease, transitions });
         }
         let again_at = Some(now.plus(MIN_PAUSE));
         Err(Blocked { reason: Unavailable::Full { until: again_at }, again_at, blocks_costlier: false })
@@ -287,7 +287,7 @@ fn is_skipped(key: &Candidate) -> bool {
 /// Records which workspaces were skipped for the key at `chosen` because they have too few credits.
 fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
-    let mut news = Vec::new();
+    let mut transitions = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
         let workspace = key.workspace();
         let quota = workspace.quota(now);
@@ -301,11 +301,11 @@ fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: Uni
             let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
             if workspace.record_skip(until, now) {
                 let change = StateChange::PassedOver { left, needed: credits };
-                news.push(Transition { key: Arc::clone(key), change });
+                transitions.push(Transition { key: Arc::clone(key), change });
             }
         }
     }
-    news
+    transitions
 }
 
 #[cfg(test)]

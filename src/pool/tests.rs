@@ -129,8 +129,8 @@ fn quota_refusal() -> Verdict {
     Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }
 
-fn changes(news: &[Transition]) -> Vec<(usize, StateChange)> {
-    news.iter().map(|news| (news.key.position(), news.change)).collect()
+fn changes(transitions: &[Transition]) -> Vec<(usize, StateChange)> {
+    transitions.iter().map(|transition| (transition.key.position(), transition.change)).collect()
 }
 
 #[test]
@@ -185,8 +185,8 @@ fn an_empty_workspace_without_a_date_is_tried_again_after_a_while() {
 #[test]
 fn a_cooldown_of_a_workspace_is_one_of_all_its_keys_and_no_other() {
     let pool = pool(&[Some("a"), Some("b"), Some("a")]);
-    let news = pool.record(0, quota_refusal(), NOW);
-    assert_eq!(news.len(), 2);
+    let transitions = pool.record(0, quota_refusal(), NOW);
+    assert_eq!(transitions.len(), 2);
     assert_eq!(pool.select(&[], NOW), Ok(1));
     assert_eq!(pool.select(&[1], NOW), Err(Unavailable::Tried));
 }
@@ -271,8 +271,8 @@ fn a_refused_key_comes_back_when_the_provider_accepts_it() {
     pool.record(0, Verdict::InvalidKey, NOW);
     assert_eq!(pool.select(&[], NOW), Err(Unavailable::Invalid));
     let roster = pool.roster();
-    let news = pool.observe(&roster, &roster.keys()[0], Observation::Unreadable, later(1));
-    assert_eq!(changes(&news), [(0, StateChange::Returns)]);
+    let transitions = pool.observe(&roster, &roster.keys()[0], Observation::Unreadable, later(1));
+    assert_eq!(changes(&transitions), [(0, StateChange::Returns)]);
     assert_eq!(pool.select(&[], later(1)), Ok(0));
 }
 
@@ -311,13 +311,13 @@ fn a_cost_settled_after_a_refusal_is_counted_once() {
 #[test]
 fn the_key_in_use_is_reported_once_and_again_when_it_changes() {
     let pool = separate_keys(3);
-    let news = |tried: &[usize]| changes(&pool.try_lease(&speech(0, tried), NOW).unwrap().news);
-    assert!(matches!(news(&[])[..], [(0, StateChange::InUse { rotated_to: None, .. })]));
-    assert!(news(&[]).is_empty());
+    let transitions = |tried: &[usize]| changes(&pool.try_lease(&speech(0, tried), NOW).unwrap().transitions);
+    assert!(matches!(transitions(&[])[..], [(0, StateChange::InUse { rotated_to: None, .. })]));
+    assert!(transitions(&[]).is_empty());
     // A request that fails on its own takes the next key; the key in use stays the same.
-    assert!(news(&[0]).is_empty());
+    assert!(transitions(&[0]).is_empty());
     pool.record(0, quota_refusal(), NOW);
-    assert!(matches!(news(&[0])[..], [(1, StateChange::InUse { rotated_to: Some(1), .. })]));
+    assert!(matches!(transitions(&[0])[..], [(1, StateChange::InUse { rotated_to: Some(1), .. })]));
 }
 
 #[test]
@@ -487,9 +487,9 @@ fn other_settings_hold_from_the_next_roster_on() {
 #[test]
 fn the_key_in_use_is_not_reported_again_because_it_moved() {
     let pool = separate_keys(2);
-    assert_eq!(pool.try_lease(&speech(0, &[]), NOW).unwrap().news.len(), 1);
+    assert_eq!(pool.try_lease(&speech(0, &[]), NOW).unwrap().transitions.len(), 1);
     pool.reload(vec![entry(2, None, None), entry(0, None, None)], SETTINGS);
-    assert!(pool.try_lease(&speech(0, &[0]), NOW).unwrap().news.is_empty());
+    assert!(pool.try_lease(&speech(0, &[0]), NOW).unwrap().transitions.is_empty());
 }
 
 /// A slot that is released between two evaluations of the keys is found by the second one, and the first
@@ -521,7 +521,7 @@ fn the_last_credits_go_to_one_request() {
     let second = pool.try_lease(&speech(8, &[]), NOW).unwrap();
     assert_eq!(second.lease.key().position(), 1, "two credits are left of the first");
     // The substitute is not the key in use.
-    assert!(second.news.is_empty());
+    assert!(second.transitions.is_empty());
     assert_eq!(pool.try_lease(&speech(2, &[]), NOW).unwrap().lease.key().position(), 0);
 }
 
@@ -945,4 +945,25 @@ fn a_slot_is_not_released_twice() {
     reserved.lease.release_slot();
     drop(reserved);
     assert_eq!(limiter.running(), 0);
+}
+
+/// All locks of the pool are held meanwhile: that of the queue, of the roster's replacement, and of each
+/// workspace's evidence.
+#[test]
+fn a_key_is_chosen_and_released_without_a_lock() {
+    let pool = separate_keys(3);
+    let roster = pool.roster();
+    let _queue = pool.queue.hold();
+    let _replacing = pool.replacing.lock().unwrap();
+    let _evidence: Vec<_> = roster.keys().iter().map(|key| key.workspace().evidence_cell().hold()).collect();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let chooser = Arc::clone(&pool);
+    crate::tasks::thread("chooser", move || {
+        let reserved = chooser.try_lease(&speech(10, &[]), NOW);
+        let is_chosen = reserved.is_ok();
+        drop(reserved);
+        sender.send(is_chosen)
+    })
+    .unwrap();
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(30)), Ok(true), "the thread waits for a lock");
 }

@@ -231,6 +231,12 @@ impl WaitQueue {
         }
     }
 
+    /// Holds its lock.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Sized + '_ {
+        self.lock()
+    }
+
     fn lock(&self) -> MutexGuard<'_, ClientQueues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -29,8 +29,8 @@ use crate::policy::verdict::Verdict;
 use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 
 /// Maximum wait for a JSON body in which an owned identifier may stand; a slower body is streamed
-/// without a look at it.
-const AHEAD_MAX: Duration = Duration::from_secs(2);
+/// without being searched.
+const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The accounts that may serve a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(super) struct AccountAffinity {
     route: Route,
     path: Arc<str>,
     names: Names,
-    gives: Yields,
+    yields: Yields,
     /// Whether another account may be tried after a 404, which had no effect and no cost.
     may_be_elsewhere: bool,
     is_free: bool,
@@ -65,7 +65,7 @@ pub(super) struct AccountAffinity {
 impl AccountAffinity {
     /// Reads method, route and identifiers from a request head.
     pub(super) fn of(head: &Parts, endpoint: &Endpoint, names: Names) -> Self {
-        let gives = affinity::yields(&head.method, &endpoint.route);
+        let yields = affinity::yields(&head.method, &endpoint.route);
         Self {
             names,
             may_be_elsewhere: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
@@ -74,8 +74,8 @@ impl AccountAffinity {
             method: head.method.clone(),
             route: endpoint.route,
             // The path is needed only to find identifiers in the response.
-            path: if gives == Yields::Nothing { Arc::default() } else { head.uri.path().into() },
-            gives,
+            path: if yields == Yields::Nothing { Arc::default() } else { head.uri.path().into() },
+            yields,
             scope: Scope::Any,
             accounts_without: Vec::new(),
             changes: Vec::new(),
@@ -94,19 +94,19 @@ impl AccountAffinity {
         owners: &OwnershipIndex,
         misses: &Misses,
         body: &Replay<Incoming>,
-        home: impl FnOnce() -> Option<OwnerId>,
+        preferred: impl FnOnce() -> Option<OwnerId>,
     ) -> Result<(), TwoOwners> {
         if !roster.has_choice() {
             return Ok(());
         }
         if self.has_document
-            && let (start, true) = body.peek_body(request_body::BODY_BYTES_MAX, AHEAD_MAX).await
+            && let (start, true) = body.peek_body(request_body::BODY_BYTES_MAX, BODY_WAIT_MAX).await
         {
             self.names.add_body(&start);
         }
         self.scope = match self.claimed_owner(roster, owners)? {
             Some((kind, identity)) => Scope::Pinned(identity, kind),
-            None if self.prefers_account() => home().map_or(Scope::Any, Scope::Preferred),
+            None if self.prefers_account() => preferred().map_or(Scope::Any, Scope::Preferred),
             None => Scope::Any,
         };
         // If no account had it recently, one 404 is as good as one of every account.
@@ -145,11 +145,11 @@ impl AccountAffinity {
         let now = clock::now();
         let (mut known, mut changes) = (Vec::new(), Vec::new());
         for named in self.names.all() {
-            let Some(found) = owners.find(named, now) else { continue };
+            let Some(entry) = owners.find(named, now) else { continue };
             // An owner without a key in the pool counts as unknown.
-            let Some(identity) = roster.identity_of(&found.owner) else { continue };
+            let Some(identity) = roster.identity_of(&entry.owner) else { continue };
             known.push((named.kind, identity.clone()));
-            changes.extend(found.update.map(OwnershipUpdate::Learned));
+            changes.extend(entry.update.map(OwnershipUpdate::Recorded));
         }
         self.changes.append(&mut changes);
         owner(known)
@@ -166,11 +166,10 @@ impl AccountAffinity {
     ) -> Vec<OwnershipUpdate> {
         let (owner, now) = (key.workspace().identity().clone(), clock::now());
         proxy.misses.forget(&self.names);
-        let given = affinity::in_first_message(first);
-        let learned = given.into_iter().chain(self.proven_names());
-        let ownership_permit: Vec<_> =
-            learned.filter_map(|named| proxy.owners.record(named, &owner, now)).collect();
-        self.changes.extend(ownership_permit.into_iter().map(OwnershipUpdate::Learned));
+        let created = affinity::in_first_message(first);
+        let proven = created.into_iter().chain(self.proven_names());
+        let updates: Vec<_> = proven.filter_map(|named| proxy.owners.record(named, &owner, now)).collect();
+        self.changes.extend(updates.into_iter().map(OwnershipUpdate::Recorded));
         std::mem::take(&mut self.changes)
     }
 
@@ -181,7 +180,7 @@ impl AccountAffinity {
 
     /// Whether the request reads or extends an account's lists without a charge.
     fn prefers_account(&self) -> bool {
-        self.gives == Yields::Account || (self.gives == Yields::Made && self.is_free)
+        self.yields == Yields::Account || (self.yields == Yields::Made && self.is_free)
     }
 
     /// The account that is tried first.
@@ -204,7 +203,7 @@ impl AccountAffinity {
 
     /// Whether the request reads or extends an account's resources without a charge.
     fn needs_no_credits(&self) -> bool {
-        self.is_free && (self.gives != Yields::Nothing || !self.names.is_empty())
+        self.is_free && (self.yields != Yields::Nothing || !self.names.is_empty())
     }
 
     /// The kind of the owned resource, when only its owner may serve the request.
@@ -218,11 +217,11 @@ impl AccountAffinity {
     /// Whether `key` may serve the request. An account without credits may serve a free one.
     pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
         let identity = key.workspace().identity();
-        let may = match &self.scope {
+        let is_allowed = match &self.scope {
             Scope::Pinned(owner, _) => identity == owner,
             Scope::Any | Scope::Preferred(_) => true,
         };
-        if !may || self.accounts_without.contains(identity) {
+        if !is_allowed || self.accounts_without.contains(identity) {
             return Eligibility::No;
         }
         if self.needs_no_credits() { Eligibility::EvenExhausted } else { Eligibility::Yes }
@@ -254,8 +253,9 @@ impl AccountAffinity {
     /// Forgets an owner that no longer has the resource, so that the next request may try other
     /// accounts.
     fn forget_deleted(&mut self) {
-        let is_about_it = affinity::is_speech(&self.route) || self.route.is_about_one();
-        if let ([named], true, true) = (self.names.path.as_slice(), self.names.others.is_empty(), is_about_it)
+        let is_about_named = affinity::is_speech(&self.route) || self.route.is_about_one();
+        if let ([named], true, true) =
+            (self.names.path.as_slice(), self.names.others.is_empty(), is_about_named)
         {
             self.changes.push(OwnershipUpdate::Forgotten(*named));
         }
@@ -264,19 +264,19 @@ impl AccountAffinity {
     /// Whether ownership may be recorded or forgotten, which needs a permit of the usage queue.
     pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
         endpoint.metering == Metering::Credits
-            || self.gives != Yields::Nothing
+            || self.yields != Yields::Nothing
             || !self.names.is_empty()
             || !self.changes.is_empty()
     }
 
     /// Records the ownership that the response head proves. Returns a recorder for the response
-    /// body, which then takes `place`, if the body may give identifiers.
+    /// body, which then takes `permit`, if the body may give identifiers.
     pub(super) fn record<C>(
         mut self,
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         limits: &Limits,
-        answer: &UpstreamResponse,
+        response: &UpstreamResponse,
         key: &Key,
         permit: UsagePermit,
     ) -> Option<OwnershipRecorder> {
@@ -287,21 +287,21 @@ impl AccountAffinity {
                 proxy.owners.forget(named);
             }
         }
-        let UpstreamResponse { head, verdict, .. } = answer;
+        let UpstreamResponse { head, verdict, .. } = response;
         if *verdict == Verdict::NotFound {
             self.remember_miss(&proxy.misses, limits.not_found_ttl, now);
         }
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {
             proxy.misses.forget(&self.names);
-            let learned = affinity::in_headers(&head.headers).into_iter().chain(self.proven_names());
-            let ownership_permit = learned.filter_map(|named| proxy.owners.record(named, &owner, now));
-            self.changes.extend(ownership_permit.map(OwnershipUpdate::Learned));
+            let proven = affinity::in_headers(&head.headers).into_iter().chain(self.proven_names());
+            let updates = proven.filter_map(|named| proxy.owners.record(named, &owner, now));
+            self.changes.extend(updates.map(OwnershipUpdate::Recorded));
             if self.prefers_account() && self.pinned_by().is_none() {
                 proxy.list_affinity.record(&meta.client, &owner);
             }
         }
-        let gives_document = is_served && self.gives != Yields::Nothing && is_json(&head.headers);
+        let gives_document = is_served && self.yields != Yields::Nothing && is_json(&head.headers);
         if !gives_document {
             permit.record_ownership(self.changes);
             return None;
@@ -368,9 +368,9 @@ impl BodyInspector for OwnershipRecorder {
     fn inspect(mut self, body: &[u8]) {
         let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
         let now = clock::now();
-        let given = affinity::in_response(&self.method, &self.route, &self.path, &document);
-        let learned = given.into_iter().filter_map(|named| self.owners.record(named, &self.owner, now));
-        self.changes.extend(learned.map(OwnershipUpdate::Learned));
+        let created = affinity::in_response(&self.method, &self.route, &self.path, &document);
+        let proven = created.into_iter().filter_map(|named| self.owners.record(named, &self.owner, now));
+        self.changes.extend(proven.map(OwnershipUpdate::Recorded));
     }
 }
 

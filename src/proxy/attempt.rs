@@ -34,10 +34,10 @@ use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
 use crate::secret::ApiKey;
-use crate::telemetry::{AttemptUsage, Meters, announce, announce_restriction};
+use crate::telemetry::{AttemptUsage, Meters, log_restriction, log_transitions};
 use crate::upstream::SendError;
 
-/// Whose key the attempt uses.
+/// The key that the attempt uses.
 #[derive(Debug)]
 enum KeySource {
     Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
@@ -58,7 +58,7 @@ impl KeySource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PendingCharge {
     /// No response head has come yet: the provider may serve what was sent.
-    Answer,
+    Response,
     /// No response head to a socket handshake has come yet; without one the provider serves
     /// nothing.
     Handshake,
@@ -83,11 +83,11 @@ pub(super) struct Attempt {
     usage_permit: Option<UsagePermit>,
     began: Instant,
     metering: Metering,
-    asked: Option<RequestBodyFeatures>,
+    body_features: Option<RequestBodyFeatures>,
     /// The concurrency group in which a text-to-speech socket counts while it generates speech.
-    speech_lane: Option<ConcurrencyGroup>,
+    speech_group: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
-    due: PendingCharge,
+    pending: PendingCharge,
     credits_per_minute: Option<u64>,
     /// Estimated credits for the text that was sent to the provider on a session.
     text_credits: u64,
@@ -95,6 +95,8 @@ pub(super) struct Attempt {
     meters: Meters,
     cut: CancellationToken,
     authority: Arc<Authority>,
+    /// Whether another attempt follows.
+    has_failed_over: bool,
 }
 
 impl Attempt {
@@ -112,7 +114,7 @@ impl Attempt {
         let number = retry.next_attempt();
         let key_source =
             KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(retry.roster()), lease };
-        Self::by(proxy, meta, key_source, number, permit, upload)
+        Self::new(proxy, meta, key_source, number, permit, upload)
     }
 
     /// Begins the only attempt of a request that is sent with the client's own key.
@@ -123,10 +125,10 @@ impl Attempt {
         permit: UsagePermit,
         upload: Upload<Incoming>,
     ) -> Box<Self> {
-        Self::by(proxy, meta, KeySource::Client(key), 1, permit, upload)
+        Self::new(proxy, meta, KeySource::Client(key), 1, permit, upload)
     }
 
-    fn by<C>(
+    fn new<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         key_source: KeySource,
@@ -161,7 +163,7 @@ impl Attempt {
             audio: None,
             credits_reserved: Some(key_source.reserved()).filter(|&credits| credits > 0),
             credits: 0,
-            credits_from: unknown(meta.metering),
+            credits_from: unknown_credits(meta.metering),
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
@@ -173,16 +175,17 @@ impl Attempt {
             usage_permit: Some(permit),
             began: clock::instant(),
             metering: meta.metering,
-            asked: meta.asked.clone(),
-            speech_lane: meta.speech_lane,
+            body_features: meta.body_features.clone(),
+            speech_group: meta.speech_group,
             permits: Arc::clone(&meta.permits),
             credits_per_minute: meta.credits_per_minute,
             text_credits: 0,
-            due: if meta.socket.is_some() { PendingCharge::Handshake } else { PendingCharge::Answer },
+            pending: if meta.socket.is_some() { PendingCharge::Handshake } else { PendingCharge::Response },
             record,
             meters: proxy.meters.clone(),
             cut: proxy.cut.clone(),
             authority,
+            has_failed_over: false,
         })
     }
 
@@ -210,41 +213,41 @@ impl Attempt {
         let (now, elapsed) = (clock::now(), clock::since(self.began));
         let progress = match result {
             // Whether a socket session is served or refused shows only in its messages.
-            Ok(answer) if answer.is_switched() => {
-                self.record.status = Some(answer.head.status.as_u16());
-                self.due = PendingCharge::Session { is_served: false };
-                Progress::Answered(answer.verdict)
+            Ok(response) if response.is_switched() => {
+                self.record.status = Some(response.head.status.as_u16());
+                self.pending = PendingCharge::Session { is_served: false };
+                Progress::Answered(response.verdict)
             }
-            Ok(answer) => {
-                let verdict = self.meant(answer.verdict);
-                self.record.status = Some(answer.head.status.as_u16());
+            Ok(response) => {
+                let verdict = self.corrected(response.verdict);
+                self.record.status = Some(response.head.status.as_u16());
                 self.record.first_byte = Some(elapsed);
                 self.meters.first_byte(elapsed);
                 self.record.outcome = verdict.outcome();
-                self.describe(verdict);
-                self.judge(verdict, answer.words.as_deref(), retry, now);
-                let told = ReportedCost::by(&answer.head.headers);
+                self.record_body_features(verdict);
+                self.update_key_state(verdict, response.message.as_deref(), retry, now);
+                let reported = ReportedCost::by(&response.head.headers);
                 if let (KeySource::Pool { lease, .. }, Some(maximum), Verdict::Served) =
-                    (&self.key_source, told.concurrency_max, verdict)
+                    (&self.key_source, reported.concurrency_max, verdict)
                 {
                     lease.record_concurrency_limit(maximum);
                 }
                 // Charge only after the key's state is updated: charging frees reserved credits and
                 // wakes queued requests, which must not get a key that is in cooldown.
-                self.charge(verdict, told.credits, now);
+                self.charge(verdict, reported.credits, now);
                 Progress::Answered(verdict)
             }
             Err(error) => {
                 (self.record.outcome, self.record.credits_from) = match error.progress {
                     Progress::Unsent => {
-                        self.settle(0, now);
+                        self.settle_lease(0, now);
                         (Outcome::ConnectFailed, CreditSource::Free)
                     }
                     Progress::Unanswered | Progress::Answered(_) => {
-                        (Outcome::NoResponse, unknown(self.metering))
+                        (Outcome::NoResponse, unknown_credits(self.metering))
                     }
                 };
-                self.settle_unanswered(error.progress != Progress::Unsent, now);
+                self.charge_unanswered(error.progress != Progress::Unsent, now);
                 error.progress
             }
         };
@@ -253,7 +256,7 @@ impl Attempt {
     }
 
     /// The meaning of a verdict, given the plan of the key's account.
-    fn meant(&self, verdict: Verdict) -> Verdict {
+    fn corrected(&self, verdict: Verdict) -> Verdict {
         let KeySource::Pool { lease, .. } = &self.key_source else { return verdict };
         if verdict == Verdict::Served {
             return verdict;
@@ -264,53 +267,58 @@ impl Attempt {
 
     /// Records in the pool what a verdict says about its key, and after a success also about the
     /// keys that refused the request before.
-    fn judge(&self, verdict: Verdict, words: Option<&str>, retry: Option<&mut RetryState>, now: UnixMs) {
+    fn update_key_state(
+        &self,
+        verdict: Verdict,
+        message: Option<&str>,
+        retry: Option<&mut RetryState>,
+        now: UnixMs,
+    ) {
         let (KeySource::Pool { pool, roster, lease }, Some(retry)) = (&self.key_source, retry) else {
             return;
         };
         let key = lease.key();
         let is_charged = self.metering == Metering::Credits;
-        let concluded = if verdict == Verdict::Served {
+        let conclusions = if verdict == Verdict::Served {
             let served = Served { request: Some(retry.key_request()), began_at: lease.since(), is_charged };
-            let news = pool.record_service(roster, key, served, now);
-            let is_refused_before = retry.has_met_refusals();
-            let mut concluded =
-                if is_refused_before { retry.served(pool, key) } else { Conclusions::default() };
-            concluded.news.splice(0..0, news);
-            concluded
+            let transitions = pool.record_service(roster, key, served, now);
+            let had_refusals = retry.has_met_refusals();
+            let mut conclusions = if had_refusals { retry.served(pool, key) } else { Conclusions::default() };
+            conclusions.transitions.splice(0..0, transitions);
+            conclusions
         } else {
             let mut key_request = retry.key_request().clone();
             // A session that is refused before it speaks is refused for its concurrency group of
             // speech.
-            key_request.group = key_request.group.or(self.speech_lane);
-            retry.refused(pool, key, verdict, &key_request, self.source(roster, words, verdict))
+            key_request.group = key_request.group.or(self.speech_group);
+            retry.refused(pool, key, verdict, &key_request, self.source(roster, message, verdict))
         };
-        self.announce(key, &concluded);
+        self.log_conclusions(key, &conclusions);
     }
 
     /// Logs conclusions. The state of `key`'s workspace is written with the usage record of the
     /// attempt; that of other workspaces is written on request.
-    fn announce(&self, key: &Key, concluded: &Conclusions) {
+    fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
         let is_other = |change: &Transition| !std::ptr::eq(change.key.workspace(), key.workspace());
         if let Some(permit) = &self.usage_permit
-            && concluded.news.iter().any(is_other)
+            && conclusions.transitions.iter().any(is_other)
         {
             permit.keys_changed();
         }
-        announce(&concluded.news);
-        for (key, restriction) in &concluded.restricted {
-            announce_restriction(key, restriction);
+        log_transitions(&conclusions.transitions);
+        for (key, restriction) in &conclusions.restricted {
+            log_restriction(key, restriction);
         }
     }
 
     /// The source of a refusal for the key's history. The provider's message may repeat a key, so
     /// it is redacted.
-    fn source(&self, roster: &Roster, words: Option<&str>, verdict: Verdict) -> RefusalSource {
-        let words = words.unwrap_or(verdict.word()).as_bytes();
-        let covered = roster.redactor().redacted(words);
+    fn source(&self, roster: &Roster, message: Option<&str>, verdict: Verdict) -> RefusalSource {
+        let message = message.unwrap_or(verdict.word()).as_bytes();
+        let redacted = roster.redactor().redacted(message);
         RefusalSource {
             status: self.record.status,
-            words: String::from_utf8_lossy(covered.as_deref().unwrap_or(words)).into(),
+            words: String::from_utf8_lossy(redacted.as_deref().unwrap_or(message)).into(),
             route: self.record.route.to_string().into(),
             request_id: Arc::clone(&self.record.request_id),
         }
@@ -318,24 +326,25 @@ impl Attempt {
 
     /// Records model and text length once the provider has accepted the request. Refused requests
     /// are not recorded, as their fields may hold anything.
-    fn describe(&mut self, verdict: Verdict) {
+    fn record_body_features(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
-            let asked = self.asked.take().unwrap_or_else(|| {
+            let body_features = self.body_features.take().unwrap_or_else(|| {
                 let (start, is_whole) = self.upload.start(request_body::BODY_BYTES_MAX);
                 RequestBodyFeatures::of(&start, is_whole)
             });
-            (self.record.model, self.record.characters) = (asked.model, asked.characters);
+            (self.record.model, self.record.characters) = (body_features.model, body_features.characters);
         }
     }
 
-    fn settle(&mut self, credits: u64, now: UnixMs) {
+    fn settle_lease(&mut self, credits: u64, now: UnixMs) {
         if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
-            announce(&pool.settle(roster, lease, credits, now));
+            log_transitions(&pool.settle(roster, lease, credits, now));
         }
     }
 
     /// Releases the key for other requests before the next attempt of this one.
     pub(super) fn release(&mut self) {
+        self.record.total = clock::since(self.began);
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.release();
         }
@@ -347,14 +356,16 @@ impl Attempt {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt; returns its reason.
-    pub(super) fn failed_over(&self) -> &'static str {
+    /// Counts the failover to another attempt; returns its reason. This attempt has ended when it
+    /// released its key: the wait for the next one is no part of it.
+    pub(super) fn failed_over(&mut self) -> &'static str {
+        self.has_failed_over = true;
         self.meters.upstream_retry(self.record.key.as_deref(), self.record.outcome);
         self.record.outcome.word()
     }
 
     /// The outcome of a disconnect: by the client, or by the proxy at shutdown.
-    fn left(&self) -> Outcome {
+    fn disconnect_outcome(&self) -> Outcome {
         if self.cut.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
@@ -363,21 +374,21 @@ impl Attempt {
         self.record.response_bytes = bytes;
         match ending {
             RelayEnd::Complete => {}
-            RelayEnd::ClientLeft => self.record.outcome = self.left(),
+            RelayEnd::ClientLeft => self.record.outcome = self.disconnect_outcome(),
             RelayEnd::UpstreamBroke => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
     }
 }
 
-fn unknown(metering: Metering) -> CreditSource {
+fn unknown_credits(metering: Metering) -> CreditSource {
     match metering {
         Metering::Credits => CreditSource::Unknown,
         Metering::Free => CreditSource::Free,
     }
 }
 
-fn spent(record: &AttemptRecord) -> AttemptUsage {
+fn attempt_usage(record: &AttemptRecord) -> AttemptUsage {
     AttemptUsage {
         request_bytes: record.request_bytes,
         response_bytes: record.response_bytes,
@@ -391,14 +402,16 @@ fn spent(record: &AttemptRecord) -> AttemptUsage {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(permit) = self.usage_permit.take() {
-            self.settle_at_end();
+            self.charge_pending();
             if self.record.outcome == Outcome::ClientClosed {
-                self.record.outcome = self.left();
+                self.record.outcome = self.disconnect_outcome();
             }
             self.record.request_bytes += self.upload.passed_bytes();
-            self.record.total = clock::since(self.began);
+            if !self.has_failed_over {
+                self.record.total = clock::since(self.began);
+            }
             let AttemptRecord { key, outcome, .. } = &self.record;
-            self.meters.attempt_ended(key.as_deref(), *outcome, spent(&self.record));
+            self.meters.attempt_ended(key.as_deref(), *outcome, attempt_usage(&self.record));
             permit.write(self.record.clone());
         }
     }

@@ -14,12 +14,12 @@ pub(super) struct BaseUrlHints(Mutex<HashSet<(ClientName, PathFix)>>);
 
 impl BaseUrlHints {
     /// Logs the hint, unless it was logged before.
-    pub(super) fn log_once(&self, client: &ClientName, mistake: Option<PathFix>) {
-        let Some(mistake) = mistake else { return };
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.insert((client.clone(), mistake)) {
-            let (client, advice) = (client.as_str(), mistake.advice());
-            warn!("the client `{client}` asks for paths that are mended: {advice}");
+    pub(super) fn log_once(&self, client: &ClientName, path_fix: Option<PathFix>) {
+        let Some(path_fix) = path_fix else { return };
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.insert((client.clone(), path_fix)) {
+            let (client, advice) = (client.as_str(), path_fix.advice());
+            warn!("the client `{client}` uses a wrong base URL, and its paths are fixed: {advice}");
         }
     }
 }

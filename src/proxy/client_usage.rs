@@ -45,9 +45,9 @@ impl ClientUsage {
     pub fn new(clients: &Clients, used: &[Used], now: UnixMs) -> Self {
         let mut by_name: HashMap<ClientName, Arc<ClientCounters>> = HashMap::new();
         for Used { client, requests, credits } in used {
-            let account = by_name.entry(client.clone()).or_default();
-            account.requests.add(requests, now);
-            account.credits.add(credits, now);
+            let counters = by_name.entry(client.clone()).or_default();
+            counters.requests.add(requests, now);
+            counters.credits.add(credits, now);
         }
         Self { by_name: Arc::new(by_name), origin: clock::instant() }.following(clients)
     }
@@ -66,9 +66,9 @@ impl ClientUsage {
     /// The usage of a client at `now`, including what its requests in progress have reserved.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> Used {
-        let account = self.by_name.get(client).cloned().unwrap_or_default();
+        let counters = self.by_name.get(client).cloned().unwrap_or_default();
         let of = |tallies: &Tallies| Period::ALL.map(|period| tallies.used(period, now));
-        Used { client: client.clone(), requests: of(&account.requests), credits: of(&account.credits) }
+        Used { client: client.clone(), requests: of(&counters.requests), credits: of(&counters.credits) }
     }
 
     /// Admits a request if its client's limits allow it. A request that may cost something is
@@ -77,31 +77,31 @@ impl ClientUsage {
     pub(super) fn admit(
         &self,
         client: &Client,
-        claim: LimitRequest,
+        limit_request: LimitRequest,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
-        let account = self.by_name.get(&client.name).cloned().unwrap_or_default();
+        let counters = self.by_name.get(&client.name).cloned().unwrap_or_default();
         let rules = &client.rules;
-        let under_way = account.under_way.fetch_add(1, Ordering::AcqRel);
-        let permit = ClientPermit::new(account, rules.allowance, claim);
-        let account = permit.account();
-        let max = rules.concurrency.unwrap_or(claim.max_concurrent);
-        if under_way >= max {
+        let in_progress = counters.in_progress.fetch_add(1, Ordering::AcqRel);
+        let permit = ClientPermit::new(counters, rules.quota, limit_request);
+        let counters = permit.counters();
+        let max = rules.concurrency.unwrap_or(limit_request.max_concurrent);
+        if in_progress >= max {
             return Err(ClientLimitExceeded::Concurrency { max });
         }
-        if let Some(allowance) = permit.quota() {
+        if let Some(quota) = permit.quota() {
             // Only a check: other requests may use up the quota before this one reserves its
             // credits.
-            allowance.check(account.tallies(allowance.measure).used(allowance.period, now), now)?;
-            if claim.gives_access && !rules.may_take_tokens {
+            quota.check(counters.tallies(quota.measure).used(quota.period, now), now)?;
+            if limit_request.gives_access && !rules.may_take_tokens {
                 return Err(ClientLimitExceeded::DirectAccess);
             }
         }
         if let Some(rate) = rules.rate {
-            let moment = u64::try_from(clock::since(self.origin).as_nanos()).unwrap_or(u64::MAX);
+            let elapsed_ns = u64::try_from(clock::since(self.origin).as_nanos()).unwrap_or(u64::MAX);
             let mut wait = Duration::ZERO;
-            let admit = |used_until| rate.admit(used_until, moment).map_err(|needed| wait = needed).ok();
-            if account.booked.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_err() {
+            let admit = |used_until| rate.admit(used_until, elapsed_ns).map_err(|needed| wait = needed).ok();
+            if counters.rate_used_until.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_err() {
                 return Err(ClientLimitExceeded::Rate { wait });
             }
         }

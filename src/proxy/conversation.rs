@@ -46,7 +46,7 @@ impl Conversation {
     pub fn priced(self, credits: u64) -> AttemptRecord {
         let Self { record, price, .. } = self;
         let quota = QuotaCharge {
-            credits: price.settle(credits, clock::now()),
+            credits: price.replace(credits, clock::now()),
             replaced: record.quota.credits,
             ..record.quota
         };

@@ -2,7 +2,7 @@
 //! reads. The message for the client contains no keys and no internals; the log has a message of
 //! its own.
 
-mod words;
+mod messages;
 
 use bytes::Bytes;
 use http::header::{
@@ -23,19 +23,19 @@ use crate::policy::path::Ambiguous;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
-use words::{
+use messages::{
     ErrorResponse, client_limit_response, owner_unavailable_response, two_owners_message,
     unavailable_response, upstream_response,
 };
 
 /// The response describes the owner of the key, and is not in a form that can be redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the answer describes the owner of the key and cannot be redacted")]
+#[error("the response describes the owner of the key and cannot be redacted")]
 pub struct Unredacted;
 
 /// The response must be read before it is relayed, and the buffer budget is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory is left to read the answer before it goes on")]
+#[error("the buffer budget is used up, so the response cannot be read before it is relayed")]
 pub struct BuffersFull;
 
 /// Why a request gets an error response of the proxy.
@@ -54,7 +54,7 @@ pub enum ProxyError {
     #[error("the path is denied: {0}")]
     Denied(&'static str),
     /// The client's configuration does not allow this path.
-    #[error("the client may not ask for this path")]
+    #[error("the client may not use this path")]
     PathNotAllowed,
     /// The client has reached one of its limits.
     #[error(transparent)]
@@ -69,7 +69,7 @@ pub enum ProxyError {
     #[error("the request has no host, two, or a foreign one")]
     Host,
     /// A WebSocket handshake has a body.
-    #[error("a socket was asked for with a body")]
+    #[error("a WebSocket handshake has a body")]
     Upgrade,
     /// The request's path could be interpreted in more than one way.
     #[error("the request's path is ambiguous: {0}")]
@@ -84,7 +84,7 @@ pub enum ProxyError {
     #[error("{0}")]
     ConflictingOwners(#[from] TwoOwners),
     /// No key of the account that owns the named resource can serve the request.
-    #[error("of the owner of the {}: {unavailable}", .kind.word())]
+    #[error("no key of the account that owns the {} is available: {unavailable}", .kind.word())]
     OwnerUnavailable {
         /// The kind of the owned resource.
         kind: Kind,
@@ -95,10 +95,10 @@ pub enum ProxyError {
     #[error("{0}")]
     UsageQueueFull(#[from] QueueFull),
     /// The request was sent by this proxy itself.
-    #[error("the upstream leads back to this Keychoir")]
+    #[error("the request was sent by this Keychoir itself")]
     Loop,
     /// The program shuts down.
-    #[error("the program ends")]
+    #[error("Keychoir shuts down")]
     Draining,
     /// The response describes the owner of the key, and cannot be redacted.
     #[error(transparent)]
@@ -121,26 +121,26 @@ impl ProxyError {
     /// The code in `x-keychoir-error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
-        self.response(UnixMs::default()).code
+        self.content(UnixMs::default()).code
     }
 
     /// The status and the message of the response, for a message on a socket.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
-        let ErrorResponse { http, message, .. } = self.response(now);
+        let ErrorResponse { http, message, .. } = self.content(now);
         (http, message)
     }
 
     /// The error response to the client.
     #[must_use]
-    pub fn answer(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
-        let ErrorResponse { http, status, code, message, retry_after_s } = self.response(now);
+    pub fn response(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
+        let ErrorResponse { http, status, code, message, retry_after_s } = self.content(now);
         let body = json!({
             "detail": {"status": status, "code": code, "message": message, "request_id": request_id},
             "error": {"message": message, "code": http.as_u16()},
         });
-        let mut answer = Response::new(Bytes::from(body.to_string()));
-        *answer.status_mut() = http;
-        let headers = answer.headers_mut();
+        let mut response = Response::new(Bytes::from(body.to_string()));
+        *response.status_mut() = http;
+        let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-keychoir-error", HeaderValue::from_static(code));
@@ -159,11 +159,11 @@ impl ProxyError {
         if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        answer
+        response
     }
 
-    fn response(&self, now: UnixMs) -> ErrorResponse {
-        let told = |http, status, code, message: &str| ErrorResponse {
+    fn content(&self, now: UnixMs) -> ErrorResponse {
+        let content_of = |http, status, code, message: &str| ErrorResponse {
             http,
             status,
             code,
@@ -171,81 +171,81 @@ impl ProxyError {
             retry_after_s: None,
         };
         match self {
-            Self::Unidentified(Unidentified::Missing) => told(
+            Self::Unidentified(Unidentified::Missing) => content_of(
                 StatusCode::UNAUTHORIZED,
                 "invalid_api_key",
                 "client_token_missing",
                 "Keychoir asks for a client token. Send one where your SDK puts its API key (xi-api-key).",
             ),
-            Self::Unidentified(Unidentified::Wrong) => told(
+            Self::Unidentified(Unidentified::Wrong) => content_of(
                 StatusCode::UNAUTHORIZED,
                 "invalid_api_key",
                 "client_token_wrong",
                 "Keychoir does not know this client token. Ask the operator of Keychoir for one.",
             ),
-            Self::Unidentified(Unidentified::MalformedKey) => told(
+            Self::Unidentified(Unidentified::MalformedKey) => content_of(
                 StatusCode::BAD_REQUEST,
                 "invalid_api_key",
                 "malformed_own_key",
                 "This is no API key: it has a space, a control character or a letter beyond ASCII. Send your \
                  ElevenLabs key alone in xi-api-key, or none to be served by the pool.",
             ),
-            Self::OriginRejected(OriginRejected::Host) => told(
+            Self::OriginRejected(OriginRejected::Host) => content_of(
                 StatusCode::MISDIRECTED_REQUEST,
                 "forbidden",
                 "host_not_allowed",
                 "Keychoir does not go by this name. Use localhost or an address, or add the name to access.hosts.",
             ),
-            Self::OriginRejected(OriginRejected::Origin) => told(
+            Self::OriginRejected(OriginRejected::Origin) => content_of(
                 StatusCode::FORBIDDEN,
                 "forbidden",
                 "origin_not_allowed",
                 "Keychoir does not serve web pages of this origin. To let them in, add it to access.origins.",
             ),
-            Self::Denied(why) => told(
+            Self::Denied(why) => content_of(
                 StatusCode::FORBIDDEN,
                 "forbidden",
                 "path_denied",
                 &format!("Keychoir does not pass this path on: {why}."),
             ),
-            Self::PathNotAllowed => told(
+            Self::PathNotAllowed => content_of(
                 StatusCode::FORBIDDEN,
                 "forbidden",
                 "path_not_allowed",
                 "Keychoir does not let this client use this path. Ask the operator of Keychoir for it.",
             ),
-            Self::ClientLimit(turned_away) => client_limit_response(*turned_away),
-            Self::Method => told(
+            Self::ClientLimit(exceeded) => client_limit_response(*exceeded),
+            Self::Method => content_of(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "method_not_allowed",
                 "Keychoir does not pass TRACE and CONNECT on.",
             ),
-            Self::LongMethod => told(
+            Self::LongMethod => content_of(
                 StatusCode::NOT_IMPLEMENTED,
                 "method_not_implemented",
                 "method_too_long",
                 &format!("Keychoir passes methods of at most {MAX_METHOD_LENGTH} characters on."),
             ),
-            Self::Host => told(
+            Self::Host => content_of(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
                 "invalid_host",
                 "A request has one Host header, and its target names no other host.",
             ),
-            Self::Upgrade => told(
+            Self::Upgrade => content_of(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
                 "invalid_upgrade",
                 "A request that opens a WebSocket has no body.",
             ),
-            Self::Path(why) => told(
+            Self::Path(why) => content_of(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
                 "ambiguous_path",
                 &format!("Servers could read this path differently, so Keychoir does not pass it on: {why}."),
             ),
-            Self::Target(_) => told(
+            Self::Target(_) => content_of(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
                 "bad_target",
@@ -253,15 +253,18 @@ impl ProxyError {
             ),
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
             // Not 409, which the provider's Python library would retry several times.
-            Self::ConflictingOwners(two) => {
-                told(StatusCode::BAD_REQUEST, "conflict", "conflicting_owners", &two_owners_message(*two))
-            }
+            Self::ConflictingOwners(two) => content_of(
+                StatusCode::BAD_REQUEST,
+                "conflict",
+                "conflicting_owners",
+                &two_owners_message(*two),
+            ),
             Self::OwnerUnavailable { kind, unavailable } => {
                 owner_unavailable_response(*kind, *unavailable, now)
             }
             Self::UsageQueueFull(_) => ErrorResponse {
                 retry_after_s: Some(1),
-                ..told(
+                ..content_of(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "service_unavailable",
                     "usage_queue_full",
@@ -270,14 +273,14 @@ impl ProxyError {
             },
             Self::Overloaded(_) => ErrorResponse {
                 retry_after_s: Some(1),
-                ..told(
+                ..content_of(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "service_unavailable",
                     "overloaded",
                     "Keychoir has as many requests under way as it may have. Try again in a second.",
                 )
             },
-            Self::Loop => told(
+            Self::Loop => content_of(
                 StatusCode::LOOP_DETECTED,
                 "loop_detected",
                 "loop_detected",
@@ -285,14 +288,14 @@ impl ProxyError {
             ),
             Self::Draining => ErrorResponse {
                 retry_after_s: Some(DRAINING_RETRY_AFTER_S),
-                ..told(
+                ..content_of(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "service_unavailable",
                     "draining",
                     "Keychoir is about to end. Try again in a second.",
                 )
             },
-            Self::Unredacted(Unredacted) => told(
+            Self::Unredacted(Unredacted) => content_of(
                 StatusCode::BAD_GATEWAY,
                 "bad_gateway",
                 "answer_not_redacted",
@@ -300,7 +303,7 @@ impl ProxyError {
             ),
             Self::BuffersFull(BuffersFull) => ErrorResponse {
                 retry_after_s: Some(1),
-                ..told(
+                ..content_of(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "service_unavailable",
                     "buffers_full",
@@ -328,29 +331,29 @@ mod tests {
 
     #[track_caller]
     fn check(error: &ProxyError, http: u16, status: &str, code: &str, message: &str) -> Response<Bytes> {
-        let answer = error.answer("req-1", NOW);
-        assert_eq!(answer.status().as_u16(), http);
-        assert_eq!(answer.headers()["x-keychoir-error"], code);
-        assert_eq!(answer.headers()["content-type"], "application/json");
-        let body: Value = serde_json::from_slice(answer.body()).unwrap();
+        let response = error.response("req-1", NOW);
+        assert_eq!(response.status().as_u16(), http);
+        assert_eq!(response.headers()["x-keychoir-error"], code);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body: Value = serde_json::from_slice(response.body()).unwrap();
         let expected = json!({
             "detail": {"status": status, "code": code, "message": message, "request_id": "req-1"},
             "error": {"message": message, "code": http},
         });
         assert_eq!(body, expected);
-        answer
+        response
     }
 
     #[test]
-    fn an_empty_pool_answers_as_the_provider_would_and_names_the_reset() {
+    fn an_empty_pool_responds_like_the_provider_and_names_the_reset() {
         let error = ProxyError::Unavailable(Unavailable::Exhausted {
             resets_at: Some(UnixMs(1_796_083_200_000)),
             left: None,
         });
         let message =
             "All ElevenLabs API keys are exhausted or rate limited. Next reset: 2026-12-01T00:00:00Z.";
-        let answer = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
-        assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        let response = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
+        assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let short = Unavailable::Exhausted { resets_at: None, left: Some(8_900) };
         let message = "All ElevenLabs API keys are exhausted or rate limited. The most credits that one of them has left are 8,900, \
                        too few for this request.";
@@ -366,26 +369,26 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_cools_down_says_honestly_for_how_long() {
+    fn a_pool_in_cooldown_names_its_end() {
         for (ms, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2"), (59_500, "60"), (0, "1")] {
             let until = NOW.plus(Duration::from_millis(ms));
             let error = ProxyError::Unavailable(Unavailable::Cooling { until });
             let message =
                 format!("All ElevenLabs API keys are exhausted or rate limited. Try again in {seconds} s.");
-            let answer = check(&error, 429, "rate_limit_exceeded", "all_keys_rate_limited", &message);
-            assert_eq!(answer.headers()[RETRY_AFTER], seconds);
+            let response = check(&error, 429, "rate_limit_exceeded", "all_keys_rate_limited", &message);
+            assert_eq!(response.headers()[RETRY_AFTER], seconds);
         }
     }
 
     #[test]
-    fn a_pool_that_is_busy_says_when_a_place_may_be_free_and_not_when_credits_come_back() {
+    fn a_busy_pool_names_a_time_for_a_slot_and_not_for_credits() {
         for (until, seconds) in
             [(None, "1"), (Some(2_000), "2"), (Some(10_001), "10"), (Some(86_400_000), "10")]
         {
             let until = until.map(|ms| NOW.plus(Duration::from_millis(ms)));
-            let answer = ProxyError::Unavailable(Unavailable::Full { until }).answer("r", NOW);
+            let response = ProxyError::Unavailable(Unavailable::Full { until }).response("r", NOW);
             assert_eq!(
-                (answer.status().as_u16(), &answer.headers()[RETRY_AFTER]),
+                (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
                 (429, &seconds.parse().unwrap())
             );
         }
@@ -397,15 +400,15 @@ mod tests {
         let spent =
             |resets_at| ProxyError::ClientLimit(QuotaSpent { quota, resets_at, shortfall: None }.into());
         let message = "This client has used its quota of 3 requests.";
-        let answer = check(&spent(None), 402, "insufficient_credits", "client_quota_exceeded", message);
-        assert!(!answer.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        let response = check(&spent(None), 402, "insufficient_credits", "client_quota_exceeded", message);
+        assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
         let resets_at = Some(UnixMs(1_796_083_200_000));
         check(&spent(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
     }
 
     #[test]
-    fn a_client_whose_quota_is_too_small_for_a_request_hears_by_how_much() {
+    fn a_quota_too_small_for_a_request_names_both_figures() {
         let quota = ClientQuota { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
         let shortfall = Some(QuotaShortfall { left: 51, needed: 1_055 });
         let error = ProxyError::ClientLimit(QuotaSpent { quota, resets_at: None, shortfall }.into());
@@ -415,12 +418,19 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_too_fast_is_told_for_how_long() {
+    fn a_rate_limited_client_gets_a_retry_after() {
         let wait = Duration::from_millis(1_001);
-        let answer = ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait }).answer("r", NOW);
-        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"2".parse().unwrap()));
-        let answer = ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 2 }).answer("r", NOW);
-        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (429, &"1".parse().unwrap()));
+        let response = ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait }).response("r", NOW);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (429, &"2".parse().unwrap())
+        );
+        let response =
+            ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 2 }).response("r", NOW);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (429, &"1".parse().unwrap())
+        );
     }
 
     #[test]
@@ -462,14 +472,14 @@ mod tests {
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
-            (upstream(Progress::Unanswered, SendErrorKind::AnswerTimeout(span)), 504, "upstream_timeout"),
+            (upstream(Progress::Unanswered, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),
             (upstream(Progress::Unanswered, SendErrorKind::ClientBroke), 400, "request_body_broken"),
         ] {
-            let answer = error.answer("r", NOW);
-            assert_eq!((answer.status().as_u16(), error.code()), (http, code), "{error}");
-            let has = |name| answer.headers().contains_key(name);
+            let response = error.response("r", NOW);
+            assert_eq!((response.status().as_u16(), error.code()), (http, code), "{error}");
+            let has = |name| response.headers().contains_key(name);
             assert_eq!((has(WWW_AUTHENTICATE), has(ALLOW)), (http == 401, http == 405), "{error}");
         }
     }

@@ -16,7 +16,7 @@ use super::attempt::Attempt;
 use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
 use super::head;
-use super::relay::{ResponseBody, ours, relay};
+use super::relay::{ResponseBody, error_response, relay};
 use super::reply::{ProxyResponse, UpstreamReply};
 use super::request_context::RequestContext;
 use super::request_meta::{self, RequestMeta};
@@ -50,23 +50,23 @@ impl<C: Connect> Proxy<C> {
         peer: Option<IpAddr>,
     ) -> ProxyResponse<C> {
         let mut log = AccessLog::begin(&request, peer, &self.meters);
-        if let Some(introduction) = FirstMessageAuth::of(self, &request) {
-            let (answer, session) = introduction.begin(request, log);
-            return ProxyResponse::unauthenticated(answer, session);
+        if let Some(first_message_auth) = FirstMessageAuth::of(self, &request) {
+            let (response, session) = first_message_auth.begin(request, log);
+            return ProxyResponse::unauthenticated(response, session);
         }
-        let found = self.find_reply(request, &mut log.summary).await;
-        match found {
+        let reply = self.find_reply(request, &mut log.summary).await;
+        match reply {
             // 10. Record: the access log and the usage record are completed when the relay ends,
             // however it ends.
-            Ok(UpstreamReply::Response { answer, attempt, ownership }) => {
+            Ok(UpstreamReply::Response { response, attempt, ownership }) => {
                 let buffers = &self.config.load().limits.buffers;
-                ProxyResponse::of(relay(*answer, attempt, ownership, log, buffers))
+                ProxyResponse::of(relay(*response, attempt, ownership, log, buffers))
             }
             Ok(UpstreamReply::Socket(opened)) => {
-                let (answer, session) = opened.begin(log);
-                ProxyResponse::switched(answer, session)
+                let (response, session) = opened.begin(log);
+                ProxyResponse::switched(response, session)
             }
-            Err(error) => ProxyResponse::of(ours(&error, log)),
+            Err(error) => ProxyResponse::of(error_response(&error, log)),
         }
     }
 
@@ -87,11 +87,16 @@ impl<C: Connect> Proxy<C> {
             *request.uri_mut() = target;
         }
         if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(ours(&ProxyError::Loop, AccessLog::begin(request, peer, &self.meters))));
+            return Err(Box::new(error_response(
+                &ProxyError::Loop,
+                AccessLog::begin(request, peer, &self.meters),
+            )));
         }
-        let asks_for_tokens = config.clients.are_known();
-        admit(&config.access_rules, asks_for_tokens, request.method(), request.headers()).map_err(
-            |rejected| Box::new(ours(&rejected.into(), AccessLog::begin(request, peer, &self.meters))),
+        let requires_tokens = config.clients.are_known();
+        admit(&config.access_rules, requires_tokens, request.method(), request.headers()).map_err(
+            |rejected| {
+                Box::new(error_response(&rejected.into(), AccessLog::begin(request, peer, &self.meters)))
+            },
         )
     }
 
@@ -137,7 +142,7 @@ impl<C: Connect> Proxy<C> {
         // to the account that owns the named resources. They are reserved before it is used.
         self.retry_budget.count();
         let roster = self.pool.roster();
-        let redaction = ResponseRedaction::over(&mut upstream_head, &endpoint, roster.redactor(), limits);
+        let redaction = ResponseRedaction::new(&mut upstream_head, &endpoint, roster.redactor(), limits);
         let preferred = || self.list_affinity.of(&meta.client);
         summary.waiting(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
         let ownership_permit = if affinity.may_record(&endpoint) {
@@ -161,23 +166,23 @@ impl<C: Connect> Proxy<C> {
             .map_err(|unavailable| retry.refusal(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
-        let (answer, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
-        if answer.is_switched() {
-            return Handshake::with_pool(self, context, *answer, attempt, redaction, ownership_permit)
+        let (response, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
+        if response.is_switched() {
+            return Handshake::with_pool(self, context, *response, attempt, redaction, ownership_permit)
                 .map(UpstreamReply::Socket);
         }
         // Ownership is recorded before the client receives the response, and so before it can name
         // the identifiers in it.
         let RequestContext { meta, retry, .. } = context;
         let ownership = ownership_permit.and_then(|usage_permit| {
-            retry.into_affinity().record(self, &meta, limits, &answer, &key, usage_permit)
+            retry.into_affinity().record(self, &meta, limits, &response, &key, usage_permit)
         });
         // 9. Relay, without keys and data about the account's owner.
-        let answer = match &redaction {
-            Some(redaction) => Box::pin(answer.redact(redaction, limits)).await?,
-            None => answer,
+        let response = match &redaction {
+            Some(redaction) => Box::pin(response.redact(redaction, limits)).await?,
+            None => response,
         };
-        Ok(UpstreamReply::Response { answer, attempt, ownership })
+        Ok(UpstreamReply::Response { response, attempt, ownership })
     }
 
     /// Sends the request with one key after another, beginning with `lease`, until a response can
@@ -245,13 +250,14 @@ impl<C: Connect> Proxy<C> {
         attempt.relaying();
         let sent =
             self.upstream.send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending).await;
-        let answer = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
-        attempt.record_result(&answer, None, summary);
-        let answer = answer?;
-        if answer.is_switched() {
-            return Handshake::with_own_key(self, config, &meta, *answer, attempt).map(UpstreamReply::Socket);
+        let response = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
+        attempt.record_result(&response, None, summary);
+        let response = response?;
+        if response.is_switched() {
+            return Handshake::with_own_key(self, config, &meta, *response, attempt)
+                .map(UpstreamReply::Socket);
         }
-        Ok(UpstreamReply::Response { answer, attempt, ownership: None })
+        Ok(UpstreamReply::Response { response, attempt, ownership: None })
     }
 }
 

@@ -39,25 +39,25 @@ pub fn route(
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
         return Err(ProxyError::Host);
     }
-    let mut mistake = None;
-    if let Some((path, found)) = fix_path(head.uri.path()) {
+    let mut path_fix = None;
+    if let Some((path, fix)) = fix_path(head.uri.path()) {
         head.uri = target(&path, head.uri.query())?;
-        mistake = Some(found);
+        path_fix = Some(fix);
     }
     let path = Path::read(head.uri.path())?;
-    let words = Segments::of_path(&path);
+    let segments = Segments::of_path(&path);
     let endpoint = if headers::is_websocket_upgrade(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
             return Err(ProxyError::Upgrade);
         }
-        Endpoint::of_socket(&words)
+        Endpoint::of_socket(&segments)
     } else {
-        Endpoint::of(&head.method, &words)
+        Endpoint::of(&head.method, &segments)
     };
     match endpoint.access {
         Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
         Access::Denied(_) | Access::Open => {
-            Ok((endpoint, Names::of_segments(&words, head.uri.query()), mistake))
+            Ok((endpoint, Names::of_segments(&segments, head.uri.query()), path_fix))
         }
     }
 }
@@ -102,11 +102,11 @@ fn has_body(headers: &HeaderMap) -> bool {
 }
 
 fn target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
-    let written = match query {
+    let path_and_query = match query {
         None => PathAndQuery::try_from(path),
         Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
     };
-    Ok(Uri::from(written?))
+    Ok(Uri::from(path_and_query?))
 }
 
 #[cfg(test)]
@@ -130,21 +130,21 @@ mod tests {
     }
 
     #[test]
-    fn path_and_query_go_on_as_they_came() {
+    fn path_and_query_are_forwarded_unchanged() {
         check("/v1/voices?a=1&a=%20&b", "/v1/voices?a=1&a=%20&b");
         check("/v1/%76oices/a%20b/", "/v1/%76oices/a%20b/");
         check("/v1/voices?", "/v1/voices?");
     }
 
     #[test]
-    fn credentials_and_foreign_hosts_do_not() {
+    fn credentials_and_foreign_hosts_are_removed_from_the_target() {
         check("/v1/voices?xi_api_key=k", "/v1/voices");
         check("/v1/voices?a=1&authorization=k&b=2", "/v1/voices?a=1&b=2");
         check("http://elsewhere.example/v1/voices?a=1", "/v1/voices?a=1");
     }
 
     #[test]
-    fn what_would_make_it_another_kind_of_proxy_is_refused() {
+    fn trace_connect_and_long_methods_are_refused() {
         for method in ["TRACE", "CONNECT"] {
             assert!(matches!(route(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_asked_for_anew_and_where_it_is_read_without_compression() {
+    fn a_handshake_is_made_anew_without_compression_where_messages_are_read() {
         for (target, dialect, has_extensions) in [
             ("/v1/convai/conversation?agent_id=a", Dialect::Agent, false),
             ("/convai/conversation", Dialect::Agent, false),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_has_no_body_before_it() {
+    fn a_handshake_with_a_body_is_refused() {
         for (name, value, is_refused) in [
             ("content-length", "5", true),
             ("transfer-encoding", "chunked", true),
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_not_spoken_of() {
+    fn an_upgrade_to_another_protocol_is_removed() {
         let mut head = upgrade("/v1/voices");
         head.headers.insert("upgrade", "h2c".parse().unwrap());
         let (endpoint, _, _) = route(&mut head, true).unwrap();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_with_more_than_one_reading_is_refused() {
+    fn an_ambiguous_path_is_refused() {
         for path in ["/v1/voices/..;/service-accounts", "/v1//x", "/v1/%2e%2e/x", "/x/v1%2fservice-accounts"]
         {
             assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::Path(_))), "{path}");
@@ -230,10 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn a_mended_path_is_judged_as_what_it_has_become() {
+    fn a_fixed_path_is_routed_by_its_new_form() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
-        let (endpoint, _, mistake) = route(&mut doubled, true).unwrap();
-        assert_eq!((&*endpoint.route.to_string(), mistake), ("/v1/voices", Some(PathFix::DoubledVersion)));
+        let (endpoint, _, path_fix) = route(&mut doubled, true).unwrap();
+        assert_eq!((&*endpoint.route.to_string(), path_fix), ("/v1/voices", Some(PathFix::DoubledVersion)));
         assert_eq!(
             sanitize(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
             "/v1/voices?a=%20&a=1"

@@ -17,10 +17,10 @@ impl ListAffinity {
         self.lock().get(client).cloned()
     }
 
-    pub(super) fn record(&self, client: &ClientName, home: &OwnerId) {
-        let mut homes = self.lock();
-        if homes.get(client) != Some(home) {
-            homes.insert(client.clone(), home.clone());
+    pub(super) fn record(&self, client: &ClientName, account: &OwnerId) {
+        let mut accounts = self.lock();
+        if accounts.get(client) != Some(account) {
+            accounts.insert(client.clone(), account.clone());
         }
     }
 

@@ -70,7 +70,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_miss_is_remembered_for_a_while_and_by_all_that_was_named() {
+    fn a_miss_is_cached_for_its_ttl_by_all_identifiers() {
         let misses = Misses::default();
         let voice = Names::of("/v1/text-to-speech/abc", None);
         let other = Names::of("/v1/text-to-speech/abd", None);
@@ -93,7 +93,7 @@ mod tests {
             misses.remember(&names, MINUTE, NOW);
         }
         assert_eq!(misses.lock().len(), MISSES_MAX);
-        // Expired entries make room.
+        // Expired entries are removed first.
         let later = NOW.plus(MINUTE);
         misses.remember(&Names::of("/v1/voices/new", None), MINUTE, later);
         assert_eq!(misses.lock().len(), 1);

@@ -47,7 +47,7 @@ struct RecordedRefusal {
 #[derive(Debug, Default)]
 pub(super) struct Conclusions {
     /// Changes of the state of keys.
-    pub(super) news: Vec<Transition>,
+    pub(super) transitions: Vec<Transition>,
     /// Restrictions of accounts, each with a key of the account.
     pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
 }
@@ -70,7 +70,7 @@ impl Refusals {
         key_request: &KeyRequest,
         source: RefusalSource,
     ) -> Conclusions {
-        let mut concluded = Conclusions::default();
+        let mut conclusions = Conclusions::default();
         let (verdict, contradicted) = with_figures_of(key, verdict, context.now);
         let (key, key_request) = (Arc::clone(key), key_request.clone());
         let mut refusal = RecordedRefusal {
@@ -85,30 +85,30 @@ impl Refusals {
             contradicted,
         };
         let mut has_second = false;
-        for known in self.0.iter_mut().filter(|known| known.agrees_with(&refusal)) {
+        for earlier in self.0.iter_mut().filter(|earlier| earlier.agrees_with(&refusal)) {
             has_second = true;
-            known.agree(context, &mut concluded);
+            earlier.record_agreement(context, &mut conclusions);
         }
         refusal.was_refuted = !has_second && refusal.was_refuted(context);
         refusal.is_repeated = !has_second && (refusal.was_refuted || refusal.repeats(context));
         if has_second || refusal.is_repeated {
-            refusal.agree(context, &mut concluded);
+            refusal.record_agreement(context, &mut conclusions);
         } else {
-            refusal.record(context, &mut concluded);
+            refusal.record(context, &mut conclusions);
         }
         self.0.push(refusal);
-        concluded
+        conclusions
     }
 
     /// Records that another key has served the request: refusals by a message alone were about
     /// their accounts.
     pub(super) fn served(&mut self, context: &RefusalContext<'_>) -> Conclusions {
-        let mut concluded = Conclusions::default();
+        let mut conclusions = Conclusions::default();
         // One account alone had these figures, and another has served: the figures are newer than the poll.
-        let is_contrast = self.0.iter().filter(|refusal| refusal.contradicted.is_some()).count() == 1;
+        let is_single = self.0.iter().filter(|refusal| refusal.contradicted.is_some()).count() == 1;
         for refusal in &mut self.0 {
             refusal.is_agreed = false;
-            if is_contrast && let Some(with_figures) = refusal.contradicted.take() {
+            if is_single && let Some(with_figures) = refusal.contradicted.take() {
                 refusal.verdict = with_figures;
                 refusal.is_recorded = false;
             }
@@ -118,14 +118,14 @@ impl Refusals {
                 continue;
             }
             if matches!(refusal.verdict, Verdict::Unexplained(_)) {
-                context.restrict(refusal, &mut concluded);
+                context.restrict(refusal, &mut conclusions);
                 // A poll shows whether the account has a more general problem.
                 context.pool.want_poll(&refusal.key);
             } else if !refusal.is_recorded && !refusal.was_refuted {
-                refusal.record(context, &mut concluded);
+                refusal.record(context, &mut conclusions);
             }
         }
-        concluded
+        conclusions
     }
 
     /// Whether no account has refused the request yet.
@@ -134,7 +134,7 @@ impl Refusals {
     }
 
     /// How many times `key` has refused the request.
-    pub(super) fn of_key(&self, key: &Key) -> usize {
+    pub(super) fn count_by_key(&self, key: &Key) -> usize {
         self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }
 
@@ -160,14 +160,14 @@ impl Refusals {
         let last = self.0.last();
         self.0
             .iter()
-            .filter(move |refusal| last.is_some_and(|last| refusal.says_what(last)))
+            .filter(move |refusal| last.is_some_and(|last| refusal.is_like(last)))
             .map(|refusal| &*refusal.key)
     }
 
     /// Number of workspaces that gave the last verdict.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
-        self.workspaces(|refusal| refusal.says_what(last))
+        self.workspaces(|refusal| refusal.is_like(last))
     }
 
     /// Number of workspaces on the plan of the last one that got an abuse verdict.
@@ -178,16 +178,16 @@ impl Refusals {
     }
 
     /// Keys whose plan does not allow the request.
-    pub(super) fn of_plans(&self) -> impl Iterator<Item = &Arc<Key>> {
-        let is_of_plan =
+    pub(super) fn plan_refused_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        let is_refused_for_plan =
             |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
-        self.0.iter().filter(is_of_plan).map(|refusal| &refusal.key)
+        self.0.iter().filter(is_refused_for_plan).map(|refusal| &refusal.key)
     }
 
-    fn workspaces(&self, is_meant: impl Fn(&RecordedRefusal) -> bool) -> u32 {
+    fn workspaces(&self, is_included: impl Fn(&RecordedRefusal) -> bool) -> u32 {
         let mut seen: Vec<&Key> = Vec::new();
-        for refusal in self.0.iter().filter(|refusal| is_meant(refusal)) {
-            if !seen.iter().any(|seen| std::ptr::eq(seen.workspace(), refusal.key.workspace())) {
+        for refusal in self.0.iter().filter(|refusal| is_included(refusal)) {
+            if !seen.iter().any(|key| std::ptr::eq(key.workspace(), refusal.key.workspace())) {
                 seen.push(&refusal.key);
             }
         }
@@ -197,7 +197,7 @@ impl Refusals {
 
 impl RecordedRefusal {
     /// Whether both refusals are the same apart from figures and time spans.
-    fn says_what(&self, other: &Self) -> bool {
+    fn is_like(&self, other: &Self) -> bool {
         match (self.verdict, other.verdict) {
             (Verdict::Unexplained(one), Verdict::Unexplained(other)) => {
                 std::mem::discriminant(&one) == std::mem::discriminant(&other)
@@ -212,7 +212,7 @@ impl RecordedRefusal {
     /// Whether another account gives the same refusal, with nothing that only one account can know.
     fn agrees_with(&self, other: &Self) -> bool {
         let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
-        is_other && !self.verdict.proves_itself() && self.says_what(other)
+        is_other && !self.verdict.proves_itself() && self.is_like(other)
     }
 
     /// Whether other accounts are known to refuse similar requests in the same way: then this
@@ -242,12 +242,12 @@ impl RecordedRefusal {
     }
 
     /// Records it as evidence about the key or its workspace, and about what their plan lacks.
-    fn record(&mut self, context: &RefusalContext<'_>, concluded: &mut Conclusions) {
+    fn record(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
         }
         let RefusalContext { pool, roster, now, .. } = context;
-        concluded.news.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
+        conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
         // Refusals about credits, bills and the key itself concern only their account, until a
         // second account gives the same one.
@@ -262,7 +262,7 @@ impl RecordedRefusal {
         // Kept as a restriction, so that after a poll or a served request refutes it, the same
         // refusal of a similar request is recognized.
         if !is_of_account || !self.verdict.proves_itself() {
-            context.restrict(self, concluded);
+            context.restrict(self, conclusions);
         }
     }
 
@@ -270,21 +270,21 @@ impl RecordedRefusal {
     /// probe whether it holds; any other refusal then says nothing about its account and is
     /// withdrawn. Similar requests are restricted for the account, so that they do not try all
     /// accounts again, and a poll is requested where it can decide.
-    fn agree(&mut self, context: &RefusalContext<'_>, concluded: &mut Conclusions) {
+    fn record_agreement(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         let RefusalContext { pool, roster, now, .. } = context;
         let was_agreed = std::mem::replace(&mut self.is_agreed, true);
         if matches!(self.verdict, Verdict::RateLimited(_)) {
             if !was_agreed || !self.is_recorded {
-                self.record(context, concluded);
+                self.record(context, conclusions);
             }
             return;
         }
         if std::mem::replace(&mut self.is_recorded, false) {
-            let news = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
-            concluded.news.extend(news);
+            let transitions = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
+            conclusions.transitions.extend(transitions);
         }
         if self.verdict != Verdict::Unexplained(Refusal::Bodiless) {
-            context.restrict(self, concluded);
+            context.restrict(self, conclusions);
             pool.want_poll(&self.key);
         }
     }
@@ -313,8 +313,9 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option
 }
 
 impl RefusalContext<'_> {
-    fn restrict(&self, refusal: &RecordedRefusal, concluded: &mut Conclusions) {
-        let news = self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.refused(), self.now);
-        concluded.restricted.extend(news.map(|restriction| (Arc::clone(&refusal.key), restriction)));
+    fn restrict(&self, refusal: &RecordedRefusal, conclusions: &mut Conclusions) {
+        let restriction =
+            self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.refused(), self.now);
+        conclusions.restricted.extend(restriction.map(|restriction| (Arc::clone(&refusal.key), restriction)));
     }
 }

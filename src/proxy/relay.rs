@@ -23,7 +23,7 @@ use crate::body::redacted::Redacted;
 use crate::body::relay::{OnBodyEnd, Relay, RelayEnd};
 use crate::clock;
 use crate::policy::headers;
-use crate::upstream::{AnswerBody, AnswerError};
+use crate::upstream::{UpstreamBody, UpstreamBodyError};
 
 /// The body of a response to a client.
 #[derive(Debug)]
@@ -35,17 +35,17 @@ pub enum ResponseBody {
 }
 
 /// A relayed body, and what is recorded at its end.
-type Relayed = Relay<Redacted<Inspect<Peeked<AnswerBody<Incoming>>, OwnershipRecorder>>, Settlement>;
+type Relayed = Relay<Redacted<Inspect<Peeked<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
 
 /// The attempt and the access log, which are completed when a relay ends.
 #[derive(Debug)]
-pub struct Settlement {
+pub struct RelayRecorder {
     attempt: Box<Attempt>,
     log: AccessLog,
 }
 
-impl OnBodyEnd for Settlement {
-    fn settle(mut self, ending: RelayEnd, bytes: u64) {
+impl OnBodyEnd for RelayRecorder {
+    fn on_end(mut self, ending: RelayEnd, bytes: u64) {
         let record = self.attempt.relayed(ending, bytes);
         self.log.summary.record_end(record);
     }
@@ -56,7 +56,7 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Relays the provider's response: its status, its headers without hop-by-hop headers, and its
 /// body.
 pub(super) fn relay(
-    answer: UpstreamResponse,
+    response: UpstreamResponse,
     attempt: Box<Attempt>,
     ownership: Option<OwnershipRecorder>,
     log: AccessLog,
@@ -64,7 +64,7 @@ pub(super) fn relay(
 ) -> Response<ResponseBody> {
     attempt.relaying();
     log.relaying();
-    let UpstreamResponse { mut head, body, redactor, .. } = answer;
+    let UpstreamResponse { mut head, body, redactor, .. } = response;
     headers::strip_response(&mut head.headers);
     // The HTTP version belongs to each connection.
     head.version = Version::HTTP_11;
@@ -79,29 +79,29 @@ pub(super) fn relay(
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = codings(headers::content_encoding(&head.headers).as_deref());
     let relay =
-        Relay::new(Redacted::coded(inspected, redactor, codings, buffers), Settlement { attempt, log });
+        Relay::new(Redacted::coded(inspected, redactor, codings, buffers), RelayRecorder { attempt, log });
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 
 /// An error response of the proxy.
-pub(super) fn ours(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
+pub(super) fn error_response(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
     let request_id = log.summary.request_id();
-    let mut answer = error.answer(&request_id, clock::now());
+    let mut response = error.response(&request_id, clock::now());
     if let Ok(id) = HeaderValue::from_str(&request_id) {
-        answer.headers_mut().insert(REQUEST_ID, id);
+        response.headers_mut().insert(REQUEST_ID, id);
     }
-    log.summary.failed(error, answer.status());
-    answer.map(|body| ResponseBody::Ours(Full::new(body)))
+    log.summary.failed(error, response.status());
+    response.map(|body| ResponseBody::Ours(Full::new(body)))
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Ours(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Relayed(body) => Pin::new(body).poll_frame(cx),

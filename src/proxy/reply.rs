@@ -11,7 +11,7 @@ use super::upstream_response::UpstreamResponse;
 /// The result of a request: an HTTP response, and for a switched connection its socket session.
 pub struct ProxyResponse<C> {
     /// The response for the client: the provider's, or one of the proxy's own.
-    pub answer: Response<ResponseBody>,
+    pub response: Response<ResponseBody>,
     /// The session that takes over the connection when the response is a 101.
     pub socket: Option<Socket<C>>,
 }
@@ -19,7 +19,7 @@ pub struct ProxyResponse<C> {
 /// The provider's reply to a request: a response to relay, or an accepted socket handshake.
 pub(super) enum UpstreamReply<C> {
     Response {
-        answer: Box<UpstreamResponse>,
+        response: Box<UpstreamResponse>,
         attempt: Box<Attempt>,
         /// Reads owned identifiers from the body while it is relayed.
         ownership: Option<OwnershipRecorder>,
@@ -40,20 +40,20 @@ pub(super) enum SocketStage<C> {
 
 impl<C> ProxyResponse<C> {
     /// A 101 and the session that follows it.
-    pub(super) fn switched(answer: Response<ResponseBody>, session: Box<Session<C>>) -> Self {
-        Self { answer, socket: Some(Socket(SocketStage::Open(session))) }
+    pub(super) fn switched(response: Response<ResponseBody>, session: Box<Session<C>>) -> Self {
+        Self { response, socket: Some(Socket(SocketStage::Open(session))) }
     }
 
     /// A 101 to a client that authenticates in its first message.
     pub(super) fn unauthenticated(
-        answer: Response<ResponseBody>,
+        response: Response<ResponseBody>,
         session: Box<UnauthenticatedSession<C>>,
     ) -> Self {
-        Self { answer, socket: Some(Socket(SocketStage::Unauthenticated(session))) }
+        Self { response, socket: Some(Socket(SocketStage::Unauthenticated(session))) }
     }
 
     /// A response without a session.
-    pub(super) fn of(answer: Response<ResponseBody>) -> Self {
-        Self { answer, socket: None }
+    pub(super) fn of(response: Response<ResponseBody>) -> Self {
+        Self { response, socket: None }
     }
 }

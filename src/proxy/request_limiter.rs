@@ -9,7 +9,7 @@ pub(super) struct RequestLimiter(Arc<AtomicUsize>);
 
 /// The maximum of requests is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many requests are under way")]
+#[error("the maximum of requests is in progress")]
 pub struct Overloaded;
 
 /// One request in progress, until it is dropped.

@@ -38,7 +38,7 @@ pub(super) struct RequestMeta {
     pub(super) route: Route,
     pub(super) metering: Metering,
     /// Model and text length from the request, if they were known before it was sent.
-    pub(super) asked: Option<RequestBodyFeatures>,
+    pub(super) body_features: Option<RequestBodyFeatures>,
     /// The permits that the request holds until its end; its client is charged through them.
     pub(super) permits: Arc<RequestPermits>,
     /// The protocol of the messages, when the request opens a socket.
@@ -46,7 +46,7 @@ pub(super) struct RequestMeta {
     /// Credits per minute of a session that the provider charges by its duration.
     pub(super) credits_per_minute: Option<u64>,
     /// The concurrency group of a text-to-speech socket; it counts only while speech is generated.
-    pub(super) speech_lane: Option<ConcurrencyGroup>,
+    pub(super) speech_group: Option<ConcurrencyGroup>,
 }
 
 impl RequestMeta {
@@ -64,11 +64,11 @@ impl RequestMeta {
             method: recorded(method),
             route: endpoint.route,
             metering: endpoint.metering,
-            asked: None,
+            body_features: None,
             permits: Arc::new(permits),
             socket: endpoint.socket,
             credits_per_minute: endpoint.socket.and_then(|_| credits_per_minute(endpoint.operation)),
-            speech_lane: None,
+            speech_group: None,
         }
     }
 
@@ -82,7 +82,7 @@ impl RequestMeta {
         models: &Models,
         span: Duration,
     ) -> KeyRequest {
-        let asked = match endpoint.socket {
+        let body_features = match endpoint.socket {
             Some(dialect) => {
                 let model = headers::parameter(upstream_head.target.query(), "model_id");
                 let model = model.as_deref().and_then(request_body::model);
@@ -93,21 +93,21 @@ impl RequestMeta {
             }
             None if endpoint.operation.has_text() && !span.is_zero() => {
                 let (start, is_whole) = body.peek_body(request_body::BODY_BYTES_MAX, span).await;
-                let asked = RequestBodyFeatures::of(&start, is_whole);
-                self.asked = is_whole.then(|| asked.clone());
-                asked
+                let body_features = RequestBodyFeatures::of(&start, is_whole);
+                self.body_features = is_whole.then(|| body_features.clone());
+                body_features
             }
             None => RequestBodyFeatures::default(),
         };
-        let group = group(endpoint.operation, &asked, models);
+        let group = group(endpoint.operation, &body_features, models);
         let key_request = KeyRequest::new(
             self.client.clone(),
-            estimate(endpoint.operation, &asked, body.length(), models),
+            estimate(endpoint.operation, &body_features, body.length(), models),
             group,
         );
         let Some(dialect) = endpoint.socket else { return key_request };
-        self.asked = Some(asked);
-        self.speech_lane = group.filter(|_| dialect.is_spoken());
+        self.body_features = Some(body_features);
+        self.speech_group = group.filter(|_| dialect.is_spoken());
         match dialect.counted() {
             CountedWhile::Open => key_request,
             // The text of the session is not known yet, and no concurrency slot is taken until
@@ -129,15 +129,15 @@ impl RequestMeta {
         // A refusal does not name the voice, so it can only be attributed when there is exactly
         // one.
         let voice = voices.next().filter(|_| voices.next().is_none()).map(|named| named.tag);
-        let asked = self.asked.as_ref();
+        let body_features = self.body_features.as_ref();
         let format = headers::parameter(upstream_head.target.query(), "output_format");
         RequestFeatures {
             route: endpoint.route,
             effect: endpoint.effect,
             voice,
-            model: asked.and_then(|asked| asked.model.clone()),
+            model: body_features.and_then(|body_features| body_features.model.clone()),
             output_format: format.filter(|format| is_format(format)).map(Into::into),
-            characters: asked.and_then(|asked| asked.characters),
+            characters: body_features.and_then(|body_features| body_features.characters),
             permission: endpoint.permission,
             adds_voice: endpoint.adds_voice,
         }
@@ -146,7 +146,7 @@ impl RequestMeta {
     /// Prefers keys with a free slot in the session's concurrency group: the session takes the slot
     /// only when it begins to speak.
     pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
-        if let Some(group) = self.speech_lane {
+        if let Some(group) = self.speech_group {
             key_request.preferred = roster.keys_with_capacity(group, clock::now());
         }
     }
@@ -189,7 +189,7 @@ impl RequestMeta {
 ///
 /// When the client may not use the path, or has reached one of its limits.
 pub(super) fn admit(
-    accounts: &ClientUsage,
+    usage: &ClientUsage,
     client: &Client,
     endpoint: &Endpoint,
     path: &str,
@@ -200,13 +200,13 @@ pub(super) fn admit(
     if !client.rules.permit(path) {
         return Err(ProxyError::PathNotAllowed);
     }
-    let claim = LimitRequest {
+    let limit_request = LimitRequest {
         billing: endpoint.billing,
         gives_access: endpoint.gives_access,
         is_charged: !brings_key,
         max_concurrent: limits.max_requests_per_client,
     };
-    let permit = accounts.admit(client, claim, clock::now())?;
+    let permit = usage.admit(client, limit_request, clock::now())?;
     Ok(RequestPermits::new(request, permit))
 }
 
@@ -217,9 +217,13 @@ fn is_format(value: &str) -> bool {
 }
 
 /// The concurrency group of a request: by its model, if that is known, else by its operation.
-fn group(operation: Operation, asked: &RequestBodyFeatures, models: &Models) -> Option<ConcurrencyGroup> {
+fn group(
+    operation: Operation,
+    body_features: &RequestBodyFeatures,
+    models: &Models,
+) -> Option<ConcurrencyGroup> {
     let of_operation = ConcurrencyGroup::of_operation(operation)?;
     let speaks = of_operation == ConcurrencyGroup::SPEECH;
-    let model = asked.model.as_deref().or(speaks.then_some(request_body::DEFAULT_MODEL));
+    let model = body_features.model.as_deref().or(speaks.then_some(request_body::DEFAULT_MODEL));
     Some(model.and_then(|model| models.group(model)).unwrap_or(of_operation))
 }

@@ -168,9 +168,9 @@ impl RequestSummary {
         };
         let (request_id, attempt) = (&*self.request_id, record.number);
         match result {
-            Ok(answer) if answer.verdict.concern() == Concern::Nothing => {}
-            Ok(answer) => {
-                debug!(request_id, attempt, "the provider refused the request: {:?}", answer.verdict);
+            Ok(response) if response.verdict.concern() == Concern::Nothing => {}
+            Ok(response) => {
+                debug!(request_id, attempt, "the provider refused the request: {:?}", response.verdict);
             }
             Err(SendError {
                 kind:

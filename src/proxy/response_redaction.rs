@@ -37,7 +37,7 @@ impl ResponseRedaction {
     /// The redaction for the response to `upstream_head`; `None` when nothing is redacted. A
     /// response which describes the owner, or gives a socket address to replace, must be read here,
     /// so it is requested without compression.
-    pub(super) fn over(
+    pub(super) fn new(
         upstream_head: &mut UpstreamRequestHead,
         endpoint: &Endpoint,
         redactor: &Arc<Redactor>,
@@ -84,8 +84,8 @@ impl UpstreamResponse {
         let ResponseRedaction { redactor, hides_owner, socket_base } = redaction;
         if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
             let text = self.text(OWNER_BYTES_MAX, limits).await;
-            if let Some(ours) = text.and_then(|text| readdressed(&text, base)) {
-                self.say(ours);
+            if let Some(rewritten) = text.and_then(|text| readdressed(&text, base)) {
+                self.set_body(rewritten);
             }
         }
         let Some(redactor) = redactor else { return Ok(self) };
@@ -101,10 +101,10 @@ impl UpstreamResponse {
         } else if is_packed && let Some(bytes_max) = self.packed_bytes_max(is_served, limits) {
             let text = self.text(bytes_max, limits).await;
             match text.map(|text| redactor.redacted(&text)) {
-                Some(Some(redacted)) => self.say(redacted),
+                Some(Some(redacted)) => self.set_body(redacted),
                 // The decoded text has no key. Bytes after the compressed data are no text here,
                 // but a client might read them.
-                Some(None) if !self.has_key_as_it_came(redactor, bytes_max, limits).await => return Ok(self),
+                Some(None) if !self.has_key_undecoded(redactor, bytes_max, limits).await => return Ok(self),
                 Some(None) | None => {}
             }
         }
@@ -136,14 +136,14 @@ impl UpstreamResponse {
             return Ok(());
         }
         let text = decoded(&whole, content_encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
-        let shown = match text.and_then(|text| user_data::redacted(&text)) {
-            Some(shown) => shown,
+        let redacted = match text.and_then(|text| user_data::redacted(&text)) {
+            Some(redacted) => redacted,
             // For an error, the status is all that a client can act upon.
             None if self.head.status.as_u16() >= 400 => user_data::withheld(),
             None => return Err(Unredacted.into()),
         };
         self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.say(shown);
+        self.set_body(redacted);
         Ok(())
     }
 
@@ -153,13 +153,13 @@ impl UpstreamResponse {
         decoded(&whole, content_encoding(&self.head.headers).as_deref(), bytes_max)
     }
 
-    async fn has_key_as_it_came(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
+    async fn has_key_undecoded(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
         let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await;
         whole.is_none_or(|whole| redactor.finds_in(&whole))
     }
 
     /// Replaces the body.
-    fn say(&mut self, text: Vec<u8>) {
+    fn set_body(&mut self, text: Vec<u8>) {
         let headers = &mut self.head.headers;
         headers.remove(CONTENT_ENCODING);
         headers.remove(TRANSFER_ENCODING);

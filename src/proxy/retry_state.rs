@@ -29,7 +29,7 @@ use crate::policy::replay::{Effect, Facts, Progress};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Concern, Verdict};
 use crate::pool::{Eligibility, Key, KeyRequest, Lease, OwnerId, Pool, Restraint, Roster};
-use crate::telemetry::announce;
+use crate::telemetry::log_transitions;
 
 /// The keys, refusals and attempt counters of one request.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl<C> Proxy<C> {
         loop {
             match self.pool.reserve(&retry.roster, &retry.bound_request()).await {
                 Ok(reserved) => {
-                    announce(&reserved.news);
+                    log_transitions(&reserved.transitions);
                     return Ok(reserved.lease);
                 }
                 Err(Unavailable::Outdated) => retry.adopt_new_keys(&self.pool),
@@ -109,13 +109,13 @@ impl RetryState {
             return;
         }
         let mut restricted = restrictions.matching(&self.features, &self.roster, clock::now());
-        let met = restricted.len();
+        let known = restricted.len();
         for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
             let workspace = key.workspace();
             let tier = workspace.tier();
             let tier = tier.as_ref().map(|tier| tier.as_str());
             if plan::lacks(tier, workspace.capabilities(), &self.features, &models).is_some()
-                && restricted[..met].binary_search_by_key(&position, |(at, _)| *at).is_err()
+                && restricted[..known].binary_search_by_key(&position, |(at, _)| *at).is_err()
             {
                 restricted.push((position, Restraint::Inferred));
             }
@@ -128,8 +128,8 @@ impl RetryState {
     fn adopt_new_keys(&mut self, pool: &Pool) {
         let before = std::mem::replace(&mut self.roster, pool.roster());
         let tried = self.key_request.tried.iter().filter_map(|position| before.keys().get(*position));
-        let prints: Vec<_> = tried.map(|key| key.api_key().fingerprint()).collect();
-        let is_tried = |key: &Key| prints.contains(&key.api_key().fingerprint());
+        let fingerprints: Vec<_> = tried.map(|key| key.api_key().fingerprint()).collect();
+        let is_tried = |key: &Key| fingerprints.contains(&key.api_key().fingerprint());
         let all = self.roster.keys().iter().enumerate();
         self.key_request.tried = all.filter(|(_, key)| is_tried(key)).map(|(position, _)| position).collect();
         self.key_request.preferred.clear();
@@ -147,20 +147,20 @@ impl RetryState {
     ) -> Conclusions {
         let now = clock::now();
         let context = RefusalContext { pool, roster: &self.roster, features: &self.features, now };
-        let concluded = self.refusals.add(&context, key, verdict, key_request, source);
+        let conclusions = self.refusals.add(&context, key, verdict, key_request, source);
         self.key_request.was_refused |= match verdict.concern() {
             Concern::Key | Concern::Capability | Concern::Unclear => true,
             Concern::Nothing | Concern::Request | Concern::Refusing | Concern::Failing => false,
         };
-        let is_its_trouble =
+        let is_account_trouble =
             matches!(verdict, Verdict::Busy | Verdict::ServerError | Verdict::Concurrency { .. });
-        if is_its_trouble {
+        if is_account_trouble {
             self.overloaded.push(key.workspace().identity().clone());
         } else {
             self.overloaded.clear();
         }
         self.find_restrictions(pool);
-        concluded
+        conclusions
     }
 
     /// Whether several accounts refused it in the same words, which prove nothing about an account:
@@ -219,9 +219,9 @@ impl RetryState {
 
     /// What it needs of a key, with the current affinity, which every attempt may change.
     fn bound_request(&self) -> Cow<'_, KeyRequest> {
-        let is_free = !self.affinity.binds() && self.client.rules.pins == AllowedKeys::default();
+        let is_unbound = !self.affinity.binds() && self.client.rules.pins == AllowedKeys::default();
         let preferred = self.preferred();
-        if is_free && preferred.is_empty() {
+        if is_unbound && preferred.is_empty() {
             return Cow::Borrowed(&self.key_request);
         }
         let mut key_request = self.key_request.clone();
@@ -235,9 +235,9 @@ impl RetryState {
                 Eligibility::EvenExhausted => key_request.allow_exhausted = true,
             }
         }
-        if let Some(home) = self.affinity.preferred() {
-            let at_home = keys().filter(|(_, key)| key.workspace().identity() == home);
-            key_request.preferred.extend(at_home.map(|(position, _)| position));
+        if let Some(preferred_account) = self.affinity.preferred() {
+            let of_account = keys().filter(|(_, key)| key.workspace().identity() == preferred_account);
+            key_request.preferred.extend(of_account.map(|(position, _)| position));
             key_request.preferred.sort_unstable();
         }
         if !preferred.is_empty() {
@@ -251,16 +251,16 @@ impl RetryState {
     /// overload, a failure or a concurrency limit: keys of other accounts, including keys that may
     /// only be probed.
     fn preferred(&self) -> Vec<usize> {
-        let is_left = |position: &usize| {
+        let is_untried = |position: &usize| {
             !self.key_request.tried.contains(position)
                 && !self.key_request.restricted.iter().any(|(at, _)| at == position)
         };
-        let all = || self.roster.keys().iter().enumerate().filter(|(position, _)| is_left(position));
+        let all = || self.roster.keys().iter().enumerate().filter(|(position, _)| is_untried(position));
         if !self.overloaded.is_empty() {
             let others = all().filter(|(_, key)| !self.overloaded.contains(key.workspace().identity()));
             return others.map(|(position, _)| position).collect();
         }
-        let refused: Vec<_> = self.refusals.of_plans().map(|key| key.workspace().tier()).collect();
+        let refused: Vec<_> = self.refusals.plan_refused_keys().map(|key| key.workspace().tier()).collect();
         if refused.is_empty() {
             return Vec::new();
         }
@@ -271,26 +271,27 @@ impl RetryState {
     }
 
     /// A key request for text that is spoken on a socket: `credits`, and a concurrency slot of
-    /// `group`. With `must`, only the key `with` may serve it, because the session has begun with
+    /// `group`. With `is_required`, only `session_key` may serve it, because the session has begun with
     /// it; else that key is preferred.
     pub(super) fn speech_request(
         &self,
         credits: u64,
         group: Option<ConcurrencyGroup>,
-        with: &Key,
-        must: bool,
+        session_key: &Key,
+        is_required: bool,
     ) -> KeyRequest {
         let mut key_request = self.bound_request().into_owned();
         (key_request.estimate, key_request.group) = (Some(credits), group);
-        let others =
-            |position: &usize| self.roster.keys().get(*position).is_some_and(|key| !is_same(key, with));
-        if must {
+        let others = |position: &usize| {
+            self.roster.keys().get(*position).is_some_and(|key| !is_same(key, session_key))
+        };
+        if is_required {
             // Earlier refusals of this key were about other requests.
             key_request.tried.clear();
             key_request.preferred.clear();
             key_request.ineligible = (0..self.roster.keys().len()).filter(others).collect();
         } else {
-            key_request.preferred = self.roster.position_of(with).into_iter().collect();
+            key_request.preferred = self.roster.position_of(session_key).into_iter().collect();
         }
         key_request
     }
@@ -366,14 +367,14 @@ impl RetryState {
     /// wait: it was at its concurrency limit, or it alone is rate limited and the provider has
     /// named until when. A second refusal by the same key is about the request.
     pub(super) fn exclude(&mut self, key: &Key) {
-        let comes_back = match self.last {
+        let may_recover = match self.last {
             Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
             Some(Verdict::RateLimited(Some(span))) => {
                 span <= self.roster.queue_timeout() && !self.refusals.is_agreed()
             }
             _ => false,
         };
-        if !comes_back || self.refusals.of_key(key) > 1 {
+        if !may_recover || self.refusals.count_by_key(key) > 1 {
             self.key_request.tried.extend(self.roster.position_of(key));
         }
         // A rate limit that a second account names is about the request: the first one is not waited for either.

@@ -94,8 +94,15 @@ impl fmt::Debug for Fingerprint {
 
 /// Identifies a client's token: its plain SHA-256, which can be made with `sha256sum`. The token is
 /// Keychoir's own, so its digest signs nothing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Eq)]
 pub struct TokenFingerprint(Digest);
+
+/// In constant time: the time of a comparison must not show how much of a token is right.
+impl PartialEq for TokenFingerprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.0.ct_eq(&other.0.0).into()
+    }
+}
 
 impl TokenFingerprint {
     /// The fingerprint of a token.
@@ -108,12 +115,6 @@ impl TokenFingerprint {
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
-    }
-
-    /// Whether both are of the same token, compared in constant time.
-    #[must_use]
-    pub fn matches(&self, other: &Self) -> bool {
-        self.0.0.ct_eq(&other.0.0).into()
     }
 
     /// Its first eight bytes, as an index.
@@ -154,8 +155,8 @@ mod tests {
     #[test]
     fn only_fingerprints_are_parsed() {
         assert_eq!(Fingerprint::parse(OF_KEY), Some(Fingerprint::of("abc")));
-        assert!(TokenFingerprint::parse(PLAIN).unwrap().matches(&TokenFingerprint::of("abc")));
-        assert!(!TokenFingerprint::of("abd").matches(&TokenFingerprint::of("abc")));
+        assert_eq!(TokenFingerprint::parse(PLAIN).unwrap(), TokenFingerprint::of("abc"));
+        assert_ne!(TokenFingerprint::of("abd"), TokenFingerprint::of("abc"));
         for text in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
             assert_eq!((Fingerprint::parse(text), TokenFingerprint::parse(text)), (None, None), "{text}");
         }

@@ -12,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
 
-use super::columns::{moment, whole};
+use super::columns::{timestamp, whole};
 use super::outbox::{self, Mirrored};
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::outcome::Outcome;
@@ -49,11 +49,11 @@ pub(super) fn write(
     let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
     let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
     let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
-    let (mut groups, places) = grouped(attempts);
-    for (chunk, places) in attempts.chunks(CHUNK).zip(places.chunks(CHUNK)) {
-        let are_inserted = insert_rows.try_chunk(chunk, places, &groups)?;
-        for (attempt, &place) in chunk.iter().zip(places) {
-            let group = &mut groups[place];
+    let (mut groups, group_indices) = grouped(attempts);
+    for (chunk, group_indices) in attempts.chunks(CHUNK).zip(group_indices.chunks(CHUNK)) {
+        let are_inserted = insert_rows.try_chunk(chunk, group_indices, &groups)?;
+        for (attempt, &group_index) in chunk.iter().zip(group_indices) {
+            let group = &mut groups[group_index];
             if attempt.is_price && add_price(transaction, attempt)? {
                 group.sums.add_price(attempt);
                 if mirrored == Mirrored::KeysAndEvents {
@@ -62,7 +62,7 @@ pub(super) fn write(
                 continue;
             }
             if !are_inserted {
-                insert_row.bind(0, attempt, place, group)?;
+                insert_row.bind(0, attempt, group_index, group)?;
                 if insert_row.statement.raw_execute()? == 0 {
                     continue;
                 }
@@ -107,15 +107,15 @@ struct AttemptGroup<'a> {
 
 /// The groups of the attempts, and for each attempt the index of its group.
 fn grouped(attempts: &[AttemptRecord]) -> (Vec<AttemptGroup<'_>>, Vec<usize>) {
-    let (mut groups, mut known) = (Vec::new(), HashMap::new());
-    let place = |attempt| {
-        *known.entry(CommonColumns::of(attempt)).or_insert_with(|| {
+    let (mut groups, mut indices) = (Vec::new(), HashMap::new());
+    let group_index = |attempt| {
+        *indices.entry(CommonColumns::of(attempt)).or_insert_with(|| {
             groups.push(AttemptGroup::of(attempt));
             groups.len() - 1
         })
     };
-    let places = attempts.iter().map(place).collect();
-    (groups, places)
+    let group_indices = attempts.iter().map(group_index).collect();
+    (groups, group_indices)
 }
 
 impl<'a> CommonColumns<'a> {
@@ -165,14 +165,14 @@ impl<'t> Insert<'t> {
     fn try_chunk(
         &mut self,
         chunk: &[AttemptRecord],
-        places: &[usize],
+        group_indices: &[usize],
         groups: &[AttemptGroup<'_>],
     ) -> Result<bool, rusqlite::Error> {
         if chunk.len() < CHUNK || chunk.iter().any(|attempt| attempt.is_price) {
             return Ok(false);
         }
-        for (row, (attempt, &place)) in chunk.iter().zip(places).enumerate() {
-            self.bind(row, attempt, place, &groups[place])?;
+        for (row, (attempt, &group_index)) in chunk.iter().zip(group_indices).enumerate() {
+            self.bind(row, attempt, group_index, &groups[group_index])?;
         }
         match self.statement.raw_execute() {
             Ok(_) => Ok(true),
@@ -189,10 +189,10 @@ impl<'t> Insert<'t> {
         &mut self,
         row: usize,
         attempt: &AttemptRecord,
-        place: usize,
+        group_index: usize,
         AttemptGroup { key_hash, workspace, route, .. }: &AttemptGroup<'_>,
     ) -> Result<(), rusqlite::Error> {
-        if self.bound[row].replace(place) != Some(place) {
+        if self.bound[row].replace(group_index) != Some(group_index) {
             let columns: [&dyn ToSql; COMMON] = [
                 &attempt.client.as_str(),
                 key_hash,
@@ -212,7 +212,7 @@ impl<'t> Insert<'t> {
             &id,
             &&*attempt.request_id,
             &attempt.number,
-            &moment(attempt.started_at),
+            &timestamp(attempt.started_at),
             &amount(attempt.request_bytes),
             &amount(attempt.response_bytes),
             &attempt.characters.map(amount),
@@ -305,7 +305,7 @@ fn add_to_hour(
             quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
     )?;
     statement.execute(params![
-        moment(hour_of(first.started_at)),
+        timestamp(hour_of(first.started_at)),
         key_hash,
         first.client.as_str(),
         route,
@@ -337,7 +337,7 @@ pub(super) fn delete_some(
     first[..6].copy_from_slice(&first_id(oldest));
     let mut buffer = Uuid::encode_buffer();
     let first: &str = Uuid::from_bytes(first).hyphenated().encode_lower(&mut buffer);
-    connection.prepare_cached(OLD)?.execute(params![first, moment(oldest), rows_max])
+    connection.prepare_cached(OLD)?.execute(params![first, timestamp(oldest), rows_max])
 }
 
 /// Deletes all attempts and their outbox rows.

@@ -3,7 +3,7 @@
 use crate::policy::units::UnixMs;
 
 /// A time as a column stores it, in Unix milliseconds.
-pub(super) fn moment(at: UnixMs) -> i64 {
+pub(super) fn timestamp(at: UnixMs) -> i64 {
     whole(at.0)
 }
 

@@ -22,26 +22,26 @@ pub(super) struct Database {
     pub(super) refusals: RefusalRows,
     /// When the logs of owners were last compacted, if ever.
     pub(super) owners_tidied_at: Option<UnixMs>,
-    home: Option<Home>,
+    file: Option<DatabaseFile>,
 }
 
 /// The path and identity of the file when it was opened.
 #[derive(Debug)]
-struct Home {
+struct DatabaseFile {
     path: PathBuf,
-    stamp: Stamp,
+    identity: FileIdentity,
 }
 
 /// The identity of the database file and its log, whatever their names. SQLite goes on writing to
 /// files that were unlinked, and that data could never be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileIdentity {
     file: (u64, u64),
     /// `None` where the file system cannot keep a log.
     log: Option<(u64, u64)>,
 }
 
-impl Stamp {
+impl FileIdentity {
     fn of(path: &Path) -> io::Result<Self> {
         let inode = |path: &Path| fs::metadata(path).map(|seen| (seen.dev(), seen.ino()));
         Ok(Self { file: inode(path)?, log: inode(&companion(path, "-wal")).ok() })
@@ -56,12 +56,12 @@ impl Database {
     /// Wraps a connection to the file at `path` that has already read from it, so that its log
     /// exists.
     pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
-        let home = Home { path: path.to_owned(), stamp: Stamp::of(path)? };
-        Ok(Self::new(connection, Some(home)))
+        let file = DatabaseFile { path: path.to_owned(), identity: FileIdentity::of(path)? };
+        Ok(Self::new(connection, Some(file)))
     }
 
-    fn new(connection: Connection, home: Option<Home>) -> Self {
-        Self { connection, refusals: RefusalRows::default(), owners_tidied_at: None, home }
+    fn new(connection: Connection, file: Option<DatabaseFile>) -> Self {
+        Self { connection, refusals: RefusalRows::default(), owners_tidied_at: None, file }
     }
 
     /// Renames the rows that an earlier version wrote of these keys, see [`names`].
@@ -77,7 +77,9 @@ impl Database {
 
     /// Whether the file was removed or replaced, so that written data would be lost.
     pub(super) fn is_gone(&self) -> bool {
-        self.home.as_ref().is_some_and(|home| !Stamp::of(&home.path).is_ok_and(|now| now == home.stamp))
+        self.file
+            .as_ref()
+            .is_some_and(|file| !FileIdentity::of(&file.path).is_ok_and(|now| now == file.identity))
     }
 
     /// Closes the connection without a checkpoint: the path may now hold another file, or a file to

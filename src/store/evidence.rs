@@ -73,7 +73,7 @@ fn entry(evidence: &Evidence) -> Entry {
         ClaimedFault::Credits { figures: known, left_by_estimate } => {
             (figures, by_estimate) = (*known, known.map(|_| *left_by_estimate));
         }
-        ClaimedFault::RateLimited(lane) => group = Some(lane.index()),
+        ClaimedFault::RateLimited(limited) => group = Some(limited.index()),
         ClaimedFault::Locked
         | ClaimedFault::Suspected
         | ClaimedFault::InvalidKey
@@ -93,13 +93,13 @@ fn entry(evidence: &Evidence) -> Entry {
 }
 
 fn of_entry(entry: Entry) -> Option<Evidence> {
-    let lane = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
+    let group = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
         "credits" => ClaimedFault::Credits {
             figures: entry.left.zip(entry.required),
             left_by_estimate: entry.left_by_estimate.unwrap_or(0),
         },
-        "rate_limited" => ClaimedFault::RateLimited(lane()?),
+        "rate_limited" => ClaimedFault::RateLimited(group()?),
         "locked" => ClaimedFault::Locked,
         "suspected" => ClaimedFault::Suspected,
         "invalid_key" => ClaimedFault::InvalidKey,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_evidence_is_none() {
+    fn an_unreadable_column_is_no_evidence() {
         for text in ["", "{}", "[]", "{\"key\":7}", r#"{"key":[{"claim":"new","at_ms":1}]}"#] {
             assert_eq!(read(text), Stored::default(), "{text}");
         }

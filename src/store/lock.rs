@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_gets_the_process_id_of_the_first() {
+    fn a_held_lock_names_the_process_of_its_holder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keychoir.db");
         fs::write(&path, "").unwrap();
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_program_left_is_no_obstacle() {
+    fn the_lock_file_of_a_dead_process_is_no_obstacle() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keychoir.db");
         fs::write(companion(&path, ".lock"), "4294967295 keychoir and a long line more\n").unwrap();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_no_held_lock() {
+    fn a_path_that_cannot_be_written_is_no_held_lock() {
         let missing = Path::new("/no/such/folder/keychoir.db");
         assert!(matches!(Lock::take(missing).unwrap_err(), LockError::System(_)));
     }

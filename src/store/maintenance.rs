@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use super::attempts::{self, migration};
-use super::columns::moment;
+use super::columns::timestamp;
 use super::database::Database;
 use super::{Settings, owners};
 use crate::policy::retention::oldest_kept;
@@ -48,7 +48,7 @@ pub(super) fn step(
     if let Some(oldest) = oldest_kept(retention.hours, now) {
         const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
             SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
-        if connection.prepare_cached(HOURS)?.execute(params![moment(oldest), ROWS])? == usize::from(ROWS) {
+        if connection.prepare_cached(HOURS)?.execute(params![timestamp(oldest), ROWS])? == usize::from(ROWS) {
             return Ok(MaintenanceStep::More);
         }
     }

@@ -45,7 +45,7 @@ use origin::Origin;
 pub use outbox::{
     Batch, Delivery, Event, Mirrored, MirroredKeyState, Outbox, RefusedRow, Rename, RowName, StoreClosed,
 };
-pub use report::{By, KnownKey, ReadError, Reader, Sums, Whose};
+pub use report::{By, KnownKey, ReadError, Reader, Sums, UsageOwner};
 use write::{Callers, Writer};
 
 /// Where the database is kept.
@@ -153,7 +153,7 @@ impl Health {
     }
 
     fn arrived(&self, records: usize) {
-        self.depth.arrived(records as u64);
+        self.depth.record_written(records as u64);
     }
 }
 
@@ -341,8 +341,8 @@ impl Site {
             return Ok(());
         }
         let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
-        if let Origin::Foreign(found) = origin::of(path).map_err(unwritable)? {
-            return Err(OpenError::Foreign { path: path.clone(), found });
+        if let Origin::Foreign(content) = origin::of(path).map_err(unwritable)? {
+            return Err(OpenError::Foreign { path: path.clone(), content });
         }
         open::make_private(path).map_err(unwritable)?;
         self.lock = Some(Lock::take(path).map_err(|error| match error {

@@ -45,17 +45,17 @@ type Renamed = HashMap<String, String>;
 /// Replaces the plain digests of an earlier version. They stay in free pages until the file is
 /// vacuumed ([`wiped`]).
 pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    let mut found = owners::words(transaction)?;
+    let mut names_found = owners::words(transaction)?;
     for (table, column) in columns(transaction)? {
         let mut statement = transaction.prepare(&format!("SELECT DISTINCT {column} FROM {table}"))?;
         let names = statement.query_map([], |row| row.get::<_, String>(0))?;
         for name in names {
-            found.insert(name?);
+            names_found.insert(name?);
         }
     }
     let retired = |plain: String| Some((Fingerprint::retired(&plain)?.to_string(), plain));
     let renamed: Renamed =
-        found.into_iter().filter_map(retired).map(|(retired, plain)| (plain, retired)).collect();
+        names_found.into_iter().filter_map(retired).map(|(retired, plain)| (plain, retired)).collect();
     if renamed.is_empty() {
         return Ok(());
     }

@@ -35,12 +35,12 @@ pub enum OpenError {
         source: rusqlite::Error,
     },
     /// A newer version of Keychoir wrote the file.
-    #[error("{} was written by a newer Keychoir (schema {found}, this one knows {})", .path.display(), schema::VERSION)]
+    #[error("{} was written by a newer Keychoir (schema {version}, this one knows {})", .path.display(), schema::VERSION)]
     Newer {
         /// The database file.
         path: PathBuf,
         /// The schema version in the file.
-        found: usize,
+        version: usize,
     },
     /// Another process has the database open.
     #[error("{} is in use by another Keychoir{}", .path.display(), process(*.pid))]
@@ -51,12 +51,12 @@ pub enum OpenError {
         pid: Option<u32>,
     },
     /// The file was not made by Keychoir; it is left unchanged.
-    #[error("{} is not a Keychoir database ({found}); it is left as it is", .path.display())]
+    #[error("{} is not a Keychoir database ({content}); it is left as it is", .path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
         /// The kind of file it is instead.
-        found: &'static str,
+        content: &'static str,
     },
     /// A corrupt file could not be renamed.
     #[error("{} is broken and cannot be quarantined: {source}", .path.display())]
@@ -151,7 +151,7 @@ pub(super) fn open(
     let is_database = match origin::of(path).map_err(unwritable)? {
         Origin::Ours => true,
         Origin::OursNoDatabase => false,
-        Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
+        Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     };
     make_private(path).map_err(unwritable)?;
     if is_database && check != IntegrityCheck::Condemning {
@@ -200,11 +200,11 @@ pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
     match origin::of(path).map_err(unwritable)? {
         Origin::Ours => {}
         Origin::OursNoDatabase => return Ok(()),
-        Origin::Foreign(found) => return Err(OpenError::Foreign { path: path.clone(), found }),
+        Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     match Connection::open_with_flags(path, flags).and_then(|connection| schema::version(&connection)) {
-        Ok(found) if found > schema::VERSION => Err(OpenError::Newer { path: path.clone(), found }),
+        Ok(version) if version > schema::VERSION => Err(OpenError::Newer { path: path.clone(), version }),
         Ok(_) => Ok(()),
         Err(error) if is_broken(&error) => Ok(()),
         Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
@@ -262,29 +262,29 @@ fn checked(
 ) -> Result<OpenDatabase, OpenError> {
     let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(unusable)?;
-    let found = schema::version(&connection).map_err(unusable)?;
-    if found > schema::VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), found });
+    let version = schema::version(&connection).map_err(unusable)?;
+    if version > schema::VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), version });
     }
     schema::sign(&connection).map_err(unusable)?;
-    update(&mut connection, found).map_err(unusable)?;
+    update(&mut connection, version).map_err(unusable)?;
     connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
     let database = Database::of_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
     Ok(OpenDatabase { database, quarantined })
 }
 
-/// Migrates a file of schema version `found` to the current one. Data of the old schema, above all
+/// Migrates a file of schema version `version` to the current one. Data of the old schema, above all
 /// plain digests of keys, is wiped from the pages, the free pages and the write-ahead log.
-fn update(connection: &mut Connection, found: usize) -> Result<(), rusqlite::Error> {
-    if found < schema::VERSION {
+fn update(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
+    if version < schema::VERSION {
         // Replaced data is overwritten, and no temporary file holds it.
         connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;
         schema::migrate(connection)?;
         connection.execute_batch("PRAGMA secure_delete = OFF; PRAGMA temp_store = DEFAULT")?;
     }
     let is_wipe_due = names::is_wipe_due(connection)?;
-    if found >= schema::VERSION && !is_wipe_due {
+    if version >= schema::VERSION && !is_wipe_due {
         return Ok(());
     }
     // Incremental vacuum needs another file format; if the disk has no space to rewrite an older

@@ -104,14 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_an_empty_file_are_ours() {
+    fn a_missing_and_an_empty_file_are_ours() {
         check(|_| {}, Origin::Ours, Origin::Ours);
         check(|path| fs::write(path, "").unwrap(), Origin::Ours, Origin::Ours);
         check(|path| sqlite(path, "VACUUM"), Origin::Ours, Origin::Ours);
     }
 
     #[test]
-    fn what_is_no_sqlite_file_is_ours_only_where_keychoir_was() {
+    fn a_file_of_another_format_is_ours_only_where_keychoir_was() {
         for text in ["x", "these are not the books you are looking for", "SQLite format 2\0"] {
             check(|path| fs::write(path, text).unwrap(), NO_SQLITE, Origin::OursNoDatabase);
         }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_is_enough_whatever_became_of_the_rest() {
+    fn the_mark_alone_makes_a_file_ours() {
         let marked = |path: &Path| {
             sqlite(path, &format!("CREATE TABLE x (y); PRAGMA application_id = {APPLICATION}"));
             let mut bytes = fs::read(path).unwrap();

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::policy::units::UnixMs;
 
-pub(super) use tables::{answer, put_event, put_event_again, put_key};
+pub(super) use tables::{put_event, put_event_again, put_key, run_command};
 
 /// Which rows enter the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,8 +174,8 @@ pub struct Outbox {
 #[derive(Debug)]
 pub(super) enum Command {
     Take { rows_max: usize, reply: oneshot::Sender<Batch> },
-    Settle { delivery: Delivery, reply: oneshot::Sender<u64> },
-    Forgive { reply: oneshot::Sender<()> },
+    Record { delivery: Delivery, reply: oneshot::Sender<u64> },
+    ClearParked { reply: oneshot::Sender<()> },
 }
 
 impl Outbox {
@@ -201,8 +201,8 @@ impl Outbox {
     /// # Errors
     ///
     /// When the results cannot be recorded: the rows are then sent again, which changes nothing.
-    pub async fn settle(&self, delivery: Delivery) -> Result<u64, StoreClosed> {
-        self.ask(|reply| Command::Settle { delivery, reply }).await
+    pub async fn record(&self, delivery: Delivery) -> Result<u64, StoreClosed> {
+        self.ask(|reply| Command::Record { delivery, reply }).await
     }
 
     /// Makes all refused rows due now.
@@ -210,14 +210,14 @@ impl Outbox {
     /// # Errors
     ///
     /// When the database cannot be used.
-    pub async fn forgive(&self) -> Result<(), StoreClosed> {
-        self.ask(|reply| Command::Forgive { reply }).await
+    pub async fn clear_parked(&self) -> Result<(), StoreClosed> {
+        self.ask(|reply| Command::ClearParked { reply }).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, StoreClosed> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| StoreClosed)?;
         // The writing thread reports an error by dropping the reply channel.
-        answer.await.map_err(|_| StoreClosed)
+        result.await.map_err(|_| StoreClosed)
     }
 }

@@ -8,7 +8,7 @@ mod log;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::columns::moment;
+use super::columns::timestamp;
 use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
@@ -49,14 +49,14 @@ fn change_rows<'a>(
     let mut delete = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+            OwnershipUpdate::Recorded(LearnedOwner { named, owner, learned_at, used_at }) => {
                 insert.execute(params![
                     named.tag.bytes(),
                     named.kind.word(),
                     named.kind.class().number(),
                     owner.word(),
-                    moment(*learned_at),
-                    moment(*used_at),
+                    timestamp(*learned_at),
+                    timestamp(*used_at),
                 ])?
             }
             OwnershipUpdate::Forgotten(named) => delete.execute(params![named.tag.bytes()])?,
@@ -118,7 +118,7 @@ fn forget_rows(
 ) -> Result<bool, rusqlite::Error> {
     if let Some(oldest) = oldest {
         const OLD: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 AND used_at_ms < ?1 LIMIT ?2)";
-        if connection.prepare_cached(OLD)?.execute(params![moment(oldest), ROWS as i64])? == ROWS {
+        if connection.prepare_cached(OLD)?.execute(params![timestamp(oldest), ROWS as i64])? == ROWS {
             return Ok(true);
         }
     }

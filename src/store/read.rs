@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row};
 
-use super::columns::moment;
+use super::columns::timestamp;
 use super::evidence::{self, Stored};
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
@@ -27,7 +27,7 @@ pub(super) fn remembered(connection: &Connection) -> Result<Vec<RestoredKey>, ru
 /// The usage of each client in the periods of `now`: the sums of the quota its attempts consumed,
 /// by the same rule as the count in memory (`policy::charge`).
 pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
-    let [day, month, ever] = Period::ALL.map(|period| moment(period.begin(now)));
+    let [day, month, ever] = Period::ALL.map(|period| timestamp(period.begin(now)));
     let mut statement = connection.prepare(
         "SELECT client,
             sum(quota_requests * (hour_ms >= ?1)), sum(quota_requests * (hour_ms >= ?2)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::columns::{moment, whole};
+use super::columns::{timestamp, whole};
 use super::source::StoredSource;
 use crate::elevenlabs::affinity::Tag;
 use crate::elevenlabs::endpoint::Route;
@@ -104,7 +104,7 @@ impl RefusalRows {
         }
         let mut insert = transaction.prepare_cached("INSERT INTO refusals VALUES (?1, ?2, ?3)")?;
         for held in added {
-            insert.execute(params![whole(held.number), moment(held.refused_at), text(&held.record)])?;
+            insert.execute(params![whole(held.number), timestamp(held.refused_at), text(&held.record)])?;
         }
         Ok(())
     }
@@ -140,22 +140,22 @@ struct RefusalDocument {
     plan: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     of_plan: bool,
-    verdict: Judged,
+    verdict: VerdictDocument,
     at_ms: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     agreed: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     in_concurrency_group: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    earlier: Option<Before>,
-    request: Needed,
+    earlier: Option<EarlierDocument>,
+    request: FeaturesDocument,
     #[serde(default)]
     source: StoredSource,
 }
 
 /// A verdict, with the details that classification found in the response.
 #[derive(Default, Serialize, Deserialize)]
-struct Judged {
+struct VerdictDocument {
     word: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     about: Option<String>,
@@ -174,7 +174,7 @@ struct Judged {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Before {
+struct EarlierDocument {
     since_ms: u64,
     #[serde(default)]
     from_characters: u64,
@@ -182,7 +182,7 @@ struct Before {
 
 /// What the request needed.
 #[derive(Serialize, Deserialize)]
-struct Needed {
+struct FeaturesDocument {
     route: String,
     has_effect: bool,
     /// The hash of the voice.
@@ -208,14 +208,15 @@ fn text(record: &RefusalRecord) -> String {
         workspace: record.workspace.word().to_owned(),
         plan: record.tier.as_deref().map(str::to_owned),
         of_plan: record.is_of_plan,
-        verdict: judged(record.verdict),
+        verdict: verdict_document(record.verdict),
         at_ms: record.at.0,
         agreed: record.is_agreed,
         in_concurrency_group: record.is_in_group,
-        earlier: record
-            .earlier
-            .map(|earlier| Before { since_ms: earlier.since.0, from_characters: earlier.from_characters }),
-        request: Needed {
+        earlier: record.earlier.map(|earlier| EarlierDocument {
+            since_ms: earlier.since.0,
+            from_characters: earlier.from_characters,
+        }),
+        request: FeaturesDocument {
             route: features.route.to_string(),
             has_effect: features.effect == Effect::Some,
             voice: features.voice.map(|voice| format!("{:032x}", u128::from_be_bytes(*voice.bytes()))),
@@ -234,7 +235,7 @@ fn text(record: &RefusalRecord) -> String {
 /// Parses a row; `None` if it is unreadable.
 fn record(text: &str) -> Option<RefusalRecord> {
     let document: RefusalDocument = serde_json::from_str(text).ok()?;
-    let Needed { voice, permission, .. } = &document.request;
+    let FeaturesDocument { voice, permission, .. } = &document.request;
     let voice = match voice {
         Some(digits) => Some(Tag::of_bytes(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())),
         None => None,
@@ -270,25 +271,25 @@ fn record(text: &str) -> Option<RefusalRecord> {
     })
 }
 
-fn judged(verdict: Verdict) -> Judged {
+fn verdict_document(verdict: Verdict) -> VerdictDocument {
     let word = verdict.word().to_owned();
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     match verdict {
         Verdict::WorkspaceQuota(shortfall) | Verdict::KeyQuota(shortfall) => {
             let Shortfall { remaining, required, quota } = shortfall;
-            Judged { word, left: remaining, required, quota, ..Judged::default() }
+            VerdictDocument { word, left: remaining, required, quota, ..VerdictDocument::default() }
         }
         Verdict::MissingPermission(permission) => {
             let permission = permission.map(|permission| permission.name().to_owned());
-            Judged { word, permission, ..Judged::default() }
+            VerdictDocument { word, permission, ..VerdictDocument::default() }
         }
         Verdict::PlanFeature(subject) => {
-            Judged { word, about: Some(subject.word().to_owned()), ..Judged::default() }
+            VerdictDocument { word, about: Some(subject.word().to_owned()), ..VerdictDocument::default() }
         }
         Verdict::RateLimited(span) | Verdict::Unexplained(Refusal::TooMany(span)) => {
-            Judged { word, retry_after_ms: span.map(millis), ..Judged::default() }
+            VerdictDocument { word, retry_after_ms: span.map(millis), ..VerdictDocument::default() }
         }
-        Verdict::Concurrency { maximum } => Judged { word, maximum, ..Judged::default() },
+        Verdict::Concurrency { maximum } => VerdictDocument { word, maximum, ..VerdictDocument::default() },
         Verdict::Served
         | Verdict::InvalidKey
         | Verdict::WrongHost
@@ -302,15 +303,15 @@ fn judged(verdict: Verdict) -> Judged {
         | Verdict::NotFound
         | Verdict::RequestError
         | Verdict::ServerError
-        | Verdict::Unreadable => Judged { word, ..Judged::default() },
+        | Verdict::Unreadable => VerdictDocument { word, ..VerdictDocument::default() },
     }
 }
 
 /// The verdict of a row; `None` for verdicts that restrict nothing.
-fn verdict(judged: &Judged) -> Option<Verdict> {
-    let Judged { permission, retry_after_ms, maximum, left, required, quota, .. } = judged;
+fn verdict(verdict_document: &VerdictDocument) -> Option<Verdict> {
+    let VerdictDocument { permission, retry_after_ms, maximum, left, required, quota, .. } = verdict_document;
     let span = retry_after_ms.map(Duration::from_millis);
-    Some(match &*judged.word {
+    Some(match &*verdict_document.word {
         "workspace_quota" => {
             Verdict::WorkspaceQuota(Shortfall { remaining: *left, required: *required, quota: *quota })
         }
@@ -318,7 +319,7 @@ fn verdict(judged: &Judged) -> Option<Verdict> {
             Some(name) => Some(Permission::parse(name)?),
             None => None,
         }),
-        "plan_feature" => Verdict::PlanFeature(Subject::of_word(judged.about.as_deref()?)?),
+        "plan_feature" => Verdict::PlanFeature(Subject::of_word(verdict_document.about.as_deref()?)?),
         "slots" => Verdict::Slots,
         "rate_limited" => Verdict::RateLimited(span),
         "too_many_requests" => Verdict::Unexplained(Refusal::TooMany(span)),

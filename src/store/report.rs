@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
-use super::columns::moment;
+use super::columns::timestamp;
 use super::open::is_broken;
 use super::read::remembered_key;
 use super::schema;
@@ -37,12 +37,12 @@ pub enum ReadError {
         source: io::Error,
     },
     /// A newer version of Keychoir wrote the file.
-    #[error("{} was written by a newer Keychoir (schema {found}, this one knows {})", .path.display(), schema::VERSION)]
+    #[error("{} was written by a newer Keychoir (schema {version}, this one knows {})", .path.display(), schema::VERSION)]
     Newer {
         /// The database file.
         path: PathBuf,
         /// The schema version in the file.
-        found: usize,
+        version: usize,
     },
     /// An older version of Keychoir wrote the file, which kept no sums or named keys by their plain
     /// digests.
@@ -81,7 +81,7 @@ pub enum By {
 
 /// The group of a sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum UsageOwner {
     /// A key.
     Key {
         /// The key's fingerprint, in hexadecimal digits.
@@ -157,13 +157,13 @@ impl Reader {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
             connection.busy_timeout(BUSY_MAX)?;
-            let found = schema::version(&connection)?;
-            Ok((connection, found))
+            let version = schema::version(&connection)?;
+            Ok((connection, version))
         });
         match opened {
             Ok((_, 0)) => Err(ReadError::Empty(path)),
-            Ok((_, found)) if found > schema::VERSION => Err(ReadError::Newer { path, found }),
-            Ok((_, found)) if found < schema::FINGERPRINTS => Err(ReadError::Older(path)),
+            Ok((_, version)) if version > schema::VERSION => Err(ReadError::Newer { path, version }),
+            Ok((_, version)) if version < schema::FINGERPRINTS => Err(ReadError::Older(path)),
             Ok((connection, _)) => Ok(Self { path, connection }),
             Err(source) => Err(trouble(path, source)),
         }
@@ -174,7 +174,7 @@ impl Reader {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn usage(&self, since: UnixMs, by: By) -> Result<Vec<(Whose, Sums)>, ReadError> {
+    pub fn usage(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, ReadError> {
         self.sums(since, by).map_err(|source| trouble(self.path.clone(), source))
     }
 
@@ -187,7 +187,7 @@ impl Reader {
         self.known_keys(now).map_err(|source| trouble(self.path.clone(), source))
     }
 
-    fn sums(&self, since: UnixMs, by: By) -> Result<Vec<(Whose, Sums)>, rusqlite::Error> {
+    fn sums(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, rusqlite::Error> {
         let column = match by {
             By::Key => "key_hash",
             By::Client => "client",
@@ -208,13 +208,13 @@ impl Reader {
              ORDER BY 7 DESC, 2 DESC, 1"
         );
         let mut statement = self.connection.prepare(&sql)?;
-        let rows = statement.query_map(params![moment(hour_of(since))], |row| {
+        let rows = statement.query_map(params![timestamp(hour_of(since))], |row| {
             let name: String = row.get(0)?;
-            let whose = match by {
-                By::Key => Whose::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
-                By::Client | By::Model | By::Route => Whose::Name((!name.is_empty()).then_some(name)),
+            let owner = match by {
+                By::Key => UsageOwner::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
+                By::Client | By::Model | By::Route => UsageOwner::Name((!name.is_empty()).then_some(name)),
             };
-            Ok((whose, read_sums(row)?))
+            Ok((owner, read_sums(row)?))
         })?;
         rows.collect()
     }

@@ -3,7 +3,7 @@
 
 use rusqlite::{ToSql, Transaction, TransactionBehavior};
 
-use super::columns::{moment, whole};
+use super::columns::{timestamp, whole};
 use super::database::Database;
 use super::outbox::{self, Mirrored};
 use super::{attempts, evidence, owners};
@@ -72,9 +72,9 @@ fn upsert_key(transaction: &Transaction<'_>, seen: &KeySnapshot, now: UnixMs) ->
         &whole(quota.count),
         &quota.limit.map(whole),
         &extension,
-        &quota.resets_at.map(moment),
+        &quota.resets_at.map(timestamp),
         &evidence::write(of_key, of_workspace),
-        &moment(now),
+        &timestamp(now),
         &tier.as_ref().map(|tier| tier.as_str()),
     ];
     statement.execute(columns.as_slice())?;

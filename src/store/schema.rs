@@ -397,8 +397,8 @@ pub(super) const APPLICATION: u32 = u32::from_be_bytes(*b"Kchr");
 
 /// Writes the application id if the file has none.
 pub(super) fn sign(connection: &Connection) -> Result<(), rusqlite::Error> {
-    let found: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    if found != i64::from(APPLICATION) {
+    let id: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    if id != i64::from(APPLICATION) {
         connection.execute_batch(&format!("PRAGMA application_id = {APPLICATION}"))?;
     }
     Ok(())

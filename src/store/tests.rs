@@ -130,7 +130,7 @@ fn attempts(path: &Path) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn what_is_sent_is_written_before_the_end() {
+async fn sent_records_are_written_before_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
@@ -236,12 +236,12 @@ fn check_quarantine(spoil: impl Fn(&Path)) {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_set_aside() {
+fn a_file_that_is_no_database_is_quarantined() {
     check_quarantine(|path| fs::write(path, "these are not the books you are looking for").unwrap());
 }
 
 #[test]
-fn a_broken_database_is_set_aside() {
+fn a_broken_database_is_quarantined() {
     check_quarantine(|path| {
         let mut bytes = fs::read(path).unwrap();
         bytes[100..4_000].fill(0xff);
@@ -250,7 +250,7 @@ fn a_broken_database_is_set_aside() {
 }
 
 #[test]
-fn the_files_beside_a_broken_database_go_with_it() {
+fn the_files_beside_a_broken_database_are_quarantined_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     drop(Store::open(&location, NOW).unwrap());
@@ -301,12 +301,12 @@ fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     drop(Store::open(&location, NOW).unwrap());
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { version: 99, .. }), "{error}");
     assert!(path.exists());
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn a_path_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();

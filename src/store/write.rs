@@ -121,8 +121,8 @@ impl Writer {
             let is_filled = tokio::select! {
                 biased;
                 is_filled = queue.filled() => Some(is_filled),
-                Some(asked) = commands.recv() => {
-                    command = Some(asked);
+                Some(received) = commands.recv() => {
+                    command = Some(received);
                     None
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => None,
@@ -132,31 +132,31 @@ impl Writer {
             }
             let began = clock::instant();
             if is_filled.is_some() {
-                let came = self.take_from(&mut queue) as u64;
+                let records = self.take_from(&mut queue) as u64;
                 let over = began.saturating_duration_since(last_began);
-                self.interval = pace::interval(came, over, self.settings.commit_interval);
+                self.interval = pace::interval(records, over, self.settings.commit_interval);
                 last_began = began;
             }
             self.work(began);
             // A busy queue must not starve the mirror.
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
-                self.answer(command);
+                self.run_command(command);
             }
             if is_filled.is_some() {
-                self.rest(began, &queue, &mut commands).await;
+                self.pause(began, &queue, &mut commands).await;
             }
         }
         self.end().await;
         // The receiver may have been dropped.
         let _ = all_written.send(());
         while let Some(command) = commands.recv().await {
-            self.answer(command);
+            self.run_command(command);
         }
     }
 
     /// Waits until the next commit may begin. Records sent meanwhile do not wake the thread unless
     /// they fill a batch. Commands of the mirror are served, and old records are deleted.
-    async fn rest(&mut self, began: Instant, queue: &UsageQueue, commands: &mut mpsc::Receiver<Command>) {
+    async fn pause(&mut self, began: Instant, queue: &UsageQueue, commands: &mut mpsc::Receiver<Command>) {
         let batch = batch(&self.settings) as u64;
         loop {
             let now = clock::instant();
@@ -167,7 +167,7 @@ impl Writer {
             }
             tokio::select! {
                 biased;
-                Some(command) = commands.recv() => self.answer(command),
+                Some(command) = commands.recv() => self.run_command(command),
                 () = std::future::ready(()), if self.is_maintenance_due(now) => self.maintain(now),
                 () = queue.called() => {}
                 () = tokio::time::sleep(pause) => return,
@@ -177,12 +177,12 @@ impl Writer {
 
     /// Runs a command of the mirror, or drops it while the database is unavailable: the mirror
     /// sends it again.
-    fn answer(&mut self, command: Command) {
+    fn run_command(&mut self, command: Command) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
         let database = self.database.as_mut().filter(|_| !self.health.is_failing());
         let Some(database) = database else { return };
-        if let Err(error) = outbox::answer(&mut database.connection, command, &keys, now) {
+        if let Err(error) = outbox::run_command(&mut database.connection, command, &keys, now) {
             self.failed(&error.into());
         }
     }
@@ -213,15 +213,15 @@ impl Writer {
             batch.owners.clear();
         }
         batch.owners.retain(owners::is_stored);
-        let came = batch.attempts.len();
-        if self.held.attempts.is_empty() && came > 0 {
+        let records = batch.attempts.len();
+        if self.held.attempts.is_empty() && records > 0 {
             self.health.set_held_since(clock::now());
         }
         self.held.append(batch);
         if self.health.is_failing() {
             self.shed();
         }
-        came
+        records
     }
 
     /// Drops the latest records above the limit while nothing can be written.

@@ -153,9 +153,9 @@ impl LineDraft {
         if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
             return self.fields.push(part);
         }
-        match self.fields.binary_search_by(|known| order(known.name, name)) {
-            Ok(known) => self.fields[known] = part,
-            Err(place) => self.fields.insert(place, part),
+        match self.fields.binary_search_by(|field| order(field.name, name)) {
+            Ok(index) => self.fields[index] = part,
+            Err(index) => self.fields.insert(index, part),
         }
     }
 
@@ -172,11 +172,11 @@ impl LineDraft {
     fn json(&mut self, level: Level, target: &str, now: UnixMs) {
         let Self { values, message, fields, line, .. } = self;
         let has_event = fields.iter().any(|part| part.name == EVENT);
-        let mut ours: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
+        let mut standard_fields: &[(&str, Own)] = if has_event { &NAMED } else { &UNNAMED };
         let append_own = |line: &mut Vec<u8>, own: (&str, Own)| {
             append_name(line, LineFormat::Json, own.0);
             match own.1 {
-                Own::Level => append_quoted(line, word(level)),
+                Own::Level => append_quoted(line, level_name(level)),
                 Own::Message => append_within_quotes(line, &values[message.clone()]),
                 Own::Target => append_quoted(line, target),
                 Own::Time => append_within_quotes(line, &now.rfc3339_bytes()),
@@ -185,7 +185,7 @@ impl LineDraft {
         // Consecutive fields are copied in one piece.
         let mut run = 0..0;
         for part in &*fields {
-            while let [own, later @ ..] = ours
+            while let [own, later @ ..] = standard_fields
                 && order(own.0, part.name).is_le()
             {
                 // A field of the event takes precedence over a standard field.
@@ -193,7 +193,7 @@ impl LineDraft {
                     line.extend_from_slice(&values[mem::take(&mut run)]);
                     append_own(line, *own);
                 }
-                ours = later;
+                standard_fields = later;
             }
             if run.end != part.at.start {
                 line.extend_from_slice(&values[mem::take(&mut run)]);
@@ -202,7 +202,7 @@ impl LineDraft {
             run.end = part.at.end;
         }
         line.extend_from_slice(&values[run]);
-        ours.iter().for_each(|own| append_own(line, *own));
+        standard_fields.iter().for_each(|own| append_own(line, *own));
         // The object starts with a comma.
         if let Some(first) = line.first_mut() {
             *first = b'{';
@@ -305,7 +305,7 @@ fn append_name(values: &mut Vec<u8>, form: LineFormat, name: &str) {
     }
 }
 
-fn word(level: Level) -> &'static str {
+fn level_name(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
         Level::WARN => "warn",
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_ends_a_line_or_colours_a_terminal() {
+    fn control_characters_are_replaced_or_escaped() {
         let (message, rest) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
         let shown = line(LineFormat::Terminal, Level::INFO, message, &rest);
         assert_eq!(shown, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_gets_an_object_a_line_in_the_order_of_the_names() {
+    fn a_json_line_is_one_object_with_sorted_fields() {
         let rest = [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
         assert_eq!(
             line(LineFormat::Json, Level::WARN, "m", &rest),
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_fields_counts_and_before_what_every_line_has() {
+    fn a_later_field_replaces_an_earlier_one_and_a_standard_one() {
         let rest = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
         assert_eq!(
             line(LineFormat::Json, Level::WARN, "m", &rest),
@@ -404,11 +404,11 @@ mod tests {
         );
     }
 
-    /// The lines of the events that `say` logs.
-    fn said(form: LineFormat, say: impl FnOnce()) -> String {
+    /// The lines of the events that `log_events` logs.
+    fn lines_of(form: LineFormat, log_events: impl FnOnce()) -> String {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let lines = tracing_subscriber::registry().with(Lines::new(form, Sink::new(writer)));
-        tracing::subscriber::with_default(lines, say);
+        tracing::subscriber::with_default(lines, log_events);
         let mut text = String::new();
         std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
         text
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn events_keep_their_fields_and_their_kinds() {
-        let say = || {
+        let log_events = || {
             tracing::info!(
                 target: "tests",
                 text = "a\"b",
@@ -431,7 +431,7 @@ mod tests {
                 "it"
             );
         };
-        let text = said(LineFormat::Json, say);
+        let text = lines_of(LineFormat::Json, log_events);
         let (start, rest) = text.split_once("\"time\":\"").unwrap();
         assert_eq!(
             start,
@@ -439,7 +439,7 @@ mod tests {
         );
         assert_eq!((&rest[24..], rest.len()), ("\"}\n", 27));
         assert_eq!(
-            said(LineFormat::Terminal, say),
+            lines_of(LineFormat::Terminal, log_events),
             "   it said below=-7 debugged=\"Some(\\\"c\\\")\" is_true=true number=7 share=0.5 shown=\"a\\\\b\" \
              text=\"a\\\"b\"\n"
         );

@@ -20,11 +20,11 @@ use crate::tasks;
 
 /// Pause after a write, in which more lines are collected for the next one: a reader does not notice it, and
 /// the thread is not woken for each line. A line after a quiet period is written at once.
-const REST: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes in the queue that end the pause, and the size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Maximum bytes in the queue: seconds of a busy proxy, while the reader is slow.
-const GATHERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Pause before another write when the output would block.
 const RETRY: Duration = Duration::from_millis(5);
 /// Timeout of a flush, at the end of the program and before other output on the same stream.
@@ -35,19 +35,19 @@ const PANIC_FLUSH_MAX: Duration = Duration::from_millis(100);
 /// The output of log lines, shared by all threads. Each line is written whole, in the order in which it was
 /// logged.
 #[derive(Clone)]
-pub struct Sink(Way);
+pub struct Sink(Output);
 
 #[derive(Clone)]
-enum Way {
+enum Output {
     Direct(Arc<Mutex<Box<dyn Write + Send>>>),
     /// Written on the log thread.
-    Gathered(Arc<Gathered>),
+    Queued(Arc<LogQueue>),
 }
 
 impl Sink {
     /// Writes each line to `writer` on the thread that logs it.
     pub fn new(writer: impl Write + Send + 'static) -> Self {
-        Self(Way::Direct(Arc::new(Mutex::new(Box::new(writer)))))
+        Self(Output::Direct(Arc::new(Mutex::new(Box::new(writer)))))
     }
 
     /// Writes to `writer` on a log thread, in lines of this form. Queued lines need a [`flush`] before the
@@ -56,11 +56,11 @@ impl Sink {
     /// # Errors
     ///
     /// When the system cannot create a thread.
-    pub fn gathered(writer: impl Write + Send + 'static, form: LineFormat) -> io::Result<Self> {
-        let gathered = Arc::new(Gathered::default());
-        let writing = LogWriter { gathered: Arc::clone(&gathered), writer, form, lost: 0, is_cut: false };
+    pub fn queued(writer: impl Write + Send + 'static, form: LineFormat) -> io::Result<Self> {
+        let queued = Arc::new(LogQueue::default());
+        let writing = LogWriter { queued: Arc::clone(&queued), writer, form, lost: 0, ends_in_line: false };
         tasks::thread("log", move || writing.run())?;
-        Ok(Self(Way::Gathered(gathered)))
+        Ok(Self(Output::Queued(queued)))
     }
 
     /// Writes to standard error on a log thread; standard output is for data.
@@ -69,24 +69,24 @@ impl Sink {
     ///
     /// When the system cannot create a thread.
     pub fn stderr(form: LineFormat) -> io::Result<Self> {
-        Self::gathered(io::stderr(), form)
+        Self::queued(io::stderr(), form)
     }
 
     pub(super) fn write(&self, line: &[u8], level: Level) {
         match &self.0 {
-            Way::Direct(writer) => {
+            Output::Direct(writer) => {
                 let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
                 // A failing log output must not stop the traffic.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
-            Way::Gathered(gathered) => gathered.append(line, level <= Level::WARN),
+            Output::Queued(queued) => queued.append(line, level <= Level::WARN),
         }
     }
 
     /// Makes this sink the one of [`flush`].
     pub(super) fn install(&self) {
         // Only the first sink is installed.
-        if INSTALLED.set(self.clone()).is_err() || !matches!(self.0, Way::Gathered(_)) {
+        if INSTALLED.set(self.clone()).is_err() || !matches!(self.0, Output::Queued(_)) {
             return;
         }
         let print = panic::take_hook();
@@ -135,10 +135,10 @@ impl<'a> MakeWriter<'a> for Sink {
 
 static INSTALLED: OnceLock<Sink> = OnceLock::new();
 
-fn installed() -> Option<&'static Gathered> {
+fn installed() -> Option<&'static LogQueue> {
     match INSTALLED.get() {
-        Some(Sink(Way::Gathered(gathered))) => Some(gathered),
-        Some(Sink(Way::Direct(_))) | None => None,
+        Some(Sink(Output::Queued(queued))) => Some(queued),
+        Some(Sink(Output::Direct(_))) | None => None,
     }
 }
 
@@ -159,20 +159,20 @@ impl Drop for FlushAtEnd {
 
 /// Whether all earlier lines were written within `span`.
 fn flush_within(span: Duration) -> bool {
-    installed().is_none_or(|gathered| gathered.flush(span))
+    installed().is_none_or(|queued| queued.flush(span))
 }
 
 /// Lines that were dropped since the start.
 #[must_use]
 pub fn dropped() -> u64 {
-    installed().map_or(0, |gathered| gathered.dropped.load(Ordering::Relaxed))
+    installed().map_or(0, |queued| queued.dropped.load(Ordering::Relaxed))
 }
 
 #[derive(Debug, Default)]
-struct Gathered {
+struct LogQueue {
     state: Mutex<State>,
     /// Wakes the log thread.
-    wanted: Condvar,
+    wake: Condvar,
     /// Wakes threads that flush.
     written: Condvar,
     dropped: AtomicU64,
@@ -185,7 +185,7 @@ struct State {
     /// Lines that came after the batch and found the queue full.
     dropped: u64,
     /// Lines queued, and lines written or lost, since the start.
-    came: u64,
+    accepted: u64,
     written: u64,
     writer: WriterState,
 }
@@ -199,12 +199,12 @@ enum WriterState {
     #[default]
     Hurries,
     /// It pauses after a write, to collect more lines.
-    Rests,
+    Pauses,
     /// The queue is empty, and it waits for a line.
     Sleeps,
 }
 
-impl Gathered {
+impl LogQueue {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock; if it did, the queue would still be valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -213,32 +213,32 @@ impl Gathered {
     /// Queues a line, unless the queue is full.
     fn append(&self, line: &[u8], is_urgent: bool) {
         let mut state = self.state();
-        if state.batch.len() + line.len() > GATHERED_BYTES_MAX {
+        if state.batch.len() + line.len() > QUEUE_BYTES_MAX {
             state.dropped += 1;
             drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         state.batch.extend_from_slice(line);
-        state.came += 1;
+        state.accepted += 1;
         let is_woken = match state.writer {
             WriterState::Sleeps => state.hurry(),
-            WriterState::Rests | WriterState::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => {
+            WriterState::Pauses | WriterState::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => {
                 state.hurry()
             }
-            WriterState::Rests | WriterState::Writes | WriterState::Hurries => false,
+            WriterState::Pauses | WriterState::Writes | WriterState::Hurries => false,
         };
         drop(state);
         if is_woken {
-            self.wanted.notify_one();
+            self.wake.notify_one();
         }
     }
 
     fn flush(&self, span: Duration) -> bool {
         let mut state = self.state();
-        let end = state.came;
+        let end = state.accepted;
         if state.written < end && state.hurry() {
-            self.wanted.notify_one();
+            self.wake.notify_one();
         }
         let is_behind = |state: &mut State| state.written < end;
         let waited = self.written.wait_timeout_while(state, span, is_behind);
@@ -250,23 +250,23 @@ impl Gathered {
     fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
         if state.writer == WriterState::Writes {
-            state.writer = WriterState::Rests;
-            let rested =
-                self.wanted.wait_timeout_while(state, REST, |state| state.writer == WriterState::Rests);
-            state = rested.unwrap_or_else(PoisonError::into_inner).0;
+            state.writer = WriterState::Pauses;
+            let paused =
+                self.wake.wait_timeout_while(state, PAUSE, |state| state.writer == WriterState::Pauses);
+            state = paused.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.batch.is_empty() && state.dropped == 0 {
             state.writer = WriterState::Sleeps;
-            let slept = self.wanted.wait_while(state, |state| state.writer == WriterState::Sleeps);
-            state = slept.unwrap_or_else(PoisonError::into_inner);
+            let woken = self.wake.wait_while(state, |state| state.writer == WriterState::Sleeps);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
         }
         state.writer = WriterState::Writes;
         mem::swap(&mut state.batch, batch);
-        (state.came, mem::take(&mut state.dropped))
+        (state.accepted, mem::take(&mut state.dropped))
     }
 
     /// Records that all lines up to this number were written or lost.
-    fn done(&self, number: u64) {
+    fn record_written(&self, number: u64) {
         self.state().written = number;
         self.written.notify_all();
     }
@@ -277,63 +277,63 @@ impl State {
     fn hurry(&mut self) -> bool {
         matches!(
             mem::replace(&mut self.writer, WriterState::Hurries),
-            WriterState::Rests | WriterState::Sleeps
+            WriterState::Pauses | WriterState::Sleeps
         )
     }
 }
 
 /// The state of the log thread.
 struct LogWriter<W> {
-    gathered: Arc<Gathered>,
+    queued: Arc<LogQueue>,
     writer: W,
     form: LineFormat,
     /// Lines lost since the last message about lost lines.
     lost: u64,
     /// Whether the last write ended within a line.
-    is_cut: bool,
+    ends_in_line: bool,
 }
 
 impl<W: Write> LogWriter<W> {
     fn run(mut self) {
         let mut batch = Vec::new();
         loop {
-            let (number, dropped) = self.gathered.take(&mut batch);
-            self.put_all(&batch);
-            if dropped > 0 && (self.lost > 0 || self.tell(dropped) > 0) {
+            let (number, dropped) = self.queued.take(&mut batch);
+            self.write_batch(&batch);
+            if dropped > 0 && (self.lost > 0 || self.report_lost(dropped) > 0) {
                 self.lost += dropped;
             }
-            self.gathered.done(number);
+            self.queued.record_written(number);
             batch.clear();
             batch.shrink_to(2 * BATCH_BYTES);
         }
     }
 
     /// Writes a batch in pieces of whole lines, each of about `BATCH_BYTES`.
-    fn put_all(&mut self, batch: &[u8]) {
+    fn write_batch(&mut self, batch: &[u8]) {
         let mut rest = batch;
         while rest.len() > BATCH_BYTES {
             let end =
                 memchr::memchr(b'\n', &rest[BATCH_BYTES..]).map_or(rest.len(), |at| BATCH_BYTES + at + 1);
             let (piece, later) = rest.split_at(end);
-            self.put(piece);
+            self.write_lines(piece);
             rest = later;
         }
-        self.put(rest);
+        self.write_lines(rest);
     }
 
     /// Writes lines, after a message about lines that were lost before them.
-    fn put(&mut self, text: &[u8]) {
-        if self.lost > 0 && self.tell(self.lost) == 0 {
+    fn write_lines(&mut self, text: &[u8]) {
+        if self.lost > 0 && self.report_lost(self.lost) == 0 {
             self.lost = 0;
         }
         // If this message cannot be written, the lines are not written either: they would come before it.
         let lost = if self.lost > 0 { lines(text) } else { self.write(text) };
-        self.gathered.dropped.fetch_add(lost, Ordering::Relaxed);
+        self.queued.dropped.fetch_add(lost, Ordering::Relaxed);
         self.lost += lost;
     }
 
     /// Writes a message that `count` lines were lost here; returns whether the message was lost, as 0 or 1.
-    fn tell(&mut self, count: u64) -> u64 {
+    fn report_lost(&mut self, count: u64) -> u64 {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
         let mut draft = LineDraft::default();
         draft.begin(self.form);
@@ -347,15 +347,15 @@ impl<W: Write> LogWriter<W> {
     fn write(&mut self, batch: &[u8]) -> u64 {
         let mut rest = batch;
         while !rest.is_empty() {
-            let next: &[u8] = if self.is_cut { b"\n" } else { rest };
+            let next: &[u8] = if self.ends_in_line { b"\n" } else { rest };
             match self.writer.write(next) {
-                Ok(1..) if self.is_cut => self.is_cut = false,
+                Ok(1..) if self.ends_in_line => self.ends_in_line = false,
                 Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY),
                 Ok(0) | Err(_) => {
                     let begun = batch.len() - rest.len();
-                    self.is_cut |= batch[..begun].last().is_some_and(|last| *last != b'\n');
+                    self.ends_in_line |= batch[..begun].last().is_some_and(|last| *last != b'\n');
                     return lines(rest);
                 }
             }

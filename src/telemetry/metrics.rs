@@ -98,7 +98,7 @@ impl RequestLabels {
     }
 
     /// The labels of all requests beyond [`REQUEST_SERIES_MAX`].
-    fn rest() -> Self {
+    fn other() -> Self {
         let method = Method::from_bytes(OTHER.as_bytes()).unwrap_or_default();
         Self { method, route: None, code: Some(OTHER_CODE), client: None }
     }
@@ -158,7 +158,7 @@ pub struct AttemptUsage {
 impl Default for Meters {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("keychoir");
-        let requests = MetricTable::new(REQUEST_SERIES_MAX, RequestLabels::rest());
+        let requests = MetricTable::new(REQUEST_SERIES_MAX, RequestLabels::other());
         registry.register(
             "requests",
             "Requests that have ended, by method, route, status of the response and client",

@@ -3,8 +3,8 @@
 
 mod line;
 mod log;
-mod news;
 mod text;
+mod transitions;
 
 mod metrics;
 
@@ -19,8 +19,8 @@ use tracing_subscriber::{Registry, reload};
 pub use line::{LineFormat, Lines};
 pub use log::{FlushAtEnd, Sink, dropped, flush};
 pub use metrics::{AttemptUsage, Exposition, Meters, RequestLabels, Samples, SocketOpen, key_label};
-pub use news::{
-    announce, announce_drift, announce_restriction, key_name, keys_loaded, unknown_limit, wording,
+pub use transitions::{
+    key_name, keys_loaded, log_discrepancy, log_restriction, log_transitions, unknown_limit, wording,
 };
 
 /// The form for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.

@@ -44,8 +44,8 @@ pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
 pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while any_needs_escape(rest) {
-        let Some(place) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
-        let (plain, escaped) = rest.split_at(place);
+        let Some(index) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
+        let (plain, escaped) = rest.split_at(index);
         line.extend_from_slice(plain);
         rest = match escaped {
             [byte, rest @ ..] => {
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn a_terminal_has_nothing_to_obey(text in any::<String>(), is_ascii: bool) {
+        fn a_terminal_line_has_no_control_characters(text in any::<String>(), is_ascii: bool) {
             prop_assume!(!text.chars().any(|c| in_ascii(c).is_some()));
             let mut line = text.clone().into_bytes();
             make_safe(&mut line, is_ascii);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_signs_have_forms_in_ascii() {
+    fn symbols_of_the_program_have_ascii_forms() {
         let mut line = "├─ Base URL └─ base_url=… é\u{7}".as_bytes().to_vec();
         make_safe(&mut line, true);
         assert_eq!(String::from_utf8(line).unwrap(), "|- Base URL `- base_url=... ??");

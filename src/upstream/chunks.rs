@@ -239,16 +239,16 @@ fn digit(byte: u8) -> Option<u64> {
 
 fn trailers(lines: &[u8]) -> State {
     let mut slots = [httparse::EMPTY_HEADER; TRAILERS_MAX];
-    let found = match httparse::parse_headers(lines, &mut slots) {
-        Ok(httparse::Status::Complete((_, found))) => found,
+    let lines = match httparse::parse_headers(lines, &mut slots) {
+        Ok(httparse::Status::Complete((_, lines))) => lines,
         Err(httparse::Error::TooManyHeaders) => return State::Broken(ChunkError::TooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
     };
-    if found.is_empty() {
+    if lines.is_empty() {
         return State::Over(None);
     }
-    let mut headers = HeaderMap::with_capacity(found.len());
-    for header in found {
+    let mut headers = HeaderMap::with_capacity(lines.len());
+    for header in lines {
         let name = HeaderName::from_bytes(header.name.as_bytes());
         let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) else { return MALFORMED };
         headers.append(name, value);
@@ -270,7 +270,7 @@ mod tests {
         loop {
             match chunks.next(&mut buffer) {
                 Ok(Next::Piece(piece)) => body.extend_from_slice(&piece),
-                Ok(Next::Trailers(found)) => trailers = Some(found),
+                Ok(Next::Trailers(headers)) => trailers = Some(headers),
                 Ok(Next::Over) if buffer.is_empty() && rest.is_empty() => return Ok((body, trailers)),
                 Ok(Next::Over) => return Err(None),
                 Ok(Next::More) if rest.is_empty() => return Err(None),
@@ -288,8 +288,8 @@ mod tests {
     #[track_caller]
     fn check(text: &str, expected: Result<&str, Option<ChunkError>>) {
         for cuts in [vec![], vec![1], vec![2], vec![3, 1]] {
-            let found = read(text.as_bytes(), &cuts).map(|(body, _)| String::from_utf8(body).unwrap());
-            assert_eq!(found, expected.map(str::to_owned), "{text:?} by {cuts:?}");
+            let result = read(text.as_bytes(), &cuts).map(|(body, _)| String::from_utf8(body).unwrap());
+            assert_eq!(result, expected.map(str::to_owned), "{text:?} by {cuts:?}");
         }
     }
 
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pieces_before_a_fault_are_passed_on() {
+    fn the_pieces_before_a_fault_are_forwarded() {
         let mut chunks = Chunks::default();
         let mut buffer = BytesMut::from("2\r\nab\r\nzz");
         assert!(matches!(chunks.next(&mut buffer), Ok(Next::Piece(piece)) if piece == "ab"));
@@ -371,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_judged_alike_in_any_pieces(text in prop::collection::vec(prop_oneof![
+        fn any_bytes_have_one_result_in_any_pieces(text in prop::collection::vec(prop_oneof![
             Just(b'0'), Just(b'2'), Just(b'\r'), Just(b'\n'), Just(b';'), any::<u8>()], 0..80),
             cut in 1..20usize) {
             let one = read(&text, &[]);

@@ -153,12 +153,12 @@ async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
         if let Some(address) = next {
             dials.spawn(TcpStream::connect(address));
         }
-        let answered = if has_more {
+        let result = if has_more {
             tokio::time::timeout(HEAD_START, dials.join_next()).await
         } else {
             Ok(dials.join_next().await)
         };
-        match answered {
+        match result {
             Ok(Some(Ok(Ok(tcp)))) => {
                 // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
                 tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
@@ -192,7 +192,7 @@ mod tests {
     fn address_families_alternate_and_all_addresses_stay() {
         let parsed =
             |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        for (given, expected) in [
+        for (input, expected) in [
             (
                 &["1.1.1.1:1", "1.1.1.2:1", "[::1]:1"] as &[&str],
                 &["1.1.1.1:1", "[::1]:1", "1.1.1.2:1"] as &[&str],
@@ -201,7 +201,7 @@ mod tests {
             (&["1.1.1.1:1"], &["1.1.1.1:1"]),
             (&[], &[]),
         ] {
-            assert_eq!(interleaved(parsed(given)), parsed(expected));
+            assert_eq!(interleaved(parsed(input)), parsed(expected));
         }
     }
 

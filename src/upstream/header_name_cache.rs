@@ -23,8 +23,10 @@ thread_local! {
 pub(super) fn header_name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
     CACHE.with_borrow_mut(|cached| {
         let cached = &mut cached[slot(written)];
-        if let Some(known) = cached.as_ref().filter(|known| is_same(known.as_str().as_bytes(), written)) {
-            return Ok(known.clone());
+        if let Some(cached_name) =
+            cached.as_ref().filter(|cached_name| is_same(cached_name.as_str().as_bytes(), written))
+        {
+            return Ok(cached_name.clone());
         }
         let name = HeaderName::from_bytes(written)?;
         if written.len() <= BYTES_MAX {
@@ -35,8 +37,8 @@ pub(super) fn header_name(written: &[u8]) -> Result<HeaderName, InvalidHeaderNam
 }
 
 /// Compares the exact bytes first: most names are sent in lower case.
-fn is_same(known: &[u8], written: &[u8]) -> bool {
-    known == written || known.eq_ignore_ascii_case(written)
+fn is_same(cached_name: &[u8], written: &[u8]) -> bool {
+    cached_name == written || cached_name.eq_ignore_ascii_case(written)
 }
 
 /// The slot of a name, from its length and three of its characters, without regard to case.

@@ -7,7 +7,6 @@
 //! The HTTP/1.1 client half is this module's own, fenced and not extended: `docs/adr/0007-http1-client-half.md`
 //! has the reasons and the figures, and `tests/strictness.rs` compares it with hyper's client.
 
-mod answer;
 mod connect;
 mod header_name_cache;
 mod hop;
@@ -16,6 +15,7 @@ mod idle;
 mod reach;
 mod request_head;
 mod request_writer;
+mod response_body;
 mod wire;
 
 pub mod chunks;
@@ -40,7 +40,6 @@ use crate::policy::replay::Progress;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
-pub use answer::{AnswerBody, AnswerError, Switched, WireError};
 pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
 use head::ResponseHead;
 use hop::Hop;
@@ -49,6 +48,7 @@ use idle::Idle;
 pub use reach::{Reach, ReachCell};
 pub use request_head::UpstreamRequestHead;
 use request_writer::{RequestWriter, SendFault};
+pub use response_body::{Switched, UpstreamBody, UpstreamBodyError, WireError};
 use wire::Connection;
 pub use wire::{Stream, Wire};
 
@@ -98,7 +98,7 @@ pub enum SendErrorKind {
     Broken(#[source] WireError),
     /// No response head came in time.
     #[error("no response within {} ms", .0.as_millis())]
-    AnswerTimeout(Duration),
+    ResponseTimeout(Duration),
     /// The upstream stopped reading the request body.
     #[error("the upstream read no more of the request's body for {} ms", .0.as_millis())]
     UploadStalled(Duration),
@@ -220,20 +220,20 @@ impl<C: Connect> Upstream<C> {
         else {
             return common.clone();
         };
-        let known = |pools: &[IdlePool]| pools.iter().find(|pool| pool.authority == *own).cloned();
-        if let Some(pool) = known(&other_pools.load()) {
+        let existing = |pools: &[IdlePool]| pools.iter().find(|pool| pool.authority == *own).cloned();
+        if let Some(pool) = existing(&other_pools.load()) {
             return pool;
         }
         let new = IdlePool::new(Arc::clone(own), settings, tasks);
         // When two requests add the same authority, the second uses the pool of the first.
         other_pools.rcu(|pools| {
             let mut pools = pools.to_vec();
-            if known(&pools).is_none() {
+            if existing(&pools).is_none() {
                 pools.push(new.clone());
             }
             pools
         });
-        known(&other_pools.load()).unwrap_or(new)
+        existing(&other_pools.load()).unwrap_or(new)
     }
 
     /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head of its
@@ -255,7 +255,7 @@ impl<C: Connect> Upstream<C> {
         key: &ApiKey,
         request: &UpstreamRequestHead,
         body: AttemptBody<B>,
-    ) -> Result<Response<AnswerBody<B>>, SendError>
+    ) -> Result<Response<UpstreamBody<B>>, SendError>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -280,7 +280,7 @@ impl<C: Connect> Upstream<C> {
                 Ok(head) => {
                     let idle_timeout = self.inner.settings.stream_idle_timeout;
                     let idle = Arc::clone(&pool.idle);
-                    let body = AnswerBody::new(&head, connection, writer, idle, idle_timeout);
+                    let body = UpstreamBody::new(&head, connection, writer, idle, idle_timeout);
                     return Ok(response(head, body));
                 }
                 // The idle connection was closed before it accepted a byte.
@@ -343,7 +343,7 @@ impl<C: Connect> Upstream<C> {
         let Settings { response_timeout, request_body_timeout, min_request_body_rate, .. } =
             self.inner.settings;
         let (span, kind) = match upload.waiting() {
-            UploadWait::ForResponse => (response_timeout, SendErrorKind::AnswerTimeout(response_timeout)),
+            UploadWait::ForResponse => (response_timeout, SendErrorKind::ResponseTimeout(response_timeout)),
             UploadWait::ForUpstream => {
                 (request_body_timeout, SendErrorKind::UploadStalled(request_body_timeout))
             }
@@ -397,7 +397,7 @@ where
     }
 }
 
-fn response<B>(head: ResponseHead, body: AnswerBody<B>) -> Response<AnswerBody<B>> {
+fn response<B>(head: ResponseHead, body: UpstreamBody<B>) -> Response<UpstreamBody<B>> {
     let ResponseHead { status, version, headers, extensions, .. } = head;
     let mut response = Response::new(body);
     *response.status_mut() = status;

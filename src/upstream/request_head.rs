@@ -41,7 +41,7 @@ impl UpstreamRequestHead {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
         let is_accepted = |accept: String| {
-            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|found| found.as_bytes() == accept.as_bytes())
+            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept.as_bytes())
         };
         self.is_websocket_upgrade()
             && headers.get(UPGRADE).is_some_and(is_websocket)

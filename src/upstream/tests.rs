@@ -137,12 +137,12 @@ fn a_compacted_head_is_the_same() {
     let mut headers: HeaderMap =
         headers.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect();
     for target in ["/v1/x?a=1&b=%20", "/v1/x?", "/"] {
-        let given = UpstreamRequestHead { method: Method::GET, target: Uri::from_static(target), headers };
-        let mut copied = given.clone();
+        let original = UpstreamRequestHead { method: Method::GET, target: Uri::from_static(target), headers };
+        let mut copied = original.clone();
         copied.compact();
-        assert_eq!((copied.target, &copied.headers), (given.target, &given.headers));
+        assert_eq!((copied.target, &copied.headers), (original.target, &original.headers));
         assert!(copied.headers["b"].is_sensitive() && !copied.headers["a"].is_sensitive());
-        headers = given.headers;
+        headers = original.headers;
     }
 }
 
@@ -416,12 +416,12 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
         response.frame().await.unwrap().unwrap_err()
     };
     let (connection, error) = both(trickle, read).await;
-    assert!(matches!(error, AnswerError::Stalled(_)), "{error}");
+    assert!(matches!(error, UpstreamBodyError::Stalled(_)), "{error}");
     drop(connection);
 }
 
 /// The response that a client receives when the provider sends these bytes and closes.
-async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, AnswerError>) {
+async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
     let (upstream, mut provider) = network();
     let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
         let mut connection = provider.accept().await;

@@ -274,13 +274,13 @@ mod tests {
     async fn the_first_read_of_a_response_is_small_where_others_are_large() {
         let (mut server, client) = duplex(1 << 20);
         let mut connection = Connection::new(Box::new(client), BufferShare::default());
-        for (learned, first) in [
+        for (read_bytes, first) in [
             (READ_BYTES_MAX, READ_BYTES_MIN),
             (FIRST_BYTES_MAX, FIRST_BYTES_MAX),
             (READ_BYTES_MIN, READ_BYTES_MIN),
         ] {
             connection.release_buffers();
-            connection.read_bytes = learned;
+            connection.read_bytes = read_bytes;
             server.write_all(&[1; READ_BYTES_MAX]).await.unwrap();
             assert_eq!(poll_fn(|cx| connection.poll_fill(cx)).await.unwrap(), first);
             let mut left = READ_BYTES_MAX - first;

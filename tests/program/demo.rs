@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use crate::support::program::{keychoir, run, stderr};
 
 #[test]
-fn every_request_is_answered_though_keys_run_out() {
+fn every_request_is_served_while_keys_run_out() {
     let folder = tempfile::tempdir().unwrap();
     let audio = folder.path().join("demo.mp3");
     let output = run(&mut keychoir(&["demo", "--output", audio.to_str().unwrap()]));
@@ -25,7 +25,7 @@ fn every_request_is_answered_though_keys_run_out() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named_before_the_work() {
+fn an_unwritable_path_is_named_before_the_work() {
     let output = run(&mut keychoir(&["demo", "--output", "/nowhere/demo.mp3"]));
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);

@@ -184,7 +184,7 @@ async fn keys_come_and_go_under_traffic_and_no_request_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_stays_keeps_what_is_known_of_it() {
+async fn a_kept_key_keeps_its_state_after_a_reload() {
     let simulator = simulator(&[ONE, TWO]).await;
     simulator.always(ONE, Some("invalid".parse().unwrap()));
     let stage = Stage::before(&simulator.base_url());
@@ -203,7 +203,7 @@ async fn a_key_that_stays_keeps_what_is_known_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_file_changes_nothing_and_says_so() {
+async fn a_broken_file_is_reported_and_changes_nothing() {
     let simulator = simulator(&[ONE]).await;
     let stage = Stage::before(&simulator.base_url());
     stage.configure(&[ONE], "");
@@ -226,7 +226,7 @@ async fn a_broken_file_changes_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_are_reloaded_and_what_needs_a_restart_is_named() {
+async fn clients_are_reloaded_and_settings_that_need_a_restart_are_named() {
     let simulator = simulator(&[ONE]).await;
     let stage = Stage::before(&simulator.base_url());
     stage.configure(&[ONE], "");
@@ -396,7 +396,7 @@ fn booked(stage: &Stage) -> Vec<String> {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_the_books_are_written() {
+fn a_second_signal_ends_the_program_at_once_with_its_records_written() {
     let gate = Gate::new();
     let stage = gate.stage();
     let (mut program, address) = stage.start();
@@ -414,7 +414,7 @@ fn a_second_signal_ends_it_at_once_and_the_books_are_written() {
 }
 
 #[test]
-fn the_grace_has_an_end() {
+fn the_drain_timeout_ends_connections() {
     let gate = Gate::new();
     let stage = gate.stage();
     stage.configure(&[ONE], "[server]\ndrain_timeout = \"1ms\"\n");
@@ -437,7 +437,7 @@ fn live_over(path: &Path) -> String {
 }
 
 #[test]
-fn it_listens_on_ports_and_unix_sockets_at_once() {
+fn ports_and_unix_sockets_are_listened_on_at_once() {
     let stage = Stage::before("http://127.0.0.1:9");
     stage.configure(&[ONE], "");
     let socket = stage.path("keychoir.sock");
@@ -473,7 +473,7 @@ fn it_listens_on_ports_and_unix_sockets_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_with_a_socket_of_systemd_refuses_nobody() {
+async fn a_restart_with_a_socket_of_systemd_refuses_no_client() {
     let simulator = simulator(&[ONE]).await;
     let stage = Stage::before(&simulator.base_url());
     stage.configure(&[ONE], "");
@@ -607,7 +607,7 @@ fn a_reload_does_not_open_the_pool_to_other_machines() {
 }
 
 #[test]
-fn sockets_of_systemd_that_do_not_come_are_missed() {
+fn missing_sockets_of_systemd_are_reported() {
     let stage = Stage::before("http://127.0.0.1:9");
     stage.configure(&[ONE], "");
     let output = run(&mut stage.command(&["--listen", "systemd"]));
@@ -628,7 +628,7 @@ fn heard(manager: &UnixDatagram) -> String {
 }
 
 #[test]
-fn the_service_manager_hears_of_every_step() {
+fn the_service_manager_is_notified_of_every_step() {
     let stage = Stage::before("http://127.0.0.1:9");
     stage.configure(&[ONE], "");
     let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
@@ -651,7 +651,7 @@ fn the_service_manager_hears_of_every_step() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_provider_that_does_not_answer() {
+fn the_end_does_not_wait_for_a_silent_provider() {
     let gate = Gate::new();
     let stage = gate.stage();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
@@ -666,7 +666,7 @@ fn the_end_does_not_wait_for_a_provider_that_does_not_answer() {
 }
 
 #[test]
-fn the_watchdog_hears_a_beat_again_and_again() {
+fn the_watchdog_is_notified_repeatedly() {
     let stage = Stage::before("http://127.0.0.1:9");
     stage.configure(&[ONE], "");
     let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
@@ -684,7 +684,7 @@ fn the_watchdog_hears_a_beat_again_and_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_clients_leave_files_for_the_requests_of_others() {
+async fn idle_connections_do_not_use_up_the_file_descriptors() {
     let simulator = simulator(&[ONE]).await;
     let stage = Stage::before(&simulator.base_url());
     // Each request opens a connection to the provider.

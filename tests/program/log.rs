@@ -77,7 +77,7 @@ async fn said(level: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_order() {
+async fn an_unread_pipe_stops_no_request_and_keeps_the_order() {
     let events = said("info").await;
     let ended: Vec<&Value> = events.iter().filter(|event| event["event"] == "request_ended").collect();
     let names: Vec<String> = (0..REQUESTS).map(|name| format!("name-{name}")).collect();
@@ -91,14 +91,14 @@ async fn a_pipe_that_nobody_reads_stops_no_request_and_holds_everything_in_its_o
 }
 
 #[tokio::test]
-async fn requests_are_not_told_of_where_they_are_not_asked_for() {
+async fn requests_are_not_logged_where_the_level_excludes_them() {
     let events = said("info,keychoir::proxy=warn").await;
     assert_eq!(events.iter().filter(|event| event["event"] == "request_ended").count(), 0);
     assert_eq!(events.last().unwrap()["event"], "server_ended");
 }
 
 #[tokio::test]
-async fn it_ends_though_nobody_reads_what_it_says() {
+async fn an_unread_log_does_not_delay_the_end() {
     let Unread { child, log, _simulator } = Unread::after_requests("debug").await;
     assert_eq!(Unread::end(child).await, Some(0));
     drop(log);
@@ -129,7 +129,7 @@ fn a_program_that_panics() {
 }
 
 #[test]
-fn what_led_to_a_panic_is_told_before_it() {
+fn lines_before_a_panic_are_written_before_it() {
     let test = std::env::current_exe().unwrap();
     let arguments = ["--exact", "log::a_program_that_panics", "--nocapture"];
     let output = Command::new(test).args(arguments).env(CHILD, "1").output().unwrap();

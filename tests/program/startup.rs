@@ -28,7 +28,7 @@ fn serve_with(folder: &Path, toml: &str) -> Output {
 }
 
 #[test]
-fn without_keys_it_says_how_to_give_some() {
+fn a_start_without_keys_explains_how_to_add_them() {
     for arguments in [&[] as &[&str], &["serve"], &["check"]] {
         let output = run(&mut keychoir(arguments));
         assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
@@ -52,7 +52,7 @@ fn a_sloppy_list_of_keys_is_read_with_a_warning() {
 }
 
 #[test]
-fn an_unknown_key_has_a_place_and_a_suggestion() {
+fn an_unknown_setting_is_located_with_a_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let output =
         serve_with(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
@@ -74,20 +74,20 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_strategy_that_is_not_there_is_answered_with_those_that_are() {
+fn an_unknown_strategy_is_refused_with_the_known_ones() {
     let output =
         run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_POOL__STRATEGY", "fastest"));
     assert_says(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
 }
 
 #[test]
-fn beyond_loopback_it_listens_only_with_client_tokens() {
+fn an_address_beyond_loopback_needs_client_tokens() {
     let output = run(keychoir(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
     assert_says(&output, 78, &["[[clients]]"]);
 }
 
 #[test]
-fn a_taken_port_is_said_to_be_taken() {
+fn a_taken_port_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -97,7 +97,7 @@ fn a_taken_port_is_said_to_be_taken() {
 }
 
 #[test]
-fn a_place_for_the_books_that_cannot_be_written_is_named() {
+fn an_unwritable_path_of_the_database_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let path = folder.path().join("file").join("keychoir.db");
@@ -129,7 +129,7 @@ fn assert_refused(path: &Path, words: &[&str]) {
 }
 
 #[test]
-fn broken_books_are_set_aside_and_it_serves() {
+fn a_broken_database_is_quarantined_and_requests_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let mut program = Program::start(&mut keeping_books_at(&path));
@@ -203,7 +203,7 @@ fn the_contracts_lines_are_written_to_a_terminal() {
 }
 
 #[test]
-fn a_simulator_with_nonsense_says_what_it_wants() {
+fn a_simulator_with_invalid_arguments_prints_its_usage() {
     let output = run(&mut keychoir(&["simulate", "--key", "sk_one"]));
     assert_says(&output, 2, &["KEY=CREDITS"]);
     let output = run(&mut keychoir(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
@@ -272,14 +272,14 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
 }
 
 #[test]
-fn a_file_that_nothing_names_is_said_not_to_be_read() {
+fn an_unused_file_is_reported() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("keychoir.toml"), "").unwrap();
     assert_says(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
 }
 
 #[test]
-fn what_a_start_refuses_a_check_refuses() {
+fn a_check_refuses_the_configuration_that_a_start_refuses() {
     let home = tempfile::tempdir().unwrap();
     let path = |name: &str| home.path().join(name);
     fs::write(path("junk.pem"), "no certificate").unwrap();
@@ -439,7 +439,7 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
 }
 
 #[test]
-fn a_provider_that_cannot_be_reached_is_said_at_the_start_and_in_the_status() {
+fn an_unreachable_provider_is_reported_at_the_start_and_in_the_status() {
     let home = tempfile::tempdir().unwrap();
     // A port that was free a moment ago refuses connections.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -38,7 +38,7 @@ async fn check_refused(requests: &[&str], status: &str) {
 }
 
 #[tokio::test]
-async fn a_request_says_once_for_whom_it_is() {
+async fn a_request_has_one_host() {
     check_refused(
         &[
             "GET /v1/voices HTTP/1.1\r\n\r\n",
@@ -202,7 +202,7 @@ async fn broken_chunks_are_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn trailers_of_a_request_go_nowhere() {
+async fn trailers_of_a_request_are_not_forwarded() {
     let proxy = fresh().await;
     let request = format!(
         "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
@@ -216,7 +216,7 @@ async fn trailers_of_a_request_go_nowhere() {
 }
 
 #[tokio::test]
-async fn nothing_that_a_client_sends_ends_a_line_of_ours() {
+async fn no_text_of_a_client_ends_a_log_line() {
     let proxy = fresh().await;
     for id in ["a b", "a\tb", "a\u{e9}b", "<script>", &"x".repeat(129)] {
         let request = format!(
@@ -246,7 +246,7 @@ async fn everything_is_served_below_a_base_path_as_well() {
 }
 
 #[tokio::test]
-async fn more_requests_than_there_may_be_are_told_at_once() {
+async fn requests_beyond_the_maximum_are_refused_at_once() {
     let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| config.server.max_requests = 1).await;
     proxy.always(ONE, "stall=3600s");
     let mut first = TcpStream::connect(proxy.running.address()).await.unwrap();

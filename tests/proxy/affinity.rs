@@ -105,7 +105,7 @@ async fn a_voice_is_spoken_by_the_account_that_has_it() {
 }
 
 #[tokio::test]
-async fn a_voice_that_nobody_has_is_the_providers_answer() {
+async fn a_missing_voice_gets_the_providers_response() {
     let proxy = start_proxy(three()).await;
     let answer = proxy.post(&speech("voice-of-nobody"), &text()).await;
     assert_eq!(answer.status(), 404);
@@ -119,7 +119,7 @@ async fn a_voice_that_nobody_has_is_the_providers_answer() {
 }
 
 #[tokio::test]
-async fn a_voice_is_known_as_soon_as_it_was_made() {
+async fn a_voice_is_known_as_soon_as_it_was_created() {
     let proxy = start_proxy(three()).await;
     proxy.always(ONE, "payment_issue");
     let voice = proxy.clone_voice().await;
@@ -133,7 +133,7 @@ async fn a_voice_is_known_as_soon_as_it_was_made() {
 }
 
 #[tokio::test]
-async fn a_dialogue_goes_to_the_account_of_its_voices() {
+async fn a_dialogue_is_sent_to_the_account_of_its_voices() {
     let proxy = start_proxy(three()).await;
     let lines = json!({ "inputs": [{ "text": "a", "voice_id": "voice-of-1" }] });
     for hits in [[1, 1, 0], [1, 2, 0]] {
@@ -144,7 +144,7 @@ async fn a_dialogue_goes_to_the_account_of_its_voices() {
 }
 
 #[tokio::test]
-async fn what_was_spoken_is_read_where_it_was_spoken_also_without_credits() {
+async fn history_is_read_from_its_account_even_without_credits() {
     let proxy = start_proxy(three()).await;
     let first = proxy.speak(3).await;
     let (item, audio) = (header(&first, "history-item-id"), first.bytes().await.unwrap());
@@ -159,7 +159,7 @@ async fn what_was_spoken_is_read_where_it_was_spoken_also_without_credits() {
 }
 
 #[tokio::test]
-async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
+async fn a_request_is_continued_by_its_account_only() {
     let proxy = start_proxy(three()).await;
     proxy.only(TWO);
     proxy.always(ONE, "quota");
@@ -194,7 +194,7 @@ async fn a_request_is_continued_where_it_was_served_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn two_owners_are_refused_with_what_belongs_to_them() {
+async fn resources_of_two_owners_are_refused_and_named() {
     let proxy = start_proxy(three()).await;
     let request = header(&proxy.speak(3).await, "request-id");
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
@@ -212,7 +212,7 @@ async fn two_owners_are_refused_with_what_belongs_to_them() {
 }
 
 #[tokio::test]
-async fn other_keys_of_the_owner_stand_in_and_no_other_account() {
+async fn an_owned_request_fails_over_within_its_account_only() {
     let plan = three()
         .with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new("sk_second_of_1", 0) });
     let proxy = start_proxy_with(plan, |config| {
@@ -249,7 +249,7 @@ async fn a_list_stays_with_its_account_from_page_to_page() {
 }
 
 #[tokio::test]
-async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
+async fn a_list_records_owned_resources_and_not_shared_ones() {
     let proxy = start_proxy(three()).await;
     proxy.only(THREE);
     for key in [ONE, TWO] {
@@ -272,7 +272,7 @@ async fn a_list_teaches_what_is_ones_own_and_not_what_everyone_has() {
 }
 
 #[tokio::test]
-async fn what_its_owner_no_longer_has_may_be_elsewhere_the_next_time() {
+async fn a_resource_that_its_owner_lost_is_searched_elsewhere_the_next_time() {
     let proxy = start_proxy(three()).await;
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
     let removed = proxy.client.delete(format!("{}/v1/voices/voice-of-1", proxy.simulator.base_url()));
@@ -285,7 +285,7 @@ async fn what_its_owner_no_longer_has_may_be_elsewhere_the_next_time() {
 }
 
 #[tokio::test]
-async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
+async fn an_owner_is_known_after_a_restart_and_to_added_keys() {
     let first = start_proxy_with(three(), |config| config.keys.truncate(2)).await;
     assert_eq!(first.post(&speech("voice-of-1"), &text()).await.status(), 200);
     assert_eq!(first.hits(&KEYS), [1, 1, 0]);
@@ -311,7 +311,7 @@ async fn it_is_known_after_a_restart_and_to_keys_that_are_added_later() {
 }
 
 #[tokio::test]
-async fn identifiers_and_tokens_are_nowhere_in_the_books() {
+async fn identifiers_and_tokens_are_nowhere_in_the_database() {
     let proxy = start_proxy(three()).await;
     let spoken = proxy.speak(3).await;
     let item = header(&spoken, "history-item-id");

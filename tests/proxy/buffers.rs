@@ -28,7 +28,7 @@ async fn metric(proxy: &TestProxy, name: &str) -> u64 {
 }
 
 /// Waits until all buffers are released: the client sees the end before the session is dropped.
-async fn all_is_given_back(proxy: &TestProxy) {
+async fn every_permit_is_released(proxy: &TestProxy) {
     within_timeout(async { while metric(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }
 
@@ -46,7 +46,7 @@ async fn half_said(proxy: &TestProxy, bytes: usize) -> WebSocketClient {
 }
 
 #[tokio::test]
-async fn a_session_that_needs_memory_where_none_is_left_is_closed() {
+async fn a_session_beyond_the_buffer_budget_is_closed() {
     let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["What is small is said."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
@@ -58,7 +58,7 @@ async fn a_session_that_needs_memory_where_none_is_left_is_closed() {
 }
 
 #[tokio::test]
-async fn opening_messages_that_find_no_memory_are_let_go_and_the_session_goes_on() {
+async fn opening_messages_beyond_the_budget_are_freed_and_the_session_continues() {
     let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
     let mut session = open_session(&proxy, SCRIBE).await;
     // Two seconds of silence per message, which exceed the free allowance.
@@ -69,11 +69,11 @@ async fn opening_messages_that_find_no_memory_are_let_go_and_the_session_goes_on
     session.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": "", "commit": true})).await;
     assert!(matches!(session.hear().await, Received::Text(_)));
     session.leave().await;
-    all_is_given_back(&proxy).await;
+    every_permit_is_released(&proxy).await;
 }
 
 #[tokio::test]
-async fn many_sessions_take_no_more_than_there_is() {
+async fn many_sessions_stay_within_the_buffer_budget() {
     const SESSIONS: usize = 60;
     let total = 2 * KIBI * KIBI;
     let proxy = start_proxy_with(Plan::of([(ONE, 10_000_000)]), |config| {
@@ -92,7 +92,7 @@ async fn many_sessions_take_no_more_than_there_is() {
     sessions.truncate(1);
     within_timeout(sessions[0].stream.get_mut().write_all(b" ")).await.unwrap();
     sessions.clear();
-    all_is_given_back(&proxy).await;
+    every_permit_is_released(&proxy).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["And all is well."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
 }

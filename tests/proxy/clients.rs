@@ -30,8 +30,8 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
 }
 
 fn three_messages() -> Rules {
-    let allowance = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
-    Rules { allowance: Some(allowance), ..Rules::default() }
+    let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
+    Rules { quota: Some(quota), ..Rules::default() }
 }
 
 /// The status of a response and Keychoir's error code.
@@ -43,7 +43,7 @@ fn told(answer: &reqwest::Response) -> (u16, &str) {
 const USED: (u16, &str) = (402, "client_quota_exceeded");
 
 #[tokio::test]
-async fn three_messages_are_three_whatever_fails_between() {
+async fn three_messages_are_charged_once_each_across_a_failover() {
     let proxy = start_proxy_with(plan(), with(three_messages())).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
     // Reads and refused requests do not count as messages.
@@ -63,7 +63,7 @@ async fn three_messages_are_three_whatever_fails_between() {
 }
 
 #[tokio::test]
-async fn an_allowance_survives_a_restart() {
+async fn a_quota_survives_a_restart() {
     let first = start_proxy_with(plan(), with(three_messages())).await;
     assert_eq!(first.speak(10).await.status(), 200);
     assert_eq!(first.get("/v1/voices").await.status(), 200);
@@ -75,10 +75,9 @@ async fn an_allowance_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn credits_are_an_allowance_too() {
-    let allowance = ClientQuota { amount: 25, measure: Measure::Credits, period: Period::Month };
-    let proxy =
-        start_proxy_with(plan(), with(Rules { allowance: Some(allowance), ..Rules::default() })).await;
+async fn a_quota_may_be_of_credits() {
+    let quota = ClientQuota { amount: 25, measure: Measure::Credits, period: Period::Month };
+    let proxy = start_proxy_with(plan(), with(Rules { quota: Some(quota), ..Rules::default() })).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
     assert_eq!(proxy.speak(10).await.status(), 200);
     let answer = proxy.speak(10).await;
@@ -90,7 +89,7 @@ async fn credits_are_an_allowance_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_hurries_is_told_when_to_come_back() {
+async fn a_rate_limited_client_is_told_when_to_retry() {
     let rate = Rate { requests: 1, span: Duration::from_secs(3_600) };
     let proxy = start_proxy_with(plan(), with(Rules { rate: Some(rate), ..Rules::default() })).await;
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
@@ -102,7 +101,7 @@ async fn a_client_that_hurries_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_client_has_as_many_requests_under_way_as_it_may() {
+async fn a_client_has_at_most_its_maximum_of_requests() {
     let proxy = start_proxy_with(plan(), with(Rules { concurrency: Some(1), ..Rules::default() })).await;
     proxy.simulator.script(ONE, vec!["slow_body=3600s".parse().unwrap()]);
     let mut answer = proxy.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
@@ -119,7 +118,7 @@ async fn a_client_has_as_many_requests_under_way_as_it_may() {
 }
 
 #[tokio::test]
-async fn a_client_asks_below_its_paths_only() {
+async fn a_client_may_use_its_paths_only() {
     let paths = vec!["/v1/text-to-speech".to_owned(), "/v1/voices/{id}".to_owned()];
     let proxy = start_proxy_with(plan(), with(Rules { paths, ..Rules::default() })).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
@@ -217,7 +216,7 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
 }
 
 #[tokio::test]
-async fn nobody_brings_a_key_who_may_not() {
+async fn a_client_without_permission_brings_no_key() {
     let proxy = house_beside_own(100, with(Rules::default())).await;
     assert_eq!(told(&with_own(&proxy, "GET", "/v1/voices", None).await), (401, "client_token_wrong"));
     assert_eq!(
@@ -230,7 +229,7 @@ async fn nobody_brings_a_key_who_may_not() {
 }
 
 #[tokio::test]
-async fn clients_with_own_keys_pass_and_see_nothing_of_the_pool() {
+async fn clients_with_own_keys_are_served_without_the_pool() {
     let proxy = house_beside_own(100, |config| {
         with(Rules::default())(config);
         config.access.bring_your_own_key = true;

@@ -73,7 +73,7 @@ async fn the_state_of_the_keys_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn what_the_document_has_no_room_for_has_a_page_of_its_own() {
+async fn key_details_have_a_page_of_their_own() {
     let proxy = start_proxy(plan()).await;
     let details = proxy.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
     let key = |short: &str, state: &str| {

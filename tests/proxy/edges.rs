@@ -1,10 +1,14 @@
 //! Forwarding of headers and paths between client and provider, and the pages for browsers.
 
-use crate::support::{ONE, TWO, TestProxy, loopback, start_proxy, start_proxy_with};
-use keychoir::config::Config;
+use crate::support::{
+    CLIENT_TOKEN, ONE, TWO, TestProxy, assert_ours, loopback, start_proxy, start_proxy_with,
+};
+use keychoir::config::{ClientConfig, Config};
+use keychoir::policy::client::Rules;
+use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use keychoir::tasks::Tasks;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -88,7 +92,7 @@ async fn only_encodings_that_can_be_read_are_offered() {
 }
 
 #[tokio::test]
-async fn what_proxies_say_of_a_client_is_not_passed_on() {
+async fn forwarding_headers_of_proxies_are_not_sent() {
     let said = [
         ("cf-connecting-ip", "1.2.3.4"),
         ("CF-Ray", "x"),
@@ -130,7 +134,7 @@ async fn what_proxies_say_of_a_client_is_not_passed_on() {
 }
 
 #[tokio::test]
-async fn a_path_that_servers_read_differently_gets_no_further() {
+async fn an_ambiguous_path_is_refused_before_the_provider() {
     let proxy = start_proxy(plan()).await;
     for target in [
         "/v1/voices/..;/service-accounts",
@@ -174,7 +178,7 @@ async fn a_path_that_servers_read_differently_gets_no_further() {
 }
 
 #[tokio::test]
-async fn what_a_provider_says_of_its_origin_is_not_ours() {
+async fn response_headers_about_the_providers_origin_are_not_relayed() {
     let said = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nalt-svc: h3=\":443\"\r\nset-cookie: a=b\r\n\
         strict-transport-security: max-age=1\r\nnel: {}\r\nreport-to: {}\r\nexpect-ct: x\r\n\
         public-key-pins: x\r\nclear-site-data: \"*\"\r\nservice-worker-allowed: /\r\nrequest-id: r\r\n\r\n";
@@ -210,7 +214,7 @@ async fn a_document_of_the_provider_runs_nothing_in_our_origin() {
 }
 
 #[tokio::test]
-async fn what_browsers_ask_every_origin_for_is_answered_here() {
+async fn paths_that_browsers_request_everywhere_are_served_locally() {
     let proxy = start_proxy_with(plan(), |config| config.server.base_path = "/eleven".parse().unwrap()).await;
     for base in ["", "/eleven"] {
         for method in ["GET", "HEAD"] {
@@ -245,4 +249,53 @@ async fn a_made_up_method_is_recorded_as_other_and_a_long_one_is_refused() {
     assert!(answer.starts_with("HTTP/1.1 501") && answer.contains("method_too_long"), "{answer}");
     let records = proxy.records().await;
     assert_eq!(records.iter().map(|record| record.method.as_str()).collect::<Vec<_>>(), ["other"]);
+}
+
+/// A request that fails at several steps gets the error of the first of them, and none is sent.
+#[tokio::test]
+async fn the_first_failing_step_decides_and_nothing_is_sent() {
+    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
+        let rules = Rules { paths: vec!["/v1/text-to-speech".to_owned()], ..Rules::default() };
+        let token = TokenFingerprint::of(CLIENT_TOKEN);
+        config.clients = vec![ClientConfig { name: "app".to_owned(), token, rules }];
+    })
+    .await;
+    const WRONG: &str = "a-token-that-no-client-has";
+    // Each path but the last fails at a later step, too.
+    for (token, path, status, code) in [
+        (WRONG, "/v1/workspaces/api-keys;x", 401, "client_token_wrong"),
+        (CLIENT_TOKEN, "/v1/workspaces/api-keys;x", 400, "ambiguous_path"),
+        (CLIENT_TOKEN, "/v1/workspaces/api-keys", 403, "path_denied"),
+        (CLIENT_TOKEN, "/v1/sound-generation", 403, "path_not_allowed"),
+    ] {
+        let request = proxy.client.post(format!("{}{path}", proxy.url)).header("xi-api-key", token);
+        let answer = request.json(&json!({"text": "a".repeat(2_000)})).send().await.unwrap();
+        assert_ours(&answer, status, code);
+    }
+    assert_eq!(proxy.hits(&[ONE]), [0]);
+    proxy.close().await;
+}
+
+/// A record of the attempt is certain before the provider is asked.
+#[tokio::test]
+async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
+    let proxy =
+        start_proxy_with(Plan::of([(ONE, 100_000)]), |config| config.storage.max_queued_records = 1).await;
+    let other = rusqlite::Connection::open(proxy.database()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut served = 0;
+    let refused = loop {
+        let answer = proxy.speak(1).await;
+        if answer.status() != 200 {
+            break answer;
+        }
+        answer.bytes().await.unwrap();
+        served += 1;
+        assert!(served < 1_000, "no request is refused");
+    };
+    assert_ours(&refused, 503, "usage_queue_full");
+    assert_eq!(proxy.hits(&[ONE]), [served]);
+    other.execute_batch("ROLLBACK").unwrap();
+    proxy.served("/v1/voices").await;
+    proxy.abandon().await;
 }

@@ -73,7 +73,7 @@ async fn check_nothing_is_left(proxy: &TestProxy) {
 }
 
 #[tokio::test]
-async fn each_hostile_client_gets_its_outcome_and_nothing_of_it_leaks() {
+async fn each_hostile_client_gets_its_outcome_without_a_leak() {
     let mut wrong = Vec::new();
     for needs_no_token in [false, true] {
         let (proxy, record) = tapped(needs_no_token).await;

@@ -76,19 +76,19 @@ fn unusable(proxy: &TestProxy) -> usize {
 }
 
 #[tokio::test]
-async fn what_a_hostile_provider_says_has_its_outcome() {
+async fn each_hostile_response_has_its_outcome() {
     let mut wrong = Vec::new();
     // A refusal changes the state of keys, so each of these rows gets a new program.
     let (teaching, others): (Vec<Row>, Vec<Row>) =
         providers::table(ONE).into_iter().partition(|row| row.teaches);
-    wrong.extend(rows_meet_one_program(others).await);
+    wrong.extend(faults_of_rows(others).await);
     for row in teaching {
-        wrong.extend(rows_meet_one_program(vec![row]).await);
+        wrong.extend(faults_of_rows(vec![row]).await);
     }
     assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-async fn rows_meet_one_program(rows: Vec<Row>) -> Vec<String> {
+async fn faults_of_rows(rows: Vec<Row>) -> Vec<String> {
     let provider = Provider::start().await;
     let proxy = before(&provider, |_| {}).await;
     let mut wrong = Vec::new();
@@ -115,7 +115,7 @@ async fn rows_meet_one_program(rows: Vec<Row>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn figures_of_an_account_that_cannot_be_cost_no_key_its_use() {
+async fn impossible_figures_of_an_account_take_no_key() {
     let mut wrong = Vec::new();
     for (name, bytes) in providers::accounts() {
         let provider = Provider::start().await;

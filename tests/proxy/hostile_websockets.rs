@@ -117,7 +117,7 @@ fn closed_with(end: &Received, code: u16, what: &str) {
 }
 
 #[tokio::test]
-async fn what_a_client_does_wrong_ends_its_session_before_it_has_said_who_it_is() {
+async fn a_client_violation_ends_the_session_before_its_authentication() {
     let proxy = start_proxy_with(two_keys(), |config| {
         with_rules(config, Rules::default());
         bounded(config);
@@ -136,7 +136,7 @@ async fn what_a_client_does_wrong_ends_its_session_before_it_has_said_who_it_is(
 }
 
 #[tokio::test]
-async fn what_a_client_does_wrong_ends_its_session_before_anything_useful_was_said() {
+async fn a_client_violation_ends_the_session_before_a_useful_message() {
     let proxy = start_proxy_with(two_keys(), bounded).await;
     let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
     for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
@@ -152,7 +152,7 @@ async fn what_a_client_does_wrong_ends_its_session_before_anything_useful_was_sa
 }
 
 #[tokio::test]
-async fn what_a_client_does_wrong_ends_its_session_while_it_waits_for_a_key() {
+async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
     let proxy = start_proxy_with(narrow(&[ONE]), bounded).await;
     proxy.always(ONE, "slow_body=600000");
     let _held = proxy.speak(200).await;
@@ -171,7 +171,7 @@ async fn what_a_client_does_wrong_ends_its_session_while_it_waits_for_a_key() {
 }
 
 #[tokio::test]
-async fn what_a_client_does_wrong_ends_its_session_while_it_is_served() {
+async fn a_client_violation_ends_a_served_session() {
     let proxy = start_proxy_with(two_keys(), bounded).await;
     for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -261,7 +261,7 @@ async fn ends(mut stream: TcpStream) -> Vec<u8> {
 const SOUND: &[u8] = br#"{"audio":"AAAA"}"#;
 
 #[tokio::test]
-async fn what_the_provider_does_wrong_ends_the_session() {
+async fn a_violation_of_the_provider_ends_the_session() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     for (what, bytes, code) in violations(None) {
@@ -275,7 +275,7 @@ async fn what_the_provider_does_wrong_ends_the_session() {
 }
 
 #[tokio::test]
-async fn beyond_the_providers_paths_every_byte_passes() {
+async fn every_byte_of_a_foreign_socket_is_forwarded() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     for (what, bytes, _) in violations(None) {
@@ -318,7 +318,7 @@ async fn a_close_that_is_not_completed_ends_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_after_its_close_is_dropped() {
+async fn bytes_after_the_clients_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     let close = frame(CLOSE, b"\x03\xe8bye", Some(MASK));
@@ -335,7 +335,7 @@ async fn what_a_client_sends_after_its_close_is_dropped() {
 }
 
 #[tokio::test]
-async fn what_the_provider_sends_after_its_close_is_dropped() {
+async fn bytes_after_the_providers_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     let (session, mut stream) = provider.dialled(&proxy, STREAM_INPUT).await;
@@ -484,12 +484,12 @@ async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
 }
 
 fn credits(amount: u64) -> Rules {
-    let allowance = ClientQuota { amount, measure: Measure::Credits, period: Period::Day };
-    Rules { allowance: Some(allowance), ..Rules::default() }
+    let quota = ClientQuota { amount, measure: Measure::Credits, period: Period::Day };
+    Rules { quota: Some(quota), ..Rules::default() }
 }
 
 #[tokio::test]
-async fn a_quota_of_credits_ends_what_runs_beyond_it() {
+async fn a_quota_of_credits_ends_sessions_beyond_it() {
     // The session's duration uses up the remaining credits: 800 credits a minute of an agent, 65 of
     // a transcription
     for (path, quota, spoken) in [(AGENT, 1_000, 900), (SCRIBE, 20, 18)] {
@@ -515,9 +515,9 @@ async fn a_quota_of_credits_ends_what_runs_beyond_it() {
 
 #[tokio::test]
 async fn a_quota_of_requests_ends_no_session() {
-    let allowance = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Day };
+    let quota = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Day };
     let proxy = start_proxy_with(two_keys(), |config| {
-        with_rules(config, Rules { allowance: Some(allowance), ..Rules::default() });
+        with_rules(config, Rules { quota: Some(quota), ..Rules::default() });
         config.websocket.quota_check_interval = Duration::from_millis(1);
     })
     .await;
@@ -534,7 +534,7 @@ async fn a_quota_of_requests_ends_no_session() {
 }
 
 #[tokio::test]
-async fn sessions_side_by_side_do_not_each_spend_what_is_left() {
+async fn parallel_sessions_do_not_spend_the_same_credits() {
     let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(20))).await;
     // Nothing has been served when the second one speaks.
     proxy.always(ONE, "stall=600000");
@@ -555,7 +555,7 @@ async fn sessions_side_by_side_do_not_each_spend_what_is_left() {
 }
 
 #[tokio::test]
-async fn what_was_refused_does_not_count_against_a_quota() {
+async fn a_refused_request_does_not_count_against_a_quota() {
     let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
     proxy.always(ONE, "invalid");
     proxy.always(TWO, "invalid");
@@ -572,7 +572,7 @@ async fn what_was_refused_does_not_count_against_a_quota() {
 }
 
 #[tokio::test]
-async fn no_text_passes_unmetered() {
+async fn no_text_is_forwarded_uncounted() {
     let long = json!({"text": "x".repeat(40), "pad": " ".repeat(300_000)}).to_string();
     for message in [Message::text(long.clone()), Message::binary(long.clone().into_bytes())] {
         let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
@@ -591,7 +591,7 @@ async fn no_text_passes_unmetered() {
 }
 
 #[tokio::test]
-async fn a_caller_who_is_queued_waits_and_is_not_idle() {
+async fn a_queued_session_is_not_idle() {
     let mut provider = Provider::start().await;
     let proxy =
         provider.start_proxy(|config| config.websocket.idle_timeout = Duration::from_millis(50)).await;
@@ -608,7 +608,7 @@ async fn a_caller_who_is_queued_waits_and_is_not_idle() {
 }
 
 #[tokio::test]
-async fn a_caller_who_was_queued_may_still_be_moved() {
+async fn a_queued_session_may_fail_over() {
     let mut provider = Provider::start().await;
     let proxy = start_proxy_with(two_keys(), |config| {
         config.upstream.base_url = provider.base_url.clone();

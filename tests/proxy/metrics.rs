@@ -310,7 +310,7 @@ async fn a_key_with_a_name_has_it_as_a_label() {
 }
 
 #[tokio::test]
-async fn the_credits_of_a_workspace_are_there_once_however_many_keys_it_has() {
+async fn the_credits_of_a_workspace_are_counted_once_for_all_its_keys() {
     let plan = Plan::parse(&format!("{ONE}=1000@ws_1,{TWO}=1000@ws_1")).unwrap();
     let name = |config: &mut keychoir::config::Config| {
         config.keys.iter_mut().for_each(|key| key.workspace = Some("shared".to_owned()));
@@ -356,7 +356,7 @@ async fn the_process_reports_its_memory_time_and_files() {
 }
 
 #[tokio::test]
-async fn the_values_are_those_of_the_books_and_the_ledger() {
+async fn the_values_equal_the_records_and_the_charges() {
     let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 10_000)])).await;
     for _ in 0..5 {
         assert_eq!(proxy.speak(20).await.status(), 200);
@@ -428,7 +428,7 @@ async fn the_values_are_those_of_the_books_and_the_ledger() {
 }
 
 #[tokio::test]
-async fn a_request_under_way_is_one() {
+async fn a_request_in_progress_is_counted_once() {
     let proxy = start_proxy(Plan::of([(ONE, 1_000)])).await;
     proxy.always(ONE, "stall=60s");
     let asked = proxy.speak(10);
@@ -446,7 +446,7 @@ async fn a_request_under_way_is_one() {
 }
 
 #[tokio::test]
-async fn where_clients_have_tokens_the_metrics_are_for_them_only() {
+async fn the_metrics_require_a_token_where_clients_have_one() {
     let client = ClientConfig {
         name: "ops".to_owned(),
         token: TokenFingerprint::of(CLIENT_TOKEN),

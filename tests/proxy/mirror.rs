@@ -173,7 +173,7 @@ async fn the_queries_of_the_product_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn anonymous_roles_see_nothing_and_the_service_role_everything() {
+async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
     let supabase = Supabase::new().await;
     let old_key = token_of("service_role");
     let proxy = start_proxy(plan(), |config| {
@@ -249,7 +249,7 @@ async fn an_older_observation_never_overwrites_a_newer_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_spent_in_an_outage_arrives_after_it() {
+async fn records_of_an_outage_arrive_after_it() {
     let supabase = Supabase::new().await;
     supabase.gateway.meet(Fault::Closed);
     let proxy = start_proxy(plan(), |config| {
@@ -273,7 +273,7 @@ async fn what_was_spent_in_an_outage_arrives_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_lost_doubles_nothing() {
+async fn a_lost_response_doubles_no_row() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), to(&supabase)).await;
     speak(&proxy, 3).await;
@@ -291,7 +291,7 @@ async fn an_answer_that_is_lost_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_key_pauses_it_and_is_looked_at_again() {
+async fn a_wrong_supabase_key_pauses_the_mirror_until_a_restart_with_a_valid_one() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
@@ -311,7 +311,7 @@ async fn a_wrong_key_pauses_it_and_is_looked_at_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_table_or_column_pauses_it_until_the_migration() {
+async fn a_missing_table_or_column_pauses_the_mirror_until_the_migration() {
     let supabase = Supabase::empty().await;
     let proxy = start_proxy(plan(), to(&supabase)).await;
     speak(&proxy, 2).await;
@@ -424,7 +424,7 @@ async fn rows_of_an_earlier_version_lose_the_plain_digests_of_their_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poisonous_row_is_found_and_kept_and_the_others_arrive() {
+async fn a_refused_row_is_isolated_and_the_others_arrive() {
     let supabase = Supabase::new().await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events ADD CONSTRAINT odd CHECK (route <> '/v1/models')");
     supabase.sql(&format!(
@@ -480,7 +480,7 @@ async fn a_table_that_refuses_everything_costs_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_waits_for_a_silent_supabase_and_the_next_start_sends_it() {
+async fn a_silent_supabase_delays_no_end_and_the_next_start_delivers() {
     let supabase = Supabase::new().await;
     supabase.gateway.meet(Fault::Silent);
     let proxy = start_proxy(plan(), |config| {
@@ -501,7 +501,7 @@ async fn nobody_waits_for_a_silent_supabase_and_the_next_start_sends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_end_sends_what_is_left() {
+async fn the_end_sends_the_remaining_rows() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
@@ -514,7 +514,7 @@ async fn the_end_sends_what_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_events_only_the_keys_are_told() {
+async fn without_events_only_keys_are_mirrored() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
@@ -529,7 +529,7 @@ async fn without_events_only_the_keys_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_conversation_has_cost_arrives_after_its_event() {
+async fn the_cost_of_a_conversation_arrives_after_its_event() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), to(&supabase)).await;
     let mut session = open_session(&proxy, AGENT).await;

@@ -1,5 +1,6 @@
 //! Key selection with knowledge of the provider: the right key at the first attempt, over the wire.
 
+use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
 
 use crate::support::{
@@ -33,7 +34,7 @@ fn three(credits: u64, places: u32) -> Plan {
 }
 
 #[tokio::test]
-async fn a_key_that_cannot_pay_is_not_asked() {
+async fn a_key_without_enough_credits_is_not_used() {
     let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
     for _ in 0..5 {
         assert_eq!(proxy.speak(20).await.status(), 200);
@@ -72,7 +73,7 @@ async fn the_price_follows_the_model() {
 }
 
 #[tokio::test]
-async fn when_nobody_can_pay_one_is_asked_and_the_answer_is_remembered() {
+async fn a_request_beyond_all_credits_is_tried_once_and_its_refusal_recorded() {
     let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 20)])).await;
     for _ in 0..3 {
         assert_ours(&proxy.speak(50).await, 401, "all_keys_exhausted");
@@ -113,7 +114,7 @@ async fn fifteen_requests_run_and_the_sixteenth_waits() {
 }
 
 #[tokio::test]
-async fn a_refusal_for_too_many_at_once_teaches_the_places_and_waits() {
+async fn a_concurrency_refusal_records_the_limit_and_waits() {
     let plan = Plan { keys: three(0, 0).keys[..1].to_vec(), ..Plan::default() }
         .with_workspace(WorkspacePlan { concurrency_max: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
     let proxy =
@@ -128,7 +129,7 @@ async fn a_refusal_for_too_many_at_once_teaches_the_places_and_waits() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_hears_when_to_come_back() {
+async fn a_request_that_waits_too_long_gets_a_retry_after() {
     let proxy = start_proxy_with(three(100_000, 1), |config| {
         config.keys.truncate(1);
         config.pool.queue_timeout = Duration::from_millis(50);
@@ -166,7 +167,7 @@ async fn keys_of_one_workspace_are_found_by_themselves() {
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_asked_for_once() {
+async fn a_missing_permission_is_requested_once() {
     let mut plan = Plan::of([(ONE, 1_000), (TWO, 1_000)]);
     plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
     let proxy = start_proxy(plan).await;
@@ -181,7 +182,7 @@ async fn a_missing_permission_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn abuse_does_not_walk_the_pool() {
+async fn an_abuse_refusal_is_not_tried_with_every_key() {
     let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000), (THREE, 1_000)])).await;
     for key in KEYS {
         proxy.always(key, "unusual_activity");
@@ -198,7 +199,7 @@ async fn abuse_does_not_walk_the_pool() {
 }
 
 #[tokio::test]
-async fn a_refused_key_that_the_provider_knows_is_back_at_once() {
+async fn a_refused_key_that_a_poll_confirms_is_usable_at_once() {
     let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
     proxy.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
     assert_eq!(proxy.speak(5).await.status(), 200);
@@ -215,13 +216,16 @@ async fn a_refused_key_that_the_provider_knows_is_back_at_once() {
 }
 
 #[tokio::test]
-async fn every_strategy_serves_and_spreads_as_it_says() {
-    for (strategy, expected) in [
+async fn every_strategy_distributes_requests_as_documented() {
+    let cases = [
         ("fill-first", [6, 0, 0]),
         ("round-robin", [2, 2, 2]),
         ("most-remaining", [0, 6, 0]),
         ("least-requests", [6, 0, 0]),
-    ] {
+        ("soonest-reset", [6, 0, 0]),
+    ];
+    assert_eq!(cases.map(|(name, _)| name), STRATEGIES.each_ref().map(|strategy| strategy.name));
+    for (strategy, expected) in cases {
         let proxy = start_proxy_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
             config.pool.strategy = strategy.parse().unwrap();
         })
@@ -237,7 +241,7 @@ async fn every_strategy_serves_and_spreads_as_it_says() {
 }
 
 #[tokio::test]
-async fn a_text_that_comes_slowly_goes_without_an_estimate() {
+async fn a_slow_text_is_sent_without_an_estimate() {
     let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
         config.pool.cost_estimate_timeout = Duration::from_millis(1);
     })

@@ -36,8 +36,8 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
 }
 
 fn quota(amount: u64, measure: Measure) -> Rules {
-    let allowance = ClientQuota { amount, measure, period: Period::Ever };
-    Rules { allowance: Some(allowance), ..Rules::default() }
+    let quota = ClientQuota { amount, measure, period: Period::Ever };
+    Rules { quota: Some(quota), ..Rules::default() }
 }
 
 fn credits(amount: u64) -> Rules {
@@ -89,7 +89,7 @@ async fn check_at_once(characters: usize, expected: usize) {
 }
 
 #[tokio::test]
-async fn requests_at_once_spend_what_there_is_and_no_more() {
+async fn parallel_requests_spend_no_more_than_the_credits() {
     check_at_once(1_000, 1).await;
     check_at_once(300, 3).await;
     check_at_once(10, 100).await;
@@ -112,7 +112,7 @@ async fn a_request_that_needs_more_than_is_left_is_refused_and_a_smaller_one_ser
 }
 
 #[tokio::test]
-async fn what_may_have_been_served_is_charged_by_its_estimate() {
+async fn a_possibly_served_request_is_charged_by_its_estimate() {
     let proxy = start_proxy_with(plan(), with(credits(1_000))).await;
     // The connection breaks after the request was received.
     proxy.simulator.script(ONE, vec!["close".parse().unwrap()]);
@@ -147,7 +147,7 @@ async fn what_may_have_been_served_is_charged_by_its_estimate() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_for_what_was_never_sent() {
+async fn an_unsent_request_is_not_charged() {
     let proxy = start_proxy_with(plan(), |config| {
         with(credits(1_000))(config);
         // No server listens on this port.
@@ -175,7 +175,7 @@ async fn speak_as_other(proxy: &TestProxy, characters: usize) -> reqwest::Respon
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_waits_for_a_key_has_used_nothing() {
+async fn a_client_that_leaves_while_it_waits_for_a_key_is_not_charged() {
     for rules in [quota(1, Measure::Requests), credits(50)] {
         let proxy = start_proxy_with(narrow(1), with(rules)).await;
         // The concurrency limit is known from the first response.
@@ -213,7 +213,7 @@ async fn a_client_that_leaves_while_it_waits_for_a_key_has_used_nothing() {
 
 /// C3: requests of a client whose quota is exhausted.
 #[tokio::test]
-async fn a_spent_client_gets_what_is_free_and_nothing_else() {
+async fn a_spent_client_may_use_free_requests_only() {
     let proxy = start_proxy_with(plan(), with(credits(10))).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
     until_used(&proxy, (1, 10)).await;
@@ -273,7 +273,7 @@ async fn a_spent_client_gets_what_is_free_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_price_that_an_answer_names_is_charged_whatever_the_route() {
+async fn a_reported_price_is_charged_on_every_route() {
     for (method, path, served) in [
         ("POST", "/v1/convai/agents/a1/simulate-conversation", 2),
         ("POST", "/v1/something/that/comes/next", 2),
@@ -300,7 +300,7 @@ async fn a_price_that_an_answer_names_is_charged_whatever_the_route() {
 }
 
 #[tokio::test]
-async fn what_nobody_prices_takes_the_configured_amount_one_at_a_time() {
+async fn an_unpriced_request_reserves_the_configured_amount_one_at_a_time() {
     let proxy = start_proxy_with(plan(), |config| {
         with(credits(2_500))(config);
         config.access.unpriced_credits = 1_000;
@@ -329,7 +329,7 @@ async fn what_nobody_prices_takes_the_configured_amount_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn direct_access_is_given_to_clients_without_a_quota_or_with_leave() {
+async fn direct_access_needs_no_quota_or_a_permission() {
     let may = Rules { may_take_tokens: true, ..quota(2, Measure::Requests) };
     for (rules, expected) in [
         (quota(2, Measure::Requests), (403, "direct_access_not_allowed")),
@@ -380,7 +380,7 @@ async fn a_client_with_paths_sees_its_own_usage_only() {
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {
     for rules in [quota(5, Measure::Requests), credits(5_000)] {
-        let is_of_requests = rules.allowance.is_some_and(|quota| quota.measure == Measure::Requests);
+        let is_of_requests = rules.quota.is_some_and(|quota| quota.measure == Measure::Requests);
         let first = start_proxy_with(plan(), with(rules.clone())).await;
         for fault in [
             "answer=422/{}",
@@ -455,7 +455,7 @@ async fn trickle(proxy: &TestProxy, token: &str) -> TcpStream {
 
 /// B8.
 #[tokio::test]
-async fn clients_that_trickle_a_short_body_hold_no_place() {
+async fn clients_that_trickle_a_short_body_hold_no_slot() {
     let proxy = start_proxy_with(narrow(3), |config| {
         with(Rules::default())(config);
         config.pool.queue_timeout = std::time::Duration::from_millis(1);
@@ -484,7 +484,7 @@ async fn clients_that_trickle_a_short_body_hold_no_place() {
 }
 
 #[tokio::test]
-async fn one_client_does_not_take_the_places_of_all() {
+async fn one_client_does_not_take_all_slots() {
     let proxy = start_proxy_with(plan(), |config| {
         with(Rules::default())(config);
         config.server.max_requests = 4;
@@ -500,7 +500,7 @@ async fn one_client_does_not_take_the_places_of_all() {
 }
 
 #[tokio::test]
-async fn sessions_at_once_say_what_the_quota_has_room_for() {
+async fn parallel_sessions_speak_within_the_quota() {
     let proxy = start_proxy_with(plan(), with(credits(100))).await;
     let mut served = 0;
     for _ in 0..4 {

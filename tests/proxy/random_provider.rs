@@ -6,6 +6,7 @@
 //!
 //! `KEYCHOIR_PROVIDERS=1000` runs this number of providers, other ones each time.
 
+use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
 
 use crate::support::routes::Route;
@@ -195,7 +196,7 @@ fn script() -> impl Strategy<Value = Script> {
         prop::strategy::Union::new_weighted(routes.map(|(weight, route)| (weight, Just(route))).into());
     let asked = (0..2_usize, route, prop::sample::select(vec![1_usize, 20, 300]));
     let asked = asked.prop_map(|(client, route, characters)| Asked { client, route, characters });
-    let strategies = vec!["fill-first", "round-robin", "most-remaining", "least-requests", "soonest-reset"];
+    let strategies: Vec<&str> = STRATEGIES.iter().map(|strategy| strategy.name).collect();
     any::<bool>().prop_flat_map(move |is_speech_well| {
         let accounts = prop::collection::vec(account(is_speech_well), 3..=6);
         let requests = prop::collection::vec(asked.clone(), 60..=120);
@@ -439,7 +440,7 @@ const PROVIDERS: usize = 16;
 const AT_ONCE: usize = 8;
 
 #[tokio::test]
-async fn what_an_account_could_serve_is_served() {
+async fn every_request_that_an_account_could_serve_is_served() {
     let wanted = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
     let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let mut runner = TestRunner::new(Proptest { rng_seed, ..Proptest::default() });

@@ -80,7 +80,7 @@ async fn a_key_that_is_echoed_becomes_its_short_form() {
 }
 
 #[tokio::test]
-async fn a_stream_is_searched_without_waiting_for_it() {
+async fn a_stream_is_searched_without_a_delay() {
     let (start, end) = ONE.split_at(20);
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -103,7 +103,7 @@ async fn a_stream_is_searched_without_waiting_for_it() {
 }
 
 #[tokio::test]
-async fn every_type_but_sound_pictures_and_archives_is_searched() {
+async fn every_type_but_audio_images_and_archives_is_searched() {
     let text = format!("key {ONE} .");
     for kind in [
         "message/http",
@@ -150,7 +150,7 @@ async fn a_key_is_found_in_escapes_and_in_utf_16() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_searched_and_passes_as_it_came() {
+async fn a_compressed_response_is_searched_and_relayed_unchanged() {
     let clean = gzip("{\"voices\":[]}");
     let head = "200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip";
     let proxy = before(&message(head, &clean), |_| {}).await;
@@ -240,7 +240,7 @@ async fn an_owner_is_hidden_whatever_the_status_and_the_form() {
 }
 
 #[tokio::test]
-async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
+async fn a_response_with_an_irremovable_owner_is_not_relayed() {
     let document = json!({"first_name": "John"}).to_string();
     for (said, status) in [
         (message("200 OK\r\ncontent-encoding: br", document.as_bytes()), 502),
@@ -266,7 +266,7 @@ async fn an_owner_that_cannot_be_taken_out_is_not_relayed() {
 }
 
 #[tokio::test]
-async fn who_trusts_all_clients_can_switch_it_off() {
+async fn redaction_can_be_switched_off() {
     let proxy = start_proxy_with(plan(), |config| config.access.redact = false).await;
     let user: Value = proxy.get("/v1/user").await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator");

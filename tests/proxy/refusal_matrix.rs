@@ -437,7 +437,7 @@ async fn fill_first_meets_every_refusal_of_work() {
 }
 
 #[tokio::test]
-async fn fill_first_meets_every_refusal_of_what_is_free() {
+async fn fill_first_meets_every_refusal_of_free_requests() {
     check_catalogue("fill-first", &ROUTES[5..]).await;
 }
 
@@ -469,7 +469,7 @@ const STAGES: [&str; 3] = ["early:", "mid=200:", "gzip:"];
 const LONG: usize = 400;
 
 #[tokio::test]
-async fn a_refusal_is_the_same_whenever_it_comes() {
+async fn a_refusal_has_the_same_result_at_every_stage() {
     let (strategy, order) = STRATEGIES[0];
     let cases = STAGES.into_iter().flat_map(|stage| {
         REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {

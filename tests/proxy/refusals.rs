@@ -8,7 +8,7 @@ use crate::support::{
     start_proxy_with, wait_until,
 };
 use keychoir::config::KeyConfig;
-use keychoir::secret::ApiKey;
+use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::{Fault, KeyPlan, Plan, ShownLimit, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
 /// The same repeatedly, without polls: a refusal by all accounts is no evidence against the account
 /// that is tried next.
 #[tokio::test]
-async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
+async fn a_request_that_every_account_refuses_takes_no_key_at_any_repetition() {
     let refusals = [
         r#"answer=402/{"detail":{"code":"insufficient_credits","message":"No."}}"#,
         r#"answer=402/{"detail":"Payment Required"}"#,
@@ -122,7 +122,7 @@ async fn what_every_account_refuses_takes_no_key_however_often_it_is_asked() {
 
 /// Two accounts refuse all speech in unknown words; the third serves it from the second request on.
 #[tokio::test]
-async fn a_third_account_serves_what_two_refuse_in_unknown_words() {
+async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
     let refusals = [
         r#"answer=403/{"detail":{"code":"forbidden","message":"Your IP address is not allowed."}}"#,
         r#"answer=401/{"detail":"Unauthorized"}"#,
@@ -154,7 +154,7 @@ async fn a_third_account_serves_what_two_refuse_in_unknown_words() {
 /// An account refuses one kind of request in words about the whole account, and each poll
 /// contradicts it: it is tried for that kind once more, and then no longer.
 #[tokio::test]
-async fn an_account_that_polls_contradict_is_not_asked_for_ever() {
+async fn an_account_that_polls_contradict_is_not_retried_for_ever() {
     let refusals = [
         "quota_words",
         "insufficient_credits",
@@ -176,7 +176,7 @@ async fn an_account_that_polls_contradict_is_not_asked_for_ever() {
 
 /// A refusal of one account that cannot be parsed does not end the retries.
 #[tokio::test]
-async fn a_refusal_that_cannot_be_read_is_replaced() {
+async fn an_unreadable_refusal_is_replaced() {
     for refusal in ["garbled", "huge"] {
         let proxy = start_proxy(rich()).await;
         proxy.always(ONE, refusal);
@@ -272,7 +272,7 @@ fn hits(proxy: &TestProxy, keys: &[String]) -> usize {
 }
 
 #[tokio::test]
-async fn short_for_one_text_is_not_exhausted_before_and_after_a_restart() {
+async fn a_key_short_of_one_text_is_not_exhausted_before_and_after_a_restart() {
     let plan = || Plan::of([(ONE, 9_000)]);
     let proxy = start_proxy(plan()).await;
     assert_eq!(proxy.speak(50).await.status(), 200);
@@ -301,7 +301,7 @@ async fn short_for_one_text_is_not_exhausted_before_and_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_rate_limit_rests_what_was_limited() {
+async fn a_rate_limit_concerns_only_the_limited_endpoint() {
     for (refusal, path) in [
         ("answer=429/", "/v1/similar-voices"),
         ("rate_limit", "/v1/similar-voices"),
@@ -328,7 +328,7 @@ async fn a_rate_limit_rests_what_was_limited() {
 }
 
 #[tokio::test]
-async fn a_fresh_figure_with_credits_ends_a_rest_for_quota_in_words() {
+async fn a_fresh_poll_with_credits_ends_a_cooldown_for_quota() {
     let proxy = start_proxy(rich()).await;
     proxy.simulator.script(ONE, vec![fault("quota_words").unwrap()]);
     assert_eq!(proxy.speak(10).await.status(), 200);
@@ -339,7 +339,7 @@ async fn a_fresh_figure_with_credits_ends_a_rest_for_quota_in_words() {
 }
 
 #[tokio::test]
-async fn what_one_account_cannot_do_is_remembered_where_it_holds() {
+async fn a_restriction_is_recorded_for_its_account_and_operation() {
     for refusal in
         ["workspace_access_denied", "forbidden", "subscription_required", "unauthorized", "page=403"]
     {
@@ -360,7 +360,7 @@ async fn what_one_account_cannot_do_is_remembered_where_it_holds() {
 }
 
 #[tokio::test]
-async fn a_feature_of_a_plan_is_asked_of_accounts_that_may_have_it() {
+async fn a_plan_feature_is_requested_of_accounts_that_may_have_it() {
     const LIBRARY: &str = "LibraryVoice00000001";
     let mut plan = of_plans(&["free", "free", "creator"], 100_000);
     plan.library = vec![LIBRARY.to_owned()];
@@ -379,7 +379,7 @@ async fn a_feature_of_a_plan_is_asked_of_accounts_that_may_have_it() {
 }
 
 #[tokio::test]
-async fn an_output_format_is_asked_of_a_plan_that_has_it() {
+async fn an_output_format_is_requested_of_a_plan_that_has_it() {
     let proxy = start_proxy(of_plans(&["free", "creator", "pro"], 100_000)).await;
     for (format, hits) in
         [("mp3_44100_192", [0, 1, 0]), ("pcm_44100", [0, 1, 1]), ("mp3_44100_128", [1, 1, 1])]
@@ -490,7 +490,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     let served = {
         let busy = proxy.speak(10);
         let waiting = async {
-            wait_until(|| proxy.hits(&[ONE]) == [2]).await;
+            wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
             proxy.speak(10).await
         };
         tokio::select! {
@@ -501,7 +501,16 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     };
     assert_eq!(served.status(), 200);
     assert_eq!(proxy.hits(&[TWO]), [2]);
-    proxy.abandon().await;
+    let folder = proxy.abandon().await;
+    let file = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let mut statement = file
+        .prepare("SELECT started_at_ms, total_ms FROM attempts WHERE key_hash = ?1 ORDER BY number")
+        .unwrap();
+    let rows = statement.query_map([Fingerprint::of(TWO).to_string()], |row| Ok((row.get(0)?, row.get(1)?)));
+    let rows: Vec<(i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
+    let [(refused_at, refused_for), (served_at, _)] = rows[..] else { panic!("{rows:?}") };
+    // The wait of a second is between the attempts, and no part of the first.
+    assert!(served_at - (refused_at + refused_for) >= 500, "{rows:?}");
 }
 
 /// A restriction that a served request has refuted is not derived again from similar requests.
@@ -529,7 +538,7 @@ async fn add_voice(proxy: &TestProxy) -> reqwest::Response {
 
 /// Adding a voice costs no credits, so an account without credits serves it.
 #[tokio::test]
-async fn what_has_no_price_is_served_when_all_credits_are_spent() {
+async fn a_free_request_is_served_without_credits() {
     let proxy = start_proxy(Plan::of([(ONE, 10)])).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
     assert_ours(&proxy.speak(10).await, 401, "all_keys_exhausted");
@@ -539,7 +548,7 @@ async fn what_has_no_price_is_served_when_all_credits_are_spent() {
 }
 
 #[tokio::test]
-async fn an_account_with_full_slots_is_passed_over_for_one_with_room() {
+async fn an_account_with_full_slots_is_skipped_for_a_free_one() {
     let mut plan = of_plans(&["creator", "creator", "creator"], 100_000);
     plan.workspaces[0].voice_limit = Some(0);
     let proxy = start_proxy(plan).await;
@@ -549,7 +558,7 @@ async fn an_account_with_full_slots_is_passed_over_for_one_with_room() {
 }
 
 #[tokio::test]
-async fn keys_are_asked_while_the_refusal_is_about_a_permission() {
+async fn keys_are_tried_while_the_refusal_is_about_a_permission() {
     let mut plan = rich();
     for key in &mut plan.keys[..2] {
         key.permissions = Some(vec!["text_to_speech".to_owned()]);
@@ -584,7 +593,7 @@ async fn a_key_of_another_region_is_found_in_its_own() {
 }
 
 #[tokio::test]
-async fn a_key_of_a_region_that_is_not_found_says_what_to_do() {
+async fn a_key_of_an_unknown_region_is_explained() {
     let proxy = start_proxy_with(without_one(), |config| {
         config.keys.insert(0, KeyConfig::from(ApiKey::new(ONE).unwrap()));
     })
@@ -598,7 +607,7 @@ async fn a_key_of_a_region_that_is_not_found_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_no_account_has_is_asked_of_one_the_next_time() {
+async fn a_missing_resource_is_requested_of_one_account_the_next_time() {
     let proxy = start_proxy(rich()).await;
     let path = "/v1/text-to-speech/AVoiceThatNobodyHas0";
     assert_eq!(proxy.post(path, &json!({"text": "hello"})).await.status(), 404);
@@ -611,7 +620,7 @@ async fn what_no_account_has_is_asked_of_one_the_next_time() {
 }
 
 #[tokio::test]
-async fn a_path_that_there_is_not_is_asked_of_one_account() {
+async fn a_missing_path_is_requested_of_one_account() {
     let proxy = start_proxy(rich()).await;
     proxy.simulator.for_all_requests_on(SPEECH, fault(r#"answer=404/{"detail":"Not Found"}"#));
     for seen in 1..4 {
@@ -638,7 +647,7 @@ async fn an_account_without_a_limit_is_never_spent() {
 }
 
 #[tokio::test]
-async fn what_a_refusal_reported_ends_with_its_rest() {
+async fn the_figures_of_a_refusal_end_with_its_cooldown() {
     let mut plan = Plan::of([(ONE, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy_with(plan, |config| {
@@ -655,7 +664,7 @@ async fn what_a_refusal_reported_ends_with_its_rest() {
 }
 
 #[tokio::test]
-async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_others() {
+async fn a_client_with_unknown_refusals_takes_no_key_from_others() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(rich()).await;
         proxy.simulator.for_all_requests_on("/v1/convai", fault(refusal));
@@ -688,7 +697,7 @@ async fn a_client_whose_requests_are_refused_in_odd_words_takes_no_key_from_othe
 }
 
 #[tokio::test]
-async fn a_429_of_something_on_the_way_is_judged_by_contrast() {
+async fn a_429_of_an_intermediary_is_attributed_by_contrast() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(rich()).await;
         proxy.simulator.for_all_requests_on(SPEECH, fault(refusal));
@@ -721,7 +730,7 @@ async fn an_overloaded_account_is_replaced_by_another() {
 }
 
 #[tokio::test]
-async fn a_request_waits_for_a_cooldown_that_ends_before_a_place_is_free() {
+async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_free() {
     let one = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("ws_0", 100_000) };
     let mut plan = of_plans(&["creator", "creator"], 100_000);
     plan.workspaces[0] = one;
@@ -745,7 +754,7 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_place_is_free() {
 
 /// A text above the free plan's limit goes to an account whose plan permits it.
 #[tokio::test]
-async fn a_long_text_goes_to_a_plan_that_takes_it() {
+async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
     let proxy = start_proxy(of_plans(&["free", "creator"], 100_000)).await;
     // The model list contains the limit of a free account; the free one is not tried.
     let text = "a".repeat(5_001);

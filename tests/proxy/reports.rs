@@ -73,7 +73,7 @@ async fn the_status_as_json_is_the_document() {
 }
 
 #[tokio::test]
-async fn a_check_tells_by_its_exit_code() {
+async fn a_check_has_an_exit_code() {
     let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
     assert_eq!(status(&proxy, &["--check"]).await.status.code(), Some(0));
     proxy.always(ONE, "quota");
@@ -96,7 +96,7 @@ async fn a_check_tells_by_its_exit_code() {
 }
 
 #[tokio::test]
-async fn where_clients_have_tokens_the_status_asks_for_one() {
+async fn the_status_requires_a_token_where_clients_have_one() {
     let client = ClientConfig {
         name: "ops".to_owned(),
         token: TokenFingerprint::of(CLIENT_TOKEN),
@@ -130,7 +130,7 @@ async fn the_status_finds_the_address_in_the_configuration() {
 }
 
 #[tokio::test]
-async fn who_answers_and_is_no_keychoir_is_named() {
+async fn a_server_that_is_not_keychoir_is_named() {
     let proxy = start_proxy(plan()).await;
     let url = proxy.simulator.base_url();
     let output = read(&["status", "--url", &url]).await;
@@ -179,7 +179,7 @@ fn two_keys() -> Plan {
 }
 
 #[tokio::test]
-async fn usage_is_a_table_by_whatever_is_asked() {
+async fn usage_is_a_table_by_any_dimension() {
     let proxy = start_proxy_with(two_keys(), |config| config.keys[0].name = Some("first".to_owned())).await;
     spend(&proxy).await;
     for (by, table) in [
@@ -264,7 +264,7 @@ async fn usage_for_machines_has_every_sum() {
 }
 
 #[tokio::test]
-async fn usage_before_it_began_is_empty() {
+async fn usage_before_the_first_request_is_empty() {
     let proxy = start_proxy(two_keys()).await;
     written(&proxy, 0).await;
     assert_eq!(stdout(&usage(&proxy, &[]).await), "There were no requests since 2020-01-01 00:00 UTC.\n");
@@ -282,7 +282,7 @@ fn assert_refused(output: &Output, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn usage_that_cannot_be_told_says_why() {
+fn usage_that_cannot_be_read_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let file = path.to_str().unwrap();
@@ -349,7 +349,7 @@ async fn keys_are_listed_by_their_short_forms() {
 }
 
 #[test]
-fn keys_are_listed_before_there_are_books() {
+fn keys_are_listed_without_a_database() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let arguments = ["keys", "list", "--file", path.to_str().unwrap()];
@@ -364,7 +364,7 @@ fn keys_are_listed_before_there_are_books() {
 }
 
 #[tokio::test]
-async fn without_a_place_for_books_it_counts_and_leaves_no_file() {
+async fn a_database_in_memory_counts_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let simulator = Simulator::start(loopback().await, two_keys()).await.unwrap();
     for (arguments, variable) in [(&["--ephemeral"] as &[&str], "false"), (&[], "true")] {
@@ -405,7 +405,7 @@ async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
 }
 
 #[tokio::test]
-async fn what_others_spend_is_taken_over_shown_and_told_once() {
+async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());

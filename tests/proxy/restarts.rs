@@ -115,7 +115,7 @@ async fn check(proxy: TestProxy, request: Request, case: &str) {
 }
 
 #[tokio::test]
-async fn what_accounts_were_refused_for_is_known_after_a_restart() {
+async fn restrictions_are_known_after_a_restart() {
     let free = ["free", "free", "free", "creator"];
     let paid = ["creator"; 4];
     let cases = [
@@ -174,7 +174,7 @@ async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
 
 /// A restriction refuted by a served request does not come back with a restart.
 #[tokio::test]
-async fn what_was_refuted_stays_refuted() {
+async fn a_refuted_restriction_stays_refuted() {
     let proxy = start_proxy(of_plans(["creator"; 4])).await;
     proxy.simulator.always_on(ONE, SPEECH, Some("forbidden".parse().unwrap()));
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 1, 0, 0]));

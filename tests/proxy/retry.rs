@@ -49,7 +49,7 @@ async fn a_refused_key_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_not_the_keys_fault_asks_another_and_penalises_none() {
+async fn a_refusal_without_fault_of_the_key_is_retried_without_a_cooldown() {
     for fault in ["missing_permissions", "paid_plan_required", "subscription_required", "forbidden"] {
         check_replaced(fault, "active").await;
     }
@@ -63,7 +63,7 @@ async fn a_refusal_without_a_reason_makes_no_key_unusable() {
 }
 
 #[tokio::test]
-async fn a_head_tells_nothing_of_a_key() {
+async fn a_head_response_contains_no_key() {
     for (fault, status) in
         [("quota", 401), ("invalid", 401), ("insufficient_credits", 402), ("rate_limit", 429)]
     {
@@ -82,7 +82,7 @@ async fn a_head_tells_nothing_of_a_key() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_understood_when_it_is_compressed_or_early() {
+async fn a_compressed_or_early_refusal_is_classified() {
     for fault in ["gzip:quota", "early:quota", "early:insufficient_credits"] {
         check_replaced(fault, "exhausted").await;
     }
@@ -105,19 +105,19 @@ async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
 }
 
 #[tokio::test]
-async fn the_clients_own_mistake_never_walks_the_pool() {
+async fn an_error_of_the_client_is_sent_with_one_key() {
     check_relayed("unprocessable", 422, [1, 0, 0]).await;
     check_relayed("text_too_long", 400, [1, 0, 0]).await;
     check_relayed("model_not_found", 400, [1, 0, 0]).await;
 }
 
 #[tokio::test]
-async fn what_is_not_found_is_looked_for_once_in_every_account() {
+async fn a_missing_resource_is_searched_once_in_every_account() {
     check_relayed("voice_not_found", 404, [1, 1, 1]).await;
 }
 
 #[tokio::test]
-async fn an_ambiguous_refusal_of_two_workspaces_is_the_answer() {
+async fn an_ambiguous_refusal_of_two_workspaces_is_relayed() {
     check_relayed("forbidden", 403, [1, 1, 0]).await;
     check_relayed("unauthorized", 401, [1, 1, 0]).await;
     check_relayed("sign_in_required", 401, [1, 1, 0]).await;
@@ -127,19 +127,19 @@ async fn an_ambiguous_refusal_of_two_workspaces_is_the_answer() {
 }
 
 #[tokio::test]
-async fn what_an_account_cannot_do_is_asked_of_every_other() {
+async fn an_operation_that_one_account_lacks_is_tried_with_every_other() {
     check_relayed("missing_permissions", 401, [1, 1, 1]).await;
     check_relayed("paid_plan_required", 402, [1, 1, 1]).await;
     check_relayed("voice_limit_reached", 400, [1, 1, 1]).await;
 }
 
 #[tokio::test]
-async fn a_failure_of_the_provider_may_have_done_the_work_and_is_not_repeated() {
+async fn a_provider_failure_after_a_possible_effect_is_not_retried() {
     check_relayed("server_error", 500, [1, 0, 0]).await;
 }
 
 #[tokio::test]
-async fn an_overloaded_provider_is_asked_once_more() {
+async fn an_overloaded_provider_is_retried_once() {
     // Another account is tried if there is one: it may be served by another machine of the
     // provider.
     check_relayed("system_busy", 429, [1, 1, 0]).await;
@@ -147,7 +147,7 @@ async fn an_overloaded_provider_is_asked_once_more() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_cannot_be_read_is_one_without_known_words() {
+async fn an_unreadable_refusal_is_unexplained() {
     for fault in ["huge", "garbled"] {
         check_relayed(fault, 401, [1, 1, 0]).await;
         check_replaced(fault, "active").await;
@@ -167,7 +167,7 @@ async fn a_post_that_was_read_and_not_answered_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_get_that_was_not_answered_is_sent_once_more() {
+async fn an_unanswered_get_is_sent_once_more() {
     let proxy = start_proxy(rich()).await;
     proxy.simulator.script(ONE, vec!["close".parse().unwrap()]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
@@ -180,7 +180,7 @@ async fn a_get_that_was_not_answered_is_sent_once_more() {
 }
 
 #[tokio::test]
-async fn keys_are_spent_one_after_the_other_and_the_books_equal_the_ledger() {
+async fn keys_are_spent_in_order_and_the_records_equal_the_charges() {
     let proxy = start_proxy(Plan::of([(ONE, 100), (TWO, 50), (THREE, 100_000)])).await;
     for _ in 0..40 {
         assert_eq!(proxy.speak(7).await.status(), 200);
@@ -206,7 +206,7 @@ async fn many_requests_at_once_all_succeed_while_keys_run_out() {
 }
 
 #[tokio::test]
-async fn when_all_is_spent_the_answer_is_the_providers_word_and_asks_nobody() {
+async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
     let proxy = start_proxy(Plan::of([(ONE, 5), (TWO, 5)])).await;
     let answer = proxy.speak(10).await;
     assert_ours(&answer, 401, "all_keys_exhausted");
@@ -227,7 +227,7 @@ async fn when_all_is_spent_the_answer_is_the_providers_word_and_asks_nobody() {
 }
 
 #[tokio::test]
-async fn when_all_cool_down_the_answer_says_for_how_long() {
+async fn the_response_names_the_end_of_the_cooldown_of_all_keys() {
     let proxy = start_proxy(rich()).await;
     proxy.always(ONE, "rate_limit=50");
     proxy.always(TWO, "rate_limit=20");
@@ -240,7 +240,7 @@ async fn when_all_cool_down_the_answer_says_for_how_long() {
 }
 
 #[tokio::test]
-async fn when_all_are_refused_the_answer_says_so() {
+async fn the_response_names_the_refusal_of_all_keys() {
     let proxy = start_proxy(rich()).await;
     for key in KEYS {
         proxy.always(key, "invalid");
@@ -255,7 +255,7 @@ async fn when_all_are_refused_the_answer_says_so() {
 }
 
 #[tokio::test]
-async fn a_key_of_an_empty_workspace_is_not_tried_after_its_sister() {
+async fn a_second_key_of_an_empty_workspace_is_not_tried() {
     let plan = Plan {
         keys: vec![
             KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(ONE, 0) },
@@ -277,7 +277,7 @@ async fn a_key_of_an_empty_workspace_is_not_tried_after_its_sister() {
 }
 
 #[tokio::test]
-async fn a_body_beyond_its_bound_passes_and_only_its_replay_is_lost() {
+async fn a_body_beyond_the_buffer_is_forwarded_without_a_replay() {
     let proxy = start_proxy_with(rich(), |config| {
         config.retry.buffer_size = 100;
         config.retry.spill_size = 0;

@@ -56,7 +56,7 @@ async fn spoken(running: &Running) -> u16 {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_or_trickle_hold_no_place_for_long() {
+async fn clients_that_do_not_read_or_trickle_hold_no_permit_for_long() {
     let (simulator, running) = three_places(1024 * 1024).await;
     let mut slow = [asked(&running).await, asked(&running).await, asked(&running).await];
     let [_, _, trickling] = &mut slow;

@@ -131,7 +131,7 @@ async fn http_and_https_are_spoken_on_one_port_at_once() {
 }
 
 #[tokio::test]
-async fn who_trusts_the_authority_believes_every_name_of_this_machine() {
+async fn the_authority_certifies_every_name_of_this_machine() {
     let (proxy, folder) =
         https_house(|config| config.access.hosts = vec!["keys.localhost".into(), "keys.example".into()])
             .await;
@@ -164,7 +164,7 @@ async fn only_http_1_1_is_agreed_on() {
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_resumes_its_session() {
+async fn a_reconnecting_client_resumes_its_tls_session() {
     let (proxy, folder) = https_house(|_| {}).await;
     for version in [&TLS12, &TLS13] {
         let client = Client::speaking(Some(&ca(&folder)), &[version]);
@@ -189,7 +189,7 @@ fn client_hello() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn who_does_not_go_on_is_closed_in_time() {
+async fn an_incomplete_request_is_closed_at_its_timeout() {
     let (proxy, folder) = https_house(|config| {
         config.server.request_headers_timeout = Duration::from_secs(1);
     })
@@ -209,7 +209,7 @@ async fn who_does_not_go_on_is_closed_in_time() {
 }
 
 #[tokio::test]
-async fn who_is_slow_to_begin_is_served() {
+async fn a_slow_client_delays_no_other_and_is_served() {
     let (proxy, folder) = https_house(|_| {}).await;
     let address = proxy.running.address();
     let mut plain = TcpStream::connect(address).await.unwrap();
@@ -250,7 +250,7 @@ async fn garbage_ends_its_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_open_connection_ends_with_tlss_own_goodbye() {
+async fn an_open_connection_ends_with_a_close_notify() {
     let (proxy, folder) = https_house(|_| {}).await;
     let client = Client::trusting(Some(&ca(&folder)));
     let address = proxy.running.address();
@@ -271,7 +271,7 @@ async fn an_open_connection_ends_with_tlss_own_goodbye() {
 }
 
 #[tokio::test]
-async fn where_tls_is_off_it_is_turned_away() {
+async fn a_tls_client_is_refused_where_tls_is_off() {
     let (proxy, folder) = https_house(|config| config.server.tls = TlsConfig::off()).await;
     let address = proxy.running.address();
     assert_eq!(proxy.running.https(&proxy.running.addresses()[0]), HttpsState::Off);
@@ -347,7 +347,7 @@ async fn assert_http(address: SocketAddr) {
 }
 
 #[tokio::test]
-async fn two_that_start_together_and_one_that_comes_later_have_one_authority() {
+async fn programs_that_start_together_share_one_authority() {
     let stage = Stage::new();
     let start_as = |books: &str| {
         let mut command = stage.command(books);
@@ -367,7 +367,7 @@ async fn two_that_start_together_and_one_that_comes_later_have_one_authority() {
 }
 
 #[tokio::test]
-async fn the_authority_lives_beside_the_books_and_only_its_owner_sees_it() {
+async fn the_authority_is_beside_the_database_and_private() {
     let stage = Stage::new();
     let (mut program, address) = start(&mut stage.command("state/keychoir.db"));
     let https = program.event("server_https");
@@ -387,7 +387,7 @@ async fn the_authority_lives_beside_the_books_and_only_its_owner_sees_it() {
 }
 
 #[tokio::test]
-async fn a_broken_authority_is_kept_and_told_of() {
+async fn a_broken_authority_is_kept_and_reported() {
     let stage = Stage::new();
     fs::create_dir(stage.path("tls")).unwrap();
     fs::write(stage.path("tls/authority.pem"), "precious, perhaps").unwrap();
@@ -434,7 +434,7 @@ async fn a_folder_that_cannot_be_made_costs_https_and_not_the_start() {
 }
 
 #[tokio::test]
-async fn a_given_certificate_is_shown_and_replaced_without_a_restart() {
+async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     let stage = Stage::new();
     stage.certify("keys.example");
     let (mut program, address) = start(stage.with_files(&mut stage.command("keychoir.db")));
@@ -481,7 +481,7 @@ async fn a_certificate_that_changes_is_noticed_without_a_signal() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
+fn an_unusable_certificate_is_named_before_the_start() {
     let stage = Stage::new();
     let (cert, _) = stage.certify("keys.example");
     stage.certify("other.example");
@@ -497,7 +497,7 @@ fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
 }
 
 #[tokio::test]
-async fn https_comes_goes_and_changes_with_a_reload() {
+async fn https_is_added_removed_and_changed_by_a_reload() {
     let stage = Stage::new();
     let config = stage.path("keychoir.toml");
     stage.write("keychoir.toml", "");
@@ -569,7 +569,7 @@ fn printed(command: &mut Command) -> String {
 }
 
 #[test]
-fn env_prints_what_a_shell_must_know_before_the_first_start() {
+fn env_prints_the_variables_before_the_first_start() {
     let stage = Stage::new();
     let home = stage.path("it's home");
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
@@ -606,7 +606,7 @@ export NODE_EXTRA_CA_CERTS='{quoted}/ca.pem'
 }
 
 #[test]
-fn env_says_what_there_is_not() {
+fn env_names_what_is_missing() {
     let stage = Stage::new();
     let home = stage.path("home");
     stage.certify("keys.example");
@@ -656,7 +656,7 @@ fn env_says_what_there_is_not() {
 }
 
 #[test]
-fn env_fails_aloud_when_there_can_be_no_authority() {
+fn env_fails_without_an_authority() {
     let stage = Stage::new();
     fs::write(stage.path("file"), "").unwrap();
     let mut command = env(&stage.path("home"), &[]);
@@ -667,7 +667,7 @@ fn env_fails_aloud_when_there_can_be_no_authority() {
 }
 
 #[test]
-fn env_tells_of_an_authority_that_is_broken() {
+fn env_reports_a_broken_authority() {
     let stage = Stage::new();
     stage.write("authority.pem", "precious, perhaps");
     let mut command = env(&stage.path("home"), &[]);
@@ -677,7 +677,7 @@ fn env_tells_of_an_authority_that_is_broken() {
 }
 
 #[tokio::test]
-async fn what_env_made_before_the_first_start_is_what_is_shown() {
+async fn the_authority_made_by_env_is_served() {
     let stage = Stage::new();
     let folder = stage.path("tls");
     printed(env(&stage.path("home"), &[]).env("KEYCHOIR_SERVER__TLS_DIRECTORY", &folder));

@@ -67,7 +67,7 @@ async fn path_and_query_arrive_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn any_method_passes_but_those_that_would_make_it_something_else() {
+async fn any_method_but_trace_and_connect_is_forwarded() {
     let proxy = start_proxy(plan()).await;
     for method in ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
         assert_eq!(echoed(&proxy, &format!("{method} /v1/simulator/echo"), "").await["method"], method);
@@ -117,7 +117,7 @@ async fn headers_of_the_sdk_pass() {
 }
 
 #[tokio::test]
-async fn the_headers_that_clients_need_come_back() {
+async fn the_response_headers_of_the_provider_are_relayed() {
     let proxy = start_proxy(plan()).await;
     let answer = proxy.speak(12).await;
     let headers = answer.headers();
@@ -130,7 +130,7 @@ async fn the_headers_that_clients_need_come_back() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_own_name() {
+async fn a_request_keeps_its_own_id() {
     let proxy = start_proxy(plan()).await;
     let request = proxy.client.get(format!("{}/v1/voices", proxy.url)).header("x-request-id", "mine-1");
     assert_eq!(request.send().await.unwrap().headers()["x-request-id"], "mine-1");
@@ -139,7 +139,7 @@ async fn a_request_keeps_its_own_name() {
 }
 
 #[tokio::test]
-async fn an_answer_is_relayed_as_it_comes() {
+async fn a_response_is_relayed_as_it_arrives() {
     let proxy = start_proxy(plan()).await;
     // The provider waits between two pieces for longer than this test runs.
     proxy.always(ONE, "slow_body=3600s");
@@ -151,7 +151,7 @@ async fn an_answer_is_relayed_as_it_comes() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_broken_for_the_client() {
+async fn a_broken_response_is_broken_for_the_client() {
     let proxy = start_proxy(plan()).await;
     proxy.always(ONE, "cut=2000");
     let answer = proxy.speak(100).await;
@@ -221,7 +221,7 @@ async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_said_to_be_so() {
+async fn an_unreachable_upstream_is_reported() {
     let proxy = start_proxy_with(plan(), |config| {
         // An unused port.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

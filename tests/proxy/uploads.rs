@@ -96,23 +96,23 @@ async fn check(faults: [&str; 2], sizes: &[usize]) {
 const SIZES: [usize; 5] = [0, 10_000, 200_000, 2_000_000, 32_000_000];
 
 #[tokio::test]
-async fn refused_after_the_upload() {
+async fn an_upload_is_sent_again_after_a_refusal_at_its_end() {
     check(["missing_permissions", "pass"], &SIZES).await;
 }
 
 #[tokio::test]
-async fn refused_before_and_while_it_comes() {
+async fn an_upload_is_sent_again_after_a_refusal_before_its_end() {
     check(["early:missing_permissions", "pass"], &SIZES).await;
 }
 
 #[tokio::test]
-async fn refused_in_the_middle() {
+async fn an_upload_is_sent_again_after_a_refusal_in_its_middle() {
     check(["mid=5000:missing_permissions", "pass"], &SIZES).await;
     check(["mid=1000000:missing_permissions", "pass"], &SIZES[3..]).await;
 }
 
 #[tokio::test]
-async fn refused_by_a_key_that_is_parked_for_it() {
+async fn an_upload_is_sent_again_after_a_refusal_that_puts_the_key_in_cooldown() {
     for fault in
         ["quota", "early:quota", "insufficient_credits", "early:quota_403", "rate_limit", "early:concurrency"]
     {
@@ -128,7 +128,7 @@ async fn refused_by_a_key_that_is_parked_for_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_to_go_on() {
+async fn a_client_that_expects_100_gets_it() {
     let proxy = start_proxy(rich()).await;
     proxy.always(ONE, "quota");
     let body = content(500_000);
@@ -139,7 +139,7 @@ async fn a_client_that_asks_first_is_told_to_go_on() {
 }
 
 #[tokio::test]
-async fn past_all_bounds_the_request_goes_on_and_its_refusal_is_the_answer() {
+async fn a_request_beyond_the_buffer_is_sent_and_its_refusal_is_relayed() {
     let proxy = start_proxy_with(rich(), |config| {
         config.retry.buffer_size = 1_000;
         config.retry.spill_size = 1_000_000;

@@ -78,7 +78,7 @@ async fn check_whole(said: &str, headers: &[&str], body: &str) {
 }
 
 #[tokio::test]
-async fn an_answer_is_heard_whole() {
+async fn a_response_is_relayed_whole() {
     check_whole("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", &["content-length: 2"], "ok").await;
     let chunks = "2\r\nok\r\n0\r\n\r\n";
     let chunked = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
@@ -96,7 +96,7 @@ async fn the_version_of_the_other_connection_stays_there() {
 }
 
 #[tokio::test]
-async fn what_is_said_before_the_answer_is_passed_over() {
+async fn informational_responses_are_not_relayed() {
     let early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(1_000);
     check_whole(&format!("{early}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), &[], "ok").await;
 }
@@ -115,7 +115,7 @@ async fn check_broken(said: &str) {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_does_not_end_cleanly() {
+async fn a_broken_response_does_not_end_cleanly() {
     check_broken("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").await;
     check_broken("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
     check_broken("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n8\r\nsec").await;
@@ -123,7 +123,7 @@ async fn an_answer_that_breaks_off_does_not_end_cleanly() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_a_502_and_no_keys_fault() {
+async fn an_invalid_response_is_a_502_without_a_cooldown() {
     let huge = format!("HTTP/1.1 200 OK\r\nx-huge: {}\r\ncontent-length: 2\r\n\r\nok", "a".repeat(1 << 20));
     let many = format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", "x-one: 1\r\n".repeat(10_000));
     for said in [
@@ -152,7 +152,7 @@ async fn what_is_no_answer_is_a_502_and_no_keys_fault() {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_is_asked_once_more() {
+async fn a_request_without_effect_is_sent_once_more() {
     let proxy = before(Vec::new(), End::Close).await;
     let answer = heard(&proxy, "GET").await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
@@ -183,7 +183,7 @@ async fn seen(proxy: &TestProxy, method: &str, url: &str) -> (u16, Vec<(String, 
 }
 
 #[tokio::test]
-async fn an_answer_is_the_same_through_the_proxy_and_beside_it() {
+async fn a_response_is_the_same_with_and_without_the_proxy() {
     let gzip = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\n\x1f\x8b\x08\x00";
     let mut answers = vec![gzip.to_vec()];
     for said in [
@@ -216,7 +216,7 @@ async fn an_answer_is_the_same_through_the_proxy_and_beside_it() {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_head_tells_the_length_of_what_it_does_not_have() {
+async fn the_response_to_a_head_has_the_length_of_the_body() {
     let said = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nx-a: 1\r\n\r\n".to_vec();
     let (proxy, upstream) = before_at(said, End::Close).await;
     let (beside, through) = (seen(&proxy, "HEAD", &upstream).await, seen(&proxy, "HEAD", &proxy.url).await);

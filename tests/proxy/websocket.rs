@@ -67,7 +67,7 @@ async fn a_text_is_spoken_and_charged_by_its_characters() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_replaced_without_a_word() {
+async fn a_refused_key_is_replaced_unseen() {
     for shape in [
         "invalid",
         "quota",
@@ -94,7 +94,7 @@ async fn a_refused_key_is_replaced_without_a_word() {
 }
 
 #[tokio::test]
-async fn transcription_begins_with_the_key_that_works() {
+async fn a_transcription_begins_with_the_working_key() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "invalid");
     proxy.always(TWO, "quota");
@@ -116,7 +116,7 @@ async fn transcription_begins_with_the_key_that_works() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_every_key_gets_is_told_as_it_came() {
+async fn a_refusal_that_every_key_gets_is_relayed_unchanged() {
     let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
     proxy.always(ONE, "invalid");
     proxy.always(TWO, "invalid");
@@ -130,7 +130,7 @@ async fn a_refusal_that_every_key_gets_is_told_as_it_came() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_every_key_is_refused_is_an_answer() {
+async fn a_handshake_that_every_key_is_refused_is_relayed() {
     let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
     // This model is not available on this WebSocket, whatever the key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
@@ -150,7 +150,7 @@ async fn a_handshake_that_every_key_is_refused_is_an_answer() {
 
 /// A12, on WebSockets: for a voice that no account has, only one account is tried for a while.
 #[tokio::test]
-async fn a_voice_that_no_account_has_is_looked_for_once_on_sockets() {
+async fn a_voice_that_no_account_has_is_searched_once_on_sockets() {
     let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])).await;
     let speak = async || {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -168,7 +168,7 @@ async fn a_voice_that_no_account_has_is_looked_for_once_on_sockets() {
 }
 
 #[tokio::test]
-async fn after_the_first_sound_a_refusal_is_passed_on_and_teaches() {
+async fn a_refusal_after_the_first_audio_is_forwarded_and_recorded() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "after=1:quota");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -183,7 +183,7 @@ async fn after_the_first_sound_a_refusal_is_passed_on_and_teaches() {
 }
 
 #[tokio::test]
-async fn credits_that_run_out_between_keys_move_the_session() {
+async fn an_exhausted_key_fails_over_during_a_session() {
     // The first key cannot pay for the text, so it is not tried.
     let proxy = start_proxy(Plan::of([(ONE, 5), (TWO, 100_000)])).await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -235,7 +235,7 @@ async fn every_context_may_bring_a_credential_and_none_arrives() {
 }
 
 #[tokio::test]
-async fn what_is_not_known_passes_as_it_is() {
+async fn messages_of_an_unknown_protocol_are_forwarded_unchanged() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, ECHO).await;
     let large = "x".repeat(3_000_000);
@@ -269,7 +269,7 @@ async fn a_large_object_keeps_all_but_its_credential() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_echoed_is_not_seen() {
+async fn an_echoed_key_is_redacted() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, ECHO).await;
     session.send(Message::text(format!("it is {ONE}!"))).await;
@@ -285,7 +285,7 @@ async fn a_key_that_is_echoed_is_not_seen() {
 }
 
 #[tokio::test]
-async fn origin_and_subprotocols_pass_but_for_a_token() {
+async fn origin_and_subprotocols_are_forwarded_without_a_token() {
     let proxy =
         start_proxy_with(three_keys(), |config| config.access.origins = vec!["https://app.example".into()])
             .await;
@@ -316,7 +316,7 @@ fn with_token(config: &mut Config) {
 }
 
 #[tokio::test]
-async fn a_token_may_be_presented_in_any_place_of_a_socket() {
+async fn a_token_may_be_presented_in_any_position_of_a_handshake() {
     let proxy = start_proxy_with(three_keys(), with_token).await;
     let in_query = format!("{STREAM_INPUT}?xi_api_key={CLIENT_TOKEN}");
     for (path, headers) in [
@@ -335,7 +335,7 @@ async fn a_token_may_be_presented_in_any_place_of_a_socket() {
 }
 
 #[tokio::test]
-async fn who_does_not_say_who_it_is_gets_nothing() {
+async fn a_client_without_a_valid_token_gets_no_session() {
     let proxy = start_proxy_with(three_keys(), |config| {
         with_token(config);
         config.websocket.auth_message_timeout = Duration::from_millis(50);
@@ -360,7 +360,7 @@ async fn who_does_not_say_who_it_is_gets_nothing() {
 }
 
 #[tokio::test]
-async fn an_own_key_goes_as_it_is_and_is_not_seen_in_messages() {
+async fn an_own_key_is_sent_unchanged_and_not_read_from_messages() {
     let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
         config.access.bring_your_own_key = true;
         config.keys.truncate(1);
@@ -388,7 +388,7 @@ fn narrow(keys: &[&str], maximum: u32) -> Plan {
 }
 
 #[tokio::test]
-async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
+async fn idle_sessions_take_no_slot_and_speaking_ones_wait_for_one() {
     let proxy = start_proxy_with(narrow(&[ONE], 1), |config| {
         config.websocket.speech_idle_timeout = Duration::from_millis(20)
     })
@@ -416,7 +416,7 @@ async fn idle_sessions_take_no_place_and_speaking_ones_wait_for_theirs() {
 /// A denial in unknown words: the session is tried with a second account, and the refusal of the
 /// first is recorded for the next sessions.
 #[tokio::test]
-async fn a_session_that_is_refused_in_unknown_words_is_asked_of_another_account() {
+async fn an_unexplained_refusal_of_a_session_is_retried_with_another_account() {
     for shape in ["forbidden", "unauthorized", "early:forbidden"] {
         let proxy = start_proxy(three_keys()).await;
         proxy.always(ONE, shape);
@@ -467,7 +467,7 @@ async fn the_program_ends_sessions_when_the_grace_is_over() {
 }
 
 #[tokio::test]
-async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
+async fn a_session_that_waits_at_the_drain_timeout_gets_a_close_frame() {
     let unknown = start_proxy_with(three_keys(), with_token).await;
     let silent = handshake(&unknown, STREAM_INPUT, &[]).await.unwrap();
     // The only slot is taken, and the text waits for it.
@@ -486,7 +486,7 @@ async fn who_is_still_waited_for_when_the_grace_is_over_is_told() {
 }
 
 #[tokio::test]
-async fn a_session_on_which_nothing_is_said_ends() {
+async fn an_idle_session_ends() {
     for (lifetime, word) in [(0, "idle"), (150, "max_duration")] {
         let proxy = start_proxy_with(three_keys(), |config| {
             config.websocket.idle_timeout = Duration::from_millis(if lifetime == 0 { 100 } else { 0 });
@@ -502,11 +502,11 @@ async fn a_session_on_which_nothing_is_said_ends() {
 }
 
 #[tokio::test]
-async fn an_allowance_of_credits_ends_with_the_session_under_way() {
-    let allowance = ClientQuota { amount: 40, measure: Measure::Credits, period: Period::Day };
+async fn a_quota_of_credits_ends_a_running_session() {
+    let quota = ClientQuota { amount: 40, measure: Measure::Credits, period: Period::Day };
     let proxy = start_proxy_with(three_keys(), |config| {
         with_token(config);
-        config.clients[0].rules.allowance = Some(allowance);
+        config.clients[0].rules.quota = Some(quota);
     })
     .await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -540,7 +540,7 @@ async fn a_client_that_leaves_takes_the_session_with_it() {
 }
 
 #[tokio::test]
-async fn a_provider_that_breaks_off_is_no_clean_end() {
+async fn a_broken_provider_connection_is_no_clean_end() {
     for fault in ["after=1:cut", "after=1:reset"] {
         let proxy = start_proxy(three_keys()).await;
         proxy.always(ONE, fault);
@@ -554,7 +554,7 @@ async fn a_provider_that_breaks_off_is_no_clean_end() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_spoken_is_not_said_again() {
+async fn possibly_spoken_text_is_not_sent_again() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "after=0:cut");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -567,7 +567,7 @@ async fn what_may_have_been_spoken_is_not_said_again() {
 }
 
 #[tokio::test]
-async fn what_costs_nothing_is_said_once_more() {
+async fn a_free_message_is_sent_once_more() {
     let proxy = start_proxy(three_keys()).await;
     proxy.simulator.script(ONE, vec!["after=0:cut".parse().unwrap()]);
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -607,7 +607,7 @@ fn figure(books: &Path, sql: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_transcription_is_booked_by_its_seconds() {
+async fn a_transcription_is_recorded_by_its_seconds() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, SCRIBE).await;
     assert_eq!(session.message().await["message_type"], "session_started");
@@ -627,7 +627,7 @@ async fn a_transcription_is_booked_by_its_seconds() {
 }
 
 #[tokio::test]
-async fn what_a_conversation_has_cost_is_asked_for_afterwards() {
+async fn the_cost_of_a_conversation_is_polled_afterwards() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "quota");
     let mut session = open_session(&proxy, AGENT).await;
@@ -656,7 +656,7 @@ async fn what_a_conversation_has_cost_is_asked_for_afterwards() {
 }
 
 #[tokio::test]
-async fn a_conversation_belongs_to_the_account_that_held_it() {
+async fn a_conversation_belongs_to_the_account_that_served_it() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "quota");
     let mut session = open_session(&proxy, AGENT).await;
@@ -671,7 +671,7 @@ async fn a_conversation_belongs_to_the_account_that_held_it() {
 }
 
 #[tokio::test]
-async fn an_agent_is_sent_on_with_its_subprotocol_and_begins_once() {
+async fn an_agent_session_fails_over_with_its_subprotocol_and_begins_once() {
     let proxy = start_proxy(three_keys()).await;
     proxy.always(ONE, "invalid");
     proxy.always(TWO, "quota");
@@ -695,7 +695,7 @@ async fn an_agent_is_sent_on_with_its_subprotocol_and_begins_once() {
 }
 
 #[tokio::test]
-async fn a_signed_url_names_us_where_that_is_wished() {
+async fn a_signed_url_names_the_proxy_where_it_is_configured() {
     for base in [None, Some("wss://localhost:11011")] {
         let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
             config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
@@ -720,7 +720,7 @@ async fn a_signed_url_names_us_where_that_is_wished() {
 }
 
 #[tokio::test]
-async fn what_the_first_message_names_binds_the_session() {
+async fn a_resource_in_the_first_message_binds_the_session() {
     let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
     // Another key serves, though the first one is not at fault.
     proxy.always(ONE, "forbidden");
@@ -743,10 +743,10 @@ async fn what_the_first_message_names_binds_the_session() {
 
 #[tokio::test]
 async fn a_session_counts_for_its_client_when_it_was_served() {
-    let allowance = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Ever };
+    let quota = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Ever };
     let proxy = start_proxy_with(three_keys(), |config| {
         with_token(config);
-        config.clients[0].rules.allowance = Some(allowance);
+        config.clients[0].rules.quota = Some(quota);
         config.clients[0].rules.concurrency = Some(1);
     })
     .await;
@@ -848,7 +848,7 @@ async fn one_context_that_is_refused_does_not_end_the_others() {
 }
 
 #[tokio::test]
-async fn a_workspace_that_has_no_room_is_not_asked_again() {
+async fn a_workspace_at_its_concurrency_limit_is_not_tried_again() {
     let proxy =
         start_proxy_with(three_keys(), |config| config.pool.concurrency_cooldown = Duration::from_secs(600))
             .await;
@@ -863,7 +863,7 @@ async fn a_workspace_that_has_no_room_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_session_that_has_spoken_gives_its_place_to_the_next() {
+async fn an_idle_speech_session_releases_its_slot() {
     let proxy = start_proxy_with(narrow(&[ONE], 1), |config| {
         config.websocket.speech_idle_timeout = Duration::from_millis(20)
     })

@@ -60,7 +60,7 @@ const UNPAID: &str =
     "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.";
 
 #[tokio::test]
-async fn a_close_with_a_sentence_of_http_is_what_the_sentence_says() {
+async fn a_close_with_an_http_message_is_classified_by_the_message() {
     for (sentence, verdict) in
         [(MISSING, "missing_permission"), (LIBRARY, "plan_feature"), (UNPAID, "billing")]
     {
@@ -91,7 +91,7 @@ async fn an_auth_error_about_a_permission_takes_no_key() {
 /// A text that does not blame the key: two accounts are tried, the next session reaches the third,
 /// and all stay active.
 #[tokio::test]
-async fn an_auth_error_in_unknown_words_takes_no_key() {
+async fn an_unexplained_auth_error_takes_no_key() {
     let message = json!({"message_type": "auth_error", "error": "Something new."});
     let proxy = accounts(3, 2, &last(1000, &message)).await;
     assert_eq!(open(&proxy, SCRIBE).await, "auth_error");
@@ -103,7 +103,7 @@ async fn an_auth_error_in_unknown_words_takes_no_key() {
 }
 
 #[tokio::test]
-async fn a_code_of_http_refuses_a_transcription_before_it_starts() {
+async fn an_http_code_refuses_a_transcription_before_its_start() {
     for code in [
         "subscription_required",
         "paid_plan_required",
@@ -131,7 +131,7 @@ async fn a_code_of_http_refuses_a_transcription_before_it_starts() {
 }
 
 #[tokio::test]
-async fn an_agents_error_in_the_shape_of_http_moves_the_session() {
+async fn an_http_error_of_an_agent_socket_fails_over() {
     for message in [
         json!({"detail": {"status": "missing_permissions", "message": MISSING}}),
         json!({"type": "error", "error": "subscription_required", "message": "x"}),
@@ -148,7 +148,7 @@ async fn an_agents_error_in_the_shape_of_http_moves_the_session() {
 
 /// A limit of one account is recorded once another has served.
 #[tokio::test]
-async fn an_account_without_resources_is_asked_last_for_a_while() {
+async fn a_session_goes_last_to_an_account_without_resources_for_a_while() {
     for kind in ["resource_exhausted", "queue_overflow"] {
         let fault = last(1000, &json!({"message_type": kind, "error": "x"}));
         let proxy = accounts(2, 1, &fault).await;
@@ -173,7 +173,7 @@ async fn an_account_without_resources_is_asked_last_for_a_while() {
 /// An error in unknown words without a close is no refusal: it is forwarded to the client with the
 /// messages after it.
 #[tokio::test]
-async fn an_unknown_error_without_a_close_is_passed_on() {
+async fn an_unknown_error_without_a_close_is_forwarded() {
     let message = json!({"message_type": "gizmo", "error": "Gizmo."});
     let proxy = accounts(2, 1, &format!("say={message}")).await;
     let mut session = open_session(&proxy, SCRIBE).await;

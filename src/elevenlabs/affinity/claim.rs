@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_owner_serves_and_two_are_too_many() {
+    fn identifiers_with_one_owner_select_it_and_with_two_conflict() {
         let none: [(Kind, u8); 0] = [];
         assert_eq!(owner(none), Ok(None));
         assert_eq!(owner([(Kind::Voice, 1), (Kind::Dictionary, 1)]), Ok(Some((Kind::Voice, 1))));

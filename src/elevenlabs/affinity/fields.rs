@@ -1,5 +1,5 @@
-//! Finds identifiers in a JSON document in a streaming parse: without building a tree, and keeping no
-//! text beyond the hash of an identifier.
+//! Finds identifiers in a JSON document with a streaming parser: it builds no tree, and stores only the
+//! hashes of the identifiers.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
@@ -20,7 +20,7 @@ const MAX_VALUES: usize = 65_536;
 
 /// Maximum number of identifiers in one document. The provider's largest pages have a thousand entries
 /// with a few identifiers each.
-const MAX_NAMES: usize = 4_096;
+const MAX_IDENTIFIERS: usize = 4_096;
 
 /// The fields to be found, by name.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ pub(super) struct Fields {
 #[derive(Clone, Copy, Debug)]
 struct FieldRule {
     name: &'static str,
-    /// The name of the field that contains it, if that matters.
+    /// The name of the containing field; `None` for any.
     parent: Option<&'static str>,
     kind: Kind,
 }
@@ -57,8 +57,8 @@ impl Fields {
             return None;
         }
         let first = self.sorted.partition_point(|rule| rule.name < name);
-        let mut same = self.sorted.get(first..)?.iter().take_while(|rule| rule.name == name);
-        same.find(|rule| rule.parent.is_none_or(|above| above == parent)).map(|rule| rule.kind)
+        let mut with_name = self.sorted.get(first..)?.iter().take_while(|rule| rule.name == name);
+        with_name.find(|rule| rule.parent.is_none_or(|wanted| wanted == parent)).map(|rule| rule.kind)
     }
 }
 
@@ -66,15 +66,16 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-/// Returns the identifiers in these fields of a document, in its order; `named` maps kind and text to the
-/// identifier. Of a truncated document, those before the truncation, and of one with more than
-/// [`MAX_VALUES`] values or [`MAX_NAMES`] identifiers, those before the limit.
+/// Returns the identifiers in these fields of a document, in its order; `identify` maps kind and text to
+/// the identifier. A truncated document yields the identifiers before the truncation; one with more than
+/// [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers yields those before the limit.
 pub(super) fn find(
     document: &[u8],
     fields: &Fields,
-    mut named: impl FnMut(Kind, &str) -> Option<Named>,
+    mut identify: impl FnMut(Kind, &str) -> Option<Named>,
 ) -> Vec<Named> {
-    let mut search = Search { fields, identifiers: Vec::new(), left: MAX_VALUES, named: &mut named };
+    let mut search =
+        Search { fields, identifiers: Vec::new(), values_left: MAX_VALUES, identify: &mut identify };
     let mut reader = serde_json::Deserializer::from_slice(document);
     let position = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
     // Identifiers found in a malformed document are valid, too.
@@ -86,9 +87,9 @@ struct Search<'a> {
     fields: &'a Fields,
     identifiers: Vec<Named>,
     /// Number of values that may still be examined.
-    left: usize,
+    values_left: usize,
     /// Maps the kind and the text to an identifier.
-    named: &'a mut dyn FnMut(Kind, &str) -> Option<Named>,
+    identify: &'a mut dyn FnMut(Kind, &str) -> Option<Named>,
 }
 
 /// The position of a value in a document: its field, the field around that, and the kind of identifier in
@@ -104,15 +105,15 @@ impl<'de> DeserializeSeed<'de> for FieldPosition<'_, '_, '_> {
     type Value = Premade;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Premade, D::Error> {
-        if self.search.left == 0 || self.search.identifiers.len() >= MAX_NAMES {
+        if self.search.values_left == 0 || self.search.identifiers.len() >= MAX_IDENTIFIERS {
             return Err(D::Error::custom("the limits of the search are reached"));
         }
-        self.search.left -= 1;
+        self.search.values_left -= 1;
         deserializer.deserialize_any(self)
     }
 }
 
-/// Whether a value marks its object as one that every account has.
+/// Whether a value marks its object as premade, which means that every account has it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Premade(bool);
 
@@ -129,7 +130,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
         if let Some(kind) = self.kind
             && !text.is_empty()
             && text.len() <= IDENTIFIER_BYTES_MAX
-            && let Some(named) = (self.search.named)(kind, text)
+            && let Some(named) = (self.search.identify)(kind, text)
         {
             self.search.identifiers.push(named);
         }
@@ -150,7 +151,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
             let inner = FieldPosition { search: &mut *self.search, parent: self.name, name: &key.0, kind };
             is_premade |= map.next_value_seed(inner)?.0;
         }
-        // A resource of every account has no owner.
+        // Every account has a premade resource, so it has no owner.
         if is_premade {
             self.search.identifiers.truncate(before);
         }
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_known_by_its_name_and_its_parent() {
+    fn a_field_is_matched_by_its_name_and_its_parent() {
         let document =
             r#"{"id":"d","samples":[{"id":"s","voice_id":"v"}],"other":{"id":"x"},"voice_id":["w"]}"#;
         let expected = [(Kind::Dictionary, "d"), (Kind::Sample, "s"), (Kind::Voice, "v"), (Kind::Voice, "w")];
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_found_up_to_a_maximum() {
-        let many = vec![r#"{"voice_id":"v"}"#; MAX_NAMES + 10].join(",");
-        assert_eq!(identifiers_in(&format!("[{many}]")).len(), MAX_NAMES);
+        let many = vec![r#"{"voice_id":"v"}"#; MAX_IDENTIFIERS + 10].join(",");
+        assert_eq!(identifiers_in(&format!("[{many}]")).len(), MAX_IDENTIFIERS);
     }
 }

@@ -1,5 +1,5 @@
-//! The table, indexed for lookups: most requests name no identifier, which is decided by the first
-//! segment of their path.
+//! Indexes the table of resources for lookups by the first path segment: most requests name no
+//! identifier, and need only this one lookup.
 
 use std::sync::LazyLock;
 
@@ -44,17 +44,18 @@ enum PatternSegment {
 #[derive(Clone, Debug)]
 struct RouteYields {
     route: Route,
-    /// Fields of the response to a read; `None` when that is neither a list nor about the account.
+    /// Fields of the response to a read; `None` when the response neither is a list nor describes the
+    /// account.
     read: Option<Fields>,
     /// Fields of the response to a request that creates something.
-    made: Option<Fields>,
+    created: Option<Fields>,
 }
 
-/// The same while the table is being indexed.
+/// A [`RouteYields`] while the table is being indexed.
 struct UnindexedRoute {
     route: Route,
     read: Option<Vec<Field>>,
-    made: Option<Vec<Field>>,
+    created: Option<Vec<Field>>,
 }
 
 /// The indexed table.
@@ -121,7 +122,7 @@ impl Index {
             return Yields::Account;
         }
         let creates = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        if creates && route_yields.made.is_some() { Yields::Made } else { Yields::Nothing }
+        if creates && route_yields.created.is_some() { Yields::Made } else { Yields::Nothing }
     }
 
     /// The fields of a response with identifiers; `None` when there are none.
@@ -132,7 +133,7 @@ impl Index {
                 route_yields.and_then(|route_yields| route_yields.read.as_ref()).unwrap_or(&self.cursors),
             );
         }
-        route_yields.and_then(|route_yields| route_yields.made.as_ref())
+        route_yields.and_then(|route_yields| route_yields.created.as_ref())
     }
 
     fn of_route(&self, route: &Route) -> Option<&RouteYields> {
@@ -154,24 +155,24 @@ fn yields_by_root() -> Vec<Vec<RouteYields>> {
         let yields_by_root: &mut Vec<UnindexedRoute> = &mut yields_by_root[usize::from(root.number())];
         let at =
             yields_by_root.iter().position(|route_yields| route_yields.route == route).unwrap_or_else(|| {
-                yields_by_root.push(UnindexedRoute { route, read: None, made: None });
+                yields_by_root.push(UnindexedRoute { route, read: None, created: None });
                 yields_by_root.len() - 1
             });
         part(&mut yields_by_root[at]).get_or_insert_default().extend_from_slice(fields);
     };
-    let mut add_all = |made: fn(&ResourceRow) -> &'static [Made],
+    let mut add_all = |created: fn(&ResourceRow) -> &'static [Made],
                        part: fn(&mut UnindexedRoute) -> &mut Option<Vec<Field>>| {
-        for (routes, fields) in rows().flat_map(made) {
+        for (routes, fields) in rows().flat_map(created) {
             routes.iter().for_each(|route| add(route, fields, part));
         }
     };
     add_all(|row| row.lists, |route_yields| &mut route_yields.read);
-    add_all(|row| row.made, |route_yields| &mut route_yields.made);
+    add_all(|row| row.created, |route_yields| &mut route_yields.created);
     ACCOUNT_READS.iter().for_each(|route| add(route, &[], |route_yields| &mut route_yields.read));
-    let prepared = |UnindexedRoute { route, read, made }: UnindexedRoute| RouteYields {
+    let prepared = |UnindexedRoute { route, read, created }: UnindexedRoute| RouteYields {
         route,
         read: read.map(|fields| Fields::of(fields.into_iter().chain(CURSORS))),
-        made: made.map(Fields::of),
+        created: created.map(Fields::of),
     };
     yields_by_root
         .into_iter()
@@ -190,13 +191,13 @@ impl PatternSegment {
 
 /// Whether `segments` begin with the pattern. A literal of the API is not an identifier.
 fn matches(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
-    let fits = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
+    let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
         PatternSegment::Literal(wanted) => {
             segment.literal() == Some(*wanted) && wanted.text().len() == segment.text().len()
         }
         PatternSegment::Any | PatternSegment::Identifier(_) => segment.literal().is_none(),
     };
-    segments.len() >= pattern.len() && pattern.iter().zip(segments).all(fits)
+    segments.len() >= pattern.len() && pattern.iter().zip(segments).all(segment_matches)
 }
 
 #[cfg(test)]
@@ -205,7 +206,7 @@ mod tests {
     use crate::elevenlabs::endpoint::is_root;
 
     #[test]
-    fn the_table_is_written_in_known_words() {
+    fn every_path_of_the_table_consists_of_known_words() {
         for part in rows().flat_map(|row| row.paths).flat_map(|path| path.split('/')) {
             match PatternSegment::read(part) {
                 PatternSegment::Literal(_) | PatternSegment::Identifier(_) => {}
@@ -215,8 +216,9 @@ mod tests {
         for path in rows().flat_map(|row| row.paths) {
             assert!(is_root(path.split('/').next().unwrap()), "{path} is below no root of the endpoints");
         }
-        let made = rows().flat_map(|row| row.made.iter().chain(row.lists)).flat_map(|(routes, _)| *routes);
-        for route in made.chain(&ACCOUNT_READS) {
+        let created =
+            rows().flat_map(|row| row.created.iter().chain(row.lists)).flat_map(|(routes, _)| *routes);
+        for route in created.chain(&ACCOUNT_READS) {
             assert!(is_root(route.split('/').next().unwrap()), "{route} is below no root of the endpoints");
             assert_eq!(Route::read(route).to_string(), format!("/{route}"));
             assert!(index().of_route(&Route::read(&format!("/v1/{route}"))).is_some(), "{route}");

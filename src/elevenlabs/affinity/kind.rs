@@ -1,5 +1,5 @@
 //! The kinds of identifiers, and the hash that replaces an identifier: an identifier may be a token, and
-//! nothing that is stored or printed may grant access.
+//! a stored or printed value must not grant access.
 
 use std::fmt;
 use std::time::Duration;
@@ -109,14 +109,15 @@ impl Kind {
         Self::ALL.iter().copied().find(|kind| kind.word() == word)
     }
 
-    /// Whether different accounts may have the same identifier: a 200 then does not prove its owner.
+    /// Whether different accounts may have the same identifier: a response with status 200 then does not
+    /// prove that the account owns it.
     #[must_use]
     pub fn is_shared(self) -> bool {
         self == Self::Voice
     }
 
-    /// How long the provider accepts it, if not for ever: requests can be continued for two hours, tokens
-    /// and signed URLs last 15 minutes.
+    /// How long the provider accepts an identifier of this kind; `None` for no limit. Requests can be
+    /// continued for two hours; tokens and signed URLs are valid for 15 minutes.
     #[must_use]
     pub fn span(self) -> Option<Duration> {
         if self == Self::Request {
@@ -142,11 +143,11 @@ impl Kind {
 /// never evict those of resources created by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Created by hand, and used for years: voices, agents.
+    /// Identifiers of resources that are created by hand and used for years: voices, agents.
     Lasting,
-    /// One per request, valid for a long time.
+    /// Identifiers of which each request creates one, valid for a long time.
     Plentiful,
-    /// Valid for hours.
+    /// Identifiers that are valid for hours.
     Passing,
 }
 
@@ -165,12 +166,12 @@ impl Class {
     }
 }
 
-/// How many identifiers are kept, and for how long.
+/// The maximum number and age of the recorded identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keeping {
     /// Maximum number of all classes together: half of them of the class [`Lasting`](Class::Lasting).
     pub identifiers_max: usize,
-    /// Time since the last use; `None` for ever.
+    /// Maximum time since the last use; `None` for no limit.
     pub kept: Option<Duration>,
 }
 
@@ -184,7 +185,7 @@ impl Keeping {
         }
     }
 
-    /// How long after its last use any identifier of a class is kept; `None` for ever.
+    /// Maximum time since the last use of an identifier of a class; `None` for no limit.
     #[must_use]
     pub fn kept(&self, class: Class) -> Option<Duration> {
         match class {
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_of_each_kind_counts_for_its_time() {
+    fn an_identifier_of_each_kind_expires_after_its_time() {
         let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
         let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
         let check = |kind, recorded, used, now, expected| {
@@ -280,19 +281,19 @@ mod tests {
         check(Kind::Voice, 0, 0, 719, true);
         check(Kind::Voice, 0, 0, 720, false);
         check(Kind::Voice, 0, 100, 819, true);
-        // The provider forgets it, however often it is used.
+        // The provider deletes it after its time, even if it is used.
         check(Kind::Request, 0, 1, 1, true);
         check(Kind::Request, 0, 1, 2, false);
         check(Kind::Cursor, 0, 0, 23, true);
         assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
-        // A clock that was set back expires no entry.
+        // An entry does not expire when the clock is set back.
         check(Kind::Voice, 5, 5, 0, true);
         assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
         assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));
     }
 
     #[test]
-    fn a_tag_is_of_its_kind_and_shows_no_identifier() {
+    fn a_tag_depends_on_its_kind_and_contains_no_identifier() {
         assert_eq!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v1"));
         assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v2"));
         assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Agent, "v1"));

@@ -1,8 +1,8 @@
-//! The identifiers that requests and responses name. Each belongs to one account: a request that names
-//! one can be served only by the keys of that account.
+//! Finds the identifiers that requests and responses name. Each belongs to one account: a request that
+//! names one can be served only by the keys of that account.
 //!
-//! `table` lists the kinds of identifiers and where they appear; the owning accounts are recorded
-//! elsewhere. Identifiers leave this module as hashes.
+//! `table` lists the kinds of identifiers and where they appear; the pool records the owning accounts.
+//! This module returns identifiers only as hashes.
 
 mod fields;
 mod index;
@@ -29,21 +29,21 @@ use table::rows;
 /// The identifiers that a request names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// In its path: the resources that the request is about.
+    /// Identifiers in the path: the resources that the request is about.
     pub path: Vec<Named>,
-    /// In its query and body: the resources that it uses.
+    /// Identifiers in the query and the body: other resources that the request uses.
     pub others: Vec<Named>,
 }
 
 impl Names {
-    /// The identifiers in the path and the query of a request; `path` is as received. None for an
-    /// ambiguous path, because such a request is refused.
+    /// The identifiers in the path and the query of a request; `path` is as received. An ambiguous path
+    /// has none, because its request is refused.
     #[must_use]
     pub fn of(path: &str, query: Option<&str>) -> Self {
         Path::read(path).map(|path| Self::of_segments(&Segments::of_path(&path), query)).unwrap_or_default()
     }
 
-    /// The same, by the segments of its path.
+    /// The identifiers in the path and the query of a request, from the segments of its path.
     #[must_use]
     pub fn of_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
         let rest = without_version(segments);
@@ -70,12 +70,12 @@ impl Names {
         add_all(&mut self.others, in_document(document));
     }
 
-    /// All identifiers.
+    /// All identifiers of the request.
     pub fn all(&self) -> impl Iterator<Item = &Named> {
         self.path.iter().chain(&self.others)
     }
 
-    /// Whether there are none.
+    /// Whether the request names no identifier.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.path.is_empty() && self.others.is_empty()
@@ -110,11 +110,12 @@ pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
 /// How the response of an endpoint relates to its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yields {
-    /// It contains nothing that belongs to an account.
+    /// The response contains no resource of an account.
     Nothing,
-    /// It contains a created resource.
+    /// The response contains a created resource.
     Made,
-    /// It lists resources of the account, or describes it: another account would respond differently.
+    /// The response lists resources of the account, or describes the account: it differs between
+    /// accounts.
     Account,
 }
 

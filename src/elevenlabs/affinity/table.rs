@@ -24,8 +24,8 @@ pub(super) struct ResourceRow {
     pub(super) body: &'static [Field],
     /// Headers of responses.
     pub(super) headers: &'static [Field],
-    /// Fields of responses that create one, by route.
-    pub(super) made: &'static [Made],
+    /// Fields of responses to requests that create one, by route.
+    pub(super) created: &'static [Made],
     /// Fields of responses that list them, by route.
     pub(super) lists: &'static [Made],
 }
@@ -34,7 +34,7 @@ pub(super) struct ResourceRow {
 pub(super) type Made = (&'static [&'static str], &'static [Field]);
 
 const ROW: ResourceRow =
-    ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], made: &[], lists: &[] };
+    ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], created: &[], lists: &[] };
 
 /// The whole table: first media, then agents and the account.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
@@ -55,7 +55,7 @@ static MEDIA: &[ResourceRow] = &[
             ("default_paragraph_voice_id", Kind::Voice), ("host_voice_id", Kind::Voice),
             ("guest_voice_id", Kind::Voice), ("voices", Kind::Voice),
         ],
-        made: &[(
+        created: &[(
             &["voices/add", "voices/add/{id}/{id}", "voices/pvc", "text-to-voice"],
             &[(".voice_id", Kind::Voice)],
         )],
@@ -65,7 +65,7 @@ static MEDIA: &[ResourceRow] = &[
     ResourceRow {
         resource: "voice sample",
         paths: &["voices/*/samples/{sample}", "voices/pvc/*/samples/{sample}"],
-        made: &[(
+        created: &[(
             &["voices/pvc/{id}/samples", "voices/add", "text-to-voice"],
             &[(".sample_id", Kind::Sample), ("samples.sample_id", Kind::Sample)],
         )],
@@ -79,7 +79,7 @@ static MEDIA: &[ResourceRow] = &[
             ("generated_voice_id", Kind::Preview), ("played_not_selected_voice_ids", Kind::Preview),
             ("remixing_session_id", Kind::Preview),
         ],
-        made: &[(
+        created: &[(
             &["text-to-voice/design", "text-to-voice/create-previews", "text-to-voice/{id}/remix"],
             &[("previews.generated_voice_id", Kind::Preview), ("remixing_session_id", Kind::Preview)],
         )],
@@ -90,7 +90,7 @@ static MEDIA: &[ResourceRow] = &[
         paths: &["voices/collections/{voice collection}"],
         query: &[("collection_id", Kind::Collection)],
         body: &[("collection_id", Kind::Collection)],
-        made: &[(&["voices/collections"], &[(".collection_id", Kind::Collection), (".id", Kind::Collection)])],
+        created: &[(&["voices/collections"], &[(".collection_id", Kind::Collection), (".id", Kind::Collection)])],
         lists: &[(&["voices/collections"], &[
             ("collections.collection_id", Kind::Collection), ("collections.id", Kind::Collection),
         ])],
@@ -124,7 +124,7 @@ static MEDIA: &[ResourceRow] = &[
             ("pronunciation_dictionary_id", Kind::Dictionary),
             ("pronunciation_dictionary_locators.version_id", Kind::Dictionary),
         ],
-        made: &[(
+        created: &[(
             &[
                 "pronunciation-dictionaries/add-from-file", "pronunciation-dictionaries/add-from-rules",
                 "pronunciation-dictionaries/{id}/add-rules", "pronunciation-dictionaries/{id}/remove-rules",
@@ -142,7 +142,7 @@ static MEDIA: &[ResourceRow] = &[
         resource: "dubbing",
         paths: &["dubbing/{dubbing}", "dubbing/resource/{dubbing}", "dubbing/project/{project}"],
         body: &[("dubbing_id", Kind::Dubbing)],
-        made: &[
+        created: &[
             (&["dubbing"], &[(".dubbing_id", Kind::Dubbing)]),
             (&["dubbing/project"], &[(".project_id", Kind::Project)]),
         ],
@@ -164,7 +164,7 @@ static MEDIA: &[ResourceRow] = &[
             ("project_id", Kind::Project), ("chapter_id", Kind::Chapter), ("from_chapter_id", Kind::Chapter),
             ("project_snapshot_id", Kind::Snapshot), ("chapter_snapshot_id", Kind::Snapshot),
         ],
-        made: &[
+        created: &[
             (&["studio/projects", "studio/podcasts", "studio/projects/{id}", "studio/projects/{id}/content"], &[
                 ("project.project_id", Kind::Project), ("chapters.chapter_id", Kind::Chapter),
             ]),
@@ -184,14 +184,14 @@ static MEDIA: &[ResourceRow] = &[
     ResourceRow {
         resource: "audio native",
         paths: &["audio-native/{project}"],
-        made: &[(&["audio-native", "audio-native/content"], &[(".project_id", Kind::Project)])],
+        created: &[(&["audio-native", "audio-native/content"], &[(".project_id", Kind::Project)])],
         ..ROW
     },
     ResourceRow {
         resource: "transcript",
         paths: &["speech-to-text/transcripts/{transcript}"],
         body: &[("transcription_id", Kind::Transcript)],
-        made: &[(&["speech-to-text"], &[("transcription_id", Kind::Transcript)])],
+        created: &[(&["speech-to-text"], &[("transcription_id", Kind::Transcript)])],
         ..ROW
     },
     ResourceRow {
@@ -200,7 +200,7 @@ static MEDIA: &[ResourceRow] = &[
             "assets/{asset}", "flows/image/{flow}", "flows/video/{flow}", "flows/text-to-speech/{flow}",
         ],
         body: &[("asset_id", Kind::Asset), ("generation_id", Kind::Flow)],
-        made: &[
+        created: &[
             (&["assets"], &[(".asset_id", Kind::Asset)]),
             (&["flows/image", "flows/video", "flows/text-to-speech"], &[(".id", Kind::Flow)]),
         ],
@@ -217,7 +217,7 @@ static MEDIA: &[ResourceRow] = &[
             ("song_id", Kind::Song), ("finetune_id", Kind::Finetune), ("stem_variation_id", Kind::Song),
         ],
         headers: &[("song-id", Kind::Song)],
-        made: &[
+        created: &[
             (&["music/upload", "music"], &[(".song_id", Kind::Song)]),
             (&["music/finetunes"], &[(".id", Kind::Finetune)]),
         ],

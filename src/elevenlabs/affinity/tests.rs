@@ -1,5 +1,5 @@
-//! Walks the table of the resources of an account row by row: a response contains an identifier, and a
-//! later request names it.
+//! Tests the table of resources row by row: the identifier is found in a response, and in a later request
+//! that names it.
 
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ fn check_header(name: &'static str, kind: Kind) {
 }
 
 /// The check of each row.
-fn walks() -> Vec<(&'static str, fn())> {
+fn row_checks() -> Vec<(&'static str, fn())> {
     vec![
         ("voice", voice),
         ("voice sample", sample),
@@ -78,12 +78,12 @@ fn walks() -> Vec<(&'static str, fn())> {
 }
 
 #[test]
-fn every_row_of_the_table_is_walked() {
-    let walks = walks();
+fn every_row_of_the_table_is_checked() {
+    let row_checks = row_checks();
     let rows: Vec<&str> = rows().map(|row| row.resource).collect();
-    assert_eq!(walks.iter().map(|(row, _)| *row).collect::<Vec<_>>(), rows);
-    for (_, walk) in walks {
-        walk();
+    assert_eq!(row_checks.iter().map(|(row, _)| *row).collect::<Vec<_>>(), rows);
+    for (_, check) in row_checks {
+        check();
     }
 }
 
@@ -425,7 +425,7 @@ fn a_list_of_generated_speech_yields_no_voices() {
 }
 
 #[test]
-fn the_words_of_the_api_are_no_identifiers() {
+fn literals_of_the_api_are_no_identifiers() {
     for path in [
         "/v1/voices/add",
         "/v1/voices/settings/default",
@@ -489,7 +489,7 @@ fn other_endpoints_yield_nothing() {
 
 proptest::proptest! {
     #[test]
-    fn nothing_panics(path: String, query: Option<String>, body: Vec<u8>) {
+    fn no_input_panics(path: String, query: Option<String>, body: Vec<u8>) {
         let mut names = Names::of(&path, query.as_deref());
         names.add_body(&body);
         let _ = in_response(&Method::GET, &Route::read("/v1/voices"), &path, &body);

@@ -9,7 +9,7 @@ impl Literal {
     /// Number of literals.
     pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
 
-    /// The literal that `segment` is, in upper or lower case.
+    /// Looks up the literal equal to `segment`, ignoring case.
     pub(in crate::elevenlabs) fn of(segment: &str) -> Option<Self> {
         if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
     }
@@ -29,7 +29,8 @@ impl Literal {
     }
 }
 
-/// Usually one probe: of an empty slot, or of the only literal that it can be.
+/// Looks up a literal in the hash table. It usually needs one probe: the slot is empty, or has the only
+/// possible literal.
 fn find(segment: &str) -> Option<Literal> {
     let bytes = segment.as_bytes();
     if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
@@ -71,16 +72,16 @@ const SLOTS: [u8; 1024] = {
 
 /// The first slot of a segment: a hash of its length and four of its characters, in lower case.
 const fn slot_of(segment: &[u8]) -> usize {
-    const fn mixed(hash: u32, byte: u8) -> u32 {
+    const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
     }
     let length = segment.len();
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the longest literal")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
-    hash = mixed(hash, segment[0]);
-    hash = mixed(hash, segment[length / 3]);
-    hash = mixed(hash, segment[length / 2]);
-    hash = mixed(hash, segment[length - 1]);
+    hash = mix(hash, segment[0]);
+    hash = mix(hash, segment[length / 3]);
+    hash = mix(hash, segment[length / 2]);
+    hash = mix(hash, segment[length - 1]);
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 

@@ -8,8 +8,8 @@ use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 
-/// Maximum number of segments; deeper paths are cut, because a label must stay short whatever a client
-/// sends.
+/// Maximum number of segments; deeper paths are cut, because a client chooses the path and a label must
+/// stay short.
 const SEGMENTS_MAX: usize = 10;
 
 /// The path of a request as shown in logs and usage records: `/v1/text-to-speech/{id}/stream`. Stored as
@@ -45,8 +45,9 @@ impl Route {
         Self::of(&Segments::of(text))
     }
 
-    /// Whether the provider documents it: in its OpenAPI document (August 2026), or as a WebSocket. A label
-    /// of metrics must be one of a fixed set, and the literals can be combined without end.
+    /// Whether the provider documents it: in its OpenAPI document (August 2026), or as a WebSocket. A
+    /// label of metrics must be one of a fixed set, but the literals can be combined to any number of
+    /// routes.
     #[must_use]
     pub fn is_documented(&self) -> bool {
         static DOCUMENTED: LazyLock<HashSet<Route>> =
@@ -62,7 +63,7 @@ impl Route {
         &self.codes[..usize::from(self.count).min(SEGMENTS_MAX)]
     }
 
-    /// The segments that identify the route, whatever its version. `None` for a path that was cut.
+    /// The segments that identify the route in every version. `None` for a path that was cut.
     pub(in crate::elevenlabs) fn after_version(&self) -> Option<&[u8]> {
         (!self.is_longer()).then_some(self.rest())
     }

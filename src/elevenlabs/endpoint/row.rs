@@ -1,4 +1,4 @@
-//! The form of a row of the table of endpoints, and the index by which a request finds its rows.
+//! A row of the table of endpoints, and the index that maps a request to its rows.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ pub(super) const WRITE: Methods = POST | EDIT | OTHER;
 /// All methods.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;
 
-/// The methods of the table that a method is.
+/// Maps a method to its set.
 pub(super) fn methods(method: &Method) -> Methods {
     match *method {
         Method::GET | Method::HEAD => READ,
@@ -39,7 +39,7 @@ pub(super) fn methods(method: &Method) -> Methods {
     }
 }
 
-/// What is known about the requests of some paths.
+/// The known properties of requests with these paths.
 #[derive(Debug)]
 pub(super) struct EndpointRow {
     methods: Methods,
@@ -48,16 +48,17 @@ pub(super) struct EndpointRow {
     facts: EndpointFacts,
 }
 
-/// The properties of a request. A property that is unknown, or false, is left to the next row.
+/// The properties of a request. A property that is unknown or false here is taken from the next matching
+/// row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EndpointFacts {
-    /// What a request generates, for which it is charged.
+    /// The charged work of the request.
     pub(super) operation: Option<Operation>,
     /// The protocol of its messages.
     pub(super) socket: Option<Dialect>,
     /// The permissions that a key needs for a request that reads, and for any other.
     pub(super) permissions: Option<[Permission; 2]>,
-    /// Why clients of the pool may not call it.
+    /// The reason why clients of the pool may not call it.
     pub(super) denied: Option<&'static str>,
     /// Whether a request that changes something is known to cost nothing.
     pub(super) is_free: bool,
@@ -83,7 +84,7 @@ const NO_FACTS: EndpointFacts = EndpointFacts {
     adds_voice: false,
 };
 
-/// A row without properties: the paths exist.
+/// A row without properties: it only lists known paths.
 pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> EndpointRow {
     EndpointRow { methods, paths, facts: NO_FACTS }
 }
@@ -160,7 +161,7 @@ struct Pattern {
     facts: &'static EndpointFacts,
 }
 
-/// The code of any segment in a pattern, and of a segment that is no literal in a path.
+/// The code of a path segment that is not a literal. In a pattern, it matches any segment.
 pub(super) const IDENTIFIER: u8 = u8::MAX;
 
 /// Maximum number of segments of a pattern.
@@ -171,12 +172,12 @@ static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
     let mut index: Vec<Vec<Pattern>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
     for row in ROWS {
         for path in row.paths {
-            let whole = path.strip_suffix("/**");
+            let without_wildcard = path.strip_suffix("/**");
             let code = |segment: &str| Literal::of(segment).map_or(IDENTIFIER, Literal::number);
-            let codes: Vec<u8> = whole.unwrap_or(path).split('/').map(code).collect();
+            let codes: Vec<u8> = without_wildcard.unwrap_or(path).split('/').map(code).collect();
             if let Some(patterns) = codes.first().and_then(|root| index.get_mut(usize::from(*root))) {
                 let (methods, facts) = (row.methods, &row.facts);
-                patterns.push(Pattern { codes, is_prefix: whole.is_some(), methods, facts });
+                patterns.push(Pattern { codes, is_prefix: without_wildcard.is_some(), methods, facts });
             }
         }
     }
@@ -195,8 +196,8 @@ impl Pattern {
     }
 }
 
-/// What the table knows about a request with one of these methods. `codes` are the codes of its first
-/// segments after the version, at most [`MAX_SEGMENTS`] of `count`.
+/// The properties of a request with one of these methods, from all matching rows. `codes` are the codes
+/// of its first segments after the version, at most [`MAX_SEGMENTS`] of `count`.
 pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
     let mut facts = NO_FACTS;
     let patterns = codes.first().and_then(|root| INDEX.get(usize::from(*root)));
@@ -219,28 +220,28 @@ mod tests {
     use crate::elevenlabs::endpoint::Route;
 
     #[test]
-    fn the_paths_of_the_table_are_written_in_known_literals() {
+    fn the_paths_of_the_table_consist_of_known_literals() {
         for path in ROWS.iter().flat_map(|row| row.paths) {
-            let whole = path.strip_suffix("/**").unwrap_or(path);
-            assert!(whole.split('/').count() <= MAX_SEGMENTS, "{path}");
-            for segment in whole.split('/') {
+            let without_wildcard = path.strip_suffix("/**").unwrap_or(path);
+            assert!(without_wildcard.split('/').count() <= MAX_SEGMENTS, "{path}");
+            for segment in without_wildcard.split('/') {
                 assert!(segment == "{id}" || Literal::of(segment).is_some(), "{segment} of {path}");
             }
         }
     }
 
-    /// Every path has a row for its root, so that a path without its version is corrected.
+    /// Every path needs a row for its root, because a path without its version is corrected by its root.
     #[test]
     fn every_row_is_below_a_root_of_the_table() {
-        let whole =
+        let has_root_row =
             |root: &str| ROWS.iter().flat_map(|row| row.paths).any(|path| *path == format!("{root}/**"));
         for path in ROWS.iter().flat_map(|row| row.paths) {
             let root = path.split('/').next().unwrap();
-            assert!(whole(root), "{root}/** has no row");
+            assert!(has_root_row(root), "{root}/** has no row");
         }
     }
 
-    /// A path that the table names is a label of its own in metrics.
+    /// Every path of the table is a separate label in metrics.
     #[test]
     fn every_path_of_the_table_is_a_documented_route() {
         for path in ROWS.iter().flat_map(|row| row.paths).filter(|path| !path.ends_with("/**")) {

@@ -1,16 +1,17 @@
-//! The table of the provider's endpoints: what is known about the requests of each path.
+//! The table of the provider's endpoints: the known properties of the requests of each path.
 //!
 //! To add an endpoint, add a row; its words must be in `literals`. A property is taken from the first row
-//! that has it, so a row for a narrower path stands before that of a wider one, and may differ from it: an
-//! endpoint that generates below a root that only manages, or a free one below a root that generates.
-//! Whether a request is charged, its concurrency group, and whether a path without its version is corrected
-//! all follow from the rows.
+//! that has it, so a row for a narrower path stands before that of a wider one, and may have other
+//! properties: for example, an endpoint may generate audio below a root that only manages resources.
+//! Whether a request is charged, its concurrency group, and whether a path without its version is
+//! corrected all follow from the rows.
 //!
-//! A request that changes something and that no row calls free may cost credits: the API grows by dozens
-//! of paths a month, and a client that has used its quota must not find a new path that still serves it.
-//! Not called free on purpose, because a model or a telephone works for them: simulations, test runs,
-//! outbound calls and messages, batch calls, analyses, translation, crawling, retrieval indexes, training
-//! of voices, speaker separation, image and video flows, audio native, and orders of human work.
+//! A request that changes something may cost credits unless a row marks it as free: the API grows by
+//! dozens of paths a month, and a client that has used its quota must not be served on a new path. The
+//! following are not marked as free, because they use a model, a telephone or human work: simulations,
+//! test runs, outbound calls and messages, batch calls, analyses, translation, crawling, retrieval
+//! indexes, training of voices, speaker separation, image and video flows, audio native, and orders of
+//! human work.
 //!
 //! Source: the operations of the provider's OpenAPI document (300 paths, August 2026), of its Python SDK
 //! 2.78, and its WebSocket paths.
@@ -19,7 +20,7 @@ use super::Operation;
 use super::row::{ANY, EDIT, EndpointRow, POST, SOCKET, WRITE, row};
 use crate::elevenlabs::socket::Dialect;
 
-/// Why an endpoint is denied to clients of the pool.
+/// The reasons for denying endpoints to clients of the pool.
 const KEYS: &str = "it could disable the key that serves every client";
 const ACCOUNTS: &str = "it could make, show or disable keys of the workspace";
 const WORKSPACE: &str = "it manages the workspace that owns the keys";
@@ -82,7 +83,7 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(POST, &["similar-voices"]).free(),
     row(ANY, &["shared-voices/**", "similar-voices/**"]),
 
-    // What an account keeps.
+    // Resources of an account.
     row(POST, &["history/download"]).free(),
     row(EDIT, &["history/**"]).free(),
     row(ANY, &["history/**"]).needs("speech_history_read", "speech_history_write"),
@@ -139,7 +140,8 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["workspace/**", "workspaces/**"]),
 ];
 
-/// The last segments of paths whose response lets the client use the provider directly, past every limit
-/// of the proxy: tokens and secrets of conversations, signed URLs, and the address in a registered call.
+/// The last segments of paths whose response lets the client use the provider directly, without the
+/// limits of the proxy: tokens and secrets of conversations, signed URLs, and the address in a registered
+/// call.
 pub(super) const ACCESS_ENDINGS: [&str; 5] =
     ["token", "client_secrets", "get-signed-url", "get_signed_url", "register-call"];

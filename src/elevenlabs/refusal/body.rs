@@ -1,10 +1,10 @@
-//! Extracts the words of an error body, whichever of the provider's shapes it has.
+//! Extracts the codes and sentences of an error body in any of the provider's formats.
 //!
 //! Over HTTP: `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
 //! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. On a
 //! WebSocket: `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an
-//! `error_event`, or the reason of a close frame. One parser accepts them all, so that words known in one
-//! shape are known in every other.
+//! `error_event`, or the reason of a close frame. One parser accepts all of them, so that a word known in
+//! one format is known in every other.
 
 use serde_json::{Map, Value};
 
@@ -24,11 +24,11 @@ const SENTENCES: [&str; 3] = ["message", "reason", "detail"];
 /// Members that contain a nested error.
 const NESTED: [&str; 3] = ["detail", "error", "error_event"];
 /// Other members of WebSocket errors. Sources: captured errors; the Python SDK 2.78.
-const BESIDE: [&str; 8] =
+const OTHER_MEMBERS: [&str; 8] =
     ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
 impl ErrorBody {
-    /// Parses a decoded body. A body that is not JSON, or not of a known shape, yields no words.
+    /// Parses a decoded body. A body that is not JSON, or not in a known format, yields no words.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).map(|members| Self::of(&members)).unwrap_or_default()
@@ -62,11 +62,11 @@ impl ErrorBody {
     /// Whether a message has no members but those of errors.
     #[must_use]
     pub fn has_only_error_members(members: &Map<String, Value>) -> bool {
-        let known = || CODES.iter().chain(&SENTENCES).chain(&NESTED).chain(&BESIDE);
+        let known = || CODES.iter().chain(&SENTENCES).chain(&NESTED).chain(&OTHER_MEMBERS);
         members.keys().all(|name| known().any(|known| known == name))
     }
 
-    /// The same without its sentences.
+    /// The body without its sentences.
     #[must_use]
     pub fn codes_only(self) -> Self {
         Self { sentences: Vec::new(), ..self }
@@ -87,7 +87,7 @@ impl ErrorBody {
 
     /// Adds a sentence, which is also a code when it is a single word.
     fn add_text(&mut self, text: &str) {
-        let text = bare(text.trim()).to_lowercase();
+        let text = without_relay_prefix(text.trim()).to_lowercase();
         if text.is_empty() {
             return;
         }
@@ -97,7 +97,7 @@ impl ErrorBody {
         self.sentences.push(text);
     }
 
-    /// Whether there are no words: the body is empty, an HTML page, or not of a known shape.
+    /// Whether there are no words: the body is empty, an HTML page, or not in a known format.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sentences.is_empty() && self.codes.is_empty()
@@ -126,8 +126,8 @@ impl ErrorBody {
         self.sentences.iter().any(|text| text.contains(part))
     }
 
-    /// The most specific word, and the first sentence cut to `chars_max` characters, for diagnosis;
-    /// without control characters, in lower case. Empty when there are no words.
+    /// The most specific code and the first sentence, cut to `chars_max` characters, for diagnosis: in
+    /// lower case and without control characters. Empty when there are no words.
     #[must_use]
     pub fn summary(&self, chars_max: usize) -> String {
         let code = self.codes.iter().max_by_key(|code| code.matches('_').count()).map(String::as_str);
@@ -181,7 +181,7 @@ fn is_code(text: &str) -> bool {
 
 /// The reason of an upstream close frame without the prefix that the provider adds when it passes one on:
 /// "received 1002 (protocol error) This request exceeds your quota limit." (elevenlabs/packages#911).
-fn bare(message: &str) -> &str {
+fn without_relay_prefix(message: &str) -> &str {
     match message.strip_prefix("received 1").and_then(|rest| rest.split_once(") ")) {
         Some((_, reason)) => reason,
         None => message,

@@ -1,7 +1,7 @@
 //! The codes of the provider's errors, with the status that each has over HTTP.
 //!
-//! A WebSocket error has no status: a code that `table` does not know is classified by the status that it
-//! has here.
+//! A WebSocket error has no status: a code without a row in `table` is classified by the status listed
+//! here.
 //!
 //! Sources: the table of errors in the provider's documentation (2026); its AsyncAPI document of live
 //! transcription and its Python SDK 2.78 for the codes of WebSockets, whose statuses are chosen by their
@@ -63,7 +63,7 @@ pub(in crate::elevenlabs) const OF_SOCKETS: &[StatusCodes] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
-    // The account or the provider lacks some resource: the words do not say which.
+    // Either the account or the provider lacks a resource; the words do not tell which of the two.
     row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
     row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
 ];

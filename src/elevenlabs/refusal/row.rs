@@ -1,4 +1,4 @@
-//! The form of a row of the table of refusals, and whether an error body matches it.
+//! A row of the table of refusals, and the check whether an error body matches it.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use super::ErrorBody;
 use crate::policy::permission::Permission;
 use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
 
-/// A refusal of the provider: its words, its meaning, and responses that have it.
+/// A refusal of the provider: its words, its meaning, and examples of responses.
 #[derive(Debug)]
 pub(crate) struct RefusalRow {
     /// The statuses with which its words have this meaning.
     pub(super) statuses: Statuses,
-    /// A body has one of these words.
+    /// The body must have at least one of these words.
     pub(super) any: Words,
-    /// A body has one of these words as well; all bodies do when there are none.
+    /// The body must also have at least one of these words, unless the list is empty.
     pub(super) and: Words,
-    /// A body has none of these words.
+    /// The body must have none of these words.
     pub(super) without: Words,
-    /// What the refusal means.
+    /// The meaning of the refusal.
     pub(crate) meaning: RefusalMeaning,
     /// Responses with these words, for the simulator and for the tests of the table.
     pub(crate) examples: &'static [Example],
@@ -44,12 +44,12 @@ pub(super) enum Statuses {
     Except(&'static [u16]),
 }
 
-/// What a refusal means. The figures, times and names of a verdict are read from the body.
+/// The meaning of a refusal. The figures, times and names of a verdict are read from the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusalMeaning {
     KeyQuota,
     WorkspaceQuota,
-    /// Slots, when the sentence has no figures of credits.
+    /// Slots, unless the sentence has figures of credits.
     SlotsWithoutFigures,
     Slots,
     Concurrency,
@@ -132,11 +132,11 @@ impl Words {
         Self { has, ..self }
     }
 
-    fn are_none(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.codes.is_empty() && self.begins.is_empty() && self.has.is_empty()
     }
 
-    fn are_in(&self, body: &ErrorBody) -> bool {
+    fn match_any_of(&self, body: &ErrorBody) -> bool {
         self.codes.iter().any(|code| has_code(body, code))
             || self.begins.iter().any(|prefix| body.message_starts(prefix))
             || self.has.iter().any(|part| body.message_has(part))
@@ -186,9 +186,9 @@ impl RefusalRow {
             Statuses::Except(statuses) => !statuses.contains(&status),
         };
         let is_match = has_status
-            && (self.any.are_none() || self.any.are_in(body))
-            && (self.and.are_none() || self.and.are_in(body))
-            && !self.without.are_in(body);
+            && (self.any.is_empty() || self.any.match_any_of(body))
+            && (self.and.is_empty() || self.and.match_any_of(body))
+            && !self.without.match_any_of(body);
         if is_match { self.meaning.verdict(body, retry_after) } else { None }
     }
 }

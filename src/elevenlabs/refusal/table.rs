@@ -4,7 +4,7 @@
 //! To add a wording, add its words to a row, or a row, with an example: the simulator can then send it,
 //! and the tests below require that the example is classified by its row, over HTTP and on WebSockets.
 //!
-//! A sentence counts as much as its code, because a close frame has nothing else.
+//! Sentences are matched like codes, because a close frame may have only a sentence.
 //!
 //! Sources: the table of errors in the provider's documentation (types and codes, 2026), captured
 //! responses of 2023 to 2026 in public issues (named where a form differs from the table).
@@ -88,7 +88,7 @@ static ROWS: &[RefusalRow] = &[
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
         ]),
 
-    // Too many requests at once, or in a span of time.
+    // Too many concurrent requests, or too many in a span of time.
     row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
             .or_begins(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
         .examples(&[
@@ -224,8 +224,8 @@ static ROWS: &[RefusalRow] = &[
             example("plan_words", 403, BodyFormat::Bare, "This voice is not available on your plan."),
         ]),
 
-    // A payment is required, for a plan or for credits. The word alone does not say which; a message about
-    // a plan has been sent with all credits left (OWASP/Nest#3859).
+    // A payment is required, for a plan or for credits. The word alone is ambiguous; a message about a
+    // plan has been sent with all credits left (OWASP/Nest#3859).
     row(PAYMENT_REQUIRED, RefusalMeaning::PlanFeature(None))
         .and(A_PLAN)
         .examples(&[
@@ -294,7 +294,8 @@ static ROWS: &[RefusalRow] = &[
                 "An invalid ID has been received: '{subject}'. Make sure to provide a correct one."),
         ]),
 
-    // Requests to the provider always carry a key in `xi-api-key`; a server that sees none does not judge it.
+    // Requests to the provider always carry a key in `xi-api-key`; a server that receives none has not
+    // checked it.
     row(codes(&["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"])
             .or_begins(&[NOT_AUTHENTICATED]), RefusalMeaning::Unauthorized)
         .examples(&[

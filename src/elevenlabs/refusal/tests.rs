@@ -70,7 +70,7 @@ fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
 }
 
 #[test]
-fn payment_required_is_a_quota_unless_its_words_are_about_the_plan() {
+fn payment_required_is_a_quota_unless_its_words_name_the_plan() {
     for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
         check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
     }
@@ -151,7 +151,7 @@ fn a_key_of_another_region_is_not_an_invalid_one() {
 }
 
 #[test]
-fn a_quota_of_something_else_is_not_one_of_credits() {
+fn a_quota_of_slots_is_not_a_quota_of_credits() {
     for message in [
         "You have reached your maximum amount of custom voices (10 / 10). You can upgrade your subscription.",
         "Your quota of voice slots is used up.",
@@ -225,7 +225,7 @@ fn a_request_error_is_no_evidence_about_a_key() {
 }
 
 #[test]
-fn a_server_that_received_no_key_does_not_judge_it() {
+fn a_refusal_for_a_missing_key_is_no_evidence_about_it() {
     let verdict = Verdict::Unexplained(Refusal::Unauthorized);
     check(
         401,
@@ -399,7 +399,8 @@ fn a_summary_is_short_and_has_the_most_specific_word() {
     assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
 }
 
-/// A code is known on a WebSocket as over HTTP, and so is its type where the code is not known.
+/// A code has the same meaning on a WebSocket as over HTTP. A type has the same meaning, too, if the code
+/// is unknown.
 #[test]
 fn a_code_means_the_same_without_a_status() {
     for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {

@@ -3,8 +3,8 @@
 //! every message. They are replaced by spaces: the message keeps its length, so its frames need no new
 //! heads, and JSON ignores the spaces.
 //!
-//! A text is processed as it arrives, in pieces of any size: there is no maximum length, and no message
-//! is stored.
+//! A message is processed as it arrives, in pieces of any size. It is not stored, so it has no maximum
+//! length.
 
 use serde_json::{Map, Value};
 
@@ -17,15 +17,15 @@ const NAME_BYTES_MAX: usize = 13 * 6;
 /// White space after a comma is held back with it up to this length; more is forwarded first.
 const BLANKS_MAX: usize = 64;
 
-/// Removes credentials from a text that arrives in pieces.
+/// Blanks credentials in a message that arrives in pieces.
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
     state: State,
-    /// Bytes held back: a comma, white space and a name that may be one of a credential.
-    held: Vec<u8>,
+    /// Bytes held back: a comma, white space, and a name that may be the name of a credential.
+    held_back: Vec<u8>,
     /// Whether a member of the outermost object was forwarded.
-    kept: bool,
-    /// Whether a credential was removed from this text.
+    has_forwarded_member: bool,
+    /// Whether a credential was blanked in this text.
     has_blanked: bool,
 }
 
@@ -34,19 +34,19 @@ enum State {
     /// Before the first byte that is not white space.
     #[default]
     Start,
-    /// Not an object: nothing of it is examined.
-    Foreign,
+    /// The text is not an object, and is not examined.
+    NotObject,
     /// Between members, after `{` or `,`.
-    Before,
+    BeforeName,
     /// In a member's name; `true` after a backslash.
     Name(bool),
     /// In a member, up to the comma or the brace after it.
-    Member(Inside, Fate),
+    Member(MemberPosition, MemberAction),
 }
 
 /// The position within a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Inside {
+struct MemberPosition {
     /// Number of enclosing lists and objects.
     depth: u32,
     /// In a string; `true` after a backslash.
@@ -55,8 +55,8 @@ struct Inside {
 
 /// Whether a member is forwarded or blanked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Kept,
+enum MemberAction {
+    Forwarded,
     Blanked,
 }
 
@@ -66,21 +66,21 @@ impl CredentialBlanker {
     pub fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let mut rest = piece;
         while !rest.is_empty() {
-            let used = self.step(rest, out);
-            rest = rest.get(used..).unwrap_or_default();
+            let processed_bytes = self.step(rest, out);
+            rest = rest.get(processed_bytes..).unwrap_or_default();
         }
     }
 
     /// Ends the text and appends the bytes held back.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        out.append(&mut self.held);
+        out.append(&mut self.held_back);
         *self = Self::default();
     }
 
     /// Whether the rest of this text need not be examined.
     #[must_use]
     pub fn is_foreign(&self) -> bool {
-        self.state == State::Foreign
+        self.state == State::NotObject
     }
 
     /// Whether a credential was removed from this text.
@@ -93,152 +93,164 @@ impl CredentialBlanker {
     fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
         match self.state {
-            State::Foreign => {
+            State::NotObject => {
                 out.extend_from_slice(rest);
                 rest.len()
             }
             State::Start => {
                 self.state = match byte {
-                    b'{' => State::Before,
+                    b'{' => State::BeforeName,
                     b' ' | b'\t' | b'\r' | b'\n' => State::Start,
-                    _ => State::Foreign,
+                    _ => State::NotObject,
                 };
                 out.push(byte);
                 1
             }
-            State::Before => {
-                self.before(byte, out);
+            State::BeforeName => {
+                self.before_name(byte, out);
                 1
             }
             State::Name(is_escaped) => {
                 self.name(byte, is_escaped, out);
                 1
             }
-            State::Member(inside, fate) => self.member(rest, inside, fate, out),
+            State::Member(position, action) => self.member(rest, position, action, out),
         }
     }
 
-    fn before(&mut self, byte: u8, out: &mut Vec<u8>) {
+    fn before_name(&mut self, byte: u8, out: &mut Vec<u8>) {
         match byte {
             b'"' => {
-                self.held.push(byte);
+                self.held_back.push(byte);
                 self.state = State::Name(false);
             }
-            b' ' | b'\t' | b'\r' | b'\n' if self.held.len() <= BLANKS_MAX && !self.held.is_empty() => {
-                self.held.push(byte);
+            b' ' | b'\t' | b'\r' | b'\n'
+                if self.held_back.len() <= BLANKS_MAX && !self.held_back.is_empty() =>
+            {
+                self.held_back.push(byte);
             }
             b' ' | b'\t' | b'\r' | b'\n' => out.push(byte),
             b'}' => {
-                out.append(&mut self.held);
+                out.append(&mut self.held_back);
                 out.push(byte);
                 self.end_object();
             }
             // Invalid JSON, which the receiver will refuse.
             _ => {
-                out.append(&mut self.held);
+                out.append(&mut self.held_back);
                 out.push(byte);
-                self.state = State::Foreign;
+                self.state = State::NotObject;
             }
         }
     }
 
     fn name(&mut self, byte: u8, is_escaped: bool, out: &mut Vec<u8>) {
-        self.held.push(byte);
-        let name_at = self.held.iter().position(|byte| *byte == b'"').unwrap_or_default();
-        let name = self.held.get(name_at + 1..).unwrap_or_default();
+        self.held_back.push(byte);
+        let name_at = self.held_back.iter().position(|byte| *byte == b'"').unwrap_or_default();
+        let name = self.held_back.get(name_at + 1..).unwrap_or_default();
         match byte {
             b'\\' if !is_escaped => self.state = State::Name(true),
             b'"' if !is_escaped => {
                 let is_secret = is_credential(name.strip_suffix(b"\"").unwrap_or_default());
-                self.decide(if is_secret { Fate::Blanked } else { Fate::Kept }, Inside::BARE, out);
+                self.decide(
+                    if is_secret { MemberAction::Blanked } else { MemberAction::Forwarded },
+                    MemberPosition::BARE,
+                    out,
+                );
             }
             _ if name.len() > NAME_BYTES_MAX => {
-                let inside = Inside { depth: 0, text: Some(false) };
+                let position = MemberPosition { depth: 0, text: Some(false) };
                 // An escape that has begun ends in the string that follows.
-                self.decide(Fate::Kept, inside, out);
+                self.decide(MemberAction::Forwarded, position, out);
             }
             _ => self.state = State::Name(false),
         }
     }
 
-    fn decide(&mut self, fate: Fate, inside: Inside, out: &mut Vec<u8>) {
-        match fate {
-            Fate::Kept => {
-                // After a removed first member, the comma has nothing to separate.
-                if !self.kept
-                    && let Some(comma) = self.held.first_mut().filter(|byte| **byte == b',')
+    fn decide(&mut self, action: MemberAction, position: MemberPosition, out: &mut Vec<u8>) {
+        match action {
+            MemberAction::Forwarded => {
+                // If every member before was blanked, the comma would separate nothing.
+                if !self.has_forwarded_member
+                    && let Some(comma) = self.held_back.first_mut().filter(|byte| **byte == b',')
                 {
                     *comma = b' ';
                 }
-                out.append(&mut self.held);
-                self.kept = true;
+                out.append(&mut self.held_back);
+                self.has_forwarded_member = true;
             }
-            Fate::Blanked => {
-                out.extend(self.held.drain(..).map(|_| b' '));
+            MemberAction::Blanked => {
+                out.extend(self.held_back.drain(..).map(|_| b' '));
                 self.has_blanked = true;
             }
         }
-        self.state = State::Member(inside, fate);
+        self.state = State::Member(position, action);
     }
 
-    fn member(&mut self, rest: &[u8], mut inside: Inside, fate: Fate, out: &mut Vec<u8>) -> usize {
-        let mut used = 0;
-        let mut is_over = false;
-        while let Some(&byte) = rest.get(used) {
-            if inside.text == Some(false) {
-                // A large message is mostly one string, which is skipped at once.
-                let more = rest.get(used..).unwrap_or_default();
+    fn member(
+        &mut self,
+        rest: &[u8],
+        mut position: MemberPosition,
+        action: MemberAction,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let mut processed_bytes = 0;
+        let mut has_ended = false;
+        while let Some(&byte) = rest.get(processed_bytes) {
+            if position.text == Some(false) {
+                // A large message is mostly one string, which is skipped in one step.
+                let more = rest.get(processed_bytes..).unwrap_or_default();
                 let end = more.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-                used += end.unwrap_or(more.len());
-                let Some(&sign) = rest.get(used) else { break };
-                inside.text = if sign == b'"' { None } else { Some(true) };
-                used += 1;
+                processed_bytes += end.unwrap_or(more.len());
+                let Some(&delimiter) = rest.get(processed_bytes) else { break };
+                position.text = if delimiter == b'"' { None } else { Some(true) };
+                processed_bytes += 1;
                 continue;
             }
-            if inside.text == Some(true) {
-                inside.text = Some(false);
-                used += 1;
+            if position.text == Some(true) {
+                position.text = Some(false);
+                processed_bytes += 1;
                 continue;
             }
             match byte {
-                b'"' => inside.text = Some(false),
-                b'{' | b'[' => inside.depth = inside.depth.saturating_add(1),
-                b'}' | b',' if inside.depth == 0 => {
-                    is_over = true;
+                b'"' => position.text = Some(false),
+                b'{' | b'[' => position.depth = position.depth.saturating_add(1),
+                b'}' | b',' if position.depth == 0 => {
+                    has_ended = true;
                     break;
                 }
-                b'}' | b']' => inside.depth = inside.depth.saturating_sub(1),
+                b'}' | b']' => position.depth = position.depth.saturating_sub(1),
                 _ => {}
             }
-            used += 1;
+            processed_bytes += 1;
         }
-        let taken = rest.get(..used).unwrap_or_default();
-        match fate {
-            Fate::Kept => out.extend_from_slice(taken),
-            Fate::Blanked => out.resize(out.len() + taken.len(), b' '),
+        let processed = rest.get(..processed_bytes).unwrap_or_default();
+        match action {
+            MemberAction::Forwarded => out.extend_from_slice(processed),
+            MemberAction::Blanked => out.resize(out.len() + processed.len(), b' '),
         }
-        self.state = State::Member(inside, fate);
-        if !is_over {
-            return used;
+        self.state = State::Member(position, action);
+        if !has_ended {
+            return processed_bytes;
         }
-        if rest.get(used) == Some(&b',') {
-            self.held.push(b',');
-            self.state = State::Before;
+        if rest.get(processed_bytes) == Some(&b',') {
+            self.held_back.push(b',');
+            self.state = State::BeforeName;
         } else {
             out.push(b'}');
             self.end_object();
         }
-        used + 1
+        processed_bytes + 1
     }
 
     /// Another object may follow, which no server would accept; it is examined nonetheless.
     fn end_object(&mut self) {
         self.state = State::Start;
-        self.kept = false;
+        self.has_forwarded_member = false;
     }
 }
 
-impl Inside {
+impl MemberPosition {
     const BARE: Self = Self { depth: 0, text: None };
 }
 
@@ -261,8 +273,9 @@ pub fn presented(message: &[u8]) -> Option<String> {
         let is_secret = NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
         value.as_str().map(str::trim).filter(|value| is_secret && !value.is_empty())
     })?;
-    let bare = credential.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    Some(bare.map_or(credential, |(_, token)| token.trim()).to_owned())
+    let without_scheme =
+        credential.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Some(without_scheme.map_or(credential, |(_, token)| token.trim()).to_owned())
 }
 
 #[cfg(test)]
@@ -272,19 +285,19 @@ mod tests {
 
     use super::*;
 
-    fn passed(pieces: &[&[u8]]) -> String {
-        let mut blanking = CredentialBlanker::default();
+    fn blanked_message(pieces: &[&[u8]]) -> String {
+        let mut blanker = CredentialBlanker::default();
         let mut out = Vec::new();
-        pieces.iter().for_each(|piece| blanking.pass(piece, &mut out));
-        blanking.finish(&mut out);
+        pieces.iter().for_each(|piece| blanker.pass(piece, &mut out));
+        blanker.finish(&mut out);
         String::from_utf8(out).unwrap()
     }
 
     #[track_caller]
     fn check(message: &str, expected: &str) {
-        assert_eq!(passed(&[message.as_bytes()]), expected);
+        assert_eq!(blanked_message(&[message.as_bytes()]), expected);
         let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-        assert_eq!(passed(&bytes), expected, "byte by byte");
+        assert_eq!(blanked_message(&bytes), expected, "byte by byte");
     }
 
     #[test]
@@ -300,7 +313,7 @@ mod tests {
     fn a_credential_may_have_any_value() {
         for value in [r#"{"a":[1,"}"]}"#, r#""\"},{\\""#, "[[],{}]", "12", "true", r#""\u0022""#] {
             let message = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
-            let blanked: Value = serde_json::from_str(&passed(&[message.as_bytes()])).unwrap();
+            let blanked: Value = serde_json::from_str(&blanked_message(&[message.as_bytes()])).unwrap();
             assert_eq!(blanked, json!({"text": "x"}), "{value}");
         }
     }
@@ -309,7 +322,7 @@ mod tests {
     fn a_name_is_known_in_every_spelling() {
         check(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
         let escaped: String = "authorization".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
-        assert!(!passed(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
+        assert!(!blanked_message(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
     }
 
     #[test]
@@ -341,10 +354,10 @@ mod tests {
     #[test]
     fn long_white_space_is_not_held_back() {
         let message = format!("{{\"a\":1,{}\"xi_api_key\":\"k\"}}", " ".repeat(300));
-        let blanked = passed(&[message.as_bytes()]);
+        let blanked = blanked_message(&[message.as_bytes()]);
         assert_eq!(serde_json::from_str::<Value>(&blanked).unwrap(), json!({"a": 1}));
         let message = format!("{{\"a\":1,{}\"b\":2}}", " ".repeat(300));
-        let blanked = passed(&[message.as_bytes()]);
+        let blanked = blanked_message(&[message.as_bytes()]);
         assert_eq!(serde_json::from_str::<Value>(&blanked).unwrap(), json!({"a": 1, "b": 2}));
     }
 
@@ -433,7 +446,7 @@ mod tests {
                 rest = after;
             }
             pieces.push(rest);
-            let blanked = passed(&pieces);
+            let blanked = blanked_message(&pieces);
             prop_assert_eq!(blanked.len(), text.len());
             prop_assert_eq!(serde_json::from_str::<Map<String, Value>>(&blanked).unwrap(), expected);
         }

@@ -1,6 +1,7 @@
-//! Classifies the provider's WebSocket messages and close frames: whether the session has begun, or is
-//! refused and why. Messages and closes are classified alike, because a refusal usually has both, and a
-//! code alone is ambiguous: 1008 is a bad key as well as a client that was silent for too long.
+//! Classifies the provider's WebSocket messages and close frames: the session is served, or it is refused
+//! for a reason. Both are classified by the same words, because a refusal usually has a message and a
+//! close frame, and the close code alone is ambiguous: 1008 means a bad key as well as a client that was
+//! idle for too long.
 
 use serde_json::{Map, Value};
 
@@ -15,12 +16,12 @@ pub enum MessageKind {
     Useful,
     /// The session is refused.
     Refused(Verdict),
-    /// Neither: a keep-alive message of the protocol.
+    /// Neither useful nor refused: a keep-alive message of the protocol.
     Aside,
     /// An error in unknown words: the close frame after it decides whether the session is refused.
     UnknownError,
-    /// Neither: the agent is busy and the client is queued, which is not billed. Source: the provider's
-    /// changelog up to September 2026 (`queueing_config`).
+    /// Neither useful nor refused: the agent is busy and the client is queued, which is not billed.
+    /// Source: the provider's changelog up to September 2026 (`queueing_config`).
     Queued,
 }
 
@@ -67,7 +68,7 @@ pub fn classify_message(
     };
     let format = match dialect {
         Dialect::Speech | Dialect::SpeechContexts | Dialect::Dialogue | Dialect::DialogueContexts => {
-            spoken_format(&members)
+            speech_format(&members)
         }
         Dialect::Transcription => typed_format(&members),
         Dialect::Agent => agent_format(&members),
@@ -81,7 +82,7 @@ pub fn classify_message(
         (MessageFormat::ForeignError, SessionStage::Opening) => {
             let body = body();
             in_band(&body)
-                .or_else(|| by_access(&body))
+                .or_else(|| access_denied_verdict(&body))
                 .map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
         (MessageFormat::Other, SessionStage::Opening) if ErrorBody::has_only_error_members(&members) => {
@@ -94,7 +95,7 @@ pub fn classify_message(
         | (MessageFormat::Other, SessionStage::Opening | SessionStage::Served) => MessageKind::Useful,
     };
     match kind {
-        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(about_token(verdict)),
+        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(verdict_about_token(verdict)),
         MessageKind::Refused(_)
         | MessageKind::Useful
         | MessageKind::Aside
@@ -103,8 +104,8 @@ pub fn classify_message(
     }
 }
 
-/// Classifies a close frame; `None` for one that refuses nothing. `follows_error` says that an [error
-/// in unknown words](MessageKind::UnknownError) was received right before.
+/// Classifies a close frame; `None` for one that is not a refusal. `follows_error` says that an [error in
+/// unknown words](MessageKind::UnknownError) was received right before.
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::of_reason(reason);
@@ -120,9 +121,9 @@ pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: b
         3000 => Some(Verdict::Unexplained(Refusal::Unauthorized)),
         3003 => Some(Verdict::Unexplained(Refusal::Forbidden)),
         1008 if reason.is_empty() || follows_error => Some(Verdict::Unexplained(Refusal::Forbidden)),
-        _ => Some(by_access(&body).unwrap_or(Verdict::RequestError)),
+        _ => Some(access_denied_verdict(&body).unwrap_or(Verdict::RequestError)),
     })?;
-    Some(if has_token { about_token(verdict) } else { verdict })
+    Some(if has_token { verdict_about_token(verdict) } else { verdict })
 }
 
 fn error_verdict(body: &ErrorBody) -> Verdict {
@@ -131,7 +132,7 @@ fn error_verdict(body: &ErrorBody) -> Verdict {
         let has_failed = body.message_starts("we are sorry");
         if has_failed { Verdict::ServerError } else { Verdict::RequestError }
     };
-    in_band(body).or_else(|| by_access(body)).unwrap_or_else(by_sentence)
+    in_band(body).or_else(|| access_denied_verdict(body)).unwrap_or_else(by_sentence)
 }
 
 /// Whether a message is an error in the format of other protocols, or of HTTP.
@@ -143,7 +144,7 @@ fn foreign_format(members: &Map<String, Value>) -> MessageFormat {
 }
 
 /// `{"message","error","code"}` of speech and dialogue.
-fn spoken_format(members: &Map<String, Value>) -> MessageFormat {
+fn speech_format(members: &Map<String, Value>) -> MessageFormat {
     if members.get("audio").is_some_and(Value::is_string) {
         return MessageFormat::Event(MessageKind::Useful);
     }
@@ -153,9 +154,9 @@ fn spoken_format(members: &Map<String, Value>) -> MessageFormat {
     }
 }
 
-/// The verdict of an unknown error word that denies access, on a WebSocket, where no status does. An
-/// attempt with a second account shows whether the account or the request is at fault.
-fn by_access(body: &ErrorBody) -> Option<Verdict> {
+/// The verdict of an unknown error word that means denied access, because a WebSocket error has no
+/// status. An attempt with a second account shows whether the account or the request is at fault.
+fn access_denied_verdict(body: &ErrorBody) -> Option<Verdict> {
     const KEY: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
     let has = |parts: [&str; 4]| {
@@ -184,8 +185,8 @@ fn typed_format(members: &Map<String, Value>) -> MessageFormat {
     }
 }
 
-/// Events of an agent: an error is flat, or in an event of its own. The content of other events is nested
-/// in a member of its own, whose words are not those of an error.
+/// Events of an agent: an error is flat, or in a separate event. The content of other events is nested in
+/// a separate member, whose words are not examined for errors.
 fn agent_format(members: &Map<String, Value>) -> MessageFormat {
     match members.get("type").and_then(Value::as_str) {
         Some("ping") => MessageFormat::Event(MessageKind::Aside),
@@ -195,12 +196,12 @@ fn agent_format(members: &Map<String, Value>) -> MessageFormat {
     }
 }
 
-/// On an unknown protocol, errors in the format of the known ones.
+/// Recognizes on an unknown protocol the error formats of the known ones.
 fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
     if agent_format(members) == MessageFormat::Error {
         return MessageFormat::Error;
     }
-    match (typed_format(members), spoken_format(members)) {
+    match (typed_format(members), speech_format(members)) {
         (format @ (MessageFormat::Error | MessageFormat::Event(_)), _)
         | (_, format @ (MessageFormat::Error | MessageFormat::Event(_))) => format,
         (
@@ -210,12 +211,12 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
     }
 }
 
-/// The refusal when it is about the client's own token.
-fn about_token(verdict: Verdict) -> Verdict {
+/// The verdict of a refusal of a session with the client's own token.
+fn verdict_about_token(verdict: Verdict) -> Verdict {
     // A rate limit does not depend on the credential.
-    let is_too_much = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
-    let is_of_the_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
-    if is_of_the_key && !is_too_much { Verdict::RequestError } else { verdict }
+    let is_rate_limit = matches!(verdict, Verdict::Unexplained(Refusal::TooMany(_)));
+    let blames_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
+    if blames_key && !is_rate_limit { Verdict::RequestError } else { verdict }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Counts what a client's message costs while it is streamed: the characters of its texts, or the bytes
-//! of its audio. A message may be of any length, in any pieces; only the current member name is stored.
+//! Counts the charged content of a client's message while it is streamed: the characters of its texts, or
+//! the bytes of its audio. A message may be of any length, in any pieces; only the current member name is
+//! stored.
 //!
 //! Members are counted as the provider's JSON parser reads them: of two with the same name the last
-//! counts, and a value of another type counts nothing. A message that is not valid JSON may still be
-//! accepted by a more lenient parser, so it counts with all its bytes, which no text exceeds.
+//! counts, and a value of another type counts nothing. A more lenient parser may accept a message that is
+//! not valid JSON, so all bytes of such a message are counted: an upper bound of its text.
 
 use super::Dialect;
 
@@ -29,8 +30,8 @@ pub struct MessageCount {
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
     state: State,
-    /// The kinds of the enclosing objects and lists: bit 0 is the innermost, 1 for an object.
-    kinds: u128,
+    /// The enclosing objects and lists: bit 0 is the innermost one; 1 means an object, 0 a list.
+    nesting: u128,
     depth: u32,
     /// All bytes of the message.
     bytes: u64,
@@ -59,22 +60,22 @@ enum State {
     BeforeName(bool),
     Colon,
     /// After a value.
-    Behind,
+    AfterValue,
     /// In a number or a word.
     Scalar,
     /// In a string.
     Text(Escape),
     /// After the outermost object.
-    Over,
+    Complete,
     /// The message is not JSON.
-    Foreign,
+    Invalid,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escape {
     None,
     Backslash,
-    /// `\u` with that many digits, and their value.
+    /// `\u` with the number of its digits so far, and their value.
     Unit(u8, u16),
 }
 
@@ -108,7 +109,7 @@ enum Role {
     Skipped,
 }
 
-/// The current name, as far as it may be a relevant one.
+/// The start of the current member's name, long enough to compare it with the relevant names.
 #[derive(Clone, Copy, Debug, Default)]
 struct NamePrefix {
     bytes: [u8; NAME_BYTES_MAX],
@@ -127,20 +128,20 @@ impl ContentCounter {
         let mut rest = piece;
         while let Some(&byte) = rest.first() {
             let used = match self.state {
-                State::Foreign => return,
-                State::Text(Escape::None) => self.run(rest),
+                State::Invalid => return,
+                State::Text(Escape::None) => self.string_run(rest),
                 State::Text(escape) => {
-                    self.state = self.escaped(escape, byte);
+                    self.state = self.byte_of_escape(escape, byte);
                     1
                 }
                 State::Start
                 | State::Value(_)
                 | State::BeforeName(_)
                 | State::Colon
-                | State::Behind
+                | State::AfterValue
                 | State::Scalar
-                | State::Over => {
-                    self.state = self.outside(byte);
+                | State::Complete => {
+                    self.state = self.byte_outside_string(byte);
                     1
                 }
             };
@@ -152,13 +153,13 @@ impl ContentCounter {
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let whole = std::mem::take(self);
-        let is_object = whole.state == State::Over;
+        let is_object = whole.state == State::Complete;
         let (characters, audio) =
             if is_object { (whole.spoken + whole.lines, whole.audio) } else { (whole.bytes, whole.bytes) };
         let content = if dialect.is_spoken() {
             SpokenText { characters, audio_bytes: 0 }
         } else if dialect == Dialect::Transcription {
-            SpokenText { characters: 0, audio_bytes: decoded(audio) }
+            SpokenText { characters: 0, audio_bytes: decoded_length(audio) }
         } else {
             SpokenText::default()
         };
@@ -168,8 +169,8 @@ impl ContentCounter {
     /// Bytes of audio so far, in a message that is not complete.
     #[must_use]
     pub fn audio_so_far(&self) -> u64 {
-        let audio = if self.state == State::Foreign { self.bytes } else { self.audio + self.open_audio() };
-        decoded(audio)
+        let audio = if self.state == State::Invalid { self.bytes } else { self.audio + self.open_audio() };
+        decoded_length(audio)
     }
 
     fn open_audio(&self) -> u64 {
@@ -178,39 +179,39 @@ impl ContentCounter {
     }
 
     /// Processes a byte outside of strings.
-    fn outside(&mut self, byte: u8) -> State {
+    fn byte_outside_string(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.state, byte) {
-            (State::Scalar, _) if is_blank => State::Behind,
+            (State::Scalar, _) if is_blank => State::AfterValue,
             (state, _) if is_blank => state,
-            (State::Start | State::Value(_), b'{') => self.enter(true),
-            (State::Value(_), b'[') => self.enter(false),
+            (State::Start | State::Value(_), b'{') => self.open_container(true),
+            (State::Value(_), b'[') => self.open_container(false),
             (State::Value(_), b'"') => {
-                self.begin(if self.is_counted() { Role::Counted } else { Role::Skipped })
+                self.begin_string(if self.is_counted() { Role::Counted } else { Role::Skipped })
             }
-            (State::BeforeName(_), b'"') => self.begin(Role::Name),
+            (State::BeforeName(_), b'"') => self.begin_string(Role::Name),
             (State::Colon, b':') => State::Value(false),
-            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.leave(),
-            (State::Behind | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
-            (State::Behind | State::Scalar, b',') => State::Value(false),
-            (State::Behind | State::Scalar, b'}') if self.is_in_object() => self.leave(),
-            (State::Behind | State::Scalar, b']') if !self.is_in_object() => self.leave(),
+            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.close_container(),
+            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
+            (State::AfterValue | State::Scalar, b',') => State::Value(false),
+            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.close_container(),
+            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.close_container(),
             // Some parsers accept `NaN` and `Infinity`.
             (
                 State::Value(_) | State::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
             ) => State::Scalar,
-            _ => State::Foreign,
+            _ => State::Invalid,
         }
     }
 
     fn is_in_object(&self) -> bool {
-        self.kinds & 1 == 1
+        self.nesting & 1 == 1
     }
 
     /// Whether the position is in a line of `inputs`: an object in the list of that name.
     fn is_in_line(&self) -> bool {
-        self.depth == 3 && self.member == CountedMember::Inputs && self.kinds & 0b11 == 0b01
+        self.depth == 3 && self.member == CountedMember::Inputs && self.nesting & 0b11 == 0b01
     }
 
     fn is_counted(&self) -> bool {
@@ -221,46 +222,47 @@ impl ContentCounter {
         }
     }
 
-    fn enter(&mut self, is_object: bool) -> State {
+    fn open_container(&mut self, is_object: bool) -> State {
         if self.depth == DEPTH_MAX {
-            return State::Foreign;
+            return State::Invalid;
         }
         self.depth += 1;
-        self.kinds = self.kinds << 1 | u128::from(is_object);
+        self.nesting = self.nesting << 1 | u128::from(is_object);
         if is_object { State::BeforeName(true) } else { State::Value(true) }
     }
 
-    fn leave(&mut self) -> State {
+    fn close_container(&mut self) -> State {
         if self.is_in_line() {
             self.lines += std::mem::take(&mut self.line);
             self.is_line_text = false;
         }
         self.depth -= 1;
-        self.kinds >>= 1;
-        if self.depth == 0 { State::Over } else { State::Behind }
+        self.nesting >>= 1;
+        if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
-    fn begin(&mut self, role: Role) -> State {
+    fn begin_string(&mut self, role: Role) -> State {
         self.text = TextState { role, ..TextState::default() };
         self.name = NamePrefix::default();
         State::Text(Escape::None)
     }
 
     /// Processes a run of a string without an escape, and its end; returns the number of bytes.
-    fn run(&mut self, rest: &[u8]) -> usize {
+    fn string_run(&mut self, rest: &[u8]) -> usize {
         let length = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        let run = rest.get(..length).unwrap_or_default();
+        let string_run = rest.get(..length).unwrap_or_default();
         match self.text.role {
-            Role::Name => run.iter().for_each(|byte| self.name.push(*byte)),
-            Role::Counted if !run.is_empty() => {
+            Role::Name => string_run.iter().for_each(|byte| self.name.push(*byte)),
+            Role::Counted if !string_run.is_empty() => {
                 // All bytes but those that continue a UTF-8 character.
-                let characters = run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
+                let characters = string_run.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64;
                 let text = &mut self.text;
                 text.characters += characters;
-                text.has_visible = text.has_visible || run.iter().any(|byte| !byte.is_ascii_whitespace());
+                text.has_visible =
+                    text.has_visible || string_run.iter().any(|byte| !byte.is_ascii_whitespace());
                 text.is_half = false;
                 if self.member == CountedMember::Audio {
-                    text.padding += run.iter().filter(|byte| **byte == b'=').count() as u64;
+                    text.padding += string_run.iter().filter(|byte| **byte == b'=').count() as u64;
                 }
             }
             Role::Counted | Role::Skipped => {}
@@ -268,16 +270,16 @@ impl ContentCounter {
         match rest.get(length) {
             None => return length,
             Some(b'\\') => self.state = State::Text(Escape::Backslash),
-            Some(_) => self.state = self.end(),
+            Some(_) => self.state = self.end_string(),
         }
         length + 1
     }
 
     /// Processes a byte of an escape.
-    fn escaped(&mut self, escape: Escape, byte: u8) -> State {
-        let unit = match (escape, byte) {
+    fn byte_of_escape(&mut self, escape: Escape, byte: u8) -> State {
+        let utf16_unit = match (escape, byte) {
             (Escape::Unit(digits, value), _) => {
-                let Some(digit) = char::from(byte).to_digit(16) else { return State::Foreign };
+                let Some(digit) = char::from(byte).to_digit(16) else { return State::Invalid };
                 let value = value << 4 | digit as u16;
                 if digits < 3 {
                     return State::Text(Escape::Unit(digits + 1, value));
@@ -291,33 +293,33 @@ impl ContentCounter {
             (_, b'n') => 10,
             (_, b'r') => 13,
             (_, b't') => 9,
-            _ => return State::Foreign,
+            _ => return State::Invalid,
         };
-        self.unit(unit);
+        self.utf16_unit(utf16_unit);
         State::Text(Escape::None)
     }
 
     /// Processes a character, or half of one, that was written as an escape.
-    fn unit(&mut self, unit: u16) {
-        let ascii = u8::try_from(unit).ok().filter(u8::is_ascii);
+    fn utf16_unit(&mut self, utf16_unit: u16) {
+        let ascii = u8::try_from(utf16_unit).ok().filter(u8::is_ascii);
         if self.text.role == Role::Name {
             self.name.push(ascii.unwrap_or(u8::MAX));
         }
         let text = &mut self.text;
-        let ends_pair = text.is_half && (0xdc00..0xe000).contains(&unit);
-        text.is_half = (0xd800..0xdc00).contains(&unit);
+        let ends_pair = text.is_half && (0xdc00..0xe000).contains(&utf16_unit);
+        text.is_half = (0xd800..0xdc00).contains(&utf16_unit);
         text.characters += u64::from(!ends_pair);
         text.has_visible = text.has_visible || !ascii.is_some_and(|byte| byte.is_ascii_whitespace());
-        text.padding += u64::from(unit == u16::from(b'='));
+        text.padding += u64::from(utf16_unit == u16::from(b'='));
     }
 
     /// Processes the end of a string.
-    fn end(&mut self) -> State {
+    fn end_string(&mut self) -> State {
         // A blank text opens a context and is not spoken.
         let spoken = if self.text.has_visible { self.text.characters } else { 0 };
         match (self.text.role, self.member) {
             (Role::Name, _) => {
-                self.named();
+                self.begin_member();
                 return State::Colon;
             }
             (Role::Counted, CountedMember::Text) => self.spoken = spoken,
@@ -326,11 +328,11 @@ impl ContentCounter {
             (Role::Counted, CountedMember::Other) | (Role::Skipped, _) => {}
         }
         self.text.role = Role::Skipped;
-        State::Behind
+        State::AfterValue
     }
 
     /// Begins a member; resets the count of an earlier one with the same name.
-    fn named(&mut self) {
+    fn begin_member(&mut self) {
         let name = self.name.bytes.get(..self.name.length).unwrap_or_default();
         if self.depth == 1 {
             self.member = match name {
@@ -356,7 +358,7 @@ impl ContentCounter {
 }
 
 /// Number of bytes that this many base64 characters decode to.
-fn decoded(characters: u64) -> u64 {
+fn decoded_length(characters: u64) -> u64 {
     characters / 4 * 3 + characters % 4 * 3 / 4
 }
 

@@ -47,7 +47,7 @@ fn cooldown(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning
 /// The table of `docs/refusals.md`, row by row: evidence, the last poll, and the meaning one second
 /// later.
 #[test]
-fn the_table_of_meanings() {
+fn evidence_has_the_meaning_of_its_table_row() {
     let exhausted = |until, is_probable| cooldown(CooldownReason::Exhausted, until, is_probable);
     let invalid = |until, is_probable| cooldown(CooldownReason::Invalid, until, is_probable);
     let limited = Evidence {
@@ -136,7 +136,7 @@ fn the_table_of_meanings() {
 }
 
 #[test]
-fn figures_of_a_refusal_yield_to_polled_figures_older_than_the_lag() {
+fn polled_figures_replace_those_of_a_refusal_after_the_lag() {
     let of = |evidence: &Evidence, seconds, credits| {
         meaning(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
     };

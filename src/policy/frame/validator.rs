@@ -1,8 +1,8 @@
 //! Validates a stream of WebSocket frames against RFC 6455, as the bytes arrive and before any of them is
-//! processed. It is separate from the message reader, because a session that waits for a key reads no
-//! messages and must still notice a close or a violation at once.
+//! processed. It is separate from the message reader, because a session that waits for a key parses no
+//! messages and must still detect a close or a violation immediately.
 //!
-//! Only the head and the control payload in progress are stored: at most 139 bytes.
+//! It stores only an incomplete head and an incomplete control payload: at most 139 bytes.
 
 use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
 
@@ -11,8 +11,8 @@ use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
 pub enum Sender {
     /// The client: its frames are masked.
     Client,
-    /// The server: its frames are not masked. The payload of its close frame is left to the caller, which
-    /// may know the words of an invalid close.
+    /// The server: its frames are not masked. The payload of its close frame is not validated, because
+    /// the caller may recognize the reason of an invalid close.
     Server,
 }
 
@@ -47,7 +47,7 @@ pub enum Violation {
     TextEncoding,
     /// A binary message on a WebSocket that accepts only JSON.
     NotJson,
-    /// A message larger than the memory of one session.
+    /// A message larger than the buffer of one session.
     TooLarge,
 }
 
@@ -121,7 +121,7 @@ struct IsText(bool);
 #[derive(Clone, Copy, Debug)]
 struct OpenFrame {
     head: Head,
-    passed: u64,
+    processed: u64,
 }
 
 /// The maximum payload of a control frame.
@@ -130,7 +130,7 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 const UNMASK_BUFFER_BYTES: usize = 1024;
 
 impl FrameValidator {
-    /// Validates what `sender` sends, from the first byte after the handshake.
+    /// A validator for the frames of `sender`, which starts at the first byte after the handshake.
     #[must_use]
     pub const fn new(sender: Sender) -> Self {
         Self {
@@ -178,14 +178,14 @@ impl FrameValidator {
     /// Processes some bytes and returns their number; 0 when more are needed.
     fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
         let Some(frame) = self.frame else { return self.begin(rest) };
-        let left = frame.head.length - frame.passed;
+        let left = frame.head.length - frame.processed;
         let available = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
         let payload = rest.get(..available).unwrap_or_default();
         if available == 0 {
             return Ok(0);
         }
         self.payload(frame, payload)?;
-        self.pass(OpenFrame { passed: frame.passed + available as u64, ..frame })?;
+        self.record_progress(OpenFrame { processed: frame.processed + available as u64, ..frame })?;
         Ok(available)
     }
 
@@ -200,16 +200,16 @@ impl FrameValidator {
             return Ok(added);
         };
         self.head_length = 0;
-        self.allow(&head, length)?;
+        self.check_head(&head, length)?;
         if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
             self.message = Some(IsText(head.opcode == Opcode::Text));
         }
-        self.pass(OpenFrame { head, passed: 0 })?;
+        self.record_progress(OpenFrame { head, processed: 0 })?;
         Ok(length - before)
     }
 
     /// Whether a frame with this head, of `length` bytes, is allowed here.
-    fn allow(&self, head: &Head, length: usize) -> Result<(), Violation> {
+    fn check_head(&self, head: &Head, length: usize) -> Result<(), Violation> {
         match (self.sender, head.mask) {
             (Sender::Client, None) => return Err(Violation::Unmasked),
             (Sender::Server, Some(_)) => return Err(Violation::Masked),
@@ -245,7 +245,7 @@ impl FrameValidator {
         if !is_close && !is_text {
             return Ok(());
         }
-        let mut passed = frame.passed;
+        let mut processed = frame.processed;
         let mut buffer = [0; UNMASK_BUFFER_BYTES];
         while !payload.is_empty() {
             let (piece, rest) = payload.split_at(payload.len().min(UNMASK_BUFFER_BYTES));
@@ -253,20 +253,20 @@ impl FrameValidator {
                 Some(masked) => {
                     let plain = &mut buffer[..piece.len()];
                     plain.copy_from_slice(piece);
-                    mask(plain, masked, passed);
+                    mask(plain, masked, processed);
                     &*plain
                 }
                 None => piece,
             };
             if is_close {
-                let at = usize::try_from(passed).unwrap_or(CONTROL_BYTES_MAX);
+                let at = usize::try_from(processed).unwrap_or(CONTROL_BYTES_MAX);
                 if let Some(slot) = self.close.get_mut(at..at + plain.len()) {
                     slot.copy_from_slice(plain);
                 }
             } else {
                 self.text(plain)?;
             }
-            passed += piece.len() as u64;
+            processed += piece.len() as u64;
             payload = rest;
         }
         Ok(())
@@ -290,21 +290,21 @@ impl FrameValidator {
         if error.error_len().is_some() {
             return Err(Violation::TextEncoding);
         }
-        let open = piece.get(error.valid_up_to()..).unwrap_or_default();
-        self.character[..open.len()].copy_from_slice(open);
-        self.character_length = open.len();
+        let incomplete = piece.get(error.valid_up_to()..).unwrap_or_default();
+        self.character[..incomplete.len()].copy_from_slice(incomplete);
+        self.character_length = incomplete.len();
         Ok(())
     }
 
     /// Records the progress of a frame, and processes its end.
-    fn pass(&mut self, frame: OpenFrame) -> Result<(), Violation> {
-        if frame.passed < frame.head.length {
+    fn record_progress(&mut self, frame: OpenFrame) -> Result<(), Violation> {
+        if frame.processed < frame.head.length {
             self.frame = Some(frame);
             return Ok(());
         }
         self.frame = None;
         if frame.head.opcode == Opcode::Close {
-            let length = usize::try_from(frame.passed).unwrap_or(CONTROL_BYTES_MAX);
+            let length = usize::try_from(frame.processed).unwrap_or(CONTROL_BYTES_MAX);
             let payload = self.close.get(..length).unwrap_or_default();
             let code = match (check_close(payload), self.sender) {
                 (Ok(code), _) => code,

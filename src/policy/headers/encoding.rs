@@ -31,9 +31,9 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
 }
 
 /// Removes from `Accept-Encoding` the codings that cannot be decoded here. The others keep their order
-/// and weights; `*` becomes gzip and deflate. A client that accepts none of them is served without a
-/// coding, which every client accepts unless it forbids it (RFC 9110, section 12.5.3). A request without
-/// the header stays without it.
+/// and weights; `*` becomes gzip and deflate. A client that accepts none of them gets an uncoded
+/// response, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request
+/// without the header stays without it.
 pub(super) fn offer_readable(headers: &mut HeaderMap) {
     let mut values = headers.get_all(ACCEPT_ENCODING).iter();
     if let (Some(only), None) = (values.next(), values.next())
@@ -61,7 +61,7 @@ fn readable(written: &[&str]) -> Option<String> {
     for element in written {
         match name(element) {
             // `*;q=0` offers nothing, and excludes the codings that are not listed.
-            "*" if weighs_nothing(element) => offered.push((*element).to_owned()),
+            "*" if is_excluded(element) => offered.push((*element).to_owned()),
             "*" => {
                 let is_named =
                     |coding: &str| written.iter().any(|element| name(element).eq_ignore_ascii_case(coding));
@@ -73,7 +73,7 @@ fn readable(written: &[&str]) -> Option<String> {
             _ => {}
         }
     }
-    let has_any = offered.iter().any(|element| !weighs_nothing(element));
+    let has_any = offered.iter().any(|element| !is_excluded(element));
     Some(if has_any { offered.join(", ") } else { "identity".to_owned() })
 }
 
@@ -82,7 +82,7 @@ fn name(element: &str) -> &str {
 }
 
 /// Whether the element has `q=0`, which excludes the coding.
-fn weighs_nothing(element: &str) -> bool {
+fn is_excluded(element: &str) -> bool {
     let mut parameters = element.split(';').skip(1).map(str::trim);
     parameters.any(|parameter| {
         let weight = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="));

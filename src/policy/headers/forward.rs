@@ -1,5 +1,5 @@
-//! Headers of proxies in front of Keychoir that are forwarded upstream nonetheless, because the operator
-//! listed them in `access.forward_headers`.
+//! The exceptions of the operator: headers of proxies in front of Keychoir that `access.forward_headers`
+//! lists are forwarded upstream.
 
 use http::header::{HeaderMap, HeaderName};
 
@@ -15,7 +15,7 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
-    /// The headers of these names. Names that always or never pass are ignored.
+    /// The headers of these names. Names that are always or never forwarded are ignored.
     #[must_use]
     pub fn of(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();
@@ -31,17 +31,17 @@ impl Forwarded {
 
     /// Removes from a request's headers those that are not sent upstream. `present` are the rows it has.
     pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
-        let removed = PresentHeaders::KEPT_HERE.or(PresentHeaders::OF_PROXIES.without(self.rows));
+        let removed = PresentHeaders::NEVER_SENT.or(PresentHeaders::OF_PROXIES.without(self.rows));
         drop_rows(headers, present.and(removed), &self.names);
     }
 }
 
-/// Why a listed header cannot be forwarded; `None` if it can.
+/// The reason why a listed header cannot be forwarded; `None` if it can.
 #[must_use]
 pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
     let row = KnownHeader::of(name.as_str())?.row();
     match row.rule {
-        Rule::Hop | Rule::Credential | Rule::Noted => Some(row.reason),
+        Rule::Hop | Rule::Credential | Rule::Special => Some(row.reason),
         Rule::Up | Rule::Down => None,
     }
 }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_header_is_forwarded_and_its_neighbours_are_not() {
+    fn a_listed_header_is_forwarded_and_similar_names_are_not() {
         let listed = ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
         let mut headers =
             head(&["cf-ipcountry", "cf-connecting-ip", "x-real-ip", "x-client-ip", "cookie", "x-mine"]);
@@ -116,8 +116,8 @@ mod tests {
     }
 
     #[test]
-    fn no_credential_and_nothing_of_one_connection_can_be_listed() {
-        for name in of_rule(&[Rule::Hop, Rule::Credential, Rule::Noted]) {
+    fn credentials_and_headers_of_one_connection_cannot_be_listed() {
+        for name in of_rule(&[Rule::Hop, Rule::Credential, Rule::Special]) {
             assert!(why_not_forwarded(&name.parse().unwrap()).is_some(), "{name}");
         }
         for name in ["x-forwarded-for", "cf-ray", "x-mine", "set-cookie"] {

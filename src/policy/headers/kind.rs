@@ -1,5 +1,5 @@
 //! Evaluates the content type of a response: whether its body is searched for keys, and whether a browser
-//! would execute it.
+//! would execute scripts in it.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -23,7 +23,7 @@ const NOT_SEARCHED: [&str; 16] = [
     "application/x-rar-compressed",
 ];
 
-/// Text formats among those types: drawings and playlists.
+/// Parts of the names of those types that are text formats: drawings and playlists.
 const TEXTS: [&str; 3] = ["xml", "mpegurl", "scpls"];
 
 /// Parts of the content types that may contain scripts: HTML, XHTML, SVG, any XML, and multipart streams
@@ -37,31 +37,34 @@ const USUAL: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stre
 /// archives. A body without a type, or with two, is searched.
 #[must_use]
 pub fn is_searched(headers: &HeaderMap) -> bool {
-    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(kind), None) = (kinds.next(), kinds.next()) else { return true };
-    let kind = kind.as_bytes();
-    if USUAL.contains(&kind) {
-        return kind != b"audio/mpeg";
+    let mut content_types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(content_type), None) = (content_types.next(), content_types.next()) else { return true };
+    let content_type = content_type.as_bytes();
+    if USUAL.contains(&content_type) {
+        return content_type != b"audio/mpeg";
     }
-    if kind.contains(&b',') {
+    if content_type.contains(&b',') {
         return true;
     }
-    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let content_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let is_known = NOT_SEARCHED.iter().any(|known| {
-        let start = if known.ends_with('/') { kind.get(..known.len()) } else { Some(kind) };
+        let start = if known.ends_with('/') { content_type.get(..known.len()) } else { Some(content_type) };
         start.is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
     });
-    !is_known || TEXTS.iter().any(|text| has(kind, text))
+    !is_known || TEXTS.iter().any(|text| contains(content_type, text))
 }
 
 /// Prevents browsers from executing scripts in a document of the provider, which would run with the
-/// rights of Keychoir's own origin. Restrictions of the response itself are kept.
+/// rights of Keychoir's own origin. A policy of the response itself is kept.
 pub(super) fn sandbox(headers: &mut HeaderMap) {
     const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
     const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
-    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes).peekable();
-    let is_untyped = kinds.peek().is_none();
-    let is_active = kinds.any(|kind| !USUAL.contains(&kind) && ACTIVE.iter().any(|part| has(kind, part)));
+    let mut content_types =
+        headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes).peekable();
+    let is_untyped = content_types.peek().is_none();
+    let is_active = content_types.any(|content_type| {
+        !USUAL.contains(&content_type) && ACTIVE.iter().any(|part| contains(content_type, part))
+    });
     if is_untyped || is_active {
         // A browser would guess the type of an untyped document.
         forbid_sniffing(headers);
@@ -69,19 +72,19 @@ pub(super) fn sandbox(headers: &mut HeaderMap) {
     if !is_active {
         return;
     }
-    let theirs: Vec<HeaderValue> = headers.get_all(POLICY).iter().cloned().collect();
+    let existing_policies: Vec<HeaderValue> = headers.get_all(POLICY).iter().cloned().collect();
     headers.insert(POLICY, SANDBOX);
-    for policy in theirs {
+    for policy in existing_policies {
         headers.append(POLICY, policy);
     }
 }
 
-/// Makes browsers use the declared content type, whatever the bytes look like.
+/// Makes browsers use the declared content type instead of guessing it from the bytes.
 pub fn forbid_sniffing(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
-fn has(text: &[u8], part: &str) -> bool {
+fn contains(text: &[u8], part: &str) -> bool {
     text.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part.as_bytes()))
 }
 
@@ -89,8 +92,10 @@ fn has(text: &[u8], part: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn kind(kinds: &[&'static str]) -> HeaderMap {
-        let values = kinds.iter().map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+    fn headers_of(content_types: &[&'static str]) -> HeaderMap {
+        let values = content_types
+            .iter()
+            .map(|content_type| (header::CONTENT_TYPE, HeaderValue::from_static(content_type)));
         let mut headers = HeaderMap::new();
         for (name, value) in values {
             headers.append(name, value);
@@ -100,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_type_but_audio_images_video_and_archives_is_searched() {
-        for kinds in [
+        for content_types in [
             &["application/json"][..],
             &["APPLICATION/JSON; charset=utf-8"],
             &["application/problem+json"],
@@ -119,16 +124,16 @@ mod tests {
             &[""],
             &[],
         ] {
-            assert!(is_searched(&kind(kinds)), "{kinds:?}");
+            assert!(is_searched(&headers_of(content_types)), "{content_types:?}");
         }
-        for kinds in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
-            assert!(!is_searched(&kind(&[kinds])), "{kinds}");
+        for name in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
+            assert!(!is_searched(&headers_of(&[name])), "{name}");
         }
     }
 
     #[test]
     fn documents_with_scripts_run_in_a_sandbox() {
-        for (kinds, is_active) in [
+        for (content_types, is_active) in [
             (&["text/html; charset=utf-8"][..], true),
             (&["application/xhtml+xml"], true),
             (&["IMAGE/SVG+XML"], true),
@@ -141,18 +146,18 @@ mod tests {
             (&["audio/mpeg"], false),
             (&[], false),
         ] {
-            let mut headers = kind(kinds);
+            let mut headers = headers_of(content_types);
             sandbox(&mut headers);
             let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
-            assert_eq!(policies, if is_active { vec!["sandbox"] } else { Vec::new() }, "{kinds:?}");
+            assert_eq!(policies, if is_active { vec!["sandbox"] } else { Vec::new() }, "{content_types:?}");
             let is_sniffed = !headers.contains_key("x-content-type-options");
-            assert_eq!(is_sniffed, !is_active && !kinds.is_empty(), "{kinds:?}");
+            assert_eq!(is_sniffed, !is_active && !content_types.is_empty(), "{content_types:?}");
         }
     }
 
     #[test]
     fn restrictions_of_the_provider_are_kept() {
-        let mut headers = kind(&["text/html"]);
+        let mut headers = headers_of(&["text/html"]);
         headers.insert("content-security-policy", HeaderValue::from_static("script-src 'none'"));
         headers.insert("x-content-type-options", HeaderValue::from_static("sniff"));
         sandbox(&mut headers);

@@ -1,5 +1,5 @@
-//! Finds the table rows that a head has, in one pass over its names, so that absent headers are never
-//! looked up.
+//! Computes the set of table rows that occur in a head, in one pass over its names, so that absent
+//! headers are never looked up.
 
 use std::iter;
 
@@ -27,7 +27,7 @@ impl KnownHeader {
     pub(super) const SUBPROTOCOLS: Self = Self::named("sec-websocket-protocol");
     pub(super) const ACCEPT_ENCODING: Self = Self::named("accept-encoding");
 
-    /// The row of that name.
+    /// The row with this name.
     const fn named(name: &str) -> Self {
         let mut number = 0;
         while !is_same(ROWS[number].name.as_bytes(), name.as_bytes()) {
@@ -57,12 +57,12 @@ impl KnownHeader {
             }
             slot = (slot + 1) % SLOTS.len();
         }
-        let beginning = start_of(bytes);
-        if !GATE[beginning as usize % GATE.len()] {
+        let name_start = start_of(bytes);
+        if !PREFIX_FILTER[name_start as usize % PREFIX_FILTER.len()] {
             return None;
         }
         let covers = |(start, known): &&(u32, Self)| {
-            *start == beginning && known.row().prefix().is_some_and(|prefix| name.starts_with(prefix))
+            *start == name_start && known.row().prefix().is_some_and(|prefix| name.starts_with(prefix))
         };
         PREFIXES.iter().find(covers).map(|(_, known)| *known)
     }
@@ -73,8 +73,8 @@ impl KnownHeader {
 }
 
 impl PresentHeaders {
-    /// Always removed from requests, whatever `access.forward_headers` lists.
-    pub(super) const KEPT_HERE: Self =
+    /// Always removed from requests, even if `access.forward_headers` lists them.
+    pub(super) const NEVER_SENT: Self =
         Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | KnownHeader::named("host").bit());
     /// Removed from requests unless listed in `access.forward_headers`.
     pub(super) const OF_PROXIES: Self = rows(Rule::Up);
@@ -174,16 +174,16 @@ static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
 };
 
 /// Filter for names that may match a prefix row.
-static GATE: [bool; 1021] = {
-    let mut gate = [false; 1021];
+static PREFIX_FILTER: [bool; 1021] = {
+    let mut filter = [false; 1021];
     let mut number = 0;
     while number < ROWS.len() {
         if ROWS[number].prefix().is_some() {
-            gate[start_of(ROWS[number].name.as_bytes()) as usize % gate.len()] = true;
+            filter[start_of(ROWS[number].name.as_bytes()) as usize % filter.len()] = true;
         }
         number += 1;
     }
-    gate
+    filter
 };
 
 /// The first three characters; every prefix is at least as long.
@@ -196,7 +196,7 @@ const fn start_of(name: &[u8]) -> u32 {
 
 /// The first slot of a name: a hash of its length and three of its characters.
 const fn slot_of(name: &[u8]) -> usize {
-    const fn mixed(hash: u32, byte: u8) -> u32 {
+    const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)
     }
     let length = name.len();
@@ -205,9 +205,9 @@ const fn slot_of(name: &[u8]) -> usize {
     }
     #[expect(clippy::cast_possible_truncation, reason = "a hash")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
-    hash = mixed(hash, name[0]);
-    hash = mixed(hash, name[length / 2]);
-    hash = mixed(hash, name[length - 1]);
+    hash = mix(hash, name[0]);
+    hash = mix(hash, name[length / 2]);
+    hash = mix(hash, name[length - 1]);
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 
@@ -282,7 +282,7 @@ mod tests {
         let some = PresentHeaders::default().with(KnownHeader::CONNECTION).with(last);
         assert_eq!(some.rows().collect::<Vec<_>>(), [KnownHeader::CONNECTION, last]);
         assert_eq!(PresentHeaders::OF_ORIGIN.and(PresentHeaders::OF_PROXIES), PresentHeaders::default());
-        let hop = PresentHeaders::OF_ORIGIN.and(PresentHeaders::KEPT_HERE);
+        let hop = PresentHeaders::OF_ORIGIN.and(PresentHeaders::NEVER_SENT);
         assert!(hop.rows().all(|known| known.row().rule == Rule::Hop));
         assert_eq!(hop.rows().count(), 10);
     }

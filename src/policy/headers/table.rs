@@ -1,5 +1,5 @@
 //! The headers that are not passed through unchanged. A row names a header, the direction in which it is
-//! removed, and the reason. A header without a row passes unchanged.
+//! removed, and the reason. A header without a row is forwarded unchanged.
 
 use http::header::HeaderName;
 
@@ -15,7 +15,7 @@ pub(super) enum Rule {
     /// Removed from responses.
     Down,
     /// Changed or examined elsewhere in this module.
-    Noted,
+    Special,
 }
 
 /// A header, or all headers with a common prefix.
@@ -67,7 +67,7 @@ table! {
         "authorization": "may carry a client's token",
         "cookie": "may carry a client's token",
     }
-    Noted {
+    Special {
         "host": "is the upstream's own",
         "sec-websocket-protocol": "may carry a browser's token",
         "content-length": "frames the message",

@@ -109,7 +109,7 @@ fn long_paths_are_read_to_their_ends() {
 
 /// All paths of the provider's OpenAPI document, built from the literals of this program, are accepted.
 #[test]
-fn paths_of_the_provider_pass_with_any_ordinary_identifier() {
+fn paths_of_the_provider_are_accepted_with_any_ordinary_identifier() {
     for identifier in [
         "21m00Tcm4TlvDq8ikWAM",
         "agent_3701k3ttaq12ewp8b7qv5rfyszkz",
@@ -197,7 +197,7 @@ fn express(path: &str) -> Option<Vec<String>> {
     Some(split(path).into_iter().map(unescaped).collect())
 }
 
-/// Go's `ServeMux`: decodes, cleans the path, and redirects to what is clean.
+/// Go's `ServeMux`: decodes, cleans the path, and redirects to the clean path.
 fn go(path: &str) -> Option<Vec<String>> {
     Some(resolved(unescaped(path).split('/')))
 }
@@ -280,7 +280,7 @@ proptest! {
     }
 
     #[test]
-    fn every_plain_path_passes(segments in prop::collection::vec("[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]", 0..14)) {
+    fn every_plain_path_is_accepted(segments in prop::collection::vec("[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]", 0..14)) {
         let passes = check_readers(&format!("/{}", segments.join("/")))?;
         prop_assert!(passes);
     }

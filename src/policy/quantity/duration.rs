@@ -41,14 +41,14 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     let mut milliseconds: u64 = 0;
     let mut units_left = &UNITS[..];
     while !rest.is_empty() || rest.len() == text.len() {
-        let (digits, behind) = split_where(rest, |character| !character.is_ascii_digit());
+        let (digits, after_digits) = split_where(rest, |character| !character.is_ascii_digit());
         if digits.is_empty() {
             return Err(QuantityError::Malformed);
         }
-        if behind.starts_with('.') {
+        if after_digits.starts_with('.') {
             return Err(QuantityError::Fraction(exact_fraction(text, &UNITS)));
         }
-        let (unit, next) = split_where(behind, |character| !character.is_alphabetic());
+        let (unit, next) = split_where(after_digits, |character| !character.is_alphabetic());
         let Some(at) = UNITS.iter().position(|(name, _)| *name == unit) else {
             return Err(match (unit.is_empty(), next.is_empty()) {
                 (false, _) => QuantityError::UnknownUnit(unit.to_owned()),
@@ -77,8 +77,8 @@ pub fn guess(text: &str) -> Option<Duration> {
     let lower = text.trim().trim_matches(['"', '\'']).to_lowercase();
     let mut rest = lower.trim_start();
     while !rest.is_empty() {
-        let (digits, behind) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
-        let (word, next) = split_where(behind.trim_start(), |character| !character.is_alphabetic());
+        let (digits, after_digits) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
+        let (word, next) = split_where(after_digits.trim_start(), |character| !character.is_alphabetic());
         let long = LONG_NAMES.iter().find(|(_, names)| names.contains(&word)).map(|(unit, _)| *unit);
         let unit = long.unwrap_or(word);
         if digits.is_empty() || unit.is_empty() {

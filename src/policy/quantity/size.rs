@@ -54,8 +54,8 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
 #[must_use]
 pub fn guess(text: &str) -> Option<u64> {
     let text = text.trim().trim_matches(['"', '\'']);
-    let (digits, behind) = split_where(text, |character| !matches!(character, '0'..='9' | '_'));
-    let unit = behind.trim_start().to_lowercase();
+    let (digits, after_digits) = split_where(text, |character| !matches!(character, '0'..='9' | '_'));
+    let unit = after_digits.trim_start().to_lowercase();
     let exact = UNITS.iter().find(|(name, _)| name.to_lowercase() == unit);
     // A single letter means a factor of 1024, as for memory.
     let binary = || UNITS.iter().find(|(name, _)| name.to_lowercase() == format!("{unit}ib"));

@@ -84,6 +84,12 @@ impl EvidenceCell {
         if self.is_empty() { Vec::new() } else { self.lock().evidence.clone() }
     }
 
+    /// Holds its lock.
+    #[cfg(test)]
+    pub(in crate::pool) fn hold(&self) -> impl Sized + '_ {
+        self.lock()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

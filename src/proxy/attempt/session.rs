@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, KeySource, PendingCharge, unknown};
+use super::{Attempt, KeySource, PendingCharge, unknown_credits};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::outcome::Outcome;
@@ -23,25 +23,26 @@ impl Attempt {
         self.record.outcome = verdict.outcome();
         if verdict == Verdict::Served {
             self.record.first_byte.get_or_insert(clock::since(self.began));
-            self.record.model = self.asked.as_ref().and_then(|asked| asked.model.clone());
+            self.record.model =
+                self.body_features.as_ref().and_then(|body_features| body_features.model.clone());
         }
-        self.judge(verdict, None, retry, now);
+        self.update_key_state(verdict, None, retry, now);
         let is_served = verdict == Verdict::Served;
         // An error after the session was served refunds nothing; an error before it means nothing
         // is charged.
         if is_served {
-            self.due = PendingCharge::Session { is_served };
-        } else if self.due != (PendingCharge::Session { is_served: true }) {
-            self.due = PendingCharge::Nothing;
+            self.pending = PendingCharge::Session { is_served };
+        } else if self.pending != (PendingCharge::Session { is_served: true }) {
+            self.pending = PendingCharge::Nothing;
         }
         if is_served {
-            let taken = self.permits.client().count(now);
-            self.record.quota.add(taken);
+            let charged = self.permits.client().count(now);
+            self.record.quota.add(charged);
         }
         // An error after the session was served refunds nothing.
         if verdict != Verdict::Served && self.record.first_byte.is_none() {
             // After the key's state is updated, as in `record_result`.
-            self.settle(0, now);
+            self.settle_lease(0, now);
             self.record.credits_from = CreditSource::Free;
         }
     }
@@ -50,15 +51,15 @@ impl Attempt {
     /// may have been charged; `may_be_charged` is false when nothing billable was sent.
     pub(in crate::proxy) fn abandon_unanswered(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
-        self.settle(0, now);
+        self.settle_lease(0, now);
         if may_be_charged && progress != Progress::Unsent {
-            self.settle_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
+            self.charge_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
         }
-        self.due = PendingCharge::Nothing;
+        self.pending = PendingCharge::Nothing;
         (self.record.outcome, self.record.credits_from) = match progress {
             Progress::Unsent => (Outcome::ConnectFailed, CreditSource::Free),
             Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
-                (Outcome::NoResponse, unknown(self.metering))
+                (Outcome::NoResponse, unknown_credits(self.metering))
             }
             Progress::Unanswered | Progress::Answered(_) => (Outcome::NoResponse, CreditSource::Free),
         };
@@ -66,27 +67,27 @@ impl Attempt {
 
     /// Records `characters` of speech and their `credits`, both counted from the start of the session. The
     /// credits were reserved in the client's quota before the text was sent.
-    pub(in crate::proxy) fn spoken(&mut self, characters: u64, credits: u64) {
+    pub(in crate::proxy) fn record_speech(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
         let more = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
-        let taken = self.permits.client().charge_up_to(credits, now);
-        self.record.quota.add(taken);
-        self.settle(more, now);
+        let charged = self.permits.client().charge_up_to(credits, now);
+        self.record.quota.add(charged);
+        self.settle_lease(more, now);
     }
 
     /// Sets the estimated credits of all text that was sent to the provider since the start of the
     /// session, which the provider may charge.
-    pub(in crate::proxy) fn said(&mut self, credits: u64) {
+    pub(in crate::proxy) fn set_text_credits(&mut self, credits: u64) {
         self.text_credits = credits;
     }
 
     /// Charges a session at its end. A served session costs its text, its time, or the reservation
     /// for an unknown price; a session that was not served costs the text that was sent to the
     /// provider.
-    pub(super) fn settle_session(&mut self, is_served: bool, now: UnixMs) {
-        let is_text = self.speech_lane.is_some();
+    pub(super) fn charge_session(&mut self, is_served: bool, now: UnixMs) {
+        let is_text = self.speech_group.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {
             // Text was charged when it was forwarded.
             (true, _) if is_text => (ChargeOutcome::Served, Some(0)),
@@ -98,15 +99,15 @@ impl Attempt {
             (false, 0) => (ChargeOutcome::Unsent, None),
             (false, sent) => (ChargeOutcome::Unknown, Some(sent)),
         };
-        self.settle_quota(outcome, price, now);
-        self.due = PendingCharge::Nothing;
+        self.charge_quota(outcome, price, now);
+        self.pending = PendingCharge::Nothing;
     }
 
     /// Charges a session that is billed by its duration for the time so far; returns whether the
     /// client's quota has credits left for more.
-    pub(in crate::proxy) fn may_go_on(&mut self) -> bool {
+    pub(in crate::proxy) fn charge_duration(&mut self) -> bool {
         let now = clock::now();
-        if self.due == (PendingCharge::Session { is_served: true }) {
+        if self.pending == (PendingCharge::Session { is_served: true }) {
             self.charge_time(now);
         }
         self.permits.client().may_spend(now)
@@ -115,8 +116,8 @@ impl Attempt {
     fn charge_time(&mut self, now: UnixMs) {
         let Some(rate) = self.credits_per_minute else { return };
         let ms = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(u64::MAX);
-        let taken = self.permits.client().charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
-        self.record.quota.add(taken);
+        let charged = self.permits.client().charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
+        self.record.quota.add(charged);
     }
 
     /// The ended conversation `id` whose cost is to be polled from the provider, with the record
@@ -130,15 +131,19 @@ impl Attempt {
     /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is
     /// `None` when this attempt has its outcome already, because the session failed over to
     /// another.
-    pub(in crate::proxy) fn ended(&mut self, outcome: Option<Outcome>, passed: [u64; 2]) -> &AttemptRecord {
-        self.settle_at_end();
+    pub(in crate::proxy) fn record_end(
+        &mut self,
+        outcome: Option<Outcome>,
+        bytes: [u64; 2],
+    ) -> &AttemptRecord {
+        self.charge_pending();
         self.record.outcome = outcome.unwrap_or(self.record.outcome);
-        [self.record.request_bytes, self.record.response_bytes] = passed;
+        [self.record.request_bytes, self.record.response_bytes] = bytes;
         &self.record
     }
 
     /// Records the duration of the audio that was sent to be transcribed.
-    pub(in crate::proxy) fn heard_all(&mut self, audio: Duration) {
+    pub(in crate::proxy) fn record_audio(&mut self, audio: Duration) {
         self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
     }
 
@@ -149,7 +154,7 @@ impl Attempt {
 
     /// The model of the session, if it is known.
     pub(in crate::proxy) fn model(&self) -> Option<&str> {
-        self.asked.as_ref()?.model.as_deref()
+        self.body_features.as_ref()?.model.as_deref()
     }
 
     /// The pool's key; `None` when the client's own key is used.
@@ -162,8 +167,8 @@ impl Attempt {
 
     /// Continues with another lease of the same key, and releases the credits that the former one
     /// reserved.
-    pub(in crate::proxy) fn renew(&mut self, mut renewed: Lease) {
-        self.settle(0, clock::now());
+    pub(in crate::proxy) fn replace_lease(&mut self, mut renewed: Lease) {
+        self.settle_lease(0, clock::now());
         renewed.begin();
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             *lease = renewed;
@@ -171,14 +176,14 @@ impl Attempt {
     }
 
     /// Releases the concurrency slot while no speech is generated.
-    pub(in crate::proxy) fn rest(&mut self) {
+    pub(in crate::proxy) fn release_slot(&mut self) {
         if let KeySource::Pool { lease, .. } = &mut self.key_source {
             lease.release_slot();
         }
     }
 
     /// Whether the lease holds a concurrency slot.
-    pub(in crate::proxy) fn has_place(&self) -> bool {
+    pub(in crate::proxy) fn has_slot(&self) -> bool {
         matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_slot())
     }
 }

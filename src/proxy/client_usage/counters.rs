@@ -14,8 +14,8 @@ pub(in crate::proxy) struct ClientCounters {
     pub(super) credits: Tallies,
     /// The time up to which its rate limit is used, see
     /// [`Rate::book`](crate::policy::client_quota::Rate::book).
-    pub(super) booked: AtomicU64,
-    pub(super) under_way: AtomicU32,
+    pub(super) rate_used_until: AtomicU64,
+    pub(super) in_progress: AtomicU32,
     /// The requests in progress whose price is unknown until their response.
     pub(super) unpriced: AtomicU32,
 }
@@ -37,19 +37,19 @@ pub(in crate::proxy) struct LimitRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
     /// The client has its maximum of requests in progress.
-    #[error("the client has {max} requests under way")]
+    #[error("the client has {max} requests in progress")]
     Concurrency {
         /// The maximum of requests in progress.
         max: u32,
     },
     /// The client has its maximum of requests of unknown price in progress.
-    #[error("the client has {max} requests of unknown price under way")]
+    #[error("the client has {max} requests of unknown price in progress")]
     Unpriced {
         /// The maximum of such requests.
         max: u32,
     },
     /// The client has reached its rate limit.
-    #[error("the client begins requests too fast")]
+    #[error("the client has reached its rate limit")]
     Rate {
         /// The time until its next request is admitted.
         wait: Duration,
@@ -59,7 +59,7 @@ pub enum ClientLimitExceeded {
     Spent(#[from] QuotaSpent),
     /// The client has a quota, and the response would let it use the provider outside of that
     /// quota.
-    #[error("the client has a quota and may not ask for direct access")]
+    #[error("the client has a quota and may not request direct access")]
     DirectAccess,
 }
 

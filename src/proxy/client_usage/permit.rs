@@ -13,11 +13,11 @@ use crate::policy::units::UnixMs;
 /// A request in progress of one client.
 ///
 /// Dropping it ends the request for the concurrency limit, and refunds everything that was reserved
-/// and not charged. Charges are made before, with [`settle`](Self::settle) and the methods for
+/// and not charged. Charges are made before, with [`charge`](Self::charge) and the methods for
 /// sessions.
 #[derive(Debug)]
 pub(in crate::proxy) struct ClientPermit {
-    account: Arc<ClientCounters>,
+    counters: Arc<ClientCounters>,
     quota: Option<ClientQuota>,
     billing: Billing,
     is_charged: bool,
@@ -43,13 +43,17 @@ struct State {
 }
 
 impl ClientPermit {
-    pub(super) fn new(account: Arc<ClientCounters>, quota: Option<ClientQuota>, claim: LimitRequest) -> Self {
-        let LimitRequest { billing, is_charged, .. } = claim;
-        Self { account, quota, billing, is_charged, state: Mutex::default() }
+    pub(super) fn new(
+        counters: Arc<ClientCounters>,
+        quota: Option<ClientQuota>,
+        limit_request: LimitRequest,
+    ) -> Self {
+        let LimitRequest { billing, is_charged, .. } = limit_request;
+        Self { counters, quota, billing, is_charged, state: Mutex::default() }
     }
 
-    pub(super) fn account(&self) -> &ClientCounters {
-        &self.account
+    pub(super) fn counters(&self) -> &ClientCounters {
+        &self.counters
     }
 
     /// The quota that the request counts against, unless it is free or not charged.
@@ -83,8 +87,8 @@ impl ClientPermit {
         }
         let of_requests = self.quota().filter(|quota| quota.measure == Measure::Requests);
         let counted = match of_requests {
-            Some(quota) => self.account.requests.take(quota, now, |_| 1)?.1,
-            None => self.account.requests.add(&[1; 3], now),
+            Some(quota) => self.counters.requests.take(quota, now, |_| 1)?.1,
+            None => self.counters.requests.add(&[1; 3], now),
         };
         self.state().request = Some(counted);
         Ok(())
@@ -101,8 +105,8 @@ impl ClientPermit {
         let mut state = self.state();
         let more = total.saturating_sub(state.expected);
         if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
-            let (taken, counted) = self.account.credits.take(quota, now, |_| more)?;
-            self.hold(&mut state, taken, counted, now);
+            let (reserved, counted) = self.counters.credits.take(quota, now, |_| more)?;
+            self.hold(&mut state, reserved, counted, now);
         }
         state.expected = state.expected.max(total);
         Ok(())
@@ -124,12 +128,13 @@ impl ClientPermit {
         let mut state = self.state();
         if let Some(quota) = self.credit_quota() {
             state.is_unpriced = true;
-            if self.account.unpriced.fetch_add(1, Ordering::AcqRel) >= max {
+            if self.counters.unpriced.fetch_add(1, Ordering::AcqRel) >= max {
                 return Err(ClientLimitExceeded::Unpriced { max });
             }
-            let left = |taken: u64| quota.amount.saturating_sub(taken);
-            let (taken, counted) = self.account.credits.take(quota, now, |taken| amount.min(left(taken)))?;
-            self.hold(&mut state, taken, counted, now);
+            let left = |used: u64| quota.amount.saturating_sub(used);
+            let (reserved, counted) =
+                self.counters.credits.take(quota, now, |used| amount.min(left(used)))?;
+            self.hold(&mut state, reserved, counted, now);
         }
         state.expected = amount;
         Ok(())
@@ -139,8 +144,8 @@ impl ClientPermit {
     /// move to the current one.
     fn hold(&self, state: &mut State, more: u64, counted: Counted, now: UnixMs) {
         if let Some(before) = state.credits.filter(|before| *before != counted) {
-            self.account.credits.settle(before, state.held, 0);
-            self.account.credits.add(&[state.held; 3], now);
+            self.counters.credits.replace(before, state.held, 0);
+            self.counters.credits.add(&[state.held; 3], now);
         }
         state.credits = Some(counted);
         state.held += more;
@@ -149,7 +154,7 @@ impl ClientPermit {
     /// Whether a running session may cost more: credits are left in the quota, or reserved for it.
     pub(in crate::proxy) fn may_spend(&self, now: UnixMs) -> bool {
         let Some(quota) = self.credit_quota() else { return true };
-        self.state().held > 0 || quota.check(self.account.credits.used(quota.period, now), now).is_ok()
+        self.state().held > 0 || quota.check(self.counters.credits.used(quota.period, now), now).is_ok()
     }
 
     /// Charges an attempt that ended with `outcome`, whose response reported the price `reported`.
@@ -157,7 +162,7 @@ impl ClientPermit {
     ///
     /// When the provider served the attempt or may have, the rest of the reservation is released.
     /// After a refused or unsent attempt it is kept for the next attempt.
-    pub(in crate::proxy) fn settle(
+    pub(in crate::proxy) fn charge(
         &self,
         outcome: ChargeOutcome,
         reported: Option<u64>,
@@ -168,11 +173,11 @@ impl ClientPermit {
         }
         let mut state = self.state();
         let due = state.expected.saturating_sub(state.charged);
-        let taken = self.take(&mut state, charge(self.billing, outcome, reported, due), now);
+        let charged = self.take(&mut state, charge(self.billing, outcome, reported, due), now);
         if matches!(outcome, ChargeOutcome::Served | ChargeOutcome::Unknown) {
             self.release(&mut state);
         }
-        taken
+        charged
     }
 
     /// Counts a served session as a request. Its credits are charged while it runs.
@@ -198,13 +203,13 @@ impl ClientPermit {
         let is_first = requests > 0 && !state.is_counted;
         state.is_counted |= is_first;
         if is_first && state.request.is_none() {
-            state.request = Some(self.account.requests.add(&[1; 3], now));
+            state.request = Some(self.counters.requests.add(&[1; 3], now));
         }
         if credits > 0 {
             let held = state.held.min(credits);
             match state.credits {
-                Some(counted) => self.account.credits.settle(counted, held, credits),
-                None => state.credits = Some(self.account.credits.add(&[credits; 3], now)),
+                Some(counted) => self.counters.credits.replace(counted, held, credits),
+                None => state.credits = Some(self.counters.credits.add(&[credits; 3], now)),
             }
             state.held -= held;
             state.charged += credits;
@@ -215,19 +220,19 @@ impl ClientPermit {
     /// Refunds what is reserved and was not charged.
     fn release(&self, state: &mut State) {
         if let Some(counted) = state.credits.filter(|_| state.held > 0) {
-            self.account.credits.settle(counted, state.held, 0);
+            self.counters.credits.replace(counted, state.held, 0);
             state.held = 0;
         }
         if std::mem::take(&mut state.is_unpriced) {
-            self.account.unpriced.fetch_sub(1, Ordering::AcqRel);
+            self.counters.unpriced.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
     /// The data for correcting the charge when the price becomes known after the request has ended.
     pub(in crate::proxy) fn late_price(&self) -> LatePrice {
         let state = self.state();
-        let account = self.is_charged.then(|| Arc::clone(&self.account));
-        LatePrice { account, charged: state.charged, credits: state.credits }
+        let counters = self.is_charged.then(|| Arc::clone(&self.counters));
+        LatePrice { counters, charged: state.charged, credits: state.credits }
     }
 }
 
@@ -236,27 +241,27 @@ impl Drop for ClientPermit {
         let mut state = std::mem::take(&mut *self.state());
         self.release(&mut state);
         if let Some(counted) = state.request.filter(|_| !state.is_counted) {
-            self.account.requests.settle(counted, 1, 0);
+            self.counters.requests.replace(counted, 1, 0);
         }
-        self.account.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.counters.in_progress.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// The charge of an ended request whose price may still be reported.
 #[derive(Debug)]
 pub(in crate::proxy) struct LatePrice {
-    account: Option<Arc<ClientCounters>>,
+    counters: Option<Arc<ClientCounters>>,
     charged: u64,
     credits: Option<Counted>,
 }
 
 impl LatePrice {
     /// Replaces the charge by the reported price of `credits`. Returns the new charge.
-    pub(in crate::proxy) fn settle(self, credits: u64, now: UnixMs) -> u64 {
-        let Some(account) = self.account else { return 0 };
+    pub(in crate::proxy) fn replace(self, credits: u64, now: UnixMs) -> u64 {
+        let Some(counters) = self.counters else { return 0 };
         match self.credits {
-            Some(counted) => account.credits.settle(counted, self.charged, credits),
-            None => drop(account.credits.add(&[credits; 3], now)),
+            Some(counted) => counters.credits.replace(counted, self.charged, credits),
+            None => drop(counters.credits.add(&[credits; 3], now)),
         }
         credits
     }

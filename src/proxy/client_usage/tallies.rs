@@ -46,28 +46,28 @@ impl Tallies {
     ) -> Result<(u64, Counted), QuotaSpent> {
         let period = quota.period;
         let used_of = |word| Tally::of_word(word).used(period, now);
-        let decided = self.0[index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+        let result = self.0[index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let (used, tally) = (used_of(word), Tally::of_word(word));
             let more = amount(used);
             quota.has_room(used, more).then(|| tally.plus(more, period, now).word())
         });
-        let before = decided.map_err(|word| {
+        let before = result.map_err(|word| {
             let used = used_of(word);
             quota.refusal(used, amount(used), now)
         })?;
-        let taken = amount(used_of(before));
-        let own = Tally::of_word(before).plus(taken, period, now).number();
+        let added = amount(used_of(before));
+        let own = Tally::of_word(before).plus(added, period, now).number();
         let counted =
-            Period::ALL.map(|other| if other == period { own } else { self.add_to(other, taken, now) });
-        Ok((taken, counted))
+            Period::ALL.map(|other| if other == period { own } else { self.add_to(other, added, now) });
+        Ok((added, counted))
     }
 
     /// Replaces the amount `less`, which was counted in these periods, by `more`. Periods that have
     /// ended are left unchanged.
-    pub(super) fn settle(&self, counted: Counted, less: u64, more: u64) {
+    pub(super) fn replace(&self, counted: Counted, less: u64, more: u64) {
         for period in Period::ALL {
             let at = index(period);
-            self.update(period, |tally| tally.settled(counted[at], less, more));
+            self.update(period, |tally| tally.replaced(counted[at], less, more));
         }
     }
 

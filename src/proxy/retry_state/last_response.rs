@@ -18,14 +18,14 @@ impl RetryState {
     /// The error of the proxy.
     pub(in crate::proxy) fn last_response(
         &self,
-        answer: Box<UpstreamResponse>,
+        response: Box<UpstreamResponse>,
         unavailable: Unavailable,
     ) -> Result<Box<UpstreamResponse>, ProxyError> {
         // Every key was tried, and the last one was refused as invalid, or for the cost.
-        let unavailable = match (answer.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(answer),
+        let unavailable = match (response.verdict, unavailable) {
+            (Verdict::WorkspaceQuota(_), _) if self.is_refused_itself() => return Ok(response),
             (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
-                return Ok(answer);
+                return Ok(response);
             }
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
             (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
@@ -33,8 +33,8 @@ impl RetryState {
             }
             (_, unavailable) => unavailable,
         };
-        match last_word(answer.verdict, unavailable) {
-            LastWord::Theirs => Ok(answer),
+        match last_word(response.verdict, unavailable) {
+            LastWord::Theirs => Ok(response),
             LastWord::Ours => Err(self.refusal(unavailable)),
         }
     }

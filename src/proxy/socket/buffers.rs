@@ -23,7 +23,7 @@ pub(super) const READ_BYTES: usize = 16 * 1024;
 pub(super) struct ReadBuffer {
     pub(super) bytes: BytesMut,
     /// `None` for unknown protocols: every byte is forwarded.
-    rules: Option<Box<FrameValidator>>,
+    validator: Option<Box<FrameValidator>>,
 }
 
 /// Limits for reading ahead.
@@ -33,7 +33,7 @@ pub(super) struct ReadAhead<'a> {
     /// The session's share of the buffer budget.
     pub(super) share: &'a mut BufferShare,
     /// Bytes in the session's other buffers.
-    pub(super) beside: usize,
+    pub(super) other_bytes: usize,
 }
 
 /// Bytes that a session may buffer without the budget: one read and one write of each direction.
@@ -54,7 +54,8 @@ impl ReadBuffer {
     /// A buffer for the bytes of `sender`, of which `early` were read already. Without `checked`,
     /// frames are not validated.
     pub(super) fn new(sender: Sender, checked: bool, early: BytesMut) -> Self {
-        let mut buffer = Self { bytes: early, rules: checked.then(|| Box::new(FrameValidator::new(sender))) };
+        let mut buffer =
+            Self { bytes: early, validator: checked.then(|| Box::new(FrameValidator::new(sender))) };
         buffer.check(0);
         buffer
     }
@@ -68,7 +69,7 @@ impl ReadBuffer {
 
     /// Why no more bytes are accepted, if that is so.
     pub(super) fn end(&self) -> Option<StreamEnd> {
-        self.rules.as_ref().and_then(|rules| rules.end())
+        self.validator.as_ref().and_then(|validator| validator.end())
     }
 
     /// The protocol violation, if there was one.
@@ -122,7 +123,7 @@ impl ReadBuffer {
             if self.bytes.len() > ahead.bytes_max {
                 return Poll::Ready(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
             }
-            if !ahead.share.cover(ahead.beside + self.bytes.capacity()) {
+            if !ahead.share.cover(ahead.other_bytes + self.bytes.capacity()) {
                 return Poll::Ready(SessionEnd::NoMemory);
             }
             if ready!(self.poll_read(cx, client)) == ReadResult::Gone {
@@ -142,8 +143,8 @@ impl ReadBuffer {
 
     /// Validates the bytes behind `before`, and drops those that must not be processed.
     fn check(&mut self, before: usize) {
-        if let Some(rules) = &mut self.rules {
-            let checked = rules.check(self.bytes.get(before..).unwrap_or_default());
+        if let Some(validator) = &mut self.validator {
+            let checked = validator.check(self.bytes.get(before..).unwrap_or_default());
             self.bytes.truncate(before + checked.valid);
         }
     }
@@ -179,7 +180,7 @@ impl SendBuffer {
     }
 
     /// Frees the memory of an empty buffer.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn free_if_empty(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
@@ -198,8 +199,8 @@ impl SendBuffer {
 /// Reads and drops the rest of a client's bytes: a connection that is closed with unread bytes is
 /// reset, and the client would lose the close frame that was sent to it.
 pub(super) async fn drain<R: AsyncRead + Unpin>(client: &mut R) {
-    let mut scrap = BytesMut::with_capacity(READ_BYTES);
-    while let Ok(1..) = poll_fn(|cx| poll_read_buf(Pin::new(&mut *client), cx, &mut scrap)).await {
-        scrap.clear();
+    let mut discarded = BytesMut::with_capacity(READ_BYTES);
+    while let Ok(1..) = poll_fn(|cx| poll_read_buf(Pin::new(&mut *client), cx, &mut discarded)).await {
+        discarded.clear();
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct ClientToUpstream {
     /// Bytes of audio in the complete messages.
     audio_bytes: u64,
     /// The start of the held message, where identifiers may stand.
-    said: Vec<u8>,
+    text_start: Vec<u8>,
     /// The held message as it will be forwarded.
     staged: BytesMut,
     /// Whether the client has sent a close frame.
@@ -38,10 +38,10 @@ struct ClientFrame {
     raw: BytesMut,
     left: u64,
     /// Bytes of payload that were forwarded.
-    passed: u64,
+    forwarded: u64,
     is_raw: bool,
     /// Whether its header was forwarded and some of its payload was not.
-    is_cut: bool,
+    is_partial: bool,
 }
 
 /// A message that is not complete yet.
@@ -58,7 +58,7 @@ struct PendingMessage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
     /// All complete frames were forwarded.
-    Passed,
+    Forwarded,
     /// A complete message, which is held until it is [released](ClientToUpstream::release).
     Message(SpokenText),
     /// The client sent something that is not accepted.
@@ -76,7 +76,7 @@ impl ClientToUpstream {
             blanking: CredentialBlanker::default(),
             counter: ContentCounter::default(),
             audio_bytes: 0,
-            said: Vec::new(),
+            text_start: Vec::new(),
             staged: BytesMut::new(),
             has_closed: false,
             bytes: 0,
@@ -90,7 +90,7 @@ impl ClientToUpstream {
 
     /// Whether a frame was forwarded in part: no other frame may be inserted.
     pub(super) fn is_in_frame(&self) -> bool {
-        self.frame.as_ref().is_some_and(|frame| frame.is_cut)
+        self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
 
     /// Bytes received so far, including frame headers.
@@ -100,18 +100,18 @@ impl ClientToUpstream {
 
     /// Bytes of audio so far, including those of an incomplete message.
     pub(super) fn audio_bytes(&self) -> u64 {
-        let is_heard = self.dialect == Dialect::Transcription;
-        self.audio_bytes + if is_heard { self.counter.audio_so_far() } else { 0 }
+        let counts_audio = self.dialect == Dialect::Transcription;
+        self.audio_bytes + if counts_audio { self.counter.audio_so_far() } else { 0 }
     }
 
     /// Bytes that are held.
     pub(super) fn held_bytes(&self) -> usize {
-        self.staged.len() + self.said.len()
+        self.staged.len() + self.text_start.len()
     }
 
     /// Memory of the buffers for held bytes.
     pub(super) fn capacity(&self) -> usize {
-        self.staged.capacity() + self.said.capacity()
+        self.staged.capacity() + self.text_start.capacity()
     }
 
     /// Processes received bytes, and adds the bytes to forward to `out`. After a
@@ -120,25 +120,25 @@ impl ClientToUpstream {
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> ClientMessage {
         // Counts received bytes, not announced ones.
         let before = inbox.len();
-        let taken = self.look(inbox, out).unwrap_or_else(ClientMessage::Refused);
+        let result = self.process(inbox, out).unwrap_or_else(ClientMessage::Refused);
         self.bytes += (before - inbox.len()) as u64;
-        taken
+        result
     }
 
-    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<ClientMessage, Violation> {
+    fn process(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<ClientMessage, Violation> {
         loop {
             let mut frame = match self.frame.take() {
                 Some(frame) => frame,
                 None => match self.begin(inbox)? {
                     Some(frame) => frame,
-                    None => return Ok(ClientMessage::Passed),
+                    None => return Ok(ClientMessage::Forwarded),
                 },
             };
-            let is_looked_at = self.message.is_some_and(|message| !message.is_foreign);
-            let is_moved = if frame.head.opcode.is_control() {
+            let is_parsed = self.message.is_some_and(|message| !message.is_foreign);
+            let has_progress = if frame.head.opcode.is_control() {
                 self.control(&mut frame, inbox, out)
-            } else if frame.is_raw || !is_looked_at {
-                pass(&mut frame, inbox, out)
+            } else if frame.is_raw || !is_parsed {
+                forward_raw(&mut frame, inbox, out)
             } else {
                 self.content(&mut frame, inbox, out)
             };
@@ -148,40 +148,40 @@ impl ClientToUpstream {
                 self.frame = Some(frame);
             }
             if ends_message && let Some(message) = self.message.take() {
-                let MessageCount { content: said, is_object } = self.counter.finish(self.dialect);
-                if self.waits() {
+                let MessageCount { content, is_object } = self.counter.finish(self.dialect);
+                if self.holds_messages() {
                     if message.is_binary && !is_object {
                         return Err(Violation::NotJson);
                     }
-                    return Ok(ClientMessage::Message(said));
+                    return Ok(ClientMessage::Message(content));
                 }
-                self.audio_bytes += said.audio_bytes;
+                self.audio_bytes += content.audio_bytes;
             }
-            if !is_moved {
-                return Ok(ClientMessage::Passed);
+            if !has_progress {
+                return Ok(ClientMessage::Forwarded);
             }
         }
     }
 
     /// The start of the held message.
-    pub(super) fn said(&self) -> &[u8] {
-        &self.said
+    pub(super) fn held_start(&self) -> &[u8] {
+        &self.text_start
     }
 
     /// Forwards the held message.
     pub(super) fn release(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.staged));
-        self.said = Vec::new();
+        self.text_start = Vec::new();
     }
 
     /// Whether messages are held, because their characters are charged.
-    fn waits(&self) -> bool {
+    fn holds_messages(&self) -> bool {
         self.dialect.is_spoken()
     }
 
     /// Whether the content of messages is counted, so that every byte is processed.
-    fn counts(&self) -> bool {
-        self.waits() || self.dialect == Dialect::Transcription
+    fn counts_content(&self) -> bool {
+        self.holds_messages() || self.dialect == Dialect::Transcription
     }
 
     fn begin(&mut self, inbox: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
@@ -196,11 +196,11 @@ impl ClientToUpstream {
             let is_foreign = is_raw || is_binary && !self.dialect.is_read();
             self.message = Some(PendingMessage { is_binary, is_foreign, is_begun: false });
         }
-        let announced = usize::try_from(head.length).unwrap_or(usize::MAX);
-        if self.waits() && announced.saturating_add(self.staged.len()) > self.message_bytes_max {
+        let declared = usize::try_from(head.length).unwrap_or(usize::MAX);
+        if self.holds_messages() && declared.saturating_add(self.staged.len()) > self.message_bytes_max {
             return Err(Violation::TooLarge);
         }
-        Ok(Some(ClientFrame { head, raw, left: head.length, passed: 0, is_raw, is_cut: false }))
+        Ok(Some(ClientFrame { head, raw, left: head.length, forwarded: 0, is_raw, is_partial: false }))
     }
 
     /// Forwards a control frame, which may stand between the frames of a message, and notes a
@@ -209,76 +209,76 @@ impl ClientToUpstream {
         if frame.head.opcode == Opcode::Close {
             self.has_closed = true;
         }
-        pass(frame, inbox, out)
+        forward_raw(frame, inbox, out)
     }
 
     /// Processes a piece of a message: a whole frame, or at least `slice_bytes_max` of it.
     fn content(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-        let Some(mask) = frame.head.mask else { return pass(frame, inbox, out) };
-        let has = available(frame.left, inbox);
-        let is_whole = has as u64 == frame.left;
+        let Some(mask) = frame.head.mask else { return forward_raw(frame, inbox, out) };
+        let available_bytes = available(frame.left, inbox);
+        let is_whole = available_bytes as u64 == frame.left;
         let mut message = self.message.unwrap_or_default();
-        if !is_whole && has < self.slice_bytes_max {
-            let is_first = !message.is_begun && frame.passed == 0;
-            if !self.counts() && is_first && begins_foreign(inbox, mask) {
+        if !is_whole && available_bytes < self.slice_bytes_max {
+            let is_first = !message.is_begun && frame.forwarded == 0;
+            if !self.counts_content() && is_first && begins_foreign(inbox, mask) {
                 message.is_foreign = true;
                 self.message = Some(message);
-                return pass(frame, inbox, out);
+                return forward_raw(frame, inbox, out);
             }
             return false;
         }
-        let mut piece = inbox.split_to(has);
-        frame::mask(&mut piece, mask, frame.passed);
-        if self.counts() {
+        let mut piece = inbox.split_to(available_bytes);
+        frame::mask(&mut piece, mask, frame.forwarded);
+        if self.counts_content() {
             self.counter.pass(&piece);
         }
-        if self.waits() && self.said.len() + piece.len() <= NAMING_BYTES_MAX {
-            self.said.extend_from_slice(&piece);
+        if self.holds_messages() && self.text_start.len() + piece.len() <= NAMING_BYTES_MAX {
+            self.text_start.extend_from_slice(&piece);
         }
-        let ends = is_whole && frame.head.is_final;
-        let mut clean = Vec::with_capacity(has);
-        self.blanking.pass(&piece, &mut clean);
-        if ends {
-            self.blanking.finish(&mut clean);
+        let ends_message = is_whole && frame.head.is_final;
+        let mut blanked = Vec::with_capacity(available_bytes);
+        self.blanking.pass(&piece, &mut blanked);
+        if ends_message {
+            self.blanking.finish(&mut blanked);
         }
-        let is_one_piece = is_whole && frame.passed == 0 && clean.len() == has;
-        frame.passed += has as u64;
-        frame.left -= has as u64;
+        let is_one_piece = is_whole && frame.forwarded == 0 && blanked.len() == available_bytes;
+        frame.forwarded += available_bytes as u64;
+        frame.left -= available_bytes as u64;
         let raw = std::mem::take(&mut frame.raw);
         if is_one_piece {
             self.staged.extend_from_slice(&raw);
-            self.stage(&mut clean, mask, &mut message);
-        } else if ends || !clean.is_empty() {
+            self.stage(&mut blanked, mask, &mut message);
+        } else if ends_message || !blanked.is_empty() {
             let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
             let opcode = if message.is_begun { Opcode::Continuation } else { first };
-            let length = clean.len() as u64;
-            Head { is_final: ends, opcode, length, ..frame.head }.write(&mut self.staged);
-            self.stage(&mut clean, mask, &mut message);
+            let length = blanked.len() as u64;
+            Head { is_final: ends_message, opcode, length, ..frame.head }.write(&mut self.staged);
+            self.stage(&mut blanked, mask, &mut message);
         }
-        if self.blanking.is_foreign() && !ends && !self.counts() {
+        if self.blanking.is_foreign() && !ends_message && !self.counts_content() {
             message.is_foreign = true;
             if frame.left > 0 {
                 // The rest of the frame is forwarded unread, as a frame of its own.
-                frame.raw = rest_of(frame, mask, message);
+                frame.raw = rest_head(frame, mask, message);
             }
         }
         self.message = Some(message);
-        if !self.waits() {
+        if !self.holds_messages() {
             out.unsplit(std::mem::take(&mut self.staged));
         }
         true
     }
 
-    fn stage(&mut self, clean: &mut [u8], mask: [u8; 4], message: &mut PendingMessage) {
-        frame::mask(clean, mask, 0);
-        self.staged.extend_from_slice(clean);
+    fn stage(&mut self, blanked: &mut [u8], mask: [u8; 4], message: &mut PendingMessage) {
+        frame::mask(blanked, mask, 0);
+        self.staged.extend_from_slice(blanked);
         message.is_begun = true;
     }
 }
 
 /// The header for the rest of a frame whose start was forwarded as another frame.
-fn rest_of(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
-    mask.rotate_left((frame.passed % 4) as usize);
+fn rest_head(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
+    mask.rotate_left((frame.forwarded % 4) as usize);
     let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
     let opcode = if message.is_begun { Opcode::Continuation } else { first };
     let mut raw = BytesMut::new();
@@ -287,17 +287,17 @@ fn rest_of(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> B
 }
 
 /// Forwards the available bytes of a frame unchanged.
-fn pass(frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-    let has = available(frame.left, inbox);
-    let is_moved = has > 0 || !frame.raw.is_empty();
+fn forward_raw(frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
+    let available_bytes = available(frame.left, inbox);
+    let has_progress = available_bytes > 0 || !frame.raw.is_empty();
     out.extend_from_slice(&frame.raw);
     frame.raw.clear();
-    out.extend_from_slice(&inbox[..has]);
-    inbox.advance(has);
-    frame.left -= has as u64;
-    frame.passed += has as u64;
-    frame.is_cut = frame.left > 0;
-    is_moved
+    out.extend_from_slice(&inbox[..available_bytes]);
+    inbox.advance(available_bytes);
+    frame.left -= available_bytes as u64;
+    frame.forwarded += available_bytes as u64;
+    frame.is_partial = frame.left > 0;
+    has_progress
 }
 
 fn available(left: u64, inbox: &BytesMut) -> usize {

@@ -15,10 +15,10 @@ pub(super) const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 /// Adds an error of the proxy in the provider's form: a message and a close. The field that names
 /// the kind of message in the socket's protocol stands beside those of text-to-speech errors.
 pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
-    let mut told = json!({ "message": message, "error": code, "code": POLICY });
+    let mut error = json!({ "message": message, "error": code, "code": POLICY });
     match dialect {
-        Dialect::Transcription => told["message_type"] = "quota_exceeded".into(),
-        Dialect::Agent => told["type"] = "error".into(),
+        Dialect::Transcription => error["message_type"] = "quota_exceeded".into(),
+        Dialect::Agent => error["type"] = "error".into(),
         Dialect::Speech
         | Dialect::SpeechContexts
         | Dialect::Dialogue
@@ -26,7 +26,7 @@ pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, mess
         | Dialect::Unknown
         | Dialect::Foreign => {}
     }
-    put(out, Opcode::Text, told.to_string().as_bytes(), None);
+    put(out, Opcode::Text, error.to_string().as_bytes(), None);
     put_close(out, (POLICY, message), None);
 }
 

@@ -19,7 +19,7 @@ impl<C: Connect> Session<C> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while it waits gives back its place in the wait queue, its key and its
+    /// Dropping the future while it waits releases its position in the wait queue, its key and its
     /// connection; the attempt that was left keeps its verdict.
     pub(super) async fn fail_over(&mut self, progress: Progress) -> bool {
         // The client has closed, so it would not receive the reply to another key.
@@ -45,7 +45,7 @@ impl<C: Connect> Session<C> {
         }
         self.is_between_keys = true;
         let limits = &context.config.limits;
-        let since = *self.moving_since.get_or_insert_with(clock::instant);
+        let since = *self.failover_since.get_or_insert_with(clock::instant);
         let facts = context.retry.facts(progress, &context.body, &key, limits);
         let facts = Facts {
             body: if self.opening.is_some() { Replayable::Whole } else { Replayable::Lost },
@@ -62,12 +62,12 @@ impl<C: Connect> Session<C> {
             Decision::Relay | Decision::Fail | Decision::Again { .. } => return false,
         }
         if let (Progress::Answered(Verdict::Concurrency { .. }), group @ Some(_)) =
-            (progress, context.meta.speech_lane)
+            (progress, context.meta.speech_group)
         {
             // The next key is requested together with a concurrency slot, which is released if no
             // text follows.
             context.retry.set_speech(context.retry.key_request().estimate.unwrap_or(0), group);
-            self.speech.claimed(clock::instant());
+            self.speech.hold_slot(clock::instant());
         }
         // Leaves the wait queue before entering it again; the next lease also covers the waiting
         // message.
@@ -78,7 +78,7 @@ impl<C: Connect> Session<C> {
             Err(_) => false,
         };
         if has_waited {
-            self.let_go();
+            self.forward_held();
         }
         has_moved
     }
@@ -87,12 +87,12 @@ impl<C: Connect> Session<C> {
     /// its current upstream connection.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
         self.is_between_keys = true;
-        let has_changed = self.ask_with(lease).await;
+        let has_changed = self.connect_with(lease).await;
         self.is_between_keys = false;
         has_changed
     }
 
-    async fn ask_with(&mut self, lease: Lease) -> bool {
+    async fn connect_with(&mut self, lease: Lease) -> bool {
         let Self { pooled: Some(PooledSession { request: context, .. }), proxy, log, .. } = self else {
             return false;
         };
@@ -101,20 +101,20 @@ impl<C: Connect> Session<C> {
         let replay_max = context.config.limits.retry_timeout;
         // Boxed, so that a session does not reserve the size of this future: few sessions fail
         // over.
-        let asking = Box::pin(async {
-            let (answer, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
-            if !answer.is_switched() {
+        let connecting = Box::pin(async {
+            let (response, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
+            if !response.is_switched() {
                 return None;
             }
-            let (_, switched) = switched(*answer).ok()?;
+            let (_, switched) = switched(*response).ok()?;
             Some((attempt, switched))
         });
-        let Ok(Some((attempt, switched))) = timeout(replay_max, asking).await else { return false };
+        let Ok(Some((attempt, switched))) = timeout(replay_max, connecting).await else { return false };
         self.log.summary.record_retry(self.attempt.failed_over());
         self.attempt = attempt;
-        self.attempt.said(self.price(self.speech.characters()));
+        self.attempt.set_text_credits(self.price(self.speech.characters()));
         self.upstream = switched.stream;
-        self.is_deaf = false;
+        self.is_upload_closed = false;
         self.is_queued = false;
         self.upstream_to_client.restart();
         self.from_upstream = ReadBuffer::new(Sender::Server, self.dialect.is_read(), switched.read_buf);

@@ -28,7 +28,7 @@ use crate::proxy::socket_limits::SocketLimits;
 use crate::proxy::state::Proxy;
 
 /// Maximum bytes that are read of an unauthenticated client: enough for a token and voice settings.
-const INTRODUCTION_BYTES_MAX: usize = 16 * 1024;
+const AUTH_MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 /// A handshake without a token, whose client may authenticate in its first message.
 pub(in crate::proxy) struct FirstMessageAuth<C> {
@@ -47,19 +47,20 @@ pub(in crate::proxy) struct UnauthenticatedSession<C> {
 
 impl<C> FirstMessageAuth<C> {
     /// Checks whether a request authenticates in its first message: tokens are required, it has
-    /// none, and its protocol has a place for one in messages.
+    /// none, and its protocol has a field for one in messages.
     pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
-        let is_asked = headers::is_websocket_upgrade(request.method(), request.version(), request.headers());
+        let is_handshake =
+            headers::is_websocket_upgrade(request.method(), request.version(), request.headers());
         // A handshake with a body is refused by the usual request processing.
-        if !is_asked || !request.body().is_end_stream() {
+        if !is_handshake || !request.body().is_end_stream() {
             return None;
         }
         let config = proxy.config.load_full();
         // An ambiguous path is refused by the usual request processing.
         let dialect = socket_at(request.uri().path())?;
-        let says_nothing = headers::presented(request.headers(), request.uri().query()).next().is_none();
-        let may = config.clients.are_known() && says_nothing && dialect.takes_key_in_messages();
-        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| may)?;
+        let has_no_token = headers::presented(request.headers(), request.uri().query()).next().is_none();
+        let is_eligible = config.clients.are_known() && has_no_token && dialect.takes_key_in_messages();
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| is_eligible)?;
         let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
         Some(Self { proxy: Arc::clone(proxy), config, dialect, accept })
     }
@@ -70,11 +71,11 @@ impl<C> FirstMessageAuth<C> {
         request: Request<Incoming>,
         log: AccessLog,
     ) -> (Response<ResponseBody>, Box<UnauthenticatedSession<C>>) {
-        let mut answer = Response::new(ResponseBody::Ours(Full::default()));
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        headers::strip_switched(answer.headers_mut());
-        answer.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept.clone());
-        (answer, Box::new(UnauthenticatedSession { auth: self, request, log }))
+        let mut response = Response::new(ResponseBody::Ours(Full::default()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        headers::strip_switched(response.headers_mut());
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept.clone());
+        (response, Box::new(UnauthenticatedSession { auth: self, request, log }))
     }
 }
 
@@ -88,22 +89,23 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
     client: &mut S,
     from_client: &mut ReadBuffer,
     dialect: Dialect,
-    bounds: &SocketLimits,
+    limits: &SocketLimits,
 ) -> Result<Option<String>, SessionEnd> {
-    let mut upwards = ClientToUpstream::new(dialect, bounds.slice_bytes_max(), INTRODUCTION_BYTES_MAX);
+    let mut client_to_upstream =
+        ClientToUpstream::new(dialect, limits.slice_bytes_max(), AUTH_MESSAGE_BYTES_MAX);
     let (mut inbox, mut out) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
     loop {
-        match upwards.take(&mut inbox, &mut out) {
-            ClientMessage::Message(_) => return Ok(presented(upwards.said())),
+        match client_to_upstream.take(&mut inbox, &mut out) {
+            ClientMessage::Message(_) => return Ok(presented(client_to_upstream.held_start())),
             ClientMessage::Refused(violation) => {
                 return Err(SessionEnd::Violated(violation, SessionSide::Client));
             }
-            ClientMessage::Passed => out.clear(),
+            ClientMessage::Forwarded => out.clear(),
         }
         if let Some(ending) = from_client.ending() {
             return Err(ending);
         }
-        if from_client.bytes.len() > INTRODUCTION_BYTES_MAX {
+        if from_client.bytes.len() > AUTH_MESSAGE_BYTES_MAX {
             return Err(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
         }
         let before = from_client.bytes.len();

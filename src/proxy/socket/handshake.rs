@@ -42,12 +42,12 @@ impl<C> Handshake<C> {
     pub(in crate::proxy) fn with_pool(
         proxy: &Arc<Proxy<C>>,
         mut context: RequestContext,
-        answer: UpstreamResponse,
+        response: UpstreamResponse,
         attempt: Box<Attempt>,
         redaction: Option<ResponseRedaction>,
         ownership_permit: Option<UsagePermit>,
     ) -> Result<Box<Self>, ProxyError> {
-        let (mut head, upstream) = switched(answer)?;
+        let (mut head, upstream) = switched(response)?;
         let redactor = redaction.and_then(|redaction| redaction.redactor());
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
@@ -83,10 +83,10 @@ impl<C> Handshake<C> {
         proxy: &Arc<Proxy<C>>,
         config: &Arc<RuntimeConfig>,
         meta: &RequestMeta,
-        answer: UpstreamResponse,
+        response: UpstreamResponse,
         attempt: Box<Attempt>,
     ) -> Result<Box<Self>, ProxyError> {
-        let (head, upstream) = switched(answer)?;
+        let (head, upstream) = switched(response)?;
         let start = SessionStart {
             proxy: Arc::clone(proxy),
             config: Arc::clone(config),
@@ -109,8 +109,8 @@ impl<C> Handshake<C> {
         if let Ok(id) = HeaderValue::from_str(&log.summary.request_id()) {
             head.headers.entry(REQUEST_ID).or_insert(id);
         }
-        let answer = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
-        (answer, Box::new(Session::opened(start, log)))
+        let response = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
+        (response, Box::new(Session::opened(start, log)))
     }
 
     /// The session for a client that has received its 101 already.
@@ -124,8 +124,8 @@ impl<C> Handshake<C> {
 const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
 /// The head and the upgraded stream of a 101 response.
-pub(super) fn switched(answer: UpstreamResponse) -> Result<(Parts, Switched), ProxyError> {
+pub(super) fn switched(response: UpstreamResponse) -> Result<(Parts, Switched), ProxyError> {
     let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
-    let switched = answer.body.into_rest().switched().map_err(broken)?;
-    Ok((answer.head, switched))
+    let switched = response.body.into_rest().switched().map_err(broken)?;
+    Ok((response.head, switched))
 }

@@ -25,13 +25,13 @@ pub(super) enum Direction {
 
 impl PollOrder {
     /// Counts an event; returns whether timers and other tasks have their turn now.
-    pub(super) fn is_over(&mut self) -> bool {
+    pub(super) fn is_turn_over(&mut self) -> bool {
         self.events += 1;
-        let is_over = self.events > EVENTS_PER_TURN;
-        if is_over {
+        let is_turn_over = self.events > EVENTS_PER_TURN;
+        if is_turn_over {
             self.events = 0;
         }
-        is_over
+        is_turn_over
     }
 
     /// The order for this poll: the direction that was second is first.
@@ -41,7 +41,7 @@ impl PollOrder {
     }
 
     /// Resets the count, because nothing more is ready.
-    pub(super) fn waits(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.events = 0;
     }
 }
@@ -51,22 +51,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_direction_that_always_has_an_event_is_first_every_other_time_only() {
-        let mut turns = PollOrder::default();
-        let firsts: Vec<Direction> = (0..4).map(|_| turns.next()[0]).collect();
+    fn the_directions_are_first_in_turn() {
+        let mut order = PollOrder::default();
+        let firsts: Vec<Direction> = (0..4).map(|_| order.next()[0]).collect();
         assert_eq!(firsts, [Direction::Down, Direction::Up, Direction::Down, Direction::Up]);
-        assert!((0..4).all(|_| turns.next()[0] != turns.next()[0]));
+        assert!((0..4).all(|_| order.next()[0] != order.next()[0]));
     }
 
     #[test]
-    fn events_without_an_end_leave_a_turn_to_others() {
-        let mut turns = PollOrder::default();
+    fn endless_events_yield_to_other_tasks() {
+        let mut order = PollOrder::default();
         for _ in 0..3 {
-            let events = (0..).take_while(|_| !turns.is_over()).count();
+            let events = (0..).take_while(|_| !order.is_turn_over()).count();
             assert_eq!(events, EVENTS_PER_TURN as usize);
         }
-        assert!(!turns.is_over());
-        turns.waits();
-        assert_eq!((0..).take_while(|_| !turns.is_over()).count(), EVENTS_PER_TURN as usize);
+        assert!(!order.is_turn_over());
+        order.reset();
+        assert_eq!((0..).take_while(|_| !order.is_turn_over()).count(), EVENTS_PER_TURN as usize);
     }
 }

@@ -30,15 +30,15 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.turns.is_over() {
+        if self.poll_order.is_turn_over() {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }
-        if let Poll::Ready(given) = self.speech.poll_given(cx) {
-            return Poll::Ready(SessionEvent::Given(given));
+        if let Poll::Ready(result) = self.speech.poll_reservation(cx) {
+            return Poll::Ready(SessionEvent::Reserved(result));
         }
         let mut has_more = false;
-        for direction in self.turns.next() {
+        for direction in self.poll_order.next() {
             let turn = match direction {
                 Direction::Up => self.poll_up(cx, client),
                 Direction::Down => self.poll_down(cx, client),
@@ -49,13 +49,13 @@ impl<C: Connect> Session<C> {
                 Poll::Pending => {}
             }
         }
-        if !self.takes_memory_or_lets_go() {
+        if !self.reserve_memory_or_drop_opening() {
             return Poll::Ready(SessionEvent::Over(SessionEnd::NoMemory));
         }
         if let Poll::Ready(event) = self.poll_timer(cx) {
             return Poll::Ready(event);
         }
-        self.turns.waits();
+        self.poll_order.reset();
         if has_more {
             cx.waker().wake_by_ref();
         }
@@ -68,29 +68,32 @@ impl<C: Connect> Session<C> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         if self.speech.is_waiting() {
-            let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
+            let (bytes_max, other_bytes) = (self.read_ahead_max(), self.other_capacity());
             let Self { from_client, share, .. } = self;
-            let mut ahead = ReadAhead { bytes_max, share, beside };
+            let mut ahead = ReadAhead { bytes_max, share, other_bytes };
             return from_client
                 .poll_watch(cx, client, &mut ahead)
                 .map(|ending| Some(SessionEvent::Over(ending)));
         }
         for _ in 0..READS_PER_TURN {
-            let sent =
-                if self.is_deaf { Poll::Pending } else { self.to_upstream.poll_send(cx, &mut self.upstream) };
+            let sent = if self.is_upload_closed {
+                Poll::Pending
+            } else {
+                self.to_upstream.poll_send(cx, &mut self.upstream)
+            };
             match sent {
                 Poll::Ready(Ok(())) => {
-                    if let Some(event) = self.take_up() {
+                    if let Some(event) = self.process_client_bytes() {
                         return Poll::Ready(Some(event));
                     }
                     if !self.to_upstream.bytes.is_empty() {
                         continue;
                     }
                 }
-                Poll::Ready(Err(_)) => self.is_deaf = true,
+                Poll::Ready(Err(_)) => self.is_upload_closed = true,
                 Poll::Pending => {}
             }
-            if self.is_deaf {
+            if self.is_upload_closed {
                 // The provider's last messages may explain why; the client's bytes are dropped.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
                 if let Some(ending) = self.from_client.ending() {
@@ -102,7 +105,7 @@ impl<C: Connect> Session<C> {
                     return Poll::Ready(Some(violated(violation)));
                 }
                 let ahead = self.from_client.bytes.len();
-                if ahead >= READ_AHEAD_BYTES || (ahead >= READ_BYTES && !self.takes_memory(READ_BYTES)) {
+                if ahead >= READ_AHEAD_BYTES || (ahead >= READ_BYTES && !self.reserve_memory(READ_BYTES)) {
                     return Poll::Pending;
                 }
             }
@@ -114,20 +117,20 @@ impl<C: Connect> Session<C> {
     }
 
     /// Processes bytes from the client.
-    fn take_up(&mut self) -> Option<SessionEvent> {
+    fn process_client_bytes(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
             return Some(SessionEvent::Over(SessionEnd::Spent));
         }
-        let taken = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
+        let message = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
         self.keep_opening(0);
-        match taken {
-            ClientMessage::Message(said) => return Some(SessionEvent::Said(said)),
+        match message {
+            ClientMessage::Message(content) => return Some(SessionEvent::HeldMessage(content)),
             ClientMessage::Refused(violation) => return Some(violated(violation)),
-            ClientMessage::Passed => {}
+            ClientMessage::Forwarded => {}
         }
         let held = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
-        let max = self.bounds().max_session_buffer;
+        let max = self.limits().max_session_buffer;
         if held > max {
             return Some(violated(Violation::TooLarge));
         }
@@ -147,11 +150,11 @@ impl<C: Connect> Session<C> {
     ) -> Poll<Option<SessionEvent>> {
         let read = self.from_client.poll_read(cx, client);
         if read.is_pending() {
-            self.to_upstream.rest();
+            self.to_upstream.free_if_empty();
         }
         Poll::Ready(match ready!(read) {
-            ReadResult::Some if !self.is_deaf => {
-                self.moved_at = clock::instant();
+            ReadResult::Some if !self.is_upload_closed => {
+                self.active_at = clock::instant();
                 None
             }
             ReadResult::Some | ReadResult::Dropped => None,
@@ -168,10 +171,10 @@ impl<C: Connect> Session<C> {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
                 return Poll::Ready(Some(SessionEvent::Over(SessionEnd::ClientLeft)));
             }
-            if let Some(told) =
+            if let Some(event) =
                 self.upstream_to_client.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
             {
-                return Poll::Ready(Some(SessionEvent::Told(told)));
+                return Poll::Ready(Some(SessionEvent::Upstream(event)));
             }
             if !self.to_client.bytes.is_empty() {
                 continue;
@@ -184,12 +187,12 @@ impl<C: Connect> Session<C> {
             }
             let read = self.from_upstream.poll_read(cx, &mut self.upstream);
             if read.is_pending() {
-                self.to_client.rest();
+                self.to_client.free_if_empty();
             }
             match ready!(read) {
                 ReadResult::Some => {
-                    self.moved_at = clock::instant();
-                    self.speech.sounded(self.moved_at);
+                    self.active_at = clock::instant();
+                    self.speech.record_activity(self.active_at);
                 }
                 ReadResult::Dropped => {}
                 ReadResult::Gone if self.upstream_to_client.has_closed() => {
@@ -203,23 +206,23 @@ impl<C: Connect> Session<C> {
 
     /// Polls one timer for all deadlines. It is set again when it expires, and not with every byte.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<SessionEvent> {
-        let bounds = self.bounds();
+        let limits = self.limits();
         loop {
             let now = clock::instant();
             if self.quota_check_at.is_some_and(|at| at <= now) {
                 if !self.may_spend() {
                     return Poll::Ready(SessionEvent::Over(SessionEnd::Spent));
                 }
-                self.quota_check_at = Some(now + bounds.quota_check_interval);
+                self.quota_check_at = Some(now + limits.quota_check_interval);
             }
-            let ends = self.ends(&bounds, now);
-            for (at, event) in &ends {
+            let deadlines = self.deadlines(&limits, now);
+            for (at, event) in &deadlines {
                 if at.is_some_and(|at| at <= now) {
                     return Poll::Ready(event.event());
                 }
             }
-            let ends = ends.into_iter().map(|(at, _)| at).chain([self.quota_check_at]);
-            let Some(next) = ends.flatten().min() else { return Poll::Pending };
+            let deadlines = deadlines.into_iter().map(|(at, _)| at).chain([self.quota_check_at]);
+            let Some(next) = deadlines.flatten().min() else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
             // A later deadline is noticed when the timer expires; an earlier one must be set.
             if timer.is_elapsed() || timer.deadline() > next.into() {
@@ -230,27 +233,27 @@ impl<C: Connect> Session<C> {
     }
 
     /// The deadlines of the session, if nothing is received until then, with their events.
-    fn ends(&mut self, bounds: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
+    fn deadlines(&mut self, limits: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
         let SocketLimits {
             idle_timeout: idle_max,
             max_session_duration: lifetime_max,
-            speech_idle_timeout: quiet_max,
+            speech_idle_timeout: speech_idle_max,
             close_timeout: close_max,
             ..
-        } = *bounds;
+        } = *limits;
         let is_idle = !idle_max.is_zero() && !self.is_queued;
         let closed_by_client = matches!(self.from_client.end(), Some(StreamEnd::Closed { .. }));
         let has_client_closed = closed_by_client || self.client_to_upstream.has_closed();
         let closing_at = match (has_client_closed, self.upstream_to_client.has_closed()) {
             (true, true) => Some(*self.closed_at.get_or_insert(now) + close_max),
-            (true, false) | (false, true) => Some(self.moved_at + close_max),
+            (true, false) | (false, true) => Some(self.active_at + close_max),
             (false, false) => None,
         };
-        let quiet_at = self.attempt.has_place().then(|| self.speech.quiet_at(quiet_max)).flatten();
+        let idle_at = self.attempt.has_slot().then(|| self.speech.idle_at(speech_idle_max)).flatten();
         [
-            (quiet_at, TimerEvent::Quiet),
+            (idle_at, TimerEvent::SpeechIdle),
             (closing_at, TimerEvent::End(SessionEnd::Closed)),
-            (is_idle.then(|| self.moved_at + idle_max), TimerEvent::End(SessionEnd::Idle)),
+            (is_idle.then(|| self.active_at + idle_max), TimerEvent::End(SessionEnd::Idle)),
             ((!lifetime_max.is_zero()).then(|| self.began + lifetime_max), TimerEvent::End(SessionEnd::Old)),
         ]
     }
@@ -259,14 +262,14 @@ impl<C: Connect> Session<C> {
 /// The event of a deadline.
 #[derive(Clone, Copy)]
 enum TimerEvent {
-    Quiet,
+    SpeechIdle,
     End(SessionEnd),
 }
 
 impl TimerEvent {
     fn event(self) -> SessionEvent {
         match self {
-            Self::Quiet => SessionEvent::Quiet,
+            Self::SpeechIdle => SessionEvent::SpeechIdle,
             Self::End(ending) => SessionEvent::Over(ending),
         }
     }

@@ -26,7 +26,7 @@ impl<C: Connect> Session<C> {
         // Even when it is empty, it holds the buffer that the handshake was read into.
         drop(early);
         if self.dialect == Dialect::Foreign {
-            self.served();
+            self.mark_served();
         }
         let mut cut = pin!(self.proxy.cut.clone().cancelled_owned());
         let ending = loop {
@@ -37,14 +37,14 @@ impl<C: Connect> Session<C> {
             };
             // A disconnect of the client is noticed during every wait: for a key, a concurrency
             // slot, a handshake.
-            let (bytes_max, beside) = (self.read_ahead_max(), self.capacity_beside());
+            let (bytes_max, other_bytes) = (self.read_ahead_max(), self.other_capacity());
             let (mut from_client, mut share) =
                 (std::mem::take(&mut self.from_client), std::mem::take(&mut self.share));
-            let ahead = ReadAhead { bytes_max, share: &mut share, beside };
+            let ahead = ReadAhead { bytes_max, share: &mut share, other_bytes };
             let ending = tokio::select! {
                 biased;
                 () = cut.as_mut() => Some(SessionEnd::Cut),
-                ending = self.meet(event) => ending,
+                ending = self.handle(event) => ending,
                 ending = from_client.watch(&mut client, ahead) => Some(ending),
             };
             (self.from_client, self.share) = (from_client, share);
@@ -60,26 +60,30 @@ impl<C: Connect> Session<C> {
     /// # Cancel safety
     ///
     /// Dropping the future while it waits cancels that wait, and leaves the session to be ended.
-    async fn meet(&mut self, event: SessionEvent) -> Option<SessionEnd> {
+    async fn handle(&mut self, event: SessionEvent) -> Option<SessionEnd> {
         match event {
-            SessionEvent::Said(said) if self.may_say(said) => self.said(said).await,
-            SessionEvent::Said(_) => return Some(SessionEnd::Spent),
-            SessionEvent::Given(given) => self.given(given).await,
-            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Aside | MessageKind::UnknownError)) => {}
-            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Queued)) => {
-                self.is_queued = true;
-                self.upstream_to_client.pass_on(&mut self.to_client.bytes);
+            SessionEvent::HeldMessage(content) if self.covers_text(content) => {
+                self.process_message(content).await
             }
-            SessionEvent::Told(UpstreamEvent::Message(MessageKind::Useful)) => self.served(),
-            SessionEvent::Told(
+            SessionEvent::HeldMessage(_) => return Some(SessionEnd::Spent),
+            SessionEvent::Reserved(result) => self.use_reservation(result).await,
+            SessionEvent::Upstream(UpstreamEvent::Message(
+                MessageKind::Aside | MessageKind::UnknownError,
+            )) => {}
+            SessionEvent::Upstream(UpstreamEvent::Message(MessageKind::Queued)) => {
+                self.is_queued = true;
+                self.upstream_to_client.forward_held(&mut self.to_client.bytes);
+            }
+            SessionEvent::Upstream(UpstreamEvent::Message(MessageKind::Useful)) => self.mark_served(),
+            SessionEvent::Upstream(
                 UpstreamEvent::Message(MessageKind::Refused(verdict)) | UpstreamEvent::Close(Some(verdict)),
             ) => {
-                self.refused(verdict).await;
+                self.handle_refusal(verdict).await;
             }
-            SessionEvent::Told(UpstreamEvent::Close(None)) => {
+            SessionEvent::Upstream(UpstreamEvent::Close(None)) => {
                 self.upstream_to_client.open(&mut self.to_client.bytes)
             }
-            SessionEvent::Quiet => self.attempt.rest(),
+            SessionEvent::SpeechIdle => self.attempt.release_slot(),
             // The provider has sent nothing useful with this key: another key may be tried, if that
             // is safe.
             SessionEvent::Over(
@@ -92,7 +96,7 @@ impl<C: Connect> Session<C> {
 
     /// Marks the session as served: the held messages are forwarded to the client, and the opening
     /// messages are freed.
-    fn served(&mut self) {
+    fn mark_served(&mut self) {
         let first = self.upstream_to_client.first().to_vec();
         (self.opening, self.is_queued) = (None, false);
         if self.dialect == Dialect::Agent {
@@ -110,12 +114,12 @@ impl<C: Connect> Session<C> {
                 permit.record_ownership(changes);
             }
         }
-        self.book();
+        self.charge_text();
     }
 
     /// Handles a refusal. Before a useful message, the session fails over to the next key if
     /// possible; else the refusal is forwarded to the client and recorded in the pool.
-    async fn refused(&mut self, verdict: Verdict) {
+    async fn handle_refusal(&mut self, verdict: Verdict) {
         if !self.upstream_to_client.is_open() && self.fail_over(Progress::Answered(verdict)).await {
             return;
         }

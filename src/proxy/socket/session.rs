@@ -12,7 +12,7 @@ use super::buffers::{self, ReadBuffer, SendBuffer};
 use super::client_to_upstream::ClientToUpstream;
 use super::poll_order::PollOrder;
 use super::session_end::SessionEnd;
-use super::speech_permit::{Given, SpeechPermit};
+use super::speech_permit::{ReservationResult, SpeechPermit};
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::body::budget::BufferShare;
 use crate::clock;
@@ -73,7 +73,7 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) opening: Option<Vec<u8>>,
     pub(super) speech: SpeechPermit,
     /// When the current failover began.
-    pub(super) moving_since: Option<Instant>,
+    pub(super) failover_since: Option<Instant>,
     /// Whether the attempt has ended and the next one has not begun.
     pub(super) is_between_keys: bool,
     /// The refusal that was forwarded to the client.
@@ -81,12 +81,12 @@ pub(in crate::proxy) struct Session<C> {
     /// The provider's conversation ID, when it is a conversation with an agent.
     pub(super) conversation: Option<Arc<str>>,
     /// Whether the provider accepts no more bytes; its last messages may still explain why.
-    pub(super) is_deaf: bool,
+    pub(super) is_upload_closed: bool,
     /// Whether the provider has reported that the client waits for a busy agent.
     pub(super) is_queued: bool,
-    pub(super) turns: PollOrder,
+    pub(super) poll_order: PollOrder,
     pub(super) began: Instant,
-    pub(super) moved_at: Instant,
+    pub(super) active_at: Instant,
     /// When both sides had sent a close frame.
     pub(super) closed_at: Option<Instant>,
     /// When the client's credit quota is checked next.
@@ -101,13 +101,13 @@ pub(in crate::proxy) struct Session<C> {
 pub(super) enum SessionEvent {
     /// The client has sent a message that is held until its text is paid for; with the size of its
     /// content.
-    Said(SpokenText),
+    HeldMessage(SpokenText),
     /// The reservation that was waited for has completed.
-    Given(Given),
+    Reserved(ReservationResult),
     /// The provider has sent a message or a close that changes the session's state.
-    Told(UpstreamEvent),
+    Upstream(UpstreamEvent),
     /// A text-to-speech socket has been silent for its idle timeout.
-    Quiet,
+    SpeechIdle,
     /// The session ends.
     Over(SessionEnd),
 }
@@ -116,8 +116,8 @@ pub(super) enum SessionEvent {
 /// each text is checked before it is forwarded instead.
 fn quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
     let has_quota = pooled.is_some_and(|PooledSession { request: context, .. }| {
-        let allowance = context.retry.rules().allowance;
-        allowance.is_some_and(|allowance| allowance.measure == Measure::Credits)
+        let quota = context.retry.rules().quota;
+        quota.is_some_and(|quota| quota.measure == Measure::Credits)
     });
     has_quota && dialect.is_read() && !dialect.is_spoken()
 }
@@ -135,13 +135,13 @@ impl<C> Session<C> {
             attempt,
             upstream,
         } = start;
-        let bounds = config.limits.websocket;
+        let limits = config.limits.websocket;
         let now = clock::instant();
         Self {
             client_to_upstream: ClientToUpstream::new(
                 dialect,
-                bounds.slice_bytes_max(),
-                bounds.max_session_buffer,
+                limits.slice_bytes_max(),
+                limits.max_session_buffer,
             ),
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
@@ -153,15 +153,15 @@ impl<C> Session<C> {
             // The provider may have sent its first frames together with its 101.
             from_upstream: ReadBuffer::new(Sender::Server, dialect.is_read(), upstream.read_buf),
             to_client: SendBuffer::default(),
-            moving_since: None,
+            failover_since: None,
             is_between_keys: false,
             refusal: None,
             conversation: None,
-            is_deaf: false,
+            is_upload_closed: false,
             is_queued: false,
-            turns: PollOrder::default(),
+            poll_order: PollOrder::default(),
             began: now,
-            moved_at: now,
+            active_at: now,
             closed_at: None,
             quota_check_at: quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
@@ -175,43 +175,45 @@ impl<C> Session<C> {
         }
     }
 
-    pub(super) fn bounds(&self) -> SocketLimits {
+    pub(super) fn limits(&self) -> SocketLimits {
         self.config.limits.websocket
     }
 
     /// Bytes that may still be read ahead of processing.
     pub(super) fn read_ahead_max(&self) -> usize {
         let held = self.client_to_upstream.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
-        self.bounds().max_session_buffer.saturating_sub(held)
+        self.limits().max_session_buffer.saturating_sub(held)
     }
 
     /// Memory of its buffers, except the one for bytes from the client.
-    pub(super) fn capacity_beside(&self) -> usize {
+    pub(super) fn other_capacity(&self) -> usize {
         let Self {
             to_upstream,
             from_upstream,
             to_client,
-            client_to_upstream: upwards,
-            upstream_to_client: downwards,
+            client_to_upstream,
+            upstream_to_client,
             opening,
             ..
         } = self;
         let passing = [&to_upstream.bytes, &from_upstream.bytes, &to_client.bytes].map(BytesMut::capacity);
-        let kept = opening.as_ref().map_or(0, Vec::capacity) + upwards.capacity() + downwards.capacity();
+        let kept = opening.as_ref().map_or(0, Vec::capacity)
+            + client_to_upstream.capacity()
+            + upstream_to_client.capacity();
         kept + passing.iter().sum::<usize>()
     }
 
     /// Reserves the memory of its buffers and `more` bytes in the budget; returns whether it was
     /// available.
-    pub(super) fn takes_memory(&mut self, more: usize) -> bool {
-        let bytes = self.from_client.bytes.capacity() + self.capacity_beside();
+    pub(super) fn reserve_memory(&mut self, more: usize) -> bool {
+        let bytes = self.from_client.bytes.capacity() + self.other_capacity();
         self.share.cover(bytes + more)
     }
 
     /// Reserves the memory of its buffers in the budget. If that is not available, the opening
     /// messages are freed, and the session cannot fail over any more. Returns whether the memory is
     /// reserved.
-    pub(super) fn takes_memory_or_lets_go(&mut self) -> bool {
-        self.takes_memory(0) || (self.opening.take().is_some() && self.takes_memory(0))
+    pub(super) fn reserve_memory_or_drop_opening(&mut self) -> bool {
+        self.reserve_memory(0) || (self.opening.take().is_some() && self.reserve_memory(0))
     }
 }

@@ -43,15 +43,15 @@ pub(super) enum SessionSide {
 
 impl SessionEnd {
     /// The close code and reason for the client and for the provider; `None` when both sides know.
-    pub(super) fn told(self) -> Option<[(u16, &'static str); 2]> {
+    pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientLeft | Self::UpstreamBroke => None,
             Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
             Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (1001, "")]),
             Self::Violated(violation, SessionSide::Upstream) => Some([violation.close(); 2]),
             Self::Cut => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
-            Self::Idle => Some([(1001, "Nothing was said for too long."), (1001, "")]),
-            Self::Old => Some([(1001, "The session has lasted as long as it may."), (1001, "")]),
+            Self::Idle => Some([(1001, "The session was idle for too long."), (1001, "")]),
+            Self::Old => Some([(1001, "The session has reached its maximum duration."), (1001, "")]),
             Self::NoMemory => {
                 Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
             }

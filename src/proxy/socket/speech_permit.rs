@@ -11,31 +11,31 @@ use crate::policy::select::Unavailable;
 use crate::pool::Reserved;
 
 /// The result of a reservation: a lease, or why there is none.
-pub(super) type Given = Result<Reserved, Unavailable>;
+pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 
 /// The text and audio of a session so far, and the reservation that it waits for.
 pub(super) struct SpeechPermit {
     /// Characters that were forwarded.
     pub(super) characters: u64,
     /// Characters that were forwarded or wait for a key.
-    pub(super) asked: u64,
+    pub(super) requested: u64,
     /// Bytes per second of the audio to transcribe.
     pub(super) audio_bytes_per_second: u64,
     pub(super) is_spoken: bool,
     /// When text was last sent, or data last received from the provider.
-    pub(super) sounded_at: Option<Instant>,
+    pub(super) active_at: Option<Instant>,
     /// The reservation for a message that is held until it completes.
-    pub(super) waiting: Option<Pin<Box<dyn Future<Output = Given> + Send>>>,
+    pub(super) waiting: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,
 }
 
 impl SpeechPermit {
     pub(super) fn new(dialect: Dialect, audio_format: Option<&str>) -> Self {
         Self {
             characters: 0,
-            asked: 0,
+            requested: 0,
             audio_bytes_per_second: audio_bytes_per_second(audio_format),
             is_spoken: dialect.is_spoken(),
-            sounded_at: None,
+            active_at: None,
             waiting: None,
         }
     }
@@ -49,28 +49,28 @@ impl SpeechPermit {
         self.waiting.take().is_some()
     }
 
-    pub(super) fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
+    pub(super) fn poll_reservation(&mut self, cx: &mut Context<'_>) -> Poll<ReservationResult> {
         let Some(waiting) = &mut self.waiting else { return Poll::Pending };
-        let given = ready!(waiting.as_mut().poll(cx));
+        let result = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
-        Poll::Ready(given)
+        Poll::Ready(result)
     }
 
     /// Records that a concurrency slot is taken for text that may follow.
-    pub(super) fn claimed(&mut self, now: Instant) {
-        self.sounded_at.get_or_insert(now);
+    pub(super) fn hold_slot(&mut self, now: Instant) {
+        self.active_at.get_or_insert(now);
     }
 
     /// Records data from the provider.
-    pub(super) fn sounded(&mut self, now: Instant) {
-        if self.sounded_at.is_some() {
-            self.sounded_at = Some(now);
+    pub(super) fn record_activity(&mut self, now: Instant) {
+        if self.active_at.is_some() {
+            self.active_at = Some(now);
         }
     }
 
     /// When the session counts as idle, if the provider sends nothing more.
-    pub(super) fn quiet_at(&self, quiet_max: Duration) -> Option<Instant> {
-        self.sounded_at.map(|at| at + quiet_max)
+    pub(super) fn idle_at(&self, speech_idle_max: Duration) -> Option<Instant> {
+        self.active_at.map(|at| at + speech_idle_max)
     }
 
     /// Characters of text that were forwarded.
@@ -79,7 +79,7 @@ impl SpeechPermit {
     }
 
     /// The duration of that many bytes of audio.
-    pub(super) fn length_of(&self, audio_bytes: u64) -> Duration {
+    pub(super) fn audio_duration(&self, audio_bytes: u64) -> Duration {
         Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
     }
 }

@@ -18,7 +18,7 @@ const SLICE: usize = 4_096;
 /// Maximum size of a held message, and maximum memory of a session.
 const MAX: usize = 1024 * 1024;
 
-fn upwards(dialect: Dialect) -> ClientToUpstream {
+fn client_to_upstream(dialect: Dialect) -> ClientToUpstream {
     ClientToUpstream::new(dialect, SLICE, MAX)
 }
 
@@ -77,26 +77,27 @@ fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
 /// What is forwarded of the client's bytes, which arrive in pieces of these sizes; and the messages
 /// that were held before.
 fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
-    let mut upwards = upwards(dialect);
-    let (mut inbox, mut out, mut gone, mut said) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
+    let mut client_to_upstream = client_to_upstream(dialect);
+    let (mut inbox, mut out, mut forwarded, mut messages) =
+        (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
     let mut rest = bytes;
     let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(pieces.next().unwrap().max(1).min(rest.len()));
         inbox.extend_from_slice(piece);
         rest = after;
-        while let ClientMessage::Message(_) = upwards.take(&mut inbox, &mut out) {
-            said.push(upwards.said().to_vec());
-            upwards.release(&mut out);
+        while let ClientMessage::Message(_) = client_to_upstream.take(&mut inbox, &mut out) {
+            messages.push(client_to_upstream.held_start().to_vec());
+            client_to_upstream.release(&mut out);
         }
-        gone.extend_from_slice(&out.split());
+        forwarded.extend_from_slice(&out.split());
     }
     assert!(inbox.is_empty());
-    (gone, said)
+    (forwarded, messages)
 }
 
 #[test]
-fn what_is_nobodys_business_stays_to_the_byte() {
+fn frames_without_a_credential_are_forwarded_unchanged() {
     let mut bytes = Vec::new();
     for (opcode, payload) in [
         (Opcode::Text, &b"plain text"[..]),
@@ -124,22 +125,22 @@ fn what_is_nobodys_business_stays_to_the_byte() {
 }
 
 #[test]
-fn a_long_message_that_turns_out_to_be_no_object_keeps_its_frames() {
+fn a_long_message_that_is_no_object_keeps_its_frames() {
     for (start, opcode) in [("{broken ", Opcode::Text), (" \n {\"a\":1} x", Opcode::Binary)] {
         let text = format!("{start}{}", "y".repeat(3 * SLICE + 5));
         let bytes = fragments(text.as_bytes(), &[], Some(MASK));
         let bytes = [bytes, frame(true, Opcode::Ping, b"?", Some(MASK))].concat();
         let bytes = if opcode == Opcode::Binary { [&[0x82], &bytes[1..]].concat() } else { bytes };
         for size in [100, SLICE, SLICE + 1, 100_000] {
-            let (gone, _) = sent(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
+            let (forwarded, _) = sent(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
             let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
-            assert_eq!(read(&gone), expected, "in pieces of {size}");
+            assert_eq!(read(&forwarded), expected, "in pieces of {size}");
         }
     }
 }
 
 #[test]
-fn a_compressed_message_passes() {
+fn a_compressed_message_is_forwarded() {
     let mut bytes = Vec::new();
     Head { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }.write(&mut bytes);
     bytes.extend([1, 2, 3]);
@@ -149,64 +150,64 @@ fn a_compressed_message_passes() {
 #[test]
 fn a_text_that_is_no_object_does_not_wait_for_its_end() {
     let whole = frame(true, Opcode::Text, b"some text", Some(MASK));
-    let mut upwards = upwards(Dialect::Unknown);
+    let mut client_to_upstream = client_to_upstream(Dialect::Unknown);
     let (mut inbox, mut out) = (BytesMut::from(&whole[..9]), BytesMut::new());
-    assert_eq!(upwards.take(&mut inbox, &mut out), ClientMessage::Passed);
+    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), ClientMessage::Forwarded);
     assert_eq!(out, whole[..9]);
-    assert!(upwards.is_in_frame());
+    assert!(client_to_upstream.is_in_frame());
 }
 
 #[test]
-fn a_message_that_is_charged_waits_for_leave() {
+fn a_charged_message_is_held_until_its_release() {
     let bytes = [
         fragments(br#"{"text":"Hello","xi_api_key":"k"}"#, &[5, 9], Some(MASK)),
         frame(true, Opcode::Text, br#"{"text":""}"#, Some(MASK)),
     ]
     .concat();
-    let mut upwards = upwards(Dialect::Speech);
+    let mut client_to_upstream = client_to_upstream(Dialect::Speech);
     let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-    let said = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
-    assert_eq!(upwards.take(&mut inbox, &mut out), said(5));
+    let message = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
+    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(5));
     assert!(out.is_empty() && !inbox.is_empty());
-    assert_eq!(upwards.said(), br#"{"text":"Hello","xi_api_key":"k"}"#);
-    upwards.release(&mut out);
+    assert_eq!(client_to_upstream.held_start(), br#"{"text":"Hello","xi_api_key":"k"}"#);
+    client_to_upstream.release(&mut out);
     let [(Opcode::Text, text)] = &read(&out)[..] else { panic!("{out:?}") };
     assert_eq!(serde_json::from_slice::<Value>(text).unwrap(), json!({"text": "Hello"}));
-    assert_eq!(upwards.take(&mut inbox, &mut out), said(0));
+    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(0));
 }
 
 /// The count of a client's bytes, which arrive in pieces, and the violation, if there is one.
 /// Checks after every piece that no more memory is used than allowed.
-fn metered(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
-    let mut upwards = upwards(dialect);
+fn count(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
+    let mut client_to_upstream = client_to_upstream(dialect);
     let mut from_client = ReadBuffer::new(Sender::Client, true, BytesMut::new());
     let (mut out, mut characters) = (BytesMut::new(), 0);
     for piece in pieces {
         from_client.extend(&piece);
         loop {
-            let taken = upwards.take(&mut from_client.bytes, &mut out);
-            let held = from_client.bytes.len() + upwards.held_bytes();
+            let result = client_to_upstream.take(&mut from_client.bytes, &mut out);
+            let held = from_client.bytes.len() + client_to_upstream.held_bytes();
             assert!(held <= MAX + piece.len(), "{held} bytes are in memory");
-            match taken {
-                ClientMessage::Message(said) => {
-                    characters += said.characters;
-                    upwards.release(&mut out);
+            match result {
+                ClientMessage::Message(content) => {
+                    characters += content.characters;
+                    client_to_upstream.release(&mut out);
                 }
                 ClientMessage::Refused(violation) => {
-                    return (characters, upwards.audio_bytes(), Some(violation));
+                    return (characters, client_to_upstream.audio_bytes(), Some(violation));
                 }
-                ClientMessage::Passed if held > MAX => {
-                    return (characters, upwards.audio_bytes(), Some(Violation::TooLarge));
+                ClientMessage::Forwarded if held > MAX => {
+                    return (characters, client_to_upstream.audio_bytes(), Some(Violation::TooLarge));
                 }
-                ClientMessage::Passed => break,
+                ClientMessage::Forwarded => break,
             }
         }
         if let Some(violation) = from_client.violation() {
-            return (characters, upwards.audio_bytes(), Some(violation));
+            return (characters, client_to_upstream.audio_bytes(), Some(violation));
         }
         out.clear();
     }
-    (characters, upwards.audio_bytes(), None)
+    (characters, client_to_upstream.audio_bytes(), None)
 }
 
 fn pieces(bytes: &[u8], size: usize) -> impl Iterator<Item = Vec<u8>> {
@@ -214,7 +215,7 @@ fn pieces(bytes: &[u8], size: usize) -> impl Iterator<Item = Vec<u8>> {
 }
 
 #[test]
-fn every_text_is_counted_however_long_and_in_whatever_frames() {
+fn text_is_counted_in_any_length_and_frames() {
     let padded =
         |padding: usize| format!(r#"{{"pad":"{}","text":"{}"}}"#, " ".repeat(padding), "x".repeat(80_021));
     for padding in [0, 200_000, 300_000, 800_000] {
@@ -224,30 +225,30 @@ fn every_text_is_counted_however_long_and_in_whatever_frames() {
         let many = fragments(text.as_bytes(), &vec![1_000; text.len() / 1_000], Some(MASK));
         for bytes in [whole, binary, many] {
             for size in [5_000, 100_000] {
-                assert_eq!(metered(Dialect::Speech, pieces(&bytes, size)), (80_021, 0, None), "{padding}");
+                assert_eq!(count(Dialect::Speech, pieces(&bytes, size)), (80_021, 0, None), "{padding}");
             }
         }
     }
     let large = frame(true, Opcode::Text, padded(MAX).as_bytes(), Some(MASK));
     let refused = Some(Violation::TooLarge);
-    assert_eq!(metered(Dialect::Speech, pieces(&large[..20], 5_000)), (0, 0, refused), "as it is announced");
+    assert_eq!(count(Dialect::Speech, pieces(&large[..20], 5_000)), (0, 0, refused), "as it is announced");
     let large = fragments(padded(MAX).as_bytes(), &vec![10_000; MAX / 10_000], Some(MASK));
-    assert_eq!(metered(Dialect::Dialogue, pieces(&large, 5_000)), (0, 0, refused));
+    assert_eq!(count(Dialect::Dialogue, pieces(&large, 5_000)), (0, 0, refused));
     let binary = frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));
-    assert_eq!(metered(Dialect::Speech, pieces(&binary, 5)), (0, 0, Some(Violation::NotJson)));
+    assert_eq!(count(Dialect::Speech, pieces(&binary, 5)), (0, 0, Some(Violation::NotJson)));
 }
 
 #[test]
-fn sound_is_counted_as_it_passes_however_long_its_message() {
+fn audio_is_counted_while_it_is_forwarded() {
     let text = format!(r#"{{"audio_base_64":"{}"}}"#, "AAAA".repeat(MAX));
     let bytes = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
-    assert_eq!(metered(Dialect::Transcription, pieces(&bytes, 16_384)), (0, 3 * MAX as u64, None));
-    let (_, audio, _) = metered(Dialect::Transcription, pieces(&bytes[..MAX], 16_384));
+    assert_eq!(count(Dialect::Transcription, pieces(&bytes, 16_384)), (0, 3 * MAX as u64, None));
+    let (_, audio, _) = count(Dialect::Transcription, pieces(&bytes[..MAX], 16_384));
     assert!(audio >= 700_000, "{audio} of a message that has not ended");
 }
 
 #[test]
-fn floods_of_little_are_bounded_by_what_they_take() {
+fn floods_of_small_frames_are_bounded_by_memory() {
     let begin = frame(false, Opcode::Text, b"{", Some(MASK));
     let flood = |piece: Vec<u8>, reads: usize| {
         let many = piece.repeat(16_384 / piece.len());
@@ -258,7 +259,7 @@ fn floods_of_little_are_bounded_by_what_they_take() {
     for dialect in [Dialect::Speech, Dialect::SpeechContexts, Dialect::Dialogue, Dialect::DialogueContexts] {
         for piece in [&empty, &tiny] {
             assert_eq!(
-                metered(dialect, flood(piece.clone(), 2_000)).2,
+                count(dialect, flood(piece.clone(), 2_000)).2,
                 Some(Violation::TooLarge),
                 "{dialect:?}"
             );
@@ -268,10 +269,10 @@ fn floods_of_little_are_bounded_by_what_they_take() {
     let ping = frame(true, Opcode::Ping, b"", Some(MASK));
     for dialect in [Dialect::Transcription, Dialect::Agent, Dialect::Unknown] {
         for piece in [&empty, &tiny] {
-            assert_eq!(metered(dialect, flood(piece.clone(), 100)).2, None, "{dialect:?}");
+            assert_eq!(count(dialect, flood(piece.clone(), 100)).2, None, "{dialect:?}");
         }
     }
-    assert_eq!(metered(Dialect::Speech, flood(ping, 100)).2, None);
+    assert_eq!(count(Dialect::Speech, flood(ping, 100)).2, None);
 }
 
 proptest! {
@@ -298,10 +299,10 @@ proptest! {
         if is_binary {
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
-        let (gone, said) = sent(dialect, &bytes, &pieces);
-        prop_assert_eq!(said.len(), usize::from(spoken));
+        let (forwarded, messages) = sent(dialect, &bytes, &pieces);
+        prop_assert_eq!(messages.len(), usize::from(spoken));
         let texts: Vec<Vec<u8>> =
-            read(&gone).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text).collect();
+            read(&forwarded).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text).collect();
         prop_assert_eq!(texts.len(), 1);
         prop_assert_eq!(serde_json::from_slice::<Map<String, Value>>(&texts[0]).unwrap(), expected);
     }
@@ -309,24 +310,24 @@ proptest! {
 
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
-fn downwards(dialect: Dialect) -> UpstreamToClient {
+fn upstream_to_client(dialect: Dialect) -> UpstreamToClient {
     let key = ApiKey::new(KEY).unwrap();
     UpstreamToClient::new(dialect, false, Some(Redactor::new([key].iter()).into()))
 }
 
 /// The events from a provider's bytes, and the bytes that are forwarded to the client.
-fn heard(downwards: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
+fn receive(upstream_to_client: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
     let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
-    let mut told = Vec::new();
-    while let Some(one) = downwards.take(&mut inbox, &mut out) {
-        told.push(one);
+    let mut events = Vec::new();
+    while let Some(event) = upstream_to_client.take(&mut inbox, &mut out) {
+        events.push(event);
     }
-    (told, out)
+    (events, out)
 }
 
 #[test]
-fn a_refusal_is_held_and_a_question_is_not() {
-    let mut downwards = downwards(Dialect::Speech);
+fn a_refusal_is_held_and_a_ping_is_forwarded() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let refusal = br#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
     let ping = frame(true, Opcode::Ping, b"?", None);
     let bytes = [
@@ -335,111 +336,114 @@ fn a_refusal_is_held_and_a_question_is_not() {
         frame(true, Opcode::Close, b"\x03\xf0Invalid API key", None),
     ]
     .concat();
-    let (told, mut out) = heard(&mut downwards, &bytes);
+    let (events, mut out) = receive(&mut upstream_to_client, &bytes);
     let close = UpstreamEvent::Close(Some(Verdict::InvalidKey));
-    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Refused(Verdict::InvalidKey)), close]);
+    assert_eq!(events, [UpstreamEvent::Message(MessageKind::Refused(Verdict::InvalidKey)), close]);
     assert_eq!(out, ping);
-    downwards.open(&mut out);
+    upstream_to_client.open(&mut out);
     assert_eq!(out, bytes);
-    assert!(downwards.has_closed() && downwards.is_open());
+    assert!(upstream_to_client.has_closed() && upstream_to_client.is_open());
 }
 
 #[test]
-fn what_was_held_is_forgotten_when_another_speaks() {
-    let mut downwards = downwards(Dialect::Speech);
+fn held_frames_are_dropped_at_a_failover() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let half = frame(true, Opcode::Text, br#"{"error":"invalid_api_key"}"#, None);
-    heard(&mut downwards, &half[..half.len() - 1]);
-    downwards.restart();
+    receive(&mut upstream_to_client, &half[..half.len() - 1]);
+    upstream_to_client.restart();
     let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
-    let (told, mut out) = heard(&mut downwards, &sound);
-    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Useful)]);
-    downwards.open(&mut out);
+    let (events, mut out) = receive(&mut upstream_to_client, &sound);
+    assert_eq!(events, [UpstreamEvent::Message(MessageKind::Useful)]);
+    upstream_to_client.open(&mut out);
     assert_eq!(out, sound);
 }
 
 #[test]
-fn half_a_question_says_nothing_and_is_not_passed_on() {
-    let mut downwards = downwards(Dialect::Speech);
+fn half_a_ping_is_not_forwarded() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let ping = frame(true, Opcode::Ping, b"1234", None);
     let (mut inbox, mut out) = (BytesMut::from(&ping[..4]), BytesMut::new());
-    assert_eq!(downwards.take(&mut inbox, &mut out), None);
+    assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
     assert!(out.is_empty());
     inbox.extend_from_slice(&ping[4..]);
-    assert_eq!(downwards.take(&mut inbox, &mut out), None);
+    assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
     assert_eq!(out, ping);
 }
 
 #[test]
 fn a_session_that_is_refused_first_may_be_served_later() {
-    let mut downwards = downwards(Dialect::SpeechContexts);
+    let mut upstream_to_client = upstream_to_client(Dialect::SpeechContexts);
     let error = frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
     assert_eq!(
-        heard(&mut downwards, &error).0,
+        receive(&mut upstream_to_client, &error).0,
         [UpstreamEvent::Message(MessageKind::Refused(Verdict::NotFound))]
     );
-    downwards.open(&mut BytesMut::new());
+    upstream_to_client.open(&mut BytesMut::new());
     let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
     assert_eq!(
-        heard(&mut downwards, &sound),
+        receive(&mut upstream_to_client, &sound),
         (vec![UpstreamEvent::Message(MessageKind::Useful)], sound[..].into())
     );
 }
 
 #[test]
-fn a_key_in_the_reason_of_a_close_is_covered() {
+fn a_key_in_the_reason_of_a_close_is_redacted() {
     let close = frame(true, Opcode::Close, &[&[3, 240], KEY.as_bytes()].concat(), None);
-    let mut downwards = downwards(Dialect::Foreign);
-    let (_, out) = heard(&mut downwards, &close);
+    let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
+    let (_, out) = receive(&mut upstream_to_client, &close);
     let text = String::from_utf8_lossy(&out).into_owned();
     assert_eq!(out.len(), close.len());
     assert!(text.contains("sk_6c036526...") && !text.contains("aaaabbbb"), "{text}");
 }
 
 #[test]
-fn sound_is_heard_before_it_ends() {
-    let mut downwards = downwards(Dialect::Speech);
+fn audio_is_useful_before_its_message_ends() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let sound =
         frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
-    assert_eq!(heard(&mut downwards, &sound[..30_000]).0, [UpstreamEvent::Message(MessageKind::Useful)]);
+    assert_eq!(
+        receive(&mut upstream_to_client, &sound[..30_000]).0,
+        [UpstreamEvent::Message(MessageKind::Useful)]
+    );
     let binary = frame(true, Opcode::Binary, b"sound", None);
     assert_eq!(
-        heard(&mut self::downwards(Dialect::Unknown), &binary[..4]).0,
+        receive(&mut self::upstream_to_client(Dialect::Unknown), &binary[..4]).0,
         [UpstreamEvent::Message(MessageKind::Useful)]
     );
 }
 
 #[test]
 fn a_message_ends_with_its_last_frame() {
-    let mut downwards = downwards(Dialect::Foreign);
+    let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
     for (bytes, is_in_message) in [
         (frame(false, Opcode::Text, b"a", None), true),
         (frame(true, Opcode::Ping, b"?", None), true),
         (frame(false, Opcode::Continuation, b"b", None), true),
         (frame(true, Opcode::Continuation, b"c", None), false),
     ] {
-        heard(&mut downwards, &bytes);
-        assert_eq!((downwards.frame_left(), downwards.is_in_message()), (0, is_in_message));
+        receive(&mut upstream_to_client, &bytes);
+        assert_eq!((upstream_to_client.frame_left(), upstream_to_client.is_in_message()), (0, is_in_message));
     }
 }
 
 #[test]
-fn not_much_is_held() {
+fn held_frames_are_bounded() {
     let aside = frame(true, Opcode::Text, br#"{"type":"ping","ping_event":{"event_id":1}}"#, None);
     let empty = frame(false, Opcode::Continuation, b"", None);
     for (begin, more) in [(&b""[..], aside), (&frame(false, Opcode::Text, b"{", None), empty)] {
-        let mut downwards = downwards(Dialect::Agent);
+        let mut upstream_to_client = upstream_to_client(Dialect::Agent);
         let bytes = [begin, &more.repeat(100_000 / more.len())].concat();
-        let (told, mut out) = heard(&mut downwards, &bytes);
-        assert_eq!(told.last(), Some(&UpstreamEvent::Message(MessageKind::Useful)));
-        downwards.serve(&mut out);
+        let (events, mut out) = receive(&mut upstream_to_client, &bytes);
+        assert_eq!(events.last(), Some(&UpstreamEvent::Message(MessageKind::Useful)));
+        upstream_to_client.serve(&mut out);
         assert_eq!(out, bytes);
     }
 }
 
 #[test]
-fn an_open_session_tells_of_refusals_only() {
-    let mut downwards = downwards(Dialect::Transcription);
-    downwards.serve(&mut BytesMut::new());
+fn a_served_session_reports_refusals_only() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Transcription);
+    upstream_to_client.serve(&mut BytesMut::new());
     let bytes = [
         frame(true, Opcode::Text, br#"{"message_type":"partial_transcript","text":"no error"}"#, None),
         frame(
@@ -450,31 +454,31 @@ fn an_open_session_tells_of_refusals_only() {
         ),
     ]
     .concat();
-    let (told, out) = heard(&mut downwards, &bytes);
+    let (events, out) = receive(&mut upstream_to_client, &bytes);
     assert!(
-        matches!(told[..], [UpstreamEvent::Message(MessageKind::Refused(Verdict::WorkspaceQuota(_)))]),
-        "{told:?}"
+        matches!(events[..], [UpstreamEvent::Message(MessageKind::Refused(Verdict::WorkspaceQuota(_)))]),
+        "{events:?}"
     );
     assert_eq!(out, bytes);
 }
 
 #[test]
-fn a_key_is_covered_wherever_its_text_is_cut() {
+fn a_key_is_redacted_across_any_cut() {
     let text = format!(r#"{{"a":"{KEY}"}}"#);
     let bytes = frame(true, Opcode::Text, text.as_bytes(), None);
     for cut in 1..bytes.len() {
-        let mut downwards = downwards(Dialect::Foreign);
+        let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
         let (mut inbox, mut out) = (BytesMut::from(&bytes[..cut]), BytesMut::new());
-        assert_eq!(downwards.take(&mut inbox, &mut out), None);
+        assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
         inbox.extend_from_slice(&bytes[cut..]);
-        assert_eq!(downwards.take(&mut inbox, &mut out), None);
-        let [(Opcode::Text, covered)] = &read(&out)[..] else { panic!("one message") };
-        let covered = String::from_utf8(covered.clone()).unwrap();
+        assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
+        let [(Opcode::Text, redacted)] = &read(&out)[..] else { panic!("one message") };
+        let redacted = String::from_utf8(redacted.clone()).unwrap();
         assert!(
-            covered.starts_with(r#"{"a":"sk_6c036526..."#) && covered.ends_with(r#"d452b"}"#),
-            "{covered}"
+            redacted.starts_with(r#"{"a":"sk_6c036526..."#) && redacted.ends_with(r#"d452b"}"#),
+            "{redacted}"
         );
-        assert_eq!(covered.len(), text.len());
+        assert_eq!(redacted.len(), text.len());
     }
 }
 
@@ -484,7 +488,7 @@ fn shows_key(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn a_key_is_covered_in_every_kind_of_frame() {
+fn a_key_is_redacted_in_every_kind_of_frame() {
     for (opcode, payload) in [
         (Opcode::Text, KEY.as_bytes().to_vec()),
         (Opcode::Binary, [b"\xff\x00", KEY.as_bytes()].concat()),
@@ -497,9 +501,9 @@ fn a_key_is_covered_in_every_kind_of_frame() {
     ] {
         for dialect in [Dialect::Speech, Dialect::Agent, Dialect::Foreign] {
             let bytes = frame(true, opcode, &payload, None);
-            let mut downwards = downwards(dialect);
-            downwards.serve(&mut BytesMut::new());
-            let (_, out) = heard(&mut downwards, &bytes);
+            let mut upstream_to_client = upstream_to_client(dialect);
+            upstream_to_client.serve(&mut BytesMut::new());
+            let (_, out) = receive(&mut upstream_to_client, &bytes);
             assert_eq!(out.len(), bytes.len(), "{opcode:?}");
             assert!(!shows_key(&out), "{opcode:?} on {dialect:?}: {out:?}");
         }
@@ -507,40 +511,40 @@ fn a_key_is_covered_in_every_kind_of_frame() {
 }
 
 #[test]
-fn a_close_that_may_not_be_sent_is_answered_and_judged_all_the_same() {
+fn an_invalid_close_is_replaced_and_classified() {
     for (payload, code, verdict) in [
         (&b"\x03\xf0Invalid API key\xff"[..], 1007, Some(Verdict::InvalidKey)),
         (b"\x00\x01Invalid API key", 1002, Some(Verdict::InvalidKey)),
         (b"\x03", 1002, None),
     ] {
-        let mut downwards = downwards(Dialect::Speech);
-        let (told, mut out) = heard(&mut downwards, &frame(true, Opcode::Close, payload, None));
-        assert_eq!(told, [UpstreamEvent::Close(verdict)]);
-        downwards.open(&mut out);
+        let mut upstream_to_client = upstream_to_client(Dialect::Speech);
+        let (events, mut out) = receive(&mut upstream_to_client, &frame(true, Opcode::Close, payload, None));
+        assert_eq!(events, [UpstreamEvent::Close(verdict)]);
+        upstream_to_client.open(&mut out);
         let [(Opcode::Close, close)] = &read(&out)[..] else { panic!("{out:?}") };
         assert_eq!(check_close(close), Ok(code));
     }
 }
 
 #[test]
-fn a_caller_who_is_queued_hears_of_it_and_nothing_is_decided() {
-    let mut downwards = downwards(Dialect::Agent);
+fn a_queue_status_is_forwarded_without_a_decision() {
+    let mut upstream_to_client = upstream_to_client(Dialect::Agent);
     let queued = frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
-    let (told, mut out) = heard(&mut downwards, &queued);
-    assert_eq!(told, [UpstreamEvent::Message(MessageKind::Queued)]);
+    let (events, mut out) = receive(&mut upstream_to_client, &queued);
+    assert_eq!(events, [UpstreamEvent::Message(MessageKind::Queued)]);
     assert!(out.is_empty());
-    downwards.pass_on(&mut out);
+    upstream_to_client.forward_held(&mut out);
     assert_eq!(out, queued);
-    assert!(!downwards.is_open() && !downwards.is_served());
+    assert!(!upstream_to_client.is_open() && !upstream_to_client.is_served());
     let refusal = frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
-    let (told, out) = heard(&mut downwards, &refusal);
-    assert!(matches!(told[..], [UpstreamEvent::Close(Some(Verdict::WorkspaceQuota(_)))]), "{told:?}");
+    let (events, out) = receive(&mut upstream_to_client, &refusal);
+    assert!(matches!(events[..], [UpstreamEvent::Close(Some(Verdict::WorkspaceQuota(_)))]), "{events:?}");
     assert!(out.is_empty());
 }
 
 proptest! {
     #[test]
-    fn a_key_is_covered_in_any_fragmentation(
+    fn a_key_is_redacted_in_any_fragmentation(
         before in "[a-zs_]{0,9}", after in "[a-zs_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
         pieces in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
     ) {
@@ -549,26 +553,26 @@ proptest! {
         if is_binary {
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
-        let mut downwards = downwards(Dialect::Agent);
-        downwards.serve(&mut BytesMut::new());
+        let mut upstream_to_client = upstream_to_client(Dialect::Agent);
+        upstream_to_client.serve(&mut BytesMut::new());
         let (mut inbox, mut out, mut rest) = (BytesMut::new(), BytesMut::new(), &bytes[..]);
         for size in pieces.into_iter().chain([usize::MAX]) {
             let (piece, behind) = rest.split_at(size.min(rest.len()));
             inbox.extend_from_slice(piece);
             rest = behind;
-            while downwards.take(&mut inbox, &mut out).is_some() {}
+            while upstream_to_client.take(&mut inbox, &mut out).is_some() {}
         }
         prop_assert!(inbox.is_empty());
         prop_assert_eq!(out.len(), bytes.len());
         let messages = read(&out);
-        let [(_, covered)] = &messages[..] else { panic!("one message") };
-        prop_assert!(!shows_key(covered), "{}", String::from_utf8_lossy(covered));
-        prop_assert!(covered.starts_with(before.as_bytes()) && covered.ends_with(after.as_bytes()));
+        let [(_, redacted)] = &messages[..] else { panic!("one message") };
+        prop_assert!(!shows_key(redacted), "{}", String::from_utf8_lossy(redacted));
+        prop_assert!(redacted.starts_with(before.as_bytes()) && redacted.ends_with(after.as_bytes()));
     }
 }
 
 #[test]
-fn a_frame_of_our_own_is_one_that_can_be_read() {
+fn a_written_frame_can_be_read() {
     let mut out = BytesMut::new();
     put(&mut out, Opcode::Text, b"{}", Some(MASK));
     put(&mut out, Opcode::Ping, b"", None);

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::buffers::{self, ReadAhead, ReadBuffer, SendBuffer};
 use super::close_frames::{put_close, put_refusal};
-use super::ending::say_last;
+use super::ending::send_last_frames;
 use super::first_message_auth::{FirstMessageAuth, UnauthenticatedSession, read_token};
 use super::session::Session;
 use super::session_end::SessionEnd;
@@ -31,8 +31,8 @@ impl<C: Connect> Socket<C> {
         let (session, client, early) = match self.0 {
             SocketStage::Open(session) => (session, client, early),
             // Boxed, so that its memory is free while the session runs.
-            SocketStage::Unauthenticated(unknown) => {
-                match Box::pin(unknown.authenticate(client, early)).await {
+            SocketStage::Unauthenticated(session) => {
+                match Box::pin(session.authenticate(client, early)).await {
                     Some(begun) => begun,
                     None => return,
                 }
@@ -53,18 +53,18 @@ impl<C: Connect> UnauthenticatedSession<C> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let Self { auth: FirstMessageAuth { proxy, config, dialect, .. }, mut request, mut log } = self;
-        let bounds = config.limits.websocket;
+        let limits = config.limits.websocket;
         let mut share = config.limits.buffers.share(buffers::FREE);
         let mut from_client = ReadBuffer::new(Sender::Client, dialect.is_read(), BytesMut::from(&early[..]));
         drop(early);
-        let reading = read_token(&mut client, &mut from_client, dialect, &bounds);
+        let reading = read_token(&mut client, &mut from_client, dialect, &limits);
         let token = tokio::select! {
             biased;
             () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
             // A client that sends nothing in time has no token.
-            token = timeout(bounds.auth_message_timeout, reading) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
+            token = timeout(limits.auth_message_timeout, reading) => token.unwrap_or(Ok(None)).map_err(AuthFailure::Ended),
         };
-        let found = match token {
+        let result = match token {
             Err(stopped) => Err(stopped),
             Ok(token) => {
                 let finding = async {
@@ -72,12 +72,12 @@ impl<C: Connect> UnauthenticatedSession<C> {
                     request.headers_mut().insert(headers::TOKEN_HEADER, token.ok_or(Unidentified::Missing)?);
                     proxy.find_reply(request, &mut log.summary).await
                 };
-                let bytes_max = bounds.max_session_buffer;
-                let ahead = ReadAhead { bytes_max, share: &mut share, beside: 0 };
+                let bytes_max = limits.max_session_buffer;
+                let ahead = ReadAhead { bytes_max, share: &mut share, other_bytes: 0 };
                 tokio::select! {
                     biased;
                     () = proxy.cut.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
-                    found = finding => found.map_err(AuthFailure::Refused),
+                    result = finding => result.map_err(AuthFailure::Refused),
                     ending = from_client.watch(&mut client, ahead) => {
                         Err(AuthFailure::Ended(ending))
                     }
@@ -85,12 +85,12 @@ impl<C: Connect> UnauthenticatedSession<C> {
             }
         };
         let mut last = SendBuffer::default();
-        match found {
+        match result {
             Ok(UpstreamReply::Socket(opened)) => {
                 return Some((opened.into_session(log), client, from_client.bytes.freeze()));
             }
-            Ok(UpstreamReply::Response { answer, .. }) => {
-                let status = answer.head.status.as_u16();
+            Ok(UpstreamReply::Response { response, .. }) => {
+                let status = response.head.status.as_u16();
                 let message = format!("ElevenLabs responded with status {status}.");
                 put_refusal(&mut last.bytes, dialect, "handshake_refused", &message);
             }
@@ -100,14 +100,14 @@ impl<C: Connect> UnauthenticatedSession<C> {
             }
             Err(AuthFailure::Ended(ending)) => {
                 log.summary.ended_as(ending.outcome());
-                if let Some([to_client, _]) = ending.told() {
+                if let Some([to_client, _]) = ending.close_frames() {
                     put_close(&mut last.bytes, to_client, None);
                 }
             }
         }
         // The access log is written before the client's close is awaited.
         drop(log);
-        say_last(&mut last, &mut client).await;
+        send_last_frames(&mut last, &mut client).await;
         None
     }
 }

@@ -102,7 +102,7 @@ impl UpstreamToClient {
 
     /// Records that the client uses one of the provider's own tokens: an error about it is not
     /// about the key.
-    pub(super) fn judge_token(&mut self) {
+    pub(super) fn record_token(&mut self) {
         self.has_token = true;
     }
 
@@ -122,7 +122,7 @@ impl UpstreamToClient {
     }
 
     /// Forwards the held frames without a decision about the session.
-    pub(super) fn pass_on(&mut self, out: &mut BytesMut) {
+    pub(super) fn forward_held(&mut self, out: &mut BytesMut) {
         out.unsplit(std::mem::take(&mut self.held));
     }
 
@@ -160,42 +160,42 @@ impl UpstreamToClient {
     pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<UpstreamEvent> {
         // Counts received bytes, not announced ones.
         let before = inbox.len();
-        let told = self.look(inbox, out);
+        let event = self.process(inbox, out);
         self.bytes += (before - inbox.len()) as u64;
-        told
+        event
     }
 
-    fn look(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<UpstreamEvent> {
+    fn process(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Option<UpstreamEvent> {
         loop {
             let frame = match self.frame.take() {
                 Some(frame) => frame,
                 None => self.begin(inbox, out)?,
             };
-            let has = usize::try_from(frame.left).map_or(inbox.len(), |left| left.min(inbox.len()));
-            let is_whole = has as u64 == frame.left;
+            let available = usize::try_from(frame.left).map_or(inbox.len(), |left| left.min(inbox.len()));
+            let is_whole = available as u64 == frame.left;
             let is_control = frame.head.opcode.is_control();
             let is_small = is_control && frame.head.length <= CONTROL_BYTES_MAX;
             let is_close = frame.head.opcode == Opcode::Close && is_small;
             // A control frame is small: it is forwarded as a whole.
-            if !is_whole && (has == 0 || is_small) {
+            if !is_whole && (available == 0 || is_small) {
                 self.frame = Some(frame);
                 return None;
             }
             if is_close {
-                let payload = inbox.split_to(has);
+                let payload = inbox.split_to(available);
                 return Some(self.close(&frame.head, payload, out));
             }
             if is_small {
                 self.put_head(&frame.head, out);
             }
-            let length = self.cover(&frame.head, inbox, has, is_whole);
+            let length = self.redact(&frame.head, inbox, available, is_whole);
             let piece = inbox.split_to(length);
             if !is_control {
                 self.read(&piece);
             }
             self.put(frame.head.opcode, &piece, out);
             let left = frame.left - length as u64;
-            let told = match left {
+            let event = match left {
                 0 if frame.head.is_final && !is_control => self.classify_message(),
                 0 => None,
                 _ => {
@@ -204,16 +204,16 @@ impl UpstreamToClient {
                 }
             };
             let is_useful = self.is_surely_useful(!is_control && left > 0);
-            let told = match told {
+            let event = match event {
                 None | Some(UpstreamEvent::Message(MessageKind::Aside | MessageKind::UnknownError))
                     if is_useful =>
                 {
                     Some(UpstreamEvent::Message(MessageKind::Useful))
                 }
-                told => told,
+                event => event,
             };
-            if told.is_some() || (left > 0 && length == 0) {
-                return told;
+            if event.is_some() || (left > 0 && length == 0) {
+                return event;
             }
         }
     }
@@ -255,8 +255,8 @@ impl UpstreamToClient {
     /// Forwards or holds bytes. Pings and pongs are always forwarded, as the client must answer a
     /// ping whether or not the session is served.
     fn put(&mut self, opcode: Opcode, bytes: &[u8], out: &mut BytesMut) {
-        let is_question = matches!(opcode, Opcode::Ping | Opcode::Pong);
-        if self.is_open || is_question { out } else { &mut self.held }.extend_from_slice(bytes);
+        let is_ping = matches!(opcode, Opcode::Ping | Opcode::Pong);
+        if self.is_open || is_ping { out } else { &mut self.held }.extend_from_slice(bytes);
     }
 
     /// Handles the provider's close, whose reason may be a refusal. An invalid payload is replaced
@@ -286,17 +286,17 @@ impl UpstreamToClient {
     /// possible start of a key waits for the following bytes. At the end of the frame, that start
     /// is redacted except for what a key's short form shows, and the search continues in the next
     /// frame of the message.
-    fn cover(&mut self, head: &Head, inbox: &mut BytesMut, has: usize, is_whole: bool) -> usize {
-        let Some(redactor) = &self.redactor else { return has };
+    fn redact(&mut self, head: &Head, inbox: &mut BytesMut, available: usize, is_whole: bool) -> usize {
+        let Some(redactor) = &self.redactor else { return available };
         // Payload that an extension has changed cannot be read.
         if head.reserved != 0 || head.mask.is_some() {
-            return has;
+            return available;
         }
         let mut before = Vec::new();
         if !head.opcode.is_control() {
             std::mem::swap(&mut before, &mut self.open_key);
         }
-        let piece = &mut inbox[..has];
+        let piece = &mut inbox[..available];
         let open = if before.is_empty() {
             redactor.cover(piece)
         } else {
@@ -307,22 +307,22 @@ impl UpstreamToClient {
         };
         // The possible start of a key: the part in this piece, and the part that was forwarded
         // before.
-        let (here, gone) = (open.min(has), open.saturating_sub(has));
+        let (here, gone) = (open.min(available), open.saturating_sub(available));
         let mut end = before.split_off(before.len() - gone);
         if !is_whole {
             if !head.opcode.is_control() {
                 self.open_key = end;
             }
-            return has - here;
+            return available - here;
         }
-        end.extend_from_slice(piece.get(has - here..).unwrap_or_default());
-        let mut covered = end.clone();
-        redactor.cover_end(&mut covered);
-        piece[has - here..].copy_from_slice(&covered[gone..]);
+        end.extend_from_slice(piece.get(available - here..).unwrap_or_default());
+        let mut redacted = end.clone();
+        redactor.cover_end(&mut redacted);
+        piece[available - here..].copy_from_slice(&redacted[gone..]);
         if !head.opcode.is_control() && !head.is_final {
             self.open_key = end;
         }
-        has
+        available
     }
 
     fn read(&mut self, piece: &[u8]) {
@@ -340,7 +340,7 @@ impl UpstreamToClient {
     }
 
     fn classify_message(&mut self) -> Option<UpstreamEvent> {
-        let heard = match &self.text {
+        let kind = match &self.text {
             Some(text) if self.is_text && (!self.is_served || may_refuse(text)) => {
                 let stage = if self.is_served { SessionStage::Served } else { SessionStage::Opening };
                 classify_message(self.dialect, stage, text, self.has_token)
@@ -350,9 +350,9 @@ impl UpstreamToClient {
         if self.is_served {
             self.text = None;
         }
-        self.has_unknown_error |= heard == MessageKind::UnknownError;
-        let is_news = !self.is_served || matches!(heard, MessageKind::Refused(_));
-        is_news.then_some(UpstreamEvent::Message(heard))
+        self.has_unknown_error |= kind == MessageKind::UnknownError;
+        let is_reported = !self.is_served || matches!(kind, MessageKind::Refused(_));
+        is_reported.then_some(UpstreamEvent::Message(kind))
     }
 }
 

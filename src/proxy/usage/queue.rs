@@ -39,20 +39,20 @@ impl Depth {
     }
 
     /// Counts `entries` as added to the queue; returns its new length.
-    pub fn sent(&self, entries: u64) -> u64 {
+    pub fn record_sent(&self, entries: u64) -> u64 {
         self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
     }
 
     /// Counts `entries` as taken from the queue, and their `records` as held by the writer; returns
     /// the former length.
-    pub fn taken(&self, entries: u64, records: u64) -> u64 {
+    pub fn record_taken(&self, entries: u64, records: u64) -> u64 {
         // In this order, a record is counted twice for a moment, and never missed.
         self.0.held.fetch_add(records, Ordering::AcqRel);
         self.0.queued.fetch_sub(entries, Ordering::SeqCst)
     }
 
     /// Counts `records` as written or lost.
-    pub fn arrived(&self, records: u64) {
+    pub fn record_written(&self, records: u64) {
         self.0.held.fetch_sub(records, Ordering::AcqRel);
     }
 }
@@ -100,13 +100,13 @@ struct QueueState {
     is_ended: AtomicBool,
     /// The receiving half was dropped.
     is_closed: AtomicBool,
-    /// The queue length from which no permit is given.
+    /// The queue length from which no permit is issued.
     queue_max: u64,
     /// Number of entries in a batch.
     batch: u64,
     call: Notify,
-    /// Notified when a full queue has room again.
-    room: Notify,
+    /// Notified when a full queue has capacity again.
+    capacity: Notify,
 }
 
 impl QueueState {
@@ -137,7 +137,7 @@ impl Drop for Senders {
 pub struct UsageSink(Arc<Senders>);
 
 /// The right to write a usage record. It is acquired before a request is sent, so that a charged
-/// attempt can always be recorded. It takes no room in the queue until it is used: the queue bounds
+/// attempt can always be recorded. It takes no capacity of the queue until it is used: the queue bounds
 /// the records that wait to be written, and the requests in progress have a limit of their own.
 #[derive(Debug)]
 pub struct UsagePermit(UsageSink);
@@ -152,7 +152,7 @@ pub struct QueueFull;
 const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl UsageSink {
-    /// A sender and its queue. From `queue_max` entries on no permit is given; at `batch` entries,
+    /// A sender and its queue. From `queue_max` entries on no permit is issued; at `batch` entries,
     /// a waiting writer is woken. `depth` counts the entries.
     #[must_use]
     pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, UsageQueue) {
@@ -166,7 +166,7 @@ impl UsageSink {
             queue_max: queue_max as u64,
             batch: batch as u64,
             call: Notify::new(),
-            room: Notify::new(),
+            capacity: Notify::new(),
         });
         (Self(Arc::new(Senders(Arc::clone(&state)))), UsageQueue(state))
     }
@@ -186,8 +186,8 @@ impl UsageSink {
     ///
     /// Dropping the future acquires nothing.
     pub async fn permit(&self) -> Result<UsagePermit, QueueFull> {
-        if !self.has_room() {
-            tokio::time::timeout(PERMIT_TIMEOUT, self.room()).await.map_err(|_| QueueFull)?;
+        if !self.has_capacity() {
+            tokio::time::timeout(PERMIT_TIMEOUT, self.capacity()).await.map_err(|_| QueueFull)?;
         }
         if self.state().is_closed.load(Ordering::Acquire) {
             Err(QueueFull)
@@ -196,21 +196,21 @@ impl UsageSink {
         }
     }
 
-    fn has_room(&self) -> bool {
+    fn has_capacity(&self) -> bool {
         let state = self.state();
         state.depth.queued() < state.queue_max
     }
 
-    /// Waits until the queue has room.
-    async fn room(&self) {
+    /// Waits until the queue has capacity.
+    async fn capacity(&self) {
         loop {
-            let mut room = pin!(self.state().room.notified());
+            let mut capacity = pin!(self.state().capacity.notified());
             // From here on no notification is missed.
-            room.as_mut().enable();
-            if self.has_room() {
+            capacity.as_mut().enable();
+            if self.has_capacity() {
                 return;
             }
-            room.await;
+            capacity.await;
         }
     }
 
@@ -233,7 +233,7 @@ impl UsageSink {
             // Within the lock, so that the writer never takes an entry which is not counted yet.
             // After the receiving half was dropped, the entry stays in the queue and is counted as
             // lost at the end.
-            state.depth.sent(1)
+            state.depth.record_sent(1)
         };
         state.call(queued);
     }
@@ -304,9 +304,9 @@ impl UsageQueue {
         let records: usize = batches.iter().map(|batch| batch.attempts.len()).sum();
         // Senders do not wait for these copies.
         batches.into_iter().for_each(|batch| taken.append(batch));
-        let before = state.depth.taken(entries, records as u64);
+        let before = state.depth.record_taken(entries, records as u64);
         if before >= state.queue_max {
-            state.room.notify_waiters();
+            state.capacity.notify_waiters();
         }
         are_keys_changed
     }
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_under_way_take_no_room() {
+    async fn requests_in_progress_take_no_queue_capacity() {
         let (usage, mut queue) = usage();
         let mut permits = Vec::new();
         for _ in 0..100 * QUEUE_MAX {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_queue_is_waited_for_a_moment() {
+    async fn a_permit_waits_briefly_for_a_full_queue() {
         let (usage, mut queue) = usage();
         for _ in 0..QUEUE_MAX {
             usage.permit().await.unwrap().write(record());
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_taken_is_on_its_way_until_it_has_arrived() {
+    async fn a_taken_record_counts_until_it_is_written() {
         let (usage, mut queue) = usage();
         let depth = queue.0.depth.clone();
         usage.permit().await.unwrap().write(record());
@@ -436,12 +436,12 @@ mod tests {
         assert_eq!((depth.records(), queue.waiting()), (1, 1), "that keys have changed is no record");
         assert_eq!(take(&mut queue), (1, true));
         assert_eq!((depth.records(), queue.waiting()), (1, 0), "only the record is held");
-        depth.arrived(1);
+        depth.record_written(1);
         assert_eq!((depth.records(), take(&mut queue)), (0, (0, false)));
     }
 
     #[test]
-    fn of_what_several_threads_send_nothing_is_lost_and_no_order_is_turned_round() {
+    fn records_of_several_threads_arrive_complete_and_in_order() {
         const THREADS: u32 = 8;
         const EACH: u32 = 2_000;
         let (usage, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
@@ -461,20 +461,20 @@ mod tests {
             crate::tasks::thread("sender", send).unwrap();
         }
         drop(usage);
-        let mut found = 0;
+        let mut next_number = 0;
         while !queue.is_ended() || queue.waiting() > 0 {
             let mut taken = UsageBatch::default();
             queue.take(&mut taken);
             let mut numbers: Vec<u32> = taken.attempts.iter().map(|record| record.number).collect();
             numbers.sort_unstable();
             assert!(
-                numbers.iter().copied().eq(found..found + numbers.len() as u32),
+                numbers.iter().copied().eq(next_number..next_number + numbers.len() as u32),
                 "a gap before {numbers:?}"
             );
-            found += numbers.len() as u32;
-            depth.arrived(numbers.len() as u64);
+            next_number += numbers.len() as u32;
+            depth.record_written(numbers.len() as u64);
         }
-        assert_eq!((found, depth.records()), (THREADS * EACH, 0));
+        assert_eq!((next_number, depth.records()), (THREADS * EACH, 0));
     }
 
     #[derive(Default)]
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_rests_is_called_by_a_batch_or_by_the_end_and_by_nothing_else() {
+    async fn a_pausing_writer_is_woken_only_by_a_batch_or_the_end() {
         let (usage, mut queue) = usage();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));
@@ -510,7 +510,7 @@ mod tests {
         }
         let permit = usage.permit().await.unwrap();
         drop(usage);
-        assert!(!queue.is_ended(), "a place may still be used");
+        assert!(!queue.is_ended(), "a permit may still be used");
         drop(permit);
         assert!(queue.is_ended());
         queue.called().await;
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_has_nothing_to_do_is_called_once_by_whatever_comes() {
+    async fn an_idle_writer_is_woken_once_by_any_entry() {
         let (usage, mut queue) = usage();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));

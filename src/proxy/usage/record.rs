@@ -19,7 +19,7 @@ use crate::pool::{Key, LearnedOwner};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnershipUpdate {
     /// The identifier belongs to a workspace.
-    Learned(LearnedOwner),
+    Recorded(LearnedOwner),
     /// The owner no longer has it.
     Forgotten(Named),
 }
@@ -29,7 +29,7 @@ impl OwnershipUpdate {
     #[must_use]
     pub fn named(&self) -> &Named {
         match self {
-            Self::Learned(owner) => &owner.named,
+            Self::Recorded(owner) => &owner.named,
             Self::Forgotten(named) => named,
         }
     }
@@ -93,19 +93,19 @@ impl AttemptRecord {
         // A random part makes the IDs unique to this process. Within it they are counted from a
         // random start in the lower half of the range, which takes neither a lock nor a system
         // call.
-        static CHANCE: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
+        static RANDOM: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
         static COUNT: LazyLock<AtomicU64> = LazyLock::new(|| fastrand::u64(..1 << 41).into());
-        record_id(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *CHANCE)
+        record_id(started_at, COUNT.fetch_add(1, Ordering::Relaxed), *RANDOM)
     }
 }
 
 /// A UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random
 /// bits that differ between processes.
-fn record_id(at: UnixMs, count: u64, chance: u32) -> Uuid {
+fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
     let mut tail = [0; 10];
     tail[..2].copy_from_slice(&((count >> 30) as u16).to_be_bytes());
     tail[2..6].copy_from_slice(&(count as u32).to_be_bytes());
-    tail[6..].copy_from_slice(&chance.to_be_bytes());
+    tail[6..].copy_from_slice(&random.to_be_bytes());
     // It overwrites the bits of the version and of the variant, which the counter leaves free.
     Builder::from_unix_timestamp_millis(at.0, &tail).into_uuid()
 }
@@ -163,22 +163,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_a_uuid_of_its_moment() {
-        for (ms, count, chance, expected) in [
+    fn an_id_is_a_uuid_of_its_time() {
+        for (ms, count, random, expected) in [
             (0, 0, 0, "00000000-0000-7000-8000-000000000000"),
             (0x0198_c2f0_7b1a, 1, 2, "0198c2f0-7b1a-7000-8000-000100000002"),
             (1, (1 << 42) - 1, u32::MAX, "00000000-0001-7fff-bfff-ffffffffffff"),
             (1, 1 << 42, 0, "00000000-0001-7000-8000-000000000000"),
             (u64::MAX, 1 << 30, 0, "ffffffff-ffff-7001-8000-000000000000"),
         ] {
-            let id = record_id(UnixMs(ms), count, chance);
+            let id = record_id(UnixMs(ms), count, random);
             assert_eq!(id.to_string(), expected);
             assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
         }
     }
 
     #[test]
-    fn names_differ_and_are_in_the_order_in_which_they_were_given() {
+    fn ids_differ_and_are_in_order() {
         let at = |ms| move |_| AttemptRecord::name(UnixMs(ms));
         let names: Vec<Uuid> = (0..1_000).map(at(1_000)).chain((0..1_000).map(at(1_001))).collect();
         assert!(names.is_sorted());

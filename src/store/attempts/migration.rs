@@ -27,7 +27,7 @@ pub(in crate::store) const TABLE: &str = "
         key_hash TEXT NOT NULL,
         workspace TEXT,
         method TEXT NOT NULL,
-        -- the path with {id} in location of identifiers
+        -- the path with {id} in place of identifiers
         route TEXT NOT NULL,
         model TEXT,
         -- of the response; NULL: none was received

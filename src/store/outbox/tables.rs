@@ -6,10 +6,10 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 use super::{Batch, Command, Delivery, Event, MirroredKeyState, RefusedRow, Rename, RowName};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::store::columns::moment;
+use crate::store::columns::timestamp;
 
 /// Runs a command of the mirror. The sender may have been dropped.
-pub(in crate::store) fn answer(
+pub(in crate::store) fn run_command(
     connection: &mut Connection,
     command: Command,
     keys: &[KeySnapshot],
@@ -19,10 +19,10 @@ pub(in crate::store) fn answer(
         Command::Take { rows_max, reply } => {
             let _ = reply.send(take(connection, rows_max, keys, now)?);
         }
-        Command::Settle { delivery, reply } => {
-            let _ = reply.send(settle(connection, &delivery)?);
+        Command::Record { delivery, reply } => {
+            let _ = reply.send(record(connection, &delivery)?);
         }
-        Command::Forgive { reply } => {
+        Command::ClearParked { reply } => {
             connection.execute("UPDATE outbox_keys SET parked_until_ms = NULL", [])?;
             connection
                 .execute("UPDATE outbox_events SET parked_until_ms = NULL WHERE refused IS NOT NULL", [])?;
@@ -65,8 +65,8 @@ pub(in crate::store) fn put_key(
         state.usage,
         state.is_over_limit,
         state.is_near_limit,
-        state.resets_at.map(moment),
-        moment(state.observed_at),
+        state.resets_at.map(timestamp),
+        timestamp(state.observed_at),
     ])?;
     Ok(())
 }
@@ -161,7 +161,7 @@ fn due_keys(
          WHERE coalesce(sent_at_ms, -1) < observed_at_ms AND coalesce(parked_until_ms, 0) <= ?1
          ORDER BY observed_at_ms, key_hash LIMIT ?2"
     ))?;
-    statement.query_map(params![moment(now), rows_max], read_key)?.collect()
+    statement.query_map(params![timestamp(now), rows_max], read_key)?.collect()
 }
 
 fn read_key(row: &Row<'_>) -> Result<MirroredKeyState, rusqlite::Error> {
@@ -213,7 +213,7 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
             revision: row.get(19)?,
         })
     };
-    statement.query_map(params![moment(now), rows_max], read)?.collect()
+    statement.query_map(params![timestamp(now), rows_max], read)?.collect()
 }
 
 fn refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
@@ -226,7 +226,7 @@ fn refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
     )
 }
 
-fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusqlite::Error> {
+fn record(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for name in &delivery.sent {
         match name {
@@ -236,7 +236,7 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
                         refused = NULL, parked_until_ms = NULL
                      WHERE key_hash = ?1",
                 )?
-                .execute(params![key_hash, moment(*observed_at)])?,
+                .execute(params![key_hash, timestamp(*observed_at)])?,
             RowName::Rename(Rename { beginning, key_hash }) => transaction
                 .prepare_cached("DELETE FROM outbox_renames WHERE beginning = ?1 AND key_hash = ?2")?
                 .execute([beginning, key_hash])?,
@@ -267,7 +267,7 @@ fn settle(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusql
             .prepare_cached(&format!(
                 "UPDATE {table} SET refused = ?2, parked_until_ms = ?3 WHERE {column} = ?1"
             ))?
-            .execute(params![name, code, moment(*until)])?;
+            .execute(params![name, code, timestamp(*until)])?;
     }
     transaction.commit()?;
     Ok(first_times)

@@ -9,7 +9,7 @@ use crate::elevenlabs::affinity::{Kind, Named, Tag};
 use crate::policy::units::UnixMs;
 use crate::pool::{LearnedOwner, OwnerId};
 use crate::proxy::OwnershipUpdate;
-use crate::store::columns::moment;
+use crate::store::columns::timestamp;
 
 /// Maximum changes per row: when a row at the limit is trimmed, the remainder is packed again.
 const CHANGES_MAX: usize = 1_024;
@@ -168,7 +168,7 @@ pub(super) fn add<'a>(
     let mut pack = Pack::default();
     for change in changes {
         match change {
-            OwnershipUpdate::Learned(LearnedOwner { named, owner, learned_at, used_at }) => {
+            OwnershipUpdate::Recorded(LearnedOwner { named, owner, learned_at, used_at }) => {
                 pack.push(named, Some(owner.word()), *learned_at, *used_at);
             }
             OwnershipUpdate::Forgotten(_) => pack.push(change.named(), None, now, now),
@@ -182,7 +182,7 @@ pub(super) fn add<'a>(
 
 fn insert(connection: &Connection, pack: &Pack) -> Result<(), rusqlite::Error> {
     let insert = "INSERT INTO owners_plentiful (changes, used_at_ms, pack) VALUES (?1, ?2, ?3)";
-    let columns = params![pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
+    let columns = params![pack.changes.len() as i64, timestamp(UnixMs(pack.used_at())), pack.bytes()];
     connection.prepare_cached(insert)?.execute(columns).map(drop)
 }
 
@@ -192,7 +192,7 @@ fn replace(connection: &Connection, number: i64, pack: &Pack) -> Result<(), rusq
         return connection.execute("DELETE FROM owners_plentiful WHERE number = ?1", [number]).map(drop);
     }
     let update = "UPDATE owners_plentiful SET changes = ?2, used_at_ms = ?3, pack = ?4 WHERE number = ?1";
-    let columns = params![number, pack.changes.len() as i64, moment(UnixMs(pack.used_at())), pack.bytes()];
+    let columns = params![number, pack.changes.len() as i64, timestamp(UnixMs(pack.used_at())), pack.bytes()];
     connection.prepare_cached(update)?.execute(columns).map(drop)
 }
 
@@ -202,8 +202,8 @@ pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlit
     let (mut seen, mut owners) = (HashSet::new(), Vec::new());
     each_from_the_last(connection, |_, pack| {
         // An unreadable change is skipped: the owner is recorded again from later responses.
-        let news = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
-        owners.extend(news.filter_map(|change| pack.owner(change)));
+        let newest = pack.changes.iter().rev().filter(|change| seen.insert(change.tag));
+        owners.extend(newest.filter_map(|change| pack.owner(change)));
         Ok(())
     })?;
     owners.reverse();
@@ -233,7 +233,7 @@ pub(super) fn forget_some(
         let old = "DELETE FROM owners_plentiful WHERE number IN (
                 SELECT number FROM (SELECT number, used_at_ms FROM owners_plentiful ORDER BY number LIMIT ?2)
                 WHERE used_at_ms < ?1)";
-        if connection.prepare_cached(old)?.execute(params![moment(oldest), ROWS as i64])? == ROWS {
+        if connection.prepare_cached(old)?.execute(params![timestamp(oldest), ROWS as i64])? == ROWS {
             return Ok(true);
         }
     }
@@ -338,9 +338,9 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
     let mut statement = connection.prepare(
         "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners_plentiful_rows ORDER BY number",
     )?;
-    let mut found = statement.query([])?;
+    let mut rows = statement.query([])?;
     let mut pack = Pack::default();
-    while let Some(row) = found.next()? {
+    while let Some(row) = rows.next()? {
         let Ok(tag) = <[u8; 16]>::try_from(row.get::<_, Vec<u8>>(0)?) else { continue };
         let (kind, owner): (String, Option<String>) = (row.get(1)?, row.get(2)?);
         let at = |index| row.get::<_, i64>(index).map(|at| u64::try_from(at).unwrap_or(0));
@@ -354,7 +354,7 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
     if !pack.changes.is_empty() {
         insert(connection, &pack)?;
     }
-    drop(found);
+    drop(rows);
     drop(statement);
     connection.execute_batch("DROP TABLE owners_plentiful_rows; DROP TABLE owners_passing_rows")
 }
@@ -377,7 +377,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_packed_comes_out_as_it_was(
+        fn a_pack_is_read_as_it_was_written(
             words in proptest::collection::vec(".*", 0..4),
             changes in proptest::collection::vec(any_change(), 0..50),
         ) {
@@ -386,7 +386,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_none_is_read_as_none_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_other_bytes_are_no_pack(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Some(pack) = Pack::of(&bytes) {
                 prop_assert_eq!(Pack::of(&pack.bytes()), Some(pack));
             }
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_now_takes_a_few_bytes_more_than_its_tag() {
+    fn a_recent_change_takes_a_few_bytes_more_than_its_tag() {
         let named = Named::new(Kind::HistoryItem, "h");
         let mut pack = Pack::default();
         for at in 0..1_000 {

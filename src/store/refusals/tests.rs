@@ -153,7 +153,7 @@ fn every_refusal_survives_the_file() {
 }
 
 #[test]
-fn what_is_no_refusal_is_none() {
+fn an_unreadable_refusal_is_skipped() {
     let good = RefusalRecord {
         key: Fingerprint::of("key"),
         workspace: OwnerId::of_word("studio"),
@@ -235,9 +235,9 @@ fn refuse_as(
     request_id: &str,
     now: UnixMs,
 ) {
-    let lane = is_in_group.then_some(ConcurrencyGroup::SPEECH);
-    let ask = KeyRequest::new(ClientName::new("app"), Some(7), lane);
-    let refused = Refused { verdict, request: Some(&ask), is_agreed, source: source(request_id) };
+    let group = is_in_group.then_some(ConcurrencyGroup::SPEECH);
+    let key_request = KeyRequest::new(ClientName::new("app"), Some(7), group);
+    let refused = Refused { verdict, request: Some(&key_request), is_agreed, source: source(request_id) };
     let roster = pool.roster();
     pool.restrict(&roster, &roster.keys()[key], features, &refused, now);
 }
@@ -363,7 +363,7 @@ fn a_clock_that_was_set_back_makes_no_refusal_younger() {
 }
 
 #[test]
-fn what_is_over_is_neither_read_nor_kept() {
+fn an_expired_refusal_is_neither_read_nor_kept() {
     let mut file = File::new();
     let pool = pool();
     refuse(&pool, 0, Verdict::Slots, &features(), NOW);
@@ -404,7 +404,7 @@ fn the_file_has_as_many_as_the_pool() {
 }
 
 #[test]
-fn a_transaction_that_fails_is_made_up_for() {
+fn a_failed_transaction_is_repeated() {
     let mut file = File::new();
     let pool = pool();
     refuse(&pool, 0, Verdict::Slots, &features(), NOW);

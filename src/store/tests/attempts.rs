@@ -1,7 +1,7 @@
 //! Tests of the rows of attempts: their columns, records that are written again, and prices that come
 //! later.
 
-use super::sums::rows as found;
+use super::sums::rows;
 use super::*;
 
 fn write(database: &mut Database, records: &[AttemptRecord]) {
@@ -15,7 +15,7 @@ fn counts(database: &Database) -> [i64; 2] {
 }
 
 #[test]
-fn each_column_is_what_the_record_says() {
+fn each_column_has_the_value_of_the_record() {
     let pool = pool();
     let mut database = opened(&DatabaseLocation::Memory);
     let full = AttemptRecord {
@@ -45,7 +45,7 @@ fn each_column_is_what_the_record_says() {
     write(&mut database, &[full.clone(), bare.clone()]);
     let hash = Fingerprint::of(KEYS[0]);
     assert_eq!(
-        found(&database.connection, "SELECT * FROM attempts ORDER BY id")
+        rows(&database.connection, "SELECT * FROM attempts ORDER BY id")
             .iter()
             .map(|row| row.replace(", ", " "))
             .collect::<Vec<_>>(),
@@ -72,7 +72,7 @@ fn each_column_is_what_the_record_says() {
 }
 
 #[test]
-fn what_a_failed_commit_may_have_written_is_not_counted_again() {
+fn a_commit_with_an_unknown_result_counts_nothing_twice() {
     let pool = pool();
     let mut database = opened(&DatabaseLocation::Memory);
     let records: Vec<_> = (0..300).map(|_| record(&pool, 1)).collect();
@@ -80,9 +80,9 @@ fn what_a_failed_commit_may_have_written_is_not_counted_again() {
     // The commit succeeded, and an error was reported all the same.
     write(&mut database, &records[..200]);
     assert_eq!(counts(&database), [200; 2]);
-    let sums = found(&database.connection, "SELECT * FROM hours");
+    let sums = rows(&database.connection, "SELECT * FROM hours");
     write(&mut database, &records[..200]);
-    assert_eq!(found(&database.connection, "SELECT * FROM hours"), sums);
+    assert_eq!(rows(&database.connection, "SELECT * FROM hours"), sums);
     // The commit failed, and nothing of it is in the file.
     let trouble = "CREATE TRIGGER trouble BEFORE UPDATE ON hours BEGIN SELECT raise(ABORT, 'full'); END";
     database.connection.execute_batch(trouble).unwrap();
@@ -102,13 +102,13 @@ fn the_attempts_of_a_key_before_and_after_a_reload_are_one_sum() {
     write(&mut database, &[record(&before, 1), record(&after, 2), no_name, no_model]);
     let sums = "SELECT model, attempts, credits FROM hours ORDER BY model";
     assert_eq!(
-        found(&database.connection, sums),
+        rows(&database.connection, sums),
         ["[Text(\"\"), Integer(2), Integer(12)]", "[Text(\"eleven_v3\"), Integer(2), Integer(3)]"]
     );
 }
 
 #[test]
-fn a_price_that_comes_later_completes_the_record_once() {
+fn a_late_price_completes_the_record_once() {
     let pool = pool();
     let mut database = opened(&DatabaseLocation::Memory);
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
@@ -146,7 +146,7 @@ fn a_price_that_comes_later_completes_the_record_once() {
 }
 
 #[test]
-fn the_shell_of_sqlite_reads_them() {
+fn the_shell_of_sqlite_reads_the_attempts() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();

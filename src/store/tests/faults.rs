@@ -30,8 +30,8 @@ fn count(writer: &Writer, table: &str) -> i64 {
 
 /// Sends a record and counts it as the queue does.
 pub(super) fn give(writer: &mut Writer, health: &Health, record: AttemptRecord) {
-    health.depth.sent(1);
-    health.depth.taken(1, 1);
+    health.depth.record_sent(1);
+    health.depth.record_taken(1, 1);
     writer.take(batch_of(&[record]));
 }
 
@@ -50,7 +50,7 @@ fn empty_disk(writer: &Writer) {
 }
 
 #[test]
-fn what_cannot_be_written_is_held_and_written_later() {
+fn records_of_a_failed_write_are_kept_and_written_later() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
@@ -64,7 +64,7 @@ fn what_cannot_be_written_is_held_and_written_later() {
 }
 
 #[test]
-fn what_can_neither_be_written_nor_held_is_counted() {
+fn records_beyond_the_bound_are_counted_as_lost() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 300);
     fill_disk(&writer);
@@ -78,7 +78,7 @@ fn what_can_neither_be_written_nor_held_is_counted() {
 }
 
 #[test]
-fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
+fn a_failing_disk_is_retried_once_per_pause() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
@@ -95,7 +95,7 @@ fn a_failing_disk_is_asked_once_a_pause_however_much_comes_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_written_at_the_end_is_counted() {
+async fn unwritten_records_at_the_end_are_counted() {
     let pool = pool();
     let (writer, health) = writer(&DatabaseLocation::Memory, &pool, 500);
     fill_disk(&writer);
@@ -111,18 +111,18 @@ async fn what_cannot_be_written_at_the_end_is_counted() {
 }
 
 #[tokio::test]
-async fn an_end_that_does_not_come_is_not_waited_for() {
+async fn the_wait_for_the_end_is_bounded() {
     let pool = pool();
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let (usage, writing) = store.write(Arc::clone(&pool), settings(8)).unwrap();
     let location = usage.permit().await.unwrap();
-    writing.health.depth.sent(3);
+    writing.health.depth.record_sent(3);
     assert_eq!(writing.ended(Duration::ZERO).await, 3);
     drop(location);
 }
 
 #[tokio::test]
-async fn what_waits_is_counted_until_it_is_written() {
+async fn waiting_records_are_counted_until_they_are_written() {
     let pool = pool();
     let (mut writer, health) = writer(&DatabaseLocation::Memory, &pool, 8);
     let (usage, mut queue) = UsageSink::new(8, 8, health.depth.clone());
@@ -181,7 +181,7 @@ fn a_file_that_replaces_the_database_is_written_and_keeps_its_own_log() {
 }
 
 #[test]
-fn a_place_that_cannot_be_had_is_tried_until_it_can() {
+fn a_path_that_cannot_be_opened_is_retried() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
@@ -238,7 +238,7 @@ fn files(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_file_that_breaks_while_it_is_written_is_set_aside_and_nothing_is_lost() {
+fn a_file_that_breaks_while_it_is_written_is_quarantined_without_a_loss() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
@@ -303,7 +303,7 @@ fn a_database_that_fails_from_the_start_is_reported() {
 }
 
 #[test]
-fn what_a_person_must_mend_does_not_pass() {
+fn an_error_that_needs_an_operator_is_permanent() {
     let unwritable =
         |kind: std::io::ErrorKind| OpenError::Unwritable { path: PathBuf::new(), source: kind.into() };
     let unusable = |code| OpenError::Unusable {
@@ -318,7 +318,7 @@ fn what_a_person_must_mend_does_not_pass() {
         (unusable(rusqlite::ffi::SQLITE_IOERR), true),
         (unusable(rusqlite::ffi::SQLITE_BUSY), true),
         (unusable(rusqlite::ffi::SQLITE_PERM), false),
-        (OpenError::Newer { path: PathBuf::new(), found: 99 }, false),
+        (OpenError::Newer { path: PathBuf::new(), version: 99 }, false),
     ] {
         assert_eq!(error.may_pass(), may_pass, "{error}");
     }

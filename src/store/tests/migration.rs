@@ -3,7 +3,7 @@
 
 use rusqlite::params;
 
-use super::sums::{ALL, rows as found};
+use super::sums::{ALL, rows};
 use super::*;
 use crate::elevenlabs::affinity::{Kind, Named};
 use crate::pool::{OwnerId, OwnershipIndex};
@@ -55,7 +55,7 @@ fn steps(database: &mut Database) -> usize {
 fn check_finished(connection: &Connection) {
     let earlier = "SELECT name FROM sqlite_schema WHERE name IN ('series', 'attempt_rows', 'attempt_sheets',
         'owners_passing', 'earlier_outbox_events')";
-    assert_eq!(found(connection, earlier), [""; 0]);
+    assert_eq!(rows(connection, earlier), [""; 0]);
 }
 
 #[test]
@@ -66,16 +66,16 @@ fn attempts_of_the_last_version_read_as_they_did() {
     let sound = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
     let before = old.unchecked_transaction().unwrap();
     before.execute(sound, []).unwrap();
-    let expected = found(&before, EACH);
+    let expected = rows(&before, EACH);
     before.rollback().unwrap();
     assert_eq!(expected.len(), 7);
     drop(old);
     let database = opened(&location);
-    assert_eq!(found(&database.connection, EACH), expected);
+    assert_eq!(rows(&database.connection, EACH), expected);
     check_finished(&database.connection);
     let outbox = "SELECT * FROM outbox_events";
     let event = "[Text(\"01a22743-a5c5-77d9-bd8c-ea44d127fc02\"), Text(\"23514\"), Integer(5), Integer(2)]";
-    assert_eq!(found(&database.connection, outbox), [event]);
+    assert_eq!(rows(&database.connection, outbox), [event]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_start_moves_a_bounded_number_of_attempts() {
 }
 
 #[test]
-fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
+fn an_earlier_file_keeps_its_attempts_and_owners() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
@@ -191,22 +191,22 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     for index in 0..3_000 {
         let owner = OwnerId::of_word(["studio", "attic"][index % 2]);
         let at = NOW.plus(Duration::from_millis(index as u64 / 7));
-        let learned = known.record(Named::new(kind, &index.to_string()), &owner, at).unwrap();
-        let columns = params![learned.named.tag.bytes(), kind.word(), learned.owner.word(), at.0 as i64];
+        let recorded = known.record(Named::new(kind, &index.to_string()), &owner, at).unwrap();
+        let columns = params![recorded.named.tag.bytes(), kind.word(), recorded.owner.word(), at.0 as i64];
         insert.execute(columns).unwrap();
-        expected.push(learned);
+        expected.push(recorded);
     }
     // The latest change of an identifier counts.
     let gone = expected.remove(0);
     insert.execute(params![gone.named.tag.bytes(), kind.word(), None::<&str>, 1]).unwrap();
     drop(insert);
     old.execute_batch("COMMIT").unwrap();
-    let before = found(&old, ALL);
+    let before = rows(&old, ALL);
     drop(old);
 
     let mut database = opened(&location);
     assert_eq!(number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(found(&database.connection, ALL), before);
+    assert_eq!(rows(&database.connection, ALL), before);
     assert_eq!(number(&database.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"), 1);
     assert!(owners::read(&database.connection).unwrap() == expected);
     assert_eq!(
@@ -217,6 +217,6 @@ fn a_file_of_before_keeps_its_attempts_and_what_it_knows_of_identifiers() {
     let forgotten = Named::new(kind, "2999");
     let owners_batch = batch_of_owners(vec![OwnershipUpdate::Forgotten(forgotten)]);
     rows::commit(&mut database, &owners_batch, &[], Mirrored::Nothing, NOW).unwrap();
-    expected.retain(|learned| learned.named != forgotten);
+    expected.retain(|recorded| recorded.named != forgotten);
     assert!(owners::read(&database.connection).unwrap() == expected);
 }

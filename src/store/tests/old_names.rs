@@ -16,7 +16,7 @@ fn plain(key: &str) -> String {
 
 fn owned(owner: &str, kind: Kind, id: &str) -> OwnershipUpdate {
     let owners = OwnershipIndex::new(KEEPING);
-    OwnershipUpdate::Learned(owners.record(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
+    OwnershipUpdate::Recorded(owners.record(Named::new(kind, id), &OwnerId::of_word(owner), NOW).unwrap())
 }
 
 /// A file of version 7 with rows of the first key, the second and a removed one in every table, and
@@ -103,7 +103,7 @@ fn no_plain_digest_of_a_key_stays_in_an_older_file() {
 }
 
 #[test]
-fn what_an_older_file_knows_of_a_key_is_still_known() {
+fn the_state_of_a_key_in_an_older_file_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     of_version_7(&path);
@@ -116,7 +116,7 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
     let remembered: Vec<_> = store.remembered().unwrap().iter().map(|key| key.quota.count).collect();
     assert_eq!(remembered, [40; 3]);
     let owners = |store: &Store| -> Vec<String> {
-        sorted(store.owners().unwrap().iter().map(|learned| learned.owner.word().to_owned()).collect())
+        sorted(store.owners().unwrap().iter().map(|recorded| recorded.owner.word().to_owned()).collect())
     };
     let of = |names: [String; 2]| {
         sorted(names.iter().flat_map(|name| vec![name.clone(); 2]).chain(["studio".to_owned()]).collect())
@@ -133,7 +133,7 @@ fn what_an_older_file_knows_of_a_key_is_still_known() {
 }
 
 #[test]
-fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_sums() {
+fn a_key_with_rows_of_both_names_keeps_its_state_and_adds_its_sums() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     of_version_7(&path);
@@ -159,7 +159,7 @@ fn a_key_that_came_back_before_it_was_recognized_keeps_its_state_and_adds_its_su
 }
 
 #[tokio::test]
-async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
+async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     of_version_7(&path);
@@ -185,7 +185,7 @@ async fn the_mirror_hears_of_every_key_once_and_of_no_digest_in_full() {
     ]);
     assert_eq!(batch.renames, expected);
     let sent = batch.renames.into_iter().map(RowName::Rename).collect();
-    outbox.settle(Delivery { sent, refused: Vec::new() }).await.unwrap();
+    outbox.record(Delivery { sent, refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap().renames, []);
     drop(outbox);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
@@ -218,7 +218,7 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_by_the_next_start() {
 }
 
 #[test]
-fn a_new_file_has_nothing_to_wipe_and_an_older_one_is_not_read_before_it_is_brought_up_to_date() {
+fn a_new_file_needs_no_wipe_and_an_older_one_is_migrated_before_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     of_version_7(&path);

@@ -29,7 +29,7 @@ fn names(batch: &Batch) -> Vec<RowName> {
 }
 
 #[tokio::test]
-async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
+async fn sent_rows_leave_the_outbox_and_others_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let pool = pool();
@@ -47,14 +47,14 @@ async fn what_is_sent_leaves_and_what_is_not_stays_over_a_restart() {
     let later = outbox.take(10).await.unwrap();
     assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row a key, one an attempt");
     assert_eq!(outbox.take(1).await.unwrap().events, later.events[..1], "the oldest first");
-    outbox.settle(Delivery { sent: names(&later), refused: Vec::new() }).await.unwrap();
+    outbox.record(Delivery { sent: names(&later), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
     drop(outbox);
     assert_eq!(writing.ended(WAIT_MAX).await, 0);
 }
 
 #[tokio::test]
-async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
+async fn a_state_that_changed_during_the_delivery_is_sent_again() {
     let pool = pool();
     let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, _writing) = all_written(usage, writing).await;
@@ -65,7 +65,7 @@ async fn a_state_that_came_meanwhile_is_still_to_be_sent() {
     let of = |batch: &Batch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
     assert_eq!((&*of(&before).status, &*of(&after).status), ("active", "invalid"), "without an attempt");
     assert!(of(&after).observed_at > of(&before).observed_at);
-    outbox.settle(Delivery { sent: names(&before), refused: Vec::new() }).await.unwrap();
+    outbox.record(Delivery { sent: names(&before), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap().keys, [of(&after)]);
 }
 
@@ -79,13 +79,13 @@ async fn a_refused_row_waits_its_time_and_is_counted_once() {
         let refused = |name| RefusedRow { name, code: "23514".to_owned(), until };
         Delivery { sent: Vec::new(), refused: names(&batch).into_iter().map(refused).collect() }
     };
-    assert_eq!(outbox.settle(refused(UnixMs(u64::MAX >> 1))).await, Ok(3));
+    assert_eq!(outbox.record(refused(UnixMs(u64::MAX >> 1))).await, Ok(3));
     assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..Batch::default() });
-    outbox.forgive().await.unwrap();
+    outbox.clear_parked().await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..batch.clone() });
-    assert_eq!(outbox.settle(refused(UnixMs(0))).await, Ok(0), "known already");
+    assert_eq!(outbox.record(refused(UnixMs(0))).await, Ok(0), "known already");
     assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2, "its time is over");
-    outbox.settle(Delivery { sent: names(&batch), refused: Vec::new() }).await.unwrap();
+    outbox.record(Delivery { sent: names(&batch), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
 }
 
@@ -103,7 +103,7 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
 }
 
 #[test]
-fn only_what_is_mirrored_enters_and_an_event_enters_once() {
+fn only_mirrored_rows_enter_the_outbox_and_an_event_once() {
     let pool = pool();
     let keys = pool.snapshot(NOW);
     for (mirrored, expected) in
@@ -125,7 +125,7 @@ fn only_what_is_mirrored_enters_and_an_event_enters_once() {
 }
 
 #[test]
-fn an_attempt_that_is_forgotten_leaves_the_outbox() {
+fn a_deleted_attempt_leaves_the_outbox() {
     let pool = pool();
     let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
     let old = record_at(&pool, UnixMs(0), 1);
@@ -139,7 +139,7 @@ fn an_attempt_that_is_forgotten_leaves_the_outbox() {
 }
 
 #[tokio::test]
-async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
+async fn a_failing_disk_leaves_the_mirror_without_a_reply() {
     let pool = pool();
     let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
     let (outbox, writing) = all_written(usage, writing).await;
@@ -150,7 +150,7 @@ async fn a_failing_disk_leaves_the_mirror_without_an_answer() {
 }
 
 #[tokio::test]
-async fn a_price_that_comes_later_is_sent_whatever_the_mirror_has_done_with_the_event() {
+async fn a_late_price_is_sent_in_every_state_of_the_event() {
     let pool = pool();
     let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
@@ -179,16 +179,16 @@ async fn a_price_that_comes_later_is_sent_whatever_the_mirror_has_done_with_the_
         |record| RefusedRow { name: of(record), code: "23514".into(), until: UnixMs(u64::MAX >> 1) };
     // The first is delivered before its price is known, the second after it, the third is refused.
     let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
-    outbox.settle(delivery).await.unwrap();
+    outbox.record(delivery).await.unwrap();
     for record in &records {
         usage.permit().await.unwrap().write(priced(record, 5));
     }
     written(6).await;
     let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };
-    assert_eq!(outbox.settle(delivery).await, Ok(0), "what it was is not refused as what it is");
+    assert_eq!(outbox.record(delivery).await, Ok(0), "what it was is not refused as what it is");
     let after = outbox.take(10).await.unwrap();
     let figures: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
     assert_eq!((figures, after.refused), (vec![(5, "answer"); 3], 0));
-    outbox.settle(Delivery { sent: names(&after), refused: Vec::new() }).await.unwrap();
+    outbox.record(Delivery { sent: names(&after), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
 }

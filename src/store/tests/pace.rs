@@ -43,7 +43,7 @@ impl Beside {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_is_committed_at_once_and_what_follows_shares_a_commit() {
+async fn the_first_record_is_committed_at_once_and_later_ones_share_a_commit() {
     let pool = pool();
     beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
@@ -64,7 +64,7 @@ async fn the_first_is_committed_at_once_and_what_follows_shares_a_commit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_committed_before_its_time() {
+async fn a_full_batch_is_committed_before_the_interval() {
     let pool = pool();
     beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
@@ -78,7 +78,7 @@ async fn a_batch_is_committed_before_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_does_not_wait_for_its_time() {
+async fn the_end_does_not_wait_for_the_interval() {
     let pool = pool();
     let began = crate::clock::instant();
     let health = beside(&DatabaseLocation::Memory, &pool, async |beside| {
@@ -93,7 +93,7 @@ async fn the_end_does_not_wait_for_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_mirror_is_answered_meanwhile() {
+async fn the_mirror_is_served_between_commits() {
     let pool = pool();
     beside(&DatabaseLocation::Memory, &pool, async |beside| {
         beside.write(&pool, 1).await;
@@ -109,7 +109,7 @@ async fn the_mirror_is_answered_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_that_change_are_written_at_their_time() {
+async fn changed_keys_are_written_after_the_commit_interval() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();

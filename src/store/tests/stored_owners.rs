@@ -6,9 +6,9 @@ use crate::pool::{OwnerId, OwnershipIndex};
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
-fn learned(owners: &OwnershipIndex, kind: Kind, id: &str, now: UnixMs) -> OwnershipUpdate {
+fn recorded(owners: &OwnershipIndex, kind: Kind, id: &str, now: UnixMs) -> OwnershipUpdate {
     let studio = OwnerId::of_word("studio");
-    OwnershipUpdate::Learned(owners.record(Named::new(kind, id), &studio, now).unwrap())
+    OwnershipUpdate::Recorded(owners.record(Named::new(kind, id), &studio, now).unwrap())
 }
 
 fn count(connection: &Connection, class: u8) -> i64 {
@@ -18,7 +18,7 @@ fn count(connection: &Connection, class: u8) -> i64 {
 }
 
 #[tokio::test]
-async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
+async fn recorded_owners_are_read_back_and_forgotten_ones_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
@@ -26,13 +26,13 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
     let (usage, writing) =
         Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
     let changes = vec![
-        learned(&owners, Kind::Voice, "canary-of-a-voice", NOW),
-        learned(&owners, Kind::HistoryItem, "canary-of-an-item", NOW),
-        learned(&owners, Kind::Token, "sutkn_canary", NOW),
-        learned(&owners, Kind::Signature, "canary-of-a-url", NOW),
-        learned(&owners, Kind::Cursor, "canary-of-a-cursor", NOW),
-        learned(&owners, Kind::Request, "canary-of-a-request", NOW),
-        learned(&owners, Kind::Agent, "gone", NOW),
+        recorded(&owners, Kind::Voice, "canary-of-a-voice", NOW),
+        recorded(&owners, Kind::HistoryItem, "canary-of-an-item", NOW),
+        recorded(&owners, Kind::Token, "sutkn_canary", NOW),
+        recorded(&owners, Kind::Signature, "canary-of-a-url", NOW),
+        recorded(&owners, Kind::Cursor, "canary-of-a-cursor", NOW),
+        recorded(&owners, Kind::Request, "canary-of-a-request", NOW),
+        recorded(&owners, Kind::Agent, "gone", NOW),
     ];
     usage.permit().await.unwrap().record_ownership(changes);
     usage
@@ -46,8 +46,8 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
     let next = OwnershipIndex::new(KEEPING);
     next.restore(Store::open(&location, NOW).unwrap().owners().unwrap(), NOW);
     assert_eq!(next.count(), 2, "and what is valid for hours was not written");
-    let found = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
-    assert_eq!(found.owner.word(), "studio");
+    let owner = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
+    assert_eq!(owner.owner.word(), "studio");
     let everything = fs::read(&path).unwrap();
     for canary in ["canary-of-a-voice", "canary-of-an-item", "sutkn_canary"] {
         assert!(!everything.windows(canary.len()).any(|part| part == canary.as_bytes()), "{canary}");
@@ -55,7 +55,7 @@ async fn what_was_learned_is_read_back_and_what_was_forgotten_is_not() {
 }
 
 #[test]
-fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
+fn an_unreadable_row_is_ignored() {
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let odd =
         "INSERT INTO owners VALUES (x'00', 'voice', 0, 'w', 1, 1), (zeroblob(16), 'spell', 0, 'w', 1, 1),
@@ -65,7 +65,7 @@ fn a_row_that_says_nothing_sensible_is_as_good_as_none() {
 }
 
 #[test]
-fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
+fn the_oldest_owners_are_deleted_in_small_steps_within_each_class() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let mut database = open::open(&location, NOW, IntegrityCheck::Quick).unwrap().database;
@@ -73,10 +73,10 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
     let mut changes = Vec::new();
     for index in 0..40_000 {
         let at = NOW.plus(Duration::from_millis(index));
-        changes.push(learned(&owners, Kind::HistoryItem, &format!("h{index}"), at));
+        changes.push(recorded(&owners, Kind::HistoryItem, &format!("h{index}"), at));
     }
     for index in 0..100 {
-        changes.push(learned(&owners, Kind::Voice, &format!("v{index}"), NOW));
+        changes.push(recorded(&owners, Kind::Voice, &format!("v{index}"), NOW));
     }
     rewrite(&mut database, changes, NOW);
     let settings = settings(8);
@@ -97,11 +97,11 @@ fn the_oldest_go_in_small_steps_and_each_class_has_its_room() {
 }
 
 #[test]
-fn the_newest_of_too_many_stay() {
+fn the_newest_owners_are_kept() {
     let mut store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
     let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let changes: Vec<_> = (0..1_500)
-        .map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
+        .map(|index| recorded(&owners, Kind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index)))
         .collect();
     let database = store.database.as_mut().unwrap();
     rewrite(database, changes, NOW);
@@ -118,16 +118,16 @@ fn rewrite(database: &mut Database, changes: Vec<OwnershipUpdate>, now: UnixMs) 
 
 fn read(database: &Database) -> Vec<(Kind, UnixMs)> {
     let owners = crate::store::owners::read(&database.connection).unwrap();
-    owners.iter().map(|learned| (learned.named.kind, learned.used_at)).collect()
+    owners.iter().map(|recorded| (recorded.named.kind, recorded.used_at)).collect()
 }
 
 #[test]
-fn of_what_comes_with_every_request_the_last_word_counts() {
+fn the_last_change_of_an_owner_counts() {
     let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
     let owners = OwnershipIndex::new(KEEPING);
     let later = NOW.plus(DAY * 2);
     for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
-        let change = learned(&owners, Kind::HistoryItem, id, at);
+        let change = recorded(&owners, Kind::HistoryItem, id, at);
         rewrite(&mut database, vec![change], at);
     }
     let expected = [(Kind::HistoryItem, NOW), (Kind::HistoryItem, later)];
@@ -143,7 +143,7 @@ fn of_what_comes_with_every_request_the_last_word_counts() {
         (read(&database), count(&database.connection, 1))
     };
     assert_eq!(maintenance(later), (expected[1..].to_vec(), 1));
-    let change = learned(&owners, Kind::HistoryItem, "a", later.plus(DAY));
+    let change = recorded(&owners, Kind::HistoryItem, "a", later.plus(DAY));
     rewrite(&mut database, vec![change], later.plus(DAY));
     let mut maintenance = |now| {
         while maintenance::step(&mut database, &settings(8), now).unwrap()
@@ -165,7 +165,7 @@ fn too_many_owners_are_deleted_before_the_next_maintenance() {
     writer.work(now);
     let owners = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
     let at = crate::clock::now();
-    let changes = (0..20_001).map(|index| learned(&owners, Kind::HistoryItem, &format!("h{index}"), at));
+    let changes = (0..20_001).map(|index| recorded(&owners, Kind::HistoryItem, &format!("h{index}"), at));
     writer.take(batch_of_owners(changes.collect()));
     let counts: Vec<i64> = (0..20)
         .map(|_| {

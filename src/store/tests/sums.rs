@@ -155,7 +155,7 @@ fn old_records_go_in_small_steps_and_the_file_shrinks() {
 }
 
 #[test]
-fn without_a_bound_nothing_goes() {
+fn without_a_bound_every_attempt_is_kept() {
     let mut database = opened(&DatabaseLocation::Memory);
     let pool = pool();
     write(&mut database, &[record(&pool, 1)]);
@@ -189,7 +189,7 @@ fn maintenance_follows_the_writing() {
 }
 
 #[test]
-fn an_older_file_keeps_what_it_has_and_gets_its_sums() {
+fn an_older_file_keeps_its_rows_and_gets_its_sums() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
@@ -289,7 +289,7 @@ fn attempts_of_an_older_file_read_as_they_did() {
         ]
     );
     let used_at: Vec<u64> =
-        owners::read(&database.connection).unwrap().iter().map(|learned| learned.used_at.0).collect();
+        owners::read(&database.connection).unwrap().iter().map(|recorded| recorded.used_at.0).collect();
     assert_eq!(used_at, [9, 7, 8], "of each class the oldest use first, and none of identifiers of hours");
     // They are deleted when their retention ends, with their outbox rows.
     all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
@@ -309,7 +309,7 @@ fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
 }
 
 #[test]
-fn a_client_has_used_what_its_attempts_took_from_its_quota() {
+fn the_usage_of_a_client_is_the_sum_of_its_charges() {
     let (pool, mut database) = (pool(), opened(&DatabaseLocation::Memory));
     let took = |at, requests, credits, replaced| AttemptRecord {
         quota: QuotaCharge { requests, credits, replaced },

@@ -7,17 +7,17 @@ use super::*;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-fn gathered(writer: impl Write + Send + 'static) -> (Sink, Arc<Gathered>) {
-    let sink = Sink::gathered(writer, LineFormat::Json).unwrap();
-    let Way::Gathered(gathered) = &sink.0 else { panic!("it has a thread") };
-    let gathered = Arc::clone(gathered);
-    (sink, gathered)
+fn queued(writer: impl Write + Send + 'static) -> (Sink, Arc<LogQueue>) {
+    let sink = Sink::queued(writer, LineFormat::Json).unwrap();
+    let Output::Queued(queued) = &sink.0 else { panic!("it has a thread") };
+    let queued = Arc::clone(queued);
+    (sink, queued)
 }
 
-fn piped() -> (Sink, Arc<Gathered>, BufReader<PipeReader>) {
+fn piped() -> (Sink, Arc<LogQueue>, BufReader<PipeReader>) {
     let (reader, writer) = io::pipe().unwrap();
-    let (sink, gathered) = gathered(writer);
-    (sink, gathered, BufReader::new(reader))
+    let (sink, queued) = queued(writer);
+    (sink, queued, BufReader::new(reader))
 }
 
 fn next(reader: &mut impl BufRead) -> String {
@@ -28,7 +28,7 @@ fn next(reader: &mut impl BufRead) -> String {
 
 /// The number of lost lines that a message reports.
 #[track_caller]
-fn told(line: &str) -> u64 {
+fn lost_count(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();
     assert_eq!((&event["event"], &event["level"]), (&"log_lines_dropped".into(), &"warn".into()), "{line}");
     event["lines"].as_u64().unwrap()
@@ -47,7 +47,7 @@ fn a_lone_line_needs_no_flush() {
 fn every_line_is_whole_and_in_its_order() {
     const THREADS: usize = 4;
     const LINES: usize = 20_000;
-    let (sink, gathered, reader) = piped();
+    let (sink, queued, reader) = piped();
     let reading = tasks::thread("reader", || {
         let mut counts = [0; THREADS];
         for line in reader.lines().take(THREADS * LINES) {
@@ -60,32 +60,32 @@ fn every_line_is_whole_and_in_its_order() {
         counts
     });
     let writing = [0, 1, 2, 3].map(|thread| {
-        let (sink, gathered) = (sink.clone(), Arc::clone(&gathered));
-        let say = move || {
+        let (sink, queued) = (sink.clone(), Arc::clone(&queued));
+        let log = move || {
             for number in 0..LINES {
                 let level = if number % 1_000 == 0 { Level::WARN } else { Level::INFO };
                 sink.write(format!("{thread} {number}\n").as_bytes(), level);
                 // Never more than fit in the queue, however slow the reader is.
                 if number % 5_000 == 0 {
-                    assert!(gathered.flush(WAIT_MAX));
+                    assert!(queued.flush(WAIT_MAX));
                 }
             }
         };
-        tasks::thread("writer", say).unwrap()
+        tasks::thread("writer", log).unwrap()
     });
     writing.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(reading.unwrap().join().unwrap(), [LINES; THREADS]);
-    assert_eq!(gathered.dropped.load(Ordering::Relaxed), 0);
+    assert_eq!(queued.dropped.load(Ordering::Relaxed), 0);
 }
 
 #[test]
-fn what_was_said_before_a_flush_is_written_after_it() {
-    let (sink, gathered, mut reader) = piped();
+fn a_flush_writes_all_earlier_lines() {
+    let (sink, queued, mut reader) = piped();
     for round in 0..200 {
         for _ in 0..round % 3 {
             sink.write(b"x\n", Level::INFO);
         }
-        assert!(gathered.flush(WAIT_MAX));
+        assert!(queued.flush(WAIT_MAX));
         let mut written = vec![0; round % 3 * 2];
         reader.read_exact(&mut written).unwrap();
         assert_eq!(written, b"x\n".repeat(round % 3));
@@ -93,22 +93,22 @@ fn what_was_said_before_a_flush_is_written_after_it() {
 }
 
 #[test]
-fn nobody_waits_for_a_pipe_that_nobody_reads_and_what_is_dropped_is_told() {
+fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     const LINES: u64 = 1_000;
     // More than fits in the queue, in the pipe and in the write under way.
-    let long = [vec![b'x'; 3 * GATHERED_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
-    let (sink, gathered, mut reader) = piped();
+    let long = [vec![b'x'; 3 * QUEUE_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
+    let (sink, queued, mut reader) = piped();
     // On this thread: if a write blocked, the test would not end.
     for _ in 0..LINES {
         sink.write(&long, Level::WARN);
     }
-    assert!(!gathered.flush(Duration::from_millis(20)), "it is not written");
-    let dropped = gathered.dropped.load(Ordering::Relaxed);
+    assert!(!queued.flush(Duration::from_millis(20)), "it is not written");
+    let dropped = queued.dropped.load(Ordering::Relaxed);
     assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
     let (mut whole, mut missing) = (0, 0);
     while whole + missing < LINES {
         let line = next(&mut reader);
-        if line.as_bytes() == long { whole += 1 } else { missing += told(&line) }
+        if line.as_bytes() == long { whole += 1 } else { missing += lost_count(&line) }
     }
     assert_eq!((whole, missing), (LINES - dropped, dropped));
     // Afterwards lines are written as before.
@@ -117,14 +117,14 @@ fn nobody_waits_for_a_pipe_that_nobody_reads_and_what_is_dropped_is_told() {
 }
 
 /// An output that returns one given result per write.
-struct Moody {
-    answers: mpsc::Receiver<io::Result<usize>>,
+struct ScriptedOutput {
+    results: mpsc::Receiver<io::Result<usize>>,
     written: mpsc::Sender<String>,
 }
 
-impl Write for Moody {
+impl Write for ScriptedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.answers.recv().unwrap()?.min(bytes.len());
+        let count = self.results.recv().unwrap()?.min(bytes.len());
         self.written.send(String::from_utf8_lossy(&bytes[..count]).into_owned()).unwrap();
         Ok(count)
     }
@@ -134,26 +134,26 @@ impl Write for Moody {
     }
 }
 
-struct Stage {
+struct LogTest {
     sink: Sink,
-    gathered: Arc<Gathered>,
-    answer: mpsc::Sender<io::Result<usize>>,
+    queued: Arc<LogQueue>,
+    result: mpsc::Sender<io::Result<usize>>,
     written: mpsc::Receiver<String>,
 }
 
-impl Stage {
+impl LogTest {
     fn new() -> Self {
-        let (answer, answers) = mpsc::channel();
+        let (result, results) = mpsc::channel();
         let (sender, written) = mpsc::channel();
-        let (sink, gathered) = gathered(Moody { answers, written: sender });
-        Self { sink, gathered, answer, written }
+        let (sink, queued) = queued(ScriptedOutput { results, written: sender });
+        Self { sink, queued, result, written }
     }
 
     /// The text that is written of these lines when the output returns these results.
-    fn say(&self, lines: &str, answers: impl IntoIterator<Item = io::Result<usize>>) -> String {
-        answers.into_iter().for_each(|answer| self.answer.send(answer).unwrap());
+    fn log(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
+        results.into_iter().for_each(|result| self.result.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);
-        assert!(self.gathered.flush(WAIT_MAX));
+        assert!(self.queued.flush(WAIT_MAX));
         self.written.try_iter().collect()
     }
 }
@@ -163,38 +163,41 @@ fn full() -> io::Result<usize> {
 }
 
 #[test]
-fn an_output_that_takes_little_at_a_time_gets_everything() {
-    let stage = Stage::new();
+fn an_output_with_short_writes_gets_every_byte() {
+    let test_log = LogTest::new();
     let again = || Err(ErrorKind::WouldBlock.into());
     let interrupted = Err(ErrorKind::Interrupted.into());
-    assert_eq!(stage.say("abc\ndef\n", [Ok(2), again(), Ok(3), interrupted, again(), Ok(9)]), "abc\ndef\n");
-    assert_eq!(stage.say("g\n", [Ok(9)]), "g\n");
-    assert_eq!(stage.gathered.dropped.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        test_log.log("abc\ndef\n", [Ok(2), again(), Ok(3), interrupted, again(), Ok(9)]),
+        "abc\ndef\n"
+    );
+    assert_eq!(test_log.log("g\n", [Ok(9)]), "g\n");
+    assert_eq!(test_log.queued.dropped.load(Ordering::Relaxed), 0);
 }
 
 #[test]
-fn lines_that_are_lost_are_told_when_it_can_be_written_again() {
-    let stage = Stage::new();
-    assert_eq!(stage.say("a\nb\n", [full()]), "");
+fn lost_lines_are_reported_when_the_output_works_again() {
+    let test_log = LogTest::new();
+    assert_eq!(test_log.log("a\nb\n", [full()]), "");
     // The message about the lost lines cannot be written yet, so the next line is not written either.
-    assert_eq!(stage.say("c\n", [full()]), "");
-    let text = stage.say("d\n", [Ok(999), Ok(999)]);
+    assert_eq!(test_log.log("c\n", [full()]), "");
+    let text = test_log.log("d\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
-    assert_eq!((told(line), rest), (3, "d\n"));
-    assert_eq!(stage.say("e\n", [Ok(999)]), "e\n");
-    assert_eq!(stage.gathered.dropped.load(Ordering::Relaxed), 3);
+    assert_eq!((lost_count(line), rest), (3, "d\n"));
+    assert_eq!(test_log.log("e\n", [Ok(999)]), "e\n");
+    assert_eq!(test_log.queued.dropped.load(Ordering::Relaxed), 3);
 }
 
 #[test]
 fn a_line_that_was_cut_is_ended_before_the_next() {
-    let stage = Stage::new();
-    assert_eq!(stage.say("whole\nhalf\n", [Ok(8), full()]), "whole\nha");
-    let text = stage.say("next\n", [Ok(999), Ok(999), Ok(999)]);
+    let test_log = LogTest::new();
+    assert_eq!(test_log.log("whole\nhalf\n", [Ok(8), full()]), "whole\nha");
+    let text = test_log.log("next\n", [Ok(999), Ok(999), Ok(999)]);
     let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
-    assert_eq!((end, told(line), rest), ("", 1, "next\n"));
+    assert_eq!((end, lost_count(line), rest), ("", 1, "next\n"));
     // A write that ends with a line cuts no line.
-    assert_eq!(stage.say("a\nb\n", [Ok(2), full()]), "a\n");
-    let text = stage.say("c\n", [Ok(999), Ok(999)]);
+    assert_eq!(test_log.log("a\nb\n", [Ok(2), full()]), "a\n");
+    let text = test_log.log("c\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
-    assert_eq!((told(line), rest), (1, "c\n"));
+    assert_eq!((lost_count(line), rest), (1, "c\n"));
 }

@@ -20,40 +20,40 @@ pub(super) struct MetricTable<K, V>(Arc<MetricMap<K, V>>);
 struct MetricMap<K, V> {
     metrics: ArcSwap<HashMap<K, V>>,
     max: usize,
-    rest: K,
+    other: K,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
-    /// An empty table. From `max` sets of labels on, all others are counted under `rest`.
-    pub(super) fn new(max: usize, rest: K) -> Self {
-        Self(Arc::new(MetricMap { metrics: ArcSwap::default(), max, rest }))
+    /// An empty table. From `max` sets of labels on, all others are counted under `other`.
+    pub(super) fn new(max: usize, other: K) -> Self {
+        Self(Arc::new(MetricMap { metrics: ArcSwap::default(), max, other }))
     }
 
-    /// Updates the metric with the labels `key`; a metric that is new gets the labels `owned`.
-    pub(super) fn update<Q>(&self, key: &Q, owned: impl FnOnce() -> K, update: impl FnOnce(&V))
+    /// Updates the metric with the labels `key`; a metric that is new gets the labels `new_key`.
+    pub(super) fn update<Q>(&self, key: &Q, new_key: impl FnOnce() -> K, update: impl FnOnce(&V))
     where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let MetricMap { metrics, max, rest } = &*self.0;
+        let MetricMap { metrics, max, other } = &*self.0;
         let known = metrics.load();
         if let Some(metric) = known.get(key) {
             return update(metric);
         }
-        let key = owned();
-        let rest_of_full = || known.get::<K>(rest).filter(|_| known.len() > *max);
-        if let Some(metric) = known.get::<K>(&key).or_else(rest_of_full) {
+        let key = new_key();
+        let other_if_full = || known.get::<K>(other).filter(|_| known.len() > *max);
+        if let Some(metric) = known.get::<K>(&key).or_else(other_if_full) {
             return update(metric);
         }
         drop(known);
         metrics.rcu(|known| {
             let mut more = HashMap::clone(known);
-            let key = if more.len() < *max { &key } else { rest };
+            let key = if more.len() < *max { &key } else { other };
             more.entry(key.clone()).or_default();
             more
         });
         let known = metrics.load();
-        if let Some(metric) = known.get::<K>(&key).or_else(|| known.get::<K>(rest)) {
+        if let Some(metric) = known.get::<K>(&key).or_else(|| known.get::<K>(other)) {
             update(metric);
         }
     }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_counts_new_labels_under_the_rest_and_known_ones_as_before() {
+    fn a_full_table_counts_new_labels_as_other_and_known_ones_as_before() {
         let metrics = MetricTable::new(2, 0);
         [1, 2, 3, 4, 1].into_iter().for_each(|key| count(&metrics, key));
         assert_eq!(counts(&metrics), [(0, 2), (1, 2), (2, 1)]);

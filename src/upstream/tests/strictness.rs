@@ -66,7 +66,7 @@ where
     let Ok(response) = response else { return Outcome::Refused };
     let (head, mut body) = response.into_parts();
     let reason = head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
-    let mut taken = Taken {
+    let mut received = Taken {
         status: head.status.as_u16(),
         version: head.version,
         reason,
@@ -77,15 +77,15 @@ where
     };
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
-            Ok(Ok(data)) => taken.body.extend_from_slice(&data),
-            Ok(Err(frame)) => taken.trailers = frame.trailers_ref().map(fields).unwrap_or_default(),
+            Ok(Ok(data)) => received.body.extend_from_slice(&data),
+            Ok(Err(frame)) => received.trailers = frame.trailers_ref().map(fields).unwrap_or_default(),
             Err(_) => {
-                taken.is_complete = false;
+                received.is_complete = false;
                 break;
             }
         }
     }
-    Outcome::Response(taken)
+    Outcome::Response(received)
 }
 
 async fn by_hyper(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
@@ -96,8 +96,8 @@ async fn by_hyper(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
         let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await;
         outcome(response).await
     };
-    let (taken, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
-    taken
+    let (received, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
+    received
 }
 
 /// A connector with one connection.

@@ -16,7 +16,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("target_branch_id", Kind::Branch),
         ],
         body: &[("agent_id", Kind::Agent), ("agent_ids", Kind::Agent), ("branch_id", Kind::Branch)],
-        made: &[
+        created: &[
             (&["convai/agents/create", "convai/agents/{id}/duplicate"], &[
                 (".agent_id", Kind::Agent), (".main_branch_id", Kind::Branch), (".initial_version_id", Kind::Branch),
             ]),
@@ -35,7 +35,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         paths: &["convai/conversations/{conversation}"],
         query: &[("conversation_id", Kind::Conversation), ("parent_conversation_id", Kind::Conversation)],
         body: &[("conversation_id", Kind::Conversation)],
-        made: &[(
+        created: &[(
             &[
                 "convai/twilio/outbound-call", "convai/sip-trunk/outbound-call", "convai/exotel/outbound-call",
                 "convai/whatsapp/outbound-call", "convai/whatsapp/outbound-message",
@@ -60,7 +60,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("agent_phone_number_id", Kind::PhoneNumber), ("phone_number_id", Kind::PhoneNumber),
             ("whatsapp_phone_number_id", Kind::PhoneNumber),
         ],
-        made: &[(&["convai/phone-numbers"], &[(".phone_number_id", Kind::PhoneNumber)])],
+        created: &[(&["convai/phone-numbers"], &[(".phone_number_id", Kind::PhoneNumber)])],
         lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", Kind::PhoneNumber)])],
         ..ROW
     },
@@ -75,7 +75,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("knowledge_base.id", Kind::Document), ("document_ids", Kind::Document), ("document_id", Kind::Document),
             ("parent_folder_id", Kind::Document), ("move_to", Kind::Document),
         ],
-        made: &[
+        created: &[
             (
                 &[
                     "convai/knowledge-base", "convai/knowledge-base/file", "convai/knowledge-base/url",
@@ -100,7 +100,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("mcp_server_id", Kind::McpServer), ("secret_id", Kind::Secret), ("test_id", Kind::Test),
             ("test_ids", Kind::Test), ("test_invocation_id", Kind::Test),
         ],
-        made: &[
+        created: &[
             (&["convai/tools"], &[(".id", Kind::Tool)]),
             (&["convai/mcp-servers"], &[(".id", Kind::McpServer)]),
             (&["convai/secrets"], &[(".secret_id", Kind::Secret)]),
@@ -121,14 +121,14 @@ pub(super) static ROWS: &[ResourceRow] = &[
         resource: "batch call",
         paths: &["convai/batch-calling/{batch call}"],
         body: &[("batch_id", Kind::Batch)],
-        made: &[(&["convai/batch-calling/submit"], &[(".id", Kind::Batch)])],
+        created: &[(&["convai/batch-calling/submit"], &[(".id", Kind::Batch)])],
         lists: &[(&["convai/batch-calling/workspace"], &[("batch_calls.id", Kind::Batch)])],
         ..ROW
     },
     ResourceRow {
         resource: "speech engine",
         paths: &["speech-engine/{speech engine}"],
-        made: &[(&["speech-engine"], &[(".speech_engine_id", Kind::SpeechEngine)])],
+        created: &[(&["speech-engine"], &[(".speech_engine_id", Kind::SpeechEngine)])],
         lists: &[(&["speech-engine"], &[("speech_engine_id", Kind::SpeechEngine)])],
         ..ROW
     },
@@ -139,7 +139,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "productions/orders/*/items/{order item}",
         ],
         body: &[("order_id", Kind::Order), ("media_id", Kind::Media), ("item_id", Kind::Item)],
-        made: &[
+        created: &[
             (&["productions/orders"], &[(".order_id", Kind::Order)]),
             (&["productions/orders/{id}/media"], &[(".media_id", Kind::Media)]),
             (&["productions/orders/{id}/items"], &[(".item_id", Kind::Item)]),
@@ -152,7 +152,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
         body: &[("webhook_id", Kind::Webhook), ("webhook_ids", Kind::Webhook)],
-        made: &[(&["workspace/webhooks"], &[(".webhook_id", Kind::Webhook)])],
+        created: &[(&["workspace/webhooks"], &[(".webhook_id", Kind::Webhook)])],
         lists: &[(&["workspace/webhooks"], &[("webhooks.webhook_id", Kind::Webhook)])],
         ..ROW
     },
@@ -160,7 +160,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         resource: "single-use token",
         query: &[("token", Kind::Token), ("single_use_token", Kind::Token)],
         body: &[("single_use_token", Kind::Token)],
-        made: &[
+        created: &[
             (&["single-use-token/{id}"], &[(".token", Kind::Token)]),
             (&["convai/realtime/client_secrets"], &[(".value", Kind::Token)]),
         ],

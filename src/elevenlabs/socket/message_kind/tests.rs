@@ -94,7 +94,7 @@ fn a_key_of_another_host_is_known_on_every_websocket() {
 }
 
 #[test]
-fn audio_is_useful_whatever_its_other_members() {
+fn audio_is_useful_with_any_other_members() {
     check(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
     check(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
@@ -187,8 +187,8 @@ fn a_refused_token_of_a_client_is_no_evidence_about_a_key() {
     assert_eq!(classify_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
-/// Codes of errors and their meaning: over HTTP with its status, or for those of WebSockets in a close
-/// frame.
+/// Codes of errors and their meaning. Codes of HTTP are classified with their status, codes of WebSockets
+/// in a close frame.
 fn every_code() -> Vec<(&'static str, Verdict)> {
     let of_http = codes::DOCUMENTED.iter().chain(codes::OLDER).flat_map(|row| {
         let status = StatusCode::from_u16(row.status).unwrap();

@@ -1,4 +1,4 @@
-//! Single messages, and the same count as by parsing the whole message.
+//! Counts single messages, and compares the streaming count with that of a parser of the whole message.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! Single rules, and the same verdict for every way in which a stream may be cut into pieces.
+//! Tests each rule, and that the verdict does not depend on how a stream is cut into pieces.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Validates a stream in pieces; returns how much of it is valid, and how it ends.
+/// Validates a stream in pieces; returns the number of valid bytes and the end of the stream.
 fn checked(sender: Sender, stream: &[u8], cuts: &[usize]) -> Checked {
     let mut validator = FrameValidator::new(sender);
     let mut all = Checked { valid: 0, end: None };
@@ -124,7 +124,7 @@ fn bytes_after_a_close_are_dropped() {
 }
 
 #[test]
-fn an_invalid_close_of_the_provider_is_left_to_the_caller() {
+fn an_invalid_close_of_the_provider_is_no_violation() {
     let close = [0x88, 3, 0x03, 0xf0, 0xff];
     let closed = Some(StreamEnd::Closed { code: 1008 });
     assert_eq!(checked(Sender::Server, &close, &[]).end, closed);
@@ -179,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_passes_in_any_fragments(
+    fn any_text_in_any_fragments_is_accepted(
         text in any::<String>(), fragments in prop::collection::vec(0_usize..9, 0..9),
         cuts in prop::collection::vec(1_usize..9, 0..99),
     ) {

@@ -39,7 +39,7 @@ pub enum WireError {
 
 /// Why a response body broke off.
 #[derive(Debug, thiserror::Error)]
-pub enum AnswerError {
+pub enum UpstreamBodyError {
     /// The connection broke.
     #[error("the response broke off: {0}")]
     Broken(#[from] WireError),
@@ -61,7 +61,7 @@ pub struct Switched {
 
 /// A response body as it arrives. `S` is the type of the client's request body.
 #[derive(Debug)]
-pub struct AnswerBody<S> {
+pub struct UpstreamBody<S> {
     connection: Option<Box<Connection>>,
     /// The request, while some of it is still to be sent: a response may begin before the request is
     /// complete.
@@ -129,7 +129,7 @@ impl Remaining {
     }
 }
 
-impl<S> AnswerBody<S>
+impl<S> UpstreamBody<S>
 where
     S: Body<Data = Bytes> + Unpin,
 {
@@ -218,27 +218,27 @@ where
         }
     }
 
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<AnswerError> {
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamBodyError> {
         if mem::take(&mut self.has_moved) {
             self.moved_at = clock::instant();
         }
         let Some(connection) = &mut self.connection else { return Poll::Pending };
         let deadline = self.moved_at + self.idle_timeout;
-        connection.timer.poll_until(deadline, cx).map(|()| AnswerError::Stalled(self.idle_timeout))
+        connection.timer.poll_until(deadline, cx).map(|()| UpstreamBodyError::Stalled(self.idle_timeout))
     }
 }
 
-impl<S> Body for AnswerBody<S>
+impl<S> Body for UpstreamBody<S>
 where
     S: Body<Data = Bytes> + Unpin,
 {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
         // A server writes its buffered bytes when the body is pending.
         if this.first == FirstPiece::Passed {
@@ -253,7 +253,7 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            Poll::Ready(next) => next.map_err(AnswerError::Broken),
+            Poll::Ready(next) => next.map_err(UpstreamBodyError::Broken),
             Poll::Pending => {
                 this.has_yielded = true;
                 Err(std::task::ready!(this.poll_stalled(cx)))

@@ -40,14 +40,14 @@ fn label(key: &Key) -> String {
 /// forecast of the key's credits, `resets_at` the reset date of its workspace, if it is known.
 #[must_use]
 pub fn wording(
-    news: &Transition,
+    transition: &Transition,
     forecast: Forecast,
     resets_at: Option<UnixMs>,
 ) -> Vec<(&'static str, String)> {
-    let short = label(&news.key);
-    let plan = news.key.workspace().tier();
+    let short = label(&transition.key);
+    let plan = transition.key.workspace().tier();
     let left = |quota: &Quota| left(quota, plan.as_deref().map(String::as_str));
-    match news.change {
+    match transition.change {
         StateChange::InUse { quota, rotated_to } => {
             let rotated = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
             rotated
@@ -59,13 +59,17 @@ pub fn wording(
             let percent = quota.usage_ratio() * 100.0;
             vec![(
                 "key_near_limit",
-                format!("Key {short} near limit: {} ({percent:.1}%){}", left(&quota), expected(forecast)),
+                format!(
+                    "Key {short} near limit: {} ({percent:.1}%){}",
+                    left(&quota),
+                    forecast_text(forecast)
+                ),
             )]
         }
         StateChange::Rests { reason, until } => vec![match reason {
             CooldownReason::Exhausted => (
                 "key_exhausted",
-                format!("Key {short} exhausted - rotating to next key{}", back(until, resets_at)),
+                format!("Key {short} exhausted - rotating to next key{}", next_use(until, resets_at)),
             ),
             CooldownReason::Billing => (
                 "key_exhausted",
@@ -105,13 +109,13 @@ pub fn wording(
 }
 
 /// Logs these transitions.
-pub fn announce(news: &[Transition]) {
+pub fn log_transitions(transitions: &[Transition]) {
     // Nearly always there is none, and then the clock is not read.
-    if news.is_empty() {
+    if transitions.is_empty() {
         return;
     }
     let now = clock::now();
-    for transition in news {
+    for transition in transitions {
         let workspace = transition.key.workspace();
         let (forecast, resets_at) = (workspace.forecast(now), workspace.quota(now).resets_at);
         let key = transition.key.api_key().short().as_str();
@@ -129,7 +133,7 @@ pub fn announce(news: &[Transition]) {
 
 /// Logs a restriction of an account: an operation that the provider refused. Requests that need it go to
 /// other keys first.
-pub fn announce_restriction(key: &Key, restriction: &Restriction) {
+pub fn log_restriction(key: &Key, restriction: &Restriction) {
     let Restriction { limit, verdict, source, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
     let (short, status) = (key.api_key().short(), source.status.unwrap_or(0));
@@ -147,7 +151,7 @@ pub fn announce_restriction(key: &Key, restriction: &Restriction) {
 }
 
 /// The forecast for a key near its limit, where it is known and calls for action.
-fn expected(forecast: Forecast) -> String {
+fn forecast_text(forecast: Forecast) -> String {
     match forecast {
         Forecast::SpentBy(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
         Forecast::Lasts | Forecast::Unknown => String::new(),
@@ -156,8 +160,8 @@ fn expected(forecast: Forecast) -> String {
 
 /// Logs how many credits the provider counts for the workspace of `key` beyond those recorded (below 0:
 /// fewer); `twin` is a key of another workspace with the same figures.
-pub fn announce_drift(key: &Key, credits: i64, twin: Option<&Key>) {
-    let text = drift_wording(key, credits, twin);
+pub fn log_discrepancy(key: &Key, credits: i64, twin: Option<&Key>) {
+    let text = discrepancy_wording(key, credits, twin);
     let short = key.api_key().short().as_str();
     let (name, number) = (key.name(), number(key));
     info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
@@ -168,22 +172,22 @@ fn number(key: &Key) -> usize {
     key.position() + 1
 }
 
-fn drift_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
+fn discrepancy_wording(key: &Key, credits: i64, twin: Option<&Key>) -> String {
     let short = label(key);
     let amount = Grouped(credits.unsigned_abs());
     match (Cause::of(credits, twin.is_some()), twin) {
         (Cause::Twin, Some(twin)) => format!(
-            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked, and the same for {}: \
+            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded, and the same for {}: \
              both seem to be of one workspace (give both the same `workspace` in [[keys]])",
             label(twin)
         ),
         (Cause::Twin | Cause::Others, _) => format!(
-            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has booked: other apps spend on \
-             its workspace, or a request had no price; its figure is taken over"
+            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded: other apps spend on \
+             its workspace, or a request had no price; Keychoir uses ElevenLabs' figure"
         ),
         (Cause::NeverCharged, _) => format!(
-            "ElevenLabs counts {amount} credits fewer for key {short} than Keychoir had booked: they were never \
-             charged; its figure is taken over"
+            "ElevenLabs counts {amount} credits fewer for key {short} than Keychoir has recorded: they were never \
+             charged; Keychoir uses ElevenLabs' figure"
         ),
     }
 }
@@ -198,7 +202,7 @@ fn left(quota: &Quota, plan: Option<&str>) -> String {
 
 /// When a key without credits is used again: at its reset date, where it is known; otherwise it is tried
 /// again.
-fn back(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
+fn next_use(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
     match until {
         Some(at) if until == resets_at => format!(" (resets {})", at.month_and_day()),
         other => time("tried again at", other),
@@ -242,14 +246,14 @@ mod tests {
 
     #[track_caller]
     fn check_of(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
-        let news = Transition { key: Arc::clone(key), change };
-        let lines = wording(&news, Forecast::Unknown, Some(DECEMBER_1));
+        let transition = Transition { key: Arc::clone(key), change };
+        let lines = wording(&transition, Forecast::Unknown, Some(DECEMBER_1));
         let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
         assert_eq!(lines, expected);
     }
 
     #[test]
-    fn the_contracts_words_are_kept() {
+    fn the_texts_of_the_contract_are_kept() {
         assert_eq!(keys_loaded(8, "x"), "Loaded 8 ElevenLabs API keys from x");
         assert_eq!(keys_loaded(1, "x"), "Loaded 1 ElevenLabs API key from x");
         check(
@@ -286,10 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn a_drift_is_explained() {
+    fn a_billing_discrepancy_is_explained() {
         let (key, twin) = (key(), key());
         let wording =
-            |credits, twin: Option<&Arc<Key>>| drift_wording(&key, credits, twin.map(|twin| &**twin));
+            |credits, twin: Option<&Arc<Key>>| discrepancy_wording(&key, credits, twin.map(|twin| &**twin));
         let others = wording(1_200, None);
         assert!(
             others.starts_with(
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_that_is_not_known_is_not_told() {
+    fn an_unknown_reset_is_not_named() {
         let until = UnixMs(DECEMBER_1.0 - 1_000);
         check(
             StateChange::Rests { reason: CooldownReason::Exhausted, until: Some(until) },

@@ -50,7 +50,7 @@ pub(super) fn two_owners_message(TwoOwners(one, other): TwoOwners) -> String {
 
 /// Like `unavailable_response`, but for the one account that owns the named resource.
 pub(super) fn owner_unavailable_response(kind: Kind, unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
-    let told = unavailable_response(unavailable, now);
+    let content = unavailable_response(unavailable, now);
     let account = format!("The ElevenLabs account that this {} belongs to", kind.word());
     let (code, message) = match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
@@ -64,13 +64,13 @@ pub(super) fn owner_unavailable_response(kind: Kind, unavailable: Unavailable, n
             ("owner_exhausted", message)
         }
         Unavailable::Cooling { .. } => {
-            let seconds = told.retry_after_s.unwrap_or(1);
+            let seconds = content.retry_after_s.unwrap_or(1);
             let message =
                 format!("{account} is rate limited, and no other account has it. Try again in {seconds} s.");
             ("owner_rate_limited", message)
         }
         Unavailable::Full { .. } => {
-            let seconds = told.retry_after_s.unwrap_or(1);
+            let seconds = content.retry_after_s.unwrap_or(1);
             (
                 "owner_busy",
                 format!(
@@ -82,11 +82,11 @@ pub(super) fn owner_unavailable_response(kind: Kind, unavailable: Unavailable, n
             ("owner_invalid", format!("{account} refuses every API key that Keychoir holds for it."))
         }
     };
-    ErrorResponse { code, message, ..told }
+    ErrorResponse { code, message, ..content }
 }
 
-pub(super) fn client_limit_response(turned_away: ClientLimitExceeded) -> ErrorResponse {
-    match turned_away {
+pub(super) fn client_limit_response(exceeded: ClientLimitExceeded) -> ErrorResponse {
+    match exceeded {
         ClientLimitExceeded::Concurrency { max } => ErrorResponse {
             http: StatusCode::TOO_MANY_REQUESTS,
             status: "too_many_concurrent_requests",
@@ -233,7 +233,7 @@ pub(super) fn upstream_response(error: &SendError) -> ErrorResponse {
             "upstream_timeout",
             "ElevenLabs could not be reached in time.",
         ),
-        SendErrorKind::AnswerTimeout(_) | SendErrorKind::UploadStalled(_) => (
+        SendErrorKind::ResponseTimeout(_) | SendErrorKind::UploadStalled(_) => (
             StatusCode::GATEWAY_TIMEOUT,
             "gateway_timeout",
             "upstream_timeout",
