@@ -1,5 +1,5 @@
-//! `keychoir check`: reports all mistakes of the configuration and all obstacles to a start. An
-//! address in use by a running Keychoir is no mistake.
+//! `keychoir check`: reports all mistakes in the configuration, and all conditions that would
+//! prevent a start. A listening address that a running Keychoir uses is no mistake.
 
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ pub(super) fn run(sources: ConfigSources) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Reports the obstacles to a start; returns their number.
+/// Reports the conditions that would prevent a start, and returns their number.
 async fn obstacles(config: Config) -> usize {
     let mut count = 0;
     for obstacle in dry_run(config).await {

@@ -1,5 +1,5 @@
-//! `keychoir clients`: adds, lists and removes clients in the configuration file; a running
-//! Keychoir applies the change when it reloads.
+//! `keychoir clients`: adds, lists and removes clients in the configuration file. A running
+//! Keychoir applies the change when it reloads the file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ struct NewClientArguments {
 
 impl ClientsFile {
     fn overrides(&self) -> Overrides {
-        // Neither keys nor the usage database are needed to change clients.
+        // A change of clients requires neither keys nor the usage database.
         Overrides {
             config_file: self.config.clone(),
             is_ephemeral: true,
@@ -138,12 +138,12 @@ fn revoke(name: &str, file: &ClientsFile) -> ExitCode {
         Err(error) => return not_changed(&error),
     };
     print_error(&format_args!("Removed the client `{name}` from {}.", path.display()));
-    let left = loaded.config.clients.len();
-    if left == 0 {
+    let remaining_clients = loaded.config.clients.len();
+    if remaining_clients == 0 {
         print_error(&"No client is left: apps on this machine need no token.");
     }
     if file.json {
-        print(&json!({"name": name, "clientsLeft": left}));
+        print(&json!({"name": name, "clientsLeft": remaining_clients}));
     }
     ExitCode::SUCCESS
 }
@@ -183,7 +183,7 @@ fn document(client: &ClientConfig) -> Value {
     })
 }
 
-/// The client's rules in one line.
+/// Formats the client's rules in one line.
 fn summary(rules: &Rules) -> String {
     let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
     let mut rules_listed: Vec<String> = Vec::new();
@@ -213,7 +213,8 @@ fn not_changed(error: &EditError) -> ExitCode {
     }
 }
 
-/// A token of 192 random bits. Its prefix makes it recognizable to people and to secret scanners.
+/// Generates a token of 192 random bits. Secret scanners and operators can recognize it by its
+/// prefix.
 fn random_token() -> Option<String> {
     let mut bytes = [0_u8; 24];
     default_provider().secure_random.fill(&mut bytes).ok()?;

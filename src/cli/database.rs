@@ -1,4 +1,4 @@
-//! Opens the usage database for commands that read it while the service runs.
+//! Opens the usage database read-only for commands, also while the service runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::{ConfigSources, load};
 use crate::config::{Config, Need};
 use crate::store::{ReadError, Reader};
 
-/// The database to read.
+/// The options that select the database.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DatabaseOptions {
     #[command(flatten)]
@@ -19,7 +19,7 @@ pub(super) struct DatabaseOptions {
     file: Option<PathBuf>,
 }
 
-/// Why the database cannot be read.
+/// The errors that prevent reading the database.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     #[error("{0}. Give another file with --file{hint}.", hint = hint(.0))]
@@ -30,8 +30,8 @@ pub(super) enum DatabaseError {
     Ephemeral,
 }
 
-/// The database of the service in `systemd/`, which the configuration of another user does not
-/// name.
+/// The database of the service in `systemd/`. The configuration of another user has a different
+/// path.
 const SERVICE_DATABASE: &str = "/var/lib/keychoir/keychoir.db";
 
 fn hint(error: &ReadError) -> String {
@@ -52,8 +52,8 @@ fn hint(error: &ReadError) -> String {
 }
 
 impl DatabaseOptions {
-    /// Opens the database. Returns an exit code when the configuration is invalid, which was
-    /// reported.
+    /// Opens the database. If the configuration is invalid, its mistakes are printed and the exit
+    /// code is returned.
     pub(super) fn open(self) -> Result<Result<Reader, DatabaseError>, ExitCode> {
         if let Some(file) = &self.file {
             return Ok(Reader::open(file).map_err(DatabaseError::from));
@@ -70,16 +70,16 @@ impl DatabaseOptions {
         }
     }
 
-    /// Whether the path is that of the configuration.
+    /// Whether the database is the configured one.
     pub(super) fn uses_configured_file(&self) -> bool {
         self.file.is_none()
     }
 
-    /// Loads the configuration, which may have no keys.
+    /// Loads the configuration. It may have no keys.
     pub(super) fn config(&self) -> Result<Config, ExitCode> {
         let mut overrides = self.sources.clone().overrides(false);
         overrides.keys = Need::Optional;
-        // If the file is given, the configured path of the database is not validated.
+        // If the command line names a file, the configured path of the database is not validated.
         overrides.is_ephemeral = self.file.is_some();
         Ok(load(&overrides)?.config)
     }

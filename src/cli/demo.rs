@@ -1,5 +1,5 @@
-//! `keychoir demo`: runs the proxy against a simulated ElevenLabs with four keys of few credits.
-//! Real requests go through it until three of the keys are exhausted; every request is served.
+//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs with four keys of few
+//! credits. Real requests exhaust three of the keys, and another key serves each refused request.
 
 mod view;
 
@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{failure, wide_runtime};
+use super::{failure, multi_thread_runtime};
 use crate::app::{self, AppConfig, Running};
 use crate::config::{BaseUrl, Config};
 use crate::policy::key_state::KeyStatus;
@@ -30,8 +30,8 @@ pub(super) struct Arguments {
     output: PathBuf,
 }
 
-/// Made-up keys, valid nowhere. They are as long as real ones, so that their short forms look
-/// alike.
+/// Demo keys, which are valid nowhere. They have the length of real keys, so that their short forms
+/// look the same.
 const KEYS: [&str; 4] = [
     "sk_demo50prano0000000000000000000000000000000000a1b2c",
     "sk_demoa1t00000000000000000000000000000000000000d3e4f",
@@ -39,7 +39,7 @@ const KEYS: [&str; 4] = [
     "sk_demobass00000000000000000000000000000000000000d7e8f",
 ];
 
-/// The sentences, one per request.
+/// The texts of the requests.
 const TEXT: [&str; 8] = [
     "A choir is many voices that sound like one.",
     "Your app asks for speech and gives no thought to keys.",
@@ -52,20 +52,20 @@ const TEXT: [&str; 8] = [
 ];
 const ROUNDS: usize = 4;
 
-/// Delay between two requests, so that a viewer can follow.
+/// Delay between two requests, so that a viewer can follow the output.
 const PACE: Duration = Duration::from_millis(120);
 
 const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
-/// The cost of a range of sentences, counted over all rounds: one credit per character.
+/// The cost of a range of sentences, numbered over all rounds: one credit per character.
 fn cost(sentences: std::ops::Range<usize>) -> u64 {
     let texts = TEXT.iter().cycle().skip(sentences.start).take(sentences.len());
     texts.map(|text| text.len() as u64).sum()
 }
 
-/// Three keys that are used up to the last credit, and one that is not. The credits of the second
-/// key's workspace would last, but the key has a cap, which ElevenLabs reports only in a refusal:
-/// the next key serves that request.
+/// Three keys are used up, and one is not. The workspace of the second key has enough credits, but
+/// the key has a cap. ElevenLabs reports a cap only in a refusal, so the next key serves the
+/// refused request.
 fn plan() -> Plan {
     let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
     let mut plan = Plan::of(KEYS.into_iter().zip(credits));
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if let Err(error) = telemetry::start(view.format(), "info", Sink::new(view.log())) {
         return failure(&error);
     }
-    let result = wide_runtime()
+    let result = multi_thread_runtime()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run_demo(&view, arguments)));
     match result {
@@ -90,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    // The file is opened first, so that a path without write access fails before the work.
+    // The file is created first, so that an error of the path is reported before the requests.
     let cannot_write =
         || format!("cannot write {}; name another file with --output", arguments.output.display());
     let mut output = File::create(&arguments.output).with_context(cannot_write)?;
@@ -128,17 +128,17 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode
     Ok(if failures == 0 && recorded == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The results of all sentences.
+/// The results of all requests.
 struct SpeechResults {
     /// The audio of the responses.
     audio: Vec<Vec<u8>>,
     /// The number of requests.
     requests: usize,
-    /// The number of requests that the simulated ElevenLabs refused at first.
+    /// The number of requests that the simulator refused with the first key.
     replayed: usize,
 }
 
-/// Sends every sentence as an app would: with a request like its SDK's, and without a valid key.
+/// Sends every sentence like an app with the SDK and without a valid key.
 async fn send_all(
     view: &View,
     running: &Running,
@@ -171,8 +171,8 @@ async fn send_all(
     Ok(SpeechResults { audio, requests: sentences.len(), replayed })
 }
 
-/// The speech attempts that the simulator has recorded after the first `seen_requests` requests: the number
-/// of the key, and the status.
+/// The speech attempts that the simulator recorded after the first `seen_requests` requests: the
+/// number of the key, and the status.
 fn attempts(simulator: &Simulator, seen_requests: &mut usize) -> Vec<(usize, u16)> {
     let requests = simulator.ledger().requests;
     let new = requests.iter().skip(*seen_requests).filter(|request| request.path_and_query == SPEECH);
@@ -185,7 +185,7 @@ fn attempts(simulator: &Simulator, seen_requests: &mut usize) -> Vec<(usize, u16
     attempts
 }
 
-/// The keys that refused a request before one served it, if any did.
+/// Describes the keys that refused a request and the key that served it; `None` without a refusal.
 fn replay_path(attempts: &[(usize, u16)]) -> Option<String> {
     let (last, refused) = attempts.split_last().filter(|(_, refused)| !refused.is_empty())?;
     let refused: Vec<String> = refused.iter().map(|(key, status)| format!("key {key} ({status})")).collect();

@@ -1,5 +1,5 @@
-//! `keychoir env`: prints the environment variables by which apps find Keychoir and trust its
-//! https, as lines for `eval` with comments.
+//! `keychoir env`: prints the environment variables that direct apps to Keychoir and make them
+//! trust its certificate. The output is for `eval` in a shell.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
 use crate::config::{Config, HostPort, Listen, Need, TlsChoice};
 
-/// The variable by which Python and OpenSSL replace their trusted roots.
+/// The variable that replaces the trusted roots of Python and OpenSSL.
 const OPENSSL: &str = "SSL_CERT_FILE";
-/// The variable by which Node adds trusted roots.
+/// The variable that adds a trusted root to Node.
 const NODE: &str = "NODE_EXTRA_CA_CERTS";
 
 pub(super) fn run(sources: ConfigSources) -> ExitCode {
@@ -36,7 +36,7 @@ pub(super) fn run(sources: ConfigSources) -> ExitCode {
     }
 }
 
-/// Adds the variables of the address.
+/// Adds the variables with the address.
 fn address_variables(lines: &mut String, config: &Config) {
     let port = config.server.listen.iter().find_map(|listen| match listen {
         Listen::Port(port) if port.port() != 0 => Some(port),
@@ -68,7 +68,7 @@ fn has_https(config: &Config, port: &HostPort) -> bool {
     }
 }
 
-/// Adds the variables of the trusted roots.
+/// Adds the variables with the trusted roots.
 fn trust_variables(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     match config.server.tls.choice() {
         TlsChoice::Auto => {}
@@ -117,7 +117,7 @@ fn trust_variables(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A bundle of the local CA and the roots of another file.
+/// A file with the certificate of the local CA and the roots of another file.
 struct Bundle {
     path: PathBuf,
     roots: PathBuf,
@@ -148,7 +148,7 @@ fn openssl_variables(
             export(lines, OPENSSL, &bundle.path.to_string_lossy());
             return Ok(Some(bundle));
         }
-        // With the local CA alone, an app could connect to Keychoir and to no other host.
+        // If an app trusted only the local CA, it could connect to no host but Keychoir.
         Ok(None) => comment(
             lines,
             &format!(
@@ -168,23 +168,24 @@ fn openssl_variables(
 }
 
 fn node_variables(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
-    let other = variable(NODE).filter(|path| path != ca);
-    // The file may be contained in the bundle, or be the bundle itself.
-    let contains_it =
-        |bundle: &&Bundle| other.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path));
-    if let Some(bundle) = bundle.filter(contains_it) {
+    let current_file = variable(NODE).filter(|path| path != ca);
+    // The bundle may contain the certificates of this file, or be this file.
+    let contains_current_file = |bundle: &&Bundle| {
+        current_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
+    };
+    if let Some(bundle) = bundle.filter(contains_current_file) {
         comment(lines, "https with Node: the same, because this named those authorities already.");
         return export(lines, NODE, &bundle.path.to_string_lossy());
     }
     comment(lines, "https with Node: Keychoir's authority, beside those that Node knows.");
-    if let Some(other) = other {
-        let other = one_line(&other.to_string_lossy());
-        let _ = writeln!(lines, "# It was {other}: put both into one file to keep it.");
+    if let Some(current_file) = current_file {
+        let current_file = one_line(&current_file.to_string_lossy());
+        let _ = writeln!(lines, "# It was {current_file}: put both into one file to keep it.");
     }
     export(lines, NODE, &ca.to_string_lossy());
 }
 
-/// The absolute path that a variable names.
+/// The absolute form of the path in an environment variable.
 fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty())?;
     std::path::absolute(path).ok()
@@ -194,7 +195,7 @@ fn comment(lines: &mut String, text: &str) {
     let _ = writeln!(lines, "\n# {}", one_line(text));
 }
 
-/// A comment must not contain a line break, whatever a path contains.
+/// Replaces line breaks and other control characters, which must not end a comment.
 fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
@@ -203,7 +204,7 @@ fn export(lines: &mut String, name: &str, value: &str) {
     let _ = writeln!(lines, "export {name}={}", quoted(value));
 }
 
-/// A word that every shell parses as `text`.
+/// Quotes `text` so that every shell reads it as one unchanged word.
 fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+,".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {

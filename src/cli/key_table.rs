@@ -1,17 +1,18 @@
-//! The table of keys at the start: name, plan, used credits, reset date and state, in 80 columns
-//! including the symbols of the log.
+//! Formats the table of keys at the start: name, plan, used credits, reset date and state. With the
+//! symbols of the log it has at most 80 columns.
 
 use super::table::{Alignment, Table, cut, short};
 use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{key_name, unknown_limit};
 
-/// Maximum characters of a name, which leaves space for all other columns.
+/// Maximum characters of a name. The other columns then fit into the line.
 const MAX_NAME_CHARS: usize = 16;
-/// Maximum characters of a plan: `business` is the longest meaningful one.
+/// Maximum characters of a plan. `business` is the longest known plan.
 const MAX_PLAN_CHARS: usize = 8;
 
-/// The lines, the first of which names the columns. If keys have names, these replace their plans.
+/// Formats the table, with the column titles in the first line. If keys have names, the table shows
+/// the names and not the plans.
 pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
     let has_names = keys.iter().any(|snapshot| snapshot.key.name().is_some());
     let titles = [
@@ -79,7 +80,7 @@ mod tests {
     /// The width of the log's prefix in ASCII.
     const INDENT: usize = 4;
 
-    /// The table of keys with these names, plans and quotas.
+    /// Formats the table of keys with these names, plans and quotas.
     fn table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
         let entry = |(index, (name, ..)): (usize, &(Option<&str>, &str, Quota))| KeyEntry {
             name: name.map(str::to_owned),

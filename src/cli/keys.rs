@@ -1,6 +1,6 @@
-//! `keychoir keys list`: prints the configured keys by their short forms, with their state: that of
-//! the running Keychoir, in agreement with `keychoir status`, or else that in the database. Never
-//! prints a key.
+//! `keychoir keys list`: prints the short forms of the configured keys with their states. The
+//! states are those of the running Keychoir, as in `keychoir status`, or else those in the
+//! database. Never prints a key.
 
 use std::process::ExitCode;
 
@@ -54,7 +54,7 @@ struct ReportedKeyState {
 }
 
 impl ReportedKeyState {
-    /// The state in the database; near its limit from this share on.
+    /// The state in the database. A key is near its limit from this used share on.
     fn of_database(key: &KnownKey, near_limit_ratio: f64) -> Self {
         Self {
             status: key.status.word().to_owned(),
@@ -92,14 +92,14 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(known_keys) => (known_keys, ExitCode::SUCCESS),
         Err(error) => {
             print_error(&format_args!("keychoir: the state of the keys is unknown: {error}"));
-            (Vec::new(), code(&error))
+            (Vec::new(), exit_code(&error))
         }
     };
     print_keys(&list(&config, &known_keys), json, code)
 }
 
-/// The keys and states of the Keychoir that runs with this configuration. `None` if there is no
-/// response, or if it requires a token or has other keys.
+/// The keys and states of the Keychoir that runs with this configuration. `None` if no Keychoir
+/// responds, or if it requires a token or has other keys.
 fn running(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = runtime().ok()?.block_on(keys_of_running(config))?;
     let is_same = |(config, key): (&KeyConfig, &status::KeyRow)| config.key.short().as_str() == key.short_key;
@@ -134,8 +134,8 @@ impl ListedKey {
     }
 }
 
-/// A missing database is no failure.
-fn code(error: &DatabaseError) -> ExitCode {
+/// A missing database is reported with the exit code of success.
+fn exit_code(error: &DatabaseError) -> ExitCode {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => {
             ExitCode::SUCCESS
@@ -150,7 +150,7 @@ fn code(error: &DatabaseError) -> ExitCode {
     }
 }
 
-/// The configured keys; without any, those in the database.
+/// The configured keys, or the keys in the database if none are configured.
 fn list(config: &Config, known_keys: &[KnownKey]) -> Vec<ListedKey> {
     let as_state = |known: &KnownKey| ReportedKeyState::of_database(known, config.pool.near_limit_ratio);
     if config.keys.is_empty() {

@@ -1,5 +1,5 @@
-//! The commands: arguments in, exit codes out; one file per command. Data goes to standard output,
-//! messages to standard error.
+//! Parses the command line and runs one command per file. Data is printed to standard output,
+//! messages to standard error, and each command returns an exit code.
 
 mod serve;
 
@@ -82,7 +82,7 @@ struct ConfigSources {
 }
 
 impl ConfigSources {
-    /// The values of the command line.
+    /// The values that the command line sets.
     fn overrides(self, has_passed_sockets: bool) -> Overrides {
         Overrides {
             config_file: self.config,
@@ -94,7 +94,7 @@ impl ConfigSources {
     }
 }
 
-/// Loads the configuration; its mistakes go to standard error.
+/// Loads the configuration and prints its mistakes to standard error.
 fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
     config::load(overrides).map_err(|problems| {
         print_error(&problems);
@@ -112,10 +112,10 @@ fn files_read(loaded: &Loaded) -> String {
     }
 }
 
-/// The exit code for wrong arguments, the same as clap's.
+/// The exit code for wrong arguments, as of clap.
 const EX_USAGE: u8 = 2;
 
-/// `sysexits.h`: the configuration is invalid. A service manager need not restart the program.
+/// `sysexits.h`: the configuration is invalid. A service manager should not restart the program.
 const EX_CONFIG: u8 = 78;
 
 /// `sysexits.h`: a file could not be written.
@@ -152,23 +152,23 @@ fn print(data: &dyn Display) {
     let _ = writeln!(io::stdout(), "{data}");
 }
 
-/// Reports a failure other than one of the configuration.
+/// Prints the message of a failed command, and returns its exit code.
 fn failure(message: &dyn Display) -> ExitCode {
     print_error(&format_args!("keychoir: {message}"));
     ExitCode::FAILURE
 }
 
-/// The runtime of a command, on the current thread. `serve` has workers beside it.
+/// Creates the single-threaded runtime of a command. `serve` starts additional worker threads.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().thread_name("keychoir").build()
 }
 
-/// The runtime of a command that includes the simulator, on all cores.
-fn wide_runtime() -> io::Result<tokio::runtime::Runtime> {
+/// Creates the multi-threaded runtime of a command that includes the simulator.
+fn multi_thread_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
 }
 
-/// Why an address cannot be bound, with advice.
+/// Formats the error of an address that cannot be bound, with advice.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's list of errors grows")]
 fn cannot_listen(address: &str, error: &io::Error) -> String {
     let is_file = address.starts_with("unix:");
@@ -180,6 +180,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> String {
         io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
         _ => "",
     };
-    let other = if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
-    format!("cannot listen on {address}: {error}. {reason}Choose another {other}.")
+    let alternative =
+        if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
+    format!("cannot listen on {address}: {error}. {reason}Choose another {alternative}.")
 }

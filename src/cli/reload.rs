@@ -1,5 +1,5 @@
-//! Reloads the configuration at runtime: on a signal, or when one of its files has changed. An
-//! invalid configuration changes nothing.
+//! Reloads the configuration at runtime, on a signal or after a change of its files. An invalid
+//! configuration is reported and not applied.
 
 use std::future::pending;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use crate::app::{AppConfig, Running};
 use crate::config::{self, Config, Files, Loaded, Overrides};
 use crate::telemetry::{Level, keys_loaded};
 
-/// The state for reloads.
+/// The state of the reloads.
 #[derive(Debug)]
 pub(super) struct Reloading {
     overrides: Overrides,
     level: Level,
-    /// The configuration of the start, which still applies to settings that need a restart.
+    /// The configuration at the start. Settings that need a restart keep its values.
     started: Config,
-    /// The state of the files when they were last read.
+    /// The metadata of the files at the last load.
     read: Files,
-    /// The state of the files when they were last checked.
+    /// The metadata of the files at the last check.
     checked: Files,
     interval: Duration,
-    grace: Duration,
+    drain_timeout: Duration,
 }
 
 impl Reloading {
@@ -35,21 +35,21 @@ impl Reloading {
             read: files.clone(),
             checked: files.clone(),
             interval: config.server.reload_interval,
-            grace: config.server.drain_timeout,
+            drain_timeout: config.server.drain_timeout,
         }
     }
 
-    /// The drain timeout: how long requests may take to finish at shutdown.
-    pub(super) fn grace(&self) -> Duration {
-        self.grace
+    /// The drain timeout, in which running requests may finish at shutdown.
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
     }
 
-    /// Waits until a file has changed and is then unchanged between two checks, so that no file is
-    /// read while it is written.
+    /// Waits until a file has changed and then stayed unchanged between two checks, so that no
+    /// half-written file is read.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future delays the next check and loses nothing.
+    /// Dropping the future only delays the next check.
     pub(super) async fn changed(&mut self) {
         if self.interval.is_zero() {
             return pending().await;
@@ -65,9 +65,10 @@ impl Reloading {
     }
 
     /// Reads all files again and applies the configuration to `running`. Reading blocks this thread
-    /// for a moment; traffic runs on other threads.
+    /// for a short time; other threads serve the requests.
     pub(super) fn reload(&mut self, running: &Running) {
-        // A change during the reading is detected as a later change.
+        // The metadata is recorded before the files are read, so that a change during the read is
+        // detected.
         self.read = self.checked.now();
         self.checked = self.read.clone();
         match config::load(&self.overrides) {
@@ -90,7 +91,7 @@ impl Reloading {
         }
         let restart_settings = self.started.needs_restart(&config);
         let (source, clients) = (config.key_source.to_string(), config.clients.len());
-        let (interval, grace) = (config.server.reload_interval, config.server.drain_timeout);
+        let (interval, drain_timeout) = (config.server.reload_interval, config.server.drain_timeout);
         let level = config.log.level.to_string();
         let reloaded = match AppConfig::of(config) {
             Ok(settings) => running.reload(settings),
@@ -100,7 +101,7 @@ impl Reloading {
             Ok(reloaded) => reloaded,
             Err(exposed) => return not_reloaded(&exposed.to_string()),
         };
-        (self.interval, self.grace) = (interval, grace);
+        (self.interval, self.drain_timeout) = (interval, drain_timeout);
         if let Err(error) = self.level.set(&level) {
             warn!("{error}");
         }

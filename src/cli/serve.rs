@@ -1,4 +1,5 @@
-//! `keychoir serve`: starts the proxy with the configuration, and shuts it down gracefully.
+//! `keychoir serve`: starts the proxy with the configuration, serves until a signal, and shuts down
+//! gracefully.
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -22,11 +23,11 @@ use crate::policy::files::{self, RequestedLimits};
 use crate::telemetry::{self, FlushAtEnd, LineFormat, Sink, keys_loaded};
 use crate::upstream::Reach;
 
-/// Maximum wait for the first poll of the quotas, which the table of keys shows: a provider that
-/// does not respond must not delay the start.
+/// Timeout of the first polls of the quotas, which the table of keys shows. A provider that does
+/// not respond must not delay the start.
 const QUOTAS_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Time that a service manager should allow beyond the longest shutdown.
+/// Time that is added to the longest shutdown in the stop timeout of the service manager.
 const END_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
@@ -39,7 +40,7 @@ pub(super) struct ServeArguments {
 }
 
 pub(super) fn run(arguments: ServeArguments) -> ExitCode {
-    // Called before any thread starts, because it changes the environment.
+    // Called before any thread starts, because the call changes the environment.
     let sockets = InheritedSockets::take();
     let ServeArguments { sources, ephemeral } = arguments;
     let overrides = Overrides { is_ephemeral: ephemeral, ..sources.overrides(sockets.count() > 0) };
@@ -52,7 +53,7 @@ pub(super) fn run(arguments: ServeArguments) -> ExitCode {
         Ok(sink) => sink,
         Err(error) => return failure(&error),
     };
-    // Dropped last, so that log lines of the runtime's shutdown are written, too.
+    // Dropped last, so that log lines during the shutdown of the runtime are written.
     let _flushed = FlushAtEnd;
     let level = match telemetry::start(format, &loaded.config.log.level.to_string(), sink) {
         Ok(level) => level,
@@ -100,7 +101,7 @@ async fn serve(loaded: Loaded, sockets: InheritedSockets, reloading: Reloading) 
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
-    // From here on no signal is lost.
+    // Signals from here on are handled.
     let signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return failure(&error),
@@ -123,8 +124,8 @@ async fn serve(loaded: Loaded, sockets: InheritedSockets, reloading: Reloading) 
     run_until_stopped(running, signals, reloading).await
 }
 
-/// The maximum of client connections: as configured, or less if the system allows too few open
-/// files.
+/// The maximum of client connections: the configured one, or fewer if the system allows too few
+/// open files.
 fn max_connections(config: &Config) -> usize {
     let limit = app::raise_open_files().unwrap_or_else(|error| {
         debug!("the limit of open files cannot be raised: {error}");
@@ -211,7 +212,7 @@ async fn log_welcome(running: &mut Running) {
     }
     let base = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
         Some(address) => format!("http://{address}"),
-        // Clients need a host name, which is ignored on a Unix socket.
+        // Clients require a host name in the URL. It is ignored on a Unix socket.
         None => "http://keychoir".to_owned(),
     };
     let tokens = running.client_names();
@@ -226,7 +227,7 @@ async fn log_welcome(running: &mut Running) {
     info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
 }
 
-/// The names of the clients whose tokens are accepted.
+/// The names of the clients, whose tokens are accepted.
 fn token_line(names: &[String]) -> String {
     const MAX_SHOWN: usize = 3;
     let more = match names.len().saturating_sub(MAX_SHOWN) {
@@ -237,7 +238,7 @@ fn token_line(names: &[String]) -> String {
     format!("of a client: {shown}{more}")
 }
 
-/// Advice on how apps use https on the same port.
+/// Advice for apps about https on the same port.
 fn https_line(state: HttpsState) -> Option<&'static str> {
     match state {
         HttpsState::Off => None,
@@ -249,8 +250,8 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
     }
 }
 
-/// Prints the welcome, which may wait for the provider, and returns a signal that came meanwhile; a
-/// shutdown does not wait for the welcome.
+/// Logs the addresses and keys, which may wait for the provider. Returns a signal that arrives
+/// meanwhile, so that a shutdown is not delayed.
 async fn welcome_until_signal(running: &mut Running, signals: &mut Signals) -> Option<SignalEvent> {
     let mut welcome = pin!(log_welcome(running));
     let mut event = None;
@@ -263,8 +264,8 @@ async fn welcome_until_signal(running: &mut Running, signals: &mut Signals) -> O
     event
 }
 
-/// Serves and reloads until a signal to stop, and shuts down gracefully; a second such signal
-/// aborts the remaining requests.
+/// Serves and reloads until a signal to stop, and then shuts down gracefully. A second signal to
+/// stop aborts the running requests.
 async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloading: Reloading) -> ExitCode {
     let mut event = welcome_until_signal(&mut running, &mut signals).await;
     loop {
@@ -284,15 +285,15 @@ async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloa
             }
         }
     }
-    let grace = reloading.grace();
-    notify::stopping(grace + running.max_end_duration() + END_MARGIN);
-    info!(event = "server_ending", "Ending: requests under way may take up to {} s", grace.as_secs());
-    let mut is_hurried = false;
-    let hurry = async {
+    let drain_timeout = reloading.drain_timeout();
+    notify::stopping(drain_timeout + running.max_end_duration() + END_MARGIN);
+    info!(event = "server_ending", "Ending: requests under way may take up to {} s", drain_timeout.as_secs());
+    let mut is_aborted = false;
+    let abort_signal = async {
         signals.end().await;
-        is_hurried = true;
+        is_aborted = true;
     };
-    let Ended { drained, records_lost } = running.drain_unless(grace, hurry).await;
+    let Ended { drained, records_lost } = running.drain_unless(drain_timeout, abort_signal).await;
     match drained {
         Drained::Clean => info!(event = "server_ended", "Ended"),
         Drained::Cut => warn!(event = "server_ended", "Ended; requests that still ran were cut"),
@@ -304,5 +305,5 @@ async fn run_until_stopped(mut running: Running, mut signals: Signals, mut reloa
         );
         return ExitCode::from(EX_IOERR);
     }
-    if is_hurried { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if is_aborted { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -1,5 +1,5 @@
-//! Sends requests to a running Keychoir: finds its address and reads its documents. Separate from
-//! the commands, so that all of them find it in the same way and fail with the same messages.
+//! Connects to a running Keychoir and reads its status documents. All commands use this module, so
+//! that they choose the same address and report the same errors.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::{ConfigSources, load};
 use crate::config::{Config, HostPort, Listen, Need};
 use crate::upstream::{TlsError, http_client};
 
-/// The options for the address of a running Keychoir.
+/// The options with the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServerOptions {
     #[command(flatten)]
@@ -26,14 +26,14 @@ pub(super) struct ServerOptions {
     token_file: Option<PathBuf>,
 }
 
-/// The address: a base URL without a trailing slash, or a socket.
+/// The address of a running Keychoir: a base URL without a trailing slash, or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ServerAddress {
     Url(String),
     Unix(PathBuf),
 }
 
-/// A client of a running Keychoir.
+/// A connection to a running Keychoir.
 #[derive(Debug)]
 pub(super) struct RunningServer {
     address: ServerAddress,
@@ -41,9 +41,9 @@ pub(super) struct RunningServer {
     token: Option<String>,
 }
 
-/// Why there is no usable response. The message says what to do.
+/// The errors of a request to a running Keychoir. Each message contains advice.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(super) enum ServerRequestError {
     #[error("{0} is no address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
     InvalidUrl(String),
     #[error("use http://: Keychoir serves it on the same port as https")]
@@ -70,13 +70,14 @@ pub(super) enum AskError {
     Tls(#[from] TlsError),
 }
 
-/// Timeout of a request: Keychoir serves these documents from memory, so a slower one hangs.
+/// Timeout of a request. Keychoir serves these documents from memory, so a slower response means
+/// that it hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ServerOptions {
-    /// Makes the client. Returns an exit code when the configuration is invalid, which was
-    /// reported.
-    pub(super) fn client(self) -> Result<Result<RunningServer, AskError>, ExitCode> {
+    /// Creates the client. If the configuration is invalid, its mistakes are printed and the exit
+    /// code is returned.
+    pub(super) fn client(self) -> Result<Result<RunningServer, ServerRequestError>, ExitCode> {
         let address = match &self.url {
             Some(url) => ServerAddress::parse(url),
             None => {
@@ -90,24 +91,24 @@ impl ServerOptions {
 }
 
 impl ServerAddress {
-    fn parse(text: &str) -> Result<Self, AskError> {
+    fn parse(text: &str) -> Result<Self, ServerRequestError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
         if text.starts_with("https://") {
-            return Err(AskError::Https);
+            return Err(ServerRequestError::Https);
         }
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let is_http =
             url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
         if !is_http || reqwest::Url::parse(&url).is_err() {
-            return Err(AskError::InvalidUrl(text.to_owned()));
+            return Err(ServerRequestError::InvalidUrl(text.to_owned()));
         }
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
     }
 
-    /// The first configured port with a fixed number, or else the socket.
-    fn of(config: &Config) -> Result<Self, AskError> {
+    /// The first configured TCP port other than 0, or else the Unix socket.
+    fn of(config: &Config) -> Result<Self, ServerRequestError> {
         let port = config.server.listen.iter().find_map(|listen| match listen {
             Listen::Port(port) if port.port() != 0 => Some(Self::Url(base_url(port))),
             Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
@@ -118,11 +119,12 @@ impl ServerAddress {
                 Listen::Port(_) | Listen::Systemd => None,
             })
         };
-        port.or_else(socket).ok_or(AskError::NoKnownPort)
+        port.or_else(socket).ok_or(ServerRequestError::NoKnownPort)
     }
 }
 
-/// Every listening address is reachable over loopback from this machine.
+/// The base URL of a TCP listener over loopback, which reaches every listening address of this
+/// machine.
 pub(super) fn base_url(port: &HostPort) -> String {
     let mut address =
         port.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], port.port()).into());
@@ -137,7 +139,7 @@ pub(super) fn base_url(port: &HostPort) -> String {
 }
 
 impl RunningServer {
-    fn connect_to(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, AskError> {
+    fn connect_to(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, ServerRequestError> {
         let token = token_file.map(read_token).transpose()?;
         let builder = http_client()?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
@@ -147,8 +149,8 @@ impl RunningServer {
         Ok(Self { address, client, token })
     }
 
-    /// A client of the Keychoir that runs with this configuration, without a token.
-    pub(super) fn of(config: &Config) -> Result<Self, AskError> {
+    /// Creates a client without a token for the Keychoir that runs with this configuration.
+    pub(super) fn of(config: &Config) -> Result<Self, ServerRequestError> {
         Self::connect_to(ServerAddress::of(config)?, None)
     }
 
@@ -160,9 +162,12 @@ impl RunningServer {
         }
     }
 
-    /// Requests `path` and returns the body as text and as `T`. Statuses other than 200 and 503,
-    /// which Keychoir sends when it is not ready, are errors.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), AskError> {
+    /// Requests `path` and returns the body as text and as `T`. Keychoir responds with 503 when it
+    /// is not ready; any status other than 200 and 503 is an error.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<(String, T), ServerRequestError> {
         let base = match &self.address {
             ServerAddress::Url(url) => url,
             // The host is ignored on a Unix socket.
@@ -172,14 +177,16 @@ impl RunningServer {
         if let Some(token) = &self.token {
             request = request.header("xi-api-key", token);
         }
-        let no_response =
-            |error: reqwest::Error| AskError::NoResponse { address: self.name(), reason: root_cause(&error) };
-        let not_keychoir = |reason: String| AskError::NotKeychoir { address: self.name(), reason };
+        let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
+            address: self.name(),
+            reason: root_cause(&error),
+        };
+        let not_keychoir = |reason: String| ServerRequestError::NotKeychoir { address: self.name(), reason };
         let response = request.send().await.map_err(no_response)?;
         match response.status().as_u16() {
             200 | 503 => {}
-            401 if self.token.is_some() => return Err(AskError::TokenUnknown(self.name())),
-            401 => return Err(AskError::TokenRequired(self.name())),
+            401 if self.token.is_some() => return Err(ServerRequestError::TokenUnknown(self.name())),
+            401 => return Err(ServerRequestError::TokenRequired(self.name())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }
         let text = response.text().await.map_err(no_response)?;
@@ -197,11 +204,11 @@ pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
     };
     let Ok(server) = RunningServer::connect_to(address, None) else { return false };
     let page = server.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
-    // No page of another program has these members.
+    // The document of another program has none of these members.
     page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
 }
 
-/// The root cause, which is the most helpful part of the message.
+/// The innermost cause, which is the most specific part of the message.
 fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
@@ -213,11 +220,12 @@ fn root_cause(error: &reqwest::Error) -> String {
     root.to_string()
 }
 
-fn read_token(path: PathBuf) -> Result<String, AskError> {
-    let text = fs::read_to_string(&path).map_err(|source| AskError::Token { path: path.clone(), source })?;
+fn read_token(path: PathBuf) -> Result<String, ServerRequestError> {
+    let text = fs::read_to_string(&path)
+        .map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(AskError::NoToken(path));
+        return Err(ServerRequestError::NoToken(path));
     }
     Ok(token.to_owned())
 }

@@ -1,10 +1,10 @@
-//! Signals of the operating system: stop, or reload the configuration.
+//! Receives the signals of the operating system to stop and to reload the configuration.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The handled signals. None is lost after its construction.
+/// The handled signals. Every signal after the construction is received.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -12,7 +12,7 @@ pub(super) struct Signals {
     hangup: Signal,
 }
 
-/// The meaning of a signal.
+/// The action that a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignalEvent {
     /// SIGTERM or SIGINT.

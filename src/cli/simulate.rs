@@ -1,4 +1,4 @@
-//! `keychoir simulate`: serves an offline ElevenLabs on a port, to develop an app against.
+//! `keychoir simulate`: serves an offline ElevenLabs on a port for the development of apps.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{cannot_listen, failure, print, wide_runtime};
+use super::{cannot_listen, failure, multi_thread_runtime, print};
 use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
 
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     faults: Vec<FaultArgument>,
 }
 
-/// A fault and the requests that it applies to.
+/// A fault, and the requests that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FaultArgument {
     key: String,
@@ -47,7 +47,7 @@ struct FaultArgument {
     fault: Fault,
 }
 
-/// The name that stands for all keys.
+/// The wildcard for all keys.
 const EVERY_KEY: &str = "*";
 
 fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
@@ -66,7 +66,7 @@ enum FaultArgumentError {
 
 fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
     let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    // A key may contain an `@`; a route contains a path.
+    // A key may contain an `@`. Only a text with a slash behind the `@` is a route.
     let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
         Some((key, route)) => (key, Some(route.to_owned())),
         None => (key, None),
@@ -78,7 +78,7 @@ fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    match wide_runtime() {
+    match multi_thread_runtime() {
         Ok(runtime) => runtime.block_on(simulate(arguments)),
         Err(error) => failure(&error),
     }
@@ -99,8 +99,8 @@ async fn simulate(arguments: Arguments) -> ExitCode {
         Ok(listener) => listener,
         Err(error) => return failure(&cannot_listen(&listen, &error)),
     };
-    // The default keys are made up and valid nowhere, so they may be printed; keys of the command
-    // line are not.
+    // The default keys are valid nowhere, so they are printed. Keys of the command line are not
+    // printed.
     let made_up: Vec<String> =
         if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
     let simulator = match Simulator::start(listener, plan).await {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_has_a_key_and_perhaps_a_route() {
+    fn a_fault_has_a_key_and_an_optional_route() {
         check("sk_one:invalid", "sk_one", None, "invalid");
         check("sk@one:gzip:quota", "sk@one", None, "gzip:quota");
         check("sk@/v1/dubbing:answer=402/{\"a\":1}", "sk", Some("/v1/dubbing"), "answer=402/{\"a\":1}");

@@ -1,5 +1,5 @@
 //! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, or reports their
-//! state as an exit code.
+//! state in the exit code.
 
 mod why;
 
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Deserialize;
 
-use super::server::{AskError, RunningServer, ServerOptions};
+use super::server::{RunningServer, ServerOptions, ServerRequestError};
 use super::table::{Alignment, Table, cut, short};
 use super::{failure, print, print_error, runtime};
 use crate::config::Config;
@@ -36,10 +36,10 @@ pub(super) struct Arguments {
 const CHECK_DEGRADED: u8 = 1;
 const CHECK_UNAVAILABLE: u8 = 2;
 
-/// The value in `/readyz` for a provider that cannot be reached.
+/// The value in `/readyz` for a provider that is not reachable.
 const UNREACHABLE: &str = "unreachable";
 
-/// The shown part of the status document.
+/// The fields of the status document that are printed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StatusPage {
@@ -63,7 +63,7 @@ pub(super) struct KeyRow {
     next_reset_date: Option<String>,
 }
 
-/// The shown part of `/readyz`.
+/// The fields of `/readyz` that are printed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ReportedReadiness {
@@ -75,7 +75,8 @@ struct ReportedReadiness {
     records_lost: u64,
 }
 
-/// The shown part of `/api/keychoir-keys`. Keys are in the same order.
+/// The fields of `/api/keychoir-keys` that are printed. Both documents list the keys in the same
+/// order.
 #[derive(Debug, Default, Deserialize)]
 struct Details {
     keys: Vec<Detail>,
@@ -91,7 +92,7 @@ struct Detail {
     drift: i64,
 }
 
-/// The responses.
+/// The documents of a running Keychoir.
 struct StatusPages {
     text: String,
     page: StatusPage,
@@ -100,7 +101,7 @@ struct StatusPages {
     explained: Vec<ExplainedKey>,
 }
 
-/// The explanations in `/api/keychoir-keys`.
+/// The explanations of key states in `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 struct Explanations {
     keys: Vec<ExplainedKey>,
@@ -140,7 +141,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     if check { verdict(&page, &readiness) } else { ExitCode::SUCCESS }
 }
 
-async fn fetch(server: Result<RunningServer, AskError>) -> Result<StatusPages, AskError> {
+async fn fetch(server: Result<RunningServer, ServerRequestError>) -> Result<StatusPages, ServerRequestError> {
     let server = server?;
     let (text, page) = server.get("/api/elevenlabs-status").await?;
     let (_, readiness) = server.get("/readyz").await?;
@@ -149,7 +150,8 @@ async fn fetch(server: Result<RunningServer, AskError>) -> Result<StatusPages, A
     Ok(StatusPages { text, page, details, readiness, explained })
 }
 
-/// The keys of the Keychoir that runs with this configuration, if it responds without a token.
+/// The keys of the Keychoir that runs with this configuration; `None` if it does not respond or
+/// requires a token.
 pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<KeyRow>> {
     let server = RunningServer::of(config).ok()?;
     let (_, page) = server.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
@@ -166,7 +168,7 @@ fn verdict(page: &StatusPage, readiness: &ReportedReadiness) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The table and the lines below it; no line is longer than 80 characters.
+/// Formats the table and the lines below it. Each line has at most 80 characters.
 fn rendered(page: &StatusPage, details: &Details, readiness: &ReportedReadiness) -> String {
     let mut text = table(page, details);
     text.push_str(&format!(
@@ -193,18 +195,18 @@ fn rendered(page: &StatusPage, details: &Details, readiness: &ReportedReadiness)
     text
 }
 
-/// The remaining characters of all keys, as far as they are known.
+/// Formats the remaining characters of all keys. Keys without a known limit are counted separately.
 fn remaining_in_all(page: &StatusPage) -> String {
-    let left = Grouped(page.total_remaining_characters);
+    let remaining = Grouped(page.total_remaining_characters);
     match page.keys.iter().filter(|key| key.is_unknown()).count() {
-        0 => format!("{left} characters left"),
+        0 => format!("{remaining} characters left"),
         unknown if unknown == page.keys.len() => "characters left unknown".to_owned(),
-        1 => format!("{left} characters left and 1 key without a known limit"),
-        unknown => format!("{left} characters left and {unknown} keys without a known limit"),
+        1 => format!("{remaining} characters left and 1 key without a known limit"),
+        unknown => format!("{remaining} characters left and {unknown} keys without a known limit"),
     }
 }
 
-/// A line for each workspace with a billing discrepancy.
+/// Formats a line for each workspace with a billing discrepancy.
 fn drift_lines(details: &Details) -> String {
     let mut text = String::new();
     for (index, Detail { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
@@ -219,8 +221,8 @@ fn drift_lines(details: &Details) -> String {
     text
 }
 
-/// The table of keys, with their numbers, or with their names if any has one; the names replace the
-/// shares.
+/// Formats the table of keys. If a key has a name, the table shows names; otherwise it shows
+/// numbers and used shares.
 fn table(page: &StatusPage, details: &Details) -> String {
     let titles = [
         ("key", Alignment::Left),
@@ -236,34 +238,34 @@ fn table(page: &StatusPage, details: &Details) -> String {
         let plan = detail(index).and_then(|detail| detail.plan.as_deref());
         (index, row(key, plan))
     });
-    let [key, status, left, used, share, resets] = titles;
+    let [key, status, remaining, used, share, resets] = titles;
     if (0..page.keys.len()).all(|index| name(index).is_none()) {
-        let mut table = Table::new([("#", Alignment::Right), key, status, left, used, share, resets]);
-        for (index, [key, status, left, used, share, resets]) in rows {
-            table.row([(index + 1).to_string(), key, status, left, used, share, resets]);
+        let mut table = Table::new([("#", Alignment::Right), key, status, remaining, used, share, resets]);
+        for (index, [key, status, remaining, used, share, resets]) in rows {
+            table.row([(index + 1).to_string(), key, status, remaining, used, share, resets]);
         }
         return table.text();
     }
-    let mut table = Table::new([("name", Alignment::Left), key, status, left, used, resets]);
-    for (index, [key, status, left, used, _, resets]) in rows {
+    let mut table = Table::new([("name", Alignment::Left), key, status, remaining, used, resets]);
+    for (index, [key, status, remaining, used, _, resets]) in rows {
         let name = cut(&key_name(index, name(index)), MAX_NAME_CHARS);
-        table.row([name, key, status, left, used, resets]);
+        table.row([name, key, status, remaining, used, resets]);
     }
     table.text()
 }
 
-/// Maximum characters of a name beside all other columns.
+/// Maximum characters of a name. The other columns then fit into the line.
 const MAX_NAME_CHARS: usize = 11;
 
 impl KeyRow {
-    /// A limit of zero that is not reached was not reported by the provider.
+    /// Whether the limit is unknown: the provider reported none, so it is zero and not reached.
     pub(super) fn is_unknown(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }
 }
 
 fn row(key: &KeyRow, plan: Option<&str>) -> [String; 6] {
-    let (left, used, share) = if key.is_unknown() {
+    let (remaining, used, share) = if key.is_unknown() {
         let used = match unknown_limit(plan) {
             "unknown" => format!("{}/?", short(key.character_count)),
             why => why.to_owned(),
@@ -278,14 +280,14 @@ fn row(key: &KeyRow, plan: Option<&str>) -> [String; 6] {
     [
         cut(&key.short_key, 19),
         status_words(&key.status, key.is_near_limit),
-        left,
+        remaining,
         used,
         share,
         resets.unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
-/// The status of a key, in words.
+/// The status of a key as text.
 pub(super) fn status_words(status: &str, is_near_limit: bool) -> String {
     match status {
         "active" if is_near_limit => "near limit".to_owned(),

@@ -1,5 +1,5 @@
-//! `keychoir supabase migrate --print`: prints the tables that the mirror fills, as SQL. Keychoir
-//! does not run the SQL itself: its key may write rows, and should not be able to change tables.
+//! `keychoir supabase migrate --print`: prints the SQL of the mirror's tables. An operator runs the
+//! SQL, because Keychoir's key may write rows and should not change tables.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{print, print_error};
 
-/// The only copy: the program prints the file of the repository.
+/// The SQL file of the repository, which the program contains.
 const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
 
 #[derive(Debug, Args)]

@@ -1,5 +1,5 @@
-//! Tables as text: each column is as wide as its widest cell, at most 80 characters in all if the
-//! cells keep to their limits. Separate from the commands, so that all tables look the same.
+//! Formats tables as text for all commands. Each column has the width of its widest cell; the
+//! callers limit their cells so that a line has at most 80 characters.
 
 use std::fmt::Write as _;
 
@@ -22,7 +22,7 @@ pub(super) struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    /// A table with these columns.
+    /// Creates a table with these columns.
     pub(super) fn new(columns: [(&str, Alignment); N]) -> Self {
         Self {
             alignments: columns.map(|(_, alignment)| alignment),
@@ -35,7 +35,7 @@ impl<const N: usize> Table<N> {
         self.rows.push(cells);
     }
 
-    /// The lines, without an end of line at the last.
+    /// Formats the table without a line break at the end.
     pub(super) fn text(&self) -> String {
         let mut widths = [0; N];
         for row in &self.rows {
@@ -60,7 +60,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A number in at most seven characters: `94,580`, from a million on `1.23M`, rounded down.
+/// Formats a number in at most seven characters: `94,580`, from a million on `1.23M`, rounded down.
 pub(super) fn short(number: u64) -> String {
     const UNITS: [(u64, char); 5] = [
         (1_000_000_000_000_000_000, 'E'),
@@ -75,7 +75,7 @@ pub(super) fn short(number: u64) -> String {
     }
 }
 
-/// A text cut to `max_chars` characters, without control characters.
+/// Truncates `text` to `max_chars` characters and replaces control characters.
 pub(super) fn cut(text: &str, max_chars: usize) -> String {
     let safe = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     if text.chars().count() <= max_chars {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stay_short_and_are_never_rounded_up() {
+    fn a_number_is_short_and_rounded_down() {
         for (number, text) in [
             (0, "0"),
             (999_999, "999,999"),

@@ -1,4 +1,4 @@
-//! `keychoir usage`: prints the usage by key, client, model or route, from the database.
+//! `keychoir usage`: prints the usage in the database by key, client, model or route.
 
 use std::process::ExitCode;
 
@@ -60,7 +60,7 @@ impl GroupBy {
     }
 }
 
-/// The usage of a period.
+/// The usage in a period.
 struct Usage {
     since: UnixMs,
     by: &'static str,
@@ -99,7 +99,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Stands for an unknown value.
+/// The text of an unknown value.
 const NONE: &str = "-";
 
 impl Usage {
@@ -200,7 +200,7 @@ fn sums_json(sums: &Sums) -> Map<String, Value> {
     .collect()
 }
 
-/// A field of CSV.
+/// Formats a field of CSV.
 fn field(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))

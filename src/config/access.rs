@@ -1,24 +1,25 @@
-//! Access rules for all clients, and the charge for requests without a price.
+//! Access rules for all clients, and the charge for requests of unknown cost.
 
-/// What clients may request, and how unpriced requests count.
+/// Access rules of all clients, and the charge for requests of unknown cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
     /// Whether requests that could disable a key, create one or manage the workspace are refused.
     pub block_admin_endpoints: bool,
     /// Whether the pool's keys, and data about their owner, are redacted in responses.
     pub redact: bool,
-    /// Credits charged to the client's quota when neither the estimate nor the response of a
-    /// request has a price.
+    /// Credits charged to the client's quota when neither the estimate nor the response shows the
+    /// cost of a request.
     pub unpriced_credits: usize,
-    /// Maximum concurrent requests of unknown price for a client with a quota of credits.
+    /// Maximum concurrent requests of unknown cost per client with a quota of credits.
     pub max_unpriced_requests: usize,
-    /// Whether a token that belongs to no client is used as the client's own key of the provider.
+    /// Whether an unknown token is used as the client's own key of the provider.
     pub bring_your_own_key: bool,
-    /// Names in a `Host` header that are accepted beside localhost and IP addresses; `*` for any.
+    /// Names that a `Host` header may contain in addition to localhost and IP addresses; `*` for
+    /// any.
     pub hosts: Vec<String>,
     /// Origins whose web pages may send requests.
     pub origins: Vec<String>,
-    /// Headers of proxies before this one that are forwarded to the provider.
+    /// Headers of preceding proxies that are forwarded to the provider.
     pub forward_headers: Vec<String>,
 }
 

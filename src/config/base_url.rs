@@ -1,5 +1,5 @@
-//! The provider's address, parsed strictly: the target of a request must not depend on how
-//! leniently a URL library reads a typing mistake.
+//! Parses the provider's base URL strictly. A lenient URL library would correct a typo, and
+//! requests would go to an unintended host.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,20 +19,20 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// http or https.
+    /// The scheme, http or https.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host in lower case, an IPv6 address without brackets: the form for DNS lookups and for
-    /// the server name in a TLS handshake.
+    /// The host in lower case, an IPv6 address without brackets, as DNS lookups and the server name
+    /// of a TLS handshake require it.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port; the scheme's default if none was written.
+    /// The port, or the scheme's default if the URL has none.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -51,7 +51,7 @@ impl BaseUrl {
         if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether the host is this machine, as far as the text shows.
+    /// Whether the host is `localhost` or a loopback address. Host names are not looked up.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"
@@ -87,11 +87,12 @@ impl FromStr for BaseUrl {
             return Err(WrongValue::new(format!("{invalid:?} cannot be part of a URL")));
         }
         let (scheme, rest) = split_scheme(text)?;
-        // These parts may contain a credential, so the message names the part without its value.
+        // These parts may contain a credential, so the message contains the name of the part and
+        // not its value.
         for (sign, part) in [('?', "a query"), ('#', "a fragment"), ('@', "a user name or password")] {
             if rest.contains(sign) {
                 return Err(WrongValue::new(format!("a base URL has no {}", part.trim_start_matches("a ")))
-                    .advise(format!("leave `{sign}` and what belongs to it away")));
+                    .advise(format!("remove the part with `{sign}`")));
             }
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -113,7 +114,7 @@ impl FromStr for BaseUrl {
     }
 }
 
-/// A prefix of every path that is served; empty for none.
+/// The path prefix of all requests that Keychoir serves; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BasePath(String);
 
@@ -190,7 +191,7 @@ fn check_host(host: &str) -> Result<String, WrongValue> {
     if host.len() > 253 || !host.split('.').all(is_label) {
         return Err(wrong());
     }
-    // Some parsers read a name whose last label is a number as an IPv4 address.
+    // Some parsers treat a name whose last label is a number as an IPv4 address.
     let is_numeric =
         host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     if is_numeric && host.parse::<Ipv4Addr>().is_err() {
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_go_from_1_to_65535() {
+    fn a_port_is_between_1_and_65535() {
         check("http://h:1", "http://h:1");
         check("http://h:65535", "http://h:65535");
         for text in ["http://h:0", "http://h:65536", "http://h:", "http://h:x", "http://h:+5", "http://::1"] {
@@ -271,10 +272,10 @@ mod tests {
     fn a_url_part_that_could_be_a_credential_is_refused_and_not_shown() {
         check(
             "https://me:hunter2@host",
-            "! a base URL has no user name or password; leave `@` and what belongs to it away",
+            "! a base URL has no user name or password; remove the part with `@`",
         );
-        check("https://h/?hunter2", "! a base URL has no query; leave `?` and what belongs to it away");
-        check("https://h#hunter2", "! a base URL has no fragment; leave `#` and what belongs to it away");
+        check("https://h/?hunter2", "! a base URL has no query; remove the part with `?`");
+        check("https://h#hunter2", "! a base URL has no fragment; remove the part with `#`");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Settings with a fixed set of words, and the filter of the log.
+//! Types of settings that accept a fixed set of words, and the log filter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use super::problem::{WrongValue, nearest};
 use super::renamed;
 use crate::policy::strategy::{STRATEGIES, Strategy};
 
-/// The strategy by which keys are chosen.
+/// The strategy that chooses the key of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct StrategyChoice(pub &'static Strategy);
 
@@ -40,7 +40,7 @@ impl FromStr for StrategyChoice {
             Some(strategy) => Ok(Self(strategy)),
             None => {
                 let wrong =
-                    no_such_word("strategy", text, &STRATEGIES.each_ref().map(|strategy| strategy.name));
+                    unknown_word("strategy", text, &STRATEGIES.each_ref().map(|strategy| strategy.name));
                 Err(wrong.suggest(renamed::strategy(text)))
             }
         }
@@ -66,7 +66,7 @@ impl LogFormat {
         [("auto", Self::Auto), ("terminal", Self::Terminal), ("ascii", Self::Ascii), ("json", Self::Json)];
 }
 
-/// Implements `Display` and `FromStr` from the list of words.
+/// Implements `Display` and `FromStr` for an enum with a list of words.
 macro_rules! words {
     ($choice:ident, $noun:literal) => {
         impl fmt::Display for $choice {
@@ -83,7 +83,7 @@ macro_rules! words {
                 if let Some((_, choice)) = Self::ALL.iter().find(|(word, _)| *word == text) {
                     return Ok(*choice);
                 }
-                Err(no_such_word($noun, text, &Self::ALL.map(|(word, _)| word)))
+                Err(unknown_word($noun, text, &Self::ALL.map(|(word, _)| word)))
             }
         }
     };
@@ -91,20 +91,20 @@ macro_rules! words {
 
 words!(LogFormat, "log format");
 
-fn no_such_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
+fn unknown_word(noun: &str, text: &str, words: &[&'static str]) -> WrongValue {
     let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     WrongValue::new(format!("there is no {noun} {}", shown(text)))
         .advise(format!("there is {}", listed.join(", ")))
         .suggest(nearest(&text.to_lowercase().replace('_', "-"), words.iter().copied()))
 }
 
-/// A level, or targets with levels: `info`, `info,keychoir::pool=debug`. Always parses as
-/// `tracing_subscriber::filter::Targets`.
+/// A log level, or targets with levels: `info`, `info,keychoir::pool=debug`. A valid value always
+/// parses as `tracing_subscriber::filter::Targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
 
 impl LogFilter {
-    /// The text, without spaces between its parts.
+    /// The text, without spaces between its directives.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -128,11 +128,11 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-        // A space would become part of the target's name, which then matches nothing.
+        // A space would become part of the target's name, and the target would match nothing.
         let text = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
         for directive in text.split(',') {
-            // `tracing` reads `debgu` alone as a target at the most verbose level, which is hardly
-            // intended here.
+            // `tracing` treats a misspelt level such as `debgu` as a target at the most verbose
+            // level, so a directive without a valid level is an error.
             let level = directive.split_once('=').map_or(directive, |(_, level)| level);
             if level.parse::<LevelFilter>().is_err() || level.is_empty() {
                 return Err(WrongValue::new(format!("there is no log level {}", shown(level)))
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_no_target() {
+    fn a_misspelt_level_is_refused() {
         let list = "write one of off, error, warn, info, debug, trace, or TARGET=LEVEL, separated by commas";
         check::<LogFilter>(
             "debgu",

@@ -1,5 +1,5 @@
-//! Reads the clients that may use the pool. Only fingerprints of tokens are kept: the token itself
-//! is dropped as soon as it was read.
+//! Parses the clients that may use the pool. The configuration contains only the fingerprint of a
+//! token; the token is dropped after hashing.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::value::Folders;
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
-/// Minimum recommended characters of a token: a shorter one could be guessed.
+/// Minimum recommended characters of a token. A shorter token could be guessed.
 const MIN_ADVISED_TOKEN_CHARS: usize = 16;
 
 /// A client and the fingerprint of its token.
@@ -53,9 +53,11 @@ pub(super) fn read(
         let fields = ["token_sha256", "token_file", "token"];
         let Some((field, text, span)) = entry.one_of(&fields, problems) else { continue };
         let token = match field {
-            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| no_fingerprint(text)),
-            "token_file" => secret_file(sources, folders, text).and_then(|text| plain_token(text.trim())),
-            _ => plain_token(text),
+            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint(text)),
+            "token_file" => {
+                secret_file(sources, folders, text).and_then(|text| token_fingerprint(text.trim()))
+            }
+            _ => token_fingerprint(text),
         };
         let token = match token {
             Ok(token) => token,
@@ -100,8 +102,8 @@ fn check_client_name(name: &str) -> Result<(), WrongValue> {
     }
 }
 
-/// The fingerprint of a token, which must be valid in a header.
-fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
+/// Hashes a token, which must be valid in a header.
+fn token_fingerprint(text: &str) -> Result<TokenFingerprint, WrongValue> {
     if text.is_empty() {
         return Err(WrongValue::new("the token is empty"));
     }
@@ -114,9 +116,9 @@ fn plain_token(text: &str) -> Result<TokenFingerprint, WrongValue> {
     Ok(TokenFingerprint::of(text))
 }
 
-/// The error for a text that is no fingerprint. It mentions only the length: the text may be the
-/// token itself.
-fn no_fingerprint(text: &str) -> WrongValue {
+/// The error for an invalid fingerprint. It contains only the length, because the text may be the
+/// token.
+fn invalid_fingerprint(text: &str) -> WrongValue {
     let message = match text.chars().count() {
         64 => "this has other characters than hexadecimal digits".to_owned(),
         count => format!("this has {count} characters, a SHA-256 has 64"),

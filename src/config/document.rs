@@ -1,5 +1,5 @@
-//! Parses the TOML file into settings and entries, each with its position in the file. Only the shape is checked
-//! here: `setting`, `keys` and `clients` interpret the values.
+//! Parses the TOML file into settings and entries, each with its position in the file. This module
+//! checks the structure only; `setting`, `keys` and `clients` parse the values.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
@@ -14,7 +14,7 @@ use super::renamed;
 use super::setting::{self, Setting};
 use super::value::{self, Raw};
 
-/// A parsed file. After syntax errors it contains everything that could still be parsed.
+/// A parsed file. After a syntax error it contains the parts that could be parsed.
 pub(super) struct Document<'a> {
     path: &'a Path,
     text: &'a str,
@@ -61,18 +61,18 @@ impl<'a> Document<'a> {
         Self { path, text, root: root.into_inner(), broken_lines }
     }
 
-    /// Whether the whole file was parsed, so that an absent entry is really missing.
-    pub(super) fn is_sound(&self) -> bool {
+    /// Whether the whole file was parsed. Only then is an absent entry really missing.
+    pub(super) fn is_fully_parsed(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
-    /// Whether a problem lies in a line that the parser recovered from, and may be an artifact of
-    /// that.
-    pub(super) fn is_guess(&self, problem: &Problem) -> bool {
+    /// Whether a problem is in a line that a syntax error affects. The syntax error may have caused
+    /// the problem.
+    pub(super) fn is_affected_by_syntax_error(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
-    /// Sorts the content of the file into settings and entries.
+    /// Collects the settings and entries of the file.
     pub(super) fn contents(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
         let mut contents = Contents::default();
         for (name, value) in &self.root {
@@ -169,12 +169,12 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TableEntry<'a> {
-    /// Whether the entry contains a key or a token itself, not only a file name or a hash.
-    pub(super) fn holds_secrets(&self) -> bool {
+    /// Whether the entry contains a key or a token, not only a file name or a hash.
+    pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token"].iter().any(|name| self.table.contains_key(*name))
     }
 
-    /// Reports every field that is not one of `known`.
+    /// Reports every field whose name is not in `known`.
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
         for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
             let span = self.document.span_of(name.span());
@@ -186,7 +186,7 @@ impl<'a> TableEntry<'a> {
         }
     }
 
-    /// The string in a field with its position; `None` if it is missing or no string.
+    /// The string in a field with its position; `None` if the field is missing or no string.
     pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, SourceSpan)> {
         let value = self.table.get(name)?;
         let span = self.document.span_of(value.span());
@@ -199,7 +199,7 @@ impl<'a> TableEntry<'a> {
         }
     }
 
-    /// The integer in a field; `None` if it is missing or out of `range`.
+    /// The integer in a field; `None` if the field is missing or its value is not in `range`.
     pub(super) fn count(
         &self,
         name: &str,
@@ -215,22 +215,22 @@ impl<'a> TableEntry<'a> {
         })
     }
 
-    /// The boolean in a field; `None` if it is missing.
+    /// The boolean in a field; `None` if the field is missing.
     pub(super) fn switch(&self, name: &str, problems: &mut Vec<Problem>) -> Option<bool> {
         self.read(name, problems, value::switch)
     }
 
-    /// The strings of a field, each parsed by `one`; empty if the field is missing. An empty list
-    /// is an error: it reads as "nothing", but would mean "everything".
+    /// The strings of a field, each parsed by `parse_text`; empty if the field is missing. An empty
+    /// list is an error, because it looks like "nothing" and would mean "everything".
     pub(super) fn list(
         &self,
         name: &str,
-        one: impl Fn(&str) -> Result<String, WrongValue>,
+        parse_text: impl Fn(&str) -> Result<String, WrongValue>,
         problems: &mut Vec<Problem>,
     ) -> Vec<String> {
         let read = |raw: Raw<'_>| match value::texts(raw)?[..] {
-            [] => Err(WrongValue::new("this list is empty").advise("remove it, or name what it should list")),
-            ref texts => texts.iter().map(|text| one(text)).collect(),
+            [] => Err(WrongValue::new("this list is empty").advise("remove it, or add a value")),
+            ref texts => texts.iter().map(|text| parse_text(text)).collect(),
         };
         self.read(name, problems, read).unwrap_or_default()
     }
@@ -246,7 +246,8 @@ impl<'a> TableEntry<'a> {
         read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(span.problem(wrong))).ok()
     }
 
-    /// The string of the one field of `names` that must exist, with its name and position.
+    /// The string of the only field among `names`, with its name and position. Exactly one of these
+    /// fields must exist.
     pub(super) fn one_of<'n>(
         &self,
         names: &[&'n str],
@@ -256,8 +257,8 @@ impl<'a> TableEntry<'a> {
         let present: Vec<&str> =
             names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
         match present.as_slice() {
-            // In a broken file the field may exist and not have been parsed.
-            [] if !self.document.is_sound() => None,
+            // After a syntax error the field may exist without having been parsed.
+            [] if !self.document.is_fully_parsed() => None,
             [] => {
                 problems.push(self.span.problem(WrongValue::new(format!("this entry has no {listed}"))));
                 None
@@ -272,8 +273,8 @@ impl<'a> TableEntry<'a> {
     }
 }
 
-/// The lines whose meaning changes because `line` could not be parsed: the line itself, and below a
-/// broken header everything up to the next header.
+/// The lines affected by a syntax error in `line`: the line itself, and after an invalid header all
+/// lines up to the next header.
 fn lines_affected_from(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
@@ -283,13 +284,14 @@ fn lines_affected_from(text: &str, line: usize) -> Range<usize> {
     line..line + 1 + rest.take_while(|text| !is_header(text)).count()
 }
 
-/// Converts a message of the parser. `text` is the source that it points to.
+/// Converts an error message of the parser, which points to the source `text`.
 fn syntax_error(message: &str, text: &str) -> WrongValue {
     if message == "duplicate key" {
         return WrongValue::new(format!("{} is given twice", shown(text))).advise("keep one of them");
     }
     let (message, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    // A bare word, address or URL is parsed as whatever its first character could start.
+    // The parser chooses the type of an unquoted word, address or URL by its first character, so its
+    // message names that type.
     let unquoted_kinds = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
     let wrong = WrongValue::new(message);
     if unquoted_kinds.iter().any(|kind| message.contains(kind)) {
@@ -327,7 +329,7 @@ fn unknown_section(name: &str, value: &DeValue<'_>) -> WrongValue {
     wrong.suggest(near.or_else(|| nearest_path(name)))
 }
 
-/// The full path of the setting with the most similar name in any section.
+/// The path of the setting with the most similar name in all sections.
 fn nearest_path(name: &str) -> Option<String> {
     let names = setting::TABLE.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
     let near = nearest(name, names)?;

@@ -1,6 +1,5 @@
-//! Edits the configuration file: an entry is appended or cut out, and every other byte, above all
-//! comments, stays unchanged. The file is replaced atomically, and only if the new content is a
-//! valid configuration.
+//! Edits the configuration file: adds or removes one entry and keeps every other byte, above all
+//! comments. The file is replaced atomically, and only if the new content is a valid configuration.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -15,10 +14,10 @@ use super::value::Folders;
 use super::{Loaded, Overrides, load, variables};
 use crate::secret::TokenFingerprint;
 
-/// Why the file was not changed.
+/// The errors that leave the file unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// No configuration file is named.
+    /// No path of a configuration file is known.
     #[error("there is no configuration file to change: name one with --config FILE or KEYCHOIR_CONFIG")]
     NoFile,
     /// The file cannot be read.
@@ -71,7 +70,7 @@ pub struct NewClient {
     pub keys: Vec<String>,
     /// Names of the workspaces that serve it.
     pub workspaces: Vec<String>,
-    /// Whether it may bring a key of its own.
+    /// Whether it may send its own key of the provider.
     pub may_bring_key: bool,
 }
 
@@ -151,7 +150,7 @@ pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Load
         let line_end = |at: usize| text[at..].find('\n').map_or(text.len(), |newline| at + newline + 1);
         let (before, after) =
             (&text[..text[..start].rfind('\n').map_or(0, |newline| newline + 1)], &text[line_end(end)..]);
-        // The empty lines on one side of the entry are enough.
+        // The blank lines on one side of the entry suffice.
         let is_blank = before.is_empty() || before.ends_with("\n\n");
         let after = if is_blank { after.trim_start_matches('\n') } else { after };
         let before = if after.is_empty() { before.trim_end_matches('\n') } else { before };
@@ -160,9 +159,9 @@ pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, Load
     })
 }
 
-/// The byte range of the entry of this name, from its header to its last value.
+/// The byte range of the entry of this name, from its header to the end of its last value.
 fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError> {
-    // Syntax errors are reported, with their position, by the load that follows.
+    // The load that follows reports syntax errors with their position.
     let (root, _) = DeTable::parse_recoverable(text);
     let Some(clients) = root.get_ref().get("clients") else { return Ok(None) };
     let DeValue::Array(entries) = clients.get_ref() else { return Err(EditError::NotTables) };
@@ -171,7 +170,7 @@ fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError>
         if !text[entry.span().start..].starts_with("[[") {
             return Err(EditError::NotTables);
         }
-        if table.get("name").and_then(|found| found.get_ref().as_str()) == Some(name) {
+        if table.get("name").and_then(|value| value.get_ref().as_str()) == Some(name) {
             let end = table.values().map(|value| value.span().end).max();
             return Ok(Some((entry.span().start, end.unwrap_or(entry.span().end))));
         }
@@ -179,7 +178,7 @@ fn entry_of(text: &str, name: &str) -> Result<Option<(usize, usize)>, EditError>
     Ok(None)
 }
 
-/// How a missing file is handled.
+/// The action if the file is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     Create,
@@ -196,7 +195,7 @@ fn change(
     edit: impl FnOnce(&str) -> Result<String, EditError>,
 ) -> Result<(PathBuf, Loaded), EditError> {
     let named = config_path(overrides)?;
-    // A symbolic link keeps pointing at the file that is changed.
+    // The target of a symbolic link is changed, and the link stays.
     let path = match fs::canonicalize(&named) {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Create => named.clone(),
@@ -225,8 +224,8 @@ fn change(
     Ok((named, loaded))
 }
 
-/// The file that the command line or the environment names, else the existing file at the default
-/// paths, else the first default path.
+/// The file that the command line or the environment names. Otherwise the first existing default
+/// path, or the first default path if none exists.
 fn config_path(overrides: &Overrides) -> Result<PathBuf, EditError> {
     if let Some(path) = &overrides.config_file {
         return Ok(path.clone());
@@ -244,8 +243,8 @@ fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> EditError {
     EditError::Unreadable { path: path.to_owned(), reason: reason.to_string() }
 }
 
-/// A temporary file beside `path` with this text, and with the owner and mode of `path`; if `path`
-/// does not exist, only its owner may read it.
+/// Creates a temporary file beside `path` with this text and with the owner and mode of `path`. If
+/// `path` does not exist, only the owner may read the file.
 fn temporary_file_beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let original = match fs::metadata(path) {
@@ -256,7 +255,7 @@ fn temporary_file_beside(path: &Path, text: &str) -> io::Result<NamedTempFile> {
         }
         Err(error) => return Err(error),
     };
-    // The temporary file has mode 0600, which a new file keeps.
+    // The temporary file has mode 0600, and a new configuration file keeps this mode.
     let mut file = tempfile::Builder::new().prefix(".keychoir-").suffix(".toml").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
     if let Some(original) = original {
@@ -299,7 +298,7 @@ mod tests {
         format!("[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nquota = \"3 requests\"\n", token())
     }
 
-    /// Adds the client to `before`, and removes it again.
+    /// Adds the client to `before` and removes it again.
     #[track_caller]
     fn check(before: &str, with: &str, without: &str) {
         let folder = tempfile::tempdir().unwrap();
@@ -336,7 +335,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{FIRST_LINES}\n{}", entry()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        // An invalid change leaves only the folder behind.
+        // After an invalid change only the folder exists.
         let other = folder.path().join("other").join("k.toml");
         let wrong = NewClient { name: "An App".to_owned(), ..app() };
         assert!(matches!(add_client(&overrides(&other), &wrong, &token()), Err(EditError::Invalid(_))));

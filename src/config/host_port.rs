@@ -1,5 +1,5 @@
-//! A TCP address to listen on: an IP address or `localhost`. A host name is refused: its DNS entry
-//! could expose the proxy to more machines tomorrow than today.
+//! Parses a TCP address to listen on: an IP address or `localhost`. Host names are refused, because
+//! a change of their DNS entry could expose the proxy to other machines.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,16 +22,16 @@ enum Host {
 }
 
 impl HostPort {
-    /// The port; 0 for one chosen by the system.
+    /// The port; with 0 the system chooses one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The addresses to bind: binding the first one must succeed.
+    /// The addresses to bind. Binding the first one must succeed.
     ///
-    /// `localhost` has two, IPv4 first: clients that try `::1` first find a listener there if the
-    /// machine has IPv6. With port 0, the second one uses the port that the first one got.
+    /// `localhost` has two addresses, IPv4 first. Clients that try `::1` first are then served,
+    /// too, if the machine has IPv6. With port 0, the second address uses the port of the first.
     #[must_use]
     pub fn socket_addresses(&self) -> Vec<SocketAddr> {
         match self.host {
@@ -54,8 +54,8 @@ impl HostPort {
 }
 
 impl HostPort {
-    /// Whether a connection from this machine to `host` and `port` reaches this listener, as far as
-    /// the text shows: `host` is `localhost` or an address.
+    /// Whether a connection from this machine to `host` and `port` reaches this listener. `host` is
+    /// `localhost` or an IP address; host names are not looked up.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
         let addresses: Vec<IpAddr> = match host.parse() {
@@ -67,8 +67,8 @@ impl HostPort {
         };
         let is_own = |own_address: SocketAddr| {
             let own_address = own_address.ip().to_canonical();
-            // The wildcard address covers every address of this machine; those of its networks are
-            // unknown here.
+            // The wildcard address includes every address of this machine. Only its loopback
+            // addresses are known here.
             let is_same = |address: &IpAddr| {
                 let address = address.to_canonical();
                 address == own_address
@@ -83,7 +83,8 @@ impl HostPort {
 
 impl Default for HostPort {
     fn default() -> Self {
-        // Loopback: no other machine reaches the keys before the operator opens the listener.
+        // With a loopback address, no other machine can use the keys until the operator configures
+        // another address.
         Self { host: Host::Address(Ipv4Addr::LOCALHOST.into()), port: 11011 }
     }
 }
@@ -134,7 +135,7 @@ impl FromStr for HostPort {
     }
 }
 
-/// Parses a host; the error is a suggestion, if there is one.
+/// Parses a host. The error contains the suggestion, if there is one.
 fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(Host::Localhost);
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_not_looked_up() {
+    fn a_host_name_is_not_looked_up() {
         for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
             let notation = "write HOST:PORT, for example 127.0.0.1:11011";
             check(text, &format!("! `{text}` has no IP address and is not localhost; {notation}"));
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_go_from_0_to_65535() {
+    fn a_port_is_between_0_and_65535() {
         check("127.0.0.1:65535", "127.0.0.1:65535");
         for text in ["127.0.0.1:65536", "127.0.0.1:", "127.0.0.1:+1", "127.0.0.1:-1", "127.0.0.1:http"] {
             let advice = "a port is a number from 0 (any free one) to 65535";
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_loopback() {
+    fn only_loopback_addresses_are_loopback() {
         for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"] {
             assert!(text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
         }

@@ -1,5 +1,5 @@
-//! Parses a list of keys separated by commas, as pasted into a variable or a file. Messages name
-//! corrected and invalid entries only by their position and short form.
+//! Parses a comma-separated list of keys from a variable or a file. Messages identify an entry by
+//! its position and short form, so that they contain no key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use super::key_shape::{self, InvalidKey, KeyProvider, masked};
 use crate::secret::ApiKey;
 
-/// The source of the text, which decides what is unusual in it.
+/// The source of the text; it determines the separators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyListFormat {
     /// Commas separate keys; line breaks are unusual.
@@ -27,12 +27,12 @@ pub(super) struct KeyList {
     pub(super) invalid: Vec<InvalidEntry>,
 }
 
-/// An entry that cannot be a key.
+/// An entry that is no valid key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidEntry {
-    /// What is wrong, as a sentence.
+    /// The error message, as a sentence.
     pub(super) message: String,
-    /// Advice beyond the general notation of keys.
+    /// Advice specific to this entry.
     pub(super) advice: Option<&'static str>,
 }
 
@@ -44,18 +44,18 @@ pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) ->
         position: 0,
         first_positions: HashMap::new(),
         plain_words: Vec::new(),
-        empty: Vec::new(),
+        empty_positions: Vec::new(),
         ends_with_comma: false,
         has_quotes: false,
         has_line_breaks: false,
         has_other_separators: false,
     };
     match format {
-        KeyListFormat::Variable => parser.chunks(text.split(',')),
+        KeyListFormat::Variable => parser.parse_chunks(text.split(',')),
         KeyListFormat::File => {
             for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
             {
-                parser.chunks(line.split(','));
+                parser.parse_chunks(line.split(','));
             }
         }
     }
@@ -67,9 +67,9 @@ struct KeyListParser {
     list: KeyList,
     position: usize,
     first_positions: HashMap<crate::secret::Fingerprint, usize>,
-    /// Entries that count as keys only if all others look like them.
+    /// Words that count as keys only if no other entry looks like a key.
     plain_words: Vec<(usize, ApiKey)>,
-    empty: Vec<usize>,
+    empty_positions: Vec<usize>,
     ends_with_comma: bool,
     has_quotes: bool,
     has_line_breaks: bool,
@@ -77,23 +77,24 @@ struct KeyListParser {
 }
 
 impl KeyListParser {
-    /// Reads the texts between commas.
-    fn chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
+    /// Parses the texts between commas.
+    fn parse_chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
         let mut chunks = chunks.peekable();
         let mut is_first = true;
         while let Some(chunk) = chunks.next() {
-            // Whitespace after the last comma makes that a trailing comma, not an empty entry.
+            // If only whitespace follows the last comma, it is a trailing comma and not an empty
+            // entry.
             if chunk.trim_matches(is_padding).is_empty() && chunks.peek().is_none() && !is_first {
                 self.has_quotes |= chunk.contains(is_quote);
                 self.ends_with_comma = true;
             } else {
-                self.chunk(chunk);
+                self.parse_chunk(chunk);
             }
             is_first = false;
         }
     }
 
-    fn chunk(&mut self, chunk: &str) {
+    fn parse_chunk(&mut self, chunk: &str) {
         let chunk = chunk.trim_matches(is_space);
         let pieces = chunk.split(|character| is_space(character) || character == ';');
         let unquoted = pieces.map(|piece| {
@@ -105,11 +106,11 @@ impl KeyListParser {
         match words.as_slice() {
             [] => {
                 self.position += 1;
-                self.empty.push(self.position);
+                self.empty_positions.push(self.position);
             }
-            [word] => self.key(word),
+            [word] => self.add_key(word),
             words if words.iter().all(|word| key_shape::looks_like_a_key(word)) => {
-                words.iter().for_each(|word| self.key(word));
+                words.iter().for_each(|word| self.add_key(word));
                 self.has_line_breaks |= chunk.contains(['\n', '\r']);
                 self.has_other_separators |= chunk.contains(|character| {
                     (is_space(character) && !"\r\n".contains(character)) || character == ';'
@@ -127,12 +128,12 @@ impl KeyListParser {
         self.list.invalid.push(InvalidEntry { message, advice });
     }
 
-    fn key(&mut self, text: &str) {
+    fn add_key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // An error here is clearer than the provider's 401 later.
-        if let Err(no_key) = key_shape::check(text, self.provider) {
-            return self.refuse(text, no_key);
+        // This error explains more than the provider's 401 would later.
+        if let Err(invalid_key) = key_shape::check(text, self.provider) {
+            return self.refuse(text, invalid_key);
         }
         let key = match ApiKey::new(text) {
             Ok(key) => key,
@@ -144,7 +145,7 @@ impl KeyListParser {
         match self.first_positions.entry(key.fingerprint()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(position);
-                if self.provider == KeyProvider::ElevenLabs && !key_shape::is_known_shape(text) {
+                if self.provider == KeyProvider::ElevenLabs && !key_shape::is_known_format(text) {
                     self.list.corrections.push(format!(
                         "entry {position} ({}) has another shape than the keys of ElevenLabs that are known (`sk_` and \
                          48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
@@ -165,9 +166,9 @@ impl KeyListParser {
         }
     }
 
-    /// Refuses words among entries that look like keys: a word is then a name, or the header of a
-    /// column.
-    fn refuse_names(&mut self) {
+    /// Refuses plain words if other entries look like keys. Such a word is a name, or the header of
+    /// a column.
+    fn refuse_plain_words(&mut self) {
         if self.plain_words.len() == self.list.keys.len() {
             return;
         }
@@ -183,11 +184,11 @@ impl KeyListParser {
     }
 
     fn finish(mut self) -> KeyList {
-        self.refuse_names();
+        self.refuse_plain_words();
         let corrections = &mut self.list.corrections;
-        match self.empty.as_slice() {
+        match self.empty_positions.as_slice() {
             [] => {}
-            [one] => corrections.push(format!("entry {one} is empty")),
+            [position] => corrections.push(format!("entry {position} is empty")),
             positions => {
                 let listed = positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 corrections.push(format!("entries {listed} are empty"));
@@ -196,8 +197,8 @@ impl KeyListParser {
         for (applies, correction) in [
             (self.ends_with_comma, "ends with a comma"),
             (self.has_quotes, "has quotes around keys"),
-            (self.has_line_breaks, "has line breaks between keys, taken for commas"),
-            (self.has_other_separators, "has spaces or semicolons between keys, taken for commas"),
+            (self.has_line_breaks, "has line breaks between keys, which count as commas"),
+            (self.has_other_separators, "has spaces or semicolons between keys, which count as commas"),
         ] {
             if applies {
                 corrections.push(correction.to_owned());
@@ -211,7 +212,7 @@ impl KeyListParser {
     }
 }
 
-/// Whitespace of every kind, including invisible characters that come with copied text.
+/// Whether the character is whitespace, or an invisible character that copied text may contain.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{feff}' | '\u{200b}'..='\u{200d}')
 }
@@ -314,8 +315,8 @@ mod tests {
 
     #[test]
     fn line_breaks_and_spaces_separate_keys_too() {
-        let breaks = "has line breaks between keys, taken for commas";
-        let spaces = "has spaces or semicolons between keys, taken for commas";
+        let breaks = "has line breaks between keys, which count as commas";
+        let spaces = "has spaces or semicolons between keys, which count as commas";
         check("sk_a\nsk_b\r\nsk_c\n", &["sk_a", "sk_b", "sk_c"], &[breaks]);
         check("sk_a,\nsk_b", &["sk_a", "sk_b"], &[]);
         check("sk_a sk_b;sk_c", &["sk_a", "sk_b", "sk_c"], &[spaces]);
@@ -347,18 +348,18 @@ mod tests {
     #[test]
     fn an_invalid_entry_is_named_by_its_position() {
         check_invalid("sk_a,<your-key>", &["entry 2 (10 characters) is a placeholder"]);
-        check_invalid("sk_a,<key>", &["entry 2 (5 characters) has a `<` in it, which no key has"]);
-        check_invalid("$KEYS", &["entry 1 (5 characters) has a `$` in it, which no key has"]);
-        check_invalid("[\"sk_a\"]", &["entry 1 (8 characters) has a `[` in it, which no key has"]);
+        check_invalid("sk_a,<key>", &["entry 2 (5 characters) contains the invalid character `<`"]);
+        check_invalid("$KEYS", &["entry 1 (5 characters) contains the invalid character `$`"]);
+        check_invalid("[\"sk_a\"]", &["entry 1 (8 characters) contains the invalid character `[`"]);
         check_invalid(
             "sk_a,sk_\u{e9}",
-            &["entry 2 (sk_***, 4 characters) has a `\u{e9}` in it, which no key has"],
+            &["entry 2 (sk_***, 4 characters) contains the invalid character `\u{e9}`"],
         );
     }
 
     const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    /// The result for one entry, with `K` replaced by a key, and its messages.
+    /// Checks the messages for one entry, in which `K` is replaced by a key.
     #[track_caller]
     fn check_around(text: &str, expected: &[&str]) {
         let text = text.replace('K', KEY);
@@ -387,8 +388,8 @@ mod tests {
         );
         check_around("main,K", &["entry 1 (4 characters) is"]);
         check_around("K,studio", &["entry 2 (6 characters) is"]);
-        check_around("main=K", &["entry 1", "has a `=` in it"]);
-        check_around("ELEVENLABS_API_KEYS=K", &["entry 1", "has a `=` in it"]);
+        check_around("main=K", &["entry 1", "the invalid character `=`"]);
+        check_around("ELEVENLABS_API_KEYS=K", &["entry 1", "the invalid character `=`"]);
         check_around("export ELEVENLABS_API_KEY=K", &["entry 1"]);
         check_around("{\"key\": \"K\"}", &["entry 1"]);
         check_around("- K", &["entry 1", "YAML"]);
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn at_elevenlabs_a_short_text_is_refused_and_an_unknown_shape_is_a_warning() {
+    fn a_short_elevenlabs_key_is_refused_and_an_unknown_format_is_a_warning() {
         let read = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
         let list = read(&format!("sk_first,{KEY}"));
         assert_eq!(sentences(&list), ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]);

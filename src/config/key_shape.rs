@@ -1,16 +1,16 @@
-//! Checks whether a text can be a key. ElevenLabs documents no format, so an unknown format only
-//! leads to a warning; refused are properties that no key has, and texts that people write around
-//! or instead of keys. No message contains the text, except for its short form and for words that
-//! are listed here as well.
+//! Checks whether a text can be a key. ElevenLabs documents no key format, so an unknown format
+//! causes only a warning. Errors are invalid characters, placeholders, short forms and words around
+//! keys. A message contains the short form of the text, and no other part of it except the words
+//! listed here.
 
 use crate::secret::ShortKey;
 
-/// The provider that a key is for.
+/// The provider of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyProvider {
     /// ElevenLabs itself, whose keys have known formats.
     ElevenLabs,
-    /// Another server, such as a simulator, which may accept any text.
+    /// Another server, such as a simulator, which may accept any key.
     Other,
 }
 
@@ -22,16 +22,15 @@ impl KeyProvider {
     }
 }
 
-/// Minimum length of a key: fewer random characters hold less than 64 bits, and no key of
-/// ElevenLabs is known to have fewer than 32 characters.
+/// Minimum characters of a key. All known keys of ElevenLabs have 32 characters or more, and fewer
+/// than 20 hexadecimal digits hold less than 80 bits.
 const MIN_KEY_CHARS: usize = 20;
 
-/// Words that occur in placeholders, and in no random key.
+/// Words that placeholders contain and keys do not.
 const PLACEHOLDERS: [&str; 8] =
     ["your", "placeholder", "changeme", "change_me", "change-me", "replace", "xxxx", "****"];
 
-/// Words that occur before keys, in headers, in the first line of a table, in YAML and in shells.
-/// They may appear in messages.
+/// Words that precede keys in headers, tables, YAML and shells. Messages may contain them.
 const SURROUNDING_WORDS: [&str; 14] = [
     "bearer",
     "key",
@@ -49,7 +48,7 @@ const SURROUNDING_WORDS: [&str; 14] = [
     "elevenlabs_api_key",
 ];
 
-/// Why a text is no key: the end of a sentence that begins with the position of the entry, and the advice.
+/// An error about an entry. The message completes a sentence that begins with the entry's position.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidKey {
     pub(super) message: String,
@@ -66,10 +65,10 @@ impl InvalidKey {
     }
 }
 
-/// Checks whether `text`, which is one word, can be a key.
+/// Checks whether the single word `text` can be a key.
 pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey> {
     const SHORT_FORM: &str =
-        "a short form cannot be made whole again: copy the key from where it was created";
+        "a short form is only a part of a key: copy the whole key from where it was created";
     const PLACEHOLDER: &str = "write a key that ElevenLabs has made: elevenlabs.io, Developers, API keys";
     let lower = text.to_lowercase();
     let is_surrounding_word = SURROUNDING_WORDS.contains(&lower.trim_end_matches(':'));
@@ -89,9 +88,9 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey>
     }
     if let Some(character) = text.chars().find(|character| !is_in_keys(*character)) {
         let message = if character.is_ascii_graphic() || character.is_alphabetic() {
-            format!("has a `{character}` in it, which no key has")
+            format!("contains the invalid character `{character}`")
         } else {
-            "has a character in it that cannot be seen or that no key has".to_owned()
+            "contains an invalid or invisible character".to_owned()
         };
         let advice = match character {
             '/' | '~' => Some("to read keys from a file, set ELEVENLABS_API_KEYS_FILE to its path"),
@@ -112,7 +111,7 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), InvalidKey>
     Ok(())
 }
 
-/// Why several words instead of one key are invalid.
+/// The error for several words in place of one key.
 pub(super) fn check_words(words: &[&str]) -> InvalidKey {
     let is_equal = |word: &str, other: &str| word.trim_end_matches(':').eq_ignore_ascii_case(other);
     let advice = "write the key alone, without words around it";
@@ -129,23 +128,23 @@ pub(super) fn check_words(words: &[&str]) -> InvalidKey {
     InvalidKey::new("has a space within a key, or words around one").advise(advice)
 }
 
-/// Whether the text is recognizable as a key: several of them separated by spaces are then several
-/// keys.
+/// Whether the text has a recognizable key format. Several such texts, separated by spaces, are
+/// several keys.
 pub(super) fn looks_like_a_key(text: &str) -> bool {
     text.starts_with("sk_") || is_old_key(text)
 }
 
-/// Whether the text has one of the formats observed in keys of ElevenLabs.
-pub(super) fn is_known_shape(text: &str) -> bool {
+/// Whether the text has one of the observed key formats of ElevenLabs.
+pub(super) fn is_known_format(text: &str) -> bool {
     is_old_key(text) || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Whether the text looks like a name, and so is no key if it stands among keys.
+/// Whether the text looks like a name, which is an error among keys.
 pub(super) fn is_plain_word(text: &str) -> bool {
     !looks_like_a_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
-/// The masked form of a text that is no key, by which its author can find it.
+/// The short form of an invalid entry, by which an operator can find it.
 pub(super) fn masked(text: &str) -> String {
     let count = text.chars().count();
     let is_shown = count >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
@@ -166,7 +165,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether the text names a key instead of being one: `api-key`, `elevenlabs_api_key_here`,
+/// Whether the text is a placeholder made of words, such as `api-key`, `elevenlabs_api_key_here`,
 /// `sk_first`.
 fn is_placeholder_of_words(lower: &str) -> bool {
     const NAMES: [&str; 6] = ["api", "key", "apikey", "here", "elevenlabs", "example"];
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_no_key_has_is_refused_at_every_provider() {
+    fn an_invalid_character_is_refused_for_every_provider() {
         for (text, character) in [
             ("<key>", "`<`"),
             ("$ELEVENLABS_KEY", "`$`"),
@@ -197,7 +196,7 @@ mod tests {
             ("sk_a#main", "`#`"),
             ("/run/secrets/keys", "`/`"),
             ("sk_\u{e9}", "`\u{e9}`"),
-            ("sk_a\u{1}", "cannot be seen"),
+            ("sk_a\u{1}", "invalid or invisible"),
             ("sk_a|sk_b", "`|`"),
         ] {
             check_refused(text, character);
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_short_forms_and_words_are_refused_at_every_provider() {
+    fn placeholders_short_forms_and_words_are_refused_for_every_provider() {
         for text in [
             "sk_first…",
             "sk_…",
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_text_can_be_a_key_elsewhere_than_at_elevenlabs() {
+    fn a_short_text_can_be_a_key_of_another_provider() {
         assert_eq!(check("sk_one", KeyProvider::Other), Ok(()));
         assert!(check("sk_one", KeyProvider::ElevenLabs).unwrap_err().message.contains("too short"));
         assert_eq!(check(&"a1".repeat(10), KeyProvider::ElevenLabs), Ok(()));
@@ -244,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn the_shapes_of_elevenlabs_are_known() {
+    fn the_key_formats_of_elevenlabs_are_known() {
         let (old, new) = ("0123456789abcdef".repeat(2), format!("sk_{}", "0123456789abcdef".repeat(3)));
-        assert!(is_known_shape(&old) && is_known_shape(&new));
+        assert!(is_known_format(&old) && is_known_format(&new));
         for text in [&old[1..], &new[..50], "sk_", &new.replace('f', "g")] {
-            assert!(!is_known_shape(text), "{text}");
+            assert!(!is_known_format(text), "{text}");
         }
     }
 

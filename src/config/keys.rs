@@ -1,5 +1,5 @@
-//! Finds the keys of the pool. All keys come from one source: if several lists added up, it would
-//! be unclear which keys are in use.
+//! Finds the keys of the pool in the environment or in files. All keys come from the first source
+//! that has keys, so that an operator can see which keys are in use.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,9 +20,9 @@ const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
-/// Maximum weight: with a larger share a key is practically alone.
+/// Maximum weight. With a larger weight the other keys would serve practically no request.
 const MAX_WEIGHT: u32 = 1_000;
-/// Maximum reserve: more credits than any plan has.
+/// Maximum reserve. No plan of the provider has more credits.
 const MAX_RESERVE_CREDITS: u32 = 1_000_000_000;
 
 /// One key of the pool.
@@ -32,14 +32,14 @@ pub struct KeyConfig {
     pub key: ApiKey,
     /// Its configured name.
     pub name: Option<String>,
-    /// The workspace; keys of one workspace share its credits.
+    /// Its workspace. Keys of one workspace share credits.
     pub workspace: Option<String>,
-    /// The provider's host for this key, if not `upstream.base_url`: a region's keys are valid at
-    /// its host only.
+    /// The provider's host for this key, if it differs from `upstream.base_url`. A key of a region
+    /// is valid at the host of its region only.
     pub base_url: Option<BaseUrl>,
     /// Its weight relative to other keys, from 1.
     pub weight: u32,
-    /// Credits of its workspace that it leaves unused, instead of the setting of the pool.
+    /// Credits of its workspace that the key does not use; `None` for the value of the pool.
     pub reserve_credits: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl From<ApiKey> for KeyConfig {
     }
 }
 
-/// The source of the keys. Prints as the end of `Loaded 2 ElevenLabs API keys from …`.
+/// The source of the keys. It is printed at the end of `Loaded 2 ElevenLabs API keys from …`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KeyListSource {
     /// No keys were found.
@@ -63,7 +63,7 @@ pub enum KeyListSource {
     Credential(PathBuf),
     /// The `[[keys]]` of the configuration file.
     ConfigFile(PathBuf),
-    /// Passed by the caller: the demo, a test.
+    /// Passed by the program itself, for the demo and tests.
     Caller,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for KeyListSource {
     }
 }
 
-/// The keys, and the problems and warnings of the search.
+/// The keys, problems and warnings that were found.
 #[derive(Default)]
 pub(super) struct KeySearch {
     pub(super) keys: Vec<KeyConfig>,
@@ -89,8 +89,8 @@ pub(super) struct KeySearch {
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Searches the sources in order: the variable, the file it names, the service's credential, and
-/// the `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
+/// Searches the sources in order: the variable, the file that a variable names, the service's
+/// credential, and the `[[keys]]` of the configuration file `file`, whose folder is in `folders`.
 pub(super) fn find(
     sources: &ValueSources<'_>,
     file: Option<PathBuf>,
@@ -100,7 +100,7 @@ pub(super) fn find(
 ) -> KeySearch {
     let mut search = KeySearch::default();
     let provider = KeyProvider::of_host(base_url.host());
-    // The sources that contain keys, in order of precedence; the first one is used.
+    // The sources with keys, in order of precedence. Only the first one is used.
     let mut key_sources = Vec::new();
     if let Some(text) = sources.environment.value(LIST) {
         key_sources.push(KeyListSource::Variable);
@@ -121,7 +121,7 @@ pub(super) fn find(
     if let Some(folder) = sources.environment.value(CREDENTIALS) {
         let path = PathBuf::from(folder).join(CREDENTIAL);
         let is_first = key_sources.is_empty();
-        // The service may have other credentials than Keychoir's.
+        // The service may have credentials for other programs only.
         let text = Some((sources.read)(&path)).filter(|text| *text != Err(Unreadable::Missing));
         if let Some(text) = text {
             key_sources.push(KeyListSource::Credential(path.clone()));
@@ -202,7 +202,7 @@ impl KeySearch {
         }
     }
 
-    /// Validates the entries; their files are read and their keys used only if this source is used.
+    /// Validates the entries. If another source is used, their key files are not read.
     fn add_entries(
         &mut self,
         sources: &ValueSources<'_>,
@@ -280,7 +280,7 @@ impl KeySearch {
     }
 }
 
-/// The only key in `text`, with its corrections.
+/// The single key in `text`, with its corrections.
 fn one_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<String>), WrongValue> {
     let list = key_list::parse(text, KeyListFormat::File, provider);
     if list.keys.len() + list.invalid.len() > 1 {
@@ -297,8 +297,8 @@ fn one_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<String>), W
     }
 }
 
-/// The text of a file that an entry names. No message contains the name: it may be the secret
-/// itself, in the wrong field.
+/// Reads a file that an entry names. No message contains the file name, because a secret may have
+/// been written in the wrong field.
 pub(super) fn secret_file(
     sources: &ValueSources<'_>,
     folders: Folders<'_>,
@@ -315,8 +315,8 @@ pub(super) fn unreadable(subject: &str, reason: &Unreadable) -> WrongValue {
     WrongValue::new(format!("{subject} cannot be read: {reason}"))
 }
 
-/// Checks a name: it appears in logs, metrics and usage records, so it must be short and plain, and
-/// no secret in the wrong field.
+/// Checks a name. Names appear in logs, metrics and usage records, so a name must be short, contain
+/// plain characters, and not look like a secret.
 pub(super) fn check_name(name: &str) -> Result<(), WrongValue> {
     let is_plain =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';

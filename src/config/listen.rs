@@ -1,4 +1,4 @@
-//! The listeners: TCP addresses, Unix sockets, and sockets passed by systemd.
+//! Parses the listeners: TCP addresses, Unix sockets, and sockets passed by systemd.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,11 +24,11 @@ pub enum Listen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listens(Vec<Listen>);
 
-/// The mode of a Unix socket's file, which decides who may connect.
+/// The file mode of a Unix socket, which restricts the users who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixMode(u32);
 
-/// The kernel's maximum length of a socket path in bytes, without the final zero.
+/// Maximum length of a Unix socket's path on Linux in bytes, without the final zero.
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl Listens {
@@ -62,8 +62,8 @@ impl Listens {
         self.0.iter()
     }
 
-    /// The first listener that other machines can reach. Sockets of systemd are checked when they
-    /// are received.
+    /// The first TCP listener that other machines can reach. Sockets of systemd are checked when
+    /// they are received.
     #[must_use]
     pub fn exposed(&self) -> Option<&HostPort> {
         self.0.iter().find_map(|listen| match listen {
@@ -74,7 +74,7 @@ impl Listens {
 }
 
 impl Listen {
-    /// The TCP address, if it is one.
+    /// The TCP address, if the listener is one.
     #[must_use]
     pub fn port(&self) -> Option<&HostPort> {
         match self {
@@ -83,8 +83,8 @@ impl Listen {
         }
     }
 
-    /// Whether it conflicts with `other`, because both bind the same port of the same address. Of
-    /// `localhost`, only the IPv4 address is required.
+    /// Whether both listeners bind the same port of the same address. Of `localhost`, only the IPv4
+    /// address is compared, because its IPv6 address is optional.
     fn conflicts_with(&self, other: &Self) -> bool {
         let (Self::Port(port), Self::Port(other)) = (self, other) else { return false };
         let required = port.socket_addresses().into_iter().take(1);
@@ -99,9 +99,9 @@ impl Listen {
     }
 }
 
-/// Whether two addresses are equal, or one of them is the wildcard address.
+/// Whether two addresses are equal, or one of them is the wildcard of the other's family.
 fn overlap(first: IpAddr, other: IpAddr) -> bool {
-    // Whether the IPv6 wildcard includes IPv4 depends on the system.
+    // The system decides whether the IPv6 wildcard includes IPv4.
     let is_wildcard_of =
         |address: IpAddr, other: IpAddr| address.is_unspecified() && address.is_ipv4() == other.is_ipv4();
     first.to_canonical() == other.to_canonical()
@@ -115,7 +115,7 @@ impl Default for Listens {
     }
 }
 
-/// In TOML notation.
+/// Formats in TOML notation.
 impl fmt::Display for Listens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listed = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");

@@ -1,17 +1,17 @@
-//! Masks configuration text in messages. Only text known to be harmless is shown: a key pasted into
-//! the wrong setting must not reach a terminal or a log.
+//! Masks configuration text in messages. A message shows only harmless text, because an operator
+//! may have pasted a key into the wrong setting.
 
 use super::{renamed, setting};
 
 const MASK: &str = "***";
 
-/// Names and values that contain one of these words are treated as secrets.
+/// Names and values that contain one of these words count as secrets.
 const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
 
-/// Maximum characters of a value in a message.
+/// Maximum characters of a value that a message shows.
 const MAX_SHOWN_CHARS: usize = 60;
 
-/// `text` in backticks for a message, or a mask.
+/// Formats `text` in backticks, or masks it.
 pub(super) fn shown(text: &str) -> String {
     if looks_secret(text) || text.contains('@') {
         return format!("`{MASK}`");
@@ -23,8 +23,7 @@ pub(super) fn shown(text: &str) -> String {
     format!("`{shown}`")
 }
 
-/// Whether `text` contains something in the format of a key: `sk_…`, or a long run of letters and
-/// digits.
+/// Whether `text` contains a possible key: `sk_…`, or a long sequence of letters and digits.
 pub(super) fn looks_secret(text: &str) -> bool {
     let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
     text.split(|character| !is_word(character)).any(|run| {
@@ -33,10 +32,10 @@ pub(super) fn looks_secret(text: &str) -> bool {
     })
 }
 
-/// A line of a TOML file in its masked form. `section` is the header above it, see [`section_at`].
+/// Masks a line of a TOML file. `section` is the preceding header, see [`section_at`].
 ///
-/// Headers, and in the known sections names with values that look harmless, are shown in full.
-/// Every other line keeps its name, and its value is masked.
+/// Headers are shown, and in known sections also names with harmless values. In every other line
+/// the name is shown and the value is masked.
 pub(super) fn line(line: &str, section: Option<&str>) -> String {
     let line = line.trim_end();
     if looks_secret(line.split('=').next().unwrap_or_default()) {
@@ -49,7 +48,7 @@ pub(super) fn line(line: &str, section: Option<&str>) -> String {
     let Some((name, value)) = line.split_once('=') else {
         return if line.trim().is_empty() { String::new() } else { MASK.to_owned() };
     };
-    // A name above all headers contains its section: `server.listen = …`, `server = { … }`.
+    // Before the first header, a name contains its section: `server.listen = …`, `server = { … }`.
     let section = section.unwrap_or_else(|| name.split('.').next().unwrap_or_default().trim());
     let is_section = setting::is_section(section) || renamed::section(section).is_some();
     let is_harmless = is_section
@@ -60,7 +59,7 @@ pub(super) fn line(line: &str, section: Option<&str>) -> String {
     if is_harmless { line.to_owned() } else { format!("{name}= {MASK}") }
 }
 
-/// The name in the last header before the byte `line_start`; `None` above all headers.
+/// The name in the last header before the byte `line_start`; `None` before the first header.
 pub(super) fn section_at(text: &str, line_start: usize) -> Option<&str> {
     text.get(..line_start)?.lines().rev().find_map(header_name)
 }
@@ -80,7 +79,7 @@ fn has_secret_word(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Checks how the last line of `text` is shown.
+    /// Checks the masked form of the last line of `text`.
     #[track_caller]
     fn check(text: &str, expected: &str) {
         let start = text.rfind('\n').map_or(0, |newline| newline + 1);

@@ -1,9 +1,9 @@
-//! The configuration: flags over environment over file over defaults, resolved once at the start
+//! Loads the configuration from flags, environment, file and defaults, in this order of precedence,
 //! into validated types.
 //!
-//! Everything but `source` is a pure function of the texts read there. All mistakes are reported at
-//! once, each with its source and advice; no mistake, warning or `Debug` output contains a key or a
-//! token.
+//! Only `source` reads the environment and files; all other modules are pure functions of these
+//! texts. One load reports all mistakes, each with its source and advice. No mistake, warning or
+//! `Debug` output contains a key or a token.
 
 mod resolve;
 
@@ -64,28 +64,29 @@ pub use tls::{TlsChoice, TlsConfig};
 use crate::certificate::{self, Certificate};
 use crate::secret::ApiKey;
 
-/// The values of the command line, which take precedence over everything else.
+/// The command line arguments, which override all other sources.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `--config FILE`; without it, `KEYCHOIR_CONFIG` or one of the default paths may name a file.
+    /// `--config FILE`. Without it, `KEYCHOIR_CONFIG` names the file, or the first existing default
+    /// path is used.
     pub config_file: Option<PathBuf>,
     /// The values of `--listen`.
     pub listen: Vec<String>,
     /// `--ephemeral`: usage records are kept in memory only.
     pub is_ephemeral: bool,
-    /// Whether systemd passed sockets: unless listeners are configured, these are used.
+    /// Whether systemd passed sockets. They are used if no listener is configured.
     pub has_passed_sockets: bool,
-    /// Whether the command needs keys.
+    /// Whether the command requires keys.
     pub keys: Need,
 }
 
 /// Whether a part of the configuration is required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Need {
-    /// Its absence is an error.
+    /// An absent part is an error.
     #[default]
     Required,
-    /// Its absence is allowed.
+    /// An absent part is allowed.
     Optional,
 }
 
@@ -94,21 +95,21 @@ pub enum Need {
 pub struct Loaded {
     /// The resolved settings.
     pub config: Config,
-    /// Corrected or unusual settings.
+    /// Messages about corrected or unusual settings.
     pub warnings: Vec<Warning>,
     /// The path of the configuration file, if there is one.
     pub file: Option<PathBuf>,
     /// Whether the file contains keys or tokens.
     pub file_holds_secrets: bool,
-    /// Every file that was read or tried, with its state at that time.
+    /// Every file that was read or searched, with its metadata at that time.
     pub files: Files,
 }
 
-/// Reads the environment, the configuration file and the files that they name.
+/// Reads the environment, the configuration file and the files that these name.
 ///
 /// # Errors
 ///
-/// All mistakes at once. The caller exits with 78.
+/// All mistakes together. The program then exits with 78.
 pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
     let environment = source::Environment::of_process();
     let files = RefCell::new(Files::default());
@@ -130,7 +131,7 @@ pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
     Ok(loaded)
 }
 
-/// The name of a configuration file.
+/// The file name of the configuration.
 const NAME: &str = "keychoir.toml";
 
 /// All settings. The default has no keys.
@@ -140,17 +141,17 @@ pub struct Config {
     pub server: ServerConfig,
     /// The provider's address and the limits of connections to it.
     pub upstream: UpstreamConfig,
-    /// How keys are chosen.
+    /// The selection of keys.
     pub pool: PoolConfig,
-    /// How refused requests are sent again.
+    /// The retries of refused requests.
     pub retry: RetryConfig,
-    /// How quotas are polled.
+    /// The polling of quotas.
     pub quota_polling: QuotaPollingConfig,
-    /// Where usage records are kept.
+    /// The storage of usage records.
     pub storage: StorageConfig,
     /// The mirror in Supabase.
     pub supabase: SupabaseConfig,
-    /// How long the account of an identifier is remembered.
+    /// The memory of which account owns which identifier.
     pub affinity: AffinityConfig,
     /// The limits of WebSocket sessions.
     pub websocket: WebsocketConfig,
@@ -158,19 +159,19 @@ pub struct Config {
     pub log: LogConfig,
     /// The access rules of all clients.
     pub access: AccessConfig,
-    /// The pool's keys in their order, without duplicates.
+    /// The pool's keys in the configured order, without duplicates.
     pub keys: Vec<KeyConfig>,
     /// The source of the keys.
     pub key_source: KeyListSource,
-    /// The clients that may use the pool; without any, no token is required.
+    /// The clients that may use the pool. Without clients, no token is required.
     pub clients: Vec<ClientConfig>,
     /// The certificate in the files of `server.tls`, if it names files.
     pub certificate: Option<Certificate>,
 }
 
 impl Config {
-    /// The defaults with these keys and this upstream, and usage records in memory only: for the
-    /// demo and for tests, which must leave no files behind.
+    /// The defaults with these keys and this upstream. Usage records stay in memory, because the
+    /// demo and tests must not leave files.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {
@@ -183,7 +184,7 @@ impl Config {
         config
     }
 
-    /// The folder of the local CA: `server.tls_directory`, or beside the usage database.
+    /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.
     #[must_use]
     pub fn ca_location(&self) -> certificate::CaLocation {
         let beside = || Some(self.storage.file()?.parent()?.join("tls"));

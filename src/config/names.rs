@@ -7,7 +7,7 @@ use super::mask::shown;
 use super::problem::WrongValue;
 use crate::policy::headers::why_not_forwarded;
 
-/// A name in the form of a `Host` header, without its port; `*` for any.
+/// Parses a host name as in a `Host` header without its port; `*` for any.
 pub(super) fn host(text: &str) -> Result<String, WrongValue> {
     let name = text.trim().to_ascii_lowercase();
     let is_name =
@@ -19,7 +19,7 @@ pub(super) fn host(text: &str) -> Result<String, WrongValue> {
         .advise("write the name alone, for example keys.example.com, or * for any"))
 }
 
-/// An origin in the form that browsers send: scheme, host, and the port unless it is the default.
+/// Parses an origin as browsers send it: scheme, host, and the port if it is not the default.
 pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
     let origin = text.trim().to_ascii_lowercase();
     let host_and_port = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
@@ -34,12 +34,12 @@ pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
         .advise("write scheme and host, without a path, for example https://app.example.com"))
 }
 
-/// A base URL of the provider.
+/// Parses a base URL of the provider.
 pub(super) fn base_url(text: &str) -> Result<String, WrongValue> {
     text.trim().parse::<BaseUrl>().map(|_| text.trim().to_owned())
 }
 
-/// The name of a header that is forwarded to the provider.
+/// Parses the name of a header to forward to the provider.
 pub(super) fn header(text: &str) -> Result<String, WrongValue> {
     let name = HeaderName::try_from(text.trim()).ok().filter(|name| !name.as_str().contains('*'));
     let Some(name) = name else {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_a_name_alone() {
+    fn a_host_has_no_port() {
         assert_eq!(host(" Keys.Example.com ").unwrap(), "keys.example.com");
         assert_eq!(host("*").unwrap(), "*");
         for text in ["", "https://keys.example.com", "keys.example.com:80", "a b", "*.example.com"] {

@@ -1,5 +1,6 @@
 //! Warns about files with secrets that other users can read, and about configuration files that
-//! they can change. These are no errors: the owner of a machine may have reasons.
+//! other users can change. These are warnings, because an operator may have chosen the mode on
+//! purpose.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +11,7 @@ use super::problem::{SourceSpan, ValueOrigin, Warning};
 
 /// The permission bits of the group and of all other users.
 const OTHERS: u32 = 0o077;
-/// The write bits among them.
+/// The write bits of the group and of all other users.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// The kind of content of a file.
@@ -22,7 +23,7 @@ enum Content {
     Plain,
 }
 
-/// The problem with a file's mode, if there is one.
+/// The problem with a file's mode, or `None`.
 fn mode_problem(mode: u32, content: Content) -> Option<String> {
     let bits = mode & 0o777;
     let access = match content {
@@ -39,8 +40,8 @@ fn mode_problem(mode: u32, content: Content) -> Option<String> {
     ))
 }
 
-/// Warnings for the files of a configuration: those that were read, and the database if it exists.
-/// Files in `credentials` are protected by systemd.
+/// Warnings about the files that were read, and about the database if it exists. systemd protects
+/// the files in `credentials`.
 pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warning> {
     let Loaded { config, file, file_holds_secrets, files, .. } = loaded;
     let content = |path: &Path| {
@@ -58,12 +59,12 @@ pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warni
             (PathBuf::from(name), Content::Secret)
         })
     });
-    let found = read.chain(database).filter_map(|(path, content)| {
+    let warnings = read.chain(database).filter_map(|(path, content)| {
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
         let message = mode_problem(metadata.permissions().mode(), content)?;
         Some(SourceSpan::of(ValueOrigin::File(path)).warning(message))
     });
-    found.collect()
+    warnings.collect()
 }
 
 #[cfg(test)]
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_file_is_for_its_owner_only() {
+    fn a_secret_file_is_readable_by_its_owner_only() {
         for mode in [0o600, 0o400, 0o700] {
             check(mode, Content::Secret, None);
         }
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_may_be_read_and_not_changed() {
+    fn other_users_may_read_settings_and_not_change_them() {
         check(0o644, Content::Plain, None);
         check(0o664, Content::Plain, Some("change this file (mode 0664)"));
         check(0o602, Content::Plain, Some("chmod go-w"));

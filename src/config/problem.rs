@@ -1,5 +1,5 @@
-//! Reports a mistake: its source, what is wrong, and advice. Separate from the rules, so that all
-//! messages have the same form and only [`Excerpt`] ever prints a line of a configuration file.
+//! Describes a mistake: its source, the error and advice. All messages have this form, and only
+//! [`Excerpt`] prints a line of a configuration file, with secrets masked.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use super::mask;
 
-/// Where a value was given. Variants are in the order of the report.
+/// The source of a value, in the order of the report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ValueOrigin {
     /// A command line flag, with its dashes.
     Flag(&'static str),
     /// A position in a file; line and column count from 1, the column in characters.
     Line {
-        /// The path of the file, as given.
+        /// The path of the file, as it was named.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -25,7 +25,7 @@ pub enum ValueOrigin {
     File(PathBuf),
     /// An environment variable.
     Variable(String),
-    /// No source: something is missing.
+    /// No source, because a setting is missing.
     Nowhere,
 }
 
@@ -41,8 +41,8 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// What is wrong with a value, and what to write instead. Does not contain the source of the value,
-/// nor anything that may be a secret.
+/// The error in a value, with advice. Contains neither the source of the value nor a possible
+/// secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrongValue {
     message: String,
@@ -61,7 +61,7 @@ impl WrongValue {
         self
     }
 
-    /// Adds a suggestion if a similar name exists.
+    /// Adds a suggestion, if a similar name exists.
     #[must_use]
     pub(super) fn suggest(self, near: Option<impl fmt::Display>) -> Self {
         match near {
@@ -92,7 +92,7 @@ impl SourceSpan {
         Self { origin, excerpt: None }
     }
 
-    /// The source of a value at the bytes `span` of a TOML file.
+    /// The source of the value at the byte range `span` of a TOML file.
     pub(super) fn in_toml(path: &Path, text: &str, span: Range<usize>) -> Self {
         let (excerpt, column) = Excerpt::of(text, span);
         let origin = ValueOrigin::Line { path: path.to_owned(), line: excerpt.line, column };
@@ -109,7 +109,7 @@ impl SourceSpan {
     }
 }
 
-/// One line of a file with its secrets masked, and the marked range in it.
+/// One line of a file with masked secrets, and the marked range in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Excerpt {
     line: usize,
@@ -117,12 +117,12 @@ struct Excerpt {
     mark: Range<usize>,
 }
 
-/// Maximum characters shown of a line: a terminal would wrap a longer one, and the mark would point
-/// at nothing.
+/// Maximum characters shown of a line. A terminal would wrap a longer line, and the mark below it
+/// would be misplaced.
 const MAX_SHOWN_CHARS: usize = 100;
 
 impl Excerpt {
-    /// The line in which `span` starts, and the column of its start in the file.
+    /// The line that contains the start of `span`, and the column of this start in the file.
     fn of(text: &str, span: Range<usize>) -> (Self, usize) {
         let start = text.floor_char_boundary(span.start);
         let before = text.get(..start).unwrap_or_default();
@@ -140,7 +140,8 @@ impl Excerpt {
             span.end.clamp(start, line_start + whole_line.len().max(start - line_start)),
         );
         let width = text.get(start..end).unwrap_or_default().chars().count().max(1);
-        // A mask may be shorter than the text it hides: the mark is then limited to its end.
+        // A mask may be shorter than the masked text, so the mark ends with the shown line at the
+        // latest.
         let length = shown.chars().count();
         let first = column.min(length.saturating_sub(usize::from(column > length)));
         let mark = first..(first + width).min(length.max(first + 1));
@@ -179,7 +180,7 @@ impl Problem {
         &self.message
     }
 
-    /// The advice, each in one line.
+    /// The advice, one line per item.
     #[must_use]
     pub fn advice(&self) -> &[String] {
         &self.advice
@@ -197,18 +198,18 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake in the configuration, in the order of [`ValueOrigin`]. Never empty.
+/// All mistakes in the configuration, in the order of [`ValueOrigin`]. Never empty.
 #[derive(Clone, Debug)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
     /// Sorts the problems; `None` if there are none.
     pub(super) fn of(mut problems: Vec<Problem>) -> Option<Self> {
-        problems.sort_by(|one, other| one.origin.cmp(&other.origin));
+        problems.sort_by(|first, second| first.origin.cmp(&second.origin));
         (!problems.is_empty()).then_some(Self(problems))
     }
 
-    /// The mistakes one by one.
+    /// Iterates over the mistakes.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
     }
@@ -226,7 +227,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A corrected or unusual setting that does not keep Keychoir from starting.
+/// A message about a corrected or unusual setting, which does not prevent a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,
@@ -253,10 +254,10 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The candidate most similar to `word`, if it is similar enough to be intended.
+/// The candidate most similar to `word`, if they differ little enough.
 pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
-    // At most a third of the letters may differ: with more, the suggestion would be a guess; with
-    // less, two slips in a short word would get none.
+    // At most a third of the letters may differ. With more, suggestions would be guesses; with
+    // less, a short word with two typos would get no suggestion.
     let max_distance = (word.chars().count() / 3).max(1);
     candidates
         .into_iter()
@@ -270,7 +271,7 @@ pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<I
 mod tests {
     use super::*;
 
-    /// The message for a problem at the first occurrence of `needle` in `text`.
+    /// Checks the message for a problem at the first occurrence of `needle` in `text`.
     #[track_caller]
     fn check(text: &str, needle: &str, expected: &str) {
         let start = text.find(needle).unwrap();

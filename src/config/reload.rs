@@ -1,4 +1,4 @@
-//! Supports reloading: detects changed files, and lists settings that need a restart.
+//! Detects changed configuration files, and lists changed settings that need a restart.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::time::SystemTime;
 use super::Config;
 use super::setting::TABLE;
 
-/// The state of files at a point in time. Two states differ if a file has changed in between.
+/// The metadata of files at one time. Two values differ if a file has changed in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files(Vec<(PathBuf, Option<FileStamp>)>);
 
-/// File metadata that changes with its content, or when the file is replaced.
+/// File metadata that changes when the file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     modified: Option<SystemTime>,
@@ -20,12 +20,13 @@ struct FileStamp {
 }
 
 impl Files {
-    /// Records the state of a file before it is read: a change during the reading is then detected.
+    /// Records the metadata of a file before the file is read, so that a change during the read is
+    /// detected.
     pub(super) fn record(&mut self, path: &Path) {
         self.0.push((path.to_owned(), stamp(path)));
     }
 
-    /// The files that existed, without duplicates.
+    /// The existing files, without duplicates.
     pub fn read(&self) -> impl Iterator<Item = &Path> {
         let existing = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
         existing()
@@ -34,7 +35,7 @@ impl Files {
             .map(|(_, path)| path)
     }
 
-    /// The current state of the same files.
+    /// The current metadata of the same files.
     #[must_use]
     pub fn now(&self) -> Self {
         Self(self.0.iter().map(|(path, _)| (path.clone(), stamp(path))).collect())
@@ -46,7 +47,7 @@ fn stamp(path: &Path) -> Option<FileStamp> {
     Some(FileStamp { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
 }
 
-/// Settings that a reload applies; all others are fixed at the start.
+/// Settings that a reload applies. All other settings need a restart.
 const RELOADED: &[&str] = &[
     "server.max_requests",
     "server.max_requests_per_client",

@@ -1,6 +1,6 @@
-//! Settings that had another name in earlier versions: an old name is refused, and the message
-//! contains the line to write instead. Old names are not accepted as aliases, because two spellings
-//! of one setting would need a precedence.
+//! Lists the old names of renamed settings. An old name is an error, and its message contains the
+//! line to write instead. Old names are no aliases, because two names of one setting would need a
+//! precedence.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::policy::client_quota::{ClientQuota, Rate};
 use crate::policy::quantity::duration::ShownDuration;
 use crate::policy::quantity::size::ShownSize;
 
-/// The unit of an old setting's value.
+/// The unit of a value under an old name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldUnit {
     Milliseconds,
     Days,
     Bytes,
-    /// The same type and unit as today.
+    /// The same type and unit as the new setting.
     Same,
 }
 
@@ -98,15 +98,15 @@ pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
     ("access.deny_dangerous", "access.block_admin_endpoints", OldUnit::Same),
 ];
 
-/// The old sections and the new ones.
+/// Old section and new section.
 pub(super) const SECTIONS: &[(&str, &str)] =
     &[("replay", "retry"), ("watch", "quota_polling"), ("ownership", "affinity"), ("sockets", "websocket")];
 
-/// The old fields of a `[[clients]]` entry and the new ones.
+/// Old field and new field of a `[[clients]]` entry.
 pub(super) const CLIENT_FIELDS: &[(&str, &str)] =
     &[("allowance", "quota"), ("rate", "rate_limit"), ("concurrency", "max_concurrent")];
 
-/// Old values of `pool.strategy` and the new ones.
+/// Old value and new value of `pool.strategy`.
 const STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
 
 /// The new name of an old section.
@@ -119,7 +119,7 @@ pub(super) fn strategy(old: &str) -> Option<&'static str> {
     STRATEGIES.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }
 
-/// The error for a setting that a file gives under its old path; `None` if the path never existed.
+/// The error for a setting with an old path in a file; `None` if `section.name` is no old path.
 pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let path = format!("{section}.{name}");
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
@@ -133,7 +133,7 @@ pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<
     Some(WrongValue::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
-/// The error for a setting that an environment variable gives under its old name.
+/// The error for an environment variable with the old name of a setting.
 pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable(old) == variable)?;
     let new = setting::find(new).map(Setting::variable)?;
@@ -144,10 +144,10 @@ pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
     Some(WrongValue::new("this setting has a new name").advise(advice))
 }
 
-/// The error for a field of a client's entry under its old name.
+/// The error for a client's field with an old name.
 pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     let (_, new) = CLIENT_FIELDS.iter().find(|(old, _)| *old == name)?;
-    // Any text in an entry may be a token, unless it parses as a limit.
+    // A text in an entry may be a token, so the message shows it only if it parses as a limit.
     let is_limit = match value {
         DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<Rate>().is_ok(),
         DeValue::Integer(_) => true,
@@ -164,7 +164,7 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
     Some(WrongValue::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
-/// The value in today's notation; `None` if the old value was wrong or looks like a secret.
+/// Converts an old value to the new notation; `None` if the value was invalid or may be a secret.
 fn converted(old_unit: OldUnit, old: Raw<'_>) -> Option<String> {
     let number = || value::whole_number(old).ok();
     let quantity = match old_unit {
@@ -180,7 +180,7 @@ fn converted(old_unit: OldUnit, old: Raw<'_>) -> Option<String> {
 }
 
 fn unchanged(old: Raw<'_>) -> Option<String> {
-    // A text that a message would mask, escape or cut is left out of it.
+    // The message omits a text that it would have to mask, escape or truncate.
     let is_harmless = |text: &str| shown(text) == format!("`{text}`") && !text.contains('"');
     match old {
         Raw::Text(text) => is_harmless(text).then(|| text.to_owned()),

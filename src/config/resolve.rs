@@ -1,6 +1,6 @@
-//! Merges the layers into one configuration: defaults, file, environment, flags. A later layer
-//! overwrites an earlier one, and every layer is validated: a mistake that another layer overrides
-//! today is reported before it takes effect.
+//! Merges defaults, file, environment and flags into one configuration. A later layer overrides an
+//! earlier one. Every layer is validated, so that a mistake is reported even while another layer
+//! overrides it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -73,8 +73,8 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         &mut draft.warnings,
     );
 
-    // A setting counts as missing only if the whole file could be parsed.
-    let is_complete = named_file.is_none() || document.as_ref().is_some_and(Document::is_sound);
+    // A setting counts as missing only if the whole file was parsed.
+    let is_complete = named_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
     if is_complete {
         draft.check_keys(overrides.keys, sources);
         draft.check_exposure(!contents.clients.is_empty());
@@ -88,17 +88,17 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_loop();
     draft.find_supabase(sources, folders);
     if let Some(document) = &document {
-        draft.problems.retain(|problem| !document.is_guess(problem));
+        draft.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
-    let file_holds_secrets = contents.keys.iter().chain(&contents.clients).any(TableEntry::holds_secrets);
+    let file_holds_secrets = contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets);
     draft.finish(path, file_holds_secrets)
 }
 
-/// The configuration while it is being resolved.
+/// The partly resolved configuration.
 #[derive(Default)]
 struct ConfigDraft {
     config: Config,
-    /// Where each setting that is not a default was given last.
+    /// The last source of each setting that is not at its default.
     spans: HashMap<&'static str, SourceSpan>,
     syntax_errors: Vec<Problem>,
     problems: Vec<Problem>,
@@ -106,7 +106,7 @@ struct ConfigDraft {
 }
 
 impl ConfigDraft {
-    /// The path of the configuration file, and where it was named.
+    /// The path of the configuration file, and the source that named it.
     fn config_file(
         &mut self,
         overrides: &Overrides,
@@ -147,7 +147,7 @@ impl ConfigDraft {
                     ValueOrigin::File(_) => span.problem(
                         unreadable("the file", &reason).advise("another one is named with --config FILE"),
                     ),
-                    // The path of a flag may be shown; a variable may contain a secret.
+                    // The path from a flag may be shown. A variable may contain a secret.
                     ValueOrigin::Flag(_) => {
                         span.problem(unreadable(&format!("`{}`", path.display()), &reason))
                     }
@@ -167,8 +167,8 @@ impl ConfigDraft {
         self.spans.insert(setting.path, span.clone());
     }
 
-    /// The source to report for a rule over several settings: that of the first of `paths` that was
-    /// given.
+    /// The source to report for a rule over several settings: the source of the first of `paths`
+    /// that is set.
     fn span_of(&self, paths: &[&str]) -> SourceSpan {
         paths
             .iter()
@@ -185,7 +185,7 @@ impl ConfigDraft {
             Need::Required if has_keys => return,
             Need::Required => {}
         }
-        // The variable that the provider's own libraries read.
+        // The provider's own libraries read this variable.
         let near = sources.environment.value("ELEVENLABS_API_KEY").map(|_| "ELEVENLABS_API_KEYS");
         let wrong = WrongValue::new("there are no ElevenLabs API keys")
             .suggest(near)
@@ -238,7 +238,7 @@ impl ConfigDraft {
             (tls.key.is_none(), FILES, "there is a certificate and no private key for it"),
             (tls.cert.is_none(), [FILES[1], FILES[0]], "there is a private key and no certificate for it"),
         ] {
-            // The reason why it is missing may have been reported already.
+            // An earlier problem may explain why the setting is missing.
             let other_origin = self.spans.get(other).map(|span| span.origin.clone());
             let is_reported =
                 self.problems.iter().any(|problem| Some(problem.origin()) == other_origin.as_ref());
@@ -279,10 +279,11 @@ impl ConfigDraft {
         }
     }
 
-    /// Rejects provider URLs that lead back to this proxy, as far as the text shows.
+    /// Rejects provider URLs whose host and port are a listener of this proxy. Host names are not
+    /// looked up.
     fn check_loop(&mut self) {
-        let own = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
-        let urls = std::iter::once(&self.config.upstream.base_url).chain(own);
+        let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
+        let urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
         let listens = self.config.server.listen.iter();
         let ports: Vec<&HostPort> = listens.filter_map(Listen::port).collect();
         let Some((port, _)) = urls

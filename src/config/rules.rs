@@ -12,7 +12,7 @@ use crate::policy::client::{AllowedKeys, Rules};
 use crate::policy::client_quota::{ClientQuota, Measure, Period, Rate};
 use crate::policy::path::Path;
 
-/// The fields of a `[[clients]]` entry that are read here.
+/// The fields of a `[[clients]]` entry that this module parses.
 pub(super) const FIELDS: [&str; 8] = [
     "quota",
     "rate_limit",
@@ -57,7 +57,7 @@ fn parsed<T: FromStr<Err = WrongValue>>(
     text.parse().map_err(|wrong| problems.push(span.problem(wrong))).ok()
 }
 
-/// An integer with optional digit groups (`_` or `,`), as in the file and in the log.
+/// Parses an integer with optional digit groups (`_` or `,`).
 fn amount(text: &str) -> Option<u64> {
     let digits: String = text.chars().filter(|character| !matches!(character, '_' | ',')).collect();
     digits.parse().ok()
@@ -109,7 +109,7 @@ impl FromStr for Rate {
     }
 }
 
-/// A path of the provider, including its API version.
+/// Parses a path of the provider, including its API version.
 pub(super) fn path(text: &str) -> Result<String, WrongValue> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
     if text.bytes().all(is_plain) && Path::read(text).is_ok() {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn quotas_are_read_as_people_write_them() {
+    fn quotas_are_parsed_in_all_notations() {
         check_quota("3 requests", "3 requests");
         check_quota("1 request a day", "1 request per day");
         check_quota(" 10_000  credits per month ", "10,000 credits per month");

@@ -1,6 +1,5 @@
-//! The resolved sections of the configuration, with fields named as the settings. The defaults are
-//! here and nowhere else; `config/keychoir.toml` gives the reason for each, and a test compares the
-//! two.
+//! The sections of the configuration with their defaults. Each field has the name of its setting.
+//! `config/keychoir.toml` explains each default, and a test compares both.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,45 +17,46 @@ pub struct ServerConfig {
     pub listen: Listens,
     /// The mode of the files of Unix sockets.
     pub unix_mode: UnixMode,
-    /// How TLS is offered on TCP ports.
+    /// The use of TLS on TCP ports.
     pub tls: TlsConfig,
-    /// The folder of the local CA; `None` for beside the database.
+    /// The folder of the local CA; `None` for the folder of the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
-    /// How long a kept connection may be idle between two requests.
+    /// Maximum idle time of a kept connection between two requests.
     pub keepalive_timeout: Duration,
-    /// How long a request's rest is read and dropped after a response that ends its connection.
+    /// Maximum time in which the rest of a request is read and dropped, after a response that ends
+    /// the connection.
     pub linger_timeout: Duration,
-    /// Bytes of that rest that are read.
+    /// Maximum bytes of that rest.
     pub max_linger_size: usize,
-    /// How long a client may accept no byte of its response.
+    /// Maximum time in which a client accepts no byte of its response.
     pub send_timeout: Duration,
-    /// Bytes of a request's headers.
+    /// Maximum bytes of a request's headers.
     pub max_request_headers_size: usize,
-    /// Connected clients.
+    /// Maximum client connections.
     pub max_connections: usize,
-    /// Concurrent requests.
+    /// Maximum concurrent requests.
     pub max_requests: usize,
-    /// Concurrent requests of one client without a limit of its own; 0 for a half, when there are
-    /// several clients.
+    /// Maximum concurrent requests of a client without its own limit; 0 for half of `max_requests`
+    /// when there are several clients.
     pub max_requests_per_client: usize,
-    /// Threads that serve connections; 0 for one a core.
+    /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
-    /// The prefix of every path.
+    /// The path prefix of all requests.
     pub base_path: BasePath,
-    /// How long a stop waits for concurrent requests.
+    /// Maximum wait at shutdown for running requests.
     pub drain_timeout: Duration,
-    /// How long a stop leaves kept connections without a request open.
+    /// Time at shutdown in which kept connections without a request stay open.
     pub drain_idle_timeout: Duration,
-    /// How often the files of the configuration are checked for changes; zero for never.
+    /// Interval between two checks of the configuration files for changes; zero for none.
     pub reload_interval: Duration,
-    /// How long a client may pause within a request's body.
+    /// Maximum pause within the body of a request.
     pub request_body_timeout: Duration,
-    /// Bytes per second that a client must send of a body, on average; 0 sets no bound.
+    /// Minimum average rate of a request's body in bytes per second; 0 for none.
     pub min_request_body_rate: usize,
-    /// Bytes per second that a client must read of a response, on average over the time in which
-    /// the proxy waits for it; 0 sets no bound.
+    /// Minimum average rate in bytes per second at which a client reads a response, measured while
+    /// the proxy waits for the client; 0 for none.
     pub min_response_rate: usize,
 }
 
@@ -88,30 +88,31 @@ impl Default for ServerConfig {
     }
 }
 
-/// The provider and the bounds of its connections and responses.
+/// The provider's address, and the limits of connections and responses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
-    /// Where requests go.
+    /// The base URL of the provider.
     pub base_url: BaseUrl,
-    /// Certificates of additional trusted CAs, in PEM.
+    /// A file with certificates of additional trusted CAs, in PEM.
     pub ca_file: Option<PathBuf>,
-    /// Name lookup, TCP and TLS together.
+    /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// From the end of the request to the head of the response.
+    /// Timeout from the end of a request to the head of its response.
     pub response_timeout: Duration,
-    /// How long a response's body may pause.
+    /// Maximum pause within the body of a response.
     pub stream_idle_timeout: Duration,
-    /// Connections kept open for later requests; 0 keeps none.
+    /// Maximum idle connections kept for later requests; 0 for none.
     pub max_idle_connections: usize,
-    /// How long a kept connection may be idle.
+    /// Maximum idle time of a kept connection.
     pub keepalive_timeout: Duration,
-    /// How long a connection takes new requests.
+    /// Age at which a connection accepts no new requests.
     pub max_connection_duration: Duration,
-    /// Base URLs of the provider's regions, at which a key of another region is tried.
+    /// Base URLs of the provider's regions, at which a key of another region is polled.
     pub region_base_urls: Vec<String>,
 }
 
-/// The provider's regions beside its global host. Source: `environment.py` of its Python SDK 2.78.
+/// The provider's regional hosts, in addition to the global one. Source: `environment.py` of its
+/// Python SDK 2.78.
 const REGIONS: [&str; 4] = [
     "https://api.eu.residency.elevenlabs.io",
     "https://api.in.residency.elevenlabs.io",
@@ -120,14 +121,15 @@ const REGIONS: [&str; 4] = [
 ];
 
 impl UpstreamConfig {
-    /// The regional hosts at which a key is tried that the upstream assigns to another region: the
-    /// configured ones, else the provider's own. Any other upstream has none, because a key is only
-    /// sent to where it is configured to go.
+    /// The regional hosts at which a key of another region is polled: the configured hosts, or else
+    /// the provider's own if the upstream is the provider. Another upstream has no default hosts,
+    /// because a key is sent to configured hosts only.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
         let is_provider = BaseUrl::default().host() == self.base_url.host();
-        let own: Vec<String> = REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
-        let urls = if self.region_base_urls.is_empty() { &own } else { &self.region_base_urls };
+        let default_urls: Vec<String> =
+            REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
+        let urls = if self.region_base_urls.is_empty() { &default_urls } else { &self.region_base_urls };
         urls.iter().filter_map(|url| url.parse().ok()).collect()
     }
 }
@@ -148,44 +150,46 @@ impl Default for UpstreamConfig {
     }
 }
 
-/// How a request's key is chosen, and how long a refused key is out of use.
+/// The selection of keys, the queue, and the cooldowns of refused keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolConfig {
-    /// How the key of a request is chosen.
+    /// The strategy that chooses the key of a request.
     pub strategy: StrategyChoice,
-    /// Credits of its workspace that a key leaves, unless it has a figure of its own.
+    /// Credits of its workspace that a key does not use, unless the key has its own value.
     pub reserve_credits: usize,
-    /// How long a request waits in the queue for a key.
+    /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
-    /// Requests in the queue.
+    /// Maximum requests in the queue.
     pub max_queued: usize,
-    /// How long a request's text is awaited for an estimate of its cost.
+    /// Maximum wait for a request's text, which is needed to estimate its cost.
     pub cost_estimate_timeout: Duration,
-    /// How long a rate limited key is out of use when the response does not say.
+    /// Cooldown of a rate limited key when the response has no `Retry-After`.
     pub rate_limited_cooldown: Duration,
-    /// How long a workspace is out of use after a concurrency refusal.
+    /// Cooldown of a workspace after a concurrency refusal.
     pub concurrency_cooldown: Duration,
-    /// How long a workspace without credits is out of use when its reset date is unknown.
+    /// Cooldown of a workspace without credits when its reset date is unknown.
     pub exhausted_cooldown: Duration,
-    /// How long a key is out of use that is refused as invalid for the first time.
+    /// Cooldown of a key after its first refusal as invalid.
     pub invalid_confirm_cooldown: Duration,
-    /// How long a key is out of use that is refused as invalid again.
+    /// Cooldown of a key after a repeated refusal as invalid.
     pub invalid_cooldown: Duration,
-    /// How long a key is tried last for what it lacked the permission for.
+    /// Time in which a key is the last choice for requests that need a permission that it lacks.
     pub permission_cooldown: Duration,
-    /// How long accounts of a plan are tried last for what the plan does not have.
+    /// Time in which accounts of a plan are the last choice for a feature that the plan lacks.
     pub feature_cooldown: Duration,
-    /// How long an account is tried last for an endpoint that it refuses without a known reason.
+    /// Time in which an account is the last choice for an endpoint that it refused without a known
+    /// reason.
     pub endpoint_cooldown: Duration,
-    /// How long a key or account is out of use after a refusal without figures.
+    /// Maximum cooldown of a key or account after a refusal without figures.
     pub unproven_cooldown: Duration,
-    /// The longest cooldown that the provider can impose.
+    /// Maximum cooldown that a response of the provider can set.
     pub max_retry_after: Duration,
-    /// How long after an unproven refusal one request may try a key again, when no other can serve.
+    /// Time after an unproven refusal from which one request may use the key again, if no other key
+    /// can serve it.
     pub probe_after: Duration,
-    /// How long a key with a payment problem is out of use.
+    /// Cooldown of a key with a payment problem.
     pub billing_cooldown: Duration,
-    /// The used share of a key's credits from which it is near its limit; above 0, at most 1.
+    /// Used share of a key's credits from which the key is near its limit; above 0, at most 1.
     pub near_limit_ratio: f64,
 }
 
@@ -214,28 +218,28 @@ impl Default for PoolConfig {
     }
 }
 
-/// How often a refused request is sent again, and how much of its body is kept for that.
+/// The retries of refused requests, and the buffers for their bodies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryConfig {
-    /// Attempts of one request, the first included.
+    /// Maximum attempts of one request, including the first.
     pub max_attempts: usize,
-    /// From the first attempt on; no attempt starts later.
+    /// Time after the first attempt in which further attempts may start.
     pub timeout: Duration,
-    /// Bytes of one request's body that are kept in memory; the rest goes to disk. 0 keeps none.
+    /// Maximum bytes of one request's body in memory; the rest is written to disk. 0 for none.
     pub buffer_size: usize,
-    /// Bytes of all bodies kept in memory. At least `buffer_size`.
+    /// Maximum bytes of all buffered bodies in memory. At least `buffer_size`.
     pub max_total_buffer_size: usize,
-    /// Bytes of one request's body that are kept on disk, beyond those in memory. 0 keeps none.
+    /// Maximum bytes of one request's body on disk, in addition to those in memory. 0 for none.
     pub spill_size: usize,
-    /// Bytes of all bodies kept on disk. At least `spill_size`.
+    /// Maximum bytes of all buffered bodies on disk. At least `spill_size`.
     pub max_total_spill_size: usize,
-    /// The share of the disk, in percent, that is left free.
+    /// Minimum free share of the disk, in percent.
     pub min_disk_free_percent: usize,
-    /// Where bodies on disk are kept, in anonymous files.
+    /// The folder of the anonymous files with buffered bodies.
     pub spill_directory: PathBuf,
-    /// Bytes of a refusal's body that are read to classify it.
+    /// Maximum bytes of a refusal's body that are read to classify the refusal.
     pub max_error_body_size: usize,
-    /// How long a refusal's body is awaited.
+    /// Timeout for the body of a refusal.
     pub error_body_timeout: Duration,
 }
 
@@ -256,16 +260,17 @@ impl Default for RetryConfig {
     }
 }
 
-/// How the keys' quotas are polled from the provider.
+/// The polling of the keys' quotas from the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaPollingConfig {
-    /// Whether they are polled at all.
+    /// Whether quotas are polled.
     pub enabled: bool,
-    /// From one round to the next.
+    /// Interval between two polls of a key.
     pub interval: Duration,
-    /// How long one response may take.
+    /// Timeout of one response.
     pub timeout: Duration,
-    /// How long the provider's figures may lag behind what was spent.
+    /// Time after a request in which the pool's own count is used if it is higher than the figures
+    /// of the provider, which lag behind.
     pub quota_lag: Duration,
 }
 
@@ -280,25 +285,26 @@ impl Default for QuotaPollingConfig {
     }
 }
 
-/// Where usage records are kept, and how long.
+/// The storage of usage records, and how long they are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// The database file. Its folder may not exist yet. Does not count when [`file`](Self::file) is `None`.
+    /// The database file. Its folder is created if it is missing. Unused if [`file`](Self::file) is
+    /// `None`.
     pub path: PathBuf,
-    /// Records waiting to be written.
+    /// Maximum records in the queue to the database.
     pub max_queued_records: usize,
-    /// The longest time from one commit to the next while records keep coming.
+    /// Maximum time between two commits while records arrive.
     pub commit_interval: Duration,
-    /// How long single attempts are kept; zero for ever.
+    /// Retention of the records of single attempts; zero for unlimited.
     pub attempts_retention: Duration,
-    /// How long sums by the hour are kept; zero for ever.
+    /// Retention of hourly sums; zero for unlimited.
     pub hourly_retention: Duration,
-    /// Whether records are kept in memory only.
+    /// Whether records stay in memory only.
     pub ephemeral: bool,
 }
 
 impl StorageConfig {
-    /// The database file; `None` when records are kept in memory only.
+    /// The database file; `None` if records stay in memory only.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         (!self.ephemeral).then_some(self.path.as_path())
@@ -306,7 +312,8 @@ impl StorageConfig {
 }
 
 impl Default for StorageConfig {
-    /// The path depends on the environment, so a resolved configuration never has this one.
+    /// The actual default path depends on the environment and is set when the configuration is
+    /// resolved.
     fn default() -> Self {
         Self {
             path: PathBuf::from("keychoir.db"),
@@ -319,16 +326,16 @@ impl Default for StorageConfig {
     }
 }
 
-/// How long the account of an identifier is remembered.
+/// The memory of which account owns which identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
-    /// Identifiers that are remembered.
+    /// Maximum stored identifiers.
     pub max_identifiers: usize,
-    /// How long after its last use an identifier is remembered; zero for ever.
+    /// Time after its last use at which an identifier is removed; zero for never.
     pub retention: Duration,
-    /// Bytes of a response that are searched for identifiers; 0 searches none.
+    /// Maximum bytes of a response that are searched for identifiers; 0 for no search.
     pub max_response_scan_size: usize,
-    /// How long a response "not found" of every account is remembered for an identifier.
+    /// Retention of the result that no account has an identifier.
     pub not_found_ttl: Duration,
 }
 
@@ -343,28 +350,29 @@ impl Default for AffinityConfig {
     }
 }
 
-/// The bounds of sessions on WebSockets.
+/// The limits of WebSocket sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebsocketConfig {
-    /// How long a session may have no message in either direction; zero for ever.
+    /// Maximum time without a message in either direction; zero for unlimited.
     pub idle_timeout: Duration,
-    /// How long a session may last; zero for ever.
+    /// Maximum duration of a session; zero for unlimited.
     pub max_session_duration: Duration,
-    /// Bytes of a client's first messages that are kept until the provider has accepted the key.
+    /// Maximum bytes of a client's first messages that are buffered until the provider accepts the
+    /// key.
     pub replay_buffer: usize,
-    /// Bytes up to which a message is read whole before it is sent on.
+    /// Maximum bytes of a message that is buffered as a whole before it is forwarded.
     pub max_buffered_message_size: usize,
-    /// How long after the last text or audio a speech session counts as concurrent.
+    /// Time after the last text or audio in which a speech session counts as concurrent.
     pub speech_idle_timeout: Duration,
-    /// How long a client may take to present its token in its first message.
+    /// Timeout for a client's token in its first message.
     pub auth_message_timeout: Duration,
-    /// Bytes of a client's messages that one session may have in memory.
+    /// Maximum bytes of a client's messages that one session buffers.
     pub max_session_buffer: usize,
-    /// Timeout for the reply to a close frame, and for the end of the connection after it.
+    /// Timeout for the reply to a close frame, and then for the end of the connection.
     pub close_timeout: Duration,
-    /// How often a session checks whether its client's quota of credits is exhausted.
+    /// Interval between two checks of whether the client's quota of credits is exhausted.
     pub quota_check_interval: Duration,
-    /// The address of Keychoir's WebSockets in signed URLs.
+    /// The base URL of Keychoir's WebSockets in signed URLs.
     pub signed_url_base: SocketBase,
 }
 
@@ -385,7 +393,7 @@ impl Default for WebsocketConfig {
     }
 }
 
-/// What the log contains, and in which format.
+/// The format and level of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {
     /// The format of log lines.

@@ -1,6 +1,7 @@
-//! Defines a setting: its path, its kind with its limits, and the field it is stored in. Parsing of
-//! files and variables, suggestions and the test of the reference file all follow from the table of
-//! settings, so that a new setting is one entry there and one field with its default in `sections`.
+//! Defines a setting: its path, its type with limits, and the field that stores it. The table of
+//! settings drives the parsing of files and variables, the suggestions and the test of the
+//! reference file. A new setting thus needs one entry in the table and one field with its default
+//! in `sections`.
 
 mod table;
 
@@ -22,29 +23,29 @@ use crate::policy::quantity::size::ShownSize;
 
 const ZERO: Duration = Duration::ZERO;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// A hundred years.
+/// Maximum retention: a hundred years.
 const MAX_RETENTION: Duration = Duration::from_secs(36_500 * 24 * 3_600);
 
 pub(super) use table::TABLE;
 
 /// One entry of the table.
 pub(super) struct Setting {
-    /// `section.name`, as in the TOML file and the documents. A setting that may be a table is a
-    /// section too.
+    /// `section.name`, as in the TOML file and the documents. A setting that may be a table is also
+    /// a section.
     pub(super) path: &'static str,
     kind: Kind,
 }
 
-/// The type of a value and the field it is stored in.
+/// The type of a value, and the field that stores it.
 enum Kind {
     Word(fn(&mut Config) -> &mut dyn Word),
     Listen(fn(&mut Config) -> &mut Listens),
-    /// A word, or a table with settings of its own.
+    /// A word, or a table whose members are settings.
     Tls(fn(&mut Config) -> &mut TlsConfig),
     /// A list of names, each parsed by `fn`.
     Names(fn(&str) -> Result<String, WrongValue>, fn(&mut Config) -> &mut Vec<String>),
     Duration(RangeInclusive<Duration>, fn(&mut Config) -> &mut Duration),
-    /// A retention time: days, or zero for ever.
+    /// A retention time, usually in days; zero for unlimited.
     Retention(fn(&mut Config) -> &mut Duration),
     Size(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
@@ -60,17 +61,17 @@ pub(super) fn find(path: &str) -> Option<&'static Setting> {
     TABLE.iter().find(|setting| setting.path == path)
 }
 
-/// The environment variable of the setting at this path.
+/// The environment variable of the setting with this path.
 pub(super) fn variable(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// Whether this is the name of a section.
+/// Whether a section has this name.
 pub(super) fn is_section(name: &str) -> bool {
     TABLE.iter().any(|setting| setting.section() == name)
 }
 
-/// The setting to suggest for a name without its section, or with a wrong one.
+/// The setting to suggest for a name without a section or with a wrong one.
 pub(super) fn of_name(name: &str) -> Option<&'static Setting> {
     TABLE.iter().find(|setting| setting.name() == name && !setting.is_nested())
 }
@@ -86,12 +87,12 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether it is below another setting, so that its name alone is ambiguous.
+    /// Whether another setting contains this one. Its name alone is ambiguous then.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }
 
-    /// The environment variable that sets it.
+    /// The environment variable of this setting.
     pub(super) fn variable(&self) -> String {
         variable(self.path)
     }
@@ -203,7 +204,7 @@ impl Setting {
         }
     }
 
-    /// The allowed form, with the default.
+    /// Advice with the valid form and the default.
     fn allowed(&self, form: &str) -> String {
         format!("write {form}; the default is {}", self.show(&mut Config::default()))
     }
@@ -220,7 +221,7 @@ impl Setting {
     }
 }
 
-/// A value that is parsed from text and printed back.
+/// A value that is parsed from text and printed in the same form.
 trait Word: fmt::Display {
     fn set(&mut self, text: &str) -> Result<(), WrongValue>;
 }
@@ -238,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads `toml` (a value in TOML notation) into the setting and shows the result.
+    /// Parses `toml` (a value in TOML notation) into the setting and checks the printed result.
     #[track_caller]
     fn check_toml(path: &str, toml: &str, expected: &str) {
         let value = DeValue::parse(toml).unwrap();
@@ -272,8 +273,8 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_changes_its_own_field() {
-        // At least one value of every kind of setting that is not its default.
+    fn each_setting_changes_one_field() {
+        // At least one value other than the default for every type of setting.
         const SAMPLES: [&str; 17] = [
             "/below",
             "999",
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_counted_or_as_many_as_there_are_cores() {
+    fn the_workers_are_a_number_or_one_per_core() {
         check_toml("server.workers", "0", "0");
         check_text("server.workers", "1024", "1024");
         let allowed = "write a whole number from 0 to 1024; the default is 0";
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_kept_for_days_or_for_ever() {
+    fn a_retention_is_in_days_or_unlimited() {
         let allowed = "write a duration from 1d to 36500d, or 0s for ever; the default is \"30d\"";
         check_toml("storage.attempts_retention", "\"0s\"", "\"0s\"");
         check_toml("storage.attempts_retention", "\"1d\"", "\"1d\"");
@@ -542,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_relative_to_where_they_are_written() {
+    fn a_path_is_relative_to_the_folder_of_its_file() {
         check_toml("storage.path", "\"a.db\"", "\"/etc/k/a.db\"");
         check_toml("storage.path", "\"/a.db\"", "\"/a.db\"");
         check_toml("storage.path", "\"~/a.db\"", "\"/home/me/a.db\"");

@@ -1,5 +1,5 @@
-//! The public address of Keychoir's WebSockets, which replaces the provider's in signed URLs of
-//! responses.
+//! Parses the public base URL of Keychoir's WebSockets. It replaces the provider's in signed URLs
+//! of responses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::base_url::BaseUrl;
 use super::problem::WrongValue;
 
-/// `ws://` or `wss://` with a host, and perhaps a port and a path prefix; empty for none.
+/// `ws://` or `wss://` with a host, an optional port and an optional path prefix; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketBase(String);
 

@@ -1,5 +1,5 @@
-//! The only module of the configuration that reads the environment, files and the clock. All others
-//! receive the values as arguments, so that a test can supply them.
+//! Reads the environment, files and the clock. The other modules of the configuration receive these
+//! values as arguments, so that tests can replace them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
-/// Maximum bytes of a file: a configuration or key file has a few kilobytes; more is the wrong
-/// file, or a device.
+/// Maximum bytes of a file. A configuration or key file has a few kilobytes; a larger one is the
+/// wrong file or a device.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// The environment of the process, and a function to read files.
+/// The environment of the process, a function that reads files, and the time.
 pub(super) struct ValueSources<'a> {
     pub(super) environment: Environment,
     pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
-    /// The time of the reading.
+    /// The time of the load.
     pub(super) now: UnixMs,
 }
 
@@ -46,13 +46,13 @@ impl Environment {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The home folder, for `~`.
+    /// The home folder, which replaces `~` in paths.
     pub(super) fn home(&self) -> Option<&Path> {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
 
-    /// The default paths of the configuration file; the first that exists is read. A new file is
-    /// created at the first path.
+    /// The default paths of the configuration file, in order. The first existing file is read, and
+    /// a new file is created at the first path.
     pub(super) fn config_files(&self) -> Vec<PathBuf> {
         let config = self.value("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
         let config = config.or_else(|| Some(self.home()?.join(".config")));
@@ -60,15 +60,15 @@ impl Environment {
         of_user.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
-    /// The default path of the usage database: below the folder from systemd, else by the XDG rules
-    /// or their default below the home folder.
+    /// The default path of the usage database: in systemd's state folder if it is set, else in the
+    /// XDG state folder.
     pub(super) fn state_file(&self) -> Option<PathBuf> {
-        // systemd separates several folders by colons; the first is the service's own.
+        // systemd separates several folders by colons. The first one is used.
         let service_folder = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
         if let Some(folder) = service_folder.filter(|folder| !folder.is_empty()) {
             return Some(Path::new(folder).join("keychoir.db"));
         }
-        // The XDG rules: a relative path must be ignored.
+        // The XDG specification requires that relative paths are ignored.
         let state = self.value("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
         let state = state.or_else(|| Some(self.home()?.join(".local/state")))?;
         Some(state.join("keychoir/keychoir.db"))
@@ -95,7 +95,7 @@ impl FromIterator<(OsString, OsString)> for Environment {
     }
 }
 
-/// Why a file could not be used.
+/// The reason why a file could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("there is no such file")]
@@ -123,12 +123,12 @@ impl From<ErrorKind> for Unreadable {
     }
 }
 
-/// The current time, for validation.
+/// The current time.
 pub(super) fn now() -> UnixMs {
     clock::now()
 }
 
-/// The text of a file, without a byte order mark.
+/// Reads a file as text, without a byte order mark.
 pub(super) fn read_file(path: &Path) -> Result<String, Unreadable> {
     let unreadable = |error: std::io::Error| Unreadable::from(error.kind());
     let mut bytes = Vec::new();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usage_database_is_where_the_system_keeps_state() {
+    fn the_usage_database_is_in_the_state_folder_of_the_system() {
         let home = ("HOME", "/home/me");
         check_state_file(&[], None);
         check_state_file(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_file_is_the_users_or_the_machines() {
+    fn a_configuration_file_belongs_to_the_user_or_the_machine() {
         const ETC: &str = "/etc/keychoir/keychoir.toml";
         let home = ("HOME", "/home/me");
         check_config_files(&[], &[ETC]);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_or_the_error_says_why_not() {
+    fn an_unreadable_file_is_an_error_with_its_reason() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read_file(folder.path()), Err(Unreadable::Folder));
         assert_eq!(read_file(&folder.path().join("none")), Err(Unreadable::Missing));

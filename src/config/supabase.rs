@@ -1,5 +1,6 @@
-//! The settings of the mirror: Supabase's address, its key, and the timing. Address and key are
-//! also read from the variables of Supabase's own tools, so that an app's environment is enough.
+//! The settings of the mirror: Supabase's address, its key, and the timing. The address and the key
+//! are also read from the environment variables of Supabase's own tools, which an app's environment
+//! often contains.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,36 +20,36 @@ const URL: &str = "SUPABASE_URL";
 const SECRET: &str = "SUPABASE_SECRET_KEY";
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// The variables of the two kinds of key, the newer first.
+/// The variables of the two types of key; the newer type is first.
 const KEYS: [(&str, ServiceKeyForm); 2] =
     [(SECRET, ServiceKeyForm::Secret), ("SUPABASE_SERVICE_ROLE_KEY", ServiceKeyForm::Token)];
 
-/// Whether and how usage records are mirrored to Supabase.
+/// The settings of the mirror in Supabase.
 #[derive(Clone, Debug)]
 pub struct SupabaseConfig {
-    /// Whether the mirror runs if an address and a key are configured.
+    /// Whether the mirror runs when an address and a key are configured.
     pub enabled: bool,
     /// The project's URL.
     pub url: SupabaseUrl,
-    /// A file with the key, as an alternative to the environment.
+    /// A file with the key, in place of an environment variable.
     pub secret_key_file: Option<PathBuf>,
-    /// The key; `None` until it was found.
+    /// The key; `None` if none was found.
     pub key: Option<ServiceKey>,
-    /// Whether each attempt is sent, in addition to the state of the keys.
+    /// Whether a row per attempt is sent, in addition to the rows of the keys.
     pub events: bool,
-    /// Time between two pushes.
+    /// Interval between two pushes.
     pub interval: Duration,
-    /// Maximum rows in a request.
+    /// Maximum rows per request.
     pub max_batch_rows: usize,
     /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
     /// Timeout from the start of a request to the end of its response.
     pub request_timeout: Duration,
-    /// The longest delay after repeated failures.
+    /// Maximum delay after repeated failures.
     pub max_retry_delay: Duration,
     /// Delay after an error that an operator must fix.
     pub setup_error_delay: Duration,
-    /// How long shutdown waits for the last push.
+    /// Timeout of the last push at shutdown.
     pub final_push_timeout: Duration,
 }
 
@@ -72,7 +73,7 @@ impl Default for SupabaseConfig {
 }
 
 impl SupabaseConfig {
-    /// Address and key, if the mirror is enabled and has both.
+    /// The address and the key, if the mirror is enabled and has both.
     #[must_use]
     pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
         self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)
@@ -92,7 +93,7 @@ impl fmt::Display for SupabaseUrl {
 impl FromStr for SupabaseUrl {
     type Err = WrongValue;
 
-    /// The API's path at the end is optional; an empty text is none.
+    /// The path of the API is optional. An empty text is no URL.
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
         let text = text.trim();
@@ -100,7 +101,7 @@ impl FromStr for SupabaseUrl {
             return Ok(Self(None));
         }
         if text.starts_with("postgres") {
-            // A connection string contains a password, so it is not shown.
+            // A connection string contains a password, so the message does not show it.
             return Err(WrongValue::new("this is the address of the database, not of its API").advise(FORM));
         }
         let trimmed = text.trim_end_matches('/');
@@ -113,14 +114,14 @@ impl FromStr for SupabaseUrl {
     }
 }
 
-/// The sources of the settings that name address and key.
+/// The sources of the settings with the address and the key.
 pub(super) struct SettingSpans<'a> {
     pub(super) url: Option<SourceSpan>,
     pub(super) secret_key_file: Option<SourceSpan>,
     pub(super) folders: Folders<'a>,
 }
 
-/// Problems and warnings of the search.
+/// The problems and warnings of the search.
 #[derive(Default)]
 pub(super) struct ServiceKeySearch {
     pub(super) problems: Vec<Problem>,
@@ -128,8 +129,8 @@ pub(super) struct ServiceKeySearch {
 }
 
 impl SupabaseConfig {
-    /// Searches address and key in the environment, the service's credentials and the settings.
-    /// Only one of the two is reported as a problem, unless the mirror is disabled.
+    /// Finds the address and the key in the environment, the service's credentials and the
+    /// settings. If only one of the two is found, a warning names the other.
     pub(super) fn find_key(
         &mut self,
         sources: &ValueSources<'_>,
@@ -148,8 +149,7 @@ impl SupabaseConfig {
             let span = SourceSpan::of(ValueOrigin::Variable(URL.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
-                // An invalid variable of an app, which may not be intended for Keychoir, is no
-                // error.
+                // An invalid variable without a key is no error: another app may use it.
                 Err(_) if key.is_none() => {}
                 Err(wrong) => search.problems.push(span.problem(wrong)),
             }
@@ -214,7 +214,7 @@ impl SupabaseConfig {
                 let path = PathBuf::from(folder).join(name.to_lowercase());
                 match (sources.read)(&path) {
                     Ok(text) => return Some((key(&text, form), SourceSpan::of(ValueOrigin::File(path)))),
-                    // The service may have other credentials than Keychoir's.
+                    // The service may have credentials for other programs only.
                     Err(Unreadable::Missing) => {}
                     Err(reason) => {
                         let wrong = unreadable("the file", &reason);

@@ -1,5 +1,4 @@
-//! A fake machine with variables, files and flags, on which the tests below resolve a
-//! configuration.
+//! Tests of the whole configuration on a fake machine with variables, files and flags.
 
 mod canaries;
 mod clients;
@@ -25,7 +24,7 @@ const TOKEN: &str = "canary-token-of-a-client";
 
 const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
-/// A fake machine: variables, files, flags.
+/// A fake machine with variables, files and flags.
 #[derive(Clone, Default)]
 struct FakeMachine<'a> {
     variables: Vec<(&'a str, &'a str)>,
@@ -38,17 +37,17 @@ struct FakeMachine<'a> {
 }
 
 impl<'a> FakeMachine<'a> {
-    /// Only a home folder and one key.
+    /// A machine with a home folder and one key.
     fn fresh() -> Self {
         Self { variables: vec![("HOME", "/home/me"), ("ELEVENLABS_API_KEYS", KEY)], ..Self::default() }
     }
 
-    /// Only a home folder.
+    /// A machine with a home folder only.
     fn keyless() -> Self {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }
 
-    /// Sets an upstream other than ElevenLabs, so that a key may have any format.
+    /// Sets an upstream other than ElevenLabs, for which a key may have any format.
     fn simulated(self) -> Self {
         self.variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:1")
     }
@@ -63,7 +62,7 @@ impl<'a> FakeMachine<'a> {
         self
     }
 
-    /// A configuration file that `--config` names.
+    /// Adds a configuration file that `--config` names.
     fn toml(self, text: &'a str) -> Self {
         Self { config: Some("/etc/k.toml"), ..self.file("/etc/k.toml", text) }
     }

@@ -21,7 +21,7 @@ pub struct TlsConfig {
     pub(super) key: Option<PathBuf>,
 }
 
-/// The setting as a word.
+/// The setting when it is a word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum TlsWord {
     #[default]
@@ -29,7 +29,7 @@ enum TlsWord {
     Off,
 }
 
-/// The resolved choice.
+/// The resolved source of the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsChoice {
     /// A certificate of the local CA, for loopback only.
@@ -47,7 +47,7 @@ impl TlsConfig {
         Self { word: TlsWord::Off, ..Self::default() }
     }
 
-    /// The resolved choice: files take precedence over a word.
+    /// The resolved source of the certificate. Files take precedence over a word.
     #[must_use]
     pub fn choice(&self) -> TlsChoice {
         match (&self.cert, &self.key, self.word) {
@@ -57,8 +57,8 @@ impl TlsConfig {
         }
     }
 
-    /// Reads the two files. Problems and warnings point to `cert` and `key`, the settings in which the
-    /// files were named.
+    /// Reads the two files. Problems and warnings point to `cert` and `key`, the settings that name
+    /// the files.
     pub(super) fn certificate(
         &self,
         sources: &ValueSources<'_>,
@@ -143,7 +143,7 @@ fn no_key(error: KeyError) -> WrongValue {
     }
 }
 
-/// Prints the word; the settings below print themselves.
+/// Prints the word. The nested settings print their own values.
 impl fmt::Display for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.word {
@@ -153,7 +153,7 @@ impl fmt::Display for TlsConfig {
     }
 }
 
-/// Parses a word, which replaces files that an earlier layer named.
+/// Parses a word. It replaces files that an earlier layer named.
 impl FromStr for TlsConfig {
     type Err = WrongValue;
 
@@ -175,5 +175,5 @@ impl FromStr for TlsConfig {
     }
 }
 
-/// The allowed forms.
+/// Advice with the valid forms.
 pub(super) const NOTATION: &str = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";

@@ -1,5 +1,5 @@
-//! Parses values: typed in a file, strings in variables and flags; durations and sizes with their
-//! units, and paths relative to folders.
+//! Parses values from TOML and from text: strings, numbers, durations and sizes with units, and
+//! paths relative to folders.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::policy::quantity::QuantityError;
 use crate::policy::quantity::duration::{self, ShownDuration};
 use crate::policy::quantity::size::{self, ShownSize};
 
-/// An unparsed value: flags and variables are text, a file has types.
+/// An unparsed value. Flags and variables are text; the values of a file have TOML types.
 #[derive(Clone, Copy)]
 pub(super) enum Raw<'a> {
     Text(&'a str),
     Toml(&'a DeValue<'a>),
 }
 
-/// The folders that paths are relative to.
+/// The base folders of relative paths.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Folders<'a> {
     /// The folder of the file that contains the path; `None` for the working directory.
     pub(super) base: Option<&'a Path>,
-    /// The home folder, for `~`.
+    /// The home folder, which replaces `~`.
     pub(super) home: Option<&'a Path>,
 }
 
 impl Folders<'_> {
-    /// The path that `text` names.
+    /// Parses a path and makes it absolute where a folder is known.
     pub(super) fn file(&self, text: &str) -> Result<PathBuf, WrongValue> {
         if text.trim().is_empty() {
             return Err(WrongValue::new("the path is empty"));
@@ -74,13 +74,13 @@ fn parse_integer(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
         .map_err(|_| if integer.as_str().starts_with('-') { NEGATIVE } else { TOO_LARGE })
 }
 
-/// A kind of quantity that is written with its unit.
+/// A notation of quantities with units.
 struct Notation {
     noun: &'static str,
     parse: fn(&str) -> Result<u64, QuantityError>,
     guess: fn(&str) -> Option<u64>,
     show: fn(u64) -> String,
-    /// The unit to suggest for a number without one, and its factor in the smallest unit.
+    /// The suggested unit for a number without a unit, and its factor in the smallest unit.
     default_unit: (&'static str, u64),
     known_units: &'static str,
 }
@@ -109,23 +109,23 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A duration such as `"30s"`.
+/// Parses a duration such as `"30s"`.
 pub(super) fn duration(raw: Raw<'_>) -> Result<Duration, WrongValue> {
     DURATION.read(raw).map(Duration::from_millis)
 }
 
-/// A duration such as `"30d"`, usually written in days.
+/// Parses a duration such as `"30d"`, usually in days.
 pub(super) fn days(raw: Raw<'_>) -> Result<Duration, WrongValue> {
     DAYS.read(raw).map(Duration::from_millis)
 }
 
-/// A size such as `"16MiB"`, in bytes.
+/// Parses a size such as `"16MiB"` into bytes.
 pub(super) fn size(raw: Raw<'_>) -> Result<u64, WrongValue> {
     SIZE.read(raw)
 }
 
 impl Notation {
-    /// Parses the quantity in its smallest unit; the error contains advice.
+    /// Parses a quantity into its smallest unit. The error contains advice.
     fn read(&self, raw: Raw<'_>) -> Result<u64, WrongValue> {
         let noun = self.noun;
         let text = match raw {
@@ -133,7 +133,7 @@ impl Notation {
             Raw::Toml(DeValue::String(text)) => text,
             Raw::Toml(DeValue::Integer(integer)) => {
                 let number = parse_integer(integer).map_err(WrongValue::new)?;
-                return Err(self.no_unit(number, raw));
+                return Err(self.missing_unit(number, raw));
             }
             Raw::Toml(DeValue::Float(_)) => {
                 return Err(WrongValue::new(format!("a {noun} has a unit and no fraction")));
@@ -142,7 +142,7 @@ impl Notation {
         };
         let wrong = match (self.parse)(text) {
             Ok(number) => return Ok(number),
-            Err(QuantityError::NoUnit(number)) => return Err(self.no_unit(number, raw)),
+            Err(QuantityError::NoUnit(number)) => return Err(self.missing_unit(number, raw)),
             Err(QuantityError::Negative) => return Err(WrongValue::new(format!("the {noun} is negative"))),
             Err(QuantityError::TooLarge) => return Err(WrongValue::new(format!("the {noun} is too large"))),
             Err(QuantityError::Fraction(exact)) => {
@@ -164,9 +164,8 @@ impl Notation {
         Err(wrong.suggest((self.guess)(text).map(|number| (self.show)(number))))
     }
 
-    /// The error for a number without a unit, which suggests the same number with the probable
-    /// unit.
-    fn no_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
+    /// The error for a number without a unit. It suggests the same number with the probable unit.
+    fn missing_unit(&self, number: u64, raw: Raw<'_>) -> WrongValue {
         let (unit, factor) = self.default_unit;
         let wrong = WrongValue::new(format!("a {} is written with its unit", self.noun));
         match number.checked_mul(factor) {
@@ -178,7 +177,7 @@ impl Notation {
         }
     }
 
-    /// The quantity in the notation of its layer: quoted in a file, unquoted in a variable.
+    /// Formats the quantity for its source: quoted in a file, unquoted in a variable.
     fn written(&self, number: u64, raw: Raw<'_>) -> String {
         let shown = (self.show)(number);
         match raw {
@@ -234,7 +233,7 @@ fn guess_switch(text: &str) -> Option<bool> {
     }
 }
 
-/// The string of a value that must be one.
+/// The string of a value; any other type is an error.
 pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
     match raw {
         Raw::Text(text) => Ok(text),
@@ -243,7 +242,7 @@ pub(super) fn text<'a>(raw: Raw<'a>) -> Result<&'a str, WrongValue> {
     }
 }
 
-/// The strings of a value that may have several: a list in a file, commas elsewhere.
+/// The strings of a value with several: a list in a file, else text separated by commas.
 pub(super) fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
     match raw {
         Raw::Text(text) => Ok(text.split(',').map(str::trim).collect()),
@@ -254,7 +253,7 @@ pub(super) fn texts<'a>(raw: Raw<'a>) -> Result<Vec<&'a str>, WrongValue> {
     }
 }
 
-/// The error for a wrong type. It names the type and not the value, which may be a secret.
+/// The error for a wrong type. It contains the type and not the value, which may be a secret.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> WrongValue {
     let actual = match value {
         DeValue::String(_) => "a text",

@@ -1,4 +1,5 @@
-//! The environment as a layer: a `KEYCHOIR_` variable is either a known setting or a mistake.
+//! Reads settings from environment variables. A `KEYCHOIR_` variable that is no known setting is an
+//! error.
 
 use super::mask::shown;
 use super::problem::{Problem, SourceSpan, ValueOrigin, WrongValue, nearest};
@@ -11,7 +12,7 @@ pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
 
 const PREFIX: &str = "KEYCHOIR_";
 
-/// The settings given as variables, with their texts.
+/// The settings that the environment sets, each with its text.
 pub(super) fn settings<'e>(
     environment: &'e Environment,
     problems: &mut Vec<Problem>,
@@ -35,8 +36,8 @@ pub(super) fn settings<'e>(
     settings
 }
 
-/// Whether Kubernetes set this variable: a service called `keychoir` adds `KEYCHOIR_SERVICE_HOST`,
-/// `KEYCHOIR_PORT=tcp://…` and more to every container beside it.
+/// Whether Kubernetes set this variable. For a service named `keychoir` it adds
+/// `KEYCHOIR_SERVICE_HOST`, `KEYCHOIR_PORT=tcp://…` and others to every container of the namespace.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let is_protocol = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));
@@ -54,7 +55,7 @@ fn unknown_variable(name: &str) -> WrongValue {
     {
         return wrong.suggest(Some("ELEVENLABS_API_KEYS"));
     }
-    // A name without its section: `KEYCHOIR_LISTEN`.
+    // A name without its section, such as `KEYCHOIR_LISTEN`.
     let by_name = setting::of_name(&name_without_prefix.to_lowercase()).map(Setting::variable);
     let names = || setting::TABLE.iter().map(Setting::variable).chain([CONFIG.to_owned()]);
     let near = by_name.or_else(|| nearest(&upper, names()));

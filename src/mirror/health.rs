@@ -1,4 +1,4 @@
-//! The state of the mirror, for metrics and the status pages.
+//! The mirror's state, its counters and its lag, which the metrics and the status pages show.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// What the mirror is doing.
+/// The state of the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Due rows are being sent.
@@ -27,7 +27,7 @@ struct MirrorHealthCells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// When nothing was left to send, in milliseconds since 1970; 0 before the first time.
+    /// Time at which the outbox was last empty, in milliseconds since 1970; 0 if it never was.
     caught_up_at: AtomicU64,
 }
 
@@ -41,13 +41,13 @@ impl MirrorHealth {
         STATES.get(index).copied().unwrap_or(State::Working)
     }
 
-    /// Rows that Supabase refused and that are to be retried.
+    /// Rows that Supabase refused and that the mirror will retry.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Acquire)
     }
 
-    /// Rows delivered since the start; a row that was sent again counts again.
+    /// Rows delivered since the start. A row that is sent twice counts twice.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
@@ -59,8 +59,8 @@ impl MirrorHealth {
         self.0.failures.load(Ordering::Acquire)
     }
 
-    /// How long rows may have been waiting at `now`: the time since the outbox was last empty. Zero
-    /// before the first round.
+    /// Maximum age of an unsent row at `now`: the time since the outbox was last empty. Zero before
+    /// the first round.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         let at = self.0.caught_up_at.load(Ordering::Acquire);

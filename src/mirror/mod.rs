@@ -1,6 +1,6 @@
-//! Mirrors usage to Supabase: sends the rows of the outbox in the background. Traffic never waits
-//! for it: the mirror reads rows that are already written, and rows that are not delivered stay in
-//! the outbox.
+//! Mirrors usage to Supabase: a background task sends the rows of the outbox. The mirror reads rows
+//! that the database already contains, so requests never wait for it. Rows that are not delivered
+//! stay in the outbox.
 
 mod push;
 mod remote;
@@ -21,51 +21,51 @@ use crate::upstream::TlsError;
 
 pub use health::{MirrorHealth, State};
 
-use push::{Pushed, Stop, push, rename};
+use push::{PushResult, Stop, push, rename};
 use remote::Remote;
 use rows::{KeyUsage, UsageEvent};
 
 /// The target and the timing of the mirror.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://PROJECT.supabase.co`, without a slash at its end.
+    /// `https://PROJECT.supabase.co`, without a trailing slash.
     pub base_url: String,
-    /// A key with write access.
+    /// A Supabase key with write access.
     pub key: ServiceKey,
     /// Time between two pushes.
     pub interval: Duration,
-    /// Maximum rows in a request.
+    /// Maximum rows per request.
     pub max_batch_rows: usize,
     /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// Timeout from the begin of a request to the end of its response.
+    /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
-    /// The longest delay after repeated failures.
+    /// Maximum delay after repeated failures.
     pub max_retry_delay: Duration,
-    /// The delay when an operator must fix the setup.
+    /// Delay after an error that an operator must fix.
     pub pause: Duration,
-    /// How long shutdown waits for the last push.
+    /// Timeout of the last push at shutdown.
     pub final_push_timeout: Duration,
 }
 
-/// Why the mirror cannot start.
+/// The errors that prevent the mirror from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorStartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The HTTP client cannot be made.
+    /// The HTTP client cannot be created.
     #[error("the HTTP client for Supabase cannot be created: {0}")]
     Client(#[from] reqwest::Error),
-    /// A header cannot carry the key.
+    /// The key contains characters that are invalid in a header.
     #[error("Supabase's key cannot be sent in a header")]
     Key,
 }
 
-/// Delay before a refused row is retried: its table may have changed.
+/// Delay before a refused row is retried. An operator may have changed its table meanwhile.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(3_600);
 
-/// The task that sends due rows, round after round.
+/// The task that sends the due rows in rounds.
 #[derive(Debug)]
 pub struct Mirror {
     outbox: Outbox,
@@ -74,29 +74,29 @@ pub struct Mirror {
     health: MirrorHealth,
     /// Consecutive failures.
     failures: u32,
-    /// The setup error that was logged last.
+    /// The last logged setup error.
     last_hint: Option<Hint>,
 }
 
 /// The result of a round.
 #[derive(Debug)]
-enum Round {
-    /// Every due row was tried.
+enum RoundResult {
+    /// Every due row was sent or refused.
     Done,
     /// More than one batch was due.
-    More,
-    /// Supabase was unreachable or refused; the rows are to be sent again.
+    MoreDue,
+    /// Supabase was unreachable or refused the request. The rows stay in the outbox.
     Stopped(Stop),
-    /// The database cannot be read or written now.
+    /// The database cannot be read or written at present.
     StoreUnavailable,
 }
 
 impl Mirror {
-    /// Makes a mirror of this outbox.
+    /// Creates the mirror of `outbox`.
     ///
     /// # Errors
     ///
-    /// When the HTTP client cannot be made.
+    /// When the HTTP client cannot be created.
     pub fn new(outbox: Outbox, settings: Settings, health: MirrorHealth) -> Result<Self, MirrorStartError> {
         let remote = Remote::new(&settings)?;
         // The age of rows from earlier runs is not recorded, so their lag counts from now.
@@ -104,8 +104,8 @@ impl Mirror {
         Ok(Self { outbox, remote, settings, health, failures: 0, last_hint: None })
     }
 
-    /// Sends round after round. After `end`, sends the remaining rows and returns. Dropping the
-    /// future skips that: unconfirmed rows are sent after the next start.
+    /// Sends rounds until `end` is cancelled, then sends the remaining rows and returns. If the
+    /// future is dropped, unconfirmed rows are sent after the next start.
     pub async fn run(mut self, end: CancellationToken) {
         info!(
             event = "mirror_started",
@@ -113,57 +113,57 @@ impl Mirror {
             "Mirroring to {}",
             self.settings.base_url
         );
-        // After a start the table may have been fixed, so refused rows are retried.
+        // An operator may have fixed the table before this start, so refused rows are retried.
         let _ = self.outbox.clear_parked().await;
         loop {
             let round = self.round().await;
-            let wait = self.after(round);
+            let wait = self.delay_after(round);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = end.cancelled() => break,
             }
         }
-        while matches!(self.round().await, Round::More) {}
+        while matches!(self.round().await, RoundResult::MoreDue) {}
     }
 
-    async fn round(&mut self) -> Round {
+    async fn round(&mut self) -> RoundResult {
         match self.try_round().await {
             Ok(round) => round,
-            Err(StoreClosed) => Round::StoreUnavailable,
+            Err(StoreClosed) => RoundResult::StoreUnavailable,
         }
     }
 
-    async fn try_round(&mut self) -> Result<Round, StoreClosed> {
+    async fn try_round(&mut self) -> Result<RoundResult, StoreClosed> {
         let max_rows = self.settings.max_batch_rows;
         let Batch { renames, keys, events, refused } = self.outbox.take(max_rows).await?;
         self.health.set_refused(refused);
         let is_renaming = renames.len() >= max_rows;
-        // Renames go first: a new row of a key would conflict with its old one.
+        // Renames are sent first: a new row of a key would conflict with its old row.
         if let Some(stop) = self.record(rename(&self.remote, renames).await).await? {
-            return Ok(Round::Stopped(stop));
+            return Ok(RoundResult::Stopped(stop));
         }
         if is_renaming {
-            return Ok(Round::More);
+            return Ok(RoundResult::MoreDue);
         }
         let is_full = keys.len() >= max_rows || events.len() >= max_rows;
         let keys: Vec<KeyUsage> = keys.into_iter().map(Into::into).collect();
         let events: Vec<UsageEvent> = events.into_iter().map(Into::into).collect();
         let keys_stop = self.record(push(&self.remote, &keys).await).await?;
-        // An error of one table does not keep the other from being sent.
+        // After an error of one table, the rows of the other table are still sent.
         let stop = match keys_stop {
             Some(stop) if !concerns_one_table(&stop) => Some(stop),
             stop => self.record(push(&self.remote, &events).await).await?.or(stop),
         };
         Ok(match stop {
-            Some(stop) => Round::Stopped(stop),
-            None if is_full => Round::More,
-            None => Round::Done,
+            Some(stop) => RoundResult::Stopped(stop),
+            None if is_full => RoundResult::MoreDue,
+            None => RoundResult::Done,
         })
     }
 
-    /// Records the result for each row; returns the error that stopped the others.
-    async fn record(&mut self, result: Pushed) -> Result<Option<Stop>, StoreClosed> {
-        let Pushed { sent, refused, stop } = result;
+    /// Records the result for each row. Returns the error that stopped the push.
+    async fn record(&mut self, result: PushResult) -> Result<Option<Stop>, StoreClosed> {
+        let PushResult { sent, refused, stop } = result;
         if sent.is_empty() && refused.is_empty() {
             return Ok(stop);
         }
@@ -185,23 +185,23 @@ impl Mirror {
     }
 
     /// Processes the result of a round: logs changes and returns the delay before the next one.
-    fn after(&mut self, round: Round) -> Duration {
+    fn delay_after(&mut self, round: RoundResult) -> Duration {
         let Settings { interval, max_retry_delay, pause, .. } = self.settings;
         match round {
-            Round::Done | Round::More => {
+            RoundResult::Done | RoundResult::MoreDue => {
                 if self.health.state() != State::Working {
                     info!(event = "mirror_recovered", "Supabase accepts the mirrored rows again");
                 }
                 self.health.set_state(State::Working);
-                if matches!(round, Round::Done) {
+                if matches!(round, RoundResult::Done) {
                     self.health.caught_up(clock::now());
                 }
                 (self.failures, self.last_hint) = (0, None);
-                if matches!(round, Round::More) { Duration::ZERO } else { interval }
+                if matches!(round, RoundResult::MoreDue) { Duration::ZERO } else { interval }
             }
-            // The store reports database errors itself.
-            Round::StoreUnavailable => interval,
-            Round::Stopped(Stop::Later { reason, retry_after }) => {
+            // The store logs database errors itself.
+            RoundResult::StoreUnavailable => interval,
+            RoundResult::Stopped(Stop::Temporary { reason, retry_after }) => {
                 if self.health.state() == State::Working {
                     warn!(
                         event = "mirror_failing",
@@ -213,7 +213,7 @@ impl Mirror {
                 self.failures = self.failures.saturating_add(1);
                 wait(self.failures, interval, max_retry_delay, retry_after, fastrand::f64())
             }
-            Round::Stopped(Stop::Person { hint, reason }) => {
+            RoundResult::Stopped(Stop::Setup { hint, reason }) => {
                 if self.last_hint != Some(hint) {
                     warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", hint.text());
                 }
@@ -229,8 +229,8 @@ impl Mirror {
 /// Whether the error concerns one table, not the whole connection.
 fn concerns_one_table(stop: &Stop) -> bool {
     match stop {
-        Stop::Later { .. } => false,
-        Stop::Person { hint, .. } => match hint {
+        Stop::Temporary { .. } => false,
+        Stop::Setup { hint, .. } => match hint {
             Hint::Forbidden | Hint::Table | Hint::Column | Hint::EveryRow => true,
             Hint::Key | Hint::Address | Hint::Asleep | Hint::Unexplained => false,
         },

@@ -1,5 +1,5 @@
-//! Sends one batch of one table: the whole batch first, then halves if part of it is refused, until
-//! the refused rows are found. Rows that are accepted on the way are delivered.
+//! Sends one batch of rows of one table. If Supabase refuses the batch, its halves are sent
+//! separately, down to single rows, so that only the invalid rows stay undelivered.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,81 +9,84 @@ use super::rows::{KeyUsage, MirrorRow, UsageEvent};
 use crate::policy::mirror::{Acceptance, Hint, halves};
 use crate::store::{Rename, RowName};
 
-/// Maximum requests for one batch: enough to find a handful of bad rows among hundreds. The others
-/// are in the next batch, which is smaller.
+/// Maximum requests for one batch: enough to find a few invalid rows among hundreds. Rows that are
+/// not sent stay in the outbox for the next batch.
 const MAX_REQUESTS: usize = 128;
 
 /// The result of a batch.
 #[derive(Debug, Default)]
-pub(super) struct Pushed {
+pub(super) struct PushResult {
     pub(super) sent: Vec<RowName>,
-    /// Rows refused for their content, with the database's code.
+    /// Rows refused for their content, each with the database's error code.
     pub(super) refused: Vec<(RowName, String)>,
-    /// Why the push ended before every row was tried.
+    /// The error that ended the push before every row was sent.
     pub(super) stop: Option<Stop>,
 }
 
 /// The error that stopped a push.
 #[derive(Clone, Debug)]
 pub(super) enum Stop {
-    /// A temporary failure, with the delay that the response demanded.
-    Later { reason: Reason, retry_after: Option<Duration> },
-    /// A mistake of the setup that an operator must fix.
-    Person { hint: Hint, reason: Reason },
+    /// A temporary failure, with the `Retry-After` of the response.
+    Temporary { reason: Reason, retry_after: Option<Duration> },
+    /// A setup error that an operator must fix.
+    Setup { hint: Hint, reason: Reason },
 }
 
-/// Sends `rows`. The halves are tried level by level, not depth first: good rows are delivered
-/// early, which also proves that the rows are at fault and not the table.
-pub(super) async fn push<R: MirrorRow>(remote: &Remote, rows: &[R]) -> Pushed {
-    let mut pushed = Pushed::default();
-    let mut waiting = VecDeque::new();
-    waiting.push_back(0..rows.len());
+/// Sends `rows`. Halves are sent breadth first: valid rows are delivered early, and an accepted row
+/// proves that the table is valid and the refused rows are not.
+pub(super) async fn push<R: MirrorRow>(remote: &Remote, rows: &[R]) -> PushResult {
+    let mut pushed = PushResult::default();
+    let mut queued_ranges = VecDeque::new();
+    queued_ranges.push_back(0..rows.len());
     let mut last_refusal = None;
-    // Rows refused alone before any row was accepted: the table may have been the cause.
-    let mut early = Vec::new();
+    // Single rows that were refused before any row was accepted. The table may have caused the
+    // refusals, so these rows are sent again after the first accepted row.
+    let mut early_refusals = Vec::new();
     for _ in 0..MAX_REQUESTS {
-        if waiting.is_empty() && !pushed.sent.is_empty() {
-            waiting.extend(early.drain(..).map(|(range, _)| range));
+        if queued_ranges.is_empty() && !pushed.sent.is_empty() {
+            queued_ranges.extend(early_refusals.drain(..).map(|(range, _)| range));
         }
-        let Some(range) = waiting.pop_front() else { break };
+        let Some(range) = queued_ranges.pop_front() else { break };
         let Some(part) = rows.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
         let SendOutcome { verdict, reason, retry_after } = remote.push(part).await;
         match verdict {
             Acceptance::Arrived => pushed.sent.extend(part.iter().map(MirrorRow::name)),
             Acceptance::Row => {
                 match halves(range.clone()) {
-                    Some(halves_of_range) => waiting.extend(halves_of_range),
-                    None if pushed.sent.is_empty() => early.push((range, reason.code())),
+                    Some(halves_of_range) => queued_ranges.extend(halves_of_range),
+                    None if pushed.sent.is_empty() => early_refusals.push((range, reason.code())),
                     None => pushed.refused.extend(part.iter().map(|row| (row.name(), reason.code()))),
                 }
                 last_refusal = Some(reason);
             }
             Acceptance::Later => {
-                pushed.stop = Some(Stop::Later { reason, retry_after });
+                pushed.stop = Some(Stop::Temporary { reason, retry_after });
                 break;
             }
             Acceptance::Person(hint) => {
-                pushed.stop = Some(Stop::Person { hint, reason });
+                pushed.stop = Some(Stop::Setup { hint, reason });
                 break;
             }
         }
     }
     if pushed.sent.is_empty() {
-        let alone = early.into_iter().filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
+        let alone = early_refusals
+            .into_iter()
+            .filter_map(|(range, code)| Some((rows.get(range.start)?.name(), code)));
         pushed.refused.extend(alone);
     }
-    // If no row of several is accepted, the table is at fault, not the rows.
+    // If none of several rows is accepted, the table is invalid, not the rows.
     if let Some(reason) = last_refusal.filter(|_| pushed.sent.is_empty() && rows.len() > 1) {
         pushed.refused.clear();
-        pushed.stop.get_or_insert(Stop::Person { hint: Hint::EveryRow, reason });
+        pushed.stop.get_or_insert(Stop::Setup { hint: Hint::EveryRow, reason });
     }
     pushed
 }
 
-/// Renames rows that an earlier version sent, in both tables. If a key already has a row under its
-/// new name, the old row is deleted.
-pub(super) async fn rename(remote: &Remote, renames: Vec<Rename>) -> Pushed {
-    let mut pushed = Pushed::default();
+/// Renames rows that an earlier version sent, in both tables. If a row with the new name exists,
+/// the old row is deleted.
+pub(super) async fn rename(remote: &Remote, renames: Vec<Rename>) -> PushResult {
+    let mut pushed = PushResult::default();
     for rename in renames {
         match rename_one(remote, &rename).await {
             None => pushed.sent.push(RowName::Rename(rename)),
@@ -110,11 +113,11 @@ async fn rename_one(remote: &Remote, rename: &Rename) -> Option<Stop> {
 
 fn stop_of(SendOutcome { verdict, reason, retry_after }: SendOutcome) -> Option<Stop> {
     match verdict {
-        // Without a table no row has an old name. Older versions of PostgREST also answer 404 when
-        // no row matches.
+        // A missing table has no row to rename. Older versions of PostgREST also respond with 404
+        // when no row matches.
         Acceptance::Arrived | Acceptance::Person(Hint::Table) => None,
-        Acceptance::Later => Some(Stop::Later { reason, retry_after }),
-        Acceptance::Row => Some(Stop::Person { hint: Hint::EveryRow, reason }),
-        Acceptance::Person(hint) => Some(Stop::Person { hint, reason }),
+        Acceptance::Later => Some(Stop::Temporary { reason, retry_after }),
+        Acceptance::Row => Some(Stop::Setup { hint: Hint::EveryRow, reason }),
+        Acceptance::Person(hint) => Some(Stop::Setup { hint, reason }),
     }
 }

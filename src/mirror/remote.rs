@@ -1,5 +1,5 @@
-//! The HTTP client of Supabase: sends rows to a table in one request; `policy` classifies the
-//! response. The only module that reads the service key.
+//! The HTTP client of Supabase: sends rows of one table in one request. `policy` classifies the
+//! response. No other module reads the service key.
 
 use std::error::Error;
 use std::fmt;
@@ -17,13 +17,13 @@ use crate::secret::{ServiceKey, ServiceKeyForm};
 use crate::store::Rename;
 use crate::upstream::http_client;
 
-/// Maximum bytes read of a response: an error is a line of JSON; a longer body is a web page, and
+/// Maximum response bytes to read. An error is one line of JSON; a longer body is a web page, and
 /// its start identifies it.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// A connection that is idle for longer is likely to be closed by the server when it is needed.
+/// Idle timeout of a kept connection. Servers close connections that are idle for longer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// The endpoint and the credentials.
+/// The API's URL, the headers with the service key, and the HTTP client.
 #[derive(Debug)]
 pub(super) struct Remote {
     client: reqwest::Client,
@@ -35,23 +35,24 @@ pub(super) struct Remote {
 #[derive(Debug)]
 pub(super) struct SendOutcome {
     pub(super) verdict: Acceptance,
-    /// For the log: a status and a code, or why there was no response. Never contains sent data.
+    /// For the log: the status and error code, or the error of a request without a response. Never
+    /// contains sent data.
     pub(super) reason: Reason,
     /// The `Retry-After` of the response.
     pub(super) retry_after: Option<Duration>,
 }
 
-/// Why rows were not delivered, in words that are safe to log.
+/// The reason why rows were not delivered, without secrets.
 #[derive(Clone, Debug)]
 pub(super) enum Reason {
-    /// The status of the response and the database's code.
+    /// The status of the response and the database's error code.
     Response { status: u16, code: Option<String> },
     /// The request failed without a response.
     NoResponse(String),
 }
 
 impl Reason {
-    /// The code that the outbox stores.
+    /// The error code that the outbox stores.
     pub(super) fn code(&self) -> String {
         match self {
             Self::Response { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
@@ -88,11 +89,11 @@ impl Remote {
         Ok(Self { client, base_url, headers: credentials(&settings.key)? })
     }
 
-    /// Sends rows of one table. No row may appear twice in a request: the database would refuse
-    /// both.
+    /// Sends rows of one table. A row must not appear twice in a request, because the database
+    /// refuses both then.
     pub(super) async fn push<R: MirrorRow>(&self, rows: &[R]) -> SendOutcome {
         let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
-        // Rows are numbers and plain words; serializing them cannot fail.
+        // Rows contain numbers and plain strings, so serializing them cannot fail.
         let body = serde_json::to_vec(rows).unwrap_or_default();
         self.send(self.client.post(url), R::PREFER, body).await
     }
@@ -103,7 +104,7 @@ impl Remote {
         self.send(self.client.patch(self.old_rows::<R>(rename)), "return=minimal", body.into_bytes()).await
     }
 
-    /// Removes those rows.
+    /// Deletes the rows of a table whose key name begins with the old hash.
     pub(super) async fn remove<R: MirrorRow>(&self, rename: &Rename) -> SendOutcome {
         self.send(self.client.delete(self.old_rows::<R>(rename)), "return=minimal", Vec::new()).await
     }
@@ -139,7 +140,8 @@ impl Remote {
             }
         }
         let error: SupabaseError = serde_json::from_slice(&body).unwrap_or_default();
-        // The sender is not trusted and the code is logged, so only a short word passes.
+        // The response is not trusted and the code is logged, so only a short alphanumeric code is
+        // accepted.
         let code = error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
@@ -166,7 +168,7 @@ fn credentials(key: &ServiceKey) -> Result<HeaderMap, MirrorStartError> {
     Ok(headers)
 }
 
-/// Formats an error with its causes.
+/// Formats an error with all its sources.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

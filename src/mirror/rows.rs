@@ -1,20 +1,22 @@
-//! The rows that are sent, in the columns of Supabase's tables.
+//! The rows of Supabase's tables, with the columns of each table as fields.
 
 use serde::Serialize;
 
 use crate::policy::units::UnixMs;
 use crate::store::{Event, MirroredKeyState, RowName};
 
-/// The largest `INT`. A larger number is cut: otherwise the database would refuse the whole row.
+/// The maximum of an `INT` column. Larger numbers are reduced to it, because the database would
+/// refuse the row.
 const MAX_INT: i64 = i32::MAX as i64;
-/// The largest `DECIMAL(5,4)`.
+/// The maximum of a `DECIMAL(5,4)` column.
 const MAX_SHARE: f64 = 9.9999;
-/// Stands for an unknown reset date: the column is `NOT NULL`, and this sorts after every date.
+/// The value of an unknown reset date. The column is `NOT NULL`, and `infinity` sorts after every
+/// date.
 const UNKNOWN_DATE: &str = "infinity";
 
-/// A row with its name in the outbox.
+/// A row that is sent to a table of Supabase.
 pub(super) trait MirrorRow: Serialize {
-    /// The table.
+    /// The name of the table.
     const TABLE: &'static str;
     /// The columns that identify a row (`on_conflict`).
     const CONFLICT: &'static str;
@@ -127,8 +129,9 @@ impl From<Event> for UsageEvent {
 impl MirrorRow for UsageEvent {
     const TABLE: &'static str = "elevenlabs_usage_events";
     const CONFLICT: &'static str = "id";
-    // A row that is sent again is the same, or has the price that the first one lacked; a trigger
-    // keeps a late repetition of the first from removing the price.
+    // A row that is sent again is equal to the first, or contains the price that the first lacked.
+    // A trigger in the database prevents a late repetition of the first row from removing the
+    // price.
     const PREFER: &'static str = "resolution=merge-duplicates,return=minimal";
 
     fn name(&self) -> RowName {

@@ -1,4 +1,5 @@
-//! Requests to the provider with a key of the pool, and the parsing of their responses. All of them are free.
+//! Sends the poller's requests to the provider with a key of the pool, and parses the responses.
+//! None of the requests costs credits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
 
-/// Maximum size of a response. The list of models is the longest, with some dozens of kilobytes.
+/// Maximum size of a response. The longest one, the list of models, has less than a hundred
+/// kilobytes.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
 /// Sends the poller's requests, with a timeout for each response.
@@ -31,13 +33,13 @@ pub(super) struct ProviderClient<'a, C> {
 }
 
 impl<C: Connect> ProviderClient<'_, C> {
-    /// Requests the quota of the key's workspace. `None` when the provider returns none at the moment, which
-    /// allows no conclusion about the key.
+    /// Requests the quota of the key's workspace. `None` if the provider returns no quota at
+    /// present, which does not change the key's state.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
         self.quota_at(key.authority(), key).await
     }
 
-    /// Requests the quota from another host of the provider.
+    /// Requests the quota from the given host of the provider.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
         let (verdict, text) = self.send_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
@@ -55,7 +57,7 @@ impl<C: Connect> ProviderClient<'_, C> {
                 };
                 Some(Observation::Invalid { verdict, source })
             }
-            // A key that is restricted to speech may not read the quota, and works like any other.
+            // A key that is restricted to speech cannot read the quota. It stays usable for speech.
             Verdict::MissingPermission(_) => Some(Observation::Unreadable),
             Verdict::WorkspaceQuota(_)
             | Verdict::KeyQuota(_)
@@ -74,27 +76,28 @@ impl<C: Connect> ProviderClient<'_, C> {
         }
     }
 
-    /// Requests the identifier of the key's workspace; `None` where the key may not read it.
+    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to
+    /// read it.
     pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
         let (verdict, text) = self.send(key, Uri::from_static("/v1/user")).await?;
         if verdict == Verdict::Served { workspace_id(&text) } else { None }
     }
 
-    /// Requests the provider's models; `None` where the key may not read them.
+    /// Requests the provider's models. `None` if the key lacks the permission to read them.
     pub(super) async fn models(&self, key: &Key) -> Option<Models> {
         let (verdict, text) = self.send(key, Uri::from_static("/v1/models")).await?;
         if verdict == Verdict::Served { Models::read(&text) } else { None }
     }
 
-    /// Requests the cost of a conversation in credits; `None` while the provider has not published it.
+    /// Requests the cost of a conversation in credits. `None` until the provider has published it.
     pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
         let path = format!("/v1/convai/conversations/{conversation}");
         let (verdict, text) = self.send(key, Uri::try_from(path).ok()?).await?;
         if verdict == Verdict::Served { conversation_cost(&text) } else { None }
     }
 
-    /// Sends a request; returns the verdict on its response and the decoded body. `None` when no response
-    /// came in time, or none that can be decoded.
+    /// Sends a request. Returns the verdict on the response and the decoded body. `None` if no
+    /// response arrives before the timeout, or its body cannot be decoded.
     async fn send(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
         self.send_at(key.authority(), key, target).await
     }

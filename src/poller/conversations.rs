@@ -1,5 +1,5 @@
-//! Polls the cost of conversations with agents. No message on their socket contains it; the provider
-//! publishes it after analysing the conversation, seconds or minutes after its end.
+//! Polls the cost of conversations with agents. No WebSocket message contains this cost; the
+//! provider publishes it seconds or minutes after the end of a conversation.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use crate::proxy::{Conversation, UsageSink};
 use crate::telemetry::{Meters, log_transitions};
 use crate::upstream::{Connect, Upstream};
 
-/// Delays before each poll of a conversation, from its end or from the previous poll. After the last one it
-/// stays without a price.
+/// Delay before each poll of a conversation, from its end or from the previous poll. After the last
+/// poll the cost of the conversation stays unknown.
 const POLL_DELAYS: [Duration; 8] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -28,10 +28,10 @@ const POLL_DELAYS: [Duration; 8] = [
 ];
 /// Timeout of one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum conversations that wait for their price.
+/// Maximum conversations whose cost is still polled.
 const MAX_PENDING: usize = 10_000;
 
-/// Polls the prices of conversations, with one request at a time.
+/// Polls the costs of conversations, with one request at a time.
 #[derive(Debug)]
 pub struct Conversations<C> {
     pool: Arc<Pool>,
@@ -51,7 +51,7 @@ struct PendingConversation {
 }
 
 impl<C: Connect> Conversations<C> {
-    /// A poller for the conversations that are sent to `ended`.
+    /// Creates a poller for the conversations that are sent to `ended`.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -106,7 +106,7 @@ impl<C: Connect> Conversations<C> {
         log_transitions(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
         self.meters.priced(credits);
         let record = conversation.priced(credits);
-        // A usage store that is closed has logged it already.
+        // If the usage store is closed, it has logged this already.
         if let Ok(permit) = self.usage.permit().await {
             permit.write(record);
         }

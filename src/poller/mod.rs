@@ -1,5 +1,6 @@
-//! Polls the provider for the quota of each key: at the start in the background, and then rarely. The figures
-//! return refused keys to the pool, and correct its count where other applications use the same credits.
+//! Polls the provider for the quota of each key: in the background at the start, and then rarely. A
+//! quota makes a refused key usable again, and corrects the pool's count when other applications
+//! use the same credits.
 
 mod client;
 mod conversations;
@@ -32,14 +33,15 @@ pub struct Settings {
     pub interval: Duration,
     /// Timeout of one response.
     pub response_timeout: Duration,
-    /// The regional hosts at which a key is tried that is refused as one of another region.
+    /// The regional hosts at which a key of another region is polled.
     pub regions: Arc<[Arc<Authority>]>,
 }
 
-/// Minimum interval between two polls of one key, whatever its requests encounter: polls are requests, too.
+/// Minimum interval between two polls of one key, even if its requests are refused: polls are rate
+/// limited, too.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Polls the quota of every key, round after round.
+/// Polls the quota of every key in rounds.
 #[derive(Debug)]
 pub struct QuotaPoller<C> {
     pool: Arc<Pool>,
@@ -48,19 +50,20 @@ pub struct QuotaPoller<C> {
     settings: watch::Receiver<Settings>,
 }
 
-/// Interval between two requests for the models: the provider has new ones a few times a year.
+/// Interval between two requests for the list of models. The provider adds models a few times a
+/// year.
 const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
 /// The state of the poller between its polls.
 #[derive(Debug, Default)]
 struct PollMemory {
-    /// When each key is polled next; a key without an entry was never polled.
+    /// Time of the next poll of each key. A key without an entry was never polled.
     due: HashMap<Fingerprint, Instant>,
-    /// When each key was polled last.
+    /// Time of the last poll of each key.
     polled_at: HashMap<Fingerprint, Instant>,
-    /// Keys that were tried in all regions.
+    /// Keys that were polled at all regional hosts.
     regions_tried: HashSet<Fingerprint>,
-    /// Keys whose workspace is known, or cannot be read.
+    /// Keys whose workspace is known or cannot be read.
     membership_checked: HashSet<Fingerprint>,
     models_at: Option<Instant>,
     /// The last forecast of the pool's credits.
@@ -69,8 +72,8 @@ struct PollMemory {
 }
 
 impl<C: Connect> QuotaPoller<C> {
-    /// A poller for `pool`. It polls every key again whenever it receives settings, also when they are
-    /// unchanged: there may be new keys.
+    /// Creates a poller for `pool`. It polls every key again whenever it receives settings, because
+    /// the pool may have new keys.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -80,8 +83,8 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, usage, settings }
     }
 
-    /// Polls forever, one key at a time. `rounds` is incremented each time new settings were received and every
-    /// key was polled since.
+    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled
+    /// after new settings were received.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut memory = PollMemory::default();
         let mut is_counted = false;
@@ -96,7 +99,7 @@ impl<C: Connect> QuotaPoller<C> {
                 .values()
                 .min()
                 .map_or(settings.interval, |due| due.saturating_duration_since(clock::instant()));
-            // When the sender of the settings is dropped, only the due times count.
+            // If the sender of the settings was dropped, only due times start a poll.
             let changed = async {
                 if self.settings.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -114,8 +117,8 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Polls every key that is due, one after the other: a burst of requests from one address looks like
-    /// abuse.
+    /// Polls every due key, one after the other. The provider could treat many simultaneous
+    /// requests from one address as abuse.
     async fn poll_due_keys(&self, memory: &mut PollMemory, settings: &Settings) {
         let client = ProviderClient { upstream: &self.upstream, response_timeout: settings.response_timeout };
         let roster = self.pool.roster();
@@ -146,12 +149,14 @@ impl<C: Connect> QuotaPoller<C> {
                 let now = clock::now();
                 let delay =
                     next_poll_at(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
-                // A later poll can decide what lagging figures left open.
-                let deciding_at =
+                // The figures may lag behind, so a later poll can decide about a refusal that this
+                // poll could not.
+                let deciding_poll_at =
                     Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
-                memory
-                    .due
-                    .insert(fingerprint, clock::instant() + deciding_at.map_or(delay, |at| at.min(delay)));
+                memory.due.insert(
+                    fingerprint,
+                    clock::instant() + deciding_poll_at.map_or(delay, |at| at.min(delay)),
+                );
                 polled.push(fingerprint);
             }
         }
@@ -159,7 +164,7 @@ impl<C: Connect> QuotaPoller<C> {
         if !polled.is_empty() {
             log_discrepancies(&quotas);
             self.log_forecast(memory);
-            // Some keys may have been assigned to one workspace meanwhile.
+            // Polls may have assigned several keys to one workspace.
             let roster = self.pool.roster();
             for key in roster.keys().iter().filter(|key| polled.contains(&key.api_key().fingerprint())) {
                 memory.log_shared_workspace(key, &roster);
@@ -191,21 +196,22 @@ impl<C: Connect> QuotaPoller<C> {
         outcome
     }
 
-    /// Tries a key of another region at each regional host; it is used at the host that accepts it. One
-    /// request per region, and each is free.
+    /// Polls a key of another region at each regional host. The first host that accepts the key
+    /// serves it from then on. One free request per host.
     async fn find_region(&self, client: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
         let name = key.api_key().short().as_str();
         for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
             let observation = client.quota_at(Some(region), key).await;
-            let works_here = matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
-            let Some(observation) = observation.filter(|_| works_here) else { continue };
+            let is_accepted =
+                matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
+            let Some(observation) = observation.filter(|_| is_accepted) else { continue };
             self.pool.record_region(key, region);
             let roster = self.pool.roster();
             let fingerprint = key.api_key().fingerprint();
-            if let Some(key_there) =
+            if let Some(regional_key) =
                 roster.keys().iter().find(|key| key.api_key().fingerprint() == fingerprint)
             {
-                log_transitions(&self.pool.observe(&roster, key_there, observation, clock::now()));
+                log_transitions(&self.pool.observe(&roster, regional_key, observation, clock::now()));
             }
             let event = "key_region_found";
             let host = region.host();
@@ -219,7 +225,7 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Finds out, once, to which workspace a key belongs.
+    /// Requests the key's workspace, once per key.
     async fn find_workspace(
         &self,
         client: &ProviderClient<'_, C>,
@@ -256,7 +262,7 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Logs the forecast of the pool's credits, once per change.
+    /// Logs a forecast that the pool's credits run out before the next reset, once per change.
     fn log_forecast(&self, memory: &mut PollMemory) {
         let now = clock::now();
         let forecast = self.pool.forecast(now);
@@ -286,33 +292,34 @@ impl PollMemory {
         self.pairs_reported.retain(|pair| pair.iter().all(|fingerprint| configured.contains(fingerprint)));
     }
 
-    /// Logs, once, which keys may belong to one workspace although the configuration does not say so.
+    /// Logs, once per pair, which keys may belong to one workspace although the configuration names
+    /// different ones.
     fn log_shared_workspace(&mut self, key: &Key, roster: &Roster) {
         let now = clock::now();
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
-            let apart = !std::ptr::eq(key.workspace(), other.workspace());
-            if !apart || !quota.is_twin(&other.workspace().quota(now)) {
+            let is_same_workspace = std::ptr::eq(key.workspace(), other.workspace());
+            if is_same_workspace || !quota.is_twin(&other.workspace().quota(now)) {
                 continue;
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
             pair.sort();
             if self.pairs_reported.insert(pair) {
-                let (one, other) = (key.api_key().short(), other.api_key().short());
+                let (name, other_name) = (key.api_key().short(), other.api_key().short());
                 let event = "keys_share_workspace";
                 info!(
                     event,
                     "Keys {} and {} report the same quota. If they belong to one workspace, configure the same \
                      `workspace` for both",
-                    one.as_str(),
-                    other.as_str()
+                    name.as_str(),
+                    other_name.as_str()
                 );
             }
         }
     }
 }
 
-/// The figures that the provider reported for a key.
+/// The quota that the provider reported for a key.
 struct PolledQuota<'a> {
     key: &'a Key,
     quota: Quota,
@@ -320,20 +327,21 @@ struct PolledQuota<'a> {
     drift_before: i64,
 }
 
-/// Logs the differences between the provider's figures and the pool's count, once all figures are known: two
-/// workspaces with the same figures are the same one.
+/// Logs the differences between the provider's quotas and the pool's count. Runs after all polls,
+/// because two workspaces with equal quotas are probably one workspace.
 fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
     for PolledQuota { key, quota, drift_before } in quotas {
-        // A new period starts at zero, and a discrepancy that was balanced needs no message.
-        let after = key.workspace().drift();
-        let drifted = after - drift_before;
-        if drifted == 0 || after == 0 {
+        // The discrepancy of a new period is zero. A discrepancy that has disappeared is not logged
+        // either.
+        let drift = key.workspace().drift();
+        let drift_change = drift - drift_before;
+        if drift_change == 0 || drift == 0 {
             continue;
         }
         let is_twin = |other: &&PolledQuota<'_>| {
             other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
         };
-        log_discrepancy(key, drifted, quotas.iter().find(is_twin).map(|twin| twin.key));
+        log_discrepancy(key, drift_change, quotas.iter().find(is_twin).map(|twin| twin.key));
     }
 }
 

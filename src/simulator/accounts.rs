@@ -1,6 +1,6 @@
-//! The state of workspaces and keys: credits, caps, permissions, concurrent operations. Values
-//! only; the time is an argument, and the caller holds the lock, so that a check and its charge are
-//! atomic.
+//! The state of workspaces and keys: credits, caps, permissions and running operations. It has no
+//! clock and no lock: the time is an argument, and the caller holds the lock, so that a check and
+//! its charge are atomic.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::shape::{Facts, Shape};
 pub(super) struct Accounts {
     pub(super) workspaces: Vec<Workspace>,
     pub(super) keys: Vec<Key>,
-    /// Voices of the library.
+    /// The voices of the library.
     pub(super) library: Vec<String>,
 }
 
@@ -43,11 +43,11 @@ pub(super) struct Workspace {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) plan: KeyPlan,
-    /// Its name; see [`KeyPlan::name`].
+    /// Its name, see [`KeyPlan::name`].
     pub(super) name: String,
     /// Its index among the workspaces.
     pub(super) workspace: usize,
-    /// Credits used in this period, for its cap.
+    /// Credits used in this period, which count against its cap.
     pub(super) used: u64,
 }
 
@@ -65,36 +65,36 @@ impl From<Shape> for Refused {
 }
 
 impl Refused {
-    /// The refusal `shape` of the object `subject`.
-    pub(super) fn naming(shape: Shape, subject: impl Into<String>) -> Self {
+    /// Creates the refusal `shape` about the object `subject`.
+    pub(super) fn with_subject(shape: Shape, subject: impl Into<String>) -> Self {
         Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
     }
 }
 
-/// The limits of an operation's credits.
+/// The limits that apply to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CreditLimits {
     /// The credits of the workspace, and the cap of the key if it has one.
     KeyAndWorkspace,
-    /// The credits of the workspace alone: caps of keys do not apply to agents (the provider's
-    /// public issues, 2026).
+    /// The credits of the workspace alone. Caps of keys do not apply to agents (public issues of
+    /// the provider, 2026).
     Workspace,
 }
 
-/// An admitted operation: its credits are charged and it counts as running.
+/// An admitted operation. Its credits are charged, and it counts as running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
     pub(super) cost: u64,
-    /// Credits of the workspace used before.
+    /// Used credits of the workspace before this operation.
     pub(super) used_before: u64,
-    /// Concurrent operations, this one included.
+    /// Concurrent operations, including this one.
     pub(super) running: u32,
     pub(super) running_max: Option<u32>,
     pub(super) workspace: usize,
 }
 
 impl Accounts {
-    /// The state that the plan describes, at the time `now`.
+    /// Creates the state that `plan` describes, at the time `now`.
     pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
         let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new(), library: plan.library.clone() };
         for workspace in &plan.workspaces {
@@ -122,7 +122,7 @@ impl Accounts {
         self.workspaces.len() - 1
     }
 
-    /// Resets the credits of every period that has ended.
+    /// Resets the credits of every workspace whose period has ended.
     pub(super) fn refresh(&mut self, now: UnixMs) {
         for (index, workspace) in self.workspaces.iter_mut().enumerate() {
             if now < workspace.reset {
@@ -136,7 +136,7 @@ impl Accounts {
         }
     }
 
-    /// Whether the key has the permission.
+    /// Checks whether the key has the permission.
     pub(super) fn permit(&self, key: usize, permission: &'static str) -> Result<(), Shape> {
         match self.keys.get(key).map(|key| &key.plan.permissions) {
             None => Err(Shape::InvalidKey),
@@ -147,7 +147,7 @@ impl Accounts {
         }
     }
 
-    /// Whether the bill of the key's workspace allows operations.
+    /// Checks whether the bill of the key's workspace allows operations.
     pub(super) fn billing(&self, key: usize) -> Result<(), Shape> {
         match self.workspace(key).map(|workspace| workspace.plan.billing) {
             Some(Billing::Active) | None => Ok(()),
@@ -156,8 +156,8 @@ impl Accounts {
         }
     }
 
-    /// Checks credits, cap and concurrency in the provider's order, and charges. A refusal changes
-    /// nothing.
+    /// Checks credits, cap and concurrency in the provider's order, and then charges the operation.
+    /// A refused operation changes nothing.
     pub(super) fn admit(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<Admitted, Refused> {
         let facts = self.check_credits(key, cost, limits)?;
         if !self.has_free_slot(key) {
@@ -188,15 +188,15 @@ impl Accounts {
         !self.workspace(key).is_some_and(is_saturated)
     }
 
-    /// Checks credits and cap, and charges for the continuation of an admitted operation. A refusal
-    /// changes nothing.
+    /// Checks credits and cap, and then charges the continuation of an admitted operation. A
+    /// refusal changes nothing.
     pub(super) fn spend(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
         self.check_credits(key, cost, limits)?;
         self.charge(key, cost);
         Ok(())
     }
 
-    /// Whether credits and cap suffice, with the numbers for the response.
+    /// Checks whether credits and cap suffice, and returns the numbers for the response.
     pub(super) fn check_credits(
         &self,
         key: usize,
@@ -231,7 +231,7 @@ impl Accounts {
         }
     }
 
-    /// The numbers for the refusal of a request of that cost.
+    /// The numbers for the refusal of a request with this cost.
     pub(super) fn facts(&self, key: usize, needed: u64) -> Facts {
         let Some(owner) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
         let Some(workspace) = self.workspaces.get(owner.workspace) else {
@@ -250,8 +250,8 @@ impl Accounts {
         }
     }
 
-    /// The key that pays a conversation with an agent for a caller with `key`, or without one: the
-    /// caller's own if the agent is of the same workspace, else one of the agent's workspace.
+    /// The key that pays for a conversation with an agent: the caller's key if the agent is in its
+    /// workspace, else a key of the agent's workspace.
     pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
         let plan_of = |workspace: &Workspace| {
             workspace.plan.agents.iter().find(|existing| existing.id == agent).map(|agent| agent.is_public)
@@ -270,7 +270,7 @@ impl Accounts {
             (Some((_, false)), Some(_)) => None,
             (Some((_, false)), None) => return Err(Shape::NeedsAuthorization.into()),
         };
-        payer.ok_or_else(|| Refused::naming(Shape::AgentNotFound, agent))
+        payer.ok_or_else(|| Refused::with_subject(Shape::AgentNotFound, agent))
     }
 
     pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {
@@ -308,7 +308,7 @@ impl Workspace {
     }
 }
 
-/// The first end of a period after `now`, given that a period ended at `past`.
+/// The end of the first period after `now`, if a period ended at `past`.
 fn next_reset(past: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn credits_and_caps_come_back_when_the_reset_date_passes() {
+    fn credits_and_caps_are_restored_when_the_reset_date_passes() {
         let mut accounts = open("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].reset, DECEMBER);
         accounts.admit(0, 10, CreditLimits::KeyAndWorkspace).unwrap();

@@ -1,4 +1,4 @@
-//! Responses: a head, and a body that is generated while it is sent, can be slow, and can break.
+//! Builds responses. A body is generated while it is sent, and a fault can delay or break it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,10 +18,10 @@ use super::shape::Refusal;
 use super::tracked_stream::Flushes;
 use super::world::Slot;
 
-/// The header with the region of the response.
+/// The header with the region that served the request.
 const REGION_HEADER: &str = "x-region";
 
-/// A response before it is sent.
+/// A response to be sent.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -30,7 +30,7 @@ pub(super) struct Answer {
     pub(super) charged: u64,
 }
 
-/// The headers of every response of the provider (captured answers of August 2026), with a trace
+/// The headers of every response of the provider (captured responses of August 2026), with a trace
 /// id.
 fn common_headers(trace_id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -46,36 +46,36 @@ fn common_headers(trace_id: &str) -> HeaderMap {
     headers
 }
 
-/// Sets a header. Values are the simulator's own text; one that is invalid in a header is left out.
+/// Sets a header. A value that is invalid in a header is omitted.
 pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
     }
 }
 
-/// An identifier that is new each time and can be put in a header.
+/// Creates a unique identifier that is valid in a header.
 pub(super) fn trace_id() -> String {
     uuid::Uuid::now_v7().simple().to_string()
 }
 
 impl Answer {
-    /// A JSON document.
+    /// Creates a response of 200 with a JSON document.
     pub(super) fn document(document: &Value) -> Self {
-        let mut answer = Self::with(&trace_id(), "application/json");
+        let mut answer = Self::empty(&trace_id(), "application/json");
         answer.body = AnswerBody::whole(document.to_string().into());
         answer
     }
 
-    /// A response of 200 with an empty body and the common headers.
-    pub(super) fn with(trace_id: &str, content_type: &str) -> Self {
+    /// Creates a response of 200 with an empty body and the common headers.
+    pub(super) fn empty(trace_id: &str, content_type: &str) -> Self {
         let mut headers = common_headers(trace_id);
         set(&mut headers, "content-type", content_type);
         Self { status: StatusCode::OK, headers, body: AnswerBody::whole(Bytes::new()), charged: 0 }
     }
 
-    /// A refusal, whose `request_id` is `trace_id`.
+    /// Creates a refusal. Its `request_id` is `trace_id`.
     pub(super) fn refusal(refusal: Refusal, trace_id: &str) -> Self {
-        let mut answer = Self::with(trace_id, "application/json");
+        let mut answer = Self::empty(trace_id, "application/json");
         answer.status = refusal.status;
         for (name, value) in refusal.headers {
             set(&mut answer.headers, name, &value);
@@ -84,7 +84,7 @@ impl Answer {
         answer
     }
 
-    /// The same response with its body encoded by each of `encodings` in turn.
+    /// Encodes the body with each of `encodings` in turn.
     pub(super) fn encoded(mut self, encodings: &[Encoding]) -> Self {
         let plain: Vec<u8> = self.body.take_ready().into_iter().flatten().collect();
         let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body));
@@ -95,21 +95,21 @@ impl Answer {
     }
 
     /// Sets the region of the response, unless a fault has set another one.
-    pub(super) fn from(&mut self, region: &str) {
+    pub(super) fn set_region(&mut self, region: &str) {
         if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
             set(&mut self.headers, REGION_HEADER, region);
         }
     }
 
-    /// The response that a fault specifies. An invalid header is left out.
-    pub(super) fn exactly(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
+    /// Creates the response of a fault. Invalid headers are omitted.
+    pub(super) fn custom(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
         let content_type = match body.first() {
             None => "",
             Some(b'{' | b'[') => "application/json",
             Some(b'<') => "text/html",
             Some(_) => "text/plain",
         };
-        let mut answer = Self::with(&trace_id(), content_type);
+        let mut answer = Self::empty(&trace_id(), content_type);
         answer.status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if body.is_empty() {
             answer.headers.remove("content-type");
@@ -138,16 +138,16 @@ impl Answer {
 
 type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
 
-/// A body: ready bytes, then bytes generated piece by piece.
+/// A body: ready bytes, and then bytes that are generated piece by piece.
 pub(super) struct AnswerBody {
     ready: VecDeque<Bytes>,
     pieces: Option<Pieces>,
-    /// The remaining length, if it is known; it becomes the content length.
+    /// The remaining length, if it is known. It becomes the content length.
     remaining: Option<u64>,
     pause: Option<Pause>,
     cut: Option<Cut>,
-    /// Released with the generation of the last piece, not with its sending: a client that has
-    /// received the whole response must not find its own operation still running.
+    /// Released when the last piece is generated, not when it is sent. Otherwise a client could
+    /// receive the whole response while its operation still counts as running.
     slot: Option<Slot>,
 }
 
@@ -163,7 +163,7 @@ struct Cut {
     flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// A fault broke the body.
+/// The error of a body that a fault broke.
 #[derive(Debug)]
 pub(super) struct Broken;
 
@@ -182,7 +182,7 @@ impl AnswerBody {
         Self { ready, pieces: None, remaining, pause: None, cut: None, slot: None }
     }
 
-    /// A body generated while it is sent. Without a length it is chunked.
+    /// Creates a body that is generated while it is sent. Without a length it is sent chunked.
     pub(super) fn pieces(length: Option<u64>, pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
         let mut body =
             Self { pieces: Some(Box::new(pieces)), remaining: length, ..Self::whole(Bytes::new()) };
@@ -191,30 +191,30 @@ impl AnswerBody {
         body
     }
 
-    /// Holds `slot` until the last piece is generated.
-    pub(super) fn holding(mut self, slot: Slot) -> Self {
+    /// Keeps `slot` until the last piece is generated.
+    pub(super) fn with_slot(mut self, slot: Slot) -> Self {
         self.slot = Some(slot);
         self.look_ahead();
         self
     }
 
-    /// Waits before each piece but the first.
+    /// Delays each piece except the first.
     pub(super) fn slow(&mut self, length: Duration) {
         self.pause = Some(Pause { length, is_first: true, sleep: None });
     }
 
-    /// Breaks after `bytes`. The body is then always chunked.
+    /// Breaks the body after `bytes` bytes. The body is then always chunked.
     pub(super) fn cut_after(&mut self, bytes: u64, flushes: Flushes) {
         self.remaining = None;
         self.cut = Some(Cut { remaining: bytes, flushes, flushed: None });
     }
 
-    /// Takes the ready bytes: all of a body that is not generated piece by piece.
+    /// Takes the ready bytes, which are the whole body if it is not generated piece by piece.
     pub(super) fn take_ready(&mut self) -> VecDeque<Bytes> {
         std::mem::take(&mut self.ready)
     }
 
-    /// Generates one piece in advance, so that the last one is recognized.
+    /// Generates one piece in advance, so that the last piece is recognized.
     fn look_ahead(&mut self) {
         if self.ready.is_empty() {
             match self.pieces.as_mut().and_then(Iterator::next) {
@@ -243,8 +243,8 @@ impl Pause {
 }
 
 impl Cut {
-    /// Ready when everything sent before is flushed to the socket: bytes before the break must be
-    /// received, so that a test knows their number.
+    /// Returns ready when all previous bytes are flushed to the socket. The client then receives
+    /// every byte before the break, so a test knows their number.
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let flushes = &self.flushes;
         self.flushed.get_or_insert_with(|| Box::pin(flushes.clone().next())).as_mut().poll(cx)

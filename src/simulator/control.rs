@@ -1,5 +1,6 @@
-//! The simulator's own paths, for tests in another process. They are not under `/v1`, so that no
-//! rule of a proxy for the provider's paths applies to them, and need no key.
+//! The simulator's own endpoints, by which tests in another process set faults and read the ledger.
+//! Their paths are not under `/v1`, so a proxy applies none of its rules for the provider's paths
+//! to them. They require no key.
 
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -11,13 +12,13 @@ use super::fault::Fault;
 use super::request::ReceivedBody;
 use super::world::{FaultTarget, World};
 
-/// Stands for every request, with any key or without one.
+/// The wildcard for all requests, with any key or none.
 const EVERY_KEY: &str = "*";
-/// The prefix of these paths.
+/// The path prefix of these endpoints.
 pub(super) const PREFIX: &str = "/_simulator/";
 
 /// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
-/// Without `route` the faults apply to all routes of the key; the key `*` stands for every request and
+/// Without `route` the faults apply to all routes of the key. The key `*` matches every request and
 /// requires a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,19 +26,19 @@ struct FaultRequest {
     key: String,
     #[serde(default)]
     route: Option<String>,
-    /// An absent field changes nothing; null removes the fault.
+    /// An absent field changes nothing; null removes the permanent fault.
     #[serde(default, deserialize_with = "present")]
     always: Option<Option<String>>,
     #[serde(default)]
     next: Vec<String>,
 }
 
-/// Distinguishes a null from an absent field.
+/// Distinguishes null from an absent field.
 fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
     Deserialize::deserialize(value).map(Some)
 }
 
-/// Handles a request to one of these paths.
+/// Responds to a request to one of these endpoints.
 pub(super) fn answer(world: &World, parts: &Parts, received: &ReceivedBody) -> Answer {
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match (&parts.method, path) {
@@ -56,7 +57,7 @@ pub(super) fn answer(world: &World, parts: &Parts, received: &ReceivedBody) -> A
     }
 }
 
-/// Sets the faults; a mistake anywhere in the body changes nothing.
+/// Sets the faults of the body. If any part of it is invalid, nothing changes.
 fn set_faults(world: &World, received: &ReceivedBody) -> Result<(), String> {
     let body = received.kept.as_deref().unwrap_or_default();
     let request: FaultRequest = serde_json::from_slice(body).map_err(|error| error.to_string())?;

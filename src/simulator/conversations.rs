@@ -1,4 +1,4 @@
-//! Conversations with agents: their cost, which no WebSocket message contains and a client requests
+//! Stores conversations with agents. Their cost is in no WebSocket message; a client requests it
 //! later.
 
 use std::collections::VecDeque;
@@ -12,10 +12,10 @@ use super::answer::Answer;
 use super::job::{Job, require_key};
 use super::shape::Shape;
 
-/// Older conversations are dropped, so that a long test needs bounded memory.
-const CONVERSATIONS_MAX: usize = 200;
+/// Older conversations are dropped to bound the memory of a long test.
+const MAX_CONVERSATIONS: usize = 200;
 
-/// The conversations of a workspace, the oldest first.
+/// The conversations of a workspace, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Conversations(VecDeque<Conversation>);
 
@@ -25,18 +25,18 @@ pub(super) struct Conversation {
     pub(super) agent: String,
     pub(super) authorization: &'static str,
     pub(super) began: UnixMs,
-    /// When it ended.
+    /// The time of its end.
     pub(super) ended: Option<UnixMs>,
-    /// Credits for the call and for its language model.
+    /// Credits charged for the call.
     pub(super) call_charge: u64,
     pub(super) llm_charge: u64,
-    /// The messages of both sides, in turn.
+    /// The messages of both sides, in order.
     pub(super) transcript: Vec<(&'static str, String)>,
 }
 
 impl Conversations {
     pub(super) fn add(&mut self, conversation: Conversation) {
-        if self.0.len() == CONVERSATIONS_MAX {
+        if self.0.len() == MAX_CONVERSATIONS {
             self.0.pop_front();
         }
         self.0.push_back(conversation);
@@ -54,12 +54,13 @@ pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
     state.accounts.permit(key, "convai_read")?;
     let conversation =
         state.accounts.workspace_mut(key).and_then(|workspace| workspace.conversations.find(id));
-    let conversation = conversation.ok_or_else(|| Refused::naming(Shape::ConversationNotFound, id))?;
+    let conversation = conversation.ok_or_else(|| Refused::with_subject(Shape::ConversationNotFound, id))?;
     Ok(Answer::document(&conversation.document()))
 }
 
 impl Conversation {
-    /// `GetConversationResponseModel` of the OpenAPI document. The cost is present after the end.
+    /// `GetConversationResponseModel` of the OpenAPI document. The document contains the cost after
+    /// the end of the conversation.
     fn document(&self) -> Value {
         let seconds = self.ended.map_or(0, |ended| ended.since(self.began).as_secs());
         let transcript = self.transcript.iter().map(|(role, text)| {

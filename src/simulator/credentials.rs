@@ -1,5 +1,5 @@
-//! Credentials that the provider issues in place of a key: single-use tokens, and for agents signed
-//! URLs and conversation tokens. Each belongs to the key that requested it.
+//! Issues the provider's other credentials: single-use tokens, and signed URLs and conversation
+//! tokens for agents. Each belongs to the key that requested it.
 
 use serde_json::json;
 
@@ -22,7 +22,7 @@ pub(super) fn token(job: Job<'_>, kind: &str) -> Result<Answer, Refused> {
 }
 
 /// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host is always the provider's own
-/// (OpenAPI document): a client that uses the URL unchanged connects there.
+/// (OpenAPI document), and a client connects there unless the proxy changes the URL.
 pub(super) fn signed_url(job: Job<'_>) -> Result<Answer, Refused> {
     let (agent, signature) = conversation(job, "cvsig")?;
     let url = format!(
@@ -43,9 +43,9 @@ fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
     let key = require_key(job.presented)?;
     let mut state = job.world.state();
     state.accounts.permit(key, "convai_write")?;
-    // A key can only grant access to agents of its own workspace.
+    // A key grants access to agents of its own workspace only.
     if state.accounts.agent_payer(&agent, Some(key))? != key {
-        return Err(Refused::naming(Shape::AgentNotFound, agent));
+        return Err(Refused::with_subject(Shape::AgentNotFound, agent));
     }
     let token = format!("{kind}_{}", trace_id());
     state.tokens.add(&token, TokenScope::Agent(agent.clone()), key, clock::now());

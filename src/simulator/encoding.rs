@@ -1,5 +1,5 @@
-//! Content encodings of responses. Brotli and Zstandard are written as uncompressed blocks, which
-//! every decoder reads: the tests only need to know whether a body is decoded.
+//! Encodes response bodies. Brotli and Zstandard bodies consist of uncompressed blocks, which every
+//! decoder reads: tests check only whether a proxy decodes a body.
 //!
 //! Sources: RFC 7932 (Brotli, 9.2), RFC 8878 (Zstandard, 3.1.1), RFC 9110 (8.4.1, `deflate` is zlib).
 
@@ -23,8 +23,8 @@ pub enum Encoding {
     Zstandard,
 }
 
-/// Maximum bytes of a block: Brotli's limit with four digits of length; Zstandard allows twice
-/// that.
+/// Maximum bytes of a block: the limit of Brotli with a length of four digits. The limit of
+/// Zstandard is twice as large.
 const MAX_BLOCK_BYTES: usize = 65_536;
 
 const NAMES: [(&str, Encoding); 4] = [
@@ -40,7 +40,7 @@ impl Encoding {
         match self {
             Encoding::Gzip => {
                 let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-                // Writing to memory does not fail.
+                // Writing to memory cannot fail.
                 encoder.write_all(plain).and_then(|()| encoder.finish()).unwrap_or_default()
             }
             Encoding::Deflate => {
@@ -55,23 +55,24 @@ impl Encoding {
 
 fn brotli(plain: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(plain.len() + 8);
-    // A window of 64 KiB is one bit, 0, which the first block shares its bytes with.
+    // A window of 64 KiB is encoded as the single bit 0, which shares a byte with the first block.
     let mut window_bits = 1;
     for block in plain.chunks(MAX_BLOCK_BYTES) {
         let length = u32::try_from(block.len() - 1).unwrap_or(0);
-        // Not the last (1 bit), four digits (2 bits), the length, not compressed (1 bit), to the next byte.
+        // Not the last block (1 bit), four digits (2 bits), the length, uncompressed (1 bit),
+        // padding to the next byte.
         let head = (length << 3 | 1 << 19) << window_bits;
         bytes.extend_from_slice(&head.to_le_bytes()[..3]);
         bytes.extend_from_slice(block);
         window_bits = 0;
     }
-    // The last, and empty.
+    // The last block, which is empty.
     bytes.push(0b11 << window_bits);
     bytes
 }
 
 fn zstandard(plain: &[u8]) -> Vec<u8> {
-    // The magic number, and one segment whose length has four bytes.
+    // The magic number, and a single segment whose length has four bytes.
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
     bytes.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
     let mut blocks = plain.chunks(MAX_BLOCK_BYTES).peekable();
@@ -79,7 +80,7 @@ fn zstandard(plain: &[u8]) -> Vec<u8> {
         bytes.extend_from_slice(&[1, 0, 0]);
     }
     while let Some(block) = blocks.next() {
-        // Whether it is the last (1 bit), as it is (2 bits, 0), the length.
+        // Whether the block is the last (1 bit), uncompressed (2 bits, 0), the length.
         let is_last = u32::from(blocks.peek().is_none());
         let head = is_last | u32::try_from(block.len()).unwrap_or(0) << 3;
         bytes.extend_from_slice(&head.to_le_bytes()[..3]);
@@ -104,7 +105,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// The text is no known encoding.
+/// The error for an unknown encoding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no encoding: there are gzip, deflate, br and zstd")]
 pub struct UnknownEncoding(String);
@@ -113,7 +114,7 @@ pub struct UnknownEncoding(String);
 mod tests {
     use super::*;
 
-    /// Verified with the `brotli` of Node.js 20 and with `zstd` 1.5.
+    /// Verified with the Brotli decoder of Node.js 20 and with `zstd` 1.5.
     #[test]
     fn stored_blocks_are_readable_by_decoders() {
         let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();

@@ -1,8 +1,8 @@
-//! What the plan of a workspace permits, beside its credits: voices of the library, formats,
-//! models, clones and their slots. Each check returns the refusal of the wire.
+//! Checks what the plan of a workspace includes: voices of the library, formats, models, clones and
+//! their slots. Each check returns the provider's refusal.
 //!
 //! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
-//! the table of them), the price page of 2026 (slots).
+//! the table of refusals), the price page of 2026 (slots).
 
 use super::accounts::{Accounts, Refused, Workspace};
 use super::models::{Model, voice_name};
@@ -10,8 +10,8 @@ use super::plan::{PlanWording, WorkspacePlan};
 use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::Format;
 
-/// The plans, as far as they differ here. Ordered: a later plan includes the features of the
-/// earlier ones.
+/// The plans that differ in their features. They are ordered: a later plan includes the features of
+/// the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tier {
     Free,
@@ -23,12 +23,12 @@ pub(super) enum Tier {
 }
 
 impl Tier {
-    /// Parses a plan's name; the provider has more names than are listed.
+    /// Parses the name of a plan. The provider has plans that are not listed here.
     fn of(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
             "starter" | "go" | "trial" => Tier::Starter,
-            // No source lists the limits of pay-as-you-go; it is treated as the smallest plan with
+            // No source lists the limits of pay-as-you-go, so it counts as the smallest plan with
             // an overage.
             "creator" | "payg" => Tier::Creator,
             "pro" => Tier::Pro,
@@ -43,7 +43,7 @@ impl WorkspacePlan {
     }
 
     /// Maximum custom voices.
-    pub(super) fn voices_max(&self) -> u64 {
+    pub(super) fn max_voices(&self) -> u64 {
         self.voice_limit.unwrap_or(match self.rank() {
             Tier::Free => 3,
             Tier::Starter => 10,
@@ -54,7 +54,7 @@ impl WorkspacePlan {
     }
 
     /// Maximum professional voices.
-    pub(super) fn professional_voices_max(&self) -> u64 {
+    pub(super) fn max_professional_voices(&self) -> u64 {
         match self.rank() {
             Tier::Free | Tier::Starter => 0,
             Tier::Creator | Tier::Pro => 1,
@@ -66,8 +66,8 @@ impl WorkspacePlan {
         self.rank() > Tier::Free
     }
 
-    /// The refusal in the wording of this workspace: the current one, or an older one.
-    fn worded(&self, names: [&'static str; 3]) -> Shape {
+    /// The refusal in the wording of this workspace, which may be an older one.
+    fn in_plan_wording(&self, names: [&'static str; 3]) -> Shape {
         let [current, old_400, old_402] = names;
         fixed_refusal(match self.wording {
             PlanWording::Current => current,
@@ -76,7 +76,7 @@ impl WorkspacePlan {
         })
     }
 
-    /// Checks the use of voices of the library without a copy of its own.
+    /// Checks whether the plan allows voices of the library without a copy.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl WorkspacePlan {
         if self.rank() > Tier::Free {
             return Ok(());
         }
-        Err(self.worded(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
+        Err(self.in_plan_wording(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
     }
 
     fn format(&self, format: Format) -> Result<(), Refused> {
@@ -111,7 +111,7 @@ impl WorkspacePlan {
 
     /// Checks the number of characters against the limit of the model on this plan.
     fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
-        let limit = model.characters_max(self.rank() == Tier::Free);
+        let limit = model.max_characters(self.rank() == Tier::Free);
         if characters <= limit {
             return Ok(());
         }
@@ -126,7 +126,7 @@ impl WorkspacePlan {
 }
 
 impl Workspace {
-    /// Used slots: custom voices that are not professional ones.
+    /// The number of used slots. Professional voices do not count.
     pub(super) fn voice_slots_used(&self) -> u64 {
         let count = |list: &[String]| u64::try_from(list.len()).unwrap_or(u64::MAX);
         count(&self.plan.voices).saturating_sub(count(&self.professional))
@@ -144,11 +144,11 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no clones, or no slot is left.
+    /// When the plan includes no clones, or no slot is free.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
-            return Err(self.plan.worded(names).into());
+            return Err(self.plan.in_plan_wording(names).into());
         }
         self.add_voice(id)
     }
@@ -157,7 +157,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no library, or no slot is left.
+    /// When the plan does not include the library, or no slot is free.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refused> {
         self.plan.library()?;
         if self.plan.voices.iter().any(|own| own == id) {
@@ -167,7 +167,7 @@ impl Workspace {
     }
 
     fn add_voice(&mut self, id: &str) -> Result<(), Refused> {
-        self.has_slot(self.voice_slots_used(), self.plan.voices_max())?;
+        self.has_slot(self.voice_slots_used(), self.plan.max_voices())?;
         self.voice_edits += 1;
         self.plan.voices.push(id.to_owned());
         Ok(())
@@ -177,9 +177,9 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan has no professional clones, or no slot is left.
+    /// When the plan includes no professional clones, or no slot is free.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
-        let limit = self.plan.professional_voices_max();
+        let limit = self.plan.max_professional_voices();
         if limit == 0 {
             return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }
@@ -190,7 +190,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Removes a voice; false if there is none.
+    /// Removes a voice. Returns false if it does not exist.
     pub(super) fn remove_voice(&mut self, id: &str) -> bool {
         let before = self.plan.voices.len();
         self.plan.voices.retain(|voice| voice != id);
@@ -211,7 +211,7 @@ impl Accounts {
             return Ok(name);
         }
         if !self.library.iter().any(|voice| voice == id) {
-            return Err(Refused::naming(Shape::VoiceNotFound, id));
+            return Err(Refused::with_subject(Shape::VoiceNotFound, id));
         }
         workspace.plan.library()?;
         Ok("Library voice".to_owned())
@@ -221,16 +221,16 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// When the plan does not include it.
     pub(super) fn format(&self, key: usize, format: Format) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.format(format)
     }
 
-    /// Checks whether it includes a model.
+    /// Checks whether the plan of the key's workspace includes a model.
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// When the plan does not include it.
     pub(super) fn model(&self, key: usize, model: Model) -> Result<(), Refused> {
         self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
     }

@@ -1,5 +1,4 @@
-//! The faults that a key can be scripted to have, as values and as text. Their order is kept in
-//! `script`.
+//! The faults of the simulator, and their text form. `script` stores their order.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,21 +12,22 @@ use super::shape::{Shape, UnknownShape};
 /// The fault of one request, or of one WebSocket session.
 ///
 /// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Answer`,
-/// `HugeError`, `EndlessError`, `GarbledError`) replace the handshake's 101; the others describe
-/// their effect there. On a request that is no WebSocket handshake, `After` is the same as `Pass`.
+/// `HugeError`, `EndlessError`, `GarbledError`) replace the 101 of the handshake. The effect of the
+/// other faults on a WebSocket is described with each. On a request without a handshake, `After` is
+/// the same as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// None: the request is served as if no fault were set. A gap in a script.
+    /// No fault: the request is served normally. It fills a gap in a script.
     Pass,
-    /// Reads the whole request and refuses it. Nothing is charged. A WebSocket is refused in the
-    /// session, in its own format: before its first message, or after the client's first.
+    /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
+    /// session, in its own format: before the server's first message, or after the client's first.
     Refuse(Shape),
-    /// Refuses as soon as the head was read. The body is drained afterwards.
+    /// Refuses immediately after the head was read. The body is drained afterwards.
     EarlyRefuse(Shape),
-    /// Refuses after that many bytes of the body. The rest is drained afterwards. On a WebSocket
-    /// the bytes are those of the client's messages.
+    /// Refuses after `bytes` bytes of the body. The rest is drained afterwards. On a WebSocket the
+    /// bytes of the client's messages count.
     MidRefuse {
-        /// Bytes to read first.
+        /// Bytes to read before the refusal.
         bytes: u64,
         /// The refusal.
         shape: Shape,
@@ -42,55 +42,55 @@ pub enum Fault {
         shape: Shape,
     },
     /// Reads the whole request and sends exactly this response, for refusals that the catalogue
-    /// lacks. Nothing is charged, whatever the headers contain.
+    /// does not contain. Nothing is charged.
     Answer {
         /// The status, 200 to 599.
         status: u16,
-        /// Replace the common headers of the same name; an empty value removes the header. Without
-        /// a `content-type` it is derived from the first character of the body.
+        /// Headers that replace common headers of the same name. An empty value removes the header.
+        /// Without a `content-type` it is derived from the first character of the body.
         headers: Vec<(String, String)>,
-        /// The raw body: with a `content-encoding` it is encoded already.
+        /// The body as sent. With a `content-encoding` it must already be encoded.
         body: Bytes,
     },
-    /// Reads the whole request, waits that long, and then serves it: a client that disconnects
-    /// meanwhile is not charged. On a WebSocket the handshake comes first.
+    /// Reads the whole request, waits, and then serves it. A client that disconnects during the
+    /// wait is not charged. On a WebSocket the wait follows the handshake.
     Stall {
         /// The delay in milliseconds.
         ms: u64,
     },
-    /// Executes and charges the request, and sends the head after a delay: a client that
-    /// disconnects meanwhile has been charged.
+    /// Executes and charges the request, and sends the head after a delay. A client that
+    /// disconnects during the delay has been charged.
     SlowHead {
         /// The delay in milliseconds.
         ms: u64,
     },
-    /// Waits before each piece of the body, or message on a WebSocket, except the first.
+    /// Delays each piece of the body, or each WebSocket message, except the first.
     SlowBody {
         /// The delay in milliseconds.
         ms: u64,
     },
-    /// Serves as usual, and breaks the connection after that many bytes of the body. The response
-    /// is chunked and its end never comes. On a WebSocket the bytes are those after the handshake,
-    /// frame headers included.
+    /// Serves normally, and breaks the connection after `bytes` bytes of the body. The response is
+    /// chunked, and its last chunk is missing. On a WebSocket the bytes after the handshake count,
+    /// including frame headers.
     CutAfter {
-        /// Bytes to send first.
+        /// Bytes to send before the break.
         bytes: u64,
     },
     /// Reads the whole request and closes the connection without a response.
     CloseBeforeHead,
-    /// Closes the connection as soon as the head was read.
+    /// Closes the connection immediately after the head was read.
     CloseUnread,
-    /// The 500 of a crash, without details.
+    /// The provider's 500 without details.
     ServerError,
     /// A quota refusal whose body is larger than 64 KiB.
     HugeError,
     /// A quota refusal whose body never ends.
     EndlessError,
-    /// A quota refusal that claims to be gzip and is not.
+    /// A quota refusal with an invalid gzip body.
     GarbledError,
-    /// Applies `turn` to a session after that many messages were sent.
+    /// Applies `turn` to a session after `messages` messages were sent.
     After {
-        /// Messages to send first; 0 is the point at which `Refuse` is sent.
+        /// Messages to send before the turn; 0 for the time at which `Refuse` is sent.
         messages: u64,
         /// The fault.
         turn: Turn,
@@ -191,7 +191,7 @@ impl FromStr for Turn {
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
-                // A control frame has at most 125 bytes, two of them for the code.
+                // A control frame has at most 125 bytes, of which the code takes two.
                 match close_code(code).filter(|_| reason.len() <= 123) {
                     Some(code) => Ok(Turn::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),
@@ -202,7 +202,7 @@ impl FromStr for Turn {
     }
 }
 
-/// Parses a close code that may be sent (RFC 6455, 7.4).
+/// Parses a close code that an endpoint may send (RFC 6455, 7.4).
 fn close_code(text: &str) -> Option<u16> {
     let sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
     text.parse().ok().filter(sendable)
@@ -292,32 +292,32 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Why a text is no fault.
+/// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// Neither a fault nor a refusal.
+    /// No fault or refusal has this name.
     #[error(
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownShape),
-    /// No valid duration.
+    /// An invalid duration.
     #[error("`{0}` is no time: write 5s, 250ms or a number of milliseconds")]
     Duration(String),
-    /// No valid number of bytes.
+    /// An invalid number of bytes.
     #[error("`{0}` is no number of bytes")]
     Bytes(String),
-    /// No valid number of messages.
+    /// An invalid number of messages.
     #[error("`{0}` is no number of messages")]
     Messages(String),
-    /// No known encoding.
+    /// An unknown encoding.
     #[error(transparent)]
     Encoding(#[from] UnknownEncoding),
-    /// No valid response.
+    /// An invalid response.
     #[error(
         "`{0}` is no answer: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with 200 to 599 and as many headers as there are"
     )]
     Answer(String),
-    /// No valid content of a close frame.
+    /// An invalid content of a close frame.
     #[error("`{0}` is no close: write CODE or CODE/REASON, with 1000 to 4999 and at most 123 bytes")]
     Close(String),
 }

@@ -1,4 +1,5 @@
-//! The history of a workspace. The audio is not kept: it can be made again from the same text.
+//! The history of a workspace. Audio is not stored, because the same text gives the same audio
+//! again.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,7 @@ use super::sound::format::Format;
 #[derive(Debug)]
 pub(super) struct History(pub(super) VecDeque<HistoryItem>);
 
-/// Older items are dropped, so that a long test needs bounded memory.
+/// Older items are dropped to bound the memory of a long test.
 const MAX_ITEMS: usize = 200;
 
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ impl History {
         self.0.iter().find(|item| item.id == id)
     }
 
-    /// Whether an item was made by that request.
+    /// Whether the request with this id created an item.
     pub(super) fn has_request(&self, id: &str) -> bool {
         self.0.iter().any(|item| item.request_id == id)
     }
@@ -49,8 +50,8 @@ impl History {
         self.0.len() < before
     }
 
-    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after` no
-    /// longer exists, the page is the first one.
+    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after` does
+    /// not exist, the first page is returned.
     pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
         let start =
             after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |index| index + 1);

@@ -1,5 +1,6 @@
-//! Operations that cost credits, checked in the provider's order: the body's schema, the key, its
-//! permission, the bill, the requested object, credits, concurrency, and then the audio.
+//! Executes operations that cost credits. Their checks have the provider's order: the body's
+//! schema, the key, its permission, the bill, the requested object, credits and concurrency. The
+//! audio follows.
 
 use std::fmt::Write;
 
@@ -17,36 +18,35 @@ use super::shape::{Facts, Shape, fixed_refusal};
 use super::sound::format::{FORMATS, Format};
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
-use super::speech::{characters_of, media_type, spoken, whole};
+use super::speech::{characters_of, media_type, speech_body, whole};
 use super::tokens::TokenScope;
 use super::world::{Presented, World};
 
-/// Credits of a sound effect whose length is left to the provider (its documentation, 2026).
+/// Credits of a sound effect without a given length (the provider's documentation, 2026).
 const EFFECT_AUTO_CREDITS: u64 = 100;
-/// Credits of a second of sound effect when the length is given.
+/// Credits per second of a sound effect with a given length.
 const EFFECT_CREDITS_PER_SECOND: u64 = 20;
-/// The length of such an effect.
+/// The length of a sound effect without a given length.
 const EFFECT_AUTO_MS: u64 = 5_000;
-/// The simulator's own rule, because the provider bills by the length of audio it would have to
-/// decode: a started 16,000 bytes, one second at 128 kbit/s, is one second, and for a transcription
-/// one credit.
+/// A rule of the simulator, because the provider bills the length of the decoded audio: 16,000
+/// bytes count as one second (128 kbit/s), rounded up. A second of transcription costs one credit.
 pub(super) const UPLOAD_BYTES_PER_SECOND: u64 = 16_000;
-/// The header's value for a workspace without a concurrency limit, since the header is always
+/// The value of the concurrency header for a workspace without a limit. The header is always
 /// present.
 const UNLIMITED: u32 = 1_000_000;
 
 /// A parsed request for speech.
 #[derive(Debug)]
 struct SpeechRequest {
-    /// The text, or the inputs of a dialogue one after the other.
+    /// The text. For a dialogue, all its inputs in order.
     text: String,
     voices: Vec<String>,
     model: String,
-    /// Requests that it continues (request stitching).
+    /// Earlier requests that this one continues (request stitching).
     continued_requests: Vec<String>,
 }
 
-/// The data for the history.
+/// The generated audio, as the history stores it.
 #[derive(Debug)]
 pub(super) struct GeneratedAudio {
     pub(super) voice_id: String,
@@ -56,7 +56,7 @@ pub(super) struct GeneratedAudio {
     pub(super) format: Format,
 }
 
-/// The context of an operation.
+/// The data of one operation.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) world: &'a World,
@@ -66,7 +66,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The key, if it has the permission and its bill is paid.
+    /// The paying key. It must have the permission, and its workspace must have paid its bill.
     pub(super) fn payer(&self, permission: &'static str) -> Result<usize, Shape> {
         let key = require_key(self.presented)?;
         let state = self.world.state();
@@ -75,7 +75,7 @@ impl Job<'_> {
         Ok(key)
     }
 
-    /// The format of the query, if the plan of the key's workspace includes it.
+    /// The requested audio format. The plan of the key's workspace must include it.
     pub(super) fn format(&self, key: usize) -> Result<Format, Refused> {
         let parameter = query(self.query).find(|(name, _)| name == "output_format");
         let Some((_, name)) = parameter else { return Ok(Format::DEFAULT) };
@@ -83,13 +83,13 @@ impl Job<'_> {
             let known: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
             let message =
                 format!("Output format '{name}' is not supported. Supported formats: {}.", known.join(", "));
-            Refused::naming(Shape::InvalidOutputFormat, message)
+            Refused::with_subject(Shape::InvalidOutputFormat, message)
         })?;
         self.world.state().accounts.format(key, format)?;
         Ok(format)
     }
 
-    /// The body as a JSON object.
+    /// Parses the body as a JSON object.
     pub(super) fn object(&self) -> Result<Map<String, Value>, Refused> {
         let Some(kept) = &self.received.kept else {
             let bound = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
@@ -128,7 +128,7 @@ impl Job<'_> {
         Ok(request)
     }
 
-    /// The cost of the request, as far as the body shows; for refusals that contain it.
+    /// The cost of the request, for refusals that contain it; 1 if the body does not show it.
     pub(super) fn estimate(&self) -> u64 {
         let Ok(request) = self.speech_request("").or_else(|_| self.dialogue_request()) else { return 1 };
         let characters = characters_of(&request.text);
@@ -155,7 +155,7 @@ impl Job<'_> {
         let cost = self.price(key, &request)?;
         let (admitted, slot) = self.world.admit(key, cost)?;
 
-        let body = spoken(&request.text, format, form).holding(slot);
+        let body = speech_body(&request.text, format, form).with_slot(slot);
         let generated = GeneratedAudio {
             voice_id: request.voices.join(","),
             voice_name,
@@ -178,7 +178,8 @@ impl Job<'_> {
         let trace_id = trace_id();
         let GeneratedAudio { voice_id, voice_name, model_id, text, format } = generated;
         let item = HistoryItem {
-            // Shorter than a trace id, like the provider's; its last digits are the random ones.
+            // The end of the trace id, which has random digits. The provider's ids have this
+            // length, too.
             id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
             request_id: super::answer::trace_id(),
             voice_id,
@@ -190,7 +191,7 @@ impl Job<'_> {
             used_before: admitted.used_before,
             used_after: admitted.used_before + admitted.cost,
         };
-        let mut answer = Answer::with(&trace_id, media_type);
+        let mut answer = Answer::empty(&trace_id, media_type);
         set(&mut answer.headers, "request-id", &item.request_id);
         set(&mut answer.headers, "history-item-id", &item.id);
         speech_headers(&mut answer, admitted);
@@ -207,21 +208,21 @@ impl Job<'_> {
         Ok(names.collect::<Result<Vec<_>, _>>()?.join(", "))
     }
 
-    /// A workspace can continue its own requests only.
+    /// Checks the continued requests: they must be requests of the same workspace.
     fn find_requests(&self, key: usize, request: &SpeechRequest) -> Result<(), Refused> {
         let state = self.world.state();
         let has = |id: &String| {
             state.accounts.workspace(key).is_some_and(|workspace| workspace.history.has_request(id))
         };
         match request.continued_requests.iter().find(|id| !has(id)) {
-            Some(unknown) => Err(Refused::naming(Shape::UnknownRequest, unknown)),
+            Some(unknown) => Err(Refused::with_subject(Shape::UnknownRequest, unknown)),
             None => Ok(()),
         }
     }
 
     fn price(&self, key: usize, request: &SpeechRequest) -> Result<u64, Refused> {
         let model = Model::find(&request.model)
-            .ok_or_else(|| Refused::naming(Shape::ModelNotFound, &request.model))?;
+            .ok_or_else(|| Refused::with_subject(Shape::ModelNotFound, &request.model))?;
         let state = self.world.state();
         state.accounts.model(key, model)?;
         if request.text.is_empty() {
@@ -239,21 +240,21 @@ impl Job<'_> {
         let seconds = body.get("duration_seconds").and_then(Value::as_f64);
         let key = self.payer("sound_generation")?;
         let format = self.format(key)?;
-        // The provider takes half a second to thirty (OpenAPI document).
+        // The provider allows 0.5 to 30 seconds (OpenAPI document).
         let requested_ms = seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
         let cost =
             requested_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
         let (_, slot) = self.world.admit(key, cost)?;
         let sound = Sound::of(Melody::lasting(&text, requested_ms.unwrap_or(EFFECT_AUTO_MS)), format);
-        let mut answer = Answer::with(&trace_id(), format.content_type());
+        let mut answer = Answer::empty(&trace_id(), format.content_type());
         set(&mut answer.headers, "character-cost", &cost.to_string());
         answer.charged = cost;
-        answer.body = whole(sound).holding(slot);
+        answer.body = whole(sound).with_slot(slot);
         Ok(answer)
     }
 
-    /// The key whose workspace pays a transcription: a token takes precedence over the key of the
-    /// head (the Python SDK 2.78), and is consumed.
+    /// The key that pays for a transcription. A token takes precedence over the key of the head
+    /// (the Python SDK 2.78), and is consumed.
     fn transcriber(&self) -> Result<usize, Shape> {
         let Some((_, token)) = query(self.query).find(|(name, _)| name == "token") else {
             return self.payer("speech_to_text");
@@ -262,7 +263,8 @@ impl Job<'_> {
         Job { presented: Presented::Known(key.ok_or(Shape::InvalidKey)?), ..*self }.payer("speech_to_text")
     }
 
-    /// `POST /v1/speech-to-text`. The upload is measured, not recognized.
+    /// `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its
+    /// content.
     pub(super) fn transcription(&self) -> Result<Answer, Refused> {
         if !self.received.names_model {
             return Err(Shape::FieldMissing("model_id".into()).into());
@@ -273,22 +275,22 @@ impl Job<'_> {
         let mut answer = Answer::document(&transcript(seconds));
         set(&mut answer.headers, "character-cost", &seconds.to_string());
         answer.charged = seconds;
-        answer.body = answer.body.holding(slot);
+        answer.body = answer.body.with_slot(slot);
         Ok(answer)
     }
 }
 
-/// The index of the presented key, or the refusal of an unusable one.
+/// The index of the presented key, or the refusal of an invalid one.
 pub(super) fn require_key(presented: Presented) -> Result<usize, Shape> {
     match presented {
         Presented::Known(key) => Ok(key),
         Presented::Unknown => Err(Shape::InvalidKey),
-        Presented::Elsewhere => Err(fixed_refusal("wrong_host")),
+        Presented::OtherRegion => Err(fixed_refusal("wrong_host")),
         Presented::Nothing => Err(Shape::NeedsAuthorization),
     }
 }
 
-/// An optional string; any other type is refused by the schema.
+/// An optional string field. Any other type is refused by the schema.
 pub(super) fn string(body: &Map<String, Value>, field: &'static str) -> Result<Option<String>, Shape> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -304,7 +306,7 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1_000.0).round() as u64
 }
 
-/// The headers of a successful speech response (captured answers of August 2026).
+/// Sets the headers of a successful speech response (captured responses of August 2026).
 fn speech_headers(answer: &mut Answer, admitted: &Admitted) {
     let running = admitted.running.to_string();
     let headers = &mut answer.headers;
@@ -328,11 +330,12 @@ fn speech_headers(answer: &mut Answer, admitted: &Admitted) {
     );
 }
 
-/// `SpeechToTextChunkResponseModel` of the OpenAPI document: always the same words, spread evenly.
+/// `SpeechToTextChunkResponseModel` of the OpenAPI document. It always contains the same words,
+/// spread evenly over the time.
 fn transcript(duration_secs: u64) -> Value {
     const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
     let total_ms = duration_secs.saturating_mul(1_000);
-    // Nine slots: five words and the four gaps between them.
+    // Nine slots: five words and four gaps between them.
     let time = |slot: u64| seconds(total_ms.saturating_mul(slot) / 9);
     let mut text = String::new();
     let mut words = Vec::new();

@@ -1,42 +1,44 @@
-//! A snapshot of the simulator's requests and charges, which tests assert on and which another
-//! process can parse from JSON.
+//! A snapshot of the simulator's requests and charges for assertions of tests. It is serialized as
+//! JSON for tests in another process.
 
 use serde::{Deserialize, Serialize};
 
-/// A snapshot. All counts begin at the start of the simulator.
+/// A snapshot. All counts start with the simulator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// In the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// The workspaces of the plan, then those named only by keys.
+    /// The workspaces of the plan, then the workspaces that only keys name.
     pub workspaces: Vec<WorkspaceEntry>,
-    /// Sums over all requests, including those without a known key.
+    /// The sums over all requests, including those without a known key.
     pub totals: Totals,
-    /// Forbidden content that was received, described without its value. The oldest are kept.
+    /// Forbidden content that was received, described without its value. The oldest entries are
+    /// kept.
     pub violations: Vec<String>,
-    /// The last requests whose head was answered or whose connection broke, oldest first. A
-    /// WebSocket session is included from its handshake on, and changes until it ends.
+    /// The last requests that have a response or a broken connection, oldest first. A WebSocket
+    /// session is included from its handshake on, and its entry changes until it ends.
     pub requests: Vec<RequestSummary>,
 }
 
 /// The counts of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyEntry {
-    /// The key as it was configured. A simulator's key is no secret, but it is not to be logged.
+    /// The key as it was configured. It should not be logged, although a simulator's key is no
+    /// secret.
     pub key: String,
     /// The workspace whose credits it uses.
     pub workspace: String,
-    /// Requests received with it.
+    /// Requests received with this key.
     pub requests: u64,
-    /// Requests answered with a status below 400.
+    /// Responses with a status below 400.
     pub served: u64,
-    /// Requests answered with a status of 400 and above.
+    /// Responses with a status of 400 and above.
     pub refused: u64,
     /// Requests without a response: the client disconnected, or a fault closed the connection.
     pub unanswered: u64,
-    /// Credits charged to it.
+    /// Credits charged to this key.
     pub charged: u64,
-    /// Credits its workspace has left.
+    /// Remaining credits of its workspace.
     pub remaining: u64,
 }
 
@@ -45,57 +47,56 @@ pub struct KeyEntry {
 pub struct WorkspaceEntry {
     /// Its name, also its `workspace_id`.
     pub name: String,
-    /// Credits of a period.
+    /// Credits per period.
     pub limit: u64,
-    /// Used credits of this period.
+    /// Used credits in this period.
     pub used: u64,
-    /// Concurrent requests now.
+    /// Current concurrent requests.
     pub running: u32,
-    /// The maximum of concurrent requests so far.
+    /// Highest number of concurrent requests since the start.
     pub running_max: u32,
 }
 
 /// Sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Requests received, without those to the simulator's own control paths.
+    /// Requests received, except those to the simulator's own endpoints.
     pub requests: u64,
-    /// Answered below 400.
+    /// Responses with a status below 400.
     pub served: u64,
-    /// Answered with 400 and above.
+    /// Responses with a status of 400 and above.
     pub refused: u64,
-    /// Without an answer.
+    /// Requests without a response.
     pub unanswered: u64,
-    /// Requests received that are neither answered nor broken yet.
+    /// Received requests without a response or a broken connection.
     pub in_flight: u64,
     /// Credits charged.
     pub charged: u64,
     /// Open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
     pub sockets_open: u64,
-    /// Violations, including those that are not in the list.
+    /// Violations, including those that the list does not contain.
     pub violations: u64,
 }
 
 /// The record of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestSummary {
-    /// As sent.
+    /// The method as sent.
     pub method: String,
-    /// Exactly as received; `withheld` for a violation, which may contain a credential.
+    /// The path and query as received; `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured, `unknown` for one that is not in the plan, `None` without a
-    /// key.
+    /// The key as it was configured; `unknown` if it is not in the plan; `None` without a key.
     pub key: Option<String>,
     /// The status of the response; `None` without a response.
     pub status: Option<u16>,
-    /// Bytes of the body that were read before the answer.
+    /// Bytes of the body that were read before the response.
     pub body_bytes: u64,
     /// SHA-256 of those bytes, in hexadecimal digits.
     pub body_sha256: String,
     /// Whether those bytes are the whole body.
     pub body_complete: bool,
-    /// Credits charged for it.
+    /// Credits charged for this request.
     pub charged: u64,
     /// The WebSocket session, if the status is 101.
     #[serde(default)]
@@ -107,8 +108,8 @@ pub struct RequestSummary {
 pub struct SocketSummary {
     /// Whether the session is open.
     pub is_open: bool,
-    /// The key whose workspace pays, as it was configured: the head's, that of the first message,
-    /// or the one that minted a token. `None` before the session was authorized.
+    /// The key whose workspace pays, as it was configured. It comes from the head, the first
+    /// message or a token. `None` before the session is authorized.
     pub payer: Option<String>,
     /// The header `Origin`.
     pub origin: Option<String>,
@@ -116,22 +117,22 @@ pub struct SocketSummary {
     pub protocols: Vec<String>,
     /// The selected subprotocol.
     pub protocol: Option<String>,
-    /// The extensions that the client offered. None is ever accepted.
+    /// The extensions that the client offered. The simulator accepts none.
     pub extensions: Option<String>,
     /// Text messages received.
     pub text_messages: u64,
     /// Binary messages received.
     pub binary_messages: u64,
-    /// Bytes of both.
+    /// Bytes of all received messages.
     pub message_bytes: u64,
-    /// The first text messages as received, up to a limit; `withheld` for one that contained a
+    /// The first text messages as received, up to a limit; `withheld` for a message with a
     /// credential.
     pub messages: Vec<String>,
     /// Messages sent, without close and pong frames.
     pub messages_sent: u64,
     /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,
-    /// The refusal that was sent in the session, by its name in the catalogue.
+    /// The name of the refusal that was sent in the session.
     pub refused: Option<String>,
     /// The close frame received.
     pub close_received: Option<SocketClose>,

@@ -1,9 +1,9 @@
-//! An offline ElevenLabs: quotas that run out, workspaces, every known refusal, valid audio, faults
-//! on request, and a ledger of requests and charges. `keychoir simulate` and `keychoir demo` use
-//! it, and it is the upstream of the tests.
+//! An offline ElevenLabs: quotas, workspaces, all known refusals, valid audio, scripted faults, and
+//! a ledger of requests and charges. `keychoir simulate` and `keychoir demo` run it, and tests use
+//! it as the upstream.
 //!
-//! It does not depend on the proxy, and is strict with it: a client's credential that is received
-//! here is a violation and not an ordinary error. Read `service` first, then `shape`.
+//! It does not depend on the proxy. It reports a client's credential as a violation, because a
+//! proxy must never forward one. Read `service` first, then `shape`.
 
 mod plan;
 
@@ -71,7 +71,7 @@ use self::service::Service;
 use self::tracked_stream::TrackedStream;
 use self::world::{FaultTarget, World};
 
-/// Timeout for a request head.
+/// Timeout of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Delay after an accept that failed for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
@@ -82,16 +82,16 @@ pub struct Simulator {
     address: SocketAddr,
     world: World,
     tasks: Tasks,
-    /// Dropped with the simulator, which ends every connection.
+    /// Dropped with the simulator. All connections end then.
     alive: watch::Sender<()>,
 }
 
 impl Simulator {
-    /// Serves `plan` on `listener`, plain HTTP/1.1.
+    /// Serves `plan` on `listener` over plain HTTP/1.1.
     ///
     /// # Errors
     ///
-    /// When the plan contradicts itself, see [`Plan::check`], or the listener has no address.
+    /// When the plan contradicts itself (see [`Plan::check`]), or the listener has no address.
     pub async fn start(listener: TcpListener, plan: Plan) -> io::Result<Simulator> {
         plan.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let address = listener.local_addr()?;
@@ -109,24 +109,24 @@ impl Simulator {
         self.address
     }
 
-    /// `http://127.0.0.1:PORT`, in place of the provider's base URL.
+    /// `http://127.0.0.1:PORT`, which replaces the provider's base URL.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The requests and charges so far. A request is included before its response is sent.
+    /// The requests and charges since the start. A request is included before its response is sent.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         self.world.ledger()
     }
 
-    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. The caller bounds
-    /// the wait.
+    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. It has no
+    /// timeout.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future only stops the wait.
+    /// Dropping the future only ends the wait.
     pub async fn until(&self, mut condition: impl FnMut(&Ledger) -> bool) -> Ledger {
         let mut changes = self.world.changes();
         loop {
@@ -140,33 +140,33 @@ impl Simulator {
         }
     }
 
-    /// Appends `faults` to the queue of a key; each of its next requests takes one. A key that is
-    /// not in the plan is a violation, so that a typing mistake is not silent.
+    /// Appends `faults` to the queue of a key. Each of its next requests takes one. A key that is
+    /// not in the plan is a violation, so that a typo is reported.
     pub fn script(&self, key: &str, faults: Vec<Fault>) {
         self.change(FaultTarget::Key(key), |script| script.add(None, faults));
     }
 
-    /// The same for requests of one route only: see [`Simulator::always_on`].
+    /// Appends `faults` to the queue of a key for one route only, see [`Simulator::always_on`].
     pub fn script_on(&self, key: &str, route: &str, faults: Vec<Fault>) {
         self.change(FaultTarget::Key(key), |script| script.add(Some(route), faults));
     }
 
-    /// Sets the fault of every request with that key whose queue of faults is empty, until this is
-    /// called with `None`. A key that is not in the plan is a violation.
+    /// Sets the permanent fault of a key, which applies while its queue of faults is empty. `None`
+    /// removes the fault. A key that is not in the plan is a violation.
     pub fn always(&self, key: &str, fault: Option<Fault>) {
         self.change(FaultTarget::Key(key), |script| script.set(None, fault));
     }
 
-    /// Sets the fault of every request with that key on a route, until this is called with `None`.
-    /// `route` is the beginning of a path, such as `/v1/dubbing`, or a method with one, such as
-    /// `POST /v1/voices`. A fault of a route takes precedence over those of the key; requests on
-    /// other routes are not affected. [`Fault::Pass`] serves the route in spite of the others.
+    /// Sets the permanent fault of a key on a route; `None` removes it. `route` is the beginning of
+    /// a path, such as `/v1/dubbing`, or a method and the beginning of a path, such as `POST
+    /// /v1/voices`. A fault of a route takes precedence over the faults of the key, and does not
+    /// affect other routes. With [`Fault::Pass`] the route is served in spite of other faults.
     pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
         self.change(FaultTarget::Key(key), |script| script.set(Some(route), fault));
     }
 
-    /// The same for every request, with any key or without one. A fault of a key on the same route
-    /// takes precedence.
+    /// Sets the permanent fault of a route for requests with any key or none. A fault of a key on
+    /// the same route takes precedence.
     pub fn for_all_requests_on(&self, route: &str, fault: Option<Fault>) {
         self.change(FaultTarget::EveryKey, |script| script.set(Some(route), fault));
     }
@@ -177,8 +177,7 @@ impl Simulator {
         }
     }
 
-    /// Closes every connection at once, also in the middle of a response, and waits until they are
-    /// closed.
+    /// Closes all connections, even in the middle of a response, and waits until they are closed.
     pub async fn stop(self) {
         let Self { address: _, world: _, tasks, alive } = self;
         drop(alive);
@@ -206,14 +205,14 @@ fn spawn_until(
     tasks.spawn(async move {
         tokio::select! {
             () = future => {}
-            // Nothing is ever sent: this is the drop of the sender.
+            // Resolves when the sender is dropped.
             _ = shutdown.changed() => {}
         }
     });
 }
 
 async fn serve(stream: TcpStream, world: World, tasks: Tasks, shutdown: watch::Receiver<()>) {
-    // Streaming needs small chunks; without the option they are only delayed.
+    // Responses are streamed in small chunks. If the option cannot be set, they are only delayed.
     let _set = stream.set_nodelay(true);
     let (stream, flushes) = TrackedStream::new(stream);
     let service = Service { world, tasks, flushes, shutdown };
@@ -222,7 +221,7 @@ async fn serve(stream: TcpStream, world: World, tasks: Tasks, shutdown: watch::R
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(stream, service_fn(move |request| service.clone().answer(request)))
         .with_upgrades();
-    // An error is a client that disconnected or a fault that closed the connection: the ledger
+    // An error means that the client disconnected or a fault closed the connection. The ledger
     // records both.
     let _ended = connection.await;
 }

@@ -1,5 +1,5 @@
-//! The models and the public voices, and the documents that list them. Identifiers are the
-//! provider's, so that examples from its documentation run unchanged.
+//! The models and the public voices, and the documents that list them. They have the provider's
+//! identifiers, so that examples of its documentation work.
 
 use serde_json::{Value, json};
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 pub(super) struct Model {
     pub(super) id: &'static str,
     name: &'static str,
-    /// Thousandths of a credit per character: `character_cost_multiplier`.
+    /// Thousandths of a credit per character (`character_cost_multiplier`).
     pub(super) credits_per_mille: u64,
     /// Maximum characters of a request on a paid plan.
-    characters_max: u64,
+    max_characters: u64,
     /// Maximum characters of a request on the free plan.
-    characters_max_free: u64,
+    max_free_characters: u64,
 }
 
-/// Rates of the model list of 2026, limits of the documentation. The older Turbo names are aliases
-/// of Flash.
+/// The rates are those of the model list of 2026, the limits those of the documentation. The older
+/// Turbo models are aliases of Flash.
 const MODELS: [Model; 8] = [
     model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
     model("eleven_v3", "Eleven v3", 1_000, 5_000),
@@ -29,24 +29,24 @@ const MODELS: [Model; 8] = [
     model("eleven_turbo_v2", "Eleven Turbo v2", 500, 30_000),
 ];
 
-const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, characters_max: u64) -> Model {
-    Model { id, name, credits_per_mille, characters_max, characters_max_free: 2_500 }
+const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, max_characters: u64) -> Model {
+    Model { id, name, credits_per_mille, max_characters, max_free_characters: 2_500 }
 }
 
 impl Model {
-    /// The model of that id.
+    /// The model with this id.
     pub(super) fn find(id: &str) -> Option<Model> {
         MODELS.into_iter().find(|model| model.id == id)
     }
 
-    /// The credits for a number of characters, rounded up.
+    /// The cost of a number of characters in credits, rounded up.
     pub(super) fn cost(self, characters: u64) -> u64 {
         characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
     }
 
-    /// Maximum characters of a text on a plan.
-    pub(super) fn characters_max(self, is_free: bool) -> u64 {
-        if is_free { self.characters_max_free } else { self.characters_max }
+    /// Maximum characters of a text on a free or a paid plan.
+    pub(super) fn max_characters(self, is_free: bool) -> u64 {
+        if is_free { self.max_free_characters } else { self.max_characters }
     }
 
     /// `ModelResponseModel` of the OpenAPI document.
@@ -63,9 +63,9 @@ impl Model {
             "token_cost_factor": 1.0,
             "description": "A melody where the provider has a voice.",
             "requires_alpha_access": denied.iter().any(|denied| denied == self.id),
-            "max_characters_request_free_user": self.characters_max_free,
-            "max_characters_request_subscribed_user": self.characters_max,
-            "maximum_text_length_per_request": self.characters_max,
+            "max_characters_request_free_user": self.max_free_characters,
+            "max_characters_request_subscribed_user": self.max_characters,
+            "maximum_text_length_per_request": self.max_characters,
             "languages": [{ "language_id": "en", "name": "English" }, { "language_id": "de", "name": "German" }],
             "model_rates": {
                 "character_cost_multiplier": if self.credits_per_mille == 500 { 0.5 } else { 1.0 },
@@ -76,15 +76,15 @@ impl Model {
     }
 }
 
-/// The list of models: an array, not an object. It includes models that a workspace may not use.
+/// The list of models as a JSON array. It includes models that a workspace may not use.
 pub(super) fn models(denied: &[String]) -> Value {
     MODELS.iter().map(|model| model.document(denied)).collect()
 }
 
-/// The voice of operations that need one and do not name it.
+/// The voice of operations whose request names none.
 pub(super) const DEFAULT_VOICE: &str = PREMADE[0].0;
 
-/// Voices of every account.
+/// The voices that every account has.
 const PREMADE: [(&str, &str); 3] = [
     ("21m00Tcm4TlvDq8ikWAM", "Rachel"),
     ("JBFqnCBsd6RMkjVDRZzb", "George"),
@@ -103,7 +103,7 @@ pub(super) fn voices(own: &[String]) -> Vec<Value> {
     premade.chain(own.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
 }
 
-/// The document of one voice.
+/// The document of the voice with this id.
 pub(super) fn voice_document(id: &str, own: &[String]) -> Option<Value> {
     voices(own).into_iter().find(|voice| voice["voice_id"] == id)
 }

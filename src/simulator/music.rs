@@ -1,4 +1,4 @@
-//! Music responses: the length, the description, and the multipart response with both.
+//! Music responses: their length, their description, and the multipart response with both parts.
 
 use serde_json::{Map, Value, json};
 
@@ -9,19 +9,19 @@ use super::shape::Shape;
 use super::sound::Sound;
 use super::sound::format::Format;
 
-/// The minimum and maximum length, and the default (OpenAPI document, where `music_length_ms` is 3
-/// to 600 seconds).
+/// The minimum and maximum length (OpenAPI document: `music_length_ms` is 3 to 600 seconds).
 const MUSIC_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
 const DEFAULT_MUSIC_MS: u64 = 10_000;
 
-/// A music response names the song and not its cost (captured, October 2026).
+/// Adds the header of a music response with the song's id. No header contains the cost (captured,
+/// October 2026).
 pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
     set(&mut answer.headers, "song-id", &trace_id());
     answer.charged = cost;
     answer
 }
 
-/// The body, if it has one of `members`.
+/// The body, if it contains one of `members`.
 pub(super) fn body_of(job: Job<'_>, members: &[&'static str]) -> Result<Map<String, Value>, Refused> {
     let body = job.object()?;
     string(&body, "prompt")?;
@@ -52,7 +52,7 @@ pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
     })
 }
 
-/// The boundary of the parts.
+/// The boundary between the parts.
 pub(super) const BOUNDARY: &str = "simulated-song";
 
 /// The multipart body: a JSON part and an audio part.

@@ -1,8 +1,8 @@
-//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment, the
-//! studio. A table lists for each what it requires and costs, and the kind of its response.
+//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment and
+//! the studio. A table lists the requirements, the cost and the response of each.
 //!
-//! Sources: the OpenAPI document (paths, parts, answers), the documentation and price lists of 2026
-//! (credits of a minute). The length of an upload is the simulator's own rule, see `job`.
+//! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
+//! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `job`.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -24,7 +24,7 @@ use super::speech::{streamed, whole};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Operation {
     method: &'static str,
-    /// Its path segments, of which `{}` is an identifier.
+    /// Its path segments; `{}` is an identifier.
     path: &'static str,
     pub(super) permission: &'static str,
     /// Required form parts.
@@ -43,7 +43,7 @@ enum Price {
     MusicMinute(u64),
 }
 
-/// The kind of response.
+/// The response of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Yields {
     /// Audio of the upload's length in another voice.
@@ -63,7 +63,7 @@ enum Yields {
     DubbedAudio,
 }
 
-/// The transfer of audio.
+/// The transfer of the audio in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Whole,
@@ -81,8 +81,8 @@ const fn operation(
     Operation { method, path, permission, parts, price, yields }
 }
 
-/// The table. Voices and cleaned audio cost 1,000 credits per minute (the documentation), the
-/// others the equivalent of the price lists in credits.
+/// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
+/// documentation); the costs of the others are converted from the price lists.
 #[rustfmt::skip] // a table, one operation to a line
 const OPERATIONS: &[Operation] = {
     use Flow::{Stream, Whole};
@@ -115,11 +115,11 @@ const OPERATIONS: &[Operation] = {
     ]
 };
 
-/// Maximum length of audio made from an upload.
+/// Maximum length of audio that is generated from an upload.
 const MAX_GENERATED_MS: u64 = 60_000;
 
 impl Operation {
-    /// The operation of a path, with the identifiers in it.
+    /// The operation of a path, and the identifiers in the path.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Operation {
         Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
     }
 
-    /// The cost of a request, as far as its body shows.
+    /// The cost of a request, derived from its body.
     pub(super) fn cost(&self, job: Job<'_>) -> u64 {
         match self.price {
             Price::Free => 0,
@@ -202,28 +202,28 @@ impl Operation {
                     format,
                 };
                 let mut answer = job.generated(key, &admitted, generated, format.content_type());
-                answer.body = flow.body(sound(format)).holding(slot);
+                answer.body = flow.body(sound(format)).with_slot(slot);
                 Ok(answer)
             }
             Yields::Audio(flow) => {
                 let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = charged(Answer::with(&trace_id(), "audio/mpeg"), cost);
-                answer.body = flow.body(sound(Format::DEFAULT)).holding(slot);
+                let mut answer = charged(Answer::empty(&trace_id(), "audio/mpeg"), cost);
+                answer.body = flow.body(sound(Format::DEFAULT)).with_slot(slot);
                 Ok(answer)
             }
             Yields::Music(flow) => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = music::song(Answer::with(&trace_id(), format.content_type()), cost);
-                answer.body = flow.body(sound(format)).holding(slot);
+                let mut answer = music::song(Answer::empty(&trace_id(), format.content_type()), cost);
+                answer.body = flow.body(sound(format)).with_slot(slot);
                 Ok(answer)
             }
             Yields::DetailedMusic => {
                 let format = job.format(key)?;
                 let (_, slot) = job.world.admit(key, cost)?;
                 let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
-                let mut answer = music::song(Answer::with(&trace_id(), &kind), cost);
-                answer.body = music::detailed(&body, sound(format), format).holding(slot);
+                let mut answer = music::song(Answer::empty(&trace_id(), &kind), cost);
+                answer.body = music::detailed(&body, sound(format), format).with_slot(slot);
                 Ok(answer)
             }
             Yields::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
@@ -231,7 +231,7 @@ impl Operation {
                 let text = job.received.part("text").unwrap_or_default();
                 let (_, slot) = job.world.admit(key, cost)?;
                 let mut answer = charged(Answer::document(&alignment(&text, duration_ms)), cost);
-                answer.body = answer.body.holding(slot);
+                answer.body = answer.body.with_slot(slot);
                 Ok(answer)
             }
             Yields::Added(kind) => add(job, key, kind, cost),
@@ -251,12 +251,12 @@ impl Operation {
             Yields::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
                 let language = ids.get(1).map_or("", String::as_str);
                 if dubbing.language != language {
-                    return Err(Refused::naming(fixed_refusal("dubbing_language_not_found"), language));
+                    return Err(Refused::with_subject(fixed_refusal("dubbing_language_not_found"), language));
                 }
                 if !dubbing.is_dubbed() {
                     return Err(fixed_refusal("dubbing_not_dubbed").into());
                 }
-                let mut answer = Answer::with(&trace_id(), "audio/mpeg");
+                let mut answer = Answer::empty(&trace_id(), "audio/mpeg");
                 let ms = dubbing.seconds.saturating_mul(1_000).min(MAX_GENERATED_MS);
                 answer.body = whole(Sound::of(Melody::lasting(language, ms), Format::DEFAULT));
                 Ok(answer)
@@ -282,7 +282,7 @@ impl Flow {
     }
 }
 
-/// The key, if it has the permission: reading works in a workspace whose bill is unpaid.
+/// The key of a reading request. It must have the permission; an unpaid bill does not matter.
 fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
     let key = require_key(job.presented)?;
     job.world.state().accounts.permit(key, permission)?;
@@ -290,7 +290,7 @@ fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
 }
 
 fn not_found(kind: Kind, id: &str) -> Refused {
-    Refused::naming(
+    Refused::with_subject(
         fixed_refusal(match kind {
             Kind::Dubbing => "dubbing_not_found",
             Kind::Project => "project_not_found",
@@ -312,7 +312,7 @@ fn find(
 }
 
 fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
-    // A real dubbing goes on after the response; the simulator's work ends with it.
+    // A real dubbing takes longer than the request. Here the slot is released with the response.
     let (_, _slot) = job.world.admit(key, cost)?;
     let resource = Resource {
         kind,

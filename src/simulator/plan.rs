@@ -1,6 +1,5 @@
-//! The description of a simulation: workspaces with credits, keys that use them, and texts that
-//! must not be received. Plain data from tests and commands; [`super::accounts`] keeps the changing
-//! state.
+//! The configuration of a simulation: workspaces with credits, their keys, and texts that must not
+//! be received. It is plain data; [`super::accounts`] contains the mutable state.
 
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use crate::secret::{ApiKey, UnusableKey};
 
 use super::fault::Fault;
 
-/// The voice of the library in plans that name no others.
+/// The voice of the library, unless a plan names others.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 /// The default region of the responses (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
@@ -17,93 +16,93 @@ pub(super) const REGION: &str = "us-central1";
 /// The configuration of a simulator.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Workspaces with more properties than credits. A workspace named only by keys may be left
-    /// out.
+    /// Workspaces with more properties than their credits. A workspace that keys name needs no
+    /// entry here.
     pub workspaces: Vec<WorkspacePlan>,
     /// The keys, in the order of the ledger.
     pub keys: Vec<KeyPlan>,
-    /// Texts that must not occur in a request's head or in a WebSocket message: the credentials
-    /// of the clients of the proxy under test. One that does is a violation.
+    /// Texts that no request head and no WebSocket message may contain, such as client tokens of
+    /// the tested proxy. A received one is a violation.
     pub forbidden: Vec<String>,
-    /// The length of a second of a WebSocket's `inactivity_timeout`; tests make it short.
+    /// The duration of a second of a WebSocket's `inactivity_timeout`. Tests shorten it.
     pub socket_second: Duration,
-    /// Voices of the library, which every workspace may use whose plan includes it.
+    /// Voices of the library. A workspace may use them if its plan includes the library.
     pub library: Vec<String>,
     /// Keys that are valid at the host of another region and are refused here with `wrong_host`.
     pub elsewhere: Vec<String>,
-    /// The `x-region` of the responses.
+    /// The `x-region` header of the responses.
     pub region: String,
 }
 
-/// A group of keys with common credits.
+/// A workspace, whose keys share credits.
 #[derive(Clone, Debug)]
 pub struct WorkspacePlan {
     /// Its name, also its `workspace_id`.
     pub name: String,
-    /// Credits of a period.
+    /// Credits per period.
     pub credits: u64,
     /// Used credits of the current period.
     pub used: u64,
-    /// The plan's name, such as `free` or `creator`. It decides on the length of a text, the voices
-    /// of the library, formats, clones and their slots.
+    /// The name of its plan, such as `free` or `creator`. The plan limits the text length, voices
+    /// of the library, formats, clones and slots.
     pub tier: String,
-    /// The wording in which features that the plan lacks are refused.
+    /// The wording of refusals of features that the plan lacks.
     pub wording: PlanWording,
-    /// Models that it may not use.
+    /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum custom voices without professional ones; `None` for the limit of its plan.
+    /// Maximum custom voices, without professional ones; `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
-    /// How the subscription reports the credits.
+    /// The form in which the subscription reports the credits.
     pub shown_limit: ShownLimit,
     /// The state of the bill.
     pub billing: Billing,
-    /// When the credits are reset; `None` for the first of next month.
+    /// Time of the next reset of the credits; `None` for the first of next month.
     pub reset: Option<UnixMs>,
-    /// The length of a period after that; `None` for until the first of the month.
+    /// The length of later periods; `None` for calendar months.
     pub period: Option<Duration>,
     /// Maximum concurrent requests; `None` for no limit.
     pub concurrency_max: Option<u32>,
-    /// Whether a caller of an agent waits in a queue while the limit is reached, and receives
-    /// `queue_status` events, instead of a refusal.
+    /// Whether a caller of an agent waits in a queue when the concurrency limit is reached. The
+    /// caller then receives `queue_status` events; otherwise the call is refused.
     pub queues_callers: bool,
-    /// Voices of its own, beside the public ones.
+    /// Its own voices, in addition to the public ones.
     pub voices: Vec<String>,
-    /// Its agents. An agent of no workspace is public and belongs to its caller; without a key, to
-    /// the first key of the plan.
+    /// Its agents. An agent of no workspace is public: its caller pays, or the first key of the
+    /// plan if the caller has no key.
     pub agents: Vec<AgentPlan>,
 }
 
-/// The wordings in which the provider has refused features that a plan lacks.
+/// The observed wordings of refusals of features that a plan lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlanWording {
     /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
     #[default]
     Current,
-    /// 400 `free_users_not_allowed`, and the same for clones in older words.
+    /// 400 `free_users_not_allowed`, and an older message for clones.
     Old400,
-    /// 402 `payment_required` with a message, also for clones.
+    /// 402 `payment_required` with a message, for clones, too.
     Old402,
 }
 
-/// How `GET /v1/user/subscription` reports the credits.
+/// The form in which `GET /v1/user/subscription` reports the credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShownLimit {
     /// The credits of the period.
     #[default]
     Credits,
-    /// `character_limit` is 0, whatever is left: pay as you go. There is no reset, and the document
+    /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
     /// has no reset date.
     Zero,
-    /// There is no `character_limit`; the rest is the same.
+    /// `character_limit` is missing; the other fields are the same.
     Absent,
 }
 
-/// An agent to talk to.
+/// An agent for conversations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentPlan {
     /// Its `agent_id`.
     pub id: String,
-    /// Whether it may be called without a key, at its workspace's expense.
+    /// Whether callers without a key may use it; its workspace then pays.
     pub is_public: bool,
 }
 
@@ -115,26 +114,26 @@ pub enum Billing {
     Active,
     /// The last invoice is unpaid: reading is allowed, other operations are not.
     PastDue,
-    /// A free account that the abuse detection has closed.
+    /// A free account that the abuse detection has disabled.
     FreeDisabled,
 }
 
 /// A key.
 #[derive(Clone, Debug, Default)]
 pub struct KeyPlan {
-    /// The key itself, which is sent as `xi-api-key`.
+    /// The key, sent as `xi-api-key`.
     pub key: String,
-    /// Its name in the settings of the workspace, and in the refusal of its cap. `None` is `key 1`
-    /// and so on, so that no response contains a key.
+    /// Its name in the settings of the workspace and in refusals of its cap. `None` for `key 1` and
+    /// so on, so that no response contains a key.
     pub name: Option<String>,
-    /// Credits of its workspace, if the key is alone in one or the first to name it.
+    /// Credits of its workspace, if no other key names the workspace before.
     pub credits: u64,
-    /// The workspace that it shares with others; `None` for one of its own.
+    /// The workspace that it shares with other keys; `None` for a separate one.
     pub workspace: Option<String>,
-    /// The plan of its workspace, if the key is alone in one or the first to name it; `None` for
-    /// the default.
+    /// The plan of its workspace, if no other key names the workspace before; `None` for the
+    /// default.
     pub tier: Option<String>,
-    /// Its own limit of credits per period.
+    /// Its cap of credits per period.
     pub cap: Option<u64>,
     /// Its permissions, by the provider's names; `None` for all.
     pub permissions: Option<Vec<String>>,
@@ -143,7 +142,7 @@ pub struct KeyPlan {
 }
 
 impl Default for Plan {
-    /// Three demo keys with few credits, long enough to be shown like real keys.
+    /// Three demo keys with few credits. They have the length of real keys.
     fn default() -> Self {
         Self::of([
             ("sk_demo_soprano_0123456789abcdef0123456789abcdef0001", 500),
@@ -154,7 +153,7 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// Keys with their credits, each in its own workspace.
+    /// Creates a plan of keys with credits, each in a separate workspace.
     #[must_use]
     pub fn of<'a>(keys: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
         Self {
@@ -168,11 +167,12 @@ impl Plan {
         }
     }
 
-    /// Keys as text, separated by commas or white space, each as [`KeyPlan::parse`] reads it.
+    /// Parses keys that are separated by commas or white space, each in the notation of
+    /// [`KeyPlan::parse`].
     ///
     /// # Errors
     ///
-    /// The first mistake, or what [`Plan::check`] finds.
+    /// The first mistake, or the contradiction found by [`Plan::check`].
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
         let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
@@ -181,28 +181,28 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same plan with that workspace.
+    /// Adds a workspace.
     #[must_use]
     pub fn with_workspace(mut self, workspace: WorkspacePlan) -> Self {
         self.workspaces.push(workspace);
         self
     }
 
-    /// The same plan with that key.
+    /// Adds a key.
     #[must_use]
     pub fn with_key(mut self, key: KeyPlan) -> Self {
         self.keys.push(key);
         self
     }
 
-    /// The same plan, where that key is one of another region.
+    /// Adds a key of another region.
     #[must_use]
     pub fn with_key_elsewhere(mut self, key: &str) -> Self {
         self.elsewhere.push(key.to_owned());
         self
     }
 
-    /// The same plan, with `text` forbidden in requests.
+    /// Forbids `text` in requests.
     #[must_use]
     pub fn forbidding(mut self, text: &str) -> Self {
         self.forbidden.push(text.to_owned());
@@ -270,19 +270,19 @@ impl Default for WorkspacePlan {
 }
 
 impl WorkspacePlan {
-    /// A paid workspace with that many credits, all of them left.
+    /// Creates a workspace on a paid plan with `credits` unused credits.
     #[must_use]
     pub fn new(name: &str, credits: u64) -> Self {
         Self { name: name.to_owned(), credits, ..Self::default() }
     }
 
-    /// A workspace of that plan, all of its credits left.
+    /// Creates a workspace on the plan `tier` with `credits` unused credits.
     #[must_use]
     pub fn of_tier(name: &str, credits: u64, tier: &str) -> Self {
         Self { tier: tier.to_owned(), ..Self::new(name, credits) }
     }
 
-    /// A pay-as-you-go workspace: it has that many credits, and its subscription does not report
+    /// Creates a pay-as-you-go workspace with `credits` credits. Its subscription does not report
     /// them.
     #[must_use]
     pub fn pay_as_you_go(name: &str, credits: u64, shown_limit: ShownLimit) -> Self {
@@ -291,18 +291,18 @@ impl WorkspacePlan {
 }
 
 impl KeyPlan {
-    /// A key with every permission, in a workspace of its own with that many credits.
+    /// Creates a key with all permissions, in a separate workspace with `credits` credits.
     #[must_use]
     pub fn new(key: &str, credits: u64) -> Self {
         Self { key: key.to_owned(), credits, ..Self::default() }
     }
 
-    /// Reads `KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]`, for example `sk_demo_one=500` or
-    /// `sk_two=10000@choir:cap=200:tier=free`. Credits may have underscores.
+    /// Parses `KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]`, for example `sk_demo_one=500` or
+    /// `sk_two=10000@choir:cap=200:tier=free`. Credits may contain underscores.
     ///
     /// # Errors
     ///
-    /// When a part is missing, unknown or not a number. The message does not repeat the key.
+    /// When a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
         let (key, rest) = text.split_once('=').ok_or(PlanError::NoCredits)?;
@@ -333,18 +333,18 @@ fn count(number_name: &'static str, text: &str) -> Result<u64, PlanError> {
     digits.parse().map_err(|_| PlanError::NotACount { number_name, text: text.to_owned() })
 }
 
-/// Why a plan is invalid. Does not contain the value of a key.
+/// The errors of a plan. They do not contain a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// The text has no `=`.
     #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
-    /// A value is no number.
+    /// A value is not a whole number.
     #[error("{number_name} must be a whole number, not `{text}`")]
     NotACount {
         /// The name of the number.
         number_name: &'static str,
-        /// The text instead of a number.
+        /// The invalid text.
         text: String,
     },
     /// No name follows the `@`.
@@ -358,7 +358,7 @@ pub enum PlanError {
     Key {
         /// Its position in the plan, from 1.
         position: usize,
-        /// Why it is invalid.
+        /// The reason why it is invalid.
         source: UnusableKey,
     },
     /// A duplicate key.
@@ -367,7 +367,7 @@ pub enum PlanError {
         /// Its position in the plan, from 1.
         position: usize,
     },
-    /// A key that is also one of another region.
+    /// A key is both in the plan and a key of another region.
     #[error("key {position} is also one of another region")]
     KeyElsewhere {
         /// Its position in the plan, from 1.
@@ -376,7 +376,7 @@ pub enum PlanError {
     /// A duplicate workspace.
     #[error("the workspace `{0}` is described twice")]
     WorkspaceTwice(String),
-    /// Two keys of a workspace that is not described give it different credits.
+    /// Two keys give one workspace different credits, and the plan does not describe the workspace.
     #[error("workspace `{workspace}` cannot have {first} and {second} credits: its keys must agree")]
     CreditsDiffer {
         /// The name of the workspace.
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_credits_and_perhaps_a_workspace_and_a_cap() {
+    fn a_key_has_credits_and_an_optional_workspace_and_cap() {
         check("sk_demo_one=500", "sk_demo_one", 500, None, None);
         check(" sk=1_000@choir ", "sk", 1_000, Some("choir"), None);
         check("sk=0:cap=20", "sk", 0, None, Some(20));

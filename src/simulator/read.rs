@@ -1,4 +1,5 @@
-//! Free operations: reading the account, models, voices and the history, and creating voices.
+//! Executes free operations: reads the account, models, voices and the history, and adds and
+//! deletes voices.
 
 use serde_json::json;
 
@@ -8,16 +9,16 @@ use super::job::{Job, require_key, string};
 use super::models;
 use super::route::{Form, Route, query};
 use super::shape::Shape;
-use super::speech::spoken;
+use super::speech::speech_body;
 use super::subscription;
 use super::world::Presented;
 
-/// Items of a page of the history when the query does not say (OpenAPI document).
+/// Items of a history page when the query sets none (OpenAPI document).
 const PAGE_ITEMS: usize = 100;
-/// The maximum of that parameter.
+/// The maximum of this parameter.
 const MAX_PAGE_ITEMS: usize = 1_000;
 
-/// Responds to a route that reads. Reading works in a workspace whose bill is unpaid.
+/// Responds to a reading route. An unpaid bill does not prevent reading.
 pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     if job.presented == Presented::Nothing {
         return anonymous(route);
@@ -32,7 +33,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     let own = workspace.plan.voices.as_slice();
     let item = |id: &str| {
         let item = workspace.history.find(id);
-        item.ok_or_else(|| Refused::naming(Shape::HistoryItemNotFound, id))
+        item.ok_or_else(|| Refused::with_subject(Shape::HistoryItemNotFound, id))
     };
     Ok(match route {
         Route::User => Answer::document(&subscription::user(owner, workspace)),
@@ -42,7 +43,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::VoicesV2 => Answer::document(&voices_v2(own, &workspace.plan.name, job.query)?),
         Route::Voice(id) => {
             let voice = models::voice_document(id, own);
-            Answer::document(&voice.ok_or_else(|| Refused::naming(Shape::VoiceNotFound, id))?)
+            Answer::document(&voice.ok_or_else(|| Refused::with_subject(Shape::VoiceNotFound, id))?)
         }
         Route::VoiceAddition => {
             if !job.received.has_part("name") {
@@ -66,7 +67,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::LibraryVoiceAddition(id) => {
             string(&job.object()?, "new_name")?.ok_or(Shape::FieldMissing("new_name".into()))?;
             if !state.accounts.library.contains(id) {
-                return Err(Refused::naming(Shape::VoiceNotFound, id));
+                return Err(Refused::with_subject(Shape::VoiceNotFound, id));
             }
             state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.add_copy(id)?;
             Answer::document(&json!({ "voice_id": id }))
@@ -76,7 +77,7 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
             let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.remove_voice(id));
             if !is_removed {
-                return Err(Refused::naming(Shape::VoiceNotFound, id));
+                return Err(Refused::with_subject(Shape::VoiceNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }
@@ -95,15 +96,15 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
         Route::HistoryItem(id) => Answer::document(&item(id)?.document()),
         Route::HistoryAudio(id) => {
             let item = item(id)?;
-            let mut answer = Answer::with(&trace_id(), item.format.content_type());
-            answer.body = spoken(&item.text, item.format, Form::Whole);
+            let mut answer = Answer::empty(&trace_id(), item.format.content_type());
+            answer.body = speech_body(&item.text, item.format, Form::Whole);
             answer
         }
         Route::HistoryDeletion(id) => {
             let is_removed =
                 state.accounts.workspace_mut(key).is_some_and(|workspace| workspace.history.delete(id));
             if !is_removed {
-                return Err(Refused::naming(Shape::HistoryItemNotFound, id));
+                return Err(Refused::with_subject(Shape::HistoryItemNotFound, id));
             }
             Answer::document(&json!({ "status": "ok" }))
         }
@@ -122,9 +123,9 @@ pub(super) fn answer(job: Job<'_>, route: &Route) -> Result<Answer, Refused> {
     })
 }
 
-/// Without a key the provider responds wrongly on two routes, instead of refusing with 401 (captured
-/// answers of September 2026): the list of voices contains the public ones, and the list of models is
-/// refused with a 404 about a missing workspace.
+/// Responds to requests without a key. On two routes the provider does not refuse them with 401
+/// (captured responses of September 2026): the list of voices contains the public ones, and the
+/// list of models is refused with a 404 about a missing workspace.
 fn anonymous(route: &Route) -> Result<Answer, Refused> {
     match route {
         Route::Voices => Ok(Answer::document(&json!({ "voices": models::voices(&[]) }))),
@@ -155,12 +156,12 @@ fn anonymous(route: &Route) -> Result<Answer, Refused> {
     }
 }
 
-/// The value of a parameter of a query.
+/// The value of a query parameter.
 fn query_value(text: &str, parameter: &str) -> Option<String> {
     query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
-/// A new voice's identifier: as long as the provider's, and different in its last characters.
+/// Creates a voice identifier with the length of the provider's. Its last characters are random.
 fn new_voice_id() -> String {
     let id = trace_id();
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()

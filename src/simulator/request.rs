@@ -1,5 +1,5 @@
-//! Receives requests: checks the head for forbidden content, and reads the body, which is counted
-//! and hashed as it streams and kept up to a limit.
+//! Receives requests: searches the head for forbidden content, and reads the body. The body is
+//! counted and hashed while it is received, and stored up to a limit.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use sha2::{Digest, Sha256};
 use super::route::{decoded, query};
 use super::world::{Presented, World};
 
-/// Maximum bytes of a JSON body; larger ones are refused.
+/// Maximum bytes of a JSON body. Larger bodies are refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
-/// How long the rest of a body is read after an early response.
+/// Timeout for reading the rest of a body after an early response.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Headers in which clients send credentials to a proxy, which must not reach the provider.
+/// Headers in which clients send credentials to a proxy. They must not reach the provider.
 const CLIENT_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
 /// Query parameters in which clients send credentials.
 const CLIENT_QUERIES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The key of a request head.
+/// The key in the head of a request.
 pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
     match parts.headers.get("xi-api-key") {
         None => Presented::Nothing,
@@ -31,7 +31,7 @@ pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
     }
 }
 
-/// The forbidden content of a head, each described without its value.
+/// The forbidden content in the head of a request, described without its values.
 pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
     for name in CLIENT_HEADERS {
@@ -70,7 +70,7 @@ fn location_of(parts: &Parts, text: &str) -> Option<String> {
     }
     let contains = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     let header = parts.headers.iter().find(|(name, value)| {
-        // HTTP libraries deliver header names in lower case.
+        // HTTP libraries convert header names to lower case.
         name.as_str().contains(&text.to_ascii_lowercase()) || contains(value.as_bytes())
     });
     header.map(|(name, _)| {
@@ -86,16 +86,17 @@ pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e46
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
     pub(super) bytes: u64,
-    /// In hexadecimal digits.
+    /// SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
-    /// The body itself; `None` if it exceeds the limit of JSON bodies.
+    /// The body; `None` if it is larger than the limit of JSON bodies.
     pub(super) kept: Option<Vec<u8>>,
-    /// Whether a form part is named `model_id`, which transcription requires.
+    /// Whether the form has a part `model_id`, which a transcription requires.
     pub(super) names_model: bool,
 }
 
 impl ReceivedBody {
-    /// The text of a form part; `None` if the form exceeded the limit.
+    /// The text of a form part; `None` if the part is missing or the form was too large to be
+    /// stored.
     pub(super) fn part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.kept.as_deref()?);
         let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
@@ -104,7 +105,8 @@ impl ReceivedBody {
         Some(value.to_owned())
     }
 
-    /// Whether the form has a part of this name; true for every form that exceeded the limit.
+    /// Whether the form has a part with this name; true for every form that was too large to be
+    /// stored.
     pub(super) fn has_part(&self, name: &str) -> bool {
         let expected = format!("name=\"{name}\"");
         let Some(kept) = &self.kept else { return true };
@@ -135,7 +137,7 @@ pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::E
     Ok(ReceivedBody { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.is_found })
 }
 
-/// Reads and drops the next `bytes` bytes of a body, or all of a shorter one.
+/// Reads and drops the next `bytes` bytes of a body, or all of a shorter body.
 ///
 /// # Errors
 ///
@@ -149,11 +151,11 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
     Ok(())
 }
 
-/// Reads and drops the rest of the body, so that a client that is still sending receives the
-/// response and no reset.
+/// Reads and drops the rest of a body. A client that is still sending could otherwise receive a
+/// reset before the response.
 pub(super) async fn drain(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    // After the timeout the connection is closed, as by any server.
+    // After the timeout the connection is closed.
     let _ended = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
 }
 
@@ -165,7 +167,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Searches the name of a form part across the borders of frames.
+/// Searches for the name of a form part, also if it is split between two frames.
 #[derive(Debug, Default)]
 struct PartSearch {
     tail: Vec<u8>,

@@ -1,5 +1,5 @@
-//! Dubbings and studio projects: objects of a workspace that are requested later by their
-//! identifier. Values only.
+//! Stores dubbings and studio projects: objects of a workspace that clients request later by their
+//! identifier.
 
 use std::collections::VecDeque;
 
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::models::DEFAULT_VOICE;
 
-/// Older objects are dropped, so that a long test needs bounded memory.
+/// Older objects are dropped to bound the memory of a long test.
 const MAX_RESOURCES: usize = 200;
-/// Number of status requests until a dubbing is done.
+/// Number of status requests before a dubbing is done.
 const STATUS_REQUESTS_UNTIL_DUBBED: u32 = 2;
 
-/// The objects of a workspace, the oldest first.
+/// The objects of a workspace, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Resources(VecDeque<Resource>);
 
@@ -30,7 +30,7 @@ pub(super) struct Resource {
     pub(super) status_requests: u32,
 }
 
-/// The kind of object.
+/// The type of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Dubbing,
@@ -49,14 +49,14 @@ impl Resources {
         self.0.iter_mut().find(|resource| resource.kind == kind && resource.id == id)
     }
 
-    /// Removes an object; false if there is none.
+    /// Removes an object. Returns false if it does not exist.
     pub(super) fn delete(&mut self, kind: Kind, id: &str) -> bool {
         let before = self.0.len();
         self.0.retain(|resource| resource.kind != kind || resource.id != id);
         self.0.len() < before
     }
 
-    /// The documents of all objects of a kind, the newest first.
+    /// The documents of all objects of a type, newest first.
     pub(super) fn documents(&self, kind: Kind) -> Vec<Value> {
         self.0.iter().rev().filter(|resource| resource.kind == kind).map(Resource::document).collect()
     }

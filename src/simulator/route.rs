@@ -35,27 +35,27 @@ pub(super) enum Route {
     SignedUrl,
     ConversationToken,
     Conversation(String),
-    /// An operation of the table in `operations`, with the identifiers of its path.
+    /// An operation of the table in `operations`, with the identifiers in its path.
     Operation(&'static Operation, Vec<String>),
-    /// Not the provider's: returns the received request.
+    /// The simulator's own endpoint that returns the received request.
     Echo,
 }
 
-/// The format in which audio is returned.
+/// The form of a response with audio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// The bytes, with a length.
+    /// The audio with a content length.
     Whole,
-    /// The bytes, chunk by chunk.
+    /// The audio in chunks.
     Stream,
-    /// One JSON object with the times of the characters.
+    /// One JSON object with the audio and the times of the characters.
     TimedWhole,
-    /// Newline-delimited JSON objects.
+    /// Newline-delimited JSON objects with audio and times.
     TimedStream,
 }
 
 impl Route {
-    /// Parses a method and the raw path without the query.
+    /// Parses a method and a raw path without the query.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Route {
                 let form = Form::of(form).ok_or(Shape::NotFound)?;
                 ("POST", Route::Speech { voice: id(voice), form })
             }
-            // The variants with timestamps, which also name the voice of each segment, are not
+            // The variants with timestamps, which also contain the voice of each segment, are not
             // simulated.
             ["v1", "text-to-dialogue"] => ("POST", Route::Dialogue(Form::Whole)),
             ["v1", "text-to-dialogue", "stream"] => ("POST", Route::Dialogue(Form::Stream)),
@@ -108,7 +108,7 @@ impl Route {
         if method.as_str() == allowed { Ok(route) } else { Err(Shape::MethodNotAllowed(allowed)) }
     }
 
-    /// The required permission, by the provider's name.
+    /// The required permission, with the provider's name.
     pub(super) fn permission(&self) -> Option<&'static str> {
         match self {
             Route::User | Route::Subscription => Some("user_read"),
@@ -129,7 +129,7 @@ impl Route {
             Route::SignedUrl | Route::ConversationToken => Some("convai_write"),
             Route::Conversation(_) => Some("convai_read"),
             Route::Operation(operation, _) => Some(operation.permission),
-            // The operation that the token is for requires its own permission.
+            // The operation that accepts the token requires its own permission.
             Route::SingleUseToken(_) | Route::Echo => None,
         }
     }

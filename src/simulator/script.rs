@@ -1,4 +1,4 @@
-//! Scripts of faults: those queued for a key, the permanent one of a key, and those bound to a
+//! Stores scripted faults: queued faults and a permanent fault, for all routes of a key or for one
 //! route.
 
 use std::collections::VecDeque;
@@ -7,23 +7,23 @@ use http::Method;
 
 use super::fault::Fault;
 
-/// The faults of one key, or of all.
+/// The faults of one key, or of all keys.
 #[derive(Debug, Default)]
 pub(super) struct Script {
     general: Faults,
-    /// Faults bound to routes.
+    /// Faults of single routes.
     by_route: Vec<(Route, Faults)>,
 }
 
 #[derive(Debug, Default)]
 struct Faults {
-    /// Queued faults, each taken once.
+    /// Queued faults. Each applies to one request.
     next: VecDeque<Fault>,
-    /// The fault when the queue is empty.
+    /// The permanent fault, which applies while the queue is empty.
     always: Option<Fault>,
 }
 
-/// A method, if only one is meant, and the beginning of a path.
+/// An optional method, and the beginning of a path.
 #[derive(Debug, PartialEq, Eq)]
 struct Route {
     method: Option<String>,
@@ -46,7 +46,7 @@ impl Route {
             && path.starts_with(&self.path)
     }
 
-    /// The precedence: a longer path is more specific, and then a path with a method.
+    /// The precedence: a longer path first, then a route with a method.
     fn specificity(&self) -> (usize, bool) {
         (self.path.len(), self.method.is_some())
     }
@@ -59,7 +59,7 @@ impl Faults {
 }
 
 impl Script {
-    /// A script with these queued faults.
+    /// Creates a script with these queued faults.
     pub(super) fn of(faults: Vec<Fault>) -> Self {
         let mut script = Self::default();
         script.add(None, faults);
@@ -75,17 +75,17 @@ impl Script {
         &mut self.by_route[index].1
     }
 
-    /// Appends to the queue of a route, or to the general queue.
+    /// Queues faults for a route, or for all routes.
     pub(super) fn add(&mut self, route: Option<&str>, faults: Vec<Fault>) {
         self.faults(route).next.extend(faults);
     }
 
-    /// Sets the fault for an empty queue of a route, or for the general one.
+    /// Sets the permanent fault of a route, or of all routes.
     pub(super) fn set(&mut self, route: Option<&str>, always: Option<Fault>) {
         self.faults(route).always = always;
     }
 
-    /// Takes the fault of a request's route: the most specific route with a fault decides.
+    /// Takes the fault of the most specific route that matches the request and has a fault.
     pub(super) fn take_for_route(&mut self, method: &Method, path: &str) -> Option<Fault> {
         let mut matching: Vec<_> =
             self.by_route.iter_mut().filter(|(route, _)| route.matches(method, path)).collect();
@@ -93,7 +93,7 @@ impl Script {
         matching.into_iter().find_map(|(_, faults)| faults.take())
     }
 
-    /// Takes the fault of a request whose route has none.
+    /// Takes the fault that applies to all routes.
     pub(super) fn take(&mut self) -> Option<Fault> {
         self.general.take()
     }

@@ -1,5 +1,5 @@
-//! Processes a request: checks, counts and reads it, applies a fault, responds and records it.
-//! Tests of a proxy rely on this order.
+//! Processes a request in a fixed order, which tests rely on: checks the head, reads the body,
+//! applies a fault, responds and records.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,9 +30,9 @@ use super::socket;
 use super::tracked_stream::Flushes;
 use super::world::{PendingRequest, Presented, World};
 
-/// The size of a huge error body: more than a proxy should buffer.
+/// The size of a huge error body. A proxy should not buffer as many bytes.
 const HUGE_BYTES: usize = 100_000;
-/// Values in the refusal of a fault that the request does not contain: a limit of custom voices, a
+/// Values in a scripted refusal that the request does not contain: the limit of custom voices, a
 /// model, a format.
 const VOICES: u64 = 10;
 const MODEL: &str = "eleven_v3";
@@ -40,7 +40,7 @@ const FORMAT: &str = "pcm_44100";
 /// A piece of the endless error body.
 const ENDLESS_PIECE: &[u8] = &[b' '; 8_192];
 
-/// The connection is to be closed without a response.
+/// The error that closes a connection without a response.
 #[derive(Debug)]
 pub(super) struct Closed;
 
@@ -52,13 +52,13 @@ impl fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
-/// The shared state of a connection's requests. Cheap to clone.
+/// The state that all connections share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
     pub(super) world: World,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
-    /// Notifies of the simulator's end, also tasks that outlive the connection.
+    /// Notifies tasks of the simulator's end, including tasks that outlive their connection.
     pub(super) shutdown: watch::Receiver<()>,
 }
 
@@ -67,12 +67,12 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// When there is to be no response: the client disconnected, or a fault requires it.
+    /// When the client disconnected, or a fault requires that there is no response.
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped when the client disconnects: the request is recorded as unanswered,
-    /// its charge stays, and its slot is released.
+    /// The future is dropped when the client disconnects. The request is then recorded as
+    /// unanswered, its charge stays, and its slot is released.
     pub(super) async fn answer(self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Closed> {
         let upgrade = socket::is_handshake(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
@@ -93,7 +93,7 @@ impl Service {
             pending.summary.path_and_query = "withheld".to_owned();
             self.refuse_violation(&parts, &found_violations)
         };
-        answer.from(self.world.region());
+        answer.set_region(self.world.region());
         pending.summary.status = Some(answer.status.as_u16());
         pending.summary.charged = answer.charged;
         Ok(answer.into_response())
@@ -103,7 +103,7 @@ impl Service {
         let key = match presented {
             Presented::Nothing => None,
             Presented::Unknown => Some("unknown".to_owned()),
-            Presented::Elsewhere => Some("elsewhere".to_owned()),
+            Presented::OtherRegion => Some("elsewhere".to_owned()),
             Presented::Known(key) => {
                 self.world.state().accounts.keys.get(key).map(|key| key.plan.key.clone())
             }
@@ -117,11 +117,11 @@ impl Service {
         }
     }
 
-    /// Records and refuses a violation. The path is not recorded: it may contain the forbidden
-    /// text.
+    /// Records and refuses a violation. The path is not recorded, because it may contain the
+    /// forbidden text.
     fn refuse_violation(&self, parts: &Parts, found_violations: &[String]) -> Answer {
-        for what in found_violations {
-            self.world.record_violation(format!("{}: {what}", parts.method));
+        for violation in found_violations {
+            self.world.record_violation(format!("{}: {violation}", parts.method));
         }
         Answer::refusal(violation(&found_violations.join("; ")), &trace_id())
     }
@@ -184,7 +184,7 @@ impl Service {
             Fault::Refuse(shape) => refusal_of(&shape),
             Fault::Gzip(shape) => refusal_of(&shape).encoded(&[Encoding::Gzip]),
             Fault::Encoded { encodings, shape } => refusal_of(&shape).encoded(&encodings),
-            Fault::Answer { status, headers, body } => Answer::exactly(status, &headers, body),
+            Fault::Answer { status, headers, body } => Answer::custom(status, &headers, body),
             Fault::ServerError => refusal_of(&Shape::ServerError),
             Fault::HugeError => huge(refusal_of(&Shape::Quota)),
             Fault::EndlessError => endless(refusal_of(&Shape::Quota)),
@@ -213,7 +213,7 @@ impl Service {
         })
     }
 
-    /// The refusal of a fault.
+    /// Creates the refusal of a fault.
     fn refuse_by_fault(&self, shape: &Shape, presented: Presented, needed: u64, parts: &Parts) -> Answer {
         let mut facts = facts_of_fault(&self.world, presented, needed);
         let parameter_named =
@@ -230,19 +230,19 @@ impl Service {
     }
 
     fn finish_reading(&self, body: Incoming) {
-        // The task belongs to the group of connections, so stopping the simulator waits for it no
-        // longer than for its connection.
+        // The task belongs to the group of connections. When the simulator stops, it closes the
+        // connection, which ends the body and this task.
         self.tasks.spawn(drain(body));
     }
 }
 
-/// The numbers in the refusal of a fault, made consistent: exhausted credits have no remainder, and
-/// a limit is a possible one.
+/// The numbers for a scripted refusal. They are consistent: exhausted credits have no remainder,
+/// and a concurrency limit is at least 1.
 pub(super) fn facts_of_fault(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();
     let mut facts = match presented {
         Presented::Known(key) => state.accounts.facts(key, needed),
-        Presented::Unknown | Presented::Elsewhere | Presented::Nothing => {
+        Presented::Unknown | Presented::OtherRegion | Presented::Nothing => {
             Facts { needed, ..Facts::default() }
         }
     };
@@ -253,14 +253,14 @@ pub(super) fn facts_of_fault(world: &World, presented: Presented, needed: u64) -
     Facts { bound: VOICES, model: MODEL.to_owned(), format: FORMAT.to_owned(), ..facts }
 }
 
-/// The response to a WebSocket handshake that a fault refuses as HTTP; `None` if it does not.
+/// The response to a WebSocket handshake that a fault refuses as HTTP; `None` for other faults.
 pub(super) fn handshake_refused(fault: &Fault, facts: Facts) -> Option<Answer> {
     let answer = |shape: &Shape| refused(Refused { shape: shape.clone(), facts: Box::new(facts.clone()) });
     match fault {
         Fault::EarlyRefuse(shape) => Some(answer(shape)),
         Fault::Gzip(shape) => Some(answer(shape).encoded(&[Encoding::Gzip])),
         Fault::Encoded { encodings, shape } => Some(answer(shape).encoded(encodings)),
-        Fault::Answer { status, headers, body } => Some(Answer::exactly(*status, headers, body.clone())),
+        Fault::Answer { status, headers, body } => Some(Answer::custom(*status, headers, body.clone())),
         Fault::HugeError => Some(huge(answer(&Shape::Quota))),
         Fault::EndlessError => Some(endless(answer(&Shape::Quota))),
         Fault::GarbledError => Some(garbled(answer(&Shape::Quota))),
@@ -314,19 +314,20 @@ fn perform(job: Job<'_>, parts: &Parts) -> Result<Answer, Refused> {
     }
 }
 
-/// Returns the request as received, with the key replaced by its name.
+/// Returns the received request. The name of the key replaces the key.
 fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     let ReceivedBody { bytes, sha256, .. } = job.received;
     let state = job.world.state();
     let key = match job.presented {
         Presented::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),
         Presented::Unknown => "unknown",
-        Presented::Elsewhere => "elsewhere",
+        Presented::OtherRegion => "elsewhere",
         Presented::Nothing => "",
     };
     let headers = parts.headers.iter().map(|(name, value)| {
         let is_key = name.as_str() == "xi-api-key";
-        // Bytes beyond ASCII become the characters of the same number, so that none is lost.
+        // Bytes beyond ASCII are mapped to the characters with the same number, so that no byte is
+        // lost.
         let text = || value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
         (name.as_str(), if is_key { key.to_owned() } else { text() })
     });
@@ -339,14 +340,14 @@ fn echo(job: Job<'_>, parts: &Parts) -> Answer {
     }))
 }
 
-/// Takes the body of a refusal, to send another one.
+/// Takes the body of a refusal to replace it.
 fn text_of(answer: &mut Answer) -> Vec<u8> {
     answer.body.take_ready().into_iter().flatten().collect()
 }
 
 fn huge(mut answer: Answer) -> Answer {
     let mut text = text_of(&mut answer);
-    // White space after a document is still valid JSON.
+    // JSON allows white space after the document.
     text.resize(HUGE_BYTES, b' ');
     answer.body = AnswerBody::whole(text.into());
     answer

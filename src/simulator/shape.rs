@@ -1,11 +1,10 @@
-//! The catalogue of the provider's refusals, each with its status, its body and its headers. One
-//! entry reads like one response on the wire; no other code of the simulator writes an error body
-//! of the provider. The shapes and their names are here, their bodies in `render`, and those with a
-//! fixed text in `fixed`.
+//! The catalogue of the provider's refusals, with status, body and headers. All error bodies of the
+//! provider are created here: `render` contains the bodies, and `fixed` the refusals with a fixed
+//! text.
 //!
-//! Sources: the error table of the provider's documentation (types and codes), its OpenAPI
-//! document (the 422 list) and captured answers of August and September 2026 (everything with real
-//! numbers, and every response that differs from the table).
+//! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
+//! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,
+//! and those that differ from the table).
 
 mod fixed;
 mod render;
@@ -21,101 +20,102 @@ use crate::elevenlabs::refusal::{Example, examples};
 pub(super) use self::fixed::{Family, fixed, fixed_refusal};
 pub(super) use self::render::violation;
 
-/// A refusal.
+/// A refusal of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// 401: the workspace has fewer credits left than the request costs.
     Quota,
-    /// 401: the key's own cap is reached; the workspace may have plenty.
+    /// 401: the key's cap is reached; the workspace may have credits left.
     KeyCap,
-    /// 401: no such key.
+    /// 401: the key does not exist.
     InvalidKey,
-    /// 400: no such key, as another capture has it.
+    /// 400: the key does not exist, in another captured form.
     InvalidKey400,
-    /// 401: no key at all.
+    /// 401: the request has no key.
     NeedsAuthorization,
-    /// 401: the key is valid, but lacks the permission.
+    /// 401: the key is valid and lacks the permission.
     MissingPermissions(Cow<'static, str>),
-    /// 401: a free account that the abuse detection has closed.
+    /// 401: the abuse detection has disabled a free account.
     UnusualActivity,
     /// 401: the last invoice is unpaid.
     PaymentIssue,
-    /// 402: out of credits, in the form of the documentation.
+    /// 402: the workspace has no credits left, in the form of the documentation.
     InsufficientCredits,
-    /// 402: a feature of paid plans.
+    /// 402: only paid plans include the feature.
     PaidPlanRequired,
     /// 403: the workspace has not accepted the terms of a feature.
     UnacceptedTerms,
     /// 403 without a reason.
     Forbidden,
-    /// 403: no access to this workspace.
+    /// 403: the key has no access to this workspace.
     WorkspaceAccessDenied,
-    /// 403: not included in this subscription.
+    /// 403: the subscription does not include the feature.
     SubscriptionRequired,
-    /// 403: out of credits, in the plain form that some integrations describe.
+    /// 403: the workspace has no credits left, in the plain form that some integrations describe.
     QuotaForbidden,
-    /// 429: too many concurrent requests in the workspace. Names the maximum, and no time to retry.
+    /// 429: too many concurrent requests in the workspace. The message contains the maximum, and
+    /// there is no `Retry-After`.
     Concurrency,
-    /// 429: too many requests, with `Retry-After` in seconds if there is a number.
+    /// 429: too many requests. With a number, the response has a `Retry-After` in seconds.
     RateLimit(Option<u32>),
-    /// 429: the service is busy, whatever the key.
+    /// 429: the service is overloaded, for all keys.
     SystemBusy,
     /// 422: a required field is missing from the body.
     FieldMissing(Cow<'static, str>),
-    /// 422: a field is not the string it should be.
+    /// 422: a field is not a string.
     NotAString(Cow<'static, str>),
     /// 422: the body is not JSON.
     MalformedJson,
-    /// 404: no such voice in this workspace.
+    /// 404: the voice does not exist in this workspace.
     VoiceNotFound,
-    /// 400: an invalid cursor, or one of another workspace.
+    /// 400: the cursor is invalid or belongs to another workspace.
     InvalidCursor,
-    /// 400: the earlier request that speech is to continue is not one of this workspace.
+    /// 400: the request to continue does not exist in this workspace.
     UnknownRequest,
-    /// 404: no such history item in this workspace.
+    /// 404: the history item does not exist in this workspace.
     HistoryItemNotFound,
-    /// 404: no such agent in this workspace.
+    /// 404: the agent does not exist in this workspace.
     AgentNotFound,
-    /// 404: no such conversation in this workspace.
+    /// 404: the conversation does not exist in this workspace.
     ConversationNotFound,
-    /// 404: the refusal of the model list for a request without a key.
+    /// 404: the response of the model list to a request without a key.
     AnonymousWorkspace,
-    /// 400: no such model.
+    /// 400: the model does not exist.
     ModelNotFound,
-    /// 400: more characters than the model's maximum.
+    /// 400: the text is longer than the model's maximum.
     TextTooLong,
-    /// 400: an empty text.
+    /// 400: the text is empty.
     EmptyText,
-    /// 400: an unknown audio format.
+    /// 400: the audio format is unknown.
     InvalidOutputFormat,
-    /// 400: a JSON body above the maximum size.
+    /// 400: the JSON body is larger than the maximum.
     RequestTooLarge,
-    /// 404: no such path.
+    /// 404: the path is unknown.
     NotFound,
-    /// 405: a wrong method; contains the allowed one.
+    /// 405: the method is wrong. Contains the allowed method.
     MethodNotAllowed(&'static str),
     /// 500 without details.
     ServerError,
-    /// 503: closed for maintenance.
+    /// 503: the service is closed for maintenance.
     Maintenance,
-    /// An HTML page with this status, from an intermediary.
+    /// An HTML page with this status, as an intermediary sends it.
     Page(u16),
-    /// A refusal of the table with a fixed text.
+    /// A refusal with a fixed text from the table.
     Fixed(&'static Example),
 }
 
-/// The numbers and names in a refusal.
+/// The numbers and names in the text of a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// Credits this request needs.
+    /// Credits that the request needs.
     pub(super) needed: u64,
     /// Credits of the workspace per period.
     pub(super) limit: u64,
-    /// Credits of the workspace that are left.
+    /// Remaining credits of the workspace.
     pub(super) remaining: u64,
-    /// The key's name in the workspace's settings; never its value.
+    /// The key's name in the settings of the workspace; never the key.
     pub(super) key_name: String,
-    /// The key's own cap.
+    /// The cap of the key.
     pub(super) cap: u64,
     /// The remaining credits of the cap.
     pub(super) cap_remaining: u64,
@@ -132,23 +132,23 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// The limit, for a refusal that claims that it was exceeded.
+    /// The limit in a refusal, which must be below the needed amount.
     fn exceeded(&self) -> u64 {
         self.bound.min(self.needed.saturating_sub(1))
     }
 }
 
-/// A refusal as it goes on the wire.
+/// A refusal as it is sent over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// Headers beyond the common ones.
+    /// Headers in addition to the common ones.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
 }
 
-/// The names of shapes in faults, in the order of the catalogue. Shapes with a value have a
-/// default.
+/// The names of refusals for faults, in the order of the catalogue. Refusals with a value have a
+/// default here.
 pub(super) const NAMED: [(&str, Shape); 25] = [
     ("quota", Shape::Quota),
     ("key_cap", Shape::KeyCap),
@@ -227,12 +227,12 @@ impl fmt::Display for Shape {
     }
 }
 
-/// The name is not in the catalogue.
+/// The error for an unknown name of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no refusal: the names are {names}", names = names())]
 pub struct UnknownShape(String);
 
-/// Every name of the catalogue, each with the value it takes.
+/// All names of the catalogue, with their values.
 fn names() -> String {
     const VALUES: [(&str, &str); 4] = [
         ("missing_permissions", "NAME"),

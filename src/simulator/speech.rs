@@ -1,5 +1,5 @@
-//! Speech responses: the same audio whole, in chunks, or as JSON with the times of the characters.
-//! All of it is generated while it is sent.
+//! Speech responses: the audio as a whole, in chunks, or as JSON with the times of the characters.
+//! All forms are generated while they are sent.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -10,26 +10,27 @@ use super::sound::format::Format;
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 
-/// The length of a chunk: also short texts come in several chunks.
+/// The length of a chunk. Even short texts have several chunks.
 const STREAM_CHUNK_MS: u64 = 100;
-/// Characters in one object of a stream with timestamps.
+/// Characters per object of a stream with timestamps.
 const TIMED_CHUNK_CHARACTERS: u64 = 10;
 
 /// The media type of the response.
 pub(super) fn media_type(form: Form, format: Format) -> &'static str {
     match form {
         Form::Whole | Form::Stream => format.content_type(),
-        // The OpenAPI document does not distinguish the stream of objects from the object.
+        // The OpenAPI document has the same media type for the stream of objects and the single
+        // object.
         Form::TimedWhole | Form::TimedStream => "application/json",
     }
 }
 
-/// A sound with its length.
+/// A response body with the whole sound and its length.
 pub(super) fn whole(sound: Sound) -> AnswerBody {
     AnswerBody::pieces(Some(sound.bytes_total), sound.into_blocks())
 }
 
-/// A sound in chunks.
+/// A response body with the sound in chunks.
 pub(super) fn streamed(mut sound: Sound) -> AnswerBody {
     let mut until_ms = 0;
     AnswerBody::pieces(
@@ -41,8 +42,8 @@ pub(super) fn streamed(mut sound: Sound) -> AnswerBody {
     )
 }
 
-/// `text` as audio, in the requested form.
-pub(super) fn spoken(text: &str, format: Format, form: Form) -> AnswerBody {
+/// A response body with `text` as audio in the requested form.
+pub(super) fn speech_body(text: &str, format: Format, form: Form) -> AnswerBody {
     let melody = Melody::of(text);
     let mut sound = Sound::of(melody.clone(), format);
     match form {
@@ -105,21 +106,21 @@ fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value 
     })
 }
 
-/// Characters are Unicode scalar values, as the provider counts them.
+/// The number of Unicode scalar values, which the provider counts as characters.
 pub(super) fn characters_of(text: &str) -> u64 {
     u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
 }
 
-/// Base64 of complete data.
+/// Encodes data in base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     let mut base64 = Base64::default();
     String::from_utf8([base64.push(bytes), base64.finish()].concat()).unwrap_or_default()
 }
 
-/// Base64 of data in pieces.
+/// A base64 encoder of data that arrives in pieces.
 #[derive(Debug, Default)]
 struct Base64 {
-    /// Less than three bytes that are encoded with the next piece.
+    /// Less than three bytes, which are encoded together with the next piece.
     remainder: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! The documents of an account: the user, and the subscription with its credits.
+//! The documents of an account: the user, and the subscription with the credits.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::secret::ApiKey;
 use super::accounts::{Key, Workspace};
 use super::plan::{Billing, ShownLimit};
 
-/// `GET /v1/user`: the user of the OpenAPI document, with the `workspace_id` that today's SDKs know.
+/// `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current SDKs.
 pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     let preview = ApiKey::new(&key.plan.key).map(|key| key.short().to_string()).ok();
     json!({
@@ -29,7 +29,7 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     })
 }
 
-/// `GET /v1/user/subscription`: the same as in the user, with the invoices.
+/// `GET /v1/user/subscription`: the subscription of the user with its invoices.
 pub(super) fn extended(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
     let next_payment = match workspace.plan.shown_limit {
@@ -73,13 +73,13 @@ fn subscription(workspace: &Workspace) -> Value {
         "voice_slots_used": workspace.voice_slots_used(),
         "professional_voice_slots_used": workspace.professional.len(),
         "professional_voice_slots_used_in_workspace": workspace.professional.len(),
-        "voice_limit": plan.voices_max(),
+        "voice_limit": plan.max_voices(),
         "max_voice_add_edits": 95,
         "voice_add_edit_counter": workspace.voice_edits,
-        "professional_voice_limit": plan.professional_voices_max(),
+        "professional_voice_limit": plan.max_professional_voices(),
         "can_extend_voice_limit": false,
         "can_use_instant_voice_cloning": plan.can_clone(),
-        "can_use_professional_voice_cloning": plan.professional_voices_max() > 0,
+        "can_use_professional_voice_cloning": plan.max_professional_voices() > 0,
         "currency": "usd",
         "current_overage": { "amount": "0", "currency": "usd" },
         "status": status,

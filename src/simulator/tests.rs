@@ -1,7 +1,7 @@
 //! Tests of the simulator over real connections. `refusals` checks the catalogue byte for byte,
-//! `serving` the working operations, `operations` the rarer ones, `ownership` the objects of
-//! workspaces, `plans` the features of plans, `faults` the scripted faults, `ledger` the ledger
-//! and its violations, and `sockets` and the modules named after it the provider's WebSockets.
+//! `serving` the common operations, `operations` the other ones, `ownership` the objects of
+//! workspaces, `plans` the features of plans, `faults` the scripted faults, `ledger` the ledger and
+//! its violations, `sockets` and the modules with this prefix the WebSockets of the provider.
 
 mod faults;
 mod ledger;
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Plan, Simulator};
 use crate::tasks::Tasks;
 
-/// A timeout far above the duration of any step here.
+/// A timeout far above the duration of each step.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
@@ -52,7 +52,7 @@ struct Call {
     body: Bytes,
 }
 
-/// The response, and how it ended.
+/// A response, and the way it ended.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -70,7 +70,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> Call {
     Call { method: "POST", body: body.into(), ..get(path) }
 }
 
-/// A request for speech of that text.
+/// A speech request with this text.
 fn speech(text: &str) -> Call {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }
@@ -85,7 +85,7 @@ impl Call {
         self
     }
 
-    /// Sends it on a connection of its own; the error is that of a connection without a response.
+    /// Sends the request on a new connection. The error is that of a connection without a response.
     async fn attempt(self, simulator: &Simulator) -> Result<Reply, hyper::Error> {
         let exchange = async {
             let stream = TcpStream::connect(simulator.address()).await.unwrap();

@@ -1,32 +1,32 @@
-//! Credentials that the provider issues in place of a key: single-use tokens and those in signed
-//! URLs. Each belongs to the key that requested it, is valid for one kind of endpoint, and is
-//! consumed by its use. Values only; the time is an argument.
+//! Stores the credentials that the provider issues in addition to keys: single-use tokens, and
+//! those in signed URLs. Each belongs to the key that requested it, is valid for one type of
+//! endpoint, and is consumed by its use. The time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// Validity of an unused token (the documentation; for a signed URL: until the session begins).
+/// Validity of an unused token (the documentation). A signed URL must be used within this time.
 const VALIDITY: Duration = Duration::from_secs(15 * 60);
-/// Older tokens are dropped, so that a long test needs bounded memory.
+/// Older tokens are dropped to bound the memory of a long test.
 const MAX_TOKENS: usize = 10_000;
 
-/// The endpoint that a token is valid for.
+/// The endpoint for which a token is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TokenScope {
-    /// `realtime_scribe`: the transcription socket.
+    /// `realtime_scribe`: the WebSocket of transcription.
     RealtimeScribe,
     /// `batch_scribe`: the transcription of a file.
     BatchScribe,
-    /// `tts_websocket`: the sockets of speech and dialogue.
+    /// `tts_websocket`: the WebSockets of speech and dialogue.
     Speech,
-    /// A conversation with that agent.
+    /// A conversation with this agent.
     Agent(String),
 }
 
 impl TokenScope {
-    /// The endpoint of a `token_type` of `POST /v1/single-use-token/{token_type}`.
+    /// The endpoint for a `token_type` of `POST /v1/single-use-token/{token_type}`.
     pub(super) fn named(name: &str) -> Option<Self> {
         match name {
             "realtime_scribe" => Some(TokenScope::RealtimeScribe),
@@ -50,7 +50,7 @@ struct Token {
 }
 
 impl Tokens {
-    /// Adds a token of the key at the index `key`.
+    /// Adds a token for the key at the index `key`.
     pub(super) fn add(&mut self, text: &str, scope: TokenScope, key: usize, now: UnixMs) {
         if self.0.len() == MAX_TOKENS {
             self.0.pop_front();
@@ -62,12 +62,12 @@ impl Tokens {
         self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.until)
     }
 
-    /// The key of a token, if it is valid for that endpoint.
+    /// The key of a token that is valid for this endpoint.
     pub(super) fn owner(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key)
     }
 
-    /// The same, and consumes the token.
+    /// Consumes a token that is valid for this endpoint, and returns its key.
     pub(super) fn take(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key)
     }

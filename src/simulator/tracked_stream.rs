@@ -1,5 +1,5 @@
-//! The connection below HTTP. It reports when everything written has been handed to the system:
-//! from then on a deliberate break cannot lose earlier bytes.
+//! The TCP connection of HTTP. It reports each flush: a deliberate break after a flush loses no
+//! earlier bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-/// A socket that counts its flushes.
+/// A stream that reports its flushes.
 #[derive(Debug)]
 pub(super) struct TrackedStream {
     io: TokioIo<TcpStream>,
@@ -27,17 +27,18 @@ impl TrackedStream {
         (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
     }
 
-    /// The TCP stream, for the protocol after HTTP.
+    /// The TCP stream, for the protocol after an upgrade.
     pub(super) fn into_stream(self) -> TcpStream {
         self.io.into_inner()
     }
 }
 
 impl Flushes {
-    /// The next flush after the first poll of this future, or the end of the connection.
+    /// Waits for the next flush after the first poll of this future, or for the end of the
+    /// connection.
     pub(super) async fn next(mut self) {
         self.0.mark_unchanged();
-        // An error means that the connection is closed: no flush follows.
+        // An error means that the connection is closed and no flush will follow.
         let _closed = self.0.changed().await;
     }
 }

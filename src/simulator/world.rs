@@ -1,5 +1,5 @@
-//! The simulator's state: accounts, scripts of faults and the ledger, behind one lock that is never
-//! held across an await. Every change notifies the waiting tests.
+//! The simulator's state: accounts, scripted faults and the ledger, behind one lock that is never
+//! held across an await. Each change notifies waiting tests.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use super::tokens::Tokens;
 
 /// Maximum requests in the ledger.
 const MAX_REQUESTS: usize = 1_000;
-/// Maximum violations kept as text.
+/// Maximum violations in the ledger.
 const MAX_VIOLATIONS: usize = 1_000;
 
 /// The state shared by all connections. Cheap to clone.
@@ -46,12 +46,12 @@ pub(super) struct State {
     pub(super) tokens: Tokens,
     index: HashMap<String, usize>,
     scripts: Vec<Script>,
-    /// Faults of routes that apply to all requests, whatever their key.
+    /// Scripted faults of routes that apply to requests with any key or none.
     every_key: Script,
     counts: Vec<Counts>,
     totals: Totals,
     violations: Vec<String>,
-    /// Requests with their numbers, by which a session finds its own.
+    /// The recorded requests with their numbers, by which a session finds its record.
     requests: VecDeque<(u64, RequestSummary)>,
 }
 
@@ -72,8 +72,8 @@ pub(super) enum Presented {
     /// A key that is not in the plan.
     Unknown,
     /// A key of another region.
-    Elsewhere,
-    /// The key at that index of the plan.
+    OtherRegion,
+    /// The key at this index of the plan.
     Known(usize),
 }
 
@@ -113,10 +113,10 @@ impl World {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Locks the state, after resetting all periods that have ended. All changes under one guard
-    /// are atomic for other tasks.
+    /// Locks the state, after resetting the credits of all ended periods. Other tasks see all
+    /// changes under one guard together.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock leaves wrong numbers, but no broken structure.
+        // A panic while the lock is held may leave wrong numbers, but the state stays usable.
         let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.accounts.refresh(clock::now());
         state
@@ -127,7 +127,7 @@ impl World {
         &self.inner.forbidden
     }
 
-    /// The length of a second of a WebSocket's inactivity timeout.
+    /// The duration of a second of a WebSocket's inactivity timeout.
     pub(super) fn socket_second(&self) -> Duration {
         self.inner.socket_second
     }
@@ -136,15 +136,15 @@ impl World {
         self.inner.changed.send_replace(());
     }
 
-    /// A receiver that is notified of every change of the ledger.
+    /// A receiver that is notified of each change of the ledger.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.inner.changed.subscribe()
     }
 
-    /// The owner of a key.
+    /// Finds a key in the plan.
     pub(super) fn find(&self, key: &str) -> Presented {
         if self.inner.elsewhere.iter().any(|elsewhere| elsewhere == key) {
-            return Presented::Elsewhere;
+            return Presented::OtherRegion;
         }
         self.state().index.get(key).map_or(Presented::Unknown, |index| Presented::Known(*index))
     }
@@ -154,7 +154,8 @@ impl World {
         &self.inner.region
     }
 
-    /// Changes the script of a key, or that of all requests. False if the plan has no such key.
+    /// Changes the script of a key, or the script of all requests. Returns false if the plan has no
+    /// such key.
     pub(super) fn with_script(&self, target: FaultTarget<'_>, change: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
         let script = match target {
@@ -167,13 +168,13 @@ impl World {
         script.map(change).is_some()
     }
 
-    /// Takes the fault of a request: first a fault bound to its route, that of its key before that
-    /// of all requests; without one, the next fault of its key.
+    /// Takes the fault of a request in this order: a fault of the key on the route, a fault of all
+    /// requests on the route, a general fault of the key.
     pub(super) fn take_fault(&self, presented: Presented, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
         let State { scripts, every_key, .. } = &mut *state;
         let mut own = match presented {
-            Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
+            Presented::Nothing | Presented::Unknown | Presented::OtherRegion => None,
             Presented::Known(index) => scripts.get_mut(index),
         };
         let route_fault = own.as_mut().and_then(|script| script.take_for_route(method, path));
@@ -191,7 +192,7 @@ impl World {
         self.notify();
     }
 
-    /// Charges for an operation and starts it; dropping the slot ends it.
+    /// Charges an operation and starts it. Dropping the slot ends the operation.
     pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
         let mut state = self.state();
         let admitted = state.accounts.admit(key, cost, CreditLimits::KeyAndWorkspace)?;
@@ -256,19 +257,19 @@ impl State {
     }
 
     fn request(&mut self, number: u64) -> Option<&mut RequestSummary> {
-        // The session in question is usually a recent one.
+        // Recent requests are searched first, because the session is usually among them.
         self.requests.iter_mut().rev().find(|(own, _)| *own == number).map(|(_, summary)| summary)
     }
 
     fn counts_of(&mut self, presented: Presented) -> Option<&mut Counts> {
         match presented {
-            Presented::Nothing | Presented::Unknown | Presented::Elsewhere => None,
+            Presented::Nothing | Presented::Unknown | Presented::OtherRegion => None,
             Presented::Known(index) => self.counts.get_mut(index),
         }
     }
 }
 
-/// A running operation. Dropping it ends the operation.
+/// A running operation, which ends when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
     world: World,
@@ -282,8 +283,8 @@ impl Drop for Slot {
     }
 }
 
-/// A request being processed. Dropping it records it: with its status if it was answered, without
-/// one if the client disconnected or the connection was closed.
+/// A request that is being processed. Dropping it records the request: with its status if a
+/// response was sent, else without one.
 #[derive(Debug)]
 pub(super) struct PendingRequest {
     world: World,
@@ -293,7 +294,7 @@ pub(super) struct PendingRequest {
 }
 
 impl PendingRequest {
-    /// Turns an accepted handshake into a session, and records it.
+    /// Converts an accepted handshake to a session, and records it.
     pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
         self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
         let session = Session { world: self.world.clone(), number: self.number };
@@ -302,7 +303,7 @@ impl PendingRequest {
     }
 }
 
-/// A WebSocket session. Dropping it ends the session.
+/// A WebSocket session, which ends when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) world: World,
@@ -318,7 +319,7 @@ impl Session {
         self.world.notify();
     }
 
-    /// Charges for an operation and starts it; dropping the slot ends it.
+    /// Charges an operation and starts it. Dropping the slot ends the operation.
     pub(super) fn begin(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<Slot, Refused> {
         let workspace = self.charge(key, cost, |accounts| {
             accounts.admit(key, cost, limits).map(|admitted| admitted.workspace)
@@ -326,7 +327,7 @@ impl Session {
         Ok(Slot { world: self.world.clone(), workspace })
     }
 
-    /// Charges for the continuation of an operation.
+    /// Charges the continuation of an operation.
     pub(super) fn spend(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
         self.charge(key, cost, |accounts| accounts.spend(key, cost, limits))
     }

@@ -1,5 +1,5 @@
-//! The output of the demo: on a terminal the keys as bars that change in place with the log above
-//! them, elsewhere plain lines.
+//! Prints the output of the demo. A terminal shows the keys as bars that are redrawn below the log;
+//! any other output receives plain lines.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -10,7 +10,7 @@ use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
 use crate::telemetry::LineFormat;
 
-/// The output. Cheap to clone.
+/// The output of the demo. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     live: bool,
@@ -20,16 +20,16 @@ pub(super) struct View {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The part that changes in place, one line each.
+    /// The lines that are redrawn.
     block: Vec<String>,
     keys: Vec<String>,
     request: String,
-    /// Lines of the block that are on the screen now.
+    /// Number of redrawn lines that are on the screen.
     drawn_lines: usize,
 }
 
 impl State {
-    /// Ends the updates in place.
+    /// Ends the redrawing.
     fn end_updates(&mut self) {
         self.block.clear();
         self.drawn_lines = 0;
@@ -39,7 +39,7 @@ impl State {
 const BAR_CELLS: u64 = 20;
 
 impl View {
-    /// An output to standard output, in place if that is a terminal.
+    /// Creates the output for standard output. Bars are redrawn only on a terminal.
     pub(super) fn of_stdout() -> Self {
         let live = io::stdout().is_terminal();
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
@@ -57,7 +57,7 @@ impl View {
         self.format
     }
 
-    /// The writer of the log: above the bars.
+    /// A writer for the log, whose lines appear above the bars.
     pub(super) fn log(&self) -> impl Write + Send + 'static {
         Log(self.clone())
     }
@@ -68,11 +68,11 @@ impl View {
         ));
     }
 
-    /// Prints the result; the bars stay above it.
+    /// Prints the final result below the bars.
     ///
     /// # Errors
     ///
-    /// When it cannot be written, unless the pipe was closed.
+    /// When the result cannot be written, except to a closed pipe.
     pub(super) fn result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.end_updates();
@@ -80,7 +80,7 @@ impl View {
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 
-    /// Shows the result of a request.
+    /// Prints the result of a request.
     pub(super) fn request(&self, number: usize, total: usize, status: u16, sentence: &str) {
         let line = format!("request {number:>2}/{total}  {status}  {sentence}");
         if self.live {
@@ -124,26 +124,26 @@ impl View {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.block = state.keys.iter().chain([&state.request]).cloned().collect();
-        // The demo goes on when the pipe was closed.
+        // After the pipe was closed the demo continues without output.
         let _ = draw(&mut state, "");
     }
 
-    /// Prints a permanent line.
+    /// Prints a line that is not redrawn.
     fn print_line(&self, line: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = draw(&mut state, &format!("{line}\n"));
     }
 }
 
-/// Prints `above` in the place of the block, and the block below it.
+/// Prints `above` in place of the redrawn lines, and these lines below it.
 fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn_lines > 0 {
-        // Up to the block's first line, and clear from there to the end of the screen.
+        // Moves to the first redrawn line and clears the screen from there.
         let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn_lines);
     }
     text.push_str(above);
-    // A line that wraps would take two rows, and the block would move down the screen.
+    // A longer line would wrap onto a second row, and the bars would move down the screen.
     let columns =
         rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20));
     for line in &state.block {
@@ -154,7 +154,7 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
-/// The writer of the log. It drops lines of single requests: the bars show them.
+/// The writer of the log. It drops the lines of single requests, because the bars show them.
 struct Log(View);
 
 impl Write for Log {

@@ -1,5 +1,5 @@
-//! Explains why a key does not serve: the reasons below the table of `keychoir status`, and all
-//! details of one key.
+//! Explains the states of keys: a line per restricted key below the table of `keychoir status`, and
+//! all details of one key for `--why`.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::cli::table::cut;
 
-/// A key of `/api/keychoir-keys`.
+/// A key in `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct ExplainedKey {
@@ -47,7 +47,7 @@ struct ReportedRestriction {
     until: String,
 }
 
-/// One line for each key with a restriction; empty if there is none.
+/// Formats one line for each key with a restriction; empty if there is none.
 pub(super) fn reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
@@ -69,7 +69,7 @@ pub(super) fn reasons(keys: &[ExplainedKey]) -> String {
     text
 }
 
-/// All details of one key, named by its number, its name, or its short form.
+/// Formats all details of the key with this number, name or short form.
 pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<String, String> {
     let is_requested_key = |(index, key): &(usize, &ExplainedKey)| {
         requested_key.parse() == Ok(index + 1)
@@ -124,7 +124,7 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
     Ok(text)
 }
 
-/// Formats a time of the document as `2026-12-01 00:00Z`.
+/// Shortens a time of the document to `2026-12-01 00:00Z`.
 fn minute(at: &str) -> String {
     match (at.get(..10), at.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}Z"),

@@ -1,4 +1,4 @@
-//! The table of settings.
+//! The table of all settings.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ pub(in crate::config) static TABLE: &[Setting] = &[
     entry("retry.max_error_body_size", Kind::Size(1..=16 * MEBI, |c| &mut c.retry.max_error_body_size)),
     entry("retry.error_body_timeout", Kind::Duration(MS..=MINUTE, |c| &mut c.retry.error_body_timeout)),
     entry("quota_polling.enabled", Kind::Switch(|c| &mut c.quota_polling.enabled)),
-    // A round polls each key once; an interval below a second would itself be rate limited.
+    // A round polls each key once, and the provider would rate limit an interval below a second.
     entry("quota_polling.interval", Kind::Duration(SECOND..=DAY, |c| &mut c.quota_polling.interval)),
     entry("quota_polling.timeout", Kind::Duration(MS..=TEN_MINUTES, |c| &mut c.quota_polling.timeout)),
     entry("quota_polling.quota_lag", Kind::Duration(MS..=DAY, |c| &mut c.quota_polling.quota_lag)),
@@ -118,7 +118,7 @@ pub(in crate::config) static TABLE: &[Setting] = &[
         "supabase.interval",
         Kind::Duration(Duration::from_millis(100)..=DAY, |c| &mut c.supabase.interval),
     ),
-    // PostgREST and the gateway before it accept at least a megabyte; a row is below 2 KiB.
+    // PostgREST and its gateway accept at least a megabyte, and a row has less than 2 KiB.
     entry("supabase.max_batch_rows", Kind::Count(1..=10_000, |c| &mut c.supabase.max_batch_rows)),
     entry("supabase.connect_timeout", Kind::Duration(MS..=TEN_MINUTES, |c| &mut c.supabase.connect_timeout)),
     entry("supabase.request_timeout", Kind::Duration(MS..=TEN_MINUTES, |c| &mut c.supabase.request_timeout)),

@@ -1,10 +1,11 @@
-//! Canary secrets in every place where one could be pasted: no output contains them, no input panics.
+//! Tests that no output contains a secret that was pasted into any setting, and that no input
+//! panics.
 
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::Need;
 
-/// Every form in which what was resolved can be printed.
-fn everything_printed(machine: &FakeMachine<'_>) -> String {
+/// All printed forms of the result.
+fn all_output(machine: &FakeMachine<'_>) -> String {
     match machine.resolve() {
         Ok(loaded) => {
             let warnings: String = loaded.warnings.iter().map(ToString::to_string).collect();
@@ -51,10 +52,9 @@ fn no_output_contains_a_key_or_a_token() {
     for text in files {
         for secret in [KEY, legacy] {
             let text = text.replace("KEY", secret);
-            let printed = everything_printed(
-                &FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.toml(&text),
-            );
-            // A short key shows eleven and five characters, and nothing between them.
+            let printed =
+                all_output(&FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.toml(&text));
+            // A short form shows eleven and five characters of a key, and nothing between them.
             assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
         }
     }
@@ -73,7 +73,7 @@ fn no_output_contains_a_key_or_a_token() {
     ];
     for text in clients {
         let text = text.replace("TOKEN", TOKEN);
-        let printed = everything_printed(&FakeMachine::fresh().toml(&text));
+        let printed = all_output(&FakeMachine::fresh().toml(&text));
         assert!(!printed.contains(&TOKEN[..10]) && !printed.contains(&TOKEN[10..]), "{text}\n{printed}");
     }
     for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
@@ -104,8 +104,8 @@ fn no_output_contains_a_key_or_a_token() {
             let machine = FakeMachine::fresh()
                 .variable("SUPABASE_URL", "https://p")
                 .variable("SUPABASE_SECRET_KEY_FILE", "/k");
-            let both = everything_printed(&machine.variable(name, &value));
-            let printed = everything_printed(&FakeMachine::keyless().variable(name, &value)) + &both;
+            let both = all_output(&machine.variable(name, &value));
+            let printed = all_output(&FakeMachine::keyless().variable(name, &value)) + &both;
             assert!(
                 !printed.contains(&KEY[12..24]) && !printed.contains(&OTHER_KEY[12..24]),
                 "{name}\n{printed}"
@@ -132,7 +132,7 @@ proptest::proptest! {
             .variable("SUPABASE_SECRET_KEY", &line)
             .variable("SUPABASE_SERVICE_ROLE_KEY", &text)
             .variable("ELEVENLABS_API_KEYS", &text);
-        let _ = everything_printed(&machine);
-        let _ = everything_printed(&FakeMachine::keyless().toml(&line));
+        let _ = all_output(&machine);
+        let _ = all_output(&FakeMachine::keyless().toml(&line));
     }
 }

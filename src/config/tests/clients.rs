@@ -1,9 +1,9 @@
-//! The clients: their tokens, their names, their limits.
+//! Tests of the clients: tokens, names and limits.
 
 use super::{FakeMachine, KEY, TOKEN};
 
 #[test]
-fn clients_are_known_by_their_fingerprints() {
+fn a_client_is_identified_by_its_fingerprint() {
     let hex = crate::secret::TokenFingerprint::of("c").to_string();
     let text = format!(
         "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
@@ -97,7 +97,7 @@ fn an_invalid_rule_is_never_ignored() {
 /etc/k.toml:6:9: this list is empty
   6 | paths = ***
     |         ^^
-    = remove it, or name what it should list
+    = remove it, or add a value
 /etc/k.toml:7:8: the pool has no key of the name `first`
   7 | keys = ***
     |        ^^^
@@ -118,7 +118,7 @@ fn names_have_1_to_64_characters() {
 }
 
 #[test]
-fn a_short_token_is_warned_about() {
+fn a_short_token_causes_a_warning() {
     let client_with = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
     FakeMachine::fresh().toml(&client_with("0123456789-abcde")).check_warnings(&[]);
     FakeMachine::fresh()
@@ -127,7 +127,7 @@ fn a_short_token_is_warned_about() {
 }
 
 #[test]
-fn beyond_loopback_a_client_token_is_needed() {
+fn a_listener_beyond_loopback_requires_a_client_token() {
     let open = FakeMachine { listen: Some("0.0.0.0:80"), ..FakeMachine::fresh() };
     open.check_problems(
         "

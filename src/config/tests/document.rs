@@ -1,4 +1,4 @@
-//! The configuration file: where it is found, its syntax, its shape, unknown names.
+//! Tests of the configuration file: its path, syntax, structure and unknown names.
 
 use std::path::{Path, PathBuf};
 
@@ -113,7 +113,7 @@ fn a_setting_in_the_wrong_section_names_the_right_one() {
 }
 
 #[test]
-fn syntax_errors_do_not_hide_the_rest_and_are_not_doubled() {
+fn a_syntax_error_is_reported_once_and_hides_no_other_mistake() {
     FakeMachine::fresh()
         .toml("[server]\nlisten = 127.0.0.1:1\nlisten = \"a:b\"\n[log]\nformat = \"x\"\nlevel = \"info\n")
         .check_problems(
@@ -139,7 +139,7 @@ fn syntax_errors_do_not_hide_the_rest_and_are_not_doubled() {
 }
 
 #[test]
-fn no_setting_is_reported_as_missing_from_a_broken_file() {
+fn no_setting_is_reported_as_missing_after_a_syntax_error() {
     FakeMachine::keyless().toml("[[keys]\nkey = \"x\"\n").check_problems(
         "
 /etc/k.toml:1:8: unclosed array table
@@ -151,7 +151,7 @@ fn no_setting_is_reported_as_missing_from_a_broken_file() {
 }
 
 #[test]
-fn shapes_are_checked() {
+fn the_structure_of_entries_is_checked() {
     FakeMachine::fresh()
         .toml("keys = \"a\"\nserver = 3\nclients = [ 3 ]\n[log]\nlevel = 1979-05-27\n")
         .check_problems(

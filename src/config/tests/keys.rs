@@ -1,4 +1,4 @@
-//! The keys of the pool: where they come from, and what is no key.
+//! Tests of the pool's keys: their sources, and invalid keys.
 
 use super::{FakeMachine, KEY};
 use crate::config::{KeyListSource, Need};
@@ -32,7 +32,7 @@ fn keys_come_from_the_first_source_that_has_them() {
 }
 
 #[test]
-fn the_credentials_of_a_service_may_be_others() {
+fn a_service_may_have_other_credentials() {
     let machine = FakeMachine::fresh().variable("CREDENTIALS_DIRECTORY", "/c");
     assert_eq!(machine.config().key_source, KeyListSource::Variable);
     machine.check_warnings(&[]);
@@ -78,14 +78,14 @@ ELEVENLABS_API_KEYS: entry 2 (sk_***, 8 characters) is too short for a key of El
         .variable("KEYCHOIR_UPSTREAM__BASE_URL", "https://api.eu.residency.elevenlabs.io")
         .check_problems(short);
     machine.simulated().check_warnings(&[]);
-    // A key with a host of its own is checked for that host.
+    // A key with its own host is checked for that host.
     let at = |base_url: &str| format!("[[keys]]\nkey = \"sk_short\"\nbase_url = \"{base_url}\"\n");
     assert!(FakeMachine::keyless().toml(&at("http://127.0.0.1:1")).resolve().is_ok());
     assert!(FakeMachine::keyless().simulated().toml(&at("https://api.us.elevenlabs.io")).resolve().is_err());
 }
 
 #[test]
-fn a_file_of_keys_says_how_it_is_written() {
+fn a_comment_after_a_key_is_refused_with_advice() {
     let list = format!("# ours\n{KEY} # main\n");
     FakeMachine::keyless().file("/list", &list).variable("ELEVENLABS_API_KEYS_FILE", "/list").check_problems(
         "
@@ -97,7 +97,7 @@ fn a_file_of_keys_says_how_it_is_written() {
 }
 
 #[test]
-fn a_key_of_an_unknown_shape_is_warned_about() {
+fn a_key_of_an_unknown_format_causes_a_warning() {
     let keys = format!("{KEY},{}", &KEY[..40]);
     FakeMachine::keyless().variable("ELEVENLABS_API_KEYS", &keys).check_warnings(&[
         "ELEVENLABS_API_KEYS: entry 2 (sk_0...1234) has another shape than the keys of ElevenLabs that are known (`sk_` \
@@ -156,7 +156,7 @@ fn mistakes_in_entries_are_reported_without_their_values() {
 }
 
 #[test]
-fn without_keys_the_three_ways_and_the_demo_are_named() {
+fn the_error_without_keys_names_three_sources_and_the_demo() {
     FakeMachine::keyless().check_problems(
         "
 configuration: there are no ElevenLabs API keys

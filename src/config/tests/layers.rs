@@ -1,4 +1,5 @@
-//! Flags over variables over the file over defaults, and rules over several settings.
+//! Tests of the precedence of flags, variables, file and defaults, and of rules over several
+//! settings.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use super::{FakeMachine, KEY};
 use crate::config::{Config, Overrides, setting};
 
 #[test]
-fn with_a_key_and_nothing_else_everything_is_at_its_default() {
+fn every_setting_but_the_keys_has_a_default() {
     let loaded = FakeMachine::fresh().resolve().unwrap();
     let mut config = loaded.config;
     assert_eq!(config.storage.file(), Some(Path::new("/home/me/.local/state/keychoir/keychoir.db")));
@@ -19,7 +20,7 @@ fn with_a_key_and_nothing_else_everything_is_at_its_default() {
 }
 
 #[test]
-fn flags_win_over_variables_over_the_file() {
+fn flags_override_variables_and_variables_override_the_file() {
     let file = FakeMachine::fresh().toml("server.listen = \"127.0.0.1:1\"");
     assert_eq!(file.config().server.listen.to_string(), "\"127.0.0.1:1\"");
     let variable = file.variable("KEYCHOIR_SERVER__LISTEN", " 127.0.0.1:2 ");
@@ -117,7 +118,7 @@ KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may keep 16MiB (`retry.buffer
 }
 
 #[test]
-fn keys_in_clear_text_are_warned_about() {
+fn a_key_sent_in_clear_text_causes_a_warning() {
     FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9").check_warnings(&[]);
     FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://example.com").check_warnings(&[
         "KEYCHOIR_UPSTREAM__BASE_URL: the keys go over the network in clear text: write https:// if the host supports it",

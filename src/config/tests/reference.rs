@@ -1,4 +1,5 @@
-//! The reference file `config/keychoir.toml`: complete, at its defaults, with examples that work.
+//! Tests that the reference file `config/keychoir.toml` lists all settings with their defaults, and
+//! that its examples are valid.
 
 use std::path::Path;
 
@@ -8,8 +9,8 @@ use crate::config::{Config, setting};
 
 const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
 
-/// The reference with its settings in force: a setting is `#name`, prose is `# text`.
-fn reference_in_force() -> String {
+/// Uncomments the settings of the reference file: a setting is `#name`, prose is `# text`.
+fn uncommented_reference() -> String {
     let is_setting = |line: &&str| {
         line.strip_prefix('#')
             .is_some_and(|rest| rest.starts_with(|character: char| character.is_ascii_lowercase()))
@@ -23,7 +24,7 @@ fn reference_in_force() -> String {
 #[test]
 fn the_reference_file_loads_and_changes_nothing() {
     let untouched = FakeMachine::fresh().toml(REFERENCE).resolve().unwrap();
-    let in_force = reference_in_force();
+    let in_force = uncommented_reference();
     let in_force = FakeMachine::fresh().toml(&in_force).resolve().unwrap();
     assert!(untouched.warnings.is_empty() && in_force.warnings.is_empty());
     let (mut untouched, mut in_force, mut default) =
@@ -36,7 +37,7 @@ fn the_reference_file_loads_and_changes_nothing() {
 
 #[test]
 fn the_reference_file_has_every_setting_and_nothing_else() {
-    let text = reference_in_force();
+    let text = uncommented_reference();
     let root = toml::de::DeTable::parse(&text).unwrap().into_inner();
     let mut paths = Vec::new();
     for (section, table) in &root {
@@ -45,7 +46,7 @@ fn the_reference_file_has_every_setting_and_nothing_else() {
             let mut config = Config::default();
             let folders = Folders { home: Some(Path::new("/home/me")), base: None };
             setting::find(&path).unwrap().read(Raw::Toml(value.get_ref()), folders, &mut config).unwrap();
-            // A value is written as the table shows it, without another spelling of the same.
+            // The reference file writes a value in the same notation as the table of settings.
             if path != "storage.path" {
                 let written = &text[value.span()];
                 assert_eq!(written, setting::find(&path).unwrap().show(&mut Config::default()));

@@ -1,4 +1,5 @@
-//! Old names of settings: each is refused with the new name and the same value in today's notation.
+//! Tests of old names of settings: each is refused with the new name and the same value in the new
+//! notation.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::config::renamed::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
 use crate::config::value::{self, Raw};
 use crate::config::{Config, setting};
 
-/// The default of a setting as a file writes it today, and as it was written under the old name.
+/// The default of a setting in the new notation, and in that of its old name.
 fn default_of(path: &str, old_unit: OldUnit) -> (String, String) {
     let today = setting::find(path).unwrap().show(&mut Config::default());
     let trimmed = today.trim_matches('"');
@@ -47,7 +48,7 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
         let (value, old_value) = default_of(new, *old_unit);
         let (value, old_value) = (value.trim_matches('"'), old_value.trim_matches('"'));
         if value.is_empty() {
-            // A blank variable is not set.
+            // A blank variable counts as unset.
             continue;
         }
         let (variable, new) = (setting::variable(old), setting::variable(new));
@@ -70,7 +71,7 @@ fn no_old_name_is_a_setting() {
     }
     for (old, new) in SECTIONS {
         assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
-        // Every setting of an old section has a message of its own.
+        // Every setting of an old section has its own message.
         for setting in setting::TABLE.iter().filter(|setting| setting.section() == *new) {
             let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
@@ -112,7 +113,7 @@ KEYCHOIR_REPLAY__DEADLINE_MS: this setting has a new name
 }
 
 #[test]
-fn an_old_section_is_reported_also_with_new_names_in_it_or_none() {
+fn an_old_section_is_reported_with_old_new_or_no_names_in_it() {
     FakeMachine::fresh().toml("[watch]\ninterval = \"10m\"\n[replay]\n[sockets]\nidle = 3\n").check_problems(
         "
 /etc/k.toml:2:1: `watch` has a new name
@@ -132,7 +133,7 @@ fn an_old_section_is_reported_also_with_new_names_in_it_or_none() {
 }
 
 #[test]
-fn old_limits_of_clients_are_reported_with_the_line_to_write() {
+fn the_old_name_of_a_clients_limit_is_reported_with_the_line_to_write() {
     let lines = ["\"3 requests\"", "\"60 per minute\"", "4"];
     for ((old, new), line) in CLIENT_FIELDS.iter().zip(lines) {
         let toml = format!("[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n{old} = {line}\n");

@@ -1,4 +1,4 @@
-//! The mirror: its address and key, and where they are found.
+//! Tests of the sources of the mirror's address and key.
 
 use super::FakeMachine;
 use crate::secret::ServiceKeyForm;
@@ -19,7 +19,7 @@ fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, Service
 }
 
 #[test]
-fn the_mirror_is_found_where_supabases_tools_look() {
+fn the_mirror_uses_the_variables_of_supabases_tools() {
     const URL: &str = "https://p.supabase.co";
     check_target(&FakeMachine::fresh(), None);
     let machine = FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
@@ -40,7 +40,7 @@ fn the_mirror_is_found_where_supabases_tools_look() {
 }
 
 #[test]
-fn keychoirs_variable_wins_over_supabases_and_that_over_the_file() {
+fn keychoirs_variable_overrides_supabases_variable_and_the_file() {
     let file = FakeMachine::fresh()
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
         .toml("supabase.url = \"https://file\"");
@@ -52,7 +52,7 @@ fn keychoirs_variable_wins_over_supabases_and_that_over_the_file() {
 }
 
 #[test]
-fn a_key_for_web_pages_is_refused_with_what_to_do() {
+fn a_key_for_web_pages_is_refused_with_advice() {
     const ADVICE: &str = "
     = set SUPABASE_SECRET_KEY to a secret key (sb_secret_…): in the project's settings, API keys
     = or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one";
@@ -66,7 +66,7 @@ fn a_key_for_web_pages_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn an_incomplete_mirror_is_reported_and_stops_nothing() {
+fn an_incomplete_mirror_causes_a_warning() {
     FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co").check_warnings(&[
         "SUPABASE_URL: nothing is mirrored to Supabase: it has no key; set SUPABASE_SECRET_KEY, or supabase.enabled = false",
     ]);

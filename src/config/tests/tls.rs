@@ -1,4 +1,4 @@
-//! TLS: the setting as a word, the certificate in files, the folder of the local CA.
+//! Tests of TLS: the setting as a word, the certificate in files, and the folder of the local CA.
 
 use super::FakeMachine;
 use crate::certificate::CaLocation;
@@ -81,7 +81,7 @@ fn an_unknown_word_for_tls_is_refused() {
 }
 
 #[test]
-fn files_of_tls_that_cannot_be_used_are_named() {
+fn an_unusable_tls_file_is_named() {
     let (cert, key) = pair();
     let (_, other) = pair();
     let check = |cert_file: &str, key_file: &str, expected: &str| {
@@ -134,7 +134,7 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (l
     = write the path of a PEM file; openssl x509 -inform der makes one of DER
 ",
     );
-    // A problem that was reported once is not reported as missing, too.
+    // A problem that was reported is not reported as missing, too.
     FakeMachine::fresh()
         .file("/etc/c.pem", &cert)
         .toml("server.tls = { cert = \"c.pem\", key = 3 }")
@@ -149,7 +149,7 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (l
 }
 
 #[test]
-fn a_certificate_outside_its_validity_period_is_warned_about() {
+fn a_certificate_outside_its_validity_period_causes_a_warning() {
     let certificate_with = |from, until| {
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         (params.not_before, params.not_after) = (from, until);

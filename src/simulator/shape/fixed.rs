@@ -1,5 +1,5 @@
-//! Refusals with a fixed status and text: the examples of the table of refusals, by which Keychoir is
-//! tested with every wording that it knows. Faults use their names.
+//! Refusals with a fixed status and text. They are the examples in the table of refusals, so that
+//! tests cover every wording that Keychoir recognizes. Faults use their names.
 //!
 //! Braces in a message stand for the facts of a request: `{needed}`, `{limit}`, `{remaining}`,
 //! `{subject}`, `{bound}`, `{model}`, `{format}`; `{short}` is one less than `{more}`, which is the needed
@@ -9,14 +9,14 @@ use super::render::{bare, legacy, typed, unwrapped};
 use super::{Facts, Refusal, Shape};
 use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning};
 
-/// The subject of a refusal, as far as WebSockets distinguish it.
+/// The subject of a refusal, which decides its form on WebSockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulator) enum Family {
-    /// Credits are missing.
+    /// Missing credits.
     Quota,
-    /// The key is not accepted.
+    /// A key that is not accepted.
     Key,
-    /// Any other subject: the text of HTTP.
+    /// Any other subject. The text is that of HTTP.
     Other,
 }
 
@@ -31,18 +31,18 @@ impl Family {
     }
 }
 
-/// The refusal of this name, for the simulator's own decisions.
+/// The refusal with this name, for decisions of the simulator.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> Shape {
-    // Each such name is in the table; a typing mistake becomes a 500, and fails its test.
+    // All these names are in the table. A typo would give a 500, and a test would fail.
     fixed(name).unwrap_or(Shape::ServerError)
 }
 
-/// The refusal of that name.
+/// The refusal with this name; `None` if the table has none.
 pub(in crate::simulator) fn fixed(name: &str) -> Option<Shape> {
     examples().find(|example| example.name == name).map(Shape::Fixed)
 }
 
-/// The response of an example, byte for byte.
+/// Renders an example byte for byte.
 pub(super) fn render(example: &Example, facts: &Facts, request_id: &str) -> Refusal {
     let message = message(example, facts);
     match example.body {

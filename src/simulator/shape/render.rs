@@ -1,4 +1,4 @@
-//! The bodies of all refusals, byte for byte as on the wire, and the headers of some.
+//! Renders the bodies of all refusals byte for byte, and the additional headers of some.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{Facts, Refusal, Shape};
 
 impl Shape {
-    /// The response, byte for byte. `request_id` is also sent as `x-trace-id`.
+    /// Renders the refusal. `request_id` is also sent as `x-trace-id`.
     #[rustfmt::skip] // a table, one answer to an entry
     pub(in crate::simulator) fn render(&self, facts: &Facts, request_id: &str) -> Refusal {
         let Facts { needed, limit, remaining, key_name, cap, cap_remaining, subject, bound, .. } = facts;
@@ -39,8 +39,8 @@ impl Shape {
                     "You do not have enough credits to complete this request."),
             Shape::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
-            // WebSockets have a format of their own for it (the Python SDK 2.78); that of HTTP is
-            // unknown.
+            // WebSockets have their own format for this refusal (the Python SDK 2.78). The format
+            // over HTTP is unknown.
             Shape::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
                 "You must accept the terms of service of this feature to use it."),
             Shape::Forbidden => bare(403, "Forbidden"),
@@ -92,7 +92,7 @@ impl Shape {
                     &format!("A conversation with ID '{subject}' was not found.")),
             Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
-            // The provider's own text is unknown; a 500 has been observed.
+            // The text of the provider is unknown, but a 500 was observed.
             Shape::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
                 &format!("A request with ID '{subject}' cannot be continued.")),
             Shape::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
@@ -129,13 +129,13 @@ impl Shape {
     }
 }
 
-/// The simulator's refusal of content that must not leave a proxy. The provider never sends this
-/// status, so that no classification mistakes it for an ordinary refusal.
+/// The simulator's refusal of content that a proxy must not forward. The provider never sends this
+/// status, so a proxy cannot confuse it with an ordinary refusal.
 pub(in crate::simulator) fn violation(message: &str) -> Refusal {
     legacy(599, "simulator_violation", message)
 }
 
-/// The current error format. The order of the fields is that of the wire.
+/// The current error format. The fields have the order of the provider's responses.
 #[derive(Serialize)]
 struct Detail<'a> {
     #[serde(rename = "type")]
@@ -168,15 +168,15 @@ struct Unwrapped<'a> {
     message: &'a str,
 }
 
-/// The error format of a crash: nothing is wrapped in `detail`.
+/// The error format of a crash, without `detail`.
 #[derive(Serialize)]
 struct Crash<'a> {
     status: &'a str,
     message: &'a str,
 }
 
-/// One entry of the 422 list. The provider's `input` repeats the request; here it stays empty, so
-/// that no log contains text of a request.
+/// One entry of the 422 list. The provider's `input` repeats the request. Here it is empty, so that
+/// no log contains text of a request.
 #[derive(Serialize)]
 struct Unprocessable<'a> {
     #[serde(rename = "type")]
@@ -190,7 +190,7 @@ pub(super) fn refusal(status: u16, body: &impl Serialize) -> Refusal {
     Refusal {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers: Vec::new(),
-        // Strings and numbers always serialize.
+        // Strings and numbers can always be serialized.
         body: serde_json::to_string(body).unwrap_or_default(),
     }
 }
@@ -206,7 +206,7 @@ pub(super) fn legacy(status: u16, name: &str, message: &str) -> Refusal {
     refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
 
-/// An error that is not wrapped in `detail`, as of dubbing.
+/// An error without `detail`, as dubbing sends it.
 pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> Refusal {
     refusal(status, &Unwrapped { error, message })
 }

@@ -1,8 +1,8 @@
-//! `/v1/convai/conversation`: the agent speaks first, replies to every message and every half
-//! second of audio with the same sentence, and its cost is only in the document of the
-//! conversation. A session holds a slot of the workspace's concurrency limit from its first message
-//! to its last; if the workspace queues its callers, a caller without a slot waits, receives
-//! `queue_status` events, and pays nothing.
+//! `/v1/convai/conversation`: a conversation with an agent. The agent speaks first, and replies to
+//! each message and to each half second of audio with the same sentence. Only the document of the
+//! conversation contains its cost. A session holds a slot of the workspace's concurrency limit from
+//! its first message to its last. If the workspace queues callers, a caller without a slot waits,
+//! receives `queue_status` events, and is not charged for the wait.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
 //! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).
@@ -23,30 +23,30 @@ use super::super::world::{Slot, World};
 use super::session_auth::SessionAuth;
 use super::wire::{ClientMessage, SessionEnded, Wire};
 
-/// The simulator's own price of a reply, for the call and for its language model: the provider
-/// charges by the minute, which is too slow for tests.
+/// The price of a reply, for the call and for its language model. It is a rule of the simulator,
+/// because the provider charges per minute and a test would have to wait.
 const CALL_CREDITS: u64 = 10;
 const LLM_CREDITS: u64 = 1;
-/// Characters of base64 audio that count as an utterance: half a second of `pcm_16000`.
+/// Characters of base64 audio that count as one utterance: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
-/// Seconds that a caller waits for a slot (OpenAPI document, `wait_timeout_seconds`).
+/// Maximum wait of a caller for a slot in seconds (OpenAPI document, `wait_timeout_seconds`).
 const QUEUE_SECONDS: u32 = 180;
 const FORMAT: &str = "pcm_16000";
 const REPLY: &str = "The simulator hears you well.";
 
-/// The conversation, which ends when this is dropped.
+/// A conversation. It ends when this value is dropped.
 struct ConversationSession {
     world: World,
     key: usize,
     id: String,
     events: u64,
-    /// Characters of audio received since the last reply.
+    /// Characters of audio received after the last reply.
     audio_characters: usize,
-    /// Whether the agent has replied since the user's last utterance.
+    /// Whether the agent has replied since the last utterance of the user.
     is_speaking: bool,
 }
 
-/// Serves until the client disconnects.
+/// Serves the session until the client disconnects.
 pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth) -> SessionEnded {
     match converse(wire, auth).await {
         Ok(never) => match never {},
@@ -58,7 +58,7 @@ async fn converse(wire: &mut Wire, auth: SessionAuth) -> Result<std::convert::In
     let agent = auth.agent.clone().unwrap_or_default();
     let authorization = auth.authorization_method();
     let key = auth.authorize(wire, None).await?;
-    // The credits must suffice for one reply.
+    // The credits must suffice for at least one reply.
     let min_credits = CALL_CREDITS + LLM_CREDITS;
     let credit_check = wire
         .session
@@ -95,8 +95,8 @@ async fn converse(wire: &mut Wire, auth: SessionAuth) -> Result<std::convert::In
     }
 }
 
-/// Acquires a slot of the workspace's concurrency limit. If the workspace queues its callers, it
-/// waits for a slot and sends a `queue_status` event every second meanwhile.
+/// Acquires a slot of the workspace's concurrency limit. If the workspace queues callers, this
+/// waits for a slot and sends a `queue_status` event every second.
 async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, SessionEnded> {
     let world = wire.session.world.clone();
     let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
@@ -111,11 +111,10 @@ async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, SessionEnded> {
         if !queues || refused.shape != Shape::Concurrency || waited == QUEUE_SECONDS {
             return Err(wire.refuse(&refused).await);
         }
-        // The fields of the event are unknown, only its name and its time.
+        // Only the name and the time of the event are known, not its fields.
         let event = json!({ "position": 1, "waited_secs": waited });
         wire.send(json!({ "type": "queue_status", "queue_status_event": event }).to_string()).await?;
-        // The wait ends with the first free slot, or after the second at which the event is sent
-        // again.
+        // Waits for a free slot, at most until the next event is due.
         let second = tokio::time::sleep(world.socket_second());
         tokio::pin!(second);
         loop {
@@ -197,7 +196,7 @@ impl ConversationSession {
                 let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
                 self.reply(wire, text).await
             }
-            // Accepted without a reply: the configuration of the conversation, pongs, updates,
+            // Messages without a reply: the configuration of the conversation, pongs, updates and
             // feedback.
             Some(_) => Ok(()),
             None => Err(wire.refuse(&Refused::from(Shape::FieldMissing("type".into()))).await),

@@ -1,9 +1,8 @@
-//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, each of
-//! which belongs to a turn. Separate from `speech`, because their messages have only the
-//! credentials in common.
+//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, grouped
+//! into turns. Separate from `speech`, because all messages except those with credentials differ.
 //!
-//! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (voices that
-//! are named again).
+//! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (repeated names
+//! of voices).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,18 +21,18 @@ use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// Maximum voices of a session or a context.
 const MAX_VOICES: usize = 10;
-/// Maximum contexts of one connection, as for speech.
+/// Maximum contexts of one connection, the same as for speech.
 const MAX_CONTEXTS: usize = 5;
 /// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;
-/// Characters that are collected before audio is generated; the provider's number is unknown, so
-/// this is the one of speech.
+/// Characters that are collected before audio is generated. The provider's number is unknown; this
+/// is the number of speech.
 const BUFFERED_CHARACTERS: u64 = 120;
 const DEFAULT_MODEL: &str = "eleven_v3";
-/// The model for one voice, which costs the same as the other model.
+/// The model for a single voice. It has the price of the default model.
 const CONVERSATIONAL: &str = "eleven_v3_conversational";
 
-/// An audio message, in a context or without one.
+/// An audio message, with or without a context.
 struct Chunk {
     context: Option<String>,
     is_aligned: bool,
@@ -58,7 +57,7 @@ fn in_context(mut message: Value, context: Option<&str>) -> String {
     message.to_string()
 }
 
-/// Collected lines.
+/// Collected lines of one context.
 struct Context {
     voices: Vec<String>,
     text: String,
@@ -69,10 +68,10 @@ struct Dialogue {
     contexts: BTreeMap<String, Context>,
     has_contexts: bool,
     is_aligned: bool,
-    voices_max: usize,
+    max_voices: usize,
 }
 
-/// Serves until the client closes the session.
+/// Serves the session until the client closes it.
 pub(super) async fn serve(
     wire: &mut Wire,
     auth: SessionAuth,
@@ -107,8 +106,8 @@ async fn converse(
         Err(refused) => return Err(wire.refuse(&refused).await),
     };
     let is_aligned = query_value(text, "sync_alignment").is_some_and(|value| value == "true");
-    let voices_max = if model == CONVERSATIONAL { 1 } else { MAX_VOICES };
-    let mut dialogue = Dialogue { voice, contexts: BTreeMap::new(), has_contexts, is_aligned, voices_max };
+    let max_voices = if model == CONVERSATIONAL { 1 } else { MAX_VOICES };
+    let mut dialogue = Dialogue { voice, contexts: BTreeMap::new(), has_contexts, is_aligned, max_voices };
     while !dialogue.handle(wire, &message).await? {
         message = next_message(wire, limit).await?;
     }
@@ -141,7 +140,7 @@ fn text_of<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
 }
 
 impl Dialogue {
-    /// Handles a message; returns true if it was the last.
+    /// Handles a message. Returns true after the last message.
     async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, SessionEnded> {
         let is_last = is_set(message, "close_socket");
         let id = match text_of(message, "context_id") {
@@ -153,7 +152,7 @@ impl Dialogue {
             }
             Some(_) | None => String::new(),
         };
-        // A message that only closes opens no context.
+        // A message that only closes a context opens none.
         let is_only_last = is_last && message.get("voices").is_none();
         let opens = !self.contexts.contains_key(&id) && !is_only_last;
         if opens {
@@ -196,8 +195,8 @@ impl Dialogue {
         let voices = message.get("voices").and_then(Value::as_array);
         let voices: Vec<String> =
             voices.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-        if voices.is_empty() || voices.len() > self.voices_max {
-            let error_text = format!("The first message must name 1 to {} voices.", self.voices_max);
+        if voices.is_empty() || voices.len() > self.max_voices {
+            let error_text = format!("The first message must name 1 to {} voices.", self.max_voices);
             return Err(refuse(wire, "missing_required_field", &error_text, "voices").await);
         }
         if let Err(refused) = self.voice.find(&wire.session.world, &voices) {
@@ -207,7 +206,7 @@ impl Dialogue {
         Ok(())
     }
 
-    /// Adds a line, after speaking the turn that it ends.
+    /// Adds a line. If the line ends a turn, the turn is spoken first.
     async fn line(&mut self, wire: &mut Wire, id: &str, input: &Value) -> Result<(), SessionEnded> {
         let (Some(text), Some(voice)) = (text_of(input, "text"), text_of(input, "voice_id")) else {
             return Err(refuse(
@@ -231,7 +230,7 @@ impl Dialogue {
         Ok(())
     }
 
-    /// Speaks the collected lines; returns false if there are none.
+    /// Speaks the collected lines. Returns false if there are none.
     async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<bool, SessionEnded> {
         let Some(open) = self.contexts.get_mut(id) else { return Ok(false) };
         let text = std::mem::take(&mut open.text);

@@ -1,11 +1,11 @@
-//! A WebSocket that echoes its messages: not one of the provider's, but tests need it to check that
-//! a proxy forwards text, binary, pings and closes unchanged.
+//! A WebSocket that echoes its messages. The provider has no such WebSocket; tests use it to check
+//! that a proxy forwards text, binary messages, pings and closes unchanged.
 
 use tokio_tungstenite::tungstenite::Message;
 
 use super::wire::{ClientMessage, SessionEnded, Wire};
 
-/// Echoes until the client closes, and echoes the close, too.
+/// Echoes messages and the close frame until the client closes the session.
 pub(super) async fn serve(wire: &mut Wire) -> SessionEnded {
     if let Err(ended) = wire.begin().await {
         return ended;

@@ -1,5 +1,5 @@
-//! The TCP connection below a session, with an optional limit of bytes to write: a break in the
-//! middle of a frame.
+//! The TCP connection of a session, with an optional limit of written bytes. The limit breaks a
+//! session in the middle of a frame.
 
 use std::io;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection that accepts a limited number of bytes.
+/// A connection that accepts a limited number of bytes to write.
 pub(super) struct LimitedStream {
     pub(super) tcp: TcpStream,
-    /// The remaining bytes; `None` without a limit.
+    /// The remaining bytes; `None` for no limit.
     pub(super) remaining: Option<u64>,
 }
 

@@ -1,29 +1,29 @@
-//! Checks a message for content that must not leave a proxy: a client's credential in a field that
-//! the provider reads, or a forbidden text anywhere.
+//! Checks a message for content that a proxy must not forward: a client's credential in a field
+//! that the provider reads, or a forbidden text in any field.
 
 use serde_json::Value;
 
-/// Fields of a message in which clients send credentials (the Python SDK 2.78 and the
-/// documentation's examples).
+/// Fields in which clients send credentials (the Python SDK 2.78 and examples of the
+/// documentation).
 pub(super) const CREDENTIALS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
 /// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MessageCheck {
-    /// Described without the forbidden value.
+    /// The violations, described without the forbidden value.
     pub(super) violations: Vec<String>,
     /// Whether the message contains a credential, valid or not.
     pub(super) has_credential: bool,
 }
 
-/// The credential of a message, which may be a bearer token.
+/// The credential in a message, without the prefix of a bearer token.
 pub(super) fn credential_of(message: &Value) -> Option<&str> {
     let text = CREDENTIALS.iter().find_map(|name| message.get(name)).and_then(Value::as_str)?;
     Some(text.strip_prefix("Bearer ").unwrap_or(text))
 }
 
 /// Checks a text message. `may_present` is set if the message may contain a key of the plan,
-/// because the head had none; `is_known` tests whether a key is in the plan.
+/// because the head had no key. `is_known` returns whether a key is in the plan.
 pub(super) fn text(
     text: &str,
     message: Option<&Value>,
@@ -34,7 +34,7 @@ pub(super) fn text(
     let mut check = MessageCheck::default();
     for name in CREDENTIALS {
         let Some(value) = message.and_then(|message| message.get(name)) else { continue };
-        // The SDK's models write unset fields as null.
+        // The SDK writes unset fields as null.
         if value.is_null() {
             continue;
         }
@@ -69,8 +69,8 @@ pub(super) fn binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
     MessageCheck { violations: violations.collect(), has_credential: false }
 }
 
-/// Whether a text occurs anywhere in a document, also if it was written with escapes. The parser
-/// bounds the depth.
+/// Whether a string anywhere in a JSON document contains `text`. The parser has decoded escapes and
+/// limits the depth.
 fn contains(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string.contains(text),

@@ -1,9 +1,9 @@
 //! The provider's WebSockets: their paths, the responses to handshakes, and the start of sessions.
-//! A bad key is no reason to refuse a handshake (captured, 2026): it is accepted, and the session
-//! reports the error in the format of its WebSocket. Read `wire` next, then one of the WebSockets.
+//! The provider accepts a handshake with an invalid key (captured, 2026), and the session then
+//! reports the error in its own format. Read `wire` next, then one of the WebSockets.
 //!
-//! Any other path echoes its messages, text and binary, so that a test can check whether a proxy
-//! forwards everything unchanged. No key is needed there.
+//! A WebSocket at any other path echoes its messages without a key, so that a test can check
+//! whether a proxy forwards them unchanged.
 
 mod limited_stream;
 mod session_faults;
@@ -54,12 +54,12 @@ enum Kind {
     Scribe,
     /// `/v1/convai/conversation`.
     Agent,
-    /// Any path that the provider does not have, below a path of its own.
+    /// The echo, at any path that does not begin like a path of the provider.
     Echo,
 }
 
 impl Kind {
-    /// The WebSocket of a path; `None` for one that the provider refuses with 403.
+    /// The WebSocket at a path; `None` if the provider refuses the path with 403.
     fn of(path: &str) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
@@ -81,7 +81,7 @@ impl Kind {
     /// The format of its refusals.
     fn refusal_format(&self) -> RefusalFormat {
         match self {
-            // The echo uses the most common format.
+            // The echo uses the format of speech.
             Kind::Speech { .. } | Kind::Echo => RefusalFormat::Speech,
             Kind::Dialogue { .. } => RefusalFormat::Dialogue,
             Kind::Scribe => RefusalFormat::Scribe,
@@ -96,13 +96,13 @@ pub(super) fn is_handshake(request: &Request<Incoming>) -> bool {
         && listed(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
 }
 
-/// The values of a header with a list.
+/// The items of a header that contains a list.
 fn listed<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
-/// Responds to a handshake. If it is accepted, the session runs in a task of its own.
+/// Responds to a handshake. An accepted session runs in a separate task.
 ///
 /// # Errors
 ///
@@ -131,8 +131,7 @@ pub(super) async fn open(
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(ended(answer, &mut pending));
     }
-    // Captured: the third model is not available on these WebSockets, and their handshake refuses
-    // it.
+    // The handshake refuses the third model, which these WebSockets do not support (captured).
     if matches!(kind, Kind::Speech { .. })
         && query_value(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
@@ -154,14 +153,14 @@ async fn run(
     auth: SessionAuth,
     text: String,
 ) {
-    // The session ends if the client disconnected before the response.
+    // The upgrade fails if the client disconnected before it received the response.
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<TrackedStream>() else { return };
     let mut wire =
         Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, faults, kind.refusal_format())
             .await;
     wire.has_key_in_head = auth.has_key_in_head();
-    // Each session ends with a close, a break, or a client that disconnected.
+    // A session ends with a close, a break, or a disconnected client.
     let _ended = match kind {
         Kind::Speech { voice, has_contexts } => {
             Box::pin(speech::serve(&mut wire, auth, voice, has_contexts, &text)).await
@@ -181,10 +180,10 @@ fn ended(answer: Answer, pending: &mut PendingRequest) -> Response<AnswerBody> {
     answer.into_response()
 }
 
-/// The refusal of a handshake at a wrong path, or for a model without a WebSocket. Captured, 2026:
-/// there is no body.
+/// The refusal of a handshake at a wrong path or with an unsupported model. It has no body
+/// (captured, 2026).
 fn forbidden() -> Answer {
-    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
     answer.status = StatusCode::FORBIDDEN;
     answer
 }
@@ -193,7 +192,7 @@ fn forbidden() -> Answer {
 fn malformed(parts: &Parts) -> Option<Answer> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {
-        let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+        let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
         answer.status = StatusCode::UPGRADE_REQUIRED;
         set(&mut answer.headers, "sec-websocket-version", "13");
         return Some(answer);
@@ -202,13 +201,13 @@ fn malformed(parts: &Parts) -> Option<Answer> {
     if is_upgrade && parts.headers.contains_key("sec-websocket-key") {
         return None;
     }
-    let mut answer = Answer::with(&trace_id(), "text/plain; charset=utf-8");
+    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
     answer.status = StatusCode::BAD_REQUEST;
     Some(answer)
 }
 
 fn switching_protocols(parts: &Parts) -> Answer {
-    let mut answer = Answer::with(&trace_id(), "");
+    let mut answer = Answer::empty(&trace_id(), "");
     answer.headers = HeaderMap::new();
     answer.status = StatusCode::SWITCHING_PROTOCOLS;
     let key = parts.headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
@@ -236,7 +235,7 @@ fn summary(parts: &Parts, response: &Response<AnswerBody>) -> SocketSummary {
     }
 }
 
-/// The value of a parameter of a query.
+/// The value of a query parameter.
 fn query_value(text: &str, parameter: &str) -> Option<String> {
     query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }

@@ -1,9 +1,9 @@
-//! The refusals on each WebSocket. The catalogue is that of HTTP; here is its format on each
-//! WebSocket, byte for byte, and the close that follows.
+//! Renders the refusals of the HTTP catalogue in the format of each WebSocket, byte for byte, with
+//! the close frame that follows.
 //!
-//! Sources: captured answers of 2026 (the key, speech's timeout and contexts, the transcription's
-//! `auth_error`, the agent's quota), the Python SDK 2.78 (the fields of each format, the names of
-//! the transcription's). Where nothing is known, the texts are those of HTTP.
+//! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error`
+//! of the transcription, the quota of the agent), the Python SDK 2.78 (the fields of each format,
+//! the names of the transcription). All other texts are those of HTTP.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,17 +13,17 @@ use super::super::shape::{Facts, Family, Shape};
 /// The format of a WebSocket's refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefusalFormat {
-    /// `{"message", "error", "code"}`, and a close with the message.
+    /// `{"message", "error", "code"}`, and a close with the message as its reason.
     Speech,
-    /// The same with `param`.
+    /// The format of speech with an additional `param`.
     Dialogue,
     /// `{"message_type", "error"}`, and a close with 1000.
     Scribe,
-    /// A close, usually without a message before it.
+    /// A close frame, usually without a preceding message.
     Agent,
 }
 
-/// A refusal as it is sent on a WebSocket.
+/// A refusal as sent on a WebSocket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SocketRefusal {
     /// Its name in the ledger.
@@ -35,8 +35,8 @@ pub(super) struct SocketRefusal {
 
 /// Policy violation: the code with which speech closes after every refusal.
 const POLICY: u16 = 1_008;
-/// The provider truncates reasons to this number of characters, also in the middle of a word
-/// (captured, 2024 and 2026).
+/// The provider truncates close reasons to this number of characters, even within a word (captured,
+/// 2024 and 2026).
 const MAX_REASON_CHARACTERS: usize = 120;
 
 #[derive(Serialize)]
@@ -67,13 +67,13 @@ struct ScribeError<'a> {
     error: &'a str,
 }
 
-/// The refusal for a shape.
+/// Renders the refusal of a shape.
 pub(super) fn render(format: RefusalFormat, shape: &Shape, facts: &Facts) -> SocketRefusal {
     let mut refusal = match format {
         RefusalFormat::Speech => {
             let (error, message) = http_texts(shape, facts);
             let refusal = speech(&error, &message);
-            // Captured, 2026: this one is a close without a message before it.
+            // This refusal has no message before its close (captured, 2026).
             if *shape == Shape::Concurrency { SocketRefusal { message: None, ..refusal } } else { refusal }
         }
         RefusalFormat::Dialogue => {
@@ -90,20 +90,20 @@ pub(super) fn render(format: RefusalFormat, shape: &Shape, facts: &Facts) -> Soc
     refusal
 }
 
-/// A refusal on the WebSockets of speech.
+/// Creates a refusal of speech.
 pub(super) fn speech(error: &str, message: &str) -> SocketRefusal {
     let body = json(&SpeechError { message, error, code: POLICY });
     SocketRefusal { name: error.to_owned(), message: Some(body), code: POLICY, reason: reason(message) }
 }
 
-/// A refusal on the WebSockets of dialogue.
+/// Creates a refusal of dialogue.
 pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> SocketRefusal {
     let body = json(&DialogueError { message, error, code: POLICY, param });
     SocketRefusal { message: Some(body), ..speech(error, message) }
 }
 
-/// A refusal of a conversation: 1002 for what cannot go on, 1011 for the provider's own faults,
-/// 1008 for the client's (the documentation; the quota is captured, 2026).
+/// Creates a refusal of a conversation: 1002 for errors that end the session, 1011 for errors of
+/// the provider, 1008 for errors of the client (the documentation; the quota is captured, 2026).
 fn agent(shape: &Shape, facts: &Facts) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     let close =
@@ -114,7 +114,7 @@ fn agent(shape: &Shape, facts: &Facts) -> SocketRefusal {
             Family::Quota => close(1_002, QUOTA),
             Family::Key | Family::Other => close(POLICY, &reason(&http_texts(shape, facts).1)),
         },
-        // The other observed form, a message before the close (captured, 2026).
+        // The other captured form: a message before the close (2026).
         Shape::InsufficientCredits => {
             let message = format!("received 1002 (protocol error) {QUOTA}");
             let body = json(&AgentError { kind: "error", message: &message });
@@ -156,24 +156,24 @@ fn agent(shape: &Shape, facts: &Facts) -> SocketRefusal {
     }
 }
 
-/// A refusal of the transcription, with a normal close (captured, 2026, for the key).
+/// Creates a refusal of transcription, with a normal close (captured for the key, 2026).
 pub(super) fn scribe(message_type: &str, error: &str) -> SocketRefusal {
     let body = json(&ScribeError { message_type, error });
     SocketRefusal { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
 }
 
 fn json(body: &impl Serialize) -> String {
-    // Strings and numbers always serialize.
+    // Strings and numbers can always be serialized.
     serde_json::to_string(body).unwrap_or_default()
 }
 
 fn reason(message: &str) -> String {
     let text: String = message.chars().take(MAX_REASON_CHARACTERS).collect();
-    // A control frame has at most 125 bytes, two of them for the code.
+    // A control frame has at most 125 bytes, of which the code takes two.
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
-/// The name and the message, which are HTTP's with few exceptions.
+/// The name and the message of a refusal. With few exceptions they are those of HTTP.
 fn http_texts(shape: &Shape, facts: &Facts) -> (String, String) {
     let fixed_texts = |name: &str, message: &str| (name.to_owned(), message.to_owned());
     if matches!(shape, Shape::InvalidKey | Shape::InvalidKey400) {
@@ -192,7 +192,7 @@ fn http_texts(shape: &Shape, facts: &Facts) -> (String, String) {
         );
     }
     let body: Value = serde_json::from_str(&shape.render(facts, "").body).unwrap_or_default();
-    // The list never has more than one entry.
+    // The list has at most one entry.
     let detail = body.pointer("/detail/0").or_else(|| body.get("detail")).unwrap_or(&body);
     let text = |names: &[&str]| names.iter().find_map(|name| detail.get(name)).and_then(Value::as_str);
     let name = text(&["status", "type", "error"]).map_or_else(|| shape.to_string(), str::to_owned);
@@ -200,15 +200,15 @@ fn http_texts(shape: &Shape, facts: &Facts) -> (String, String) {
     (name, message.unwrap_or("We are sorry, something went wrong.").to_owned())
 }
 
-/// The `message_type` and the text. The first two texts are captured; the names are those of the
-/// Python SDK 2.78.
+/// The `message_type` and the text of a refusal. The first two texts are captured; the names come
+/// from the Python SDK 2.78.
 fn scribe_texts(shape: &Shape, facts: &Facts) -> (&'static str, String) {
     const AUTH: &str = "You must be authenticated to use this endpoint.";
     const QUOTA: &str = "You have exceeded your quota.";
     let kind = match shape {
         Shape::Fixed(fixed) => match Family::of(fixed) {
             Family::Quota => return ("quota_exceeded", QUOTA.to_owned()),
-            // The texts of HTTP, if they contain more than that the key is unknown.
+            // The text of HTTP, unless it only reports an unknown key.
             Family::Key => "auth_error",
             Family::Other => "error",
         },
@@ -256,7 +256,7 @@ mod tests {
     use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
-    /// The classification of a refusal on a WebSocket: of its message, or of its close.
+    /// The verdict on a refusal, by its message or else by its close.
     fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
         let Some(message) = &refusal.message else {
             return classify_close(refusal.code, &refusal.reason, false, false);
@@ -269,19 +269,18 @@ mod tests {
         }
     }
 
-    /// Every refusal of the catalogue is classified on every WebSocket that has a text for it, as
-    /// over HTTP.
+    /// On every WebSocket with a specific text for a refusal, the verdict is the same as over HTTP.
     #[test]
     fn a_refusal_is_classified_alike_over_http_and_on_sockets() {
         let facts = Facts { needed: 43, limit: 10_000, concurrency_max: 4, ..Facts::default() };
         let shapes = NAMED.into_iter().map(|(_, shape)| shape).chain(examples().map(Shape::Fixed));
         let (mut compared, mut others) = (0, Vec::new());
-        // A page has no text of the provider.
+        // A page contains no text of the provider.
         for shape in shapes.filter(|shape| !matches!(shape, Shape::Page(_))) {
             let refusal = shape.render(&facts, "r");
             let body = ErrorBody::read(refusal.body.as_bytes());
             let over_http = classify(refusal.status, Some(&body), None);
-            // Words that count with one status only have no meaning without a status.
+            // Some texts are classified with one status only, and a WebSocket has no status.
             let is_of_status = matches!(&shape, Shape::Fixed(fixed) if fixed.name.starts_with("pay_"));
             for (dialect, format) in [
                 (Dialect::Speech, RefusalFormat::Speech),
@@ -291,8 +290,8 @@ mod tests {
             ] {
                 let refusal = render(format, &shape, &facts);
                 let on_socket = verdict_of(dialect, &refusal).map(|verdict| std::mem::discriminant(&verdict));
-                // Captured: transcription has the same text for all keys without permission, and
-                // agents have one for all quotas.
+                // Captured: transcription has one text for all keys without permission, and agents
+                // have one text for all quotas.
                 let is_vague =
                     format == RefusalFormat::Scribe || format == RefusalFormat::Agent || is_of_status;
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));

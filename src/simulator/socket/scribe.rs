@@ -1,8 +1,9 @@
-//! `/v1/speech-to-text/realtime`: the server sends first, receives audio and sends text. The audio
-//! is measured and not recognized; every started second costs one credit. A session holds a slot of
-//! the workspace's concurrency limit from its first message to its last.
+//! `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The server sends the first
+//! message. The transcript depends on the length of the audio, and each started second costs one
+//! credit. A session holds a slot of the workspace's concurrency limit from its first message to
+//! its last.
 //!
-//! Sources: the Python SDK 2.78 (all messages), captured answers of 2026 (the refusal of a key).
+//! Sources: the Python SDK 2.78 (all messages), captured responses of 2026 (the refusal of a key).
 
 use serde_json::{Map, Value, json};
 
@@ -16,26 +17,26 @@ use super::refusal;
 use super::session_auth::SessionAuth;
 use super::wire::{ClientMessage, SessionEnded, Wire};
 
-/// The words of every transcript, as many of them as the audio has time for.
+/// The words of a transcript. Short audio contains only the first ones.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
-/// Audio after which a session commits by itself, if it was configured to detect pauses.
+/// Length of audio after which a session commits automatically, if the client requested this.
 const PAUSE_MS: u64 = 2_000;
 
-/// The state of a transcription.
+/// The state of a session.
 struct Transcription {
     key: usize,
     bytes_per_second: u64,
     bytes: u64,
     charged: u64,
-    /// The offset at which the uncommitted segment begins.
+    /// The offset in bytes of the first uncommitted audio.
     segment_bytes: u64,
     commits_automatically: bool,
     has_times: bool,
-    /// Whether every commit is repeated with its language.
+    /// Whether each commit is followed by a transcript with the language.
     has_language: bool,
 }
 
-/// Serves until the client disconnects.
+/// Serves the session until the client disconnects.
 pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth, text: &str) -> SessionEnded {
     match transcribe(wire, auth, text).await {
         Ok(never) => match never {},
@@ -99,7 +100,7 @@ async fn transcribe(
 }
 
 fn has_value(text: &str, name: &str, value: &str) -> bool {
-    query_value(text, name).is_some_and(|found| found == value)
+    query_value(text, name).is_some_and(|actual| actual == value)
 }
 
 fn field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
@@ -140,13 +141,13 @@ impl Transcription {
         self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
     }
 
-    /// One word per started tenth of a second, up to all words.
+    /// One word per started tenth of a second, up to the maximum.
     fn words(&self) -> &'static [&'static str] {
         let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX).min(WORDS.len());
         &WORDS[..count]
     }
 
-    /// The words with their times, spread evenly over the segment.
+    /// The words with their times, which divide the segment evenly.
     fn timed_words(&self) -> Vec<Value> {
         let words = self.words();
         let length = self.segment_ms() / u64::try_from(words.len().max(1)).unwrap_or(1);
@@ -161,7 +162,8 @@ impl Transcription {
         let text = self.words().join(" ");
         let committed = json!({ "message_type": "committed_transcript", "text": text });
         wire.send(committed.to_string()).await?;
-        // The same event for both, without words if only the language was requested (Pipecat 1.14).
+        // Both have the same event. If only the language was requested, it contains no words
+        // (Pipecat 1.14).
         if self.has_times || self.has_language {
             let timed = json!({
                 "message_type": "committed_transcript_with_timestamps",
@@ -187,7 +189,7 @@ fn rate_of(format: &str) -> Option<(u64, u64)> {
     }
 }
 
-/// The number of bytes in a base64 text.
+/// The number of bytes that a base64 text encodes.
 fn bytes_in(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();

@@ -1,6 +1,6 @@
-//! Identifies the caller and the paying key of a WebSocket: a token takes precedence over a key,
-//! and the head's key over that of the first message. Separate from HTTP's `presented`, because a
-//! WebSocket's credential may come later.
+//! Identifies the caller and the paying key of a WebSocket. A token takes precedence over a key,
+//! and the key of the head over the key of the first message. HTTP requests use `presented`
+//! instead, because they have no first message.
 
 use http::Method;
 use http::request::Parts;
@@ -19,15 +19,15 @@ use super::{Kind, OrRefused, query_value};
 
 #[derive(Clone, Debug)]
 pub(super) struct SessionAuth {
-    /// The path of the WebSocket, for the faults that are bound to it.
+    /// The path of the WebSocket, which selects faults of routes.
     path: String,
     presented: Presented,
-    /// The token of the query.
+    /// The token in the query.
     token: Option<String>,
-    /// The endpoint that a token must be valid for.
+    /// The endpoint for which a token must be valid.
     scope: Option<TokenScope>,
     permission: Option<&'static str>,
-    /// The requested agent, on that WebSocket.
+    /// The requested agent, if the WebSocket is a conversation.
     pub(super) agent: Option<String>,
 }
 
@@ -56,11 +56,13 @@ impl SessionAuth {
         Self { path, presented, token, scope, permission, agent }
     }
 
-    /// The provider's name of this authorization method (OpenAPI document).
+    /// The provider's name for the method of authorization (OpenAPI document).
     pub(super) fn authorization_method(&self) -> &'static str {
         match (&self.token, self.presented) {
             (Some(_), _) => "signed_url",
-            (None, Presented::Known(_) | Presented::Unknown | Presented::Elsewhere) => "authorization_header",
+            (None, Presented::Known(_) | Presented::Unknown | Presented::OtherRegion) => {
+                "authorization_header"
+            }
             (None, Presented::Nothing) => "public",
         }
     }
@@ -69,8 +71,8 @@ impl SessionAuth {
         self.presented != Presented::Nothing
     }
 
-    /// The key whose script of faults the session follows: a token's key takes precedence here,
-    /// too.
+    /// The key whose scripted faults apply to the session. The key of a token takes precedence
+    /// here, too.
     pub(super) fn script_key(&self, world: &World) -> Presented {
         let owner = self
             .token
@@ -80,13 +82,13 @@ impl SessionAuth {
         owner.map_or(self.presented, Presented::Known)
     }
 
-    /// The key whose workspace pays, if it has the permission and its bill is paid. A token is
-    /// consumed by it. `first` is the client's first message, on WebSockets that read one. A
-    /// scripted refusal takes precedence over all others, as in HTTP.
+    /// Returns the key whose workspace pays. It must have the permission, and its bill must be
+    /// paid. A token is consumed. `first` is the first message of the client, on WebSockets that
+    /// read one. A scripted refusal takes precedence over all others, as over HTTP.
     ///
     /// # Errors
     ///
-    /// When the session is over: it was refused, and the refusal was sent.
+    /// When the session was refused. The refusal was sent, and the session has ended.
     pub(super) async fn authorize(
         self,
         wire: &mut Wire,
@@ -110,7 +112,7 @@ impl SessionAuth {
 
     fn check_permission(&self, world: &World, key: usize) -> OrRefused<(usize, String)> {
         let state = world.state();
-        // A caller of a public agent of another workspace needs no permission of that workspace.
+        // The caller of a public agent in another workspace needs no permission there.
         let is_public_caller =
             self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
         if let Some(permission) = self.permission.filter(|_| !is_public_caller) {
@@ -130,7 +132,7 @@ impl SessionAuth {
         if let Some(agent) = &self.agent {
             let key = match self.presented {
                 Presented::Nothing => None,
-                Presented::Known(_) | Presented::Unknown | Presented::Elsewhere => {
+                Presented::Known(_) | Presented::Unknown | Presented::OtherRegion => {
                     Some(require_key(self.presented)?)
                 }
             };
@@ -142,7 +144,7 @@ impl SessionAuth {
         let presented = match (self.presented, first.and_then(credential_of)) {
             (Presented::Nothing, Some(key)) => {
                 let presented = world.find(key);
-                // The head did not identify the script's key.
+                // The head did not identify the key whose script applies.
                 wire.faults = SessionFaults::of(
                     world.take_fault(presented, &Method::GET, &self.path),
                     &world,

@@ -1,5 +1,5 @@
-//! The effects of a fault on a session, separate from the connection that executes them. Its effect
-//! on the handshake has been handled before.
+//! Translates a fault into its effects on a session, which `wire` executes. The effects on the
+//! handshake are handled earlier.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::super::service::facts_of_fault;
 use super::super::shape::{Facts, Shape};
 use super::super::world::{Presented, World};
 
-/// The faults of a session.
+/// The effects of a fault on a session.
 #[derive(Debug, Default)]
 pub(super) struct SessionFaults {
     /// Delay before the first message.
@@ -19,14 +19,14 @@ pub(super) struct SessionFaults {
     pub(super) cut_after: Option<u64>,
     /// Bytes received from the client before the refusal.
     pub(super) refuse_after_bytes: Option<(u64, Shape)>,
-    /// Messages to send before the turn.
+    /// Messages to send before the turn, and the turn.
     pub(super) turn: Option<(u64, Turn)>,
-    /// The values in a refusal.
+    /// The values in the text of a refusal.
     pub(super) facts: Facts,
 }
 
 impl SessionFaults {
-    /// The faults in the script of `script_key`.
+    /// The effects of `fault`, which was taken from the script of `script_key`.
     pub(super) fn of(fault: Fault, world: &World, script_key: Presented) -> Self {
         let mut faults = Self { facts: facts_of_fault(world, script_key, 1), ..Self::default() };
         match fault {

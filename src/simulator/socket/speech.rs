@@ -1,9 +1,9 @@
-//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: text is received in
-//! pieces, collected until there is enough to speak, and sent as audio. With contexts, several
-//! texts are collected in parallel on one connection.
+//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: receives text in
+//! pieces, collects it until the text is long enough, and sends it as audio. With contexts, one
+//! connection collects several texts in parallel.
 //!
-//! Sources: the Python SDK 2.78 (all messages; when text is spoken), its public issues and those of
-//! two voice frameworks (the texts of the refusals).
+//! Sources: the Python SDK 2.78 (all messages, and the times at which text is spoken), its public
+//! issues and those of two voice frameworks (the texts of the refusals).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use super::session_auth::SessionAuth;
 use super::voice::{Form, PIECE_CHARACTERS, Piece, Voice};
 use super::wire::{ClientMessage, SessionEnded, Wire};
 
-/// Characters that are collected before the first, second, third and every later audio.
+/// Characters that are collected before the first, second, third and each later audio.
 const SCHEDULE: [u64; 4] = [120, 160, 250, 290];
-/// The minimum and maximum that a client may set instead.
+/// The minimum and maximum of values that a client sets instead.
 const MIN_SCHEDULE: u64 = 50;
 const MAX_SCHEDULE: u64 = 500;
 /// Maximum contexts of one connection.
 const MAX_CONTEXTS: usize = 5;
-/// The inactivity timeout in seconds, and its maximum.
+/// The default inactivity timeout in seconds, and its maximum.
 const INACTIVITY_SECONDS: u32 = 20;
 const MAX_INACTIVITY_SECONDS: u32 = 180;
-/// The name of a context that the client does not name.
+/// The name of a context without a name.
 const DEFAULT_CONTEXT: &str = "default";
-/// The model if the query names none (the documentation).
+/// The model if the query contains none (the documentation).
 const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
-/// `AudioOutput` and, with contexts, `AudioOutputMulti`.
+/// `AudioOutput`, and with contexts `AudioOutputMulti`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Output<'a> {
@@ -47,7 +47,7 @@ struct Output<'a> {
     context_id: Option<&'a str>,
 }
 
-/// An audio message, in a context or without one.
+/// An audio message, with or without a context.
 struct Chunk {
     context_id: Option<String>,
 }
@@ -65,12 +65,12 @@ impl Form for Chunk {
     }
 }
 
-/// Collected text.
+/// Collected text of one context.
 struct Context {
     text: String,
-    /// Characters to collect before each audio; the last number repeats.
+    /// Characters to collect before each audio. The last number repeats.
     schedule: Vec<u64>,
-    spoken_times: usize,
+    audio_count: usize,
 }
 
 /// The state of the session.
@@ -78,11 +78,11 @@ struct Speech {
     voice: Voice,
     contexts: BTreeMap<String, Context>,
     has_contexts: bool,
-    /// Whether every message is spoken immediately.
+    /// Whether each message is spoken immediately.
     is_auto: bool,
 }
 
-/// Serves until the client ends the text.
+/// Serves the session until the client ends the text.
 pub(super) async fn serve(
     wire: &mut Wire,
     auth: SessionAuth,
@@ -152,7 +152,7 @@ async fn next_message(wire: &mut Wire, limit: Duration, seconds: u32) -> Result<
 }
 
 impl Speech {
-    /// Handles a message; returns true if it was the last.
+    /// Handles a message. Returns true after the last message.
     async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<bool, SessionEnded> {
         let id = match ["context_id", "contextId"].iter().find_map(|name| message.get(name)) {
             Some(Value::String(id)) if self.has_contexts => id.clone(),
@@ -208,12 +208,12 @@ impl Speech {
     async fn speak(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         let Some(context) = self.contexts.get_mut(id) else { return Ok(()) };
         let text = std::mem::take(&mut context.text);
-        context.spoken_times += 1;
+        context.audio_count += 1;
         let chunk = Chunk { context_id: self.has_contexts.then(|| id.to_owned()) };
         self.voice.speak(wire, &text, &chunk).await
     }
 
-    /// Reports the end of a context.
+    /// Removes a context and reports its end.
     async fn end(&mut self, wire: &mut Wire, id: &str) -> Result<(), SessionEnded> {
         self.contexts.remove(id);
         let context_id = self.has_contexts.then_some(id);
@@ -229,7 +229,7 @@ impl Speech {
 }
 
 fn output(output: &Output<'_>) -> String {
-    // Strings and numbers always serialize.
+    // Strings and numbers can always be serialized.
     serde_json::to_string(output).unwrap_or_default()
 }
 
@@ -242,19 +242,19 @@ impl Context {
             whole.map(|length| length.clamp(MIN_SCHEDULE, MAX_SCHEDULE)).take(16).collect::<Vec<_>>()
         });
         let schedule = requested.filter(|list| !list.is_empty()).unwrap_or_else(|| SCHEDULE.to_vec());
-        Self { text: String::new(), schedule, spoken_times: 0 }
+        Self { text: String::new(), schedule, audio_count: 0 }
     }
 
-    /// The blank that opens a text is not part of it.
+    /// Adds text. The blank in the first message is not part of the text.
     fn add(&mut self, text: &str) {
-        if text != " " || self.spoken_times > 0 || !self.text.is_empty() {
+        if text != " " || self.audio_count > 0 || !self.text.is_empty() {
             self.text.push_str(text);
         }
     }
 
     fn required_characters(&self) -> u64 {
         let last = self.schedule.last().copied().unwrap_or(MAX_SCHEDULE);
-        self.schedule.get(self.spoken_times).copied().unwrap_or(last)
+        self.schedule.get(self.audio_count).copied().unwrap_or(last)
     }
 }
 

@@ -1,6 +1,6 @@
-//! Converts text to audio in a session: priced, charged and sent piece by piece, so that credits
+//! Converts text to audio in a session. Each piece is charged before it is sent, so that credits
 //! can run out in the middle of a sentence. A slot of the workspace's concurrency limit is held
-//! while it speaks and not while it waits for more text (the documentation of the models).
+//! during speech and not during the wait for more text (the documentation of the models).
 
 use serde_json::{Value, json};
 
@@ -15,10 +15,10 @@ use super::super::world::World;
 use super::wire::{SessionEnded, Wire};
 use super::{OrRefused, query_value};
 
-/// Characters of one audio message: the minimum that is generated without a flush (the Python SDK
-/// 2.78, `chunk_length_schedule`).
+/// Characters of one audio message: the minimum for audio without a flush (the Python SDK 2.78,
+/// `chunk_length_schedule`).
 pub(super) const PIECE_CHARACTERS: usize = 50;
-/// Maximum bytes of text that the ledger keeps of one session.
+/// Maximum bytes of spoken text that the ledger stores per session.
 const MAX_SPOKEN_BYTES: usize = 64 * 1_024;
 
 /// One audio message.
@@ -29,7 +29,7 @@ pub(super) struct Piece {
     melody: Melody,
 }
 
-/// The format of a WebSocket's audio messages.
+/// The format of audio messages on a WebSocket.
 pub(super) trait Form: Sync {
     fn write(&self, piece: &Piece) -> String;
 }
@@ -43,18 +43,18 @@ pub(super) struct Voice {
 }
 
 impl Voice {
-    /// A voice that is paid by `key`.
+    /// Creates the voice of a session that `key` pays.
     ///
     /// # Errors
     ///
-    /// When the model or format does not exist, or is not in its plan.
+    /// When the model or the format does not exist, or the plan does not include it.
     pub(super) fn new(world: &World, key: usize, model: &str, text: &str) -> OrRefused<Self> {
-        let model = Model::find(model).ok_or_else(|| Refused::naming(Shape::ModelNotFound, model))?;
+        let model = Model::find(model).ok_or_else(|| Refused::with_subject(Shape::ModelNotFound, model))?;
         let format = match query_value(text, "output_format") {
             None => Format::DEFAULT,
             Some(name) => Format::named(&name).ok_or_else(|| {
                 let message = format!("Output format '{name}' is not supported.");
-                Refused::naming(Shape::InvalidOutputFormat, message)
+                Refused::with_subject(Shape::InvalidOutputFormat, message)
             })?,
         };
         let state = world.state();
@@ -63,13 +63,13 @@ impl Voice {
         Ok(Self { key, model, format, characters: 0 })
     }
 
-    /// Whether the paying workspace has those voices, and its plan includes them.
+    /// Checks whether the paying workspace has the voices and its plan includes them.
     pub(super) fn find(&self, world: &World, voices: &[String]) -> OrRefused<()> {
         let state = world.state();
         voices.iter().try_for_each(|voice| state.accounts.voice(self.key, voice).map(|_| ()))
     }
 
-    /// Speaks `text`, each piece in the format of `form`.
+    /// Speaks `text` and sends each piece in the format of `form`.
     pub(super) async fn speak(
         &mut self,
         wire: &mut Wire,
@@ -79,8 +79,8 @@ impl Voice {
         let mut pieces = pieces_of(text).into_iter().peekable();
         let mut slot = None;
         while let Some(text) = pieces.next() {
-            // The sum is rounded up and not each piece, so that the pieces cost the same as the
-            // whole.
+            // The sum is rounded up, not each piece, so that all pieces together cost the same as
+            // the whole text.
             let cost =
                 self.model.cost(self.characters + characters_of(&text)) - self.model.cost(self.characters);
             let paid = if slot.is_none() {
@@ -105,7 +105,8 @@ impl Voice {
             let piece = form.write(&Piece { audio: base64(&sound), text, melody });
             wire.pause().await?;
             if pieces.peek().is_none() {
-                // A client that has received the last piece must not find its own slot still held.
+                // Released before the last piece is sent. Otherwise a client could receive the
+                // piece while the slot is still held.
                 slot = None;
             }
             wire.send_now(piece.into()).await?;
@@ -121,7 +122,7 @@ fn pieces_of(text: &str) -> Vec<String> {
 }
 
 impl Piece {
-    /// Its characters and their start times and lengths, in milliseconds from the beginning of the
+    /// The characters with their start times and lengths, in milliseconds from the start of the
     /// piece.
     pub(super) fn times(&self) -> (Vec<String>, Vec<u64>, Vec<u64>) {
         let starts: Vec<u64> =

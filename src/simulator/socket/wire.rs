@@ -1,5 +1,5 @@
-//! The connection of a session: receives, records and sends messages, and executes the scripted
-//! faults. The modules above only handle the content of messages.
+//! The connection of a session: receives, records and sends messages, and executes scripted faults.
+//! The modules of the WebSockets process only the content of messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,23 +27,23 @@ use super::session_faults::SessionFaults;
 
 /// Maximum bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024 * 1_024;
-/// A client that sends nothing for this time is treated as disconnected.
+/// A client that sends nothing for this time counts as disconnected.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of writing one message.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout of the reply to a close.
+/// Timeout of the reply to a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for a client to notice that its connection was cut.
+/// Maximum wait until a client closes a cut connection.
 const CUT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Maximum bytes of messages buffered while they are not read.
+/// Maximum bytes of received messages that are buffered until they are processed.
 const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
-/// Maximum text messages that the ledger keeps of one session, and their bytes.
+/// Maximum text messages that the ledger stores per session, and their maximum bytes.
 const MAX_KEPT_MESSAGES: usize = 100;
 const MAX_KEPT_BYTES: usize = 64 * 1_024;
-/// The close code for a violation, which the provider never sends.
+/// The close code of a violation. The provider never sends it.
 const VIOLATION: u16 = 4_599;
 
-/// The session is over: closed, broken, or left by the client.
+/// The session has ended with a close, a break, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SessionEnded;
 
@@ -58,9 +58,9 @@ pub(super) struct Wire {
     stream: WebSocketStream<LimitedStream>,
     pub(super) session: Session,
     pub(super) faults: SessionFaults,
-    /// The identified caller.
+    /// The caller's key.
     pub(super) key: Presented,
-    /// Whether the handshake contained a key, valid or not.
+    /// Whether the head contained a key, valid or not.
     pub(super) has_key_in_head: bool,
     refusal_format: RefusalFormat,
     buffered: VecDeque<ClientMessage>,
@@ -71,7 +71,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// A session on `tcp`, from which `read` was read already.
+    /// Creates a session on `tcp`, from which the bytes `read` were already read.
     pub(super) async fn new(
         tcp: TcpStream,
         read: Vec<u8>,
@@ -100,7 +100,7 @@ impl Wire {
         }
     }
 
-    /// Called before the first message, at which point a fault may delay or end the session.
+    /// Called before the first message. A fault may delay or end the session here.
     pub(super) async fn begin(&mut self) -> Result<(), SessionEnded> {
         self.stream.get_mut().remaining = self.faults.cut_after;
         if let Some(length) = self.faults.stall.take() {
@@ -112,7 +112,7 @@ impl Wire {
         self.apply_turn_if_due().await
     }
 
-    /// The next message, or `None` if none came within `limit`.
+    /// The next message; `None` if none arrives within `limit`.
     pub(super) async fn next(
         &mut self,
         limit: Option<Duration>,
@@ -128,12 +128,12 @@ impl Wire {
         }
     }
 
-    /// Reads and buffers for the given time, so that a client that disconnects is noticed.
+    /// Receives and buffers messages for the given time, so that a disconnected client is detected.
     async fn listen_for(&mut self, length: Duration) -> Result<(), SessionEnded> {
         self.listen_until(tokio::time::sleep(length)).await
     }
 
-    /// Reads and buffers until `event`, so that a client that disconnects is noticed.
+    /// Receives and buffers messages until `event`, so that a disconnected client is detected.
     pub(super) async fn listen_until(&mut self, event: impl Future<Output = ()>) -> Result<(), SessionEnded> {
         let listening = async {
             while self.buffered_bytes <= MAX_BUFFERED_BYTES {
@@ -161,7 +161,7 @@ impl Wire {
                 Message::Binary(bytes) => ClientMessage::Binary(bytes),
                 Message::Close(frame) => {
                     self.record_close(frame, true);
-                    // Reads on until the reply is sent.
+                    // Reading continues until the reply is sent.
                     while let Some(Ok(_)) = self.stream.next().await {}
                     return Err(SessionEnded);
                 }
@@ -183,10 +183,10 @@ impl Wire {
             match message {
                 ClientMessage::Text(text) => {
                     socket.text_messages += 1;
-                    let kept = if is_withheld { "withheld" } else { text };
-                    self.kept_bytes = self.kept_bytes.saturating_add(kept.len());
+                    let recorded_text = if is_withheld { "withheld" } else { text };
+                    self.kept_bytes = self.kept_bytes.saturating_add(recorded_text.len());
                     if socket.messages.len() < MAX_KEPT_MESSAGES && self.kept_bytes <= MAX_KEPT_BYTES {
-                        socket.messages.push(kept.to_owned());
+                        socket.messages.push(recorded_text.to_owned());
                     }
                 }
                 ClientMessage::Binary(_) => socket.binary_messages += 1,
@@ -232,7 +232,7 @@ impl Wire {
         self.send_now(Message::text(text)).await
     }
 
-    /// Sends a message, and executes the fault if it is due after this message.
+    /// Sends a message, and executes a fault that is due after it.
     pub(super) async fn send_now(&mut self, message: Message) -> Result<(), SessionEnded> {
         self.write(message).await?;
         self.sent += 1;
@@ -260,7 +260,7 @@ impl Wire {
             Turn::Close { code, reason } => self.close(code, &reason).await,
             Turn::Cut => self.cut().await,
             Turn::Reset => {
-                // If the option cannot be set, the connection ends like one that is cut.
+                // If the option cannot be set, the connection is cut without a reset.
                 let _set = self.stream.get_ref().tcp.set_zero_linger();
                 SessionEnded
             }
@@ -280,13 +280,13 @@ impl Wire {
         self.refuse(&Refused { shape: shape.clone(), facts }).await
     }
 
-    /// Refuses in the format of this WebSocket, and closes.
+    /// Sends a refusal in the format of this WebSocket, and closes the session.
     pub(super) async fn refuse(&mut self, refused: &Refused) -> SessionEnded {
         let refusal = render(self.refusal_format, &refused.shape, &refused.facts);
         self.send_refusal(refusal).await
     }
 
-    /// Sends the message of a refusal, if it has one, and closes.
+    /// Sends the message of a refusal, if it has one, and closes the session.
     pub(super) async fn send_refusal(&mut self, refusal: SocketRefusal) -> SessionEnded {
         let SocketRefusal { name, message, code, reason } = refusal;
         self.session.update_summary(|socket| socket.refused = Some(name));
@@ -298,7 +298,7 @@ impl Wire {
         self.close(code, &reason).await
     }
 
-    /// Closes, and waits for the client's close.
+    /// Sends a close frame, and waits for the client's close frame.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         self.record_close(Some(frame.clone()), false);
@@ -312,27 +312,28 @@ impl Wire {
                 }
             }
         };
-        // A client that does not reply is dropped after the timeout.
+        // A client that does not reply is disconnected after the timeout.
         let _closed = timeout(CLOSE_TIMEOUT, closing).await;
         SessionEnded
     }
 
-    /// Closes after a message above the maximum size, whose remaining bytes cannot be parsed as
-    /// frames.
+    /// Closes the session after a message above the maximum size. The rest of this message cannot
+    /// be parsed as frames.
     async fn refuse_size(&mut self) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::Size, reason: "message too big".into() };
         self.record_close(Some(frame.clone()), false);
-        // The connection ends now, whether the close is received or not.
+        // The connection ends without a wait for the client's close frame.
         let _written = self.write(Message::Close(Some(frame))).await;
         self.cut().await
     }
 
-    /// Ends the connection so that everything written before is still received.
+    /// Ends the connection without a close frame and without losing written data.
     async fn cut(&mut self) -> SessionEnded {
         let tcp = &mut self.stream.get_mut().tcp;
         let ending = async {
             tcp.shutdown().await?;
-            // Unread data would turn the end into a reset, which may overtake the sent data.
+            // If received data were left unread, the system would send a reset, which may overtake
+            // the sent data.
             let mut discarded = [0; 4_096];
             while tcp.read(&mut discarded).await? > 0 {}
             Ok::<_, io::Error>(())
@@ -347,7 +348,7 @@ impl Wire {
             if is_received {
                 socket.close_received = Some(close.clone());
             }
-            // A close is echoed.
+            // The reply contains the client's close frame.
             socket.close_sent = Some(close);
         });
     }

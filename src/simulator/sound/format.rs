@@ -1,4 +1,4 @@
-//! The names of `output_format`, read into codecs. The list is the one of the OpenAPI document
+//! Parses the names of `output_format` into codecs. The list is that of the OpenAPI document
 //! without Opus, whose encoder would be larger than the simulator.
 
 /// An audio format with its `output_format` name.
@@ -45,7 +45,7 @@ const fn samples(name: &'static str, rate: u32, coding: Coding, container: Conta
     Format { name, codec: Codec::Samples { rate, coding, container } }
 }
 
-/// Every format the simulator can make.
+/// Every format that the simulator can generate.
 pub(in crate::simulator) const FORMATS: [Format; 23] = [
     mp3("mp3_22050_32", 22_050, 32),
     mp3("mp3_24000_48", 24_000, 48),
@@ -76,7 +76,7 @@ impl Format {
     /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
-    /// The format of that name, if the simulator has it.
+    /// The format with this name; `None` if the simulator does not have it.
     pub(in crate::simulator) fn named(name: &str) -> Option<Format> {
         FORMATS.into_iter().find(|format| format.name == name)
     }

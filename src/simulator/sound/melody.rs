@@ -1,23 +1,23 @@
-//! Turns a text into a tune: each word is a note, each space a short pause. The same text always
-//! gives the same tune, so that two responses can be compared by ear and by hash.
+//! Converts a text to a melody: each word is a note, each space a short pause. Equal texts give
+//! equal melodies, so that two responses can be compared by their hash.
 
-/// The length of a character, about the pace of speech.
+/// The length of a character, close to the speed of speech.
 const CHARACTER_MS: u64 = 60;
-/// The minimum length, so that a single letter is audible.
+/// The minimum length of a melody, so that a single letter is audible.
 const SHORTEST_MS: u64 = 300;
-/// C major without its half steps, from C4 on: any sequence of these notes sounds consonant.
+/// C major without its semitones, from C4 on. All sequences of these notes are consonant.
 const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.33, 659.26];
 
-/// A run of one pitch, or of silence.
+/// A tone of one pitch, or a pause.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Note {
     pub(super) start_ms: u64,
     pub(super) end_ms: u64,
-    /// `None` is a pause.
+    /// The frequency; `None` for a pause.
     pub(super) hz: Option<f64>,
 }
 
-/// The tune of a text.
+/// The melody of a text.
 #[derive(Clone, Debug)]
 pub(in crate::simulator) struct Melody {
     notes: Vec<Note>,
@@ -26,13 +26,13 @@ pub(in crate::simulator) struct Melody {
 }
 
 impl Melody {
-    /// The tune of `text`, about 60 ms for each character and never shorter than 300 ms.
+    /// Creates the melody of `text`: 60 ms per character, and at least 300 ms.
     pub(in crate::simulator) fn of(text: &str) -> Self {
         let characters = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
         Self::lasting(text, characters.saturating_mul(CHARACTER_MS).max(SHORTEST_MS))
     }
 
-    /// The tune of `text`, stretched or squeezed to `duration_ms`.
+    /// Creates the melody of `text` with the length `duration_ms`.
     pub(in crate::simulator) fn lasting(text: &str, duration_ms: u64) -> Self {
         let characters = u64::try_from(text.chars().count()).unwrap_or(u64::MAX).max(1);
         let mut melody = Self { notes: Vec::new(), duration_ms, characters };
@@ -49,14 +49,15 @@ impl Melody {
         melody
     }
 
-    /// How long it lasts.
+    /// The length in milliseconds.
     pub(in crate::simulator) fn duration_ms(&self) -> u64 {
         self.duration_ms
     }
 
-    /// When the character at `index` begins; at the index past the last, when the tune ends.
+    /// The start of the character at `index`; for the index after the last character, the end of
+    /// the melody.
     pub(in crate::simulator) fn starts_ms(&self, index: u64) -> u64 {
-        // Both factors are bounded by the longest text the provider takes, far from overflow.
+        // Both factors are limited by the maximum length of a text, so the product cannot overflow.
         self.duration_ms.saturating_mul(index) / self.characters
     }
 
@@ -65,7 +66,7 @@ impl Melody {
     }
 }
 
-/// Words and the gaps between them, each with its length in characters; a gap has no word.
+/// Splits a text into words and gaps, each with its number of characters. A gap has no word.
 fn runs(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -79,7 +80,8 @@ fn runs(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
 }
 
 fn pitch_of(word: &str) -> f64 {
-    // FNV-1a; its high bits, because its low ones only see the low bits of the letters.
+    // FNV-1a. Only the high bits are used, because the low bits depend only on the low bits of the
+    // letters.
     let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     let hash = word.bytes().fold(0x811c_9dc5, mix);
     usize::try_from(hash >> 24)
@@ -88,7 +90,7 @@ fn pitch_of(word: &str) -> f64 {
         .map_or(440.0, |hz| *hz)
 }
 
-/// Iterates over a tune without searching it again for every time.
+/// Finds the notes of increasing times in one pass.
 #[derive(Debug)]
 pub(super) struct Cursor {
     melody: Melody,
@@ -100,7 +102,7 @@ impl Cursor {
         Self { melody, index: 0 }
     }
 
-    /// The note at `ms`. Times must not decrease; past the end it is `None`.
+    /// The note at `ms`; `None` after the end. Times must not decrease.
     pub(super) fn note_at(&mut self, ms: u64) -> Option<Note> {
         while self.melody.notes().get(self.index)?.end_ms <= ms {
             self.index += 1;

@@ -1,5 +1,5 @@
-//! The simulator's audio: real, playable sound whose length follows the text. Independent of HTTP;
-//! a route combines a [`Format`] and a [`Melody`] and streams the output.
+//! Generates the simulator's audio: valid sound whose length depends on the text. Independent of
+//! HTTP: a route combines a [`Format`] and a [`Melody`] and streams the result.
 
 pub(super) mod format;
 pub(super) mod melody;
@@ -17,11 +17,11 @@ use self::melody::Melody;
 use self::mp3::Mp3Frames;
 use self::samples::SampleBlocks;
 
-/// Encoded audio, generated piece by piece on demand, so that a long text needs no memory.
+/// Encoded audio. Pieces are generated on demand, so that a long text needs little memory.
 #[derive(Debug)]
 pub(super) struct Sound {
     pieces: Pieces,
-    /// The total size, known before the first piece: it becomes the content length.
+    /// The total size, which is known before the first piece and becomes the content length.
     pub(super) bytes_total: u64,
 }
 
@@ -35,12 +35,12 @@ enum Pieces {
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) bytes: Vec<u8>,
-    /// The time in the sound at which this piece ends.
+    /// The time in the sound at which the piece ends.
     pub(super) until_ms: u64,
 }
 
 impl Sound {
-    /// `melody` in `format`.
+    /// Encodes `melody` in `format`.
     pub(super) fn of(melody: Melody, format: Format) -> Self {
         match format.codec {
             Codec::Mp3 { rate, kbps } => {
@@ -54,8 +54,8 @@ impl Sound {
         }
     }
 
-    /// The next pieces up to the time `until_ms` of the sound, or `None` after the last. Always at
-    /// least one piece, so that a caller with short steps still reaches the end.
+    /// The next pieces up to the time `until_ms` of the sound; `None` after the last piece. Returns
+    /// at least one piece, so that a caller with short steps reaches the end.
     pub(super) fn until(&mut self, until_ms: u64) -> Option<Bytes> {
         let first = self.next()?;
         let mut bytes = first.bytes;
@@ -75,10 +75,11 @@ impl Sound {
     }
 }
 
-/// A few seconds: 64 KiB of the usual MP3, less than a megabyte of the widest samples.
+/// The length of a block: 64 KiB of the default MP3, and less than a megabyte of the largest
+/// format.
 const BLOCK_MS: u64 = 4_000;
 
-/// Milliseconds as the seconds of a JSON document.
+/// Converts milliseconds to seconds for a JSON document.
 pub(super) fn seconds(ms: u64) -> f64 {
     samples::to_f64(ms) / 1_000.0
 }

@@ -1,9 +1,9 @@
-//! A writer of MPEG Layer III: just enough of ISO/IEC 11172-3 and 13818-3 to make valid, audible
-//! frames, because a client that plays or measures the answer must not notice the simulator.
+//! Encodes MPEG Layer III with the minimum of ISO/IEC 11172-3 and 13818-3 that gives valid, audible
+//! frames, so that clients can play and measure the response.
 //!
-//! Mono, constant bit rate, long blocks, no bit reservoir (`main_data_begin` is 0 in each frame, so
-//! that a stream cut anywhere between frames plays). A note is one spectral line of magnitude one,
-//! coded with Huffman table 1; what the frame has left is stuffing.
+//! Mono, constant bit rate, long blocks, no bit reservoir: `main_data_begin` is 0 in each frame, so
+//! that a stream that is cut between frames can be played. A note is one spectral line with the
+//! magnitude one, coded with Huffman table 1. The rest of a frame is padding.
 
 use super::Piece;
 use super::melody::{Cursor, Melody};
@@ -15,10 +15,11 @@ const KBPS_MPEG2: [u32; 15] = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 12
 
 const LINES_PER_GRANULE: u64 = 576;
 
-/// The quantizer step: a line of magnitude one becomes 2^((gain - 210) / 4), here a quarter of full scale.
+/// The quantizer step. A line with the magnitude one becomes 2^((gain - 210) / 4), a quarter of
+/// full scale.
 const GLOBAL_GAIN: u32 = 202;
 
-/// One frame at a time.
+/// Generates one frame at a time.
 #[derive(Debug)]
 pub(super) struct Mp3Frames {
     cursor: Cursor,
@@ -32,9 +33,9 @@ pub(super) struct Mp3Frames {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
-    /// 32, 44.1 and 48 kHz: two granules to a frame.
+    /// 32, 44.1 and 48 kHz, with two granules per frame.
     Mpeg1,
-    /// "Low sampling frequencies": half the rate, one granule.
+    /// "Low sampling frequencies": half the rate, with one granule per frame.
     Mpeg2,
 }
 
@@ -56,8 +57,8 @@ impl Mp3Frames {
         Self { cursor, version, rate: rate.into(), kbps, frames_total, frame: 0, granule: 0 }
     }
 
-    /// Frames are padded so that the first `n` never lag the bit rate by a whole byte: their sum
-    /// is a plain division.
+    /// The size of all frames. Padding keeps the size of the first `n` frames within a byte of the
+    /// bit rate, so the size is a division.
     pub(super) fn bytes_total(&self) -> u64 {
         self.bytes_before(self.frames_total)
     }
@@ -67,7 +68,7 @@ impl Mp3Frames {
         frame * samples * u64::from(self.kbps) * 125 / self.rate
     }
 
-    /// The line of the pitch that sounds in the middle of the granule.
+    /// The spectral line of the pitch in the middle of the granule.
     fn next_line(&mut self) -> Option<u64> {
         let middle = self.granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
         self.granule += 1;
@@ -162,10 +163,11 @@ impl Iterator for Mp3Frames {
     }
 }
 
-/// Huffman table 1 codes pairs of magnitudes up to one: 00 is `1`, 01 is `001`, 10 is `01`.
+/// Writes a spectral line with Huffman table 1, which codes pairs of magnitudes up to one: 00 is
+/// `1`, 01 is `001`, 10 is `01`.
 ///
-/// The line is positive in every granule: measured through a decoder, equal signs join to a pure
-/// tone at the edge of the line, and patterns that turn the phase make it warble.
+/// The line is positive in each granule. Measured with a decoder, equal signs give a pure tone at
+/// the edge of the line, and alternating signs give a warbling tone.
 fn write_line(bits: &mut Bits, line: u64) {
     for _pair in 0..line / 2 {
         bits.push(1, 1);
@@ -182,7 +184,7 @@ fn coded_bits(line: u64) -> u64 {
     line / 2 + if line.is_multiple_of(2) { 3 } else { 4 }
 }
 
-/// Bits, the highest first.
+/// A writer of bits, most significant bit first.
 #[derive(Debug, Default)]
 struct Bits {
     bytes: Vec<u8>,

@@ -1,5 +1,5 @@
-//! The tune as sine waves, sample by sample: linear PCM with or without a RIFF header, and the two
-//! G.711 codings of telephony.
+//! Generates a melody as sine waves: linear PCM with or without a RIFF header, and the two G.711
+//! encodings of telephony.
 
 use std::f64::consts::TAU;
 
@@ -8,12 +8,12 @@ use super::format::{Coding, Container};
 use super::melody::{Cursor, Melody};
 
 const BLOCK_MS: u64 = 20;
-/// Half of full scale: clearly audible, and no coding clips.
+/// Half of full scale, which is clearly audible and clips in no encoding.
 const AMPLITUDE: f64 = 16_000.0;
-/// Notes fade in and out over this time; a hard edge would click.
+/// Time in which notes fade in and out. A sudden start would cause a click.
 const FADE_MS: f64 = 8.0;
 
-/// 20 ms of samples at a time.
+/// Generates 20 ms of samples at a time.
 #[derive(Debug)]
 pub(super) struct SampleBlocks {
     cursor: Cursor,
@@ -77,7 +77,7 @@ impl SampleBlocks {
         header.extend_from_slice(&1_u16.to_le_bytes());
         header.extend_from_slice(&rate.to_le_bytes());
         header.extend_from_slice(&rate.saturating_mul(2).to_le_bytes());
-        // Two bytes to a sample, sixteen bits each.
+        // Two bytes per sample, sixteen bits per sample.
         header.extend_from_slice(&2_u16.to_le_bytes());
         header.extend_from_slice(&16_u16.to_le_bytes());
         header.extend_from_slice(b"data");
@@ -117,7 +117,7 @@ pub(super) fn mu_law(sample: i16) -> u8 {
     const CLIP: u16 = 32_635;
     let sign = if sample < 0 { 0x80 } else { 0 };
     let magnitude = sample.unsigned_abs().min(CLIP) + BIAS;
-    // The bias makes bit 7 the lowest leading bit, so the exponent is 0 to 7.
+    // The bias sets bit 7 or a higher bit, so the exponent is 0 to 7.
     let exponent = 8 - magnitude.leading_zeros().min(8);
     let mantissa = (magnitude >> (exponent + 3)) & 0x0f;
     !(sign | low_byte(exponent << 4) | low_byte(mantissa.into()))
@@ -142,7 +142,7 @@ fn low_byte(value: u32) -> u8 {
     value.to_le_bytes()[0]
 }
 
-/// Exact: what is converted here counts samples and milliseconds, far below 2^53.
+/// Converts a count exactly, because counts of samples and milliseconds are far below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
 pub(super) fn to_f64(count: u64) -> f64 {
     count as f64

@@ -1,3 +1,6 @@
+//! Tests of the generated audio. An independent decoder decodes MP3; samples are compared with the
+//! tables of the standard.
+
 use symphonia::core::codecs::audio::AudioDecoderOptions;
 use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::Hint;
@@ -20,7 +23,7 @@ fn whole(text: &str, format: Format) -> Vec<u8> {
     bytes
 }
 
-/// The output of an independent decoder: the rate and the samples.
+/// The output of an independent decoder: the sample rate and the samples.
 fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
     let stream = MediaSourceStream::new(Box::new(std::io::Cursor::new(mp3)), Default::default());
     let mut reader = symphonia::default::get_probe()
@@ -139,7 +142,7 @@ fn pieces_end_where_the_sound_ends() {
 
 #[test]
 fn telephony_codes_are_those_of_the_standard() {
-    // From the tables of G.711: silence, both extremes, and a step in the middle.
+    // Values of the G.711 tables: silence, both extremes, and a step between them.
     for (sample, mu, a) in [
         (0, 0xff, 0xd5),
         (i16::MAX, 0x80, 0xaa),
@@ -152,7 +155,7 @@ fn telephony_codes_are_those_of_the_standard() {
 }
 
 #[test]
-fn the_same_text_is_the_same_tune() {
+fn equal_texts_have_equal_tunes() {
     assert_eq!(whole(TEXT, Format::DEFAULT), whole(TEXT, Format::DEFAULT));
     assert_ne!(whole(TEXT, Format::DEFAULT), whole(&TEXT.replace("choir", "crowd"), Format::DEFAULT));
 }

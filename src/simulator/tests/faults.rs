@@ -1,3 +1,5 @@
+//! Tests of scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
+
 use std::io::Read;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,7 +27,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
 }
 
 #[tokio::test]
-async fn a_large_response_is_cut_as_exactly() {
+async fn a_large_response_is_cut_at_the_exact_byte() {
     let sim = start_with("sk=10000").await;
     sim.script("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
     let text = "la ".repeat(1_000);
@@ -63,7 +65,7 @@ async fn an_early_refusal_does_not_wait_for_the_body() {
     let read = stream.read_exact(&mut start);
     tokio::time::timeout(TIMEOUT, read).await.expect("an answer before the body").unwrap();
     assert_eq!(&start, b"HTTP/1.1 401");
-    // The body may still come, and the connection then serves another request.
+    // The body may arrive later, and the connection then serves another request.
     stream.write_all(&[b'x'; 100_000]).await.unwrap();
     stream.write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut rest = String::new();
@@ -103,7 +105,7 @@ async fn a_refusal_can_have_several_encodings() {
             "deflate" => {
                 flate2::read::ZlibDecoder::new(reply.body.as_ref()).read_to_string(&mut text).unwrap();
             }
-            // The head and the end of a block that is not compressed are as long as this.
+            // The head and the end of an uncompressed block have this length.
             "br" => text = String::from_utf8(reply.body[3..reply.body.len() - 1].to_vec()).unwrap(),
             "zstd" => text = String::from_utf8(reply.body[12..].to_vec()).unwrap(),
             _ => {
@@ -135,20 +137,20 @@ async fn an_error_can_be_huge_or_endless() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_stalled_request_is_not_charged_and_one_that_leaves_a_slow_head_is() {
+async fn a_client_that_disconnects_is_charged_only_after_the_execution() {
     let sim = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
         sim.script("sk", vec![fault]);
         let requests = sim.ledger().totals.requests + 1;
         {
             let call = speech("hello").key("sk");
-            let waiting = call.attempt(&sim);
+            let attempt = call.attempt(&sim);
             let arrived = wait_until(&sim, |ledger| {
                 let is_read = ledger.totals.requests == requests && ledger.totals.in_flight == 1;
                 is_read && ledger.totals.charged == charged
             });
             tokio::select! {
-                reply = waiting => panic!("answered at once: {reply:?}"),
+                reply = attempt => panic!("answered at once: {reply:?}"),
                 _ = arrived => {}
             }
         }
@@ -160,14 +162,15 @@ async fn a_client_that_leaves_a_stalled_request_is_not_charged_and_one_that_leav
 }
 
 #[tokio::test]
-async fn a_delayed_response_is_the_ordinary_one() {
+async fn a_delayed_response_equals_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     let whole = speech("hello").key("sk").to(&sim).await.body;
     sim.script("sk", vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }]);
     for _ in 0..3 {
         assert_eq!(speech("hello").key("sk").to(&sim).await.body, whole);
     }
-    // The pieces of a slow body come one by one: a client has the first before the last is made.
+    // The pieces of a slow body arrive separately: a client receives the first before the last is
+    // generated.
     sim.script("sk", vec![Fault::SlowBody { ms: 20 }]);
     let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").to(&sim).await;
     assert_eq!((stream.body, stream.chunks), (whole, 3));
@@ -182,14 +185,14 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
     sim.script("a", vec![Fault::SlowHead { ms: 600_000 }]);
     {
         let call = speech("hello").key("a");
-        let waiting = call.attempt(&sim);
+        let attempt = call.attempt(&sim);
         let refused = async {
             wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 1).await;
             let other = speech("hello").key("c").to(&sim).await.status;
             (speech("hello").key("b").to(&sim).await, other)
         };
         tokio::select! {
-            reply = waiting => panic!("answered at once: {reply:?}"),
+            reply = attempt => panic!("answered at once: {reply:?}"),
             (reply, other) = refused => {
                 assert_eq!(other, 200, "another workspace is not busy");
                 assert_eq!((reply.status, reply.header("retry-after")), (429, ""));
@@ -204,8 +207,8 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
     assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
 }
 
-/// The slot must be released with the response's last byte and not some time later, or sequential
-/// clients would be refused by chance.
+/// The slot must be released with the last byte of the response and not later. Otherwise sequential
+/// requests would be refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sequential_requests_never_exceed_the_limit() {
     let busy = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
@@ -292,7 +295,7 @@ async fn a_fault_of_a_route_applies_there_and_nowhere_else() {
     for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
         assert_eq!(status(get(path), "a").await, 200, "{path}");
     }
-    // The general fault of the key does not apply to a route with its own fault, and stays in the
+    // A general fault of the key does not apply to a route with its own fault, and stays in the
     // queue.
     sim.script("a", vec![Fault::ServerError]);
     assert_eq!(status(speech("x"), "a").await, 401);

@@ -1,3 +1,5 @@
+//! Tests of the ledger, of violations, and of the endpoints for tests in another process.
+
 use super::*;
 use crate::simulator::{Ledger, PlanError};
 
@@ -101,7 +103,7 @@ async fn faults_can_be_set_from_another_process() {
     }
     assert_eq!(statuses, [503, 200, 401, 500, 200]);
 
-    // On a route, of one key or of all requests.
+    // Faults of a route, for one key or for all requests.
     let route = r#"{"key":"sk","route":"/v1/user","always":"server_error"}"#;
     assert_eq!(post_faults(route).await.status, 200);
     let for_all = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;

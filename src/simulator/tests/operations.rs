@@ -1,4 +1,4 @@
-//! Tests of the provider's other operations: cost, response and owner.
+//! Tests of the provider's other operations: their cost, response and owner.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 
-/// A form with those parts, of which the last is as long as `bytes`.
+/// A form with these parts and an upload of `bytes` bytes.
 fn form(path: &str, parts: &[(&str, &str)], bytes: usize) -> Call {
     let mut body = String::new();
     for (name, value) in parts {
@@ -27,7 +27,7 @@ async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
     let sim = start_with("sk=1000").await;
     for path in ["speech-to-speech", "voice-changer"] {
         let before = charged(&sim).await;
-        // Three seconds and a head: 1,000 credits a minute.
+        // Three seconds of audio and a header, at 1,000 credits per minute.
         let call = form(&format!("/v1/{path}/{VOICE}?output_format=pcm_16000"), &[], 50_000);
         let whole = call.key("sk").to(&sim).await;
         assert_eq!((whole.status, whole.header("content-type")), (200, "audio/pcm"));
@@ -73,7 +73,7 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
         let before = charged(&sim).await;
         assert_eq!(call().key("rich").to(&sim).await.status, 200, "{permission}");
         assert!(charged(&sim).await > before, "{permission}");
-        // A scripted refusal contains the price, too.
+        // A scripted refusal contains the cost, too.
         let needed = format!("{} credits are required", charged(&sim).await - before);
         sim.script("rich", vec!["quota".parse().unwrap()]);
         let refused = call().key("rich").to(&sim).await;
@@ -130,7 +130,7 @@ async fn a_project_is_kept_by_its_own_workspace() {
     assert_eq!(list["projects"][0]["project_id"], json!(id));
     let foreign = get(&path).key("two").to(&sim).await;
     assert_eq!((foreign.status, &foreign.json()["detail"]["code"]), (404, &json!("project_not_found")));
-    // A dubbing of that name is another thing.
+    // A dubbing with the same identifier does not exist.
     assert_eq!(get(&format!("/v1/dubbing/{id}")).key("one").to(&sim).await.status, 404);
     assert_eq!(charged(&sim).await, 0);
 }

@@ -8,12 +8,12 @@ use serde_json::json;
 
 const LIBRARY: &str = "/v1/text-to-speech/HuLbOdhRlvQQN8oPP0AJ";
 
-/// A workspace for each plan, with a key of the same name.
+/// One workspace per plan, with a key of the same name.
 fn tiers<const N: usize>(names: [&str; N]) -> Plan {
     names.into_iter().fold(Plan::of([]), |plan, name| of(plan, WorkspacePlan::of_tier(name, 100_000, name)))
 }
 
-/// The plan with that workspace, and with a key of the same name.
+/// Adds this workspace, and a key of the same name.
 fn of(plan: Plan, workspace: WorkspacePlan) -> Plan {
     let key = KeyPlan { workspace: Some(workspace.name.clone()), ..KeyPlan::new(&workspace.name, 0) };
     plan.with_workspace(workspace).with_key(key)
@@ -113,7 +113,7 @@ async fn a_format_needs_its_plan_over_http_and_on_a_socket() {
 }
 
 #[tokio::test]
-async fn a_model_can_be_denied_and_is_listed_all_the_same() {
+async fn a_denied_model_is_still_listed() {
     let denied =
         WorkspacePlan { denied_models: vec!["eleven_v4".into()], ..WorkspacePlan::new("narrow", 100_000) };
     let sim = start(of(tiers(["pro"]), denied)).await;
@@ -200,7 +200,7 @@ async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
             assert_eq!(subscription.get("character_limit").is_some(), shown == ShownLimit::Zero);
             assert_eq!(subscription["next_character_count_reset_unix"], Value::Null);
         }
-        // Their credits run out all the same.
+        // The credits of these workspaces can run out, too.
         let over = speech("hello").key("payg").to(&sim).await;
         assert_eq!(status_and_name(&over), (401, "quota_exceeded".into()));
     }

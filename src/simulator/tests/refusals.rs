@@ -1,7 +1,9 @@
+//! Tests of the refusals over HTTP: their order, and their exact status and body.
+
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
 
-/// Sends `call` and compares the status and the whole body, where `$ID` is the trace id.
+/// Compares the status and the whole body of a reply, where `$ID` is the trace id.
 #[track_caller]
 fn check(reply: &Reply, status: u16, body: &str) {
     let id = reply.header("x-trace-id");
@@ -13,7 +15,7 @@ fn check(reply: &Reply, status: u16, body: &str) {
     assert_eq!(reply.header("character-cost"), "");
 }
 
-/// A typed body with those fields.
+/// A body in the current format with these fields.
 fn typed(kind: &str, code: &str, message: &str, status: &str) -> String {
     format!(
         r#"{{"detail":{{"type":"{kind}","code":"{code}","message":"{message}","status":"{status}","request_id":"$ID","param":null}}}}"#
@@ -73,7 +75,7 @@ async fn a_wrong_missing_or_limited_key_is_refused() {
 }
 
 #[tokio::test]
-async fn without_a_key_models_are_refused_and_public_voices_are_listed() {
+async fn a_request_without_a_key_lists_public_voices_and_no_models() {
     let sim = start_with("sk=10").await;
     let message = "Workspace 1anonymous1 not found.";
     let expected = typed("not_found", "workspace_not_found", message, "workspace_not_found");
@@ -207,7 +209,7 @@ async fn the_refusal_of_an_unknown_path_or_method_is_bare() {
     assert_eq!(reply.header("allow"), "POST");
 }
 
-/// Each shape that only a fault causes, with a key of 100 credits and a text of 4.
+/// The refusals that only faults cause, for a key with 100 credits and a text of 4 characters.
 #[tokio::test]
 async fn every_other_refusal_can_be_scripted() {
     let limit = |code, message| typed("rate_limit_error", code, message, code);
@@ -243,7 +245,8 @@ async fn every_other_refusal_can_be_scripted() {
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The refusals of the table, with a key of 100 credits and a text of 4 in a format of Pro.
+/// The refusals of the table, for a key with 100 credits and a text of 4 characters in a format of
+/// Pro.
 #[tokio::test]
 async fn every_refusal_of_the_table_has_its_exact_text() {
     let old =
@@ -409,7 +412,7 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The numbers of a scripted refusal are consistent also when it is sent before the body is read.
+/// The numbers of a scripted refusal are consistent even if it is sent before the body is read.
 #[tokio::test]
 async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     let sim = start_with("sk=20000").await;

@@ -1,3 +1,5 @@
+//! Tests of the common operations: audio, cost, headers, the history and the subscription.
+
 use super::*;
 use crate::policy::units::UnixMs;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -35,7 +37,7 @@ async fn a_stream_is_chunked_and_has_the_same_audio() {
     assert_eq!(stream.body, whole.body);
     assert_eq!(stream.header("transfer-encoding"), "chunked");
     assert_eq!(stream.header("content-length"), "");
-    // 300 ms in steps of 100 ms. The number of reads depends on the connection.
+    // The sound has 300 ms in steps of 100 ms. The number of reads depends on the connection.
     assert!(stream.chunks >= 1);
 }
 
@@ -63,7 +65,7 @@ async fn a_response_with_timestamps_has_the_same_audio_and_its_times() {
     }
 }
 
-/// Slow and plain, so that it shares no mistake with the encoder.
+/// A simple decoder that shares no code with the encoder.
 fn unbase64(text: &Value) -> Vec<u8> {
     let digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bits = String::new();

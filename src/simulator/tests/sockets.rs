@@ -1,5 +1,5 @@
-//! A WebSocket client for the tests, and the features of all WebSockets: the handshake, the echo,
-//! and the records and violations of a session in the ledger.
+//! A WebSocket client for tests, and tests of all WebSockets: the handshake, the echo, and the
+//! records and violations of a session in the ledger.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -14,7 +14,7 @@ pub(super) struct Client {
     pub(super) headers: HeaderMap,
 }
 
-/// A handshake that was refused.
+/// A refused handshake.
 #[derive(Debug)]
 pub(super) struct HandshakeRefused {
     pub(super) status: u16,
@@ -57,7 +57,7 @@ pub(super) async fn try_connect(
     }
 }
 
-/// A session with that key.
+/// Opens a session with this key.
 pub(super) async fn connect(sim: &Simulator, path: &str, key: &str) -> Client {
     try_connect(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
 }
@@ -86,7 +86,7 @@ impl Client {
         serde_json::from_str(&self.receive_text().await).unwrap()
     }
 
-    /// The close that comes next, and then the end.
+    /// Receives a close frame and the end of the connection.
     pub(super) async fn receive_close(&mut self) -> (u16, String) {
         let close = match self.next().await {
             Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
@@ -96,14 +96,14 @@ impl Client {
         close
     }
 
-    /// Everything until the close, and the close.
+    /// Receives all messages and the close frame.
     pub(super) async fn receive_all(&mut self) -> (Vec<Value>, (u16, String)) {
         let mut texts = Vec::new();
         loop {
             match self.next().await {
                 Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(Some(frame)))) => {
-                    // The reply to the close is sent by the next read.
+                    // The next read sends the reply to the close frame.
                     assert!(self.next().await.is_none(), "nothing comes after a close");
                     return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
                 }
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    /// Nothing but the end of the connection, without a close.
+    /// Receives the end of the connection without a close frame.
     pub(super) async fn receive_break(&mut self) -> Error {
         match self.next().await {
             Some(Err(error)) => error,
@@ -131,7 +131,7 @@ pub(super) async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -
     in_time(sim.until(condition)).await
 }
 
-/// The last session, when it has ended.
+/// The record of the last session after its end.
 pub(super) async fn ended(sim: &Simulator) -> (RequestSummary, SocketSummary) {
     let ledger = wait_until(sim, |ledger| ledger.totals.sockets_open == 0).await;
     let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();
@@ -185,14 +185,14 @@ async fn a_running_session_is_in_the_ledger() {
         wait_until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
     assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
     assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
-    // A client that disconnects without a close ends its session, too.
+    // A client that disconnects without a close frame ends its session, too.
     drop(client);
     let (request, socket) = ended(&sim).await;
     assert_eq!((request.key.as_deref(), socket.close_received, socket.close_sent), (Some("sk"), None, None));
 }
 
 #[tokio::test]
-async fn the_ledger_records_what_a_client_offers_and_only_the_protocol_of_agents_is_accepted() {
+async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_accepted() {
     let sim = start_with("sk=100").await;
     let offered = [
         ("origin", "https://app.example"),
@@ -239,7 +239,7 @@ async fn a_malformed_handshake_is_refused() {
     assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
     let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(keyless.status, 400);
-    // A request other than GET is no handshake, whatever its headers.
+    // A request with a method other than GET is no handshake, even with all its headers.
     let posted = upgrade(post("/v1/simulator/echo", "")).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(posted.status, 200);
     assert_eq!(sim.ledger().totals.sockets_open, 0);

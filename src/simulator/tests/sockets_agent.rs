@@ -1,3 +1,5 @@
+//! Tests of conversations with agents: the payer, the cost, signed URLs and the queue of callers.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, Shape, SocketSummary, WorkspacePlan};
@@ -5,7 +7,7 @@ use serde_json::json;
 
 const AGENT: &str = "/v1/convai/conversation?agent_id=anyone";
 
-/// Two workspaces, of which the second has a private agent and a public one.
+/// Two workspaces. The second has a private agent and a public one.
 fn plan() -> Plan {
     let agents = [("private", false), ("public", true)];
     let agents = agents.map(|(id, is_public)| AgentPlan { id: id.to_owned(), is_public }).to_vec();
@@ -18,7 +20,7 @@ fn plan() -> Plan {
         .with_key(key("b", "two"))
 }
 
-/// The conversation id in the agent's first message, and the ping after it.
+/// Returns the conversation id in the agent's first message, and receives the ping after it.
 async fn opened(client: &mut Client) -> String {
     let metadata = client.receive_json().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
@@ -60,7 +62,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let running = read("a").await.json();
     assert_eq!((&running["status"], &running["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
-    // Audio: too little of it, then enough, which interrupts the previous reply.
+    // The first audio is too short; the second is long enough and interrupts the previous reply.
     client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
     assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
@@ -118,8 +120,8 @@ async fn credits_that_run_out_end_a_conversation() {
 async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
     let sim = start(plan()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
-    // The payer: the caller for a public agent of no workspace or an agent of its own, else the
-    // agent's workspace.
+    // The payer is the caller for a public agent of no workspace or for an agent of its own
+    // workspace, else the workspace of the agent.
     for (agent, key, payer) in [
         ("anyone", Some("b"), "b"),
         ("anyone", None, "a"),
@@ -220,7 +222,7 @@ async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
     opened(&mut connect(&sim, AGENT, "sk").await).await;
 }
 
-/// A workspace with one slot, whose second caller waits in the queue.
+/// A workspace with one slot, in which a second caller waits in the queue.
 async fn one_slot(socket_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { concurrency_max: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
@@ -237,7 +239,7 @@ async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
     opened(&mut one).await;
     let mut two = connect(&sim, AGENT, "sk").await;
     assert_eq!(two.receive_json().await["type"], "queue_status");
-    // A message sent meanwhile is handled when the session begins.
+    // A message that arrives during the wait is processed when the session begins.
     two.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
     drop(one);
     opened(&mut two).await;
@@ -283,7 +285,7 @@ async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
 #[tokio::test]
 async fn an_older_ledger_is_parsed() {
     // The fields of WebSockets are optional, so that readers of other versions can parse the
-    // document.
+    // ledger.
     let mut document = serde_json::to_value(Ledger::default()).unwrap();
     document["totals"].as_object_mut().unwrap().remove("sockets_open");
     assert_eq!(serde_json::from_value::<Ledger>(document).unwrap(), Ledger::default());

@@ -1,3 +1,5 @@
+//! Tests of dialogue sessions: turns, buffered lines, contexts and refusals.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{Fault, Shape};
@@ -46,13 +48,14 @@ async fn lines_are_buffered_until_there_are_enough() {
         let (messages, _) = client.receive_all().await;
         let last = &messages[messages.len() - 2..];
         assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
-        // Fifty characters a piece: three for the whole, or three at once and one for the rest.
+        // A piece has fifty characters: the whole text has three pieces, or three and one for the
+        // rest.
         assert_eq!(messages.len() - 2, pieces, "{length}");
     }
 }
 
 #[tokio::test]
-async fn contexts_are_kept_apart() {
+async fn contexts_are_separate() {
     let sim = start_with("sk=1000").await;
     let mut client = connect(&sim, MULTI, "sk").await;
     for id in ["a", "b"] {

@@ -107,7 +107,7 @@ async fn a_session_can_break_without_a_close() {
     assert_eq!(ended(&sim).await.1.close_sent, None);
     let mut client = echo(&sim, "after=1:reset").await;
     client.send(Message::text("a")).await;
-    // A reset may overtake what was sent before it.
+    // A reset may overtake data that was sent before it.
     let error = match client.next().await {
         Some(Ok(Message::Text(_))) => client.receive_break().await,
         Some(Err(error)) => error,
@@ -121,7 +121,7 @@ async fn a_session_can_break_without_a_close() {
 #[tokio::test]
 async fn a_session_can_break_after_a_number_of_bytes() {
     let sim = start_with("sk=100").await;
-    // A short text is two bytes of head and the text: three messages of ten bytes.
+    // A frame of a short text has a head of two bytes: three messages of ten bytes.
     for (bytes, whole) in [(0, 0), (1, 0), (11, 0), (12, 1), (13, 1), (23, 1), (24, 2)] {
         let mut client = echo(&sim, &format!("cut={bytes}")).await;
         for _ in 0..whole {
@@ -160,14 +160,14 @@ async fn a_session_can_send_another_message_or_stall() {
 }
 
 #[tokio::test]
-async fn a_delayed_session_is_the_ordinary_one() {
+async fn a_delayed_session_equals_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     for fault in ["stall=5ms", "slow_body=5ms", "slow_head=5ms", "pass"] {
         let mut client = echo(&sim, fault).await;
         check_echo(&mut client, "a").await;
         check_echo(&mut client, "b").await;
     }
-    // A client that disconnects from a stalled session is noticed at once.
+    // A client that disconnects from a stalled session is detected immediately.
     let client = echo(&sim, "stall=600s").await;
     drop(client);
     ended(&sim).await;
@@ -197,7 +197,8 @@ async fn another_process_can_set_faults_and_read_the_ledger() {
     assert_eq!(serde_json::from_value::<crate::simulator::Ledger>(ledger).unwrap(), sim.ledger());
 }
 
-/// Below the frames: a client of frames sees no difference between a part of one and none.
+/// Checks bytes below the level of frames, where a client can distinguish a part of a frame from
+/// none.
 #[tokio::test]
 async fn exactly_the_given_bytes_arrive_before_the_break() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

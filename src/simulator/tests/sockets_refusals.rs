@@ -7,7 +7,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// Checks the refusal of a session with those headers and the first message `first`.
+/// Checks the refusal of a session with these headers, whose first message is `text`.
 async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
     let mut client = try_connect(sim, path, headers).await.expect("a handshake that is granted all the same");
     if path.starts_with(SPEECH) {
@@ -43,7 +43,7 @@ async fn a_wrong_or_missing_key_is_refused_in_the_session() {
 async fn a_refusal_follows_the_first_message_where_the_client_sends_first() {
     let sim = start_with("sk=100").await;
     let mut client = connect(&sim, SPEECH, "other").await;
-    // A pong comes back and nothing before it.
+    // The pong arrives and no message before it.
     client.send(tokio_tungstenite::tungstenite::Message::Ping(vec![1].into())).await;
     assert!(client.next().await.unwrap().unwrap().is_pong());
     client.send_json(json!({ "text": " " })).await;
@@ -134,7 +134,7 @@ async fn a_refusal_can_be_scripted_by_its_name() {
         check(&sim, path, head, &text, close).await;
         sim.always_on("sk", path, None);
     }
-    // The next one is served again.
+    // The next session is served again.
     let mut client = connect(&sim, SCRIBE, "sk").await;
     assert_eq!(client.receive_json().await["message_type"], "session_started");
 }
@@ -153,7 +153,7 @@ async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
         assert_eq!(socket.messages, ["withheld", r#"{"flush":true,"text":"a"}"#]);
     }
     assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
-    // Its script is followed from there on.
+    // From the first message on, the script of its key applies.
     sim.script("sk", vec![Fault::Refuse(Shape::PaymentIssue)]);
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
@@ -181,7 +181,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
     client.send_json(json!({ "text": "a", "flush": true })).await;
     assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 
-    // A token in the first message is valid, too; one of another kind is not.
+    // A token in the first message is valid, too; a token of another type is not.
     let token = mint("tts_websocket").await;
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
@@ -196,7 +196,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
     let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_json().await["message_type"], "session_started");
 
-    // A session follows the script of the key that minted its token.
+    // The script of the key that minted a token applies to the session.
     let token = mint("realtime_scribe").await;
     sim.script("a", vec![Fault::Refuse(Shape::Quota)]);
     let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();

@@ -1,3 +1,5 @@
+//! Tests of transcription sessions: transcripts, commits, cost and slots.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -5,7 +7,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// Silence of `bytes` bytes, which must be a multiple of three.
+/// A message with `bytes` bytes of silence, which must be a multiple of three.
 fn chunk(bytes: usize, commit: bool) -> Value {
     assert_eq!(bytes % 3, 0);
     json!({
@@ -49,7 +51,7 @@ async fn audio_becomes_text_and_every_started_second_costs_a_credit() {
     let timed = client.receive_json().await;
     assert_eq!(timed["message_type"], "committed_transcript_with_timestamps");
     assert_eq!(timed["words"].as_array().unwrap().len(), 5);
-    // A new segment begins from nothing.
+    // A new segment does not contain earlier words.
     client.send_json(chunk(900, true)).await;
     assert_eq!(client.receive_json().await["text"], "The simulator");
     client.close(1_000, "User ended conversation").await;

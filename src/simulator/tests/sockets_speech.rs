@@ -1,3 +1,5 @@
+//! Tests of speech sessions: buffered text, cost, contexts, timeouts and slots.
+
 use super::sockets::*;
 use super::*;
 use crate::simulator::{Fault, KeyPlan, WorkspacePlan};
@@ -42,7 +44,8 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
-/// Whether that message makes a new session speak at once, derived from the text left for a flush.
+/// Whether a new session speaks this message immediately. The text that remains for a flush shows
+/// it.
 async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
     let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
@@ -51,7 +54,7 @@ async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
     client.send_json(json!({ "text": "" })).await;
     let (messages, _) = client.receive_all().await;
     assert_eq!(text_of(&messages), format!("{text}!"));
-    // The remaining text comes alone: with the last character if nothing was spoken before.
+    // The remaining text is only the last character if the message was spoken immediately.
     text_of(&messages[messages.len() - 2..]) == "!"
 }
 
@@ -90,7 +93,7 @@ async fn a_cheaper_model_is_rounded_over_the_whole_session() {
 
 #[tokio::test]
 async fn credits_can_run_out_in_the_middle_of_a_sentence() {
-    // Fifty characters at a time: two pieces can be paid, the third cannot.
+    // A piece has fifty characters: the credits suffice for two pieces, and not for the third.
     for (credits, pieces) in [("149", 2), ("150", 3)] {
         let sim = start_with(&format!("sk={credits}")).await;
         let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
@@ -146,7 +149,7 @@ async fn an_idle_session_ends_after_its_timeout() {
         let refusal = client.receive_json().await;
         assert_eq!(refusal, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
         let (code, reason) = client.receive_close().await;
-        // Reasons are cut, as those that were captured.
+        // Close reasons are truncated like the captured ones.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
         assert_eq!(ended(&sim).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
     }
@@ -185,7 +188,7 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
         (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("b"), "two ".to_owned())
     );
-    // An empty text keeps a context alive and ends nothing.
+    // An empty text keeps a context open.
     client.send_json(json!({ "text": "", "context_id": "a" })).await;
     client.send_json(json!({ "context_id": "a", "flush": true })).await;
     let message = client.receive_json().await;
@@ -193,7 +196,7 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
         (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("a"), "one ".to_owned())
     );
-    // Text collected when a context is closed is not spoken.
+    // Collected text of a closed context is not spoken.
     client.send_json(json!({ "text": "lost ", "context_id": "a" })).await;
     client.send_json(json!({ "context_id": "a", "close_context": true })).await;
     let last = r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null,"contextId":"a"}"#;
@@ -232,7 +235,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
-    // Both are open and idle: neither holds a slot.
+    // Both sessions are open and idle, and neither holds a slot.
     let mut one = connect(&sim, &path, "sk").await;
     one.send_json(flushed("one")).await;
     one.receive_json().await;
@@ -250,7 +253,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
     let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
     assert_eq!(close, (1_008, text.to_owned()));
-    // A client that disconnects in the middle releases its slot.
+    // A client that disconnects during speech releases its slot.
     drop(slow);
     wait_until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
     one.send_json(flushed("one")).await;
@@ -258,8 +261,8 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }
 
-/// The slot must be free with the last piece and not some time later, or sequential clients would
-/// be refused by chance.
+/// The slot must be free with the last piece and not later. Otherwise alternating sessions would be
+/// refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {
     let plan = Plan::of([])
