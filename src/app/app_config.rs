@@ -43,7 +43,7 @@ pub struct AppConfig {
     pub https: Https,
     /// The limits of client connections.
     pub server: server::ConnectionLimits,
-    /// How long kept connections without a request stay open during a drain.
+    /// Maximum time that idle client connections stay open during a drain.
     pub drain_idle_timeout: Duration,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,

@@ -42,8 +42,8 @@ pub enum HttpsState {
     Configured,
 }
 
-/// Interval between two checks of a certificate: a laptop that was suspended for weeks has a new one within
-/// this time.
+/// Interval between two checks of a certificate: a laptop that was suspended for weeks gets a new certificate
+/// within this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The certificates of all listeners; a clone shares them.

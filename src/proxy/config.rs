@@ -43,7 +43,7 @@ pub struct Limits {
     pub blocks_admin_endpoints: bool,
     /// Maximum bytes of a response that are searched for the identifiers it gives.
     pub max_response_scan_size: usize,
-    /// How long a 404 of all accounts for a named resource is cached.
+    /// The time for which a 404 of all accounts for a named resource is cached.
     pub not_found_ttl: Duration,
     /// Whether keys and the description of their owner are redacted from responses.
     pub redacts: bool,

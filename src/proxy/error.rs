@@ -251,7 +251,7 @@ impl ProxyError {
                 "The path or query of the request is malformed.",
             ),
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
-            // Not 409, which the provider's Python library would retry several times.
+            // The status is not 409, because the provider's Python library would retry that several times.
             Self::ConflictingOwners(two) => content_of(
                 StatusCode::BAD_REQUEST,
                 "conflict",

@@ -133,7 +133,7 @@ impl Refusals {
         self.0.is_empty()
     }
 
-    /// How many times `key` has refused the request.
+    /// The number of refusals of the request by `key`.
     pub(super) fn count_by_key(&self, key: &Key) -> usize {
         self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }

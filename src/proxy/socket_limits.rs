@@ -13,7 +13,7 @@ pub struct SocketLimits {
     pub replay_buffer: usize,
     /// Maximum bytes of one message that are read before it is forwarded in parts.
     pub max_buffered_message_size: usize,
-    /// How long after the last text or audio a text-to-speech socket keeps its concurrency slot.
+    /// The time for which a text-to-speech socket keeps its concurrency slot after the last text or audio.
     pub speech_idle_timeout: Duration,
     /// Maximum wait for a first message that authenticates the client.
     pub auth_message_timeout: Duration,

@@ -65,9 +65,9 @@ pub struct Settings {
     pub queue_max: usize,
     /// Minimum time between two commits while many records arrive.
     pub commit_interval: Duration,
-    /// How long records are kept.
+    /// The retention of the records.
     pub retention: Retention,
-    /// Which rows enter the outbox.
+    /// The rows that enter the outbox.
     pub mirrored: Mirrored,
     /// Maximum number and age of the stored identifier owners.
     pub owners: Keeping,

@@ -96,7 +96,7 @@ fn process(pid: Option<u32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// How thoroughly a file is checked for corruption before it is used.
+/// The check of a file for corruption before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
     /// No check: the next write reports corruption.

@@ -95,12 +95,12 @@ mod tests {
         let path = folder.path().join("a 100%? #1.db");
         make(&path);
         let before = fs::read(&path).ok();
-        assert_eq!(of(&path).unwrap(), never_here, "where no Keychoir was");
+        assert_eq!(of(&path).unwrap(), never_here, "without a lock file");
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
         assert!(names.iter().all(|name| *name == path || *name == companion(&path, "-wal")), "{names:?}");
         drop(lock::Lock::take(&path));
-        assert_eq!(of(&path).unwrap(), was_here, "where one was");
-        assert_eq!(fs::read(&path).ok(), before, "it is left as it is");
+        assert_eq!(of(&path).unwrap(), was_here, "with a lock file");
+        assert_eq!(fs::read(&path).ok(), before, "the file is unchanged");
     }
 
     fn sqlite(path: &Path, statements: &str) {

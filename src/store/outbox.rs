@@ -10,7 +10,7 @@ use crate::policy::units::UnixMs;
 
 pub(super) use tables::{put_event, put_event_again, put_key, run_command};
 
-/// Which rows enter the outbox.
+/// The rows that enter the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mirrored {
     /// None: there is no mirror.

@@ -231,7 +231,7 @@ fn check_quarantine(spoil: impl Fn(&Path)) {
     let broken = fs::read(&path).unwrap();
     let store = Store::open(&location, NOW).unwrap();
     let quarantined = store.quarantined().expect("the broken file is quarantined");
-    assert!(fs::read(quarantined).unwrap() == broken, "not a byte of it is lost");
+    assert!(fs::read(quarantined).unwrap() == broken, "the file is complete");
     assert_eq!(store.remembered().unwrap(), []);
 }
 
@@ -272,7 +272,7 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
         let error = Store::open(&location, NOW).unwrap_err();
         assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is made beside it");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file is created");
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) struct Writer {
     /// Owner changes since the last maintenance.
     owners_written: usize,
     are_keys_stale: bool,
-    /// How thoroughly the next opened file is checked.
+    /// The check of the next opened file.
     check: IntegrityCheck,
     /// Records dropped before the current failure.
     lost_before: u64,

@@ -69,7 +69,7 @@ fn any_needs_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Not zero when one of the bytes needs an escape.
+/// Returns bits that are set when a byte needs an escape; 0 when none does.
 fn escape_bits(word: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;

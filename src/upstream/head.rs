@@ -104,7 +104,7 @@ pub struct ResponseHead {
 /// The reason that the received bytes are not a response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// They are not HTTP.
+    /// The bytes are not HTTP.
     Malformed,
     /// The head is larger than the bound.
     TooLarge,

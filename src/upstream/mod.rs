@@ -68,7 +68,7 @@ pub struct Settings {
     pub min_request_body_rate: MinRate,
     /// Maximum connections kept open without a request.
     pub max_idle_connections: usize,
-    /// How long an idle connection is kept.
+    /// Maximum time that an idle connection is kept.
     pub keepalive_timeout: Duration,
     /// Maximum age at which a connection takes another request, so that address changes of the name are
     /// followed.

@@ -70,7 +70,7 @@ impl ClientPermit {
         self.credit_quota().is_some()
     }
 
-    /// How the request is billed.
+    /// The billing of the request.
     pub(in crate::proxy) fn billing(&self) -> Billing {
         self.billing
     }

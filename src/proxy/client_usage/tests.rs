@@ -76,12 +76,18 @@ fn only_a_served_request_is_charged() {
     drop(admit(&usage, &rules).unwrap());
     check_used(&usage, 2, 0);
     let third = admit(&usage, &rules).unwrap();
-    assert!(matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))), "it is counted ahead");
+    assert!(
+        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))),
+        "a request counts at admission"
+    );
     third.charge(ChargeOutcome::Unknown, None, NOW);
     drop(third);
-    assert!(matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))), "ending gives nothing back");
-    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "what is free goes on");
-    assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "what is not known to be free does not");
+    assert!(
+        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))),
+        "the drop refunds no served request"
+    );
+    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "free requests are admitted");
+    assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "unlisted requests are not free");
 }
 
 #[test]
@@ -139,7 +145,10 @@ fn unpriced_requests_are_limited_and_charged() {
     };
     let first = unpriced().unwrap();
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
-    assert!(admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW).is_ok(), "known prices go on");
+    assert!(
+        admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW).is_ok(),
+        "requests of known price are admitted"
+    );
     first.charge(ChargeOutcome::Served, None, NOW);
     // The session may still run; its price is charged.
     let second = unpriced().unwrap();
@@ -180,7 +189,7 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
     session.reserve(100, NOW).unwrap();
     assert!(session.reserve(101, NOW).is_err());
-    assert!(session.may_spend(NOW), "what is reserved is its own");
+    assert!(session.may_spend(NOW), "reserved credits may be spent");
     session.charge_up_to(100, NOW);
     assert!(!session.may_spend(NOW));
     assert_eq!(session.charge(ChargeOutcome::Served, None, NOW), Charge::default());

@@ -128,7 +128,7 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded) -> ErrorRespo
             retry_after_s: None,
         },
         ClientLimitExceeded::Spent(spent) => ErrorResponse {
-            // Not 429, which SDKs would retry.
+            // The status is not 429, because SDKs would retry that.
             http: StatusCode::PAYMENT_REQUIRED,
             status: "insufficient_credits",
             code: "client_quota_exceeded",

@@ -80,7 +80,7 @@ impl ReadBuffer {
         }
     }
 
-    /// How the client ended the session: by a close, or by a violation.
+    /// The end of the session by the client: a close or a violation.
     pub(super) fn ending(&self) -> Option<SessionEnd> {
         self.end().map(|end| match end {
             StreamEnd::Closed { code } => SessionEnd::ClientClosed { code },

@@ -62,7 +62,7 @@ pub(super) enum ClientMessage {
     Forwarded,
     /// A complete message, which is held until it is [released](ClientToUpstream::release).
     Message(SpokenText),
-    /// The client sent something that is not accepted.
+    /// The client sent an invalid frame or message.
     Refused(Violation),
 }
 

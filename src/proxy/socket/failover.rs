@@ -1,5 +1,5 @@
-//! Failover of a session to another key: the provider has refused the current key and has sent
-//! nothing useful yet. The client's opening messages are sent again.
+//! Failover of a session to another key: the provider has refused the current key and has sent no useful
+//! message yet. The client's opening messages are sent again.
 
 use tokio::time::timeout;
 

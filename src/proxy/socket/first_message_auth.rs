@@ -84,7 +84,7 @@ impl<C> FirstMessageAuth<C> {
 ///
 /// # Errors
 ///
-/// How the session ends when the client disconnects, closes or violates the protocol.
+/// The end of the session, when the client disconnects, closes or violates the protocol.
 pub(super) async fn read_token<S: AsyncRead + Unpin>(
     client: &mut S,
     from_client: &mut ReadBuffer,

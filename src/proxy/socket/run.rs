@@ -84,8 +84,8 @@ impl<C: Connect> Session<C> {
                 self.upstream_to_client.open(&mut self.to_client.bytes)
             }
             SessionEvent::SpeechIdle => self.attempt.release_slot(),
-            // The provider has sent nothing useful with this key: another key may be tried, if that
-            // is safe.
+            // The provider has sent no useful message with this key: another key may be tried, if that is
+            // safe.
             SessionEvent::End(SessionEnd::UpstreamReset | SessionEnd::Violated(_, SessionSide::Upstream))
                 if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
             SessionEvent::End(ending) => return Some(ending),

@@ -29,7 +29,7 @@ pub(super) enum SessionEnd {
         /// The close code; 1005 when the close frame had none.
         code: u16,
     },
-    /// That side sent something that is not accepted.
+    /// That side sent an invalid frame or message.
     Violated(Violation, SessionSide),
 }
 

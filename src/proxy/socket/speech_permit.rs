@@ -56,7 +56,7 @@ impl SpeechPermit {
         Poll::Ready(result)
     }
 
-    /// Records that a concurrency slot is taken for text that may follow.
+    /// Records that a concurrency slot is occupied for text that may follow.
     pub(super) fn hold_slot(&mut self, now: Instant) {
         self.active_at.get_or_insert(now);
     }

@@ -70,7 +70,7 @@ fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
             read.extend(message.take());
         }
     }
-    assert!(bytes.is_empty() && message.is_none(), "nothing is left over");
+    assert!(bytes.is_empty() && message.is_none(), "no bytes and no message remain");
     read
 }
 
@@ -230,7 +230,11 @@ fn text_is_counted_in_any_length_and_frames() {
     }
     let large = frame(true, Opcode::Text, padded(MAX).as_bytes(), Some(MASK));
     let refused = Some(Violation::TooLarge);
-    assert_eq!(count(Dialect::Speech, pieces(&large[..20], 5_000)), (0, 0, refused), "as it is announced");
+    assert_eq!(
+        count(Dialect::Speech, pieces(&large[..20], 5_000)),
+        (0, 0, refused),
+        "the announced length is refused"
+    );
     let large = fragments(padded(MAX).as_bytes(), &vec![10_000; MAX / 10_000], Some(MASK));
     assert_eq!(count(Dialect::Dialogue, pieces(&large, 5_000)), (0, 0, refused));
     let binary = frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));

@@ -297,7 +297,7 @@ impl UsageQueue {
         let state = &*self.0;
         state.wake_threshold.store(NEVER, Ordering::SeqCst);
         let are_keys_changed = state.are_keys_changed.swap(false, Ordering::SeqCst);
-        // All at once, so that no entry is taken before an earlier entry of another thread.
+        // All shards are taken at once, so that no entry is taken before an earlier entry of another thread.
         let mut shards = state.shards.each_ref().map(Shard::lock);
         let batches = shards.each_mut().map(|shard| mem::take(&mut **shard));
         drop(shards);
@@ -403,7 +403,7 @@ mod tests {
         for permit in permits.drain(..QUEUE_MAX) {
             permit.write(record());
         }
-        assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "now that many wait to be written");
+        assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "the queue is full");
         let under_way = permits.len();
         permits.into_iter().for_each(|permit| permit.write(record()));
         assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "every permit may be used");
@@ -417,7 +417,7 @@ mod tests {
         }
         let (permit, _) = tokio::join!(usage.permit(), async { take(&mut queue) });
         permit.unwrap().record_ownership(vec![]);
-        assert_eq!(queue.queued(), 0, "nothing is nothing");
+        assert_eq!(queue.queued(), 0, "an empty list adds no entry");
     }
 
     #[tokio::test(start_paused = true)]
@@ -434,7 +434,7 @@ mod tests {
         usage.permit().await.unwrap().write(record());
         usage.keys_changed();
         usage.keys_changed();
-        assert_eq!((depth.records(), queue.queued()), (1, 1), "that keys have changed is no record");
+        assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change is no record");
         assert_eq!(take(&mut queue), (1, true));
         assert_eq!((depth.records(), queue.queued()), (1, 0), "only the record is held");
         depth.record_written(1);

@@ -459,7 +459,7 @@ fn neither_voices_nor_keys_are_in_the_file() {
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let heap = [std::fs::read(&path).unwrap(), std::fs::read(log).unwrap()].concat();
     let holds = |part: &str| heap.windows(part.len()).any(|window| window == part.as_bytes());
-    assert!(holds("region_blocked"), "it is there");
+    assert!(holds("region_blocked"), "the file contains the refusal");
     let key = entries()[0].key.expose().to_owned();
     assert!(!holds(VOICE) && !holds(&key));
 }
@@ -480,7 +480,7 @@ fn a_file_of_version_10_is_brought_up_to_date() {
     ))
     .unwrap();
     drop(old);
-    assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1, "it can be read as it is");
+    assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1, "the old file can be read");
     let location = DatabaseLocation::File(path.clone());
     let store = Store::open(&location, NOW).unwrap();
     assert_eq!(store.refusals().unwrap(), []);
@@ -490,6 +490,6 @@ fn a_file_of_version_10_is_brought_up_to_date() {
     let connection = Connection::open(&path).unwrap();
     let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(one("PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(one("SELECT remaining FROM outbox_keys"), 60, "the mirror goes on where it was");
+    assert_eq!(one("SELECT remaining FROM outbox_keys"), 60, "the outbox keeps its rows");
     assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1);
 }

@@ -151,8 +151,8 @@ fn a_folder_that_is_deleted_is_made_again() {
     writer.flush();
     assert_health(&health, false, 0, 0);
     let credits: Vec<i64> = attempts(&path).into_iter().map(|(_, credits)| credits).collect();
-    assert_eq!(credits, [2], "what came after it is in the new file");
-    assert_eq!(count(&writer, "keys"), 2, "and so are all keys");
+    assert_eq!(credits, [2], "the later record is in the new file");
+    assert_eq!(count(&writer, "keys"), 2, "the new file has the state of all keys");
 }
 
 #[test]
@@ -266,9 +266,9 @@ fn a_file_that_breaks_while_it_is_written_is_quarantined_without_a_loss() {
     let is_quarantined =
         |name: &&String| name.contains(".broken-") && !name.ends_with("-wal") && !name.ends_with("-shm");
     let quarantined = names.iter().find(is_quarantined).expect("it is kept");
-    assert!(fs::read(path.with_file_name(quarantined)).unwrap() == bytes, "not a byte of it is lost");
+    assert!(fs::read(path.with_file_name(quarantined)).unwrap() == bytes, "the file is complete");
     let its_log = open::companion(&path.with_file_name(quarantined), "-wal");
-    assert!(!log.is_empty() && fs::read(its_log).unwrap() == log, "nor of its log");
+    assert!(!log.is_empty() && fs::read(its_log).unwrap() == log, "the log is complete");
     assert_eq!(attempts(&path).len(), 1);
 }
 

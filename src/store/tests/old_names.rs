@@ -151,7 +151,7 @@ fn a_key_with_rows_of_both_names_keeps_its_state_and_adds_its_sums() {
         connection.query_row(sql, [print(KEYS[0])], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     };
     let state: (i64, i64) = of("SELECT count(*), max(character_count) FROM keys WHERE key_hash = ?1");
-    assert_eq!(state, (1, 0), "what was written last");
+    assert_eq!(state, (1, 0), "the later state is kept");
     let hour: (i64, i64) = of("SELECT count(*), sum(credits) FROM hours WHERE key_hash = ?1");
     assert_eq!(hour, (1, 11));
     let outbox: (i64, i64) = of("SELECT count(*), max(observed_at_ms) FROM outbox_keys WHERE key_hash = ?1");
@@ -209,7 +209,7 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_by_the_next_start() {
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM keys").unwrap();
     drop(Store::open(&location, NOW).unwrap());
-    assert!(names::is_wipe_due(&reader).is_err(), "it reads what was there when it began");
+    assert!(names::is_wipe_due(&reader).is_err(), "the transaction sees the old state");
     reader.execute_batch("END").unwrap();
     assert!(names::is_wipe_due(&reader).unwrap());
     drop(reader);

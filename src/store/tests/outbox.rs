@@ -63,7 +63,11 @@ async fn a_state_that_changed_during_the_delivery_is_sent_again() {
     let after = outbox.take(10).await.unwrap();
     let hash = Fingerprint::of(KEYS[1]).to_string();
     let of = |batch: &Batch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
-    assert_eq!((&*of(&before).status, &*of(&after).status), ("active", "invalid"), "without an attempt");
+    assert_eq!(
+        (&*of(&before).status, &*of(&after).status),
+        ("active", "invalid"),
+        "the state changes without an attempt"
+    );
     assert!(of(&after).observed_at > of(&before).observed_at);
     outbox.record(Delivery { sent: names(&before), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap().keys, [of(&after)]);
@@ -83,8 +87,8 @@ async fn a_refused_row_waits_its_time_and_is_counted_once() {
     assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..Batch::default() });
     outbox.clear_parked().await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..batch.clone() });
-    assert_eq!(outbox.record(refused(UnixMs(0))).await, Ok(0), "known already");
-    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2, "its time is over");
+    assert_eq!(outbox.record(refused(UnixMs(0))).await, Ok(0), "a second refusal is not counted");
+    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2, "the refused row is due again");
     outbox.record(Delivery { sent: names(&batch), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
 }
@@ -185,7 +189,7 @@ async fn a_late_price_is_sent_in_every_state_of_the_event() {
     }
     written(6).await;
     let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };
-    assert_eq!(outbox.record(delivery).await, Ok(0), "what it was is not refused as what it is");
+    assert_eq!(outbox.record(delivery).await, Ok(0), "the refusal of an old revision is ignored");
     let after = outbox.take(10).await.unwrap();
     let figures: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
     assert_eq!((figures, after.refused), (vec![(5, "answer"); 3], 0));

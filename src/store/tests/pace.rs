@@ -54,7 +54,7 @@ async fn the_first_record_is_committed_at_once_and_later_ones_share_a_commit() {
         assert_eq!(beside.written_after(28).await, 1, "49 ms after the last commit began");
         assert_eq!(beside.written_after(2).await, 4);
         beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(48).await, 4, "and so on while records come");
+        assert_eq!(beside.written_after(48).await, 4, "the interval applies while records arrive");
         assert_eq!(beside.written_after(2).await, 5);
         assert_eq!(beside.written_after(100).await, 5);
         beside.write(&pool, 1).await;
@@ -103,7 +103,7 @@ async fn the_mirror_is_served_between_commits() {
         assert_eq!(beside.outbox.take(10).await.unwrap().keys.len(), 2);
         assert_eq!(crate::clock::since(began), Duration::ZERO);
         assert_eq!(beside.health.written(), 1);
-        assert_eq!(beside.written_after(50).await, 2, "which does not put the commit off");
+        assert_eq!(beside.written_after(50).await, 2, "a command does not delay the commit");
     })
     .await;
 }

@@ -150,7 +150,7 @@ fn a_checkpoint_that_stops_half_way_loses_nothing() {
     let before = snapshots.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
     let after = fs::read(&path).unwrap();
-    assert!(after.len() > before.file.len(), "the pages have gone from the log into the file");
+    assert!(after.len() > before.file.len(), "the pages were moved from the log to the file");
     let expected: Vec<i64> = (1..=120).collect();
     for page in 0..=after.len() / 4_096 {
         for torn in [0, 512, 4_000] {

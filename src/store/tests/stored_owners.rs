@@ -45,7 +45,7 @@ async fn recorded_owners_are_read_back_and_forgotten_ones_are_not() {
 
     let next = OwnershipIndex::new(KEEPING);
     next.restore(Store::open(&location, NOW).unwrap().owners().unwrap(), NOW);
-    assert_eq!(next.count(), 2, "and what is valid for hours was not written");
+    assert_eq!(next.count(), 2, "identifiers that are valid for hours are not stored");
     let owner = next.find(&Named::new(Kind::Voice, "canary-of-a-voice"), NOW).unwrap();
     assert_eq!(owner.owner.word(), "studio");
     let everything = fs::read(&path).unwrap();
@@ -91,7 +91,7 @@ fn the_oldest_owners_are_deleted_in_small_steps_within_each_class() {
     assert_eq!((count(&database.connection, 0), count(&database.connection, 1)), (100, 1_000));
     all_maintenance(&mut database, NOW.plus(DAY * 30).plus(Duration::from_secs(1)));
     let left = (count(&database.connection, 0), count(&database.connection, 1));
-    assert_eq!(left, (0, 1_000), "unused for too long");
+    assert_eq!(left, (0, 1_000), "unused owners are deleted");
     all_maintenance(&mut database, NOW.plus(DAY * 31));
     assert_eq!(count(&database.connection, 1), 0);
 }

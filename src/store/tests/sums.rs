@@ -214,7 +214,7 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
     let connection = connection(&store);
     assert_eq!(number(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
     assert_eq!(number(connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(number(connection, "PRAGMA auto_vacuum"), 2, "it can shrink from here on");
+    assert_eq!(number(connection, "PRAGMA auto_vacuum"), 2, "the migrated file can shrink");
     let sums = |hour| {
         let sql = format!(
             "SELECT attempts || ' ' || served || ' ' || request_bytes || ' ' || credits || ' ' || unpriced
@@ -290,7 +290,7 @@ fn attempts_of_an_older_file_read_as_they_did() {
     );
     let used_at: Vec<u64> =
         owners::read(&database.connection).unwrap().iter().map(|recorded| recorded.used_at.0).collect();
-    assert_eq!(used_at, [9, 7, 8], "of each class the oldest use first, and none of identifiers of hours");
+    assert_eq!(used_at, [9, 7, 8], "each class begins with the oldest use");
     // They are deleted when their retention ends, with their outbox rows.
     all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
     assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 3);

@@ -102,7 +102,7 @@ fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     for _ in 0..LINES {
         sink.write(&long, Level::WARN);
     }
-    assert!(!queued.flush(Duration::from_millis(20)), "it is not written");
+    assert!(!queued.flush(Duration::from_millis(20)), "the lines are not written");
     let dropped = queued.dropped.load(Ordering::Relaxed);
     assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
     let (mut whole, mut missing) = (0, 0);
