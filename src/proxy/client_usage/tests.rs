@@ -84,7 +84,7 @@ fn only_a_served_request_is_charged() {
     drop(third);
     assert!(
         matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))),
-        "the drop refunds no served request"
+        "the drop refunds no charged request"
     );
     assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "free requests are admitted");
     assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "unlisted requests are not free");
