@@ -3,9 +3,9 @@
 //! bytes that still arrive. A body that exceeds the buffer is still sent, but only once.
 
 mod intake;
+mod upload_wait;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -18,8 +18,9 @@ use super::budget::{BufferBudget, BufferShare};
 use super::replay_buffer::{Loss, ReplayBuffer};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
-use crate::policy::replay::Replayable as Holding;
+use crate::policy::replay::Replayable;
 pub use intake::Slow;
+pub use upload_wait::UploadWait;
 
 /// A client's request body and its replay buffer.
 #[derive(Debug)]
@@ -40,19 +41,6 @@ pub struct AttemptBody<B> {
 #[derive(Debug)]
 pub struct Upload<B> {
     shared: Arc<Mutex<Shared<B>>>,
-}
-
-/// The event that an upload waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UploadWait {
-    /// The client has not sent the next bytes.
-    ForClient,
-    /// The upstream has not accepted them.
-    ForUpstream,
-    /// The response: all bytes are sent.
-    ForResponse,
-    /// Nothing: the client's body broke off or was malformed.
-    Never,
 }
 
 /// The reason why a pass ended early.
@@ -169,10 +157,10 @@ where
 
     /// Whether a new pass would send the complete body.
     #[must_use]
-    pub fn holding(&self) -> Holding {
+    pub fn holding(&self) -> Replayable {
         let shared = lock(&self.shared);
         let is_broken = shared.source_state == SourceState::Broken;
-        if shared.buffer.loss().is_none() && !is_broken { Holding::Whole } else { Holding::Lost }
+        if shared.buffer.loss().is_none() && !is_broken { Replayable::Whole } else { Replayable::Lost }
     }
 
     /// The time of the last bytes from the client, or of the beginning of the request before the first ones.
@@ -408,17 +396,6 @@ where
 
 fn lock<B>(shared: &Arc<Mutex<Shared<B>>>) -> MutexGuard<'_, Shared<B>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl fmt::Display for UploadWait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ForClient => "waiting for the client's body",
-            Self::ForUpstream => "waiting for the upstream to accept the body",
-            Self::ForResponse => "waiting for the response",
-            Self::Never => "the client's body broke off",
-        })
-    }
 }
 
 #[cfg(test)]

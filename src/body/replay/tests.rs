@@ -84,7 +84,7 @@ async fn every_attempt_sends_the_same_bytes() {
     let replay = Replay::hold(script(&["hello ", "world"]), &ample_budget());
     for _ in 0..3 {
         assert_eq!(all(replay.attempt()).await, "hello world");
-        assert_eq!(replay.holding(), Holding::Whole);
+        assert_eq!(replay.holding(), Replayable::Whole);
     }
 }
 
@@ -134,7 +134,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
         let attempt = replay.attempt();
         assert!(!attempt.is_end_stream());
         assert_eq!(all(attempt).await, "hello world", "{bound}");
-        assert_eq!(replay.holding(), if is_kept { Holding::Whole } else { Holding::Lost });
+        assert_eq!(replay.holding(), if is_kept { Replayable::Whole } else { Replayable::Lost });
     }
     // The requested bytes, and the piece that exceeds them.
     let replay = Replay::hold(script(&["hello", " ", "world"]), &ample_budget());
@@ -145,7 +145,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
 
 #[tokio::test]
 async fn a_body_beyond_its_bound_loses_only_its_replay() {
-    for (bound, expected) in [(10, Holding::Whole), (9, Holding::Lost)] {
+    for (bound, expected) in [(10, Replayable::Whole), (9, Replayable::Lost)] {
         let memory = budget(bound, 0);
         let replay = Replay::hold(script(&["hello", "world"]), &memory);
         assert_eq!(all(replay.attempt()).await, "helloworld");
@@ -170,11 +170,11 @@ async fn all_bodies_share_one_bound() {
         assert!(all(replay.attempt()).await.ends_with(b"12345"));
     }
     let holding = [one.holding(), two.holding(), small.holding()];
-    assert_eq!(holding, [Holding::Whole, Holding::Lost, Holding::Whole]);
+    assert_eq!(holding, [Replayable::Whole, Replayable::Lost, Replayable::Whole]);
     drop(one);
     assert_eq!(memory.memory_bytes(), 0);
     assert!(all(three.attempt()).await.ends_with(b"12345"));
-    assert_eq!(three.holding(), Holding::Whole);
+    assert_eq!(three.holding(), Replayable::Whole);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_body_that_breaks_off_is_broken_for_every_attempt() {
     let mut first = replay.attempt();
     assert_eq!(poll(&mut first), chunk("a"));
     assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
-    assert_eq!((replay.holding(), first.upload().waiting()), (Holding::Lost, UploadWait::Never));
+    assert_eq!((replay.holding(), first.upload().waiting()), (Replayable::Lost, UploadWait::Never));
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ fn a_released_body_is_discarded_once_it_is_sent() {
     assert_eq!(poll(&mut second), chunk("c"));
     assert_eq!(upload.start(9).0, "");
     assert_eq!(poll(&mut second), chunk("d"));
-    assert_eq!((upload.passed_bytes(), replay.holding()), (4, Holding::Lost));
+    assert_eq!((upload.passed_bytes(), replay.holding()), (4, Replayable::Lost));
 }
 
 /// A client that sends these pieces, waiting before some of them.
@@ -279,7 +279,7 @@ proptest! {
             all(replay.attempt()).await
         });
         prop_assert_eq!(arrived, sent);
-        prop_assert_eq!(replay.holding(), Holding::Whole);
+        prop_assert_eq!(replay.holding(), Replayable::Whole);
         drop(replay);
         prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     }
@@ -326,7 +326,7 @@ async fn check_lost(change: impl Fn(&mut BufferLimits), expected: Loss) {
     let large = "x".repeat(300_000);
     let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &budget);
     assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request continues");
-    assert_eq!((replay.holding(), replay.loss()), (Holding::Lost, Some(expected)));
+    assert_eq!((replay.holding(), replay.loss()), (Replayable::Lost, Some(expected)));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
@@ -350,7 +350,7 @@ async fn bytes_read_ahead_are_the_first_of_every_pass() {
     assert_eq!(poll(&mut attempt), chunk("hello"));
     assert_eq!(all(attempt).await, " world");
     assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!(replay.holding(), Holding::Whole);
+    assert_eq!(replay.holding(), Replayable::Whole);
 }
 
 #[tokio::test]
@@ -370,7 +370,7 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
     let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
     replay.peek_body(99, Duration::from_secs(60)).await;
     assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!(replay.holding(), Holding::Lost);
+    assert_eq!(replay.holding(), Replayable::Lost);
 }
 
 #[tokio::test]
