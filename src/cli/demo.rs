@@ -123,7 +123,7 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode
     ))?;
     let plural = if replayed == 1 { "request was" } else { "requests were" };
     view.result(&format!("{replayed} {plural} refused by one key and served by the next"))?;
-    view.result(&format!("{recorded} credits booked, {charged} charged by the simulated ElevenLabs"))?;
+    view.result(&format!("{recorded} credits recorded, {charged} charged by the simulated ElevenLabs"))?;
     view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
     Ok(if failures == 0 && recorded == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

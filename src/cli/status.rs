@@ -214,7 +214,7 @@ fn drift_lines(details: &Details) -> String {
         if *drift == 0 || details.keys.iter().take(index).any(is_repeated) {
             continue;
         }
-        let cause = if *drift > 0 { "spent by others or unpriced" } else { "booked and never charged" };
+        let cause = if *drift > 0 { "spent by others or unpriced" } else { "recorded and never charged" };
         let (key, credits) = (cut(short_key, 19), short(drift.unsigned_abs()));
         text.push_str(&format!("\nDrift of {key}: {credits} credits {cause}"));
     }
