@@ -4,14 +4,14 @@
 
 mod fingerprint;
 mod redactor;
-mod service;
+mod supabase_key;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use fingerprint::{Fingerprint, TokenFingerprint};
 pub use redactor::{Passed, Redaction, Redactor};
-pub use service::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
+pub use supabase_key::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
 
 /// The short form of a key: its first and last characters.
 ///

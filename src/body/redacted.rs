@@ -1,5 +1,5 @@
-//! Removes the keys of the pool from a response body. A piece without a key is forwarded unchanged; `packed`
-//! searches compressed bodies.
+//! Replaces the pool's keys in a response body by their short forms. A chunk without a key is forwarded
+//! unchanged. `packed` searches compressed bodies, which end with an error when they contain a key.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use super::decode::Coding;
 use super::packed::{self, Turn, Withheld};
 use crate::secret::{Passed, Redaction, Redactor};
 
-/// A body in which keys are replaced by their short forms. It keeps the announced length: where a
-/// short form replaced a longer key, spaces are appended at the end, which JSON documents and texts
-/// allow. A compressed body that contains a key, or whose search does not fit the buffer budget,
+/// A body in which keys are replaced by their short forms. It keeps the length of `Content-Length`: where a
+/// short form replaced a longer key, spaces are appended at the end, which JSON and plain text
+/// tolerate. A compressed body that contains a key, or whose search does not fit the buffer budget,
 /// ends with an error instead.
 #[derive(Debug)]
 pub struct Redacted<B> {
@@ -38,7 +38,7 @@ struct Plain {
     redaction: Redaction,
     /// Bytes of the announced length that are still to be sent; `None` when no length was announced.
     unsent_length: Option<u64>,
-    /// Trailers, which follow the bytes held back.
+    /// Trailers to send after the held-back bytes.
     trailers: Option<HeaderMap>,
     /// Whether the body has ended and only held-back bytes and padding remain.
     has_ended: bool,
@@ -63,7 +63,7 @@ impl<B: Body> Redacted<B> {
         Self { body, search: redactor.map_or(PlainOrCompressed::Off, plain) }
     }
 
-    /// Searches a body with these codings, given in the order in which they were applied, for keys. With
+    /// Searches for keys in a body that is encoded with these codings, in the order of their application. With
     /// `None`, for codings that cannot be decoded, the encoded bytes are searched. The buffers of the search
     /// through a compressed body count against `budget`.
     pub fn coded(

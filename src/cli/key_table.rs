@@ -1,5 +1,5 @@
-//! Formats the table of keys at the start: name, plan, used credits, reset date and state. With the
-//! symbols of the log it has at most 80 columns.
+//! Formats the table of keys that is printed at startup: name or short key, plan, used credits, reset date
+//! and state. Including the prefix of a log line, no line is wider than 80 characters.
 
 use super::table::{Alignment, Table, cut, short};
 use crate::policy::key_state::KeyStatus;
@@ -11,8 +11,8 @@ const MAX_NAME_CHARS: usize = 16;
 /// Maximum characters of a plan. `business` is the longest known plan.
 const MAX_PLAN_CHARS: usize = 8;
 
-/// Formats the table, with the column titles in the first line. If keys have names, the table shows
-/// the names and not the plans.
+/// Formats the table, with the column titles in the first line. If any key has a name, the table
+/// shows names instead of plans.
 pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
     let has_names = keys.iter().any(|snapshot| snapshot.key.name().is_some());
     let titles = [

@@ -178,7 +178,7 @@ fn check_host(host: &str) -> Result<String, WrongValue> {
             Err(_) => Err(WrongValue::new(format!("{} is no IPv6 address", shown(inner)))),
         };
     }
-    let wrong = || WrongValue::new(format!("{} is no host name", shown(host)));
+    let wrong = || WrongValue::new(format!("{} is not a valid host name", shown(host)));
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
@@ -282,8 +282,8 @@ mod tests {
     fn hosts_and_paths_are_plain() {
         check("https://", "! the URL has no host");
         check("https:///x", "! the URL has no host");
-        check("https://a..b", "! `a..b` is no host name");
-        check("https://-a", "! `-a` is no host name");
+        check("https://a..b", "! `a..b` is not a valid host name");
+        check("https://-a", "! `-a` is not a valid host name");
         check("https://1.2.3", "! `1.2.3` is no IPv4 address");
         check("https://[::g]", "! `::g` is no IPv6 address");
         check("https://a b", "! ' ' cannot be part of a URL");

@@ -23,7 +23,8 @@ pub(super) fn shown(text: &str) -> String {
     format!("`{shown}`")
 }
 
-/// Whether `text` contains a possible key: `sk_…`, or a long sequence of letters and digits.
+/// Whether `text` contains a possible key: `sk_…`, or at least 20 letters, digits or
+/// underscores in a row, with a digit.
 pub(super) fn looks_secret(text: &str) -> bool {
     let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
     text.split(|character| !is_word(character)).any(|run| {
@@ -34,8 +35,8 @@ pub(super) fn looks_secret(text: &str) -> bool {
 
 /// Masks a line of a TOML file. `section` is the preceding header, see [`section_at`].
 ///
-/// Headers are shown, and in known sections also names with harmless values. In every other line
-/// the name is shown and the value is masked.
+/// Section headers are shown, and in known sections also names with harmless values. Otherwise only the
+/// name is shown; a line without `=`, or whose name looks like a secret, is masked as a whole.
 pub(super) fn line(line: &str, section: Option<&str>) -> String {
     let line = line.trim_end();
     if looks_secret(line.split('=').next().unwrap_or_default()) {

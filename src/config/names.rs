@@ -7,7 +7,7 @@ use super::mask::shown;
 use super::problem::WrongValue;
 use crate::policy::headers::why_not_forwarded;
 
-/// Parses a host name as in a `Host` header without its port; `*` for any.
+/// Parses a host name without a port, or `*` for any host.
 pub(super) fn host(text: &str) -> Result<String, WrongValue> {
     let name = text.trim().to_ascii_lowercase();
     let is_name =
@@ -15,7 +15,7 @@ pub(super) fn host(text: &str) -> Result<String, WrongValue> {
     if is_name || name == "*" {
         return Ok(name);
     }
-    Err(WrongValue::new(format!("{} is no host name", shown(text)))
+    Err(WrongValue::new(format!("{} is not a valid host name", shown(text)))
         .advise("write the name alone, for example keys.example.com, or * for any"))
 }
 
@@ -30,7 +30,7 @@ pub(super) fn origin(text: &str) -> Result<String, WrongValue> {
     if host_and_port.is_some_and(is_host_and_port) {
         return Ok(origin);
     }
-    Err(WrongValue::new(format!("{} is no origin", shown(text)))
+    Err(WrongValue::new(format!("{} is not a valid origin", shown(text)))
         .advise("write scheme and host, without a path, for example https://app.example.com"))
 }
 
@@ -43,7 +43,7 @@ pub(super) fn base_url(text: &str) -> Result<String, WrongValue> {
 pub(super) fn header(text: &str) -> Result<String, WrongValue> {
     let name = HeaderName::try_from(text.trim()).ok().filter(|name| !name.as_str().contains('*'));
     let Some(name) = name else {
-        return Err(WrongValue::new(format!("{} is no header", shown(text)))
+        return Err(WrongValue::new(format!("{} is not a valid header name", shown(text)))
             .advise("write the name alone, for example X-Forwarded-For"));
     };
     match why_not_forwarded(&name) {

@@ -1,5 +1,5 @@
-//! The settings of the mirror: Supabase's address, its key, and the timing. The address and the key
-//! are also read from the environment variables of Supabase's own tools, which an app's environment
+//! The settings for copying key states and events to Supabase (the mirror): the project's URL, the API key
+//! and the timing. The URL and the key are also read from the environment variables of Supabase's own tools, which an app's environment
 //! often contains.
 
 use std::fmt;
@@ -93,7 +93,7 @@ impl fmt::Display for SupabaseUrl {
 impl FromStr for SupabaseUrl {
     type Err = WrongValue;
 
-    /// The path of the API is optional. An empty text is no URL.
+    /// The path of the API is optional. An empty string means no URL.
     fn from_str(text: &str) -> Result<Self, WrongValue> {
         const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
         let text = text.trim();
@@ -114,7 +114,7 @@ impl FromStr for SupabaseUrl {
     }
 }
 
-/// The sources of the settings with the address and the key.
+/// Where the settings of the URL and of the key were written, for error messages.
 pub(super) struct SettingSpans<'a> {
     pub(super) url: Option<SourceSpan>,
     pub(super) secret_key_file: Option<SourceSpan>,
@@ -129,7 +129,7 @@ pub(super) struct ServiceKeySearch {
 }
 
 impl SupabaseConfig {
-    /// Finds the address and the key in the environment, the service's credentials and the
+    /// Finds the address and the key in the environment, systemd credentials and the
     /// settings. If only one of the two is found, a warning names the other.
     pub(super) fn find_key(
         &mut self,
@@ -149,7 +149,7 @@ impl SupabaseConfig {
             let span = SourceSpan::of(ValueOrigin::Variable(URL.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
-                // An invalid variable without a key is no error: another app may use it.
+                // An invalid variable without a key is not an error: another app may use it.
                 Err(_) if key.is_none() => {}
                 Err(wrong) => search.problems.push(span.problem(wrong)),
             }

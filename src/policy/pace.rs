@@ -1,24 +1,24 @@
-//! Computes when usage records are committed: immediately after a pause, and at intervals while records
-//! keep arriving. Many records then share a commit, because a commit of any size costs a flush of the
-//! disk.
+//! Decides when usage records are committed: at once if the last commit is at least one interval old,
+//! otherwise when the interval ends or a batch is full. Records that arrive in one interval share a commit,
+//! because a commit of any size costs one fsync.
 
 use std::time::Duration;
 
-/// Records per second from which on commits are a full interval apart.
+/// At this many records per second or more, commits are a full interval apart.
 const FULL_PACE: u64 = 1_000;
-/// At a low rate, the interval is divided by this number: few records are lost in a crash, and commits
-/// are still few.
-const MIN_DIVISOR: u64 = 5;
+/// At low rates, the interval is divided by this number: a crash loses few records, and commits are still
+/// rare.
+const MIN_INTERVAL_DIVISOR: u64 = 5;
 
 /// The time between the beginnings of two commits, when `records` arrived in the `span` before. It grows
 /// with the rate up to `max_interval`, so that commits cost little in comparison with the requests.
 #[must_use]
 pub fn interval(records: u64, span: Duration, max_interval: Duration) -> Duration {
     // A few records that arrive together are not a rate.
-    let span = span.max(max_interval / MIN_DIVISOR as u32);
+    let span = span.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
     let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
     let pace = records.saturating_mul(1_000_000) / span_us;
-    let pace = u32::try_from(pace.clamp(FULL_PACE / MIN_DIVISOR, FULL_PACE)).unwrap_or(u32::MAX);
+    let pace = u32::try_from(pace.clamp(FULL_PACE / MIN_INTERVAL_DIVISOR, FULL_PACE)).unwrap_or(u32::MAX);
     max_interval.saturating_mul(pace) / FULL_PACE as u32
 }
 

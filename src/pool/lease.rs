@@ -1,4 +1,4 @@
-//! A reservation of a key for one request: a slot in its concurrency group, and credits that no other
+//! A reservation of a key for one attempt: a slot in its concurrency group, and credits that no other
 //! request can spend meanwhile.
 
 use std::sync::Arc;
@@ -19,8 +19,8 @@ pub struct Lease {
     /// Credits still reserved. On release, all of them are charged when a request was sent and its cost
     /// is unknown.
     reserved: u64,
-    /// Whether the same credits were also taken from the provider's reports of the key's cap and of
-    /// the workspace's credits.
+    /// Whether these credits were also subtracted from the balance that ElevenLabs reported last: for the
+    /// key's cap, and for the workspace.
     reported: [bool; 2],
     since: UnixMs,
     /// Whether a request was sent with the key, which may have been charged.

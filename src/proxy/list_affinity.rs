@@ -1,5 +1,5 @@
-//! Stores the account whose lists each client reads: the first account that served the client. A client's
-//! list of voices thus stays the same when its requests use other keys. Kept in memory only.
+//! Remembers, per client, the account that last served it a list. That account is tried first for its next
+//! list, so that the client keeps seeing the same voices. Kept in memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

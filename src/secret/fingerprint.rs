@@ -1,10 +1,10 @@
 //! Digests that identify secrets where the secrets themselves must not appear. Keys and client
 //! tokens have separate types, so that neither can be compared with, or stored as, the other.
 //!
-//! The plain SHA-256 of a key is a secret itself: ElevenLabs signs its calls to a key owner's
-//! server (HS256) with it. A key's digest therefore has a domain prefix, and the plain digest
+//! The plain SHA-256 of a key is a secret itself: ElevenLabs uses it as the HS256
+//! secret when it signs calls to the key owner's server. A key's digest therefore has a domain prefix, and the plain digest
 //! exists only inside [`Fingerprint::retired`], which recognizes database rows that an earlier
-//! version has written.
+//! version wrote.
 
 use std::fmt;
 
@@ -67,14 +67,15 @@ impl Fingerprint {
     }
 
     /// Replaces a plain digest that an earlier version has written: SHA-256 of `keychoir:key:0:`
-    /// and the digest's 64 digits. `None` for a text that is no such digest.
+    /// and the digest's 64 digits. `None` for any other text.
     pub(crate) fn retired(plain: &str) -> Option<Self> {
         let is_digest =
             plain.len() == 64 && plain.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_digest.then(|| Self(Digest::of(&[RETIRED_DOMAIN, plain.as_bytes()])))
     }
 
-    /// The same for the plain digest of `key`: rows with this fingerprint belong to the key.
+    /// The fingerprint that [`retired`](Self::retired) gives for the plain digest of `key`: rows with it belong to
+    /// the key.
     pub(crate) fn retired_of(key: &str) -> Option<Self> {
         Self::retired(&Digest::of(&[key.as_bytes()]).to_string())
     }

@@ -1,5 +1,5 @@
-//! Processes a request in a fixed order, which tests rely on: checks the head, reads the body,
-//! applies a fault, responds and records.
+//! Handles one request to the simulated provider: checks the head, picks the scripted fault, reads the
+//! body unless the fault comes first, responds and records. Tests rely on this order.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,9 +30,9 @@ use super::socket;
 use super::tracked_stream::Flushes;
 use super::world::{PendingRequest, Presented, World};
 
-/// The size of a huge error body. A proxy should not buffer as many bytes.
+/// The size of a huge error body. A proxy should not buffer this many bytes.
 const HUGE_BYTES: usize = 100_000;
-/// Values in a scripted refusal that the request does not contain: the limit of custom voices, a
+/// Placeholders for values of a scripted refusal that are not in the request: the limit of custom voices, a
 /// model, a format.
 const VOICES: u64 = 10;
 const MODEL: &str = "eleven_v3";
@@ -58,7 +58,7 @@ pub(super) struct Service {
     pub(super) world: World,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
-    /// Notifies tasks of the simulator's end, including tasks that outlive their connection.
+    /// Notifies tasks of the simulator's shutdown, including tasks that outlive their connection.
     pub(super) shutdown: watch::Receiver<()>,
 }
 
@@ -236,7 +236,7 @@ impl Service {
     }
 }
 
-/// The numbers for a scripted refusal. They are consistent: exhausted credits have no remainder,
+/// The numbers for a scripted refusal. They are consistent: when credits are exhausted, none remain,
 /// and a concurrency limit is at least 1.
 pub(super) fn facts_of_fault(world: &World, presented: Presented, needed: u64) -> Facts {
     let state = world.state();

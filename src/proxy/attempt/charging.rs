@@ -1,5 +1,5 @@
-//! Charges the client's quota for an attempt: by the response; if there is none, depending on whether a byte
-//! was sent.
+//! Charges the client's quota and settles the workspace's credits for an attempt: by the response; if there is
+//! none, depending on whether a byte was sent.
 
 use super::{Attempt, PendingCharge, unknown_credits};
 use crate::clock;

@@ -2,19 +2,19 @@
 
 use super::record::{AttemptRecord, OwnershipUpdate};
 
-/// Usage records and ownership changes.
+/// Usage records and ownership updates.
 #[derive(Debug, Default)]
 pub struct UsageBatch {
-    /// The records of attempts. Those of one thread are in the order in which they were sent.
+    /// The records of attempts. Records that one thread has queued keep their order.
     pub attempts: Vec<AttemptRecord>,
-    /// The ownership changes, in the same order.
+    /// The ownership updates. Those that one thread has queued keep their order.
     pub owners: Vec<OwnershipUpdate>,
-    /// Number of entries: one per record, and one per set of ownership changes.
+    /// Number of entries: one per record, and one per set of ownership updates.
     pub entries: u64,
 }
 
 impl UsageBatch {
-    /// Whether there are no records and no ownership changes.
+    /// Whether there are no records and no ownership updates.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.attempts.is_empty() && self.owners.is_empty()

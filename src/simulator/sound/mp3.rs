@@ -57,7 +57,7 @@ impl Mp3Frames {
         Self { cursor, version, rate: rate.into(), kbps, frames_total, frame: 0, granule: 0 }
     }
 
-    /// The size of all frames. Padding keeps the size of the first `n` frames within a byte of the
+    /// The size of all frames. Padding keeps the size of the first `n` frames within one byte of the
     /// bit rate, so the size is a division.
     pub(super) fn bytes_total(&self) -> u64 {
         self.bytes_before(self.frames_total)
@@ -139,7 +139,7 @@ impl Mp3Frames {
             for _region in 0..3 {
                 bits.push(1, 5); // Huffman table 1
             }
-            bits.push(6, 4); // regions: any cut that stays inside the 22 bands, all use one table
+            bits.push(6, 4); // regions: any split within the 22 bands: all regions use one table
             bits.push(6, 3);
             if self.version == Version::Mpeg1 {
                 bits.push(0, 1); // no pre-emphasis
@@ -166,7 +166,7 @@ impl Iterator for Mp3Frames {
 /// Writes a spectral line with Huffman table 1, which codes pairs of magnitudes up to one: 00 is
 /// `1`, 01 is `001`, 10 is `01`.
 ///
-/// The line is positive in each granule. Measured with a decoder, equal signs give a pure tone at
+/// The line is positive in each granule. A decoder showed that equal signs give a pure tone at
 /// the edge of the line, and alternating signs give a warbling tone.
 fn write_line(bits: &mut Bits, line: u64) {
     for _pair in 0..line / 2 {
