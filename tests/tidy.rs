@@ -141,7 +141,7 @@ const PURE_ITEMS: &[&str] = &[
 /// Maximum lines of a file without its tests.
 const MAX_LINES: usize = 420;
 
-/// Words that cannot be right in a sentence about a proxy: they name nobody.
+/// Words that cannot be right in a sentence about a proxy: they name no subject.
 const FORBIDDEN: &[&str] = &["whoever", "somebody", "strangers", "the house"];
 
 /// Names that any module may give to a type of its own.

@@ -107,7 +107,7 @@ async fn a_voice_is_spoken_by_the_account_that_has_it() {
 #[tokio::test]
 async fn a_missing_voice_gets_the_providers_response() {
     let proxy = start_proxy(three()).await;
-    let answer = proxy.post(&speech("voice-of-nobody"), &text()).await;
+    let answer = proxy.post(&speech("unknown-voice"), &text()).await;
     assert_eq!(answer.status(), 404);
     assert!(!answer.headers().contains_key("x-keychoir-error"));
     assert_eq!(answer.json::<Value>().await.unwrap()["detail"]["code"], "voice_not_found");
@@ -183,7 +183,7 @@ async fn a_request_is_continued_by_its_account_only() {
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
     assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
-    assert_eq!(proxy.hits(&KEYS)[2], 0, "nobody else was asked");
+    assert_eq!(proxy.hits(&KEYS)[2], 0, "no other key was sent");
 
     // Without it, the next account speaks.
     let second = proxy.speak(3).await;
@@ -207,7 +207,7 @@ async fn resources_of_two_owners_are_refused_and_named() {
     );
     let message = answer.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("a voice and an earlier request"), "{message}");
-    assert_eq!(proxy.hits(&KEYS), before, "nobody was asked");
+    assert_eq!(proxy.hits(&KEYS), before, "no key was sent");
     proxy.close().await;
 }
 

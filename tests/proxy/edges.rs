@@ -1,13 +1,12 @@
 //! Forwarding of headers and paths between client and provider, and the pages for browsers.
 
 use crate::support::{
-    CLIENT_TOKEN, ONE, TWO, TestProxy, assert_ours, loopback, start_proxy, start_proxy_with,
+    CLIENT_TOKEN, ONE, TWO, TestProxy, assert_ours, fixed_upstream, send_raw, start_proxy, start_proxy_with,
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
-use keychoir::tasks::Tasks;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,19 +15,10 @@ fn plan() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// Sends raw bytes and reads until the server closes.
-async fn raw(proxy: &TestProxy, request: &str) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
 /// The response to a request of a target.
 async fn asked(proxy: &TestProxy, method: &str, target: &str, headers: &str) -> String {
     let head = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
-    raw(proxy, &head).await
+    send_raw(proxy, &head).await
 }
 
 /// The request headers that the provider received.
@@ -49,25 +39,9 @@ fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 /// A proxy whose upstream sends this response to every request.
 async fn before(said: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let listener = loopback().await;
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let said = said.to_owned();
-    Tasks::new().spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let said = said.clone();
-            Tasks::new().spawn(async move {
-                let mut head = Vec::new();
-                while let Ok(byte) = stream.read_u8().await {
-                    head.push(byte);
-                    if head.ends_with(b"\r\n\r\n") {
-                        stream.write_all(said.as_bytes()).await.unwrap();
-                    }
-                }
-            });
-        }
-    });
+    let url = fixed_upstream(said.as_bytes()).await;
     start_proxy_with(plan(), |config| {
-        config.upstream.base_url = url.parse().unwrap();
+        config.upstream.base_url = url;
         config.quota_polling.enabled = false;
         change(config);
     })

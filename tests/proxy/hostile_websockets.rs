@@ -166,7 +166,7 @@ async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
         session.push(&bytes).await;
         let (_, end) = session.rest().await;
         closed_with(&end, code, what);
-        assert_eq!(proxy.running.waiting(), 0, "{what}: its place is given back before it is told");
+        assert_eq!(proxy.running.waiting(), 0, "{what}: the waiting place is released before the answer");
     }
 }
 

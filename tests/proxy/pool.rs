@@ -59,7 +59,7 @@ async fn two_requests_never_both_pass_a_nearly_empty_key() {
     let answers = join_all((0..40).map(|_| proxy.speak(9))).await;
     assert!(answers.iter().all(|answer| answer.status() == 200));
     drop(answers);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and nobody was refused");
+    assert_eq!(proxy.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and no request was refused");
     proxy.close().await;
 }
 

@@ -3,38 +3,20 @@
 
 use std::io::Write;
 
-use crate::support::{ONE, TWO, TestProxy, loopback, start_proxy, start_proxy_with};
+use crate::support::{ONE, TWO, TestProxy, fixed_upstream, start_proxy, start_proxy_with};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use keychoir::config::Config;
 use keychoir::simulator::{Plan, WorkspacePlan};
-use keychoir::tasks::Tasks;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const SHORT: &str = "sk_key_numb...00001";
 
 /// A proxy whose upstream sends `said` to every request, and leaves the connection open.
 async fn before(said: &[u8], change: impl FnOnce(&mut Config)) -> TestProxy {
-    let listener = loopback().await;
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let said = said.to_vec();
-    Tasks::new().spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let said = said.clone();
-            Tasks::new().spawn(async move {
-                let mut head = Vec::new();
-                while let Ok(byte) = stream.read_u8().await {
-                    head.push(byte);
-                    if head.ends_with(b"\r\n\r\n") {
-                        stream.write_all(&said).await.unwrap();
-                    }
-                }
-            });
-        }
-    });
+    let url = fixed_upstream(said).await;
     start_proxy_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
-        config.upstream.base_url = url.parse().unwrap();
+        config.upstream.base_url = url;
         config.quota_polling.enabled = false;
         change(config);
     })

@@ -222,7 +222,7 @@ async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
     let hits = proxy.hits(&[ONE, TWO]);
     assert_eq!(hits, [1, 1]);
     assert_ours(&proxy.speak(10).await, 401, "all_keys_exhausted");
-    assert_eq!(proxy.hits(&[ONE, TWO]), hits, "an empty pool asks nobody");
+    assert_eq!(proxy.hits(&[ONE, TWO]), hits, "an empty pool sends nothing upstream");
     proxy.close().await;
 }
 

@@ -1,31 +1,24 @@
 //! Forwarded data is forwarded byte for byte; data that must not leave the proxy does not.
 
-use crate::support::{CLIENT_TOKEN, ONE, SPEECH, TWO, TestProxy, start_proxy, start_proxy_with, wait_until};
+use crate::support::{
+    CLIENT_TOKEN, ONE, SPEECH, TWO, TestProxy, send_raw, start_proxy, start_proxy_with, wait_until,
+};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 fn plan() -> Plan {
     Plan::of([(ONE, 100_000), (TWO, 100_000)])
 }
 
-/// Sends raw bytes and reads until the server closes.
-async fn raw(proxy: &TestProxy, request: &str) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
 /// The provider's view of a raw request with this line and these headers.
 async fn echoed(proxy: &TestProxy, line: &str, headers: &str) -> Value {
     let answer =
-        raw(proxy, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"))
+        send_raw(proxy, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"))
             .await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
@@ -74,7 +67,8 @@ async fn any_method_but_trace_and_connect_is_forwarded() {
     }
     for line in ["TRACE /v1/simulator/echo", "CONNECT example.com:443"] {
         let answer =
-            raw(&proxy, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+            send_raw(&proxy, &format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+                .await;
         assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     }
     proxy.close().await;

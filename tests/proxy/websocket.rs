@@ -300,8 +300,8 @@ async fn origin_and_subprotocols_are_forwarded_without_a_token() {
     let [(_, socket)] = sessions(&proxy).try_into().unwrap();
     assert_eq!(socket.protocols, ["convai"]);
     assert_eq!(socket.origin.as_deref(), Some("https://app.example"));
-    let stranger = handshake(&proxy, ECHO, &[("origin", "https://evil.example")]).await;
-    assert_eq!(stranger.err().unwrap().0, 403);
+    let foreign_origin = handshake(&proxy, ECHO, &[("origin", "https://evil.example")]).await;
+    assert_eq!(foreign_origin.err().unwrap().0, 403);
     drop(session);
     proxy.close().await;
 }

@@ -16,9 +16,11 @@ use keychoir::app::{self, AppConfig, Drained, Running};
 use keychoir::config::{BaseUrl, Config};
 use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::{Fault, Ledger, Plan, Simulator};
+use keychoir::tasks::Tasks;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 pub const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 pub const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
@@ -80,6 +82,38 @@ async fn run(config: &Config) -> (Running, String) {
 
 pub async fn loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// Sends raw bytes and reads until the server closes.
+pub async fn send_raw(proxy: &TestProxy, request: &str) -> String {
+    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The base URL of an upstream that sends `response` after every request head, and leaves the
+/// connection open.
+pub async fn fixed_upstream(response: &[u8]) -> BaseUrl {
+    let listener = loopback().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let response = response.to_vec();
+    Tasks::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let response = response.clone();
+            Tasks::new().spawn(async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(byte);
+                    if head.ends_with(b"\r\n\r\n") {
+                        stream.write_all(&response).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    url.parse().unwrap()
 }
 
 fn client() -> reqwest::Client {

@@ -74,7 +74,7 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
 async fn another_process_can_parse_the_ledger() {
     let sim = start_with("sk=100").await;
     speech("hello").key("sk").to(&sim).await;
-    speech("hello").key("nobody").to(&sim).await;
+    speech("hello").key("unknown-key").to(&sim).await;
     let text = get("/_simulator/ledger").to(&sim).await;
     let ledger: Ledger = serde_json::from_slice(&text.body).unwrap();
     assert_eq!(ledger, sim.ledger());

@@ -40,7 +40,7 @@ async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
         assert_eq!((stream.status, stream.header("transfer-encoding")), (200, "chunked"));
         assert_eq!(stream.body.len(), whole.body.len());
     }
-    let unknown_voice = form("/v1/speech-to-speech/nobody", &[], 10).key("sk").to(&sim).await;
+    let unknown_voice = form("/v1/speech-to-speech/unknown-voice", &[], 10).key("sk").to(&sim).await;
     assert_eq!(
         (unknown_voice.status, &unknown_voice.json()["detail"]["code"]),
         (404, &json!("voice_not_found"))

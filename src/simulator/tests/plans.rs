@@ -42,7 +42,7 @@ async fn the_library_is_for_paid_plans() {
     assert_eq!(status_and_name(&add("free").await), (402, "payment_required".into()));
     assert_eq!(add("starter").await.json()["voice_id"], "HuLbOdhRlvQQN8oPP0AJ");
     let unknown_voice =
-        post("/v1/voices/add/owner/nobody", r#"{"new_name":"Mine"}"#).key("starter").to(&sim).await;
+        post("/v1/voices/add/owner/unknown-voice", r#"{"new_name":"Mine"}"#).key("starter").to(&sim).await;
     assert_eq!(unknown_voice.status, 404);
     assert_eq!(sim.ledger().totals.charged, 1);
 }

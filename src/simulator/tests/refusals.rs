@@ -140,9 +140,9 @@ async fn the_schema_is_checked_before_the_key() {
 #[tokio::test]
 async fn a_requested_object_must_exist() {
     let sim = start_with("sk=100000").await;
-    let no_voice = "A voice with voice ID 'nobody' was not found.";
+    let no_voice = "A voice with voice ID 'unknown-voice' was not found.";
     check(
-        &post("/v1/text-to-speech/nobody", r#"{"text":"a"}"#).key("sk").to(&sim).await,
+        &post("/v1/text-to-speech/unknown-voice", r#"{"text":"a"}"#).key("sk").to(&sim).await,
         404,
         &typed("not_found", "voice_not_found", no_voice, "voice_not_found"),
     );

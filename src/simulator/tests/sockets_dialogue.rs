@@ -88,7 +88,7 @@ async fn a_refusal_names_the_wrong_parameter() {
     check(DIALOGUE, &[json!({})], "missing_required_field", json!("voices")).await;
     check(DIALOGUE, &[json!({ "voices": vec![RACHEL; 11] })], "missing_required_field", json!("voices"))
         .await;
-    check(DIALOGUE, &[json!({ "voices": ["nobody"] })], "voice_not_found", Value::Null).await;
+    check(DIALOGUE, &[json!({ "voices": ["unknown-voice"] })], "voice_not_found", Value::Null).await;
     check(DIALOGUE, &[voices.clone(), voices.clone()], "invalid_parameters", json!("voices")).await;
     let foreign = json!({ "inputs": [line(GEORGE, "x")] });
     check(DIALOGUE, &[voices.clone(), foreign], "invalid_voice_id", json!("inputs")).await;

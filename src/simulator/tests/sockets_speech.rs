@@ -169,7 +169,7 @@ async fn an_invalid_speech_session_is_refused() {
         );
         assert_eq!(client.receive_close().await.0, 1_008);
     };
-    check("/v1/text-to-speech/nobody/stream-input", r#"{"text":"a"}"#, "voice_not_found").await;
+    check("/v1/text-to-speech/unknown-voice/stream-input", r#"{"text":"a"}"#, "voice_not_found").await;
     check(&format!("{SPEECH}?model_id=none"), r#"{"text":"a"}"#, "model_not_found").await;
     check(&format!("{SPEECH}?output_format=none"), r#"{"text":"a"}"#, "invalid_output_format").await;
     check(SPEECH, "no JSON", "json_invalid").await;

@@ -147,7 +147,7 @@ def test_when_all_is_spent_the_sdk_raises_its_own_error_after_one_request(house)
 
     with pytest.raises(ApiError):
         client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
-    assert started.simulator.ledger()["totals"]["requests"] == before, "an empty pool asks nobody"
+    assert started.simulator.ledger()["totals"]["requests"] == before, "an empty pool sends nothing upstream"
     started.keychoir.process.line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
     ended = [event for event in started.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
     assert len(ended) == 1, "and the SDK does not try again"
