@@ -1,5 +1,5 @@
-//! The document of `GET /api/keychoir-keys`: details of the keys that the fixed status document has
-//! no fields for.
+//! The document of `GET /api/keychoir-keys`: details of the keys. Separate from the status document, which apps
+//! rely on and which therefore gets no new fields.
 
 use serde::Serialize;
 
@@ -9,11 +9,11 @@ use crate::policy::key_state::{CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Pool, Restriction};
 
-/// The whole document, in pool order.
+/// The document. Its keys are in pool order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyDetails {
-    /// Number of requests that wait in the queue for a key.
+    /// Number of requests that are queued for a key.
     waiting: usize,
     /// When all credits will be used up at the current rate, if that is before the next reset.
     spent_by: Option<String>,
@@ -25,9 +25,9 @@ pub struct KeyDetails {
 struct KeyDetail {
     short_key: String,
     name: Option<String>,
-    /// The configured workspace; a key without one is a workspace of its own.
+    /// The configured workspace. Each key without one is treated as a separate workspace.
     workspace: Option<String>,
-    /// The plan's name at the provider.
+    /// The provider's name of the plan.
     plan: Option<String>,
     /// The status of the status document, extended by `near_limit`.
     state: &'static str,
@@ -36,24 +36,25 @@ struct KeyDetail {
     reason: Option<&'static str>,
     /// Advice for the operator.
     advice: Option<&'static str>,
-    /// When this state began, and when it ends by itself.
+    /// When this state started.
     since: Option<String>,
+    /// When this state ends automatically.
     until: Option<String>,
     /// The operations that the key can still serve.
     possible: &'static str,
     /// The refusals of the key and of its workspace.
     evidence: Vec<EvidenceDetail>,
-    /// Operations refused to the key or its plan that other keys may serve; requests for them go to
-    /// other keys first.
+    /// Operations that the provider refused for the key or its plan. Requests for them use other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// Credits by which the provider's usage of this period exceeded the recorded usage, since the start.
+    /// Credits by which the provider's usage of this period exceeded the recorded usage after the program
+    /// started.
     drift: i64,
     in_flight: u32,
     /// Credits of its workspace reserved by concurrent requests.
     reserved: u64,
-    /// Credits per day that its workspace uses, at the rate of the last hours.
+    /// Credits that its workspace uses per day at the rate of the last hours.
     spent_per_day: u64,
-    /// When its workspace's credits will be used up at this rate, if that is before their reset.
+    /// When the credits of its workspace will be used up at this rate, if that is before their reset.
     spent_by: Option<String>,
 }
 
@@ -84,59 +85,60 @@ struct RestrictionDetail {
 }
 
 impl KeyDetails {
-    /// The document for the keys of `pool` at `now`.
+    /// Creates the document for the keys of `pool` at `now`.
     #[must_use]
-    pub fn of(pool: &Pool, now: UnixMs) -> Self {
+    pub fn new(pool: &Pool, now: UnixMs) -> Self {
         let detail = |snapshot: &KeySnapshot| {
             let workspace = snapshot.key.workspace();
             let (reason, until) = match snapshot.state {
                 KeyState::Usable => (None, None),
-                KeyState::Resting { reason, until } => (Some(reason), until),
+                KeyState::CoolingDown { reason, until } => (Some(reason), until),
             };
-            let evidence: Vec<&Evidence> = snapshot.of_key.iter().chain(&snapshot.of_workspace).collect();
-            let since = evidence.iter().map(|known| known.at).min().filter(|_| reason.is_some());
-            let cannot = pool.restrictions().of(&snapshot.key, now);
+            let evidence: Vec<&Evidence> =
+                snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence).collect();
+            let since = evidence.iter().map(|evidence| evidence.at).min().filter(|_| reason.is_some());
+            let cannot = pool.restrictions().for_key(&snapshot.key, now);
             KeyDetail {
                 state: if reason.is_none() && snapshot.is_near_limit {
                     "near_limit"
                 } else {
-                    snapshot.state.status().word()
+                    snapshot.state.status().as_str()
                 },
-                reason: reason.map(CooldownReason::word),
+                reason: reason.map(CooldownReason::as_str),
                 advice: reason.and_then(advice),
                 since: since.map(UnixMs::rfc3339),
                 until: until.map(UnixMs::rfc3339),
-                possible: possible(reason, &cannot),
-                evidence: evidence.into_iter().map(EvidenceDetail::of).collect(),
-                cannot: cannot.iter().map(RestrictionDetail::of).collect(),
+                possible: possible_operations(reason, &cannot),
+                evidence: evidence.into_iter().map(EvidenceDetail::new).collect(),
+                cannot: cannot.iter().map(RestrictionDetail::new).collect(),
                 short_key: snapshot.key.api_key().short().to_string(),
                 name: snapshot.key.name().map(str::to_owned),
                 workspace: workspace.membership().name().map(str::to_owned),
                 plan: workspace.tier().map(|tier| tier.to_string()),
-                drift: workspace.drift(),
+                drift: workspace.discrepancy(),
                 in_flight: snapshot.key.in_flight(),
                 reserved: workspace.reserved(),
-                spent_per_day: whole(workspace.spent_per_day(now)),
-                spent_by: date(snapshot.forecast),
+                spent_per_day: round(workspace.spent_per_day(now)),
+                spent_by: exhaustion_time(snapshot.forecast),
             }
         };
         Self {
-            waiting: pool.waiting(),
-            spent_by: date(pool.forecast(now)),
+            waiting: pool.queued_requests(),
+            spent_by: exhaustion_time(pool.forecast(now)),
             keys: pool.snapshot(now).iter().map(detail).collect(),
         }
     }
 }
 
 impl EvidenceDetail {
-    fn of(evidence: &Evidence) -> Self {
+    fn new(evidence: &Evidence) -> Self {
         let source = &evidence.source;
         Self {
-            claim: evidence.claim.word(),
-            strength: evidence.strength().word(),
+            claim: evidence.claim.as_str(),
+            strength: evidence.strength().as_str(),
             at: evidence.at.rfc3339(),
             status: source.status,
-            words: source.words.to_string(),
+            words: source.message.to_string(),
             route: source.route.to_string(),
             request_id: source.request_id.to_string(),
         }
@@ -144,21 +146,21 @@ impl EvidenceDetail {
 }
 
 impl RestrictionDetail {
-    fn of(restriction: &Restriction) -> Self {
-        let source = &restriction.source;
+    fn new(restriction: &Restriction) -> Self {
+        let source = &restriction.record.source;
         Self {
             what: restriction.limit.to_string(),
             verdict: restriction.verdict,
             status: source.status,
-            words: source.words.to_string(),
+            words: source.message.to_string(),
             request_id: source.request_id.to_string(),
-            since: restriction.since.rfc3339(),
+            since: restriction.first_refused_at.rfc3339(),
             until: restriction.until.rfc3339(),
         }
     }
 }
 
-/// Advice for the operator about a key that does not serve.
+/// Advice for the operator about a key that needs attention.
 fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,
@@ -174,7 +176,7 @@ fn advice(reason: CooldownReason) -> Option<&'static str> {
 }
 
 /// The operations that a key can still serve.
-fn possible(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static str {
+fn possible_operations(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static str {
     match reason {
         None if cannot.is_empty() => "everything",
         None => "everything but what is listed in cannot",
@@ -186,14 +188,14 @@ fn possible(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static 
     }
 }
 
-fn date(forecast: Forecast) -> Option<String> {
+fn exhaustion_time(forecast: Forecast) -> Option<String> {
     match forecast {
-        Forecast::SpentBy(at) => Some(at.rfc3339()),
-        Forecast::Lasts | Forecast::Unknown => None,
+        Forecast::ExhaustedAt(at) => Some(at.rfc3339()),
+        Forecast::LastsUntilReset | Forecast::Unknown => None,
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people, saturating")]
-fn whole(credits: f64) -> u64 {
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+fn round(credits: f64) -> u64 {
     credits.round() as u64
 }

@@ -1,5 +1,5 @@
-//! Reports in `/readyz` whether a load balancer should send requests to this process, with the states of its
-//! parts.
+//! The readiness of the process: whether a load balancer should send requests to it, computed from the states of
+//! the keys, the store, the mirror, the upstream and the shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,19 +9,19 @@ use serde::Serialize;
 use crate::mirror;
 use crate::pool::KeySnapshot;
 use crate::store;
-use crate::upstream::Reach;
+use crate::upstream::Reachability;
 
-/// Whether the shutdown has begun; a clone shares the value.
+/// Whether the shutdown has started; the flag is shared by all clones.
 #[derive(Clone, Debug, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct DrainFlag(Arc<AtomicBool>);
 
-impl Draining {
+impl DrainFlag {
     /// Marks the start of the shutdown.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether the shutdown has begun.
+    /// Whether the shutdown has started.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
@@ -34,39 +34,40 @@ impl Draining {
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
     status: &'static str,
-    /// `ok`, `none usable`.
+    /// `ok` or `none usable`.
     keys: &'static str,
-    /// `ok`, `failing`.
+    /// `ok` or `failing`.
     store: &'static str,
-    /// `ok`, `unreachable`, or `unknown` before the first connection was tried.
+    /// `ok`, `unreachable`, or `unknown` before the first connection attempt.
     upstream: &'static str,
-    /// `no`, `yes`.
+    /// `yes` or `no`.
     draining: &'static str,
     /// Usage records not yet written to the disk.
     records_waiting: u64,
     /// Usage records that could be neither written nor kept.
     records_lost: u64,
-    /// `off`, `ok`, `failing` (it retries by itself), `paused` (an operator is needed).
+    /// `off`, `ok`, `failing` (retried automatically) or `paused` (an operator is needed).
     mirror: &'static str,
-    /// Rows that Supabase refuses for their content.
+    /// Rows that Supabase refuses because of their content.
     mirror_rows_refused: u64,
 }
 
 impl Readiness {
     /// Computes the readiness from the states of the parts.
     #[must_use]
-    pub fn of(
+    pub fn new(
         keys: &[KeySnapshot],
         store_health: &store::Health,
         mirror: Option<&mirror::MirrorHealth>,
-        reach: Reach,
+        reachability: Reachability,
         is_draining: bool,
     ) -> Self {
         let is_store_failing = store_health.is_failing();
-        let has_key = keys.iter().any(|key| key.state.serves());
+        let has_key = keys.iter().any(|key| key.state.can_serve());
         let mirror_state = mirror.map(mirror::MirrorHealth::state);
-        let needs_operator =
-            is_store_failing || mirror_state == Some(mirror::State::Paused) || reach == Reach::Unreachable;
+        let needs_operator = is_store_failing
+            || mirror_state == Some(mirror::MirrorState::Paused)
+            || reachability == Reachability::Unreachable;
         let status = match (has_key && !is_draining, needs_operator) {
             (false, _) => "unready",
             (true, true) => "degraded",
@@ -76,19 +77,19 @@ impl Readiness {
             status,
             keys: if has_key { "ok" } else { "none usable" },
             store: if is_store_failing { "failing" } else { "ok" },
-            upstream: match reach {
-                Reach::Unknown => "unknown",
-                Reach::Reachable => "ok",
-                Reach::Unreachable => "unreachable",
+            upstream: match reachability {
+                Reachability::Unknown => "unknown",
+                Reachability::Reachable => "ok",
+                Reachability::Unreachable => "unreachable",
             },
             draining: if is_draining { "yes" } else { "no" },
-            records_waiting: store_health.waiting(),
-            records_lost: store_health.lost(),
+            records_waiting: store_health.unwritten_records(),
+            records_lost: store_health.lost_records(),
             mirror: match mirror_state {
                 None => "off",
-                Some(mirror::State::Working) => "ok",
-                Some(mirror::State::Failing) => "failing",
-                Some(mirror::State::Paused) => "paused",
+                Some(mirror::MirrorState::Working) => "ok",
+                Some(mirror::MirrorState::Failing) => "failing",
+                Some(mirror::MirrorState::Paused) => "paused",
             },
             mirror_rows_refused: mirror.map_or(0, mirror::MirrorHealth::refused),
         }

@@ -1,5 +1,6 @@
-//! The metrics that are read when `GET /metrics` is requested: the state of the process, the keys and
-//! workspaces, the usage store, the mirror and the connections. The metrics of requests are in `telemetry`.
+//! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces, the
+//! usage store, the mirror and the connections. The metrics of requests are updated by each request and are in
+//! `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -10,16 +11,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::mirror::{self, State};
+use crate::mirror::{self, MirrorState};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::BufferBudget;
 use crate::server::ConnectionLimiter;
 use crate::store;
-use crate::telemetry::{self, Samples, key_label};
+use crate::telemetry::{self, GaugeSamples, key_label};
 
-/// The state that is exported.
+/// The state that the metrics are read from.
 pub(super) struct MetricSources<'a> {
     pub(super) keys: &'a [KeySnapshot],
     pub(super) queued: usize,
@@ -33,38 +34,38 @@ pub(super) struct MetricSources<'a> {
 const STATUSES: [KeyStatus; 4] =
     [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
 
-/// Digits of a key's fingerprint in labels: enough to distinguish keys with equal short forms.
+/// Digits of a key's fingerprint in labels, enough to distinguish keys with equal short forms.
 const HASH_DIGITS: usize = 12;
 
-/// The state in a registry. Labels are fixed words, names of the configuration, short forms of keys and
-/// parts of their fingerprints: their number is bounded by the keys, and none contains input of a client.
+/// Reads the metrics into a registry. Labels are constants, names from the configuration, short forms of keys and
+/// parts of their fingerprints. The number of keys bounds their number, and they contain no client input.
 pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
     let MetricSources { keys, queued, store_health, mirror, connections, buffers, started_at } = *sources;
-    let mut all = Registry::default();
+    let mut page_registry = Registry::default();
     let help = "When the program was started, in seconds since 1970";
-    all.register("process_start_time_seconds", help, ConstGauge::new(seconds(started_at)));
+    page_registry.register("process_start_time_seconds", help, ConstGauge::new(unix_seconds(started_at)));
     #[cfg(target_os = "linux")]
-    let _ = process(&mut all);
-    let registry = all.sub_registry_with_prefix("keychoir");
+    let _ = register_process_metrics(&mut page_registry);
+    let registry = page_registry.sub_registry_with_prefix("keychoir");
     registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    let count = |count: fn(&mirror::MirrorHealth) -> u64| mirror.map_or(0, count);
+    let mirror_count = |count: fn(&mirror::MirrorHealth) -> u64| mirror.map_or(0, count);
     for (name, help, value) in [
         ("connections", "Client connections that are open", connections.open()),
         ("requests_queued", "Requests that wait for a key", queued as u64),
         ("buffer_memory_bytes", "Memory of the buffers of all requests and sessions", buffers.memory_bytes()),
-        ("buffer_memory_max_bytes", "Maximum memory of these buffers", buffers.memory_max()),
+        ("buffer_memory_max_bytes", "Maximum memory of these buffers", buffers.max_memory()),
         ("buffer_disk_bytes", "Disk space of uploads that may be sent again", buffers.disk_bytes()),
-        ("buffer_disk_max_bytes", "Maximum disk space of these uploads", buffers.disk_max()),
+        ("buffer_disk_max_bytes", "Maximum disk space of these uploads", buffers.max_disk()),
         (
             "usage_store_up",
             "1 while usage records can be written, else 0",
             u64::from(!store_health.is_failing()),
         ),
-        ("usage_records_queued", "Usage records that are not yet written", store_health.waiting()),
+        ("usage_records_queued", "Usage records that are not yet written", store_health.unwritten_records()),
         (
             "mirror_rows_refused",
             "Rows that Supabase refuses for their content",
-            count(mirror::MirrorHealth::refused),
+            mirror_count(mirror::MirrorHealth::refused),
         ),
     ] {
         registry.register(name, help, ConstGauge::new(value));
@@ -82,68 +83,74 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
     }
     for (name, help, value) in [
         ("connections_accepted", "Client connections that were accepted", connections.accepted()),
-        ("log_lines_dropped", "Log lines that could not be written in time", telemetry::dropped()),
-        ("usage_records_written", "Usage records that were written", store_health.written()),
+        ("log_lines_dropped", "Log lines that could not be written in time", telemetry::dropped_lines()),
+        ("usage_records_written", "Usage records that were written", store_health.written_records()),
         (
             "usage_records_dropped",
             "Usage records that could be neither written nor kept",
-            store_health.lost(),
+            store_health.lost_records(),
         ),
-        ("usage_store_errors", "Failed attempts to write usage records", store_health.errors()),
-        ("mirror_rows_sent", "Rows that Supabase has confirmed", count(mirror::MirrorHealth::sent)),
-        ("mirror_failures", "Requests to Supabase that failed", count(mirror::MirrorHealth::failures)),
+        ("usage_store_errors", "Failed attempts to write usage records", store_health.write_errors()),
+        ("mirror_rows_sent", "Rows that Supabase has confirmed", mirror_count(mirror::MirrorHealth::sent)),
+        ("mirror_failures", "Requests to Supabase that failed", mirror_count(mirror::MirrorHealth::failures)),
     ] {
         registry.register(name, help, ConstCounter::new(value));
     }
     let state = mirror.map(mirror::MirrorHealth::state);
     let states = [
         ("off", None),
-        ("working", Some(State::Working)),
-        ("failing", Some(State::Failing)),
-        ("paused", Some(State::Paused)),
+        ("working", Some(MirrorState::Working)),
+        ("failing", Some(MirrorState::Failing)),
+        ("paused", Some(MirrorState::Paused)),
     ];
-    let states = states
-        .map(|(word, workspaces_seen)| ([("state", word.to_owned())], u64::from(workspaces_seen == state)));
+    let states = states.map(|(name, other)| ([("state", name.to_owned())], u64::from(other == state)));
     registry.register(
         "mirror_state",
         "1 for the state of the mirror, 0 for the others",
-        Samples(states.into()),
+        GaugeSamples(states.into()),
     );
-    of_keys(registry, keys);
-    all
+    register_key_metrics(registry, keys);
+    page_registry
 }
 
-fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
-    let all: Vec<&KeySnapshot> = keys.iter().collect();
-    let labels = distinct(&all, |snapshot| key_label(&snapshot.key).to_owned());
-    let each = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
+fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
+    let snapshots: Vec<&KeySnapshot> = keys.iter().collect();
+    let labels = unique_labels(&snapshots, |snapshot| key_label(&snapshot.key).to_owned());
+    let labelled_keys = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
     let counts = STATUSES.map(|status| {
         let count = keys.iter().filter(|key| key.state.status() == status).count();
-        ([("status", status.word().to_owned())], count as u64)
+        ([("status", status.as_str().to_owned())], count as u64)
     });
-    registry.register("keys", "Keys of the pool, by status", Samples(counts.into()));
-    let statuses = each().flat_map(|(key, snapshot)| {
+    registry.register("keys", "Keys of the pool, by status", GaugeSamples(counts.into()));
+    let statuses = labelled_keys().flat_map(|(key, snapshot)| {
         STATUSES.map(|status| {
             let has = snapshot.state.status() == status;
-            ([key.clone(), ("status", status.word().to_owned())], u64::from(has))
+            ([key.clone(), ("status", status.as_str().to_owned())], u64::from(has))
         })
     });
     let help = "1 for the status that a key has, 0 for the others";
-    registry.register("key_status", help, Samples(statuses.collect()));
-    let running = each().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
-    registry.register("key_requests_in_flight", "Requests under way with a key", Samples(running.collect()));
+    registry.register("key_status", help, GaugeSamples(statuses.collect()));
+    let requests = labelled_keys().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
+    registry.register(
+        "key_requests_in_flight",
+        "Requests under way with a key",
+        GaugeSamples(requests.collect()),
+    );
 
     let workspaces = workspaces(keys);
-    let info = each().map(|(key, snapshot)| {
-        let workspace = workspaces.iter().find(|(first, _)| is_same_workspace(first, snapshot));
+    let info = labelled_keys().map(|(key, snapshot)| {
+        let workspace = workspaces.iter().find(|(first_key, _)| is_same_workspace(first_key, snapshot));
         let workspace = workspace.map(|(_, label)| label.clone()).unwrap_or_default();
         let short_key = snapshot.key.api_key().short().to_string();
-        ([key, ("short_key", short_key), ("hash", hash(snapshot)), ("workspace", workspace)], 1_u64)
+        (
+            [key, ("short_key", short_key), ("hash", fingerprint_digits(snapshot)), ("workspace", workspace)],
+            1_u64,
+        )
     });
-    registry.register("key_info", "Always 1; the labels describe the key", Samples(info.collect()));
-    // Figures that the provider has not reported have no sample.
-    type Figure = fn(&KeySnapshot) -> Option<u64>;
-    let figures: [(&str, &str, Figure); 3] = [
+    registry.register("key_info", "Always 1; the labels describe the key", GaugeSamples(info.collect()));
+    // A value that the provider has not reported has no sample.
+    type Credits = fn(&KeySnapshot) -> Option<u64>;
+    let metrics: [(&str, &str, Credits); 3] = [
         ("used", "Credits of a workspace that were used in this period", |snapshot| {
             Some(snapshot.quota.count)
         }),
@@ -152,71 +159,72 @@ fn of_keys(registry: &mut Registry, keys: &[KeySnapshot]) {
             snapshot.quota.limit.map(|_| snapshot.quota.remaining())
         }),
     ];
-    let labelled = || workspaces.iter().map(|(snapshot, label)| ([("workspace", label.clone())], *snapshot));
-    for (name, help, figure) in figures {
-        let samples = labelled().filter_map(|(labels, snapshot)| Some((labels, figure(snapshot)?)));
-        registry.register(format!("workspace_credits_{name}"), help, Samples(samples.collect()));
+    let labelled_workspaces =
+        || workspaces.iter().map(|(snapshot, label)| ([("workspace", label.clone())], *snapshot));
+    for (name, help, credits) in metrics {
+        let samples =
+            labelled_workspaces().filter_map(|(labels, snapshot)| Some((labels, credits(snapshot)?)));
+        registry.register(format!("workspace_credits_{name}"), help, GaugeSamples(samples.collect()));
     }
-    let resets =
-        labelled().filter_map(|(labels, snapshot)| Some((labels, seconds(snapshot.quota.resets_at?))));
+    let resets = labelled_workspaces()
+        .filter_map(|(labels, snapshot)| Some((labels, unix_seconds(snapshot.quota.resets_at?))));
     let help = "When the period of a workspace ends, in seconds since 1970";
-    registry.register("workspace_quota_reset_timestamp_seconds", help, Samples(resets.collect()));
-    let drifts = labelled().map(|(labels, snapshot)| (labels, snapshot.key.workspace().drift()));
+    registry.register("workspace_quota_reset_timestamp_seconds", help, GaugeSamples(resets.collect()));
+    let discrepancies =
+        labelled_workspaces().map(|(labels, snapshot)| (labels, snapshot.key.workspace().discrepancy()));
     let help = "Credits by which the provider's figures of this period were above the recorded ones";
-    registry.register("workspace_billing_discrepancy_credits", help, Samples(drifts.collect()));
+    registry.register("workspace_billing_discrepancy_credits", help, GaugeSamples(discrepancies.collect()));
 }
 
-/// The first key of each workspace, and the workspace's label: its name in the configuration, or the label
-/// of that key.
+/// Returns the first key of each workspace, and the workspace's label: its configured name, or the label of that
+/// key.
 fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
-    let mut workspaces_seen = HashSet::new();
-    let firsts: Vec<&KeySnapshot> = keys
-        .iter()
-        .filter(|snapshot| workspaces_seen.insert(ptr::from_ref(snapshot.key.workspace())))
-        .collect();
-    let labels = distinct(&firsts, |snapshot| {
+    let mut workspaces = HashSet::new();
+    let first_keys: Vec<&KeySnapshot> =
+        keys.iter().filter(|snapshot| workspaces.insert(ptr::from_ref(snapshot.key.workspace()))).collect();
+    let labels = unique_labels(&first_keys, |snapshot| {
         let membership = snapshot.key.workspace().membership();
         membership.name().unwrap_or(key_label(&snapshot.key)).to_owned()
     });
-    firsts.into_iter().zip(labels).collect()
+    first_keys.into_iter().zip(labels).collect()
 }
 
-/// The labels of these keys or of their workspaces. If several have the same label, digits of the fingerprint
-/// are added, because two samples with the same labels make a page invalid.
-fn distinct(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
+/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because two samples with
+/// the same labels make a page invalid.
+fn unique_labels(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
     let mut counts: HashMap<String, usize> = HashMap::new();
     labels.iter().for_each(|label| *counts.entry(label.clone()).or_default() += 1);
     for (label, snapshot) in labels.iter_mut().zip(snapshots) {
         if counts.get(label).is_some_and(|count| *count > 1) {
-            *label = format!("{label}#{}", hash(snapshot));
+            *label = format!("{label}#{}", fingerprint_digits(snapshot));
         }
     }
     labels
 }
 
-fn is_same_workspace(one: &KeySnapshot, other: &KeySnapshot) -> bool {
-    ptr::eq(one.key.workspace(), other.key.workspace())
+fn is_same_workspace(left: &KeySnapshot, right: &KeySnapshot) -> bool {
+    ptr::eq(left.key.workspace(), right.key.workspace())
 }
 
-fn hash(snapshot: &KeySnapshot) -> String {
+fn fingerprint_digits(snapshot: &KeySnapshot) -> String {
     snapshot.key.api_key().fingerprint().to_string().chars().take(HASH_DIGITS).collect()
 }
 
-fn seconds(at: UnixMs) -> f64 {
-    Duration::from_millis(at.0).as_secs_f64()
+fn unix_seconds(time: UnixMs) -> f64 {
+    Duration::from_millis(time.0).as_secs_f64()
 }
 
-/// The standard process metrics of Prometheus' client libraries; values that the system does not report are
-/// omitted.
+/// Registers the standard process metrics of Prometheus client libraries. Values that the system does not report
+/// are omitted.
 #[cfg(target_os = "linux")]
-fn process(registry: &mut Registry) -> procfs::ProcResult<()> {
+fn register_process_metrics(registry: &mut Registry) -> procfs::ProcResult<()> {
     use procfs::WithCurrentSystemInfo;
     use procfs::process::{LimitValue, Process};
 
     let process = Process::myself()?;
     let stat = process.stat()?;
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people; exact for centuries")]
+    #[expect(clippy::cast_precision_loss, reason = "exact for centuries of CPU time")]
     let cpu = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
     registry.register("process_cpu_seconds", "CPU time of the process", ConstCounter::new(cpu));
     for (name, help, value) in [

@@ -1,5 +1,5 @@
-//! Keychoir's own endpoints: the status of the keys, health, metrics, and a front page for
-//! browsers. They read snapshots and never delay a request.
+//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They read
+//! snapshots and never block a proxied request.
 
 mod details;
 mod health;
@@ -17,17 +17,17 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::mirror;
-use crate::policy::client::{Client, Unidentified, authenticate};
+use crate::policy::client::{Client, Unauthenticated, authenticate};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
 use crate::server::ConnectionLimiter;
 use crate::store;
-use crate::telemetry::{Exposition, Meters};
-use crate::upstream::ReachCell;
+use crate::telemetry::{ExpositionFormat, RequestMetrics};
+use crate::upstream::ReachabilityCell;
 
 pub use details::KeyDetails;
-pub use health::{Draining, Readiness};
+pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;
 pub use usage::ClientUsageReport;
 
@@ -42,14 +42,14 @@ pub struct Admin {
     pub store_health: store::Health,
     /// The state of the mirror, if there is one.
     pub mirror: Option<mirror::MirrorHealth>,
-    /// Whether the shutdown has begun.
-    pub draining: Draining,
-    /// The counters of the proxy.
-    pub meters: Meters,
-    /// The client connections and their limit.
+    /// Whether the shutdown has started.
+    pub draining: DrainFlag,
+    /// The metrics of requests.
+    pub meters: RequestMetrics,
+    /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
-    pub reach: ReachCell,
+    pub reachability: ReachabilityCell,
     /// When the program was started.
     pub started_at: UnixMs,
 }
@@ -61,11 +61,11 @@ const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'no
 
 const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 
-/// The path at which every client may read its own usage, whichever paths it may use.
-const USAGE: &str = "/api/keychoir-usage";
+/// The path at which every client may read its own usage, even if its allowed paths do not include it.
+const USAGE_PATH: &str = "/api/keychoir-usage";
 
 impl Admin {
-    /// The response, if the path is one of Keychoir's; every other path is the provider's.
+    /// Returns the response if the path is one of Keychoir's; requests for other paths are proxied.
     #[must_use]
     pub fn response(
         &self,
@@ -78,26 +78,24 @@ impl Admin {
             "/api/elevenlabs-status" => |admin, _, now| admin.status(now),
             "/api/keychoir-keys" => |admin, _, now| admin.details(now),
             "/metrics" => Self::metrics,
-            USAGE => return Some(self.usage(method, uri, headers, now)),
+            USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
             "/readyz" => |admin, _, now| admin.ready(now),
-            // Browsers request these paths from every origin; otherwise the requests would be sent to the
-            // provider with a key.
+            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be sent
+            // to the provider with a key.
             "/" => |_, _, _| front_page(),
-            "/favicon.ico" => |_, _, _| nothing(),
+            "/favicon.ico" => |_, _, _| no_content(),
             "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
             _ => return None,
         };
         if let Some(refusal) = method_not_allowed(method) {
             return Some(refusal);
         }
-        // If clients have tokens, the state of the keys requires one.
-        let is_for_clients =
-            ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
-        if is_for_clients {
-            let refusal = match self.client(uri, headers) {
-                // A client with limited paths may not read the state of the pool, unless its paths
-                // include it.
+        // If clients have tokens, these pages require one.
+        let needs_client = ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
+        if needs_client {
+            let refusal = match self.authenticate_client(uri, headers) {
+                // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,
                 Ok(_) => Some(ProxyError::PathNotAllowed),
                 Err(refusal) => Some(refusal.into()),
@@ -109,11 +107,11 @@ impl Admin {
         Some(page(self, headers, now))
     }
 
-    /// The client that sent the request, if it may read Keychoir's own pages.
-    fn client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unidentified> {
+    /// Authenticates the client, which must be a configured one.
+    fn authenticate_client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unauthenticated> {
         let clients = &self.config.load().clients;
         let caller = authenticate(clients, headers, uri.query())?;
-        if clients.include(&caller) { Ok(caller.client) } else { Err(Unidentified::Wrong) }
+        if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
     /// The usage of the client that sent the request.
@@ -121,44 +119,45 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return refusal;
         }
-        match self.client(uri, headers) {
+        match self.authenticate_client(uri, headers) {
             Ok(client) => {
                 let used = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsageReport::of(&client, &used, now))
+                json(StatusCode::OK, &ClientUsageReport::new(&client, &used, now))
             }
-            Err(refusal) => ProxyError::Unidentified(refusal).response("", now),
+            Err(refusal) => ProxyError::Unauthenticated(refusal).response("", now),
         }
     }
 
     fn status(&self, now: UnixMs) -> Response<Bytes> {
-        json(StatusCode::OK, &StatusDocument::of(&self.pool.snapshot(now)))
+        json(StatusCode::OK, &StatusDocument::new(&self.pool.snapshot(now)))
     }
 
     fn details(&self, now: UnixMs) -> Response<Bytes> {
-        json(StatusCode::OK, &KeyDetails::of(&self.pool, now))
+        json(StatusCode::OK, &KeyDetails::new(&self.pool, now))
     }
 
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         let sources = metrics::MetricSources {
             keys: &self.pool.snapshot(now),
-            queued: self.pool.waiting(),
+            queued: self.pool.queued_requests(),
             mirror: self.mirror.as_ref(),
             store_health: &self.store_health,
             connections: &self.connections,
             buffers: &self.config.load().limits.buffers,
             started_at: self.started_at,
         };
-        let form = Exposition::accepted(headers);
-        let text = form.page(&[self.meters.registry(), &metrics::registry(&sources, now)]);
-        let mut response = page(StatusCode::OK, form.content_type(), text);
+        let format = ExpositionFormat::negotiate(headers);
+        let text = format.write_page(&[self.meters.registry(), &metrics::registry(&sources, now)]);
+        let mut response = page(StatusCode::OK, format.content_type(), text);
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response
     }
 
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
         let keys = self.pool.snapshot(now);
-        let (mirror, reach) = (self.mirror.as_ref(), self.reach.get());
-        let readiness = Readiness::of(&keys, &self.store_health, mirror, reach, self.draining.is_set());
+        let (mirror, reachability) = (self.mirror.as_ref(), self.reachability.get());
+        let readiness =
+            Readiness::new(&keys, &self.store_health, mirror, reachability, self.draining.is_set());
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut response = json(status, &readiness);
         if self.draining.is_set() {
@@ -168,7 +167,7 @@ impl Admin {
     }
 }
 
-/// The response while the process is alive, whatever the state of its parts.
+/// The response of a live process, regardless of the state of its parts.
 fn live() -> Response<Bytes> {
     json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
@@ -180,13 +179,13 @@ fn front_page() -> Response<Bytes> {
     response
 }
 
-fn nothing() -> Response<Bytes> {
+fn no_content() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-/// The refusal of any method but GET and HEAD.
+/// Returns a 405 response if the method is neither GET nor HEAD.
 fn method_not_allowed(method: &Method) -> Option<Response<Bytes>> {
     if method == Method::GET || method == Method::HEAD {
         return None;
@@ -198,15 +197,15 @@ fn method_not_allowed(method: &Method) -> Option<Response<Bytes>> {
 }
 
 fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
-    // These documents consist of numbers and plain words, so serializing cannot fail.
+    // Serializing these documents cannot fail, because they consist of numbers and strings.
     page(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
 }
 
-fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

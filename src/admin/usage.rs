@@ -1,69 +1,68 @@
-//! The document of `GET /api/keychoir-usage`: the pool usage of the requesting client, without data
-//! about keys or other clients.
+//! The document of `GET /api/keychoir-usage`: the usage of the client that requests it, without data about keys
+//! or other clients.
 
 use serde::Serialize;
 
 use crate::policy::client::Client;
-use crate::policy::client_quota::{ClientQuota, Measure, Period};
+use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use crate::policy::units::UnixMs;
-use crate::proxy::Used;
+use crate::proxy::UsageTotals;
 
-/// The whole document.
+/// The document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientUsageReport {
     client: String,
     /// `null` for a client without a quota.
     quota: Option<QuotaReport>,
-    requests: Amounts,
-    credits: Amounts,
+    requests: PeriodTotals,
+    credits: PeriodTotals,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct QuotaReport {
-    /// In the notation of the configuration: `10,000 credits per month`.
+    /// The quota in the notation of the configuration, for example `10,000 credits per month`.
     limit: String,
     amount: u64,
     /// Includes the reservations of concurrent requests.
     used: u64,
     remaining: u64,
-    /// When the period ends; `null` for never.
+    /// When the period ends; `null` if it never ends.
     resets_at: Option<String>,
 }
 
-/// The usage of the current day, of the current month, and since records are kept.
+/// The usage of the current day, of the current month, and of all stored hours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Amounts {
+struct PeriodTotals {
     day: u64,
     month: u64,
     total: u64,
 }
 
 impl ClientUsageReport {
-    /// The document of a client with this usage.
+    /// Creates the document of a client with this usage.
     #[must_use]
-    pub fn of(client: &Client, used: &Used, now: UnixMs) -> Self {
+    pub fn new(client: &Client, used: &UsageTotals, now: UnixMs) -> Self {
         Self {
             client: client.name.as_str().to_owned(),
-            quota: client.rules.quota.map(|quota| QuotaReport::of(quota, used, now)),
-            requests: Amounts::of(used.requests),
-            credits: Amounts::of(used.credits),
+            quota: client.rules.quota.map(|quota| QuotaReport::new(quota, used, now)),
+            requests: PeriodTotals::new(used.requests),
+            credits: PeriodTotals::new(used.credits),
         }
     }
 }
 
 impl QuotaReport {
-    fn of(quota: ClientQuota, used: &Used, now: UnixMs) -> Self {
-        let amounts = match quota.measure {
-            Measure::Requests => used.requests,
-            Measure::Credits => used.credits,
+    fn new(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> Self {
+        let [day, month, total] = match quota.unit {
+            QuotaUnit::Requests => used.requests,
+            QuotaUnit::Credits => used.credits,
         };
-        let [day, month, total] = amounts;
         let used = match quota.period {
             Period::Day => day,
             Period::Month => month,
-            Period::Ever => total,
+            Period::Total => total,
         };
         Self {
             limit: quota.to_string(),
@@ -75,8 +74,8 @@ impl QuotaReport {
     }
 }
 
-impl Amounts {
-    fn of([day, month, total]: [u64; 3]) -> Self {
+impl PeriodTotals {
+    fn new([day, month, total]: [u64; 3]) -> Self {
         Self { day, month, total }
     }
 }
@@ -91,32 +90,32 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
     #[track_caller]
-    fn check(quota: Option<ClientQuota>, expected: &serde_json::Value) {
+    fn check(quota: Option<ClientQuota>, expected_quota: &serde_json::Value) {
         let client = Client { name: ClientName::new("app"), rules: Rules { quota, ..Rules::default() } };
-        let used = Used { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
-        let document = serde_json::to_value(ClientUsageReport::of(&client, &used, NOW)).unwrap();
-        let whole = json!({
+        let used = UsageTotals { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
+        let document = serde_json::to_value(ClientUsageReport::new(&client, &used, NOW)).unwrap();
+        let expected = json!({
             "client": "app",
-            "quota": expected,
+            "quota": expected_quota,
             "requests": {"day": 1, "month": 2, "total": 3},
             "credits": {"day": 40, "month": 50, "total": 60},
         });
-        assert_eq!(document, whole);
+        assert_eq!(document, expected);
     }
 
     #[test]
     fn a_client_sees_its_own_usage() {
         check(None, &json!(null));
-        let quota = |amount, measure, period| Some(ClientQuota { amount, measure, period });
+        let quota = |amount, unit, period| Some(ClientQuota { amount, unit, period });
         check(
-            quota(45, Measure::Credits, Period::Month),
+            quota(45, QuotaUnit::Credits, Period::Month),
             &json!({
                 "limit": "45 credits per month", "amount": 45, "used": 50, "remaining": 0,
                 "resetsAt": "2026-12-01T00:00:00Z",
             }),
         );
         check(
-            quota(5, Measure::Requests, Period::Ever),
+            quota(5, QuotaUnit::Requests, Period::Total),
             &json!({"limit": "5 requests", "amount": 5, "used": 3, "remaining": 2, "resetsAt": null}),
         );
     }

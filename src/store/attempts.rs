@@ -1,7 +1,8 @@
-//! Writes the attempts of a transaction: a row for each in `attempts`, and the sums of their hours.
+//! Writes the attempts of a transaction: a row for each in `attempts`, and their amounts to the sums in
+//! `hours`.
 //!
-//! The id of an attempt is the primary key of its row. After a commit whose result is unknown, a record can
-//! therefore be written again: this changes neither the rows nor the sums.
+//! The id of an attempt is the primary key of its row. A record whose commit had an unknown result can
+//! therefore be written again without changing the rows or the sums.
 
 pub(super) mod migration;
 
@@ -12,52 +13,54 @@ use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, params};
 use uuid::Uuid;
 
-use super::columns::{timestamp, whole};
-use super::outbox::{self, Mirrored};
+use super::columns::{integer, timestamp};
+use super::outbox::{self, MirrorScope};
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::outcome::Outcome;
-use crate::policy::retention::{first_id, hour_of};
+use crate::policy::retention::{start_of_hour, uuid_prefix};
 use crate::policy::units::UnixMs;
 use crate::pool::Key;
 use crate::proxy::{AttemptRecord, CreditSource};
 
-/// The key hash of attempts with a client's own key.
-const OWN_KEY: &str = "own";
+/// The value of `key_hash` for attempts with a client's own key.
+const OWN_KEY_HASH: &str = "own";
 
-/// Upper bound of an amount, far above every real one. Larger amounts are reduced to it. Otherwise one
+/// Maximum stored amount, far above every real one. Larger amounts are reduced to it, because otherwise one
 /// corrupt record could overflow the sums and prevent the other records from being written.
-const AMOUNT_MAX: i64 = 1 << 48;
+const MAX_AMOUNT: i64 = 1 << 48;
 
 /// The columns: first the common columns of a group of attempts, then the others.
 const INTO: &str = "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
     id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
     credits, first_byte_ms, total_ms) VALUES ";
-const COMMON: usize = 9;
-const COLUMNS: usize = COMMON + 12;
+const COMMON_COLUMNS: usize = 9;
+const COLUMNS: usize = COMMON_COLUMNS + 12;
 
-/// Rows that one statement inserts; this is a tenth less work per row than one statement for each row.
-const CHUNK: usize = 8;
+/// Rows that one statement inserts. Compared with one statement per row, this saves a tenth of the work per
+/// row.
+const ROWS_PER_INSERT: usize = 8;
 
 /// Inserts the attempts that are not in the file yet, and adds them to their hours.
 pub(super) fn write(
     transaction: &Transaction<'_>,
     attempts: &[AttemptRecord],
-    mirrored: Mirrored,
+    mirror_scope: MirrorScope,
 ) -> Result<(), rusqlite::Error> {
     let row = format!("({}?)", "?, ".repeat(COLUMNS - 1));
-    let rows = [&*row; CHUNK].join(", ");
+    let rows = [&*row; ROWS_PER_INSERT].join(", ");
     let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
     let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
     let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
-    let (mut groups, group_indices) = grouped(attempts);
-    for (chunk, group_indices) in attempts.chunks(CHUNK).zip(group_indices.chunks(CHUNK)) {
-        let are_inserted = insert_rows.try_chunk(chunk, group_indices, &groups)?;
+    let (mut groups, group_indices) = group_by_common_columns(attempts);
+    for (chunk, group_indices) in attempts.chunks(ROWS_PER_INSERT).zip(group_indices.chunks(ROWS_PER_INSERT))
+    {
+        let are_inserted = insert_rows.try_insert_chunk(chunk, group_indices, &groups)?;
         for (attempt, &group_index) in chunk.iter().zip(group_indices) {
             let group = &mut groups[group_index];
             if attempt.is_price && add_price(transaction, attempt)? {
-                group.sums.add_price(attempt);
-                if mirrored == Mirrored::KeysAndEvents {
-                    outbox::put_event_again(transaction, &attempt.id.to_string())?;
+                group.amounts.add_price(attempt);
+                if mirror_scope == MirrorScope::KeysAndEvents {
+                    outbox::put_changed_event(transaction, &attempt.id.to_string())?;
                 }
                 continue;
             }
@@ -67,21 +70,21 @@ pub(super) fn write(
                     continue;
                 }
             }
-            group.sums.add(attempt);
-            if mirrored == Mirrored::KeysAndEvents {
+            group.amounts.add(attempt);
+            if mirror_scope == MirrorScope::KeysAndEvents {
                 outbox::put_event(transaction, &attempt.id.to_string())?;
             }
         }
     }
-    // Nothing is added for attempts that were in the file already.
-    for group in groups.iter().filter(|group| group.sums != HourAmounts::default()) {
+    // A group has no amounts if all its attempts were in the file already.
+    for group in groups.iter().filter(|group| group.amounts != HourAmounts::default()) {
         add_to_hour(transaction, group)?;
     }
     Ok(())
 }
 
-/// The common columns of attempts of an hour. Keys are compared by address; two of the same key, before
-/// and after a reload, add to the same sums in the file.
+/// The common columns of attempts of an hour. Keys are compared by their addresses. After a reload a key may
+/// have another address, and both groups then add to the same sums in the file.
 #[derive(PartialEq, Eq, Hash)]
 struct CommonColumns<'a> {
     hour: UnixMs,
@@ -95,22 +98,22 @@ struct CommonColumns<'a> {
     credits_from: CreditSource,
 }
 
-/// Attempts with the same common columns: the texts of these columns, which are formatted once, and the
-/// amounts that the transaction adds to their hour.
+/// Attempts with the same common columns. Their text columns are formatted once, and their amounts are added
+/// to their hour together.
 struct AttemptGroup<'a> {
     first: &'a AttemptRecord,
     key_hash: String,
     workspace: Option<String>,
     route: String,
-    sums: HourAmounts,
+    amounts: HourAmounts,
 }
 
-/// The groups of the attempts, and for each attempt the index of its group.
-fn grouped(attempts: &[AttemptRecord]) -> (Vec<AttemptGroup<'_>>, Vec<usize>) {
+/// Returns the groups of the attempts, and for each attempt the index of its group.
+fn group_by_common_columns(attempts: &[AttemptRecord]) -> (Vec<AttemptGroup<'_>>, Vec<usize>) {
     let (mut groups, mut indices) = (Vec::new(), HashMap::new());
     let group_index = |attempt| {
-        *indices.entry(CommonColumns::of(attempt)).or_insert_with(|| {
-            groups.push(AttemptGroup::of(attempt));
+        *indices.entry(CommonColumns::new(attempt)).or_insert_with(|| {
+            groups.push(AttemptGroup::new(attempt));
             groups.len() - 1
         })
     };
@@ -119,9 +122,9 @@ fn grouped(attempts: &[AttemptRecord]) -> (Vec<AttemptGroup<'_>>, Vec<usize>) {
 }
 
 impl<'a> CommonColumns<'a> {
-    fn of(attempt: &'a AttemptRecord) -> Self {
+    fn new(attempt: &'a AttemptRecord) -> Self {
         Self {
-            hour: hour_of(attempt.started_at),
+            hour: start_of_hour(attempt.started_at),
             key: attempt.key.as_deref().map(std::ptr::from_ref),
             client: attempt.client.as_str(),
             method: &attempt.method,
@@ -135,15 +138,16 @@ impl<'a> CommonColumns<'a> {
 }
 
 impl<'a> AttemptGroup<'a> {
-    fn of(first: &'a AttemptRecord) -> Self {
+    fn new(first: &'a AttemptRecord) -> Self {
         let key = first.key.as_ref();
         let membership = key.map(|key| key.workspace().membership());
         Self {
             first,
-            key_hash: key.map_or_else(|| OWN_KEY.to_owned(), |key| key.api_key().fingerprint().to_string()),
+            key_hash: key
+                .map_or_else(|| OWN_KEY_HASH.to_owned(), |key| key.api_key().fingerprint().to_string()),
             workspace: membership.and_then(|membership| membership.name().map(str::to_owned)),
             route: first.route.to_string(),
-            sums: HourAmounts::default(),
+            amounts: HourAmounts::default(),
         }
     }
 }
@@ -151,24 +155,24 @@ impl<'a> AttemptGroup<'a> {
 /// A prepared statement that inserts one or more rows.
 struct Insert<'t> {
     statement: CachedStatement<'t>,
-    /// The group whose common columns are bound, for each row of the statement.
-    bound: [Option<usize>; CHUNK],
+    /// For each row of the statement, the index of the group whose common columns are bound.
+    bound_groups: [Option<usize>; ROWS_PER_INSERT],
 }
 
 impl<'t> Insert<'t> {
     fn new(statement: CachedStatement<'t>) -> Self {
-        Self { statement, bound: [None; CHUNK] }
+        Self { statement, bound_groups: [None; ROWS_PER_INSERT] }
     }
 
-    /// Inserts a whole chunk, if it consists of new attempts; otherwise returns false and inserts
-    /// nothing.
-    fn try_chunk(
+    /// Inserts a whole chunk of new attempts. Returns false without inserting anything if the chunk is too
+    /// short, contains a price, or contains an attempt that is in the file already.
+    fn try_insert_chunk(
         &mut self,
         chunk: &[AttemptRecord],
         group_indices: &[usize],
         groups: &[AttemptGroup<'_>],
     ) -> Result<bool, rusqlite::Error> {
-        if chunk.len() < CHUNK || chunk.iter().any(|attempt| attempt.is_price) {
+        if chunk.len() < ROWS_PER_INSERT || chunk.iter().any(|attempt| attempt.is_price) {
             return Ok(false);
         }
         for (row, (attempt, &group_index)) in chunk.iter().zip(group_indices).enumerate() {
@@ -176,15 +180,14 @@ impl<'t> Insert<'t> {
         }
         match self.statement.raw_execute() {
             Ok(_) => Ok(true),
-            // One of them is in the file already. SQLite has undone this statement, not the
-            // transaction.
+            // An attempt is in the file already. SQLite has undone this statement, but not the transaction.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Binds the columns of an attempt to the parameters of a row. Parameters keep their values from
-    /// one execution to the next, so the common columns are bound when the group changes.
+    /// Binds the columns of an attempt to the parameters of a row. Parameters keep their values between
+    /// executions, so the common columns are only bound when the group changes.
     fn bind(
         &mut self,
         row: usize,
@@ -192,8 +195,8 @@ impl<'t> Insert<'t> {
         group_index: usize,
         AttemptGroup { key_hash, workspace, route, .. }: &AttemptGroup<'_>,
     ) -> Result<(), rusqlite::Error> {
-        if self.bound[row].replace(group_index) != Some(group_index) {
-            let columns: [&dyn ToSql; COMMON] = [
+        if self.bound_groups[row].replace(group_index) != Some(group_index) {
+            let columns: [&dyn ToSql; COMMON_COLUMNS] = [
                 &attempt.client.as_str(),
                 key_hash,
                 workspace,
@@ -201,14 +204,14 @@ impl<'t> Insert<'t> {
                 route,
                 &attempt.model.as_deref(),
                 &attempt.status,
-                &attempt.outcome.word(),
-                &attempt.credits_from.word(),
+                &attempt.outcome.as_str(),
+                &attempt.credits_from.as_str(),
             ];
-            self.bind_from(row * COLUMNS + 1, columns)?;
+            self.bind_columns(row * COLUMNS + 1, columns)?;
         }
         let mut buffer = Uuid::encode_buffer();
         let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
-        let columns: [&dyn ToSql; COLUMNS - COMMON] = [
+        let columns: [&dyn ToSql; COLUMNS - COMMON_COLUMNS] = [
             &id,
             &&*attempt.request_id,
             &attempt.number,
@@ -216,39 +219,42 @@ impl<'t> Insert<'t> {
             &amount(attempt.request_bytes),
             &amount(attempt.response_bytes),
             &attempt.characters.map(amount),
-            &attempt.audio.map(millis),
+            &attempt.audio.map(milliseconds),
             &attempt.credits_reserved.map(amount),
             &amount(attempt.credits),
-            &attempt.first_byte.map(millis),
-            &millis(attempt.total),
+            &attempt.first_byte.map(milliseconds),
+            &milliseconds(attempt.total),
         ];
-        self.bind_from(row * COLUMNS + COMMON + 1, columns)
+        self.bind_columns(row * COLUMNS + COMMON_COLUMNS + 1, columns)
     }
 
-    fn bind_from<const N: usize>(
+    fn bind_columns<const N: usize>(
         &mut self,
-        first: usize,
+        first_parameter: usize,
         columns: [&dyn ToSql; N],
     ) -> Result<(), rusqlite::Error> {
-        (first..)
+        (first_parameter..)
             .zip(columns)
             .try_for_each(|(parameter, column)| self.statement.raw_bind_parameter(parameter, column))
     }
 }
 
-/// Writes the price of an attempt that was recorded without one; returns whether there is such an
-/// attempt.
+/// Sets the price of an attempt that was written without one; returns false if there is no row of that
+/// attempt without a price.
 fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<bool, rusqlite::Error> {
-    const PRICE: &str =
+    const SET_PRICE: &str =
         "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
-    let [from, unknown] = [attempt.credits_from, CreditSource::Unknown].map(CreditSource::word);
-    let columns = params![attempt.id.to_string(), amount(attempt.credits), from, unknown];
-    let updated = transaction.prepare_cached(PRICE)?.execute(columns)?;
-    Ok(updated == 1)
+    let parameters = params![
+        attempt.id.to_string(),
+        amount(attempt.credits),
+        attempt.credits_from.as_str(),
+        CreditSource::Unknown.as_str()
+    ];
+    Ok(transaction.prepare_cached(SET_PRICE)?.execute(parameters)? == 1)
 }
 
-/// The amounts that a transaction adds to an hour. The number of attempts in a transaction is too
-/// small for an overflow.
+/// The amounts that a transaction adds to an hour, in the columns [`SUM_COLUMNS`]. A transaction has too few
+/// attempts for an overflow.
 #[derive(Default, PartialEq, Eq)]
 struct HourAmounts {
     attempts: i64,
@@ -283,11 +289,24 @@ impl HourAmounts {
     }
 }
 
+/// The columns of `hours` that are sums.
+pub(super) const SUM_COLUMNS: [&str; 9] = [
+    "attempts",
+    "served",
+    "request_bytes",
+    "response_bytes",
+    "characters",
+    "credits",
+    "unpriced",
+    "quota_requests",
+    "quota_credits",
+];
+
 fn add_to_hour(
     transaction: &Transaction<'_>,
-    AttemptGroup { first, key_hash, route, sums, .. }: &AttemptGroup<'_>,
+    AttemptGroup { first, key_hash, route, amounts, .. }: &AttemptGroup<'_>,
 ) -> Result<(), rusqlite::Error> {
-    // A sum stops at 2^53, far above real amounts and still exact in every language.
+    // Sums are limited to 2^53, which is far above real amounts and exact as a floating-point number.
     let mut statement = transaction.prepare_cached(
         "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
             response_bytes, characters, credits, unpriced, quota_requests, quota_credits)
@@ -305,55 +324,54 @@ fn add_to_hour(
             quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
     )?;
     statement.execute(params![
-        timestamp(hour_of(first.started_at)),
+        timestamp(start_of_hour(first.started_at)),
         key_hash,
         first.client.as_str(),
         route,
         first.model.as_deref().unwrap_or(""),
-        sums.attempts,
-        sums.served,
-        sums.request_bytes,
-        sums.response_bytes,
-        sums.characters,
-        sums.credits,
-        sums.unpriced,
-        sums.quota_requests,
-        sums.quota_credits,
+        amounts.attempts,
+        amounts.served,
+        amounts.request_bytes,
+        amounts.response_bytes,
+        amounts.characters,
+        amounts.credits,
+        amounts.unpriced,
+        amounts.quota_requests,
+        amounts.quota_credits,
     ])?;
     Ok(())
 }
 
-/// Deletes at most `rows_max` of the attempts that began before `oldest`; returns how many.
-pub(super) fn delete_some(
+/// Deletes at most `max_rows` attempts that started before `oldest`; returns their number.
+pub(super) fn delete_older(
     connection: &Connection,
     oldest: UnixMs,
-    rows_max: u16,
+    max_rows: u16,
 ) -> Result<usize, rusqlite::Error> {
-    // Ids begin with the time, so no index is needed to find the rows. Both times are equal, except for
-    // records of an earlier version: one of those may be slightly older or newer than the limit.
-    const OLD: &str = "DELETE FROM attempts WHERE id IN (
+    // Ids start with a time, so the primary key is an index by time. In records of earlier versions this time
+    // may differ slightly from `started_at_ms`, so both are compared.
+    const DELETE_OLDER: &str = "DELETE FROM attempts WHERE id IN (
         SELECT id FROM attempts WHERE id < ?1 AND started_at_ms < ?2 LIMIT ?3)";
-    let mut first = [0; 16];
-    first[..6].copy_from_slice(&first_id(oldest));
-    let mut buffer = Uuid::encode_buffer();
-    let first: &str = Uuid::from_bytes(first).hyphenated().encode_lower(&mut buffer);
-    connection.prepare_cached(OLD)?.execute(params![first, timestamp(oldest), rows_max])
+    let mut id = [0; 16];
+    id[..6].copy_from_slice(&uuid_prefix(oldest));
+    let first_kept_id = Uuid::from_bytes(id).to_string();
+    connection.prepare_cached(DELETE_OLDER)?.execute(params![first_kept_id, timestamp(oldest), max_rows])
 }
 
 /// Deletes all attempts and their outbox rows.
 pub(super) fn delete_all(connection: &Connection) -> Result<(), rusqlite::Error> {
-    // With a trigger, SQLite would delete row by row, which costs as much as the inserts.
+    // With its trigger, SQLite would delete row by row, at the cost of inserting the rows.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-    let deleted = connection.execute_batch("DELETE FROM attempts; DELETE FROM outbox_events");
+    let result = connection.execute_batch("DELETE FROM attempts; DELETE FROM outbox_events");
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
-    deleted
+    result
 }
 
-/// An amount as a column stores it.
+/// Converts an amount to the value of its column, at most [`MAX_AMOUNT`].
 fn amount(amount: u64) -> i64 {
-    whole(amount).min(AMOUNT_MAX)
+    integer(amount).min(MAX_AMOUNT)
 }
 
-fn millis(span: std::time::Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+fn milliseconds(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,13 +1,18 @@
-//! Converts times and numbers to the integers that the columns of all tables store.
+//! Converts times and numbers to and from the signed 64-bit integers of SQLite's columns.
 
 use crate::policy::units::UnixMs;
 
-/// A time as a column stores it, in Unix milliseconds.
-pub(super) fn timestamp(at: UnixMs) -> i64 {
-    whole(at.0)
+/// Converts a time to the Unix milliseconds of a column.
+pub(super) fn timestamp(time: UnixMs) -> i64 {
+    integer(time.0)
 }
 
-/// Converts to SQLite's signed integers.
-pub(super) fn whole(number: u64) -> i64 {
+/// Converts a number to SQLite's signed integers; a larger number becomes the largest of them.
+pub(super) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Converts a column to an unsigned number; a negative value, which only a corrupt row contains, becomes 0.
+pub(super) fn unsigned(column: i64) -> u64 {
+    u64::try_from(column).unwrap_or(0)
 }

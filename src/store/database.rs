@@ -1,5 +1,5 @@
-//! The open database, which detects when its file was moved or replaced: SQLite would continue to write to
-//! the unlinked file, and the data would be lost.
+//! The open database. It detects that its file was moved, removed or replaced: SQLite would continue to
+//! write to the unlinked file, and the data would be lost.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
-use super::names;
+use super::key_names;
 use super::open::companion;
 use super::refusals::RefusalRows;
 use crate::policy::units::UnixMs;
@@ -21,30 +21,29 @@ pub(super) struct Database {
     pub(super) connection: Connection,
     /// The stored refusals that restrictions are computed from.
     pub(super) refusals: RefusalRows,
-    /// When the logs of owners were last compacted, if ever.
+    /// When the log of owners was last compacted.
     pub(super) owners_compacted_at: Option<UnixMs>,
     file: Option<DatabaseFile>,
 }
 
-/// The path and identity of the file when it was opened.
+/// The path of the file, and its identity when it was opened.
 #[derive(Debug)]
 struct DatabaseFile {
     path: PathBuf,
     identity: FileIdentity,
 }
 
-/// The identity of the database file and its log, whatever their names. SQLite continues to write to unlinked
-/// files, and that data could never be read again.
+/// The device and inode numbers of the database file and its write-ahead log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileIdentity {
     file: (u64, u64),
-    /// `None` where the file system cannot keep a log.
+    /// `None` if the log does not exist.
     log: Option<(u64, u64)>,
 }
 
 impl FileIdentity {
-    fn of(path: &Path) -> io::Result<Self> {
-        let inode = |path: &Path| fs::metadata(path).map(|seen| (seen.dev(), seen.ino()));
+    fn read(path: &Path) -> io::Result<Self> {
+        let inode = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
         Ok(Self { file: inode(path)?, log: inode(&companion(path, "-wal")).ok() })
     }
 }
@@ -54,10 +53,10 @@ impl Database {
         Self::new(connection, None)
     }
 
-    /// Wraps a connection to the file at `path` that has already read from it, so that its log
+    /// Wraps a connection to the file at `path`. The connection must have read from the file, so that its log
     /// exists.
-    pub(super) fn of_file(connection: Connection, path: &Path) -> io::Result<Self> {
-        let file = DatabaseFile { path: path.to_owned(), identity: FileIdentity::of(path)? };
+    pub(super) fn in_file(connection: Connection, path: &Path) -> io::Result<Self> {
+        let file = DatabaseFile { path: path.to_owned(), identity: FileIdentity::read(path)? };
         Ok(Self::new(connection, Some(file)))
     }
 
@@ -65,28 +64,29 @@ impl Database {
         Self { connection, refusals: RefusalRows::default(), owners_compacted_at: None, file }
     }
 
-    /// Renames the rows that an earlier version wrote of these keys, see [`names`].
-    pub(super) fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
-        if let Err(error) = names::recognize(&mut self.connection, keys) {
+    /// Renames the rows of these keys that an earlier version stored under other names, see
+    /// [`key_names`]. A failure is logged.
+    pub(super) fn rename_keys<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
+        if let Err(error) = key_names::rename_keys(&mut self.connection, keys) {
             tracing::warn!(
                 event = "old_names_kept",
-                "What an earlier version has recorded of the keys cannot be found now ({error}); the next start tries \
-                 again"
+                "The records that an earlier version stored for the keys cannot be renamed: {error}; the next start \
+                 tries again"
             );
         }
     }
 
     /// Whether the file was removed or replaced, so that written data would be lost.
     pub(super) fn is_gone(&self) -> bool {
-        self.file
-            .as_ref()
-            .is_some_and(|file| !FileIdentity::of(&file.path).is_ok_and(|now| now == file.identity))
+        self.file.as_ref().is_some_and(|file| {
+            FileIdentity::read(&file.path).map_or(true, |current| current != file.identity)
+        })
     }
 
-    /// Closes the connection without a checkpoint: another file may be at the path now, or the file must stay
-    /// unchanged.
-    pub(super) fn abandon(self) {
-        // A connection that refuses this setting is closed too.
+    /// Closes the connection without a checkpoint, because the path may name another file by now, or because
+    /// the file must stay unchanged.
+    pub(super) fn close_without_checkpoint(self) {
+        // If the setting is refused, the connection is still closed.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 }

@@ -1,6 +1,6 @@
-//! Serializes the evidence about keys and workspaces as JSON in the row of the key, because it is read as a
-//! whole, also by operators who debug. The conclusions are not stored, because a later version may derive
-//! others.
+//! Serializes the evidence about a key and its workspace as JSON for the row of the key. JSON suits it because
+//! it is always read as a whole, and operators can read it. The conclusions from the evidence are not stored,
+//! because a later version may draw other conclusions.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::{ClaimedFault, Evidence};
 use crate::policy::units::UnixMs;
 
-/// The refusals of a key.
+/// The evidence in the row of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredEvidence {
     /// Evidence about the key itself.
-    pub(super) of_key: Vec<Evidence>,
+    pub(super) key_evidence: Vec<Evidence>,
     /// Evidence about its workspace.
-    pub(super) of_workspace: Vec<Evidence>,
+    pub(super) workspace_evidence: Vec<Evidence>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,51 +48,53 @@ struct Entry {
     source: StoredSource,
 }
 
-/// Serializes the evidence for its column.
-pub(super) fn write(of_key: &[Evidence], of_workspace: &[Evidence]) -> String {
-    if of_key.is_empty() && of_workspace.is_empty() {
+/// Serializes the evidence.
+pub(super) fn to_json(key_evidence: &[Evidence], workspace_evidence: &[Evidence]) -> String {
+    if key_evidence.is_empty() && workspace_evidence.is_empty() {
         return "{}".to_owned();
     }
-    let entries = |evidence: &[Evidence]| evidence.iter().map(entry).collect();
-    let document = EvidenceDocument { key: entries(of_key), workspace: entries(of_workspace) };
+    let entries = |evidence: &[Evidence]| evidence.iter().map(to_entry).collect();
+    let document = EvidenceDocument { key: entries(key_evidence), workspace: entries(workspace_evidence) };
     // Numbers and strings always serialize.
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// Parses a column. Unreadable entries are skipped: the provider will refuse the key again.
-pub(super) fn read(text: &str) -> Stored {
-    let Ok(document) = serde_json::from_str::<EvidenceDocument>(text) else { return Stored::default() };
-    let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(of_entry).collect();
-    Stored { of_key: evidence(document.key), of_workspace: evidence(document.workspace) }
+/// Parses the evidence. Unreadable entries are skipped, because the provider will refuse the key again.
+pub(super) fn from_json(json: &str) -> StoredEvidence {
+    let Ok(document) = serde_json::from_str::<EvidenceDocument>(json) else {
+        return StoredEvidence::default();
+    };
+    let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(from_entry).collect();
+    StoredEvidence { key_evidence: evidence(document.key), workspace_evidence: evidence(document.workspace) }
 }
 
-fn entry(evidence: &Evidence) -> Entry {
-    let Evidence { claim, at, named_span, is_agreed, source } = evidence;
-    let (mut figures, mut by_estimate, mut group) = (None, None, None);
+fn to_entry(evidence: &Evidence) -> Entry {
+    let Evidence { claim, at, retry_after, is_repeated_elsewhere, source } = evidence;
+    let (mut credits, mut left_by_estimate, mut group) = (None, None, None);
     match claim {
-        ClaimedFault::Credits { figures: known, left_by_estimate } => {
-            (figures, by_estimate) = (*known, known.map(|_| *left_by_estimate));
+        ClaimedFault::Credits { figures, left_by_estimate: estimate } => {
+            (credits, left_by_estimate) = (*figures, figures.map(|_| *estimate));
         }
-        ClaimedFault::RateLimited(limited) => group = Some(limited.index()),
+        ClaimedFault::RateLimited(limited_group) => group = Some(limited_group.index()),
         ClaimedFault::Locked
         | ClaimedFault::Suspected
         | ClaimedFault::InvalidKey
         | ClaimedFault::WrongHost => {}
     }
     Entry {
-        claim: claim.word().to_owned(),
+        claim: claim.as_str().to_owned(),
         at_ms: at.0,
-        retry_after_ms: named_span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
-        agreed: *is_agreed,
-        left: figures.map(|(left, _)| left),
-        required: figures.map(|(_, required)| required),
-        left_by_estimate: by_estimate,
+        retry_after_ms: retry_after.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        agreed: *is_repeated_elsewhere,
+        left: credits.map(|(left, _)| left),
+        required: credits.map(|(_, required)| required),
+        left_by_estimate,
         concurrency_group: group,
         source: source.into(),
     }
 }
 
-fn of_entry(entry: Entry) -> Option<Evidence> {
+fn from_entry(entry: Entry) -> Option<Evidence> {
     let group = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
         "credits" => ClaimedFault::Credits {
@@ -109,8 +111,8 @@ fn of_entry(entry: Entry) -> Option<Evidence> {
     Some(Evidence {
         claim,
         at: UnixMs(entry.at_ms),
-        named_span: entry.retry_after_ms.map(Duration::from_millis),
-        is_agreed: entry.agreed,
+        retry_after: entry.retry_after_ms.map(Duration::from_millis),
+        is_repeated_elsewhere: entry.agreed,
         source: entry.source.into(),
     })
 }
@@ -121,42 +123,45 @@ mod tests {
     use crate::policy::evidence::RefusalSource;
 
     #[test]
-    fn evidence_survives_the_file() {
+    fn evidence_is_read_as_it_was_written() {
         let source = RefusalSource {
             status: Some(401),
-            words: "quota_exceeded: \"x\"".into(),
+            message: "quota_exceeded: \"x\"".into(),
             route: "/v1/user".into(),
             request_id: "r".into(),
         };
         let evidence = |claim| Evidence {
             claim,
             at: UnixMs(5),
-            named_span: Some(Duration::from_secs(7)),
-            is_agreed: true,
+            retry_after: Some(Duration::from_secs(7)),
+            is_repeated_elsewhere: true,
             source: source.clone(),
         };
-        let of_key = [
+        let key_evidence = [
             ClaimedFault::InvalidKey,
             ClaimedFault::WrongHost,
             ClaimedFault::Credits { figures: Some((3, 9)), left_by_estimate: 4 },
             ClaimedFault::Credits { figures: None, left_by_estimate: 0 },
         ]
         .map(evidence);
-        let of_workspace = [
+        let workspace_evidence = [
             ClaimedFault::Locked,
             ClaimedFault::Suspected,
             ClaimedFault::RateLimited(ConcurrencyGroup::MUSIC),
         ]
         .map(evidence);
-        let stored = read(&write(&of_key, &of_workspace));
-        assert_eq!((stored.of_key, stored.of_workspace), (of_key.into(), of_workspace.into()));
+        let stored = from_json(&to_json(&key_evidence, &workspace_evidence));
+        assert_eq!(
+            (stored.key_evidence, stored.workspace_evidence),
+            (key_evidence.into(), workspace_evidence.into())
+        );
     }
 
     #[test]
-    fn an_unreadable_column_is_no_evidence() {
-        for text in ["", "{}", "[]", "{\"key\":7}", r#"{"key":[{"claim":"new","at_ms":1}]}"#] {
-            assert_eq!(read(text), Stored::default(), "{text}");
+    fn an_unreadable_column_is_read_as_no_evidence() {
+        for json in ["", "{}", "[]", "{\"key\":7}", r#"{"key":[{"claim":"new","at_ms":1}]}"#] {
+            assert_eq!(from_json(json), StoredEvidence::default(), "{json}");
         }
-        assert_eq!(write(&[], &[]), "{}");
+        assert_eq!(to_json(&[], &[]), "{}");
     }
 }

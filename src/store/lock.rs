@@ -1,6 +1,6 @@
-//! Locks a database for one process, because two processes would each grant the full quotas. The lock is the
-//! kernel's (`flock`), so it always ends with its process. The lock file of a killed process does not prevent
-//! a start.
+//! Locks a database for one process, because two processes would each grant the full quotas. The kernel
+//! releases the lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a
+//! start.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -11,14 +11,14 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::open::companion;
 
-/// The word after the process id by which Keychoir recognizes its own lock file.
+/// The text after the process id by which Keychoir recognizes its own lock files.
 const SIGNATURE: &str = "keychoir";
 
-/// The largest lock file in bytes: it holds a process id and a word.
-const SIZE_MAX: u64 = 64;
+/// Maximum bytes read from a lock file, which contains a process id and the signature.
+const MAX_SIZE: u64 = 64;
 
-/// The lock of a database, held until it is dropped. The lock file stays: if it were removed, a
-/// third process could lock a new file while the second one waits for the old one.
+/// The lock of a database, held until it is dropped. The lock file is never removed: otherwise one process
+/// could hold the lock of the removed file while another one locks a new file.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -27,7 +27,7 @@ pub(super) struct Lock {
 /// The reason that the lock was not acquired.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another process holds it; contains the process id, if the file has one.
+    /// Another process holds it, with this process id if the file contains one.
     Held(Option<u32>),
     /// The lock file cannot be created or written.
     System(io::Error),
@@ -40,14 +40,14 @@ impl From<io::Error> for LockError {
 }
 
 impl Lock {
-    /// Locks the database at `path`, whose folder must exist. Does not wait.
-    pub(super) fn take(path: &Path) -> Result<Self, LockError> {
+    /// Locks the database at `path`, whose folder must exist, without waiting.
+    pub(super) fn acquire(path: &Path) -> Result<Self, LockError> {
         let mut options = OpenOptions::new();
         options.create(true).read(true).write(true).truncate(false).mode(0o600);
-        let mut file = options.open(file_of(path))?;
+        let mut file = options.open(lock_path(path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Held(pid_in(&mut file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Held(read_pid(&mut file))),
             Err(error) => return Err(LockError::System(error.into())),
         }
         file.set_len(0)?;
@@ -57,23 +57,23 @@ impl Lock {
     }
 }
 
-/// Whether a lock file of Keychoir lies beside the database at `path`.
-pub(super) fn is_beside(path: &Path) -> bool {
+/// Whether there is a lock file of Keychoir beside the database at `path`.
+pub(super) fn has_lock_file(path: &Path) -> bool {
     let mut text = String::new();
-    let read = File::open(file_of(path)).and_then(|file| file.take(SIZE_MAX).read_to_string(&mut text));
+    let read = File::open(lock_path(path)).and_then(|file| file.take(MAX_SIZE).read_to_string(&mut text));
     read.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
-/// The path of the lock file: beside the resolved database file, so that two links to the file have the same
+/// The path of the lock file: beside the resolved database file, so that all links to the file have the same
 /// lock.
-fn file_of(path: &Path) -> PathBuf {
+fn lock_path(path: &Path) -> PathBuf {
     companion(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), ".lock")
 }
 
-fn pid_in(file: &mut File) -> Option<u32> {
+fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().ok()?;
-    file.take(SIZE_MAX).read_to_string(&mut text).ok()?;
+    file.take(MAX_SIZE).read_to_string(&mut text).ok()?;
     text.split_whitespace().next()?.parse().ok()
 }
 
@@ -90,24 +90,24 @@ mod tests {
         fs::write(&path, "").unwrap();
         let link = folder.path().join("link.db");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(!is_beside(&path));
-        let lock = Lock::take(&path).unwrap();
-        assert!(is_beside(&path) && is_beside(&link));
+        assert!(!has_lock_file(&path));
+        let lock = Lock::acquire(&path).unwrap();
+        assert!(has_lock_file(&path) && has_lock_file(&link));
         for path in [&path, &link] {
-            let held = Lock::take(path).unwrap_err();
+            let held = Lock::acquire(path).unwrap_err();
             assert!(matches!(held, LockError::Held(Some(pid)) if pid == std::process::id()), "{held:?}");
         }
         drop(lock);
-        assert!(is_beside(&path), "the file stays");
-        Lock::take(&link).unwrap();
+        assert!(has_lock_file(&path), "the lock file must remain");
+        Lock::acquire(&link).unwrap();
     }
 
     #[test]
-    fn the_lock_file_of_a_dead_process_is_no_obstacle() {
+    fn the_lock_file_of_a_dead_process_does_not_prevent_locking() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keychoir.db");
         fs::write(companion(&path, ".lock"), "4294967295 keychoir and a long line more\n").unwrap();
-        let _lock = Lock::take(&path).unwrap();
+        let _lock = Lock::acquire(&path).unwrap();
         let text = fs::read_to_string(companion(&path, ".lock")).unwrap();
         assert_eq!(text, format!("{} keychoir\n", std::process::id()));
     }
@@ -115,6 +115,6 @@ mod tests {
     #[test]
     fn an_unwritable_path_is_not_reported_as_a_held_lock() {
         let missing = Path::new("/no/such/folder/keychoir.db");
-        assert!(matches!(Lock::take(missing).unwrap_err(), LockError::System(_)));
+        assert!(matches!(Lock::acquire(missing).unwrap_err(), LockError::System(_)));
     }
 }

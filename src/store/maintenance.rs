@@ -1,5 +1,5 @@
-//! Maintenance between two transactions: deletes old records and shrinks the file, in steps so
-//! small that they do not delay other work of the writing thread.
+//! Maintenance between commits: completes the migration, deletes old records, compacts the owners and shrinks
+//! the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 
@@ -9,79 +9,83 @@ use super::attempts::{self, migration};
 use super::columns::timestamp;
 use super::database::Database;
 use super::{Settings, owners};
-use crate::policy::retention::oldest_kept;
+use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
-/// Rows that one step deletes.
-const ROWS: u16 = 512;
-/// Pages that one step returns to the file system.
-const PAGES: i64 = 128;
+/// Maximum rows that one step deletes.
+const MAX_ROWS: u16 = 512;
+/// Maximum pages that one step returns to the file system.
+const MAX_PAGES: i64 = 128;
 
-/// Time between two compactions of the owner logs, each of which reads all of them.
+/// Time between two compactions of the owner log, each of which reads the whole log.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// The result of a step.
+/// Whether work is left after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MaintenanceStep {
-    /// More work is due.
-    More,
-    /// Nothing is due any more.
+pub(super) enum MaintenanceProgress {
+    MoreWork,
     Done,
 }
 
-/// Does one step of the work that is due.
-pub(super) fn step(
+/// Runs one step of the due work.
+pub(super) fn run_step(
     database: &mut Database,
     settings: &Settings,
     now: UnixMs,
-) -> Result<MaintenanceStep, rusqlite::Error> {
+) -> Result<MaintenanceProgress, rusqlite::Error> {
     let Database { connection, owners_compacted_at, .. } = database;
-    if migration::move_more(connection)? {
-        return Ok(MaintenanceStep::More);
+    if migration::move_next_attempts(connection)? {
+        return Ok(MaintenanceProgress::MoreWork);
     }
     let retention = &settings.retention;
-    if let Some(oldest) = oldest_kept(retention.attempts, now)
-        && attempts::delete_some(connection, oldest, ROWS)? == usize::from(ROWS)
+    if let Some(oldest) = deletion_cutoff(retention.attempts, now)
+        && attempts::delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS)
     {
-        return Ok(MaintenanceStep::More);
+        return Ok(MaintenanceProgress::MoreWork);
     }
-    if let Some(oldest) = oldest_kept(retention.hours, now) {
-        const HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
+    if let Some(oldest) = deletion_cutoff(retention.hours, now) {
+        const DELETE_HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
             SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
-        if connection.prepare_cached(HOURS)?.execute(params![timestamp(oldest), ROWS])? == usize::from(ROWS) {
-            return Ok(MaintenanceStep::More);
+        if connection.prepare_cached(DELETE_HOURS)?.execute(params![timestamp(oldest), MAX_ROWS])?
+            == usize::from(MAX_ROWS)
+        {
+            return Ok(MaintenanceProgress::MoreWork);
         }
     }
-    if owners_compacted_at.is_none_or(|tidied_at| now.since(tidied_at) >= COMPACTION_INTERVAL) {
+    if owners_compacted_at.is_none_or(|compacted_at| now.since(compacted_at) >= COMPACTION_INTERVAL) {
         owners::compact(connection)?;
         *owners_compacted_at = Some(now);
     }
-    if owners::forget_some(connection, &settings.owners, now)? {
-        return Ok(MaintenanceStep::More);
+    if owners::delete_excess(connection, &settings.owner_limits, now)? {
+        return Ok(MaintenanceProgress::MoreWork);
     }
     let free = free_pages(connection)?;
     if free == 0 {
-        return Ok(MaintenanceStep::Done);
+        return Ok(MaintenanceProgress::Done);
     }
     shrink(connection)?;
-    let left = free_pages(connection)?;
-    // If the file does not shrink, no further step is tried.
-    Ok(if (1..free).contains(&left) { MaintenanceStep::More } else { MaintenanceStep::Done })
+    let still_free = free_pages(connection)?;
+    // If the file did not shrink, the next step would not shrink it either.
+    Ok(if (1..free).contains(&still_free) {
+        MaintenanceProgress::MoreWork
+    } else {
+        MaintenanceProgress::Done
+    })
 }
 
-/// Deletes some excess owners between two rounds of maintenance. The file does not shrink: its free
-/// pages are about to be used again.
-pub(super) fn trim_owners(
+/// Deletes some excess owners between two rounds of maintenance. The file does not shrink, because new owners
+/// use its free pages.
+pub(super) fn delete_excess_owners(
     database: &Database,
     settings: &Settings,
     now: UnixMs,
-) -> Result<MaintenanceStep, rusqlite::Error> {
-    let is_more = owners::forget_some(&database.connection, &settings.owners, now)?;
-    Ok(if is_more { MaintenanceStep::More } else { MaintenanceStep::Done })
+) -> Result<MaintenanceProgress, rusqlite::Error> {
+    let has_more = owners::delete_excess(&database.connection, &settings.owner_limits, now)?;
+    Ok(if has_more { MaintenanceProgress::MoreWork } else { MaintenanceProgress::Done })
 }
 
 fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
-    // Zero in a file without incremental vacuum: it keeps and reuses its free pages.
+    // Zero in a file without incremental vacuum, which keeps and reuses its free pages.
     connection.query_row(
         "SELECT freelist_count * (auto_vacuum = 2) FROM pragma_freelist_count, pragma_auto_vacuum",
         [],
@@ -90,8 +94,8 @@ fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
 }
 
 fn shrink(connection: &Connection) -> Result<(), rusqlite::Error> {
-    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
-    // Each step of the statement frees a page.
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({MAX_PAGES})"))?;
+    // Reading a row of the statement frees a page.
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}
     Ok(())

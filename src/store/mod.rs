@@ -1,317 +1,329 @@
-//! The usage store: SQLite on a thread of its own behind a bounded queue. Traffic never waits for
-//! the disk: records that cannot be written are kept and retried, and records beyond the bound are
-//! dropped, counted and logged.
+//! The usage store: one writer thread owns the SQLite database and receives records through a bounded
+//! queue, so requests never wait for the disk. Records that cannot be written are kept in memory and
+//! retried; records beyond the limit are dropped, counted and logged.
 
-mod attempts;
-mod evidence;
 mod lock;
-mod open;
 mod origin;
-mod read;
-mod report;
+
+mod open;
 mod schema;
 
-mod columns;
 mod database;
-mod maintenance;
-mod names;
+mod key_names;
+mod read;
+
+mod write;
+
+mod transaction;
+
+mod attempts;
+mod columns;
+mod evidence;
 mod outbox;
 mod owners;
 mod refusals;
-mod rows;
 mod source;
-mod write;
+
+mod maintenance;
+mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::elevenlabs::affinity::Keeping;
+use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::retention::Retention;
 use crate::policy::units::UnixMs;
-use crate::pool::{LearnedOwner, Pool, RefusalRecord, RestoredKey};
-use crate::proxy::{Depth, UsageSink, Used};
+use crate::pool::{OwnershipEntry, Pool, RefusalRecord, RestoredKey};
+use crate::proxy::{QueueDepth, UsageSink, UsageTotals};
 use crate::secret::ApiKey;
 use crate::tasks;
 
 use database::Database;
 use lock::{Lock, LockError};
 use open::{IntegrityCheck, OpenDatabase};
-pub use open::{OpenError, examine};
+pub use open::{OpenError, check_location};
 use origin::Origin;
 pub use outbox::{
-    Batch, Delivery, Event, Mirrored, MirroredKeyState, Outbox, RefusedRow, Rename, RowName, StoreClosed,
+    AttemptEvent, DeliveryReport, KeyRename, MirrorScope, MirroredKeyState, Outbox, OutboxBatch, RefusedRow,
+    RowVersion, StoreUnavailable,
 };
-pub use report::{By, KnownKey, ReadError, Reader, Sums, UsageOwner};
-use write::{Callers, Writer};
+pub use report::{ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader, UsageSums};
+use write::{Writer, WriterChannels};
 
-/// The location of the database.
+/// Where the database is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseLocation {
-    /// In this file.
+    /// In the file at this path.
     File(PathBuf),
-    /// In memory, until the program ends.
+    /// In memory: the records are lost when the program ends.
     Memory,
 }
 
-/// The bounds and the timing of the usage store.
+/// The limits and intervals of the usage store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Maximum records in the queue; also the maximum records kept in memory while the database cannot be
-    /// written.
-    pub queue_max: usize,
-    /// Minimum time between two commits while many records arrive.
+    /// Maximum records in the queue, and maximum records kept in memory while the database cannot be written.
+    pub max_queued_records: usize,
+    /// Maximum time from the start of one commit to the start of the next while records arrive.
     pub commit_interval: Duration,
-    /// The retention of the records.
+    /// How long attempts and hourly sums are kept.
     pub retention: Retention,
     /// The rows that enter the outbox.
-    pub mirrored: Mirrored,
+    pub mirror_scope: MirrorScope,
     /// Maximum number and age of the stored identifier owners.
-    pub owners: Keeping,
+    pub owner_limits: RetentionLimits,
 }
 
-/// Counters and state of the usage store. Cheap to clone.
+/// Counters and state of the usage store, shared by all clones.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    cells: Arc<HealthCells>,
-    depth: Depth,
+    counters: Arc<HealthCounters>,
+    depth: QueueDepth,
 }
 
 #[derive(Debug, Default)]
-struct HealthCells {
+struct HealthCounters {
     is_failing: AtomicBool,
-    lost: AtomicU64,
-    written: AtomicU64,
-    errors: AtomicU64,
-    /// Unix milliseconds since when the oldest unwritten record has been kept; 0 if there is none.
-    held_since: AtomicU64,
+    lost_records: AtomicU64,
+    written_records: AtomicU64,
+    write_errors: AtomicU64,
+    /// When the oldest unwritten record left the queue, in Unix milliseconds; 0 if all records are written.
+    unwritten_since: AtomicU64,
 }
 
 impl Health {
     /// Whether the last write failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
-        self.cells.is_failing.load(Ordering::Acquire)
+        self.counters.is_failing.load(Ordering::Acquire)
     }
 
-    /// Records dropped because they could be neither written nor kept.
+    /// Records dropped because the database could not be written and the buffer in memory was full.
     #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.cells.lost.load(Ordering::Acquire)
+    pub fn lost_records(&self) -> u64 {
+        self.counters.lost_records.load(Ordering::Acquire)
     }
 
-    /// Records to be written, in the queue or kept for a retry.
+    /// Records in the queue or kept for a retry.
     #[must_use]
-    pub fn waiting(&self) -> u64 {
+    pub fn unwritten_records(&self) -> u64 {
         self.depth.records()
     }
 
-    /// Records written since the start.
+    /// Records written after the program started.
     #[must_use]
-    pub fn written(&self) -> u64 {
-        self.cells.written.load(Ordering::Relaxed)
+    pub fn written_records(&self) -> u64 {
+        self.counters.written_records.load(Ordering::Relaxed)
     }
 
-    /// Writes that failed since the start.
+    /// Writes that failed after the program started.
     #[must_use]
-    pub fn errors(&self) -> u64 {
-        self.cells.errors.load(Ordering::Relaxed)
+    pub fn write_errors(&self) -> u64 {
+        self.counters.write_errors.load(Ordering::Relaxed)
     }
 
-    /// The age at `now` of the oldest record that was taken from the queue and is not written.
+    /// The time from when the oldest unwritten record left the queue to `now`.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
-        match self.cells.held_since.load(Ordering::Relaxed) {
+        match self.counters.unwritten_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            since => now.since(UnixMs(since)),
+            unix_ms => now.since(UnixMs(unix_ms)),
         }
     }
 
-    fn set_held_since(&self, since: UnixMs) {
-        self.cells.held_since.store(since.0, Ordering::Relaxed);
+    fn set_unwritten_since(&self, time: UnixMs) {
+        self.counters.unwritten_since.store(time.0, Ordering::Relaxed);
     }
 
     fn count_written(&self, records: usize) {
-        self.set_held_since(UnixMs(0));
-        self.cells.written.fetch_add(records as u64, Ordering::Relaxed);
-        self.arrived(records);
+        self.set_unwritten_since(UnixMs(0));
+        self.counters.written_records.fetch_add(records as u64, Ordering::Relaxed);
+        self.depth.record_written(records as u64);
+    }
+
+    fn count_lost(&self, records: usize) {
+        self.counters.lost_records.fetch_add(records as u64, Ordering::AcqRel);
+        self.depth.record_written(records as u64);
     }
 
     fn count_error(&self) {
-        self.cells.errors.fetch_add(1, Ordering::Relaxed);
+        self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns the previous state.
     fn set_failing(&self, is_failing: bool) -> bool {
-        self.cells.is_failing.swap(is_failing, Ordering::AcqRel)
-    }
-
-    fn lose(&self, records: usize) {
-        self.cells.lost.fetch_add(records as u64, Ordering::AcqRel);
-        self.arrived(records);
-    }
-
-    fn arrived(&self, records: usize) {
-        self.depth.record_written(records as u64);
+        self.counters.is_failing.swap(is_failing, Ordering::AcqRel)
     }
 }
 
-/// An opened database, before anything is written.
+/// An opened database whose writer thread has not started.
 #[derive(Debug)]
 pub struct Store {
-    site: LockedLocation,
+    location: LockedLocation,
     database: Result<Database, OpenError>,
-    quarantined: Option<PathBuf>,
+    quarantined_path: Option<PathBuf>,
 }
 
-/// A database with its running writing thread.
+/// A handle to the running writer thread.
 #[derive(Debug)]
-pub struct Writing {
-    /// Its counters and state.
+pub struct WriterHandle {
+    /// The counters and state of the usage store.
     pub health: Health,
-    /// The outbox, if rows are mirrored; a handle to it keeps the database open.
+    /// The outbox, if rows are mirrored. The database stays open until it is dropped.
     pub outbox: Option<Outbox>,
-    written: oneshot::Receiver<()>,
-    ended: oneshot::Receiver<()>,
+    all_written: oneshot::Receiver<()>,
+    closed: oneshot::Receiver<()>,
 }
 
 impl Store {
-    /// Opens the database, creates it if it is missing, and locks it until the writer ends. A corrupt
-    /// database of Keychoir is quarantined under another name and replaced by a new one. A full or read-only
-    /// disk, or a lock held by another SQLite connection, is no error: records are kept until it is writable.
+    /// Opens or creates the database, and locks it until the writer ends. A corrupt database of Keychoir is
+    /// renamed, and a new one is created. A full or read-only disk, or a lock held by another SQLite
+    /// connection, is not an error: records are kept in memory until the database can be written.
     ///
     /// # Errors
     ///
-    /// When the path cannot be used, another process has it open, the file belongs to another
+    /// When the path cannot be used, another process has the database open, the file belongs to another
     /// program, or a newer version of Keychoir has written it.
     pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
-        let mut site = LockedLocation::from(location.clone());
-        match site.open(now, IntegrityCheck::Quick) {
-            Ok(opened) => Ok(Self { site, database: Ok(opened.database), quarantined: opened.quarantined }),
-            Err(error) if error.may_pass() => Ok(Self { site, database: Err(error), quarantined: None }),
+        let mut location = LockedLocation::from(location.clone());
+        match location.open(now, IntegrityCheck::Quick) {
+            Ok(OpenDatabase { database, quarantined_path }) => {
+                Ok(Self { location, database: Ok(database), quarantined_path })
+            }
+            Err(error) if error.is_temporary() => {
+                Ok(Self { location, database: Err(error), quarantined_path: None })
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// The new path of a corrupt file that was quarantined.
+    /// The new path of a corrupt file that was renamed.
     #[must_use]
-    pub fn quarantined(&self) -> Option<&PathBuf> {
-        self.quarantined.as_ref()
+    pub fn quarantined_path(&self) -> Option<&PathBuf> {
+        self.quarantined_path.as_ref()
     }
 
-    /// Renames the rows that an earlier version wrote of `keys` under old names. Must be called
-    /// before anything is read. While the file cannot be opened, the later opening does it.
-    pub fn recognize<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
+    /// Renames the rows of `keys` that an earlier version stored under other names. Must be called before
+    /// the rows are read. If the database is not open yet, the writer renames them when it opens it.
+    pub fn rename_keys<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
         if let Ok(database) = &mut self.database {
-            database.recognize(keys);
+            database.rename_keys(keys);
         }
     }
 
-    /// The stored state of the keys; empty while the file cannot be opened.
+    /// Reads the stored state of the keys; empty if the database is not open.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn remembered(&self) -> Result<Vec<RestoredKey>, rusqlite::Error> {
-        self.database
-            .as_ref()
-            .map_or_else(|_| Ok(Vec::new()), |database| read::remembered(&database.connection))
+    pub fn read_keys(&self) -> Result<Vec<RestoredKey>, rusqlite::Error> {
+        self.read(read::keys)
     }
 
-    /// The refusals that restrictions are computed from, the oldest first; empty while the file
-    /// cannot be opened.
+    /// Reads the refusals that restrictions are computed from, the oldest first; empty if the database is
+    /// not open.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
-        self.database
-            .as_ref()
-            .map_or_else(|_| Ok(Vec::new()), |database| refusals::read(&database.connection))
+    pub fn read_refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
+        self.read(refusals::read)
     }
 
-    /// The owners of identifiers, the oldest use first; empty while the file cannot be opened.
+    /// Reads the owners of identifiers, the least recently used first; empty if the database is not open.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn owners(&self) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
-        self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| owners::read(&database.connection))
+    pub fn read_owners(&self) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
+        self.read(owners::read)
     }
 
-    /// The usage of each client in the periods of `now`, without hours whose sums were deleted; empty while
-    /// the file cannot be opened.
+    /// Reads the usage of each client in the periods that contain `now`; hours whose sums were deleted are
+    /// missing. Empty if the database is not open.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn used(&self, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
-        self.database
-            .as_ref()
-            .map_or_else(|_| Ok(Vec::new()), |database| read::used(&database.connection, now))
+    pub fn read_client_usage(&self, now: UnixMs) -> Result<Vec<UsageTotals>, rusqlite::Error> {
+        self.read(|connection| read::client_usage(connection, now))
     }
 
-    /// Starts the writing thread, which writes the usage records sent to it and the state of
-    /// `pool`'s keys.
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<Vec<T>, rusqlite::Error>,
+    ) -> Result<Vec<T>, rusqlite::Error> {
+        self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| read(&database.connection))
+    }
+
+    /// Starts the writer thread, which stores the records sent to the returned sink, and the state of the
+    /// keys in `pool`.
     ///
     /// # Errors
     ///
-    /// When the thread cannot be spawned.
-    pub fn write(self, pool: Arc<Pool>, settings: Settings) -> std::io::Result<(UsageSink, Writing)> {
-        let (all_written, written) = oneshot::channel();
-        let (done, ended) = oneshot::channel();
+    /// When the thread or its runtime cannot be created.
+    pub fn start_writer(
+        self,
+        pool: Arc<Pool>,
+        settings: Settings,
+    ) -> std::io::Result<(UsageSink, WriterHandle)> {
+        let (all_written_sender, all_written) = oneshot::channel();
+        let (closed_sender, closed) = oneshot::channel();
         let health = Health::default();
+        let early_commit_size = write::early_commit_size(&settings);
         let (usage, queue) =
-            UsageSink::new(settings.queue_max, write::batch(&settings), health.depth.clone());
+            UsageSink::new(settings.max_queued_records, early_commit_size, health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
         let (outbox, commands) = Outbox::new();
-        let outbox = (settings.mirrored != Mirrored::Nothing).then_some(outbox);
+        let outbox = (settings.mirror_scope != MirrorScope::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        tasks::thread("usage-store", move || {
-            runtime.block_on(writer.run(Callers { queue, commands, all_written }));
+        tasks::spawn_thread("usage-store", move || {
+            let channels = WriterChannels { queue, commands, all_written: all_written_sender };
+            runtime.block_on(writer.run(channels));
             // The receiver may have been dropped.
-            let _ = done.send(());
+            let _ = closed_sender.send(());
         })?;
-        Ok((usage, Writing { health, outbox, written, ended }))
+        Ok((usage, WriterHandle { health, outbox, all_written, closed }))
     }
-}
 
-impl Store {
     fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
-        let (database, trouble) = match self.database {
+        let (database, open_error) = match self.database {
             Ok(database) => (Some(database), None),
             Err(error) => (None, Some(error)),
         };
-        let mut writer = Writer::new(database, self.site, settings, pool, health);
-        if let Some(error) = trouble {
+        let mut writer = Writer::new(database, self.location, settings, pool, health);
+        if let Some(error) = open_error {
             writer.log_failing(&error);
         }
         writer
     }
 }
 
-impl Writing {
-    /// Waits at most `within` until everything is written, which happens after the last sender is dropped.
-    /// Returns whether everything is written: then no further rows enter the outbox. Must be called only
+impl WriterHandle {
+    /// Waits until all records are written, which happens after the last [`UsageSink`] is dropped. Returns
+    /// false after the timeout; if it returns true, no further rows enter the outbox. Must be called only
     /// once.
-    pub async fn written(&mut self, within: Duration) -> bool {
-        tokio::time::timeout(within, &mut self.written).await.is_ok()
+    pub async fn wait_until_written(&mut self, timeout: Duration) -> bool {
+        tokio::time::timeout(timeout, &mut self.all_written).await.is_ok()
     }
 
-    /// Waits at most `within` until everything is written and the file is closed, which happens
-    /// after the last sender and the outbox are dropped. Returns how many records were lost since
-    /// the start.
-    pub async fn ended(self, within: Duration) -> u64 {
+    /// Waits until all records are written and the database is closed, which happens after the last
+    /// [`UsageSink`] and the outbox are dropped. Returns the number of records lost after the program
+    /// started, including those that are unwritten at the timeout.
+    pub async fn wait_until_closed(self, timeout: Duration) -> u64 {
         drop(self.outbox);
-        // A writer that panicked has ended, too; the records left in its queue are lost.
-        let _ = tokio::time::timeout(within, self.ended).await;
-        self.health.lost() + self.health.waiting()
+        // If the writer panicked, the channel is closed and the records in its queue are lost.
+        let _ = tokio::time::timeout(timeout, self.closed).await;
+        self.health.lost_records() + self.health.unwritten_records()
     }
 }
 
-/// The location of the database, with its lock once it is taken.
+/// The location of the database, and its lock after it was acquired.
 #[derive(Debug)]
 struct LockedLocation {
     location: DatabaseLocation,
@@ -325,27 +337,33 @@ impl From<DatabaseLocation> for LockedLocation {
 }
 
 impl LockedLocation {
+    fn is_memory(&self) -> bool {
+        self.location == DatabaseLocation::Memory
+    }
+
     /// Locks and opens the database.
     fn open(&mut self, now: UnixMs, check: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
         let opened = open::open(&self.location, now, check)?;
-        opened.quarantined.as_deref().inspect(|quarantined| log_quarantine(quarantined));
+        if let Some(path) = &opened.quarantined_path {
+            log_quarantine(path);
+        }
         Ok(opened)
     }
 
-    /// Takes the lock, unless it is held already or there is no file to lock. No lock file is created beside
-    /// the file of another program.
+    /// Acquires the lock, unless it is already held or the database is in memory. The origin of the file is
+    /// checked first, so that no lock file is created beside the file of another program.
     fn lock(&mut self) -> Result<(), OpenError> {
         let DatabaseLocation::File(path) = &self.location else { return Ok(()) };
         if self.lock.is_some() {
             return Ok(());
         }
         let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
-        if let Origin::Foreign(content) = origin::of(path).map_err(unwritable)? {
+        if let Origin::Foreign(content) = origin::detect(path).map_err(unwritable)? {
             return Err(OpenError::Foreign { path: path.clone(), content });
         }
-        open::make_private(path).map_err(unwritable)?;
-        self.lock = Some(Lock::take(path).map_err(|error| match error {
+        open::create_private_file(path).map_err(unwritable)?;
+        self.lock = Some(Lock::acquire(path).map_err(|error| match error {
             LockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
             LockError::System(source) => unwritable(source),
         })?);
@@ -353,13 +371,12 @@ impl LockedLocation {
     }
 }
 
-/// Logs that a corrupt database was quarantined, and where it is now.
-fn log_quarantine(quarantined: &Path) {
-    let path = quarantined.display().to_string();
+fn log_quarantine(path: &Path) {
+    let path = path.display().to_string();
     tracing::error!(
         event = "usage_store_quarantined",
         path,
-        "The usage records were broken; they are kept as {path}, and new ones were begun"
+        "The usage database was corrupt: it was moved to {path}, and a new one was created"
     );
 }
 

@@ -1,5 +1,6 @@
-//! Opens the usage database. A corrupt file is renamed and replaced by an empty one; a file of another
-//! program or of a newer version is refused. No file is ever deleted.
+//! Opens the database file: creates it with private permissions, checks its origin and integrity, and
+//! migrates it. A corrupt file is renamed and replaced by an empty one; a file of another program or of a
+//! newer version is refused. No file is ever deleted.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -12,7 +13,7 @@ use rustix::fs::{Access, access};
 
 use super::database::Database;
 use super::origin::{self, Origin};
-use super::{DatabaseLocation, names, schema};
+use super::{DatabaseLocation, key_names, schema};
 use crate::policy::units::UnixMs;
 
 /// The reason that the database cannot be opened.
@@ -26,7 +27,7 @@ pub enum OpenError {
         /// The error of the file system.
         source: io::Error,
     },
-    /// SQLite cannot use the file, though the file is not corrupt.
+    /// SQLite cannot use the file, although it is not corrupt.
     #[error("{} cannot be used: {source}", .path.display())]
     Unusable {
         /// The database file.
@@ -43,23 +44,23 @@ pub enum OpenError {
         version: usize,
     },
     /// Another process has the database open.
-    #[error("{} is in use by another Keychoir{}", .path.display(), process(*.pid))]
+    #[error("{} is in use by another Keychoir{}", .path.display(), process_suffix(*.pid))]
     InUse {
         /// The database.
         path: PathBuf,
-        /// The id of that process, if the lock file names one.
+        /// The id of that process, if it is in the lock file.
         pid: Option<u32>,
     },
-    /// The file was not made by Keychoir; it is left unchanged.
-    #[error("{} is not a Keychoir database ({content}); it is left as it is", .path.display())]
+    /// Another program created the file, which stays unchanged.
+    #[error("{} is not a Keychoir database ({content}); it stays unchanged", .path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// The kind of file it is instead.
+        /// What the file is instead.
         content: &'static str,
     },
     /// A corrupt file could not be renamed.
-    #[error("{} is broken and cannot be quarantined: {source}", .path.display())]
+    #[error("{} is corrupt and cannot be renamed: {source}", .path.display())]
     CannotQuarantine {
         /// The corrupt file.
         path: PathBuf,
@@ -69,43 +70,43 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the cause is a disk failure that may be temporary, not a mistake in the configuration. Until
-    /// it ends, requests are served without a database.
+    /// Whether the cause may end without a change of the configuration, as a full disk does. Until then,
+    /// requests are served without a database.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unwritable { source, .. } | Self::CannotQuarantine { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
             ),
-            Self::Unusable { source, .. } => match source.sqlite_error_code() {
+            Self::Unusable { source, .. } => matches!(
+                source.sqlite_error_code(),
                 Some(
                     ErrorCode::DiskFull
-                    | ErrorCode::SystemIoFailure
-                    | ErrorCode::DatabaseBusy
-                    | ErrorCode::DatabaseLocked,
-                ) => true,
-                Some(_) | None => false,
-            },
+                        | ErrorCode::SystemIoFailure
+                        | ErrorCode::DatabaseBusy
+                        | ErrorCode::DatabaseLocked
+                )
+            ),
             Self::Newer { .. } | Self::InUse { .. } | Self::Foreign { .. } => false,
         }
     }
 }
 
-fn process(pid: Option<u32>) -> String {
+fn process_suffix(pid: Option<u32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// The check of a file for corruption before it is used.
+/// How a file is checked for corruption before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
-    /// No check: the next write reports corruption.
+    /// Not checked; SQLite reports corruption when it reads or writes a corrupt page.
     Skip,
-    /// The whole file, unless it is so large that the check would delay the start.
+    /// Checked as a whole, unless the size of the file would delay the start.
     Quick,
-    /// The whole file: SQLite has reported corruption.
+    /// Checked as a whole, because SQLite has reported corruption.
     Full,
-    /// No check: the file is quarantined in any case.
+    /// Renamed without a check, because SQLite has reported corruption after a full check.
     Quarantine,
 }
 
@@ -114,20 +115,20 @@ pub(super) enum IntegrityCheck {
 pub(super) struct OpenDatabase {
     pub(super) database: Database,
     /// The new path of a corrupt file that was renamed.
-    pub(super) quarantined: Option<PathBuf>,
+    pub(super) quarantined_path: Option<PathBuf>,
 }
 
-/// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be
-/// reading, or another Keychoir may be stopping.
-const OPEN_BUSY_MAX: Duration = Duration::from_secs(5);
-/// Maximum wait for the lock in later writes. It is short, because the queue fills meanwhile; records that
-/// are not written are kept and retried.
-const WRITE_BUSY_MAX: Duration = Duration::from_millis(500);
-/// The largest file that is checked at the start; the check takes about a second. Corruption of a larger file
-/// is found when it is used.
-const QUICK_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// SQLite truncates the write-ahead log to this size after a burst.
-const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+/// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be reading, or
+/// another Keychoir may be stopping.
+const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum wait for the lock in later writes. It is short because the queue fills meanwhile; records that are
+/// not written are kept and retried.
+const WRITE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// The largest file that is checked at the start, in about a second. Corruption of a larger file is detected
+/// when SQLite reads the corrupt page.
+const MAX_QUICK_CHECK_BYTES: u64 = 256 * 1024 * 1024;
+/// SQLite truncates a larger write-ahead log to this size.
+const MAX_KEPT_LOG_BYTES: i64 = 16 * 1024 * 1024;
 
 pub(super) fn open(
     location: &DatabaseLocation,
@@ -137,54 +138,59 @@ pub(super) fn open(
     let path = match location {
         DatabaseLocation::File(path) => path,
         DatabaseLocation::Memory => {
-            let unusable = |source| OpenError::Unusable { path: PathBuf::from(":memory:"), source };
-            let mut connection = Connection::open_in_memory().map_err(unusable)?;
-            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
-            schema::migrate(&mut connection).map_err(unusable)?;
-            return Ok(OpenDatabase { database: Database::in_memory(connection), quarantined: None });
+            let database = open_in_memory()
+                .map_err(|source| OpenError::Unusable { path: PathBuf::from(":memory:"), source })?;
+            return Ok(OpenDatabase { database, quarantined_path: None });
         }
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
-    // The origin is checked before SQLite opens the file: SQLite would change the file of another
-    // program, and would discard a write-ahead log that it does not know.
-    let is_database = match origin::of(path).map_err(unwritable)? {
+    // The origin is checked before SQLite opens the file: SQLite would change the file of another program, and
+    // would discard the write-ahead log of another program.
+    let is_database = match origin::detect(path).map_err(unwritable)? {
         Origin::Ours => true,
-        Origin::OursNoDatabase => false,
+        Origin::OursNotADatabase => false,
         Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     };
-    make_private(path).map_err(unwritable)?;
+    create_private_file(path).map_err(unwritable)?;
     if is_database && check != IntegrityCheck::Quarantine {
-        match prepared(path, check) {
-            Ok(connection) => return checked(connection, path, None),
-            Err(error) if is_broken(&error) => {}
+        match connect(path, check) {
+            Ok(connection) => return migrate(connection, path, None),
+            Err(error) if is_corruption(&error) => {}
             Err(source) => return Err(unusable(source)),
         }
     }
-    let quarantined =
+    let quarantined_path =
         quarantine(path, now).map_err(|source| OpenError::CannotQuarantine { path: path.clone(), source })?;
-    make_private(path).map_err(unwritable)?;
-    checked(prepared(path, IntegrityCheck::Skip).map_err(unusable)?, path, Some(quarantined))
+    create_private_file(path).map_err(unwritable)?;
+    migrate(connect(path, IntegrityCheck::Skip).map_err(unusable)?, path, Some(quarantined_path))
 }
 
-/// Checks whether a start could open the database: it is writable, and no newer version has written it.
-/// Creates and changes nothing. A corrupt file is no error, because a start quarantines it.
+fn open_in_memory() -> Result<Database, rusqlite::Error> {
+    let mut connection = Connection::open_in_memory()?;
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    schema::migrate(&mut connection)?;
+    Ok(Database::in_memory(connection))
+}
+
+/// Checks whether a start could open the database: the file can be written, and it is of Keychoir and of no
+/// newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
 ///
 /// # Errors
 ///
-/// The error that a start would end with.
-pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
+/// The error that a start would report.
+pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     let path = match location {
         DatabaseLocation::File(path) => path,
         DatabaseLocation::Memory => return Ok(()),
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
-    let is_there = match OpenOptions::new().append(true).open(path) {
+    let file_exists = match OpenOptions::new().append(true).open(path) {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The first folder that exists: a start would create the folders below it.
+    // The innermost folder that exists: a start would create the folders below it.
     let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
         true => Path::new("."),
         false => folder,
@@ -194,32 +200,33 @@ pub fn examine(location: &DatabaseLocation) -> Result<(), OpenError> {
         return Err(unwritable(io::ErrorKind::NotADirectory.into()));
     }
     access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
-    if !is_there {
+    if !file_exists {
         return Ok(());
     }
-    match origin::of(path).map_err(unwritable)? {
+    match origin::detect(path).map_err(unwritable)? {
         Origin::Ours => {}
-        Origin::OursNoDatabase => return Ok(()),
+        Origin::OursNotADatabase => return Ok(()),
         Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     match Connection::open_with_flags(path, flags).and_then(|connection| schema::version(&connection)) {
         Ok(version) if version > schema::VERSION => Err(OpenError::Newer { path: path.clone(), version }),
         Ok(_) => Ok(()),
-        Err(error) if is_broken(&error) => Ok(()),
+        Err(error) if is_corruption(&error) => Ok(()),
         Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
     }
 }
 
-/// The path of one of SQLite's files beside the database.
+/// The path of a file beside the database, such as `-wal`: the path of the database with a suffix.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Creates the folder (0700) and the file (0600) if they are missing, and checks that both are writable.
-pub(super) fn make_private(path: &Path) -> io::Result<()> {
+/// Creates the folder (0700) and the file (0600) if they are missing, and checks that the file can be
+/// written.
+pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -228,36 +235,36 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Opens and configures a connection to a file whose origin was checked.
-fn prepared(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
+fn connect(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
-    // A file that turns out to be corrupt keeps its write-ahead log: closing it must not merge the
-    // two.
+    // If the file proves to be corrupt, closing the connection must not merge its write-ahead log into it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.busy_timeout(OPEN_BUSY_MAX)?;
+    connection.busy_timeout(OPEN_BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // With `NORMAL` a power cut loses everything committed since the last checkpoint, and before
-    // the first checkpoint the whole file.
+    // With `NORMAL`, a power cut loses everything committed after the last checkpoint, and before the first
+    // checkpoint the whole file.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+    connection.pragma_update(None, "journal_size_limit", MAX_KEPT_LOG_BYTES)?;
     let is_checked = match check {
         IntegrityCheck::Skip | IntegrityCheck::Quarantine => false,
-        IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= QUICK_CHECK_BYTES_MAX),
+        IntegrityCheck::Quick => fs::metadata(path).is_ok_and(|file| file.len() <= MAX_QUICK_CHECK_BYTES),
         IntegrityCheck::Full => true,
     };
     if is_checked {
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if verdict != "ok" {
-            let broken = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-            return Err(rusqlite::Error::SqliteFailure(broken, Some(verdict)));
+        let report: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if report != "ok" {
+            let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            return Err(rusqlite::Error::SqliteFailure(corrupt, Some(report)));
         }
     }
     Ok(connection)
 }
 
-fn checked(
+/// Migrates the file of an open connection, unless a newer version has written it.
+fn migrate(
     mut connection: Connection,
     path: &Path,
-    quarantined: Option<PathBuf>,
+    quarantined_path: Option<PathBuf>,
 ) -> Result<OpenDatabase, OpenError> {
     let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(unusable)?;
@@ -265,70 +272,70 @@ fn checked(
     if version > schema::VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), version });
     }
-    schema::sign(&connection).map_err(unusable)?;
-    update(&mut connection, version).map_err(unusable)?;
-    connection.busy_timeout(WRITE_BUSY_MAX).map_err(unusable)?;
-    let database = Database::of_file(connection, path)
+    schema::write_application_id(&connection).map_err(unusable)?;
+    migrate_schema(&mut connection, version).map_err(unusable)?;
+    connection.busy_timeout(WRITE_BUSY_TIMEOUT).map_err(unusable)?;
+    let database = Database::in_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
-    Ok(OpenDatabase { database, quarantined })
+    Ok(OpenDatabase { database, quarantined_path })
 }
 
-/// Migrates a file of schema version `version` to the current one. Data of the old schema, above all
-/// plain digests of keys, is record_wipe from the pages, the free pages and the write-ahead log.
-fn update(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
+/// Migrates a file of schema version `version` to the current one. Data of the old schema, above all plain
+/// digests of keys, is overwritten in the pages, the free pages and the write-ahead log.
+fn migrate_schema(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
     if version < schema::VERSION {
-        // Replaced data is overwritten, and is written to no temporary file.
+        // Deleted data is overwritten, and temporary data is not written to a file.
         connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;
         schema::migrate(connection)?;
         connection.execute_batch("PRAGMA secure_delete = OFF; PRAGMA temp_store = DEFAULT")?;
     }
-    let is_wipe_due = names::is_wipe_due(connection)?;
+    let is_wipe_due = key_names::is_wipe_due(connection)?;
     if version >= schema::VERSION && !is_wipe_due {
         return Ok(());
     }
-    // Incremental vacuum needs another file format; if the disk has no space to rewrite an older
-    // file, the file stays as it is.
-    let is_rewritten = (is_wipe_due || !shrinks(connection)?)
+    // Incremental vacuum needs another file format. If the disk has no space to rewrite an older file, the file
+    // keeps its format.
+    let is_rewritten = (is_wipe_due || !has_incremental_vacuum(connection)?)
         && connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").is_ok();
-    // An open reader keeps SQLite from truncating the log.
+    // SQLite cannot truncate the log while another connection reads it.
     let is_blocked: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if is_wipe_due && is_rewritten && !is_blocked {
-        names::record_wipe(connection)?;
+        key_names::record_wipe(connection)?;
     } else if is_wipe_due {
         tracing::warn!(
             event = "old_digests_not_wiped",
-            "The database could not be rewritten after its migration, so deleted digests of keys may still be in \
-             unused parts of it; the next start tries again"
+            "The database could not be rewritten after its migration, so its unused pages may still contain deleted \
+             digests of keys; the next start tries again"
         );
     }
     Ok(())
 }
 
-/// Whether the file returns free pages to the file system.
-fn shrinks(connection: &Connection) -> Result<bool, rusqlite::Error> {
+/// Whether free pages of the file can be returned to the file system.
+fn has_incremental_vacuum(connection: &Connection) -> Result<bool, rusqlite::Error> {
     let mode: i64 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0))?;
     Ok(mode == 2)
 }
 
-/// Whether the error means that the file is corrupt, not that it is inaccessible.
-pub(super) fn is_broken(error: &rusqlite::Error) -> bool {
+/// Whether the error means that the file is corrupt or not a database, and not that it is inaccessible.
+pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Renames the file and its companions; the new name contains the current time.
+/// Renames the file, its write-ahead log and its shared-memory file; the new name contains the time `now`.
 fn quarantine(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
-    let mut quarantined = companion(path, &format!(".broken-{}", now.0));
-    // Two files quarantined in the same millisecond must not overwrite each other.
-    let mut again = 0;
-    while quarantined.exists() {
-        again += 1;
-        quarantined = companion(path, &format!(".broken-{}-{again}", now.0));
+    let mut new_path = companion(path, &format!(".broken-{}", now.0));
+    // Two files that are renamed in the same millisecond must not overwrite each other.
+    let mut number = 0;
+    while new_path.exists() {
+        number += 1;
+        new_path = companion(path, &format!(".broken-{}-{number}", now.0));
     }
     for suffix in ["-wal", "-shm"] {
         if companion(path, suffix).exists() {
-            fs::rename(companion(path, suffix), companion(&quarantined, suffix))?;
+            fs::rename(companion(path, suffix), companion(&new_path, suffix))?;
         }
     }
-    fs::rename(path, &quarantined)?;
-    Ok(quarantined)
+    fs::rename(path, &new_path)?;
+    Ok(new_path)
 }

@@ -1,6 +1,6 @@
-//! The outbox of rows to be mirrored to Supabase: the latest state of each key, and attempts as events. A row
-//! is inserted in the transaction of its attempt and deleted after its delivery, so a crash loses no row. The
-//! mirror reads the rows through the writing thread, which owns the file.
+//! The outbox: the rows that the mirror has yet to send to Supabase, which are the latest state of each key and
+//! attempts as events. A row is inserted in the transaction of its attempt and deleted after its delivery, so
+//! a crash loses no row. The mirror reads the rows through the writer thread, which owns the database.
 
 mod tables;
 
@@ -8,12 +8,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::policy::units::UnixMs;
 
-pub(super) use tables::{put_event, put_event_again, put_key, run_command};
+pub(super) use tables::{put_changed_event, put_event, put_key, run_command};
 
 /// The rows that enter the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mirrored {
-    /// None: there is no mirror.
+pub enum MirrorScope {
+    /// No rows: the mirror is off.
     #[default]
     Nothing,
     /// The state of the keys.
@@ -29,43 +29,43 @@ pub struct MirroredKeyState {
     pub key_hash: String,
     /// The short form of the key.
     pub short_key: String,
-    /// The status as a word.
+    /// The name of the key's status.
     pub status: String,
     /// Credits spent in this period.
     pub count: i64,
-    /// Credits of a period; 0 if unknown.
+    /// Credits that the workspace has in a period; 0 if unknown.
     pub limit: i64,
     /// Credits left.
     pub remaining: i64,
-    /// The used share; above 1 with overage.
+    /// The fraction of the credits that is used; above 1 with overage.
     pub usage: f64,
     /// Whether the included credits are used up.
     pub is_over_limit: bool,
-    /// Whether its usage is near the limit.
+    /// Whether the usage is near the limit.
     pub is_near_limit: bool,
     /// When the period ends.
     pub resets_at: Option<UnixMs>,
-    /// When the state was observed. Later states of a key always have a later time, even if the
-    /// clock was set back.
+    /// When the state was observed. A later state of a key always has a later time, even if the clock was set
+    /// back.
     pub observed_at: UnixMs,
 }
 
-/// An attempt of a request.
+/// An attempt, as the mirror sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct AttemptEvent {
     /// A UUID.
     pub id: String,
     /// The id of the request it belongs to.
     pub request_id: String,
     /// The number of the attempt within its request, from 1.
     pub number: i64,
-    /// When it began.
+    /// When the attempt started.
     pub started_at: UnixMs,
-    /// The name of the client.
+    /// The name of the client that sent the request.
     pub client: String,
-    /// The key's fingerprint.
+    /// The key's fingerprint, or `own` for a client's own key.
     pub key_hash: String,
-    /// The workspace of the key.
+    /// The configured workspace of the key.
     pub workspace: Option<String>,
     /// The HTTP method.
     pub method: String,
@@ -75,7 +75,7 @@ pub struct Event {
     pub model: Option<String>,
     /// The response status, if there was a response.
     pub status: Option<i64>,
-    /// The verdict on the attempt, as a word.
+    /// The name of the attempt's outcome.
     pub verdict: String,
     /// Bytes of the request body sent to the provider.
     pub request_bytes: i64,
@@ -85,55 +85,55 @@ pub struct Event {
     pub characters: Option<i64>,
     /// Credits charged.
     pub credits: i64,
-    /// The source of that number.
+    /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,
-    /// Milliseconds from the begin to the response head.
+    /// Milliseconds from the start to the response head.
     pub first_byte_ms: Option<i64>,
-    /// Milliseconds from the begin to the end.
+    /// Milliseconds from the start to the end.
     pub total_ms: i64,
     /// Number of changes of the attempt while it was in the outbox.
     pub revision: i64,
 }
 
-/// Rows of the mirror that an earlier version sent under an old key name.
+/// A rename of the rows of a key that an earlier version sent under an old name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rename {
-    /// The first digits of the old name. The full name may be a secret.
-    pub beginning: String,
+pub struct KeyRename {
+    /// The first digits of the old name. The whole name may be a secret.
+    pub old_prefix: String,
     /// The new name.
     pub key_hash: String,
 }
 
-/// The rows that are due.
+/// Rows to be sent now.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
+pub struct OutboxBatch {
     /// Renames, to be sent before the other rows.
-    pub renames: Vec<Rename>,
+    pub renames: Vec<KeyRename>,
     /// At most one state per key.
     pub keys: Vec<MirroredKeyState>,
-    /// In the order in which they began.
-    pub events: Vec<Event>,
-    /// Number of rows that Supabase refused and that are to be retried.
+    /// In the order in which the attempts started.
+    pub events: Vec<AttemptEvent>,
+    /// Number of rows that Supabase has refused and that will be retried.
     pub refused: u64,
 }
 
-/// The identity of a row and its version.
+/// Identifies a version of a row, so that the delivery of an old version does not count for a newer one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RowName {
-    /// The state of a key, as of its time.
+pub enum RowVersion {
+    /// The state of a key.
     Key {
         /// The key's fingerprint.
         key_hash: String,
-        /// The time of the state: a later state is still to be sent.
+        /// When the state was observed.
         observed_at: UnixMs,
     },
-    /// Rows to be renamed.
-    Rename(Rename),
-    /// An event in one of its revisions.
+    /// A rename, which never changes.
+    Rename(KeyRename),
+    /// An event.
     Event {
-        /// Its UUID.
+        /// The id of the attempt.
         id: String,
-        /// Its revision: a later one is still to be sent.
+        /// The revision of the event.
         revision: i64,
     },
 }
@@ -141,27 +141,27 @@ pub enum RowName {
 /// A row that Supabase refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedRow {
-    /// The row.
-    pub name: RowName,
-    /// The database's code for the reason.
+    /// The refused row.
+    pub row: RowVersion,
+    /// The error code of Supabase's database.
     pub code: String,
     /// When the row is retried.
-    pub until: UnixMs,
+    pub retry_at: UnixMs,
 }
 
 /// The results of a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Delivery {
+pub struct DeliveryReport {
     /// Delivered rows.
-    pub sent: Vec<RowName>,
-    /// Refused rows, which are not retried before their time.
+    pub sent: Vec<RowVersion>,
+    /// Refused rows, each of which is retried later.
     pub refused: Vec<RefusedRow>,
 }
 
-/// The usage records cannot be read or written now, or the writing thread has ended.
+/// The database cannot be used now, or the writer thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the database cannot be used now")]
-pub struct StoreClosed;
+pub struct StoreUnavailable;
 
 /// The mirror's handle to the outbox. The database stays open until it is dropped.
 #[derive(Debug)]
@@ -169,54 +169,57 @@ pub struct Outbox {
     commands: mpsc::Sender<Command>,
 }
 
-/// A command of the mirror for the writing thread.
+/// A command of the mirror to the writer thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    Take { rows_max: usize, reply: oneshot::Sender<Batch> },
-    Record { delivery: Delivery, reply: oneshot::Sender<u64> },
-    ClearParked { reply: oneshot::Sender<()> },
+    NextBatch { max_rows: usize, reply: oneshot::Sender<OutboxBatch> },
+    RecordDelivery { report: DeliveryReport, reply: oneshot::Sender<u64> },
+    ReleaseRefused { reply: oneshot::Sender<()> },
 }
 
 impl Outbox {
-    /// An outbox, and the receiver of its commands.
+    /// Creates an outbox and the receiver of its commands.
     pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
         // The mirror sends one command at a time.
         let (sender, commands) = mpsc::channel(1);
         (Self { commands: sender }, commands)
     }
 
-    /// The rows that are due: at most `rows_max` keys and `rows_max` events. The state of the keys
-    /// is computed now, because it can change by time alone.
+    /// Returns at most `max_rows` keys and `max_rows` events to be sent now. The state of the keys is computed
+    /// by this call, because it can change with time alone.
     ///
     /// # Errors
     ///
     /// When the database cannot be used.
-    pub async fn take(&self, rows_max: usize) -> Result<Batch, StoreClosed> {
-        self.ask(|reply| Command::Take { rows_max, reply }).await
+    pub async fn next_batch(&self, max_rows: usize) -> Result<OutboxBatch, StoreUnavailable> {
+        self.send(|reply| Command::NextBatch { max_rows, reply }).await
     }
 
-    /// Records the results of a delivery; returns how many rows were refused for the first time.
+    /// Records the results of a delivery; returns the number of rows that were refused for the first time.
     ///
     /// # Errors
     ///
-    /// When the results cannot be recorded: the rows are then sent again, which changes nothing.
-    pub async fn record(&self, delivery: Delivery) -> Result<u64, StoreClosed> {
-        self.ask(|reply| Command::Record { delivery, reply }).await
+    /// When the results cannot be recorded. The rows are then sent again, which is idempotent.
+    pub async fn record_delivery(&self, report: DeliveryReport) -> Result<u64, StoreUnavailable> {
+        self.send(|reply| Command::RecordDelivery { report, reply }).await
     }
 
-    /// Makes all refused rows due now.
+    /// Makes all refused rows due, before their retry times.
     ///
     /// # Errors
     ///
     /// When the database cannot be used.
-    pub async fn clear_parked(&self) -> Result<(), StoreClosed> {
-        self.ask(|reply| Command::ClearParked { reply }).await
+    pub async fn release_refused(&self) -> Result<(), StoreUnavailable> {
+        self.send(|reply| Command::ReleaseRefused { reply }).await
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, StoreClosed> {
+    async fn send<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, StoreUnavailable> {
         let (reply, result) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| StoreClosed)?;
-        // The writing thread reports an error by dropping the reply channel.
-        result.await.map_err(|_| StoreClosed)
+        self.commands.send(command(reply)).await.map_err(|_| StoreUnavailable)?;
+        // On an error the writer thread drops the reply channel.
+        result.await.map_err(|_| StoreUnavailable)
     }
 }

@@ -1,30 +1,31 @@
-//! Stores the owners of identifiers: written in the same transactions as the usage records, read back at the
-//! start, and bounded in number and age. Only the hash of an identifier is stored.
+//! Stores the owners of identifiers. They are written in the transactions of the usage records, read at the
+//! start, and limited in number and age. Only the hash of an identifier is stored.
 //!
-//! Identifiers of resources that a user creates have one row each. Identifiers that every request creates are
-//! written to a log, because each row with a random hash as its key would cost one page write.
+//! Identifiers of resources that users create have one row each. Identifiers that every request creates are
+//! appended to a log, because each row with a random hash as its key would cost one page write.
 
 mod log;
+mod pack;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::columns::timestamp;
-use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
+use super::columns::{timestamp, unsigned};
+use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind, RetentionLimits, StorageClass};
 use crate::policy::units::UnixMs;
-use crate::pool::{LearnedOwner, OwnerId};
+use crate::pool::{OwnerId, OwnershipEntry};
 use crate::proxy::OwnershipUpdate;
 
-pub(super) use log::{compact, pack_rows, rename, words};
+pub(super) use log::{compact, names, pack_rows, rename};
 
-/// Rows of long-lived identifiers that one retention step deletes.
-const ROWS: usize = 512;
+/// Maximum rows that one step deletes.
+const MAX_STEP_ROWS: usize = 512;
 
 /// Whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:
-/// after a restart few requests name one, and each identifier would add a change to the log.
+/// few requests name one after a restart, and each would add a change to the log.
 pub(super) fn is_stored(change: &OwnershipUpdate) -> bool {
-    match change.named().kind.class() {
-        Class::Lasting | Class::Plentiful => true,
-        Class::Passing => false,
+    match change.identifier().kind.storage_class() {
+        StorageClass::LongLived | StorageClass::PerRequest => true,
+        StorageClass::ShortLived => false,
     }
 }
 
@@ -33,12 +34,13 @@ pub(super) fn write(
     changes: &[OwnershipUpdate],
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let of = |class| changes.iter().filter(move |change| change.named().kind.class() == class);
-    change_rows(transaction, of(Class::Lasting))?;
-    log::add(transaction, of(Class::Plentiful), now)
+    let changes_of =
+        |class| changes.iter().filter(move |change| change.identifier().kind.storage_class() == class);
+    write_rows(transaction, changes_of(StorageClass::LongLived))?;
+    log::append(transaction, changes_of(StorageClass::PerRequest), now)
 }
 
-fn change_rows<'a>(
+fn write_rows<'a>(
     transaction: &Transaction<'_>,
     changes: impl Iterator<Item = &'a OwnershipUpdate>,
 ) -> Result<(), rusqlite::Error> {
@@ -49,88 +51,89 @@ fn change_rows<'a>(
     let mut delete = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
     for change in changes {
         match change {
-            OwnershipUpdate::Recorded(LearnedOwner { named, owner, learned_at, used_at }) => {
+            OwnershipUpdate::Recorded(OwnershipEntry { identifier: named, owner, recorded_at, used_at }) => {
                 insert.execute(params![
-                    named.tag.bytes(),
-                    named.kind.word(),
-                    named.kind.class().number(),
-                    owner.word(),
-                    timestamp(*learned_at),
+                    named.hash.bytes(),
+                    named.kind.as_str(),
+                    named.kind.storage_class().number(),
+                    owner.as_str(),
+                    timestamp(*recorded_at),
                     timestamp(*used_at),
                 ])?
             }
-            OwnershipUpdate::Forgotten(named) => delete.execute(params![named.tag.bytes()])?,
+            OwnershipUpdate::Removed(named) => delete.execute(params![named.hash.bytes()])?,
         };
     }
     Ok(())
 }
 
-/// All owners, sorted within each class by their last use, the oldest first.
-pub(super) fn read(connection: &Connection) -> Result<Vec<LearnedOwner>, rusqlite::Error> {
+/// Reads all owners: those of created resources and then those of the log, each by their last use, the oldest
+/// first.
+pub(super) fn read(connection: &Connection) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
-    // An unreadable row is skipped: the owner is recorded again from later responses.
+    // An unreadable row is skipped, because the owner is recorded again from later responses.
     let owners = statement.query_map([], read_owner)?.filter_map(Result::transpose);
-    let mut owners: Vec<LearnedOwner> = owners.collect::<Result<_, _>>()?;
+    let mut owners: Vec<OwnershipEntry> = owners.collect::<Result<_, _>>()?;
     owners.append(&mut log::read(connection)?);
     Ok(owners)
 }
 
-fn read_owner(row: &Row<'_>) -> Result<Option<LearnedOwner>, rusqlite::Error> {
+fn read_owner(row: &Row<'_>) -> Result<Option<OwnershipEntry>, rusqlite::Error> {
     let id: Vec<u8> = row.get(0)?;
     let kind: String = row.get(1)?;
     let owner: String = row.get(2)?;
-    let at = |index| -> Result<UnixMs, rusqlite::Error> {
-        Ok(UnixMs(u64::try_from(row.get::<_, i64>(index)?).unwrap_or(0)))
-    };
-    let (learned_at, used_at) = (at(3)?, at(4)?);
-    let named = <[u8; 16]>::try_from(id).ok().zip(Kind::of_word(&kind));
-    Ok(named.map(|(bytes, kind)| LearnedOwner {
-        named: Named { kind, tag: Tag::of_bytes(bytes) },
-        owner: OwnerId::of_word(&owner),
-        learned_at,
+    let time = |index| row.get(index).map(|time| UnixMs(unsigned(time)));
+    let (recorded_at, used_at) = (time(3)?, time(4)?);
+    let hash_and_kind = <[u8; 16]>::try_from(id).ok().zip(ResourceKind::parse(&kind));
+    Ok(hash_and_kind.map(|(bytes, kind)| OwnershipEntry {
+        identifier: Identifier { kind, hash: IdentifierHash::from_bytes(bytes) },
+        owner: OwnerId::from_stored(&owner),
+        recorded_at,
         used_at,
     }))
 }
 
-/// Deletes some of the rows that are too old or too many; returns whether there may be more.
-pub(super) fn forget_some(
+/// Deletes some of the owners that exceed the limits; returns whether others may remain.
+pub(super) fn delete_excess(
     connection: &Connection,
-    keeping: &Keeping,
+    limits: &RetentionLimits,
     now: UnixMs,
 ) -> Result<bool, rusqlite::Error> {
-    let bounds = |class| {
-        let kept = keeping.kept(class).map(|kept| u64::try_from(kept.as_millis()).unwrap_or(u64::MAX));
-        (kept.map(|kept_ms| UnixMs(now.0.saturating_sub(kept_ms))), keeping.count_max(class))
+    let limits_of = |class| {
+        let max_idle_ms =
+            limits.max_idle(class).map(|max_idle| u64::try_from(max_idle.as_millis()).unwrap_or(u64::MAX));
+        (max_idle_ms.map(|ms| UnixMs(now.0.saturating_sub(ms))), limits.max_count(class))
     };
-    let (oldest, count_max) = bounds(Class::Lasting);
-    if forget_rows(connection, oldest, count_max)? {
+    let (oldest, max_rows) = limits_of(StorageClass::LongLived);
+    if delete_excess_rows(connection, oldest, max_rows)? {
         return Ok(true);
     }
-    let (oldest, count_max) = bounds(Class::Plentiful);
-    log::forget_some(connection, oldest, count_max)
+    let (oldest, max_changes) = limits_of(StorageClass::PerRequest);
+    log::delete_excess(connection, oldest, max_changes)
 }
 
-fn forget_rows(
+fn delete_excess_rows(
     connection: &Connection,
     oldest: Option<UnixMs>,
-    count_max: usize,
+    max_rows: usize,
 ) -> Result<bool, rusqlite::Error> {
     if let Some(oldest) = oldest {
-        const OLD: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 AND used_at_ms < ?1 LIMIT ?2)";
-        if connection.prepare_cached(OLD)?.execute(params![timestamp(oldest), ROWS as i64])? == ROWS {
+        const DELETE_OLDER: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 AND used_at_ms < ?1 LIMIT ?2)";
+        let parameters = params![timestamp(oldest), MAX_STEP_ROWS as i64];
+        if connection.prepare_cached(DELETE_OLDER)?.execute(parameters)? == MAX_STEP_ROWS {
             return Ok(true);
         }
     }
-    let excess = count(connection)?.saturating_sub(count_max);
+    let excess = count_rows(connection)?.saturating_sub(max_rows);
     if excess > 0 {
-        const FIRST: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 ORDER BY used_at_ms LIMIT ?1)";
-        connection.prepare_cached(FIRST)?.execute([excess.min(ROWS) as i64])?;
+        const DELETE_FIRST: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 ORDER BY used_at_ms LIMIT ?1)";
+        connection.prepare_cached(DELETE_FIRST)?.execute([excess.min(MAX_STEP_ROWS) as i64])?;
     }
-    Ok(excess > ROWS)
+    Ok(excess > MAX_STEP_ROWS)
 }
 
-fn count(connection: &Connection) -> Result<usize, rusqlite::Error> {
+fn count_rows(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let count: i64 =
         connection.prepare_cached("SELECT count(*) FROM owners")?.query_row([], |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or(0))

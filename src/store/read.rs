@@ -1,33 +1,36 @@
-//! Restores the state and usage of the keys from the database when the program starts.
+//! Reads the stored state of the keys and the usage of the clients, which a start restores.
 
 use rusqlite::{Connection, Row};
 
-use super::columns::timestamp;
-use super::evidence::{self, Stored};
+use super::columns::{timestamp, unsigned};
+use super::evidence::{self, StoredEvidence};
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::Period;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
-use crate::proxy::Used;
+use crate::proxy::UsageTotals;
 use crate::secret::Fingerprint;
 
-pub(super) fn remembered(connection: &Connection) -> Result<Vec<RestoredKey>, rusqlite::Error> {
+pub(super) fn keys(connection: &Connection) -> Result<Vec<RestoredKey>, rusqlite::Error> {
     let mut statement = connection.prepare(
         "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, plan FROM keys",
     )?;
     let rows = statement.query_map([], |row| {
         let tier = row.get(6)?;
-        Ok(remembered_key(row)?.map(|known| RestoredKey { tier, ..known }))
+        Ok(read_key(row)?.map(|key| RestoredKey { tier, ..key }))
     })?;
-    // An unreadable row is skipped: the provider reports the state again.
+    // An unreadable row is skipped, because the provider reports the state again.
     rows.filter_map(Result::transpose).collect()
 }
 
-/// The usage of each client in the periods of `now`: the sums of the quota its attempts consumed, by the same
-/// rule as the counters in memory (`policy::charge`).
-pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, rusqlite::Error> {
-    let [day, month, ever] = Period::ALL.map(|period| timestamp(period.begin(now)));
+/// The usage of each client in the periods that contain `now`: the sums of the quota that its attempts used,
+/// by the same rule as the counters in memory (`policy::charge`).
+pub(super) fn client_usage(
+    connection: &Connection,
+    now: UnixMs,
+) -> Result<Vec<UsageTotals>, rusqlite::Error> {
+    let [day, month, ever] = Period::ALL.map(|period| timestamp(period.start(now)));
     let mut statement = connection.prepare(
         "SELECT client,
             sum(quota_requests * (hour_ms >= ?1)), sum(quota_requests * (hour_ms >= ?2)),
@@ -36,8 +39,8 @@ pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, ru
          FROM hours GROUP BY client",
     )?;
     let rows = statement.query_map(rusqlite::params![day, month, ever], |row| {
-        let amount = |index| row.get::<_, i64>(index).map(|amount| u64::try_from(amount).unwrap_or(0));
-        Ok(Used {
+        let amount = |index| row.get(index).map(unsigned);
+        Ok(UsageTotals {
             client: ClientName::new(&row.get::<_, String>(0)?),
             requests: [amount(1)?, amount(2)?, amount(3)?],
             credits: [amount(4)?, amount(5)?, amount(6)?],
@@ -46,18 +49,18 @@ pub(super) fn used(connection: &Connection, now: UnixMs) -> Result<Vec<Used>, ru
     rows.collect()
 }
 
-/// Reads a key from the first six columns of [`remembered`], without the plan.
-pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<RestoredKey>, rusqlite::Error> {
+/// Reads a key from the first six columns of [`keys`], without the plan.
+pub(super) fn read_key(row: &Row<'_>) -> Result<Option<RestoredKey>, rusqlite::Error> {
     let hash: String = row.get(0)?;
     let amount = |index| -> Result<Option<u64>, rusqlite::Error> {
         Ok(row.get::<_, Option<i64>>(index)?.and_then(|amount| u64::try_from(amount).ok()))
     };
     let extension = match row.get::<_, Option<i64>>(3)? {
         Some(-1) => Extension::Unlimited,
-        Some(more) => u64::try_from(more).map_or(Extension::None, Extension::Credits),
+        Some(credits) => u64::try_from(credits).map_or(Extension::None, Extension::Credits),
         None => Extension::None,
     };
-    let Stored { of_key, of_workspace } = evidence::read(&row.get::<_, String>(5)?);
+    let StoredEvidence { key_evidence, workspace_evidence } = evidence::from_json(&row.get::<_, String>(5)?);
     let Some(fingerprint) = Fingerprint::parse(&hash) else { return Ok(None) };
     Ok(Some(RestoredKey {
         fingerprint,
@@ -68,7 +71,7 @@ pub(super) fn remembered_key(row: &Row<'_>) -> Result<Option<RestoredKey>, rusql
             resets_at: amount(4)?.map(UnixMs),
         },
         tier: None,
-        of_key,
-        of_workspace,
+        key_evidence,
+        workspace_evidence,
     }))
 }

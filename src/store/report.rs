@@ -1,5 +1,5 @@
-//! Reads the usage records in another process than the one that writes them, through a read-only connection.
-//! Separate from `read`, which belongs to the writing process.
+//! Reads usage and key states for the commands `usage` and `keys`, through a read-only connection to a file
+//! that another process may be writing. Separate from `read`, which the writing process uses at its start.
 
 use std::fs;
 use std::io;
@@ -8,25 +8,26 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
-use super::columns::timestamp;
-use super::open::is_broken;
-use super::read::remembered_key;
+use super::columns::{timestamp, unsigned};
+use super::open::is_corruption;
+use super::read::read_key;
 use super::schema;
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Cooldowns, Evidence, cooldown};
+use crate::policy::evidence::{Cooldowns, Evidence, longest_cooldown};
 use crate::policy::key_state::{KeyState, KeyStatus};
-use crate::policy::retention::hour_of;
+use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// The reason that the database cannot be read. The message contains a solution.
+/// The reason that the database cannot be read. The message tells the user what to do, if anything can be
+/// done.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.
-    #[error("there are no usage records at {} yet: `keychoir serve` begins them with its first start", .0.display())]
+    #[error("there are no usage records at {} yet: the first start of `keychoir serve` creates the file", .0.display())]
     NoFile(PathBuf),
     /// The file exists, but has no tables yet.
-    #[error("{} holds no usage records yet", .0.display())]
+    #[error("{} contains no usage records yet", .0.display())]
     Empty(PathBuf),
     /// The file system denies reading.
     #[error("{} cannot be read: {source}", .path.display())]
@@ -44,20 +45,19 @@ pub enum ReadError {
         /// The schema version in the file.
         version: usize,
     },
-    /// An older version of Keychoir wrote the file. That version stored no sums, or named keys by their plain
-    /// digests.
-    #[error("{} was written by an older Keychoir: the next start of `keychoir serve` brings it up to date", .0.display())]
+    /// An older version of Keychoir wrote the file, and stored no sums or named keys by their plain digests.
+    #[error("{} was written by an older Keychoir: the next start of `keychoir serve` migrates it", .0.display())]
     Older(PathBuf),
-    /// The file is no database, or is corrupt.
-    #[error("{} is no file of usage records, or a broken one: {source}", .path.display())]
-    Broken {
+    /// The file is not a database, or it is corrupt.
+    #[error("{} is not a usage database, or it is corrupt: {source}", .path.display())]
+    Corrupt {
         /// The file.
         path: PathBuf,
         /// SQLite's error.
         source: rusqlite::Error,
     },
     /// SQLite cannot read the file now.
-    #[error("{} cannot be read: {source} (it is best read as the user that Keychoir runs as)", .path.display())]
+    #[error("{} cannot be read: {source} (run this command as the user that runs Keychoir)", .path.display())]
     Unusable {
         /// The database file.
         path: PathBuf,
@@ -66,9 +66,9 @@ pub enum ReadError {
     },
 }
 
-/// The dimension that sums are grouped by.
+/// The column by which sums are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum UsageDimension {
     /// One sum per key.
     Key,
     /// One sum per client.
@@ -79,9 +79,9 @@ pub enum By {
     Route,
 }
 
-/// The group of a sum.
+/// The group that a sum belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UsageOwner {
+pub enum UsageGroup {
     /// A key.
     Key {
         /// The key's fingerprint, in hexadecimal digits.
@@ -97,7 +97,7 @@ pub enum UsageOwner {
 
 /// Sums over attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
+pub struct UsageSums {
     /// All attempts, with and without a response.
     pub attempts: u64,
     /// Attempts with a response status below 400.
@@ -116,7 +116,7 @@ pub struct Sums {
 
 /// The stored state of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownKey {
+pub struct StoredKey {
     /// The key's fingerprint, in hexadecimal digits.
     pub hash: String,
     /// The short form of the key.
@@ -133,16 +133,16 @@ pub struct KnownKey {
 
 /// A read-only connection to the database.
 #[derive(Debug)]
-pub struct Reader {
+pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
 }
 
-/// Maximum wait for a lock: a reader only waits for a start that migrates the file.
-const BUSY_MAX: Duration = Duration::from_secs(5);
+/// Maximum wait for a lock. Only a start that migrates the file locks out readers.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Reader {
-    /// Opens the database at `path` for reading.
+impl UsageReader {
+    /// Opens the database at `path`.
     ///
     /// # Errors
     ///
@@ -156,90 +156,104 @@ impl Reader {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
-            connection.busy_timeout(BUSY_MAX)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
             let version = schema::version(&connection)?;
             Ok((connection, version))
         });
         match opened {
             Ok((_, 0)) => Err(ReadError::Empty(path)),
             Ok((_, version)) if version > schema::VERSION => Err(ReadError::Newer { path, version }),
-            Ok((_, version)) if version < schema::FINGERPRINTS => Err(ReadError::Older(path)),
+            Ok((_, version)) if version < schema::FINGERPRINT_VERSION => Err(ReadError::Older(path)),
             Ok((connection, _)) => Ok(Self { path, connection }),
             Err(source) => Err(read_error(path, source)),
         }
     }
 
-    /// Sums since the start of the hour of `since`, the most expensive first.
+    /// Returns the sums from the hour that contains `since`, the most expensive first.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn usage(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, ReadError> {
-        self.sums(since, by).map_err(|source| read_error(self.path.clone(), source))
+    pub fn usage(
+        &self,
+        since: UnixMs,
+        dimension: UsageDimension,
+    ) -> Result<Vec<(UsageGroup, UsageSums)>, ReadError> {
+        self.sums(since, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
-    /// Every stored key with its state at `now`, in the last order of the pool.
+    /// Returns every stored key with its state at `now`, in the last order of the pool.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, ReadError> {
-        self.known_keys(now).map_err(|source| read_error(self.path.clone(), source))
+    pub fn keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, ReadError> {
+        self.stored_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }
 
-    fn sums(&self, since: UnixMs, by: By) -> Result<Vec<(UsageOwner, Sums)>, rusqlite::Error> {
-        let column = match by {
-            By::Key => "key_hash",
-            By::Client => "client",
-            By::Model => "model",
-            By::Route => "route",
+    fn sums(
+        &self,
+        since: UnixMs,
+        dimension: UsageDimension,
+    ) -> Result<Vec<(UsageGroup, UsageSums)>, rusqlite::Error> {
+        let column = match dimension {
+            UsageDimension::Key => "key_hash",
+            UsageDimension::Client => "client",
+            UsageDimension::Model => "model",
+            UsageDimension::Route => "route",
         };
-        // Sums are computed as floating point numbers, which are exact far beyond real amounts and
-        // cannot overflow.
+        // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
         let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
         let sums =
             ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
                 .map(sum)
                 .join(", ");
         let sql = format!(
-            "SELECT own.*, keys.short_key, keys.name
-             FROM (SELECT {column} AS whose, {sums} FROM hours WHERE hour_ms >= ?1 GROUP BY {column}) AS own
-             LEFT JOIN keys ON keys.key_hash = own.whose
+            "SELECT sums.*, keys.short_key, keys.name
+             FROM (SELECT {column} AS group_name, {sums} FROM hours WHERE hour_ms >= ?1 GROUP BY {column}) AS sums
+             LEFT JOIN keys ON keys.key_hash = sums.group_name
              ORDER BY 7 DESC, 2 DESC, 1"
         );
         let mut statement = self.connection.prepare(&sql)?;
-        let rows = statement.query_map(params![timestamp(hour_of(since))], |row| {
+        let rows = statement.query_map(params![timestamp(start_of_hour(since))], |row| {
             let name: String = row.get(0)?;
-            let owner = match by {
-                By::Key => UsageOwner::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
-                By::Client | By::Model | By::Route => UsageOwner::Name((!name.is_empty()).then_some(name)),
+            let group = match dimension {
+                UsageDimension::Key => UsageGroup::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
+                UsageDimension::Client | UsageDimension::Model | UsageDimension::Route => {
+                    UsageGroup::Name((!name.is_empty()).then_some(name))
+                }
             };
-            Ok((owner, read_sums(row)?))
+            Ok((group, read_sums(row)?))
         })?;
         rows.collect()
     }
 
-    fn known_keys(&self, now: UnixMs) -> Result<Vec<KnownKey>, rusqlite::Error> {
+    fn stored_keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, rusqlite::Error> {
         let mut statement = self.connection.prepare(
             "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, short_key, name,
                 workspace
              FROM keys ORDER BY position, key_hash",
         )?;
         let rows = statement.query_map([], |row| {
-            let Some(RestoredKey { quota, of_key, of_workspace, .. }) = remembered_key(row)? else {
+            let Some(RestoredKey { quota, key_evidence, workspace_evidence, .. }) = read_key(row)? else {
                 return Ok(None);
             };
             let quota = quota.at(now);
-            // The writing process may have other settings; its status pages are more exact while it
-            // runs.
+            // The running program may have other cooldowns configured; its status pages show the exact state.
             let cooldown_of =
-                |evidence: &[Evidence]| cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
-            Ok(Some(KnownKey {
+                |evidence: &[Evidence]| longest_cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
+            Ok(Some(StoredKey {
                 hash: row.get(0)?,
                 short: row.get(6)?,
                 name: row.get(7)?,
                 workspace: row.get(8)?,
-                status: KeyState::of(cooldown_of(&of_key), cooldown_of(&of_workspace), &quota, now).status(),
+                status: KeyState::new(
+                    cooldown_of(&key_evidence),
+                    cooldown_of(&workspace_evidence),
+                    &quota,
+                    now,
+                )
+                .status(),
                 quota,
             }))
         })?;
@@ -247,9 +261,9 @@ impl Reader {
     }
 }
 
-fn read_sums(row: &Row<'_>) -> Result<Sums, rusqlite::Error> {
-    let amount = |index| row.get::<_, i64>(index).map(|amount| u64::try_from(amount).unwrap_or(0));
-    Ok(Sums {
+fn read_sums(row: &Row<'_>) -> Result<UsageSums, rusqlite::Error> {
+    let amount = |index| row.get(index).map(unsigned);
+    Ok(UsageSums {
         attempts: amount(1)?,
         served: amount(2)?,
         request_bytes: amount(3)?,
@@ -260,7 +274,7 @@ fn read_sums(row: &Row<'_>) -> Result<Sums, rusqlite::Error> {
     })
 }
 
-impl std::ops::AddAssign for Sums {
+impl std::ops::AddAssign for UsageSums {
     fn add_assign(&mut self, other: Self) {
         self.attempts = self.attempts.saturating_add(other.attempts);
         self.served = self.served.saturating_add(other.served);
@@ -273,5 +287,9 @@ impl std::ops::AddAssign for Sums {
 }
 
 fn read_error(path: PathBuf, source: rusqlite::Error) -> ReadError {
-    if is_broken(&source) { ReadError::Broken { path, source } } else { ReadError::Unusable { path, source } }
+    if is_corruption(&source) {
+        ReadError::Corrupt { path, source }
+    } else {
+        ReadError::Unusable { path, source }
+    }
 }

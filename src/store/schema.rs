@@ -1,9 +1,9 @@
-//! The tables, and the migrations from each version to the next.
+//! The schema of the database: the migrations from each version to the next create and change its tables.
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 
 use super::attempts::migration;
-use super::{names, owners, refusals};
+use super::{key_names, owners, refusals};
 
 /// One migration per version; a released migration never changes.
 const MIGRATIONS: [&str; 12] = [
@@ -351,65 +351,57 @@ const MIGRATIONS: [&str; 12] = [
     migration::TABLE,
 ];
 
-/// The version from which the logs of owners are packed.
-const PACKED: usize = 6;
+/// The version from which the log of owners has one row per commit.
+const PACKED_OWNERS_VERSION: usize = 6;
 
-/// The version from which keys are named by their fingerprints.
-pub(super) const FINGERPRINTS: usize = 10;
+/// The version from which `key_hash` is a fingerprint and not a plain digest.
+pub(super) const FINGERPRINT_VERSION: usize = 10;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
 
-/// The schema version of a file; 0 if nothing was written yet.
+/// The schema version of a file; 0 if the file is empty.
 pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Migrates a file to [`VERSION`] in one transaction; returns whether that changed it. Many attempts of
-/// an earlier version are moved later, see [`migration`].
-pub(super) fn migrate(connection: &mut Connection) -> Result<bool, rusqlite::Error> {
-    if version(connection)? >= VERSION {
-        return Ok(false);
-    }
-    // Another process may migrate concurrently; the second one finds the migration done.
+/// Migrates a file to [`VERSION`] in one transaction. If an earlier version has stored many attempts, the
+/// later ones are moved by maintenance, see [`migration`].
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+    // The version is read in the transaction, because another process may have migrated the file meanwhile.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let from = version(&transaction)?;
-    for (version, step) in (1..).zip(MIGRATIONS).skip(from) {
-        transaction.execute_batch(step)?;
-        if version == PACKED {
+    let old_version = version(&transaction)?;
+    for (version, statements) in (1..).zip(MIGRATIONS).skip(old_version) {
+        transaction.execute_batch(statements)?;
+        if version == PACKED_OWNERS_VERSION {
             owners::pack_rows(&transaction)?;
         }
     }
-    if from < FINGERPRINTS {
-        names::retire(&transaction)?;
+    if old_version < FINGERPRINT_VERSION {
+        key_names::retire_plain_digests(&transaction)?;
     }
-    if from < VERSION {
-        migration::begin(&transaction)?;
-        set_version(&transaction)?;
+    if old_version < VERSION {
+        migration::move_first_attempts(&transaction)?;
+        transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     }
-    transaction.commit()?;
-    Ok(from < VERSION)
+    transaction.commit()
 }
 
 /// SQLite's application id, which marks a file as Keychoir's (`file(1)` shows it).
-pub(super) const APPLICATION: u32 = u32::from_be_bytes(*b"Kchr");
+pub(super) const APPLICATION_ID: u32 = u32::from_be_bytes(*b"Kchr");
 
 /// Writes the application id if the file has none.
-pub(super) fn sign(connection: &Connection) -> Result<(), rusqlite::Error> {
+pub(super) fn write_application_id(connection: &Connection) -> Result<(), rusqlite::Error> {
     let id: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    if id != i64::from(APPLICATION) {
-        connection.execute_batch(&format!("PRAGMA application_id = {APPLICATION}"))?;
+    if id != i64::from(APPLICATION_ID) {
+        connection.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}"))?;
     }
     Ok(())
 }
 
-fn set_version(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))
-}
-
-/// The migrations up to a version, for tests.
+/// The statements that create a file of an earlier version.
 #[cfg(test)]
-pub(super) fn of_version(version: usize) -> String {
+pub(super) fn for_version(version: usize) -> String {
     format!("{}; PRAGMA user_version = {version};", MIGRATIONS[..version].join(";"))
 }

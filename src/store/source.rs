@@ -1,4 +1,5 @@
-//! The JSON of a refusal's source (status, words, route, request id), shared by evidence and refusals.
+//! The JSON of the response that a refusal comes from. Separate because the documents of `evidence` and of
+//! `refusals` both contain it.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ impl From<&RefusalSource> for StoredSource {
     fn from(source: &RefusalSource) -> Self {
         Self {
             status: source.status,
-            words: source.words.as_ref().to_owned(),
+            words: source.message.as_ref().to_owned(),
             route: source.route.as_ref().to_owned(),
             request_id: source.request_id.as_ref().to_owned(),
         }
@@ -31,7 +32,7 @@ impl From<StoredSource> for RefusalSource {
     fn from(stored: StoredSource) -> Self {
         Self {
             status: stored.status,
-            words: stored.words.into(),
+            message: stored.words.into(),
             route: stored.route.into(),
             request_id: stored.request_id.into(),
         }

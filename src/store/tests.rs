@@ -1,3 +1,5 @@
+//! Tests of opening, writing and closing a store, and the records and databases that all store tests use.
+
 mod attempts;
 mod faults;
 mod migration;
@@ -25,12 +27,13 @@ use crate::policy::evidence::RefusalSource;
 use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
-use crate::pool::{self, Observation, Refused};
+use crate::pool::{self, Observation, RefusedAttempt};
 use crate::proxy::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge, UsageBatch};
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
-const KEEPING: Keeping = Keeping { identifiers_max: 4_000, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
+const KEEPING: RetentionLimits =
+    RetentionLimits { max_identifiers: 4_000, max_idle: Some(Duration::from_secs(30 * 24 * 3_600)) };
 const KEYS: [&str; 2] = [
     "sk_canary_of_the_store_number_one_0000000000000001",
     "sk_canary_of_the_store_number_two_0000000000000002",
@@ -38,19 +41,19 @@ const KEYS: [&str; 2] = [
 
 fn pool() -> Arc<Pool> {
     let entries = KEYS.iter().map(|key| ApiKey::new(key).unwrap().into());
-    Arc::new(Pool::new(entries.collect(), pool::Settings::STILL))
+    Arc::new(Pool::new(entries.collect(), pool::Settings::FOR_TESTS))
 }
 
 fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     AttemptRecord {
-        id: AttemptRecord::name(NOW),
+        id: AttemptRecord::new_id(NOW),
         request_id: "request".into(),
         number: 1,
         started_at: NOW,
         client: ClientName::new("local"),
         key: Some(Arc::clone(&pool.roster().keys()[0])),
         method: Method::POST,
-        route: Route::read("/v1/text-to-speech/{id}"),
+        route: Route::parse("/v1/text-to-speech/{id}"),
         model: Some("eleven_v3".into()),
         audio: None,
         characters: Some(credits),
@@ -61,33 +64,33 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         response_bytes: 2,
         credits,
         quota: QuotaCharge { requests: 1, credits, replaced: 0 },
-        credits_from: CreditSource::Answer,
+        credits_from: CreditSource::Reported,
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),
         is_price: false,
     }
 }
 
-/// An attempt that began at a moment, with an id of that time.
-fn record_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
-    AttemptRecord { id: AttemptRecord::name(started_at), started_at, ..record(pool, credits) }
+/// An attempt that started at this time, with an id of the same time.
+fn record_started_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
+    AttemptRecord { id: AttemptRecord::new_id(started_at), started_at, ..record(pool, credits) }
 }
 
-/// The record that adds the price of an attempt.
-fn priced(record: &AttemptRecord, credits: u64) -> AttemptRecord {
-    AttemptRecord { credits, credits_from: CreditSource::Answer, is_price: true, ..record.clone() }
+/// The record that adds the price of an attempt later.
+fn late_price(record: &AttemptRecord, credits: u64) -> AttemptRecord {
+    AttemptRecord { credits, credits_from: CreditSource::Reported, is_price: true, ..record.clone() }
 }
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn settings(queue_max: usize) -> Settings {
+fn settings(max_queued_records: usize) -> Settings {
     Settings {
-        queue_max,
-        // Slow commits take up to a fifth of this interval.
+        max_queued_records,
+        // At low rates, the interval between commits is a fifth of this.
         commit_interval: Duration::from_millis(250),
         retention: Retention::default(),
-        mirrored: Mirrored::Nothing,
-        owners: KEEPING,
+        mirror_scope: MirrorScope::Nothing,
+        owner_limits: KEEPING,
     }
 }
 
@@ -95,34 +98,35 @@ fn connection(store: &Store) -> &Connection {
     &store.database.as_ref().unwrap().connection
 }
 
-fn batch_of(attempts: &[AttemptRecord]) -> UsageBatch {
+fn attempt_batch(attempts: &[AttemptRecord]) -> UsageBatch {
     UsageBatch { attempts: attempts.to_vec(), ..UsageBatch::default() }
 }
 
-fn batch_of_owners(owners: Vec<OwnershipUpdate>) -> UsageBatch {
+fn ownership_batch(owners: Vec<OwnershipUpdate>) -> UsageBatch {
     UsageBatch { owners, ..UsageBatch::default() }
 }
 
 /// Writes the records in one transaction.
-fn write(database: &mut Database, records: &[AttemptRecord], mirrored: Mirrored) {
-    rows::commit(database, &batch_of(records), &[], mirrored, NOW).unwrap();
+fn write(database: &mut Database, records: &[AttemptRecord], mirror_scope: MirrorScope) {
+    transaction::commit(database, &attempt_batch(records), &[], mirror_scope, NOW).unwrap();
 }
 
-fn opened(location: &DatabaseLocation) -> Database {
+fn open_database(location: &DatabaseLocation) -> Database {
     open::open(location, NOW, IntegrityCheck::Quick).unwrap().database
 }
 
-fn number(connection: &Connection, sql: &str) -> i64 {
+fn query_number(connection: &Connection, sql: &str) -> i64 {
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-/// The path of a database in a folder that does not exist yet.
+/// The location and the path of a database in a folder that does not exist yet.
 fn location(folder: &Path) -> (DatabaseLocation, PathBuf) {
     let path = folder.join("state").join("keychoir.db");
     (DatabaseLocation::File(path.clone()), path)
 }
 
-fn attempts(path: &Path) -> Vec<(String, i64)> {
+/// The key hash and the credits of each attempt.
+fn read_attempts(path: &Path) -> Vec<(String, i64)> {
     let connection = Connection::open(path).unwrap();
     let mut statement = connection.prepare("SELECT key_hash, credits FROM attempts ORDER BY id").unwrap();
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
@@ -130,35 +134,36 @@ fn attempts(path: &Path) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn sent_records_are_written_before_the_end() {
+async fn queued_records_are_written_before_the_writer_ends() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
-    let (usage, writing) =
-        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(128)).unwrap();
+    let (usage, writer_handle) =
+        Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(128)).unwrap();
     for credits in 0..100 {
-        usage.permit().await.unwrap().write(record(&pool, credits));
+        usage.acquire_permit().await.unwrap().write(record(&pool, credits));
     }
     drop(usage);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
     let hash = ApiKey::new(KEYS[0]).unwrap().fingerprint().to_string();
-    let written = attempts(&path);
-    assert_eq!(written.len(), 100);
-    assert!(written.iter().all(|(key, _)| *key == hash));
-    assert_eq!(written.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
+    let attempts = read_attempts(&path);
+    assert_eq!(attempts.len(), 100);
+    assert!(attempts.iter().all(|(key, _)| *key == hash));
+    assert_eq!(attempts.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
 }
 
-/// Refuses the second key as invalid.
-fn refuse(pool: &Pool, now: UnixMs) {
+/// Records that the provider refused the second key as invalid.
+fn refuse_second_key(pool: &Pool, now: UnixMs) {
     let roster = pool.roster();
     let source =
-        RefusalSource { status: Some(401), words: "invalid_api_key".into(), ..RefusalSource::default() };
-    let refused = Refused { verdict: Verdict::InvalidKey, request: None, is_agreed: false, source };
+        RefusalSource { status: Some(401), message: "invalid_api_key".into(), ..RefusalSource::default() };
+    let refused =
+        RefusedAttempt { verdict: Verdict::InvalidKey, request: None, is_repeated_elsewhere: false, source };
     pool.record_refusal(&roster, &roster.keys()[1], refused, now);
 }
 
 #[tokio::test]
-async fn keys_are_read_back_as_they_were() {
+async fn keys_are_read_as_they_were_written() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let pool = pool();
@@ -170,78 +175,78 @@ async fn keys_are_read_back_as_they_were() {
         resets_at: Some(UnixMs(NOW.0 * 2)),
     };
     let capabilities = Capabilities::default();
-    let seen = Observation::Quota { quota, tier: None, is_paid: None, capabilities };
-    pool.observe(&roster, &roster.keys()[0], seen, NOW);
-    refuse(&pool, NOW);
-    let (usage, writing) =
-        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    usage.keys_changed();
+    let observation = Observation::Quota { quota, tier: None, is_paid: None, capabilities };
+    pool.observe(&roster, &roster.keys()[0], observation, NOW);
+    refuse_second_key(&pool, NOW);
+    let (usage, writer_handle) =
+        Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();
+    usage.request_key_state_write();
     drop(usage);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 
-    let mut remembered = Store::open(&location, NOW).unwrap().remembered().unwrap();
-    remembered.sort_by_key(|known| known.quota.limit.is_none());
-    let print = |key| ApiKey::new(key).unwrap().fingerprint();
+    let mut restored = Store::open(&location, NOW).unwrap().read_keys().unwrap();
+    restored.sort_by_key(|key| key.quota.limit.is_none());
+    let fingerprint = |key| ApiKey::new(key).unwrap().fingerprint();
     assert_eq!(
-        remembered,
+        restored,
         [
             RestoredKey {
-                fingerprint: print(KEYS[0]),
+                fingerprint: fingerprint(KEYS[0]),
                 quota,
                 tier: None,
-                of_key: vec![],
-                of_workspace: vec![]
+                key_evidence: vec![],
+                workspace_evidence: vec![]
             },
             RestoredKey {
-                fingerprint: print(KEYS[1]),
+                fingerprint: fingerprint(KEYS[1]),
                 quota: Quota::default(),
                 tier: None,
-                of_key: roster.keys()[1].evidence(),
-                of_workspace: vec![],
+                key_evidence: roster.keys()[1].evidence(),
+                workspace_evidence: vec![],
             },
         ]
     );
 }
 
 #[test]
-fn the_file_is_private_and_safe_against_a_power_cut() {
+fn the_file_is_private_and_flushed_at_every_commit() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let store = Store::open(&location, NOW).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
     let pragma = |name: &str| -> String {
-        let text = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
-        format!("{:?}", connection(&store).query_row(&format!("PRAGMA {name}"), [], text).unwrap())
+        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        format!("{:?}", connection(&store).query_row(&format!("PRAGMA {name}"), [], value).unwrap())
     };
     assert_eq!(
         (pragma("journal_mode"), pragma("synchronous")),
         ("Text(\"wal\")".to_owned(), "Integer(2)".to_owned())
     );
-    assert_eq!(pragma("busy_timeout"), "Integer(500)", "the queue does not wait long for a lock");
+    assert_eq!(pragma("busy_timeout"), "Integer(500)", "writes must not wait long for a lock");
     assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
 }
 
 #[track_caller]
-fn check_quarantine(spoil: impl Fn(&Path)) {
+fn check_quarantine(corrupt: impl Fn(&Path)) {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     drop(Store::open(&location, NOW).unwrap());
-    spoil(&path);
-    let broken = fs::read(&path).unwrap();
+    corrupt(&path);
+    let corrupt_content = fs::read(&path).unwrap();
     let store = Store::open(&location, NOW).unwrap();
-    let quarantined = store.quarantined().expect("the broken file is quarantined");
-    assert!(fs::read(quarantined).unwrap() == broken, "the file is complete");
-    assert_eq!(store.remembered().unwrap(), []);
+    let quarantined = store.quarantined_path().expect("the corrupt file must be renamed");
+    assert!(fs::read(quarantined).unwrap() == corrupt_content, "the renamed file must be unchanged");
+    assert_eq!(store.read_keys().unwrap(), []);
 }
 
 #[test]
-fn a_file_that_is_no_database_is_quarantined() {
-    check_quarantine(|path| fs::write(path, "these are not the books you are looking for").unwrap());
+fn a_file_that_is_not_a_database_is_quarantined_path() {
+    check_quarantine(|path| fs::write(path, "a text file").unwrap());
 }
 
 #[test]
-fn a_broken_database_is_quarantined() {
+fn a_corrupt_database_is_quarantined_path() {
     check_quarantine(|path| {
         let mut bytes = fs::read(path).unwrap();
         bytes[100..4_000].fill(0xff);
@@ -250,15 +255,15 @@ fn a_broken_database_is_quarantined() {
 }
 
 #[test]
-fn the_files_beside_a_broken_database_are_quarantined_with_it() {
+fn the_files_beside_a_corrupt_database_are_quarantined_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     drop(Store::open(&location, NOW).unwrap());
-    fs::write(&path, "no database").unwrap();
-    fs::write(path.with_extension("db-wal"), "its wal").unwrap();
-    let quarantined = Store::open(&location, NOW).unwrap().quarantined().unwrap().clone();
+    fs::write(&path, "a text file").unwrap();
+    fs::write(path.with_extension("db-wal"), "a log").unwrap();
+    let quarantined = Store::open(&location, NOW).unwrap().quarantined_path().unwrap().clone();
     let wal = PathBuf::from(format!("{}-wal", quarantined.display()));
-    assert_eq!(fs::read_to_string(wal).unwrap(), "its wal");
+    assert_eq!(fs::read_to_string(wal).unwrap(), "a log");
 }
 
 #[test]
@@ -266,31 +271,31 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
-    fs::write(&path, "a letter").unwrap();
-    // The first refusal must not leave a file that the second one takes for a sign of an earlier start.
+    fs::write(&path, "a text file").unwrap();
+    // The first refusal must not create a lock file, which would make the second start replace the file.
     for _ in 0..2 {
         let error = Store::open(&location, NOW).unwrap_err();
-        assert!(matches!(error, OpenError::Foreign { .. }) && !error.may_pass(), "{error}");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file is created");
+        assert!(matches!(error, OpenError::Foreign { .. }) && !error.is_temporary(), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a text file");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file may be created");
     }
 }
 
 #[tokio::test]
-async fn a_database_belongs_to_one_writer_at_a_time() {
+async fn a_database_has_one_writer_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let first = Store::open(&location, NOW).unwrap();
-    let check_held = || {
+    let assert_locked = || {
         let error = Store::open(&location, NOW).unwrap_err();
-        assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.may_pass(), "{error}");
+        assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.is_temporary(), "{error}");
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     };
-    check_held();
-    let (usage, writing) = first.write(pool(), settings(8)).unwrap();
-    check_held();
+    assert_locked();
+    let (usage, writer_handle) = first.start_writer(pool(), settings(8)).unwrap();
+    assert_locked();
     drop(usage);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
     Store::open(&location, NOW).unwrap();
 }
 
@@ -306,7 +311,7 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
 }
 
 #[test]
-fn a_path_that_cannot_be_written_is_named() {
+fn an_error_names_the_path_that_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -321,16 +326,15 @@ async fn no_key_is_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
-    let (usage, writing) =
-        Store::open(&location, NOW).unwrap().write(Arc::clone(&pool), settings(8)).unwrap();
-    usage.permit().await.unwrap().write(record(&pool, 1));
+    let (usage, writer_handle) =
+        Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();
+    usage.acquire_permit().await.unwrap().write(record(&pool, 1));
     drop(usage);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {
         let bytes = fs::read(file.unwrap().path()).unwrap();
         for key in KEYS {
-            // The first and last characters are shown on purpose; the characters in between never
-            // are.
+            // The short form contains the first and last characters; those in between are secret.
             let secret = &key.as_bytes()[11..key.len() - 5];
             assert!(!bytes.windows(secret.len()).any(|window| window == secret));
         }

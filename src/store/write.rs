@@ -1,6 +1,6 @@
-//! The writing thread: writes the queued usage records in one transaction, at once after an idle period, and
-//! at intervals while more records arrive. Records that cannot be written are kept and retried. Between two
-//! transactions old records are deleted.
+//! The writer thread: commits the queued usage records, immediately after an idle period and at intervals
+//! while more records arrive. Records that cannot be written are kept and retried. Between commits the
+//! thread serves the mirror and runs maintenance.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,27 +11,28 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::database::Database;
-use super::maintenance::{self, MaintenanceStep};
-use super::open::{IntegrityCheck, OpenError, is_broken};
+use super::maintenance::{self, MaintenanceProgress};
+use super::open::{IntegrityCheck, OpenError, is_corruption};
 use super::outbox::{self, Command};
-use super::{DatabaseLocation, Health, LockedLocation, Settings, attempts, owners, rows};
+use super::{Health, LockedLocation, Settings, attempts, owners, transaction};
 use crate::clock;
 use crate::policy::pace;
 use crate::pool::{Pool, Workspace};
 use crate::proxy::{UsageBatch, UsageQueue};
 
-/// A commit starts early when the queue has reached this fraction (1/2) of its capacity.
-const BATCH_SHARE: usize = 2;
-/// Delay before a failed write is retried.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Maximum write attempts at shutdown: in that time a lock may be released, but a full disk stays full.
-const END_TRIES: u32 = 3;
+/// A commit starts early when the queue has this fraction (1/2) of its maximum length.
+const EARLY_COMMIT_DIVISOR: usize = 2;
+/// Interval at which a failed write is retried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum writes at shutdown: another connection may release its lock in that time, but a full disk stays
+/// full.
+const MAX_FINAL_WRITES: u32 = 3;
 /// Time between two rounds of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
-/// Maintenance starts early after this number of owner changes.
-const OWNERS_UNTIL_MAINTENANCE: usize = 20_000;
-/// Maximum attempts kept in an in-memory database; the hourly sums stay.
-const MEMORY_RECORDS_MAX: usize = 10_000;
+/// Excess owners are deleted early after this number of owner changes.
+const MAX_OWNER_CHANGES: usize = 20_000;
+/// Maximum attempts in an in-memory database. They are deleted together; the hourly sums are kept.
+const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
 
 /// The reason that a write failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,50 +41,52 @@ enum WriteError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    #[error("the file disappears as soon as it is made")]
+    #[error("the database file was removed again after it was created")]
     FileReplaced,
 }
 
-/// The channels of the writing thread: queued records, commands of the mirror, and the signal that
-/// all is written.
-pub(super) struct Callers {
+/// The channels between the writer thread and the rest of the program.
+pub(super) struct WriterChannels {
     pub(super) queue: UsageQueue,
+    /// Commands of the mirror.
     pub(super) commands: mpsc::Receiver<Command>,
+    /// Signals that the queue has ended and its records are written or lost.
     pub(super) all_written: oneshot::Sender<()>,
 }
 
 pub(super) struct Writer {
     pub(super) database: Option<Database>,
-    site: LockedLocation,
+    location: LockedLocation,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
     /// Records taken from the queue and not yet written.
-    held: UsageBatch,
-    /// Time from one commit to the start of the next.
-    interval: Duration,
-    /// Owner changes since the last maintenance.
-    owners_written: usize,
+    unwritten: UsageBatch,
+    /// Time from the start of one commit to the start of the next.
+    commit_interval: Duration,
+    /// Owner changes written after the last maintenance.
+    owner_changes: usize,
+    /// Whether the file may lack the current state of keys that have no unwritten record.
     are_keys_stale: bool,
-    /// The check of the next opened file.
-    check: IntegrityCheck,
-    /// Records dropped before the current failure.
-    lost_before: u64,
+    /// The check of the file when it is opened next.
+    next_check: IntegrityCheck,
+    /// Records that were lost before the current outage.
+    lost_before_outage: u64,
     retry_at: Instant,
     maintenance_at: Instant,
-    /// Attempts written to an in-memory database since it was last emptied.
-    in_memory: usize,
+    /// Attempts in an in-memory database.
+    in_memory_attempts: usize,
 }
 
-/// The number of records at which a commit starts early, so that the queue does not fill up.
-pub(super) fn batch(settings: &Settings) -> usize {
-    (settings.queue_max / BATCH_SHARE).max(1)
+/// The number of queued records that starts a commit early, so that the queue does not fill up.
+pub(super) fn early_commit_size(settings: &Settings) -> usize {
+    (settings.max_queued_records / EARLY_COMMIT_DIVISOR).max(1)
 }
 
 impl Writer {
     pub(super) fn new(
         database: Option<Database>,
-        site: LockedLocation,
+        location: LockedLocation,
         settings: Settings,
         pool: Arc<Pool>,
         health: Health,
@@ -91,27 +94,27 @@ impl Writer {
         let now = clock::instant();
         Self {
             database,
-            site,
+            location,
             settings,
             pool,
             health,
-            held: UsageBatch::default(),
-            interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
-            owners_written: 0,
+            unwritten: UsageBatch::default(),
+            commit_interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
+            owner_changes: 0,
             are_keys_stale: true,
-            check: IntegrityCheck::Skip,
-            lost_before: 0,
+            next_check: IntegrityCheck::Skip,
+            lost_before_outage: 0,
             retry_at: now,
             maintenance_at: now,
-            in_memory: 0,
+            in_memory_attempts: 0,
         }
     }
 
-    /// Writes until the last sender is dropped and everything is written or cannot be, and serves
-    /// the mirror until its handle is dropped, too.
-    pub(super) async fn run(mut self, callers: Callers) {
-        let Callers { mut queue, mut commands, all_written } = callers;
-        let mut last_began = clock::instant();
+    /// Writes records until the last sender is dropped and every record is written or lost. Then serves the
+    /// mirror until its handle is dropped.
+    pub(super) async fn run(mut self, channels: WriterChannels) {
+        let WriterChannels { mut queue, mut commands, all_written } = channels;
+        let mut last_commit_started = clock::instant();
         loop {
             let now = clock::instant();
             let maintenance_at = if self.is_maintenance_due(now) { now } else { self.maintenance_at };
@@ -119,7 +122,7 @@ impl Writer {
             let mut command = None;
             let is_filled = tokio::select! {
                 biased;
-                is_filled = queue.filled() => Some(is_filled),
+                is_filled = queue.wait_for_entries() => Some(is_filled),
                 Some(received) = commands.recv() => {
                     command = Some(received);
                     None
@@ -129,23 +132,23 @@ impl Writer {
             if is_filled == Some(false) {
                 break;
             }
-            let began = clock::instant();
+            let started = clock::instant();
             if is_filled.is_some() {
-                let records = self.take_from(&mut queue) as u64;
-                let over = began.saturating_duration_since(last_began);
-                self.interval = pace::interval(records, over, self.settings.commit_interval);
-                last_began = began;
+                let records = self.take_queued(&mut queue) as u64;
+                let elapsed = started.saturating_duration_since(last_commit_started);
+                self.commit_interval = pace::interval(records, elapsed, self.settings.commit_interval);
+                last_commit_started = started;
             }
-            self.work(began);
+            self.run_due_work(started);
             // A busy queue must not starve the mirror.
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
                 self.run_command(command);
             }
             if is_filled.is_some() {
-                self.pause(began, &queue, &mut commands).await;
+                self.wait_for_next_commit(started, &queue, &mut commands).await;
             }
         }
-        self.end().await;
+        self.write_last_records().await;
         // The receiver may have been dropped.
         let _ = all_written.send(());
         while let Some(command) = commands.recv().await {
@@ -153,99 +156,104 @@ impl Writer {
         }
     }
 
-    /// Waits until the next commit may begin. Records sent meanwhile do not wake the thread unless
-    /// they fill a batch. Commands of the mirror are served, and old records are deleted.
-    async fn pause(&mut self, began: Instant, queue: &UsageQueue, commands: &mut mpsc::Receiver<Command>) {
-        let batch = batch(&self.settings) as u64;
+    /// Waits until the next commit may start, and meanwhile serves the mirror and runs maintenance. Records
+    /// do not wake the thread until the queue reaches the size of an early commit.
+    async fn wait_for_next_commit(
+        &mut self,
+        last_commit_started: Instant,
+        queue: &UsageQueue,
+        commands: &mut mpsc::Receiver<Command>,
+    ) {
+        let early_commit_size = early_commit_size(&self.settings) as u64;
         loop {
             let now = clock::instant();
-            let since = now.saturating_duration_since(began);
-            let pause = pace::pause(since, self.interval, queue.queued(), batch);
+            let elapsed = now.saturating_duration_since(last_commit_started);
+            let pause = pace::pause(elapsed, self.commit_interval, queue.queued(), early_commit_size);
             if pause.is_zero() || queue.is_ended() {
                 return;
             }
             tokio::select! {
                 biased;
                 Some(command) = commands.recv() => self.run_command(command),
-                () = std::future::ready(()), if self.is_maintenance_due(now) => self.maintain(now),
-                () = queue.batch_ready() => {}
+                () = std::future::ready(()), if self.is_maintenance_due(now) => self.run_maintenance_step(now),
+                () = queue.wait_for_batch() => {}
                 () = tokio::time::sleep(pause) => return,
             }
         }
     }
 
-    /// Runs a command of the mirror. While the database is unavailable, the command is dropped, and the
-    /// mirror sends it again.
+    /// Runs a command of the mirror. While writes fail, the command is dropped, and the mirror sends it
+    /// again.
     fn run_command(&mut self, command: Command) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
         let database = self.database.as_mut().filter(|_| !self.health.is_failing());
         let Some(database) = database else { return };
         if let Err(error) = outbox::run_command(&mut database.connection, command, &keys, now) {
-            self.failed(&error.into());
+            self.record_failure(&error.into());
         }
     }
 
-    /// Writes everything that is due. While the disk fails, it is retried once per `RETRY_PAUSE`,
-    /// regardless of the rate of new records.
-    pub(super) fn work(&mut self, now: Instant) {
+    /// Writes pending records and runs due maintenance. Failed writes are retried once per
+    /// [`RETRY_INTERVAL`], regardless of the rate of new records.
+    pub(super) fn run_due_work(&mut self, now: Instant) {
         if !self.health.is_failing() || self.retry_at <= now {
             self.flush();
         }
         if self.is_maintenance_due(now) {
-            self.maintain(now);
+            self.run_maintenance_step(now);
         }
     }
 
-    /// Takes everything from the queue; returns the number of records.
-    fn take_from(&mut self, queue: &mut UsageQueue) -> usize {
+    /// Takes all records from the queue; returns their number.
+    fn take_queued(&mut self, queue: &mut UsageQueue) -> usize {
         let mut batch = UsageBatch::default();
         self.are_keys_stale |= queue.take(&mut batch);
-        self.take(batch)
+        self.add_batch(batch)
     }
 
-    pub(super) fn take(&mut self, mut batch: UsageBatch) -> usize {
-        // An in-memory database is never read back. Owners above the limit are recorded again when
-        // a later response names them.
-        if self.site.location == DatabaseLocation::Memory || self.held.owners.len() >= self.settings.queue_max
-        {
+    /// Adds records to be written; returns their number.
+    pub(super) fn add_batch(&mut self, mut batch: UsageBatch) -> usize {
+        // An in-memory database is never read back. Owners above the limit are recorded again when a later
+        // response names them.
+        if self.location.is_memory() || self.unwritten.owners.len() >= self.settings.max_queued_records {
             batch.owners.clear();
         }
         batch.owners.retain(owners::is_stored);
         let records = batch.attempts.len();
-        if self.held.attempts.is_empty() && records > 0 {
-            self.health.set_held_since(clock::now());
+        if self.unwritten.attempts.is_empty() && records > 0 {
+            self.health.set_unwritten_since(clock::now());
         }
-        self.held.append(batch);
+        self.unwritten.append(batch);
         if self.health.is_failing() {
-            self.drop_excess();
+            self.drop_excess_records();
         }
         records
     }
 
     /// Drops the latest records above the limit while nothing can be written.
-    fn drop_excess(&mut self) {
-        let held = self.settings.queue_max;
-        let lost = self.held.attempts.len().saturating_sub(held);
-        self.held.attempts.truncate(held);
-        if lost > 0 && self.health.lost() == self.lost_before {
+    fn drop_excess_records(&mut self) {
+        let held = self.settings.max_queued_records;
+        let lost = self.unwritten.attempts.len().saturating_sub(held);
+        self.unwritten.attempts.truncate(held);
+        if lost > 0 && self.health.lost_records() == self.lost_before_outage {
             error!(
                 event = "usage_records_dropped",
                 held,
                 "Usage records are lost: the database cannot be written, and no more than {held} can be kept"
             );
         }
-        self.health.lose(lost);
+        self.health.count_lost(lost);
     }
 
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
-        if self.held.is_empty() && !is_stale && !self.health.is_failing() {
+        if self.unwritten.is_empty() && !is_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
-            Ok(()) => self.written(),
-            Err(error) => self.failed(&error),
+            Ok(()) => self.record_success(),
+            Err(error) => self.record_failure(&error),
         }
     }
 
@@ -256,7 +264,7 @@ impl Writer {
     }
 
     fn write(&mut self) -> Result<(), WriteError> {
-        // If the file was removed, the batch is written once more, to the next file.
+        // If the file was removed, the records are written once more, to a new file.
         for _ in 0..2 {
             let database = match self.database.take() {
                 Some(database) => database,
@@ -264,21 +272,22 @@ impl Writer {
             };
             let database = self.database.insert(database);
             let now = clock::now();
-            // The state of the keys is read when it is written, so the file never holds a state
-            // older than a record.
-            let charged = self.held.attempts.iter().filter_map(|attempt| attempt.key.as_ref());
+            // The state of a key is read when its records are written, so the stored state is never older
+            // than a stored record.
+            let charged_keys = self.unwritten.attempts.iter().filter_map(|attempt| attempt.key.as_ref());
             let charged: HashSet<*const Workspace> =
-                charged.map(|key| std::ptr::from_ref(key.workspace())).collect();
-            let is_stale = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
-            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_stale(key.workspace()));
+                charged_keys.map(|key| std::ptr::from_ref(key.workspace())).collect();
+            let is_charged = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
+            let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_charged(key.workspace()));
             database.refusals.prepare(self.pool.restrictions(), now);
-            let committed = rows::commit(database, &self.held, &keys, self.settings.mirrored, now);
+            let committed =
+                transaction::commit(database, &self.unwritten, &keys, self.settings.mirror_scope, now);
             if !database.is_gone() {
                 return Ok(committed?);
             }
             error!(
                 event = "usage_store_ended",
-                "The file of the usage records was removed or replaced; it is opened anew, and what it held is gone"
+                "The database file was removed or replaced: its records are lost, and the file is opened again"
             );
             self.close();
         }
@@ -286,131 +295,128 @@ impl Writer {
     }
 
     fn reopen(&mut self) -> Result<Database, OpenError> {
-        let mut database = self.site.open(clock::now(), self.check)?.database;
-        database.recognize(self.pool.roster().keys().iter().map(|key| key.api_key()));
+        let mut database = self.location.open(clock::now(), self.next_check)?.database;
+        database.rename_keys(self.pool.roster().keys().iter().map(|key| key.api_key()));
         Ok(database)
     }
 
-    /// Closes the database; the next write opens the path again, which may be another file then.
+    /// Closes the database. The next write opens the path again, which may name another file by then.
     fn close(&mut self) {
         self.are_keys_stale = true;
         if let Some(database) = self.database.take() {
-            database.abandon();
+            database.close_without_checkpoint();
         }
     }
 
-    fn written(&mut self) {
-        let UsageBatch { attempts, owners, .. } = std::mem::take(&mut self.held);
+    fn record_success(&mut self) {
+        let UsageBatch { attempts, owners, .. } = std::mem::take(&mut self.unwritten);
         let count = attempts.len();
-        self.owners_written += owners.len();
+        self.owner_changes += owners.len();
         self.health.count_written(count);
         self.are_keys_stale = false;
-        self.check = IntegrityCheck::Skip;
+        self.next_check = IntegrityCheck::Skip;
         if self.health.set_failing(false) {
-            let lost = self.health.lost() - self.lost_before;
+            let lost = self.health.lost_records() - self.lost_before_outage;
             info!(
                 event = "usage_store_recovered",
                 count,
                 lost,
-                "The database is written again: {count} usage records were kept, {lost} are lost"
+                "The database can be written again: {count} usage records were kept, {lost} are lost"
             );
         }
-        if self.site.location == DatabaseLocation::Memory {
-            self.in_memory += count;
-            if self.in_memory > MEMORY_RECORDS_MAX {
-                self.delete_memory_records();
+        if self.location.is_memory() {
+            self.in_memory_attempts += count;
+            if self.in_memory_attempts > MAX_IN_MEMORY_ATTEMPTS
+                && let Some(database) = &self.database
+            {
+                self.in_memory_attempts = 0;
+                // An in-memory database fails only when memory is exhausted.
+                let _ = attempts::delete_all(&database.connection);
             }
         }
     }
 
-    fn delete_memory_records(&mut self) {
-        self.in_memory = 0;
-        if let Some(database) = &self.database {
-            // An in-memory database fails only when memory is exhausted.
-            let _ = attempts::delete_all(&database.connection);
-        }
-    }
-
     /// Records a failed write, and logs it once per outage.
-    fn failed(&mut self, error: &WriteError) {
+    fn record_failure(&mut self, error: &WriteError) {
         if let WriteError::Sqlite(error) = error {
             self.choose_next_check(error);
         }
         self.health.count_error();
-        // The next success only proves recovery if it writes something.
+        // A write without content would not prove recovery, so the next one writes the keys.
         self.are_keys_stale = true;
-        self.retry_at = clock::instant() + RETRY_PAUSE;
+        self.retry_at = clock::instant() + RETRY_INTERVAL;
         self.log_failing(error);
-        self.drop_excess();
+        self.drop_excess_records();
     }
 
     /// Logs once per outage that usage records cannot be written.
     pub(super) fn log_failing(&mut self, error: &dyn std::error::Error) {
         if !self.health.set_failing(true) {
-            self.lost_before = self.health.lost();
+            self.lost_before_outage = self.health.lost_records();
             warn!(
                 event = "usage_store_failing",
-                "The database cannot be written: {error}; requests go on, usage records are kept and written later"
+                "The database cannot be written: {error}; requests continue, and usage records are kept and written \
+                 later"
             );
         }
     }
 
-    /// Decides how the next open checks the file: after an I/O error the connection is closed, as
-    /// it may not recover. A file reported as corrupt is checked in full, and quarantined if it is
-    /// reported again.
+    /// Chooses the check of the file when it is opened next: a full check if it was reported as corrupt, and
+    /// quarantine if it is reported again. Closes the connection after errors from which it may not recover,
+    /// such as I/O errors.
     fn choose_next_check(&mut self, error: &rusqlite::Error) {
-        if is_broken(error) {
-            self.check = if self.check == IntegrityCheck::Skip {
-                IntegrityCheck::Full
-            } else {
-                IntegrityCheck::Quarantine
+        if is_corruption(error) {
+            self.next_check = match self.next_check {
+                IntegrityCheck::Skip => IntegrityCheck::Full,
+                IntegrityCheck::Quick | IntegrityCheck::Full | IntegrityCheck::Quarantine => {
+                    IntegrityCheck::Quarantine
+                }
             };
         }
-        let is_sound = match error.sqlite_error_code() {
+        let is_connection_usable = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
-            Some(_) | None => self.site.location == DatabaseLocation::Memory,
+            Some(_) | None => self.location.is_memory(),
         };
-        if !is_sound {
+        if !is_connection_usable {
             self.close();
         }
     }
 
-    /// Whether maintenance is due: at its interval, or early when rows arrive faster than the
-    /// interval would bound them.
+    /// Whether maintenance is due: at its interval, or early when many owners were written.
     fn is_maintenance_due(&self, now: Instant) -> bool {
-        let is_due = self.maintenance_at <= now || self.owners_written > OWNERS_UNTIL_MAINTENANCE;
+        let is_due = self.maintenance_at <= now || self.owner_changes > MAX_OWNER_CHANGES;
         is_due && !self.health.is_failing()
     }
 
-    fn maintain(&mut self, now: Instant) {
+    fn run_maintenance_step(&mut self, now: Instant) {
         let Some(database) = &mut self.database else { return };
-        let is_round = self.maintenance_at <= now;
-        let step = if is_round {
-            maintenance::step(database, &self.settings, clock::now())
+        let is_full_round = self.maintenance_at <= now;
+        let result = if is_full_round {
+            maintenance::run_step(database, &self.settings, clock::now())
         } else {
-            maintenance::trim_owners(database, &self.settings, clock::now())
+            maintenance::delete_excess_owners(database, &self.settings, clock::now())
         };
-        match step {
-            Ok(MaintenanceStep::More) => return,
-            Ok(MaintenanceStep::Done) => {}
-            Err(error) => self.failed(&error.into()),
+        match result {
+            Ok(MaintenanceProgress::MoreWork) => return,
+            Ok(MaintenanceProgress::Done) => {}
+            Err(error) => self.record_failure(&error.into()),
         }
-        self.owners_written = 0;
-        if is_round {
+        self.owner_changes = 0;
+        if is_full_round {
             self.maintenance_at = now + MAINTENANCE_INTERVAL;
         }
     }
 
-    async fn end(&mut self) {
-        for remaining in (0..END_TRIES).rev() {
+    async fn write_last_records(&mut self) {
+        for remaining in (0..MAX_FINAL_WRITES).rev() {
             self.flush();
             if !self.health.is_failing() {
                 return;
             }
             if remaining > 0 {
-                tokio::time::sleep(RETRY_PAUSE).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
-        self.health.lose(self.held.attempts.len());
+        self.health.count_lost(self.unwritten.attempts.len());
     }
 }

@@ -1,5 +1,5 @@
-//! Formats an event as one line: `✅ Using key sk_…` on a terminal, a JSON object otherwise. Characters that
-//! could end a line or control a terminal are escaped.
+//! Formats a `tracing` event as one line: `✅ Using key sk_…` for a terminal, and a JSON object otherwise.
+//! Characters that could end the line or control a terminal are escaped or replaced.
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -15,7 +15,9 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::Context;
 
-use super::text::{append_quoted, append_shown, append_within_quotes, escape_from, make_safe};
+use super::text::{
+    append_escaped_in_quotes, append_formatted, append_quoted, escape_from, replace_unprintable,
+};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
@@ -31,9 +33,9 @@ pub enum LineFormat {
 }
 
 impl LineFormat {
-    /// The form for a terminal with this locale.
+    /// The format for a terminal: `Terminal` if the locale's character set is UTF-8, otherwise `Ascii`.
     #[must_use]
-    pub fn of_terminal(locale: Option<&str>) -> Self {
+    pub fn for_terminal(locale: Option<&str>) -> Self {
         let charset = locale.unwrap_or_default().to_ascii_lowercase().replace('-', "");
         if charset.contains("utf8") { Self::Terminal } else { Self::Ascii }
     }
@@ -41,39 +43,39 @@ impl LineFormat {
 
 /// A `tracing` layer that writes each event as a line.
 #[derive(Debug)]
-pub struct Lines<W> {
-    form: LineFormat,
+pub struct LineLayer<W> {
+    format: LineFormat,
     writer: W,
 }
 
-impl<W> Lines<W> {
-    /// A layer that writes lines of this form to `writer`.
+impl<W> LineLayer<W> {
+    /// Creates a layer that writes lines of this format to `writer`.
     #[must_use]
-    pub fn new(form: LineFormat, writer: W) -> Self {
-        Self { form, writer }
+    pub fn new(format: LineFormat, writer: W) -> Self {
+        Self { format, writer }
     }
 }
 
 thread_local! {
-    /// The draft of this thread, whose memory is reused for each line.
+    /// The draft of the thread, whose memory is reused for each line.
     static DRAFT: Cell<LineDraft> = const { Cell::new(LineDraft::EMPTY) };
 }
 
-/// A draft that a long line has enlarged beyond this is freed.
-const DRAFT_BYTES_MAX: usize = 16 * 1024;
+/// A draft with a larger buffer, after a long line, is freed and not reused.
+const MAX_KEPT_DRAFT_BYTES: usize = 16 * 1024;
 
-impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for Lines<W> {
+impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for LineLayer<W> {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // A value that logs an event while it is formatted uses an empty draft.
+        // If formatting a value logs another event, that event uses an empty draft.
         let mut draft = DRAFT.try_with(Cell::take).unwrap_or_default();
-        draft.begin(self.form);
+        draft.begin(self.format);
         event.record(&mut draft);
         let metadata = event.metadata();
         let line = draft.line(*metadata.level(), metadata.target(), clock::now());
-        // A failing log output must not stop the traffic.
+        // A failing log output must not affect requests.
         let _ = self.writer.make_writer_for(metadata).write_all(line);
-        if draft.values.capacity() <= DRAFT_BYTES_MAX && draft.line.capacity() <= DRAFT_BYTES_MAX {
-            let _ = DRAFT.try_with(|kept| kept.set(draft));
+        if draft.values.capacity() <= MAX_KEPT_DRAFT_BYTES && draft.line.capacity() <= MAX_KEPT_DRAFT_BYTES {
+            let _ = DRAFT.try_with(|cell| cell.set(draft));
         }
     }
 }
@@ -81,11 +83,12 @@ impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for Lines<W> {
 /// A line under construction.
 #[derive(Debug)]
 pub(super) struct LineDraft {
-    form: LineFormat,
-    /// The message and the fields, formatted for the line, in the order in which they were recorded.
+    format: LineFormat,
+    /// The formatted message and fields, in the order in which they were recorded.
     values: Vec<u8>,
+    /// The message in `values`.
     message: Range<usize>,
-    /// The ranges of the fields, in alphabetical order.
+    /// The fields in `values`, in alphabetical order.
     fields: Vec<FieldRange>,
     line: Vec<u8>,
 }
@@ -93,7 +96,7 @@ pub(super) struct LineDraft {
 #[derive(Debug)]
 struct FieldRange {
     name: &'static str,
-    at: Range<usize>,
+    range: Range<usize>,
 }
 
 impl Default for LineDraft {
@@ -104,16 +107,16 @@ impl Default for LineDraft {
 
 impl LineDraft {
     const EMPTY: Self = Self {
-        form: LineFormat::Json,
+        format: LineFormat::Json,
         values: Vec::new(),
         message: 0..0,
         fields: Vec::new(),
         line: Vec::new(),
     };
 
-    /// Begins a line of this form.
-    pub(super) fn begin(&mut self, form: LineFormat) {
-        self.form = form;
+    /// Starts a line of this format.
+    pub(super) fn begin(&mut self, format: LineFormat) {
+        self.format = format;
         self.values.clear();
         self.message = 0..0;
         self.fields.clear();
@@ -123,108 +126,108 @@ impl LineDraft {
     /// Sets the message of the line.
     pub(super) fn message(&mut self, message: fmt::Arguments<'_>) {
         let start = self.values.len();
-        append_shown(&mut self.values, message);
-        match self.form {
-            LineFormat::Json => escape_from(&mut self.values, start),
-            LineFormat::Terminal | LineFormat::Ascii => {}
+        append_formatted(&mut self.values, message);
+        if self.format == LineFormat::Json {
+            escape_from(&mut self.values, start);
         }
         self.message = start..self.values.len();
     }
 
-    /// Adds a field with a text.
+    /// Adds a field with a string.
     pub(super) fn text(&mut self, name: &'static str, value: &str) {
-        self.put(name, |values| append_quoted(values, value));
+        self.add_field(name, |values| append_quoted(values, value));
     }
 
     /// Adds a field with a number or a boolean.
     pub(super) fn value(&mut self, name: &'static str, value: impl Serialize) {
-        self.put(name, |values| {
+        self.add_field(name, |values| {
             let _ = serde_json::to_writer(values, &value);
         });
     }
 
-    /// Adds a field; it replaces an earlier one of the same name.
-    fn put(&mut self, name: &'static str, append: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds a field, or replaces an earlier one of the same name.
+    fn add_field(&mut self, name: &'static str, append: impl FnOnce(&mut Vec<u8>)) {
         let start = self.values.len();
-        append_name(&mut self.values, self.form, name);
+        append_name(&mut self.values, self.format, name);
         append(&mut self.values);
-        let part = FieldRange { name, at: start..self.values.len() };
+        let field = FieldRange { name, range: start..self.values.len() };
         // Fields that are recorded in alphabetical order need no search.
-        if self.fields.last().is_none_or(|last| order(last.name, name).is_lt()) {
-            return self.fields.push(part);
+        if self.fields.last().is_none_or(|last| compare_names(last.name, name).is_lt()) {
+            return self.fields.push(field);
         }
-        match self.fields.binary_search_by(|field| order(field.name, name)) {
-            Ok(index) => self.fields[index] = part,
-            Err(index) => self.fields.insert(index, part),
+        match self.fields.binary_search_by(|existing| compare_names(existing.name, name)) {
+            Ok(index) => self.fields[index] = field,
+            Err(index) => self.fields.insert(index, field),
         }
     }
 
-    /// The finished line, with its line break.
+    /// Completes the line; returns it with its line break.
     pub(super) fn line(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
-        match self.form {
-            LineFormat::Json => self.json(level, target, now),
-            LineFormat::Terminal | LineFormat::Ascii => self.terminal(level, target),
+        match self.format {
+            LineFormat::Json => self.write_json(level, target, now),
+            LineFormat::Terminal | LineFormat::Ascii => self.write_text(level, target),
         }
         self.line.push(b'\n');
         &self.line
     }
 
-    fn json(&mut self, level: Level, target: &str, now: UnixMs) {
+    fn write_json(&mut self, level: Level, target: &str, now: UnixMs) {
         let Self { values, message, fields, line, .. } = self;
-        let has_event = fields.iter().any(|part| part.name == EVENT);
-        let mut standard_fields: &[(&str, StandardField)] = if has_event { &NAMED } else { &UNNAMED };
-        let append_standard = |line: &mut Vec<u8>, own: (&str, StandardField)| {
-            append_name(line, LineFormat::Json, own.0);
-            match own.1 {
+        let has_event = fields.iter().any(|field| field.name == EVENT);
+        let mut standard_fields: &[(&str, StandardField)] =
+            if has_event { &FIELDS_OF_NAMED_EVENTS } else { &FIELDS_OF_UNNAMED_EVENTS };
+        let append_standard = |line: &mut Vec<u8>, (name, field): (&str, StandardField)| {
+            append_name(line, LineFormat::Json, name);
+            match field {
                 StandardField::Level => append_quoted(line, level_name(level)),
-                StandardField::Message => append_within_quotes(line, &values[message.clone()]),
+                StandardField::Message => append_escaped_in_quotes(line, &values[message.clone()]),
                 StandardField::Target => append_quoted(line, target),
-                StandardField::Time => append_within_quotes(line, &now.rfc3339_bytes()),
+                StandardField::Time => append_escaped_in_quotes(line, &now.rfc3339_bytes()),
             }
         };
-        // Consecutive fields are copied in one piece.
-        let mut run = 0..0;
-        for part in &*fields {
-            while let [own, later @ ..] = standard_fields
-                && order(own.0, part.name).is_le()
+        // Adjacent fields are copied together.
+        let mut pending = 0..0;
+        for field in &*fields {
+            while let [standard_field, later @ ..] = standard_fields
+                && compare_names(standard_field.0, field.name).is_le()
             {
-                // A field of the event takes precedence over a standard field.
-                if own.0 != part.name {
-                    line.extend_from_slice(&values[mem::take(&mut run)]);
-                    append_standard(line, *own);
+                // A field of the event replaces the standard field of the same name.
+                if standard_field.0 != field.name {
+                    line.extend_from_slice(&values[mem::take(&mut pending)]);
+                    append_standard(line, *standard_field);
                 }
                 standard_fields = later;
             }
-            if run.end != part.at.start {
-                line.extend_from_slice(&values[mem::take(&mut run)]);
-                run.start = part.at.start;
+            if pending.end != field.range.start {
+                line.extend_from_slice(&values[mem::take(&mut pending)]);
+                pending.start = field.range.start;
             }
-            run.end = part.at.end;
+            pending.end = field.range.end;
         }
-        line.extend_from_slice(&values[run]);
-        standard_fields.iter().for_each(|own| append_standard(line, *own));
-        // The object starts with a comma.
+        line.extend_from_slice(&values[pending]);
+        standard_fields.iter().for_each(|standard_field| append_standard(line, *standard_field));
+        // Each field starts with a comma; the first one becomes the start of the object.
         if let Some(first) = line.first_mut() {
             *first = b'{';
         }
         line.push(b'}');
     }
 
-    fn terminal(&mut self, level: Level, target: &str) {
-        let Self { values, message, fields, line, form } = self;
-        let event = fields.iter().find(|part| part.name == EVENT).and_then(|part| {
-            let text = values[part.at.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
+    fn write_text(&mut self, level: Level, target: &str) {
+        let Self { values, message, fields, line, format } = self;
+        let event = fields.iter().find(|field| field.name == EVENT).and_then(|field| {
+            let text = values[field.range.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
             str::from_utf8(text).ok()
         });
-        line.extend_from_slice(symbol(event, level, *form).as_bytes());
+        line.extend_from_slice(symbol(event, level, *format).as_bytes());
         line.extend_from_slice(&values[message.clone()]);
         if event.is_none() {
-            fields.iter().for_each(|part| line.extend_from_slice(&values[part.at.clone()]));
+            fields.iter().for_each(|field| line.extend_from_slice(&values[field.range.clone()]));
             if level > Level::INFO {
-                append_shown(line, format_args!(" [{target}]"));
+                append_formatted(line, format_args!(" [{target}]"));
             }
         }
-        make_safe(line, *form == LineFormat::Ascii);
+        replace_unprintable(line, *format == LineFormat::Ascii);
     }
 }
 
@@ -234,10 +237,10 @@ impl Visit for LineDraft {
         if name == MESSAGE {
             return self.message(format_args!("{value:?}"));
         }
-        self.put(name, |values| {
+        self.add_field(name, |values| {
             values.push(b'"');
             let start = values.len();
-            append_shown(values, format_args!("{value:?}"));
+            append_formatted(values, format_args!("{value:?}"));
             escape_from(values, start);
             values.push(b'"');
         });
@@ -279,35 +282,30 @@ enum StandardField {
     Time,
 }
 
-/// The standard fields in alphabetical order; an event without a name has its target as well.
-const NAMED: [(&str, StandardField); 3] =
+/// The standard fields in alphabetical order. An event without an `event` field also has its target.
+const FIELDS_OF_NAMED_EVENTS: [(&str, StandardField); 3] =
     [("level", StandardField::Level), (MESSAGE, StandardField::Message), ("time", StandardField::Time)];
-const UNNAMED: [(&str, StandardField); 4] = [
+const FIELDS_OF_UNNAMED_EVENTS: [(&str, StandardField); 4] = [
     ("level", StandardField::Level),
     (MESSAGE, StandardField::Message),
     ("target", StandardField::Target),
     ("time", StandardField::Time),
 ];
 
-/// The order of `str`. Most names differ in their first letter, which is compared first.
-fn order(name: &str, other: &str) -> Ordering {
+/// Compares like `str`, but compares the first letters first, because most names differ there.
+fn compare_names(name: &str, other: &str) -> Ordering {
     name.as_bytes().first().cmp(&other.as_bytes().first()).then_with(|| name.cmp(other))
 }
 
-/// Appends the name before a value. Names come from the source code, so they need no escape.
-fn append_name(values: &mut Vec<u8>, form: LineFormat, name: &str) {
-    match form {
-        LineFormat::Json => {
-            values.extend_from_slice(b",\"");
-            values.extend_from_slice(name.as_bytes());
-            values.extend_from_slice(b"\":");
-        }
-        LineFormat::Terminal | LineFormat::Ascii => {
-            values.push(b' ');
-            values.extend_from_slice(name.as_bytes());
-            values.push(b'=');
-        }
-    }
+/// Appends the name before a value. Names are constants of the source code and need no escape.
+fn append_name(values: &mut Vec<u8>, format: LineFormat, name: &str) {
+    let (before, after): (&[u8], &[u8]) = match format {
+        LineFormat::Json => (b",\"", b"\":"),
+        LineFormat::Terminal | LineFormat::Ascii => (b" ", b"="),
+    };
+    values.extend_from_slice(before);
+    values.extend_from_slice(name.as_bytes());
+    values.extend_from_slice(after);
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -320,7 +318,7 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-fn symbol(event: Option<&str>, level: Level, form: LineFormat) -> &'static str {
+fn symbol(event: Option<&str>, level: Level, format: LineFormat) -> &'static str {
     let (symbol, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),
@@ -332,7 +330,7 @@ fn symbol(event: Option<&str>, level: Level, form: LineFormat) -> &'static str {
         Some("server_started") => ("", ""),
         _ => ("   ", "    "),
     };
-    if form == LineFormat::Ascii { ascii } else { symbol }
+    if format == LineFormat::Ascii { ascii } else { symbol }
 }
 
 #[cfg(test)]
@@ -340,16 +338,16 @@ mod tests {
     use serde_json::Value;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::log::Sink;
+    use super::super::log::LogSink;
     use super::*;
 
-    /// The line of an event with this message and these fields.
-    fn line(form: LineFormat, level: Level, message: &str, rest: &[(&'static str, Value)]) -> String {
+    /// Formats an event with this message and these fields.
+    fn line(format: LineFormat, level: Level, message: &str, fields: &[(&'static str, Value)]) -> String {
         let mut draft = LineDraft::default();
-        // The second run shows that the first one leaves no traces.
+        // The second line shows that the first one leaves no data in the draft.
         for _ in 0..2 {
-            draft.begin(form);
-            rest.iter().for_each(|(name, value)| draft.value(name, value));
+            draft.begin(format);
+            fields.iter().for_each(|(name, value)| draft.value(name, value));
             draft.message(format_args!("{message}"));
             draft.line(level, "t", UnixMs(7));
         }
@@ -358,26 +356,29 @@ mod tests {
 
     #[test]
     fn a_line_has_the_symbol_of_its_event() {
-        let using = [("event", "key_in_use".into()), ("key", "sk".into())];
-        assert_eq!(line(LineFormat::Terminal, Level::INFO, "Using key sk", &using), "✅ Using key sk\n");
-        assert_eq!(line(LineFormat::Ascii, Level::INFO, "Using key sk", &using), "[ok] Using key sk\n");
+        let fields = [("event", "key_in_use".into()), ("key", "sk".into())];
+        assert_eq!(line(LineFormat::Terminal, Level::INFO, "Using key sk", &fields), "✅ Using key sk\n");
+        assert_eq!(line(LineFormat::Ascii, Level::INFO, "Using key sk", &fields), "[ok] Using key sk\n");
     }
 
     #[test]
-    fn other_events_show_their_fields() {
-        let other = [("n", 7.into()), ("a", "b c".into())];
-        assert_eq!(line(LineFormat::Terminal, Level::WARN, "said", &other), "⚠️ said a=\"b c\" n=7\n");
-        assert_eq!(line(LineFormat::Ascii, Level::DEBUG, "said", &other), "    said a=\"b c\" n=7 [t]\n");
+    fn the_fields_of_an_unnamed_event_follow_its_message() {
+        let fields = [("n", 7.into()), ("a", "b c".into())];
+        assert_eq!(line(LineFormat::Terminal, Level::WARN, "message", &fields), "⚠️ message a=\"b c\" n=7\n");
+        assert_eq!(
+            line(LineFormat::Ascii, Level::DEBUG, "message", &fields),
+            "    message a=\"b c\" n=7 [t]\n"
+        );
     }
 
     #[test]
     fn control_characters_are_replaced_or_escaped() {
-        let (message, rest) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
-        let shown = line(LineFormat::Terminal, Level::INFO, message, &rest);
+        let (message, fields) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
+        let shown = line(LineFormat::Terminal, Level::INFO, message, &fields);
         assert_eq!(shown, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
-        let shown = line(LineFormat::Ascii, Level::INFO, message, &rest);
+        let shown = line(LineFormat::Ascii, Level::INFO, message, &fields);
         assert_eq!(shown, "    a??b?[31m?? n=\"x\\ny?\"\n");
-        let object = line(LineFormat::Json, Level::INFO, message, &rest);
+        let object = line(LineFormat::Json, Level::INFO, message, &fields);
         assert_eq!(
             object,
             "{\"level\":\"info\",\"message\":\"a\\r\\nb\\u001b[31m\u{9b}\u{7f}\",\"n\":\"x\\ny\u{9b}\",\
@@ -392,9 +393,10 @@ mod tests {
 
     #[test]
     fn a_json_line_is_one_object_with_sorted_fields() {
-        let rest = [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
+        let fields =
+            [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
         assert_eq!(
-            line(LineFormat::Json, Level::WARN, "m", &rest),
+            line(LineFormat::Json, Level::WARN, "m", &fields),
             "{\"a\":null,\"event\":\"e\",\"level\":\"warn\",\"message\":\"m\",\"n\":7,\
              \"time\":\"1970-01-01T00:00:00.007Z\",\"z\":true}\n"
         );
@@ -402,17 +404,17 @@ mod tests {
 
     #[test]
     fn a_later_field_replaces_an_earlier_one_and_a_standard_one() {
-        let rest = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
+        let fields = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
         assert_eq!(
-            line(LineFormat::Json, Level::WARN, "m", &rest),
+            line(LineFormat::Json, Level::WARN, "m", &fields),
             "{\"level\":\"x\",\"message\":\"m\",\"n\":2,\"target\":\"t\",\"time\":\"soon\"}\n"
         );
     }
 
-    /// The lines of the events that `log_events` logs.
-    fn lines_of(form: LineFormat, log_events: impl FnOnce()) -> String {
+    /// Returns the lines of the events that `log_events` logs.
+    fn logged_lines(format: LineFormat, log_events: impl FnOnce()) -> String {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let lines = tracing_subscriber::registry().with(Lines::new(form, Sink::new(writer)));
+        let lines = tracing_subscriber::registry().with(LineLayer::new(format, LogSink::new(writer)));
         tracing::subscriber::with_default(lines, log_events);
         let mut text = String::new();
         std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
@@ -420,46 +422,46 @@ mod tests {
     }
 
     #[test]
-    fn events_keep_their_fields_and_their_kinds() {
+    fn the_fields_of_an_event_keep_their_types() {
         let log_events = || {
             tracing::info!(
                 target: "tests",
                 text = "a\"b",
                 number = 7_u16,
-                below = -7_i64,
+                negative = -7_i64,
                 share = 0.5,
                 is_true = true,
                 shown = %"a\\b",
                 debugged = ?Some("c"),
                 absent = Option::<u64>::None,
-                "{} said",
-                "it"
+                "a {}",
+                "message"
             );
         };
-        let text = lines_of(LineFormat::Json, log_events);
+        let text = logged_lines(LineFormat::Json, log_events);
         let (start, rest) = text.split_once("\"time\":\"").unwrap();
         assert_eq!(
             start,
-            r#"{"below":-7,"debugged":"Some(\"c\")","is_true":true,"level":"info","message":"it said","number":7,"share":0.5,"shown":"a\\b","target":"tests","text":"a\"b","#
+            r#"{"debugged":"Some(\"c\")","is_true":true,"level":"info","message":"a message","negative":-7,"number":7,"share":0.5,"shown":"a\\b","target":"tests","text":"a\"b","#
         );
         assert_eq!((&rest[24..], rest.len()), ("\"}\n", 27));
         assert_eq!(
-            lines_of(LineFormat::Terminal, log_events),
-            "   it said below=-7 debugged=\"Some(\\\"c\\\")\" is_true=true number=7 share=0.5 shown=\"a\\\\b\" \
+            logged_lines(LineFormat::Terminal, log_events),
+            "   a message debugged=\"Some(\\\"c\\\")\" is_true=true negative=-7 number=7 share=0.5 shown=\"a\\\\b\" \
              text=\"a\\\"b\"\n"
         );
     }
 
     #[test]
-    fn a_terminal_without_utf_8_gets_ascii() {
-        for (locale, form) in [
+    fn a_terminal_without_utf_8_gets_ascii_lines() {
+        for (locale, format) in [
             (Some("en_US.UTF-8"), LineFormat::Terminal),
             (Some("C.utf8"), LineFormat::Terminal),
             (Some("C"), LineFormat::Ascii),
             (Some("de_DE.ISO-8859-1"), LineFormat::Ascii),
             (None, LineFormat::Ascii),
         ] {
-            assert_eq!(LineFormat::of_terminal(locale), form);
+            assert_eq!(LineFormat::for_terminal(locale), format);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Queues log lines and writes them on one thread named `log`, in batches. Other threads only append a line
-//! to the queue, so a slow terminal, or a pipe that is not read, delays no request: when the queue is full, lines are
+//! Queues log lines and writes them in batches on a separate thread. Other threads only append lines to the
+//! queue, so a slow terminal or an unread pipe does not delay requests. When the queue is full, lines are
 //! dropped and counted, and the count is logged.
 
 use std::fmt;
@@ -18,24 +18,24 @@ use super::line::{LineDraft, LineFormat};
 use crate::clock;
 use crate::tasks;
 
-/// Pause after a write, in which more lines are collected for the next one: it is too short for a reader to
-/// notice, and the thread is not woken for each line. A line after a quiet period is written at once.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Bytes in the queue that end the pause, and the size of one write.
+/// Pause after a write, in which lines are collected for the next one, so that the thread is not woken for each
+/// line. It is too short for a reader to notice. A line after a quiet period is written immediately.
+const BATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes in the queue that end the pause, and the approximate size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Maximum bytes in the queue: seconds of a busy proxy, while the reader is slow.
-const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Pause before another write when the output would block.
-const RETRY: Duration = Duration::from_millis(5);
+/// Maximum bytes in the queue: a busy proxy logs them in some seconds.
+const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Delay before another write when the output would block.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
 /// Timeout of a flush, at the end of the program and before other output on the same stream.
-const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// Timeout of the flush in a panicking thread, which may have requests to serve.
-const PANIC_FLUSH_MAX: Duration = Duration::from_millis(100);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of the flush in a panicking thread, which may have other requests to serve.
+const PANIC_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The output of log lines, shared by all threads. Each line is written whole, in the order in which it was
+/// The output of log lines, shared by all clones. Lines are written whole and in the order in which they were
 /// logged.
 #[derive(Clone)]
-pub struct Sink(Output);
+pub struct LogSink(Output);
 
 #[derive(Clone)]
 enum Output {
@@ -44,69 +44,80 @@ enum Output {
     Queued(Arc<LogQueue>),
 }
 
-impl Sink {
+impl LogSink {
     /// Writes each line to `writer` on the thread that logs it.
     pub fn new(writer: impl Write + Send + 'static) -> Self {
         Self(Output::Direct(Arc::new(Mutex::new(Box::new(writer)))))
     }
 
-    /// Writes to `writer` on a log thread, in lines of this form. Queued lines need a [`flush`] before the
-    /// program ends.
+    /// Writes lines to `writer` on a log thread. `format` is the format of messages about dropped lines. Call
+    /// [`flush`] before the program ends, or queued lines are lost.
     ///
     /// # Errors
     ///
     /// When the system cannot create a thread.
-    pub fn queued(writer: impl Write + Send + 'static, form: LineFormat) -> io::Result<Self> {
-        let queued = Arc::new(LogQueue::default());
-        let writing = LogWriter { queued: Arc::clone(&queued), writer, form, lost: 0, ends_in_line: false };
-        tasks::thread("log", move || writing.run())?;
-        Ok(Self(Output::Queued(queued)))
+    pub fn queued(writer: impl Write + Send + 'static, format: LineFormat) -> io::Result<Self> {
+        let queue = Arc::new(LogQueue::default());
+        let log_writer = LogWriter {
+            queue: Arc::clone(&queue),
+            output: writer,
+            format,
+            unreported: 0,
+            has_partial_line: false,
+        };
+        tasks::spawn_thread("log", move || log_writer.run())?;
+        Ok(Self(Output::Queued(queue)))
     }
 
-    /// Writes to standard error on a log thread; standard output is for data.
+    /// Writes lines to standard error on a log thread, because standard output is for data.
     ///
     /// # Errors
     ///
     /// When the system cannot create a thread.
-    pub fn stderr(form: LineFormat) -> io::Result<Self> {
-        Self::queued(io::stderr(), form)
+    pub fn stderr(format: LineFormat) -> io::Result<Self> {
+        Self::queued(io::stderr(), format)
     }
 
     pub(super) fn write(&self, line: &[u8], level: Level) {
         match &self.0 {
             Output::Direct(writer) => {
                 let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-                // A failing log output must not stop the traffic.
+                // A failing log output must not affect requests.
                 let _ = writer.write_all(line).and_then(|()| writer.flush());
             }
-            Output::Queued(queued) => queued.append(line, level <= Level::WARN),
+            Output::Queued(queue) => queue.append(line, level <= Level::WARN),
         }
     }
 
-    /// Makes this sink the one of [`flush`].
+    /// Makes [`flush`] and [`dropped_lines`] refer to this sink.
     pub(super) fn install(&self) {
-        // Only the first sink is installed.
+        // Only the first sink of a process can be installed.
         if INSTALLED.set(self.clone()).is_err() || !matches!(self.0, Output::Queued(_)) {
             return;
         }
-        let print = panic::take_hook();
+        let default_hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            // Earlier lines come first. If they cannot be written, printing the panic could block forever.
-            if flush_within(PANIC_FLUSH_MAX) { print(info) } else { error!(event = "panicked", "{info}") }
+            // Queued lines are written before the panic message. If they cannot be written, printing the message
+            // directly could block forever, so it is queued too.
+            if flush_within(PANIC_FLUSH_TIMEOUT) {
+                default_hook(info)
+            } else {
+                error!(event = "panicked", "{info}")
+            }
         }));
     }
 }
 
-impl fmt::Debug for Sink {
+impl fmt::Debug for LogSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Sink")
+        f.write_str("LogSink")
     }
 }
 
-/// Writes whole lines of one level to a sink.
+/// A writer of whole lines of one level.
 #[derive(Debug)]
 pub struct LineWriter<'a> {
-    sink: &'a Sink,
+    sink: &'a LogSink,
     level: Level,
 }
 
@@ -121,7 +132,7 @@ impl Write for LineWriter<'_> {
     }
 }
 
-impl<'a> MakeWriter<'a> for Sink {
+impl<'a> MakeWriter<'a> for LogSink {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> LineWriter<'a> {
@@ -133,240 +144,245 @@ impl<'a> MakeWriter<'a> for Sink {
     }
 }
 
-static INSTALLED: OnceLock<Sink> = OnceLock::new();
+static INSTALLED: OnceLock<LogSink> = OnceLock::new();
 
-fn installed() -> Option<&'static LogQueue> {
+fn installed_queue() -> Option<&'static LogQueue> {
     match INSTALLED.get() {
-        Some(Sink(Output::Queued(queued))) => Some(queued),
-        Some(Sink(Output::Direct(_))) | None => None,
+        Some(LogSink(Output::Queued(queue))) => Some(queue),
+        Some(LogSink(Output::Direct(_))) | None => None,
     }
 }
 
-/// Waits until all earlier lines are written, for a limited time.
+/// Waits until all earlier lines of the installed sink are written, at most one second.
 pub fn flush() {
-    flush_within(FLUSH_MAX);
+    flush_within(FLUSH_TIMEOUT);
 }
 
-/// Flushes when it is dropped: at the end of a function, however that ends.
+/// Flushes the log when it is dropped, so that every return path of a function flushes.
 #[derive(Debug)]
-pub struct FlushAtEnd;
+pub struct FlushOnDrop;
 
-impl Drop for FlushAtEnd {
+impl Drop for FlushOnDrop {
     fn drop(&mut self) {
         flush();
     }
 }
 
-/// Whether all earlier lines were written within `span`.
-fn flush_within(span: Duration) -> bool {
-    installed().is_none_or(|queued| queued.flush(span))
+/// Flushes the installed sink; returns whether all earlier lines were written within the timeout.
+fn flush_within(timeout: Duration) -> bool {
+    installed_queue().is_none_or(|queue| queue.flush(timeout))
 }
 
-/// Lines that were dropped since the start.
+/// Lines of the installed sink that were dropped after the program started.
 #[must_use]
-pub fn dropped() -> u64 {
-    installed().map_or(0, |queued| queued.dropped.load(Ordering::Relaxed))
+pub fn dropped_lines() -> u64 {
+    installed_queue().map_or(0, |queue| queue.dropped_lines.load(Ordering::Relaxed))
 }
 
 #[derive(Debug, Default)]
 struct LogQueue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Wakes the log thread.
-    wake: Condvar,
+    wake_writer: Condvar,
     /// Wakes threads that flush.
-    written: Condvar,
-    dropped: AtomicU64,
+    lines_written: Condvar,
+    /// Lines dropped after the program started.
+    dropped_lines: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Queued lines, one behind the other.
+struct QueueState {
+    /// Queued lines.
     batch: Vec<u8>,
-    /// Lines after the batch that were dropped because the queue was full.
+    /// Lines that were dropped after those of the batch, because the queue was full.
     dropped: u64,
-    /// Lines queued, and lines written or lost, since the start.
-    accepted: u64,
-    written: u64,
+    /// Lines queued after the program started.
+    queued_total: u64,
+    /// Lines written or lost after the program started.
+    completed_total: u64,
     writer: WriterState,
 }
 
 /// The state of the log thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum WriterState {
-    /// It writes, and checks the queue afterwards.
-    Writes,
-    /// It writes, and checks the queue without a pause.
+    /// The thread is writing, and pauses afterwards.
+    Writing,
+    /// The thread is writing, and takes more lines without a pause afterwards.
     #[default]
-    WritesUrgently,
-    /// It pauses after a write, to collect more lines.
-    Pauses,
-    /// The queue is empty, and it waits for a line.
-    Sleeps,
+    WritingWithoutPause,
+    /// The thread pauses after a write, to collect more lines.
+    Paused,
+    /// The queue is empty, and the thread waits for a line.
+    Idle,
 }
 
 impl LogQueue {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock; if it did, the queue would still be valid.
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        // A panic while the lock is held leaves the queue valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a line, unless the queue is full.
     fn append(&self, line: &[u8], is_urgent: bool) {
         let mut state = self.state();
-        if state.batch.len() + line.len() > QUEUE_BYTES_MAX {
+        if state.batch.len() + line.len() > MAX_QUEUE_BYTES {
             state.dropped += 1;
             drop(state);
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.dropped_lines.fetch_add(1, Ordering::Relaxed);
             return;
         }
         state.batch.extend_from_slice(line);
-        state.accepted += 1;
-        let is_woken = match state.writer {
-            WriterState::Sleeps => state.end_pause(),
-            WriterState::Pauses | WriterState::Writes if is_urgent || state.batch.len() >= BATCH_BYTES => {
+        state.queued_total += 1;
+        let must_wake = match state.writer {
+            WriterState::Idle => state.end_pause(),
+            WriterState::Paused | WriterState::Writing if is_urgent || state.batch.len() >= BATCH_BYTES => {
                 state.end_pause()
             }
-            WriterState::Pauses | WriterState::Writes | WriterState::WritesUrgently => false,
+            WriterState::Paused | WriterState::Writing | WriterState::WritingWithoutPause => false,
         };
         drop(state);
-        if is_woken {
-            self.wake.notify_one();
+        if must_wake {
+            self.wake_writer.notify_one();
         }
     }
 
-    fn flush(&self, span: Duration) -> bool {
+    /// Waits until all earlier lines are written or lost; returns false after the timeout.
+    fn flush(&self, timeout: Duration) -> bool {
         let mut state = self.state();
-        let end = state.accepted;
-        if state.written < end && state.end_pause() {
-            self.wake.notify_one();
+        let target = state.queued_total;
+        if state.completed_total < target && state.end_pause() {
+            self.wake_writer.notify_one();
         }
-        let is_behind = |state: &mut State| state.written < end;
-        let waited = self.written.wait_timeout_while(state, span, is_behind);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let is_behind = |state: &mut QueueState| state.completed_total < target;
+        let result = self.lines_written.wait_timeout_while(state, timeout, is_behind);
+        !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Waits until there are lines to write and moves them to `batch`, which is empty; returns the number of
-    /// lines since the start up to the last of them, and how many lines were dropped behind them.
+    /// Waits until there are lines to write, and moves them to `batch`, which must be empty. Returns
+    /// `queued_total` as of the last of these lines, and the number of lines dropped after it.
     fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
-        if state.writer == WriterState::Writes {
-            state.writer = WriterState::Pauses;
-            let paused =
-                self.wake.wait_timeout_while(state, PAUSE, |state| state.writer == WriterState::Pauses);
+        if state.writer == WriterState::Writing {
+            state.writer = WriterState::Paused;
+            let paused = self
+                .wake_writer
+                .wait_timeout_while(state, BATCH_INTERVAL, |state| state.writer == WriterState::Paused);
             state = paused.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.batch.is_empty() && state.dropped == 0 {
-            state.writer = WriterState::Sleeps;
-            let woken = self.wake.wait_while(state, |state| state.writer == WriterState::Sleeps);
+            state.writer = WriterState::Idle;
+            let woken = self.wake_writer.wait_while(state, |state| state.writer == WriterState::Idle);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        state.writer = WriterState::Writes;
+        state.writer = WriterState::Writing;
         mem::swap(&mut state.batch, batch);
-        (state.accepted, mem::take(&mut state.dropped))
+        (state.queued_total, mem::take(&mut state.dropped))
     }
 
-    /// Records that all lines up to this number were written or lost.
-    fn record_written(&self, number: u64) {
-        self.state().written = number;
-        self.written.notify_all();
+    /// Records that the first `total` lines were written or lost.
+    fn record_completed(&self, total: u64) {
+        self.state().completed_total = total;
+        self.lines_written.notify_all();
     }
 }
 
-impl State {
-    /// Ends the pause of the log thread; returns whether the thread must be woken.
+impl QueueState {
+    /// Makes the log thread take lines without a pause; returns whether the thread must be woken.
     fn end_pause(&mut self) -> bool {
         matches!(
-            mem::replace(&mut self.writer, WriterState::WritesUrgently),
-            WriterState::Pauses | WriterState::Sleeps
+            mem::replace(&mut self.writer, WriterState::WritingWithoutPause),
+            WriterState::Paused | WriterState::Idle
         )
     }
 }
 
-/// The state of the log thread.
+/// The log thread: writes the lines of the queue to an output.
 struct LogWriter<W> {
-    queued: Arc<LogQueue>,
-    writer: W,
-    form: LineFormat,
-    /// Lines lost since the last message about lost lines.
-    lost: u64,
+    queue: Arc<LogQueue>,
+    output: W,
+    /// The format of messages about dropped lines.
+    format: LineFormat,
+    /// Lines lost after the last message about lost lines.
+    unreported: u64,
     /// Whether the last write ended within a line.
-    ends_in_line: bool,
+    has_partial_line: bool,
 }
 
 impl<W: Write> LogWriter<W> {
     fn run(mut self) {
         let mut batch = Vec::new();
         loop {
-            let (number, dropped) = self.queued.take(&mut batch);
+            let (queued_total, dropped) = self.queue.take(&mut batch);
             self.write_batch(&batch);
-            if dropped > 0 && (self.lost > 0 || self.report_lost(dropped) > 0) {
-                self.lost += dropped;
+            if dropped > 0 && (self.unreported > 0 || !self.report_lost(dropped)) {
+                self.unreported += dropped;
             }
-            self.queued.record_written(number);
+            self.queue.record_completed(queued_total);
             batch.clear();
             batch.shrink_to(2 * BATCH_BYTES);
         }
     }
 
-    /// Writes a batch in pieces of whole lines, each of about `BATCH_BYTES`.
+    /// Writes a batch in chunks of whole lines, each of about `BATCH_BYTES`.
     fn write_batch(&mut self, batch: &[u8]) {
         let mut rest = batch;
         while rest.len() > BATCH_BYTES {
-            let end =
-                memchr::memchr(b'\n', &rest[BATCH_BYTES..]).map_or(rest.len(), |at| BATCH_BYTES + at + 1);
-            let (piece, later) = rest.split_at(end);
-            self.write_lines(piece);
-            rest = later;
+            let end = memchr::memchr(b'\n', &rest[BATCH_BYTES..])
+                .map_or(rest.len(), |index| BATCH_BYTES + index + 1);
+            let (chunk, remainder) = rest.split_at(end);
+            self.write_lines(chunk);
+            rest = remainder;
         }
         self.write_lines(rest);
     }
 
     /// Writes lines, after a message about lines that were lost before them.
-    fn write_lines(&mut self, text: &[u8]) {
-        if self.lost > 0 && self.report_lost(self.lost) == 0 {
-            self.lost = 0;
+    fn write_lines(&mut self, lines: &[u8]) {
+        if self.unreported > 0 && self.report_lost(self.unreported) {
+            self.unreported = 0;
         }
-        // If this message cannot be written, the lines are not written either: they would come before it.
-        let lost = if self.lost > 0 { lines(text) } else { self.write(text) };
-        self.queued.dropped.fetch_add(lost, Ordering::Relaxed);
-        self.lost += lost;
+        // If the message cannot be written, the lines are not written either, because they would precede it.
+        let lost = if self.unreported > 0 { count_lines(lines) } else { self.write(lines) };
+        self.queue.dropped_lines.fetch_add(lost, Ordering::Relaxed);
+        self.unreported += lost;
     }
 
-    /// Writes a message that `count` lines were lost here; returns whether the message was lost, as 0 or 1.
-    fn report_lost(&mut self, count: u64) -> u64 {
+    /// Writes a message that `count` lines were lost; returns whether it was written.
+    fn report_lost(&mut self, count: u64) -> bool {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
         let mut draft = LineDraft::default();
-        draft.begin(self.form);
+        draft.begin(self.format);
         draft.text("event", "log_lines_dropped");
         draft.value("lines", count);
         draft.message(format_args!("{count} log {lines} {were} dropped: they could not be written in time"));
-        self.write(draft.line(Level::WARN, module_path!(), clock::now()))
+        self.write(draft.line(Level::WARN, module_path!(), clock::now())) == 0
     }
 
-    /// Writes all bytes; returns the number of lines that were lost.
-    fn write(&mut self, batch: &[u8]) -> u64 {
-        let mut rest = batch;
+    /// Writes lines; returns the number of lines that were lost.
+    fn write(&mut self, lines: &[u8]) -> u64 {
+        let mut rest = lines;
         while !rest.is_empty() {
-            let next: &[u8] = if self.ends_in_line { b"\n" } else { rest };
-            match self.writer.write(next) {
-                Ok(1..) if self.ends_in_line => self.ends_in_line = false,
+            let next: &[u8] = if self.has_partial_line { b"\n" } else { rest };
+            match self.output.write(next) {
+                Ok(1..) if self.has_partial_line => self.has_partial_line = false,
                 Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY_DELAY),
                 Ok(0) | Err(_) => {
-                    let begun = batch.len() - rest.len();
-                    self.ends_in_line |= batch[..begun].last().is_some_and(|last| *last != b'\n');
-                    return lines(rest);
+                    let written = lines.len() - rest.len();
+                    self.has_partial_line |= lines[..written].last().is_some_and(|last| *last != b'\n');
+                    return count_lines(rest);
                 }
             }
         }
-        // When the flush fails, no line is left to be lost.
-        let _ = self.writer.flush();
+        // Every line was passed to the output, so a failed flush loses none that could be reported.
+        let _ = self.output.flush();
         0
     }
 }
 
-fn lines(bytes: &[u8]) -> u64 {
+fn count_lines(bytes: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 

@@ -1,6 +1,6 @@
-//! The metrics of requests, created and registered in one place with their names and help texts. A request
-//! updates them by a few relaxed atomic additions, without a lock or an allocation. `admin` adds the metrics
-//! that are read when a page is written.
+//! The metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
+//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in
+//! `admin`.
 
 mod exposition;
 mod histogram;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
@@ -25,34 +25,34 @@ use crate::policy::client::ClientName;
 use crate::policy::method::recorded;
 use crate::policy::outcome::Outcome;
 use crate::pool::Key;
-pub use exposition::{Exposition, Samples};
+pub use exposition::{ExpositionFormat, GaugeSamples};
 use histogram::Histogram;
 use table::MetricTable;
 
-/// Bounds in seconds: from the provider's fastest pages to its longest speech.
-const REQUEST_SECONDS: &[f64] =
+/// Bucket bounds in seconds: from the provider's fastest responses to its longest generated speech.
+const REQUEST_BUCKETS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
-/// Bounds in seconds: from the overhead of a usual request to pauses before a retry.
-const OVERHEAD_SECONDS: &[f64] =
+/// Bucket bounds in seconds: from the overhead of a typical request to delays before a retry.
+const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum series of `requests_total`, beside the one that counts all further sets of labels: clients cannot
-/// make the page grow beyond that by sending many different methods and paths.
-const REQUEST_SERIES_MAX: usize = 2_000;
-/// Maximum keys with counters of their own; it limits the memory when many reloads add new keys.
-const KEYS_MAX: usize = 10_000;
+/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could make
+/// the page grow by sending many different methods and paths.
+const MAX_REQUEST_SERIES: usize = 2_000;
+/// Maximum keys with separate counters, which bounds the memory when many reloads add new keys.
+const MAX_KEYS: usize = 10_000;
 
-/// The label of all values without a label of their own.
+/// The label value for all values that have no label value.
 const OTHER: &str = "other";
-/// The label of keys that clients bring, as in the access log.
-const OWN_KEY: &str = "own";
+/// The label value for keys that clients bring, as in the access log.
+const OWN_KEY_LABEL: &str = "own";
 
-/// The metrics of requests; a clone shares them.
+/// The metrics of requests, shared by all clones.
 #[derive(Clone, Debug)]
-pub struct Meters(Arc<Handles>);
+pub struct RequestMetrics(Arc<Metrics>);
 
 #[derive(Debug)]
-struct Handles {
+struct Metrics {
     registry: Registry,
     requests: MetricTable<RequestLabels, Counter>,
     requests_in_flight: Gauge,
@@ -75,19 +75,19 @@ struct Handles {
 pub struct RequestLabels {
     /// The method, as it is recorded.
     pub method: Method,
-    /// The route, when the request got that far.
+    /// The route, if the path was parsed.
     pub route: Option<Route>,
     /// The status of the response, if there was one.
     pub code: Option<u16>,
-    /// The client, when it was identified.
+    /// The client, if it was identified.
     pub client: Option<ClientName>,
 }
 
-/// No status: it represents all values that are not a status.
+/// Represents all values that are not an HTTP status.
 const OTHER_CODE: u16 = 0;
 
 impl RequestLabels {
-    /// The labels with every value that is not of a fixed set replaced by `other`.
+    /// Replaces every value that is not from a fixed set by `other`.
     fn bounded(&self) -> Self {
         Self {
             method: recorded(&self.method),
@@ -97,7 +97,7 @@ impl RequestLabels {
         }
     }
 
-    /// The labels of all requests beyond [`REQUEST_SERIES_MAX`].
+    /// The labels of requests that would exceed [`MAX_REQUEST_SERIES`].
     fn other() -> Self {
         let method = Method::from_bytes(OTHER.as_bytes()).unwrap_or_default();
         Self { method, route: None, code: Some(OTHER_CODE), client: None }
@@ -117,7 +117,7 @@ impl RequestLabels {
     }
 }
 
-/// The attempts with a key, by their outcomes.
+/// The attempts with a key, indexed by outcome.
 #[derive(Debug)]
 struct AttemptCounts {
     requests: [AtomicU64; Outcome::ALL.len()],
@@ -135,15 +135,15 @@ impl Default for AttemptCounts {
 #[derive(Clone, Debug, Default)]
 struct SessionCounts {
     open: Gauge,
-    begun: Gauge,
+    started: Gauge,
 }
 
 /// The usage that an attempt adds to the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttemptUsage {
-    /// Bytes of body sent to the provider.
+    /// Bytes of the request body sent to the provider.
     pub request_bytes: u64,
-    /// Bytes of body relayed to the client.
+    /// Bytes of the response body relayed to the client.
     pub response_bytes: u64,
     /// Characters of text converted to speech.
     pub characters: u64,
@@ -155,44 +155,47 @@ pub struct AttemptUsage {
     pub is_unpriced: bool,
 }
 
-impl Default for Meters {
+impl Default for RequestMetrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("keychoir");
-        let requests = MetricTable::new(REQUEST_SERIES_MAX, RequestLabels::other());
+        let requests = MetricTable::new(MAX_REQUEST_SERIES, RequestLabels::other());
         registry.register(
             "requests",
             "Requests that have ended, by method, route, status of the response and client",
             requests.family(MetricType::Counter, RequestLabels::encode),
         );
-        let requests_in_flight =
-            add(&mut registry, "requests_in_flight", "Requests under way, to the ends of their responses");
-        let mut times = |name: &str, help: &str, bounds| {
+        let requests_in_flight = add_metric(
+            &mut registry,
+            "requests_in_flight",
+            "Requests under way, to the ends of their responses",
+        );
+        let mut add_histogram = |name: &str, help: &str, bounds| {
             let histogram = Histogram::new(bounds);
             registry.register(name, help, histogram.clone());
             histogram
         };
-        let request_duration = times(
+        let request_duration = add_histogram(
             "request_duration_seconds",
             "From the head of a request to the end of its response; WebSocket sessions are left out",
-            REQUEST_SECONDS,
+            REQUEST_BUCKETS,
         );
-        let request_time_to_first_byte = times(
+        let request_time_to_first_byte = add_histogram(
             "request_time_to_first_byte_seconds",
             "From the head of a request to the head of the relayed response, with all attempts and waits",
-            REQUEST_SECONDS,
+            REQUEST_BUCKETS,
         );
-        let proxy_overhead = times(
+        let proxy_overhead = add_histogram(
             "proxy_overhead_seconds",
             "The part of request_time_to_first_byte_seconds in which no attempt was under way and the request \
              waited neither for the client's body nor for a key: Keychoir's own work, and pauses before retries",
-            OVERHEAD_SECONDS,
+            OVERHEAD_BUCKETS,
         );
-        let upstream_time_to_first_byte = times(
+        let upstream_time_to_first_byte = add_histogram(
             "upstream_time_to_first_byte_seconds",
             "From the begin of an attempt, with connecting and uploading, to the head of the provider's response",
-            REQUEST_SECONDS,
+            REQUEST_BUCKETS,
         );
-        let attempts: MetricTable<Arc<str>, Arc<AttemptCounts>> = MetricTable::new(KEYS_MAX, OTHER.into());
+        let attempts: MetricTable<Arc<str>, Arc<AttemptCounts>> = MetricTable::new(MAX_KEYS, OTHER.into());
         registry.register(
             "upstream_requests",
             "Attempts at the provider that have ended, by key and outcome",
@@ -208,9 +211,10 @@ impl Default for Meters {
             }),
         );
         let sessions: MetricTable<&'static str, SessionCounts> = MetricTable::new(Dialect::ALL.len(), OTHER);
-        // Sessions are rare, so their counters exist from the start: Prometheus then sees their first
-        // increase.
-        Dialect::ALL.iter().for_each(|dialect| sessions.update(dialect.word(), || dialect.word(), |_| {}));
+        // Sessions are rare. Their counters exist from the start, so that Prometheus sees the first increase.
+        Dialect::ALL
+            .iter()
+            .for_each(|dialect| sessions.update(dialect.as_str(), || dialect.as_str(), |_| {}));
         registry.register(
             "websocket_sessions",
             "WebSocket sessions that are open, by protocol",
@@ -218,18 +222,21 @@ impl Default for Meters {
                 counts.open.encode(encoder.encode_family(&[("protocol", *protocol)])?)
             }),
         );
-        // OpenMetrics names the family of a counter without `_total`, which would be the gauge's name: two
-        // families of one name are no valid page. So it has no type.
+        // As a counter, this family would be named without `_total` in OpenMetrics, which is the name of the gauge
+        // above. A page with two families of one name is invalid, so this family has no type.
         registry.register(
             "websocket_sessions_total",
             "WebSocket sessions that have begun, by protocol",
             sessions.family(MetricType::Unknown, |protocol, counts, encoder| {
-                counts.begun.encode(encoder.encode_family(&[("protocol", *protocol)])?)
+                counts.started.encode(encoder.encode_family(&[("protocol", *protocol)])?)
             }),
         );
-        let bytes: Family<[(&str, &str); 1], Counter> =
-            add(&mut registry, "body_bytes", "Bytes of bodies sent to the provider and relayed to clients");
-        Self(Arc::new(Handles {
+        let bytes: Family<[(&str, &str); 1], Counter> = add_metric(
+            &mut registry,
+            "body_bytes",
+            "Bytes of bodies sent to the provider and relayed to clients",
+        );
+        Self(Arc::new(Metrics {
             requests,
             requests_in_flight,
             request_duration,
@@ -240,14 +247,18 @@ impl Default for Meters {
             sessions,
             request_bytes: bytes.get_or_create_owned(&[("direction", "request")]),
             response_bytes: bytes.get_or_create_owned(&[("direction", "response")]),
-            characters: add(&mut registry, "characters", "Characters of text that were spoken"),
-            credits: add(&mut registry, "credits", "Credits charged, as far as the provider reported them"),
-            unpriced: add(
+            characters: add_metric(&mut registry, "characters", "Characters of text that were spoken"),
+            credits: add_metric(
+                &mut registry,
+                "credits",
+                "Credits charged, as far as the provider reported them",
+            ),
+            unpriced: add_metric(
                 &mut registry,
                 "upstream_requests_unpriced",
                 "Attempts that may have been charged and whose price the provider did not report",
             ),
-            audio_seconds: add(
+            audio_seconds: add_metric(
                 &mut registry,
                 "audio_seconds",
                 "Seconds of audio that were sent on WebSocket sessions to be transcribed",
@@ -257,53 +268,52 @@ impl Default for Meters {
     }
 }
 
-fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+fn add_metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
 }
 
-impl Meters {
+impl RequestMetrics {
     /// The registry of these metrics.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0.registry
     }
 
-    /// Counts a request that has begun.
-    pub fn request_begun(&self) {
+    /// Counts a request as in flight.
+    pub fn record_request_start(&self) {
         self.0.requests_in_flight.inc();
     }
 
-    /// Counts a request that has ended after `duration`.
-    pub fn request_ended(&self, labels: &RequestLabels, duration: Duration) {
-        const SWITCHED: u16 = 101;
+    /// Counts a request that ended after `duration`.
+    pub fn record_request_end(&self, labels: &RequestLabels, duration: Duration) {
         self.0.requests_in_flight.dec();
-        // The client determines the duration of a WebSocket session.
-        if labels.code != Some(SWITCHED) {
+        // The duration of a WebSocket session depends on the client.
+        if labels.code != Some(StatusCode::SWITCHING_PROTOCOLS.as_u16()) {
             self.0.request_duration.observe(duration);
         }
         self.0.requests.update(labels, || labels.bounded(), |count| _ = count.inc());
     }
 
     /// Records the time from the request head to the relay of the provider's response head, and the part of it
-    /// that was the proxy's own.
-    pub fn relaying(&self, first_byte: Duration, overhead: Duration) {
-        self.0.request_time_to_first_byte.observe(first_byte);
+    /// that the proxy caused.
+    pub fn record_response_start(&self, time_to_first_byte: Duration, overhead: Duration) {
+        self.0.request_time_to_first_byte.observe(time_to_first_byte);
         self.0.proxy_overhead.observe(overhead);
     }
 
     /// Records the time from the start of an attempt to the head of the provider's response.
-    pub fn first_byte(&self, elapsed: Duration) {
+    pub fn record_upstream_response_head(&self, elapsed: Duration) {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }
 
-    /// Counts an attempt that ended with this outcome; without a key of the pool, the client has brought one.
-    pub fn attempt_ended(&self, key: Option<&Key>, outcome: Outcome, spent: AttemptUsage) {
-        self.of_key(key, |counts| add_one(&counts.requests, outcome));
+    /// Counts an attempt that ended with this outcome; `None` for an attempt with a client's own key.
+    pub fn record_attempt(&self, key: Option<&Key>, outcome: Outcome, usage: AttemptUsage) {
+        self.update_key(key, |counts| increment(&counts.requests, outcome));
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =
-            spent;
-        for (sum, amount) in [
+            usage;
+        for (counter, amount) in [
             (&self.0.request_bytes, request_bytes),
             (&self.0.response_bytes, response_bytes),
             (&self.0.characters, characters),
@@ -311,7 +321,7 @@ impl Meters {
             (&self.0.unpriced, u64::from(is_unpriced)),
         ] {
             if amount > 0 {
-                sum.inc_by(amount);
+                counter.inc_by(amount);
             }
         }
         if audio_ms > 0 {
@@ -320,39 +330,39 @@ impl Meters {
     }
 
     /// Adds the credits of an attempt whose price was reported after its end.
-    pub fn priced(&self, credits: u64) {
+    pub fn record_late_price(&self, credits: u64) {
         self.0.credits.inc_by(credits);
     }
 
-    /// Counts an attempt with this outcome that was followed by another one.
-    pub fn upstream_retry(&self, key: Option<&Key>, outcome: Outcome) {
-        self.of_key(key, |counts| add_one(&counts.retries, outcome));
+    /// Counts an attempt with this outcome that was followed by another attempt.
+    pub fn record_retry(&self, key: Option<&Key>, outcome: Outcome) {
+        self.update_key(key, |counts| increment(&counts.retries, outcome));
     }
 
-    fn of_key(&self, key: Option<&Key>, update: impl FnOnce(&AttemptCounts)) {
-        let label = key.map_or(OWN_KEY, key_label);
+    fn update_key(&self, key: Option<&Key>, update: impl FnOnce(&AttemptCounts)) {
+        let label = key.map_or(OWN_KEY_LABEL, key_label);
         self.0.attempts.update(label, || label.into(), |counts| update(counts));
     }
 
-    /// Counts a WebSocket session of this dialect; it counts as open until the guard is dropped.
+    /// Counts a WebSocket session of this dialect. It counts as open until the returned guard is dropped.
     #[must_use]
-    pub fn socket_opened(&self, dialect: Dialect) -> SocketOpen {
+    pub fn open_session(&self, dialect: Dialect) -> OpenSession {
         let mut open = Gauge::default();
-        let begin = |counts: &SessionCounts| {
-            counts.begun.inc();
+        let count_start = |counts: &SessionCounts| {
+            counts.started.inc();
             open = counts.open.clone();
         };
-        self.0.sessions.update(dialect.word(), || dialect.word(), begin);
+        self.0.sessions.update(dialect.as_str(), || dialect.as_str(), count_start);
         open.inc();
-        SocketOpen(open)
+        OpenSession(open)
     }
 }
 
-/// An open WebSocket session, until it is dropped.
+/// Guard of an open WebSocket session.
 #[derive(Debug)]
-pub struct SocketOpen(Gauge);
+pub struct OpenSession(Gauge);
 
-impl Drop for SocketOpen {
+impl Drop for OpenSession {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -364,23 +374,23 @@ pub fn key_label(key: &Key) -> &str {
     key.name().unwrap_or(key.api_key().short().as_str())
 }
 
-fn add_one(counts: &[AtomicU64; Outcome::ALL.len()], outcome: Outcome) {
+fn increment(counts: &[AtomicU64; Outcome::ALL.len()], outcome: Outcome) {
     if let Some(count) = counts.get(outcome as usize) {
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Encodes the outcomes that have occurred: all outcomes would be tens of samples per key.
+/// Encodes the outcomes that have occurred, because all outcomes would be tens of samples per key.
 fn encode_outcomes(
     encoder: &mut MetricEncoder<'_>,
     key: &str,
-    name: &'static str,
+    outcome_label: &'static str,
     counts: &[AtomicU64; Outcome::ALL.len()],
 ) -> fmt::Result {
     for (outcome, count) in Outcome::ALL.iter().zip(counts) {
         let count = count.load(Ordering::Relaxed);
         if count > 0 {
-            let labels = [("key", key), (name, outcome.word())];
+            let labels = [("key", key), (outcome_label, outcome.as_str())];
             encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
     }
@@ -392,17 +402,17 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn assert_has(meters: &Meters, lines: &[&str]) {
-        let text = Exposition::OpenMetrics.page(&[meters.registry()]);
+    fn assert_contains_lines(meters: &RequestMetrics, lines: &[&str]) {
+        let text = ExpositionFormat::OpenMetrics.write_page(&[meters.registry()]);
         for line in lines {
-            assert!(text.lines().any(|found| found == *line), "{line} is not in\n{text}");
+            assert!(text.lines().any(|actual| actual == *line), "missing line {line} in\n{text}");
         }
     }
 
     fn labels(method: &str, path: &str, code: Option<u16>, client: Option<&str>) -> RequestLabels {
         RequestLabels {
             method: method.parse().unwrap(),
-            route: Some(Route::read(path)),
+            route: Some(Route::parse(path)),
             code,
             client: client.map(ClientName::new),
         }
@@ -410,9 +420,9 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_their_labels_when_they_end() {
-        let meters = Meters::default();
-        (0..6).for_each(|_| meters.request_begun());
-        assert_has(&meters, &["keychoir_requests_in_flight 6"]);
+        let meters = RequestMetrics::default();
+        (0..6).for_each(|_| meters.record_request_start());
+        assert_contains_lines(&meters, &["keychoir_requests_in_flight 6"]);
         for labels in [
             labels("GET", "/v1/voices/x", Some(200), Some("app")),
             labels("GET", "/v1/voices/y", Some(200), Some("app")),
@@ -420,10 +430,10 @@ mod tests {
             labels("GET", "/v1/convai/conversation", Some(101), Some("app")),
             RequestLabels { route: None, ..labels("POST", "/", None, None) },
         ] {
-            meters.request_ended(&labels, Duration::from_secs(1));
+            meters.record_request_end(&labels, Duration::from_secs(1));
         }
         let line = |labels: &str, count| format!("keychoir_requests_total{{{labels}}} {count}");
-        assert_has(
+        assert_contains_lines(
             &meters,
             &[
                 "keychoir_requests_in_flight 1",
@@ -438,43 +448,46 @@ mod tests {
 
     #[test]
     fn the_number_of_series_is_bounded() {
-        let meters = Meters::default();
-        let words = ["voices", "models", "user", "history", "music", "text", "tools", "usage", "v2", "x"];
+        let meters = RequestMetrics::default();
+        let segments = ["voices", "models", "user", "history", "music", "text", "tools", "usage", "v2", "x"];
         let mut count = 0;
-        for (number, first) in words.iter().enumerate() {
-            for (second, third) in words.iter().flat_map(|one| words.map(|other| (one, other))) {
+        for (number, first) in segments.iter().enumerate() {
+            for (second, third) in segments.iter().flat_map(|second| segments.map(|third| (second, third))) {
                 for code in [200, 404, 300 + number as u16] {
                     for method in ["GET", "DELETE", "BREW", &format!("M{count}")] {
                         let path = format!("/v1/{first}/{second}/{third}");
-                        meters.request_ended(&labels(method, &path, Some(code), Some("app")), Duration::ZERO);
+                        meters.record_request_end(
+                            &labels(method, &path, Some(code), Some("app")),
+                            Duration::ZERO,
+                        );
                         count += 1;
                     }
                 }
             }
         }
-        let series = |meters: &Meters| {
-            let text = Exposition::OpenMetrics.page(&[meters.registry()]);
+        let series = |meters: &RequestMetrics| {
+            let text = ExpositionFormat::OpenMetrics.write_page(&[meters.registry()]);
             let lines = text.lines().filter(|line| line.starts_with("keychoir_requests_total{"));
             lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).collect::<Vec<_>>()
         };
-        let walked = series(&meters);
-        assert!(walked.len() < 200 && count > 10_000, "{} series of {count}", walked.len());
-        // A provider of many clients fills the table.
-        for number in 0..REQUEST_SERIES_MAX + 100 {
+        let counts = series(&meters);
+        assert!(counts.len() < 200 && count > 10_000, "{} series of {count}", counts.len());
+        // Many client names fill the table.
+        for number in 0..MAX_REQUEST_SERIES + 100 {
             let client = format!("client-{number}");
-            meters.request_ended(&labels("GET", "/v1/user", Some(200), Some(&client)), Duration::ZERO);
+            meters.record_request_end(&labels("GET", "/v1/user", Some(200), Some(&client)), Duration::ZERO);
             count += 1;
         }
-        let full = series(&meters);
-        assert_eq!((full.len(), full.iter().sum()), (REQUEST_SERIES_MAX + 1, count));
+        let counts = series(&meters);
+        assert_eq!((counts.len(), counts.iter().sum()), (MAX_REQUEST_SERIES + 1, count));
     }
 
     #[test]
     fn a_session_is_open_until_it_ends() {
-        let meters = Meters::default();
-        let [first, second] = [(); 2].map(|()| meters.socket_opened(Dialect::Agent));
+        let meters = RequestMetrics::default();
+        let [first, second] = [(); 2].map(|()| meters.open_session(Dialect::Agent));
         drop(first);
-        assert_has(
+        assert_contains_lines(
             &meters,
             &[
                 "keychoir_websocket_sessions_total{protocol=\"agent\"} 2",
@@ -483,28 +496,28 @@ mod tests {
             ],
         );
         drop(second);
-        assert_has(&meters, &["keychoir_websocket_sessions{protocol=\"agent\"} 0"]);
+        assert_contains_lines(&meters, &["keychoir_websocket_sessions{protocol=\"agent\"} 0"]);
     }
 
     #[test]
-    fn every_outcome_has_a_counter_and_a_word_of_its_own() {
-        let meters = Meters::default();
+    fn every_outcome_has_a_separate_counter_and_label() {
+        let meters = RequestMetrics::default();
         let usage =
             AttemptUsage { credits: 7, audio_ms: 1_500, is_unpriced: true, ..AttemptUsage::default() };
         for outcome in Outcome::ALL {
-            meters.attempt_ended(None, *outcome, usage);
-            meters.upstream_retry(None, *outcome);
-            let word = outcome.word();
-            assert_has(
+            meters.record_attempt(None, *outcome, usage);
+            meters.record_retry(None, *outcome);
+            let label = outcome.as_str();
+            assert_contains_lines(
                 &meters,
                 &[
-                    &format!("keychoir_upstream_requests_total{{key=\"own\",outcome=\"{word}\"}} 1"),
-                    &format!("keychoir_upstream_retries_total{{key=\"own\",reason=\"{word}\"}} 1"),
+                    &format!("keychoir_upstream_requests_total{{key=\"own\",outcome=\"{label}\"}} 1"),
+                    &format!("keychoir_upstream_retries_total{{key=\"own\",reason=\"{label}\"}} 1"),
                 ],
             );
         }
         let count = Outcome::ALL.len();
-        assert_has(
+        assert_contains_lines(
             &meters,
             &[
                 &format!("keychoir_credits_total {}", 7 * count),
@@ -515,13 +528,13 @@ mod tests {
     }
 
     #[test]
-    fn a_span_falls_into_the_bucket_of_its_bound_and_all_above() {
-        let meters = Meters::default();
+    fn a_duration_is_counted_in_its_bucket_and_all_larger_ones() {
+        let meters = RequestMetrics::default();
         for us in [10_000, 10_001, 301_000_000] {
-            meters.relaying(Duration::from_micros(us), Duration::from_micros(us / 100));
+            meters.record_response_start(Duration::from_micros(us), Duration::from_micros(us / 100));
         }
-        meters.first_byte(Duration::from_millis(30));
-        assert_has(
+        meters.record_upstream_response_head(Duration::from_millis(30));
+        assert_contains_lines(
             &meters,
             &[
                 "keychoir_request_time_to_first_byte_seconds_bucket{le=\"0.01\"} 1",

@@ -1,9 +1,11 @@
-//! The output of the running program: log lines about the keys and each request, as short coloured lines on a
-//! terminal and as JSON otherwise, and counters for metrics.
+//! The output of the running program: log lines about keys and requests, as short lines on a terminal and as
+//! JSON otherwise, and the metrics of requests.
+
+mod log;
 
 mod line;
-mod log;
 mod text;
+
 mod transitions;
 
 mod metrics;
@@ -16,48 +18,51 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use line::{LineFormat, Lines};
-pub use log::{FlushAtEnd, Sink, dropped, flush};
-pub use metrics::{AttemptUsage, Exposition, Meters, RequestLabels, Samples, SocketOpen, key_label};
+pub use line::{LineFormat, LineLayer};
+pub use log::{FlushOnDrop, LogSink, dropped_lines, flush};
+pub use metrics::{
+    AttemptUsage, ExpositionFormat, GaugeSamples, OpenSession, RequestLabels, RequestMetrics, key_label,
+};
 pub use transitions::{
-    key_name, keys_loaded, log_discrepancy, log_restriction, log_transitions, unknown_limit, wording,
+    describe_unknown_limit, key_name, keys_loaded_message, log_discrepancy, log_restriction, log_transitions,
+    transition_messages,
 };
 
-/// The form for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
+/// The format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
 /// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
-pub fn form_of_stderr(locale: Option<&str>) -> LineFormat {
-    if io::stderr().is_terminal() { LineFormat::of_terminal(locale) } else { LineFormat::Json }
+pub fn stderr_format(locale: Option<&str>) -> LineFormat {
+    if io::stderr().is_terminal() { LineFormat::for_terminal(locale) } else { LineFormat::Json }
 }
 
-/// Sends all events of the program to `sink`, which is flushed when a thread panics.
+/// Writes all `tracing` events of the program to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
 /// When `level` is not a level or a list of `target=level`, or when another subscriber was set before.
-pub fn start(form: LineFormat, level: &str, sink: Sink) -> Result<Level, LogError> {
+pub fn start(format: LineFormat, level: &str, sink: LogSink) -> Result<LogLevelHandle, LogError> {
     let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
         .with(filter)
-        .with(Lines::new(form, sink.clone()))
+        .with(LineLayer::new(format, sink.clone()))
         .try_init()
         .map_err(|_| LogError::AlreadySet)?;
     sink.install();
-    Ok(Level(handle))
+    Ok(LogLevelHandle(handle))
 }
 
 /// A handle that changes the log level at runtime.
 #[derive(Clone, Debug)]
-pub struct Level(reload::Handle<Targets, Registry>);
+pub struct LogLevelHandle(reload::Handle<Targets, Registry>);
 
-impl Level {
+impl LogLevelHandle {
     /// Sets the log level.
     ///
     /// # Errors
     ///
     /// When `level` is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        // The filter lives as long as the program.
+        // Reloading only fails after the subscriber is dropped, which lives as long as the program.
         let _ = self.0.reload(targets(level)?);
         Ok(())
     }
@@ -67,7 +72,7 @@ fn targets(level: &str) -> Result<Targets, LogError> {
     Targets::from_str(level).map_err(|_| LogError::Level(level.to_owned()))
 }
 
-/// Why logging cannot be started.
+/// The reason that logging cannot be started or its level cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The text is not a log level.

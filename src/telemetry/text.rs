@@ -1,11 +1,11 @@
-//! Escapes texts in log lines: for JSON strings, and for terminals, which must not interpret control
-//! characters. Bytes that need no escape, which are nearly all, are copied unchanged.
+//! Escapes text in log lines: for JSON strings, and for terminals, which must not interpret control characters.
+//! Nearly all text needs no escape, so it is checked eight bytes at a time and copied unchanged.
 
 use std::fmt::{self, Write};
 
-struct Text<'a>(&'a mut Vec<u8>);
+struct ByteWriter<'a>(&'a mut Vec<u8>);
 
-impl Write for Text<'_> {
+impl Write for ByteWriter<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.extend_from_slice(text.as_bytes());
         Ok(())
@@ -13,12 +13,12 @@ impl Write for Text<'_> {
 }
 
 /// Appends formatted text without escaping it.
-pub(super) fn append_shown(line: &mut Vec<u8>, shown: fmt::Arguments<'_>) {
-    // Writing to memory does not fail; a value whose formatting fails is cut there.
-    let _ = Text(line).write_fmt(shown);
+pub(super) fn append_formatted(line: &mut Vec<u8>, arguments: fmt::Arguments<'_>) {
+    // Writing to memory cannot fail. If a value fails to be formatted, the text ends at that point.
+    let _ = ByteWriter(line).write_fmt(arguments);
 }
 
-/// Escapes the bytes from `start` on for a JSON string.
+/// Escapes the bytes from index `start` on for a JSON string.
 pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
     if line.get(start..).is_some_and(any_needs_escape) {
         let text = line.split_off(start);
@@ -26,59 +26,55 @@ pub(super) fn escape_from(line: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// Appends a JSON string with its quotation escape_bits.
+/// Appends a JSON string with its quotation marks.
 pub(super) fn append_quoted(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
     append_escaped(line, text.as_bytes());
     line.push(b'"');
 }
 
-/// Appends an already escaped text with quotation escape_bits.
-pub(super) fn append_within_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
+/// Appends escaped text in quotation marks.
+pub(super) fn append_escaped_in_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
     line.push(b'"');
     line.extend_from_slice(escaped);
     line.push(b'"');
 }
 
-/// Appends the escaped text without quotation escape_bits.
-pub(super) fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
+/// Appends text, escaped for a JSON string, without quotation marks.
+fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while any_needs_escape(rest) {
         let Some(index) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
-        let (plain, escaped) = rest.split_at(index);
-        line.extend_from_slice(plain);
-        rest = match escaped {
-            [byte, rest @ ..] => {
-                append_escape(line, *byte);
-                rest
-            }
-            [] => escaped,
-        };
+        let (unescaped, tail) = rest.split_at(index);
+        line.extend_from_slice(unescaped);
+        let Some((&byte, after)) = tail.split_first() else { break };
+        append_escape(line, byte);
+        rest = after;
     }
     line.extend_from_slice(rest);
 }
 
-/// Checks eight bytes at a time; some of the last eight may be checked twice.
+/// Checks eight bytes at a time. The last eight bytes may overlap with the ones before.
 fn any_needs_escape(text: &[u8]) -> bool {
     match text.last_chunk() {
         Some(last) => {
-            let (words, _) = text.as_chunks();
-            words.iter().chain([last]).fold(0, |any, word| any | escape_bits(*word)) != 0
+            let (chunks, _) = text.as_chunks();
+            chunks.iter().chain([last]).fold(0, |bits, chunk| bits | escape_bits(*chunk)) != 0
         }
         None => text.iter().any(|&byte| needs_escape(byte)),
     }
 }
 
-/// Returns bits that are set when a byte needs an escape; 0 when none does.
-fn escape_bits(word: [u8; 8]) -> u64 {
+/// Returns a number that is 0 if and only if none of the bytes needs an escape.
+fn escape_bits(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
-    let bytes = u64::from_ne_bytes(word);
-    // The subtraction sets a top bit that was clear before in bytes less than the bound, and possibly in some
-    // bytes above the first of them.
+    let bytes = u64::from_ne_bytes(chunk);
+    // The subtraction sets the clear top bit of each byte that is less than the bound. Its borrow may also set
+    // the top bits of other bytes, but only if there is such a byte.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
-    let is = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
-    less_than(bytes, 0x20) | is(b'"') | is(b'\\')
+    let equal_to = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
+    less_than(bytes, 0x20) | equal_to(b'"') | equal_to(b'\\')
 }
 
 fn needs_escape(byte: u8) -> bool {
@@ -101,28 +97,29 @@ fn append_escape(line: &mut Vec<u8>, byte: u8) {
     line.extend_from_slice(&[b'\\', short]);
 }
 
-/// Replaces every control character, and characters beyond ASCII where the terminal shows only ASCII.
-pub(super) fn make_safe(line: &mut Vec<u8>, is_ascii: bool) {
-    // Control characters from U+0080 on begin with 0xc2, as harmless characters do.
-    let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii && byte > 0x7f);
+/// Replaces control characters, and characters beyond ASCII if the terminal only supports ASCII.
+pub(super) fn replace_unprintable(line: &mut Vec<u8>, is_ascii_only: bool) {
+    // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2, as that of some printable
+    // characters does.
+    let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii_only && byte > 0x7f);
     if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {
         return;
     }
-    let mut made = String::with_capacity(line.len());
+    let mut safe = String::with_capacity(line.len());
     for c in String::from_utf8_lossy(line).chars() {
-        match (c, is_ascii.then(|| in_ascii(c)).flatten()) {
-            (_, Some(text)) => made.push_str(text),
-            (c, None) if c.is_ascii() && !c.is_control() => made.push(c),
-            (_, None) if is_ascii => made.push('?'),
-            (c, None) if c.is_control() => made.push('\u{fffd}'),
-            (c, None) => made.push(c),
+        match (c, is_ascii_only.then(|| ascii_substitute(c)).flatten()) {
+            (_, Some(text)) => safe.push_str(text),
+            (c, None) if c.is_ascii() && !c.is_control() => safe.push(c),
+            (_, None) if is_ascii_only => safe.push('?'),
+            (c, None) if c.is_control() => safe.push('\u{fffd}'),
+            (c, None) => safe.push(c),
         }
     }
-    *line = made.into_bytes();
+    *line = safe.into_bytes();
 }
 
-/// The ASCII form of characters that the program's own lines contain.
-fn in_ascii(c: char) -> Option<&'static str> {
+/// The ASCII text for a character beyond ASCII that Keychoir's own messages contain.
+fn ascii_substitute(c: char) -> Option<&'static str> {
     match c {
         '├' | '│' => Some("|"),
         '└' => Some("`"),
@@ -143,36 +140,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_text_is_escaped_as_the_library_does(text in "(\\PC|[\\x00-\\x7f]){0,60}") {
+        fn text_is_escaped_as_serde_json_escapes_it(text in "(\\PC|[\\x00-\\x7f]){0,60}") {
             let mut line = b"x".to_vec();
             append_quoted(&mut line, &text);
             prop_assert_eq!(String::from_utf8(line).unwrap(), format!("x{}", serde_json::Value::from(&*text)));
         }
 
         #[test]
-        fn a_terminal_line_has_no_control_characters(text in any::<String>(), is_ascii: bool) {
-            prop_assume!(!text.chars().any(|c| in_ascii(c).is_some()));
+        fn a_terminal_line_has_no_control_characters(text in any::<String>(), is_ascii_only: bool) {
+            prop_assume!(!text.chars().any(|c| ascii_substitute(c).is_some()));
             let mut line = text.clone().into_bytes();
-            make_safe(&mut line, is_ascii);
+            replace_unprintable(&mut line, is_ascii_only);
             let line = String::from_utf8(line).unwrap();
             prop_assert_eq!(line.chars().count(), text.chars().count());
-            for (c, from) in line.chars().zip(text.chars()) {
-                let is_harmless = !from.is_control() && (from.is_ascii() || !is_ascii);
-                let sign = if is_ascii { '?' } else { char::REPLACEMENT_CHARACTER };
-                prop_assert_eq!(c, if is_harmless { from } else { sign });
+            for (c, original) in line.chars().zip(text.chars()) {
+                let is_printable = !original.is_control() && (original.is_ascii() || !is_ascii_only);
+                let replacement = if is_ascii_only { '?' } else { char::REPLACEMENT_CHARACTER };
+                prop_assert_eq!(c, if is_printable { original } else { replacement });
             }
         }
     }
 
     #[test]
-    fn symbols_of_the_program_have_ascii_forms() {
+    fn symbols_in_messages_have_ascii_substitutes() {
         let mut line = "├─ Base URL └─ base_url=… é\u{7}".as_bytes().to_vec();
-        make_safe(&mut line, true);
+        replace_unprintable(&mut line, true);
         assert_eq!(String::from_utf8(line).unwrap(), "|- Base URL `- base_url=... ??");
     }
 
     #[test]
-    fn every_control_is_escaped() {
+    fn every_control_character_is_escaped() {
         let text: String = (0..0x20).map(char::from).chain("\"\\/\u{7f}é".chars()).collect();
         let mut line = Vec::new();
         append_quoted(&mut line, &text);

@@ -1,58 +1,59 @@
-//! Logs state changes of keys in the words of the contract, once per transition.
+//! Logs changes of key states, once per transition. Operators and scripts rely on the texts of these messages,
+//! so tests check them word by word.
 
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::policy::budget::{Cause, Quota};
+use crate::policy::budget::{DiscrepancyCause, Quota};
 use crate::policy::forecast::Forecast;
 use crate::policy::key_state::{CooldownReason, StateChange};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
-/// The message about the keys that were loaded.
+/// The message that keys were loaded from `source`.
 #[must_use]
-pub fn keys_loaded(count: usize, source: &str) -> String {
+pub fn keys_loaded_message(count: usize, source: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("Loaded {count} ElevenLabs API key{plural} from {source}")
 }
 
-/// The name of a key, or its number, from 1, where it has none.
+/// The name of a key, or its number, counted from 1, if it has no name.
 #[must_use]
 pub fn key_name(position: usize, name: Option<&str>) -> String {
     name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
 }
 
-/// The words for an unknown limit: pay-as-you-go accounts have none.
+/// Describes a missing limit: pay-as-you-go accounts have no limit, others have an unknown one.
 #[must_use]
-pub fn unknown_limit(plan: Option<&str>) -> &'static str {
+pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
     let letters: String =
         plan.unwrap_or_default().to_lowercase().chars().filter(char::is_ascii_alphabetic).collect();
     if letters.contains("payg") || letters.contains("payasyougo") { "pay as you go" } else { "unknown" }
 }
 
-/// The short form of a key in a message, with its name where it has one.
+/// The short form of a key, followed by its name if it has one.
 fn label(key: &Key) -> String {
     let short = key.api_key().short();
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
 
-/// The messages about a change without their symbols, each with the name of its event. `forecast` is the
-/// forecast of the key's credits, `resets_at` the reset date of its workspace, if it is known.
+/// The messages about a transition, each with the name of its event. `forecast` and `resets_at` are the forecast
+/// and the reset time of the key's workspace.
 #[must_use]
-pub fn wording(
+pub fn transition_messages(
     transition: &Transition,
     forecast: Forecast,
     resets_at: Option<UnixMs>,
 ) -> Vec<(&'static str, String)> {
     let short = label(&transition.key);
     let plan = transition.key.workspace().tier();
-    let left = |quota: &Quota| left(quota, plan.as_deref().map(String::as_str));
+    let remaining = |quota: &Quota| format_remaining(quota, plan.as_deref().map(String::as_str));
     match transition.change {
         StateChange::InUse { quota, rotated_to } => {
             let rotated = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
             rotated
                 .into_iter()
-                .chain([("key_in_use", format!("Using key {short} ({})", left(&quota)))])
+                .chain([("key_in_use", format!("Using key {short} ({})", remaining(&quota)))])
                 .collect()
         }
         StateChange::NearLimit(quota) => {
@@ -61,15 +62,15 @@ pub fn wording(
                 "key_near_limit",
                 format!(
                     "Key {short} near limit: {} ({percent:.1}%){}",
-                    left(&quota),
-                    forecast_text(forecast)
+                    remaining(&quota),
+                    format_forecast(forecast)
                 ),
             )]
         }
-        StateChange::Rests { reason, until } => vec![match reason {
+        StateChange::CooldownStarted { reason, until } => vec![match reason {
             CooldownReason::Exhausted => (
                 "key_exhausted",
-                format!("Key {short} exhausted - rotating to next key{}", next_use(until, resets_at)),
+                format!("Key {short} exhausted - rotating to next key{}", format_next_use(until, resets_at)),
             ),
             CooldownReason::Billing => (
                 "key_exhausted",
@@ -80,7 +81,7 @@ pub fn wording(
             ),
             CooldownReason::RateLimited => (
                 "key_rate_limited",
-                format!("Rate limited: {short} - rotating to next key{}", time("until", until)),
+                format!("Rate limited: {short} - rotating to next key{}", format_time("until", until)),
             ),
             CooldownReason::Invalid => (
                 "key_invalid",
@@ -96,7 +97,7 @@ pub fn wording(
                 ),
             ),
         }],
-        StateChange::PassedOver { left, needed } => vec![(
+        StateChange::Skipped { left, needed } => vec![(
             "key_passed_over",
             format!(
                 "Key {short} has {} credits, this request needs {}; using the next key",
@@ -104,13 +105,13 @@ pub fn wording(
                 Grouped(needed)
             ),
         )],
-        StateChange::Returns => vec![("key_returned", format!("Key {short} is usable again"))],
+        StateChange::CooldownEnded => vec![("key_returned", format!("Key {short} is usable again"))],
     }
 }
 
 /// Logs these transitions.
 pub fn log_transitions(transitions: &[Transition]) {
-    // There are nearly always no transitions; the clock is then not read.
+    // Most calls have no transitions and need not read the clock.
     if transitions.is_empty() {
         return;
     }
@@ -119,8 +120,8 @@ pub fn log_transitions(transitions: &[Transition]) {
         let workspace = transition.key.workspace();
         let (forecast, resets_at) = (workspace.forecast(now), workspace.quota(now).resets_at);
         let key = transition.key.api_key().short().as_str();
-        let (name, number) = (transition.key.name(), number(&transition.key));
-        for (event, text) in wording(transition, forecast, resets_at) {
+        let (name, number) = (transition.key.name(), key_number(&transition.key));
+        for (event, text) in transition_messages(transition, forecast, resets_at) {
             match event {
                 "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" => {
                     info!(event, key, name, number, "{text}")
@@ -131,86 +132,84 @@ pub fn log_transitions(transitions: &[Transition]) {
     }
 }
 
-/// Logs a restriction of an account: an operation that the provider refused. Requests that need it go to
-/// other keys first.
+/// Logs that the provider refused an operation, and that requests which need it will use other keys first.
 pub fn log_restriction(key: &Key, restriction: &Restriction) {
-    let Restriction { limit, verdict, source, .. } = restriction;
+    let Restriction { limit, verdict, record, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
-    let (short, status) = (key.api_key().short(), source.status.unwrap_or(0));
+    let (short, status) = (key.api_key().short(), record.source.status.unwrap_or(0));
     let label = label(key);
     warn!(
         event = "key_restricted",
         key = short.as_str(),
         name = key.name(),
-        number = number(key),
+        number = key_number(key),
         verdict,
         status,
-        request_id = &*source.request_id,
+        request_id = &*record.source.request_id,
         "Key {label}{plan} was refused for {limit}; requests that need it go to other keys first",
     );
 }
 
-/// The forecast for a key near its limit, where it is known and calls for action.
-fn forecast_text(forecast: Forecast) -> String {
+/// The date on which the credits will be exhausted, if that is before their reset.
+fn format_forecast(forecast: Forecast) -> String {
     match forecast {
-        Forecast::SpentBy(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
-        Forecast::Lasts | Forecast::Unknown => String::new(),
+        Forecast::ExhaustedAt(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
+        Forecast::LastsUntilReset | Forecast::Unknown => String::new(),
     }
 }
 
-/// Logs how many credits the provider counts for the workspace of `key` beyond those recorded (below 0:
-/// fewer); `matching_key` is a key of another workspace with the same figures.
+/// Logs by how many credits the provider's usage of the workspace of `key` exceeds the recorded usage; negative
+/// if it is less. `matching_key` is a key of another workspace with the same usage.
 pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
-    let text = discrepancy_wording(key, credits, matching_key);
+    let text = discrepancy_message(key, credits, matching_key);
     let short = key.api_key().short().as_str();
-    let (name, number) = (key.name(), number(key));
+    let (name, number) = (key.name(), key_number(key));
     info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
 }
 
-/// The number of a key, from 1, as in all tables.
-fn number(key: &Key) -> usize {
+/// The number of a key, counted from 1.
+fn key_number(key: &Key) -> usize {
     key.position() + 1
 }
 
-fn discrepancy_wording(key: &Key, credits: i64, matching_key: Option<&Key>) -> String {
+fn discrepancy_message(key: &Key, credits: i64, matching_key: Option<&Key>) -> String {
     let short = label(key);
     let amount = Grouped(credits.unsigned_abs());
-    match (Cause::of(credits, matching_key.is_some()), matching_key) {
-        (Cause::Twin, Some(matching_key)) => format!(
+    match (DiscrepancyCause::new(credits, matching_key.is_some()), matching_key) {
+        (DiscrepancyCause::SharedWorkspace, Some(matching_key)) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded, and the same for {}: \
              both seem to be of one workspace (give both the same `workspace` in [[keys]])",
             label(matching_key)
         ),
-        (Cause::Twin | Cause::Others, _) => format!(
+        (DiscrepancyCause::SharedWorkspace | DiscrepancyCause::OtherProgram, _) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded: other apps spend on \
              its workspace, or a request had no price; Keychoir uses ElevenLabs' figure"
         ),
-        (Cause::NeverCharged, _) => format!(
+        (DiscrepancyCause::Uncharged, _) => format!(
             "ElevenLabs counts {amount} credits fewer for key {short} than Keychoir has recorded: they were never \
              charged; Keychoir uses ElevenLabs' figure"
         ),
     }
 }
 
-fn left(quota: &Quota, plan: Option<&str>) -> String {
-    match (quota.limit, unknown_limit(plan)) {
+fn format_remaining(quota: &Quota, plan: Option<&str>) -> String {
+    match (quota.limit, describe_unknown_limit(plan)) {
         (Some(_), _) => format!("{} chars remaining", Grouped(quota.remaining())),
         (None, "unknown") => "chars remaining unknown".to_owned(),
-        (None, why) => why.to_owned(),
+        (None, description) => description.to_owned(),
     }
 }
 
-/// When a key without credits is used again: at its reset date, where it is known; otherwise it is tried
-/// again.
-fn next_use(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
+/// When an exhausted key is used again: at the reset of its credits, or earlier to be tried.
+fn format_next_use(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
     match until {
-        Some(at) if until == resets_at => format!(" (resets {})", at.month_and_day()),
-        other => time("tried again at", other),
+        Some(reset) if until == resets_at => format!(" (resets {})", reset.month_and_day()),
+        _ => format_time("tried again at", until),
     }
 }
 
-fn time(word: &str, at: Option<UnixMs>) -> String {
-    at.map(|at| format!(" ({word} {})", at.rfc3339())).unwrap_or_default()
+fn format_time(prefix: &str, time: Option<UnixMs>) -> String {
+    time.map(|time| format!(" ({prefix} {})", time.rfc3339())).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -224,11 +223,11 @@ mod tests {
     use crate::secret::ApiKey;
 
     const NOW: UnixMs = UnixMs(1_795_000_000_000);
-    const DECEMBER_1: UnixMs = UnixMs(1_796_083_200_000);
+    const RESET_TIME: UnixMs = UnixMs(1_796_083_200_000);
 
     fn pool() -> Arc<Pool> {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
-        Arc::new(Pool::new(vec![key.into()], Settings::STILL))
+        Arc::new(Pool::new(vec![key.into()], Settings::FOR_TESTS))
     }
 
     fn key() -> Arc<Key> {
@@ -236,26 +235,26 @@ mod tests {
     }
 
     fn quota(count: u64) -> Quota {
-        Quota { count, limit: Some(100_000), extension: Extension::None, resets_at: Some(DECEMBER_1) }
+        Quota { count, limit: Some(100_000), extension: Extension::None, resets_at: Some(RESET_TIME) }
     }
 
     #[track_caller]
     fn check(change: StateChange, expected: &[(&str, &str)]) {
-        check_of(&key(), change, expected);
+        check_for(&key(), change, expected);
     }
 
     #[track_caller]
-    fn check_of(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
+    fn check_for(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
         let transition = Transition { key: Arc::clone(key), change };
-        let lines = wording(&transition, Forecast::Unknown, Some(DECEMBER_1));
+        let lines = transition_messages(&transition, Forecast::Unknown, Some(RESET_TIME));
         let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
         assert_eq!(lines, expected);
     }
 
     #[test]
-    fn the_texts_of_the_contract_are_kept() {
-        assert_eq!(keys_loaded(8, "x"), "Loaded 8 ElevenLabs API keys from x");
-        assert_eq!(keys_loaded(1, "x"), "Loaded 1 ElevenLabs API key from x");
+    fn messages_have_their_documented_texts() {
+        assert_eq!(keys_loaded_message(8, "x"), "Loaded 8 ElevenLabs API keys from x");
+        assert_eq!(keys_loaded_message(1, "x"), "Loaded 1 ElevenLabs API key from x");
         check(
             StateChange::InUse { quota: quota(5_420), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)")],
@@ -272,17 +271,17 @@ mod tests {
             &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
         );
         check(
-            StateChange::Rests { reason: CooldownReason::Exhausted, until: Some(DECEMBER_1) },
+            StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(RESET_TIME) },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
         );
         check(
-            StateChange::Rests { reason: CooldownReason::RateLimited, until: None },
+            StateChange::CooldownStarted { reason: CooldownReason::RateLimited, until: None },
             &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
         );
     }
 
     #[test]
-    fn an_unknown_quota_is_called_unknown() {
+    fn an_unknown_quota_is_reported_as_unknown() {
         check(
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
@@ -292,44 +291,44 @@ mod tests {
     #[test]
     fn a_billing_discrepancy_is_explained() {
         let (key, matching_key) = (key(), key());
-        let wording = |credits, matching_key: Option<&Arc<Key>>| {
-            discrepancy_wording(&key, credits, matching_key.map(|matching_key| &**matching_key))
+        let transition_messages = |credits, matching_key: Option<&Arc<Key>>| {
+            discrepancy_message(&key, credits, matching_key.map(|matching_key| &**matching_key))
         };
-        let others = wording(1_200, None);
+        let others = transition_messages(1_200, None);
         assert!(
             others.starts_with(
                 "ElevenLabs counts 1,200 credits more for key sk_6c036526...d452b than Keychoir"
             )
         );
         assert!(others.contains("other apps"), "{others}");
-        assert!(wording(1_200, Some(&matching_key)).contains("the same `workspace`"));
-        let below = wording(-7, Some(&matching_key));
+        assert!(transition_messages(1_200, Some(&matching_key)).contains("the same `workspace`"));
+        let below = transition_messages(-7, Some(&matching_key));
         assert!(below.contains("counts 7 credits fewer") && below.contains("never charged"), "{below}");
     }
 
     #[test]
-    fn an_unknown_reset_is_not_named() {
-        let until = UnixMs(DECEMBER_1.0 - 1_000);
+    fn an_unknown_reset_date_is_omitted() {
+        let until = UnixMs(RESET_TIME.0 - 1_000);
         check(
-            StateChange::Rests { reason: CooldownReason::Exhausted, until: Some(until) },
+            StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(until) },
             &[(
                 "key_exhausted",
                 "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
             )],
         );
         check(
-            StateChange::Rests { reason: CooldownReason::Exhausted, until: None },
+            StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: None },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
         );
     }
 
     #[test]
-    fn a_name_is_shown_beside_the_short_form_and_a_number_is_from_1() {
+    fn a_name_follows_the_short_form_and_numbers_start_at_1() {
         let key = ApiKey::new("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b").unwrap();
         let entry = crate::pool::KeyEntry { name: Some("studio".to_owned()), ..key.into() };
-        let pool = Arc::new(Pool::new(vec![entry], Settings::STILL));
+        let pool = Arc::new(Pool::new(vec![entry], Settings::FOR_TESTS));
         let key = Arc::clone(&pool.roster().keys()[0]);
-        check_of(
+        check_for(
             &key,
             StateChange::InUse { quota: quota(0), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (studio) (100,000 chars remaining)")],
@@ -342,14 +341,14 @@ mod tests {
         let pool = pool();
         let roster = pool.roster();
         let key = Arc::clone(&roster.keys()[0]);
-        let seen = Observation::Quota {
+        let observation = Observation::Quota {
             quota: Quota::default(),
             tier: Some("payg".to_owned()),
             is_paid: Some(true),
             capabilities: Capabilities::default(),
         };
-        pool.observe(&roster, &key, seen, NOW);
-        check_of(
+        pool.observe(&roster, &key, observation, NOW);
+        check_for(
             &key,
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (pay as you go)")],
@@ -357,7 +356,7 @@ mod tests {
         for (plan, expected) in
             [(None, "unknown"), (Some("creator"), "unknown"), (Some("pay_as_you_go"), "pay as you go")]
         {
-            assert_eq!(unknown_limit(plan), expected);
+            assert_eq!(describe_unknown_limit(plan), expected);
         }
     }
 }

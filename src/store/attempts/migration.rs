@@ -1,10 +1,11 @@
-//! The migration to schema version 12, in which every attempt has a row of its own in `attempts`. Before,
-//! the attempts of a commit shared a row of JSON in `attempt_sheets`, single ones had rows in
-//! `attempt_rows`, and both referred to their common columns in `series`.
+//! The migration to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the
+//! attempts of a commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`, and
+//! both referred to their common columns in `series`.
 //!
-//! A start with a large file would take minutes, so the migration moves a bounded number of attempts, and
-//! maintenance moves the others in separate transactions. Until then the old tables stay, and their rows are
-//! missing in `attempts`. A stop at any moment leaves each attempt in exactly one table.
+//! Moving all attempts of a large file would delay the start by minutes. The migration therefore moves a
+//! limited number of attempts, and maintenance moves the others in separate transactions. Until then, the old
+//! tables exist and their attempts are missing in `attempts`. If the program stops at any point, each attempt
+//! is in exactly one table.
 
 use rusqlite::Connection;
 
@@ -72,50 +73,51 @@ pub(in crate::store) const TABLE: &str = "
     DROP TABLE owners_passing;
     ";
 
-/// Maximum rows of a step; also the number of attempts after which a step moves no further shared row: less
-/// than a tenth of a second of work.
-const ROWS: i64 = 4_096;
-/// Steps in the transaction of the migration: less than two seconds.
-const STEPS_AT_ONCE: usize = 16;
+/// Maximum rows that a step moves, and the number of attempts after which it moves no further shared row. A
+/// step takes less than a tenth of a second.
+const MAX_STEP_ROWS: i64 = 4_096;
+/// Maximum steps in the transaction of the migration, which delay the start by less than two seconds.
+const MAX_START_STEPS: usize = 16;
 
-/// Moves a bounded number of attempts, in the transaction of the migration.
-pub(in crate::store) fn begin(transaction: &Connection) -> Result<(), rusqlite::Error> {
-    for _ in 0..STEPS_AT_ONCE {
-        if !move_some(transaction)? {
+/// Moves the first attempts, in the transaction of the migration.
+pub(in crate::store) fn move_first_attempts(transaction: &Connection) -> Result<(), rusqlite::Error> {
+    for _ in 0..MAX_START_STEPS {
+        if !move_step(transaction)? {
             break;
         }
     }
     Ok(())
 }
 
-/// Moves some attempts in a transaction of its own; returns whether there may be more.
-pub(in crate::store) fn move_more(connection: &Connection) -> Result<bool, rusqlite::Error> {
+/// Moves the attempts of one step in a separate transaction; returns whether others may remain.
+pub(in crate::store) fn move_next_attempts(connection: &Connection) -> Result<bool, rusqlite::Error> {
     if !is_unfinished(connection)? {
         return Ok(false);
     }
     let transaction = connection.unchecked_transaction()?;
-    let are_left = move_some(&transaction)?;
+    let may_have_more = move_step(&transaction)?;
     transaction.commit()?;
-    Ok(are_left)
+    Ok(may_have_more)
 }
 
-/// Whether the tables of the earlier version are still there.
+/// Whether the tables of the earlier version still exist.
 pub(in crate::store) fn is_unfinished(connection: &Connection) -> Result<bool, rusqlite::Error> {
-    const SERIES: &str =
+    const HAS_SERIES: &str =
         "SELECT EXISTS (SELECT * FROM sqlite_schema WHERE type = 'table' AND name = 'series')";
-    connection.prepare_cached(SERIES)?.query_row([], |row| row.get(0))
+    connection.prepare_cached(HAS_SERIES)?.query_row([], |row| row.get(0))
 }
 
-/// Moves some attempts, and drops the tables when nothing is left in them.
-fn move_some(connection: &Connection) -> Result<bool, rusqlite::Error> {
-    let are_left = move_rows(connection)? | move_shared_rows(connection)?;
-    if !are_left {
+/// Moves the attempts of one step, and drops the old tables when they are empty. Returns whether attempts may
+/// remain.
+fn move_step(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    let may_have_more = move_rows(connection)? | move_shared_rows(connection)?;
+    if !may_have_more {
         connection.execute_batch("DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series")?;
     }
-    Ok(are_left)
+    Ok(may_have_more)
 }
 
-/// Moves some of the attempts that had a row each; returns whether there were any.
+/// Moves attempts from `attempt_rows`; returns false if that table is empty.
 fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const LAST: &str = "SELECT max(id) FROM (SELECT id FROM attempt_rows ORDER BY id LIMIT ?1)";
     const MOVE: &str = "INSERT OR IGNORE INTO attempts
@@ -125,20 +127,20 @@ fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
             verdict, request_bytes, response_bytes, characters, audio_ms, credits_reserved, credits, credits_from,
             first_byte_ms, total_ms
         FROM attempt_rows JOIN series ON series.number = attempt_rows.series WHERE id <= ?1";
-    let last: Option<Vec<u8>> = connection.query_row(LAST, [ROWS], |row| row.get(0))?;
+    let last: Option<Vec<u8>> = connection.query_row(LAST, [MAX_STEP_ROWS], |row| row.get(0))?;
     let Some(last) = last else { return Ok(false) };
     connection.execute(MOVE, [&last])?;
     connection.execute("DELETE FROM attempt_rows WHERE id <= ?1", [&last])?;
     Ok(true)
 }
 
-/// Moves the attempts of some shared rows; returns whether there were any.
+/// Moves the attempts of shared rows from `attempt_sheets`; returns false if that table is empty.
 fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const LAST: &str = "SELECT max(number)
         FROM (SELECT number, sum(attempts) OVER (ORDER BY number) - attempts AS attempts_before
             FROM (SELECT number, attempts FROM attempt_sheets ORDER BY number LIMIT ?1))
         WHERE attempts_before < ?1";
-    // Corrupt text must not prevent the other attempts from being moved.
+    // A row with corrupt JSON must not prevent the other attempts from being moved.
     const MOVE: &str = "INSERT OR IGNORE INTO attempts
         SELECT printf('%08x-%04x-%04x-%04x-%04x%08x', started_at_ms >> 16, started_at_ms & 0xffff,
                 0x7000 | ((count >> 30) & 0x0fff), 0x8000 | ((count >> 16) & 0x3fff), count & 0xffff, chance),
@@ -148,7 +150,7 @@ fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
         FROM (SELECT value, chance, hour_ms + (value ->> 0) AS started_at_ms, count + (value ->> 1) AS count
             FROM attempt_sheets, json_each(iif(json_valid(lines), lines, '[]')) WHERE attempt_sheets.number <= ?1)
         JOIN series ON series.number = value ->> 3";
-    let last: Option<i64> = connection.query_row(LAST, [ROWS], |row| row.get(0))?;
+    let last: Option<i64> = connection.query_row(LAST, [MAX_STEP_ROWS], |row| row.get(0))?;
     let Some(last) = last else { return Ok(false) };
     connection.execute(MOVE, [last])?;
     connection.execute("DELETE FROM attempt_sheets WHERE number <= ?1", [last])?;

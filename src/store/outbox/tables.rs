@@ -1,14 +1,16 @@
-//! The tables of the outbox: inserting rows, selecting due rows, and recording the results of a
-//! delivery.
+//! The tables of the outbox: inserts rows, selects the rows to be sent, and records the results of
+//! deliveries.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{Batch, Command, Delivery, Event, MirroredKeyState, RefusedRow, Rename, RowName};
+use super::{
+    AttemptEvent, Command, DeliveryReport, KeyRename, MirroredKeyState, OutboxBatch, RefusedRow, RowVersion,
+};
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::store::columns::timestamp;
+use crate::store::columns::{integer, timestamp, unsigned};
 
-/// Runs a command of the mirror. The sender may have been dropped.
+/// Runs a command of the mirror. The receiver of the reply may have been dropped.
 pub(in crate::store) fn run_command(
     connection: &mut Connection,
     command: Command,
@@ -16,13 +18,13 @@ pub(in crate::store) fn run_command(
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     match command {
-        Command::Take { rows_max, reply } => {
-            let _ = reply.send(take(connection, rows_max, keys, now)?);
+        Command::NextBatch { max_rows, reply } => {
+            let _ = reply.send(next_batch(connection, max_rows, keys, now)?);
         }
-        Command::Record { delivery, reply } => {
-            let _ = reply.send(record(connection, &delivery)?);
+        Command::RecordDelivery { report, reply } => {
+            let _ = reply.send(record_delivery(connection, &report)?);
         }
-        Command::ClearParked { reply } => {
+        Command::ReleaseRefused { reply } => {
             connection.execute("UPDATE outbox_keys SET parked_until_ms = NULL", [])?;
             connection
                 .execute("UPDATE outbox_events SET parked_until_ms = NULL WHERE refused IS NOT NULL", [])?;
@@ -38,10 +40,9 @@ pub(in crate::store) fn put_key(
     snapshot: &KeySnapshot,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    // The time must increase even if the clock was set back: Supabase would refuse an older state.
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
-            is_over_limit, is_near_limit, resets_at_ms, observed_at_ms)
+    // The time must increase even if the clock was set back, because Supabase would refuse an older state.
+    let mut statement = transaction.prepare_cached(&format!(
+        "INSERT INTO outbox_keys ({KEY_COLUMNS})
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT DO UPDATE SET
             status = excluded.status,
@@ -52,9 +53,9 @@ pub(in crate::store) fn put_key(
             is_over_limit = excluded.is_over_limit,
             is_near_limit = excluded.is_near_limit,
             resets_at_ms = excluded.resets_at_ms,
-            observed_at_ms = max(excluded.observed_at_ms, observed_at_ms + 1)",
-    )?;
-    let state = state(snapshot, now);
+            observed_at_ms = max(excluded.observed_at_ms, observed_at_ms + 1)"
+    ))?;
+    let state = current_state(snapshot, now);
     statement.execute(params![
         state.key_hash,
         state.short_key,
@@ -71,35 +72,33 @@ pub(in crate::store) fn put_key(
     Ok(())
 }
 
-/// Puts an attempt into the outbox. If the attempt is deleted first, its outbox row is deleted with
-/// it.
+/// Puts an attempt into the outbox. A trigger deletes the row if the attempt is deleted before its delivery.
 pub(in crate::store) fn put_event(transaction: &Transaction<'_>, id: &str) -> Result<(), rusqlite::Error> {
     transaction.prepare_cached("INSERT OR IGNORE INTO outbox_events (id) VALUES (?1)")?.execute([id])?;
     Ok(())
 }
 
-/// Puts a changed attempt into the outbox again. A current delivery does not contain the change, and Supabase
-/// may now accept a refused row.
-pub(in crate::store) fn put_event_again(
+/// Puts a changed attempt into the outbox as the next revision: a delivery that is in progress does not contain
+/// the change, and Supabase may accept the row that it refused.
+pub(in crate::store) fn put_changed_event(
     transaction: &Transaction<'_>,
     id: &str,
 ) -> Result<(), rusqlite::Error> {
-    const AGAIN: &str = "INSERT INTO outbox_events (id) VALUES (?1)
+    const PUT_REVISION: &str = "INSERT INTO outbox_events (id) VALUES (?1)
         ON CONFLICT DO UPDATE SET revision = revision + 1, refused = NULL, parked_until_ms = NULL";
-    transaction.prepare_cached(AGAIN)?.execute([id])?;
+    transaction.prepare_cached(PUT_REVISION)?.execute([id])?;
     Ok(())
 }
 
-fn state(snapshot: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
+fn current_state(snapshot: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
     let KeySnapshot { key, state, quota, is_near_limit, .. } = snapshot;
-    let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     MirroredKeyState {
         key_hash: key.api_key().fingerprint().to_string(),
         short_key: key.api_key().short().to_string(),
-        status: state.status().word().to_owned(),
-        count: whole(quota.count),
-        limit: whole(quota.limit.unwrap_or(0)),
-        remaining: whole(quota.remaining()),
+        status: state.status().as_str().to_owned(),
+        count: integer(quota.count),
+        limit: integer(quota.limit.unwrap_or(0)),
+        remaining: integer(quota.remaining()),
         usage: quota.usage_ratio(),
         is_over_limit: quota.is_over_limit(),
         is_near_limit: *is_near_limit,
@@ -108,38 +107,36 @@ fn state(snapshot: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
     }
 }
 
-fn take(
+fn next_batch(
     connection: &mut Connection,
-    rows_max: usize,
+    max_rows: usize,
     keys: &[KeySnapshot],
     now: UnixMs,
-) -> Result<Batch, rusqlite::Error> {
-    let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
+) -> Result<OutboxBatch, rusqlite::Error> {
+    let max_rows = i64::try_from(max_rows).unwrap_or(i64::MAX);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for snapshot in keys {
-        let current_state = state(snapshot, now);
-        let stored_state = stored_state(&transaction, &current_state.key_hash)?;
-        if stored_state
-            .is_none_or(|stored_state| MirroredKeyState { observed_at: now, ..stored_state } != current_state)
-        {
+        let current = current_state(snapshot, now);
+        let stored = stored_state(&transaction, &current.key_hash)?;
+        if stored.is_none_or(|stored| MirroredKeyState { observed_at: now, ..stored } != current) {
             put_key(&transaction, snapshot, now)?;
         }
     }
-    let batch = Batch {
-        renames: renames(&transaction, rows_max)?,
-        keys: due_keys(&transaction, rows_max, now)?,
-        events: due_events(&transaction, rows_max, now)?,
-        refused: refused(&transaction)?,
+    let batch = OutboxBatch {
+        renames: renames(&transaction, max_rows)?,
+        keys: due_keys(&transaction, max_rows, now)?,
+        events: due_events(&transaction, max_rows, now)?,
+        refused: count_refused(&transaction)?,
     };
     transaction.commit()?;
     Ok(batch)
 }
 
-fn renames(connection: &Connection, rows_max: i64) -> Result<Vec<Rename>, rusqlite::Error> {
+fn renames(connection: &Connection, max_rows: i64) -> Result<Vec<KeyRename>, rusqlite::Error> {
     let mut statement = connection
         .prepare_cached("SELECT beginning, key_hash FROM outbox_renames ORDER BY beginning LIMIT ?1")?;
     statement
-        .query_map([rows_max], |row| Ok(Rename { beginning: row.get(0)?, key_hash: row.get(1)? }))?
+        .query_map([max_rows], |row| Ok(KeyRename { old_prefix: row.get(0)?, key_hash: row.get(1)? }))?
         .collect()
 }
 
@@ -158,7 +155,7 @@ fn stored_state(
 
 fn due_keys(
     connection: &Connection,
-    rows_max: i64,
+    max_rows: i64,
     now: UnixMs,
 ) -> Result<Vec<MirroredKeyState>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(&format!(
@@ -166,7 +163,7 @@ fn due_keys(
          WHERE coalesce(sent_at_ms, -1) < observed_at_ms AND coalesce(parked_until_ms, 0) <= ?1
          ORDER BY observed_at_ms, key_hash LIMIT ?2"
     ))?;
-    statement.query_map(params![timestamp(now), rows_max], read_key)?.collect()
+    statement.query_map(params![timestamp(now), max_rows], read_key)?.collect()
 }
 
 fn read_key(row: &Row<'_>) -> Result<MirroredKeyState, rusqlite::Error> {
@@ -180,12 +177,16 @@ fn read_key(row: &Row<'_>) -> Result<MirroredKeyState, rusqlite::Error> {
         usage: row.get(6)?,
         is_over_limit: row.get(7)?,
         is_near_limit: row.get(8)?,
-        resets_at: row.get::<_, Option<i64>>(9)?.map(unix),
-        observed_at: unix(row.get(10)?),
+        resets_at: row.get::<_, Option<i64>>(9)?.map(time),
+        observed_at: time(row.get(10)?),
     })
 }
 
-fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec<Event>, rusqlite::Error> {
+fn due_events(
+    connection: &Connection,
+    max_rows: i64,
+    now: UnixMs,
+) -> Result<Vec<AttemptEvent>, rusqlite::Error> {
     let mut statement = connection.prepare_cached(
         "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method,
             route, model, status, verdict, request_bytes, response_bytes, characters, credits, credits_from,
@@ -195,11 +196,11 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
          ORDER BY id LIMIT ?2",
     )?;
     let read = |row: &Row<'_>| {
-        Ok(Event {
+        Ok(AttemptEvent {
             id: row.get(0)?,
             request_id: row.get(1)?,
             number: row.get(2)?,
-            started_at: unix(row.get(3)?),
+            started_at: time(row.get(3)?),
             client: row.get(4)?,
             key_hash: row.get(5)?,
             workspace: row.get(6)?,
@@ -218,11 +219,11 @@ fn due_events(connection: &Connection, rows_max: i64, now: UnixMs) -> Result<Vec
             revision: row.get(19)?,
         })
     };
-    statement.query_map(params![timestamp(now), rows_max], read)?.collect()
+    statement.query_map(params![timestamp(now), max_rows], read)?.collect()
 }
 
-fn refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
-    // Only refused events are indexed, so a long outbox costs nothing here.
+fn count_refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
+    // An index contains only the refused events, so the cost does not grow with the outbox.
     connection.query_row(
         "SELECT (SELECT count(*) FROM outbox_keys WHERE refused IS NOT NULL)
             + (SELECT count(*) FROM outbox_events WHERE refused IS NOT NULL)",
@@ -231,60 +232,60 @@ fn refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
     )
 }
 
-fn record(connection: &mut Connection, delivery: &Delivery) -> Result<u64, rusqlite::Error> {
+fn record_delivery(connection: &mut Connection, report: &DeliveryReport) -> Result<u64, rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for name in &delivery.sent {
-        match name {
-            RowName::Key { key_hash, observed_at } => transaction
+    for row in &report.sent {
+        match row {
+            RowVersion::Key { key_hash, observed_at } => transaction
                 .prepare_cached(
                     "UPDATE outbox_keys SET sent_at_ms = max(coalesce(sent_at_ms, 0), ?2),
                         refused = NULL, parked_until_ms = NULL
                      WHERE key_hash = ?1",
                 )?
                 .execute(params![key_hash, timestamp(*observed_at)])?,
-            RowName::Rename(Rename { beginning, key_hash }) => transaction
+            RowVersion::Rename(KeyRename { old_prefix, key_hash }) => transaction
                 .prepare_cached("DELETE FROM outbox_renames WHERE beginning = ?1 AND key_hash = ?2")?
-                .execute([beginning, key_hash])?,
-            RowName::Event { id, revision } => transaction
+                .execute([old_prefix, key_hash])?,
+            RowVersion::Event { id, revision } => transaction
                 .prepare_cached("DELETE FROM outbox_events WHERE id = ?1 AND revision = ?2")?
                 .execute(params![id, revision])?,
         };
     }
-    let mut first_times = 0;
-    for RefusedRow { name, code, until } in &delivery.refused {
-        let (table, column, name) = match name {
+    let mut newly_refused = 0;
+    for RefusedRow { row, code, retry_at } in &report.refused {
+        let (table, column, key) = match row {
             // A rename is retried with every batch.
-            RowName::Rename(_) => continue,
-            RowName::Key { key_hash, .. } => ("outbox_keys", "key_hash", key_hash),
-            RowName::Event { id, revision } => {
-                if !is_of(&transaction, id, *revision)? {
+            RowVersion::Rename(_) => continue,
+            RowVersion::Key { key_hash, .. } => ("outbox_keys", "key_hash", key_hash),
+            RowVersion::Event { id, revision } => {
+                if !is_current_revision(&transaction, id, *revision)? {
                     continue;
                 }
                 ("outbox_events", "id", id)
             }
         };
-        let is_known: Option<bool> = transaction
+        let was_refused: Option<bool> = transaction
             .prepare_cached(&format!("SELECT refused IS NOT NULL FROM {table} WHERE {column} = ?1"))?
-            .query_row([name], |row| row.get(0))
+            .query_row([key], |row| row.get(0))
             .optional()?;
-        first_times += u64::from(is_known == Some(false));
+        newly_refused += u64::from(was_refused == Some(false));
         transaction
             .prepare_cached(&format!(
                 "UPDATE {table} SET refused = ?2, parked_until_ms = ?3 WHERE {column} = ?1"
             ))?
-            .execute(params![name, code, timestamp(*until)])?;
+            .execute(params![key, code, timestamp(*retry_at)])?;
     }
     transaction.commit()?;
-    Ok(first_times)
+    Ok(newly_refused)
 }
 
-/// Whether an event is unchanged since that revision.
-fn is_of(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
+/// Whether the event in the outbox has this revision.
+fn is_current_revision(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
     connection
         .prepare_cached("SELECT count(*) FROM outbox_events WHERE id = ?1 AND revision = ?2")?
         .query_row(params![id, revision], |row| row.get::<_, i64>(0).map(|count| count == 1))
 }
 
-fn unix(ms: i64) -> UnixMs {
-    UnixMs(u64::try_from(ms).unwrap_or(0))
+fn time(column: i64) -> UnixMs {
+    UnixMs(unsigned(column))
 }

@@ -1,25 +1,34 @@
+//! Tests of stored refusals: a restart must not change any restriction.
+
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::elevenlabs::affinity::{Kind, Named};
-use crate::elevenlabs::features::Limit;
+use crate::elevenlabs::affinity::{Identifier, ResourceKind};
+use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::features::{Limit, RequestFeatures};
 use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
+use crate::policy::verdict::{Shortfall, Subject, UnexplainedRefusal, Verdict};
 use crate::pool::{
-    Holder, KeyEntry, KeyRequest, Observation, Pool, Refused, Restraint, Restriction, Settings,
+    KeyEntry, KeyRequest, Observation, OwnerId, Pool, RefusalHistory, RefusedAttempt, Restriction,
+    RestrictionLevel, RestrictionScope, Settings,
 };
 use crate::proxy::UsageBatch;
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, Fingerprint};
 use crate::store::database::Database;
 use crate::store::open::{IntegrityCheck, open};
-use crate::store::outbox::Mirrored;
-use crate::store::{DatabaseLocation, Reader, Store, read as keys, rows, schema};
+use crate::store::outbox::MirrorScope;
+use crate::store::{DatabaseLocation, Store, UsageReader, read as stored, schema, transaction};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
 const SETTINGS: Settings = Settings {
@@ -28,7 +37,7 @@ const SETTINGS: Settings = Settings {
     permission_cooldown: Duration::from_secs(1_800),
     rate_limited_cooldown: Duration::from_secs(90),
     concurrency_cooldown: Duration::from_secs(2),
-    ..Settings::STILL
+    ..Settings::FOR_TESTS
 };
 const VOICE: &str = "AVoiceOfTheTests0001";
 
@@ -47,9 +56,9 @@ fn pool() -> Arc<Pool> {
 
 fn features() -> RequestFeatures {
     RequestFeatures {
-        route: Route::read("/v1/text-to-speech/x"),
+        route: Route::parse("/v1/text-to-speech/x"),
         effect: Effect::Some,
-        voice: Some(Named::new(Kind::Voice, VOICE).tag),
+        voice: Some(Identifier::new(ResourceKind::Voice, VOICE).hash),
         model: Some("eleven_v3".into()),
         output_format: Some("pcm_44100".into()),
         characters: Some(900),
@@ -58,15 +67,15 @@ fn features() -> RequestFeatures {
     }
 }
 
-/// Requests that each differ in one property.
+/// Requests that each differ from `features` in one or more properties.
 fn requests() -> Vec<RequestFeatures> {
     let same = features();
     vec![
         RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..same.clone() },
-        RequestFeatures { voice: Some(Named::new(Kind::Voice, "other").tag), ..same.clone() },
+        RequestFeatures { voice: Some(Identifier::new(ResourceKind::Voice, "other").hash), ..same.clone() },
         RequestFeatures { characters: Some(40), ..same.clone() },
         RequestFeatures { output_format: None, permission: None, ..same.clone() },
-        RequestFeatures { route: Route::read("/v1/voices/add"), adds_voice: true, ..same.clone() },
+        RequestFeatures { route: Route::parse("/v1/voices/add"), adds_voice: true, ..same.clone() },
         RequestFeatures { effect: Effect::None, ..same.clone() },
         same,
     ]
@@ -94,14 +103,14 @@ fn verdicts() -> Vec<Verdict> {
     ];
     let subjects =
         ["voice", "model", "output_format", "cloning", "text_length", "endpoint", "unnamed"].into_iter();
-    all.extend(subjects.map(|word| Verdict::PlanFeature(Subject::of_word(word).unwrap())));
+    all.extend(subjects.map(|word| Verdict::PlanFeature(Subject::parse(word).unwrap())));
     let refusals = [
-        Refusal::Unauthorized,
-        Refusal::PaymentRequired,
-        Refusal::Forbidden,
-        Refusal::TooMany(None),
-        Refusal::TooMany(span),
-        Refusal::Bodiless,
+        UnexplainedRefusal::Unauthorized,
+        UnexplainedRefusal::PaymentRequired,
+        UnexplainedRefusal::Forbidden,
+        UnexplainedRefusal::TooMany(None),
+        UnexplainedRefusal::TooMany(span),
+        UnexplainedRefusal::Bodiless,
     ];
     all.extend(refusals.map(Verdict::Unexplained));
     all
@@ -110,66 +119,70 @@ fn verdicts() -> Vec<Verdict> {
 fn source(request_id: &str) -> RefusalSource {
     RefusalSource {
         status: Some(403),
-        words: "region_blocked: \"not from here\"".into(),
+        message: "region_blocked: \"not from here\"".into(),
         route: "/v1/text-to-speech/{id}".into(),
         request_id: request_id.into(),
     }
 }
 
 #[test]
-fn every_refusal_survives_the_file() {
-    let earlier = [
+fn every_refusal_is_read_as_it_was_written() {
+    let histories = [
         None,
-        Some(Earlier { since: NOW, from_characters: 0 }),
-        Some(Earlier { since: UnixMs(0), from_characters: 40 }),
+        Some(RefusalHistory { first_refused_at: NOW, from_characters: 0 }),
+        Some(RefusalHistory { first_refused_at: UnixMs(0), from_characters: 40 }),
     ];
     let mut restricted = 0;
     for features in requests() {
         for verdict in verdicts() {
-            for (number, earlier) in earlier.into_iter().enumerate() {
+            for (number, history) in histories.into_iter().enumerate() {
                 let written = RefusalRecord {
-                    key: Fingerprint::of("key"),
-                    workspace: OwnerId::of_word("studio \"one\""),
+                    key: Fingerprint::new("key"),
+                    workspace: OwnerId::from_stored("studio \"one\""),
                     tier: (number == 0).then(|| "free".into()),
-                    is_of_plan: number == 1,
+                    applies_to_plan: number == 1,
                     features: features.clone(),
                     verdict,
                     is_in_group: number == 2,
-                    is_agreed: number == 0,
+                    is_repeated_elsewhere: number == 0,
                     at: UnixMs(NOW.0 + number as u64),
-                    earlier,
+                    history,
                     source: Arc::new(if number == 0 { RefusalSource::default() } else { source("r") }),
                 };
-                let read = record(&text(&written));
+                let read = document::from_json(&document::to_json(&written));
                 assert_eq!(read.as_ref(), Some(&written), "{verdict:?}");
-                let refused = |record: &RefusalRecord| record.features.refused(record.verdict);
-                let concluded = refused(&written);
-                assert_eq!(refused(&read.unwrap()), concluded);
-                restricted += usize::from(concluded.is_some());
+                let refused = |record: &RefusalRecord| record.features.proven_limit(record.verdict);
+                let restriction = refused(&written);
+                assert_eq!(refused(&read.unwrap()), restriction);
+                restricted += usize::from(restriction.is_some());
             }
         }
     }
-    assert_eq!(restricted, requests().len() * verdicts().len() * 3, "all of them restrict something");
+    assert_eq!(
+        restricted,
+        requests().len() * verdicts().len() * 3,
+        "every verdict must restrict every request"
+    );
 }
 
 #[test]
 fn an_unreadable_refusal_is_skipped() {
-    let good = RefusalRecord {
-        key: Fingerprint::of("key"),
-        workspace: OwnerId::of_word("studio"),
+    let record = RefusalRecord {
+        key: Fingerprint::new("key"),
+        workspace: OwnerId::from_stored("studio"),
         tier: None,
-        is_of_plan: false,
+        applies_to_plan: false,
         features: features(),
         verdict: Verdict::Slots,
         is_in_group: false,
-        is_agreed: false,
+        is_repeated_elsewhere: false,
         at: NOW,
-        earlier: None,
+        history: None,
         source: Arc::default(),
     };
-    let good = text(&good);
-    assert!(record(&good).is_some());
-    for (part, other) in [
+    let valid = document::to_json(&record);
+    assert!(document::from_json(&valid).is_some());
+    for (part, replacement) in [
         ("\"slots\"", "\"a_new_one\""),
         ("\"slots\"", "\"served\""),
         ("\"slots\"", "\"plan_feature\""),
@@ -178,22 +191,22 @@ fn an_unreadable_refusal_is_skipped() {
         ("\"at_ms\"", "\"then\""),
         ("{\"route\"", "{\"path\""),
     ] {
-        let text = good.replacen(part, other, 1);
-        assert!(text != good && record(&text).is_none(), "{text}");
+        let changed = valid.replacen(part, replacement, 1);
+        assert!(changed != valid && document::from_json(&changed).is_none(), "{changed}");
     }
-    for text in ["", "{}", "[]", "7"] {
-        assert_eq!(record(text), None, "{text}");
+    for json in ["", "{}", "[]", "7"] {
+        assert_eq!(document::from_json(json), None, "{json}");
     }
 }
 
-/// A database in a folder of its own, with the operations of the writing thread.
-struct File {
+/// A database in a temporary folder, with the operations of the writer thread.
+struct TestDatabase {
     database: Database,
     _folder: tempfile::TempDir,
     location: DatabaseLocation,
 }
 
-impl File {
+impl TestDatabase {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let location = DatabaseLocation::File(folder.path().join("keychoir.db"));
@@ -204,20 +217,21 @@ impl File {
     fn write(&mut self, pool: &Pool, now: UnixMs) {
         self.database.refusals.prepare(pool.restrictions(), now);
         let keys = pool.snapshot(now);
-        rows::commit(&mut self.database, &UsageBatch::default(), &keys, Mirrored::Nothing, now).unwrap();
+        transaction::commit(&mut self.database, &UsageBatch::default(), &keys, MirrorScope::Nothing, now)
+            .unwrap();
         assert!(!self.database.refusals.are_stale(pool.restrictions(), now));
     }
 
-    /// The pool that a start restores from it.
-    fn restored(&mut self, now: UnixMs) -> Arc<Pool> {
+    /// Reopens the database, and restores a pool from it as a start does.
+    fn restore_pool(&mut self, now: UnixMs) -> Arc<Pool> {
         self.database = open(&self.location, now, IntegrityCheck::Skip).unwrap().database;
         let pool = pool();
-        pool.restore(&keys::remembered(&self.database.connection).unwrap(), now);
+        pool.restore(&stored::keys(&self.database.connection).unwrap(), now);
         pool.restore_restrictions(read(&self.database.connection).unwrap(), now);
         pool
     }
 
-    fn rows(&self) -> i64 {
+    fn count_rows(&self) -> i64 {
         self.database.connection.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
     }
 }
@@ -231,51 +245,68 @@ fn refuse_as(
     key: usize,
     verdict: Verdict,
     features: &RequestFeatures,
-    (is_agreed, is_in_group): (bool, bool),
+    (is_repeated_elsewhere, is_in_group): (bool, bool),
     request_id: &str,
     now: UnixMs,
 ) {
     let group = is_in_group.then_some(ConcurrencyGroup::SPEECH);
     let key_request = KeyRequest::new(ClientName::new("app"), Some(7), group);
-    let refused = Refused { verdict, request: Some(&key_request), is_agreed, source: source(request_id) };
+    let refused = RefusedAttempt {
+        verdict,
+        request: Some(&key_request),
+        is_repeated_elsewhere,
+        source: source(request_id),
+    };
     let roster = pool.roster();
     pool.restrict(&roster, &roster.keys()[key], features, &refused, now);
 }
 
 fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option<u64>, now: UnixMs) {
-    let seen = Observation::Quota {
+    let observation = Observation::Quota {
         quota: Quota::default(),
         tier: tier.map(str::to_owned),
         is_paid: None,
         capabilities: Capabilities { can_clone: None, voices_left },
     };
     let roster = pool.roster();
-    pool.observe(&roster, &roster.keys()[key], seen, now);
+    pool.observe(&roster, &roster.keys()[key], observation, now);
 }
 
-/// A restriction without its number.
-type Seen = (Holder, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
+/// A restriction without its sequence number, which a restart changes.
+type ComparedRestriction = (RestrictionScope, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
 
-fn seen(held: &Restriction) -> Seen {
-    let Restriction { holder, limit, verdict, since, refused_at, until, force, is_agreed, record, .. } = held;
-    let rest = format!("{force:?} {is_agreed} {:?}", held.source);
-    (holder.clone(), limit.clone(), verdict, [*since, *refused_at, *until], rest, Arc::clone(record))
+fn compared(restriction: &Restriction) -> ComparedRestriction {
+    let Restriction { scope, limit, verdict, first_refused_at, refused_at, until, effect, record, .. } =
+        restriction;
+    let rest = format!("{effect:?} {} {:?}", record.is_repeated_elsewhere, record.source);
+    (
+        scope.clone(),
+        limit.clone(),
+        verdict,
+        [*first_refused_at, *refused_at, *until],
+        rest,
+        Arc::clone(record),
+    )
 }
 
-fn all(pool: &Pool, now: UnixMs) -> Vec<Seen> {
-    pool.restrictions().all(now).iter().map(seen).collect()
+fn all_restrictions(pool: &Pool, now: UnixMs) -> Vec<ComparedRestriction> {
+    pool.restrictions().all(now).iter().map(compared).collect()
 }
 
 /// The restrictions of each key in the status, and the keys that are tried last for each request.
-type Shown = (Vec<Vec<String>>, Vec<Vec<(usize, Restraint)>>);
+type VisibleRestrictions = (Vec<Vec<String>>, Vec<Vec<(usize, RestrictionLevel)>>);
 
-fn shown(pool: &Pool, now: UnixMs) -> Shown {
+fn visible(pool: &Pool, now: UnixMs) -> VisibleRestrictions {
     let roster = pool.roster();
-    let of =
-        |held: &Restriction| format!("{} {} {:?} {}", held.limit, held.verdict, held.since, held.until.0);
-    let cannot = |key| pool.restrictions().of(key, now).iter().map(of).collect();
+    let of = |restriction: &Restriction| {
+        format!(
+            "{} {} {:?} {}",
+            restriction.limit, restriction.verdict, restriction.first_refused_at, restriction.until.0
+        )
+    };
+    let cannot = |key| pool.restrictions().for_key(key, now).iter().map(of).collect();
     let cannot = roster.keys().iter().map(|key| cannot(key)).collect();
-    let matching = |features| pool.restrictions().matching(features, &roster, now);
+    let matching = |features| pool.restrictions().restricted_keys(features, &roster, now);
     (cannot, requests().iter().map(matching).collect())
 }
 
@@ -309,187 +340,200 @@ proptest! {
 
     #[test]
     fn restarts_change_no_restriction(history in prop::collection::vec(step(), 1..60)) {
-        let mut file = File::new();
+        let mut test_database = TestDatabase::new();
         let mut now = NOW;
         // Compares a program that keeps running with one that is restarted repeatedly.
-        let (lasting, mut restarted) = (pool(), pool());
+        let (continuous, mut restarted) = (pool(), pool());
         for (number, step) in history.iter().enumerate() {
-            // Each refusal has a time of its own.
+            // Refusals must have different times.
             now = now.plus(Duration::from_millis(1));
             match step {
                 Step::Refused { key, verdict, features, how } => {
-                    for pool in [&lasting, &restarted] {
+                    for pool in [&continuous, &restarted] {
                         refuse_as(pool, *key, *verdict, features, *how, &number.to_string(), now);
                     }
                 }
                 Step::Served { key, features } => {
-                    for pool in [&lasting, &restarted] {
+                    for pool in [&continuous, &restarted] {
                         let roster = pool.roster();
-                        pool.refute_restrictions(features, &roster.keys()[*key]);
+                        pool.restrictions().refute(features, &roster.keys()[*key]);
                     }
                 }
                 Step::Polled { key, tier, voices_left } => {
-                    for pool in [&lasting, &restarted] {
+                    for pool in [&continuous, &restarted] {
                         observe(pool, *key, *tier, *voices_left, now);
                     }
                 }
                 Step::Later(seconds) => now = now.plus(Duration::from_secs(*seconds)),
-                Step::Written => file.write(&restarted, now),
+                Step::Written => test_database.write(&restarted, now),
                 Step::Restarted => {
-                    file.write(&restarted, now);
-                    restarted = file.restored(now);
+                    test_database.write(&restarted, now);
+                    restarted = test_database.restore_pool(now);
                 }
             }
-            prop_assert_eq!(all(&restarted, now), all(&lasting, now));
-            prop_assert_eq!(shown(&restarted, now), shown(&lasting, now));
+            prop_assert_eq!(all_restrictions(&restarted, now), all_restrictions(&continuous, now));
+            prop_assert_eq!(visible(&restarted, now), visible(&continuous, now));
         }
-        file.write(&restarted, now);
-        prop_assert_eq!(usize::try_from(file.rows()).unwrap(), all(&restarted, now).len());
+        test_database.write(&restarted, now);
+        prop_assert_eq!(usize::try_from(test_database.count_rows()).unwrap(), all_restrictions(&restarted, now).len());
     }
 }
 
 #[test]
-fn a_clock_that_was_set_back_makes_no_refusal_younger() {
-    let mut file = File::new();
+fn refusals_from_the_future_start_at_the_current_time() {
+    let mut test_database = TestDatabase::new();
     let later = NOW.plus(Duration::from_secs(86_400));
     let pool = pool();
     refuse(&pool, 0, Verdict::PlanFeature(Subject::Voice), &features(), NOW);
     refuse(&pool, 0, Verdict::PlanFeature(Subject::Voice), &features(), later);
-    file.write(&pool, later);
-    let restored = file.restored(NOW);
-    let [held] = &restored.restrictions().all(NOW)[..] else { panic!("one restriction") };
-    assert_eq!((held.since, held.refused_at), (NOW, NOW));
-    assert_eq!(held.until, NOW.plus(SETTINGS.feature_cooldown));
+    test_database.write(&pool, later);
+    let restored = test_database.restore_pool(NOW);
+    let [restriction] = &restored.restrictions().all(NOW)[..] else { panic!("expected one restriction") };
+    assert_eq!((restriction.first_refused_at, restriction.refused_at), (NOW, NOW));
+    assert_eq!(restriction.until, NOW.plus(SETTINGS.feature_cooldown));
 }
 
 #[test]
-fn an_expired_refusal_is_neither_read_nor_kept() {
-    let mut file = File::new();
+fn an_expired_refusal_is_ignored_and_deleted() {
+    let mut test_database = TestDatabase::new();
     let pool = pool();
     refuse(&pool, 0, Verdict::Slots, &features(), NOW);
-    refuse(&pool, 1, Verdict::Unexplained(Refusal::Forbidden), &features(), NOW);
-    file.write(&pool, NOW);
-    assert_eq!(file.rows(), 2);
-    let over = NOW.plus(SETTINGS.endpoint_cooldown);
-    assert_eq!(file.restored(over).restrictions().all(NOW).len(), 1);
-    assert_eq!(file.rows(), 2);
-    // The only change is that the restriction has expired.
-    file.write(&pool, NOW);
-    assert!(file.database.refusals.are_stale(pool.restrictions(), over));
-    file.write(&pool, over);
-    assert_eq!(file.rows(), 1);
-    // A poll reports a free slot.
-    observe(&pool, 0, None, Some(1), over);
-    file.write(&pool, over);
-    assert_eq!(file.rows(), 0);
+    refuse(&pool, 1, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
+    test_database.write(&pool, NOW);
+    assert_eq!(test_database.count_rows(), 2);
+    let expiry = NOW.plus(SETTINGS.endpoint_cooldown);
+    assert_eq!(test_database.restore_pool(expiry).restrictions().all(NOW).len(), 1);
+    assert_eq!(test_database.count_rows(), 2);
+    // Although no restriction was added, the expiry of one makes the rows stale.
+    test_database.write(&pool, NOW);
+    assert!(test_database.database.refusals.are_stale(pool.restrictions(), expiry));
+    test_database.write(&pool, expiry);
+    assert_eq!(test_database.count_rows(), 1);
+    // A poll that reports a free slot ends the restriction of the first key.
+    observe(&pool, 0, None, Some(1), expiry);
+    test_database.write(&pool, expiry);
+    assert_eq!(test_database.count_rows(), 0);
 }
 
 #[test]
 fn the_file_has_as_many_restrictions_as_the_pool() {
-    let mut file = File::new();
+    let mut test_database = TestDatabase::new();
     let pool = pool();
     for number in 0..1_200_u64 {
-        let voice = Some(Named::new(Kind::Voice, &number.to_string()).tag);
+        let voice = Some(Identifier::new(ResourceKind::Voice, &number.to_string()).hash);
         let features = RequestFeatures { voice, ..features() };
         let now = UnixMs(NOW.0 + number);
         refuse(&pool, 0, Verdict::PlanFeature(Subject::Voice), &features, now);
         if number % 100 == 0 {
-            file.write(&pool, now);
+            test_database.write(&pool, now);
         }
     }
     let now = UnixMs(NOW.0 + 1_200);
-    file.write(&pool, now);
-    assert_eq!(file.rows(), 1_024);
-    assert_eq!(all(&file.restored(now), now), all(&pool, now));
+    test_database.write(&pool, now);
+    assert_eq!(test_database.count_rows(), 1_024);
+    assert_eq!(all_restrictions(&test_database.restore_pool(now), now), all_restrictions(&pool, now));
 }
 
 #[test]
 fn a_failed_transaction_is_repeated() {
-    let mut file = File::new();
+    let mut test_database = TestDatabase::new();
     let pool = pool();
     refuse(&pool, 0, Verdict::Slots, &features(), NOW);
-    file.write(&pool, NOW);
+    test_database.write(&pool, NOW);
     refuse(&pool, 1, Verdict::Slots, &features(), NOW);
-    file.database.connection.execute_batch("PRAGMA query_only = ON").unwrap();
-    file.database.refusals.prepare(pool.restrictions(), NOW);
+    test_database.database.connection.execute_batch("PRAGMA query_only = ON").unwrap();
+    test_database.database.refusals.prepare(pool.restrictions(), NOW);
     let keys = pool.snapshot(NOW);
-    let failed = rows::commit(&mut file.database, &UsageBatch::default(), &keys, Mirrored::Nothing, NOW);
+    let failed = transaction::commit(
+        &mut test_database.database,
+        &UsageBatch::default(),
+        &keys,
+        MirrorScope::Nothing,
+        NOW,
+    );
     assert!(failed.is_err());
-    assert!(file.database.refusals.are_stale(pool.restrictions(), NOW));
-    file.database.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
-    file.write(&pool, NOW);
-    assert_eq!(file.rows(), 2);
+    assert!(test_database.database.refusals.are_stale(pool.restrictions(), NOW));
+    test_database.database.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
+    test_database.write(&pool, NOW);
+    assert_eq!(test_database.count_rows(), 2);
 }
 
 #[test]
 fn a_workspace_that_got_a_name_keeps_its_refusals() {
-    let mut file = File::new();
+    let mut test_database = TestDatabase::new();
     let before = pool();
-    refuse(&before, 0, Verdict::Unexplained(Refusal::Forbidden), &features(), NOW);
-    file.write(&before, NOW);
+    refuse(&before, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
+    test_database.write(&before, NOW);
     let mut entries = entries();
     entries[0].workspace = Some("attic".to_owned());
     let after = Pool::new(entries.clone(), SETTINGS);
-    after.restore_restrictions(read(&file.database.connection).unwrap(), NOW);
-    let asked_last = |pool: &Pool| pool.restrictions().matching(&features(), &pool.roster(), NOW);
-    assert_eq!(asked_last(&after), [(0, Restraint::RefusedLongest)]);
+    after.restore_restrictions(read(&test_database.database.connection).unwrap(), NOW);
+    let restricted_keys_of =
+        |pool: &Pool| pool.restrictions().restricted_keys(&features(), &pool.roster(), NOW);
+    assert_eq!(restricted_keys_of(&after), [(0, RestrictionLevel::RefusedLongest)]);
     // The same happens at runtime: by a reload, or when a poll reports that two keys belong to one workspace.
     before.reload(entries, SETTINGS);
-    assert_eq!(asked_last(&before), [(0, Restraint::RefusedLongest)]);
+    assert_eq!(restricted_keys_of(&before), [(0, RestrictionLevel::RefusedLongest)]);
     let shared = pool();
-    refuse(&shared, 0, Verdict::Unexplained(Refusal::Forbidden), &features(), NOW);
+    refuse(&shared, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
     for key in [1, 0] {
         shared.record_workspace(&shared.roster().keys()[key], "ws_1");
     }
-    let both = [0, 1].map(|at| asked_last(&shared).iter().any(|(position, _)| *position == at));
+    let both = [0, 1].map(|at| restricted_keys_of(&shared).iter().any(|(position, _)| *position == at));
     assert_eq!(both, [true; 2]);
-    file.write(&shared, NOW);
-    assert_eq!(file.rows(), 1);
+    test_database.write(&shared, NOW);
+    assert_eq!(test_database.count_rows(), 1);
 }
 
 #[test]
 fn neither_voices_nor_keys_are_in_the_file() {
-    let mut file = File::new();
+    let mut test_database = TestDatabase::new();
     let pool = pool();
     for verdict in verdicts() {
         refuse(&pool, 0, verdict, &features(), NOW);
     }
-    file.write(&pool, NOW);
-    let DatabaseLocation::File(path) = file.location.clone() else { panic!("it is a file") };
+    test_database.write(&pool, NOW);
+    let DatabaseLocation::File(path) = test_database.location.clone() else {
+        panic!("the database must be a file")
+    };
     let log = PathBuf::from(format!("{}-wal", path.display()));
-    let heap = [std::fs::read(&path).unwrap(), std::fs::read(log).unwrap()].concat();
-    let holds = |part: &str| heap.windows(part.len()).any(|window| window == part.as_bytes());
-    assert!(holds("region_blocked"), "the file contains the refusal");
+    let content = [std::fs::read(&path).unwrap(), std::fs::read(log).unwrap()].concat();
+    let contains = |part: &str| content.windows(part.len()).any(|window| window == part.as_bytes());
+    assert!(contains("region_blocked"), "the file must contain the refusal");
     let key = entries()[0].key.expose().to_owned();
-    assert!(!holds(VOICE) && !holds(&key));
+    assert!(!contains(VOICE) && !contains(&key));
 }
 
 #[test]
-fn a_file_of_version_10_is_brought_up_to_date() {
+fn a_file_of_version_10_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let old = Connection::open(&path).unwrap();
-    let print = entries()[0].key.fingerprint();
+    let fingerprint = entries()[0].key.fingerprint();
     old.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA auto_vacuum = INCREMENTAL; {}
          INSERT INTO keys (key_hash, short_key, position, status, character_count, character_limit, updated_at_ms)
-            VALUES ('{print}', 's', 0, 'active', 40, 100, 1);
+            VALUES ('{fingerprint}', 's', 0, 'active', 40, 100, 1);
          INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
-            is_over_limit, is_near_limit, observed_at_ms) VALUES ('{print}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
-        schema::of_version(10)
+            is_over_limit, is_near_limit, observed_at_ms) VALUES ('{fingerprint}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
+        schema::for_version(10)
     ))
     .unwrap();
     drop(old);
-    assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1, "the old file can be read");
+    assert_eq!(
+        UsageReader::open(&path).unwrap().keys(NOW).unwrap().len(),
+        1,
+        "the old file must be readable"
+    );
     let location = DatabaseLocation::File(path.clone());
     let store = Store::open(&location, NOW).unwrap();
-    assert_eq!(store.refusals().unwrap(), []);
-    let [key] = &store.remembered().unwrap()[..] else { panic!("one key") };
-    assert_eq!((key.fingerprint, key.quota.count, &key.tier), (print, 40, &None));
+    assert_eq!(store.read_refusals().unwrap(), []);
+    let [key] = &store.read_keys().unwrap()[..] else { panic!("expected one key") };
+    assert_eq!((key.fingerprint, key.quota.count, &key.tier), (fingerprint, 40, &None));
     drop(store);
     let connection = Connection::open(&path).unwrap();
-    let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(one("PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(one("SELECT remaining FROM outbox_keys"), 60, "the outbox keeps its rows");
-    assert_eq!(Reader::open(&path).unwrap().keys(NOW).unwrap().len(), 1);
+    let query_number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(query_number("PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(query_number("SELECT remaining FROM outbox_keys"), 60, "the outbox must keep its rows");
+    assert_eq!(UsageReader::open(&path).unwrap().keys(NOW).unwrap().len(), 1);
 }

@@ -1,25 +1,25 @@
 //! Tests of the rows of attempts: their columns, records that are written again, and prices that are reported
 //! later.
 
-use super::sums::rows;
+use super::sums::query_rows;
 use super::*;
 
 fn write(database: &mut Database, records: &[AttemptRecord]) {
-    super::write(database, records, Mirrored::Nothing);
+    super::write(database, records, MirrorScope::Nothing);
 }
 
-/// The number of attempts in rows and in sums.
+/// The number of attempts in `attempts`, and according to the sums.
 fn counts(database: &Database) -> [i64; 2] {
     ["SELECT count(*) FROM attempts", "SELECT coalesce(sum(attempts), 0) FROM hours"]
-        .map(|sql| number(&database.connection, sql))
+        .map(|sql| query_number(&database.connection, sql))
 }
 
 #[test]
-fn each_column_has_the_value_of_the_record() {
+fn each_column_has_the_value_of_its_record() {
     let pool = pool();
-    let mut database = opened(&DatabaseLocation::Memory);
+    let mut database = open_database(&DatabaseLocation::Memory);
     let full = AttemptRecord {
-        id: AttemptRecord::name(UnixMs(1)),
+        id: AttemptRecord::new_id(UnixMs(1)),
         request_id: "a \"quoted\" name of ÄÖ 😀".into(),
         number: 2,
         client: ClientName::new("phone"),
@@ -31,7 +31,7 @@ fn each_column_has_the_value_of_the_record() {
         ..record(&pool, 7)
     };
     let bare = AttemptRecord {
-        id: AttemptRecord::name(UnixMs(2)),
+        id: AttemptRecord::new_id(UnixMs(2)),
         key: None,
         model: None,
         status: None,
@@ -43,9 +43,9 @@ fn each_column_has_the_value_of_the_record() {
         ..record(&pool, 0)
     };
     write(&mut database, &[full.clone(), bare.clone()]);
-    let hash = Fingerprint::of(KEYS[0]);
+    let hash = Fingerprint::new(KEYS[0]);
     assert_eq!(
-        rows(&database.connection, "SELECT * FROM attempts ORDER BY id")
+        query_rows(&database.connection, "SELECT * FROM attempts ORDER BY id")
             .iter()
             .map(|row| row.replace(", ", " "))
             .collect::<Vec<_>>(),
@@ -72,21 +72,23 @@ fn each_column_has_the_value_of_the_record() {
 }
 
 #[test]
-fn a_commit_with_an_unknown_result_counts_nothing_twice() {
+fn a_repeated_commit_counts_no_attempt_twice() {
     let pool = pool();
-    let mut database = opened(&DatabaseLocation::Memory);
+    let mut database = open_database(&DatabaseLocation::Memory);
     let records: Vec<_> = (0..300).map(|_| record(&pool, 1)).collect();
     write(&mut database, &records[..100]);
-    // The commit succeeded, although an error was reported.
+    // The first commit succeeded although an error was reported, so its records are written again.
     write(&mut database, &records[..200]);
     assert_eq!(counts(&database), [200; 2]);
-    let sums = rows(&database.connection, "SELECT * FROM hours");
+    let sums = query_rows(&database.connection, "SELECT * FROM hours");
     write(&mut database, &records[..200]);
-    assert_eq!(rows(&database.connection, "SELECT * FROM hours"), sums);
-    // The commit failed, and nothing of it is in the file.
-    let trouble = "CREATE TRIGGER trouble BEFORE UPDATE ON hours BEGIN SELECT raise(ABORT, 'full'); END";
-    database.connection.execute_batch(trouble).unwrap();
-    rows::commit(&mut database, &batch_of(&records[200..]), &[], Mirrored::Nothing, NOW).unwrap_err();
+    assert_eq!(query_rows(&database.connection, "SELECT * FROM hours"), sums);
+    // A failed commit leaves no rows in the file.
+    let failing_trigger =
+        "CREATE TRIGGER trouble BEFORE UPDATE ON hours BEGIN SELECT raise(ABORT, 'full'); END";
+    database.connection.execute_batch(failing_trigger).unwrap();
+    transaction::commit(&mut database, &attempt_batch(&records[200..]), &[], MirrorScope::Nothing, NOW)
+        .unwrap_err();
     assert_eq!(counts(&database), [200; 2]);
     database.connection.execute_batch("DROP TRIGGER trouble").unwrap();
     write(&mut database, &records[200..]);
@@ -94,25 +96,25 @@ fn a_commit_with_an_unknown_result_counts_nothing_twice() {
 }
 
 #[test]
-fn the_attempts_of_a_key_before_and_after_a_reload_are_one_sum() {
+fn attempts_before_and_after_a_reload_share_a_sum() {
     let [before, after] = [pool(), pool()];
-    let mut database = opened(&DatabaseLocation::Memory);
-    let no_name = AttemptRecord { model: Some("".into()), ..record(&after, 4) };
+    let mut database = open_database(&DatabaseLocation::Memory);
+    let empty_model = AttemptRecord { model: Some("".into()), ..record(&after, 4) };
     let no_model = AttemptRecord { model: None, ..record(&before, 8) };
-    write(&mut database, &[record(&before, 1), record(&after, 2), no_name, no_model]);
+    write(&mut database, &[record(&before, 1), record(&after, 2), empty_model, no_model]);
     let sums = "SELECT model, attempts, credits FROM hours ORDER BY model";
     assert_eq!(
-        rows(&database.connection, sums),
+        query_rows(&database.connection, sums),
         ["[Text(\"\"), Integer(2), Integer(12)]", "[Text(\"eleven_v3\"), Integer(2), Integer(3)]"]
     );
 }
 
 #[test]
-fn a_late_price_completes_the_record_once() {
+fn a_late_price_is_added_once() {
     let pool = pool();
-    let mut database = opened(&DatabaseLocation::Memory);
+    let mut database = open_database(&DatabaseLocation::Memory);
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
-    let figures = |database: &Database| {
+    let counts = |database: &Database| {
         [
             "SELECT count(*) FROM attempts",
             "SELECT sum(credits) FROM attempts",
@@ -121,28 +123,28 @@ fn a_late_price_completes_the_record_once() {
             "SELECT sum(credits) FROM hours",
             "SELECT sum(unpriced) FROM hours",
         ]
-        .map(|sql| number(&database.connection, sql))
+        .map(|sql| query_number(&database.connection, sql))
     };
     let first = unpriced();
     write(&mut database, std::slice::from_ref(&first));
-    assert_eq!(figures(&database), [1, 0, 1, 1, 0, 1]);
+    assert_eq!(counts(&database), [1, 0, 1, 1, 0, 1]);
     for _ in 0..2 {
-        write(&mut database, &[priced(&first, 296)]);
-        assert_eq!(figures(&database), [1, 296, 0, 1, 296, 0]);
+        write(&mut database, &[late_price(&first, 296)]);
+        assert_eq!(counts(&database), [1, 296, 0, 1, 296, 0]);
     }
-    // The first record does not revert it.
+    // Writing the first record again does not remove the price.
     write(&mut database, &[first]);
-    assert_eq!(figures(&database), [1, 296, 0, 1, 296, 0]);
-    // The same in one transaction.
+    assert_eq!(counts(&database), [1, 296, 0, 1, 296, 0]);
+    // The record and its price may be written in one transaction.
     let second = unpriced();
-    write(&mut database, &[second.clone(), priced(&second, 4)]);
-    assert_eq!(figures(&database), [2, 300, 0, 2, 300, 0]);
-    // If the first record was lost, the attempt is written with its price. The first record may still arrive
+    write(&mut database, &[second.clone(), late_price(&second, 4)]);
+    assert_eq!(counts(&database), [2, 300, 0, 2, 300, 0]);
+    // If the first record has not arrived, the attempt is written with its price. The first record may arrive
     // later.
     let third = unpriced();
-    write(&mut database, &[priced(&third, 9)]);
+    write(&mut database, &[late_price(&third, 9)]);
     write(&mut database, &[third]);
-    assert_eq!(figures(&database), [3, 309, 0, 3, 309, 0]);
+    assert_eq!(counts(&database), [3, 309, 0, 3, 309, 0]);
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn the_sqlite_shell_can_read_the_attempts() {
     let (location, path) = location(folder.path());
     let pool = pool();
     let records: Vec<_> = (0..40).map(|_| record(&pool, 3)).collect();
-    write(&mut opened(&location), &records);
+    write(&mut open_database(&location), &records);
     let sql = "SELECT id, client, credits FROM attempts ORDER BY id DESC LIMIT 1";
     let Ok(output) = std::process::Command::new("sqlite3").arg(&path).arg(sql).output() else { return };
     let printed = String::from_utf8(output.stdout).unwrap();

@@ -1,22 +1,22 @@
-//! Tests of the migration to schema version 12: each attempt gets a row of its own, many of them in steps
-//! after the start.
+//! Tests of the migration to schema version 12, in which each attempt gets a separate row, and most attempts
+//! of a large file are moved after the start.
 
 use rusqlite::params;
 
-use super::sums::{ALL, rows};
+use super::sums::{ALL_ATTEMPTS, query_rows};
 use super::*;
-use crate::elevenlabs::affinity::{Kind, Named};
+use crate::elevenlabs::affinity::{Identifier, ResourceKind};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::store::attempts::migration;
-use crate::store::maintenance::{self, MaintenanceStep};
+use crate::store::maintenance::{self, MaintenanceProgress};
 use crate::store::{owners, schema};
 
-/// A file of version 11: three attempts in a shared row, one in a damaged one, and four with a row each,
-/// one of them without a price and one with the id of an early version.
-fn of_version_11(path: &Path) -> Connection {
+/// Creates a file of version 11 with three attempts in a shared row, one in a corrupt shared row, and four in
+/// separate rows, one of which has no price and one an id of an early version.
+fn create_version_11_file(path: &Path) -> Connection {
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(11))).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(11))).unwrap();
     old.execute_batch(
         r#"INSERT INTO series VALUES
             (1, 'local', '54ae788b', NULL, 'GET', '/v1/models', NULL, 200, 'served', 'free', 1795953600000),
@@ -40,14 +40,14 @@ fn of_version_11(path: &Path) -> Connection {
     old
 }
 
-const EACH: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace,
+const ALL_COLUMNS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace,
     method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
     credits_from, first_byte_ms, total_ms, audio_ms FROM attempts ORDER BY id";
 
-fn steps(database: &mut Database) -> usize {
-    let settings = Settings { retention: Retention::of_days(0, 0), ..settings(8) };
+fn run_maintenance(database: &mut Database) -> usize {
+    let settings = Settings { retention: Retention::from_days(0, 0), ..settings(8) };
     (1..1_000)
-        .find(|_| maintenance::step(database, &settings, NOW).unwrap() == MaintenanceStep::Done)
+        .find(|_| maintenance::run_step(database, &settings, NOW).unwrap() == MaintenanceProgress::Done)
         .unwrap()
 }
 
@@ -55,38 +55,38 @@ fn steps(database: &mut Database) -> usize {
 fn check_finished(connection: &Connection) {
     let earlier = "SELECT name FROM sqlite_schema WHERE name IN ('series', 'attempt_rows', 'attempt_sheets',
         'owners_passing', 'earlier_outbox_events')";
-    assert_eq!(rows(connection, earlier), [""; 0]);
+    assert_eq!(query_rows(connection, earlier), [""; 0]);
 }
 
 #[test]
-fn attempts_of_the_last_version_read_as_they_did() {
+fn attempts_of_version_11_are_read_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
-    let old = of_version_11(&path);
-    let sound = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
+    let old = create_version_11_file(&path);
+    let delete_corrupt_rows = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
     let before = old.unchecked_transaction().unwrap();
-    before.execute(sound, []).unwrap();
-    let expected = rows(&before, EACH);
+    before.execute(delete_corrupt_rows, []).unwrap();
+    let expected = query_rows(&before, ALL_COLUMNS);
     before.rollback().unwrap();
     assert_eq!(expected.len(), 7);
     drop(old);
-    let database = opened(&location);
-    assert_eq!(rows(&database.connection, EACH), expected);
+    let database = open_database(&location);
+    assert_eq!(query_rows(&database.connection, ALL_COLUMNS), expected);
     check_finished(&database.connection);
     let outbox = "SELECT * FROM outbox_events";
     let event = "[Text(\"01a22743-a5c5-77d9-bd8c-ea44d127fc02\"), Text(\"23514\"), Integer(5), Integer(2)]";
-    assert_eq!(rows(&database.connection, outbox), [event]);
+    assert_eq!(query_rows(&database.connection, outbox), [event]);
 }
 
 #[test]
-fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
+fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
     const ROWS: i64 = 10_000;
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
-    let old = of_version_11(&path);
-    let retired = Fingerprint::retired_of(KEYS[0]).unwrap().to_string();
+    let old = create_version_11_file(&path);
+    let retired = Fingerprint::replaced_plain_digest(KEYS[0]).unwrap().to_string();
     old.execute_batch(&format!(
-        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {ROWS})
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL_ATTEMPTS SELECT n + 1 FROM n WHERE n < {ROWS})
          INSERT INTO attempt_rows SELECT unhex(printf('%032x', n)), 'r', 2, 1, {}, 1, 2, 3, 4, 5, 6, 7, 8 FROM n;
          UPDATE series SET key_hash = '{retired}';
          INSERT INTO retired_keys VALUES ('{retired}');
@@ -97,41 +97,41 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
         schema::VERSION,
     ))
     .unwrap();
-    let left = |connection: &Connection| {
+    let counts = |connection: &Connection| {
         ["attempts", "attempt_rows", "attempt_sheets"].map(|table| {
             let count = if table == "attempt_sheets" { "coalesce(sum(attempts), 0)" } else { "count(*)" };
-            number(connection, &format!("SELECT {count} FROM {table}"))
+            query_number(connection, &format!("SELECT {count} FROM {table}"))
         })
     };
-    assert_eq!(left(&old), [0, ROWS + 4, 3]);
+    assert_eq!(counts(&old), [0, ROWS + 4, 3]);
     let mut moved = 0;
     for round in 1.. {
-        // Each step runs in a new start, and its first try fails.
+        // Each step runs after a restart, and fails once before it succeeds.
         let mut store = Store::open(&location, NOW).unwrap();
-        store.recognize([ApiKey::new(KEYS[0]).unwrap()].iter());
-        let trouble = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
-        connection(&store).execute_batch(trouble).unwrap();
-        migration::move_more(connection(&store)).unwrap_err();
-        assert_eq!(left(connection(&store))[0], moved);
+        store.rename_keys([ApiKey::new(KEYS[0]).unwrap()].iter());
+        let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
+        connection(&store).execute_batch(failing_trigger).unwrap();
+        migration::move_next_attempts(connection(&store)).unwrap_err();
+        assert_eq!(counts(connection(&store))[0], moved);
         connection(&store).execute_batch("DROP TRIGGER trouble").unwrap();
-        assert!(migration::move_more(connection(&store)).unwrap());
+        assert!(migration::move_next_attempts(connection(&store)).unwrap());
         moved = 3 + (round * 4_096).min(ROWS + 4);
-        assert_eq!(left(&old), [moved, ROWS + 7 - moved, 0]);
+        assert_eq!(counts(&old), [moved, ROWS + 7 - moved, 0]);
         if moved == ROWS + 7 {
             break;
         }
     }
     drop(old);
-    let mut database = opened(&location);
-    steps(&mut database);
+    let mut database = open_database(&location);
+    run_maintenance(&mut database);
     check_finished(&database.connection);
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), ROWS + 7);
-    let hash = Fingerprint::of(KEYS[0]).to_string();
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), ROWS + 7);
+    let hash = Fingerprint::new(KEYS[0]).to_string();
     let of_key = format!("SELECT count(*) FROM attempts WHERE key_hash = '{hash}'");
     assert_eq!(
-        number(&database.connection, &of_key),
+        query_number(&database.connection, &of_key),
         ROWS + 7,
-        "also those that were moved after it was recognized"
+        "attempts that are moved after the key was renamed must have its new name"
     );
 }
 
@@ -139,28 +139,28 @@ fn many_attempts_are_moved_in_steps_and_none_is_lost_by_a_stop() {
 fn a_start_moves_a_bounded_number_of_attempts() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
-    let old = of_version_11(&path);
-    // Shared rows that are counted as full ones.
+    let old = create_version_11_file(&path);
+    // Each shared row claims the maximum number of attempts of a step.
     old.execute_batch(
         "DELETE FROM attempt_rows; DELETE FROM attempt_sheets;
-         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20)
+         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL_ATTEMPTS SELECT n + 1 FROM n WHERE n < 20)
          INSERT INTO attempt_sheets (hour_ms, count, chance, attempts, lines)
          SELECT 1795953600000, n, 1, 4096, '[[5,0,\"r\",1,1,2,3,4,5,6]]' FROM n",
     )
     .unwrap();
     drop(old);
-    let mut database = opened(&location);
-    let left = |database: &Database| {
+    let mut database = open_database(&location);
+    let counts = |database: &Database| {
         ["attempts", "attempt_sheets"]
-            .map(|table| number(&database.connection, &format!("SELECT count(*) FROM {table}")))
+            .map(|table| query_number(&database.connection, &format!("SELECT count(*) FROM {table}")))
     };
-    assert_eq!(left(&database), [16, 4]);
-    // Records are written meanwhile.
+    assert_eq!(counts(&database), [16, 4]);
+    // Records are written between the steps.
     let pool = pool();
-    write(&mut database, &[record(&pool, 1)], Mirrored::Nothing);
-    assert_eq!(left(&database), [17, 4]);
-    assert!(steps(&mut database) > 4);
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 21);
+    write(&mut database, &[record(&pool, 1)], MirrorScope::Nothing);
+    assert_eq!(counts(&database), [17, 4]);
+    assert!(run_maintenance(&mut database) > 4);
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 21);
     check_finished(&database.connection);
 }
 
@@ -170,7 +170,7 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(5))).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(5))).unwrap();
     old.execute_batch(&format!(
         "INSERT INTO series VALUES (3, 'local', 'hash', 'studio', 'POST', '/v1/a', 'm', 200, 'served', 'answer', {0});
          INSERT INTO attempt_rows VALUES (x'01a229f128007abc8def0123456789ab', 'r1', 3, 1, {0}, 1, 2, 3, 4, 5, 6, 7, 8),
@@ -182,41 +182,45 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
         NOW.0,
     ))
     .unwrap();
-    let known = OwnershipIndex::new(Keeping { identifiers_max: usize::MAX, ..KEEPING });
-    let kind = Kind::HistoryItem;
+    let known = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
+    let kind = ResourceKind::HistoryItem;
     let mut insert = old
         .prepare("INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)")
         .unwrap();
     let mut expected = Vec::new();
     for index in 0..3_000 {
-        let owner = OwnerId::of_word(["studio", "attic"][index % 2]);
+        let owner = OwnerId::from_stored(["studio", "attic"][index % 2]);
         let at = NOW.plus(Duration::from_millis(index as u64 / 7));
-        let recorded = known.record(Named::new(kind, &index.to_string()), &owner, at).unwrap();
-        let columns = params![recorded.named.tag.bytes(), kind.word(), recorded.owner.word(), at.0 as i64];
+        let recorded = known.record(Identifier::new(kind, &index.to_string()), &owner, at).unwrap();
+        let columns =
+            params![recorded.identifier.hash.bytes(), kind.as_str(), recorded.owner.as_str(), at.0 as i64];
         insert.execute(columns).unwrap();
         expected.push(recorded);
     }
-    // The latest change of an identifier counts.
-    let gone = expected.remove(0);
-    insert.execute(params![gone.named.tag.bytes(), kind.word(), None::<&str>, 1]).unwrap();
+    // The latest change of an identifier is valid.
+    let removed = expected.remove(0);
+    insert.execute(params![removed.identifier.hash.bytes(), kind.as_str(), None::<&str>, 1]).unwrap();
     drop(insert);
     old.execute_batch("COMMIT").unwrap();
-    let before = rows(&old, ALL);
+    let before = query_rows(&old, ALL_ATTEMPTS);
     drop(old);
 
-    let mut database = opened(&location);
-    assert_eq!(number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(rows(&database.connection, ALL), before);
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"), 1);
+    let mut database = open_database(&location);
+    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), before);
+    assert_eq!(
+        query_number(&database.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"),
+        1
+    );
     assert!(owners::read(&database.connection).unwrap() == expected);
     assert_eq!(
-        number(&database.connection, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%_rows'"),
+        query_number(&database.connection, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%_rows'"),
         0
     );
-    // Writing continues.
-    let forgotten = Named::new(kind, "2999");
-    let owners_batch = batch_of_owners(vec![OwnershipUpdate::Forgotten(forgotten)]);
-    rows::commit(&mut database, &owners_batch, &[], Mirrored::Nothing, NOW).unwrap();
-    expected.retain(|recorded| recorded.named != forgotten);
+    // The migrated log can be appended to.
+    let removed_identifier = Identifier::new(kind, "2999");
+    let owners_batch = ownership_batch(vec![OwnershipUpdate::Removed(removed_identifier)]);
+    transaction::commit(&mut database, &owners_batch, &[], MirrorScope::Nothing, NOW).unwrap();
+    expected.retain(|recorded| recorded.identifier != removed_identifier);
     assert!(owners::read(&database.connection).unwrap() == expected);
 }

@@ -1,105 +1,118 @@
-//! Tests of the outbox: inserted rows, due rows, and rows that stay after a delivery.
+//! Tests of the outbox: which rows enter it, which are due, and which remain after a delivery.
 
 use super::*;
 use crate::store::maintenance;
 
-/// A database with an outbox for all rows, and an attempt of one credit.
-async fn writing(location: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, Writing) {
-    let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
-    let (usage, writing) = Store::open(location, NOW).unwrap().write(Arc::clone(pool), settings).unwrap();
-    usage.permit().await.unwrap().write(record(pool, 1));
-    (usage, writing)
+/// Starts a writer whose outbox takes all rows, and sends it an attempt of one credit.
+async fn start_writer(location: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, WriterHandle) {
+    let settings = Settings { mirror_scope: MirrorScope::KeysAndEvents, ..settings(8) };
+    let (usage, writer_handle) =
+        Store::open(location, NOW).unwrap().start_writer(Arc::clone(pool), settings).unwrap();
+    usage.acquire_permit().await.unwrap().write(record(pool, 1));
+    (usage, writer_handle)
 }
 
-/// Ends the writer; the outbox can still be read.
-async fn all_written(usage: UsageSink, mut writing: Writing) -> (Outbox, Writing) {
+/// Waits until all records are written; the outbox can still be read.
+async fn finish_writing(usage: UsageSink, mut writer_handle: WriterHandle) -> (Outbox, WriterHandle) {
     drop(usage);
-    assert!(writing.written(WAIT_MAX).await);
-    (writing.outbox.take().unwrap(), writing)
+    assert!(writer_handle.wait_until_written(WAIT_TIMEOUT).await);
+    (writer_handle.outbox.take().unwrap(), writer_handle)
 }
 
-fn key_name(state: &MirroredKeyState) -> RowName {
-    RowName::Key { key_hash: state.key_hash.clone(), observed_at: state.observed_at }
+fn key_version(state: &MirroredKeyState) -> RowVersion {
+    RowVersion::Key { key_hash: state.key_hash.clone(), observed_at: state.observed_at }
 }
 
-fn names(batch: &Batch) -> Vec<RowName> {
+fn row_versions(batch: &OutboxBatch) -> Vec<RowVersion> {
     let events = batch.events.iter();
-    let events = events.map(|event| RowName::Event { id: event.id.clone(), revision: event.revision });
-    batch.keys.iter().map(key_name).chain(events).collect()
+    let events = events.map(|event| RowVersion::Event { id: event.id.clone(), revision: event.revision });
+    batch.keys.iter().map(key_version).chain(events).collect()
 }
 
 #[tokio::test]
-async fn sent_rows_leave_the_outbox_and_others_survive_a_restart() {
+async fn delivered_rows_leave_the_outbox_and_others_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
     let pool = pool();
-    let (usage, writing) = writing(&location, &pool).await;
-    let (outbox, writing) = all_written(usage, writing).await;
-    let batch = outbox.take(10).await.unwrap();
+    let (usage, writer_handle) = start_writer(&location, &pool).await;
+    let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
+    let batch = outbox.next_batch(10).await.unwrap();
     assert_eq!((batch.keys.len(), batch.events.len(), batch.refused), (2, 1, 0));
     assert_eq!((batch.events[0].credits, &*batch.events[0].client), (1, "local"));
-    assert_eq!(outbox.take(10).await.unwrap(), batch, "unconfirmed rows are due again");
+    assert_eq!(outbox.next_batch(10).await.unwrap(), batch, "unconfirmed rows must be due again");
     drop(outbox);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 
-    let (usage, writing) = self::writing(&location, &pool).await;
-    let (outbox, writing) = all_written(usage, writing).await;
-    let later = outbox.take(10).await.unwrap();
-    assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row a key, one an attempt");
-    assert_eq!(outbox.take(1).await.unwrap().events, later.events[..1], "the oldest first");
-    outbox.record(Delivery { sent: names(&later), refused: Vec::new() }).await.unwrap();
-    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
+    let (usage, writer_handle) = start_writer(&location, &pool).await;
+    let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
+    let later = outbox.next_batch(10).await.unwrap();
+    assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row per key and one per attempt");
+    assert_eq!(outbox.next_batch(1).await.unwrap().events, later.events[..1], "the oldest events come first");
+    outbox.record_delivery(DeliveryReport { sent: row_versions(&later), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
     drop(outbox);
-    assert_eq!(writing.ended(WAIT_MAX).await, 0);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 }
 
 #[tokio::test]
 async fn a_state_that_changed_during_the_delivery_is_sent_again() {
     let pool = pool();
-    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, _writing) = all_written(usage, writing).await;
-    let before = outbox.take(10).await.unwrap();
-    refuse(&pool, crate::clock::now());
-    let after = outbox.take(10).await.unwrap();
-    let hash = Fingerprint::of(KEYS[1]).to_string();
-    let of = |batch: &Batch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
+    let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, _writer_handle) = finish_writing(usage, writer_handle).await;
+    let before = outbox.next_batch(10).await.unwrap();
+    refuse_second_key(&pool, crate::clock::now());
+    let after = outbox.next_batch(10).await.unwrap();
+    let hash = Fingerprint::new(KEYS[1]).to_string();
+    let second_key =
+        |batch: &OutboxBatch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
     assert_eq!(
-        (&*of(&before).status, &*of(&after).status),
+        (&*second_key(&before).status, &*second_key(&after).status),
         ("active", "invalid"),
-        "the state changes without an attempt"
+        "the state must change without an attempt"
     );
-    assert!(of(&after).observed_at > of(&before).observed_at);
-    outbox.record(Delivery { sent: names(&before), refused: Vec::new() }).await.unwrap();
-    assert_eq!(outbox.take(10).await.unwrap().keys, [of(&after)]);
+    assert!(second_key(&after).observed_at > second_key(&before).observed_at);
+    outbox
+        .record_delivery(DeliveryReport { sent: row_versions(&before), refused: Vec::new() })
+        .await
+        .unwrap();
+    assert_eq!(outbox.next_batch(10).await.unwrap().keys, [second_key(&after)]);
 }
 
 #[tokio::test]
-async fn a_refused_row_waits_its_time_and_is_counted_once() {
+async fn a_refused_row_waits_for_its_retry_time_and_is_counted_once() {
     let pool = pool();
-    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, _writing) = all_written(usage, writing).await;
-    let batch = outbox.take(10).await.unwrap();
-    let refused = |until| {
-        let refused = |name| RefusedRow { name, code: "23514".to_owned(), until };
-        Delivery { sent: Vec::new(), refused: names(&batch).into_iter().map(refused).collect() }
+    let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, _writer_handle) = finish_writing(usage, writer_handle).await;
+    let batch = outbox.next_batch(10).await.unwrap();
+    let refuse_all_until = |retry_at| {
+        let refused_row = |row| RefusedRow { row, code: "23514".to_owned(), retry_at };
+        DeliveryReport {
+            sent: Vec::new(),
+            refused: row_versions(&batch).into_iter().map(refused_row).collect(),
+        }
     };
-    assert_eq!(outbox.record(refused(UnixMs(u64::MAX >> 1))).await, Ok(3));
-    assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..Batch::default() });
-    outbox.clear_parked().await.unwrap();
-    assert_eq!(outbox.take(10).await.unwrap(), Batch { refused: 3, ..batch.clone() });
-    assert_eq!(outbox.record(refused(UnixMs(0))).await, Ok(0), "a second refusal is not counted");
-    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2, "the refused row is due again");
-    outbox.record(Delivery { sent: names(&batch), refused: Vec::new() }).await.unwrap();
-    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
+    assert_eq!(outbox.record_delivery(refuse_all_until(UnixMs(u64::MAX >> 1))).await, Ok(3));
+    assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch { refused: 3, ..OutboxBatch::default() });
+    outbox.release_refused().await.unwrap();
+    assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch { refused: 3, ..batch.clone() });
+    assert_eq!(
+        outbox.record_delivery(refuse_all_until(UnixMs(0))).await,
+        Ok(0),
+        "a second refusal must not be counted"
+    );
+    assert_eq!(outbox.next_batch(10).await.unwrap().keys.len(), 2, "the refused rows must be due again");
+    outbox.record_delivery(DeliveryReport { sent: row_versions(&batch), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
 }
 
 #[test]
-fn a_clock_that_is_set_back_makes_no_state_older() {
-    let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
+fn observation_times_increase_even_if_the_clock_is_set_back() {
+    let mut database = open_database(&DatabaseLocation::Memory);
     let keys = pool().snapshot(NOW);
     let mut observed = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
-        rows::commit(&mut database, &UsageBatch::default(), &keys[..1], Mirrored::Keys, now).unwrap();
+        transaction::commit(&mut database, &UsageBatch::default(), &keys[..1], MirrorScope::Keys, now)
+            .unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
         observed.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
@@ -107,92 +120,100 @@ fn a_clock_that_is_set_back_makes_no_state_older() {
 }
 
 #[test]
-fn only_mirrored_rows_enter_the_outbox_and_an_event_once() {
+fn only_mirrored_rows_enter_the_outbox_and_each_event_once() {
     let pool = pool();
     let keys = pool.snapshot(NOW);
-    for (mirrored, expected) in
-        [(Mirrored::Nothing, (0, 0)), (Mirrored::Keys, (2, 0)), (Mirrored::KeysAndEvents, (2, 1))]
+    for (mirror_scope, expected) in
+        [(MirrorScope::Nothing, (0, 0)), (MirrorScope::Keys, (2, 0)), (MirrorScope::KeysAndEvents, (2, 1))]
     {
-        let mut database =
-            open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
+        let mut database = open_database(&DatabaseLocation::Memory);
         let record = record(&pool, 1);
         for _ in 0..2 {
-            let batch = batch_of(&[record.clone(), record.clone()]);
-            rows::commit(&mut database, &batch, &keys, mirrored, NOW).unwrap();
+            let batch = attempt_batch(&[record.clone(), record.clone()]);
+            transaction::commit(&mut database, &batch, &keys, mirror_scope, NOW).unwrap();
         }
         let count = |table| {
             let sql = format!("SELECT count(*) FROM {table}");
             database.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
-        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirrored:?}");
+        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirror_scope:?}");
     }
 }
 
 #[test]
 fn a_deleted_attempt_leaves_the_outbox() {
     let pool = pool();
-    let mut database = open::open(&DatabaseLocation::Memory, NOW, IntegrityCheck::Quick).unwrap().database;
-    let old = record_at(&pool, UnixMs(0), 1);
+    let mut database = open_database(&DatabaseLocation::Memory);
+    let old = record_started_at(&pool, UnixMs(0), 1);
     let records = [old, record(&pool, 1)];
-    write(&mut database, &records, Mirrored::KeysAndEvents);
-    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
-    maintenance::step(&mut database, &settings, NOW).unwrap();
+    write(&mut database, &records, MirrorScope::KeysAndEvents);
+    let settings = Settings { retention: Retention::from_days(1, 0), ..settings(8) };
+    maintenance::run_step(&mut database, &settings, NOW).unwrap();
     let sql = "SELECT id FROM outbox_events";
-    let left: String = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert_eq!(left, records[1].id.to_string());
+    let remaining_id: String = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(remaining_id, records[1].id.to_string());
 }
 
 #[tokio::test]
-async fn a_failing_disk_leaves_the_mirror_without_a_reply() {
+async fn the_outbox_is_unavailable_while_the_disk_fails() {
     let pool = pool();
-    let (usage, writing) = writing(&DatabaseLocation::Memory, &pool).await;
-    let (outbox, writing) = all_written(usage, writing).await;
-    writing.health.set_failing(true);
-    assert_eq!(outbox.take(10).await, Err(StoreClosed));
-    writing.health.set_failing(false);
-    assert_eq!(outbox.take(10).await.unwrap().keys.len(), 2);
+    let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
+    let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
+    writer_handle.health.set_failing(true);
+    assert_eq!(outbox.next_batch(10).await, Err(StoreUnavailable));
+    writer_handle.health.set_failing(false);
+    assert_eq!(outbox.next_batch(10).await.unwrap().keys.len(), 2);
 }
 
 #[tokio::test]
-async fn a_late_price_is_sent_in_every_state_of_the_event() {
+async fn a_late_price_is_sent_in_every_delivery_state() {
     let pool = pool();
-    let settings = Settings { mirrored: Mirrored::KeysAndEvents, ..settings(8) };
+    let settings = Settings { mirror_scope: MirrorScope::KeysAndEvents, ..settings(8) };
     let store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
-    let (usage, mut writing) = store.write(Arc::clone(&pool), settings).unwrap();
-    let outbox = writing.outbox.take().unwrap();
+    let (usage, mut writer_handle) = store.start_writer(Arc::clone(&pool), settings).unwrap();
+    let outbox = writer_handle.outbox.take().unwrap();
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
     let records = [(); 3].map(|()| unpriced());
-    let written = async |count| {
-        while writing.health.written() < count {
+    let wait_until_written = async |count| {
+        while writer_handle.health.written_records() < count {
             tokio::task::yield_now().await;
         }
     };
     for record in &records {
-        usage.permit().await.unwrap().write(record.clone());
+        usage.acquire_permit().await.unwrap().write(record.clone());
     }
-    written(3).await;
-    let before = outbox.take(10).await.unwrap();
-    let of = |record: &AttemptRecord| {
+    wait_until_written(3).await;
+    let before = outbox.next_batch(10).await.unwrap();
+    let version_before = |record: &AttemptRecord| {
         let id = record.id.to_string();
-        names(&before)
+        row_versions(&before)
             .into_iter()
-            .find(|name| matches!(name, RowName::Event { id: of, .. } if *of == id))
+            .find(|name| matches!(name, RowVersion::Event { id: event_id, .. } if *event_id == id))
             .unwrap()
     };
-    let refused =
-        |record| RefusedRow { name: of(record), code: "23514".into(), until: UnixMs(u64::MAX >> 1) };
-    // The first is delivered before its price is known, the second after it, the third is refused.
-    let delivery = Delivery { sent: vec![of(&records[0])], refused: vec![refused(&records[2])] };
-    outbox.record(delivery).await.unwrap();
+    let refused = |record| RefusedRow {
+        row: version_before(record),
+        code: "23514".into(),
+        retry_at: UnixMs(u64::MAX >> 1),
+    };
+    // The first event is delivered before its price is known, the second afterwards, and the third is refused.
+    let delivery =
+        DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused(&records[2])] };
+    outbox.record_delivery(delivery).await.unwrap();
     for record in &records {
-        usage.permit().await.unwrap().write(priced(record, 5));
+        usage.acquire_permit().await.unwrap().write(late_price(record, 5));
     }
-    written(6).await;
-    let delivery = Delivery { sent: vec![of(&records[1])], refused: vec![refused(&records[1])] };
-    assert_eq!(outbox.record(delivery).await, Ok(0), "the refusal of an old revision is ignored");
-    let after = outbox.take(10).await.unwrap();
-    let figures: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
-    assert_eq!((figures, after.refused), (vec![(5, "answer"); 3], 0));
-    outbox.record(Delivery { sent: names(&after), refused: Vec::new() }).await.unwrap();
-    assert_eq!(outbox.take(10).await.unwrap(), Batch::default());
+    wait_until_written(6).await;
+    let delivery =
+        DeliveryReport { sent: vec![version_before(&records[1])], refused: vec![refused(&records[1])] };
+    assert_eq!(
+        outbox.record_delivery(delivery).await,
+        Ok(0),
+        "the refusal of an old revision must be ignored"
+    );
+    let after = outbox.next_batch(10).await.unwrap();
+    let prices: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
+    assert_eq!((prices, after.refused), (vec![(5, "answer"); 3], 0));
+    outbox.record_delivery(DeliveryReport { sent: row_versions(&after), refused: Vec::new() }).await.unwrap();
+    assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
 }

@@ -1,64 +1,72 @@
-//! Tests of the times of commits. They use virtual time, in which a commit has no duration.
+//! Tests of the times at which commits start. They use virtual time, in which a commit takes no time.
 
-use super::faults::writer;
+use super::faults::open_writer;
 use super::*;
 use tokio::time::sleep;
 
-const QUEUE_MAX: usize = 8;
+const MAX_QUEUED: usize = 8;
 
-/// A writer that runs beside a test.
-struct Beside {
+/// The handles of a writer that runs concurrently with a test.
+struct RunningWriter {
     usage: UsageSink,
     health: Health,
     outbox: Outbox,
 }
 
-/// Runs `test` beside the thread that writes to `location`, and waits until that has ended.
-async fn beside<F: Future>(
+/// Runs `test` concurrently with a writer, and waits until both have ended.
+async fn with_running_writer<F: Future>(
     location: &DatabaseLocation,
     pool: &Arc<Pool>,
-    test: impl FnOnce(Beside) -> F,
+    test: impl FnOnce(RunningWriter) -> F,
 ) -> F::Output {
-    let (writer, health) = writer(location, pool, QUEUE_MAX);
-    let (usage, queue) = UsageSink::new(QUEUE_MAX, QUEUE_MAX, health.depth.clone());
+    let (writer, health) = open_writer(location, pool, MAX_QUEUED);
+    let (usage, queue) = UsageSink::new(MAX_QUEUED, MAX_QUEUED, health.depth.clone());
     let (outbox, commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    let writing = writer.run(Callers { queue, commands, all_written });
-    let (_, output) = tokio::join!(writing, test(Beside { usage, health, outbox }));
+    let writing = writer.run(WriterChannels { queue, commands, all_written });
+    let (_, output) = tokio::join!(writing, test(RunningWriter { usage, health, outbox }));
     output
 }
 
-impl Beside {
+impl RunningWriter {
     async fn write(&self, pool: &Pool, records: usize) {
         for _ in 0..records {
-            self.usage.permit().await.unwrap().write(record(pool, 1));
+            self.usage.acquire_permit().await.unwrap().write(record(pool, 1));
         }
     }
 
-    /// The number of written records after `ms` more milliseconds.
+    /// Waits `ms` milliseconds; returns the number of written records.
     async fn written_after(&self, ms: u64) -> u64 {
         sleep(Duration::from_millis(ms)).await;
-        self.health.written()
+        self.health.written_records()
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_record_is_committed_at_once_and_later_ones_share_a_commit() {
+async fn the_first_record_is_committed_immediately_and_later_ones_share_a_commit() {
     let pool = pool();
-    beside(&DatabaseLocation::Memory, &pool, async |beside| {
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 1);
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(20).await, 1);
-        beside.write(&pool, 2).await;
-        assert_eq!(beside.written_after(28).await, 1, "49 ms after the last commit began");
-        assert_eq!(beside.written_after(2).await, 4);
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(48).await, 4, "the interval applies while records arrive");
-        assert_eq!(beside.written_after(2).await, 5);
-        assert_eq!(beside.written_after(100).await, 5);
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 6, "after a quiet moment, at once");
+    with_running_writer(&DatabaseLocation::Memory, &pool, async |running| {
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(1).await, 1);
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(20).await, 1);
+        running.write(&pool, 2).await;
+        assert_eq!(
+            running.written_after(28).await,
+            1,
+            "49 ms after the last commit started, the next one must not have started"
+        );
+        assert_eq!(running.written_after(2).await, 4);
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(48).await, 4, "the interval applies while records arrive");
+        assert_eq!(running.written_after(2).await, 5);
+        assert_eq!(running.written_after(100).await, 5);
+        running.write(&pool, 1).await;
+        assert_eq!(
+            running.written_after(1).await,
+            6,
+            "after an idle period, a record is committed immediately"
+        );
     })
     .await;
 }
@@ -66,44 +74,44 @@ async fn the_first_record_is_committed_at_once_and_later_ones_share_a_commit() {
 #[tokio::test(start_paused = true)]
 async fn a_full_batch_is_committed_before_the_interval() {
     let pool = pool();
-    beside(&DatabaseLocation::Memory, &pool, async |beside| {
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 1);
+    with_running_writer(&DatabaseLocation::Memory, &pool, async |running| {
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(1).await, 1);
         for round in 1..=3 {
-            beside.write(&pool, QUEUE_MAX).await;
-            assert_eq!(beside.written_after(1).await, 1 + round * QUEUE_MAX as u64);
+            running.write(&pool, MAX_QUEUED).await;
+            assert_eq!(running.written_after(1).await, 1 + round * MAX_QUEUED as u64);
         }
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_does_not_wait_for_the_interval() {
+async fn shutdown_does_not_wait_for_the_interval() {
     let pool = pool();
-    let began = crate::clock::instant();
-    let health = beside(&DatabaseLocation::Memory, &pool, async |beside| {
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 1);
-        beside.write(&pool, 3).await;
-        beside.health
+    let started = crate::clock::instant();
+    let health = with_running_writer(&DatabaseLocation::Memory, &pool, async |running| {
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(1).await, 1);
+        running.write(&pool, 3).await;
+        running.health
     })
     .await;
-    assert_eq!((health.written(), health.waiting()), (4, 0));
-    assert_eq!(crate::clock::since(began), Duration::from_millis(1));
+    assert_eq!((health.written_records(), health.unwritten_records()), (4, 0));
+    assert_eq!(crate::clock::elapsed_since(started), Duration::from_millis(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_mirror_is_served_between_commits() {
     let pool = pool();
-    beside(&DatabaseLocation::Memory, &pool, async |beside| {
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 1);
-        beside.write(&pool, 1).await;
-        let began = crate::clock::instant();
-        assert_eq!(beside.outbox.take(10).await.unwrap().keys.len(), 2);
-        assert_eq!(crate::clock::since(began), Duration::ZERO);
-        assert_eq!(beside.health.written(), 1);
-        assert_eq!(beside.written_after(50).await, 2, "a command does not delay the commit");
+    with_running_writer(&DatabaseLocation::Memory, &pool, async |running| {
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(1).await, 1);
+        running.write(&pool, 1).await;
+        let started = crate::clock::instant();
+        assert_eq!(running.outbox.next_batch(10).await.unwrap().keys.len(), 2);
+        assert_eq!(crate::clock::elapsed_since(started), Duration::ZERO);
+        assert_eq!(running.health.written_records(), 1);
+        assert_eq!(running.written_after(50).await, 2, "a command must not delay the commit");
     })
     .await;
 }
@@ -113,19 +121,19 @@ async fn changed_keys_are_written_after_the_commit_interval() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
-    beside(&location, &pool, async |beside| {
-        beside.write(&pool, 1).await;
-        assert_eq!(beside.written_after(1).await, 1);
-        refuse(&pool, NOW);
-        beside.usage.keys_changed();
-        let parked = || -> i64 {
+    with_running_writer(&location, &pool, async |running| {
+        running.write(&pool, 1).await;
+        assert_eq!(running.written_after(1).await, 1);
+        refuse_second_key(&pool, NOW);
+        running.usage.request_key_state_write();
+        let keys_with_evidence = || -> i64 {
             let sql = "SELECT count(*) FROM keys WHERE evidence <> '{}'";
             Connection::open(&path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
         };
         sleep(Duration::from_millis(48)).await;
-        assert_eq!(parked(), 0);
+        assert_eq!(keys_with_evidence(), 0);
         sleep(Duration::from_millis(2)).await;
-        assert_eq!(parked(), 1);
+        assert_eq!(keys_with_evidence(), 1);
     })
     .await;
 }

@@ -6,44 +6,45 @@ use proptest::prelude::*;
 use rusqlite::Row;
 
 use super::*;
-use crate::policy::retention::hour_of;
-use crate::store::maintenance::{self, MaintenanceStep};
+use crate::policy::retention::start_of_hour;
+use crate::store::maintenance::{self, MaintenanceProgress};
 use crate::store::{open, owners, schema};
 
 const HOUR: u64 = 3_600_000;
 
 fn write(database: &mut Database, records: &[AttemptRecord]) {
-    super::write(database, records, Mirrored::Nothing);
+    super::write(database, records, MirrorScope::Nothing);
 }
 
-type Sums = BTreeMap<Vec<String>, Vec<i64>>;
+type SumsByGroup = BTreeMap<Vec<String>, Vec<i64>>;
 
-/// Rows whose first five columns are their key.
-fn sums(connection: &Connection, sql: &str) -> Sums {
-    let text = |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
+/// Reads rows whose first five columns identify the group and whose others are its sums.
+fn sums(connection: &Connection, sql: &str) -> SumsByGroup {
+    let format_value =
+        |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
     let mut statement = connection.prepare(sql).unwrap();
     let rows = statement.query_map([], |row| {
-        let name = (0..5).map(|index| text(row, index)).collect();
+        let name = (0..5).map(|index| format_value(row, index)).collect();
         Ok((name, (5..12).map(|index| row.get(index)).collect::<Result<_, _>>()?))
     });
     rows.unwrap().map(Result::unwrap).collect()
 }
 
 /// The stored sums, and the sums computed from the attempts.
-fn both(connection: &Connection) -> (Sums, Sums) {
-    let kept = sums(
+fn stored_and_computed_sums(connection: &Connection) -> (SumsByGroup, SumsByGroup) {
+    let stored = sums(
         connection,
         "SELECT hour_ms, key_hash, client, route, model, attempts, served, request_bytes, response_bytes,
             characters, credits, unpriced FROM hours",
     );
-    let made = sums(
+    let computed = sums(
         connection,
         "SELECT started_at_ms / 3600000 * 3600000, key_hash, client, route, coalesce(model, ''), count(*),
             sum(coalesce(status < 400, 0)), sum(request_bytes), sum(response_bytes),
             coalesce(sum(characters), 0), sum(credits), sum(credits_from = 'unknown')
          FROM attempts GROUP BY 1, 2, 3, 4, 5",
     );
-    (kept, made)
+    (stored, computed)
 }
 
 prop_compose! {
@@ -52,23 +53,23 @@ prop_compose! {
         key in 0..2_usize,
         (client, route, model) in (0..2_u8, 0..2_u8, proptest::option::of(0..2_u8)),
         status in prop_oneof![Just(None), Just(Some(200)), Just(Some(399)), Just(Some(400)), Just(Some(503))],
-        (up, down) in (0..1_u64 << 40, 0..1_u64 << 40),
+        (request_bytes, response_bytes) in (0..1_u64 << 40, 0..1_u64 << 40),
         characters in proptest::option::of(0..100_000_u64),
         credits in 0..1_u64 << 40,
         source in prop_oneof![
-            Just(CreditSource::Answer), Just(CreditSource::Free), Just(CreditSource::Unknown)
+            Just(CreditSource::Reported), Just(CreditSource::Free), Just(CreditSource::Unknown)
         ],
     ) -> AttemptRecord {
         AttemptRecord {
-            id: AttemptRecord::name(UnixMs(NOW.0 + at)),
+            id: AttemptRecord::new_id(UnixMs(NOW.0 + at)),
             started_at: UnixMs(NOW.0 + at),
             client: ClientName::new(["one", "two"][usize::from(client)]),
             key: Some(Arc::clone(&pool.roster().keys()[key])),
-            route: Route::read(["/v1/voices", "/v1/models"][usize::from(route)]),
+            route: Route::parse(["/v1/voices", "/v1/models"][usize::from(route)]),
             model: model.map(|model| ["m1", "m2"][usize::from(model)].into()),
             status,
-            request_bytes: up,
-            response_bytes: down,
+            request_bytes,
+            response_bytes,
             characters,
             credits,
             credits_from: source,
@@ -81,28 +82,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn the_sums_are_those_of_the_attempts(
+    fn the_stored_sums_are_the_sums_of_the_attempts(
         records in proptest::collection::vec(any_record(pool()), 1..60),
         batch in 1..40_usize,
     ) {
-        let mut database = opened(&DatabaseLocation::Memory);
+        let mut database = open_database(&DatabaseLocation::Memory);
         for records in records.chunks(batch) {
             write(&mut database, records);
-            // A record that is written again counts once.
+            // A record that is written twice must count once.
             write(&mut database, records);
         }
-        let (kept, made) = both(&database.connection);
-        prop_assert_eq!(&kept, &made);
-        let credits: i64 = kept.values().map(|sums| sums[5]).sum();
+        let (stored, computed) = stored_and_computed_sums(&database.connection);
+        prop_assert_eq!(&stored, &computed);
+        let credits: i64 = stored.values().map(|sums| sums[5]).sum();
         prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
-        prop_assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts") as usize, records.len());
+        prop_assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts") as usize, records.len());
     }
 }
 
 #[test]
 fn a_corrupt_record_does_not_prevent_others_from_being_written() {
     let pool = pool();
-    let mad = || AttemptRecord {
+    let corrupt_record = || AttemptRecord {
         started_at: UnixMs(u64::MAX),
         request_bytes: u64::MAX,
         response_bytes: u64::MAX,
@@ -111,21 +112,21 @@ fn a_corrupt_record_does_not_prevent_others_from_being_written() {
         total: Duration::MAX,
         ..record(&pool, u64::MAX)
     };
-    let mut database = opened(&DatabaseLocation::Memory);
+    let mut database = open_database(&DatabaseLocation::Memory);
     for _ in 0..40 {
-        write(&mut database, &[mad(), record(&pool, 1)]);
+        write(&mut database, &[corrupt_record(), record(&pool, 1)]);
     }
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 80);
-    assert_eq!(number(&database.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
-    assert_eq!(number(&database.connection, "SELECT max(credits) FROM hours"), 1 << 53);
-    assert_eq!(number(&database.connection, "SELECT min(credits) FROM hours"), 40);
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 80);
+    assert_eq!(query_number(&database.connection, "SELECT max(credits) FROM attempts"), 1 << 48);
+    assert_eq!(query_number(&database.connection, "SELECT max(credits) FROM hours"), 1 << 53);
+    assert_eq!(query_number(&database.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
-/// Runs all due maintenance; returns the number of steps.
-fn all_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) -> usize {
+/// Runs maintenance until no work is due; returns the number of steps.
+fn run_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
     (1..1_000)
-        .find(|_| maintenance::step(database, &settings, now).unwrap() == MaintenanceStep::Done)
+        .find(|_| maintenance::run_step(database, &settings, now).unwrap() == MaintenanceProgress::Done)
         .unwrap()
 }
 
@@ -133,58 +134,65 @@ fn all_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) 
 fn old_records_are_deleted_in_small_steps_and_the_file_shrinks() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
-    let mut database = opened(&location);
+    let mut database = open_database(&location);
     let pool = pool();
-    let at = |ms| record_at(&pool, UnixMs(ms), 1);
-    let now = UnixMs(hour_of(NOW).0 + 40 * 24 * HOUR + 5);
+    let record_at = |ms| record_started_at(&pool, UnixMs(ms), 1);
+    let now = UnixMs(start_of_hour(NOW).0 + 40 * 24 * HOUR + 5);
     let (attempts_edge, hours_edge) = (now.0 - 5 - 24 * HOUR, now.0 - 5 - 48 * HOUR);
-    let old: Vec<_> = (0..10_000).map(|index| at(NOW.0 + index * HOUR / 50)).collect();
+    let old: Vec<_> = (0..10_000).map(|index| record_at(NOW.0 + index * HOUR / 50)).collect();
     write(&mut database, &old);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
-    write(&mut database, &edges.map(at));
-    let before = number(&database.connection, "PRAGMA page_count");
+    write(&mut database, &edges.map(record_at));
+    let before = query_number(&database.connection, "PRAGMA page_count");
 
-    let steps = all_maintenance(&mut database, &Retention::of_days(1, 2), now);
+    let steps = run_maintenance(&mut database, &Retention::from_days(1, 2), now);
     assert!(steps > 3, "{steps} steps");
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 2);
-    assert_eq!(number(&database.connection, "SELECT min(started_at_ms) FROM attempts") as u64, attempts_edge);
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM hours"), 4);
-    assert_eq!(number(&database.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
-    assert_eq!(number(&database.connection, "PRAGMA freelist_count"), 0);
-    assert!(number(&database.connection, "PRAGMA page_count") < before / 4);
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(
+        query_number(&database.connection, "SELECT min(started_at_ms) FROM attempts") as u64,
+        attempts_edge
+    );
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM hours"), 4);
+    assert_eq!(query_number(&database.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
+    assert_eq!(query_number(&database.connection, "PRAGMA freelist_count"), 0);
+    assert!(query_number(&database.connection, "PRAGMA page_count") < before / 4);
 }
 
 #[test]
 fn every_attempt_is_kept_without_a_retention() {
-    let mut database = opened(&DatabaseLocation::Memory);
+    let mut database = open_database(&DatabaseLocation::Memory);
     let pool = pool();
     write(&mut database, &[record(&pool, 1)]);
-    assert_eq!(all_maintenance(&mut database, &Retention::of_days(0, 0), UnixMs(u64::MAX)), 1);
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 1);
+    assert_eq!(run_maintenance(&mut database, &Retention::from_days(0, 0), UnixMs(u64::MAX)), 1);
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 1);
 }
 
 #[test]
-fn maintenance_follows_the_writing() {
+fn maintenance_runs_after_writing_and_once_an_hour() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     let pool = pool();
-    let settings = Settings { retention: Retention::of_days(1, 0), ..settings(8) };
+    let settings = Settings { retention: Retention::from_days(1, 0), ..settings(8) };
     let store = Store::open(&location, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
-    // Far in the past by any clock of today.
+    // This time is older than the retention by any current clock.
     let old = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
-        writer.take(batch_of(&[record_at(&pool, started_at, credits)]));
+        writer.add_batch(attempt_batch(&[record_started_at(&pool, started_at, credits)]));
     }
-    writer.work(crate::clock::instant());
-    let credits = || attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
+    writer.run_due_work(crate::clock::instant());
+    let credits = || read_attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
-    assert_eq!(number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"), 2, "the sums stay");
+    assert_eq!(
+        query_number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM hours"),
+        2,
+        "the sums must be kept"
+    );
     // The next maintenance is an hour later.
-    writer.take(batch_of(&[record_at(&pool, old, 3)]));
-    writer.work(crate::clock::instant());
-    assert_eq!(credits(), [3, 2], "in the order of time");
-    writer.work(crate::clock::instant() + Duration::from_secs(3_601));
+    writer.add_batch(attempt_batch(&[record_started_at(&pool, old, 3)]));
+    writer.run_due_work(crate::clock::instant());
+    assert_eq!(credits(), [3, 2], "attempts are in the order of time");
+    writer.run_due_work(crate::clock::instant() + Duration::from_secs(3_601));
     assert_eq!(credits(), [2]);
 }
 
@@ -194,7 +202,7 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
     let (location, path) = location(folder.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(1))).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(1))).unwrap();
     for (id, hour, status, credits, from) in [
         ("a", 0, "200", i64::MAX, "'answer'"),
         ("b", 0, "NULL", i64::MAX, "'unknown'"),
@@ -212,28 +220,29 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
 
     let store = Store::open(&location, NOW).unwrap();
     let connection = connection(&store);
-    assert_eq!(number(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
-    assert_eq!(number(connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(number(connection, "PRAGMA auto_vacuum"), 2, "the migrated file can shrink");
+    assert_eq!(query_number(connection, "SELECT count(*) FROM attempts WHERE model IS NULL"), 4);
+    assert_eq!(query_number(connection, "PRAGMA user_version"), schema::VERSION as i64);
+    assert_eq!(query_number(connection, "PRAGMA auto_vacuum"), 2, "the migrated file must be able to shrink");
     let sums = |hour| {
         let sql = format!(
             "SELECT attempts || ' ' || served || ' ' || request_bytes || ' ' || credits || ' ' || unpriced
              FROM hours WHERE hour_ms = {}",
-            hour_of(NOW).0 + hour * HOUR
+            start_of_hour(NOW).0 + hour * HOUR
         );
         connection.query_row(&sql, [], |row| row.get::<_, String>(0)).unwrap()
     };
     assert_eq!(sums(0), "3 1 3 9007199254740992 1");
     assert_eq!(sums(1), "1 1 1 43 0");
     let log = fs::metadata(open::companion(&path, "-wal")).unwrap().len();
-    assert_eq!(log, 0, "a checkpoint follows a migration at once");
+    assert_eq!(log, 0, "a checkpoint must follow a migration");
 }
 
-/// A file of version 4, with attempts of which two are equal and one is still to be mirrored.
-fn of_version_4(path: &Path) -> Connection {
+/// Creates a file of version 4. Two of its three attempts have the same common columns, and two are in the
+/// outbox.
+fn create_version_4_file(path: &Path) -> Connection {
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::of_version(4))).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(4))).unwrap();
     let now = NOW.0;
     old.execute_batch(&format!(
         "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, status,
@@ -256,11 +265,11 @@ fn of_version_4(path: &Path) -> Connection {
     old
 }
 
-pub(super) const ALL: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
+pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
     status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from, first_byte_ms,
     total_ms FROM attempts ORDER BY id";
 
-pub(super) fn rows(connection: &Connection, sql: &str) -> Vec<String> {
+pub(super) fn query_rows(connection: &Connection, sql: &str) -> Vec<String> {
     let mut statement = connection.prepare(sql).unwrap();
     let columns = statement.column_count();
     let row = |row: &Row<'_>| -> rusqlite::Result<String> {
@@ -274,15 +283,15 @@ pub(super) fn rows(connection: &Connection, sql: &str) -> Vec<String> {
 fn attempts_of_an_older_file_read_as_they_did() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
-    let old = of_version_4(&path);
-    let before = rows(&old, ALL);
+    let old = create_version_4_file(&path);
+    let before = query_rows(&old, ALL_ATTEMPTS);
     assert_eq!(before.len(), 3);
     drop(old);
-    let mut database = opened(&location);
-    assert_eq!(rows(&database.connection, ALL), before);
+    let mut database = open_database(&location);
+    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), before);
     let outbox = "SELECT id, refused, parked_until_ms FROM outbox_events ORDER BY id";
     assert_eq!(
-        rows(&database.connection, outbox),
+        query_rows(&database.connection, outbox),
         [
             "[Text(\"01a229f1-2800-7abc-8def-0123456789ac\"), Null, Null]",
             "[Text(\"01a229f1-2801-7abc-8def-0123456789ad\"), Text(\"23514\"), Integer(5)]"
@@ -290,41 +299,47 @@ fn attempts_of_an_older_file_read_as_they_did() {
     );
     let used_at: Vec<u64> =
         owners::read(&database.connection).unwrap().iter().map(|recorded| recorded.used_at.0).collect();
-    assert_eq!(used_at, [9, 7, 8], "each class begins with the oldest use");
-    // They are deleted when their retention ends, with their outbox rows.
-    all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
-    assert_eq!(number(&database.connection, "SELECT count(*) FROM attempts"), 3);
-    all_maintenance(&mut database, &Retention::of_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
+    assert_eq!(used_at, [9, 7, 8], "the owners of each class must be in the order of their use");
+    // When their retention ends, the attempts are deleted with their outbox rows.
+    run_maintenance(&mut database, &Retention::from_days(1, 0), UnixMs(NOW.0 + 24 * HOUR));
+    assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 3);
+    run_maintenance(&mut database, &Retention::from_days(1, 0), UnixMs(NOW.0 + 25 * HOUR));
     for table in ["attempts", "outbox_events"] {
-        assert_eq!(number(&database.connection, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+        assert_eq!(
+            query_number(&database.connection, &format!("SELECT count(*) FROM {table}")),
+            0,
+            "{table}"
+        );
     }
 }
 
 /// Checks the stored usage of a client in the current day, month and in total.
 #[track_caller]
 fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
-    let used = crate::store::read::used(&database.connection, NOW).unwrap();
-    let [only] = used.as_slice() else { panic!("{used:?}") };
-    assert_eq!((only.requests, only.credits), (requests, credits));
+    let used = crate::store::read::client_usage(&database.connection, NOW).unwrap();
+    let [usage] = used.as_slice() else { panic!("{used:?}") };
+    assert_eq!((usage.requests, usage.credits), (requests, credits));
 }
 
 #[test]
 fn the_usage_of_a_client_is_the_sum_of_its_charges() {
-    let (pool, mut database) = (pool(), opened(&DatabaseLocation::Memory));
-    let took = |at, requests, credits, replaced| AttemptRecord {
+    let (pool, mut database) = (pool(), open_database(&DatabaseLocation::Memory));
+    let charged = |started_at, requests, credits, replaced| AttemptRecord {
         quota: QuotaCharge { requests, credits, replaced },
         status: Some(500),
-        ..record_at(&pool, at, 999)
+        ..record_started_at(&pool, started_at, 999)
     };
-    // The usage does not depend on the status or the credits of an attempt: one is served for 0, one is
-    // charged by an estimate.
-    write(&mut database, &[took(NOW, 1, 0, 0), took(NOW, 1, 0, 0), took(NOW, 0, 0, 0), took(NOW, 1, 70, 0)]);
+    // The usage depends only on `quota`, and not on the status or the credits of an attempt.
+    write(
+        &mut database,
+        &[charged(NOW, 1, 0, 0), charged(NOW, 1, 0, 0), charged(NOW, 0, 0, 0), charged(NOW, 1, 70, 0)],
+    );
     check_used(&database, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
-    write(&mut database, &[took(long_ago, 1, 5, 0)]);
+    write(&mut database, &[charged(long_ago, 1, 5, 0)]);
     check_used(&database, [3, 3, 4], [70, 70, 75]);
     // A later price replaces the charge.
-    let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..took(NOW, 1, 800, 0) };
+    let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..charged(NOW, 1, 800, 0) };
     write(&mut database, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
     let priced = AttemptRecord { quota, ..priced(&unpriced, 296) };

@@ -1,26 +1,26 @@
-//! Tests of the log thread with pipes that are read or not read, and with outputs that fail.
+//! Tests of the log thread with pipes that are read slowly or not read, and with outputs that fail.
 
 use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::sync::mpsc;
 
 use super::*;
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn queued(writer: impl Write + Send + 'static) -> (Sink, Arc<LogQueue>) {
-    let sink = Sink::queued(writer, LineFormat::Json).unwrap();
-    let Output::Queued(queued) = &sink.0 else { panic!("it has a thread") };
-    let queued = Arc::clone(queued);
-    (sink, queued)
+fn queued_sink(writer: impl Write + Send + 'static) -> (LogSink, Arc<LogQueue>) {
+    let sink = LogSink::queued(writer, LineFormat::Json).unwrap();
+    let Output::Queued(queue) = &sink.0 else { panic!("the sink has no queue") };
+    let queue = Arc::clone(queue);
+    (sink, queue)
 }
 
-fn piped() -> (Sink, Arc<LogQueue>, BufReader<PipeReader>) {
+fn piped_sink() -> (LogSink, Arc<LogQueue>, BufReader<PipeReader>) {
     let (reader, writer) = io::pipe().unwrap();
-    let (sink, queued) = queued(writer);
-    (sink, queued, BufReader::new(reader))
+    let (sink, queue) = queued_sink(writer);
+    (sink, queue, BufReader::new(reader))
 }
 
-fn next(reader: &mut impl BufRead) -> String {
+fn read_line(reader: &mut impl BufRead) -> String {
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
     line
@@ -35,20 +35,20 @@ fn lost_count(line: &str) -> u64 {
 }
 
 #[test]
-fn a_lone_line_needs_no_flush() {
-    let (sink, _, mut reader) = piped();
+fn a_single_line_is_written_without_a_flush() {
+    let (sink, _, mut reader) = piped_sink();
     for level in [Level::INFO, Level::ERROR, Level::TRACE, Level::WARN] {
         sink.write(format!("{level}\n").as_bytes(), level);
-        assert_eq!(next(&mut reader), format!("{level}\n"));
+        assert_eq!(read_line(&mut reader), format!("{level}\n"));
     }
 }
 
 #[test]
-fn every_line_is_whole_and_in_its_order() {
+fn every_line_is_written_whole_and_in_order() {
     const THREADS: usize = 4;
     const LINES: usize = 20_000;
-    let (sink, queued, reader) = piped();
-    let reading = tasks::thread("reader", || {
+    let (sink, queue, reader) = piped_sink();
+    let reading = tasks::spawn_thread("reader", || {
         let mut counts = [0; THREADS];
         for line in reader.lines().take(THREADS * LINES) {
             let line = line.unwrap();
@@ -60,32 +60,32 @@ fn every_line_is_whole_and_in_its_order() {
         counts
     });
     let writing = [0, 1, 2, 3].map(|thread| {
-        let (sink, queued) = (sink.clone(), Arc::clone(&queued));
+        let (sink, queue) = (sink.clone(), Arc::clone(&queue));
         let log = move || {
             for number in 0..LINES {
                 let level = if number % 1_000 == 0 { Level::WARN } else { Level::INFO };
                 sink.write(format!("{thread} {number}\n").as_bytes(), level);
-                // The queue has room for all lines, even if the reader is slow.
+                // Flushing keeps the queue from becoming full if the reader is slow.
                 if number % 5_000 == 0 {
-                    assert!(queued.flush(WAIT_MAX));
+                    assert!(queue.flush(WAIT_TIMEOUT));
                 }
             }
         };
-        tasks::thread("writer", log).unwrap()
+        tasks::spawn_thread("writer", log).unwrap()
     });
     writing.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(reading.unwrap().join().unwrap(), [LINES; THREADS]);
-    assert_eq!(queued.dropped.load(Ordering::Relaxed), 0);
+    assert_eq!(queue.dropped_lines.load(Ordering::Relaxed), 0);
 }
 
 #[test]
 fn a_flush_writes_all_earlier_lines() {
-    let (sink, queued, mut reader) = piped();
+    let (sink, queue, mut reader) = piped_sink();
     for round in 0..200 {
         for _ in 0..round % 3 {
             sink.write(b"x\n", Level::INFO);
         }
-        assert!(queued.flush(WAIT_MAX));
+        assert!(queue.flush(WAIT_TIMEOUT));
         let mut written = vec![0; round % 3 * 2];
         reader.read_exact(&mut written).unwrap();
         assert_eq!(written, b"x\n".repeat(round % 3));
@@ -95,28 +95,28 @@ fn a_flush_writes_all_earlier_lines() {
 #[test]
 fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     const LINES: u64 = 1_000;
-    // More than fits in the queue, in the pipe and in the write under way.
-    let long = [vec![b'x'; 3 * QUEUE_BYTES_MAX / LINES as usize], b"\n".to_vec()].concat();
-    let (sink, queued, mut reader) = piped();
-    // The lines are logged on this thread: if a write blocked, the test would not end.
+    // The lines exceed the capacity of the queue, the pipe and the write in progress together.
+    let long_line = [vec![b'x'; 3 * MAX_QUEUE_BYTES / LINES as usize], b"\n".to_vec()].concat();
+    let (sink, queue, mut reader) = piped_sink();
+    // The lines are logged on this thread, so a blocked write would block the test.
     for _ in 0..LINES {
-        sink.write(&long, Level::WARN);
+        sink.write(&long_line, Level::WARN);
     }
-    assert!(!queued.flush(Duration::from_millis(20)), "the lines are not written");
-    let dropped = queued.dropped.load(Ordering::Relaxed);
+    assert!(!queue.flush(Duration::from_millis(20)), "a flush must time out while the pipe is not read");
+    let dropped = queue.dropped_lines.load(Ordering::Relaxed);
     assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
-    let (mut whole, mut missing) = (0, 0);
-    while whole + missing < LINES {
-        let line = next(&mut reader);
-        if line.as_bytes() == long { whole += 1 } else { missing += lost_count(&line) }
+    let (mut written, mut reported) = (0, 0);
+    while written + reported < LINES {
+        let line = read_line(&mut reader);
+        if line.as_bytes() == long_line { written += 1 } else { reported += lost_count(&line) }
     }
-    assert_eq!((whole, missing), (LINES - dropped, dropped));
-    // Afterwards lines are written as before.
+    assert_eq!((written, reported), (LINES - dropped, dropped));
+    // Later lines are written as before.
     sink.write(b"later\n", Level::INFO);
-    assert_eq!(next(&mut reader), "later\n");
+    assert_eq!(read_line(&mut reader), "later\n");
 }
 
-/// An output that returns one given result per write.
+/// An output whose writes return the results that a test sends.
 struct ScriptedOutput {
     results: mpsc::Receiver<io::Result<usize>>,
     written: mpsc::Sender<String>,
@@ -135,8 +135,8 @@ impl Write for ScriptedOutput {
 }
 
 struct LogTest {
-    sink: Sink,
-    queued: Arc<LogQueue>,
+    sink: LogSink,
+    queue: Arc<LogQueue>,
     result: mpsc::Sender<io::Result<usize>>,
     written: mpsc::Receiver<String>,
 }
@@ -145,59 +145,59 @@ impl LogTest {
     fn new() -> Self {
         let (result, results) = mpsc::channel();
         let (sender, written) = mpsc::channel();
-        let (sink, queued) = queued(ScriptedOutput { results, written: sender });
-        Self { sink, queued, result, written }
+        let (sink, queue) = queued_sink(ScriptedOutput { results, written: sender });
+        Self { sink, queue, result, written }
     }
 
-    /// The text that is written for these lines when the output returns these results.
-    fn log(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
+    /// Logs lines while the output returns these results; returns the written text.
+    fn write(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
         results.into_iter().for_each(|result| self.result.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);
-        assert!(self.queued.flush(WAIT_MAX));
+        assert!(self.queue.flush(WAIT_TIMEOUT));
         self.written.try_iter().collect()
     }
 }
 
-fn full() -> io::Result<usize> {
+fn disk_full() -> io::Result<usize> {
     Err(ErrorKind::StorageFull.into())
 }
 
 #[test]
 fn an_output_with_short_writes_gets_every_byte() {
-    let test_log = LogTest::new();
-    let again = || Err(ErrorKind::WouldBlock.into());
+    let log_test = LogTest::new();
+    let would_block = || Err(ErrorKind::WouldBlock.into());
     let interrupted = Err(ErrorKind::Interrupted.into());
     assert_eq!(
-        test_log.log("abc\ndef\n", [Ok(2), again(), Ok(3), interrupted, again(), Ok(9)]),
+        log_test.write("abc\ndef\n", [Ok(2), would_block(), Ok(3), interrupted, would_block(), Ok(9)]),
         "abc\ndef\n"
     );
-    assert_eq!(test_log.log("g\n", [Ok(9)]), "g\n");
-    assert_eq!(test_log.queued.dropped.load(Ordering::Relaxed), 0);
+    assert_eq!(log_test.write("g\n", [Ok(9)]), "g\n");
+    assert_eq!(log_test.queue.dropped_lines.load(Ordering::Relaxed), 0);
 }
 
 #[test]
 fn lost_lines_are_reported_when_the_output_works_again() {
-    let test_log = LogTest::new();
-    assert_eq!(test_log.log("a\nb\n", [full()]), "");
-    // The message about the lost lines cannot be written yet, so the next line is not written either.
-    assert_eq!(test_log.log("c\n", [full()]), "");
-    let text = test_log.log("d\n", [Ok(999), Ok(999)]);
+    let log_test = LogTest::new();
+    assert_eq!(log_test.write("a\nb\n", [disk_full()]), "");
+    // While the message about lost lines cannot be written, later lines are lost too.
+    assert_eq!(log_test.write("c\n", [disk_full()]), "");
+    let text = log_test.write("d\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (3, "d\n"));
-    assert_eq!(test_log.log("e\n", [Ok(999)]), "e\n");
-    assert_eq!(test_log.queued.dropped.load(Ordering::Relaxed), 3);
+    assert_eq!(log_test.write("e\n", [Ok(999)]), "e\n");
+    assert_eq!(log_test.queue.dropped_lines.load(Ordering::Relaxed), 3);
 }
 
 #[test]
-fn a_line_that_was_cut_is_ended_before_the_next() {
-    let test_log = LogTest::new();
-    assert_eq!(test_log.log("whole\nhalf\n", [Ok(8), full()]), "whole\nha");
-    let text = test_log.log("next\n", [Ok(999), Ok(999), Ok(999)]);
+fn a_partial_line_is_ended_before_the_next_line() {
+    let log_test = LogTest::new();
+    assert_eq!(log_test.write("whole\nhalf\n", [Ok(8), disk_full()]), "whole\nha");
+    let text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
     let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
     assert_eq!((end, lost_count(line), rest), ("", 1, "next\n"));
-    // A write that ends with a line cuts no line.
-    assert_eq!(test_log.log("a\nb\n", [Ok(2), full()]), "a\n");
-    let text = test_log.log("c\n", [Ok(999), Ok(999)]);
+    // A write that ends at the end of a line leaves no partial line.
+    assert_eq!(log_test.write("a\nb\n", [Ok(2), disk_full()]), "a\n");
+    let text = log_test.write("c\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (1, "c\n"));
 }

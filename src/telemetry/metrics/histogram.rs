@@ -1,5 +1,5 @@
-//! A histogram of durations: one atomic counter for each bound, and one for durations beyond the last. It
-//! needs no lock; the library's histogram has one.
+//! A histogram of durations, with an atomic counter per bucket. Separate from the histogram of
+//! `prometheus_client` because that one acquires a lock on every observation.
 
 use std::fmt;
 use std::iter::once;
@@ -10,13 +10,15 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Counts durations by upper bounds in seconds; a clone shares the counts.
+/// A histogram whose counts are shared by all clones.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram(Arc<Buckets>);
 
 #[derive(Debug)]
 struct Buckets {
+    /// Upper bounds in seconds, ascending.
     bounds: &'static [f64],
+    /// One count per bound, and one for longer durations.
     counts: Box<[AtomicU64]>,
     sum_us: AtomicU64,
 }
@@ -27,15 +29,15 @@ impl Histogram {
         Self(Arc::new(Buckets { bounds, counts, sum_us: AtomicU64::default() }))
     }
 
-    pub(super) fn observe(&self, span: Duration) {
+    pub(super) fn observe(&self, duration: Duration) {
         let Buckets { bounds, counts, sum_us } = &*self.0;
-        let seconds = span.as_secs_f64();
+        let seconds = duration.as_secs_f64();
         let bucket = bounds.iter().position(|bound| seconds <= *bound).unwrap_or(bounds.len());
-        // Relaxed: the counters are independent of each other.
+        // Relaxed ordering suffices because the counters are independent.
         if let Some(count) = counts.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        sum_us.fetch_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        sum_us.fetch_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 

@@ -1,5 +1,5 @@
-//! A table of metrics, one for each set of labels, which is read without a lock. A new set of labels replaces
-//! the table by a larger copy. The library's `Family` acquires a lock, shared by all workers, on every update.
+//! A table of metrics by their label sets, which is read without a lock. A new label set replaces the table by a
+//! larger copy. `Family` of `prometheus_client` would acquire a lock, shared by all workers, on every update.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -11,80 +11,78 @@ use arc_swap::ArcSwap;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 
-/// The metrics `V` by their labels `K`.
+/// Metrics of type `V` by their labels of type `K`.
 #[derive(Debug)]
 pub(super) struct MetricTable<K, V>(Arc<MetricMap<K, V>>);
 
 #[derive(Debug)]
 struct MetricMap<K, V> {
     metrics: ArcSwap<HashMap<K, V>>,
-    max: usize,
+    max_entries: usize,
+    /// The labels of metrics beyond the maximum.
     other: K,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
-    /// An empty table. From `max` sets of labels on, all others are counted under `other`.
-    pub(super) fn new(max: usize, other: K) -> Self {
-        Self(Arc::new(MetricMap { metrics: ArcSwap::default(), max, other }))
+    /// Creates an empty table of at most `max_entries` label sets, plus `other`, which counts for all further
+    /// label sets.
+    pub(super) fn new(max_entries: usize, other: K) -> Self {
+        Self(Arc::new(MetricMap { metrics: ArcSwap::default(), max_entries, other }))
     }
 
-    /// Updates the metric with the labels `key`; a metric that is new gets the labels `new_key`.
+    /// Updates the metric of `key`. If it does not exist, it is created with the labels from `new_key`.
     pub(super) fn update<Q>(&self, key: &Q, new_key: impl FnOnce() -> K, update: impl FnOnce(&V))
     where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let MetricMap { metrics, max, other } = &*self.0;
-        let known = metrics.load();
-        if let Some(metric) = known.get(key) {
+        let MetricMap { metrics, max_entries, other } = &*self.0;
+        let current = metrics.load();
+        if let Some(metric) = current.get(key) {
             return update(metric);
         }
         let key = new_key();
-        let other_if_full = || known.get::<K>(other).filter(|_| known.len() > *max);
-        if let Some(metric) = known.get::<K>(&key).or_else(other_if_full) {
+        let other_if_full = || current.get::<K>(other).filter(|_| current.len() > *max_entries);
+        if let Some(metric) = current.get::<K>(&key).or_else(other_if_full) {
             return update(metric);
         }
-        drop(known);
-        metrics.rcu(|known| {
-            let mut more = HashMap::clone(known);
-            let key = if more.len() < *max { &key } else { other };
-            more.entry(key.clone()).or_default();
-            more
+        drop(current);
+        metrics.rcu(|current| {
+            let mut extended = HashMap::clone(current);
+            let key = if extended.len() < *max_entries { &key } else { other };
+            extended.entry(key.clone()).or_default();
+            extended
         });
-        let known = metrics.load();
-        if let Some(metric) = known.get::<K>(&key).or_else(|| known.get::<K>(other)) {
+        let current = metrics.load();
+        if let Some(metric) = current.get::<K>(&key).or_else(|| current.get::<K>(other)) {
             update(metric);
         }
     }
 
-    /// A family of these metrics; `encode` writes the samples of one of them.
-    pub(super) fn family(&self, kind: MetricType, encode: Encode<K, V>) -> MetricFamily<K, V> {
-        MetricFamily { table: Self(Arc::clone(&self.0)), kind, encode }
+    /// Returns a family for the registry; `encode` writes the samples of one metric.
+    pub(super) fn family(&self, metric_type: MetricType, encode: EncodeSamples<K, V>) -> MetricFamily<K, V> {
+        MetricFamily { map: Arc::clone(&self.0), metric_type, encode }
     }
 }
 
-type Encode<K, V> = fn(&K, &V, &mut MetricEncoder<'_>) -> fmt::Result;
+type EncodeSamples<K, V> = fn(&K, &V, &mut MetricEncoder<'_>) -> fmt::Result;
 
-/// A family of metrics, for the registry.
+/// The metrics of a table as a family of a registry.
 #[derive(Debug)]
 pub(super) struct MetricFamily<K, V> {
-    table: MetricTable<K, V>,
-    kind: MetricType,
-    encode: Encode<K, V>,
+    map: Arc<MetricMap<K, V>>,
+    metric_type: MetricType,
+    encode: EncodeSamples<K, V>,
 }
 
 impl<K, V> EncodeMetric for MetricFamily<K, V> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        self.table
-            .0
-            .metrics
-            .load()
-            .iter()
-            .try_for_each(|(key, metric)| (self.encode)(key, metric, &mut encoder))
+        let metrics = self.map.metrics.load();
+        metrics.iter().try_for_each(|(key, metric)| (self.encode)(key, metric, &mut encoder))
     }
 
     fn metric_type(&self) -> MetricType {
-        self.kind
+        self.metric_type
     }
 }
 

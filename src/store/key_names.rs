@@ -1,20 +1,21 @@
-//! Renames keys in the file. Earlier versions named a key by its plain SHA-256, which is a secret too. This
-//! module removes those digests from the file and, through the outbox, from the mirror.
+//! Renames the rows of keys in files of earlier versions, which named a key by its plain SHA-256. That digest
+//! must not stay in the file or, through the outbox, in the mirror, because it is a secret too.
 //!
 //! There are two steps, because the file does not contain the keys. The migration replaces every plain digest
-//! by a retired one ([`Fingerprint::retired`]). Each start then finds the rows of the configured keys by
-//! their retired digests and renames them to fingerprints, also those of a key that was missing when the file
-//! was migrated.
+//! by a retired one ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the configured keys by their
+//! retired digests and renames them to fingerprints. This includes keys that were not configured when the
+//! file was migrated.
 
 use std::collections::HashMap;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::attempts::migration;
+use super::attempts::{SUM_COLUMNS, migration};
 use super::owners;
 use crate::secret::{ApiKey, Fingerprint};
 
-/// Columns with names of keys; a workspace without a name of its own is named by its first key.
+/// Tables and columns that contain names of keys. A workspace without a configured name has the name of its
+/// first key.
 const COLUMNS: [(&str, &str); 6] = [
     ("keys", "key_hash"),
     ("attempts", "key_hash"),
@@ -24,41 +25,40 @@ const COLUMNS: [(&str, &str); 6] = [
     ("owners", "workspace"),
 ];
 
-/// A table that exists until the migration of the attempts is complete.
+/// The table of common columns, which exists until the migration of the attempts is complete.
 const SERIES: &str = "series";
 
-/// The columns of the tables in the file.
-fn columns(
+/// The members of [`COLUMNS`] whose tables exist.
+fn existing_columns(
     connection: &Connection,
 ) -> Result<impl Iterator<Item = (&'static str, &'static str)>, rusqlite::Error> {
     let has_series = migration::is_unfinished(connection)?;
     Ok(COLUMNS.into_iter().filter(move |(table, _)| has_series || *table != SERIES))
 }
 
-/// The maintenance task that remains after the transaction that retired the digests.
+/// The row of `maintenance` that records that the file must be vacuumed after its digests were retired.
 const VACUUM: &str = "vacuum";
 
-/// Old names with the new ones.
-type Renamed = HashMap<String, String>;
+/// New names by old names.
+type NewNames = HashMap<String, String>;
 
-/// Replaces the plain digests of an earlier version. They stay in free pages until the file is
-/// vacuumed ([`record_wipe`]).
-pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    let mut names_found = owners::words(transaction)?;
-    for (table, column) in columns(transaction)? {
+/// Replaces plain digests by retired ones. The plain digests stay in free pages until the file is vacuumed
+/// ([`record_wipe`]).
+pub(super) fn retire_plain_digests(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+    let mut names = owners::names(transaction)?;
+    for (table, column) in existing_columns(transaction)? {
         let mut statement = transaction.prepare(&format!("SELECT DISTINCT {column} FROM {table}"))?;
-        let names = statement.query_map([], |row| row.get::<_, String>(0))?;
-        for name in names {
-            names_found.insert(name?);
+        for name in statement.query_map([], |row| row.get::<_, String>(0))? {
+            names.insert(name?);
         }
     }
-    let retired = |plain: String| Some((Fingerprint::retired(&plain)?.to_string(), plain));
-    let renamed: Renamed =
-        names_found.into_iter().filter_map(retired).map(|(retired, plain)| (plain, retired)).collect();
-    if renamed.is_empty() {
+    let retired = |digest: String| Some((Fingerprint::from_plain_digest(&digest)?.to_string(), digest));
+    let new_names: NewNames =
+        names.into_iter().filter_map(retired).map(|(retired, digest)| (digest, retired)).collect();
+    if new_names.is_empty() {
         return Ok(());
     }
-    rename(transaction, &renamed)?;
+    rename(transaction, &new_names)?;
     transaction.execute_batch(&format!(
         "INSERT INTO retired_keys SELECT new_name FROM temp.renamed;
          INSERT INTO maintenance VALUES ('{VACUUM}');
@@ -69,7 +69,7 @@ pub(super) fn retire(transaction: &Transaction<'_>) -> Result<(), rusqlite::Erro
 }
 
 /// Renames the rows of `keys` from retired digests to fingerprints.
-pub(super) fn recognize<'k>(
+pub(super) fn rename_keys<'k>(
     connection: &mut Connection,
     keys: impl Iterator<Item = &'k ApiKey>,
 ) -> Result<(), rusqlite::Error> {
@@ -77,21 +77,21 @@ pub(super) fn recognize<'k>(
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut renamed = Renamed::new();
+    let mut new_names = NewNames::new();
     {
         let mut is_retired = transaction.prepare("SELECT * FROM retired_keys WHERE key_hash = ?1")?;
         for key in keys {
-            let Some(retired) = Fingerprint::retired_of(key.expose()) else { continue };
+            let Some(retired) = Fingerprint::replaced_plain_digest(key.expose()) else { continue };
             if is_retired.exists([retired.to_string()])? {
-                renamed.insert(retired.to_string(), key.fingerprint().to_string());
+                new_names.insert(retired.to_string(), key.fingerprint().to_string());
             }
         }
     }
-    if renamed.is_empty() {
+    if new_names.is_empty() {
         return Ok(());
     }
-    rename(&transaction, &renamed)?;
-    // Renames that the mirror has not delivered yet are merged into one step.
+    rename(&transaction, &new_names)?;
+    // A rename that the mirror has not delivered yet is merged with the new one.
     transaction.execute_batch(
         "UPDATE outbox_renames SET key_hash = (SELECT new_name FROM temp.renamed WHERE old_name = key_hash)
             WHERE key_hash IN (SELECT old_name FROM temp.renamed);
@@ -104,23 +104,23 @@ pub(super) fn recognize<'k>(
     transaction.commit()
 }
 
-/// Renames in every table, and leaves the names in `temp.renamed`. If a row already has the new name, its
-/// state is kept and the sums of both rows are added.
-fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqlite::Error> {
+/// Renames rows in every table, and leaves the names in `temp.renamed`. If a row with the new name exists, its
+/// state is kept, and the sums of both rows are added.
+fn rename(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",
     )?;
     {
         let mut insert = transaction.prepare("INSERT INTO temp.renamed VALUES (?1, ?2)")?;
-        for names in renamed {
-            insert.execute(names)?;
+        for (old_name, new_name) in new_names {
+            insert.execute([old_name, new_name])?;
         }
     }
-    for (table, column) in columns(transaction)? {
+    for (table, column) in existing_columns(transaction)? {
         let is_renamed = format!("{column} IN (SELECT old_name FROM temp.renamed)");
         let new_name = format!("(SELECT new_name FROM temp.renamed WHERE old_name = {column})");
         match table {
-            "hours" => add_up_hours(transaction)?,
+            "hours" => merge_hours(transaction)?,
             // These tables have one row per key.
             "keys" | "outbox_keys" => transaction.execute_batch(&format!(
                 "DELETE FROM {table} WHERE {is_renamed} AND {new_name} IN (SELECT {column} FROM {table});
@@ -130,33 +130,24 @@ fn rename(transaction: &Transaction<'_>, renamed: &Renamed) -> Result<(), rusqli
                 .execute_batch(&format!("UPDATE {table} SET {column} = {new_name} WHERE {is_renamed}"))?,
         }
     }
-    owners::rename(transaction, renamed)
+    owners::rename(transaction, new_names)
 }
 
-fn add_up_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-    const SUMS: [&str; 9] = [
-        "attempts",
-        "served",
-        "request_bytes",
-        "response_bytes",
-        "characters",
-        "credits",
-        "unpriced",
-        "quota_requests",
-        "quota_credits",
-    ];
+fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     // Neither sum exceeds 2^53, so adding them does not overflow.
-    let sums = SUMS.map(|sum| format!("{sum} = min({sum} + excluded.{sum}, 9007199254740992)")).join(", ");
+    let sums = SUM_COLUMNS
+        .map(|column| format!("{column} = min({column} + excluded.{column}, 9007199254740992)"))
+        .join(", ");
     transaction.execute_batch(&format!(
         "INSERT INTO hours SELECT hour_ms, new_name, client, route, model, {}
          FROM hours JOIN temp.renamed ON old_name = key_hash
          ON CONFLICT DO UPDATE SET {sums};
          DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);",
-        SUMS.join(", ")
+        SUM_COLUMNS.join(", ")
     ))
 }
 
-/// Whether free pages may still hold plain digests.
+/// Whether free pages may still contain plain digests.
 pub(super) fn is_wipe_due(connection: &Connection) -> Result<bool, rusqlite::Error> {
     connection
         .query_row("SELECT EXISTS (SELECT * FROM maintenance WHERE task = ?1)", [VACUUM], |row| row.get(0))

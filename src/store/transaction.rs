@@ -1,43 +1,43 @@
-//! Writes a transaction: attempts, owners of identifiers, refusals, the state of the keys, and the
-//! outbox.
+//! The transaction that stores a batch: attempts, owners of identifiers, refusals, the state of the keys, and
+//! their outbox rows are committed together or not at all.
 
 use rusqlite::{ToSql, Transaction, TransactionBehavior};
 
-use super::columns::{timestamp, whole};
+use super::columns::{integer, timestamp};
 use super::database::Database;
-use super::outbox::{self, Mirrored};
+use super::outbox::{self, MirrorScope};
 use super::{attempts, evidence, owners};
 use crate::policy::budget::Extension;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::UsageBatch;
 
-/// Writes records, owners, refusals, keys and outbox rows in one transaction.
+/// Stores `batch`, the prepared refusals, and `keys` in one transaction.
 pub(super) fn commit(
     database: &mut Database,
     batch: &UsageBatch,
     keys: &[KeySnapshot],
-    mirrored: Mirrored,
+    mirror_scope: MirrorScope,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let Database { connection, refusals, .. } = database;
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        attempts::write(&transaction, &batch.attempts, mirrored)?;
+        attempts::write(&transaction, &batch.attempts, mirror_scope)?;
         owners::write(&transaction, &batch.owners, now)?;
         refusals.write(&transaction)?;
         for key in keys {
             upsert_key(&transaction, key, now)?;
-            if mirrored != Mirrored::Nothing {
+            if mirror_scope != MirrorScope::Nothing {
                 outbox::put_key(&transaction, key, now)?;
             }
         }
         transaction.commit()
     })();
     match committed {
-        Ok(()) => refusals.written(),
-        // The rolled back refusals are not in the file.
-        Err(_) => refusals.forget(),
+        Ok(()) => refusals.record_commit(),
+        // After a failed commit it is unknown which refusals are in the file.
+        Err(_) => refusals.reset(),
     }
     committed
 }
@@ -58,26 +58,26 @@ fn upsert_key(
             resets_at_ms = excluded.resets_at_ms, evidence = excluded.evidence,
             updated_at_ms = excluded.updated_at_ms, plan = excluded.plan",
     )?;
-    let KeySnapshot { key, quota, state, of_key, of_workspace, .. } = snapshot;
+    let KeySnapshot { key, quota, state, key_evidence, workspace_evidence, .. } = snapshot;
     let extension: Option<i64> = match quota.extension {
         Extension::None => None,
-        Extension::Credits(more) => Some(whole(more)),
+        Extension::Credits(credits) => Some(integer(credits)),
         Extension::Unlimited => Some(-1),
     };
-    let belonging = key.workspace().membership();
+    let membership = key.workspace().membership();
     let tier = key.workspace().tier();
     let columns: [&dyn ToSql; 13] = [
         &key.api_key().fingerprint().to_string(),
         &key.api_key().short().as_str(),
         &key.name(),
-        &belonging.name(),
-        &whole(key.position() as u64),
-        &state.status().word(),
-        &whole(quota.count),
-        &quota.limit.map(whole),
+        &membership.name(),
+        &integer(key.position() as u64),
+        &state.status().as_str(),
+        &integer(quota.count),
+        &quota.limit.map(integer),
         &extension,
         &quota.resets_at.map(timestamp),
-        &evidence::write(of_key, of_workspace),
+        &evidence::to_json(key_evidence, workspace_evidence),
         &timestamp(now),
         &tier.as_ref().map(|tier| tier.as_str()),
     ];

@@ -1,0 +1,231 @@
+//! The JSON of a stored refusal. JSON suits it because a refusal is always read as a whole, and operators can
+//! read it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::elevenlabs::affinity::IdentifierHash;
+use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::features::RequestFeatures;
+use crate::policy::permission::Permission;
+use crate::policy::replay::Effect;
+use crate::policy::units::UnixMs;
+use crate::policy::verdict::{Shortfall, Subject, UnexplainedRefusal, Verdict};
+use crate::pool::{OwnerId, RefusalHistory, RefusalRecord};
+use crate::secret::Fingerprint;
+use crate::store::source::StoredSource;
+
+#[derive(Serialize, Deserialize)]
+struct RefusalDocument {
+    key: String,
+    workspace: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    of_plan: bool,
+    verdict: VerdictDocument,
+    at_ms: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    agreed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    in_concurrency_group: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    earlier: Option<EarlierDocument>,
+    request: FeaturesDocument,
+    #[serde(default)]
+    source: StoredSource,
+}
+
+/// A verdict, and the details that the classification extracted from the response.
+#[derive(Default, Serialize, Deserialize)]
+struct VerdictDocument {
+    #[serde(rename = "word")]
+    name: String,
+    /// The feature that the plan lacks.
+    #[serde(rename = "about", default, skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    permission: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    maximum: Option<u32>,
+    /// Credits that were left.
+    #[serde(rename = "left", default, skip_serializing_if = "Option::is_none")]
+    remaining: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    required: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quota: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EarlierDocument {
+    since_ms: u64,
+    #[serde(default)]
+    from_characters: u64,
+}
+
+/// The features of the refused request.
+#[derive(Serialize, Deserialize)]
+struct FeaturesDocument {
+    route: String,
+    has_effect: bool,
+    /// The hash of the voice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    voice: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    output_format: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    characters: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    permission: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    adds_voice: bool,
+}
+
+/// Serializes a refusal.
+pub(super) fn to_json(record: &RefusalRecord) -> String {
+    let RefusalRecord { features, source, .. } = record;
+    let document = RefusalDocument {
+        key: record.key.to_string(),
+        workspace: record.workspace.as_str().to_owned(),
+        plan: record.tier.as_deref().map(str::to_owned),
+        of_plan: record.applies_to_plan,
+        verdict: verdict_document(record.verdict),
+        at_ms: record.at.0,
+        agreed: record.is_repeated_elsewhere,
+        in_concurrency_group: record.is_in_group,
+        earlier: record.history.map(|history| EarlierDocument {
+            since_ms: history.first_refused_at.0,
+            from_characters: history.from_characters,
+        }),
+        request: FeaturesDocument {
+            route: features.route.to_string(),
+            has_effect: features.effect == Effect::Some,
+            voice: features.voice.map(|voice| format!("{:032x}", u128::from_be_bytes(*voice.bytes()))),
+            model: features.model.as_deref().map(str::to_owned),
+            output_format: features.output_format.as_deref().map(str::to_owned),
+            characters: features.characters,
+            permission: features.permission.map(|permission| permission.name().to_owned()),
+            adds_voice: features.adds_voice,
+        },
+        source: StoredSource::from(&**source),
+    };
+    // Numbers and strings always serialize.
+    serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// Parses a refusal; returns `None` if it is unreadable or of a verdict that restricts nothing.
+pub(super) fn from_json(json: &str) -> Option<RefusalRecord> {
+    let document: RefusalDocument = serde_json::from_str(json).ok()?;
+    let FeaturesDocument { voice, permission, .. } = &document.request;
+    let voice = match voice {
+        Some(digits) => {
+            Some(IdentifierHash::from_bytes(u128::from_str_radix(digits, 16).ok()?.to_be_bytes()))
+        }
+        None => None,
+    };
+    let permission = match permission {
+        Some(name) => Some(Permission::parse(name)?),
+        None => None,
+    };
+    Some(RefusalRecord {
+        key: Fingerprint::parse(&document.key)?,
+        workspace: OwnerId::from_stored(&document.workspace),
+        tier: document.plan.map(Into::into),
+        applies_to_plan: document.of_plan,
+        features: RequestFeatures {
+            route: Route::parse(&document.request.route),
+            effect: if document.request.has_effect { Effect::Some } else { Effect::None },
+            voice,
+            model: document.request.model.map(Into::into),
+            output_format: document.request.output_format.map(Into::into),
+            characters: document.request.characters,
+            permission,
+            adds_voice: document.request.adds_voice,
+        },
+        verdict: parse_verdict(&document.verdict)?,
+        is_in_group: document.in_concurrency_group,
+        is_repeated_elsewhere: document.agreed,
+        at: UnixMs(document.at_ms),
+        history: document.earlier.map(|earlier| RefusalHistory {
+            first_refused_at: UnixMs(earlier.since_ms),
+            from_characters: earlier.from_characters,
+        }),
+        source: Arc::new(document.source.into()),
+    })
+}
+
+fn verdict_document(verdict: Verdict) -> VerdictDocument {
+    let mut document = VerdictDocument { name: verdict.as_str().to_owned(), ..VerdictDocument::default() };
+    match verdict {
+        Verdict::WorkspaceQuota(shortfall) | Verdict::KeyQuota(shortfall) => {
+            document.remaining = shortfall.remaining;
+            document.required = shortfall.required;
+            document.quota = shortfall.quota;
+        }
+        Verdict::MissingPermission(permission) => {
+            document.permission = permission.map(|permission| permission.name().to_owned());
+        }
+        Verdict::PlanFeature(subject) => document.subject = Some(subject.as_str().to_owned()),
+        Verdict::RateLimited(retry_after)
+        | Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)) => {
+            document.retry_after_ms =
+                retry_after.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+        }
+        Verdict::Concurrency { maximum } => document.maximum = maximum,
+        Verdict::Served
+        | Verdict::InvalidKey
+        | Verdict::WrongHost
+        | Verdict::Slots
+        | Verdict::Billing
+        | Verdict::Abuse
+        | Verdict::Busy
+        | Verdict::Unexplained(
+            UnexplainedRefusal::Unauthorized
+            | UnexplainedRefusal::PaymentRequired
+            | UnexplainedRefusal::Forbidden
+            | UnexplainedRefusal::Bodiless,
+        )
+        | Verdict::NotFound
+        | Verdict::RequestError
+        | Verdict::ServerError
+        | Verdict::Unreadable => {}
+    }
+    document
+}
+
+/// Parses a verdict; returns `None` for verdicts that restrict nothing.
+fn parse_verdict(document: &VerdictDocument) -> Option<Verdict> {
+    let retry_after = document.retry_after_ms.map(Duration::from_millis);
+    Some(match &*document.name {
+        "workspace_quota" => Verdict::WorkspaceQuota(Shortfall {
+            remaining: document.remaining,
+            required: document.required,
+            quota: document.quota,
+        }),
+        "missing_permission" => Verdict::MissingPermission(match &document.permission {
+            Some(name) => Some(Permission::parse(name)?),
+            None => None,
+        }),
+        "plan_feature" => Verdict::PlanFeature(Subject::parse(document.subject.as_deref()?)?),
+        "slots" => Verdict::Slots,
+        "rate_limited" => Verdict::RateLimited(retry_after),
+        "too_many_requests" => Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)),
+        "concurrency" => Verdict::Concurrency { maximum: document.maximum },
+        "unauthorized" => Verdict::Unexplained(UnexplainedRefusal::Unauthorized),
+        "payment_required" => Verdict::Unexplained(UnexplainedRefusal::PaymentRequired),
+        "forbidden" => Verdict::Unexplained(UnexplainedRefusal::Forbidden),
+        "unexplained" => Verdict::Unexplained(UnexplainedRefusal::Bodiless),
+        "invalid_key" => Verdict::InvalidKey,
+        "wrong_host" => Verdict::WrongHost,
+        "billing" => Verdict::Billing,
+        "abuse" => Verdict::Abuse,
+        _ => return None,
+    })
+}
