@@ -1,45 +1,46 @@
-//! The provider's concurrency groups: it limits concurrent requests per family of models in each workspace.
+//! The provider's concurrency groups, and the limit of each on a plan. The provider limits the concurrent
+//! requests of a workspace separately for each family of models.
 //!
-//! The limit of the plan is the initial value; a limit that the provider reports in a header or a refusal
-//! replaces it.
+//! The limit of the plan is only the initial value. A limit that the provider reports in a header or a
+//! refusal replaces it.
 
 use super::endpoint::Operation;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Number of the first group without a name below.
-const FIRST_EXTRA: u8 = 9;
+/// Number of the first group without a constant below.
+const FIRST_UNNAMED: u8 = 9;
 
 impl ConcurrencyGroup {
     /// Speech of the full models.
-    pub const SPEECH: Self = Self::of_number(0);
+    pub const SPEECH: Self = Self::from_number(0);
     /// Speech of the fast models: Flash and Turbo.
-    pub const FAST_SPEECH: Self = Self::of_number(1);
+    pub const FAST_SPEECH: Self = Self::from_number(1);
     /// Speech to speech.
-    pub const CONVERSION: Self = Self::of_number(2);
+    pub const CONVERSION: Self = Self::from_number(2);
     /// Speech to text, and alignment.
-    pub const TRANSCRIPTION: Self = Self::of_number(3);
+    pub const TRANSCRIPTION: Self = Self::from_number(3);
     /// Sound effects.
-    pub const EFFECTS: Self = Self::of_number(4);
+    pub const SOUND_EFFECTS: Self = Self::from_number(4);
     /// Music.
-    pub const MUSIC: Self = Self::of_number(5);
+    pub const MUSIC: Self = Self::from_number(5);
     /// Any other charged work.
-    pub const OTHER: Self = Self::of_number(6);
+    pub const OTHER: Self = Self::from_number(6);
     /// Live speech to text.
-    pub const LIVE_TRANSCRIPTION: Self = Self::of_number(7);
+    pub const LIVE_TRANSCRIPTION: Self = Self::from_number(7);
     /// Conversations with agents.
-    pub const CONVERSATION: Self = Self::of_number(8);
+    pub const CONVERSATION: Self = Self::from_number(8);
 
-    /// The `n`th unnamed group, from 0; `None` when there are no more.
+    /// Returns the unnamed group with an index; `None` if the index is too large.
     #[must_use]
-    pub fn extra(n: usize) -> Option<Self> {
-        let number = u8::try_from(n).ok()?.checked_add(FIRST_EXTRA)?;
-        (usize::from(number) < Self::COUNT).then(|| Self::of_number(number))
+    pub fn unnamed(index: usize) -> Option<Self> {
+        let number = u8::try_from(index).ok()?.checked_add(FIRST_UNNAMED)?;
+        (usize::from(number) < Self::COUNT).then(|| Self::from_number(number))
     }
 
-    /// The group that follows from the name of a model.
+    /// Returns the group of a model by its name; `None` for an unknown family of models.
     #[must_use]
-    pub fn of_model(id: &str) -> Option<Self> {
-        let has = |word| id.contains(word);
+    pub fn for_model(id: &str) -> Option<Self> {
+        let has = |part| id.contains(part);
         if has("scribe") && has("realtime") {
             Some(Self::LIVE_TRANSCRIPTION)
         } else if has("scribe") {
@@ -49,7 +50,7 @@ impl ConcurrencyGroup {
         } else if has("_sts_") {
             Some(Self::CONVERSION)
         } else if has("text_to_sound") {
-            Some(Self::EFFECTS)
+            Some(Self::SOUND_EFFECTS)
         } else if has("flash") || has("turbo") {
             Some(Self::FAST_SPEECH)
         } else if id.starts_with("eleven_") {
@@ -59,10 +60,10 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// The group of an operation whose request names no model. `None` when its concurrency is not
-    /// limited.
+    /// Returns the group of an operation whose request names no model; `None` if the concurrency of the
+    /// operation is not limited.
     #[must_use]
-    pub fn of_operation(operation: Operation) -> Option<Self> {
+    pub fn for_operation(operation: Operation) -> Option<Self> {
         match operation {
             Operation::Reading => None,
             Operation::Speech | Operation::Dialogue => Some(Self::SPEECH),
@@ -70,18 +71,18 @@ impl ConcurrencyGroup {
             Operation::Transcription => Some(Self::TRANSCRIPTION),
             Operation::LiveTranscription => Some(Self::LIVE_TRANSCRIPTION),
             Operation::Conversation => Some(Self::CONVERSATION),
-            Operation::Effects => Some(Self::EFFECTS),
+            Operation::SoundEffects => Some(Self::SOUND_EFFECTS),
             Operation::Music => Some(Self::MUSIC),
             Operation::Isolation | Operation::Other => Some(Self::OTHER),
         }
     }
 
-    /// Maximum number of concurrent requests of this group on a plan. `None` when it is unknown.
+    /// Maximum number of concurrent requests of this group on a plan; `None` if it is unknown.
     ///
     /// Source: the provider's blog of June 2026. The provider changes these numbers, so a number reported
     /// in a response replaces them.
     #[must_use]
-    pub fn plan_max(self, tier: &str) -> Option<u32> {
+    pub fn max_on_plan(self, tier: &str) -> Option<u32> {
         let speech = match tier {
             "free" => 2,
             "starter" => 3,
@@ -115,10 +116,10 @@ mod tests {
             ("scribe_v2_realtime", Some(ConcurrencyGroup::LIVE_TRANSCRIPTION)),
             ("music_v1", Some(ConcurrencyGroup::MUSIC)),
             ("eleven_multilingual_sts_v2", Some(ConcurrencyGroup::CONVERSION)),
-            ("eleven_text_to_sound_v2", Some(ConcurrencyGroup::EFFECTS)),
+            ("eleven_text_to_sound_v2", Some(ConcurrencyGroup::SOUND_EFFECTS)),
             ("gpt", None),
         ] {
-            assert_eq!(ConcurrencyGroup::of_model(id), group, "{id}");
+            assert_eq!(ConcurrencyGroup::for_model(id), group, "{id}");
         }
     }
 
@@ -131,24 +132,21 @@ mod tests {
             ("pro", 10, 20, 40),
             ("business", 15, 30, 60),
         ] {
-            assert_eq!(ConcurrencyGroup::SPEECH.plan_max(tier), Some(speech));
-            assert_eq!(ConcurrencyGroup::FAST_SPEECH.plan_max(tier), Some(fast));
-            assert_eq!(ConcurrencyGroup::TRANSCRIPTION.plan_max(tier), Some(transcription));
-            assert_eq!(ConcurrencyGroup::LIVE_TRANSCRIPTION.plan_max(tier), Some(speech * 3));
-            assert_eq!(ConcurrencyGroup::MUSIC.plan_max(tier), None);
+            assert_eq!(ConcurrencyGroup::SPEECH.max_on_plan(tier), Some(speech));
+            assert_eq!(ConcurrencyGroup::FAST_SPEECH.max_on_plan(tier), Some(fast));
+            assert_eq!(ConcurrencyGroup::TRANSCRIPTION.max_on_plan(tier), Some(transcription));
+            assert_eq!(ConcurrencyGroup::LIVE_TRANSCRIPTION.max_on_plan(tier), Some(speech * 3));
+            assert_eq!(ConcurrencyGroup::MUSIC.max_on_plan(tier), None);
         }
-        assert_eq!(ConcurrencyGroup::SPEECH.plan_max("grant_tier_1"), None);
+        assert_eq!(ConcurrencyGroup::SPEECH.max_on_plan("grant_tier_1"), None);
     }
 
     #[test]
-    fn every_concurrency_group_fits_its_array() {
-        let extras: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::extra).collect();
-        assert_eq!(extras.len(), 7);
-        assert!(
-            extras
-                .iter()
-                .all(|group| group.index() < ConcurrencyGroup::COUNT
-                    && *group > ConcurrencyGroup::CONVERSATION)
-        );
+    fn every_unnamed_group_has_a_number_below_the_maximum() {
+        let unnamed: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::unnamed).collect();
+        assert_eq!(unnamed.len(), 7);
+        for group in unnamed {
+            assert!(group.index() < ConcurrencyGroup::COUNT && group > ConcurrencyGroup::CONVERSATION);
+        }
     }
 }

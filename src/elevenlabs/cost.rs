@@ -5,24 +5,25 @@ use http::HeaderMap;
 /// The cost and the concurrency limit in a response's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedCost {
-    /// Credits charged, from the response's `character-cost` (the header in use) or `x-character-count`
-    /// (the name in the provider's introduction). `None` when it has neither.
+    /// Credits charged, from `character-cost` (the header in use) or `x-character-count` (the name in the
+    /// provider's introduction). `None` if the response has neither.
     pub credits: Option<u64>,
-    /// Maximum concurrent requests of this kind in the workspace, from the response's
-    /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
+    /// Maximum concurrent requests of this kind in the workspace, from `maximum-concurrent-requests`.
+    /// Source: captured responses of August 2026.
     pub concurrency_max: Option<u32>,
 }
 
 impl ReportedCost {
-    /// Parses the headers in one pass over their names: most responses have none of them.
+    /// Parses the headers of a response. It loops over them once instead of searching for each name,
+    /// because most responses have none of the names.
     #[must_use]
-    pub fn by(headers: &HeaderMap) -> Self {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         let (mut charged, mut counted, mut concurrency_max) = (None, None, None);
         for (name, value) in headers {
             let text = || value.to_str().unwrap_or_default().trim();
             match name.as_str() {
-                "character-cost" => charged = charged.or_else(|| credits(text())),
-                "x-character-count" => counted = counted.or_else(|| credits(text())),
+                "character-cost" => charged = charged.or_else(|| parse_credits(text())),
+                "x-character-count" => counted = counted.or_else(|| parse_credits(text())),
                 "maximum-concurrent-requests" => concurrency_max = concurrency_max.or(text().parse().ok()),
                 _ => {}
             }
@@ -31,12 +32,12 @@ impl ReportedCost {
     }
 }
 
-/// Maximum plausible cost: the largest plans have some ten million credits a month. A larger figure is an
-/// error of its sender, and sums of such figures would overflow.
+/// Maximum plausible cost: the largest plans have about ten million credits a month. A larger value is an
+/// error of its sender, and sums of such values would overflow.
 const MAX_CREDITS: u64 = 1_000_000_000;
 
-/// Whole credits, rounded up.
-fn credits(text: &str) -> Option<u64> {
+/// Parses a number of credits, rounded up to whole credits.
+fn parse_credits(text: &str) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number =
         !whole.is_empty() && whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit());
@@ -52,11 +53,11 @@ mod tests {
     #[track_caller]
     fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(ReportedCost::by(&headers).credits, expected);
+        assert_eq!(ReportedCost::from_headers(&headers).credits, expected);
     }
 
     #[test]
-    fn the_cost_is_read_from_either_name() {
+    fn the_cost_is_parsed_from_either_header() {
         check("character-cost", "43", Some(43));
         check("x-character-count", "43", Some(43));
         check("content-length", "43", None);
@@ -71,19 +72,19 @@ mod tests {
     }
 
     #[test]
-    fn the_maximum_of_concurrent_requests_is_read() {
+    fn the_concurrency_limit_is_parsed() {
         for (value, expected) in [("10", Some(10)), ("0", None), ("-1", None), ("many", None)] {
             let headers = HeaderMap::from_iter([(
                 "maximum-concurrent-requests".parse().unwrap(),
                 value.parse().unwrap(),
             )]);
-            assert_eq!(ReportedCost::by(&headers).concurrency_max, expected);
+            assert_eq!(ReportedCost::from_headers(&headers).concurrency_max, expected);
         }
-        assert_eq!(ReportedCost::by(&HeaderMap::new()), ReportedCost::default());
+        assert_eq!(ReportedCost::from_headers(&HeaderMap::new()), ReportedCost::default());
     }
 
     #[test]
-    fn a_value_that_is_no_amount_is_ignored() {
+    fn an_invalid_number_of_credits_is_ignored() {
         for value in [
             "",
             "-1",

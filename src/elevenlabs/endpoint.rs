@@ -1,5 +1,5 @@
 //! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
-//! costs credits, and whether it could harm the pool.
+//! costs credits, and whether a client may send it.
 //!
 //! One table (`table`) has all known endpoints. Unknown paths are allowed, because the API grows by
 //! dozens of paths a month. Only a short list is denied: endpoints that could disable a key, create a key
@@ -16,7 +16,7 @@ use super::normalize_path::is_version;
 use super::segments::{Segment, Segments};
 use super::socket::Dialect;
 use crate::policy::charge::Billing;
-use crate::policy::path::{Ambiguous, Path};
+use crate::policy::path::{AmbiguousPath, Path};
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 pub(super) use literals::Literal;
@@ -27,40 +27,40 @@ pub use route::Route;
 pub struct Endpoint {
     /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
     pub route: Route,
-    /// Whether it changes anything.
+    /// Whether it changes or generates something.
     pub effect: Effect,
-    /// Whether the provider charges for it.
+    /// Whether the provider charges for it, for the usage record.
     pub metering: Metering,
-    /// Whether it is known to cost credits, for the client's quota.
+    /// Whether it costs credits, may cost credits or is free, for the client's quota.
     pub billing: Billing,
     /// Whether its response lets the client use the provider without the proxy.
-    pub gives_access: bool,
-    /// The kind of its work, which determines its price and concurrency group.
+    pub grants_direct_access: bool,
+    /// The work of the request, which determines its price and concurrency group.
     pub operation: Operation,
-    /// The permission that the key needs, where it is known.
+    /// The permission that the key needs, if it is known.
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call it.
     pub access: Access,
     /// Whether its response describes the owner of the key.
-    pub shows_owner: bool,
+    pub returns_owner_data: bool,
     /// Whether its response contains the address of a WebSocket.
-    pub gives_address: bool,
+    pub returns_websocket_url: bool,
     /// Whether it creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
-    /// The protocol of its messages, when it is a WebSocket.
+    /// The protocol of a request that opens a WebSocket.
     pub socket: Option<Dialect>,
 }
 
-/// Whether an endpoint costs credits.
+/// Whether a request is known to cost credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metering {
-    /// It costs credits; `character-cost` in the response reports the number, if the provider sends it.
+    /// It costs credits. The response reports them in `character-cost`, if the provider sends that header.
     Credits,
     /// It is not known to cost credits.
     Free,
 }
 
-/// The kind of work of a request, which determines the rule of its price and its concurrency group.
+/// The work of a request, which determines the rule of its price and its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// No charged work: the request reads or manages resources.
@@ -80,7 +80,7 @@ pub enum Operation {
     /// A conversation with an agent.
     Conversation,
     /// Sound effects.
-    Effects,
+    SoundEffects,
     /// Music.
     Music,
     /// Any other charged work.
@@ -92,7 +92,7 @@ impl Operation {
     #[must_use]
     pub fn has_text(self) -> bool {
         match self {
-            Self::Speech | Self::Dialogue | Self::Effects => true,
+            Self::Speech | Self::Dialogue | Self::SoundEffects => true,
             Self::Reading
             | Self::Conversion
             | Self::Isolation
@@ -110,128 +110,133 @@ impl Operation {
 pub enum Access {
     /// Clients may call it.
     Open,
-    /// Clients may not call it, for this reason.
+    /// Clients may not call it, for this reason, which is shown to them.
     Denied(&'static str),
 }
 
-/// Classifies a request. `path` is as received.
+/// Classifies a request by its path as received.
 ///
 /// # Errors
 ///
 /// When the path is ambiguous.
-pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, Ambiguous> {
-    Ok(Endpoint::of(method, &Segments::of_path(&Path::read(path)?)))
+pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPath> {
+    Ok(Endpoint::classify(method, &Segments::new(&Path::parse(path)?)))
 }
 
-/// The protocol of a WebSocket at this path; `None` when the path is ambiguous.
+/// Returns the protocol of a WebSocket at a path as received; `None` if the path is ambiguous.
 #[must_use]
-pub fn socket_at(path: &str) -> Option<Dialect> {
-    let path = Path::read(path).ok()?;
-    Some(Prefix::of(&Segments::of_path(&path)).dialect())
+pub fn websocket_dialect(path: &str) -> Option<Dialect> {
+    let path = Path::parse(path).ok()?;
+    Some(PathCodes::new(&Segments::new(&path)).dialect())
 }
 
-/// Whether a segment, in lower case, begins paths of the API after the version.
+/// Whether paths of the API begin with this segment after the version. The segment must be in lower case.
 pub(super) fn is_root(segment: &str) -> bool {
-    Literal::of(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
+    Literal::find(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
 }
 
 impl Endpoint {
     /// Classifies a request by the segments of its path.
     #[must_use]
-    pub fn of(method: &Method, segments: &Segments<'_>) -> Self {
+    pub fn classify(method: &Method, segments: &Segments<'_>) -> Self {
         let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
-        let prefix = Prefix::of(segments);
-        Self::new(row::methods(method), is_safe, segments, &prefix)
+        Self::new(row::methods(method), is_safe, segments, &PathCodes::new(segments))
     }
 
-    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, prefix: &Prefix) -> Self {
-        let facts = prefix.facts(methods);
-        let gives_access = facts.gives_access || ends_in_access(segments);
+    /// Classifies a request that opens a WebSocket.
+    #[must_use]
+    pub fn classify_websocket(segments: &Segments<'_>) -> Self {
+        let codes = PathCodes::new(segments);
+        let dialect = codes.dialect();
+        let (metering, billing) = match dialect {
+            Dialect::Foreign => (Metering::Free, Billing::Unlisted),
+            Dialect::Unknown => (Metering::Credits, Billing::Unlisted),
+            Dialect::Speech
+            | Dialect::SpeechContexts
+            | Dialect::Dialogue
+            | Dialect::DialogueContexts
+            | Dialect::Transcription
+            | Dialect::Agent => (Metering::Credits, Billing::Metered),
+        };
+        Self {
+            operation: dialect.operation(),
+            metering,
+            billing,
+            grants_direct_access: false,
+            returns_owner_data: false,
+            socket: Some(dialect),
+            ..Self::new(row::methods(&Method::GET), true, segments, &codes)
+        }
+    }
+
+    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, codes: &PathCodes) -> Self {
+        let facts = codes.facts(methods);
+        let grants_direct_access = facts.grants_direct_access || ends_in_direct_access(segments);
         let billing = match facts.operation {
             Some(_) => Billing::Metered,
-            // Requesting the token is free, but using it is not.
-            None if gives_access => Billing::Unlisted,
+            // Requesting a token is free, but using it is not.
+            None if grants_direct_access => Billing::Unlisted,
             None if is_safe || facts.is_free == Some(true) => Billing::Free,
             None => Billing::Unlisted,
         };
         let is_read = methods == row::methods(&Method::GET);
         Self {
-            route: Route::of(segments),
+            route: Route::from_segments(segments),
             effect: if is_safe { Effect::None } else { Effect::Some },
             metering: if facts.operation.is_some() { Metering::Credits } else { Metering::Free },
             billing,
-            gives_access,
+            grants_direct_access,
             operation: facts.operation.unwrap_or(Operation::Reading),
-            permission: facts.permissions.map(|[reading, other]| if is_read { reading } else { other }),
+            permission: facts.permissions.map(|[read, write]| if is_read { read } else { write }),
             access: facts.denied.map_or(Access::Open, Access::Denied),
-            shows_owner: facts.shows_owner,
-            gives_address: facts.gives_address,
+            returns_owner_data: facts.returns_owner_data,
+            returns_websocket_url: facts.returns_websocket_url,
             adds_voice: facts.adds_voice,
             socket: None,
         }
     }
-
-    /// Classifies a request that opens a WebSocket.
-    #[must_use]
-    pub fn of_socket(segments: &Segments<'_>) -> Self {
-        let prefix = Prefix::of(segments);
-        let dialect = prefix.dialect();
-        let metering = if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits };
-        let is_known = !matches!(dialect, Dialect::Unknown | Dialect::Foreign);
-        Self {
-            operation: dialect.operation(),
-            metering,
-            billing: if is_known { Billing::Metered } else { Billing::Unlisted },
-            gives_access: false,
-            shows_owner: false,
-            socket: Some(dialect),
-            ..Self::new(row::methods(&Method::GET), true, segments, &prefix)
-        }
-    }
 }
 
-/// Whether the last segment is one of those whose response gives access to the provider.
-fn ends_in_access(segments: &Segments<'_>) -> bool {
+/// Whether the response to a path with this last segment lets the client use the provider directly.
+fn ends_in_direct_access(segments: &Segments<'_>) -> bool {
     let last = segments.last().and_then(Segment::literal);
-    last.is_some_and(|last| table::ACCESS_ENDINGS.contains(&last.text()))
+    last.is_some_and(|last| table::DIRECT_ACCESS_ENDINGS.contains(&last.text()))
 }
 
-/// The first segments after the version, by the codes of the table. The version does not change the
+/// The first segments after the version, in the codes of the table. The version does not change the
 /// meaning of a path.
-struct Prefix {
+struct PathCodes {
     codes: [u8; row::MAX_SEGMENTS],
-    /// Number of segments after the version.
+    /// Number of all segments after the version.
     count: usize,
     has_version: bool,
 }
 
-impl Prefix {
-    fn of(segments: &Segments<'_>) -> Self {
-        let (rest, has_version) = match &**segments {
-            [version, rest @ ..] if is_any_version(version) => (rest, true),
+impl PathCodes {
+    fn new(segments: &Segments<'_>) -> Self {
+        let (after_version, has_version) = match &**segments {
+            [version, rest @ ..] if is_version_in_any_case(version.text()) => (rest, true),
             all => (all, false),
         };
         let mut codes = [row::IDENTIFIER; row::MAX_SEGMENTS];
-        for (code, segment) in codes.iter_mut().zip(rest) {
+        for (code, segment) in codes.iter_mut().zip(after_version) {
             *code = segment.literal().map_or(row::IDENTIFIER, Literal::number);
         }
-        Self { codes, count: rest.len(), has_version }
+        Self { codes, count: after_version.len(), has_version }
     }
 
     fn facts(&self, methods: row::Methods) -> row::EndpointFacts {
-        row::facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
+        row::find_facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 
     fn dialect(&self) -> Dialect {
-        let unknown = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
-        self.facts(row::SOCKET).socket.unwrap_or(unknown)
+        let unlisted = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
+        self.facts(row::SOCKET).socket.unwrap_or(unlisted)
     }
 }
 
-/// A version in upper or lower case.
-fn is_any_version(segment: &Segment<'_>) -> bool {
-    let name = segment.name();
-    is_version(name) || name.strip_prefix('V').is_some_and(|_| is_version(&name.to_ascii_lowercase()))
+fn is_version_in_any_case(segment: &str) -> bool {
+    is_version(segment) || segment.strip_prefix('V').is_some_and(|digits| is_version(&format!("v{digits}")))
 }
 
 #[cfg(test)]
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn documented_routes_are_those_of_the_list_in_any_case_and_with_any_identifier() {
+    fn a_listed_route_is_documented_in_any_case_and_with_any_identifier() {
         let is_documented = |path: &str| lookup(&Method::GET, path).unwrap().route.is_documented();
         for path in [
             "/v1/text-to-speech/x/stream",
@@ -276,7 +281,7 @@ mod tests {
             assert!(!is_documented(path), "{path}");
         }
         for line in include_str!("endpoint/routes.txt").lines() {
-            assert_eq!(Route::read(line).to_string(), line, "each segment is a literal of the API");
+            assert_eq!(Route::parse(line).to_string(), line, "each segment must be a literal of the API");
         }
     }
 
@@ -310,7 +315,7 @@ mod tests {
             ("/v1/speech-to-speech/x", Operation::Conversion),
             ("/v1/audio-isolation", Operation::Isolation),
             ("/v1/forced-alignment", Operation::Transcription),
-            ("/v1/sound-generation", Operation::Effects),
+            ("/v1/sound-generation", Operation::SoundEffects),
             ("/v1/music/detailed", Operation::Music),
             ("/v1/dubbing", Operation::Other),
             ("/v1/user", Operation::Reading),
@@ -400,12 +405,12 @@ mod tests {
             ("/v1/translation/realtime", Billing::Unlisted),
             ("/runCase", Billing::Unlisted),
         ] {
-            assert_eq!(Endpoint::of_socket(&Segments::of(path)).billing, expected, "{path}");
+            assert_eq!(Endpoint::classify_websocket(&Segments::split(path)).billing, expected, "{path}");
         }
     }
 
     #[test]
-    fn an_endpoint_that_gives_direct_access_is_known_by_its_path() {
+    fn an_endpoint_that_grants_direct_access_is_recognized() {
         for (method, path) in [
             ("POST", "/v1/single-use-token/realtime_scribe"),
             ("POST", "/v1/single-use-token/new_kind"),
@@ -417,11 +422,11 @@ mod tests {
             ("GET", "/v1/ConvAI/conversation/token"),
         ] {
             let endpoint = lookup(&method.parse().unwrap(), path).unwrap();
-            assert!(endpoint.gives_access, "{path}");
+            assert!(endpoint.grants_direct_access, "{path}");
             assert_eq!(endpoint.billing, Billing::Unlisted, "{path}");
         }
         for path in ["/v1/voices", "/v1/convai/conversations/x", "/v1/models"] {
-            assert!(!lookup(&Method::GET, path).unwrap().gives_access, "{path}");
+            assert!(!lookup(&Method::GET, path).unwrap().grants_direct_access, "{path}");
         }
     }
 
@@ -469,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_hides_a_denied_one_is_ambiguous() {
+    fn a_path_that_hides_a_denied_path_is_ambiguous() {
         for path in [
             "//v1//service-accounts",
             "/v1/./service-accounts/",
@@ -483,33 +488,37 @@ mod tests {
             "/v1/service-accounts%3fx",
         ] {
             assert!(lookup(&Method::POST, path).is_err(), "{path}");
-            assert_eq!(socket_at(path), None, "{path}");
+            assert_eq!(websocket_dialect(path), None, "{path}");
         }
     }
 
     #[test]
-    fn an_endpoint_that_shows_the_owner_is_known_in_every_spelling() {
+    fn an_endpoint_that_returns_owner_data_is_recognized_in_every_spelling() {
         for path in ["/v1/user", "/v1/user/subscription", "/v1/%75ser/", "/v2/User", "/user/subscription"] {
-            assert!(lookup(&Method::GET, path).unwrap().shows_owner, "{path}");
+            assert!(lookup(&Method::GET, path).unwrap().returns_owner_data, "{path}");
         }
         for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
-            assert!(!lookup(&Method::GET, path).unwrap().shows_owner, "{path}");
+            assert!(!lookup(&Method::GET, path).unwrap().returns_owner_data, "{path}");
         }
     }
 
     #[test]
-    fn a_websocket_address_is_returned_under_two_names() {
-        for (path, gives_address) in [
+    fn a_websocket_url_is_returned_under_two_paths() {
+        for (path, returns_websocket_url) in [
             ("/v1/convai/conversation/get-signed-url", true),
             ("/v1/convai/conversation/get_signed_url", true),
             ("/v1/convai/conversation/token", false),
         ] {
-            assert_eq!(lookup(&Method::GET, path).unwrap().gives_address, gives_address, "{path}");
+            assert_eq!(
+                lookup(&Method::GET, path).unwrap().returns_websocket_url,
+                returns_websocket_url,
+                "{path}"
+            );
         }
     }
 
     #[test]
-    fn a_websocket_is_known_by_its_path() {
+    fn a_websocket_is_recognized_by_its_path() {
         for (path, dialect, metering) in [
             ("/v1/text-to-speech/x/stream-input", Dialect::Speech, Metering::Credits),
             ("/v1/Text-to-Speech/x/%73tream-input", Dialect::Speech, Metering::Credits),
@@ -517,18 +526,18 @@ mod tests {
             ("/v1/something/new", Dialect::Unknown, Metering::Credits),
             ("/runCase", Dialect::Foreign, Metering::Free),
         ] {
-            let decoded = Path::read(path).unwrap();
-            let endpoint = Endpoint::of_socket(&Segments::of_path(&decoded));
-            assert_eq!(socket_at(path), Some(dialect));
+            let decoded_path = Path::parse(path).unwrap();
+            let endpoint = Endpoint::classify_websocket(&Segments::new(&decoded_path));
+            assert_eq!(websocket_dialect(path), Some(dialect));
             assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
             assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);
         }
-        let segments = Segments::of("/v1/service-accounts");
-        assert!(matches!(Endpoint::of_socket(&segments).access, Access::Denied(_)));
+        let segments = Segments::split("/v1/service-accounts");
+        assert!(matches!(Endpoint::classify_websocket(&segments).access, Access::Denied(_)));
     }
 
     #[test]
-    fn other_endpoints_are_open() {
+    fn all_other_endpoints_are_open() {
         for path in [
             "/v1/voices",
             "/v1/user",

@@ -1,26 +1,26 @@
 //! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped.
 //!
-//! Where the provider's rule is known, an estimate is an upper bound: some plans charge less for the same
-//! text, none charges more. The `character-cost` of the response replaces it.
+//! If the provider's price is known, the estimate is an upper bound: some plans charge less for the same
+//! text, but no plan charges more. The `character-cost` of the response replaces the estimate.
 
 use super::endpoint::Operation;
 use super::models::Models;
 use super::request_body::{DEFAULT_MODEL, RequestBodyFeatures};
 
-/// Credits per second of a sound effect with a given length. Source: the provider's documentation; 5 to
-/// 10 were measured.
-const EFFECT_PER_SECOND: u64 = 20;
-/// Credits of a sound effect without a given length: 100 to 200 in the documentation.
-const EFFECT: u64 = 200;
-/// Credits per minute of voice changer and isolation. Source: the provider's documentation.
-const AUDIO_PER_MINUTE: u64 = 1_000;
+/// Credits per second of a sound effect whose request has a length. Source: the provider's documentation;
+/// 5 to 10 were measured.
+const SOUND_EFFECT_CREDITS_PER_SECOND: u64 = 20;
+/// Credits of a sound effect whose request has no length: 100 to 200 in the documentation.
+const SOUND_EFFECT_CREDITS: u64 = 200;
+/// Credits per minute of the voice changer and of audio isolation. Source: the provider's documentation.
+const AUDIO_CREDITS_PER_MINUTE: u64 = 1_000;
 /// Bytes per second of audio in the most common upload format: MP3 of 128 kbit/s.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
-/// The estimated cost in credits, from the kind of work, the text and the size of the body. `None` when
-/// it cannot be estimated; 0 for a free request.
+/// Estimates the cost in credits from the operation, the text and the size of the body. Returns 0 for a free
+/// request, and `None` if the cost cannot be estimated.
 #[must_use]
-pub fn estimate(
+pub fn estimate_credits(
     operation: Operation,
     features: &RequestBodyFeatures,
     body_bytes: Option<u64>,
@@ -30,13 +30,14 @@ pub fn estimate(
         Operation::Reading => Some(0),
         Operation::Speech | Operation::Dialogue => {
             let model = features.model.as_deref().unwrap_or(DEFAULT_MODEL);
-            features.characters.map(|characters| models.credits(model, characters))
+            features.characters.map(|characters| models.max_credits(model, characters))
         }
-        Operation::Effects => Some(
-            features.duration_ms.map_or(EFFECT, |ms| ms.saturating_mul(EFFECT_PER_SECOND).div_ceil(1_000)),
-        ),
-        Operation::Conversion | Operation::Isolation => body_bytes
-            .map(|bytes| bytes.saturating_mul(AUDIO_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)),
+        Operation::SoundEffects => Some(features.duration_ms.map_or(SOUND_EFFECT_CREDITS, |ms| {
+            ms.saturating_mul(SOUND_EFFECT_CREDITS_PER_SECOND).div_ceil(1_000)
+        })),
+        Operation::Conversion | Operation::Isolation => body_bytes.map(|bytes| {
+            bytes.saturating_mul(AUDIO_CREDITS_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)
+        }),
         // The length of the input or the output is not known in advance.
         Operation::Transcription
         | Operation::LiveTranscription
@@ -46,8 +47,8 @@ pub fn estimate(
     }
 }
 
-/// Credits per minute of a session that reports no cost while it runs. Source: the list prices of June
-/// 2026 (0.08 USD per minute of an agent, 0.39 USD per hour of live transcription), at 0.10 USD for 1,000
+/// Returns the credits per minute of a session that reports no cost while it runs. Source: the list prices
+/// of June 2026 (0.08 USD per minute of an agent, 0.39 USD per hour of live transcription), at 0.10 USD for 1,000
 /// credits.
 #[must_use]
 pub fn credits_per_minute(operation: Operation) -> Option<u64> {
@@ -57,7 +58,7 @@ pub fn credits_per_minute(operation: Operation) -> Option<u64> {
         Operation::Reading
         | Operation::Speech
         | Operation::Dialogue
-        | Operation::Effects
+        | Operation::SoundEffects
         | Operation::Conversion
         | Operation::Isolation
         | Operation::Transcription
@@ -72,8 +73,8 @@ mod tests {
 
     #[track_caller]
     fn check(operation: Operation, body: &str, bytes: Option<u64>, expected: Option<u64>) {
-        let features = RequestBodyFeatures::of(body.as_bytes(), true);
-        assert_eq!(estimate(operation, &features, bytes, &Models::default()), expected);
+        let features = RequestBodyFeatures::parse(body.as_bytes(), true);
+        assert_eq!(estimate_credits(operation, &features, bytes, &Models::default()), expected);
     }
 
     #[test]
@@ -86,9 +87,9 @@ mod tests {
 
     #[test]
     fn an_effect_is_estimated_by_its_seconds() {
-        check(Operation::Effects, r#"{"text":"rain","duration_seconds":2.5}"#, None, Some(50));
-        check(Operation::Effects, r#"{"text":"rain"}"#, None, Some(200));
-        check(Operation::Effects, r#"{"text":"rain","duration_seconds":null}"#, None, Some(200));
+        check(Operation::SoundEffects, r#"{"text":"rain","duration_seconds":2.5}"#, None, Some(50));
+        check(Operation::SoundEffects, r#"{"text":"rain"}"#, None, Some(200));
+        check(Operation::SoundEffects, r#"{"text":"rain","duration_seconds":null}"#, None, Some(200));
     }
 
     #[test]
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_that_cannot_be_estimated_is_unknown() {
+    fn a_cost_without_a_known_rule_is_not_estimated() {
         check(Operation::Transcription, "", Some(5), None);
         check(Operation::Music, "{}", None, None);
         check(Operation::Reading, "", None, Some(0));

@@ -1,33 +1,33 @@
-//! The features of a request that a plan may refuse. A refusal proves a limit of the narrowest feature
-//! that its words name; later requests with this feature first try accounts that have not refused it.
+//! The features of a request that a plan, a workspace or a key may lack. A refusal proves a limit of the
+//! narrowest feature that it names. Later requests with that feature are sent to other accounts first.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::affinity::Tag;
+use super::affinity::IdentifierHash;
 use super::endpoint::Route;
 use super::models::Models;
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
-use crate::policy::verdict::{Refusal, Subject, Verdict};
+use crate::policy::verdict::{Subject, UnexplainedRefusal, Verdict};
 
 /// The properties of a request for which plans and permissions may differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestFeatures {
     /// The route of the request.
     pub route: Route,
-    /// Whether it changes anything.
+    /// Whether it changes or generates something.
     pub effect: Effect,
-    /// The voice that its path or body names, as a hash.
-    pub voice: Option<Tag>,
+    /// The hash of the voice that its path or body names.
+    pub voice: Option<IdentifierHash>,
     /// The model that its body names.
     pub model: Option<Arc<str>>,
     /// The output format that its query names.
     pub output_format: Option<Arc<str>>,
     /// Number of characters of its text.
     pub characters: Option<u64>,
-    /// The permission that the key needs, where it is known.
+    /// The permission that the key needs, if it is known.
     pub permission: Option<Permission>,
     /// Whether it creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
@@ -37,7 +37,7 @@ pub struct RequestFeatures {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Feature {
     /// A voice, by its hash.
-    Voice(Tag),
+    Voice(IdentifierHash),
     /// A model, by the provider's name.
     Model(Arc<str>),
     /// An output format.
@@ -46,77 +46,80 @@ pub enum Feature {
     TextLength(Option<Arc<str>>),
     /// A permission of a key.
     Permission(Permission),
-    /// An endpoint; `true` for requests that change something.
+    /// An endpoint; `true` for requests that change or generate something.
     Endpoint(Route, bool),
-    /// A request of exactly this kind, when the refusal names nothing narrower.
-    Alike(Box<Signature>),
+    /// All properties of the request, if the refusal names no narrower feature.
+    SimilarRequest(Box<RequestShape>),
 }
 
-/// The properties by which two requests count as alike after a refusal whose words name no feature.
+/// The properties in which requests must be equal to count as similar.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Signature {
+pub struct RequestShape {
     route: Route,
     has_effect: bool,
-    voice: Option<Tag>,
+    voice: Option<IdentifierHash>,
     model: Option<Arc<str>>,
     output_format: Option<Arc<str>>,
 }
 
-/// A limited feature, and the smallest limited size if it has a size.
+/// A limited feature, and the smallest size that is refused if the feature has a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// The limited feature.
     pub feature: Feature,
-    /// The smallest limited number of characters; 0 for a feature without a size.
+    /// The smallest refused number of characters; 0 for a feature without a size.
     pub from_characters: u64,
 }
 
-/// The scope and the duration for which a limit is recorded.
+/// The kind of restriction that a refusal causes, which determines its scope and duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remembered {
-    /// For the key, as a permission that may be granted.
+pub enum RestrictionKind {
+    /// For the key, because it lacks a permission, which may be granted later.
     Permission,
-    /// For the workspace, and for others with its plan.
+    /// For the workspace, and for other workspaces with its plan.
     Plan,
     /// For the workspace, until a slot becomes free.
     Slots,
-    /// For the workspace, as an endpoint that refuses it.
+    /// For the workspace, because it may not use the endpoint.
     Endpoint,
     /// For the workspace, until a poll or another request decides.
     Unproven,
-    /// For the workspace, as a rate limit with the named time. A rate limit of a concurrency group is
-    /// evidence about the workspace instead.
+    /// For the workspace, as a rate limit with the time that the provider named. A rate limit of a
+    /// concurrency group is evidence about the workspace instead.
     RateLimit(Option<Duration>),
-    /// For the workspace, as a 429 in unknown words, with the named time.
+    /// For the workspace, as a 429 with an unknown message, with the time that the provider named.
     Throttle(Option<Duration>),
-    /// For the workspace, as too many concurrent requests, unless they are of a concurrency group.
+    /// For the workspace, as too many concurrent requests. A limit of a concurrency group is evidence about
+    /// the workspace instead.
     Concurrency,
 }
 
 impl RequestFeatures {
-    /// The limit that a refusal of this request proves, and how it is recorded. `None` for a verdict that
-    /// is not about the capabilities of an account.
+    /// Returns the limit that a refusal of this request proves, and the kind of restriction that it causes.
+    /// Returns `None` for a verdict that is not about the capabilities of an account.
     #[must_use]
-    pub fn refused(&self, verdict: Verdict) -> Option<(Limit, Remembered)> {
-        let (subject, remembered) = match verdict {
+    pub fn proven_limit(&self, verdict: Verdict) -> Option<(Limit, RestrictionKind)> {
+        let (subject, kind) = match verdict {
             Verdict::MissingPermission(named) => {
                 let needed = self.permission.filter(|needed| named.is_none_or(|named| named == *needed));
                 if let Some(needed) = needed {
                     let limit = Limit { feature: Feature::Permission(needed), from_characters: 0 };
-                    return Some((limit, Remembered::Permission));
+                    return Some((limit, RestrictionKind::Permission));
                 }
-                (Subject::Endpoint, Remembered::Permission)
+                (Subject::Endpoint, RestrictionKind::Permission)
             }
-            Verdict::PlanFeature(Subject::Endpoint) => (Subject::Endpoint, Remembered::Endpoint),
-            Verdict::PlanFeature(subject) => (subject, Remembered::Plan),
-            Verdict::Slots => (Subject::Endpoint, Remembered::Slots),
-            Verdict::RateLimited(span) => (Subject::Endpoint, Remembered::RateLimit(span)),
-            Verdict::Concurrency { .. } => (Subject::Endpoint, Remembered::Concurrency),
-            Verdict::Unexplained(Refusal::TooMany(span)) => (Subject::Endpoint, Remembered::Throttle(span)),
-            Verdict::Unexplained(_) => (Subject::Endpoint, Remembered::Endpoint),
-            Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, Remembered::Unproven),
+            Verdict::PlanFeature(Subject::Endpoint) => (Subject::Endpoint, RestrictionKind::Endpoint),
+            Verdict::PlanFeature(subject) => (subject, RestrictionKind::Plan),
+            Verdict::Slots => (Subject::Endpoint, RestrictionKind::Slots),
+            Verdict::RateLimited(duration) => (Subject::Endpoint, RestrictionKind::RateLimit(duration)),
+            Verdict::Concurrency { .. } => (Subject::Endpoint, RestrictionKind::Concurrency),
+            Verdict::Unexplained(UnexplainedRefusal::TooMany(duration)) => {
+                (Subject::Endpoint, RestrictionKind::Throttle(duration))
+            }
+            Verdict::Unexplained(_) => (Subject::Endpoint, RestrictionKind::Endpoint),
+            Verdict::InvalidKey | Verdict::WrongHost => (Subject::Endpoint, RestrictionKind::Unproven),
             Verdict::WorkspaceQuota(_) | Verdict::Billing | Verdict::Abuse => {
-                (Subject::Unnamed, Remembered::Unproven)
+                (Subject::Unnamed, RestrictionKind::Unproven)
             }
             Verdict::Served
             | Verdict::KeyQuota(_)
@@ -126,61 +129,55 @@ impl RequestFeatures {
             | Verdict::ServerError
             | Verdict::Unreadable => return None,
         };
-        Some((self.limit(subject), remembered))
+        Some((self.limit_of_subject(subject), kind))
     }
 
-    /// The narrowest feature of this request that a plan's refusal names.
-    fn limit(&self, subject: Subject) -> Limit {
-        let without_size = |feature| Limit { feature, from_characters: 0 };
-        match (subject, self.voice, &self.model, &self.output_format, self.characters) {
-            (Subject::Voice, Some(voice), ..) => without_size(Feature::Voice(voice)),
-            (Subject::Model, _, Some(model), ..) => without_size(Feature::Model(Arc::clone(model))),
-            (Subject::OutputFormat, _, _, Some(format), _) => {
-                without_size(Feature::OutputFormat(Arc::clone(format)))
-            }
-            (Subject::TextLength, _, model, _, Some(characters)) => {
-                Limit { feature: Feature::TextLength(model.clone()), from_characters: characters }
-            }
-            (Subject::Cloning | Subject::Endpoint, ..) => without_size(self.endpoint()),
-            // The request has no known value for the named subject.
-            (
-                Subject::Voice
-                | Subject::Model
-                | Subject::OutputFormat
-                | Subject::TextLength
-                | Subject::Unnamed,
-                ..,
-            ) => without_size(self.alike()),
+    /// Returns the limit of the subject of a refusal, or of similar requests if this request has no known
+    /// value for the subject.
+    fn limit_of_subject(&self, subject: Subject) -> Limit {
+        let feature = self.feature_of_subject(subject).unwrap_or_else(|| self.similar_request_feature());
+        let characters = self.characters.filter(|_| matches!(feature, Feature::TextLength(_)));
+        Limit { feature, from_characters: characters.unwrap_or(0) }
+    }
+
+    fn feature_of_subject(&self, subject: Subject) -> Option<Feature> {
+        match subject {
+            Subject::Voice => self.voice.map(Feature::Voice),
+            Subject::Model => self.model.clone().map(Feature::Model),
+            Subject::OutputFormat => self.output_format.clone().map(Feature::OutputFormat),
+            Subject::TextLength => self.characters.map(|_| Feature::TextLength(self.model.clone())),
+            Subject::Cloning | Subject::Endpoint => Some(self.endpoint_feature()),
+            Subject::Unnamed => None,
         }
     }
 
     /// Whether plans are known to differ in a feature of this request, before any refusal.
     #[must_use]
-    pub fn may_be_limited(&self, models: &Models) -> bool {
-        let is_long = || {
-            let max = models.free_characters_max(self.model.as_deref()?)?;
-            Some(self.characters? > max)
-        };
-        self.output_format.is_some() || self.adds_voice || is_long() == Some(true)
+    pub fn may_be_limited_by_plan(&self, models: &Models) -> bool {
+        self.output_format.is_some() || self.adds_voice || self.exceeds_free_text_length(models)
     }
 
-    /// All features of this request that an earlier refusal may have limited.
-    pub fn all(&self) -> impl Iterator<Item = Feature> {
-        let voice = self.voice.map(Feature::Voice);
-        let model = self.model.clone().map(Feature::Model);
-        let format = self.output_format.clone().map(Feature::OutputFormat);
-        let length = self.characters.map(|_| Feature::TextLength(self.model.clone()));
-        let permission = self.permission.map(Feature::Permission);
-        let rest = [self.endpoint(), self.alike()];
-        voice.into_iter().chain(model).chain(format).chain(length).chain(permission).chain(rest)
+    /// Whether the text is longer than a free account may send with this model.
+    pub(super) fn exceeds_free_text_length(&self, models: &Models) -> bool {
+        let max = self.model.as_deref().and_then(|model| models.max_free_characters(model));
+        self.characters.zip(max).is_some_and(|(characters, max)| characters > max)
     }
 
-    fn endpoint(&self) -> Feature {
+    /// Iterates over all features of this request that an earlier refusal may have limited.
+    pub fn all_features(&self) -> impl Iterator<Item = Feature> {
+        [Subject::Voice, Subject::Model, Subject::OutputFormat, Subject::TextLength]
+            .into_iter()
+            .filter_map(|subject| self.feature_of_subject(subject))
+            .chain(self.permission.map(Feature::Permission))
+            .chain([self.endpoint_feature(), self.similar_request_feature()])
+    }
+
+    fn endpoint_feature(&self) -> Feature {
         Feature::Endpoint(self.route, self.effect == Effect::Some)
     }
 
-    fn alike(&self) -> Feature {
-        Feature::Alike(Box::new(Signature {
+    fn similar_request_feature(&self) -> Feature {
+        Feature::SimilarRequest(Box::new(RequestShape {
             route: self.route,
             has_effect: self.effect == Effect::Some,
             voice: self.voice,
@@ -204,9 +201,9 @@ impl fmt::Display for Limit {
             Feature::Endpoint(route, has_effect) => {
                 write!(f, "{} {route}", if *has_effect { "calls of" } else { "reads of" })
             }
-            Feature::Alike(signature) => {
-                write!(f, "some requests of {}", signature.route)?;
-                let format = signature.output_format.as_ref();
+            Feature::SimilarRequest(shape) => {
+                write!(f, "some requests of {}", shape.route)?;
+                let format = shape.output_format.as_ref();
                 format.map_or(Ok(()), |format| write!(f, " as {format}"))
             }
         }
@@ -216,14 +213,14 @@ impl fmt::Display for Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elevenlabs::affinity::{Kind, Named};
+    use crate::elevenlabs::affinity::{Identifier, ResourceKind};
     use crate::policy::verdict::Shortfall;
 
     fn speech() -> RequestFeatures {
         RequestFeatures {
-            route: Route::read("/v1/text-to-speech/x"),
+            route: Route::parse("/v1/text-to-speech/x"),
             effect: Effect::Some,
-            voice: Some(Named::new(Kind::Voice, "v1").tag),
+            voice: Some(Identifier::new(ResourceKind::Voice, "v1").hash),
             model: Some("eleven_v3".into()),
             output_format: Some("pcm_44100".into()),
             characters: Some(900),
@@ -234,11 +231,11 @@ mod tests {
 
     #[track_caller]
     fn check(features: &RequestFeatures, verdict: Verdict, expected: &str) {
-        assert_eq!(features.refused(verdict).unwrap().0.to_string(), expected);
+        assert_eq!(features.proven_limit(verdict).unwrap().0.to_string(), expected);
     }
 
     #[test]
-    fn a_refusal_is_about_the_narrowest_feature_it_names() {
+    fn a_refusal_limits_the_narrowest_feature_that_it_names() {
         let plan = Verdict::PlanFeature;
         for (subject, expected) in [
             (Subject::Voice, "a requested voice"),
@@ -250,39 +247,43 @@ mod tests {
         ] {
             check(&speech(), plan(subject), expected);
         }
-        let bare =
+        let without_values =
             RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..speech() };
         for subject in [Subject::Voice, Subject::Model, Subject::OutputFormat, Subject::TextLength] {
-            check(&bare, plan(subject), "some requests of /v1/text-to-speech/{id}");
+            check(&without_values, plan(subject), "some requests of /v1/text-to-speech/{id}");
         }
-        check(&bare, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
-        check(&bare, Verdict::Unexplained(Refusal::Forbidden), "calls of /v1/text-to-speech/{id}");
+        check(&without_values, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
+        check(
+            &without_values,
+            Verdict::Unexplained(UnexplainedRefusal::Forbidden),
+            "calls of /v1/text-to-speech/{id}",
+        );
     }
 
     #[test]
-    fn a_missing_permission_is_recorded_by_name_where_requests_are_known_to_need_it() {
+    fn a_missing_permission_is_limited_if_the_request_is_known_to_need_it() {
         let missing = |name: Option<&str>| Verdict::MissingPermission(name.and_then(Permission::parse));
         check(&speech(), missing(None), "the permission text_to_speech");
         check(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
         check(&speech(), missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
-        let unknown = RequestFeatures { permission: None, ..speech() };
-        check(&unknown, missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
+        let without_permission = RequestFeatures { permission: None, ..speech() };
+        check(&without_permission, missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
     }
 
     #[test]
-    fn a_verdict_about_a_key_proves_no_limit_of_a_feature() {
+    fn a_verdict_about_a_key_limits_no_feature() {
         for verdict in [
             Verdict::Served,
             Verdict::KeyQuota(Shortfall::default()),
             Verdict::RequestError,
             Verdict::NotFound,
         ] {
-            assert_eq!(speech().refused(verdict), None, "{verdict:?}");
+            assert_eq!(speech().proven_limit(verdict), None, "{verdict:?}");
         }
     }
 
     #[test]
-    fn a_refused_feature_is_among_the_features_of_a_similar_request() {
+    fn a_limited_feature_is_among_the_features_of_a_similar_request() {
         for subject in [
             Subject::Voice,
             Subject::Model,
@@ -292,11 +293,15 @@ mod tests {
             Subject::Endpoint,
             Subject::Unnamed,
         ] {
-            let (refused, _) = speech().refused(Verdict::PlanFeature(subject)).unwrap();
-            assert!(speech().all().any(|feature| feature == refused.feature), "{subject:?}");
+            let (limit, _) = speech().proven_limit(Verdict::PlanFeature(subject)).unwrap();
+            assert!(speech().all_features().any(|feature| feature == limit.feature), "{subject:?}");
         }
-        let other = RequestFeatures { voice: Some(Named::new(Kind::Voice, "v2").tag), ..speech() };
-        let (unnamed, _) = speech().refused(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
-        assert!(!other.all().any(|feature| feature == unnamed.feature), "another voice is another request");
+        let with_other_voice =
+            RequestFeatures { voice: Some(Identifier::new(ResourceKind::Voice, "v2").hash), ..speech() };
+        let (unnamed, _) = speech().proven_limit(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
+        assert!(
+            !with_other_voice.all_features().any(|feature| feature == unnamed.feature),
+            "a request for another voice is not similar"
+        );
     }
 }

@@ -1,22 +1,24 @@
 //! The provider's models: the price of a character, and the concurrency group of each.
 //!
-//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until it is received, and for models
-//! that it does not list (it is not exhaustive), both follow from the model's name.
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until that list is received, and for
+//! models that it omits, both follow from the model's name.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Prices are integers in millionths of a credit per character, because this avoids rounding errors.
-const MICRO: u64 = 1_000_000;
+/// Number of micro-credits in a credit. Prices are integers in micro-credits per character, because this
+/// avoids rounding errors.
+const MICRO_CREDITS: u64 = 1_000_000;
 
-/// The known models.
+/// The models of the provider's list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Models {
     /// Sorted by identifier.
-    known: Vec<Model>,
+    listed: Vec<Model>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,106 +26,103 @@ struct Model {
     id: Arc<str>,
     micro_credits_per_character: Option<u64>,
     group: Option<ConcurrencyGroup>,
-    free_characters_max: Option<u64>,
+    max_free_characters: Option<u64>,
 }
 
 #[derive(Deserialize)]
 struct ModelDocument {
     model_id: String,
     #[serde(default)]
-    model_rates: Rates,
+    model_rates: RatesDocument,
     concurrency_group: Option<String>,
     max_characters_request_free_user: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
-struct Rates {
+struct RatesDocument {
     character_cost_multiplier: Option<f64>,
     cost_discount_multiplier: Option<f64>,
 }
 
 /// Maximum number of models; bounds the memory that a forged response could use.
-const MODELS_MAX: usize = 1_000;
+const MAX_MODELS: usize = 1_000;
 
 impl Models {
-    /// Parses the response of `GET /v1/models`. `None` when it is not a list of models.
+    /// Parses the body of a response to `GET /v1/models`; `None` if it is not a list of models.
     #[must_use]
-    pub fn read(body: &[u8]) -> Option<Self> {
-        let mut listed: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
-        listed.truncate(MODELS_MAX);
-        let groups = groups(&listed);
-        let mut known: Vec<Model> = listed
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let mut documents: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
+        documents.truncate(MAX_MODELS);
+        let groups = assign_groups(&documents);
+        let mut listed: Vec<Model> = documents
             .into_iter()
             .map(|document| Model {
                 micro_credits_per_character: document.model_rates.micro_credits(),
-                group: document.concurrency_group.and_then(|group| {
-                    groups.iter().find(|(known, _)| *known == group).map(|(_, group)| *group)
-                }),
-                free_characters_max: document.max_characters_request_free_user.filter(|max| *max > 0),
+                group: document.concurrency_group.and_then(|name| groups.get(&name).copied()),
+                max_free_characters: document.max_characters_request_free_user.filter(|max| *max > 0),
                 id: document.model_id.into(),
             })
             .collect();
-        known.sort_by(|a, b| a.id.cmp(&b.id));
-        Some(Self { known })
+        listed.sort_by(|left, right| left.id.cmp(&right.id));
+        Some(Self { listed })
     }
 
     fn find(&self, id: &str) -> Option<&Model> {
-        let at = self.known.binary_search_by(|model| (*model.id).cmp(id)).ok()?;
-        self.known.get(at)
+        let index = self.listed.binary_search_by(|model| (*model.id).cmp(id)).ok()?;
+        self.listed.get(index)
     }
 
-    /// Upper bound of the price of this many characters, in credits: plans may charge less.
+    /// Returns an upper bound of the price of a text, in credits. Some plans charge less.
     #[must_use]
-    pub fn credits(&self, id: &str, characters: u64) -> u64 {
-        let price = self.find(id).and_then(|model| model.micro_credits_per_character);
-        let micro_credits =
-            price.unwrap_or(if ConcurrencyGroup::of_model(id) == Some(ConcurrencyGroup::FAST_SPEECH) {
-                MICRO / 2
-            } else {
-                MICRO
-            });
-        characters.saturating_mul(micro_credits).div_ceil(MICRO)
+    pub fn max_credits(&self, id: &str, characters: u64) -> u64 {
+        let is_fast = || ConcurrencyGroup::for_model(id) == Some(ConcurrencyGroup::FAST_SPEECH);
+        let micro_credits = self
+            .find(id)
+            .and_then(|model| model.micro_credits_per_character)
+            .unwrap_or_else(|| if is_fast() { MICRO_CREDITS / 2 } else { MICRO_CREDITS });
+        characters.saturating_mul(micro_credits).div_ceil(MICRO_CREDITS)
     }
 
-    /// Maximum characters of a request of a free account with this model, if the list has it.
+    /// Returns the maximum characters of a free account's request with this model, if the list has it.
     #[must_use]
-    pub fn free_characters_max(&self, id: &str) -> Option<u64> {
-        self.find(id).and_then(|model| model.free_characters_max)
+    pub fn max_free_characters(&self, id: &str) -> Option<u64> {
+        self.find(id).and_then(|model| model.max_free_characters)
     }
 
-    /// The concurrency group of a model. `None` when neither the list nor the name determines it.
+    /// Returns the concurrency group of a model; `None` if neither the list nor the name determines it.
     #[must_use]
-    pub fn group(&self, id: &str) -> Option<ConcurrencyGroup> {
-        self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::of_model(id))
+    pub fn concurrency_group(&self, id: &str) -> Option<ConcurrencyGroup> {
+        self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::for_model(id))
     }
 }
 
-impl Rates {
+impl RatesDocument {
     fn micro_credits(&self) -> Option<u64> {
         let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
-        let micro_credits = (rate * MICRO as f64).round();
+        let micro_credits = (rate * MICRO_CREDITS as f64).round();
         let is_plausible =
-            micro_credits.is_finite() && (0.0..=1_000.0 * MICRO as f64).contains(&micro_credits);
+            micro_credits.is_finite() && (0.0..=1_000.0 * MICRO_CREDITS as f64).contains(&micro_credits);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
         is_plausible.then_some(micro_credits as u64)
     }
 }
 
-/// Maps the provider's groups to ours: each to that of its first model, or to an unnamed one when that is
-/// taken.
-fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
-    let mut groups: Vec<(String, ConcurrencyGroup)> = Vec::new();
+/// Maps the provider's names of groups to concurrency groups. A name gets the group of its first model, or
+/// an unnamed group if an earlier name has that group.
+fn assign_groups(documents: &[ModelDocument]) -> HashMap<String, ConcurrencyGroup> {
+    let mut groups: HashMap<String, ConcurrencyGroup> = HashMap::new();
     let mut unnamed_count = 0;
-    for document in listed {
-        let Some(group) = &document.concurrency_group else { continue };
-        if groups.iter().any(|(known, _)| known == group) {
+    for document in documents {
+        let Some(name) = document.concurrency_group.as_ref().filter(|name| !groups.contains_key(*name))
+        else {
             continue;
-        }
-        let group_of_name = ConcurrencyGroup::of_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
-        let is_taken = groups.iter().any(|(_, group)| *group == group_of_name);
-        let assigned = if is_taken { ConcurrencyGroup::extra(unnamed_count) } else { None };
-        unnamed_count += usize::from(assigned.is_some());
-        groups.push((group.clone(), assigned.unwrap_or(group_of_name)));
+        };
+        let group_of_model =
+            ConcurrencyGroup::for_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
+        let is_assigned = groups.values().any(|group| *group == group_of_model);
+        let unnamed = if is_assigned { ConcurrencyGroup::unnamed(unnamed_count) } else { None };
+        unnamed_count += usize::from(unnamed.is_some());
+        groups.insert(name.clone(), unnamed.unwrap_or(group_of_model));
     }
     groups
 }
@@ -132,7 +131,7 @@ fn groups(listed: &[ModelDocument]) -> Vec<(String, ConcurrencyGroup)> {
 mod tests {
     use super::*;
 
-    fn list(models: &[(&str, f64, f64, &str)]) -> Models {
+    fn parse_list(models: &[(&str, f64, f64, &str)]) -> Models {
         let models: Vec<_> = models
             .iter()
             .map(|(id, rate, discount, group)| {
@@ -142,62 +141,62 @@ mod tests {
                 })
             })
             .collect();
-        Models::read(serde_json::to_string(&models).unwrap().as_bytes()).unwrap()
+        Models::parse(serde_json::to_string(&models).unwrap().as_bytes()).unwrap()
     }
 
     #[test]
     fn an_unlisted_model_is_classified_by_its_name() {
         let models = Models::default();
-        assert_eq!(models.credits("eleven_multilingual_v2", 100), 100);
-        assert_eq!(models.credits("eleven_flash_v2_5", 101), 51);
-        assert_eq!(models.credits("something new", 7), 7);
-        assert_eq!(models.group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
-        assert_eq!(models.group("something new"), None);
+        assert_eq!(models.max_credits("eleven_multilingual_v2", 100), 100);
+        assert_eq!(models.max_credits("eleven_flash_v2_5", 101), 51);
+        assert_eq!(models.max_credits("something new", 7), 7);
+        assert_eq!(models.concurrency_group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.concurrency_group("something new"), None);
     }
 
     #[test]
-    fn the_list_takes_precedence_over_names() {
-        let models = list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
-        assert_eq!(models.credits("eleven_v3", 100), 40);
-        assert_eq!(models.credits("eleven_v3", 1), 1);
-        assert_eq!(models.credits("eleven_flash_v2", 10), 10);
+    fn the_list_takes_precedence_over_the_names_of_models() {
+        let models = parse_list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
+        assert_eq!(models.max_credits("eleven_v3", 100), 40);
+        assert_eq!(models.max_credits("eleven_v3", 1), 1);
+        assert_eq!(models.max_credits("eleven_flash_v2", 10), 10);
     }
 
     #[test]
-    fn a_group_of_the_provider_is_a_concurrency_group() {
-        let models = list(&[
+    fn each_group_of_the_provider_gets_a_concurrency_group() {
+        let models = parse_list(&[
             ("eleven_v3", 1.0, 1.0, "standard"),
             ("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
             ("eleven_turbo_v2", 0.5, 1.0, "standard"),
             ("eleven_flash_v2", 0.5, 1.0, "fast"),
         ]);
-        assert_eq!(models.group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
-        assert_eq!(models.group("eleven_turbo_v2"), Some(ConcurrencyGroup::SPEECH));
-        assert_eq!(models.group("eleven_multilingual_v2"), ConcurrencyGroup::extra(0));
-        assert_eq!(models.group("eleven_flash_v2"), Some(ConcurrencyGroup::FAST_SPEECH));
+        assert_eq!(models.concurrency_group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.concurrency_group("eleven_turbo_v2"), Some(ConcurrencyGroup::SPEECH));
+        assert_eq!(models.concurrency_group("eleven_multilingual_v2"), ConcurrencyGroup::unnamed(0));
+        assert_eq!(models.concurrency_group("eleven_flash_v2"), Some(ConcurrencyGroup::FAST_SPEECH));
     }
 
     #[test]
     fn groups_beyond_the_maximum_share_one_concurrency_group() {
-        let many: Vec<String> = (0..40).map(|n| format!("eleven_v{n}")).collect();
-        let listed: Vec<_> = many.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
-        let models = list(&listed);
-        assert!(many.iter().all(|id| models.group(id).is_some()));
-        assert_eq!(models.group("eleven_v39"), Some(ConcurrencyGroup::SPEECH));
+        let ids: Vec<String> = (0..40).map(|number| format!("eleven_v{number}")).collect();
+        let listed: Vec<_> = ids.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
+        let models = parse_list(&listed);
+        assert!(ids.iter().all(|id| models.concurrency_group(id).is_some()));
+        assert_eq!(models.concurrency_group("eleven_v39"), Some(ConcurrencyGroup::SPEECH));
     }
 
     #[test]
-    fn absurd_rates_are_ignored() {
+    fn implausible_rates_are_ignored() {
         for rate in [-1.0, 1e9] {
-            assert_eq!(list(&[("eleven_v3", rate, 1.0, "a")]).credits("eleven_v3", 10), 10);
+            assert_eq!(parse_list(&[("eleven_v3", rate, 1.0, "a")]).max_credits("eleven_v3", 10), 10);
         }
     }
 
     #[test]
-    fn a_document_that_is_no_list_is_ignored() {
+    fn a_document_that_is_not_a_list_of_models_is_ignored() {
         for body in ["", "{}", "[1]", r#"{"detail":{"status":"workspace_not_found"}}"#, r#"[{"name":"x"}]"#] {
-            assert_eq!(Models::read(body.as_bytes()), None);
+            assert_eq!(Models::parse(body.as_bytes()), None);
         }
-        assert_eq!(Models::read(b"[]"), Some(Models::default()));
+        assert_eq!(Models::parse(b"[]"), Some(Models::default()));
     }
 }

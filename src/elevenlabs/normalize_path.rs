@@ -1,21 +1,21 @@
-//! Corrects paths that result from a wrong base URL. Some clients need a base URL with `/v1` and some
-//! without; a path is corrected only if no correct base URL leads to it, and its other bytes are kept.
+//! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, others one
+//! without. A path is corrected only if no correct base URL can lead to it. Its other bytes are unchanged.
 
 use super::endpoint::is_root;
 
-/// The error in a base URL.
+/// The error of a base URL that was corrected in a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
-    /// It ends in a version, and the client adds another: `/v1/v1/…`.
+    /// The base URL ends in a version, and the client adds another one: `/v1/v1/…`.
     DoubledVersion,
     /// Neither the base URL nor the client adds a version: `/text-to-speech/…`.
     MissingVersion,
-    /// It ends in a slash, and the client's path begins with one: `//v1/…`.
+    /// The base URL ends in a slash, and the client's path begins with one: `//v1/…`.
     DoubledSlash,
 }
 
 impl PathFix {
-    /// How to correct the base URL.
+    /// The correction of the base URL, for the log.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -26,36 +26,39 @@ impl PathFix {
     }
 }
 
-/// The corrected path, if `path` can only result from a wrong base URL.
+/// Returns the corrected path, if `path` can only result from a wrong base URL.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
-    let rest = path.strip_prefix('/')?;
-    if let Some(with_single_slash) = without_doubled_slash(path, rest) {
-        // The version of such a base URL may be wrong as well.
-        return Some(fix_path(&with_single_slash).unwrap_or((with_single_slash, PathFix::DoubledSlash)));
+    if let Some(path) = without_doubled_slash(path) {
+        // The version of such a base URL may be wrong, too.
+        return Some(fix_path(&path).unwrap_or((path, PathFix::DoubledSlash)));
     }
-    let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
-    if is_version(first) {
-        let second = after.split('/').next().unwrap_or_default();
-        return is_version(second).then(|| (format!("/{after}"), PathFix::DoubledVersion));
+    let relative_path = path.strip_prefix('/')?;
+    let (first_segment, after_first) = relative_path.split_once('/').unwrap_or((relative_path, ""));
+    if is_version(first_segment) {
+        let is_doubled = is_version(first_segment_of(after_first));
+        return is_doubled.then(|| (format!("/{after_first}"), PathFix::DoubledVersion));
     }
-    is_root(first).then(|| (format!("/v1{path}"), PathFix::MissingVersion))
+    is_root(first_segment).then(|| (format!("/v1{path}"), PathFix::MissingVersion))
 }
 
-/// The path with a single slash where a base URL that ends in a slash has left two: before the version,
-/// or between the version and a known root. `rest` is the path after its first slash.
-fn without_doubled_slash(path: &str, rest: &str) -> Option<String> {
-    let first = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
-    if let Some(after_slashes) = rest.strip_prefix('/') {
-        let first = first(after_slashes);
-        return (is_version(&first) || is_root(&first)).then(|| rest.to_owned());
-    }
-    let (version, after_slashes) = path.split_once("//")?;
-    let is_doubled = is_version(version.strip_prefix('/')?) && is_root(&first(after_slashes));
-    is_doubled.then(|| format!("{version}/{after_slashes}"))
+/// Removes the second slash that results from a base URL with a slash at its end: before the version, or
+/// between the version and a known root.
+fn without_doubled_slash(path: &str) -> Option<String> {
+    let (before, after) = path.split_once("//")?;
+    let after_segment = first_segment_of(after);
+    let is_doubled = match before.strip_prefix('/') {
+        None => before.is_empty() && (is_version(after_segment) || is_root(after_segment)),
+        Some(version) => is_version(version) && is_root(after_segment),
+    };
+    is_doubled.then(|| format!("{before}/{after}"))
 }
 
-/// `v1`, `v2` and so on.
+fn first_segment_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default()
+}
+
+/// Whether a path segment is a version of the API: `v1`, `v2` and so on.
 #[must_use]
 pub fn is_version(segment: &str) -> bool {
     segment
@@ -69,8 +72,8 @@ mod tests {
 
     #[track_caller]
     fn check(path: &str, expected: Option<(&str, PathFix)>) {
-        let fixed = fix_path(path);
-        assert_eq!(fixed.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
+        let corrected = fix_path(path);
+        assert_eq!(corrected.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
     }
 
     #[test]
@@ -97,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_may_be_intended_is_kept() {
+    fn a_path_that_a_correct_base_url_can_lead_to_is_unchanged() {
         for path in [
             "/v1/voices",
             "/v2/voices",

@@ -1,12 +1,12 @@
-//! The names of the provider's permissions of a key. A refusal names the missing one; the key is
-//! restricted for requests that need it, and still serves all others. The table of endpoints has the
-//! permissions that requests need.
+//! The names of the permissions that the provider gives to keys. A refusal names the missing permission;
+//! the key is then used last for requests that need it, and serves all others as before. The table of
+//! endpoints lists the permission that each request needs.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 
 use crate::policy::permission::Permission;
 
-/// Permissions that requests through a pool can need, sorted.
+/// The permissions that requests through a pool can need, sorted by name.
 #[rustfmt::skip]
 const NAMES: [&str; 35] = [
     "add_voice_from_voice_library", "audio_isolation", "audio_native_read", "audio_native_write",
@@ -23,7 +23,7 @@ impl Permission {
     /// Parses the name of a permission; `None` for an unknown one.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        NAMES.binary_search(&name).ok().and_then(|at| u8::try_from(at).ok()).map(Self::of_number)
+        NAMES.binary_search(&name).ok().and_then(|index| u8::try_from(index).ok()).map(Self::from_number)
     }
 
     /// The provider's name of the permission.
@@ -33,22 +33,23 @@ impl Permission {
     }
 }
 
-/// The permission of a known name. Evaluated at compile time; an unknown name does not compile.
-pub(super) const fn named(name: &str) -> Permission {
-    let mut at = 0;
-    while !is_same(NAMES[at].as_bytes(), name.as_bytes()) {
-        at += 1;
+/// Returns the permission with a name, at compile time. An unknown name does not compile.
+pub(super) const fn permission(name: &str) -> Permission {
+    let mut index = 0;
+    while !is_equal(NAMES[index].as_bytes(), name.as_bytes()) {
+        index += 1;
     }
-    #[expect(clippy::cast_possible_truncation, reason = "they are few")]
-    Permission::of_number(at as u8)
+    #[expect(clippy::cast_possible_truncation, reason = "NAMES has fewer than 256 entries")]
+    Permission::from_number(index as u8)
 }
 
-const fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let mut at = 0;
-    while at < one.len() && at < other.len() && one[at] == other[at] {
-        at += 1;
+/// Compares two names, because `==` is not available in constant functions.
+const fn is_equal(left: &[u8], right: &[u8]) -> bool {
+    let mut index = 0;
+    while index < left.len() && index < right.len() && left[index] == right[index] {
+        index += 1;
     }
-    at == one.len() && at == other.len()
+    index == left.len() && index == right.len()
 }
 
 impl std::fmt::Debug for Permission {
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_sorted_and_parsed() {
+    fn the_names_are_sorted_and_can_be_parsed() {
         assert!(NAMES.is_sorted_by(|a, b| a < b));
         for name in NAMES {
             let permission = Permission::parse(name).unwrap();

@@ -1,14 +1,14 @@
-//! Decides before a request is sent whether a workspace's plan can serve it, by the name of the plan and
-//! the subscription.
+//! Decides whether a workspace's plan can serve a request, before the request is sent. The decision follows
+//! from the name of the plan and from the subscription.
 //!
-//! Plan names are free texts of the provider (`tier`), and new ones appear: an unknown plan counts as
-//! unrestricted until a refusal proves otherwise.
+//! The provider can introduce a plan under any name (`tier`), so an unknown plan counts as unrestricted until
+//! a refusal proves otherwise.
 
 use super::features::RequestFeatures;
 use super::models::Models;
 use crate::policy::verdict::{Subject, Verdict};
 
-/// The features of a workspace in its subscription, besides credits.
+/// The features of a workspace according to its subscription; `None` if the subscription omits them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether voices may be cloned from recordings (`can_use_instant_voice_cloning`).
@@ -17,7 +17,7 @@ pub struct Capabilities {
     pub voices_left: Option<u64>,
 }
 
-/// The plans whose order is known, cheapest first. Source: the provider's price lists of 2025 and 2026.
+/// The known plans in the order of their price, the cheapest first. Source: the provider's price lists of 2025 and 2026.
 const TIERS: [&[&str]; 7] = [
     &["free"],
     &["starter", "go"],
@@ -28,16 +28,17 @@ const TIERS: [&[&str]; 7] = [
     &["enterprise"],
 ];
 
+/// Indexes in [`TIERS`].
 const CREATOR: usize = 2;
 const PRO: usize = 3;
 
-/// The index of a plan among the known ones, cheapest first; `None` for an unknown one.
+/// Returns the index of a plan in [`TIERS`]; `None` for an unknown plan.
 fn tier_index(tier: &str) -> Option<usize> {
     TIERS.iter().position(|names| names.contains(&tier))
 }
 
-/// The rank of a plan by price, so that cheaper plans are tried first: an unknown one ranks between
-/// creator and pro.
+/// Returns the rank of a plan by its price, because cheaper plans are tried first. An unknown plan ranks
+/// between creator and pro.
 #[must_use]
 pub fn price_rank(tier: Option<&str>) -> usize {
     match tier.and_then(tier_index) {
@@ -47,40 +48,39 @@ pub fn price_rank(tier: Option<&str>) -> usize {
     }
 }
 
-/// Corrects a verdict by the plan of the account it came from: all paid plans have the same limit for the
-/// characters of a request, so a text that is too long for one is too long for all.
+/// Corrects a verdict by the plan of the account that was refused. All paid plans have the same maximum text
+/// length, so a text that is too long for one of them is an error of the request.
 #[must_use]
-pub fn corrected_by_plan(verdict: Verdict, tier: Option<&str>) -> Verdict {
+pub fn correct_verdict_by_plan(verdict: Verdict, tier: Option<&str>) -> Verdict {
     let is_paid = tier.and_then(tier_index).is_some_and(|tier_index| tier_index > 0);
-    let is_length = verdict == Verdict::PlanFeature(Subject::TextLength);
-    if is_length && is_paid { Verdict::RequestError } else { verdict }
+    let is_text_length = verdict == Verdict::PlanFeature(Subject::TextLength);
+    if is_text_length && is_paid { Verdict::RequestError } else { verdict }
 }
 
-/// The feature that a workspace of this plan is known to lack for a request; `None` when it may serve the
-/// request.
+/// Returns the feature that a request needs and the workspace is known to lack; `None` if the workspace may
+/// serve the request.
 #[must_use]
-pub fn lacks(
+pub fn missing_feature(
     tier: Option<&str>,
     capabilities: Capabilities,
     features: &RequestFeatures,
     models: &Models,
 ) -> Option<Subject> {
     let tier_index = tier.and_then(tier_index);
-    let needed = features.output_format.as_deref().and_then(tier_of_format);
-    if needed.zip(tier_index).is_some_and(|(needed, tier_index)| tier_index < needed) {
+    let format_tier = features.output_format.as_deref().and_then(tier_of_format);
+    if tier_index.zip(format_tier).is_some_and(|(tier_index, format_tier)| tier_index < format_tier) {
         return Some(Subject::OutputFormat);
     }
     let is_free = tier_index == Some(0);
-    let free_limit = || models.free_characters_max(features.model.as_deref()?);
-    if is_free && features.characters.zip(free_limit()).is_some_and(|(characters, max)| characters > max) {
+    if is_free && features.exceeds_free_text_length(models) {
         return Some(Subject::TextLength);
     }
     let lacks_voices = capabilities.can_clone == Some(false) || capabilities.voices_left == Some(0);
     (lacks_voices && features.adds_voice).then_some(Subject::Cloning)
 }
 
-/// The cheapest plan with an output format: MP3 of 192 kbit/s needs creator, PCM and WAV of 44.1 kHz need
-/// pro. Source: `output_format` in the provider's OpenAPI document.
+/// Returns the cheapest plan with an output format: MP3 of 192 kbit/s needs creator, PCM and WAV of 44.1 kHz
+/// need pro. Source: `output_format` in the provider's OpenAPI document.
 fn tier_of_format(format: &str) -> Option<usize> {
     if format.starts_with("mp3_") && format.ends_with("_192") {
         return Some(CREATOR);
@@ -96,26 +96,30 @@ mod tests {
 
     fn features(path: &str, format: Option<&str>, characters: Option<u64>) -> RequestFeatures {
         RequestFeatures {
-            route: Route::read(path),
+            route: Route::parse(path),
             effect: Effect::Some,
             voice: None,
             model: Some("eleven_v3".into()),
             output_format: format.map(Into::into),
             characters,
             permission: None,
-            adds_voice: path == ADD,
+            adds_voice: path == ADD_VOICE,
         }
     }
 
     const SPEECH: &str = "/v1/text-to-speech/x";
-    const ADD: &str = "/v1/voices/add";
+    const ADD_VOICE: &str = "/v1/voices/add";
 
     #[track_caller]
     fn check(tier: &str, format: Option<&str>, characters: u64, expected: Option<Subject>) {
         let models = br#"[{"model_id":"eleven_v3","max_characters_request_free_user":2500}]"#;
-        let models = Models::read(models).unwrap();
+        let models = Models::parse(models).unwrap();
         let features = features(SPEECH, format, Some(characters));
-        assert_eq!(lacks(Some(tier), Capabilities::default(), &features, &models), expected, "{tier}");
+        assert_eq!(
+            missing_feature(Some(tier), Capabilities::default(), &features, &models),
+            expected,
+            "{tier}"
+        );
     }
 
     #[test]
@@ -128,7 +132,7 @@ mod tests {
             ("pcm_44100", "creator", refused),
             ("wav_44100", "creator", refused),
             ("pcm_44100", "pro", None),
-            ("pcm_44100", "a plan of its own", None),
+            ("pcm_44100", "an unknown plan", None),
             ("mp3_44100_128", "free", None),
             ("opus_48000_192", "free", None),
         ] {
@@ -149,27 +153,29 @@ mod tests {
         for (tier, expected) in [
             (Some("free"), too_long),
             (None, too_long),
-            (Some("a plan of its own"), too_long),
+            (Some("an unknown plan"), too_long),
             (Some("starter"), Verdict::RequestError),
             (Some("pro"), Verdict::RequestError),
         ] {
-            assert_eq!(corrected_by_plan(too_long, tier), expected, "{tier:?}");
+            assert_eq!(correct_verdict_by_plan(too_long, tier), expected, "{tier:?}");
         }
         let voice = Verdict::PlanFeature(Subject::Voice);
-        assert_eq!(corrected_by_plan(voice, Some("starter")), voice);
+        assert_eq!(correct_verdict_by_plan(voice, Some("starter")), voice);
     }
 
     #[test]
     fn a_voice_needs_a_slot_and_a_plan_that_clones() {
-        let of = |can_clone, voices_left, path: &str| {
+        let check = |can_clone, voices_left, path: &str, expected| {
             let features = features(path, None, None);
-            lacks(Some("creator"), Capabilities { can_clone, voices_left }, &features, &Models::default())
+            let capabilities = Capabilities { can_clone, voices_left };
+            let missing = missing_feature(Some("creator"), capabilities, &features, &Models::default());
+            assert_eq!(missing, expected, "{capabilities:?} {path}");
         };
-        assert_eq!(of(Some(true), Some(1), ADD), None);
-        assert_eq!(of(None, None, ADD), None);
-        assert_eq!(of(Some(false), Some(1), ADD), Some(Subject::Cloning));
-        assert_eq!(of(Some(true), Some(0), ADD), Some(Subject::Cloning));
-        assert_eq!(of(Some(false), Some(0), SPEECH), None);
+        check(Some(true), Some(1), ADD_VOICE, None);
+        check(None, None, ADD_VOICE, None);
+        check(Some(false), Some(1), ADD_VOICE, Some(Subject::Cloning));
+        check(Some(true), Some(0), ADD_VOICE, Some(Subject::Cloning));
+        check(Some(false), Some(0), SPEECH, None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Extracts the facts of a request body that the pool and the usage records need: the model, the number
-//! of characters of the text, and the length of the audio. The text is counted and never stored.
+//! Extracts from a request body what the pool and the usage records need: the model, the number of
+//! characters of the text, and the length of the audio. The text is counted and never stored.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,17 +7,17 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Maximum bytes of a body that are parsed: the longest text that a model accepts (40,000 characters), if
-/// every character is escaped.
-pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Maximum bytes of a body that are parsed: the longest text that a model accepts (40,000 characters), with
+/// every character escaped.
+pub const MAX_PARSED_BODY_BYTES: usize = 256 * 1024;
 
-/// The model of a speech request that names none. Source: the OpenAPI document.
+/// The model of a speech request that names no model. Source: the OpenAPI document.
 pub const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
-/// Bytes of a form that are searched for `model_id`, which precedes the uploaded file.
-const FORM_BYTES_MAX: usize = 16 * 1024;
+/// Maximum bytes of a form that are searched for `model_id`, which precedes the uploaded file.
+const MAX_SEARCHED_FORM_BYTES: usize = 16 * 1024;
 
-/// The features of a request body.
+/// The features of a request body. A feature is `None` if the body does not have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestBodyFeatures {
     /// The provider's name of the model.
@@ -29,15 +29,15 @@ pub struct RequestBodyFeatures {
 }
 
 impl RequestBodyFeatures {
-    /// Parses the start of a body; `is_whole` when it is complete.
+    /// Parses the start of a body. A JSON document is parsed only if it is complete (`is_whole`).
     #[must_use]
-    pub fn of(start: &[u8], is_whole: bool) -> Self {
+    pub fn parse(start: &[u8], is_whole: bool) -> Self {
         match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
-            Some(b'{') if is_whole => {
-                serde_json::from_slice(start).map_or_else(|_| Self::default(), features_of_document)
-            }
+            Some(b'{') if is_whole => serde_json::from_slice::<BodyDocument>(start)
+                .map_or_else(|_| Self::default(), BodyDocument::into_features),
             Some(b'-') => {
-                Self { model: model_of_form(&start[..start.len().min(FORM_BYTES_MAX)]), ..Self::default() }
+                let searched = &start[..start.len().min(MAX_SEARCHED_FORM_BYTES)];
+                Self { model: model_in_form(searched), ..Self::default() }
             }
             Some(_) | None => Self::default(),
         }
@@ -46,132 +46,116 @@ impl RequestBodyFeatures {
 
 #[derive(Deserialize)]
 struct BodyDocument {
-    model_id: Option<ModelId>,
-    #[serde(default)]
-    text: TextLength,
+    #[serde(default, deserialize_with = "model_name")]
+    model_id: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "character_count")]
+    text: Option<u64>,
     /// The lines of a dialogue.
     #[serde(default)]
-    inputs: Vec<InputLine>,
-    #[serde(default)]
-    duration_seconds: Seconds,
+    inputs: Vec<DialogueLine>,
+    #[serde(default, deserialize_with = "milliseconds")]
+    duration_seconds: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct InputLine {
-    #[serde(default)]
-    text: TextLength,
+struct DialogueLine {
+    #[serde(default, deserialize_with = "character_count")]
+    text: Option<u64>,
 }
 
-fn features_of_document(document: BodyDocument) -> RequestBodyFeatures {
-    let lines = document.inputs.iter().map(|line| &line.text).chain([&document.text]);
-    let characters = lines.filter_map(|text| text.0).reduce(u64::saturating_add);
-    RequestBodyFeatures {
-        model: document.model_id.and_then(|id| id.0),
-        characters,
-        duration_ms: document.duration_seconds.0,
+impl BodyDocument {
+    fn into_features(self) -> RequestBodyFeatures {
+        let counts = self.inputs.iter().map(|line| line.text).chain([self.text]);
+        RequestBodyFeatures {
+            model: self.model_id,
+            characters: counts.flatten().reduce(u64::saturating_add),
+            duration_ms: self.duration_seconds,
+        }
     }
 }
 
-/// The value of `model_id` in a form.
-fn model_of_form(start: &[u8]) -> Option<Arc<str>> {
+/// Returns the value of `model_id` in a form.
+fn model_in_form(form: &[u8]) -> Option<Arc<str>> {
     const FIELD: &[u8] = b"name=\"model_id\"";
-    const BLANK: &[u8] = b"\r\n\r\n";
+    const BLANK_LINE: &[u8] = b"\r\n\r\n";
     let find = memchr::memmem::find;
-    let head = &start[find(start, FIELD)? + FIELD.len()..];
-    let value = &head[find(head, BLANK)? + BLANK.len()..];
-    model(std::str::from_utf8(&value[..find(value, b"\r\n")?]).ok()?)
+    let part_head = &form[find(form, FIELD)? + FIELD.len()..];
+    let value = &part_head[find(part_head, BLANK_LINE)? + BLANK_LINE.len()..];
+    parse_model(std::str::from_utf8(&value[..find(value, b"\r\n")?]).ok()?)
 }
 
-/// Accepts names of the provider's models: a family, followed by lower-case letters, digits and `_-.`.
-/// Any other text of a client is not recorded.
+/// Parses a name of the provider's models: a family, followed by lower-case letters, digits and `_-.`.
+/// Other texts of a client are rejected, so that they are not recorded.
 #[must_use]
-pub fn model(name: &str) -> Option<Arc<str>> {
+pub fn parse_model(name: &str) -> Option<Arc<str>> {
     const FAMILIES: [&str; 4] = ["eleven_", "scribe_", "music_", "dubbing_"];
-    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.".contains(&byte);
-    let is_name = name.len() <= 40 && name.bytes().all(is_plain);
+    const MAX_NAME_BYTES: usize = 40;
+    let is_valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.".contains(&byte);
+    let is_name = name.len() <= MAX_NAME_BYTES && name.bytes().all(is_valid);
     (is_name && FAMILIES.iter().any(|family| name.starts_with(family))).then(|| name.into())
 }
 
-/// The length of a text; `None` for other types.
-#[derive(Default)]
-struct TextLength(Option<u64>);
-
-impl<'de> Deserialize<'de> for TextLength {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let count = |text: &str| Self(Some(text.chars().count() as u64));
-        deserializer.deserialize_any(Texts { of_text: count, of_other: || Self(None) })
-    }
+/// Deserializes the name of a model; `None` for any other value.
+fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<str>>, D::Error> {
+    deserializer.deserialize_any(StringVisitor(parse_model))
 }
 
-/// A number of seconds, in milliseconds; `None` for other types.
-#[derive(Default)]
-struct Seconds(Option<u64>);
-
-impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
-        // No generated audio is longer than an hour.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
-        let ms = |seconds: f64| (seconds * 1_000.0).ceil() as u64;
-        Ok(Self(seconds.filter(|seconds| (0.0..=3_600.0).contains(seconds)).map(ms)))
-    }
+/// Deserializes the number of characters of a string; `None` for any other value.
+fn character_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    deserializer.deserialize_any(StringVisitor(|text: &str| Some(text.chars().count() as u64)))
 }
 
-/// A text that may be the name of a model.
-struct ModelId(Option<Arc<str>>);
-
-impl<'de> Deserialize<'de> for ModelId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_any(Texts { of_text: |text: &str| Self(model(text)), of_other: || Self(None) })
-    }
+/// Deserializes a number of seconds, in milliseconds; `None` for any other value.
+fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
+    // No generated audio is longer than an hour.
+    let seconds = seconds.filter(|seconds| (0.0..=3_600.0).contains(seconds));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
+    Ok(seconds.map(|seconds| (seconds * 1_000.0).ceil() as u64))
 }
 
-/// Visits texts without copying them, and skips all other values.
-struct Texts<F, G> {
-    of_text: F,
-    of_other: G,
-}
+/// Applies a function to a string without copying it, and skips any other value.
+struct StringVisitor<F>(F);
 
-impl<'de, T, F: Fn(&str) -> T, G: Fn() -> T> Visitor<'de> for Texts<F, G> {
-    type Value = T;
+impl<'de, T, F: Fn(&str) -> Option<T>> Visitor<'de> for StringVisitor<F> {
+    type Value = Option<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
+        f.write_str("any JSON value")
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<T, E> {
-        Ok((self.of_text)(text))
+    fn visit_str<E>(self, text: &str) -> Result<Option<T>, E> {
+        Ok((self.0)(text))
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<T, E> {
-        Ok((self.of_other)())
+    fn visit_bool<E>(self, _: bool) -> Result<Option<T>, E> {
+        Ok(None)
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<T, E> {
-        Ok((self.of_other)())
+    fn visit_i64<E>(self, _: i64) -> Result<Option<T>, E> {
+        Ok(None)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<T, E> {
-        Ok((self.of_other)())
+    fn visit_u64<E>(self, _: u64) -> Result<Option<T>, E> {
+        Ok(None)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<T, E> {
-        Ok((self.of_other)())
+    fn visit_f64<E>(self, _: f64) -> Result<Option<T>, E> {
+        Ok(None)
     }
 
-    fn visit_unit<E>(self) -> Result<T, E> {
-        Ok((self.of_other)())
+    fn visit_unit<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<T>, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok((self.of_other)())
+        Ok(None)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<T>, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok((self.of_other)())
+        Ok(None)
     }
 }
 
@@ -182,11 +166,11 @@ mod tests {
     #[track_caller]
     fn check(body: &str, model: Option<&str>, characters: Option<u64>) {
         let expected = RequestBodyFeatures { model: model.map(Into::into), characters, duration_ms: None };
-        assert_eq!(RequestBodyFeatures::of(body.as_bytes(), true), expected);
+        assert_eq!(RequestBodyFeatures::parse(body.as_bytes(), true), expected);
     }
 
     #[test]
-    fn a_speech_has_a_model_and_a_length() {
+    fn the_model_and_the_characters_of_a_speech_request_are_extracted() {
         let model = Some("eleven_multilingual_v2");
         check(r#"{"text":"abc","model_id":"eleven_multilingual_v2"}"#, model, Some(3));
         check(r#" {"x":[{}],"text":"\u00e4\u00f6 \ud83d\ude00\n"}"#, None, Some(5));
@@ -200,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_no_text_has_no_length() {
+    fn a_value_that_is_not_a_string_has_no_characters() {
         for value in ["3", "-3", "1.5", "true", "null", "[\"abc\"]", r#"{"text":"abc"}"#] {
             check(&format!("{{\"text\":{value},\"model_id\":\"eleven_v3\"}}"), Some("eleven_v3"), None);
             check(&format!("{{\"text\":\"a\",\"model_id\":{value}}}"), None, Some(1));
@@ -208,17 +192,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_effect_has_a_length() {
+    fn the_length_of_a_sound_effect_is_extracted() {
         for (seconds, ms) in
             [("2.5", Some(2_500)), ("0", Some(0)), ("-1", None), ("1e9", None), ("\"2\"", None), ("{}", None)]
         {
             let body = format!("{{\"text\":\"a\",\"duration_seconds\":{seconds}}}");
-            assert_eq!(RequestBodyFeatures::of(body.as_bytes(), true).duration_ms, ms, "{seconds}");
+            assert_eq!(RequestBodyFeatures::parse(body.as_bytes(), true).duration_ms, ms, "{seconds}");
         }
     }
 
     #[test]
-    fn a_form_names_its_model_before_its_file() {
+    fn the_model_in_a_form_is_extracted() {
         let form = |value: &str| {
             format!("--b\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\n{value}\r\n--b\r\n…")
         };
@@ -242,22 +226,22 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_document_has_no_features() {
+    fn a_truncated_document_yields_no_features() {
         let body = br#"{"text":"abc","model_id":"eleven_v3"}"#;
-        assert_eq!(RequestBodyFeatures::of(body, false), RequestBodyFeatures::default());
-        assert_eq!(RequestBodyFeatures::of(&body[..20], true), RequestBodyFeatures::default());
+        assert_eq!(RequestBodyFeatures::parse(body, false), RequestBodyFeatures::default());
+        assert_eq!(RequestBodyFeatures::parse(&body[..20], true), RequestBodyFeatures::default());
     }
 
     proptest::proptest! {
         #[test]
         fn no_input_panics(body: Vec<u8>, is_whole: bool) {
-            let _ = RequestBodyFeatures::of(&body, is_whole);
+            let _ = RequestBodyFeatures::parse(&body, is_whole);
         }
 
         #[test]
-        fn every_text_is_counted_by_its_characters(text: String) {
+        fn every_text_is_counted_in_characters(text: String) {
             let body = serde_json::json!({"text": text}).to_string();
-            proptest::prop_assert_eq!(RequestBodyFeatures::of(body.as_bytes(), true).characters, Some(text.chars().count() as u64));
+            proptest::prop_assert_eq!(RequestBodyFeatures::parse(body.as_bytes(), true).characters, Some(text.chars().count() as u64));
         }
     }
 }

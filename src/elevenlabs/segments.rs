@@ -1,4 +1,4 @@
-//! Splits a path into segments, and looks up the literal of the provider's API that each segment equals.
+//! Splits a path into segments, and finds the literal of the provider's API that each segment equals.
 
 use std::ops::Deref;
 
@@ -12,17 +12,18 @@ pub struct Segment<'a> {
     literal: Option<Literal>,
 }
 
-/// The segments of a path.
+/// The segments of a path, without empty ones. They are stored inline unless the path is unusually long, so
+/// that splitting a path allocates no memory.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
-    inline: [Segment<'a>; INLINE_MAX],
+    inline: [Segment<'a>; MAX_INLINE],
     count: usize,
-    /// All segments, when there are more than [`INLINE_MAX`].
+    /// All segments, when there are more than [`MAX_INLINE`].
     overflow: Vec<Segment<'a>>,
 }
 
-/// Number of segments that are stored inline; no path of the provider has more.
-const INLINE_MAX: usize = 12;
+/// Maximum number of segments that are stored inline. No path of the provider has more.
+const MAX_INLINE: usize = 12;
 
 impl<'a> Segment<'a> {
     /// The segment as written.
@@ -34,45 +35,36 @@ impl<'a> Segment<'a> {
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }
-
-    /// The literal in lower case, or else the segment as written.
-    pub(super) fn name(&self) -> &'a str {
-        match self.literal {
-            Some(literal) => literal.text(),
-            None => self.text,
-        }
-    }
 }
 
 impl<'a> Segments<'a> {
-    /// The segments of a path, without empty ones.
+    /// Splits a path.
     #[must_use]
-    pub fn of_path(path: &'a Path<'_>) -> Self {
-        Self::of(path.text())
+    pub fn new(path: &'a Path<'_>) -> Self {
+        Self::split(path.as_str())
     }
 
-    /// The segments of a decoded path.
-    pub(super) fn of(path: &'a str) -> Self {
+    /// Splits a decoded path.
+    pub(super) fn split(path: &'a str) -> Self {
         let mut segments = Self {
-            inline: [Segment { text: "", literal: None }; INLINE_MAX],
+            inline: [Segment { text: "", literal: None }; MAX_INLINE],
             count: 0,
             overflow: Vec::new(),
         };
-        let mut begin = 0;
+        let mut start = 0;
         for end in memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]) {
-            let segment = &path[begin..end];
-            // The empty segments before the first slash and after the last one are skipped.
-            if !segment.is_empty() {
-                segments.push(Segment { text: segment, literal: Literal::of(segment) });
+            let text = &path[start..end];
+            if !text.is_empty() {
+                segments.push(Segment { text, literal: Literal::find(text) });
             }
-            begin = end + 1;
+            start = end + 1;
         }
         segments
     }
 
     fn push(&mut self, segment: Segment<'a>) {
-        if self.overflow.is_empty() && self.count < INLINE_MAX {
-            self.inline[self.count] = segment;
+        if let Some(slot) = self.inline.get_mut(self.count) {
+            *slot = segment;
         } else {
             if self.overflow.is_empty() {
                 self.overflow.extend_from_slice(&self.inline);

@@ -1,52 +1,54 @@
-//! The provider's WebSocket protocols: their purpose, price and concurrency group. The provider accepts
-//! the upgrade with 101 even for a bad key, and reports the refusal in a message or close frame
-//! (captured, September 2026).
+//! The provider's WebSocket protocols: the messages of each, its price and its concurrency group.
+//!
+//! The provider accepts an upgrade with 101 even for a bad key, and reports the refusal in a message or a
+//! close frame (captured, September 2026).
 
+mod audio_format;
+mod content_counter;
 mod conversation;
 mod credentials;
-mod message_facts;
 mod message_kind;
-mod signed;
-mod text_count;
+mod signed_url;
 
+pub use audio_format::audio_bytes_per_second;
+pub use content_counter::{ChargedContent, ContentCounter, MessageCount};
 pub use conversation::{conversation_cost, conversation_id};
-pub use credentials::{CredentialBlanker, presented};
-pub use message_facts::{NAMING_BYTES_MAX, audio_bytes_per_second, brings_token};
-pub use message_kind::{MessageKind, REFUSAL_BYTES_MAX, SessionStage, classify_close, classify_message};
-pub use signed::readdressed;
-pub use text_count::{ContentCounter, MessageCount, SpokenText};
+pub use credentials::{CredentialBlanker, credential_in_message, has_single_use_token};
+pub use message_kind::{MAX_REFUSAL_BYTES, MessageKind, SessionStage, classify_close, classify_message};
+pub use signed_url::replace_signed_url_host;
 
 use super::endpoint::Operation;
 
 /// A WebSocket protocol of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// Text to speech, one text.
+    /// Text to speech of one text.
     Speech,
-    /// Text to speech, several concurrent contexts.
+    /// Text to speech of several concurrent contexts.
     SpeechContexts,
     /// Text to dialogue.
     Dialogue,
-    /// Text to dialogue, several concurrent contexts.
+    /// Text to dialogue of several concurrent contexts.
     DialogueContexts,
     /// Live speech to text.
     Transcription,
     /// A conversation with an agent.
     Agent,
-    /// An unknown protocol of the provider's API: its messages are parsed like the known ones.
+    /// An unknown protocol of the provider's API. Its messages are parsed like those of the known protocols.
     Unknown,
-    /// A WebSocket outside the provider's API: nothing is known about its messages.
+    /// A WebSocket outside the provider's API. Its messages are not parsed.
     Foreign,
 }
 
-/// When a session counts towards the concurrency limit.
+/// The time in which a session counts as one request of its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CountedWhile {
+pub enum ConcurrencyCounting {
     /// From its start to its end.
-    Open,
-    /// While speech is generated: an idle session does not count. Source: the provider's page on models.
-    Speaking,
-    /// Never: no limit is known.
+    WholeSession,
+    /// While the provider generates speech: an idle session does not count. Source: the provider's page on
+    /// models.
+    WhileSpeaking,
+    /// Never, because no limit is known.
     Never,
 }
 
@@ -63,9 +65,9 @@ impl Dialect {
         Self::Foreign,
     ];
 
-    /// The word in metrics.
+    /// The name in metrics.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Speech => "speech",
             Self::SpeechContexts => "speech_contexts",
@@ -78,7 +80,7 @@ impl Dialect {
         }
     }
 
-    /// The work of its sessions, which determines price and concurrency group.
+    /// The work of a session, which determines its price and concurrency group.
     #[must_use]
     pub fn operation(self) -> Operation {
         match self {
@@ -90,37 +92,37 @@ impl Dialect {
         }
     }
 
-    /// When a session counts towards the concurrency limit.
+    /// When a session counts as one request of its concurrency group.
     #[must_use]
-    pub fn counted(self) -> CountedWhile {
+    pub fn concurrency_counting(self) -> ConcurrencyCounting {
         match self {
             Self::Speech | Self::SpeechContexts | Self::Dialogue | Self::DialogueContexts => {
-                CountedWhile::Speaking
+                ConcurrencyCounting::WhileSpeaking
             }
-            Self::Transcription | Self::Agent => CountedWhile::Open,
-            Self::Unknown | Self::Foreign => CountedWhile::Never,
+            Self::Transcription | Self::Agent => ConcurrencyCounting::WholeSession,
+            Self::Unknown | Self::Foreign => ConcurrencyCounting::Never,
         }
     }
 
-    /// Whether text sent on it is charged by its characters.
+    /// Whether the provider speaks the text that a client sends, and charges its characters.
     #[must_use]
-    pub fn is_spoken(self) -> bool {
-        self.counted() == CountedWhile::Speaking
+    pub fn generates_speech(self) -> bool {
+        self.concurrency_counting() == ConcurrencyCounting::WhileSpeaking
     }
 
-    /// Whether the proxy parses its messages, so that no compression may be negotiated.
+    /// Whether the proxy parses its messages. Compression must not be negotiated for such a session.
     #[must_use]
-    pub fn is_read(self) -> bool {
+    pub fn is_inspected(self) -> bool {
         self != Self::Foreign
     }
 
     /// Whether a client that presents no credential in the handshake may authenticate in a message.
     #[must_use]
-    pub fn takes_key_in_messages(self) -> bool {
-        self.is_spoken()
+    pub fn accepts_key_in_messages(self) -> bool {
+        self.generates_speech()
     }
 
-    /// The model of a session that names none. Source: the OpenAPI document, for speech over HTTP.
+    /// The model of a session that names no model. Source: the OpenAPI document, for speech over HTTP.
     #[must_use]
     pub fn default_model(self) -> Option<&'static str> {
         match self {

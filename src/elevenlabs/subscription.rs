@@ -1,6 +1,8 @@
-//! Parses a workspace's credits from `GET /v1/user/subscription`.
+//! Parses what the poller requests about an account: the subscription (`GET /v1/user/subscription`) and
+//! the workspace of a key (`GET /v1/user`).
 //!
-//! Source: the provider's OpenAPI document, `ExtendedSubscriptionResponseModel`.
+//! Sources: `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document, and `User` of its
+//! Python SDK 2.78.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,16 +11,16 @@ use super::plan::Capabilities;
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::units::UnixMs;
 
-/// The parsed subscription of a workspace.
+/// The subscription of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Count, limit, overage and reset date of its credits.
+    /// The used credits, their limit, the overage and the reset date.
     pub quota: Quota,
     /// The plan's name, a free text of the provider.
     pub tier: Option<String>,
     /// Whether the latest invoice is paid; `None` when the status does not determine it.
     pub is_paid: Option<bool>,
-    /// The features of the plan.
+    /// The features of the plan besides credits.
     pub capabilities: Capabilities,
 }
 
@@ -38,23 +40,30 @@ struct SubscriptionDocument {
 }
 
 impl Subscription {
-    /// Parses the response. `None` when it is not a subscription.
+    /// Parses the body of a response; `None` if it is not a subscription.
     #[must_use]
-    pub fn read(body: &[u8]) -> Option<Self> {
+    pub fn parse(body: &[u8]) -> Option<Self> {
         let document: SubscriptionDocument = serde_json::from_slice(body).ok()?;
         let extension_value = &document.max_credit_limit_extension;
         let extension = if extension_value == "unlimited" {
             Extension::Unlimited
         } else {
-            extension_value.as_u64().filter(|&more| more > 0).map_or(Extension::None, Extension::Credits)
+            extension_value
+                .as_u64()
+                .filter(|&credits| credits > 0)
+                .map_or(Extension::None, Extension::Credits)
         };
-        let seconds = document.next_character_count_reset_unix.and_then(|at| u64::try_from(at).ok());
+        let reset_seconds =
+            document.next_character_count_reset_unix.and_then(|reset| u64::try_from(reset).ok());
         let quota = Quota {
             count: document.character_count,
-            // A pay-as-you-go account has no limit, or one of 0, and is served (help centre, 2026).
+            // The provider serves a pay-as-you-go account, which has no limit or a limit of 0 (help centre,
+            // 2026).
             limit: document.character_limit.filter(|limit| *limit > 0),
             extension,
-            resets_at: seconds.filter(|&at| at > 0).map(|at| UnixMs(at.saturating_mul(1_000))),
+            resets_at: reset_seconds
+                .filter(|&seconds| seconds > 0)
+                .map(|seconds| UnixMs(seconds.saturating_mul(1_000))),
         };
         let is_paid = match document.status.as_deref() {
             Some("active" | "trialing") => Some(true),
@@ -62,26 +71,30 @@ impl Subscription {
             // A free account has no invoices.
             Some(_) | None => None,
         };
-        let voices_left = document.voice_limit.zip(document.voice_slots_used);
+        let voice_slots = document.voice_limit.zip(document.voice_slots_used);
         let capabilities = Capabilities {
             can_clone: document.can_use_instant_voice_cloning,
-            voices_left: voices_left.map(|(limit, used)| limit.saturating_sub(used)),
+            voices_left: voice_slots.map(|(limit, used)| limit.saturating_sub(used)),
         };
         Some(Self { quota, tier: document.tier, is_paid, capabilities })
     }
 }
 
-/// The workspace that a key belongs to, from `GET /v1/user`. Only a short plain identifier is accepted.
-/// Source: the provider's Python SDK 2.78, `User`.
+/// Parses the workspace that a key belongs to, from the body of a response. Returns only a
+/// [valid identifier](is_valid_identifier).
 #[must_use]
-pub fn workspace_id(body: &[u8]) -> Option<String> {
+pub fn parse_workspace_id(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct User {
         workspace_id: Option<String>,
     }
-    let id = serde_json::from_slice::<User>(body).ok()?.workspace_id?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
+    serde_json::from_slice::<User>(body).ok()?.workspace_id.filter(|id| is_valid_identifier(id))
+}
+
+/// Whether an identifier in a response is short and has only characters that need no escape in a path.
+pub(super) fn is_valid_identifier(id: &str) -> bool {
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=128).contains(&id.len()) && id.bytes().all(is_valid)
 }
 
 #[cfg(test)]
@@ -96,11 +109,11 @@ mod tests {
             if extra.contains("active") { Some(true) } else { extra.contains("past_due").then_some(false) };
         let capabilities = Capabilities::default();
         let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid, capabilities };
-        assert_eq!(Subscription::read(body.as_bytes()), Some(expected));
+        assert_eq!(Subscription::parse(body.as_bytes()), Some(expected));
     }
 
     #[test]
-    fn the_figures_of_a_subscription_are_parsed() {
+    fn credits_and_payment_are_parsed() {
         check(
             r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#,
             Extension::None,
@@ -120,43 +133,45 @@ mod tests {
     }
 
     #[test]
-    fn an_account_without_a_limit_has_an_unknown_one() {
+    fn an_account_without_a_limit_has_an_unknown_limit() {
         for limit in ["", r#","character_limit":0"#, r#","character_limit":null"#] {
             let body = format!(r#"{{"tier":"payg","character_count":900{limit}}}"#);
-            let quota = Subscription::read(body.as_bytes()).unwrap().quota;
+            let quota = Subscription::parse(body.as_bytes()).unwrap().quota;
             assert_eq!((quota.count, quota.limit), (900, None), "{limit}");
         }
     }
 
     #[test]
-    fn slots_and_capabilities_are_read() {
-        let of = |extra: &str| {
+    fn slots_and_capabilities_are_parsed() {
+        let capabilities = |extra: &str| {
             let body = format!(r#"{{"character_count":1,"character_limit":9{extra}}}"#);
-            Subscription::read(body.as_bytes()).unwrap().capabilities
+            Subscription::parse(body.as_bytes()).unwrap().capabilities
         };
-        let full = of(r#","can_use_instant_voice_cloning":false,"voice_limit":10,"voice_slots_used":12"#);
-        assert_eq!(full, Capabilities { can_clone: Some(false), voices_left: Some(0) });
-        assert_eq!(of(r#","voice_limit":10,"voice_slots_used":7"#).voices_left, Some(3));
-        assert_eq!(of(""), Capabilities::default());
+        let no_slots =
+            capabilities(r#","can_use_instant_voice_cloning":false,"voice_limit":10,"voice_slots_used":12"#);
+        assert_eq!(no_slots, Capabilities { can_clone: Some(false), voices_left: Some(0) });
+        assert_eq!(capabilities(r#","voice_limit":10,"voice_slots_used":7"#).voices_left, Some(3));
+        assert_eq!(capabilities(""), Capabilities::default());
     }
 
     #[test]
-    fn a_workspace_has_a_plain_identifier() {
-        let id =
-            |value: &str| workspace_id(format!(r#"{{"user_id":"u","workspace_id":{value}}}"#).as_bytes());
-        assert_eq!(id(r#""ws_1-A""#).as_deref(), Some("ws_1-A"));
+    fn only_a_valid_workspace_identifier_is_accepted() {
+        let parse = |value: &str| {
+            parse_workspace_id(format!(r#"{{"user_id":"u","workspace_id":{value}}}"#).as_bytes())
+        };
+        assert_eq!(parse(r#""ws_1-A""#).as_deref(), Some("ws_1-A"));
         for value in ["null", "\"\"", "7", "\"a b\"", &format!("\"{}\"", "x".repeat(129))] {
-            assert_eq!(id(value), None, "{value}");
+            assert_eq!(parse(value), None, "{value}");
         }
-        assert_eq!(workspace_id(b"[]"), None);
+        assert_eq!(parse_workspace_id(b"[]"), None);
     }
 
     #[test]
-    fn a_document_that_is_no_subscription_is_ignored() {
+    fn a_document_that_is_not_a_subscription_is_ignored() {
         for body in
             ["", "{}", "[]", r#"{"character_count":-1,"character_limit":2}"#, r#"{"character_limit":1}"#]
         {
-            assert_eq!(Subscription::read(body.as_bytes()), None);
+            assert_eq!(Subscription::parse(body.as_bytes()), None);
         }
     }
 }

@@ -1,19 +1,20 @@
-//! Redacts the responses of `GET /v1/user` and `/v1/user/subscription`: a client of the pool gets only
+//! Redacts the responses to `GET /v1/user` and `/v1/user/subscription`: a client of the pool gets only
 //! the fields listed here.
 //!
-//! Credits, limits and features of the plan are listed, because apps read them. Names, email addresses,
-//! invoices, and fields that the provider adds later describe the owner of the key and are removed.
+//! Credits, limits and features of the plan are listed, because apps read them. All other fields are
+//! removed: names, email addresses and invoices describe the owner of the key, and so may fields that the
+//! provider adds later.
 //!
-//! Source: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document
+//! Sources: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document
 //! (August 2026), and the models of its SDKs, which must still parse the redacted document.
 
 use serde_json::{Map, Value, json};
 
-/// How a listed field is treated.
+/// How a listed field is redacted.
 #[derive(Clone, Copy)]
-enum Field {
-    /// A number, a flag or a short word is kept; any other value is removed.
-    Plain,
+enum Redaction {
+    /// A number, a flag or a short word is unchanged. Any other value is removed.
+    Keep,
     /// The SDK models require the field: its value becomes `null`.
     Null,
     /// The SDK models require the field: its value becomes an empty list.
@@ -22,131 +23,131 @@ enum Field {
     False,
     /// The SDK models require the field: its value becomes a placeholder for an identifier.
     Placeholder,
-    /// A sentence of a refusal, without email addresses.
+    /// Email addresses are removed from the sentence of a refusal.
     Sentence,
-    /// An object of listed fields.
-    Object(&'static [(&'static str, Field)]),
+    /// The fields of an object are redacted by another list.
+    Object(&'static [(&'static str, Redaction)]),
 }
 
-use Field::{EmptyList, False, Null, Object, Placeholder, Plain, Sentence};
+use Redaction::{EmptyList, False, Keep, Null, Object, Placeholder, Sentence};
 
 #[rustfmt::skip] // a table
-const SUBSCRIPTION: &[(&str, Field)] = &[
-    ("tier", Plain), ("status", Plain), ("currency", Plain), ("billing_period", Plain),
-    ("character_refresh_period", Plain), ("character_count", Plain), ("character_limit", Plain),
-    ("max_character_limit_extension", Plain), ("max_credit_limit_extension", Plain),
-    ("can_extend_character_limit", Plain), ("allowed_to_extend_character_limit", Plain),
-    ("next_character_count_reset_unix", Plain), ("voice_slots_used", Plain),
-    ("professional_voice_slots_used", Plain), ("professional_voice_slots_used_in_workspace", Plain),
-    ("voice_limit", Plain), ("max_voice_add_edits", Plain), ("voice_add_edit_counter", Plain),
-    ("professional_voice_limit", Plain), ("can_extend_voice_limit", Plain),
-    ("can_use_instant_voice_cloning", Plain), ("can_use_professional_voice_cloning", Plain),
-    ("has_used_starter_coupon_on_account", Plain), ("has_used_creator_coupon_on_account", Plain),
-    ("current_overage", Object(&[("amount", Plain), ("currency", Plain)])),
+const SUBSCRIPTION: &[(&str, Redaction)] = &[
+    ("tier", Keep), ("status", Keep), ("currency", Keep), ("billing_period", Keep),
+    ("character_refresh_period", Keep), ("character_count", Keep), ("character_limit", Keep),
+    ("max_character_limit_extension", Keep), ("max_credit_limit_extension", Keep),
+    ("can_extend_character_limit", Keep), ("allowed_to_extend_character_limit", Keep),
+    ("next_character_count_reset_unix", Keep), ("voice_slots_used", Keep),
+    ("professional_voice_slots_used", Keep), ("professional_voice_slots_used_in_workspace", Keep),
+    ("voice_limit", Keep), ("max_voice_add_edits", Keep), ("voice_add_edit_counter", Keep),
+    ("professional_voice_limit", Keep), ("can_extend_voice_limit", Keep),
+    ("can_use_instant_voice_cloning", Keep), ("can_use_professional_voice_cloning", Keep),
+    ("has_used_starter_coupon_on_account", Keep), ("has_used_creator_coupon_on_account", Keep),
+    ("current_overage", Object(&[("amount", Keep), ("currency", Keep)])),
     ("next_invoice", Null), ("pending_change", Null), ("open_invoices", EmptyList), ("has_open_invoices", False),
 ];
 
 #[rustfmt::skip] // a table
-const USER: &[(&str, Field)] = &[
-    ("is_new_user", Plain), ("can_use_delayed_payment_methods", Plain), ("is_onboarding_completed", Plain),
-    ("is_onboarding_checklist_completed", Plain), ("show_compliance_terms", Plain), ("is_api_key_hashed", Plain),
-    ("created_at", Plain), ("seat_type", Plain), ("subscription", Object(SUBSCRIPTION)),
+const USER: &[(&str, Redaction)] = &[
+    ("is_new_user", Keep), ("can_use_delayed_payment_methods", Keep), ("is_onboarding_completed", Keep),
+    ("is_onboarding_checklist_completed", Keep), ("show_compliance_terms", Keep), ("is_api_key_hashed", Keep),
+    ("created_at", Keep), ("seat_type", Keep), ("subscription", Object(SUBSCRIPTION)),
     ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
 /// The fields of a refusal. The input that a validation error quotes from the request is not listed.
 #[rustfmt::skip] // a table
-const REFUSAL: &[(&str, Field)] = &[
-    ("status", Plain), ("code", Plain), ("type", Plain), ("param", Plain), ("request_id", Plain),
+const REFUSAL: &[(&str, Redaction)] = &[
+    ("status", Keep), ("code", Keep), ("type", Keep), ("param", Keep), ("request_id", Keep),
     ("message", Sentence), ("msg", Sentence),
 ];
 
-/// Maximum length of a word; longer texts are not words of the API.
-const WORD_BYTES_MAX: usize = 64;
+/// Maximum length of a word. The API has no longer ones.
+const MAX_WORD_BYTES: usize = 64;
 
-/// Sentences of a refusal are cut at this length.
-const SENTENCE_CHARS_MAX: usize = 500;
+/// Maximum length of the sentence of a refusal; longer sentences are truncated.
+const MAX_SENTENCE_CHARS: usize = 500;
 
-/// The document with its listed fields only; `None` when it is not a JSON object. Responses of every
+/// Returns the document with only its listed fields; `None` if it is not a JSON object. Responses with any
 /// status are redacted.
 #[must_use]
-pub fn redacted(document: &[u8]) -> Option<Vec<u8>> {
+pub fn redact(document: &[u8]) -> Option<Vec<u8>> {
     let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    let mut redacted_fields = Map::new();
-    for (name, value) in document {
-        let value = match name.as_str() {
-            "detail" => refusal(value),
-            name => field(name, value, &[USER, SUBSCRIPTION]),
-        };
-        if let Some(value) = value {
-            redacted_fields.insert(name, value);
-        }
-    }
-    serde_json::to_vec(&redacted_fields).ok()
+    let redacted = redact_fields(document, |name, value| match name {
+        "detail" => redact_refusal(value),
+        name => redact_value(name, value, &[USER, SUBSCRIPTION]),
+    });
+    serde_json::to_vec(&redacted).ok()
 }
 
-/// The body that replaces a refusal that cannot be redacted.
+/// Returns the body that replaces a refusal that cannot be redacted.
 #[must_use]
-pub fn withheld() -> Vec<u8> {
-    let message = "Keychoir withholds this answer: it may describe the owner of the API key.";
+pub fn withheld_body() -> Vec<u8> {
+    let message = "Keychoir withholds this response: it may describe the owner of the API key.";
     json!({"detail": {"status": "answer_withheld", "message": message}}).to_string().into_bytes()
 }
 
-/// The redacted value of a field; `None` for a field that is not listed.
-fn field(name: &str, value: Value, lists: &[&[(&str, Field)]]) -> Option<Value> {
-    let (_, field) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
-    match (field, value) {
-        (Plain, value) => is_plain(&value).then_some(value),
+fn redact_fields(
+    fields: Map<String, Value>,
+    redact_field: impl Fn(&str, Value) -> Option<Value>,
+) -> Map<String, Value> {
+    let redacted = fields.into_iter().filter_map(|(name, value)| {
+        let value = redact_field(&name, value)?;
+        Some((name, value))
+    });
+    redacted.collect()
+}
+
+/// Redacts an object by a list of fields.
+fn redact_object(fields: Map<String, Value>, list: &[(&str, Redaction)]) -> Value {
+    Value::Object(redact_fields(fields, |name, value| redact_value(name, value, &[list])))
+}
+
+/// Redacts the value of a field; `None` for a field that is not in one of the lists.
+fn redact_value(name: &str, value: Value, lists: &[&[(&str, Redaction)]]) -> Option<Value> {
+    let (_, redaction) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
+    match (redaction, value) {
+        (Keep, value) => is_scalar(&value).then_some(value),
         (Null, _) => Some(Value::Null),
         (EmptyList, _) => Some(json!([])),
         (False, _) => Some(json!(false)),
         (Placeholder, _) => Some(json!("redacted")),
-        (Sentence, Value::String(text)) => Some(Value::String(sentence(&text))),
-        (Object(listed), Value::Object(fields)) => Some(object(fields, listed)),
+        (Sentence, Value::String(text)) => Some(Value::String(redact_sentence(&text))),
+        (Object(list), Value::Object(fields)) => Some(redact_object(fields, list)),
         (Object(_) | Sentence, _) => None,
     }
 }
 
-fn object(fields: Map<String, Value>, listed: &[(&str, Field)]) -> Value {
-    let redacted_fields = fields.into_iter().filter_map(|(name, value)| {
-        let value = field(&name, value, &[listed])?;
-        Some((name, value))
-    });
-    Value::Object(redacted_fields.collect())
-}
-
-/// The redacted `detail`: an object, a sentence, or a list of objects.
-fn refusal(detail: Value) -> Option<Value> {
+/// Redacts the `detail` of a refusal: an object, a sentence, or a list of objects.
+fn redact_refusal(detail: Value) -> Option<Value> {
     match detail {
-        Value::Object(fields) => Some(object(fields, REFUSAL)),
-        Value::String(text) => Some(Value::String(sentence(&text))),
+        Value::Object(fields) => Some(redact_object(fields, REFUSAL)),
+        Value::String(text) => Some(Value::String(redact_sentence(&text))),
         Value::Array(list) => {
-            let fields = list.into_iter().filter_map(|element| match element {
-                Value::Object(fields) => Some(object(fields, REFUSAL)),
-                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
-            });
-            Some(fields.collect())
+            let objects = list.into_iter().filter(Value::is_object);
+            Some(objects.filter_map(redact_refusal).collect())
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
 }
 
-fn is_plain(value: &Value) -> bool {
+/// Whether a value is a number, a flag, `null` or a short word.
+fn is_scalar(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => true,
         Value::String(text) => {
             let is_of_word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-            text.len() <= WORD_BYTES_MAX && text.bytes().all(is_of_word)
+            text.len() <= MAX_WORD_BYTES && text.bytes().all(is_of_word)
         }
         Value::Array(_) | Value::Object(_) => false,
     }
 }
 
-/// The sentence without email addresses.
-fn sentence(text: &str) -> String {
+/// Replaces the email addresses in a sentence.
+fn redact_sentence(text: &str) -> String {
     let words = text.split(' ').map(|word| if word.contains('@') { "..." } else { word });
-    words.collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()
+    words.collect::<Vec<_>>().join(" ").chars().take(MAX_SENTENCE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -155,7 +156,7 @@ mod tests {
 
     #[track_caller]
     fn check(document: &Value, expected: &Value) {
-        let redacted = redacted(document.to_string().as_bytes()).unwrap();
+        let redacted = redact(document.to_string().as_bytes()).unwrap();
         assert_eq!(&serde_json::from_slice::<Value>(&redacted).unwrap(), expected);
     }
 
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlisted_field_is_removed_at_any_position() {
+    fn an_unlisted_field_is_removed_at_any_depth() {
         let owner = json!({"first_name": "John", "email": "john@example.com", "tier": "creator"});
         for document in [
             json!({"email": "john@example.com", "last_name": "Doe", "workspace_name": "John's"}),
@@ -226,18 +227,18 @@ mod tests {
             &json!({"detail": [{"msg": "field required", "type": "missing"}]}),
         );
         check(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
-        assert!(redacted(&withheld()).is_some_and(|redacted_fields| redacted_fields == withheld()));
+        assert_eq!(redact(&withheld_body()), Some(withheld_body()));
     }
 
     #[test]
-    fn no_field_is_added() {
+    fn redaction_adds_no_field() {
         check(&json!({"tier": "free"}), &json!({"tier": "free"}));
     }
 
     #[test]
-    fn a_body_that_is_no_object_is_not_redacted() {
+    fn a_body_that_is_not_an_object_is_rejected() {
         for text in ["", "[]", "null", "<html>", "{\"first_name\":\"J"] {
-            assert_eq!(redacted(text.as_bytes()), None);
+            assert_eq!(redact(text.as_bytes()), None);
         }
     }
 }

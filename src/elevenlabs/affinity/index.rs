@@ -1,14 +1,15 @@
-//! Indexes the table of resources for lookups by the first path segment: most requests name no
-//! identifier, and need only this one lookup.
+//! An index of the table of resources. It finds the path patterns of a request by the first path segment,
+//! because most requests name no identifier and then need only this lookup.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use http::{HeaderName, Method};
 
-use super::Yields;
+use super::ResponseOwnership;
 use super::fields::{Field, Fields};
-use super::kind::{Kind, Named};
-use super::table::{ACCOUNT_READS, CURSORS, Made, ResourceRow, rows};
+use super::kind::{Identifier, ResourceKind};
+use super::table::{ACCOUNT_READS, CURSORS, RouteFields, rows};
 use crate::elevenlabs::endpoint::{Literal, Route};
 use crate::elevenlabs::segments::Segment;
 
@@ -21,15 +22,19 @@ pub(super) struct Index {
     patterns: Vec<Vec<Pattern>>,
     /// Query parameters, sorted by name.
     query: Vec<Field>,
-    body: Fields,
+    /// Fields of request bodies.
+    pub(super) body: Fields,
+    /// Headers of responses.
+    pub(super) headers: Vec<(HeaderName, ResourceKind)>,
     /// The fields of a list response that contain its next cursor.
     cursors: Fields,
-    headers: Vec<(HeaderName, Kind)>,
-    /// By the number of the first segment of the route.
-    yields_by_root: Vec<Vec<RouteYields>>,
+    /// Fields of responses that list resources or describe the account.
+    account_reads: FieldsByRoute,
+    /// Fields of responses to requests that create a resource.
+    created: FieldsByRoute,
 }
 
-/// The segments of a path that names an identifier; also matches longer paths that begin with them.
+/// The segments of a path that names an identifier. It also matches longer paths that begin with them.
 type Pattern = Vec<PatternSegment>;
 
 #[derive(Clone, Copy, Debug)]
@@ -37,28 +42,13 @@ enum PatternSegment {
     Literal(Literal),
     /// Any segment that is not a literal of the API.
     Any,
-    Identifier(Kind),
+    Identifier(ResourceKind),
 }
 
-/// The identifiers in the responses of a route.
-#[derive(Clone, Debug)]
-struct RouteYields {
-    route: Route,
-    /// Fields of the response to a read; `None` when the response neither is a list nor describes the
-    /// account.
-    read: Option<Fields>,
-    /// Fields of the response to a request that creates something.
-    created: Option<Fields>,
-}
+/// The fields of the responses of each route, by the codes of the route after its version.
+type FieldsByRoute = HashMap<Vec<u8>, Fields>;
 
-/// A [`RouteYields`] while the table is being indexed.
-struct UnindexedRoute {
-    route: Route,
-    read: Option<Vec<Field>>,
-    created: Option<Vec<Field>>,
-}
-
-/// The indexed table.
+/// Returns the index, which is built on the first call.
 pub(super) fn index() -> &'static Index {
     &INDEX
 }
@@ -67,133 +57,106 @@ impl Index {
     fn new() -> Self {
         let mut patterns = vec![Vec::new(); Literal::COUNT];
         for path in rows().flat_map(|row| row.paths) {
-            let pattern: Pattern = path.split('/').map(PatternSegment::read).collect();
+            let pattern: Pattern = path.split('/').map(PatternSegment::parse).collect();
             if let Some(PatternSegment::Literal(first)) = pattern.first() {
                 patterns[usize::from(first.number())].push(pattern);
             }
         }
         let mut query: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
-        // The first entry of the table wins.
+        // The sort is stable, so the first entry of the table wins.
         query.sort_by_key(|(name, _)| *name);
         query.dedup_by_key(|(name, _)| *name);
-        let body = Fields::of(rows().flat_map(|row| row.body).copied());
-        let cursors = Fields::of(CURSORS);
-        let named = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
-        let headers = rows().flat_map(|row| row.headers).filter_map(named).collect();
-        Self { patterns, query, body, cursors, headers, yields_by_root: yields_by_root() }
+        let header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
+        Self {
+            patterns,
+            query,
+            body: Fields::new(rows().flat_map(|row| row.body).copied()),
+            headers: rows().flat_map(|row| row.headers).filter_map(header).collect(),
+            cursors: Fields::new(CURSORS),
+            account_reads: index_by_route(rows().flat_map(|row| row.lists).chain([&ACCOUNT_READS]), &CURSORS),
+            created: index_by_route(rows().flat_map(|row| row.created), &[]),
+        }
     }
 
-    /// The identifiers in a path, by its segments after the version.
-    pub(super) fn of_path(&self, segments: &[Segment<'_>]) -> Vec<Named> {
+    /// Returns the identifiers in a path, from its segments after the version.
+    pub(super) fn path_identifiers(&self, segments: &[Segment<'_>]) -> Vec<Identifier> {
         let Some(first) = segments.first().and_then(Segment::literal) else { return Vec::new() };
-        let mut all: Vec<Named> = Vec::new();
+        let mut identifiers: Vec<Identifier> = Vec::new();
         for pattern in &self.patterns[usize::from(first.number())] {
-            if matches(pattern, segments) {
-                let identifiers = pattern.iter().zip(segments).filter_map(|(part, segment)| match part {
-                    PatternSegment::Identifier(kind) => Some(Named::new(*kind, segment.text())),
+            if is_match(pattern, segments) {
+                let matched = pattern.iter().zip(segments).filter_map(|(part, segment)| match part {
+                    PatternSegment::Identifier(kind) => Some(Identifier::new(*kind, segment.text())),
                     PatternSegment::Literal(_) | PatternSegment::Any => None,
                 });
-                super::add_all(&mut all, identifiers);
+                super::add_distinct(&mut identifiers, matched);
             }
         }
-        all
+        identifiers
     }
 
-    /// The kind of identifier in a query parameter.
-    pub(super) fn of_parameter(&self, name: &str) -> Option<Kind> {
-        let at = self.query.binary_search_by_key(&name, |(known, _)| known).ok()?;
-        self.query.get(at).map(|(_, kind)| *kind)
+    /// Returns the kind of identifier in a query parameter.
+    pub(super) fn parameter_kind(&self, name: &str) -> Option<ResourceKind> {
+        let position = self.query.binary_search_by_key(&name, |(known, _)| known).ok()?;
+        self.query.get(position).map(|(_, kind)| *kind)
     }
 
-    /// The fields of a request body with identifiers.
-    pub(super) fn body(&self) -> &Fields {
-        &self.body
-    }
-
-    /// The headers of a response with identifiers.
-    pub(super) fn headers(&self) -> &[(HeaderName, Kind)] {
-        &self.headers
-    }
-
-    /// How a request's response relates to its account.
-    pub(super) fn yields(&self, method: &Method, route: &Route) -> Yields {
-        let Some(route_yields) = self.of_route(route) else { return Yields::Nothing };
-        if *method == Method::GET && route_yields.read.is_some() {
-            return Yields::Account;
+    /// Returns how a request's response relates to its account.
+    pub(super) fn response_ownership(&self, method: &Method, route: &Route) -> ResponseOwnership {
+        let is_create = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        if *method == Method::GET && find_fields(&self.account_reads, route).is_some() {
+            ResponseOwnership::Account
+        } else if is_create && find_fields(&self.created, route).is_some() {
+            ResponseOwnership::Created
+        } else {
+            ResponseOwnership::None
         }
-        let creates = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        if creates && route_yields.created.is_some() { Yields::Made } else { Yields::Nothing }
     }
 
-    /// The fields of a response with identifiers; `None` when there are none.
-    pub(super) fn of_response(&self, method: &Method, route: &Route) -> Option<&Fields> {
-        let route_yields = self.of_route(route);
+    /// Returns the fields of a response that contain identifiers; `None` if no field does.
+    pub(super) fn response_fields(&self, method: &Method, route: &Route) -> Option<&Fields> {
         if *method == Method::GET {
-            return Some(
-                route_yields.and_then(|route_yields| route_yields.read.as_ref()).unwrap_or(&self.cursors),
-            );
+            // Any list may have a cursor.
+            Some(find_fields(&self.account_reads, route).unwrap_or(&self.cursors))
+        } else {
+            find_fields(&self.created, route)
         }
-        route_yields.and_then(|route_yields| route_yields.created.as_ref())
-    }
-
-    fn of_route(&self, route: &Route) -> Option<&RouteYields> {
-        let (root, wanted) = (route.root()?, route.after_version()?);
-        let mut with_root = self.yields_by_root.get(usize::from(root.number()))?.iter();
-        with_root.find(|route_yields| route_yields.route.after_version() == Some(wanted))
     }
 }
 
-/// Each route of the table once, with the fields of all its rows, in their order.
-fn yields_by_root() -> Vec<Vec<RouteYields>> {
-    let mut yields_by_root: Vec<Vec<UnindexedRoute>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
-    let mut add = |route: &str,
-                   fields: &[Field],
-                   part: fn(&mut UnindexedRoute) -> &mut Option<Vec<Field>>| {
-        let route = Route::read(route);
-        // Every route begins with a literal.
-        let Some(root) = route.root() else { return };
-        let yields_by_root: &mut Vec<UnindexedRoute> = &mut yields_by_root[usize::from(root.number())];
-        let at =
-            yields_by_root.iter().position(|route_yields| route_yields.route == route).unwrap_or_else(|| {
-                yields_by_root.push(UnindexedRoute { route, read: None, created: None });
-                yields_by_root.len() - 1
-            });
-        part(&mut yields_by_root[at]).get_or_insert_default().extend_from_slice(fields);
-    };
-    let mut add_all = |created: fn(&ResourceRow) -> &'static [Made],
-                       part: fn(&mut UnindexedRoute) -> &mut Option<Vec<Field>>| {
-        for (routes, fields) in rows().flat_map(created) {
-            routes.iter().for_each(|route| add(route, fields, part));
+/// Merges the fields of all rows of each route in the order of the table, followed by `common_fields`.
+fn index_by_route(
+    rows: impl Iterator<Item = &'static RouteFields>,
+    common_fields: &[Field],
+) -> FieldsByRoute {
+    let mut by_route: HashMap<Vec<u8>, Vec<Field>> = HashMap::new();
+    for (routes, fields) in rows {
+        for codes in routes.iter().filter_map(|route| Some(Route::parse(route).after_version()?.to_vec())) {
+            by_route.entry(codes).or_default().extend_from_slice(fields);
         }
-    };
-    add_all(|row| row.lists, |route_yields| &mut route_yields.read);
-    add_all(|row| row.created, |route_yields| &mut route_yields.created);
-    ACCOUNT_READS.iter().for_each(|route| add(route, &[], |route_yields| &mut route_yields.read));
-    let prepared = |UnindexedRoute { route, read, created }: UnindexedRoute| RouteYields {
-        route,
-        read: read.map(|fields| Fields::of(fields.into_iter().chain(CURSORS))),
-        created: created.map(Fields::of),
-    };
-    yields_by_root
-        .into_iter()
-        .map(|yields_by_root| yields_by_root.into_iter().map(prepared).collect())
-        .collect()
+    }
+    let with_common =
+        |fields: Vec<Field>| Fields::new(fields.into_iter().chain(common_fields.iter().copied()));
+    by_route.into_iter().map(|(codes, fields)| (codes, with_common(fields))).collect()
+}
+
+fn find_fields<'a>(by_route: &'a FieldsByRoute, route: &Route) -> Option<&'a Fields> {
+    by_route.get(route.after_version()?)
 }
 
 impl PatternSegment {
-    fn read(part: &str) -> Self {
+    fn parse(part: &str) -> Self {
         match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
-            Some(kind) => Kind::of_word(kind).map_or(Self::Any, Self::Identifier),
-            None => Literal::of(part).map_or(Self::Any, Self::Literal),
+            Some(kind) => ResourceKind::parse(kind).map_or(Self::Any, Self::Identifier),
+            None => Literal::find(part).map_or(Self::Any, Self::Literal),
         }
     }
 }
 
 /// Whether `segments` begin with the pattern. A literal of the API is not an identifier.
-fn matches(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
+fn is_match(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
     let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
-        PatternSegment::Literal(wanted) => {
-            segment.literal() == Some(*wanted) && wanted.text().len() == segment.text().len()
+        PatternSegment::Literal(required) => {
+            segment.literal() == Some(*required) && required.text().len() == segment.text().len()
         }
         PatternSegment::Any | PatternSegment::Identifier(_) => segment.literal().is_none(),
     };
@@ -206,22 +169,29 @@ mod tests {
     use crate::elevenlabs::endpoint::is_root;
 
     #[test]
-    fn every_path_of_the_table_consists_of_known_words() {
+    fn every_path_of_the_table_consists_of_literals_and_kinds() {
         for part in rows().flat_map(|row| row.paths).flat_map(|path| path.split('/')) {
-            match PatternSegment::read(part) {
+            match PatternSegment::parse(part) {
                 PatternSegment::Literal(_) | PatternSegment::Identifier(_) => {}
                 PatternSegment::Any => assert_eq!(part, "*"),
             }
         }
-        for path in rows().flat_map(|row| row.paths) {
-            assert!(is_root(path.split('/').next().unwrap()), "{path} is below no root of the endpoints");
+    }
+
+    #[test]
+    fn every_path_and_route_of_the_table_begins_with_a_root_of_the_endpoints() {
+        let routes = rows()
+            .flat_map(|row| row.created.iter().chain(row.lists))
+            .chain([&ACCOUNT_READS])
+            .flat_map(|(routes, _)| *routes);
+        for path in rows().flat_map(|row| row.paths).chain(routes.clone()) {
+            assert!(is_root(path.split('/').next().unwrap()), "{path} does not begin with a root");
         }
-        let created =
-            rows().flat_map(|row| row.created.iter().chain(row.lists)).flat_map(|(routes, _)| *routes);
-        for route in created.chain(&ACCOUNT_READS) {
-            assert!(is_root(route.split('/').next().unwrap()), "{route} is below no root of the endpoints");
-            assert_eq!(Route::read(route).to_string(), format!("/{route}"));
-            assert!(index().of_route(&Route::read(&format!("/v1/{route}"))).is_some(), "{route}");
+        for route in routes {
+            assert_eq!(Route::parse(route).to_string(), format!("/{route}"));
+            let route = Route::parse(&format!("/v1/{route}"));
+            let is_indexed = |by_route| find_fields(by_route, &route).is_some();
+            assert!(is_indexed(&index().account_reads) || is_indexed(&index().created), "{route}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The kinds of identifiers, and the hash that replaces an identifier: an identifier may be a token, and
-//! a stored or printed value must not grant access.
+//! The kinds of identifiers, how long each is recorded, and the hash that replaces an identifier. Only the
+//! hash is stored or printed, because an identifier may be a token that grants access.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use sha2::{Digest, Sha256};
 use crate::policy::units::UnixMs;
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $word:literal,)*) => {
-        /// The kind of an identifier.
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// The kind of resource that an identifier names.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Kind { $($(#[$doc])* $kind,)* }
+        pub enum ResourceKind { $($(#[$doc])* $kind,)* }
 
-        impl Kind {
+        impl ResourceKind {
             /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            /// The word in the database and in messages to clients.
+            /// The name in the database and in messages to clients.
             #[must_use]
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$kind => $word,)* }
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
             }
         }
     };
@@ -32,11 +32,11 @@ kinds! {
     Voice = "voice",
     /// A recording that a voice was cloned from.
     Sample = "sample",
-    /// A preview of a designed voice, or a session of remixing.
+    /// A preview of a designed voice, or a remixing session.
     Preview = "voice preview",
     /// A collection of voices.
     Collection = "voice collection",
-    /// A generated speech in the history.
+    /// Generated speech in the history.
     HistoryItem = "history item",
     /// A request for speech that later requests continue.
     Request = "earlier request",
@@ -44,7 +44,7 @@ kinds! {
     Dictionary = "pronunciation dictionary",
     /// A dubbing.
     Dubbing = "dubbing",
-    /// A project of the studio, of audio native or of dubbing.
+    /// A project of the studio, audio native or dubbing.
     Project = "project",
     /// A chapter of a project.
     Chapter = "chapter",
@@ -102,24 +102,24 @@ kinds! {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-impl Kind {
-    /// The kind with this word in the database.
+impl ResourceKind {
+    /// Parses a [`as_str`](Self::as_str).
     #[must_use]
-    pub fn of_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kind| kind.word() == word)
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == name)
     }
 
-    /// Whether different accounts may have the same identifier: a response with status 200 then does not
-    /// prove that the account owns it.
+    /// Whether different accounts may have the same identifier. A response with status 200 then does not
+    /// prove that the account owns the resource.
     #[must_use]
     pub fn is_shared(self) -> bool {
         self == Self::Voice
     }
 
-    /// How long the provider accepts an identifier of this kind; `None` for no limit. Requests can be
-    /// continued for two hours; tokens and signed URLs are valid for 15 minutes.
+    /// Upper bound of the time for which the provider accepts an identifier of this kind; `None` for no
+    /// limit. Requests can be continued for two hours; tokens and signed URLs are valid for 15 minutes.
     #[must_use]
-    pub fn span(self) -> Option<Duration> {
+    pub fn lifetime(self) -> Option<Duration> {
         if self == Self::Request {
             return Some(2 * HOUR);
         }
@@ -129,134 +129,138 @@ impl Kind {
         (self == Self::Cursor).then_some(24 * HOUR)
     }
 
-    /// The storage class of its identifiers.
+    /// The storage class of identifiers of this kind.
     #[must_use]
-    pub fn class(self) -> Class {
-        if self.span().is_some() {
-            return Class::Passing;
+    pub fn storage_class(self) -> StorageClass {
+        if self.lifetime().is_some() {
+            StorageClass::ShortLived
+        } else if self == Self::HistoryItem {
+            StorageClass::PerRequest
+        } else {
+            StorageClass::LongLived
         }
-        if self == Self::HistoryItem { Class::Plentiful } else { Class::Lasting }
     }
 }
 
-/// The storage class of identifiers: each has its own bound, so that identifiers of automatic traffic
-/// never evict those of resources created by hand.
+/// The storage class of identifiers. Each class has a separate limit, so that identifiers of automatic
+/// traffic never evict those of resources that were created by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Identifiers of resources that are created by hand and used for years: voices, agents.
-    Lasting,
+pub enum StorageClass {
+    /// Identifiers of resources that are created by hand and used for years, such as voices and agents.
+    LongLived,
     /// Identifiers of which each request creates one, valid for a long time.
-    Plentiful,
+    PerRequest,
     /// Identifiers that are valid for hours.
-    Passing,
+    ShortLived,
 }
 
-impl Class {
+impl StorageClass {
     /// All classes.
-    pub const ALL: [Self; 3] = [Self::Lasting, Self::Plentiful, Self::Passing];
+    pub const ALL: [Self; 3] = [Self::LongLived, Self::PerRequest, Self::ShortLived];
 
-    /// Its number in the database.
+    /// The number in the database.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
-            Self::Lasting => 0,
-            Self::Plentiful => 1,
-            Self::Passing => 2,
+            Self::LongLived => 0,
+            Self::PerRequest => 1,
+            Self::ShortLived => 2,
         }
     }
 }
 
-/// The maximum number and age of the recorded identifiers.
+/// The maximum number and age of recorded identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keeping {
-    /// Maximum number of all classes together: half of them of the class [`Lasting`](Class::Lasting).
-    pub identifiers_max: usize,
+pub struct RetentionLimits {
+    /// Maximum number of identifiers in all classes. Half of them are for
+    /// [`LongLived`](StorageClass::LongLived).
+    pub max_identifiers: usize,
     /// Maximum time since the last use; `None` for no limit.
-    pub kept: Option<Duration>,
+    pub max_idle: Option<Duration>,
 }
 
-impl Keeping {
+impl RetentionLimits {
     /// Maximum number of identifiers of a class.
     #[must_use]
-    pub fn count_max(&self, class: Class) -> usize {
+    pub fn max_count(&self, class: StorageClass) -> usize {
         match class {
-            Class::Lasting => self.identifiers_max / 2,
-            Class::Plentiful | Class::Passing => self.identifiers_max / 4,
+            StorageClass::LongLived => self.max_identifiers / 2,
+            StorageClass::PerRequest | StorageClass::ShortLived => self.max_identifiers / 4,
         }
     }
 
     /// Maximum time since the last use of an identifier of a class; `None` for no limit.
     #[must_use]
-    pub fn kept(&self, class: Class) -> Option<Duration> {
+    pub fn max_idle(&self, class: StorageClass) -> Option<Duration> {
         match class {
-            Class::Lasting | Class::Plentiful => self.kept,
-            Class::Passing => {
-                let longest = Kind::ALL.iter().filter_map(|kind| kind.span()).max();
-                [self.kept, longest].into_iter().flatten().min()
+            StorageClass::LongLived | StorageClass::PerRequest => self.max_idle,
+            StorageClass::ShortLived => {
+                let longest = ResourceKind::ALL.iter().filter_map(|kind| kind.lifetime()).max();
+                self.max_idle.into_iter().chain(longest).min()
             }
         }
     }
 
-    /// Whether an identifier that was recorded and last used at these times still counts.
+    /// Whether an identifier that was recorded and last used at these times has not expired.
     #[must_use]
-    pub fn counts(&self, kind: Kind, recorded_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
-        let is_young =
-            |since: UnixMs, span: Option<Duration>| span.is_none_or(|span| now.since(since) < span);
-        is_young(recorded_at, kind.span()) && is_young(used_at, self.kept)
+    pub fn is_current(&self, kind: ResourceKind, recorded_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
+        let is_within =
+            |start: UnixMs, limit: Option<Duration>| limit.is_none_or(|limit| now.since(start) < limit);
+        is_within(recorded_at, kind.lifetime()) && is_within(used_at, self.max_idle)
     }
 }
 
-/// An identifier as a hash: SHA-256 of kind and identifier, cut to 16 bytes.
+/// The hash of an identifier: SHA-256 of kind and identifier, cut to 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag([u8; 16]);
+pub struct IdentifierHash([u8; 16]);
 
-impl Tag {
-    /// The hash of an identifier.
+impl IdentifierHash {
+    /// Hashes an identifier.
     #[must_use]
-    pub fn of(kind: Kind, identifier: &str) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(kind.word());
-        hash.update([0]);
-        hash.update(identifier);
-        let digest: [u8; 32] = hash.finalize().into();
-        let mut cut = [0; 16];
-        cut.copy_from_slice(&digest[..16]);
-        Self(cut)
-    }
-
-    /// A hash as it is stored.
-    #[must_use]
-    pub fn of_bytes(bytes: [u8; 16]) -> Self {
+    pub fn new(kind: ResourceKind, identifier: &str) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(kind.as_str());
+        hasher.update([0]);
+        hasher.update(identifier);
+        let digest: [u8; 32] = hasher.finalize().into();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
         Self(bytes)
     }
 
-    /// Its bytes, uniformly distributed.
+    /// Wraps the bytes of a stored hash.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes of the hash, which are uniformly distributed.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 16] {
         &self.0
     }
 }
 
-impl fmt::Debug for Tag {
+impl fmt::Debug for IdentifierHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-/// An identifier that a request or a response names.
+/// An identifier in a request or a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Named {
-    /// The kind of resource.
-    pub kind: Kind,
-    /// The hash of the identifier.
-    pub tag: Tag,
+pub struct Identifier {
+    /// The kind of resource that it names.
+    pub kind: ResourceKind,
+    /// The hash of its text.
+    pub hash: IdentifierHash,
 }
 
-impl Named {
-    /// Hashes `identifier`, which is of `kind`.
+impl Identifier {
+    /// Hashes the text of an identifier.
     #[must_use]
-    pub fn new(kind: Kind, identifier: &str) -> Self {
-        Self { kind, tag: Tag::of(kind, identifier) }
+    pub fn new(kind: ResourceKind, text: &str) -> Self {
+        Self { kind, hash: IdentifierHash::new(kind, text) }
     }
 }
 
@@ -265,38 +269,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_its_own_word() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::of_word(kind.word()), Some(*kind));
+    fn every_kind_has_a_distinct_name() {
+        for kind in ResourceKind::ALL {
+            assert_eq!(ResourceKind::parse(kind.as_str()), Some(*kind));
         }
     }
 
     #[test]
-    fn an_identifier_of_each_kind_expires_after_its_time() {
-        let keeping = Keeping { identifiers_max: 100, kept: Some(30 * 24 * HOUR) };
-        let at = |hours: u32| UnixMs(1).plus(HOUR * hours);
+    fn an_identifier_expires_after_its_lifetime_or_the_maximum_idle_time() {
+        let limits = RetentionLimits { max_identifiers: 100, max_idle: Some(30 * 24 * HOUR) };
+        let hour = |number: u32| UnixMs(1).plus(HOUR * number);
         let check = |kind, recorded, used, now, expected| {
-            assert_eq!(keeping.counts(kind, at(recorded), at(used), at(now)), expected, "{kind:?} {now}");
+            let is_current = limits.is_current(kind, hour(recorded), hour(used), hour(now));
+            assert_eq!(is_current, expected, "{kind:?} {now}");
         };
-        check(Kind::Voice, 0, 0, 719, true);
-        check(Kind::Voice, 0, 0, 720, false);
-        check(Kind::Voice, 0, 100, 819, true);
-        // The provider deletes it after its time, even if it is used.
-        check(Kind::Request, 0, 1, 1, true);
-        check(Kind::Request, 0, 1, 2, false);
-        check(Kind::Cursor, 0, 0, 23, true);
-        assert!(Keeping { kept: None, ..keeping }.counts(Kind::Voice, at(0), at(0), at(9_999_999)));
+        check(ResourceKind::Voice, 0, 0, 719, true);
+        check(ResourceKind::Voice, 0, 0, 720, false);
+        check(ResourceKind::Voice, 0, 100, 819, true);
+        // The provider deletes it after its lifetime, even if it is used.
+        check(ResourceKind::Request, 0, 1, 1, true);
+        check(ResourceKind::Request, 0, 1, 2, false);
+        check(ResourceKind::Cursor, 0, 0, 23, true);
+        let unlimited = RetentionLimits { max_idle: None, ..limits };
+        assert!(unlimited.is_current(ResourceKind::Voice, hour(0), hour(0), hour(9_999_999)));
         // An entry does not expire when the clock is set back.
-        check(Kind::Voice, 5, 5, 0, true);
-        assert_eq!(Class::ALL.map(|class| keeping.count_max(class)), [50, 25, 25]);
-        assert_eq!(keeping.kept(Class::Passing), Some(24 * HOUR));
+        check(ResourceKind::Voice, 5, 5, 0, true);
+        assert_eq!(StorageClass::ALL.map(|class| limits.max_count(class)), [50, 25, 25]);
+        assert_eq!(limits.max_idle(StorageClass::ShortLived), Some(24 * HOUR));
     }
 
     #[test]
-    fn a_tag_depends_on_its_kind_and_contains_no_identifier() {
-        assert_eq!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v1"));
-        assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Voice, "v2"));
-        assert_ne!(Tag::of(Kind::Voice, "v1"), Tag::of(Kind::Agent, "v1"));
-        assert!(!format!("{:?}", Named::new(Kind::Token, "sutkn_1")).contains("sutkn"));
+    fn a_hash_depends_on_the_kind_and_reveals_no_identifier() {
+        let hash = IdentifierHash::new(ResourceKind::Voice, "v1");
+        assert_eq!(IdentifierHash::new(ResourceKind::Voice, "v1"), hash);
+        assert_ne!(IdentifierHash::new(ResourceKind::Voice, "v2"), hash);
+        assert_ne!(IdentifierHash::new(ResourceKind::Agent, "v1"), hash);
+        assert!(!format!("{:?}", Identifier::new(ResourceKind::Token, "sutkn_1")).contains("sutkn"));
     }
 }

@@ -1,15 +1,15 @@
-//! Finds the identifiers that requests and responses name. Each belongs to one account: a request that
+//! Finds the identifiers in requests and responses. Each identifier belongs to one account: a request that
 //! names one can be served only by the keys of that account.
 //!
-//! `table` lists the kinds of identifiers and where they appear; the pool records the owning accounts.
-//! This module returns identifiers only as hashes.
+//! `table` lists the resources and where their identifiers appear; the pool records the owning accounts.
+//! Identifiers leave this module only as hashes.
 
 mod fields;
 mod index;
 mod kind;
 mod table;
 
-pub mod claim;
+pub mod required_owner;
 
 use std::sync::LazyLock;
 
@@ -18,165 +18,175 @@ use http::{HeaderMap, Method};
 use super::endpoint::Route;
 use super::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
-use crate::policy::headers::decode;
+use crate::policy::headers::decode_parameter;
 use crate::policy::path::Path;
-use fields::Fields;
+use fields::{Fields, find_identifiers};
 use index::index;
-pub use kind::{Class, Keeping, Kind, Named, Tag};
+pub use kind::{Identifier, IdentifierHash, ResourceKind, RetentionLimits, StorageClass};
 #[cfg(test)]
 use table::rows;
 
-/// The identifiers that a request names.
+/// Maximum bytes of a WebSocket message that are searched for identifiers. Messages that name a resource are
+/// short.
+pub const MAX_IDENTIFIER_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The identifiers in a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub struct RequestIdentifiers {
     /// Identifiers in the path: the resources that the request is about.
-    pub path: Vec<Named>,
+    pub path: Vec<Identifier>,
     /// Identifiers in the query and the body: other resources that the request uses.
-    pub others: Vec<Named>,
+    pub others: Vec<Identifier>,
 }
 
-impl Names {
-    /// The identifiers in the path and the query of a request; `path` is as received. An ambiguous path
-    /// has none, because its request is refused.
+impl RequestIdentifiers {
+    /// Finds the identifiers in the path and the query of a request; `path` is as received. The result for
+    /// an ambiguous path is empty, because such a request is refused.
     #[must_use]
-    pub fn of(path: &str, query: Option<&str>) -> Self {
-        Path::read(path).map(|path| Self::of_segments(&Segments::of_path(&path), query)).unwrap_or_default()
+    pub fn parse(path: &str, query: Option<&str>) -> Self {
+        Path::parse(path).map(|path| Self::from_segments(&Segments::new(&path), query)).unwrap_or_default()
     }
 
-    /// The identifiers in the path and the query of a request, from the segments of its path.
+    /// Finds the identifiers in the segments of a request's path, and in its query.
     #[must_use]
-    pub fn of_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
-        let rest = without_version(segments);
+    pub fn from_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
+        let resource_path = without_version(segments);
         let mut others = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if value.is_empty() {
                 continue;
             }
-            let name = decode(name);
+            let name = decode_parameter(name);
             let name = name.trim_end_matches("[]");
-            let Some(kind) = index().of_parameter(name) else { continue };
-            let value = decode(value);
-            // One value may contain several identifiers.
-            let is_many = name.ends_with("_ids");
-            let values = value.split(move |c| is_many && c == ',').map(str::trim);
-            add_all(&mut others, values.map(|value| named(kind, value, rest)));
+            let Some(kind) = index().parameter_kind(name) else { continue };
+            let value = decode_parameter(value);
+            let is_list = name.ends_with("_ids");
+            let values = value.split(move |c| is_list && c == ',').map(str::trim);
+            add_distinct(&mut others, values.map(|value| identifier_in(resource_path, kind, value)));
         }
-        Self { path: index().of_path(rest), others }
+        Self { path: index().path_identifiers(resource_path), others }
     }
 
-    /// Adds the identifiers of a JSON body.
+    /// Adds the identifiers in a JSON body.
     pub fn add_body(&mut self, document: &[u8]) {
-        add_all(&mut self.others, in_document(document));
+        add_distinct(&mut self.others, identifiers_in_document(document));
     }
 
-    /// All identifiers of the request.
-    pub fn all(&self) -> impl Iterator<Item = &Named> {
+    /// Iterates over all identifiers of the request.
+    pub fn all(&self) -> impl Iterator<Item = &Identifier> {
         self.path.iter().chain(&self.others)
     }
 
-    /// Whether the request names no identifier.
+    /// Whether the request has no identifiers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.path.is_empty() && self.others.is_empty()
     }
 }
 
-/// The identifiers that a JSON body, or a WebSocket message, names.
-#[must_use]
-pub fn in_document(document: &[u8]) -> Vec<Named> {
-    fields::find(document, index().body(), |kind, value| Some(Named::new(kind, value)))
+/// Returns the identifiers in a JSON body of a request.
+fn identifiers_in_document(document: &[u8]) -> Vec<Identifier> {
+    find_identifiers(document, &index().body, |kind, text| Some(Identifier::new(kind, text)))
 }
 
-/// The identifier of the conversation in the first message of a session with an agent.
+/// Returns the identifier of the conversation in the first message of a session with an agent.
 #[must_use]
-pub fn in_first_message(message: &[u8]) -> Vec<Named> {
+pub fn identifiers_in_first_message(message: &[u8]) -> Vec<Identifier> {
     static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
-        Fields::of([("conversation_initiation_metadata_event.conversation_id", Kind::Conversation)])
+        Fields::new([("conversation_initiation_metadata_event.conversation_id", ResourceKind::Conversation)])
     });
-    fields::find(message, &FIELDS, |kind, value| Some(Named::new(kind, value)))
+    find_identifiers(message, &FIELDS, |kind, text| Some(Identifier::new(kind, text)))
 }
 
-/// The identifiers in the headers of a response.
+/// Returns the identifiers in the headers of a response.
 #[must_use]
-pub fn in_headers(headers: &HeaderMap) -> Vec<Named> {
-    let identifiers = index().headers().iter().filter_map(|(name, kind)| {
+pub fn identifiers_in_headers(headers: &HeaderMap) -> Vec<Identifier> {
+    let identifiers = index().headers.iter().filter_map(|(name, kind)| {
         let value = headers.get(name)?.to_str().ok().filter(|value| !value.is_empty())?;
-        Some(Named::new(*kind, value))
+        Some(Identifier::new(*kind, value))
     });
     identifiers.collect()
 }
 
-/// How the response of an endpoint relates to its account.
+/// How the response of an endpoint relates to the account that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Yields {
+pub enum ResponseOwnership {
     /// The response contains no resource of an account.
-    Nothing,
+    None,
     /// The response contains a created resource.
-    Made,
-    /// The response lists resources of the account, or describes the account: it differs between
+    Created,
+    /// The response lists resources of the account or describes the account, so it differs between
     /// accounts.
     Account,
 }
 
-/// How a request's response relates to its account. `route` is that of its
+/// Returns how a request's response relates to its account. `route` is that of its
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
-pub fn yields(method: &Method, route: &Route) -> Yields {
-    index().yields(method, route)
+pub fn response_ownership(method: &Method, route: &Route) -> ResponseOwnership {
+    index().response_ownership(method, route)
 }
 
-/// Whether a route generates speech with voices. A request with a missing voice is refused as a whole:
-/// nothing is generated or charged.
+/// Whether a route generates speech with voices. The provider refuses a request with a missing voice as a
+/// whole: it generates and charges nothing.
 #[must_use]
 pub fn is_speech(route: &Route) -> bool {
     const ROOTS: [&str; 4] = ["speech-to-speech", "text-to-dialogue", "text-to-speech", "voice-changer"];
     route.root().is_some_and(|root| ROOTS.contains(&root.text()))
 }
 
-/// The identifiers in the JSON body of a response, including the cursors of a list. Resources of every
-/// account, such as premade voices, are excluded.
+/// Returns the identifiers in the JSON body of a response, including the cursors of a list. Resources that
+/// every account has, such as premade voices, are excluded.
 #[must_use]
-pub fn in_response(method: &Method, route: &Route, path: &str, document: &[u8]) -> Vec<Named> {
+pub fn identifiers_in_response(
+    method: &Method,
+    route: &Route,
+    path: &str,
+    document: &[u8],
+) -> Vec<Identifier> {
     // Only requests with an unambiguous path get a response.
-    let Ok(path) = Path::read(path) else { return Vec::new() };
-    let segments = Segments::of_path(&path);
-    let list = without_version(&segments);
-    let Some(fields) = index().of_response(method, route) else { return Vec::new() };
-    fields::find(document, fields, |kind, value| {
+    let Ok(path) = Path::parse(path) else { return Vec::new() };
+    let segments = Segments::new(&path);
+    let resource_path = without_version(&segments);
+    let Some(fields) = index().response_fields(method, route) else { return Vec::new() };
+    find_identifiers(document, fields, |kind, text| {
         // The response contains the URL; the later request presents its signature.
-        let is_signed = kind == Kind::Signature;
-        Some(if is_signed { Named::new(kind, &signature(value)?) } else { named(kind, value, list) })
+        if kind == ResourceKind::Signature {
+            return Some(Identifier::new(kind, &signature_in_url(text)?));
+        }
+        Some(identifier_in(resource_path, kind, text))
     })
 }
 
-fn signature(url: &str) -> Option<String> {
+fn signature_in_url(url: &str) -> Option<String> {
     let (_, query) = url.split_once('?')?;
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("conversation_signature="))?;
-    Some(decode(value).into_owned()).filter(|value| !value.is_empty())
+    let signature = query.split('&').find_map(|pair| pair.strip_prefix("conversation_signature="))?;
+    Some(decode_parameter(signature).into_owned()).filter(|signature| !signature.is_empty())
 }
 
-/// Names an identifier. A cursor is unique only within its list, because some are plain numbers, so its
-/// hash includes the path of the list.
-fn named(kind: Kind, value: &str, list: &[Segment<'_>]) -> Named {
-    if kind != Kind::Cursor {
-        return Named::new(kind, value);
+/// Returns the identifier with this text in a request to `resource_path` or its response. A cursor is
+/// unique only within its list, because some cursors are plain numbers, so its hash includes the path of
+/// the list.
+fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) -> Identifier {
+    if kind != ResourceKind::Cursor {
+        return Identifier::new(kind, text);
     }
-    let list: Vec<&str> = list.iter().map(Segment::text).collect();
-    Named::new(kind, &format!("{}\n{value}", list.join("/")))
+    let list: Vec<&str> = resource_path.iter().map(Segment::text).collect();
+    Identifier::new(kind, &format!("{}\n{text}", list.join("/")))
 }
 
-/// Maximum number of different identifiers in one part of a request: each new one is compared with all
-/// before it. A request to the provider names a few dozen.
-const MAX_NAMES: usize = 512;
+/// Maximum number of different identifiers in the path, or in the query and the body. Each new identifier
+/// is compared with all earlier ones. A request to the provider names a few dozen.
+const MAX_IDENTIFIERS: usize = 512;
 
-fn add_all(names: &mut Vec<Named>, more: impl IntoIterator<Item = Named>) {
-    for named in more {
-        if names.len() >= MAX_NAMES {
+fn add_distinct(identifiers: &mut Vec<Identifier>, added: impl IntoIterator<Item = Identifier>) {
+    for identifier in added {
+        if identifiers.len() >= MAX_IDENTIFIERS {
             break;
         }
-        if !names.contains(&named) {
-            names.push(named);
+        if !identifiers.contains(&identifier) {
+            identifiers.push(identifier);
         }
     }
 }

@@ -1,20 +1,25 @@
-//! The resources that belong to one account, and where their identifiers appear: one row per resource of
-//! the provider, from its OpenAPI document (August 2026) and its Python SDK 2.78.
+//! The table of resources: one row per resource of the provider that belongs to one account. A row lists
+//! the paths, parameters, fields and headers that contain identifiers of the resource.
 //!
-//! Paths are without the version. `{kind}` is an identifier of that kind, `*` any segment; a pattern also
+//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment; a pattern also
 //! matches longer paths that begin with it. Identifiers in responses are listed by whole routes, in which
 //! every identifier is `{id}`.
+//!
+//! Source: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
 
 use super::fields::Field;
-use super::kind::Kind;
+use super::kind::ResourceKind;
 
 mod agents;
 
-/// A kind of resource, with the places of its identifiers.
+/// A resource, and the locations of its identifiers in requests and responses.
 #[derive(Debug)]
 pub(super) struct ResourceRow {
     /// The name of the resource.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for readers, and for the test that walks the table"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "documentation, and the names in the test of the table")
+    )]
     pub(super) resource: &'static str,
     /// Patterns of request paths.
     pub(super) paths: &'static [&'static str],
@@ -24,19 +29,19 @@ pub(super) struct ResourceRow {
     pub(super) body: &'static [Field],
     /// Headers of responses.
     pub(super) headers: &'static [Field],
-    /// Fields of responses to requests that create one, by route.
-    pub(super) created: &'static [Made],
-    /// Fields of responses that list them, by route.
-    pub(super) lists: &'static [Made],
+    /// Fields of responses to requests that create the resource.
+    pub(super) created: &'static [RouteFields],
+    /// Fields of responses that list the resource.
+    pub(super) lists: &'static [RouteFields],
 }
 
-/// Routes and the fields of their responses.
-pub(super) type Made = (&'static [&'static str], &'static [Field]);
+/// Routes, and the fields of their responses.
+pub(super) type RouteFields = (&'static [&'static str], &'static [Field]);
 
-const ROW: ResourceRow =
+const EMPTY_ROW: ResourceRow =
     ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], created: &[], lists: &[] };
 
-/// The whole table: first media, then agents and the account.
+/// Returns all rows: media first, then agents and the account.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
@@ -49,70 +54,70 @@ static MEDIA: &[ResourceRow] = &[
             "voices/{voice}", "voices/pvc/{voice}", "text-to-speech/{voice}", "speech-to-speech/{voice}",
             "voice-changer/{voice}", "text-to-voice/{voice}/remix",
         ],
-        query: &[("voice_id", Kind::Voice), ("voice_ids", Kind::Voice)],
+        query: &[("voice_id", ResourceKind::Voice), ("voice_ids", ResourceKind::Voice)],
         body: &[
-            ("voice_id", Kind::Voice), ("default_title_voice_id", Kind::Voice),
-            ("default_paragraph_voice_id", Kind::Voice), ("host_voice_id", Kind::Voice),
-            ("guest_voice_id", Kind::Voice), ("voices", Kind::Voice),
+            ("voice_id", ResourceKind::Voice), ("default_title_voice_id", ResourceKind::Voice),
+            ("default_paragraph_voice_id", ResourceKind::Voice), ("host_voice_id", ResourceKind::Voice),
+            ("guest_voice_id", ResourceKind::Voice), ("voices", ResourceKind::Voice),
         ],
         created: &[(
             &["voices/add", "voices/add/{id}/{id}", "voices/pvc", "text-to-voice"],
-            &[(".voice_id", Kind::Voice)],
+            &[(".voice_id", ResourceKind::Voice)],
         )],
-        lists: &[(&["voices"], &[("voices.voice_id", Kind::Voice)])],
-        ..ROW
+        lists: &[(&["voices"], &[("voices.voice_id", ResourceKind::Voice)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "voice sample",
         paths: &["voices/*/samples/{sample}", "voices/pvc/*/samples/{sample}"],
         created: &[(
             &["voices/pvc/{id}/samples", "voices/add", "text-to-voice"],
-            &[(".sample_id", Kind::Sample), ("samples.sample_id", Kind::Sample)],
+            &[(".sample_id", ResourceKind::Sample), ("samples.sample_id", ResourceKind::Sample)],
         )],
-        lists: &[(&["voices"], &[("samples.sample_id", Kind::Sample)])],
-        ..ROW
+        lists: &[(&["voices"], &[("samples.sample_id", ResourceKind::Sample)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "voice preview",
         paths: &["text-to-voice/{voice preview}/stream"],
         body: &[
-            ("generated_voice_id", Kind::Preview), ("played_not_selected_voice_ids", Kind::Preview),
-            ("remixing_session_id", Kind::Preview),
+            ("generated_voice_id", ResourceKind::Preview), ("played_not_selected_voice_ids", ResourceKind::Preview),
+            ("remixing_session_id", ResourceKind::Preview),
         ],
         created: &[(
             &["text-to-voice/design", "text-to-voice/create-previews", "text-to-voice/{id}/remix"],
-            &[("previews.generated_voice_id", Kind::Preview), ("remixing_session_id", Kind::Preview)],
+            &[("previews.generated_voice_id", ResourceKind::Preview), ("remixing_session_id", ResourceKind::Preview)],
         )],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "voice collection",
         paths: &["voices/collections/{voice collection}"],
-        query: &[("collection_id", Kind::Collection)],
-        body: &[("collection_id", Kind::Collection)],
-        created: &[(&["voices/collections"], &[(".collection_id", Kind::Collection), (".id", Kind::Collection)])],
+        query: &[("collection_id", ResourceKind::Collection)],
+        body: &[("collection_id", ResourceKind::Collection)],
+        created: &[(&["voices/collections"], &[(".collection_id", ResourceKind::Collection), (".id", ResourceKind::Collection)])],
         lists: &[(&["voices/collections"], &[
-            ("collections.collection_id", Kind::Collection), ("collections.id", Kind::Collection),
+            ("collections.collection_id", ResourceKind::Collection), ("collections.id", ResourceKind::Collection),
         ])],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "history item",
         paths: &["history/{history item}", "audio-isolation/history/{history item}"],
-        query: &[("start_after_history_item_id", Kind::HistoryItem)],
-        body: &[("history_item_ids", Kind::HistoryItem), ("history_item_id", Kind::HistoryItem)],
-        headers: &[("history-item-id", Kind::HistoryItem)],
+        query: &[("start_after_history_item_id", ResourceKind::HistoryItem)],
+        body: &[("history_item_ids", ResourceKind::HistoryItem), ("history_item_id", ResourceKind::HistoryItem)],
+        headers: &[("history-item-id", ResourceKind::HistoryItem)],
         lists: &[(&["history", "audio-isolation/history"], &[
-            ("history.history_item_id", Kind::HistoryItem), (".last_history_item_id", Kind::HistoryItem),
+            ("history.history_item_id", ResourceKind::HistoryItem), (".last_history_item_id", ResourceKind::HistoryItem),
         ])],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "request (stitching)",
-        body: &[("previous_request_ids", Kind::Request), ("next_request_ids", Kind::Request)],
-        headers: &[("request-id", Kind::Request)],
-        lists: &[(&["history"], &[("history.request_id", Kind::Request)])],
-        ..ROW
+        body: &[("previous_request_ids", ResourceKind::Request), ("next_request_ids", ResourceKind::Request)],
+        headers: &[("request-id", ResourceKind::Request)],
+        lists: &[(&["history"], &[("history.request_id", ResourceKind::Request)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "pronunciation dictionary",
@@ -121,8 +126,8 @@ static MEDIA: &[ResourceRow] = &[
             "pronunciation-dictionaries/*/{pronunciation dictionary}/download",
         ],
         body: &[
-            ("pronunciation_dictionary_id", Kind::Dictionary),
-            ("pronunciation_dictionary_locators.version_id", Kind::Dictionary),
+            ("pronunciation_dictionary_id", ResourceKind::Dictionary),
+            ("pronunciation_dictionary_locators.version_id", ResourceKind::Dictionary),
         ],
         created: &[(
             &[
@@ -130,28 +135,28 @@ static MEDIA: &[ResourceRow] = &[
                 "pronunciation-dictionaries/{id}/add-rules", "pronunciation-dictionaries/{id}/remove-rules",
                 "pronunciation-dictionaries/{id}/set-rules",
             ],
-            &[(".id", Kind::Dictionary), (".version_id", Kind::Dictionary)],
+            &[(".id", ResourceKind::Dictionary), (".version_id", ResourceKind::Dictionary)],
         )],
         lists: &[(&["pronunciation-dictionaries"], &[
-            ("pronunciation_dictionaries.id", Kind::Dictionary),
-            ("pronunciation_dictionaries.latest_version_id", Kind::Dictionary),
+            ("pronunciation_dictionaries.id", ResourceKind::Dictionary),
+            ("pronunciation_dictionaries.latest_version_id", ResourceKind::Dictionary),
         ])],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "dubbing",
         paths: &["dubbing/{dubbing}", "dubbing/resource/{dubbing}", "dubbing/project/{project}"],
-        body: &[("dubbing_id", Kind::Dubbing)],
+        body: &[("dubbing_id", ResourceKind::Dubbing)],
         created: &[
-            (&["dubbing"], &[(".dubbing_id", Kind::Dubbing)]),
-            (&["dubbing/project"], &[(".project_id", Kind::Project)]),
+            (&["dubbing"], &[(".dubbing_id", ResourceKind::Dubbing)]),
+            (&["dubbing/project"], &[(".project_id", ResourceKind::Project)]),
         ],
         lists: &[
-            (&["dubbing"], &[("dubs.dubbing_id", Kind::Dubbing)]),
-            (&["dubbing/project"], &[("project_id", Kind::Project)]),
+            (&["dubbing"], &[("dubs.dubbing_id", ResourceKind::Dubbing)]),
+            (&["dubbing/project"], &[("project_id", ResourceKind::Project)]),
             (&["dubbing/project/{id}/language"], &[]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "studio project",
@@ -159,81 +164,81 @@ static MEDIA: &[ResourceRow] = &[
             "studio/projects/{project}", "studio/projects/*/chapters/{chapter}",
             "studio/projects/*/chapters/*/snapshots/{snapshot}", "studio/projects/*/snapshots/{snapshot}",
         ],
-        query: &[("project_id", Kind::Project)],
+        query: &[("project_id", ResourceKind::Project)],
         body: &[
-            ("project_id", Kind::Project), ("chapter_id", Kind::Chapter), ("from_chapter_id", Kind::Chapter),
-            ("project_snapshot_id", Kind::Snapshot), ("chapter_snapshot_id", Kind::Snapshot),
+            ("project_id", ResourceKind::Project), ("chapter_id", ResourceKind::Chapter), ("from_chapter_id", ResourceKind::Chapter),
+            ("project_snapshot_id", ResourceKind::Snapshot), ("chapter_snapshot_id", ResourceKind::Snapshot),
         ],
         created: &[
             (&["studio/projects", "studio/podcasts", "studio/projects/{id}", "studio/projects/{id}/content"], &[
-                ("project.project_id", Kind::Project), ("chapters.chapter_id", Kind::Chapter),
+                ("project.project_id", ResourceKind::Project), ("chapters.chapter_id", ResourceKind::Chapter),
             ]),
             (&["studio/projects/{id}/chapters", "studio/projects/{id}/chapters/{id}"], &[
-                ("chapter.chapter_id", Kind::Chapter),
+                ("chapter.chapter_id", ResourceKind::Chapter),
             ]),
         ],
         lists: &[
-            (&["studio/projects"], &[("projects.project_id", Kind::Project)]),
-            (&["studio/projects/{id}/chapters"], &[("chapters.chapter_id", Kind::Chapter)]),
+            (&["studio/projects"], &[("projects.project_id", ResourceKind::Project)]),
+            (&["studio/projects/{id}/chapters"], &[("chapters.chapter_id", ResourceKind::Chapter)]),
             (&["studio/projects/{id}/snapshots", "studio/projects/{id}/chapters/{id}/snapshots"], &[
-                ("snapshots.project_snapshot_id", Kind::Snapshot), ("snapshots.chapter_snapshot_id", Kind::Snapshot),
+                ("snapshots.project_snapshot_id", ResourceKind::Snapshot), ("snapshots.chapter_snapshot_id", ResourceKind::Snapshot),
             ]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "audio native",
         paths: &["audio-native/{project}"],
-        created: &[(&["audio-native", "audio-native/content"], &[(".project_id", Kind::Project)])],
-        ..ROW
+        created: &[(&["audio-native", "audio-native/content"], &[(".project_id", ResourceKind::Project)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "transcript",
         paths: &["speech-to-text/transcripts/{transcript}"],
-        body: &[("transcription_id", Kind::Transcript)],
-        created: &[(&["speech-to-text"], &[("transcription_id", Kind::Transcript)])],
-        ..ROW
+        body: &[("transcription_id", ResourceKind::Transcript)],
+        created: &[(&["speech-to-text"], &[("transcription_id", ResourceKind::Transcript)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "asset / flow",
         paths: &[
             "assets/{asset}", "flows/image/{flow}", "flows/video/{flow}", "flows/text-to-speech/{flow}",
         ],
-        body: &[("asset_id", Kind::Asset), ("generation_id", Kind::Flow)],
+        body: &[("asset_id", ResourceKind::Asset), ("generation_id", ResourceKind::Flow)],
         created: &[
-            (&["assets"], &[(".asset_id", Kind::Asset)]),
-            (&["flows/image", "flows/video", "flows/text-to-speech"], &[(".id", Kind::Flow)]),
+            (&["assets"], &[(".asset_id", ResourceKind::Asset)]),
+            (&["flows/image", "flows/video", "flows/text-to-speech"], &[(".id", ResourceKind::Flow)]),
         ],
         lists: &[
-            (&["assets"], &[("assets.asset_id", Kind::Asset)]),
-            (&["flows/image", "flows/video", "flows/text-to-speech"], &[("generations.id", Kind::Flow)]),
+            (&["assets"], &[("assets.asset_id", ResourceKind::Asset)]),
+            (&["flows/image", "flows/video", "flows/text-to-speech"], &[("generations.id", ResourceKind::Flow)]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "music",
         paths: &["music/finetunes/{finetune}"],
         body: &[
-            ("song_id", Kind::Song), ("finetune_id", Kind::Finetune), ("stem_variation_id", Kind::Song),
+            ("song_id", ResourceKind::Song), ("finetune_id", ResourceKind::Finetune), ("stem_variation_id", ResourceKind::Song),
         ],
-        headers: &[("song-id", Kind::Song)],
+        headers: &[("song-id", ResourceKind::Song)],
         created: &[
-            (&["music/upload", "music"], &[(".song_id", Kind::Song)]),
-            (&["music/finetunes"], &[(".id", Kind::Finetune)]),
+            (&["music/upload", "music"], &[(".song_id", ResourceKind::Song)]),
+            (&["music/finetunes"], &[(".id", ResourceKind::Finetune)]),
         ],
-        lists: &[(&["music/finetunes"], &[("finetunes.id", Kind::Finetune)])],
-        ..ROW
+        lists: &[(&["music/finetunes"], &[("finetunes.id", ResourceKind::Finetune)])],
+        ..EMPTY_ROW
     },
 ];
 
 /// The fields of a list response that contain its next cursor.
 pub(super) const CURSORS: [Field; 4] = [
-    (".next_page_token", Kind::Cursor),
-    (".next_cursor", Kind::Cursor),
-    (".cursor", Kind::Cursor),
-    (".last_sort_id", Kind::Cursor),
+    (".next_page_token", ResourceKind::Cursor),
+    (".next_cursor", ResourceKind::Cursor),
+    (".cursor", ResourceKind::Cursor),
+    (".last_sort_id", ResourceKind::Cursor),
 ];
 
 /// Routes whose response differs from account to account and contains no identifiers.
-pub(super) const ACCOUNT_READS: [&str; 4] =
-    ["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"];
+pub(super) const ACCOUNT_READS: RouteFields =
+    (&["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"], &[]);

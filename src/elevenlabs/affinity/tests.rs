@@ -10,40 +10,44 @@ use super::*;
 const ID: &str = "Xb7hH8MSUJpSbSDYk0k2";
 
 #[track_caller]
-fn check_path(path: &str, kind: Kind) {
-    let names = Names::of(path, None);
-    assert!(names.path.contains(&Named::new(kind, ID)), "{path} names no {}", kind.word());
+fn check_path(path: &str, kind: ResourceKind) {
+    let names = RequestIdentifiers::parse(path, None);
+    assert!(names.path.contains(&Identifier::new(kind, ID)), "{path} names no {}", kind.as_str());
 }
 
 #[track_caller]
-fn check_query(path: &str, query: &str, kind: Kind) {
-    assert_eq!(Names::of(path, Some(query)).others, [Named::new(kind, ID)], "{path}?{query}");
-}
-
-#[track_caller]
-fn check_body(body: Value, kind: Kind) {
-    let identifiers = in_document(body.to_string().as_bytes());
-    assert!(identifiers.contains(&Named::new(kind, ID)), "{body} names no {}", kind.word());
-}
-
-#[track_caller]
-fn check_yields(method: &str, path: &str, response: Value, kind: Kind) {
-    let method = Method::from_bytes(method.as_bytes()).unwrap();
-    let route = lookup(&method, path).unwrap().route;
-    assert_ne!(yields(&method, &route), Yields::Nothing, "{method} {path}");
-    let identifiers = in_response(&method, &route, path, response.to_string().as_bytes());
-    assert!(
-        identifiers.contains(&Named::new(kind, ID)),
-        "{method} {path} yields no {}: {identifiers:?}",
-        kind.word()
+fn check_query(path: &str, query: &str, kind: ResourceKind) {
+    assert_eq!(
+        RequestIdentifiers::parse(path, Some(query)).others,
+        [Identifier::new(kind, ID)],
+        "{path}?{query}"
     );
 }
 
 #[track_caller]
-fn check_header(name: &'static str, kind: Kind) {
+fn check_body(body: Value, kind: ResourceKind) {
+    let identifiers = identifiers_in_document(body.to_string().as_bytes());
+    assert!(identifiers.contains(&Identifier::new(kind, ID)), "{body} names no {}", kind.as_str());
+}
+
+#[track_caller]
+fn check_response(method: &str, path: &str, response: Value, kind: ResourceKind) {
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let route = lookup(&method, path).unwrap().route;
+    assert_ne!(response_ownership(&method, &route), ResponseOwnership::None, "{method} {path}");
+    let identifiers = identifiers_in_response(&method, &route, path, response.to_string().as_bytes());
+    assert!(
+        identifiers.contains(&Identifier::new(kind, ID)),
+        "{method} {path} yields no {}: {identifiers:?}",
+        kind.as_str()
+    );
+}
+
+#[track_caller]
+fn check_header(name: &'static str, kind: ResourceKind) {
     let mut headers = HeaderMap::new();
     headers.insert(name, ID.parse().unwrap());
-    assert_eq!(in_headers(&headers), [Named::new(kind, ID)]);
+    assert_eq!(identifiers_in_headers(&headers), [Identifier::new(kind, ID)]);
 }
 
 /// The check of each row.
@@ -88,13 +92,13 @@ fn every_row_of_the_table_is_checked() {
 }
 
 fn voice() {
-    let voice = Kind::Voice;
+    let voice = ResourceKind::Voice;
     for path in ["/v1/voices/add", "/v1/voices/pvc", "/v1/text-to-voice", "/v1/voices/add/someone/something"]
     {
-        check_yields("POST", path, json!({ "voice_id": ID, "requires_verification": false }), voice);
+        check_response("POST", path, json!({ "voice_id": ID, "requires_verification": false }), voice);
     }
     for list in ["/v1/voices", "/v2/voices"] {
-        check_yields("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
+        check_response("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
     }
     for path in ["voices", "voices/pvc", "text-to-speech", "speech-to-speech", "voice-changer"] {
         for more in
@@ -120,18 +124,18 @@ fn voice() {
 }
 
 fn sample() {
-    let sample = Kind::Sample;
-    check_yields("POST", "/v1/voices/pvc/x1/samples", json!([{ "sample_id": ID }]), sample);
-    check_yields("GET", "/v1/voices", json!({ "voices": [{ "samples": [{ "sample_id": ID }] }] }), sample);
+    let sample = ResourceKind::Sample;
+    check_response("POST", "/v1/voices/pvc/x1/samples", json!([{ "sample_id": ID }]), sample);
+    check_response("GET", "/v1/voices", json!({ "voices": [{ "samples": [{ "sample_id": ID }] }] }), sample);
     check_path(&format!("/v1/voices/x1/samples/{ID}/audio"), sample);
     check_path(&format!("/v1/voices/pvc/x1/samples/{ID}/speakers"), sample);
 }
 
 fn preview() {
-    let preview = Kind::Preview;
+    let preview = ResourceKind::Preview;
     for path in ["design", "create-previews", "x1/remix"] {
         let response = json!({ "previews": [{ "audio_base_64": "", "generated_voice_id": ID }], "text": "" });
-        check_yields("POST", &format!("/v1/text-to-voice/{path}"), response, preview);
+        check_response("POST", &format!("/v1/text-to-voice/{path}"), response, preview);
     }
     check_path(&format!("/v1/text-to-voice/{ID}/stream"), preview);
     check_body(json!({ "generated_voice_id": ID, "voice_name": "x" }), preview);
@@ -140,16 +144,21 @@ fn preview() {
 }
 
 fn collection() {
-    check_yields("POST", "/v1/voices/collections", json!({ "collection_id": ID }), Kind::Collection);
-    check_path(&format!("/v1/voices/collections/{ID}"), Kind::Collection);
-    check_query("/v2/voices", &format!("collection_id={ID}"), Kind::Collection);
+    check_response(
+        "POST",
+        "/v1/voices/collections",
+        json!({ "collection_id": ID }),
+        ResourceKind::Collection,
+    );
+    check_path(&format!("/v1/voices/collections/{ID}"), ResourceKind::Collection);
+    check_query("/v2/voices", &format!("collection_id={ID}"), ResourceKind::Collection);
 }
 
 fn history_item() {
-    let item = Kind::HistoryItem;
+    let item = ResourceKind::HistoryItem;
     check_header("history-item-id", item);
-    check_yields("GET", "/v1/history", json!({ "history": [{ "history_item_id": ID }] }), item);
-    check_yields("GET", "/v1/history", json!({ "history": [], "last_history_item_id": ID }), item);
+    check_response("GET", "/v1/history", json!({ "history": [{ "history_item_id": ID }] }), item);
+    check_response("GET", "/v1/history", json!({ "history": [], "last_history_item_id": ID }), item);
     check_path(&format!("/v1/history/{ID}"), item);
     check_path(&format!("/v1/history/{ID}/audio"), item);
     check_body(json!({ "history_item_ids": ["x", ID] }), item);
@@ -157,20 +166,20 @@ fn history_item() {
 }
 
 fn request() {
-    check_header("request-id", Kind::Request);
-    check_body(json!({ "text": "a", "previous_request_ids": ["x", "y", ID] }), Kind::Request);
-    check_body(json!({ "text": "a", "next_request_ids": [ID] }), Kind::Request);
+    check_header("request-id", ResourceKind::Request);
+    check_body(json!({ "text": "a", "previous_request_ids": ["x", "y", ID] }), ResourceKind::Request);
+    check_body(json!({ "text": "a", "next_request_ids": [ID] }), ResourceKind::Request);
 }
 
 fn dictionary() {
-    let dictionary = Kind::Dictionary;
+    let dictionary = ResourceKind::Dictionary;
     for path in ["add-from-file", "add-from-rules", "x1/add-rules", "x1/remove-rules", "x1/set-rules"] {
         let path = format!("/v1/pronunciation-dictionaries/{path}");
-        check_yields("POST", &path, json!({ "id": ID, "name": "x" }), dictionary);
-        check_yields("POST", &path, json!({ "id": "x", "version_id": ID }), dictionary);
+        check_response("POST", &path, json!({ "id": ID, "name": "x" }), dictionary);
+        check_response("POST", &path, json!({ "id": "x", "version_id": ID }), dictionary);
     }
     let list = json!({ "pronunciation_dictionaries": [{ "id": ID, "latest_version_id": "x" }] });
-    check_yields("GET", "/v1/pronunciation-dictionaries", list, dictionary);
+    check_response("GET", "/v1/pronunciation-dictionaries", list, dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/{ID}"), dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/{ID}/set-rules"), dictionary);
     check_path(&format!("/v1/pronunciation-dictionaries/x1/{ID}/download"), dictionary);
@@ -180,105 +189,134 @@ fn dictionary() {
 }
 
 fn dubbing() {
-    check_yields(
+    check_response(
         "POST",
         "/v1/dubbing",
         json!({ "dubbing_id": ID, "expected_duration_sec": 1.0 }),
-        Kind::Dubbing,
+        ResourceKind::Dubbing,
     );
-    check_yields("POST", "/v1/dubbing/project", json!({ "project_id": ID }), Kind::Project);
-    check_yields("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), Kind::Dubbing);
+    check_response("POST", "/v1/dubbing/project", json!({ "project_id": ID }), ResourceKind::Project);
+    check_response("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), ResourceKind::Dubbing);
     for more in ["", "/audio/de", "/transcripts/de/format/srt"] {
-        check_path(&format!("/v1/dubbing/{ID}{more}"), Kind::Dubbing);
+        check_path(&format!("/v1/dubbing/{ID}{more}"), ResourceKind::Dubbing);
     }
-    check_path(&format!("/v1/dubbing/resource/{ID}/speaker/x1/segment"), Kind::Dubbing);
-    check_path(&format!("/v1/dubbing/project/{ID}/language/x1"), Kind::Project);
+    check_path(&format!("/v1/dubbing/resource/{ID}/speaker/x1/segment"), ResourceKind::Dubbing);
+    check_path(&format!("/v1/dubbing/project/{ID}/language/x1"), ResourceKind::Project);
 }
 
 fn studio() {
     for path in ["projects", "podcasts"] {
         let response = json!({ "project": { "project_id": ID, "state": "creating" } });
-        check_yields("POST", &format!("/v1/studio/{path}"), response, Kind::Project);
+        check_response("POST", &format!("/v1/studio/{path}"), response, ResourceKind::Project);
     }
     let chapter = json!({ "chapter": { "chapter_id": ID } });
-    check_yields("POST", "/v1/studio/projects/x1/chapters", chapter, Kind::Chapter);
+    check_response("POST", "/v1/studio/projects/x1/chapters", chapter, ResourceKind::Chapter);
     let snapshots = json!({ "snapshots": [{ "project_snapshot_id": ID }] });
-    check_yields("GET", "/v1/studio/projects/x1/snapshots", snapshots, Kind::Snapshot);
+    check_response("GET", "/v1/studio/projects/x1/snapshots", snapshots, ResourceKind::Snapshot);
     let snapshots = json!({ "snapshots": [{ "chapter_snapshot_id": ID }] });
-    check_yields("GET", "/v1/studio/projects/x1/chapters/x2/snapshots", snapshots, Kind::Snapshot);
-    check_yields("GET", "/v1/studio/projects", json!({ "projects": [{ "project_id": ID }] }), Kind::Project);
-    check_path(&format!("/v1/studio/projects/{ID}/content"), Kind::Project);
-    check_path(&format!("/v1/studio/projects/x1/chapters/{ID}/convert"), Kind::Chapter);
-    check_path(&format!("/v1/studio/projects/x1/snapshots/{ID}/archive"), Kind::Snapshot);
-    check_path(&format!("/v1/studio/projects/x1/chapters/x2/snapshots/{ID}/stream"), Kind::Snapshot);
+    check_response("GET", "/v1/studio/projects/x1/chapters/x2/snapshots", snapshots, ResourceKind::Snapshot);
+    check_response(
+        "GET",
+        "/v1/studio/projects",
+        json!({ "projects": [{ "project_id": ID }] }),
+        ResourceKind::Project,
+    );
+    check_path(&format!("/v1/studio/projects/{ID}/content"), ResourceKind::Project);
+    check_path(&format!("/v1/studio/projects/x1/chapters/{ID}/convert"), ResourceKind::Chapter);
+    check_path(&format!("/v1/studio/projects/x1/snapshots/{ID}/archive"), ResourceKind::Snapshot);
+    check_path(&format!("/v1/studio/projects/x1/chapters/x2/snapshots/{ID}/stream"), ResourceKind::Snapshot);
 }
 
 fn audio_native() {
-    check_yields("POST", "/v1/audio-native", json!({ "project_id": ID, "converting": false }), Kind::Project);
-    check_path(&format!("/v1/audio-native/{ID}/settings"), Kind::Project);
+    check_response(
+        "POST",
+        "/v1/audio-native",
+        json!({ "project_id": ID, "converting": false }),
+        ResourceKind::Project,
+    );
+    check_path(&format!("/v1/audio-native/{ID}/settings"), ResourceKind::Project);
 }
 
 fn transcript() {
     let response = json!({ "text": "a", "words": [], "transcription_id": ID });
-    check_yields("POST", "/v1/speech-to-text", response, Kind::Transcript);
+    check_response("POST", "/v1/speech-to-text", response, ResourceKind::Transcript);
     let response = json!({ "message": "a", "request_id": "x", "transcription_id": ID });
-    check_yields("POST", "/v1/speech-to-text", response, Kind::Transcript);
-    check_path(&format!("/v1/speech-to-text/transcripts/{ID}"), Kind::Transcript);
-    check_body(json!({ "webhook_id": ID }), Kind::Webhook);
+    check_response("POST", "/v1/speech-to-text", response, ResourceKind::Transcript);
+    check_path(&format!("/v1/speech-to-text/transcripts/{ID}"), ResourceKind::Transcript);
+    check_body(json!({ "webhook_id": ID }), ResourceKind::Webhook);
 }
 
 fn asset_and_flow() {
-    check_yields("POST", "/v1/assets", json!({ "asset_id": ID }), Kind::Asset);
-    check_path(&format!("/v1/assets/{ID}"), Kind::Asset);
-    check_body(json!({ "images": [{ "asset_id": ID }] }), Kind::Asset);
+    check_response("POST", "/v1/assets", json!({ "asset_id": ID }), ResourceKind::Asset);
+    check_path(&format!("/v1/assets/{ID}"), ResourceKind::Asset);
+    check_body(json!({ "images": [{ "asset_id": ID }] }), ResourceKind::Asset);
     for flow in ["image", "video", "text-to-speech"] {
-        check_yields("POST", &format!("/v1/flows/{flow}"), json!({ "id": ID }), Kind::Flow);
-        check_path(&format!("/v1/flows/{flow}/{ID}"), Kind::Flow);
+        check_response("POST", &format!("/v1/flows/{flow}"), json!({ "id": ID }), ResourceKind::Flow);
+        check_path(&format!("/v1/flows/{flow}/{ID}"), ResourceKind::Flow);
     }
-    check_body(json!({ "start_frame": { "generation_id": ID } }), Kind::Flow);
+    check_body(json!({ "start_frame": { "generation_id": ID } }), ResourceKind::Flow);
 }
 
 fn music() {
-    check_header("song-id", Kind::Song);
-    check_yields("POST", "/v1/music/upload", json!({ "song_id": ID }), Kind::Song);
-    check_yields("POST", "/v1/music/finetunes", json!({ "id": ID }), Kind::Finetune);
+    check_header("song-id", ResourceKind::Song);
+    check_response("POST", "/v1/music/upload", json!({ "song_id": ID }), ResourceKind::Song);
+    check_response("POST", "/v1/music/finetunes", json!({ "id": ID }), ResourceKind::Finetune);
     check_body(
         json!({ "composition_plan": { "sections": [{ "source_from": { "song_id": ID } }] } }),
-        Kind::Song,
+        ResourceKind::Song,
     );
-    check_body(json!({ "finetune_id": ID }), Kind::Finetune);
-    check_body(json!({ "stem_variation_id": ID }), Kind::Song);
-    check_path(&format!("/v1/music/finetunes/{ID}"), Kind::Finetune);
+    check_body(json!({ "finetune_id": ID }), ResourceKind::Finetune);
+    check_body(json!({ "stem_variation_id": ID }), ResourceKind::Song);
+    check_path(&format!("/v1/music/finetunes/{ID}"), ResourceKind::Finetune);
 }
 
 fn agent() {
     for path in ["create", "x1/duplicate"] {
-        check_yields("POST", &format!("/v1/convai/agents/{path}"), json!({ "agent_id": ID }), Kind::Agent);
+        check_response(
+            "POST",
+            &format!("/v1/convai/agents/{path}"),
+            json!({ "agent_id": ID }),
+            ResourceKind::Agent,
+        );
     }
-    check_yields("POST", "/v1/convai/agents/x1/branches", json!({ "created_branch_id": ID }), Kind::Branch);
-    check_yields("GET", "/v1/convai/agents", json!({ "agents": [{ "agent_id": ID }] }), Kind::Agent);
-    check_path(&format!("/v1/convai/agents/{ID}/link"), Kind::Agent);
-    check_path(&format!("/v1/convai/agents/x1/branches/{ID}"), Kind::Branch);
-    check_path(&format!("/v1/convai/agents/x1/versions/{ID}"), Kind::Branch);
+    check_response(
+        "POST",
+        "/v1/convai/agents/x1/branches",
+        json!({ "created_branch_id": ID }),
+        ResourceKind::Branch,
+    );
+    check_response(
+        "GET",
+        "/v1/convai/agents",
+        json!({ "agents": [{ "agent_id": ID }] }),
+        ResourceKind::Agent,
+    );
+    check_path(&format!("/v1/convai/agents/{ID}/link"), ResourceKind::Agent);
+    check_path(&format!("/v1/convai/agents/x1/branches/{ID}"), ResourceKind::Branch);
+    check_path(&format!("/v1/convai/agents/x1/versions/{ID}"), ResourceKind::Branch);
     for path in ["get-signed-url", "get_signed_url", "token", ""] {
-        check_query(&format!("/v1/convai/conversation/{path}"), &format!("agent_id={ID}"), Kind::Agent);
+        check_query(
+            &format!("/v1/convai/conversation/{path}"),
+            &format!("agent_id={ID}"),
+            ResourceKind::Agent,
+        );
     }
-    check_body(json!({ "agent_id": ID, "to_number": "x" }), Kind::Agent);
+    check_body(json!({ "agent_id": ID, "to_number": "x" }), ResourceKind::Agent);
 }
 
 fn conversation() {
-    let conversation = Kind::Conversation;
+    let conversation = ResourceKind::Conversation;
     for carrier in ["twilio", "sip-trunk", "exotel", "whatsapp"] {
         let path = format!("/v1/convai/{carrier}/outbound-call");
-        check_yields("POST", &path, json!({ "success": true, "conversation_id": ID }), conversation);
+        check_response("POST", &path, json!({ "success": true, "conversation_id": ID }), conversation);
     }
-    check_yields(
+    check_response(
         "GET",
         "/v1/convai/conversation/token",
         json!({ "token": "x", "conversation_id": ID }),
         conversation,
     );
-    check_yields(
+    check_response(
         "GET",
         "/v1/convai/conversations",
         json!({ "conversations": [{ "conversation_id": ID }] }),
@@ -290,95 +328,120 @@ fn conversation() {
 }
 
 fn phone_number() {
-    check_yields("POST", "/v1/convai/phone-numbers", json!({ "phone_number_id": ID }), Kind::PhoneNumber);
-    check_yields("GET", "/v1/convai/phone-numbers", json!([{ "phone_number_id": ID }]), Kind::PhoneNumber);
-    check_path(&format!("/v1/convai/phone-numbers/{ID}"), Kind::PhoneNumber);
-    check_body(json!({ "agent_phone_number_id": ID }), Kind::PhoneNumber);
+    check_response(
+        "POST",
+        "/v1/convai/phone-numbers",
+        json!({ "phone_number_id": ID }),
+        ResourceKind::PhoneNumber,
+    );
+    check_response(
+        "GET",
+        "/v1/convai/phone-numbers",
+        json!([{ "phone_number_id": ID }]),
+        ResourceKind::PhoneNumber,
+    );
+    check_path(&format!("/v1/convai/phone-numbers/{ID}"), ResourceKind::PhoneNumber);
+    check_body(json!({ "agent_phone_number_id": ID }), ResourceKind::PhoneNumber);
 }
 
 fn knowledge_base() {
     for path in ["", "/file", "/url", "/text", "/folder"] {
-        check_yields(
+        check_response(
             "POST",
             &format!("/v1/convai/knowledge-base{path}"),
             json!({ "id": ID }),
-            Kind::Document,
+            ResourceKind::Document,
         );
     }
-    check_yields("GET", "/v1/convai/knowledge-base", json!({ "documents": [{ "id": ID }] }), Kind::Document);
-    check_path(&format!("/v1/convai/knowledge-base/{ID}/content"), Kind::Document);
+    check_response(
+        "GET",
+        "/v1/convai/knowledge-base",
+        json!({ "documents": [{ "id": ID }] }),
+        ResourceKind::Document,
+    );
+    check_path(&format!("/v1/convai/knowledge-base/{ID}/content"), ResourceKind::Document);
     let prompt = json!({ "knowledge_base": [{ "type": "file", "id": ID }] });
-    check_body(json!({ "conversation_config": { "agent": { "prompt": prompt } } }), Kind::Document);
+    check_body(json!({ "conversation_config": { "agent": { "prompt": prompt } } }), ResourceKind::Document);
 }
 
 fn tools() {
     for (root, field, kind) in [
-        ("tools", "id", Kind::Tool),
-        ("mcp-servers", "id", Kind::McpServer),
-        ("secrets", "secret_id", Kind::Secret),
-        ("environment-variables", "id", Kind::Variable),
-        ("agent-testing/create", "id", Kind::Test),
+        ("tools", "id", ResourceKind::Tool),
+        ("mcp-servers", "id", ResourceKind::McpServer),
+        ("secrets", "secret_id", ResourceKind::Secret),
+        ("environment-variables", "id", ResourceKind::Variable),
+        ("agent-testing/create", "id", ResourceKind::Test),
     ] {
-        check_yields("POST", &format!("/v1/convai/{root}"), json!({ field: ID }), kind);
+        check_response("POST", &format!("/v1/convai/{root}"), json!({ field: ID }), kind);
         check_path(&format!("/v1/convai/{}/{ID}", root.trim_end_matches("/create")), kind);
     }
-    check_path(&format!("/v1/convai/test-invocations/{ID}"), Kind::Test);
-    check_body(json!({ "prompt": { "tool_ids": [ID] } }), Kind::Tool);
-    check_body(json!({ "prompt": { "mcp_server_ids": ["x", ID] } }), Kind::McpServer);
-    check_body(json!({ "request_headers": { "Authorization": { "secret_id": ID } } }), Kind::Secret);
-    check_body(json!({ "tests": [{ "test_id": ID }] }), Kind::Test);
-    check_body(json!({ "test_invocation_id": ID }), Kind::Test);
+    check_path(&format!("/v1/convai/test-invocations/{ID}"), ResourceKind::Test);
+    check_body(json!({ "prompt": { "tool_ids": [ID] } }), ResourceKind::Tool);
+    check_body(json!({ "prompt": { "mcp_server_ids": ["x", ID] } }), ResourceKind::McpServer);
+    check_body(json!({ "request_headers": { "Authorization": { "secret_id": ID } } }), ResourceKind::Secret);
+    check_body(json!({ "tests": [{ "test_id": ID }] }), ResourceKind::Test);
+    check_body(json!({ "test_invocation_id": ID }), ResourceKind::Test);
 }
 
 fn batch() {
-    check_yields(
+    check_response(
         "POST",
         "/v1/convai/batch-calling/submit",
         json!({ "id": ID, "agent_id": "x" }),
-        Kind::Batch,
+        ResourceKind::Batch,
     );
-    check_path(&format!("/v1/convai/batch-calling/{ID}/cancel"), Kind::Batch);
+    check_path(&format!("/v1/convai/batch-calling/{ID}/cancel"), ResourceKind::Batch);
 }
 
 fn speech_engine() {
-    check_yields("POST", "/v1/speech-engine", json!({ "speech_engine_id": ID }), Kind::SpeechEngine);
-    check_path(&format!("/v1/speech-engine/{ID}"), Kind::SpeechEngine);
+    check_response(
+        "POST",
+        "/v1/speech-engine",
+        json!({ "speech_engine_id": ID }),
+        ResourceKind::SpeechEngine,
+    );
+    check_path(&format!("/v1/speech-engine/{ID}"), ResourceKind::SpeechEngine);
 }
 
 fn productions() {
-    check_yields("POST", "/v1/productions/orders", json!({ "order_id": ID }), Kind::Order);
-    check_yields("POST", "/v1/productions/orders/x1/media", json!({ "media_id": ID }), Kind::Media);
-    check_yields("POST", "/v1/productions/orders/x1/items", json!({ "item_id": ID }), Kind::Item);
-    check_path(&format!("/v1/productions/orders/{ID}/submit"), Kind::Order);
-    check_path(&format!("/v1/productions/orders/x1/media/{ID}"), Kind::Media);
-    check_path(&format!("/v1/productions/orders/x1/items/{ID}"), Kind::Item);
+    check_response("POST", "/v1/productions/orders", json!({ "order_id": ID }), ResourceKind::Order);
+    check_response("POST", "/v1/productions/orders/x1/media", json!({ "media_id": ID }), ResourceKind::Media);
+    check_response("POST", "/v1/productions/orders/x1/items", json!({ "item_id": ID }), ResourceKind::Item);
+    check_path(&format!("/v1/productions/orders/{ID}/submit"), ResourceKind::Order);
+    check_path(&format!("/v1/productions/orders/x1/media/{ID}"), ResourceKind::Media);
+    check_path(&format!("/v1/productions/orders/x1/items/{ID}"), ResourceKind::Item);
 }
 
 fn webhook() {
-    check_yields("POST", "/v1/workspace/webhooks", json!({ "webhook_id": ID }), Kind::Webhook);
-    check_path(&format!("/v1/workspace/webhooks/{ID}"), Kind::Webhook);
+    check_response("POST", "/v1/workspace/webhooks", json!({ "webhook_id": ID }), ResourceKind::Webhook);
+    check_path(&format!("/v1/workspace/webhooks/{ID}"), ResourceKind::Webhook);
 }
 
 fn token() {
     for kind in ["realtime_scribe", "batch_scribe", "tts_websocket"] {
-        check_yields("POST", &format!("/v1/single-use-token/{kind}"), json!({ "token": ID }), Kind::Token);
+        check_response(
+            "POST",
+            &format!("/v1/single-use-token/{kind}"),
+            json!({ "token": ID }),
+            ResourceKind::Token,
+        );
     }
-    check_query("/v1/speech-to-text", &format!("token={ID}"), Kind::Token);
-    check_query("/v1/speech-to-text/realtime", &format!("model_id=x&token={ID}"), Kind::Token);
+    check_query("/v1/speech-to-text", &format!("token={ID}"), ResourceKind::Token);
+    check_query("/v1/speech-to-text/realtime", &format!("model_id=x&token={ID}"), ResourceKind::Token);
     let socket = "/v1/text-to-dialogue/stream-input";
-    check_query(socket, &format!("single_use_token={ID}"), Kind::Token);
-    check_body(json!({ "text": " ", "single_use_token": ID }), Kind::Token);
+    check_query(socket, &format!("single_use_token={ID}"), ResourceKind::Token);
+    check_body(json!({ "text": " ", "single_use_token": ID }), ResourceKind::Token);
 }
 
 fn signed_url() {
     let url = format!("wss://host/v1/convai/conversation?agent_id=x&conversation_signature={ID}");
     for path in ["get-signed-url", "get_signed_url"] {
         let path = format!("/v1/convai/conversation/{path}");
-        check_yields("GET", &path, json!({ "signed_url": url }), Kind::Signature);
+        check_response("GET", &path, json!({ "signed_url": url }), ResourceKind::Signature);
     }
     let query = format!("agent_id=x&conversation_signature={ID}");
-    let names = Names::of("/v1/convai/conversation", Some(&query));
-    assert!(names.others.contains(&Named::new(Kind::Signature, ID)));
+    let names = RequestIdentifiers::parse("/v1/convai/conversation", Some(&query));
+    assert!(names.others.contains(&Identifier::new(ResourceKind::Signature, ID)));
 }
 
 fn cursor() {
@@ -394,13 +457,17 @@ fn cursor() {
         ("/v1/convai/agents/x1/topics", "next_cursor", "cursor"),
     ] {
         let route = lookup(&Method::GET, path).unwrap().route;
-        assert_eq!(yields(&Method::GET, &route), Yields::Account, "{path}");
-        let identifiers =
-            in_response(&Method::GET, &route, path, json!({ field: "=a/b" }).to_string().as_bytes());
-        let named = Names::of(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
+        assert_eq!(response_ownership(&Method::GET, &route), ResponseOwnership::Account, "{path}");
+        let identifiers = identifiers_in_response(
+            &Method::GET,
+            &route,
+            path,
+            json!({ field: "=a/b" }).to_string().as_bytes(),
+        );
+        let named = RequestIdentifiers::parse(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
         assert_eq!((identifiers.len(), identifiers), (1, named), "{path}");
     }
-    let of = |path| Names::of(path, Some("cursor=2")).others;
+    let of = |path| RequestIdentifiers::parse(path, Some("cursor=2")).others;
     assert_ne!(of("/v1/convai/agents"), of("/v1/convai/tools"), "a cursor counts in its own list");
     assert_eq!(of("/v1/convai/agents"), of("/v1/convai/agents/"));
 }
@@ -411,17 +478,28 @@ fn a_resource_of_every_account_has_no_owner() {
         { "voice_id": "premade1", "category": "premade", "samples": [{ "sample_id": "s1" }] },
         { "category": "cloned", "voice_id": ID, "samples": null },
     ]});
-    let identifiers =
-        in_response(&Method::GET, &Route::read("/v1/voices"), "/v1/voices", voices.to_string().as_bytes());
-    assert_eq!(identifiers, [Named::new(Kind::Voice, ID)]);
+    let identifiers = identifiers_in_response(
+        &Method::GET,
+        &Route::parse("/v1/voices"),
+        "/v1/voices",
+        voices.to_string().as_bytes(),
+    );
+    assert_eq!(identifiers, [Identifier::new(ResourceKind::Voice, ID)]);
 }
 
 #[test]
 fn a_list_of_generated_speech_yields_no_voices() {
     let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
-    let identifiers =
-        in_response(&Method::GET, &Route::read("/v1/history"), "/v1/history", history.to_string().as_bytes());
-    assert_eq!(identifiers, [Named::new(Kind::HistoryItem, ID), Named::new(Kind::Request, "r")]);
+    let identifiers = identifiers_in_response(
+        &Method::GET,
+        &Route::parse("/v1/history"),
+        "/v1/history",
+        history.to_string().as_bytes(),
+    );
+    assert_eq!(
+        identifiers,
+        [Identifier::new(ResourceKind::HistoryItem, ID), Identifier::new(ResourceKind::Request, "r")]
+    );
 }
 
 #[test]
@@ -437,10 +515,13 @@ fn literals_of_the_api_are_no_identifiers() {
         "/docs",
         "/",
     ] {
-        assert_eq!(Names::of(path, None), Names::default(), "{path}");
+        assert_eq!(RequestIdentifiers::parse(path, None), RequestIdentifiers::default(), "{path}");
     }
     // A voice of the library has no owner before it is copied.
-    assert_eq!(Names::of("/v1/voices/add/someone/something", None), Names::default());
+    assert_eq!(
+        RequestIdentifiers::parse("/v1/voices/add/someone/something", None),
+        RequestIdentifiers::default()
+    );
 }
 
 #[test]
@@ -452,23 +533,30 @@ fn an_identifier_is_found_in_every_spelling() {
         "/v1/voices/%58b7hH8MSUJpSbSDYk0k2".to_owned(),
         format!("/v1/Voices/{ID}"),
     ] {
-        assert_eq!(Names::of(&path, None).path, [Named::new(Kind::Voice, ID)], "{path}");
+        assert_eq!(
+            RequestIdentifiers::parse(&path, None).path,
+            [Identifier::new(ResourceKind::Voice, ID)],
+            "{path}"
+        );
     }
     let query = format!("voice%5Fids=a%2C{ID}&voice_ids=&voice_ids=b&voice_ids[]=c");
-    let others = ["a", ID, "b", "c"].map(|id| Named::new(Kind::Voice, id));
-    assert_eq!(Names::of("/v2/voices", Some(&query)).others, others);
+    let others = ["a", ID, "b", "c"].map(|id| Identifier::new(ResourceKind::Voice, id));
+    assert_eq!(RequestIdentifiers::parse("/v2/voices", Some(&query)).others, others);
 }
 
 #[test]
 fn a_value_that_is_no_identifier_is_skipped() {
     for body in ["", "x", "{", "[1,2", r#"{"voice_id":7}"#, r#"{"voice_id":""}"#, r#"{"voice_id":{"a":"b"}}"#]
     {
-        assert_eq!(in_document(body.as_bytes()), [], "{body}");
+        assert_eq!(identifiers_in_document(body.as_bytes()), [], "{body}");
     }
     let long = json!({ "voice_id": "x".repeat(5_000) });
-    assert_eq!(in_document(long.to_string().as_bytes()), []);
+    assert_eq!(identifiers_in_document(long.to_string().as_bytes()), []);
     // Identifiers before the truncation count.
-    assert_eq!(in_document(br#"{"voice_id":"v","text":"br"#), [Named::new(Kind::Voice, "v")]);
+    assert_eq!(
+        identifiers_in_document(br#"{"voice_id":"v","text":"br"#),
+        [Identifier::new(ResourceKind::Voice, "v")]
+    );
 }
 
 #[test]
@@ -482,16 +570,19 @@ fn other_endpoints_yield_nothing() {
         (Method::DELETE, "/v1/dubbing"),
     ] {
         let route = lookup(&method, path).unwrap().route;
-        assert_eq!(yields(&method, &route), Yields::Nothing, "{method} {path}");
+        assert_eq!(response_ownership(&method, &route), ResponseOwnership::None, "{method} {path}");
     }
-    assert_eq!(yields(&Method::GET, &Route::read("/v1/user/subscription")), Yields::Account);
+    assert_eq!(
+        response_ownership(&Method::GET, &Route::parse("/v1/user/subscription")),
+        ResponseOwnership::Account
+    );
 }
 
 proptest::proptest! {
     #[test]
     fn no_input_panics(path: String, query: Option<String>, body: Vec<u8>) {
-        let mut names = Names::of(&path, query.as_deref());
+        let mut names = RequestIdentifiers::parse(&path, query.as_deref());
         names.add_body(&body);
-        let _ = in_response(&Method::GET, &Route::read("/v1/voices"), &path, &body);
+        let _ = identifiers_in_response(&Method::GET, &Route::parse("/v1/voices"), &path, &body);
     }
 }

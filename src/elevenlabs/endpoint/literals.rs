@@ -1,7 +1,10 @@
-//! The literal segments of paths, which are not identifiers: those of the provider's OpenAPI document
-//! (300 paths, August 2026), of its Python SDK 2.78 and of its WebSocket paths.
+//! The literal segments of the API's paths, which are not identifiers, in a hash table that is built at
+//! compile time.
+//!
+//! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its WebSocket
+//! paths.
 
-/// A literal path segment of the API, by its number.
+/// A literal path segment of the API, as its index in [`LITERALS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::elevenlabs) struct Literal(u8);
 
@@ -9,9 +12,9 @@ impl Literal {
     /// Number of literals.
     pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
 
-    /// Looks up the literal equal to `segment`, ignoring case.
-    pub(in crate::elevenlabs) fn of(segment: &str) -> Option<Self> {
-        if segment.is_ascii() { find(segment) } else { find(&segment.to_lowercase()) }
+    /// Finds the literal that equals `segment`, ignoring case.
+    pub(in crate::elevenlabs) fn find(segment: &str) -> Option<Self> {
+        if segment.is_ascii() { find_ascii(segment) } else { find_ascii(&segment.to_lowercase()) }
     }
 
     /// The segment in lower case.
@@ -19,27 +22,27 @@ impl Literal {
         LITERALS[usize::from(self.0)]
     }
 
-    /// Its number, below [`COUNT`](Self::COUNT) and 255.
+    /// The index of the literal, below [`COUNT`](Self::COUNT) and 255.
     pub(in crate::elevenlabs) fn number(self) -> u8 {
         self.0
     }
 
-    pub(in crate::elevenlabs) fn of_number(number: u8) -> Option<Self> {
+    pub(in crate::elevenlabs) fn from_number(number: u8) -> Option<Self> {
         (usize::from(number) < Self::COUNT).then_some(Self(number))
     }
 }
 
-/// Looks up a literal in the hash table. It usually needs one probe: the slot is empty, or has the only
+/// Finds a literal in the hash table. Most lookups need one probe: the slot is empty, or has the only
 /// possible literal.
-fn find(segment: &str) -> Option<Literal> {
+fn find_ascii(segment: &str) -> Option<Literal> {
     let bytes = segment.as_bytes();
-    if !(LENGTH_MIN..=LENGTH_MAX).contains(&bytes.len()) {
+    if !(MIN_BYTES..=MAX_BYTES).contains(&bytes.len()) {
         return None;
     }
     let mut slot = slot_of(bytes);
     while SLOTS[slot] != EMPTY {
         let literal = Literal(SLOTS[slot]);
-        if literal.text() == segment || literal.text().eq_ignore_ascii_case(segment) {
+        if literal.text().eq_ignore_ascii_case(segment) {
             return Some(literal);
         }
         slot = (slot + 1) % SLOTS.len();
@@ -47,13 +50,15 @@ fn find(segment: &str) -> Option<Literal> {
     None
 }
 
-/// Lengths of the shortest and of the longest literal, in bytes.
-const LENGTH_MIN: usize = 2;
-const LENGTH_MAX: usize = 33;
+/// Length of the shortest literal.
+const MIN_BYTES: usize = 2;
+/// Length of the longest literal.
+const MAX_BYTES: usize = 33;
 
+/// A slot without a literal.
 const EMPTY: u8 = u8::MAX;
 
-/// Open-addressing hash table of the literals: their numbers by segment.
+/// Open-addressing hash table of the numbers of the literals.
 const SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
@@ -62,15 +67,15 @@ const SLOTS: [u8; 1024] = {
         while slots[slot] != EMPTY {
             slot = (slot + 1) % slots.len();
         }
-        #[expect(clippy::cast_possible_truncation, reason = "there are fewer than 255")]
-        let code = number as u8;
-        slots[slot] = code;
+        #[expect(clippy::cast_possible_truncation, reason = "LITERALS has fewer than 255 entries")]
+        let entry = number as u8;
+        slots[slot] = entry;
         number += 1;
     }
     slots
 };
 
-/// The first slot of a segment: a hash of its length and four of its characters, in lower case.
+/// Returns the first slot of a segment: a hash of its length and of four of its bytes, ignoring case.
 const fn slot_of(segment: &[u8]) -> usize {
     const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
@@ -125,19 +130,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_literal_is_found_in_either_case_and_no_other_text_is() {
+    fn only_literals_are_found_in_upper_and_lower_case() {
         for (number, text) in LITERALS.iter().enumerate() {
-            let literal = Literal::of(text).unwrap();
+            let literal = Literal::find(text).unwrap();
             assert_eq!((usize::from(literal.number()), literal.text()), (number, *text));
-            assert_eq!(Literal::of(&text.to_uppercase()), Some(literal));
-            assert_eq!(Literal::of_number(literal.number()), Some(literal));
-            assert!((LENGTH_MIN..=LENGTH_MAX).contains(&text.len()), "{text}");
-            assert_eq!(Literal::of(&format!("{text}x")).filter(|other| *other == literal), None);
+            assert_eq!(Literal::find(&text.to_uppercase()), Some(literal));
+            assert_eq!(Literal::from_number(literal.number()), Some(literal));
+            assert!((MIN_BYTES..=MAX_BYTES).contains(&text.len()), "{text}");
+            assert_eq!(Literal::find(&format!("{text}x")).filter(|longer| *longer == literal), None);
         }
-        // The Kelvin sign, whose lower case is a plain `k`.
-        assert_eq!(Literal::of("lin\u{212a}").map(Literal::text), Some("link"));
+        // The lower case of the Kelvin sign is `k`.
+        assert_eq!(Literal::find("lin\u{212a}").map(Literal::text), Some("link"));
         for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
-            assert_eq!(Literal::of(text), None, "{text}");
+            assert_eq!(Literal::find(text), None, "{text}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! A route: the path of a request with every identifier replaced by `{id}`.
+//! A route: the path of a request with every identifier replaced by `{id}`, as shown in logs, metrics and
+//! usage records. It takes a few bytes and is written out only when it is formatted.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,113 +9,101 @@ use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 
-/// Maximum number of segments; deeper paths are cut, because a client chooses the path and a label must
-/// stay short.
-const SEGMENTS_MAX: usize = 10;
+/// Maximum number of segments. Longer paths are truncated, because a client chooses the path and a label
+/// must stay short.
+const MAX_SEGMENTS: usize = 10;
 
-/// The path of a request as shown in logs and usage records: `/v1/text-to-speech/{id}/stream`. Stored as
-/// a few bytes and written out only when it is formatted.
+/// The path of a request without its identifiers: `/v1/text-to-speech/{id}/stream`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
     /// The numbers of the literals, and [`IDENTIFIER`] for other segments; unused bytes are 0.
-    codes: [u8; SEGMENTS_MAX],
-    /// Number of segments; [`SEGMENTS_MAX`] plus 1 for a longer path.
+    codes: [u8; MAX_SEGMENTS],
+    /// Number of segments; [`MAX_SEGMENTS`] plus 1 for a longer path.
     count: u8,
     /// 1 if the first segment is a version.
     version_segments: u8,
 }
 
+/// The code of a segment that is not a literal of the API.
 const IDENTIFIER: u8 = u8::MAX;
 
 impl Route {
-    pub(in crate::elevenlabs) fn of(segments: &[Segment<'_>]) -> Self {
-        let mut codes = [0; SEGMENTS_MAX];
+    pub(in crate::elevenlabs) fn from_segments(segments: &[Segment<'_>]) -> Self {
+        let mut codes = [0; MAX_SEGMENTS];
         for (code, segment) in codes.iter_mut().zip(segments) {
             *code = segment.literal().map_or(IDENTIFIER, Literal::number);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "cut to eleven")]
-        let count = segments.len().min(SEGMENTS_MAX + 1) as u8;
+        #[expect(clippy::cast_possible_truncation, reason = "at most eleven")]
+        let count = segments.len().min(MAX_SEGMENTS + 1) as u8;
         let has_version =
             segments.first().and_then(Segment::literal).is_some_and(|first| is_version(first.text()));
         Self { codes, count, version_segments: u8::from(has_version) }
     }
 
-    /// Parses a written route: each segment that is not a literal of the API stands for an identifier.
+    /// Parses a formatted route. Each segment that is not a literal of the API stands for an identifier.
     #[must_use]
-    pub fn read(text: &str) -> Self {
-        Self::of(&Segments::of(text))
+    pub fn parse(text: &str) -> Self {
+        Self::from_segments(&Segments::split(text))
     }
 
-    /// Whether the provider documents it: in its OpenAPI document (August 2026), or as a WebSocket. A
-    /// label of metrics must be one of a fixed set, but the literals can be combined to any number of
-    /// routes.
+    /// Whether the provider documents the route, in its OpenAPI document (August 2026) or as a WebSocket.
+    /// Only these routes become labels of metrics, because a client can combine literals to any number of
+    /// other routes.
     #[must_use]
     pub fn is_documented(&self) -> bool {
         static DOCUMENTED: LazyLock<HashSet<Route>> =
-            LazyLock::new(|| include_str!("routes.txt").lines().map(Route::read).collect());
+            LazyLock::new(|| include_str!("routes.txt").lines().map(Route::parse).collect());
         DOCUMENTED.contains(self)
     }
 
-    fn is_longer(&self) -> bool {
-        usize::from(self.count) > SEGMENTS_MAX
+    fn is_truncated(&self) -> bool {
+        usize::from(self.count) > MAX_SEGMENTS
     }
 
     fn codes(&self) -> &[u8] {
-        &self.codes[..usize::from(self.count).min(SEGMENTS_MAX)]
+        &self.codes[..usize::from(self.count).min(MAX_SEGMENTS)]
     }
 
-    /// The segments that identify the route in every version. `None` for a path that was cut.
+    /// The codes after the version, which identify the route in every version; `None` for a truncated path.
     pub(in crate::elevenlabs) fn after_version(&self) -> Option<&[u8]> {
-        (!self.is_longer()).then_some(self.rest())
+        (!self.is_truncated()).then_some(self.codes_after_version())
     }
 
     /// The first literal after the version.
     pub(in crate::elevenlabs) fn root(&self) -> Option<Literal> {
-        self.rest().first().and_then(|code| Literal::of_number(*code))
+        self.codes_after_version().first().and_then(|code| Literal::from_number(*code))
     }
 
-    fn rest(&self) -> &[u8] {
+    fn codes_after_version(&self) -> &[u8] {
         &self.codes()[usize::from(self.version_segments)..]
     }
 
-    /// Whether it has a single identifier, at its end.
+    /// Whether the route has exactly one identifier, at its end.
     #[must_use]
-    pub fn is_about_one(&self) -> bool {
-        let codes = self.codes();
-        let identifiers = codes.iter().filter(|code| **code == IDENTIFIER).count();
-        !self.is_longer() && identifiers == 1 && codes.last() == Some(&IDENTIFIER)
+    pub fn ends_in_only_identifier(&self) -> bool {
+        let first_identifier = self.codes().iter().position(|code| *code == IDENTIFIER);
+        !self.is_truncated() && first_identifier.is_some_and(|index| index + 1 == self.codes().len())
     }
 
-    /// A hash of the first segments and their number, which differ in most routes.
-    #[must_use]
-    pub fn mixed(&self) -> u64 {
-        let [a, b, c, d, e, f, g, ..] = self.codes;
-        u64::from_le_bytes([self.count, a, b, c, d, e, f, g])
-    }
-
-    /// Writes the route piece by piece: literals of the API, `{id}`, `/` and `…`.
-    pub fn write(&self, mut write_piece: impl FnMut(&'static str)) {
+    /// Passes the parts of the formatted route to `write_part`: literals of the API, `{id}`, `/` and `…`.
+    pub fn write(&self, mut write_part: impl FnMut(&'static str)) {
         for code in self.codes() {
-            write_piece("/");
-            write_piece(text(*code).unwrap_or("{id}"));
+            write_part("/");
+            write_part(Literal::from_number(*code).map_or("{id}", Literal::text));
         }
-        if self.is_longer() {
-            write_piece("/…");
+        if self.is_truncated() {
+            write_part("/…");
         }
         if self.count == 0 {
-            write_piece("/");
+            write_part("/");
         }
     }
-}
-
-fn text(code: u8) -> Option<&'static str> {
-    Literal::of_number(code).map(Literal::text)
 }
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut result = Ok(());
-        self.write(|piece| result = result.and_then(|()| f.write_str(piece)));
+        self.write(|part| result = result.and_then(|()| f.write_str(part)));
         result
     }
 }

@@ -1,4 +1,4 @@
-//! A row of the table of endpoints, and the index that maps a request to its rows.
+//! The format of a row of the table of endpoints, and the index that finds the rows of a request.
 
 use std::sync::LazyLock;
 
@@ -7,19 +7,21 @@ use http::Method;
 use super::Operation;
 use super::literals::Literal;
 use super::table::ROWS;
-use crate::elevenlabs::permission::named;
+use crate::elevenlabs::permission::permission;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::permission::Permission;
 
-/// A set of methods.
+/// A set of methods, one bit for each kind.
 pub(super) type Methods = u8;
 
+/// `GET` and `HEAD`.
 const READ: Methods = 1;
 const OPTIONS: Methods = 1 << 1;
 /// `POST`.
 pub(super) const POST: Methods = 1 << 2;
 /// `DELETE`, `PATCH` and `PUT`, which delete or change existing resources.
 pub(super) const EDIT: Methods = 1 << 3;
+/// Any method without a constant.
 const OTHER: Methods = 1 << 4;
 /// The handshake of a WebSocket.
 pub(super) const SOCKET: Methods = 1 << 5;
@@ -28,7 +30,7 @@ pub(super) const WRITE: Methods = POST | EDIT | OTHER;
 /// All methods.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;
 
-/// Maps a method to its set.
+/// Returns the set that contains a method.
 pub(super) fn methods(method: &Method) -> Methods {
     match *method {
         Method::GET | Method::HEAD => READ,
@@ -39,35 +41,35 @@ pub(super) fn methods(method: &Method) -> Methods {
     }
 }
 
-/// The known properties of requests with these paths.
+/// A row of the table: the known properties of requests with certain paths.
 #[derive(Debug)]
 pub(super) struct EndpointRow {
     methods: Methods,
-    /// Paths without the version. `{id}` is any segment, and `**` at the end any number of segments.
+    /// Paths without the version. `{id}` is any segment, and `**` at the end is any number of segments.
     paths: &'static [&'static str],
     facts: EndpointFacts,
 }
 
-/// The properties of a request. A property that is unknown or false here is taken from the next matching
-/// row.
+/// The properties of a request. A property that is unknown or false in one row is taken from the next
+/// matching row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EndpointFacts {
     /// The charged work of the request.
     pub(super) operation: Option<Operation>,
-    /// The protocol of its messages.
+    /// The protocol of a WebSocket.
     pub(super) socket: Option<Dialect>,
-    /// The permissions that a key needs for a request that reads, and for any other.
+    /// The permissions that a key needs to read, and for any other request.
     pub(super) permissions: Option<[Permission; 2]>,
     /// The reason why clients of the pool may not call it.
     pub(super) denied: Option<&'static str>,
-    /// Whether a request that changes something is known to cost nothing, or may cost something.
+    /// Whether a request that changes something is free (`true`) or may cost credits (`false`).
     pub(super) is_free: Option<bool>,
     /// Whether its response lets the client use the provider without the proxy.
-    pub(super) gives_access: bool,
+    pub(super) grants_direct_access: bool,
     /// Whether its response contains the address of a WebSocket.
-    pub(super) gives_address: bool,
+    pub(super) returns_websocket_url: bool,
     /// Whether its response describes the owner of the key.
-    pub(super) shows_owner: bool,
+    pub(super) returns_owner_data: bool,
     /// Whether it creates a voice that takes a slot of its workspace.
     pub(super) adds_voice: bool,
 }
@@ -78,13 +80,13 @@ const NO_FACTS: EndpointFacts = EndpointFacts {
     permissions: None,
     denied: None,
     is_free: None,
-    gives_access: false,
-    gives_address: false,
-    shows_owner: false,
+    grants_direct_access: false,
+    returns_websocket_url: false,
+    returns_owner_data: false,
     adds_voice: false,
 };
 
-/// A row without properties: it only lists known paths.
+/// Returns a row without properties, which only lists known paths.
 pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> EndpointRow {
     EndpointRow { methods, paths, facts: NO_FACTS }
 }
@@ -100,9 +102,9 @@ impl EndpointRow {
         self
     }
 
-    /// Names of permissions; an unknown name does not compile.
-    pub(super) const fn needs(mut self, reading: &str, other: &str) -> Self {
-        self.facts.permissions = Some([named(reading), named(other)]);
+    /// Sets the permissions by name. An unknown name does not compile.
+    pub(super) const fn needs(mut self, read: &str, write: &str) -> Self {
+        self.facts.permissions = Some([permission(read), permission(write)]);
         self
     }
 
@@ -116,25 +118,25 @@ impl EndpointRow {
         self
     }
 
-    /// For an endpoint of unknown price below a free one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no documented endpoint is one yet"))]
+    /// Overrides [`free`](Self::free) in a row for a wider path.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no endpoint of the table needs it yet"))]
     pub(super) const fn may_cost(mut self) -> Self {
         self.facts.is_free = Some(false);
         self
     }
 
-    pub(super) const fn gives_access(mut self) -> Self {
-        self.facts.gives_access = true;
+    pub(super) const fn grants_direct_access(mut self) -> Self {
+        self.facts.grants_direct_access = true;
         self
     }
 
-    pub(super) const fn gives_address(mut self) -> Self {
-        self.facts.gives_address = true;
+    pub(super) const fn returns_websocket_url(mut self) -> Self {
+        self.facts.returns_websocket_url = true;
         self
     }
 
-    pub(super) const fn shows_owner(mut self) -> Self {
-        self.facts.shows_owner = true;
+    pub(super) const fn returns_owner_data(mut self) -> Self {
+        self.facts.returns_owner_data = true;
         self
     }
 
@@ -145,24 +147,25 @@ impl EndpointRow {
 }
 
 impl EndpointFacts {
+    /// Adds the properties of a further row.
     fn add(&mut self, row: &Self) {
         self.operation = self.operation.or(row.operation);
         self.socket = self.socket.or(row.socket);
         self.permissions = self.permissions.or(row.permissions);
         self.denied = self.denied.or(row.denied);
         self.is_free = self.is_free.or(row.is_free);
-        self.gives_access |= row.gives_access;
-        self.gives_address |= row.gives_address;
-        self.shows_owner |= row.shows_owner;
+        self.grants_direct_access |= row.grants_direct_access;
+        self.returns_websocket_url |= row.returns_websocket_url;
+        self.returns_owner_data |= row.returns_owner_data;
         self.adds_voice |= row.adds_voice;
     }
 }
 
-/// A path of a row, in the codes of its segments.
+/// A path of a row, as the codes of its segments.
 #[derive(Debug)]
 struct Pattern {
     codes: Vec<u8>,
-    /// Whether it also matches longer paths.
+    /// Whether it also matches longer paths that begin with it.
     is_prefix: bool,
     methods: Methods,
     facts: &'static EndpointFacts,
@@ -174,13 +177,13 @@ pub(super) const IDENTIFIER: u8 = u8::MAX;
 /// Maximum number of segments of a pattern.
 pub(super) const MAX_SEGMENTS: usize = 6;
 
-/// The patterns, by the number of their first literal, in the order of the table.
+/// The patterns by the number of their first literal, in the order of the table.
 static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
     let mut index: Vec<Vec<Pattern>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
     for row in ROWS {
         for path in row.paths {
             let without_wildcard = path.strip_suffix("/**");
-            let code = |segment: &str| Literal::of(segment).map_or(IDENTIFIER, Literal::number);
+            let code = |segment: &str| Literal::find(segment).map_or(IDENTIFIER, Literal::number);
             let codes: Vec<u8> = without_wildcard.unwrap_or(path).split('/').map(code).collect();
             if let Some(patterns) = codes.first().and_then(|root| index.get_mut(usize::from(*root))) {
                 let (methods, facts) = (row.methods, &row.facts);
@@ -199,13 +202,13 @@ impl Pattern {
                 .codes
                 .iter()
                 .zip(codes)
-                .all(|(wanted, segment)| *wanted == IDENTIFIER || wanted == segment)
+                .all(|(required, code)| *required == IDENTIFIER || required == code)
     }
 }
 
-/// The properties of a request with one of these methods, from all matching rows. `codes` are the codes
-/// of its first segments after the version, at most [`MAX_SEGMENTS`] of `count`.
-pub(super) fn facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
+/// Returns the properties of a request with one of these methods, from all matching rows. `codes` has the
+/// codes of the first [`MAX_SEGMENTS`] of `count` segments after the version.
+pub(super) fn find_facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
     let mut facts = NO_FACTS;
     let patterns = codes.first().and_then(|root| INDEX.get(usize::from(*root)));
     for pattern in patterns.into_iter().flatten() {
@@ -232,12 +235,12 @@ mod tests {
             let without_wildcard = path.strip_suffix("/**").unwrap_or(path);
             assert!(without_wildcard.split('/').count() <= MAX_SEGMENTS, "{path}");
             for segment in without_wildcard.split('/') {
-                assert!(segment == "{id}" || Literal::of(segment).is_some(), "{segment} of {path}");
+                assert!(segment == "{id}" || Literal::find(segment).is_some(), "{segment} of {path}");
             }
         }
     }
 
-    /// Every path needs a row for its root, because a path without its version is corrected by its root.
+    /// Every path needs a row for its root, because a path without a version is corrected by its root.
     #[test]
     fn every_row_is_below_a_root_of_the_table() {
         let has_root_row =
@@ -252,7 +255,7 @@ mod tests {
     #[test]
     fn every_path_of_the_table_is_a_documented_route() {
         for path in ROWS.iter().flat_map(|row| row.paths).filter(|path| !path.ends_with("/**")) {
-            let route = |version: &str| Route::read(&format!("/{version}/{path}")).is_documented();
+            let route = |version: &str| Route::parse(&format!("/{version}/{path}")).is_documented();
             assert!(route("v1") || route("v2"), "routes.txt lacks {path}");
         }
     }

@@ -1,12 +1,14 @@
 //! The table of the provider's endpoints: the known properties of the requests of each path.
 //!
-//! To add an endpoint, add a row. Its words must be in `literals.rs` and its route in `routes.txt`, which the
-//! tests check. If its path, body or response names resources of an account, add a row to
-//! `affinity/table.rs`, too. An `Operation::Other` has no estimate: `access.unpriced_credits` is reserved. A property is taken from the first row
-//! that has it, so a row for a narrower path stands before that of a wider one, and may have other
-//! properties: for example, an endpoint may generate audio below a root that only manages resources.
-//! Whether a request is charged, its concurrency group, and whether a path without its version is
-//! corrected all follow from the rows.
+//! To add an endpoint, add a row. Its literal segments must be in `literals.rs` and its route in
+//! `routes.txt`, which the tests check. If its path, body or response names resources of an account, add a
+//! row to `affinity/table.rs`, too. The cost of an `Operation::Other` cannot be estimated, so
+//! `access.unpriced_credits` is reserved for it.
+//!
+//! A property is taken from the first matching row that has it, so the row for a narrower path must precede
+//! that for a wider one. For example, an endpoint may generate audio below a root that only manages
+//! resources. The rows also determine whether a request is charged, its concurrency group, and whether a
+//! path without a version is corrected.
 //!
 //! A request that changes something may cost credits unless a row marks it as free: the API grows by
 //! dozens of paths a month, and a client that has used its quota must not be served on a new path. The
@@ -15,18 +17,18 @@
 //! indexes, training of voices, speaker separation, image and video flows, audio native, and orders of
 //! human work.
 //!
-//! Source: the operations of the provider's OpenAPI document (300 paths, August 2026), of its Python SDK
-//! 2.78, and its WebSocket paths.
+//! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its
+//! WebSocket paths.
 
 use super::Operation;
 use super::row::{ANY, EDIT, EndpointRow, POST, SOCKET, WRITE, row};
 use crate::elevenlabs::socket::Dialect;
 
-/// The reasons for denying endpoints to clients of the pool.
-const KEYS: &str = "it could disable the key that serves every client";
-const ACCOUNTS: &str = "it could make, show or disable keys of the workspace";
-const WORKSPACE: &str = "it manages the workspace that owns the keys";
-const AGENT_SECRETS: &str =
+/// The reasons why clients of the pool may not call an endpoint, as the error response states them.
+const HARMS_KEYS: &str = "it could disable the key that serves every client";
+const HARMS_KEYS_OF_WORKSPACE: &str = "it could make, show or disable keys of the workspace";
+const MANAGES_WORKSPACE: &str = "it manages the workspace that owns the keys";
+const MANAGES_AGENT_SECRETS: &str =
     "it reads or changes the secrets and settings of the workspace that owns the keys";
 
 #[rustfmt::skip] // one row to a line
@@ -51,7 +53,7 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["speech-to-text/**"]).needs("speech_to_text", "speech_to_text"),
     row(POST, &["forced-alignment/**"]).generates(Operation::Transcription),
     row(ANY, &["forced-alignment/**"]).needs("forced_alignment", "forced_alignment"),
-    row(POST, &["sound-generation/**"]).generates(Operation::Effects),
+    row(POST, &["sound-generation/**"]).generates(Operation::SoundEffects),
     row(ANY, &["sound-generation/**"]).needs("sound_generation", "sound_generation"),
     row(POST, &["music/**"]).generates(Operation::Music),
     row(EDIT, &["music/**"]).free(),
@@ -101,13 +103,13 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(EDIT, &["assets/**", "speech-engine/**"]).free(),
     row(ANY, &["assets/**", "speech-engine/**", "productions/**", "usage/**"]),
     row(ANY, &["models/**"]).needs("models_read", "models_write"),
-    row(ANY, &["user", "user/subscription"]).shows_owner(),
+    row(ANY, &["user", "user/subscription"]).returns_owner_data(),
     row(ANY, &["user/**"]).needs("user_read", "user_write"),
 
     // Agents.
     row(SOCKET, &["convai/conversation"]).socket(Dialect::Agent),
-    row(ANY, &["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"]).gives_address(),
-    row(ANY, &["convai/secrets/**", "convai/settings/**"]).denied(AGENT_SECRETS),
+    row(ANY, &["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"]).returns_websocket_url(),
+    row(ANY, &["convai/secrets/**", "convai/settings/**"]).denied(MANAGES_AGENT_SECRETS),
     row(POST, &[
         "convai/agents/create", "convai/agents/{id}/avatar", "convai/agents/{id}/branches",
         "convai/agents/{id}/deployments", "convai/agents/{id}/drafts", "convai/agents/{id}/duplicate",
@@ -130,14 +132,14 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["convai/**"]).needs("convai_read", "convai_write"),
 
     // The workspace and its tokens.
-    row(ANY, &["single-use-token/**"]).gives_access(),
-    row(ANY, &["workspaces/api-keys/**"]).denied(KEYS),
-    row(ANY, &["service-accounts/**"]).denied(ACCOUNTS),
+    row(ANY, &["single-use-token/**"]).grants_direct_access(),
+    row(ANY, &["workspaces/api-keys/**"]).denied(HARMS_KEYS),
+    row(ANY, &["service-accounts/**"]).denied(HARMS_KEYS_OF_WORKSPACE),
     row(ANY, &[
         "workspace/members/**", "workspace/invites/**", "workspace/groups/**", "workspace/webhooks/**",
         "workspace/auth-connections/**", "workspace/audit-logs/**",
         "workspace/resources/{id}/share/**", "workspace/resources/{id}/unshare/**",
-    ]).denied(WORKSPACE),
+    ]).denied(MANAGES_WORKSPACE),
     row(POST, &["workspace/analytics/requests", "workspace/analytics/query/usage-by-product-over-time"]).free(),
     row(ANY, &["workspace/**", "workspaces/**"]),
 ];
@@ -145,5 +147,5 @@ pub(super) static ROWS: &[EndpointRow] = &[
 /// The last segments of paths whose response lets the client use the provider directly, without the
 /// limits of the proxy: tokens and secrets of conversations, signed URLs, and the address in a registered
 /// call.
-pub(super) const ACCESS_ENDINGS: [&str; 5] =
+pub(super) const DIRECT_ACCESS_ENDINGS: [&str; 5] =
     ["token", "client_secrets", "get-signed-url", "get_signed_url", "register-call"];

@@ -1,30 +1,30 @@
 //! The codes of the provider's errors, with the status that each has over HTTP.
 //!
-//! A WebSocket error has no status: a code without a row in `table` is classified by the status listed
-//! here.
+//! A WebSocket error has no status. A code without a row in `table` is classified by the status listed here.
 //!
-//! Sources: the table of errors in the provider's documentation (2026); its AsyncAPI document of live
-//! transcription and its Python SDK 2.78 for the codes of WebSockets, whose statuses are chosen by their
-//! meaning.
+//! Sources: the table of errors in the provider's documentation (2026); for the codes of WebSockets, its
+//! AsyncAPI document of live transcription and its Python SDK 2.78. The statuses of WebSocket codes are
+//! chosen by their meaning.
 
 use http::StatusCode;
 
 use super::ErrorBody;
 
-/// A status with its type and its codes.
-pub(in crate::elevenlabs) struct StatusCodes {
+/// A status, with the error type and the codes that the provider sends with it.
+pub(in crate::elevenlabs) struct StatusRow {
     pub(in crate::elevenlabs) status: u16,
-    pub(in crate::elevenlabs) kind: &'static str,
+    /// The `type` of the error; empty for older codes and codes of WebSockets.
+    pub(in crate::elevenlabs) error_type: &'static str,
     pub(in crate::elevenlabs) codes: &'static [&'static str],
 }
 
-const fn row(status: u16, kind: &'static str, codes: &'static [&'static str]) -> StatusCodes {
-    StatusCodes { status, kind, codes }
+const fn row(status: u16, error_type: &'static str, codes: &'static [&'static str]) -> StatusRow {
+    StatusRow { status, error_type, codes }
 }
 
-/// Codes of HTTP.
+/// The current codes of HTTP.
 #[rustfmt::skip] // one row of the documentation to a line or two
-pub(in crate::elevenlabs) const DOCUMENTED: &[StatusCodes] = &[
+pub(in crate::elevenlabs) const DOCUMENTED_CODES: &[StatusRow] = &[
     row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text", "invalid_parameters",
         "missing_required_field", "invalid_voice_settings", "invalid_voice_id", "unsupported_model", "invalid_audio",
         "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
@@ -47,7 +47,7 @@ pub(in crate::elevenlabs) const DOCUMENTED: &[StatusCodes] = &[
 
 /// Older codes of HTTP, which appear in `status` or `error`.
 #[rustfmt::skip]
-pub(in crate::elevenlabs) const OLDER: &[StatusCodes] = &[
+pub(in crate::elevenlabs) const OLDER_CODES: &[StatusRow] = &[
     row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
         "invalid_workspace_type", "can_not_use_instant_voice_cloning", "voice_does_not_exist", "invalid_uid"]),
     row(401, "", &["quota_exceeded", "missing_permissions", "needs_authorization", "detected_unusual_activity",
@@ -59,19 +59,20 @@ pub(in crate::elevenlabs) const OLDER: &[StatusCodes] = &[
 
 /// Codes of WebSockets.
 #[rustfmt::skip]
-pub(in crate::elevenlabs) const OF_SOCKETS: &[StatusCodes] = &[
+pub(in crate::elevenlabs) const WEBSOCKET_CODES: &[StatusRow] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
-    // Either the account or the provider lacks a resource; the words do not tell which of the two.
+    // These codes do not say whether the account or the provider lacks a resource.
     row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
     row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
 ];
 
-/// The status of an error by its codes, or by its type when the codes are not known.
-pub(super) fn status(body: &ErrorBody) -> Option<StatusCode> {
-    let rows = || DOCUMENTED.iter().chain(OLDER).chain(OF_SOCKETS);
-    let by_code = || rows().find(|row| row.codes.iter().any(|code| body.has_code(code)));
-    let by_type = || rows().find(|row| !row.kind.is_empty() && body.has_code(row.kind));
+/// Finds the status of an error by its codes, or by its type if the codes are not known.
+pub(super) fn find_status(body: &ErrorBody) -> Option<StatusCode> {
+    let rows = || DOCUMENTED_CODES.iter().chain(OLDER_CODES).chain(WEBSOCKET_CODES);
+    let by_code = || rows().find(|row| body.any_code(|code| row.codes.contains(&code)));
+    let by_type =
+        || rows().find(|row| !row.error_type.is_empty() && body.any_code(|code| code == row.error_type));
     StatusCode::from_u16(by_code().or_else(by_type)?.status).ok()
 }

@@ -1,4 +1,4 @@
-//! A row of the table of refusals, and the check whether an error body matches it.
+//! The format of a row of the table of refusals, and the check whether an error body matches a row.
 
 use std::time::Duration;
 
@@ -6,34 +6,35 @@ use http::StatusCode;
 
 use super::ErrorBody;
 use crate::policy::permission::Permission;
-use crate::policy::verdict::{Refusal, Shortfall, Subject, Verdict};
+use crate::policy::verdict::{Shortfall, Subject, UnexplainedRefusal, Verdict};
 
-/// A refusal of the provider: its words, its meaning, and examples of responses.
+/// A refusal of the provider: the bodies that it matches, its meaning, and examples of responses.
 #[derive(Debug)]
 pub(crate) struct RefusalRow {
-    /// The statuses with which its words have this meaning.
+    /// The statuses that the row matches.
     pub(super) statuses: Statuses,
-    /// The body must have at least one of these words.
-    pub(super) any: Words,
-    /// The body must also have at least one of these words, unless the list is empty.
-    pub(super) and: Words,
-    /// The body must have none of these words.
-    pub(super) without: Words,
+    /// The body must match this pattern.
+    pub(super) pattern: BodyPattern,
+    /// The body must match this pattern, too.
+    pub(super) and_pattern: BodyPattern,
+    /// The body must not match this pattern, unless the pattern is empty.
+    pub(super) excluded_pattern: BodyPattern,
     /// The meaning of the refusal.
     pub(crate) meaning: RefusalMeaning,
-    /// Responses with these words, for the simulator and for the tests of the table.
+    /// Responses that the row matches, for the simulator and for the tests of the table.
     pub(crate) examples: &'static [Example],
 }
 
-/// Codes and sentences, all in lower case.
+/// Codes and parts of messages, all in lower case. A body matches if it has at least one of them, or if the
+/// pattern is empty.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct BodyPattern {
     /// Codes: whole, or `prefix*`, or `*suffix`.
     pub(super) codes: &'static [&'static str],
-    /// Beginnings of sentences.
-    pub(super) begins: &'static [&'static str],
-    /// Parts of sentences.
-    pub(super) has: &'static [&'static str],
+    /// Beginnings of messages.
+    pub(super) message_prefixes: &'static [&'static str],
+    /// Parts of messages.
+    pub(super) message_parts: &'static [&'static str],
 }
 
 /// The statuses of a row. A WebSocket error has the status that its code has over HTTP, or 200.
@@ -44,13 +45,13 @@ pub(super) enum Statuses {
     Except(&'static [u16]),
 }
 
-/// The meaning of a refusal. The figures, times and names of a verdict are read from the body.
+/// The meaning of a refusal. The numbers and names in its verdict are parsed from the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusalMeaning {
     KeyQuota,
     WorkspaceQuota,
-    /// Slots, unless the sentence has figures of credits.
-    SlotsWithoutFigures,
+    /// [`Slots`](Self::Slots), unless the message has numbers of credits.
+    SlotsWithoutCredits,
     Slots,
     Concurrency,
     Busy,
@@ -60,24 +61,24 @@ pub(crate) enum RefusalMeaning {
     InvalidKey,
     Abuse,
     Billing,
-    /// A feature of the plan: this one, or the one that the sentence names.
+    /// A feature of the plan: this one, or the feature that the message names.
     PlanFeature(Option<Subject>),
     RequestError,
     NotFound,
     Unauthorized,
 }
 
-/// A response with a refusal, as it was captured or is documented. Braces in the message stand for facts
-/// of the request (see the simulator, which sends it).
+/// A response with a refusal, as it was captured or is documented. The simulator, which sends it, replaces
+/// the braces in the message by facts of the request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Example {
-    /// Its name in faults of the simulator.
+    /// The name of the simulator's fault that sends it.
     pub name: &'static str,
     /// The status over HTTP.
     pub status: u16,
     /// The format of the body.
     pub body: BodyFormat,
-    /// The sentence.
+    /// The message of the error.
     pub message: &'static str,
 }
 
@@ -95,23 +96,31 @@ pub enum BodyFormat {
     Unwrapped(&'static str),
 }
 
-pub(super) const NO_WORDS: Words = Words { codes: &[], begins: &[], has: &[] };
+pub(super) const EMPTY_PATTERN: BodyPattern =
+    BodyPattern { codes: &[], message_prefixes: &[], message_parts: &[] };
 
-pub(super) const fn codes(codes: &'static [&'static str]) -> Words {
-    Words { codes, ..NO_WORDS }
+pub(super) const fn codes(codes: &'static [&'static str]) -> BodyPattern {
+    BodyPattern { codes, ..EMPTY_PATTERN }
 }
 
-pub(super) const fn begins(begins: &'static [&'static str]) -> Words {
-    Words { begins, ..NO_WORDS }
+pub(super) const fn message_prefixes(message_prefixes: &'static [&'static str]) -> BodyPattern {
+    BodyPattern { message_prefixes, ..EMPTY_PATTERN }
 }
 
-pub(super) const fn has(has: &'static [&'static str]) -> Words {
-    Words { has, ..NO_WORDS }
+pub(super) const fn message_parts(message_parts: &'static [&'static str]) -> BodyPattern {
+    BodyPattern { message_parts, ..EMPTY_PATTERN }
 }
 
-/// A row for bodies with any of these words.
-pub(super) const fn row(any: Words, meaning: RefusalMeaning) -> RefusalRow {
-    RefusalRow { statuses: Statuses::Any, any, and: NO_WORDS, without: NO_WORDS, meaning, examples: &[] }
+/// Returns a row for bodies that match a pattern, with any status.
+pub(super) const fn row(pattern: BodyPattern, meaning: RefusalMeaning) -> RefusalRow {
+    RefusalRow {
+        statuses: Statuses::Any,
+        pattern,
+        and_pattern: EMPTY_PATTERN,
+        excluded_pattern: EMPTY_PATTERN,
+        meaning,
+        examples: &[],
+    }
 }
 
 pub(super) const fn example(
@@ -123,56 +132,57 @@ pub(super) const fn example(
     Example { name, status, body, message }
 }
 
-impl Words {
-    pub(super) const fn or_begins(self, begins: &'static [&'static str]) -> Self {
-        Self { begins, ..self }
+impl BodyPattern {
+    pub(super) const fn or_message_prefixes(self, message_prefixes: &'static [&'static str]) -> Self {
+        Self { message_prefixes, ..self }
     }
 
-    pub(super) const fn or_has(self, has: &'static [&'static str]) -> Self {
-        Self { has, ..self }
+    pub(super) const fn or_message_parts(self, message_parts: &'static [&'static str]) -> Self {
+        Self { message_parts, ..self }
     }
 
     fn is_empty(&self) -> bool {
-        self.codes.is_empty() && self.begins.is_empty() && self.has.is_empty()
+        self.codes.is_empty() && self.message_prefixes.is_empty() && self.message_parts.is_empty()
     }
 
-    fn match_any_of(&self, body: &ErrorBody) -> bool {
-        self.codes.iter().any(|code| has_code(body, code))
-            || self.begins.iter().any(|prefix| body.message_starts(prefix))
-            || self.has.iter().any(|part| body.message_has(part))
+    fn matches(&self, body: &ErrorBody) -> bool {
+        self.is_empty()
+            || self.codes.iter().any(|pattern| body.any_code(|code| is_code_match(pattern, code)))
+            || self.message_prefixes.iter().any(|prefix| body.message_starts_with(prefix))
+            || self.message_parts.iter().any(|part| body.message_contains(part))
     }
 }
 
-fn has_code(body: &ErrorBody, code: &str) -> bool {
-    match (code.strip_prefix('*'), code.strip_suffix('*')) {
-        (Some(suffix), _) => body.any_code(|word| word.ends_with(suffix)),
-        (None, Some(prefix)) => body.any_code(|word| word.starts_with(prefix)),
-        (None, None) => body.has_code(code),
+fn is_code_match(pattern: &str, code: &str) -> bool {
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(suffix), _) => code.ends_with(suffix),
+        (None, Some(prefix)) => code.starts_with(prefix),
+        (None, None) => code == pattern,
     }
 }
 
 impl RefusalRow {
-    pub(super) const fn only(self, statuses: &'static [u16]) -> Self {
+    pub(super) const fn only_statuses(self, statuses: &'static [u16]) -> Self {
         Self { statuses: Statuses::Only(statuses), ..self }
     }
 
-    pub(super) const fn except(self, statuses: &'static [u16]) -> Self {
+    pub(super) const fn except_statuses(self, statuses: &'static [u16]) -> Self {
         Self { statuses: Statuses::Except(statuses), ..self }
     }
 
-    pub(super) const fn and(self, and: Words) -> Self {
-        Self { and, ..self }
+    pub(super) const fn and(self, and_pattern: BodyPattern) -> Self {
+        Self { and_pattern, ..self }
     }
 
-    pub(super) const fn without(self, without: Words) -> Self {
-        Self { without, ..self }
+    pub(super) const fn without(self, excluded_pattern: BodyPattern) -> Self {
+        Self { excluded_pattern, ..self }
     }
 
     pub(super) const fn examples(self, examples: &'static [Example]) -> Self {
         Self { examples, ..self }
     }
 
-    /// The verdict of this row, if the response matches it.
+    /// Returns the verdict of this row, if the response matches it.
     pub(super) fn verdict(
         &self,
         status: StatusCode,
@@ -185,24 +195,23 @@ impl RefusalRow {
             Statuses::Only(statuses) => statuses.contains(&status),
             Statuses::Except(statuses) => !statuses.contains(&status),
         };
-        let is_match = has_status
-            && (self.any.is_empty() || self.any.match_any_of(body))
-            && (self.and.is_empty() || self.and.match_any_of(body))
-            && !self.without.match_any_of(body);
+        let is_excluded = !self.excluded_pattern.is_empty() && self.excluded_pattern.matches(body);
+        let is_match =
+            has_status && self.pattern.matches(body) && self.and_pattern.matches(body) && !is_excluded;
         if is_match { self.meaning.verdict(body, retry_after) } else { None }
     }
 }
 
-/// The sentence that names a missing permission, before its name.
+/// The part of a message that precedes the name of the missing permission.
 pub(super) const MISSING_PERMISSION: &str = "is missing the permission ";
 
 impl RefusalMeaning {
     fn verdict(self, body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
         Some(match self {
-            Self::KeyQuota => Verdict::KeyQuota(shortfall(body)),
-            Self::WorkspaceQuota => Verdict::WorkspaceQuota(shortfall(body)),
-            Self::SlotsWithoutFigures if shortfall(body).figures().is_some() => return None,
-            Self::SlotsWithoutFigures | Self::Slots => Verdict::Slots,
+            Self::KeyQuota => Verdict::KeyQuota(parse_shortfall(body)),
+            Self::WorkspaceQuota => Verdict::WorkspaceQuota(parse_shortfall(body)),
+            Self::SlotsWithoutCredits if parse_shortfall(body).credits().is_some() => return None,
+            Self::SlotsWithoutCredits | Self::Slots => Verdict::Slots,
             Self::Concurrency => {
                 let maximum = body.number_between("a maximum of ", " concurrent requests");
                 Verdict::Concurrency { maximum: maximum.and_then(|number| u32::try_from(number).ok()) }
@@ -216,16 +225,16 @@ impl RefusalMeaning {
             Self::InvalidKey => Verdict::InvalidKey,
             Self::Abuse => Verdict::Abuse,
             Self::Billing => Verdict::Billing,
-            Self::PlanFeature(named) => Verdict::PlanFeature(named.unwrap_or_else(|| subject(body))),
+            Self::PlanFeature(named) => Verdict::PlanFeature(named.unwrap_or_else(|| find_subject(body))),
             Self::RequestError => Verdict::RequestError,
             Self::NotFound => Verdict::NotFound,
-            Self::Unauthorized => Verdict::Unexplained(Refusal::Unauthorized),
+            Self::Unauthorized => Verdict::Unexplained(UnexplainedRefusal::Unauthorized),
         })
     }
 }
 
-/// The figures of a sentence about credits.
-fn shortfall(body: &ErrorBody) -> Shortfall {
+/// Parses the numbers in a message about credits.
+fn parse_shortfall(body: &ErrorBody) -> Shortfall {
     Shortfall {
         quota: body.number_between("your quota of ", "."),
         remaining: body.number_between("you have ", " c"),
@@ -233,9 +242,9 @@ fn shortfall(body: &ErrorBody) -> Shortfall {
     }
 }
 
-/// The part of the request that a sentence about a plan names.
-fn subject(body: &ErrorBody) -> Subject {
-    const NAMED: [(&str, Subject); 8] = [
+/// Finds the subject of the request that a message or code about a plan names.
+fn find_subject(body: &ErrorBody) -> Subject {
+    const SUBJECTS: [(&str, Subject); 8] = [
         ("clon", Subject::Cloning),
         ("format", Subject::OutputFormat),
         ("kbps", Subject::OutputFormat),
@@ -245,6 +254,6 @@ fn subject(body: &ErrorBody) -> Subject {
         ("voice", Subject::Voice),
         ("model", Subject::Model),
     ];
-    let has = |part: &str| body.message_has(part) || body.any_code(|word| word.contains(part));
-    NAMED.iter().find(|(part, _)| has(part)).map_or(Subject::Unnamed, |(_, subject)| *subject)
+    let has = |part: &str| body.message_contains(part) || body.any_code(|code| code.contains(part));
+    SUBJECTS.iter().find(|(part, _)| has(part)).map_or(Subject::Unnamed, |(_, subject)| *subject)
 }

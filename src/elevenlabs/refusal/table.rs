@@ -1,15 +1,16 @@
 //! The table of the provider's refusals: one row per meaning and wording, the most specific first. HTTP,
-//! WebSockets and the simulator read this table.
+//! WebSockets and the simulator use this table.
 //!
-//! To add a wording, add its words to a row, or a row, and an example: the simulator can then send it. The
-//! tests below require that the example is classified by its row; a test of the simulator, that it means
-//! the same on WebSockets; and `tests/proxy/refusal_matrix.rs`, that its table has a line for it. `codes.rs`
-//! needs a code only if no row has its words: the status of the code then decides on WebSockets.
+//! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
+//! can then send. The tests below check that the row of the example classifies it. A test of the simulator
+//! checks that it means the same on WebSockets, and `tests/proxy/refusal_matrix.rs` that its table has a line
+//! for it. `codes.rs` needs a code only if no row matches it: the status of the code then decides on
+//! WebSockets.
 //!
-//! Sentences are matched like codes, because a close frame may have only a sentence.
+//! Messages are matched like codes, because a close frame may have only a message.
 //!
-//! Sources: the table of errors in the provider's documentation (types and codes, 2026), captured
-//! responses of 2023 to 2026 in public issues (named where a form differs from the table).
+//! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured
+//! responses of 2023 to 2026 in public issues, which are named where a form differs from that table.
 
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use http::StatusCode;
 
 use super::ErrorBody;
 use super::row::{
-    BodyFormat, Example, MISSING_PERMISSION, NO_WORDS, RefusalMeaning, RefusalRow, Words, begins, codes,
-    example, has, row,
+    BodyFormat, BodyPattern, EMPTY_PATTERN, Example, MISSING_PERMISSION, RefusalMeaning, RefusalRow, codes,
+    example, message_parts, message_prefixes, row,
 };
 use crate::policy::verdict::{Subject, Verdict};
 
-/// The verdict of the first row that matches; `None` when the body has no known words.
-pub(super) fn verdict(
+/// Returns the verdict of the first row that matches; `None` if no row matches.
+pub(super) fn find_verdict(
     status: StatusCode,
     body: &ErrorBody,
     retry_after: Option<Duration>,
@@ -31,22 +32,22 @@ pub(super) fn verdict(
     ROWS.iter().find_map(|row| row.verdict(status, body, retry_after))
 }
 
-/// All examples of refusals.
+/// Iterates over all examples of refusals.
 pub(crate) fn examples() -> impl Iterator<Item = &'static Example> {
-    ROWS.iter().flat_map(|row| row.examples).chain(BY_STATUS)
+    ROWS.iter().flat_map(|row| row.examples).chain(STATUS_EXAMPLES)
 }
 
-/// The meaning of the row of an example; `None` for one that is classified by its status.
-pub(crate) fn meaning(example: &Example) -> Option<RefusalMeaning> {
+/// Returns the meaning of the row of an example; `None` for an example that is classified by its status.
+pub(crate) fn meaning_of_example(example: &Example) -> Option<RefusalMeaning> {
     ROWS.iter().find(|row| row.examples.contains(example)).map(|row| row.meaning)
 }
 
-const NOT_AUTHENTICATED: &str = "you must be authenticated";
-const LIBRARY: &str =
+const NOT_AUTHENTICATED_MESSAGE: &str = "you must be authenticated";
+const LIBRARY_VOICE_MESSAGE: &str =
     "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
 
-/// Words for the voices or other objects of a workspace, of which a plan has a maximum number.
-const SLOTS: Words = has(&[
+/// Messages about voices or other objects of a workspace, of which a plan has a maximum number.
+const SLOT_WORDS: BodyPattern = message_parts(&[
     "slot",
     "custom voice",
     "voice limit",
@@ -54,33 +55,34 @@ const SLOTS: Words = has(&[
     "amount of voices",
     "maximum amount of",
 ]);
-/// Credits that are used up.
-const QUOTA: Words = codes(&["quota_exceeded", "insufficient_credits"]).or_begins(&[
-    "this request exceeds your quota",
-    "you have exceeded your quota",
-    "you do not have enough credits",
-]);
-const PAYMENT_REQUIRED: Words = codes(&["payment_required"]);
-const PAY: Words = has(&["pay"]);
-const A_PLAN: Words =
-    has(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
+/// Codes and messages about credits that are used up.
+const OUT_OF_CREDITS: BodyPattern =
+    codes(&["quota_exceeded", "insufficient_credits"]).or_message_prefixes(&[
+        "this request exceeds your quota",
+        "you have exceeded your quota",
+        "you do not have enough credits",
+    ]);
+const PAYMENT_REQUIRED: BodyPattern = codes(&["payment_required"]);
+const PAYMENT_WORD: BodyPattern = message_parts(&["pay"]);
+const PLAN_WORDS: BodyPattern =
+    message_parts(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
 
-#[rustfmt::skip] // one condition to a line, one example to two
+#[rustfmt::skip] // one condition per line, two lines per example
 static ROWS: &[RefusalRow] = &[
     // Credits of the key's own cap, or of the workspace.
-    row(begins(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
+    row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
                 "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
         ]),
     // A quota of something other than credits: the account can serve every other request.
-    row(QUOTA, RefusalMeaning::SlotsWithoutFigures)
-        .and(SLOTS)
+    row(OUT_OF_CREDITS, RefusalMeaning::SlotsWithoutCredits)
+        .and(SLOT_WORDS)
         .examples(&[
             example("quota_slots", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription."),
         ]),
-    row(QUOTA, RefusalMeaning::WorkspaceQuota)
+    row(OUT_OF_CREDITS, RefusalMeaning::WorkspaceQuota)
         .examples(&[
             example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
@@ -92,45 +94,45 @@ static ROWS: &[RefusalRow] = &[
 
     // Too many concurrent requests, or too many in a span of time.
     row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
-            .or_begins(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
+            .or_message_prefixes(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
         .examples(&[
             example("concurrency_words", 429, BodyFormat::Legacy("too_many_concurrent_requests"),
                 "Too many concurrent requests."),
         ]),
     row(codes(&["system_busy"])
-            .or_begins(&["our services are experiencing high levels of traffic"]), RefusalMeaning::Busy)
+            .or_message_prefixes(&["our services are experiencing high levels of traffic"]), RefusalMeaning::Busy)
         .examples(&[
             example("busy_words", 429, BodyFormat::Legacy("system_busy"),
                 "Our services are experiencing high levels of traffic."),
         ]),
     row(codes(&["rate_limit_exceeded", "rate_limited", "too_many_requests"])
-            .or_begins(&["too many requests", "rate limit"]), RefusalMeaning::RateLimited)
+            .or_message_prefixes(&["too many requests", "rate limit"]), RefusalMeaning::RateLimited)
         .examples(&[
             example("rate_limit_words", 429, BodyFormat::Legacy("too_many_requests"), "Too many requests."),
         ]),
 
     // The key. This message begins with "Invalid API key", but is about the host. The text:
     // elevenlabs-mcp#72, and as the reason of a close dograh#269.
-    row(has(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
+    row(message_parts(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
             example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
                 "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL."),
         ]),
     row(codes(&["missing_permissions", "insufficient_permissions"])
-            .or_has(&[MISSING_PERMISSION]), RefusalMeaning::MissingPermission)
+            .or_message_parts(&[MISSING_PERMISSION]), RefusalMeaning::MissingPermission)
         .examples(&[
             example("missing_permissions_403", 403, BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
                 "The API key you used is missing the permission text_to_speech to execute this operation."),
         ]),
     row(codes(&["invalid_api_key"])
-            .or_begins(&["invalid api key"]), RefusalMeaning::InvalidKey)
+            .or_message_prefixes(&["invalid api key"]), RefusalMeaning::InvalidKey)
         .examples(&[
             example("invalid_words", 401, BodyFormat::Legacy("invalid_api_key"), "Invalid API key"),
         ]),
-    // The form of live transcription, captured with a bad key. The code alone is ambiguous: a key without
-    // the permission gets it, too.
+    // The form of live transcription, captured with a bad key. The code alone is ambiguous, because a key
+    // without the permission gets it, too.
     row(codes(&["auth_error"]), RefusalMeaning::InvalidKey)
-        .and(begins(&[NOT_AUTHENTICATED]))
+        .and(message_prefixes(&[NOT_AUTHENTICATED_MESSAGE]))
         .examples(&[
             example("auth_error", 401, BodyFormat::Unwrapped("auth_error"),
                 "You must be authenticated to use this endpoint."),
@@ -138,13 +140,13 @@ static ROWS: &[RefusalRow] = &[
 
     // The account of the key: suspected of abuse, or unpaid.
     row(codes(&["detected_unusual_activity"])
-            .or_begins(&["unusual activity detected"]), RefusalMeaning::Abuse)
+            .or_message_prefixes(&["unusual activity detected"]), RefusalMeaning::Abuse)
         .examples(&[
             example("unusual_activity_words", 401, BodyFormat::Bare,
                 "Unusual activity detected. Free Tier usage disabled."),
         ]),
     row(codes(&["payment_issue", "unaccepted_terms"])
-            .or_has(&["failed or incomplete payment"]), RefusalMeaning::Billing)
+            .or_message_parts(&["failed or incomplete payment"]), RefusalMeaning::Billing)
         .examples(&[
             example("payment_issue_words", 401, BodyFormat::Bare,
                 "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
@@ -156,22 +158,22 @@ static ROWS: &[RefusalRow] = &[
             example("voice_limit_reached", 400, BodyFormat::Legacy("voice_limit_reached"),
                 "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit."),
         ]),
-    row(begins(&["you have reached your "]), RefusalMeaning::Slots)
-        .and(SLOTS)
+    row(message_prefixes(&["you have reached your "]), RefusalMeaning::Slots)
+        .and(SLOT_WORDS)
         .examples(&[
             example("voice_limit_words", 400, BodyFormat::Bare,
                 "You have reached your maximum amount of custom voices ({bound} / {bound})."),
         ]),
     // Free and paid accounts have different limits (elevenlabs-python#107).
     row(codes(&["max_character_limit_exceeded", "text_too_long"])
-            .or_has(&["exceeds the character limit"]), RefusalMeaning::PlanFeature(Some(Subject::TextLength)))
+            .or_message_parts(&["exceeds the character limit"]), RefusalMeaning::PlanFeature(Some(Subject::TextLength)))
         .examples(&[
             example("max_character_limit_exceeded", 400, BodyFormat::Legacy("max_character_limit_exceeded"),
                 "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
         ]),
     // elevenlabs-js#233.
     row(codes(&["workspace_access_denied", "invalid_workspace_type"])
-            .or_begins(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
+            .or_message_prefixes(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
         .examples(&[
             example("invalid_workspace_type", 400, BodyFormat::Legacy("invalid_workspace_type"),
                 "Operation not supported on legacy workspace"),
@@ -193,12 +195,12 @@ static ROWS: &[RefusalRow] = &[
             example("output_format_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
                 "Output format '{format}' is only available on the {plan} tier and above."),
         ]),
-    // A client error of any status may contain these: 400 and 401 are the older forms.
+    // A client error with any status may have these codes: 400 and 401 are the older forms.
     row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), RefusalMeaning::PlanFeature(None))
-        .except(&[404])
+        .except_statuses(&[404])
         .examples(&[
-            // dograh#290 of May 2026 has this one's `status`.
-            example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY),
+            // The value of `status`: dograh#290 of May 2026.
+            example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY_VOICE_MESSAGE),
             example("free_users_not_allowed", 400, BodyFormat::Legacy("free_users_not_allowed"),
                 "You need to be on the creator tier or above to use this voice."),
             example("feature_not_available", 403, BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
@@ -215,28 +217,28 @@ static ROWS: &[RefusalRow] = &[
             example("professional_cloning_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
-    // Sources: captured responses; the refusals of plans that public issues quote. Refusals for concurrency
-    // and for used-up credits also advise to upgrade.
-    row(has(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), RefusalMeaning::PlanFeature(None))
-        .except(&[404, 429])
-        .without(has(&["credit", "quota", "too many"]))
+    // Sources: captured responses, and the refusals of plans that public issues quote. Refusals for
+    // concurrency and for used-up credits are excluded, because they advise to upgrade, too.
+    row(message_parts(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), RefusalMeaning::PlanFeature(None))
+        .except_statuses(&[404, 429])
+        .without(message_parts(&["credit", "quota", "too many"]))
         .examples(&[
             // OWASP/Nest#3859.
-            example("payment_required_plan", 402, BodyFormat::Legacy("payment_required"), LIBRARY),
+            example("payment_required_plan", 402, BodyFormat::Legacy("payment_required"), LIBRARY_VOICE_MESSAGE),
             example("plan_words", 403, BodyFormat::Bare, "This voice is not available on your plan."),
         ]),
 
-    // A payment is required, for a plan or for credits. The word alone is ambiguous; a message about a
-    // plan has been sent with all credits left (OWASP/Nest#3859).
+    // A payment is required, for a plan or for credits. The code alone is ambiguous: the provider has sent it
+    // with a message about a plan to an account with all its credits (OWASP/Nest#3859).
     row(PAYMENT_REQUIRED, RefusalMeaning::PlanFeature(None))
-        .and(A_PLAN)
+        .and(PLAN_WORDS)
         .examples(&[
             example("payment_required_plan_words", 402, BodyFormat::Legacy("payment_required"),
                 "Your tier lacks this feature."),
         ]),
-    row(PAY, RefusalMeaning::PlanFeature(None))
-        .only(&[402])
-        .and(A_PLAN)
+    row(PAYMENT_WORD, RefusalMeaning::PlanFeature(None))
+        .only_statuses(&[402])
+        .and(PLAN_WORDS)
         .examples(&[
             example("pay_for_plan_words", 402, BodyFormat::Bare, "You must pay for a higher tier."),
         ]),
@@ -244,19 +246,19 @@ static ROWS: &[RefusalRow] = &[
         .examples(&[
             example("payment_required_words", 402, BodyFormat::Legacy("payment_required"), "Payment required."),
         ]),
-    row(PAY, RefusalMeaning::WorkspaceQuota)
-        .only(&[402])
+    row(PAYMENT_WORD, RefusalMeaning::WorkspaceQuota)
+        .only_statuses(&[402])
         .examples(&[
             example("pay_words", 402, BodyFormat::Bare, "Please pay."),
         ]),
 
-    // The request: the resource it names does not exist, or the request is wrong.
+    // The request: it names a resource that does not exist, or it is invalid.
     row(codes(&["model_not_found", "model_does_not_exist"]), RefusalMeaning::RequestError)
         .examples(&[
             example("model_not_found_404", 404, BodyFormat::Typed(["not_found", "model_not_found", "model_not_found"]),
                 "A model with model ID '{model}' was not found."),
         ]),
-    // In the older words: groq-voice#1, elevenlabs-python#293 and #163.
+    // The older messages: groq-voice#1, elevenlabs-python#293 and #163.
     row(codes(&["*_not_found", "*_does_not_exist"]), RefusalMeaning::NotFound)
         .examples(&[
             example("voice_not_found_400", 400, BodyFormat::Legacy("voice_not_found"),
@@ -271,47 +273,47 @@ static ROWS: &[RefusalRow] = &[
             example("dubbing_language_not_found", 404, BodyFormat::Unwrapped("dubbing_not_found"),
                 "There is no dubbing for language {subject}."),
         ]),
-    row(MISSING, RefusalMeaning::NotFound)
-        .only(&[200, 400, 404])
-        .without(has(&["url was not found"]))
+    row(MISSING_RESOURCE, RefusalMeaning::NotFound)
+        .only_statuses(&[200, 400, 404])
+        .without(message_parts(&["url was not found"]))
         .examples(&[
             example("missing_words", 404, BodyFormat::Bare, "Voice {subject} does not exist."),
         ]),
     row(codes(&["not_found"]), RefusalMeaning::NotFound)
-        .and(MISSING)
-        .without(has(&["url was not found"]))
+        .and(MISSING_RESOURCE)
+        .without(message_parts(&["url was not found"]))
         .examples(&[
             example("not_found_403", 403, BodyFormat::Legacy("not_found"), "Voice {subject} was not found."),
         ]),
-    // Documented with 400 and with 401: an error of the client is no evidence about a key.
+    // Documented with 400 and with 401. An error of the client is not evidence about a key.
     row(codes(&["validation_error", "invalid_parameters"]), RefusalMeaning::RequestError)
         .examples(&[
             example("invalid_parameters", 401, BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
                 "A parameter is invalid."),
         ]),
-    row(NO_WORDS, RefusalMeaning::RequestError)
-        .only(&[400])
+    row(EMPTY_PATTERN, RefusalMeaning::RequestError)
+        .only_statuses(&[400])
         .examples(&[
             example("invalid_uid", 400, BodyFormat::Legacy("invalid_uid"),
                 "An invalid ID has been received: '{subject}'. Make sure to provide a correct one."),
         ]),
 
-    // Requests to the provider always carry a key in `xi-api-key`; a server that receives none has not
-    // checked it.
+    // Requests to the provider always have a key in `xi-api-key`. A server that reports a missing key has not
+    // checked the key.
     row(codes(&["needs_authorization", "missing_api_key", "invalid_authorization_header", "authentication_required"])
-            .or_begins(&[NOT_AUTHENTICATED]), RefusalMeaning::Unauthorized)
+            .or_message_prefixes(&[NOT_AUTHENTICATED_MESSAGE]), RefusalMeaning::Unauthorized)
         .examples(&[
             example("authentication_required", 401, BodyFormat::Legacy("authentication_required"),
                 "You must be authenticated."),
         ]),
 ];
 
-const MISSING: Words =
-    has(&[" was not found", " does not exist", " not found", " could not be found", " not exist"]);
+const MISSING_RESOURCE: BodyPattern =
+    message_parts(&[" was not found", " does not exist", " not found", " could not be found", " not exist"]);
 
-/// Examples without known words, which are classified by their status.
+/// Examples that no row matches, which are classified by their status.
 #[rustfmt::skip]
-static BY_STATUS: &[Example] = &[
+static STATUS_EXAMPLES: &[Example] = &[
     example("unauthorized", 401, BodyFormat::Bare, "Unauthorized"),
     example("sign_in_required", 401, BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
         "You must be signed in to use this feature."),
@@ -334,7 +336,7 @@ mod tests {
             BodyFormat::Bare => serde_json::json!({"detail": message}),
             BodyFormat::Unwrapped(error) => serde_json::json!({"error": error, "message": message}),
         };
-        ErrorBody::read(json.to_string().as_bytes())
+        ErrorBody::parse(json.to_string().as_bytes())
     }
 
     fn row_of(example: &Example) -> Option<usize> {
@@ -343,29 +345,29 @@ mod tests {
     }
 
     #[test]
-    fn every_row_has_examples_which_no_row_before_it_matches() {
+    fn every_row_is_the_first_that_matches_its_examples() {
         for (number, row) in ROWS.iter().enumerate() {
             assert!(!row.examples.is_empty(), "row {number} has no example: {row:?}");
             for example in row.examples {
                 assert_eq!(row_of(example), Some(number), "{}", example.name);
             }
         }
-        for example in BY_STATUS {
+        for example in STATUS_EXAMPLES {
             assert_eq!(row_of(example), None, "{}", example.name);
         }
     }
 
     #[test]
-    fn words_are_lower_case_and_names_are_unique() {
-        for words in ROWS.iter().flat_map(|row| [&row.any, &row.and, &row.without]) {
-            for word in words.codes.iter().chain(words.begins).chain(words.has) {
-                assert_eq!(*word, word.to_lowercase());
+    fn patterns_are_lower_case_and_names_of_examples_are_unique() {
+        for pattern in ROWS.iter().flat_map(|row| [&row.pattern, &row.and_pattern, &row.excluded_pattern]) {
+            for text in pattern.codes.iter().chain(pattern.message_prefixes).chain(pattern.message_parts) {
+                assert_eq!(*text, text.to_lowercase());
             }
         }
         let mut names: Vec<&str> = examples().map(|example| example.name).collect();
-        let all = names.len();
+        let count = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), all);
+        assert_eq!(names.len(), count);
     }
 }

@@ -1,3 +1,5 @@
+//! Tests the classification with captured and documented responses.
+
 use super::*;
 use crate::policy::permission::Permission;
 use crate::policy::verdict::{Shortfall, Subject};
@@ -6,18 +8,18 @@ const QUOTA: &str = "This request exceeds your quota of 10000. You have 0 credit
 const CAP: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
 const BUSY: &str = "Too many concurrent requests. Your current subscription is associated with a maximum of 4 concurrent requests (running in parallel).";
 
-const FORBIDDEN: Verdict = Verdict::Unexplained(Refusal::Forbidden);
+const FORBIDDEN: Verdict = Verdict::Unexplained(UnexplainedRefusal::Forbidden);
 
-/// A body of the current shape.
-fn detail(kind: &str, code: &str, status: &str, message: &str) -> String {
+/// Returns a body of the current format.
+fn detail(error_type: &str, code: &str, status: &str, message: &str) -> String {
     format!(
-        r#"{{"detail":{{"type":"{kind}","code":"{code}","status":"{status}","message":"{message}","request_id":"r"}}}}"#
+        r#"{{"detail":{{"type":"{error_type}","code":"{code}","status":"{status}","message":"{message}","request_id":"r"}}}}"#
     )
 }
 
 #[track_caller]
 fn check(status: u16, body: &str, expected: Verdict) {
-    let body = ErrorBody::read(body.as_bytes());
+    let body = ErrorBody::parse(body.as_bytes());
     assert_eq!(classify(StatusCode::from_u16(status).unwrap(), Some(&body), None), expected);
 }
 
@@ -26,7 +28,7 @@ fn shortfall(remaining: u64, required: u64) -> Shortfall {
 }
 
 #[test]
-fn an_empty_account_is_refused_with_401_and_two_numbers() {
+fn an_account_without_credits_is_refused_with_the_numbers_of_credits() {
     let expected = Verdict::WorkspaceQuota(Shortfall { quota: Some(10_000), ..shortfall(0, 43) });
     check(401, &detail("invalid_request", "quota_exceeded", "quota_exceeded", QUOTA), expected);
     check(401, &format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{QUOTA}"}}}}"#), expected);
@@ -35,7 +37,7 @@ fn an_empty_account_is_refused_with_401_and_two_numbers() {
 }
 
 #[test]
-fn numbers_that_are_missing_or_absurd_are_unknown() {
+fn missing_or_malformed_numbers_are_unknown() {
     let unknown = Verdict::WorkspaceQuota(Shortfall::default());
     check(401, &detail("", "quota_exceeded", "", "You have spent it all."), unknown);
     check(
@@ -61,7 +63,7 @@ fn numbers_that_are_missing_or_absurd_are_unknown() {
 }
 
 #[test]
-fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
+fn a_key_at_its_limit_is_not_a_workspace_without_credits() {
     check(
         401,
         &detail("invalid_request", "quota_exceeded", "quota_exceeded", CAP),
@@ -70,7 +72,7 @@ fn a_key_at_its_own_cap_is_not_an_empty_workspace() {
 }
 
 #[test]
-fn payment_required_is_a_quota_unless_its_words_name_the_plan() {
+fn payment_required_is_a_quota_unless_the_message_names_the_plan() {
     for body in [r#"{"detail":"Payment required"}"#, &detail("payment_required", "", "", "Pay.")] {
         check(402, body, Verdict::WorkspaceQuota(Shortfall::default()));
     }
@@ -116,8 +118,8 @@ fn an_invalid_key_is_invalid_with_401_and_with_400() {
 }
 
 #[test]
-fn only_words_about_the_key_make_it_invalid() {
-    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+fn only_a_code_or_message_about_the_key_makes_it_invalid() {
+    let unexplained = Verdict::Unexplained(UnexplainedRefusal::Unauthorized);
     for body in [
         r#"{"detail":"Unauthorized"}"#,
         &detail("authentication_error", "sign_in_required", "", "Sign in."),
@@ -129,25 +131,25 @@ fn only_words_about_the_key_make_it_invalid() {
     check(
         402,
         &detail("", "something_new", "", "Something new."),
-        Verdict::Unexplained(Refusal::PaymentRequired),
+        Verdict::Unexplained(UnexplainedRefusal::PaymentRequired),
     );
     check(403, &detail("", "something_new", "", "Something new."), FORBIDDEN);
     check(
         429,
         &detail("", "something_new", "", "Something new."),
-        Verdict::Unexplained(Refusal::TooMany(None)),
+        Verdict::Unexplained(UnexplainedRefusal::TooMany(None)),
     );
 }
 
 #[test]
-fn a_key_of_another_region_is_not_an_invalid_one() {
+fn a_key_of_another_region_is_not_invalid() {
     let message = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     check(
         401,
         &detail("authentication_error", "unauthorized", "invalid_api_key", message),
         Verdict::WrongHost,
     );
-    assert_eq!(in_band(&ErrorBody::of_reason(message)), Some(Verdict::WrongHost));
+    assert_eq!(classify_without_status(&ErrorBody::from_close_reason(message)), Some(Verdict::WrongHost));
 }
 
 #[test]
@@ -180,20 +182,20 @@ fn older_refusals_of_a_plan_have_a_400() {
 }
 
 #[test]
-fn figures_that_contradict_the_refusal_prove_nothing() {
-    assert_eq!(shortfall(0, 43).figures(), Some((0, 43)));
-    let of = |quota, limit, extension| {
-        Shortfall { quota, ..shortfall(0, 43) }.of_account(limit, extension).figures().is_some()
+fn numbers_that_contradict_the_refusal_prove_nothing() {
+    assert_eq!(shortfall(0, 43).credits(), Some((0, 43)));
+    let is_proven = |quota, limit, extension| {
+        Shortfall { quota, ..shortfall(0, 43) }.if_quota_matches(limit, extension).credits().is_some()
     };
-    assert!(of(Some(10_000), Some(10_000), 0) && of(Some(12_000), Some(10_000), 2_000));
-    assert!(of(None, Some(10_000), 0) && of(Some(10), None, 0));
-    assert!(!of(Some(10), Some(10_000), 0), "of another quota");
+    assert!(is_proven(Some(10_000), Some(10_000), 0) && is_proven(Some(12_000), Some(10_000), 2_000));
+    assert!(is_proven(None, Some(10_000), 0) && is_proven(Some(10), None, 0));
+    assert!(!is_proven(Some(10), Some(10_000), 0), "the numbers belong to another quota");
     for (remaining, required) in [(43, 43), (20_000, 400)] {
-        assert_eq!(shortfall(remaining, required).figures(), None);
+        assert_eq!(shortfall(remaining, required).credits(), None);
     }
-    let words = Verdict::WorkspaceQuota(shortfall(20_000, 400));
-    assert!(!words.proves_itself() && Verdict::WorkspaceQuota(shortfall(0, 1)).proves_itself());
-    assert!(!Verdict::InvalidKey.proves_itself() && Verdict::Slots.proves_itself());
+    let contradictory = Verdict::WorkspaceQuota(shortfall(20_000, 400));
+    assert!(!contradictory.is_conclusive() && Verdict::WorkspaceQuota(shortfall(0, 1)).is_conclusive());
+    assert!(!Verdict::InvalidKey.is_conclusive() && Verdict::Slots.is_conclusive());
 }
 
 #[test]
@@ -212,7 +214,7 @@ fn a_missing_permission_is_not_an_invalid_key() {
 }
 
 #[test]
-fn a_request_error_is_no_evidence_about_a_key() {
+fn a_request_error_is_not_evidence_about_a_key() {
     for status in [400, 401] {
         check(status, &detail("", "", "invalid_parameters", "No."), Verdict::RequestError);
         check(status, &detail("validation_error", "invalid_voice_id", "", "No."), Verdict::RequestError);
@@ -225,8 +227,8 @@ fn a_request_error_is_no_evidence_about_a_key() {
 }
 
 #[test]
-fn a_refusal_for_a_missing_key_is_no_evidence_about_it() {
-    let verdict = Verdict::Unexplained(Refusal::Unauthorized);
+fn a_refusal_for_a_missing_key_is_not_evidence_about_the_key() {
+    let verdict = Verdict::Unexplained(UnexplainedRefusal::Unauthorized);
     check(
         401,
         &detail("", "", "needs_authorization", "Neither authorization header nor xi-api-key"),
@@ -241,7 +243,7 @@ fn a_refusal_for_a_missing_key_is_no_evidence_about_it() {
 }
 
 #[test]
-fn a_locked_account_is_billing() {
+fn a_locked_account_is_abuse_or_billing() {
     check(401, &detail("", "", "detected_unusual_activity", "Unusual activity detected."), Verdict::Abuse);
     check(401, &detail("payment_required", "payment_issue", "", "Past due."), Verdict::Billing);
 }
@@ -273,26 +275,29 @@ fn a_429_is_concurrency_overload_or_a_rate() {
     check(429, &detail("rate_limit_error", "system_busy", "", ""), Verdict::Busy);
     check(429, &detail("rate_limit_error", "rate_limit_exceeded", "", ""), Verdict::RateLimited(None));
     check(429, r#"{"detail":"Too many requests"}"#, Verdict::RateLimited(None));
-    check(429, "", Verdict::Unexplained(Refusal::TooMany(None)));
-    check(429, "error code: 1015", Verdict::Unexplained(Refusal::TooMany(None)));
+    check(429, "", Verdict::Unexplained(UnexplainedRefusal::TooMany(None)));
+    check(429, "error code: 1015", Verdict::Unexplained(UnexplainedRefusal::TooMany(None)));
 }
 
 #[test]
 fn a_rate_limit_carries_the_retry_after_of_the_provider() {
-    let after = Some(Duration::from_secs(7));
-    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), after);
-    assert_eq!(verdict, Verdict::Unexplained(Refusal::TooMany(after)));
-    let body = ErrorBody::of_reason("rate_limit_exceeded");
-    assert_eq!(classify(StatusCode::TOO_MANY_REQUESTS, Some(&body), after), Verdict::RateLimited(after));
+    let retry_after = Some(Duration::from_secs(7));
+    let verdict = classify(StatusCode::TOO_MANY_REQUESTS, Some(&ErrorBody::default()), retry_after);
+    assert_eq!(verdict, Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)));
+    let body = ErrorBody::from_close_reason("rate_limit_exceeded");
+    assert_eq!(
+        classify(StatusCode::TOO_MANY_REQUESTS, Some(&body), retry_after),
+        Verdict::RateLimited(retry_after)
+    );
 }
 
 #[test]
 fn an_unreadable_body_is_classified_by_its_status() {
     for (status, expected) in [
-        (401, Verdict::Unexplained(Refusal::Unauthorized)),
-        (402, Verdict::Unexplained(Refusal::PaymentRequired)),
-        (403, Verdict::Unexplained(Refusal::Forbidden)),
-        (429, Verdict::Unexplained(Refusal::TooMany(None))),
+        (401, Verdict::Unexplained(UnexplainedRefusal::Unauthorized)),
+        (402, Verdict::Unexplained(UnexplainedRefusal::PaymentRequired)),
+        (403, Verdict::Unexplained(UnexplainedRefusal::Forbidden)),
+        (429, Verdict::Unexplained(UnexplainedRefusal::TooMany(None))),
         (400, Verdict::Unreadable),
         (404, Verdict::Unreadable),
     ] {
@@ -301,7 +306,7 @@ fn an_unreadable_body_is_classified_by_its_status() {
 }
 
 #[test]
-fn a_schema_error_is_no_evidence_about_the_key() {
+fn a_schema_error_is_not_evidence_about_the_key() {
     check(
         422,
         r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required"}]}"#,
@@ -346,7 +351,7 @@ fn a_missing_model_is_a_request_error() {
 }
 
 #[test]
-fn a_failure_of_the_provider_is_no_evidence_about_the_key() {
+fn a_failure_of_the_provider_is_not_evidence_about_the_key() {
     check(
         500,
         r#"{"status":"internal_server_error","message":"Internal Server error."}"#,
@@ -357,14 +362,14 @@ fn a_failure_of_the_provider_is_no_evidence_about_the_key() {
 }
 
 #[test]
-fn a_response_that_is_no_error_is_served() {
+fn a_response_without_an_error_status_is_served() {
     for status in [200, 202, 204, 206, 301, 304] {
         check(status, &detail("", "quota_exceeded", "", QUOTA), Verdict::Served);
     }
 }
 
 #[test]
-fn a_refusal_without_known_words_is_unexplained() {
+fn a_refusal_with_an_unknown_body_is_unexplained() {
     for body in [
         "",
         "<html>",
@@ -376,10 +381,10 @@ fn a_refusal_without_known_words_is_unexplained() {
         r#"{"detail":{"code":7}}"#,
         "\u{0}",
     ] {
-        check(401, body, Verdict::Unexplained(Refusal::Unauthorized));
-        check(402, body, Verdict::Unexplained(Refusal::PaymentRequired));
+        check(401, body, Verdict::Unexplained(UnexplainedRefusal::Unauthorized));
+        check(402, body, Verdict::Unexplained(UnexplainedRefusal::PaymentRequired));
         check(403, body, FORBIDDEN);
-        check(429, body, Verdict::Unexplained(Refusal::TooMany(None)));
+        check(429, body, Verdict::Unexplained(UnexplainedRefusal::TooMany(None)));
     }
 }
 
@@ -387,43 +392,50 @@ fn a_refusal_without_known_words_is_unexplained() {
 fn a_refusal_without_a_body_is_unexplained() {
     for status in [401, 402, 403, 429] {
         let verdict = classify(StatusCode::from_u16(status).unwrap(), None, None);
-        assert_eq!(verdict, Verdict::Unexplained(Refusal::Bodiless));
+        assert_eq!(verdict, Verdict::Unexplained(UnexplainedRefusal::Bodiless));
     }
 }
 
 #[test]
-fn a_summary_is_short_and_has_the_most_specific_word() {
+fn a_summary_is_short_and_has_the_most_specific_code() {
     let body =
-        ErrorBody::read(detail("payment_required", "paid_plan_required", "", "Free\\nusers").as_bytes());
+        ErrorBody::parse(detail("payment_required", "paid_plan_required", "", "Free\\nusers").as_bytes());
     assert_eq!(body.summary(4), "paid_plan_required: free");
-    assert_eq!(ErrorBody::read(b"<html>").summary(9), "");
+    assert_eq!(ErrorBody::parse(b"<html>").summary(9), "");
 }
 
-/// A code has the same meaning on a WebSocket as over HTTP. A type has the same meaning, too, if the code
-/// is unknown.
+/// A code means the same on a WebSocket as over HTTP, and so does a type without a known code.
 #[test]
 fn a_code_means_the_same_without_a_status() {
-    for row in codes::DOCUMENTED.iter().chain(codes::OLDER) {
+    for row in codes::DOCUMENTED_CODES.iter().chain(codes::OLDER_CODES) {
         let status = StatusCode::from_u16(row.status).unwrap();
         for code in row.codes {
-            let body = ErrorBody::read(detail(row.kind, code, "", "x").as_bytes());
+            let body = ErrorBody::parse(detail(row.error_type, code, "", "x").as_bytes());
             let expected = classify(status, Some(&body), None);
-            assert_eq!(in_band(&ErrorBody::of_reason(code)), Some(expected), "{code}");
+            assert_eq!(
+                classify_without_status(&ErrorBody::from_close_reason(code)),
+                Some(expected),
+                "{code}"
+            );
         }
-        if !row.kind.is_empty() {
-            let body = ErrorBody::read(detail(row.kind, "", "", "x").as_bytes());
-            assert_eq!(in_band(&body), Some(classify(status, Some(&body), None)), "{}", row.kind);
+        if !row.error_type.is_empty() {
+            let body = ErrorBody::parse(detail(row.error_type, "", "", "x").as_bytes());
+            assert_eq!(
+                classify_without_status(&body),
+                Some(classify(status, Some(&body), None)),
+                "{}",
+                row.error_type
+            );
         }
     }
 }
 
-/// The sentence of a refusal means the same as its code, with any status that it may have and without
-/// one.
+/// The message of a refusal means the same as its code, with any status and without a status.
 #[test]
-fn a_sentence_means_the_same_as_its_code() {
+fn a_message_means_the_same_as_its_code() {
     let plan = Verdict::PlanFeature;
     let missing = Verdict::MissingPermission(Permission::parse("text_to_speech"));
-    for (sentence, expected) in [
+    for (message, expected) in [
         ("The API key you used is missing the permission text_to_speech to execute this operation.", missing),
         // Truncated at the maximum length of a close reason.
         ("The API key you used is missing the permission text_to_speech", missing),
@@ -460,20 +472,24 @@ fn a_sentence_means_the_same_as_its_code() {
         ),
         ("Unusual activity detected. Free Tier usage disabled.", Verdict::Abuse),
     ] {
-        assert_eq!(in_band(&ErrorBody::of_reason(sentence)), Some(expected), "{sentence}");
+        assert_eq!(
+            classify_without_status(&ErrorBody::from_close_reason(message)),
+            Some(expected),
+            "{message}"
+        );
         for status in [401, 403] {
-            check(status, &detail("", "", "", sentence), expected);
+            check(status, &detail("", "", "", message), expected);
         }
     }
     let busy = "Our services are experiencing high levels of traffic and cannot take your request.";
-    assert_eq!(in_band(&ErrorBody::of_reason(busy)), Some(Verdict::Busy));
+    assert_eq!(classify_without_status(&ErrorBody::from_close_reason(busy)), Some(Verdict::Busy));
     check(429, &detail("", "", "", busy), Verdict::Busy);
 }
 
 #[test]
-fn advice_to_upgrade_about_credits_or_a_rate_is_no_refusal_of_the_plan() {
-    let unexplained = Verdict::Unexplained(Refusal::Unauthorized);
+fn advice_to_upgrade_because_of_credits_or_a_rate_is_not_a_refusal_of_the_plan() {
+    let unexplained = Verdict::Unexplained(UnexplainedRefusal::Unauthorized);
     check(401, &detail("", "", "", "Your credits are used up. Please upgrade your plan."), unexplained);
-    let too_many = Verdict::Unexplained(Refusal::TooMany(None));
+    let too_many = Verdict::Unexplained(UnexplainedRefusal::TooMany(None));
     check(429, &detail("", "", "", "Slow down, or upgrade your plan."), too_many);
 }

@@ -1,48 +1,44 @@
-//! The identifier and the cost of a conversation with an agent. Source: the provider's AsyncAPI document
-//! of agents, and `GET /v1/convai/conversations/{id}` of its OpenAPI document.
+//! Parses the identifier and the cost of a conversation with an agent.
+//!
+//! Sources: the provider's AsyncAPI document of agents, and `GET /v1/convai/conversations/{id}` of its
+//! OpenAPI document.
 
 use serde::Deserialize;
 
-#[derive(Deserialize)]
-struct Begin {
-    conversation_initiation_metadata_event: Metadata,
-}
+use crate::elevenlabs::subscription::is_valid_identifier;
 
-#[derive(Deserialize)]
-struct Metadata {
-    conversation_id: String,
-}
-
-/// Maximum length of an identifier.
-const ID_BYTES_MAX: usize = 128;
-
-/// The identifier of a conversation, from its first message. Only characters that may appear in a path
-/// segment are accepted.
+/// Parses the identifier of a conversation from the first message of its session. Returns only characters
+/// that may appear in a path segment, because the poller requests the cost by the identifier.
 #[must_use]
-pub fn conversation_id(first: &[u8]) -> Option<String> {
-    let Begin { conversation_initiation_metadata_event: Metadata { conversation_id: id } } =
-        serde_json::from_slice(first).ok()?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    ((1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(is_plain)).then_some(id)
+pub fn conversation_id(first_message: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct FirstMessage {
+        conversation_initiation_metadata_event: Event,
+    }
+    #[derive(Deserialize)]
+    struct Event {
+        conversation_id: String,
+    }
+    let message: FirstMessage = serde_json::from_slice(first_message).ok()?;
+    Some(message.conversation_initiation_metadata_event.conversation_id).filter(|id| is_valid_identifier(id))
 }
 
-#[derive(Deserialize)]
-struct ConversationBody {
-    status: String,
-    metadata: Costs,
-}
-
-#[derive(Deserialize)]
-struct Costs {
-    cost: Option<u64>,
-}
-
-/// The cost of a conversation, in credits; `None` while it is not known.
+/// Parses the cost of a conversation, in credits; `None` while the conversation is not over or its cost is
+/// unknown.
 #[must_use]
 pub fn conversation_cost(response: &[u8]) -> Option<u64> {
-    let body: ConversationBody = serde_json::from_slice(response).ok()?;
-    let is_over = ["done", "failed"].contains(&body.status.as_str());
-    body.metadata.cost.filter(|_| is_over)
+    #[derive(Deserialize)]
+    struct Conversation {
+        status: String,
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        cost: Option<u64>,
+    }
+    let conversation: Conversation = serde_json::from_slice(response).ok()?;
+    let is_over = ["done", "failed"].contains(&conversation.status.as_str());
+    conversation.metadata.cost.filter(|_| is_over)
 }
 
 #[cfg(test)]
@@ -50,17 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conversation_has_its_identifier_in_the_first_message() {
-        let named = |id: &str| {
-            let first = serde_json::json!({
+    fn the_first_message_has_the_identifier_of_the_conversation() {
+        let parse = |id: &str| {
+            let first_message = serde_json::json!({
                 "type": "conversation_initiation_metadata",
                 "conversation_initiation_metadata_event": {"conversation_id": id, "agent_output_audio_format": "pcm_16000"},
             });
-            conversation_id(first.to_string().as_bytes())
+            conversation_id(first_message.to_string().as_bytes())
         };
-        assert_eq!(named("conv_01k").as_deref(), Some("conv_01k"));
+        assert_eq!(parse("conv_01k").as_deref(), Some("conv_01k"));
         for id in ["", "../user", "a b", "a?b", &"x".repeat(129)] {
-            assert_eq!(named(id), None);
+            assert_eq!(parse(id), None);
         }
         assert_eq!(conversation_id(b"{}"), None);
     }

@@ -1,7 +1,7 @@
-//! The rows of agents and of the account itself: orders, tokens, cursors.
+//! The rows of the table of resources for agents and for the account: orders, tokens and cursors.
 
-use super::super::kind::Kind;
-use super::{ROW, ResourceRow};
+use super::super::kind::ResourceKind;
+use super::{EMPTY_ROW, ResourceRow};
 
 #[rustfmt::skip] // a table
 pub(super) static ROWS: &[ResourceRow] = &[
@@ -12,57 +12,57 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "convai/agents/*/versions/{agent branch}",
         ],
         query: &[
-            ("agent_id", Kind::Agent), ("agent_ids", Kind::Agent), ("branch_id", Kind::Branch),
-            ("target_branch_id", Kind::Branch),
+            ("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch),
+            ("target_branch_id", ResourceKind::Branch),
         ],
-        body: &[("agent_id", Kind::Agent), ("agent_ids", Kind::Agent), ("branch_id", Kind::Branch)],
+        body: &[("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch)],
         created: &[
             (&["convai/agents/create", "convai/agents/{id}/duplicate"], &[
-                (".agent_id", Kind::Agent), (".main_branch_id", Kind::Branch), (".initial_version_id", Kind::Branch),
+                (".agent_id", ResourceKind::Agent), (".main_branch_id", ResourceKind::Branch), (".initial_version_id", ResourceKind::Branch),
             ]),
             (&["convai/agents/{id}/branches"], &[
-                (".id", Kind::Branch), (".created_branch_id", Kind::Branch), (".created_version_id", Kind::Branch),
+                (".id", ResourceKind::Branch), (".created_branch_id", ResourceKind::Branch), (".created_version_id", ResourceKind::Branch),
             ]),
         ],
         lists: &[
-            (&["convai/agents"], &[("agents.agent_id", Kind::Agent)]),
-            (&["convai/agents/{id}/branches"], &[("results.id", Kind::Branch), ("branches.id", Kind::Branch)]),
+            (&["convai/agents"], &[("agents.agent_id", ResourceKind::Agent)]),
+            (&["convai/agents/{id}/branches"], &[("results.id", ResourceKind::Branch), ("branches.id", ResourceKind::Branch)]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "conversation",
         paths: &["convai/conversations/{conversation}"],
-        query: &[("conversation_id", Kind::Conversation), ("parent_conversation_id", Kind::Conversation)],
-        body: &[("conversation_id", Kind::Conversation)],
+        query: &[("conversation_id", ResourceKind::Conversation), ("parent_conversation_id", ResourceKind::Conversation)],
+        body: &[("conversation_id", ResourceKind::Conversation)],
         created: &[(
             &[
                 "convai/twilio/outbound-call", "convai/sip-trunk/outbound-call", "convai/exotel/outbound-call",
                 "convai/whatsapp/outbound-call", "convai/whatsapp/outbound-message",
             ],
-            &[(".conversation_id", Kind::Conversation)],
+            &[(".conversation_id", ResourceKind::Conversation)],
         )],
         lists: &[
-            (&["convai/conversations"], &[("conversations.conversation_id", Kind::Conversation)]),
+            (&["convai/conversations"], &[("conversations.conversation_id", ResourceKind::Conversation)]),
             (&["convai/conversation/token"], &[
-                (".conversation_id", Kind::Conversation), (".token", Kind::Token),
+                (".conversation_id", ResourceKind::Conversation), (".token", ResourceKind::Token),
             ]),
             (&["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"], &[
-                (".conversation_id", Kind::Conversation),
+                (".conversation_id", ResourceKind::Conversation),
             ]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "phone number",
         paths: &["convai/phone-numbers/{phone number}", "convai/whatsapp-accounts/{phone number}"],
         body: &[
-            ("agent_phone_number_id", Kind::PhoneNumber), ("phone_number_id", Kind::PhoneNumber),
-            ("whatsapp_phone_number_id", Kind::PhoneNumber),
+            ("agent_phone_number_id", ResourceKind::PhoneNumber), ("phone_number_id", ResourceKind::PhoneNumber),
+            ("whatsapp_phone_number_id", ResourceKind::PhoneNumber),
         ],
-        created: &[(&["convai/phone-numbers"], &[(".phone_number_id", Kind::PhoneNumber)])],
-        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", Kind::PhoneNumber)])],
-        ..ROW
+        created: &[(&["convai/phone-numbers"], &[(".phone_number_id", ResourceKind::PhoneNumber)])],
+        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", ResourceKind::PhoneNumber)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "knowledge base",
@@ -70,10 +70,10 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "convai/knowledge-base/{document}", "convai/knowledge-base/crawl/{document}",
             "convai/agent-testing/folders/{document}",
         ],
-        query: &[("parent_folder_id", Kind::Document), ("document_ids", Kind::Document)],
+        query: &[("parent_folder_id", ResourceKind::Document), ("document_ids", ResourceKind::Document)],
         body: &[
-            ("knowledge_base.id", Kind::Document), ("document_ids", Kind::Document), ("document_id", Kind::Document),
-            ("parent_folder_id", Kind::Document), ("move_to", Kind::Document),
+            ("knowledge_base.id", ResourceKind::Document), ("document_ids", ResourceKind::Document), ("document_id", ResourceKind::Document),
+            ("parent_folder_id", ResourceKind::Document), ("move_to", ResourceKind::Document),
         ],
         created: &[
             (
@@ -81,12 +81,12 @@ pub(super) static ROWS: &[ResourceRow] = &[
                     "convai/knowledge-base", "convai/knowledge-base/file", "convai/knowledge-base/url",
                     "convai/knowledge-base/text", "convai/knowledge-base/folder", "convai/agent-testing/folders",
                 ],
-                &[(".id", Kind::Document)],
+                &[(".id", ResourceKind::Document)],
             ),
-            (&["convai/knowledge-base/crawl"], &[(".id", Kind::Document), (".root_folder_id", Kind::Document)]),
+            (&["convai/knowledge-base/crawl"], &[(".id", ResourceKind::Document), (".root_folder_id", ResourceKind::Document)]),
         ],
-        lists: &[(&["convai/knowledge-base"], &[("documents.id", Kind::Document)])],
-        ..ROW
+        lists: &[(&["convai/knowledge-base"], &[("documents.id", ResourceKind::Document)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "tool / MCP server / secret / env var / test",
@@ -96,41 +96,41 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "convai/test-invocations/{test}",
         ],
         body: &[
-            ("tool_ids", Kind::Tool), ("tool_id", Kind::Tool), ("mcp_server_ids", Kind::McpServer),
-            ("mcp_server_id", Kind::McpServer), ("secret_id", Kind::Secret), ("test_id", Kind::Test),
-            ("test_ids", Kind::Test), ("test_invocation_id", Kind::Test),
+            ("tool_ids", ResourceKind::Tool), ("tool_id", ResourceKind::Tool), ("mcp_server_ids", ResourceKind::McpServer),
+            ("mcp_server_id", ResourceKind::McpServer), ("secret_id", ResourceKind::Secret), ("test_id", ResourceKind::Test),
+            ("test_ids", ResourceKind::Test), ("test_invocation_id", ResourceKind::Test),
         ],
         created: &[
-            (&["convai/tools"], &[(".id", Kind::Tool)]),
-            (&["convai/mcp-servers"], &[(".id", Kind::McpServer)]),
-            (&["convai/secrets"], &[(".secret_id", Kind::Secret)]),
-            (&["convai/environment-variables"], &[(".id", Kind::Variable)]),
-            (&["convai/agent-testing/create", "convai/agents/{id}/run-tests"], &[(".id", Kind::Test)]),
+            (&["convai/tools"], &[(".id", ResourceKind::Tool)]),
+            (&["convai/mcp-servers"], &[(".id", ResourceKind::McpServer)]),
+            (&["convai/secrets"], &[(".secret_id", ResourceKind::Secret)]),
+            (&["convai/environment-variables"], &[(".id", ResourceKind::Variable)]),
+            (&["convai/agent-testing/create", "convai/agents/{id}/run-tests"], &[(".id", ResourceKind::Test)]),
         ],
         lists: &[
-            (&["convai/tools"], &[("tools.id", Kind::Tool)]),
-            (&["convai/mcp-servers"], &[("mcp_servers.id", Kind::McpServer)]),
-            (&["convai/secrets"], &[("secrets.secret_id", Kind::Secret)]),
-            (&["convai/environment-variables"], &[("environment_variables.id", Kind::Variable)]),
-            (&["convai/agent-testing"], &[("tests.id", Kind::Test)]),
-            (&["convai/test-invocations"], &[("results.id", Kind::Test)]),
+            (&["convai/tools"], &[("tools.id", ResourceKind::Tool)]),
+            (&["convai/mcp-servers"], &[("mcp_servers.id", ResourceKind::McpServer)]),
+            (&["convai/secrets"], &[("secrets.secret_id", ResourceKind::Secret)]),
+            (&["convai/environment-variables"], &[("environment_variables.id", ResourceKind::Variable)]),
+            (&["convai/agent-testing"], &[("tests.id", ResourceKind::Test)]),
+            (&["convai/test-invocations"], &[("results.id", ResourceKind::Test)]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "batch call",
         paths: &["convai/batch-calling/{batch call}"],
-        body: &[("batch_id", Kind::Batch)],
-        created: &[(&["convai/batch-calling/submit"], &[(".id", Kind::Batch)])],
-        lists: &[(&["convai/batch-calling/workspace"], &[("batch_calls.id", Kind::Batch)])],
-        ..ROW
+        body: &[("batch_id", ResourceKind::Batch)],
+        created: &[(&["convai/batch-calling/submit"], &[(".id", ResourceKind::Batch)])],
+        lists: &[(&["convai/batch-calling/workspace"], &[("batch_calls.id", ResourceKind::Batch)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "speech engine",
         paths: &["speech-engine/{speech engine}"],
-        created: &[(&["speech-engine"], &[(".speech_engine_id", Kind::SpeechEngine)])],
-        lists: &[(&["speech-engine"], &[("speech_engine_id", Kind::SpeechEngine)])],
-        ..ROW
+        created: &[(&["speech-engine"], &[(".speech_engine_id", ResourceKind::SpeechEngine)])],
+        lists: &[(&["speech-engine"], &[("speech_engine_id", ResourceKind::SpeechEngine)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "productions",
@@ -138,47 +138,47 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "productions/orders/{order}", "productions/orders/*/media/{order media}",
             "productions/orders/*/items/{order item}",
         ],
-        body: &[("order_id", Kind::Order), ("media_id", Kind::Media), ("item_id", Kind::Item)],
+        body: &[("order_id", ResourceKind::Order), ("media_id", ResourceKind::Media), ("item_id", ResourceKind::Item)],
         created: &[
-            (&["productions/orders"], &[(".order_id", Kind::Order)]),
-            (&["productions/orders/{id}/media"], &[(".media_id", Kind::Media)]),
-            (&["productions/orders/{id}/items"], &[(".item_id", Kind::Item)]),
+            (&["productions/orders"], &[(".order_id", ResourceKind::Order)]),
+            (&["productions/orders/{id}/media"], &[(".media_id", ResourceKind::Media)]),
+            (&["productions/orders/{id}/items"], &[(".item_id", ResourceKind::Item)]),
         ],
-        lists: &[(&["productions/orders"], &[("orders.order_id", Kind::Order)])],
-        ..ROW
+        lists: &[(&["productions/orders"], &[("orders.order_id", ResourceKind::Order)])],
+        ..EMPTY_ROW
     },
-    // Denied by default; such a request is not forwarded.
+    // Clients may not call these endpoints unless the configuration allows it.
     ResourceRow {
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
-        body: &[("webhook_id", Kind::Webhook), ("webhook_ids", Kind::Webhook)],
-        created: &[(&["workspace/webhooks"], &[(".webhook_id", Kind::Webhook)])],
-        lists: &[(&["workspace/webhooks"], &[("webhooks.webhook_id", Kind::Webhook)])],
-        ..ROW
+        body: &[("webhook_id", ResourceKind::Webhook), ("webhook_ids", ResourceKind::Webhook)],
+        created: &[(&["workspace/webhooks"], &[(".webhook_id", ResourceKind::Webhook)])],
+        lists: &[(&["workspace/webhooks"], &[("webhooks.webhook_id", ResourceKind::Webhook)])],
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "single-use token",
-        query: &[("token", Kind::Token), ("single_use_token", Kind::Token)],
-        body: &[("single_use_token", Kind::Token)],
+        query: &[("token", ResourceKind::Token), ("single_use_token", ResourceKind::Token)],
+        body: &[("single_use_token", ResourceKind::Token)],
         created: &[
-            (&["single-use-token/{id}"], &[(".token", Kind::Token)]),
-            (&["convai/realtime/client_secrets"], &[(".value", Kind::Token)]),
+            (&["single-use-token/{id}"], &[(".token", ResourceKind::Token)]),
+            (&["convai/realtime/client_secrets"], &[(".value", ResourceKind::Token)]),
         ],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "signed URL",
-        query: &[("conversation_signature", Kind::Signature)],
+        query: &[("conversation_signature", ResourceKind::Signature)],
         lists: &[(&["convai/conversation/get-signed-url", "convai/conversation/get_signed_url"], &[
-            (".signed_url", Kind::Signature),
+            (".signed_url", ResourceKind::Signature),
         ])],
-        ..ROW
+        ..EMPTY_ROW
     },
     ResourceRow {
         resource: "list cursor",
         query: &[
-            ("next_page_token", Kind::Cursor), ("page_token", Kind::Cursor), ("cursor", Kind::Cursor),
-            ("last_sort_id", Kind::Cursor),
+            ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor), ("cursor", ResourceKind::Cursor),
+            ("last_sort_id", ResourceKind::Cursor),
         ],
         // Includes the routes of the other rows: any of their responses may contain a cursor.
         lists: &[(
@@ -194,6 +194,6 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ],
             &[],
         )],
-        ..ROW
+        ..EMPTY_ROW
     },
 ];

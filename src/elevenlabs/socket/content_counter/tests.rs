@@ -1,22 +1,22 @@
-//! Counts single messages, and compares the streaming count with that of a parser of the whole message.
+//! Tests the counter with single messages, and against a parser that reads the whole message.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
 
-fn counted(dialect: Dialect, pieces: &[&[u8]]) -> MessageCount {
+fn count(dialect: Dialect, chunks: &[&[u8]]) -> MessageCount {
     let mut counter = ContentCounter::default();
-    pieces.iter().for_each(|piece| counter.pass(piece));
+    chunks.iter().for_each(|chunk| counter.process(chunk));
     counter.finish(dialect)
 }
 
 #[track_caller]
 fn check(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
-    let expected = SpokenText { characters, audio_bytes };
-    assert_eq!(counted(dialect, &[message.as_bytes()]).content, expected, "{message}");
+    let expected = ChargedContent { characters, audio_bytes };
+    assert_eq!(count(dialect, &[message.as_bytes()]).content, expected, "{message}");
     let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-    assert_eq!(counted(dialect, &bytes).content, expected, "byte by byte: {message}");
+    assert_eq!(count(dialect, &bytes).content, expected, "in chunks of one byte: {message}");
 }
 
 #[test]
@@ -53,40 +53,40 @@ fn the_lines_of_a_dialogue_are_counted() {
 }
 
 #[test]
-fn an_unreadable_message_counts_with_all_its_bytes() {
+fn all_bytes_of_a_malformed_message_are_counted() {
     for message in
         ["plain", "[]", "\u{feff}{}", r#"{"text":"x""#, r#"{"text":"\x"}"#, "{} {}", "{,}", "{a:1}"]
     {
         check(Dialect::Speech, message, message.len() as u64, 0);
-        assert!(!counted(Dialect::Speech, &[message.as_bytes()]).is_object, "{message}");
+        assert!(!count(Dialect::Speech, &[message.as_bytes()]).is_object, "{message}");
     }
-    let deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
-    check(Dialect::Speech, &deep, deep.len() as u64, 0);
-    let less_deep = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
-    check(Dialect::Speech, &less_deep, 1, 0);
+    let too_deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
+    check(Dialect::Speech, &too_deep, too_deep.len() as u64, 0);
+    let max_depth = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
+    check(Dialect::Speech, &max_depth, 1, 0);
 }
 
 #[test]
 fn the_bytes_of_audio_are_counted() {
-    let scribe = Dialect::Transcription;
-    check(scribe, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
-    check(scribe, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
-    check(scribe, r#"{"audio_base_64":"AA\u003d="}"#, 0, 1);
-    check(scribe, r#"{"audio_base_64":"\/\/\/\/"}"#, 0, 3);
-    check(scribe, r#"{"audio_base_64":""}"#, 0, 0);
-    check(scribe, r#"{"text":"hello"}"#, 0, 0);
+    let transcription = Dialect::Transcription;
+    check(transcription, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
+    check(transcription, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
+    check(transcription, r#"{"audio_base_64":"AA\u003d="}"#, 0, 1);
+    check(transcription, r#"{"audio_base_64":"\/\/\/\/"}"#, 0, 3);
+    check(transcription, r#"{"audio_base_64":""}"#, 0, 0);
+    check(transcription, r#"{"text":"hello"}"#, 0, 0);
 }
 
 #[test]
-fn audio_is_counted_before_its_message_ends() {
+fn audio_is_counted_before_the_message_ends() {
     let mut counter = ContentCounter::default();
-    counter.pass(br#"{"audio_base_64":"AAAA"#);
-    assert_eq!(counter.audio_so_far(), 3);
-    counter.pass(br#"AAAA","commit":true"#);
-    assert_eq!(counter.audio_so_far(), 6);
-    counter.pass(b"}");
+    counter.process(br#"{"audio_base_64":"AAAA"#);
+    assert_eq!(counter.audio_bytes_so_far(), 3);
+    counter.process(br#"AAAA","commit":true"#);
+    assert_eq!(counter.audio_bytes_so_far(), 6);
+    counter.process(b"}");
     assert_eq!(counter.finish(Dialect::Transcription).content.audio_bytes, 6);
-    assert_eq!(counter.audio_so_far(), 0);
+    assert_eq!(counter.audio_bytes_so_far(), 0);
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn a_message_of_any_length_is_counted() {
     check(Dialect::Speech, &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)), 80_021, 0);
 }
 
-/// The count by parsing the whole message.
-fn whole(message: &[u8]) -> u64 {
+/// Counts the characters by parsing the whole message.
+fn count_by_parser(message: &[u8]) -> u64 {
     let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
         return message.len() as u64;
     };
@@ -126,9 +126,9 @@ fn value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn the_count_is_that_of_parsing_the_whole_message(
+    fn the_streaming_count_equals_that_of_a_parser(
         text in value(), inputs in value(), other in value(), is_pretty: bool,
-        cuts in prop::collection::vec(1_usize..30, 0..60), cut_off in prop::option::of(0_usize..100),
+        cuts in prop::collection::vec(1_usize..30, 0..60), truncated_length in prop::option::of(0_usize..100),
     ) {
         let message = json!({"a": other, "text": text, "inputs": inputs});
         let mut bytes = if is_pretty {
@@ -136,22 +136,22 @@ proptest! {
         } else {
             serde_json::to_vec(&message).unwrap()
         };
-        if let Some(length) = cut_off {
+        if let Some(length) = truncated_length {
             bytes.truncate(length);
         }
-        let (mut pieces, mut rest) = (Vec::new(), &bytes[..]);
+        let (mut chunks, mut rest) = (Vec::new(), &bytes[..]);
         for cut in cuts {
-            let (piece, after) = rest.split_at(cut.min(rest.len()));
-            pieces.push(piece);
+            let (chunk, after) = rest.split_at(cut.min(rest.len()));
+            chunks.push(chunk);
             rest = after;
         }
-        pieces.push(rest);
-        prop_assert_eq!(counted(Dialect::Dialogue, &pieces).content.characters, whole(&bytes));
+        chunks.push(rest);
+        prop_assert_eq!(count(Dialect::Dialogue, &chunks).content.characters, count_by_parser(&bytes));
     }
 
     #[test]
     fn no_message_makes_the_counter_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = counted(Dialect::Speech, &[&bytes]);
-        let _ = counted(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
+        let _ = count(Dialect::Speech, &[&bytes]);
+        let _ = count(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
     }
 }
