@@ -40,24 +40,18 @@ impl ConcurrencyGroup {
     /// Returns the group of a model by its name; `None` for an unknown family of models.
     #[must_use]
     pub fn for_model(id: &str) -> Option<Self> {
-        let has = |part| id.contains(part);
-        if has("scribe") && has("realtime") {
-            Some(Self::LIVE_TRANSCRIPTION)
-        } else if has("scribe") {
-            Some(Self::TRANSCRIPTION)
-        } else if has("music") {
-            Some(Self::MUSIC)
-        } else if has("_sts_") {
-            Some(Self::CONVERSION)
-        } else if has("text_to_sound") {
-            Some(Self::SOUND_EFFECTS)
-        } else if has("flash") || has("turbo") {
-            Some(Self::FAST_SPEECH)
-        } else if id.starts_with("eleven_") {
-            Some(Self::SPEECH)
-        } else {
-            None
-        }
+        // The parts of the names in a family, the most specific family first.
+        const FAMILIES: [(&[&str], ConcurrencyGroup); 7] = [
+            (&["scribe", "realtime"], ConcurrencyGroup::LIVE_TRANSCRIPTION),
+            (&["scribe"], ConcurrencyGroup::TRANSCRIPTION),
+            (&["music"], ConcurrencyGroup::MUSIC),
+            (&["_sts_"], ConcurrencyGroup::CONVERSION),
+            (&["text_to_sound"], ConcurrencyGroup::SOUND_EFFECTS),
+            (&["flash"], ConcurrencyGroup::FAST_SPEECH),
+            (&["turbo"], ConcurrencyGroup::FAST_SPEECH),
+        ];
+        let family = FAMILIES.iter().find(|(parts, _)| parts.iter().all(|part| id.contains(part)));
+        family.map(|(_, group)| *group).or_else(|| id.starts_with("eleven_").then_some(Self::SPEECH))
     }
 
     /// Returns the group of an operation whose request names no model; `None` if the concurrency of the

@@ -148,20 +148,11 @@ impl Endpoint {
     pub fn classify_websocket(segments: &Segments<'_>) -> Self {
         let codes = PathCodes::new(segments);
         let dialect = codes.dialect();
-        let (metering, billing) = match dialect {
-            Dialect::Foreign => (Metering::Free, Billing::Unlisted),
-            Dialect::Unknown => (Metering::Credits, Billing::Unlisted),
-            Dialect::Speech
-            | Dialect::SpeechContexts
-            | Dialect::Dialogue
-            | Dialect::DialogueContexts
-            | Dialect::Transcription
-            | Dialect::Agent => (Metering::Credits, Billing::Metered),
-        };
+        let is_unlisted = matches!(dialect, Dialect::Unknown | Dialect::Foreign);
         Self {
             operation: dialect.operation(),
-            metering,
-            billing,
+            metering: if dialect == Dialect::Foreign { Metering::Free } else { Metering::Credits },
+            billing: if is_unlisted { Billing::Unlisted } else { Billing::Metered },
             grants_direct_access: false,
             returns_owner_data: false,
             socket: Some(dialect),

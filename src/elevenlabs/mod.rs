@@ -1,7 +1,8 @@
-//! All facts about ElevenLabs, as pure functions and tables, each with its source.
+//! All facts about ElevenLabs and their sources, as tables and pure functions.
 //!
-//! A new endpoint is a row of `endpoint`, a new wording of a refusal a row of `refusal`, a new resource
-//! with identifiers a row of `affinity`. No I/O, no clock, no randomness and no logging.
+//! To add an endpoint, add a row to `endpoint/table.rs`. To add the wording of a refusal, add a row to
+//! `refusal/table.rs`. To add a resource whose identifiers belong to an account, add a row to
+//! `affinity/table.rs`. The functions do no I/O, read no clock, use no random numbers and write no logs.
 
 pub mod endpoint;
 pub mod normalize_path;

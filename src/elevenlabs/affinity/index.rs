@@ -20,8 +20,8 @@ static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
 pub(super) struct Index {
     /// Path patterns, by the number of their first segment.
     patterns: Vec<Vec<Pattern>>,
-    /// Query parameters, sorted by name.
-    query: Vec<Field>,
+    /// The kinds of identifiers in query parameters, by name.
+    pub(super) parameters: HashMap<&'static str, ResourceKind>,
     /// Fields of request bodies.
     pub(super) body: Fields,
     /// Headers of responses.
@@ -62,14 +62,15 @@ impl Index {
                 patterns[usize::from(first.number())].push(pattern);
             }
         }
-        let mut query: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
-        // The sort is stable, so the first entry of the table wins.
-        query.sort_by_key(|(name, _)| *name);
-        query.dedup_by_key(|(name, _)| *name);
+        let mut parameters = HashMap::new();
+        for (name, kind) in rows().flat_map(|row| row.query) {
+            // The first entry of the table takes precedence.
+            parameters.entry(*name).or_insert(*kind);
+        }
         let header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
         Self {
             patterns,
-            query,
+            parameters,
             body: Fields::new(rows().flat_map(|row| row.body).copied()),
             headers: rows().flat_map(|row| row.headers).filter_map(header).collect(),
             cursors: Fields::new(CURSORS),
@@ -92,12 +93,6 @@ impl Index {
             }
         }
         identifiers
-    }
-
-    /// Returns the kind of identifier in a query parameter.
-    pub(super) fn parameter_kind(&self, name: &str) -> Option<ResourceKind> {
-        let position = self.query.binary_search_by_key(&name, |(known, _)| known).ok()?;
-        self.query.get(position).map(|(_, kind)| *kind)
     }
 
     /// Returns how a request's response relates to its account.

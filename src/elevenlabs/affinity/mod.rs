@@ -59,7 +59,7 @@ impl RequestIdentifiers {
             }
             let name = decode_parameter(name);
             let name = name.trim_end_matches("[]");
-            let Some(kind) = index().parameter_kind(name) else { continue };
+            let Some(&kind) = index().parameters.get(name) else { continue };
             let value = decode_parameter(value);
             let is_list = name.ends_with("_ids");
             let values = value.split(move |c| is_list && c == ',').map(str::trim);

@@ -1,4 +1,4 @@
-//! Tests the table of resources row by row: the identifier is found in a response, and in a later request
+//! Tests each row of the table of resources: an identifier is found in a response, and in a later request
 //! that names it.
 
 use serde_json::{Value, json};
@@ -6,13 +6,17 @@ use serde_json::{Value, json};
 use super::super::endpoint::lookup;
 use super::*;
 
-/// The identifier in every example, which must be found with the kind of its row.
+/// The identifier in every example. It must be found with the kind of the row.
 const ID: &str = "Xb7hH8MSUJpSbSDYk0k2";
 
 #[track_caller]
 fn check_path(path: &str, kind: ResourceKind) {
-    let names = RequestIdentifiers::parse(path, None);
-    assert!(names.path.contains(&Identifier::new(kind, ID)), "{path} names no {}", kind.as_str());
+    let identifiers = RequestIdentifiers::parse(path, None);
+    assert!(
+        identifiers.path.contains(&Identifier::new(kind, ID)),
+        "{path} has no identifier of a {}",
+        kind.as_str()
+    );
 }
 
 #[track_caller]
@@ -27,7 +31,11 @@ fn check_query(path: &str, query: &str, kind: ResourceKind) {
 #[track_caller]
 fn check_body(body: Value, kind: ResourceKind) {
     let identifiers = identifiers_in_document(body.to_string().as_bytes());
-    assert!(identifiers.contains(&Identifier::new(kind, ID)), "{body} names no {}", kind.as_str());
+    assert!(
+        identifiers.contains(&Identifier::new(kind, ID)),
+        "{body} has no identifier of a {}",
+        kind.as_str()
+    );
 }
 
 #[track_caller]
@@ -38,7 +46,7 @@ fn check_response(method: &str, path: &str, response: Value, kind: ResourceKind)
     let identifiers = identifiers_in_response(&method, &route, path, response.to_string().as_bytes());
     assert!(
         identifiers.contains(&Identifier::new(kind, ID)),
-        "{method} {path} yields no {}: {identifiers:?}",
+        "the response to {method} {path} has no identifier of a {}: {identifiers:?}",
         kind.as_str()
     );
 }
@@ -50,7 +58,7 @@ fn check_header(name: &'static str, kind: ResourceKind) {
     assert_eq!(identifiers_in_headers(&headers), [Identifier::new(kind, ID)]);
 }
 
-/// The check of each row.
+/// Returns the check of each row, by the name of its resource.
 fn row_checks() -> Vec<(&'static str, fn())> {
     vec![
         ("voice", voice),
@@ -101,10 +109,10 @@ fn voice() {
         check_response("GET", list, json!({ "voices": [{ "voice_id": ID, "category": "cloned" }] }), voice);
     }
     for path in ["voices", "voices/pvc", "text-to-speech", "speech-to-speech", "voice-changer"] {
-        for more in
+        for suffix in
             ["", "/stream", "/stream/with-timestamps", "/settings", "/stream-input", "/multi-stream-input"]
         {
-            check_path(&format!("/v1/{path}/{ID}{more}"), voice);
+            check_path(&format!("/v1/{path}/{ID}{suffix}"), voice);
         }
     }
     check_path(&format!("/v1/text-to-voice/{ID}/remix"), voice);
@@ -197,8 +205,8 @@ fn dubbing() {
     );
     check_response("POST", "/v1/dubbing/project", json!({ "project_id": ID }), ResourceKind::Project);
     check_response("GET", "/v1/dubbing", json!({ "dubs": [{ "dubbing_id": ID }] }), ResourceKind::Dubbing);
-    for more in ["", "/audio/de", "/transcripts/de/format/srt"] {
-        check_path(&format!("/v1/dubbing/{ID}{more}"), ResourceKind::Dubbing);
+    for suffix in ["", "/audio/de", "/transcripts/de/format/srt"] {
+        check_path(&format!("/v1/dubbing/{ID}{suffix}"), ResourceKind::Dubbing);
     }
     check_path(&format!("/v1/dubbing/resource/{ID}/speaker/x1/segment"), ResourceKind::Dubbing);
     check_path(&format!("/v1/dubbing/project/{ID}/language/x1"), ResourceKind::Project);
@@ -322,8 +330,8 @@ fn conversation() {
         json!({ "conversations": [{ "conversation_id": ID }] }),
         conversation,
     );
-    for more in ["", "/audio", "/monitor", "/files/x1"] {
-        check_path(&format!("/v1/convai/conversations/{ID}{more}"), conversation);
+    for suffix in ["", "/audio", "/monitor", "/files/x1"] {
+        check_path(&format!("/v1/convai/conversations/{ID}{suffix}"), conversation);
     }
 }
 
@@ -440,8 +448,8 @@ fn signed_url() {
         check_response("GET", &path, json!({ "signed_url": url }), ResourceKind::Signature);
     }
     let query = format!("agent_id=x&conversation_signature={ID}");
-    let names = RequestIdentifiers::parse("/v1/convai/conversation", Some(&query));
-    assert!(names.others.contains(&Identifier::new(ResourceKind::Signature, ID)));
+    let identifiers = RequestIdentifiers::parse("/v1/convai/conversation", Some(&query));
+    assert!(identifiers.others.contains(&Identifier::new(ResourceKind::Signature, ID)));
 }
 
 fn cursor() {
@@ -464,12 +472,12 @@ fn cursor() {
             path,
             json!({ field: "=a/b" }).to_string().as_bytes(),
         );
-        let named = RequestIdentifiers::parse(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
-        assert_eq!((identifiers.len(), identifiers), (1, named), "{path}");
+        let requested = RequestIdentifiers::parse(path, Some(&format!("{parameter}=%3Da%2Fb"))).others;
+        assert_eq!((identifiers.len(), identifiers), (1, requested), "{path}");
     }
-    let of = |path| RequestIdentifiers::parse(path, Some("cursor=2")).others;
-    assert_ne!(of("/v1/convai/agents"), of("/v1/convai/tools"), "a cursor counts in its own list");
-    assert_eq!(of("/v1/convai/agents"), of("/v1/convai/agents/"));
+    let cursor_in = |path| RequestIdentifiers::parse(path, Some("cursor=2")).others;
+    assert_ne!(cursor_in("/v1/convai/agents"), cursor_in("/v1/convai/tools"), "a cursor belongs to its list");
+    assert_eq!(cursor_in("/v1/convai/agents"), cursor_in("/v1/convai/agents/"));
 }
 
 #[test]
@@ -488,7 +496,7 @@ fn a_resource_of_every_account_has_no_owner() {
 }
 
 #[test]
-fn a_list_of_generated_speech_yields_no_voices() {
+fn the_voices_in_a_list_of_generated_speech_are_not_found() {
     let history = json!({ "history": [{ "history_item_id": ID, "request_id": "r", "voice_id": "v" }] });
     let identifiers = identifiers_in_response(
         &Method::GET,
@@ -503,7 +511,7 @@ fn a_list_of_generated_speech_yields_no_voices() {
 }
 
 #[test]
-fn literals_of_the_api_are_no_identifiers() {
+fn literals_of_the_api_are_not_identifiers() {
     for path in [
         "/v1/voices/add",
         "/v1/voices/settings/default",
@@ -517,7 +525,7 @@ fn literals_of_the_api_are_no_identifiers() {
     ] {
         assert_eq!(RequestIdentifiers::parse(path, None), RequestIdentifiers::default(), "{path}");
     }
-    // A voice of the library has no owner before it is copied.
+    // A voice of the library has no owner until it is copied.
     assert_eq!(
         RequestIdentifiers::parse("/v1/voices/add/someone/something", None),
         RequestIdentifiers::default()
@@ -545,14 +553,14 @@ fn an_identifier_is_found_in_every_spelling() {
 }
 
 #[test]
-fn a_value_that_is_no_identifier_is_skipped() {
+fn a_value_that_is_not_an_identifier_is_skipped() {
     for body in ["", "x", "{", "[1,2", r#"{"voice_id":7}"#, r#"{"voice_id":""}"#, r#"{"voice_id":{"a":"b"}}"#]
     {
         assert_eq!(identifiers_in_document(body.as_bytes()), [], "{body}");
     }
-    let long = json!({ "voice_id": "x".repeat(5_000) });
-    assert_eq!(identifiers_in_document(long.to_string().as_bytes()), []);
-    // Identifiers before the truncation count.
+    let too_long = json!({ "voice_id": "x".repeat(5_000) });
+    assert_eq!(identifiers_in_document(too_long.to_string().as_bytes()), []);
+    // The identifiers before the truncation are found.
     assert_eq!(
         identifiers_in_document(br#"{"voice_id":"v","text":"br"#),
         [Identifier::new(ResourceKind::Voice, "v")]
@@ -560,7 +568,7 @@ fn a_value_that_is_no_identifier_is_skipped() {
 }
 
 #[test]
-fn other_endpoints_yield_nothing() {
+fn responses_of_other_endpoints_have_no_owner() {
     for (method, path) in [
         (Method::GET, "/v1/models"),
         (Method::GET, "/v1/shared-voices"),
@@ -581,8 +589,8 @@ fn other_endpoints_yield_nothing() {
 proptest::proptest! {
     #[test]
     fn no_input_panics(path: String, query: Option<String>, body: Vec<u8>) {
-        let mut names = RequestIdentifiers::parse(&path, query.as_deref());
-        names.add_body(&body);
+        let mut identifiers = RequestIdentifiers::parse(&path, query.as_deref());
+        identifiers.add_body(&body);
         let _ = identifiers_in_response(&Method::GET, &Route::parse("/v1/voices"), &path, &body);
     }
 }

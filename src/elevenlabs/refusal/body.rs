@@ -102,12 +102,6 @@ impl ErrorBody {
         self.messages.push(message);
     }
 
-    /// Whether it has no codes and messages, because the body is empty, an HTML page or in an unknown format.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.codes.is_empty()
-    }
-
     /// Whether a code satisfies `predicate`.
     pub fn any_code(&self, predicate: impl Fn(&str) -> bool) -> bool {
         self.codes.iter().any(|code| predicate(code))

@@ -91,14 +91,10 @@ pub fn classify_message(
         (MessageFormat::ForeignError, SessionStage::Served)
         | (MessageFormat::Other, SessionStage::Opening | SessionStage::Served) => MessageKind::Useful,
     };
-    match kind {
-        MessageKind::Refused(verdict) if has_token => MessageKind::Refused(verdict_about_token(verdict)),
-        MessageKind::Refused(_)
-        | MessageKind::Useful
-        | MessageKind::KeepAlive
-        | MessageKind::UnknownError
-        | MessageKind::Queued => kind,
+    if has_token && let MessageKind::Refused(verdict) = kind {
+        return MessageKind::Refused(verdict_about_token(verdict));
     }
+    kind
 }
 
 /// Classifies a close frame; `None` if it is not a refusal. `follows_error` means that an [unknown
@@ -207,14 +203,10 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
     if agent_format(members) == MessageFormat::Error {
         return MessageFormat::Error;
     }
-    match (transcription_format(members), speech_format(members)) {
-        (format @ (MessageFormat::Error | MessageFormat::Event(_)), _)
-        | (_, format @ (MessageFormat::Error | MessageFormat::Event(_))) => format,
-        (
-            MessageFormat::ForeignError | MessageFormat::Other,
-            MessageFormat::ForeignError | MessageFormat::Other,
-        ) => MessageFormat::Other,
-    }
+    [transcription_format(members), speech_format(members)]
+        .into_iter()
+        .find(|format| matches!(format, MessageFormat::Error | MessageFormat::Event(_)))
+        .unwrap_or(MessageFormat::Other)
 }
 
 /// Corrects the verdict of a session in which the client presented a token.
