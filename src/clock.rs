@@ -1,5 +1,5 @@
-//! The only place that reads a clock, so that every decision elsewhere takes its time as an
-//! argument and can be tested at any moment of any month.
+//! Reads the clocks of the system. No other module does: code that depends on the time takes it as an
+//! argument, so that it can be tested at any time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -8,124 +8,128 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::policy::units::UnixMs;
 use crate::policy::wall_clock::correction;
 
-/// The time of day, for dates that people and providers use: reset dates, cooldowns, records. It never runs
-/// backward: it is the monotonic clock, anchored to the wall clock at the first call. A wall clock that is
-/// set forward, or was ahead after a suspend, is followed within a second; one that is set back is approached
-/// by slowing down (see [`correction`]). A call costs one reading of the monotonic clock and three loads of a
-/// cache line that is written at most once a second.
+/// The current date and time, for reset dates, cooldowns and records. It never goes backward.
+///
+/// It is computed from the monotonic clock, which is anchored to the wall clock at the first call. When the
+/// wall clock is set forward, or is ahead after a suspend, it is followed within a second. When the wall
+/// clock is set back, the returned time advances more slowly until both agree (see [`correction`]).
+///
+/// A call reads the monotonic clock once and loads a cache line that is written at most once a second.
 #[must_use]
 pub fn now() -> UnixMs {
-    static SCALE: LazyLock<Scale> = LazyLock::new(Scale::anchored);
+    static CLOCK: LazyLock<AnchoredClock> = LazyLock::new(AnchoredClock::anchor_now);
     let time = instant();
-    SCALE.follow(time);
-    SCALE.at(SCALE.elapsed(time))
+    CLOCK.compare(time);
+    CLOCK.time_at(CLOCK.elapsed(time))
 }
 
-/// The monotonic clock, for measurements: time to first byte, totals, deadlines. It is the clock of the
-/// runtime, so that tests can use virtual time.
+/// The monotonic clock, for durations and deadlines. It is the clock of the runtime, so that tests can use
+/// virtual time.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
+#[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
 pub fn instant() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// How long ago `time` was.
+/// The duration from `time` until now; zero if `time` is in the future.
 #[must_use]
-pub fn since(time: Instant) -> Duration {
+pub fn elapsed_since(time: Instant) -> Duration {
     instant().saturating_duration_since(time)
 }
 
-/// Microseconds from one comparison with the wall clock to the next.
-const COMPARE_EVERY: i64 = 1_000_000;
+/// Microseconds between two comparisons with the wall clock.
+const COMPARISON_INTERVAL: i64 = 1_000_000;
 
-/// Maximum duration of the three readings of a comparison. When they take longer, the thread was interrupted
-/// between them and their difference means nothing; the next call compares again.
-const COMPARE_MAX: Duration = Duration::from_millis(1);
+/// Maximum duration of the three clock readings of a comparison. If they take longer, the thread was
+/// interrupted between them and the difference is unreliable. The next call then compares again.
+const MAX_COMPARISON_DURATION: Duration = Duration::from_millis(1);
 
-/// The wall clock as a monotonic scale. All values are in microseconds; `elapsed` counts from the anchor.
+/// A monotonic clock that follows the wall clock. All values are in microseconds, and `elapsed` is measured
+/// from the anchor.
 #[derive(Debug)]
-struct Scale {
+struct AnchoredClock {
     anchor: Instant,
-    /// The Unix time of the anchor, with every correction so far.
+    /// The Unix time of the anchor, including all corrections.
     origin: AtomicI64,
-    /// The time shown at the last backward correction: the scale stands still there until the corrected time
-    /// has caught up, instead of going back by the size of the correction.
+    /// The clock reading at the last backward correction. The clock stops there until the corrected time
+    /// reaches it, instead of going back.
     floor: AtomicI64,
-    /// When the scale was last compared with the wall clock.
-    compared: AtomicI64,
+    /// The elapsed time at the last comparison with the wall clock.
+    compared_at: AtomicI64,
 }
 
-impl Scale {
-    #[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
-    fn anchored() -> Self {
-        Self::new(Instant::now(), wall())
+impl AnchoredClock {
+    #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
+    fn anchor_now() -> Self {
+        Self::new(Instant::now(), wall_clock())
     }
 
-    fn new(anchor: Instant, wall: i64) -> Self {
+    fn new(anchor: Instant, wall_time: i64) -> Self {
         Self {
             anchor,
-            origin: AtomicI64::new(wall),
+            origin: AtomicI64::new(wall_time),
             floor: AtomicI64::new(i64::MIN),
-            compared: AtomicI64::new(0),
+            compared_at: AtomicI64::new(0),
         }
     }
 
-    /// Microseconds from the anchor to `time`; negative before it, which virtual time can be.
+    /// Microseconds from the anchor to `time`. Negative for virtual time before the anchor.
     fn elapsed(&self, time: Instant) -> i64 {
         match time.checked_duration_since(self.anchor) {
-            Some(after) => micros(after),
+            Some(elapsed) => micros(elapsed),
             None => -micros(self.anchor.saturating_duration_since(time)),
         }
     }
 
-    fn at(&self, elapsed: i64) -> UnixMs {
-        // The floor that belongs to an origin is stored before the origin.
+    fn time_at(&self, elapsed: i64) -> UnixMs {
+        // A correction stores the floor before the origin, so the floor is not older than the origin.
         let time = self.origin.load(Ordering::Acquire).saturating_add(elapsed);
         let time = time.max(self.floor.load(Ordering::Relaxed));
         UnixMs(u64::try_from(time / 1_000).unwrap_or_default())
     }
 
-    /// Compares with the wall clock, when that is due at `time`.
-    #[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
-    fn follow(&self, time: Instant) {
-        let compared = self.compared.load(Ordering::Relaxed);
-        if self.elapsed(time).saturating_sub(compared) < COMPARE_EVERY {
+    /// Compares the clock with the wall clock if a comparison is due at `time`.
+    #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
+    fn compare(&self, time: Instant) {
+        let compared_at = self.compared_at.load(Ordering::Relaxed);
+        if self.elapsed(time).saturating_sub(compared_at) < COMPARISON_INTERVAL {
             return;
         }
         let before = Instant::now();
-        let (time, wall) = (instant(), wall());
+        let (time, wall_time) = (instant(), wall_clock());
         let after = Instant::now();
-        // A runtime with virtual time must not follow the wall clock.
+        // Virtual time must not follow the wall clock.
         let is_real = (before..=after).contains(&time);
-        if is_real && after.saturating_duration_since(before) <= COMPARE_MAX {
-            self.correct(compared, self.elapsed(time), wall);
+        if is_real && after.saturating_duration_since(before) <= MAX_COMPARISON_DURATION {
+            self.correct(compared_at, self.elapsed(time), wall_time);
         }
     }
 
-    /// Corrects the scale by what the wall clock showed at `elapsed`, unless another thread has done so since
-    /// `compared`.
-    fn correct(&self, compared: i64, elapsed: i64, wall: i64) {
-        let won = self.compared.compare_exchange(compared, elapsed, Ordering::Relaxed, Ordering::Relaxed);
-        if won.is_err() {
+    /// Corrects the clock to the wall clock reading at `elapsed`, unless another thread has compared them after
+    /// `compared_at`.
+    fn correct(&self, compared_at: i64, elapsed: i64, wall_time: i64) {
+        let claim =
+            self.compared_at.compare_exchange(compared_at, elapsed, Ordering::Relaxed, Ordering::Relaxed);
+        if claim.is_err() {
             return;
         }
         let origin = self.origin.load(Ordering::Relaxed);
-        let shown = origin.saturating_add(elapsed);
-        let correction = correction(wall.saturating_sub(shown), elapsed.saturating_sub(compared));
+        let reading = origin.saturating_add(elapsed);
+        let correction = correction(wall_time.saturating_sub(reading), elapsed.saturating_sub(compared_at));
         if correction < 0 {
-            self.floor.fetch_max(shown, Ordering::Relaxed);
+            self.floor.fetch_max(reading, Ordering::Relaxed);
         }
         self.origin.store(origin.saturating_add(correction), Ordering::Release);
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
-fn wall() -> i64 {
+#[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
+fn wall_clock() -> i64 {
     micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-fn micros(span: Duration) -> i64 {
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -135,77 +139,81 @@ mod tests {
     const SECOND: i64 = 1_000_000;
     const HOUR: i64 = 3_600 * SECOND;
     /// 2026-12-01.
-    const BEGAN: i64 = 1_796_083_200 * SECOND;
+    const START: i64 = 1_796_083_200 * SECOND;
 
-    /// The times that a scale shows, in microseconds beyond the anchor, when its wall clock is off by `step`
-    /// from its first second on; it is read once a second for `seconds`.
-    fn shown(step: i64, seconds: i64) -> Vec<i64> {
-        let scale = Scale::new(instant(), BEGAN);
-        let look = |second: i64| {
+    /// Reads a clock once a second for `seconds`. From the first second on, the wall clock deviates from it by
+    /// `step`. Returns the readings in microseconds after the anchor.
+    fn readings(step: i64, seconds: i64) -> Vec<i64> {
+        let clock = AnchoredClock::new(instant(), START);
+        let read = |second: i64| {
             let elapsed = second * SECOND;
-            scale.correct((second - 1) * SECOND, elapsed, BEGAN + elapsed + step);
-            i64::try_from(scale.at(elapsed).0).unwrap() * 1_000 - BEGAN
+            clock.correct((second - 1) * SECOND, elapsed, START + elapsed + step);
+            i64::try_from(clock.time_at(elapsed).0).unwrap() * 1_000 - START
         };
-        (1..=seconds).map(look).collect()
+        (1..=seconds).map(read).collect()
     }
 
     #[test]
-    fn a_step_forward_is_followed_at_once() {
+    fn the_clock_follows_a_step_forward_immediately() {
         for step in [0, 5_000, SECOND, HOUR, 24 * HOUR] {
-            assert_eq!(shown(step, 2), [SECOND + step, 2 * SECOND + step]);
+            assert_eq!(readings(step, 2), [SECOND + step, 2 * SECOND + step]);
         }
     }
 
     #[test]
-    fn a_step_back_never_turns_the_clock_back_and_lengthens_a_wait_by_one_percent_at_most() {
+    fn after_a_step_back_the_clock_advances_at_most_one_percent_more_slowly() {
         for step in [-1_000, -SECOND, -HOUR, -100_000 * HOUR] {
-            let shown = shown(step, 100);
-            assert!(shown.is_sorted(), "{step}: {shown:?}");
-            // The correction of a second counts from the next one on.
-            assert!(*shown.last().unwrap() >= 99 * SECOND, "{step}: {shown:?}");
+            let readings = readings(step, 100);
+            assert!(readings.is_sorted(), "{step}: {readings:?}");
+            // A correction takes effect in the following second.
+            assert!(*readings.last().unwrap() >= 99 * SECOND, "{step}: {readings:?}");
         }
-        // A small difference disappears in the end.
-        assert_eq!(shown(-500_000, 100).last(), Some(&(100 * SECOND - 500_000)));
+        // A small difference is corrected completely.
+        assert_eq!(readings(-500_000, 100).last(), Some(&(100 * SECOND - 500_000)));
     }
 
     #[test]
-    fn the_clock_stands_still_instead_of_going_back() {
-        let scale = Scale::new(instant(), BEGAN);
-        let before = scale.at(SECOND - 1);
-        scale.correct(0, SECOND, BEGAN - HOUR);
-        let values = [0, 5_000, 9_000, 10_000, 11_000].map(|after| scale.at(SECOND + after).0);
+    fn the_clock_stops_instead_of_going_back() {
+        let clock = AnchoredClock::new(instant(), START);
+        let before = clock.time_at(SECOND - 1);
+        clock.correct(0, SECOND, START - HOUR);
+        let values = [0, 5_000, 9_000, 10_000, 11_000].map(|after| clock.time_at(SECOND + after).0);
         assert!(before.0 <= values[0] && values.is_sorted(), "{before:?} {values:?}");
-        assert_eq!((values[3] - values[0], values[4] - values[3]), (0, 1), "10 ms of a second are lost");
+        assert_eq!(
+            (values[3] - values[0], values[4] - values[3]),
+            (0, 1),
+            "the clock is 10 ms slower in this second"
+        );
     }
 
     #[test]
-    fn one_thread_corrects_the_clock() {
-        let scale = Scale::new(instant(), BEGAN);
-        scale.correct(0, SECOND, BEGAN + SECOND + HOUR);
-        scale.correct(0, SECOND, BEGAN + SECOND + 2 * HOUR);
-        assert_eq!(i64::try_from(scale.at(SECOND).0).unwrap() * 1_000, BEGAN + SECOND + HOUR);
+    fn only_one_thread_corrects_the_clock() {
+        let clock = AnchoredClock::new(instant(), START);
+        clock.correct(0, SECOND, START + SECOND + HOUR);
+        clock.correct(0, SECOND, START + SECOND + 2 * HOUR);
+        assert_eq!(i64::try_from(clock.time_at(SECOND).0).unwrap() * 1_000, START + SECOND + HOUR);
     }
 
     #[test]
     fn the_clock_follows_the_wall_clock() {
-        let (before, shown, after) = (wall(), now(), wall());
-        // Allows for the comparison of each second, and for the time that the system takes to run this.
-        let span = (before / 1_000 - 1_000)..=(after / 1_000 + 1_000);
-        assert!(span.contains(&i64::try_from(shown.0).unwrap()), "{shown:?} {span:?}");
+        let (before, reading, after) = (wall_clock(), now(), wall_clock());
+        // The clock may deviate until the next comparison, and the three readings are not simultaneous.
+        let tolerance = (before / 1_000 - 1_000)..=(after / 1_000 + 1_000);
+        assert!(tolerance.contains(&i64::try_from(reading.0).unwrap()), "{reading:?} {tolerance:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn virtual_time_moves_the_clock() {
-        let scale = Scale::anchored();
+        let clock = AnchoredClock::anchor_now();
         let read = || {
             let time = instant();
-            scale.follow(time);
-            scale.at(scale.elapsed(time))
+            clock.compare(time);
+            clock.time_at(clock.elapsed(time))
         };
-        let began = read();
+        let start = read();
         for (span, total) in [(86_400, 86_400), (1, 86_401)] {
             tokio::time::advance(Duration::from_secs(span)).await;
-            assert_eq!(read().since(began), Duration::from_secs(total));
+            assert_eq!(read().since(start), Duration::from_secs(total));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The only module that spawns tasks and threads. Every task is counted, so that a drain can wait for all of
-//! them, and every thread has a name, so that an operator can find it.
+//! Spawns tasks and threads. No other module does, so every task belongs to a group that a drain can wait
+//! for, and every thread has a name that operators can find.
 
 use std::future::Future;
 use std::io;
@@ -10,20 +10,20 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// A group of tasks that can be waited for together; a clone is the same group.
+/// A group of tasks that a drain waits for. A clone refers to the same group.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
 }
 
 impl Tasks {
-    /// An empty group.
+    /// Creates an empty group.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `future` on the runtime, as a member of this group.
+    /// Spawns a task of this group on the current runtime.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -32,7 +32,7 @@ impl Tasks {
         self.tracker.spawn(future)
     }
 
-    /// Runs `future` as a member of this group on the runtime of `handle`, from any thread.
+    /// Spawns a task of this group on the runtime of `handle`. May be called from any thread.
     pub fn spawn_on<F>(&self, future: F, handle: &Handle) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -41,13 +41,13 @@ impl Tasks {
         self.tracker.spawn_on(future, handle)
     }
 
-    /// The number of members now.
+    /// The current number of tasks and tokens.
     #[must_use]
     pub fn count(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Runs `future` as a member of this group until it ends or the guard is dropped.
+    /// Spawns a task of this group that is aborted when the returned guard is dropped.
     pub fn spawn_guarded<F>(&self, future: F) -> AbortOnDrop
     where
         F: Future<Output = ()> + Send + 'static,
@@ -55,26 +55,26 @@ impl Tasks {
         AbortOnDrop(self.tracker.spawn(future).abort_handle())
     }
 
-    /// Counts as a member of this group until it is dropped, without being a task.
+    /// Returns a token that counts as a task of this group until it is dropped.
     #[must_use]
-    pub fn member(&self) -> Member {
-        Member(self.tracker.token())
+    pub fn token(&self) -> TaskToken {
+        TaskToken(self.tracker.token())
     }
 
-    /// Waits until every task of the group has ended. Tasks may still be added meanwhile.
+    /// Waits until all tasks of the group have ended. Tasks may be added while it waits.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the waiting and nothing else.
+    /// Dropping the future has no effect on the tasks.
     pub async fn ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 }
 
-/// A member of a group that is not a task; the group waits until it is dropped.
+/// Counts as a task of a [`Tasks`] group until it is dropped.
 #[derive(Debug)]
-pub struct Member(#[expect(dead_code, reason = "its drop is what counts")] TaskTrackerToken);
+pub struct TaskToken(#[expect(dead_code, reason = "dropping it removes it from the group")] TaskTrackerToken);
 
 /// Aborts its task when it is dropped.
 #[derive(Debug)]
@@ -86,12 +86,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Runs work that blocks for a moment, such as a write to a file, on the runtime's blocking threads.
+/// Runs short blocking work, such as a write to a file, on a blocking thread of the runtime.
 ///
 /// # Cancel safety
 ///
-/// Work that has begun runs to its end, also when the handle is dropped.
-pub fn blocking<F, T>(work: F) -> JoinHandle<T>
+/// Dropping the handle does not stop work that has started.
+pub fn spawn_blocking<F, T>(work: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
@@ -99,12 +99,12 @@ where
     tokio::task::spawn_blocking(work)
 }
 
-/// Starts an operating-system thread with a name, for work that blocks.
+/// Spawns a named thread for long blocking work.
 ///
 /// # Errors
 ///
-/// When the system cannot create a thread.
-pub fn thread<F, T>(name: &str, work: F) -> io::Result<thread::JoinHandle<T>>
+/// When the operating system cannot create the thread.
+pub fn spawn_thread<F, T>(name: &str, work: F) -> io::Result<thread::JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,

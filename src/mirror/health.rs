@@ -1,4 +1,4 @@
-//! The mirror's state, its counters and its lag, which the metrics and the status pages show.
+//! The state, the counters and the lag of the mirror, shared with metrics and status pages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -8,16 +8,16 @@ use crate::policy::units::UnixMs;
 
 /// The state of the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Due rows are being sent.
+pub enum MirrorState {
+    /// Supabase accepts the rows.
     Working,
-    /// Pushes fail; the mirror retries.
+    /// Pushes fail, and the mirror retries them.
     Failing,
-    /// Pushes fail until an operator fixes the setup.
+    /// Pushes fail, and an operator must fix the setup.
     Paused,
 }
 
-/// Counters and state of the mirror. Cheap to clone.
+/// A handle to the state and the counters of the mirror. All clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct MirrorHealth(Arc<MirrorHealthCells>);
 
@@ -27,51 +27,51 @@ struct MirrorHealthCells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// Time at which the outbox was last empty, in milliseconds since 1970; 0 if it never was.
-    caught_up_at: AtomicU64,
+    /// Time at which the outbox was last empty, in milliseconds since 1970; 0 before the start.
+    empty_at: AtomicU64,
 }
 
-const STATES: [State; 3] = [State::Working, State::Failing, State::Paused];
+const STATES: [MirrorState; 3] = [MirrorState::Working, MirrorState::Failing, MirrorState::Paused];
 
 impl MirrorHealth {
     /// The current state.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> MirrorState {
         let index = usize::from(self.0.state.load(Ordering::Acquire));
-        STATES.get(index).copied().unwrap_or(State::Working)
+        STATES.get(index).copied().unwrap_or(MirrorState::Working)
     }
 
-    /// Rows that Supabase refused and that the mirror will retry.
+    /// Number of rows that Supabase refused. The mirror will retry them.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Acquire)
     }
 
-    /// Rows delivered since the start. A row that is sent twice counts twice.
+    /// Number of rows delivered in this run of the program. A row that is sent twice counts twice.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
     }
 
-    /// Pushes that failed since the start.
+    /// Number of failed pushes in this run of the program.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)
     }
 
-    /// Maximum age of an unsent row at `now`: the time since the outbox was last empty. Zero before
-    /// the first round.
+    /// Upper bound of the age of an unsent row at `now`: the time since the outbox was last empty. Zero
+    /// before the mirror starts.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
-        let at = self.0.caught_up_at.load(Ordering::Acquire);
+        let at = self.0.empty_at.load(Ordering::Acquire);
         if at == 0 { Duration::ZERO } else { now.since(UnixMs(at)) }
     }
 
-    pub(super) fn caught_up(&self, now: UnixMs) {
-        self.0.caught_up_at.store(now.0, Ordering::Release);
+    pub(super) fn record_empty_outbox(&self, now: UnixMs) {
+        self.0.empty_at.store(now.0, Ordering::Release);
     }
 
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&self, state: MirrorState) {
         let index = STATES.iter().position(|candidate| *candidate == state).unwrap_or(0);
         self.0.state.store(u8::try_from(index).unwrap_or(0), Ordering::Release);
     }

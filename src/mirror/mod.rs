@@ -1,12 +1,12 @@
-//! Mirrors usage to Supabase: a background task sends the rows of the outbox. The mirror reads rows
-//! that the database already contains, so requests never wait for it. Rows that are not delivered
-//! stay in the outbox.
+//! Mirrors usage to Supabase: a background task sends the rows of the outbox.
+//!
+//! The mirror reads rows from the local database, so requests never wait for it. Undelivered rows stay in
+//! the outbox.
 
-mod push;
-mod remote;
-mod rows;
-
+mod client;
 mod health;
+mod push;
+mod rows;
 
 use std::time::Duration;
 
@@ -14,16 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::policy::mirror::{Hint, wait};
+use crate::policy::mirror::{MirrorProblem, retry_delay};
 use crate::secret::ServiceKey;
-use crate::store::{Batch, Delivery, Outbox, RefusedRow, StoreClosed};
+use crate::store::{DeliveryReport, Outbox, OutboxBatch, RefusedRow, StoreUnavailable};
 use crate::upstream::TlsError;
 
-pub use health::{MirrorHealth, State};
+pub use health::{MirrorHealth, MirrorState};
 
-use push::{PushResult, Stop, push, rename};
-use remote::Remote;
-use rows::{KeyUsage, UsageEvent};
+use client::SupabaseClient;
+use push::{PushError, PushResult, push, rename};
 
 /// The target and the timing of the mirror.
 #[derive(Clone, Debug)]
@@ -36,7 +35,7 @@ pub struct Settings {
     pub interval: Duration,
     /// Maximum rows per request.
     pub max_batch_rows: usize,
-    /// Timeout for DNS, TCP and TLS together.
+    /// Timeout of the DNS lookup and the TCP and TLS handshakes together.
     pub connect_timeout: Duration,
     /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
@@ -51,7 +50,7 @@ pub struct Settings {
 /// The errors that prevent the mirror from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorStartError {
-    /// TLS cannot be set up.
+    /// The TLS configuration is invalid.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The HTTP client cannot be created.
@@ -62,31 +61,31 @@ pub enum MirrorStartError {
     Key,
 }
 
-/// Delay before a refused row is retried. An operator may have changed its table meanwhile.
+/// Delay before a refused row is retried, because an operator may change its table.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(3_600);
 
-/// The task that sends the due rows in rounds.
+/// The task that sends due rows in rounds.
 #[derive(Debug)]
 pub struct Mirror {
     outbox: Outbox,
-    remote: Remote,
+    client: SupabaseClient,
     settings: Settings,
     health: MirrorHealth,
     /// Consecutive failures.
     failures: u32,
     /// The last logged setup error.
-    last_hint: Option<Hint>,
+    last_hint: Option<MirrorProblem>,
 }
 
 /// The result of a round.
 #[derive(Debug)]
 enum RoundResult {
-    /// Every due row was sent or refused.
+    /// All due rows were sent or refused.
     Done,
-    /// More than one batch was due.
+    /// More rows are due than fit in one batch.
     MoreDue,
     /// Supabase was unreachable or refused the request. The rows stay in the outbox.
-    Stopped(Stop),
+    Failed(PushError),
     /// The database cannot be read or written at present.
     StoreUnavailable,
 }
@@ -98,14 +97,17 @@ impl Mirror {
     ///
     /// When the HTTP client cannot be created.
     pub fn new(outbox: Outbox, settings: Settings, health: MirrorHealth) -> Result<Self, MirrorStartError> {
-        let remote = Remote::new(&settings)?;
-        // The age of rows from earlier runs is not recorded, so their lag counts from now.
-        health.caught_up(clock::now());
-        Ok(Self { outbox, remote, settings, health, failures: 0, last_hint: None })
+        let client = SupabaseClient::new(&settings)?;
+        // The age of rows from earlier runs is unknown, so the lag is measured from this time.
+        health.record_empty_outbox(clock::now());
+        Ok(Self { outbox, client, settings, health, failures: 0, last_hint: None })
     }
 
-    /// Sends rounds until `end` is cancelled, then sends the remaining rows and returns. If the
-    /// future is dropped, unconfirmed rows are sent after the next start.
+    /// Sends due rows in rounds until `end` is cancelled, then sends the remaining rows and returns.
+    ///
+    /// # Cancel safety
+    ///
+    /// Rows whose delivery is not yet recorded are sent again after the next start.
     pub async fn run(mut self, end: CancellationToken) {
         info!(
             event = "mirror_started",
@@ -113,111 +115,105 @@ impl Mirror {
             "Mirroring to {}",
             self.settings.base_url
         );
-        // An operator may have fixed the table before this start, so refused rows are retried.
-        let _ = self.outbox.clear_parked().await;
+        // Refused rows are retried, because an operator may have fixed the table before this start.
+        let _ = self.outbox.release_refused().await;
         loop {
-            let round = self.round().await;
+            let round = self.run_round().await;
             let wait = self.delay_after(round);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = end.cancelled() => break,
             }
         }
-        while matches!(self.round().await, RoundResult::MoreDue) {}
+        while matches!(self.run_round().await, RoundResult::MoreDue) {}
     }
 
-    async fn round(&mut self) -> RoundResult {
-        match self.try_round().await {
-            Ok(round) => round,
-            Err(StoreClosed) => RoundResult::StoreUnavailable,
-        }
+    async fn run_round(&mut self) -> RoundResult {
+        self.try_round().await.unwrap_or(RoundResult::StoreUnavailable)
     }
 
-    async fn try_round(&mut self) -> Result<RoundResult, StoreClosed> {
+    async fn try_round(&mut self) -> Result<RoundResult, StoreUnavailable> {
         let max_rows = self.settings.max_batch_rows;
-        let Batch { renames, keys, events, refused } = self.outbox.take(max_rows).await?;
+        let OutboxBatch { renames, keys, events, refused } = self.outbox.next_batch(max_rows).await?;
         self.health.set_refused(refused);
-        let is_renaming = renames.len() >= max_rows;
-        // Renames are sent first: a new row of a key would conflict with its old row.
-        if let Some(stop) = self.record(rename(&self.remote, renames).await).await? {
-            return Ok(RoundResult::Stopped(stop));
+        let has_more_renames = renames.len() >= max_rows;
+        // Renames are sent first, because a new row of a key would conflict with its old row.
+        if let Some(error) = self.record(rename(&self.client, renames).await).await? {
+            return Ok(RoundResult::Failed(error));
         }
-        if is_renaming {
+        if has_more_renames {
             return Ok(RoundResult::MoreDue);
         }
         let is_full = keys.len() >= max_rows || events.len() >= max_rows;
-        let keys: Vec<KeyUsage> = keys.into_iter().map(Into::into).collect();
-        let events: Vec<UsageEvent> = events.into_iter().map(Into::into).collect();
-        let keys_stop = self.record(push(&self.remote, &keys).await).await?;
+        let key_error = self.record(push(&self.client, &keys).await).await?;
         // After an error of one table, the rows of the other table are still sent.
-        let stop = match keys_stop {
-            Some(stop) if !concerns_one_table(&stop) => Some(stop),
-            stop => self.record(push(&self.remote, &events).await).await?.or(stop),
+        let error = match key_error {
+            Some(error) if !concerns_one_table(&error) => Some(error),
+            error => self.record(push(&self.client, &events).await).await?.or(error),
         };
-        Ok(match stop {
-            Some(stop) => RoundResult::Stopped(stop),
+        Ok(match error {
+            Some(error) => RoundResult::Failed(error),
             None if is_full => RoundResult::MoreDue,
             None => RoundResult::Done,
         })
     }
 
-    /// Records the result for each row. Returns the error that stopped the push.
-    async fn record(&mut self, result: PushResult) -> Result<Option<Stop>, StoreClosed> {
-        let PushResult { sent, refused, stop } = result;
+    /// Records the result for each row. Returns the error that ended the push.
+    async fn record(&mut self, result: PushResult) -> Result<Option<PushError>, StoreUnavailable> {
+        let PushResult { sent, refused, error } = result;
         if sent.is_empty() && refused.is_empty() {
-            return Ok(stop);
+            return Ok(error);
         }
         self.health.add_sent(sent.len());
-        let until = clock::now().plus(REFUSED_RETRY_DELAY);
-        let refusal_codes: Vec<String> = refused.iter().map(|(_, code)| code.clone()).collect();
-        let refused = refused.into_iter().map(|(name, code)| RefusedRow { name, code, until }).collect();
-        let newly_refused = self.outbox.record(Delivery { sent, refused }).await?;
+        let retry_at = clock::now().plus(REFUSED_RETRY_DELAY);
+        let first_code = refused.first().map(|(_, code)| code.clone()).unwrap_or_default();
+        let refused = refused.into_iter().map(|(row, code)| RefusedRow { row, code, retry_at }).collect();
+        let newly_refused = self.outbox.record_delivery(DeliveryReport { sent, refused }).await?;
         if newly_refused > 0 {
-            let code = refusal_codes.first().map_or("", String::as_str);
             warn!(
                 event = "mirror_rows_refused",
                 rows = newly_refused,
-                code,
-                "Supabase refuses {newly_refused} rows because of their content ({code}); they stay in the outbox and are sent again later"
+                code = first_code,
+                "Supabase refuses {newly_refused} rows because of their content ({first_code}); they stay in the outbox and are sent again later"
             );
         }
-        Ok(stop)
+        Ok(error)
     }
 
-    /// Processes the result of a round: logs changes and returns the delay before the next one.
+    /// Updates the health and logs changes after a round. Returns the delay of the next round.
     fn delay_after(&mut self, round: RoundResult) -> Duration {
         let Settings { interval, max_retry_delay, pause, .. } = self.settings;
         match round {
             RoundResult::Done | RoundResult::MoreDue => {
-                if self.health.state() != State::Working {
+                if self.health.state() != MirrorState::Working {
                     info!(event = "mirror_recovered", "Supabase accepts the mirrored rows again");
                 }
-                self.health.set_state(State::Working);
+                self.health.set_state(MirrorState::Working);
                 if matches!(round, RoundResult::Done) {
-                    self.health.caught_up(clock::now());
+                    self.health.record_empty_outbox(clock::now());
                 }
                 (self.failures, self.last_hint) = (0, None);
                 if matches!(round, RoundResult::MoreDue) { Duration::ZERO } else { interval }
             }
-            // The store logs database errors itself.
+            // The store logs database errors.
             RoundResult::StoreUnavailable => interval,
-            RoundResult::Stopped(Stop::Temporary { reason, retry_after }) => {
-                if self.health.state() == State::Working {
+            RoundResult::Failed(PushError::Temporary { reason, retry_after }) => {
+                if self.health.state() == MirrorState::Working {
                     warn!(
                         event = "mirror_failing",
                         "Supabase does not accept the mirrored rows: {reason}. Requests are served as before, and the mirror retries"
                     );
                 }
-                self.health.set_state(State::Failing);
+                self.health.set_state(MirrorState::Failing);
                 self.health.add_failure();
                 self.failures = self.failures.saturating_add(1);
-                wait(self.failures, interval, max_retry_delay, retry_after, fastrand::f64())
+                retry_delay(self.failures, interval, max_retry_delay, retry_after, fastrand::f64())
             }
-            RoundResult::Stopped(Stop::Setup { hint, reason }) => {
+            RoundResult::Failed(PushError::Setup { hint, reason }) => {
                 if self.last_hint != Some(hint) {
-                    warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", hint.text());
+                    warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", hint.message());
                 }
-                self.health.set_state(State::Paused);
+                self.health.set_state(MirrorState::Paused);
                 self.health.add_failure();
                 (self.failures, self.last_hint) = (0, Some(hint));
                 pause
@@ -226,13 +222,19 @@ impl Mirror {
     }
 }
 
-/// Whether the error concerns one table, not the whole connection.
-fn concerns_one_table(stop: &Stop) -> bool {
-    match stop {
-        Stop::Temporary { .. } => false,
-        Stop::Setup { hint, .. } => match hint {
-            Hint::Forbidden | Hint::Table | Hint::Column | Hint::EveryRow => true,
-            Hint::Key | Hint::Address | Hint::Asleep | Hint::Unexplained => false,
+/// Whether the error concerns one table, so that the other table may still accept rows.
+fn concerns_one_table(error: &PushError) -> bool {
+    match error {
+        PushError::Temporary { .. } => false,
+        PushError::Setup { hint, .. } => match hint {
+            MirrorProblem::Forbidden
+            | MirrorProblem::Table
+            | MirrorProblem::Column
+            | MirrorProblem::EveryRow => true,
+            MirrorProblem::Key
+            | MirrorProblem::Address
+            | MirrorProblem::Paused
+            | MirrorProblem::Unexplained => false,
         },
     }
 }

@@ -1,5 +1,5 @@
-//! Sends the poller's requests to the provider with a key of the pool, and parses the responses.
-//! None of the requests costs credits.
+//! The HTTP client of the poller: sends requests to the provider with a key of the pool, and parses the
+//! responses. The requests are free.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,21 +8,20 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::Empty;
 
-use crate::body::decode::decoded;
-use crate::body::peek::Peeked;
+use crate::body::decode::decode_body;
+use crate::body::peek::PeekedBody;
 use crate::body::replay::Replay;
 use crate::elevenlabs::models::Models;
 use crate::elevenlabs::refusal::{ErrorBody, classify};
 use crate::elevenlabs::socket::conversation_cost;
-use crate::elevenlabs::subscription::{Subscription, workspace_id};
+use crate::elevenlabs::subscription::{Subscription, parse_workspace_id};
 use crate::policy::authority::Authority;
 use crate::policy::evidence::RefusalSource;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
 
-/// Maximum size of a response. The longest one, the list of models, has less than a hundred
-/// kilobytes.
+/// Maximum size of a response. The longest response, the list of models, has less than 100 kilobytes.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
 /// Sends the poller's requests, with a timeout for each response.
@@ -33,17 +32,16 @@ pub(super) struct ProviderClient<'a, C> {
 }
 
 impl<C: Connect> ProviderClient<'_, C> {
-    /// Requests the quota of the key's workspace. `None` if the provider returns no quota at
-    /// present, which does not change the key's state.
+    /// Requests the quota of the key's workspace. `None` after an error that does not concern the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
         self.quota_at(key.authority(), key).await
     }
 
-    /// Requests the quota from the given host of the provider.
+    /// Requests the quota from a host of the provider; `None` is the default host.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
-        let (verdict, text) = self.send_at(host, key, Uri::from_static("/v1/user/subscription")).await?;
+        let (verdict, text) = self.send(host, key, Uri::from_static("/v1/user/subscription")).await?;
         match verdict {
-            Verdict::Served => Subscription::read(&text).map(|subscription| Observation::Quota {
+            Verdict::Served => Subscription::parse(&text).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
                 tier: subscription.tier,
                 is_paid: subscription.is_paid,
@@ -51,13 +49,13 @@ impl<C: Connect> ProviderClient<'_, C> {
             }),
             Verdict::InvalidKey | Verdict::WrongHost => {
                 let source = RefusalSource {
-                    words: verdict.word().into(),
+                    message: verdict.as_str().into(),
                     route: "/v1/user/subscription".into(),
                     ..RefusalSource::default()
                 };
                 Some(Observation::Invalid { verdict, source })
             }
-            // A key that is restricted to speech cannot read the quota. It stays usable for speech.
+            // A key that is restricted to speech cannot read its quota, but can serve speech.
             Verdict::MissingPermission(_) => Some(Observation::Unreadable),
             Verdict::WorkspaceQuota(_)
             | Verdict::KeyQuota(_)
@@ -76,33 +74,31 @@ impl<C: Connect> ProviderClient<'_, C> {
         }
     }
 
-    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to
-    /// read it.
+    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to read it.
     pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
-        let (verdict, text) = self.send(key, Uri::from_static("/v1/user")).await?;
-        if verdict == Verdict::Served { workspace_id(&text) } else { None }
+        parse_workspace_id(&self.fetch(key, Uri::from_static("/v1/user")).await?)
     }
 
     /// Requests the provider's models. `None` if the key lacks the permission to read them.
     pub(super) async fn models(&self, key: &Key) -> Option<Models> {
-        let (verdict, text) = self.send(key, Uri::from_static("/v1/models")).await?;
-        if verdict == Verdict::Served { Models::read(&text) } else { None }
+        Models::parse(&self.fetch(key, Uri::from_static("/v1/models")).await?)
     }
 
     /// Requests the cost of a conversation in credits. `None` until the provider has published it.
-    pub(super) async fn cost(&self, key: &Key, conversation: &str) -> Option<u64> {
+    pub(super) async fn conversation_cost(&self, key: &Key, conversation: &str) -> Option<u64> {
         let path = format!("/v1/convai/conversations/{conversation}");
-        let (verdict, text) = self.send(key, Uri::try_from(path).ok()?).await?;
-        if verdict == Verdict::Served { conversation_cost(&text) } else { None }
+        conversation_cost(&self.fetch(key, Uri::try_from(path).ok()?).await?)
     }
 
-    /// Sends a request. Returns the verdict on the response and the decoded body. `None` if no
-    /// response arrives before the timeout, or its body cannot be decoded.
-    async fn send(&self, key: &Key, target: Uri) -> Option<(Verdict, Vec<u8>)> {
-        self.send_at(key.authority(), key, target).await
+    /// Sends a request to the host of the key. Returns the body of a successful response.
+    async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
+        let (verdict, body) = self.send(key.authority(), key, target).await?;
+        (verdict == Verdict::Served).then_some(body)
     }
 
-    async fn send_at(
+    /// Sends a request. Returns the verdict on the response and the decoded body, or `None` if the response
+    /// does not arrive before the timeout or its body cannot be decoded.
+    async fn send(
         &self,
         host: Option<&Arc<Authority>>,
         key: &Key,
@@ -110,14 +106,14 @@ impl<C: Connect> ProviderClient<'_, C> {
     ) -> Option<(Verdict, Vec<u8>)> {
         let exchange = async {
             let head = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
-            let body = Replay::<Empty<Bytes>>::empty().attempt();
+            let body = Replay::<Empty<Bytes>>::empty().start_attempt();
             let response = self.upstream.send(host, key.api_key(), &head, body).await.ok()?;
             let (response_head, body) = response.into_parts();
-            let (_, bytes) = Peeked::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
+            let (_, bytes) = PeekedBody::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
             let encoding =
                 response_head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-            let text = decoded(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
-            let verdict = classify(response_head.status, Some(&ErrorBody::read(&text)), None);
+            let text = decode_body(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
+            let verdict = classify(response_head.status, Some(&ErrorBody::parse(&text)), None);
             Some((verdict, text))
         };
         tokio::time::timeout(self.response_timeout, exchange).await.ok()?

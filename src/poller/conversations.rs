@@ -1,5 +1,5 @@
-//! Polls the cost of conversations with agents. No WebSocket message contains this cost; the
-//! provider publishes it seconds or minutes after the end of a conversation.
+//! Polls the cost of conversations with agents. WebSocket messages do not contain this cost. The provider
+//! publishes it seconds or minutes after the end of a conversation.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use tracing::debug;
 use super::client::ProviderClient;
 use crate::clock;
 use crate::pool::Pool;
-use crate::proxy::{Conversation, UsageSink};
-use crate::telemetry::{Meters, log_transitions};
+use crate::proxy::{EndedConversation, UsageSink};
+use crate::telemetry::{RequestMetrics, log_transitions};
 use crate::upstream::{Connect, Upstream};
 
-/// Delay before each poll of a conversation, from its end or from the previous poll. After the last
-/// poll the cost of the conversation stays unknown.
+/// Delay of each poll of a conversation after its end or after the previous poll. If the last poll returns
+/// no cost, the cost stays unknown.
 const POLL_DELAYS: [Duration; 8] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -26,38 +26,38 @@ const POLL_DELAYS: [Duration; 8] = [
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
-/// Timeout of one response.
+/// Timeout from the start of a request to the end of its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum conversations whose cost is still polled.
+/// Maximum number of conversations whose cost is still polled. The cost of further ones stays unknown.
 const MAX_PENDING: usize = 10_000;
 
-/// Polls the costs of conversations, with one request at a time.
+/// Polls the costs of ended conversations, with one request at a time.
 #[derive(Debug)]
-pub struct Conversations<C> {
+pub struct ConversationPoller<C> {
     pool: Arc<Pool>,
     upstream: Upstream<C>,
     usage: UsageSink,
-    meters: Meters,
-    ended: mpsc::Receiver<Conversation>,
+    meters: RequestMetrics,
+    ended: mpsc::Receiver<EndedConversation>,
     pending: Vec<PendingConversation>,
 }
 
 #[derive(Debug)]
 struct PendingConversation {
-    conversation: Conversation,
-    due: Instant,
-    /// The number of polls so far.
-    polls: usize,
+    conversation: EndedConversation,
+    next_poll_at: Instant,
+    /// Number of polls that returned no cost.
+    poll_count: usize,
 }
 
-impl<C: Connect> Conversations<C> {
+impl<C: Connect> ConversationPoller<C> {
     /// Creates a poller for the conversations that are sent to `ended`.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
         usage: UsageSink,
-        meters: Meters,
-        ended: mpsc::Receiver<Conversation>,
+        meters: RequestMetrics,
+        ended: mpsc::Receiver<EndedConversation>,
     ) -> Self {
         Self { pool, upstream, usage, meters, ended, pending: Vec::new() }
     }
@@ -65,10 +65,10 @@ impl<C: Connect> Conversations<C> {
     /// Polls until all senders of `ended` are dropped.
     pub async fn run(mut self) {
         loop {
-            let next = self.pending.iter().map(|pending| pending.due).min();
-            let due = async {
-                match next {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
+            let next_poll_at = self.pending.iter().map(|pending| pending.next_poll_at).min();
+            let next_poll = async {
+                match next_poll_at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -77,37 +77,38 @@ impl<C: Connect> Conversations<C> {
                     Some(conversation) => self.schedule(conversation, 0),
                     None => return,
                 },
-                () = due => self.poll_one().await,
+                () = next_poll => self.poll_one().await,
             }
         }
     }
 
-    fn schedule(&mut self, conversation: Conversation, polls: usize) {
-        let Some(delay) = POLL_DELAYS.get(polls).filter(|_| self.pending.len() < MAX_PENDING) else {
-            return debug!("a conversation stays without a price: the provider did not publish it");
+    fn schedule(&mut self, conversation: EndedConversation, poll_count: usize) {
+        let Some(delay) = POLL_DELAYS.get(poll_count).filter(|_| self.pending.len() < MAX_PENDING) else {
+            return debug!("the cost of a conversation stays unknown: the provider did not publish it");
         };
-        self.pending.push(PendingConversation { conversation, due: clock::instant() + *delay, polls });
+        let next_poll_at = clock::instant() + *delay;
+        self.pending.push(PendingConversation { conversation, next_poll_at, poll_count });
     }
 
-    /// Polls one conversation that is due.
+    /// Polls the cost of one conversation whose poll is due.
     async fn poll_one(&mut self) {
         let now = clock::instant();
-        let Some(index) = self.pending.iter().position(|pending| pending.due <= now) else { return };
-        let PendingConversation { conversation, polls, .. } = self.pending.swap_remove(index);
+        let Some(index) = self.pending.iter().position(|pending| pending.next_poll_at <= now) else { return };
+        let PendingConversation { conversation, poll_count, .. } = self.pending.swap_remove(index);
         let client = ProviderClient { upstream: &self.upstream, response_timeout: RESPONSE_TIMEOUT };
-        match client.cost(conversation.key(), conversation.id()).await {
-            Some(credits) => self.record_price(conversation, credits).await,
-            None => self.schedule(conversation, polls + 1),
+        match client.conversation_cost(conversation.key(), conversation.id()).await {
+            Some(credits) => self.charge(conversation, credits).await,
+            None => self.schedule(conversation, poll_count + 1),
         }
     }
 
-    async fn record_price(&self, conversation: Conversation, credits: u64) {
+    async fn charge(&self, conversation: EndedConversation, credits: u64) {
         let key = Arc::clone(conversation.key());
-        log_transitions(&self.pool.spend(&self.pool.roster(), &key, credits, clock::now()));
-        self.meters.priced(credits);
-        let record = conversation.priced(credits);
-        // If the usage store is closed, it has logged this already.
-        if let Ok(permit) = self.usage.permit().await {
+        log_transitions(&self.pool.charge_late(&self.pool.roster(), &key, credits, clock::now()));
+        self.meters.record_late_price(credits);
+        let record = conversation.into_priced_record(credits);
+        // The usage store logs when it closes.
+        if let Ok(permit) = self.usage.acquire_permit().await {
             permit.write(record);
         }
     }

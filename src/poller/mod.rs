@@ -1,6 +1,8 @@
-//! Polls the provider for the quota of each key: in the background at the start, and then rarely. A
-//! quota makes a refused key usable again, and corrects the pool's count when other applications
-//! use the same credits.
+//! Polls the provider for the quota of each key, in the background: at the start, at a long interval, and
+//! after a refusal that a poll can decide about.
+//!
+//! The quota confirms or refutes refusals. It also corrects the pool's count if other applications spend
+//! the same credits.
 
 mod client;
 mod conversations;
@@ -17,28 +19,29 @@ use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::forecast::Forecast;
 use crate::policy::key_state::CooldownReason;
-use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_at};
+use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_delay};
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
 use crate::telemetry::{log_discrepancy, log_transitions};
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
-pub use conversations::Conversations;
+pub use conversations::ConversationPoller;
 
 /// The settings of the poller.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The interval between two polls of a key whose state is normal.
+    /// Interval between two polls of a usable key.
     pub interval: Duration,
-    /// Timeout of one response.
+    /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
-    /// The regional hosts at which a key of another region is polled.
+    /// Regional hosts of the provider, at which a key is polled that the default host refuses as one of
+    /// another region.
     pub regions: Arc<[Arc<Authority>]>,
 }
 
-/// Minimum interval between two polls of one key, even if its requests are refused: polls are rate
-/// limited, too.
+/// Minimum interval between two polls of one key, whatever requests are refused, because the provider also
+/// limits the rate of polls.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Polls the quota of every key in rounds.
@@ -54,26 +57,32 @@ pub struct QuotaPoller<C> {
 /// year.
 const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// The state of the poller between its polls.
+/// The state of the poller between its rounds.
 #[derive(Debug, Default)]
-struct PollMemory {
-    /// Time of the next poll of each key. A key without an entry was never polled.
-    due: HashMap<Fingerprint, Instant>,
-    /// Time of the last poll of each key.
-    polled_at: HashMap<Fingerprint, Instant>,
-    /// Keys that were polled at all regional hosts.
-    regions_tried: HashSet<Fingerprint>,
-    /// Keys whose workspace is known or cannot be read.
-    membership_checked: HashSet<Fingerprint>,
-    models_at: Option<Instant>,
+struct PollerState {
+    keys: HashMap<Fingerprint, PolledKey>,
+    models_polled_at: Option<Instant>,
     /// The last forecast of the pool's credits.
     forecast: Option<Forecast>,
-    pairs_reported: HashSet<[Fingerprint; 2]>,
+    /// Pairs of keys that were logged because they may share a workspace.
+    logged_pairs: HashSet<[Fingerprint; 2]>,
+}
+
+/// The state of the poller for one key.
+#[derive(Debug, Default)]
+struct PolledKey {
+    /// Time of the next poll; `None` if it is due.
+    next_poll_at: Option<Instant>,
+    last_polled_at: Option<Instant>,
+    /// Whether the key was polled at all regional hosts.
+    has_tried_regions: bool,
+    /// Whether the workspace of the key is known or cannot be read.
+    has_checked_workspace: bool,
 }
 
 impl<C: Connect> QuotaPoller<C> {
-    /// Creates a poller for `pool`. It polls every key again whenever it receives settings, because
-    /// the pool may have new keys.
+    /// Creates a poller for `pool`. It polls every key again whenever it receives settings, because they
+    /// may come with new keys.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -83,93 +92,93 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, usage, settings }
     }
 
-    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled
-    /// after new settings were received.
+    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after the
+    /// start and after each receipt of settings.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
-        let mut memory = PollMemory::default();
+        let mut state = PollerState::default();
         let mut is_counted = false;
         loop {
             let settings = self.settings.borrow_and_update().clone();
-            self.poll_due_keys(&mut memory, &settings).await;
+            self.poll_due_keys(&mut state, &settings).await;
             if !std::mem::replace(&mut is_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
             }
-            let next = memory
-                .due
-                .values()
-                .min()
-                .map_or(settings.interval, |due| due.saturating_duration_since(clock::instant()));
-            // If the sender of the settings was dropped, only due times start a poll.
+            let next_poll_at = state.keys.values().filter_map(|key| key.next_poll_at).min();
+            let delay =
+                next_poll_at.map_or(settings.interval, |at| at.saturating_duration_since(clock::instant()));
+            // If the sender of the settings was dropped, only times and requests start a poll.
             let changed = async {
                 if self.settings.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(next) => {}
-                () = self.pool.poll_wanted() => {}
+                () = tokio::time::sleep(delay) => {}
+                () = self.pool.poll_requested() => {}
                 () = changed => {
-                    memory.due.clear();
-                    memory.regions_tried.clear();
+                    for key in state.keys.values_mut() {
+                        (key.next_poll_at, key.has_tried_regions) = (None, false);
+                    }
                     is_counted = false;
                 }
             }
         }
     }
 
-    /// Polls every due key, one after the other. The provider could treat many simultaneous
+    /// Polls every due key, one after the other, because the provider could treat many simultaneous
     /// requests from one address as abuse.
-    async fn poll_due_keys(&self, memory: &mut PollMemory, settings: &Settings) {
+    async fn poll_due_keys(&self, state: &mut PollerState, settings: &Settings) {
         let client = ProviderClient { upstream: &self.upstream, response_timeout: settings.response_timeout };
         let roster = self.pool.roster();
-        memory.keep_only(&roster);
+        state.remove_unconfigured(&roster);
         let mut polled = Vec::new();
         let mut quotas = Vec::new();
         for key in roster.keys() {
             let fingerprint = key.api_key().fingerprint();
-            let is_due = memory.due.get(&fingerprint).is_none_or(|due| *due <= clock::instant());
-            let pollable_at = memory.polled_at.get(&fingerprint).map(|at| *at + MIN_POLL_INTERVAL);
-            if key.wants_poll()
-                && let Some(at) = pollable_at.filter(|at| *at > clock::instant())
+            let polled_key = state.keys.entry(fingerprint).or_default();
+            let now = clock::instant();
+            if key.is_poll_requested()
+                && let Some(last) = polled_key.last_polled_at
+                && last + MIN_POLL_INTERVAL > now
             {
-                let due = memory.due.entry(fingerprint).or_insert(at);
-                *due = at.min(*due);
+                let allowed_at = last + MIN_POLL_INTERVAL;
+                let next = polled_key.next_poll_at.map_or(allowed_at, |next| next.min(allowed_at));
+                polled_key.next_poll_at = Some(next);
                 continue;
             }
-            if is_due || key.wants_poll() {
-                let mut outcome = self.poll(&client, &roster, key, &mut quotas).await;
-                let has_wrong_host =
-                    key.cooldown().is_some_and(|cooldown| cooldown.reason == CooldownReason::WrongHost);
-                if has_wrong_host && memory.regions_tried.insert(fingerprint) {
-                    self.find_region(&client, key, &settings.regions).await;
-                    outcome = PollOutcome::Figures;
-                }
-                self.find_workspace(&client, key, outcome, memory).await;
-                memory.polled_at.insert(fingerprint, clock::instant());
-                let now = clock::now();
-                let delay =
-                    next_poll_at(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
-                // The figures may lag behind, so a later poll can decide about a refusal that this
-                // poll could not.
-                let deciding_poll_at =
-                    Pool::poll_due_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
-                memory.due.insert(
-                    fingerprint,
-                    clock::instant() + deciding_poll_at.map_or(delay, |at| at.min(delay)),
-                );
-                polled.push(fingerprint);
+            if polled_key.next_poll_at.is_some_and(|at| at > now) && !key.is_poll_requested() {
+                continue;
             }
+            let mut outcome = self.poll(&client, &roster, key, &mut quotas).await;
+            let has_wrong_host =
+                key.cooldown().is_some_and(|cooldown| cooldown.reason == CooldownReason::WrongHost);
+            if has_wrong_host && !std::mem::replace(&mut polled_key.has_tried_regions, true) {
+                self.find_region(&client, key, &settings.regions).await;
+                outcome = PollOutcome::Quota;
+            }
+            self.find_workspace(&client, key, outcome, polled_key).await;
+            polled_key.last_polled_at = Some(clock::instant());
+            let now = clock::now();
+            let delay =
+                next_poll_delay(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
+            // The provider's quota may lag behind a refusal. A later poll can then decide about the
+            // refusal that this poll could not.
+            let deciding_delay =
+                Pool::next_deciding_poll_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
+            let delay = deciding_delay.map_or(delay, |deciding| deciding.min(delay));
+            polled_key.next_poll_at = Some(clock::instant() + delay);
+            polled.push(fingerprint);
         }
-        self.poll_models(&client, &roster, memory).await;
+        self.poll_models(&client, &roster, state).await;
         if !polled.is_empty() {
             log_discrepancies(&quotas);
-            self.log_forecast(memory);
-            // Polls may have assigned several keys to one workspace.
+            self.log_forecast(state);
+            // The polls may have replaced the roster, because several keys belong to one workspace.
             let roster = self.pool.roster();
-            for key in roster.keys().iter().filter(|key| polled.contains(&key.api_key().fingerprint())) {
-                memory.log_shared_workspace(key, &roster);
+            for key in polled.iter().filter_map(|fingerprint| roster.find(*fingerprint)) {
+                state.log_shared_workspace(key, &roster);
             }
-            self.usage.keys_changed();
+            self.usage.request_key_state_write();
         }
     }
 
@@ -182,22 +191,26 @@ impl<C: Connect> QuotaPoller<C> {
     ) -> PollOutcome {
         let Some(observation) = client.quota(key).await else {
             debug!(key = key.api_key().short().as_str(), "the provider returned no quota of this key");
-            return PollOutcome::Silence;
+            return PollOutcome::NoResponse;
         };
         let outcome = match &observation {
             Observation::Quota { quota, .. } => {
-                quotas.push(PolledQuota { key, quota: *quota, drift_before: key.workspace().drift() });
-                PollOutcome::Figures
+                quotas.push(PolledQuota {
+                    key,
+                    quota: *quota,
+                    discrepancy_before: key.workspace().discrepancy(),
+                });
+                PollOutcome::Quota
             }
-            Observation::Invalid { .. } => PollOutcome::Figures,
-            Observation::Unreadable => PollOutcome::Nothing,
+            Observation::Invalid { .. } => PollOutcome::Quota,
+            Observation::Unreadable => PollOutcome::Unreadable,
         };
         log_transitions(&self.pool.observe(roster, key, observation, clock::now()));
         outcome
     }
 
-    /// Polls a key of another region at each regional host. The first host that accepts the key
-    /// serves it from then on. One free request per host.
+    /// Polls a key of another region at each regional host, with one free request per host. From then on,
+    /// requests with the key are sent to the first host that accepts it.
     async fn find_region(&self, client: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
         let name = key.api_key().short().as_str();
         for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
@@ -207,10 +220,7 @@ impl<C: Connect> QuotaPoller<C> {
             let Some(observation) = observation.filter(|_| is_accepted) else { continue };
             self.pool.record_region(key, region);
             let roster = self.pool.roster();
-            let fingerprint = key.api_key().fingerprint();
-            if let Some(regional_key) =
-                roster.keys().iter().find(|key| key.api_key().fingerprint() == fingerprint)
-            {
+            if let Some(regional_key) = roster.find(key.api_key().fingerprint()) {
                 log_transitions(&self.pool.observe(&roster, regional_key, observation, clock::now()));
             }
             let event = "key_region_found";
@@ -225,16 +235,15 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Requests the key's workspace, once per key.
+    /// Requests the workspace of a key whose poll returned its quota, once per key.
     async fn find_workspace(
         &self,
         client: &ProviderClient<'_, C>,
         key: &Key,
         outcome: PollOutcome,
-        memory: &mut PollMemory,
+        polled_key: &mut PolledKey,
     ) {
-        let fingerprint = key.api_key().fingerprint();
-        if outcome != PollOutcome::Figures || memory.membership_checked.contains(&fingerprint) {
+        if outcome != PollOutcome::Quota || polled_key.has_checked_workspace {
             return;
         }
         if let Some(id) = client.workspace(key).await
@@ -246,29 +255,29 @@ impl<C: Connect> QuotaPoller<C> {
                 "the provider returned the workspace of the key"
             );
         }
-        memory.membership_checked.insert(fingerprint);
+        polled_key.has_checked_workspace = true;
     }
 
-    async fn poll_models(&self, client: &ProviderClient<'_, C>, roster: &Roster, memory: &mut PollMemory) {
-        if memory.models_at.is_some_and(|at| clock::since(at) < MODELS_INTERVAL) {
+    async fn poll_models(&self, client: &ProviderClient<'_, C>, roster: &Roster, state: &mut PollerState) {
+        if state.models_polled_at.is_some_and(|at| clock::elapsed_since(at) < MODELS_INTERVAL) {
             return;
         }
         for key in roster.keys() {
             if let Some(models) = client.models(key).await {
                 self.pool.record_models(models);
-                memory.models_at = Some(clock::instant());
+                state.models_polled_at = Some(clock::instant());
                 return;
             }
         }
     }
 
-    /// Logs a forecast that the pool's credits run out before the next reset, once per change.
-    fn log_forecast(&self, memory: &mut PollMemory) {
+    /// Logs the forecast if the credits of the pool start to run out before the next reset.
+    fn log_forecast(&self, state: &mut PollerState) {
         let now = clock::now();
         let forecast = self.pool.forecast(now);
         let kind = |forecast: Option<Forecast>| forecast.map(|forecast| std::mem::discriminant(&forecast));
-        if kind(memory.forecast) != kind(Some(forecast))
-            && let Forecast::SpentBy(at) = forecast
+        if kind(state.forecast) != kind(Some(forecast))
+            && let Forecast::ExhaustedAt(at) = forecast
         {
             let event = "pool_exhaustion_forecast";
             warn!(
@@ -277,34 +286,30 @@ impl<C: Connect> QuotaPoller<C> {
                 at.rfc3339()
             );
         }
-        memory.forecast = Some(forecast);
+        state.forecast = Some(forecast);
     }
 }
 
-impl PollMemory {
-    fn keep_only(&mut self, roster: &Roster) {
-        let configured: HashSet<Fingerprint> =
-            roster.keys().iter().map(|key| key.api_key().fingerprint()).collect();
-        self.due.retain(|fingerprint, _| configured.contains(fingerprint));
-        self.polled_at.retain(|fingerprint, _| configured.contains(fingerprint));
-        self.regions_tried.retain(|fingerprint| configured.contains(fingerprint));
-        self.membership_checked.retain(|fingerprint| configured.contains(fingerprint));
-        self.pairs_reported.retain(|pair| pair.iter().all(|fingerprint| configured.contains(fingerprint)));
+impl PollerState {
+    fn remove_unconfigured(&mut self, roster: &Roster) {
+        let is_configured = |fingerprint: &Fingerprint| roster.find(*fingerprint).is_some();
+        self.keys.retain(|fingerprint, _| is_configured(fingerprint));
+        self.logged_pairs.retain(|pair| pair.iter().all(is_configured));
     }
 
-    /// Logs, once per pair, which keys may belong to one workspace although the configuration names
-    /// different ones.
+    /// Logs the keys that may belong to the workspace of `key` although their configured workspaces
+    /// differ. Logs each pair of keys once.
     fn log_shared_workspace(&mut self, key: &Key, roster: &Roster) {
         let now = clock::now();
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
             let is_same_workspace = std::ptr::eq(key.workspace(), other.workspace());
-            if is_same_workspace || !quota.is_twin(&other.workspace().quota(now)) {
+            if is_same_workspace || !quota.is_same_workspace(&other.workspace().quota(now)) {
                 continue;
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
             pair.sort();
-            if self.pairs_reported.insert(pair) {
+            if self.logged_pairs.insert(pair) {
                 let (name, other_name) = (key.api_key().short(), other.api_key().short());
                 let event = "keys_share_workspace";
                 info!(
@@ -324,24 +329,23 @@ struct PolledQuota<'a> {
     key: &'a Key,
     quota: Quota,
     /// The billing discrepancy of its workspace before this poll.
-    drift_before: i64,
+    discrepancy_before: i64,
 }
 
-/// Logs the differences between the provider's quotas and the pool's count. Runs after all polls,
-/// because two workspaces with equal quotas are probably one workspace.
+/// Logs the differences between the provider's quotas and the pool's counts. Must be called after all
+/// polls, because two keys with equal quotas probably belong to one workspace.
 fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
-    for PolledQuota { key, quota, drift_before } in quotas {
-        // The discrepancy of a new period is zero. A discrepancy that has disappeared is not logged
-        // either.
-        let drift = key.workspace().drift();
-        let drift_change = drift - drift_before;
-        if drift_change == 0 || drift == 0 {
+    for PolledQuota { key, quota, discrepancy_before } in quotas {
+        // At the start of a period the discrepancy is zero. A change to zero is not logged.
+        let discrepancy = key.workspace().discrepancy();
+        let change = discrepancy - discrepancy_before;
+        if change == 0 || discrepancy == 0 {
             continue;
         }
-        let is_twin = |other: &&PolledQuota<'_>| {
-            other.quota.is_twin(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
+        let is_same_workspace = |other: &&PolledQuota<'_>| {
+            other.quota.is_same_workspace(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
         };
-        log_discrepancy(key, drift_change, quotas.iter().find(is_twin).map(|twin| twin.key));
+        log_discrepancy(key, change, quotas.iter().find(is_same_workspace).map(|other| other.key));
     }
 }
 

@@ -1,83 +1,82 @@
-//! An API key of the pool and its state, in atomics.
+//! An API key of the pool and its state, which requests and polls change through atomics.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::Settings;
-use super::cells::{CooldownCell, EvidenceCell, LastReported, ProbeCell, ReportedRemaining};
+use super::cells::{CooldownCell, EvidenceCell, LastReportedState, ProbeCell, ReportedRemaining};
 use super::membership::WorkspaceMembership;
 use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Evidence, Meaning};
-use crate::policy::key_state::{Cooldown, CooldownReason, KeyState, StateChange};
+use crate::policy::evidence::Evidence;
+use crate::policy::key_state::{Cooldown, CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
 /// An API key of the pool, which gives access to a workspace.
 ///
-/// The alignment keeps keys that different cores write to on separate cache lines (two lines, because
-/// processors prefetch them in pairs).
+/// The alignment avoids false sharing between keys that different cores write to. It is two cache lines,
+/// because processors prefetch cache lines in pairs.
 #[repr(align(128))]
 pub struct Key {
     /// The position in the latest roster, for status pages and logs.
     position: AtomicUsize,
     api_key: ApiKey,
     name: Option<String>,
-    workspace: Arc<Workspace>,
+    pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
-    weight: u32,
-    kept_credits: u64,
-    /// Evidence about the key itself, and the state computed from it: a cooldown, a probe before
-    /// its end, and the credits left of the key's own cap.
-    evidence: EvidenceCell,
+    pub(super) weight: u32,
+    pub(super) kept_credits: u64,
+    /// Evidence about the key itself. The next three fields are computed from it: the cooldown, the
+    /// probe before its end, and the remaining credits of the key's own cap.
+    pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
-    probe: ProbeCell,
-    reported: ReportedRemaining,
+    pub(super) probe: ProbeCell,
+    pub(super) reported_remaining: ReportedRemaining,
     in_flight: AtomicU32,
-    /// Whether the provider should be polled with this key soon, because the poll can confirm or
-    /// refute a refusal.
-    wants_poll: AtomicBool,
-    /// The turn that this key has reached; see [`Traits`](crate::policy::strategy::Traits).
-    turn: AtomicU64,
-    last_reported: LastReported,
+    /// Whether a poll with this key is requested, because it can confirm or refute a refusal.
+    is_poll_requested: AtomicBool,
+    /// The next turn of this key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
+    pub(super) turn: AtomicU64,
+    pub(super) last_reported: LastReportedState,
 }
 
 impl Key {
     pub(super) fn new(position: usize, entry: KeyEntry, workspace: Arc<Workspace>) -> Self {
-        workspace.state_change_cache().invalidate();
+        workspace.state_change_cache.invalidate();
         Self {
             position: AtomicUsize::new(position),
             api_key: entry.key,
             name: entry.name,
             workspace,
-            authority: entry.authority.or(entry.found_region),
+            authority: entry.authority.or(entry.detected_region),
             weight: entry.weight.max(1),
             kept_credits: entry.kept_credits,
-            evidence: EvidenceCell::default(),
+            evidence_cell: EvidenceCell::default(),
             cooldown: CooldownCell::default(),
             probe: ProbeCell::default(),
-            reported: ReportedRemaining::default(),
+            reported_remaining: ReportedRemaining::default(),
             in_flight: AtomicU32::new(0),
-            wants_poll: AtomicBool::new(false),
+            is_poll_requested: AtomicBool::new(false),
             turn: AtomicU64::new(0),
-            last_reported: LastReported::default(),
+            last_reported: LastReportedState::default(),
         }
     }
 
-    /// Whether the key is configured as `entry` says.
+    /// Whether the key has the configuration of `entry` and this membership.
     pub(super) fn matches(&self, entry: &KeyEntry, membership: &WorkspaceMembership) -> bool {
         self.name == entry.name
-            && self.authority.as_ref() == entry.authority.as_ref().or(entry.found_region.as_ref())
+            && self.authority.as_ref() == entry.authority.as_ref().or(entry.detected_region.as_ref())
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
             && self.workspace.membership().is_same(membership)
             && membership.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
     }
 
-    /// The position in the pool, from 0. A key that was removed keeps its last position.
+    /// The position in the latest roster, from 0. A removed key keeps its last position.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position.load(Ordering::Acquire)
@@ -87,7 +86,7 @@ impl Key {
         self.position.store(position, Ordering::Release);
     }
 
-    /// The secret, which is sent to the provider.
+    /// The secret key that is sent to the provider.
     #[must_use]
     pub fn api_key(&self) -> &ApiKey {
         &self.api_key
@@ -99,7 +98,7 @@ impl Key {
         self.name.as_deref()
     }
 
-    /// The provider's host and port for this key; `None` for the default one.
+    /// The provider's host and port for this key; `None` for the default host.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
@@ -111,86 +110,65 @@ impl Key {
         &self.workspace
     }
 
-    pub(super) fn workspace_arc(&self) -> &Arc<Workspace> {
-        &self.workspace
-    }
-
-    /// Number of requests that hold a lease on the key now.
+    /// Number of current leases on the key.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// The state at `now`, as reported: a key whose workspace is rate limited for speech counts as rate
-    /// limited.
+    /// The state at `now` for status pages and logs. A key whose workspace is rate limited for speech is
+    /// reported as rate limited.
     #[must_use]
     pub fn state(&self, now: UnixMs) -> KeyState {
-        match self.state_with(&self.workspace.quota(now), now) {
-            KeyState::Usable => match self.workspace.limited_until(now) {
-                Some(until) => KeyState::Resting { reason: CooldownReason::RateLimited, until: Some(until) },
+        match self.selection_state(&self.workspace.quota(now), now) {
+            KeyState::Usable => match self.workspace.speech_limited_until(now) {
+                Some(until) => {
+                    KeyState::CoolingDown { reason: CooldownReason::RateLimited, until: Some(until) }
+                }
                 None => KeyState::Usable,
             },
-            resting @ KeyState::Resting { .. } => resting,
+            resting @ KeyState::CoolingDown { .. } => resting,
         }
     }
 
-    /// The state for selection, which checks concurrency groups separately.
-    pub(super) fn state_with(&self, quota: &Quota, now: UnixMs) -> KeyState {
-        KeyState::of(self.cooldown.load(), self.workspace.cooldown(), quota, now)
+    /// The state for selection. It ignores rate limits of concurrency groups, which selection checks
+    /// separately.
+    pub(super) fn selection_state(&self, quota: &Quota, now: UnixMs) -> KeyState {
+        KeyState::new(self.cooldown.load(), self.workspace.cooldown(), quota, now)
     }
 
-    /// Current evidence about the key itself.
+    /// Current refusals of the key itself.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
-        self.evidence.all()
+        self.evidence_cell.entries()
     }
 
-    pub(super) fn evidence_cell(&self) -> &EvidenceCell {
-        &self.evidence
-    }
-
-    pub(super) fn probe(&self) -> &ProbeCell {
-        &self.probe
-    }
-
-    /// Copies the state of `before`, which is the same key under another configuration.
-    pub(super) fn inherit(&self, before: &Self) {
+    /// Copies the evidence and the cooldown of `before`, which is the same key with another
+    /// configuration.
+    pub(super) fn copy_state(&self, before: &Self) {
         for evidence in before.evidence() {
-            self.evidence.add(evidence);
+            self.evidence_cell.add(evidence);
         }
-        if let Some(poll) = before.evidence.poll() {
-            self.evidence.polled(poll);
+        if let Some(poll) = before.evidence_cell.last_poll() {
+            self.evidence_cell.record_poll(poll);
         }
         self.cooldown.store(before.cooldown.load());
     }
 
-    /// Computes cooldown, probe and remaining credits from the evidence at `now`.
+    /// Computes the cooldown, the probe and the remaining credits from the evidence at `now`.
     pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         // The reset date of the workspace does not apply to a key's own cap.
-        let meanings = self.evidence.meanings(None, &settings.cooldowns(), now);
-        // A probe is allowed only if every cooldown of the key allows it.
-        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
-        for meaning in meanings {
-            match meaning {
-                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
-                    joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    may_be_probed &= allows_probe;
-                }
-                Meaning::Short { left, until } => {
-                    has_shortfall = true;
-                    self.reported.report(left, until, now);
-                }
-                // A concurrency group belongs to the workspace.
-                Meaning::Nothing | Meaning::GroupCooldown { .. } => {}
-            }
+        let summary = self.evidence_cell.evaluate(None, &settings.cooldowns(), now);
+        if let Some((credits, expires_at)) = summary.remaining {
+            self.reported_remaining.report(credits, expires_at, now);
         }
-        self.cooldown.store(joined);
-        let may_probe = may_be_probed && joined.is_some();
-        self.probe.allow(may_probe.then_some(settings.probe_after), now);
-        if !has_shortfall {
-            self.reported.clear();
+        self.cooldown.store(summary.cooldown.map(|(cooldown, _)| cooldown));
+        let may_be_probed = summary.cooldown.is_some_and(|(_, may_probe)| may_probe);
+        self.probe.schedule(may_be_probed.then_some(settings.probe_after), now);
+        if summary.remaining.is_none() {
+            self.reported_remaining.clear();
         }
-        self.workspace.state_change_cache().invalidate();
+        self.workspace.state_change_cache.invalidate();
     }
 
     /// The key's own cooldown, even after its end.
@@ -199,48 +177,28 @@ impl Key {
         self.cooldown.load()
     }
 
-    /// Sets the cooldown, for tests of its consequences.
+    /// Sets the cooldown without evidence, for tests of its consequences.
     #[cfg(test)]
     pub(super) fn set_cooldown(&self, cooldown: Cooldown) {
         self.cooldown.store(Some(cooldown));
-        self.workspace.state_change_cache().invalidate();
+        self.workspace.state_change_cache.invalidate();
     }
 
-    pub(super) fn weight(&self) -> u32 {
-        self.weight
-    }
-
-    pub(super) fn kept_credits(&self) -> u64 {
-        self.kept_credits
-    }
-
-    pub(super) fn reported(&self) -> &ReportedRemaining {
-        &self.reported
-    }
-
-    pub(super) fn turn(&self) -> &AtomicU64 {
-        &self.turn
-    }
-
-    /// Whether the provider should be polled with this key soon.
+    /// Whether a poll with this key is requested.
     #[must_use]
-    pub fn wants_poll(&self) -> bool {
-        self.wants_poll.load(Ordering::Acquire)
+    pub fn is_poll_requested(&self) -> bool {
+        self.is_poll_requested.load(Ordering::Acquire)
     }
 
-    /// Requests a poll, or withdraws the request. Must be called after the evidence is evaluated: a
-    /// poll that sees the request may end a cooldown.
-    pub(super) fn set_wants_poll(&self, wants: bool) {
-        self.wants_poll.store(wants, Ordering::Release);
+    /// Requests a poll, or withdraws the request. Must be called after
+    /// [`apply_evidence`](Self::apply_evidence), because a poll that finds the request may end a cooldown.
+    pub(super) fn set_poll_requested(&self, is_requested: bool) {
+        self.is_poll_requested.store(is_requested, Ordering::Release);
     }
 
-    /// The next moment at which the key's state may change without an event.
+    /// The next time at which the key's state changes without an event.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
-        self.cooldown.load().filter(|cooldown| cooldown.holds(now)).map(|cooldown| cooldown.until)
-    }
-
-    pub(super) fn report_change(&self, state: KeyState, quota: Quota, is_near: bool) -> Option<StateChange> {
-        self.last_reported.update(state, quota, is_near)
+        self.cooldown.load().filter(|cooldown| cooldown.is_active(now)).map(|cooldown| cooldown.until)
     }
 
     pub(super) fn add_in_flight(&self) {

@@ -1,10 +1,10 @@
-//! A reservation of a key for one attempt: a slot in its concurrency group, and credits that no other
-//! request can spend meanwhile.
+//! Leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and credits
+//! that no other request can spend until the lease ends.
 
 use std::sync::Arc;
 
 use super::Pool;
-use super::cells::{ReportedDecrease, ReportedRemaining, SettledReservation};
+use super::cells::{FinishedReservation, ReportedDecrease, ReportedRemaining};
 use super::key::Key;
 use super::wait_queue::KeyRequest;
 use crate::policy::concurrency_group::ConcurrencyGroup;
@@ -16,22 +16,21 @@ pub struct Lease {
     pool: Arc<Pool>,
     key: Arc<Key>,
     group: Option<ConcurrencyGroup>,
-    /// Credits still reserved. On release, all of them are charged when a request was sent and its cost
-    /// is unknown.
+    /// Credits that are still reserved. If a request was sent and its cost is unknown, the release
+    /// charges all of them.
     reserved: u64,
-    /// Whether these credits were also subtracted from the balance that ElevenLabs reported last: for the
-    /// key's cap, and for the workspace.
-    reported: [bool; 2],
-    since: UnixMs,
-    /// Whether a request was sent with the key, which may have been charged.
-    is_used: bool,
+    /// Whether these credits were also subtracted from each of [`remaining_reports`].
+    is_subtracted: [bool; 2],
+    reserved_at: UnixMs,
+    /// Whether a request was sent with the key. The provider may have charged it.
+    is_sent: bool,
     is_released: bool,
 }
 
 impl Lease {
-    /// Reserves a slot and credits of `key` for `request`, or neither. `None` when another request
-    /// took them first.
-    pub(super) fn take(
+    /// Reserves a slot and credits of `key` for `request`, or neither. Returns `None` when another
+    /// request took them first.
+    pub(super) fn try_acquire(
         pool: &Arc<Pool>,
         key: &Arc<Key>,
         request: &KeyRequest,
@@ -43,9 +42,9 @@ impl Lease {
             return None;
         }
         let reserved = request.estimate.unwrap_or(0);
-        let taken =
-            if reserved == 0 { Some([false; 2]) } else { take_credits(key, reserved, overcommits, now) };
-        let Some(reported) = taken else {
+        let reservation =
+            if reserved == 0 { Some([false; 2]) } else { reserve_credits(key, reserved, overcommits, now) };
+        let Some(is_subtracted) = reservation else {
             if let Some(group) = request.group {
                 workspace.limiter(group).release();
             }
@@ -57,9 +56,9 @@ impl Lease {
             key: Arc::clone(key),
             group: request.group,
             reserved,
-            reported,
-            since: now,
-            is_used: false,
+            is_subtracted,
+            reserved_at: now,
+            is_sent: false,
             is_released: false,
         })
     }
@@ -72,13 +71,13 @@ impl Lease {
 
     /// The time at which the key was reserved.
     #[must_use]
-    pub fn since(&self) -> UnixMs {
-        self.since
+    pub fn reserved_at(&self) -> UnixMs {
+        self.reserved_at
     }
 
-    /// Marks that the request is sent: from now on it may be charged.
-    pub fn begin(&mut self) {
-        self.is_used = true;
+    /// Marks the request as sent. From now on, the provider may charge it.
+    pub fn mark_sent(&mut self) {
+        self.is_sent = true;
     }
 
     /// Credits that the lease still reserves.
@@ -87,18 +86,17 @@ impl Lease {
         self.reserved
     }
 
-    /// Records the maximum of concurrent requests that the provider reports for this concurrency
-    /// group.
+    /// Records the maximum number of concurrent requests that the provider reports for the
+    /// concurrency group of the lease.
     pub fn record_concurrency_limit(&self, maximum: u32) {
-        if let Some(group) = self.group {
-            let limiter = self.key.workspace().limiter(group);
-            if limiter.set_reported_max(maximum) {
-                self.pool.dispatch_waiters_now();
-            }
+        if let Some(group) = self.group
+            && self.key.workspace().limiter(group).set_reported_max(maximum)
+        {
+            self.pool.dispatch_waiters_now();
         }
     }
 
-    /// Releases the concurrency slot, because no request runs now, and keeps the key.
+    /// Releases the concurrency slot but keeps the key, for a session in which no request is running.
     pub fn release_slot(&mut self) {
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
@@ -118,8 +116,8 @@ impl Lease {
             return;
         }
         if self.reserved > 0 {
-            // No cost was reported: a request that was sent is charged its estimate.
-            self.charge(if self.is_used { self.reserved } else { 0 }, self.since);
+            // The provider has not reported a cost, so a request that was sent is charged its estimate.
+            self.finish_reservation(if self.is_sent { self.reserved } else { 0 }, self.reserved_at);
         }
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
@@ -128,61 +126,61 @@ impl Lease {
         self.pool.dispatch_waiters_now();
     }
 
-    /// Charges the cost of the request. Credits reserved beyond that are free for others.
-    pub(super) fn settle(&mut self, spent: u64, now: UnixMs) {
-        if self.charge(spent, now) {
+    /// Charges the cost of the request, and returns the other reserved credits to the workspace.
+    pub(super) fn charge(&mut self, spent: u64, now: UnixMs) {
+        if self.finish_reservation(spent, now) {
             self.pool.dispatch_waiters(now);
         }
     }
 
     /// Returns whether credits were charged or returned.
-    fn charge(&mut self, spent: u64, now: UnixMs) -> bool {
-        let settled = SettledReservation { reserved: std::mem::take(&mut self.reserved), spent };
-        if settled == (SettledReservation { reserved: 0, spent: 0 }) {
+    fn finish_reservation(&mut self, spent: u64, now: UnixMs) -> bool {
+        let finished = FinishedReservation { reserved: std::mem::take(&mut self.reserved), spent };
+        if finished == (FinishedReservation { reserved: 0, spent: 0 }) {
             return false;
         }
         let workspace = self.key.workspace();
-        workspace.cell().settle(settled, now);
-        workspace.spending().add(spent, now);
-        for (cell, is_taken) in reports(&self.key).into_iter().zip(self.reported) {
-            if is_taken {
-                cell.settle(settled);
+        workspace.quota_cell.finish_reservation(finished, now);
+        workspace.spending.add(spent, now);
+        for (report, is_subtracted) in remaining_reports(&self.key).into_iter().zip(self.is_subtracted) {
+            if is_subtracted {
+                report.finish_reservation(finished);
             }
         }
         true
     }
 }
 
-/// The provider's reports of the remaining credits: of the key's cap, and of its workspace.
-fn reports(key: &Key) -> [&ReportedRemaining; 2] {
-    [key.reported(), key.workspace().cell().reported()]
-}
-
-/// Takes `credits` from all counters or from none. Returns for each of the provider's reports
-/// whether credits were taken from it.
-fn take_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Option<[bool; 2]> {
-    let quota = key.workspace().cell();
-    let cells = reports(key);
-    let taken = cells.map(|cell| cell.take(credits, now));
-    let is_taken = taken.map(|taken| taken == ReportedDecrease::Taken);
-    let is_reported = is_taken.contains(&true);
-    let is_reserved = match (taken.contains(&ReportedDecrease::TooFew), overcommits) {
-        (true, _) => false,
-        (false, true) => quota.overcommit(credits),
-        // The provider's report of the remaining credits overrides our own count.
-        (false, false) => quota.reserve(credits, (!is_reported).then(|| key.kept_credits())),
-    };
-    if is_reserved {
-        return Some(is_taken);
-    }
-    for (cell, _) in cells.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken) {
-        cell.settle(SettledReservation { reserved: credits, spent: 0 });
-    }
-    None
-}
-
 impl Drop for Lease {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// The credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
+fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
+    [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]
+}
+
+/// Reserves `credits` in all counters or in none. Returns for each of [`remaining_reports`] whether
+/// the credits were subtracted from it.
+fn reserve_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Option<[bool; 2]> {
+    let quota = &key.workspace().quota_cell;
+    let reports = remaining_reports(key);
+    let decreases = reports.map(|report| report.decrease(credits, now));
+    let is_subtracted = decreases.map(|decrease| decrease == ReportedDecrease::Subtracted);
+    let is_reported = is_subtracted.contains(&true);
+    let is_reserved = match (decreases.contains(&ReportedDecrease::Insufficient), overcommits) {
+        (true, _) => false,
+        (false, true) => quota.overcommit(credits),
+        // The credits that the provider reports as remaining override our own count.
+        (false, false) => quota.reserve(credits, (!is_reported).then_some(key.kept_credits)),
+    };
+    if is_reserved {
+        return Some(is_subtracted);
+    }
+    for (report, _) in reports.into_iter().zip(is_subtracted).filter(|(_, is_subtracted)| *is_subtracted) {
+        report.finish_reservation(FinishedReservation { reserved: credits, spent: 0 });
+    }
+    None
 }

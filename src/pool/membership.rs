@@ -1,7 +1,8 @@
 //! Assigns keys to workspaces.
 //!
-//! The provider's identifier decides if a key has permission to read it; otherwise the
-//! configuration decides. A key without either is a workspace of its own.
+//! Keys belong to the same workspace if the provider reports the same workspace identifier for them. If
+//! a key lacks the permission to read its identifier, the configured workspace name decides. A key
+//! without either is the only key of its workspace.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::secret::Fingerprint;
 /// The workspace identifiers that the provider has reported, by key.
 pub(super) type ReportedIds = HashMap<Fingerprint, Arc<str>>;
 
-/// The workspace that a key belongs to, as currently known.
+/// The known identification of the workspace of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
     basis: MembershipBasis,
@@ -22,35 +23,36 @@ pub struct WorkspaceMembership {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum MembershipBasis {
-    /// Known by the provider's identifier.
+    /// The provider's identifier.
     Reported(Arc<str>),
-    /// Known by its name in the configuration.
-    Named(String),
-    /// A workspace of one key alone.
+    /// The name in the configuration.
+    Configured(String),
+    /// The only key of the workspace.
     SingleKey(Fingerprint),
 }
 
 impl WorkspaceMembership {
-    /// The workspace of `entry`, by the identifier that the provider reported for it or for a key
-    /// configured for the same workspace, else by the configuration.
-    pub(super) fn of(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
-        let id_of = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).map(Arc::clone);
+    /// The workspace of `entry`. It is identified by the identifier that the provider reported for this
+    /// key or for another key with the same configured workspace, or else by the configuration.
+    pub(super) fn for_entry(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
+        let reported_id = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).map(Arc::clone);
         let same_workspace =
             || entries.iter().filter(|other| entry.workspace.is_some() && other.workspace == entry.workspace);
-        let basis = match (id_of(entry).or_else(|| same_workspace().find_map(id_of)), &entry.workspace) {
-            (Some(id), _) => MembershipBasis::Reported(id),
-            (None, Some(name)) => MembershipBasis::Named(name.clone()),
-            (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
-        };
+        let basis =
+            match (reported_id(entry).or_else(|| same_workspace().find_map(reported_id)), &entry.workspace) {
+                (Some(id), _) => MembershipBasis::Reported(id),
+                (None, Some(name)) => MembershipBasis::Configured(name.clone()),
+                (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
+            };
         Self { basis, name: entry.workspace.clone() }
     }
 
-    /// Whether both are the same workspace, whatever its name.
+    /// Whether both identify the same workspace. Its name may differ.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.basis == other.basis
     }
 
-    /// Whether `other` may be the same workspace, identified more precisely.
+    /// Whether `other` may be a more precise identification of the same workspace.
     pub(super) fn may_become(&self, other: &Self) -> bool {
         matches!(self.basis, MembershipBasis::SingleKey(_))
             || matches!(other.basis, MembershipBasis::Reported(_))

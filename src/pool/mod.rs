@@ -1,9 +1,9 @@
 //! The pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
 //! atomics, and leases that release their key on drop.
 //!
-//! A request that does not wait takes no lock: it loads the roster once, selection reads atomics,
-//! and reserving is a compare-and-swap. A [`Lease`] returns its reservation when it is dropped, so
-//! that a cancelled request cannot leak one.
+//! A request that does not wait takes no lock. It loads the roster once, selection reads atomics, and a
+//! reservation is a compare-and-swap. A cancelled request cannot leak its reservation, because dropping
+//! its [`Lease`] returns it.
 
 mod candidate;
 mod cells;
@@ -18,6 +18,7 @@ mod restrictions;
 mod roster;
 mod settings;
 mod sync;
+mod transitions;
 mod wait_queue;
 mod workspace;
 
@@ -26,94 +27,63 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use crate::elevenlabs::features::RequestFeatures;
 use crate::elevenlabs::models::Models;
-use crate::elevenlabs::plan::Capabilities;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
-use crate::policy::evidence::{Evidence, RefusalSource};
-use crate::policy::forecast::{Forecast, forecast_of};
+use crate::policy::evidence::Evidence;
+use crate::policy::forecast::{Forecast, forecast_remaining};
 use crate::policy::key_state::KeyState;
 use crate::policy::units::UnixMs;
-use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
-use cells::NextChange;
 use sync::{AtomicU64, AtomicUsize};
 
 pub use key::Key;
 pub use lease::Lease;
 pub use membership::WorkspaceMembership;
-pub use ownership_index::{KnownOwner, LearnedOwner, OwnerId, OwnershipIndex};
-pub use record::{Refused, Served};
-pub use refusal::{Earlier, RefusalRecord};
+pub use ownership_index::{OwnerId, OwnerLookup, OwnershipEntry, OwnershipIndex};
+pub use record::{Observation, RefusedAttempt, ServedAttempt};
+pub use refusal::{RefusalHistory, RefusalRecord};
 pub use reserve::Reserved;
-pub use restrictions::{Holder, RESTRICTIONS_MAX, Restraint, Restriction, Restrictions};
+pub use restrictions::{MAX_RESTRICTIONS, Restriction, RestrictionLevel, RestrictionScope, Restrictions};
 pub use roster::{KeyEntry, Roster};
 pub use settings::Settings;
+pub use transitions::Transition;
 pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
-/// A state change and its key.
-pub type Transition = crate::policy::key_state::Transition<Arc<Key>>;
-
-/// The result of polling the provider for a key's quota.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observation {
-    /// The figures of the key's workspace.
-    Quota {
-        /// Count, limit, overage and reset date.
-        quota: Quota,
-        /// The plan's name, as the provider writes it.
-        tier: Option<String>,
-        /// Whether the latest invoice is paid; `None` when the provider does not report it.
-        is_paid: Option<bool>,
-        /// The features and limits of the plan.
-        capabilities: Capabilities,
-    },
-    /// The key is valid, but lacks the permission to read its quota.
-    Unreadable,
-    /// The provider refused the key itself.
-    Invalid {
-        /// Either an unknown key or a key of another region.
-        verdict: Verdict,
-        /// The refusal that the poll received.
-        source: RefusalSource,
-    },
-}
-
-/// The state of a key that was stored when the previous run of the program ended.
+/// The stored state of a key from the previous run of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoredKey {
     /// The fingerprint of the key.
     pub fingerprint: Fingerprint,
     /// The quota of its workspace.
     pub quota: Quota,
-    /// The plan of its workspace, when it was known.
+    /// The plan of its workspace, if a poll has reported it.
     pub tier: Option<String>,
-    /// Evidence about the key itself.
-    pub of_key: Vec<Evidence>,
-    /// Evidence about its workspace.
-    pub of_workspace: Vec<Evidence>,
+    /// Refusals of the key itself.
+    pub key_evidence: Vec<Evidence>,
+    /// Refusals of its workspace.
+    pub workspace_evidence: Vec<Evidence>,
 }
 
 /// The state of a key at one moment, for status pages, metrics and logs.
 #[derive(Clone, Debug)]
 pub struct KeySnapshot {
-    /// The key, shared with the roster.
+    /// The key. It is shared with the roster.
     pub key: Arc<Key>,
-    /// Whether the key is usable, else its cooldown.
+    /// Usable, or the current cooldown.
     pub state: KeyState,
     /// The quota of its workspace.
     pub quota: Quota,
-    /// Whether the workspace's use is near its limit.
+    /// Whether the spent credits of the workspace are near its limit.
     pub is_near_limit: bool,
     /// The time at which the credits run out at the current rate.
     pub forecast: Forecast,
-    /// Current evidence about the key itself.
-    pub of_key: Vec<Evidence>,
-    /// Current evidence about its workspace.
-    pub of_workspace: Vec<Evidence>,
+    /// Current refusals of the key itself.
+    pub key_evidence: Vec<Evidence>,
+    /// Current refusals of its workspace.
+    pub workspace_evidence: Vec<Evidence>,
 }
 
 /// Whether a key may serve a request, regardless of its state.
@@ -123,13 +93,14 @@ pub enum Eligibility {
     No,
     /// The key may serve while it is usable.
     Yes,
-    /// The key may serve even without credits when no other key can, because the request costs none.
+    /// The key may serve while it is usable. If no usable key can, it may serve without credits,
+    /// because the request costs none.
     EvenExhausted,
 }
 
-/// The number of keys after a reload, and of those that it added and removed.
+/// The effect of a reload on the number of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reloaded {
+pub struct ReloadSummary {
     /// Number of keys after the reload.
     pub keys: usize,
     /// Number of keys that the reload added.
@@ -142,50 +113,50 @@ pub struct Reloaded {
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    /// Serializes the tasks that replace the roster.
-    replacing: Mutex<()>,
+    /// Held while a new roster is built from the current one and stored, so that concurrent changes are
+    /// not lost.
+    roster_update: Mutex<()>,
     models: ArcSwap<Models>,
     queue: WaitQueue,
-    /// The memory address of the key in use, which does not change with its position; 0 before the
+    /// The memory address of the key in use, because a reload may change its position. 0 before the
     /// first request.
-    in_use: AtomicUsize,
-    /// The turn of the key that was selected last.
-    turn: AtomicU64,
-    /// Restrictions of plans, workspaces and keys; see [`Restrictions`].
+    key_in_use: AtomicUsize,
+    /// The turn of the last selected key; see [`Traits`](crate::policy::strategy::Traits).
+    last_turn: AtomicU64,
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal.
-    polls: Notify,
+    poll_request: Notify,
 }
 
 impl Pool {
-    /// A pool of the keys `entries`, in this order.
+    /// Creates a pool of `entries`, in this order, without any key state.
     #[must_use]
     pub fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         Self {
             roster: ArcSwap::from_pointee(Roster::new(entries, settings)),
-            replacing: Mutex::new(()),
+            roster_update: Mutex::new(()),
             models: ArcSwap::from_pointee(Models::default()),
             queue: WaitQueue::default(),
-            in_use: AtomicUsize::new(0),
-            turn: AtomicU64::new(0),
+            key_in_use: AtomicUsize::new(0),
+            last_turn: AtomicU64::new(0),
             restrictions: Restrictions::default(),
-            polls: Notify::new(),
+            poll_request: Notify::new(),
         }
     }
 
-    /// The current roster. A request loads it once and uses it until its end.
+    /// The current roster. A request loads it once and uses it until the request ends.
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()
     }
 
-    /// The provider's models, as last polled.
+    /// The models of the provider, from the last poll. Empty before the first poll.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
         self.models.load_full()
     }
 
-    /// Stores the polled models of the provider.
+    /// Replaces the models of the provider.
     pub fn record_models(&self, models: Models) {
         self.models.store(Arc::new(models));
     }
@@ -196,29 +167,23 @@ impl Pool {
         &self.restrictions
     }
 
-    /// Requests a poll with `key`, which can confirm or refute a refusal.
-    pub fn want_poll(&self, key: &Key) {
-        key.set_wants_poll(true);
-        self.polls.notify_one();
+    /// Requests a poll with `key` that can confirm or refute a refusal.
+    pub fn request_poll(&self, key: &Key) {
+        key.set_poll_requested(true);
+        self.poll_request.notify_one();
     }
 
     /// Completes when a poll is requested that can confirm or refute a refusal.
-    pub async fn poll_wanted(&self) {
-        self.polls.notified().await;
+    pub async fn poll_requested(&self) {
+        self.poll_request.notified().await;
     }
 
-    /// Removes the restrictions of `key` for requests with these features, because it has served
-    /// one. Returns whether there were any.
-    pub fn refute_restrictions(&self, features: &RequestFeatures, key: &Key) -> bool {
-        self.restrictions.refute(features, key)
-    }
-
-    /// The forecast for the credits of all workspaces together, at the rate they are spent at `now`.
+    /// Forecasts when the credits of all workspaces together run out, at the current rate of spending.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         let roster = self.roster.load();
         let mut counted: Vec<&Workspace> = Vec::new();
-        let (mut left, mut per_day) = (0_u64, 0.0);
+        let (mut remaining, mut spent_per_day) = (0_u64, 0.0);
         let mut resets_at: Option<UnixMs> = None;
         for workspace in roster.keys().iter().map(|key| key.workspace()) {
             if counted.iter().any(|known| std::ptr::eq(*known, workspace)) {
@@ -226,112 +191,107 @@ impl Pool {
             }
             counted.push(workspace);
             let quota = workspace.quota(now);
-            per_day += workspace.spent_per_day(now);
+            spent_per_day += workspace.spent_per_day(now);
             // A workspace with unlimited or unknown credits makes the sum unknown.
             let Some(spendable) = quota.spendable() else { return Forecast::Unknown };
-            left = left.saturating_add(spendable);
-            resets_at = match (resets_at, quota.resets_at) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (one, other) => one.or(other),
-            };
+            remaining = remaining.saturating_add(spendable);
+            resets_at = resets_at.into_iter().chain(quota.resets_at).min();
         }
-        forecast_of(left, resets_at, per_day, now)
+        forecast_remaining(remaining, resets_at, spent_per_day, now)
     }
 
-    /// Number of requests that are queued for a key now.
+    /// Number of requests that are currently queued for a key.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub fn queued_requests(&self) -> usize {
         self.queue.len()
     }
 
-    /// Replaces keys and settings. A key that stays keeps its state. A key that is removed serves no new
-    /// request; requests in flight end with the roster they loaded.
-    pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> Reloaded {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Replaces keys and settings. Keys that stay configured keep their state. Removed keys serve no
+    /// new requests; requests in flight continue with the roster that they have loaded.
+    pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> ReloadSummary {
+        let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
-        let entries = before.with_found_regions(entries);
-        let next = Arc::new(before.following(entries, settings, before.reported_ids().clone()));
+        let entries = before.with_detected_regions(entries);
+        let next = Arc::new(before.next(entries, settings, before.reported_ids.clone()));
         self.roster.store(Arc::clone(&next));
-        self.restrictions.follow(&next);
-        self.queue.outdate();
-        let has = |roster: &Roster, fingerprint| {
-            roster.keys().iter().any(|key| key.api_key().fingerprint() == fingerprint)
+        self.restrictions.update_identities(&next);
+        self.queue.outdate_all();
+        let count_missing = |source: &Roster, target: &Roster| {
+            source.keys().iter().filter(|key| target.find(key.api_key().fingerprint()).is_none()).count()
         };
-        let missing_in = |one: &Roster, other: &Roster| {
-            one.keys().iter().filter(|key| !has(other, key.api_key().fingerprint())).count()
-        };
-        Reloaded {
+        ReloadSummary {
             keys: next.keys().len(),
-            added: missing_in(&next, &before),
-            removed: missing_in(&before, &next),
+            added: count_missing(&next, &before),
+            removed: count_missing(&before, &next),
         }
     }
 
-    /// Records the provider's workspace identifier of a key. Keys with the same identifier share
-    /// its credits from then on. Returns whether the identifier has changed.
+    /// Records the workspace identifier that the provider reports for a key. From then on, keys with
+    /// the same identifier share their credits. Returns whether the identifier has changed.
     pub fn record_workspace(&self, key: &Key, id: &str) -> bool {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let fingerprint = key.api_key().fingerprint();
         // Workspace identifiers are unique only within a region of the provider.
         let id = key.authority().map_or_else(|| id.to_owned(), |region| format!("{}/{id}", region.host()));
-        if before.reported_ids().get(&fingerprint).is_some_and(|known| **known == id) {
+        if before.reported_ids.get(&fingerprint).is_some_and(|known| **known == id) {
             return false;
         }
-        let mut reported_ids = before.reported_ids().clone();
+        let mut reported_ids = before.reported_ids.clone();
         reported_ids.insert(fingerprint, id.as_str().into());
-        let next = Arc::new(before.following(before.entries().to_vec(), *before.settings(), reported_ids));
+        let next = Arc::new(before.next(before.entries.to_vec(), before.settings, reported_ids));
         self.roster.store(Arc::clone(&next));
-        self.restrictions.follow(&next);
+        self.restrictions.update_identities(&next);
         true
     }
 
-    /// Records the provider's host for the region of a key. Requests with the key are sent there
-    /// from then on.
+    /// Records the provider's host for the region of a key. From then on, requests with the key are
+    /// sent to that host.
     pub fn record_region(&self, key: &Key, region: &Arc<Authority>) {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let fingerprint = key.api_key().fingerprint();
-        let mut entries = before.entries().to_vec();
+        let mut entries = before.entries.to_vec();
         for entry in entries.iter_mut().filter(|entry| entry.key.fingerprint() == fingerprint) {
-            entry.found_region = Some(Arc::clone(region));
+            entry.detected_region = Some(Arc::clone(region));
         }
-        let next = before.following(entries, *before.settings(), before.reported_ids().clone());
+        let next = before.next(entries, before.settings, before.reported_ids.clone());
         self.roster.store(Arc::new(next));
-        self.queue.outdate();
+        self.queue.outdate_all();
     }
 
-    /// Restores the key state of the previous run. Cooldowns are computed anew from the evidence,
-    /// and the first poll confirms or refutes them where it can.
+    /// Restores the key state of the previous run. Cooldowns are computed again from the evidence, until
+    /// the first poll confirms or refutes them.
     pub fn restore(&self, restored: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
             let fingerprint = key.api_key().fingerprint();
-            if let Some(known) = restored.iter().find(|known| known.fingerprint == fingerprint) {
-                key.workspace().restore(known.quota, now);
-                known.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
-                // Evidence from the future, after a clock was set back, counts as recorded now.
-                let aged = |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
-                for evidence in &known.of_workspace {
-                    key.workspace().evidence_cell().add(aged(evidence));
+            if let Some(stored) = restored.iter().find(|stored| stored.fingerprint == fingerprint) {
+                key.workspace().restore(stored.quota, now);
+                stored.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
+                // If the clock was set back, evidence may be dated in the future. It then counts from now.
+                let until_now =
+                    |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
+                for evidence in &stored.workspace_evidence {
+                    key.workspace().evidence_cell.add(until_now(evidence));
                 }
-                for evidence in &known.of_key {
-                    key.evidence_cell().add(aged(evidence));
+                for evidence in &stored.key_evidence {
+                    key.evidence_cell.add(until_now(evidence));
                 }
-                key.apply_evidence(roster.settings(), now);
-                key.workspace().apply_evidence(roster.settings(), now);
+                key.apply_evidence(&roster.settings, now);
+                key.workspace().apply_evidence(&roster.settings, now);
             }
         }
     }
 
-    /// Restores the refusals that restrictions are computed from, the oldest first.
+    /// Computes the restrictions that follow from stored refusals, oldest first, and restores them.
     pub fn restore_restrictions(&self, records: Vec<RefusalRecord>, now: UnixMs) {
         let roster = self.roster.load();
-        let restriction = |record: RefusalRecord| {
-            let restriction = Self::restriction(record.restored(&roster, now), roster.settings());
-            restriction.filter(|restriction| restriction.until > now)
-        };
-        let restrictions: Vec<Restriction> = records.into_iter().filter_map(restriction).collect();
+        let restrictions = records
+            .into_iter()
+            .filter_map(|record| record.restored(&roster, now).into_restriction(&roster.settings));
+        let restrictions: Vec<Restriction> =
+            restrictions.filter(|restriction| restriction.until > now).collect();
         if !restrictions.is_empty() {
             self.restrictions.restore(&restrictions);
         }
@@ -354,54 +314,13 @@ impl Pool {
                 is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,
-                of_key: key.evidence(),
-                of_workspace: key.workspace().evidence(),
+                key_evidence: key.evidence(),
+                workspace_evidence: key.workspace().evidence(),
                 key: Arc::clone(key),
             }
         };
         roster.keys().iter().filter(|key| is_wanted(key)).map(snapshot).collect()
     }
-}
-
-/// The state changes of a workspace's keys since they were last reported.
-fn transitions_of_workspace(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-    let before = workspace.state_change_cache().begin();
-    let quota = workspace.quota(now);
-    let mut until = workspace.next_change(&quota, now);
-    let mut transitions = Vec::new();
-    for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
-        transitions.extend(transitions_of(roster, key, now));
-        until = [until, key.next_change(now)].into_iter().flatten().min();
-    }
-    workspace.state_change_cache().keep(
-        before,
-        evaluation_inputs(roster, &quota),
-        until.unwrap_or(UnixMs(u64::MAX)),
-    );
-    transitions
-}
-
-/// The same after a charge. Uses the cache, because a charge seldom changes more than the count of
-/// spent credits.
-fn transitions_after_charge(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
-    let is_unchanged =
-        workspace.state_change_cache().holds(evaluation_inputs(roster, &workspace.quota(now)), now);
-    if is_unchanged { Vec::new() } else { transitions_of_workspace(roster, workspace, now) }
-}
-
-fn evaluation_inputs(roster: &Roster, quota: &Quota) -> NextChange {
-    NextChange {
-        generation: roster.generation(),
-        is_spent: quota.is_spent(),
-        is_near: roster.is_near_limit(quota),
-    }
-}
-
-fn transitions_of(roster: &Roster, key: &Arc<Key>, now: UnixMs) -> Option<Transition> {
-    let quota = key.workspace().quota(now);
-    let is_near = roster.is_near_limit(&quota);
-    let change = key.report_change(key.state(now), quota, is_near)?;
-    Some(Transition { key: Arc::clone(key), change })
 }
 
 #[cfg(test)]

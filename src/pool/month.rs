@@ -1,14 +1,16 @@
-//! Simulates the strategies over a month of virtual time, against a provider that charges by its own
-//! plans.
+//! Simulates a month of requests with each strategy, against a provider whose prices differ from our
+//! estimates, and compares the served requests and the credits that expire unspent.
 
-#![allow(clippy::print_stdout, reason = "the test is run for its figures")]
+#![allow(clippy::print_stdout, reason = "the test prints a table of its results")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::elevenlabs::plan::Capabilities;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::RefusalSource;
 use crate::policy::select::Unavailable;
 use crate::policy::strategy::STRATEGIES;
 use crate::policy::strategy::Strategy;
@@ -17,30 +19,31 @@ use crate::secret::ApiKey;
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
-const BEGIN: UnixMs = UnixMs(20_000 * DAY_MS);
+const START: UnixMs = UnixMs(20_000 * DAY_MS);
 const DAYS: u64 = 30;
 const CLIENTS: [&str; 4] = ["narrator", "phone", "game", "reader"];
 
-/// A workspace of the simulated provider: credits per period, reset date, concurrent requests, and its
-/// price in percent of our estimate.
+/// A workspace of the simulated provider.
 struct Account {
+    /// Credits of each period.
     credits: u64,
-    slots: u32,
-    percent: u64,
-    left: u64,
+    max_concurrent: u32,
+    /// The price of a request in percent of our estimate.
+    price_percent: u64,
+    remaining: u64,
     resets_at: UnixMs,
 }
 
-/// The workspace of each key.
-const KEYS: [usize; 8] = [0, 0, 1, 2, 2, 3, 4, 4];
+/// The index of the account of each key.
+const KEY_ACCOUNTS: [usize; 8] = [0, 0, 1, 2, 2, 3, 4, 4];
 
 fn accounts() -> Vec<Account> {
-    let account = |credits, reset_day, slots, percent| Account {
+    let account = |credits, reset_day, max_concurrent, price_percent| Account {
         credits,
-        slots,
-        percent,
-        left: credits,
-        resets_at: UnixMs(BEGIN.0 + reset_day * DAY_MS),
+        max_concurrent,
+        price_percent,
+        remaining: credits,
+        resets_at: UnixMs(START.0 + reset_day * DAY_MS),
     };
     vec![
         account(60_000, 25, 3, 100),
@@ -54,14 +57,16 @@ fn accounts() -> Vec<Account> {
 /// The result of a month with one strategy.
 #[derive(Debug, Default)]
 struct MonthResult {
-    served: u32,
-    refused: u32,
-    wasted: u32,
-    waited: u32,
-    expired: u64,
+    served_requests: u32,
+    refused_requests: u32,
+    /// Attempts that the provider refused for too few credits.
+    refused_attempts: u32,
+    waits: u32,
+    /// Credits that were unspent at a reset.
+    expired_credits: u64,
 }
 
-/// A pseudorandom sequence that is the same in every run.
+/// A pseudorandom sequence, which is the same in every run.
 struct RandomSequence(u64);
 
 impl RandomSequence {
@@ -76,8 +81,8 @@ impl RandomSequence {
 struct Month {
     pool: Arc<Pool>,
     accounts: Vec<Account>,
-    /// Requests in flight, each with its end.
-    open: Vec<(UnixMs, Lease)>,
+    /// The leases of requests in flight, with the time at which each request ends.
+    in_flight: Vec<(UnixMs, Lease)>,
     result: MonthResult,
 }
 
@@ -87,25 +92,26 @@ impl Month {
             workspace: Some(format!("w{workspace}")),
             ..ApiKey::new(&format!("sk_month_{number}")).unwrap().into()
         };
-        let settings = Settings { strategy, quota_lag: Duration::from_secs(300), ..Settings::STILL };
-        let pool = Arc::new(Pool::new(KEYS.iter().enumerate().map(entry).collect(), settings));
-        let mut month = Self { pool, accounts: accounts(), open: Vec::new(), result: MonthResult::default() };
+        let settings = Settings { strategy, quota_lag: Duration::from_secs(300), ..Settings::FOR_TESTS };
+        let pool = Arc::new(Pool::new(KEY_ACCOUNTS.iter().enumerate().map(entry).collect(), settings));
+        let mut month =
+            Self { pool, accounts: accounts(), in_flight: Vec::new(), result: MonthResult::default() };
         let roster = month.pool.roster();
-        for (key, account) in KEYS.into_iter().enumerate() {
-            month.report_quota(key, BEGIN);
+        for (key, account) in KEY_ACCOUNTS.into_iter().enumerate() {
+            month.report_quota(key, START);
             roster.keys()[key]
                 .workspace()
                 .limiter(ConcurrencyGroup::SPEECH)
-                .set_reported_max(month.accounts[account].slots);
+                .set_reported_max(month.accounts[account].max_concurrent);
         }
         month
     }
 
-    /// The simulated provider reports a key's figures.
+    /// Records the quota that the simulated provider reports for a key.
     fn report_quota(&mut self, key: usize, now: UnixMs) {
-        let account = &self.accounts[KEYS[key]];
+        let account = &self.accounts[KEY_ACCOUNTS[key]];
         let quota = Quota {
-            count: account.credits - account.left,
+            count: account.credits - account.remaining,
             limit: Some(account.credits),
             resets_at: Some(account.resets_at),
             ..Quota::default()
@@ -117,14 +123,14 @@ impl Month {
     }
 
     fn advance(&mut self, now: UnixMs) {
-        self.open.retain(|(ends, _)| *ends > now);
+        self.in_flight.retain(|(ends, _)| *ends > now);
         for index in 0..self.accounts.len() {
             let account = &mut self.accounts[index];
             if account.resets_at <= now {
-                self.result.expired += account.left;
-                account.left = account.credits;
+                self.result.expired_credits += account.remaining;
+                account.remaining = account.credits;
                 account.resets_at = UnixMs(account.resets_at.0 + DAYS * DAY_MS);
-                for key in (0..KEYS.len()).filter(|key| KEYS[*key] == index) {
+                for key in (0..KEY_ACCOUNTS.len()).filter(|key| KEY_ACCOUNTS[*key] == index) {
                     self.report_quota(key, now);
                 }
             }
@@ -136,74 +142,80 @@ impl Month {
         let mut request =
             KeyRequest::new(ClientName::new(client), Some(credits), Some(ConcurrencyGroup::SPEECH));
         loop {
-            let reserved =
-                match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.reason) {
-                    Ok(reserved) => reserved,
-                    Err(Unavailable::Full { .. }) => {
-                        // The request waits until the first one in flight ends.
-                        self.result.waited += 1;
-                        now =
-                            self.open.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
-                        self.advance(now);
-                        continue;
-                    }
-                    Err(_) => {
-                        let can_pay =
-                            self.accounts.iter().any(|account| account.cost(credits) <= account.left);
-                        assert!(!can_pay, "refused although an account could pay");
-                        self.result.refused += 1;
-                        return;
-                    }
-                };
+            let reserved = match self
+                .pool
+                .try_reserve(&roster, &request, now)
+                .map_err(|blocked| blocked.reason)
+            {
+                Ok(reserved) => reserved,
+                Err(Unavailable::Full { .. }) => {
+                    // The request waits until the first one in flight ends.
+                    self.result.waits += 1;
+                    now =
+                        self.in_flight.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
+                    self.advance(now);
+                    continue;
+                }
+                Err(_) => {
+                    let can_pay =
+                        self.accounts.iter().any(|account| account.cost(credits) <= account.remaining);
+                    assert!(!can_pay, "refused although an account could pay");
+                    self.result.refused_requests += 1;
+                    return;
+                }
+            };
             let mut lease = reserved.lease;
             let key = Arc::clone(lease.key());
-            assert_ne!(key.state(now).status().word(), "invalid", "a key in cooldown is never selected");
-            lease.begin();
-            let account = &mut self.accounts[KEYS[key.position()]];
+            assert_ne!(key.state(now).status().as_str(), "invalid", "an invalid key was selected");
+            lease.mark_sent();
+            let account = &mut self.accounts[KEY_ACCOUNTS[key.position()]];
             let cost = account.cost(credits);
-            if cost <= account.left {
-                account.left -= cost;
-                self.pool.settle(&roster, &mut lease, cost, now);
-                self.open.push((UnixMs(now.0 + duration_ms), lease));
-                self.result.served += 1;
+            if cost <= account.remaining {
+                account.remaining -= cost;
+                self.pool.charge(&roster, &mut lease, cost, now);
+                self.in_flight.push((UnixMs(now.0 + duration_ms), lease));
+                self.result.served_requests += 1;
                 return;
             }
-            let shortfall =
-                Shortfall { remaining: Some(account.left), required: Some(cost), ..Shortfall::default() };
+            let shortfall = Shortfall {
+                remaining: Some(account.remaining),
+                required: Some(cost),
+                ..Shortfall::default()
+            };
             let verdict = Verdict::WorkspaceQuota(shortfall);
-            let refused = Refused {
+            let refused = RefusedAttempt {
                 verdict,
                 request: Some(&request),
-                is_agreed: false,
+                is_repeated_elsewhere: false,
                 source: RefusalSource::default(),
             };
             self.pool.record_refusal(&roster, &key, refused, now);
-            self.pool.settle(&roster, &mut lease, 0, now);
+            self.pool.charge(&roster, &mut lease, 0, now);
             request.tried.push(key.position());
-            self.result.wasted += 1;
+            self.result.refused_attempts += 1;
         }
     }
 
-    /// The open leases are the only ones in flight, and no other credits are reserved.
+    /// Checks that the pool counts exactly the requests in flight and no reserved credits.
     fn check(&self) {
         let roster = self.pool.roster();
         for key in roster.keys() {
-            let open = self.open.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
-            assert_eq!(key.in_flight() as usize, open);
-            // Requests in flight are charged already: the provider reports their price in the response
-            // headers.
+            let leases = self.in_flight.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
+            assert_eq!(key.in_flight() as usize, leases);
+            // The provider reports the price of a request in flight in the response headers, so it is
+            // charged already.
             assert_eq!(key.workspace().reserved(), 0);
-            let (running, slots) = key.workspace().running(ConcurrencyGroup::SPEECH);
-            assert!(running <= slots.unwrap(), "{running} of {slots:?}");
+            let (running, maximum) = key.workspace().concurrency(ConcurrencyGroup::SPEECH);
+            assert!(running <= maximum.unwrap(), "{running} of {maximum:?}");
         }
     }
 
     fn simulate(strategy: &'static Strategy) -> MonthResult {
         let mut month = Self::new(strategy);
         let mut random = RandomSequence(0x9e37_79b9_7f4a_7c15);
-        let mut now = BEGIN;
-        while now.0 < BEGIN.0 + DAYS * DAY_MS {
-            // More requests by day than by night.
+        let mut now = START;
+        while now.0 < START.0 + DAYS * DAY_MS {
+            // Requests are more frequent by day than by night.
             let hour = now.0 % DAY_MS / HOUR_MS;
             let pause = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
             now = UnixMs(now.0 + random.below(pause) + 1);
@@ -223,7 +235,7 @@ impl Month {
 
 impl Account {
     fn cost(&self, estimate: u64) -> u64 {
-        (estimate * self.percent).div_ceil(100)
+        (estimate * self.price_percent).div_ceil(100)
     }
 }
 
@@ -233,11 +245,17 @@ fn every_strategy_serves_a_month_of_requests() {
     let mut expired = Vec::new();
     for strategy in &STRATEGIES {
         let result = Month::simulate(strategy);
-        let MonthResult { served, refused, wasted, waited, .. } = result;
-        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {:7}", strategy.name, result.expired);
+        let MonthResult {
+            served_requests: served,
+            refused_requests: refused,
+            refused_attempts: wasted,
+            waits: waited,
+            expired_credits,
+        } = result;
+        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {expired_credits:7}", strategy.name);
         assert!(served > 3_000, "{}: {result:?}", strategy.name);
         assert!(wasted * 20 <= served, "{}: {result:?}", strategy.name);
-        expired.push((strategy.name, result.expired));
+        expired.push((strategy.name, expired_credits));
     }
     let expired_with =
         |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
@@ -245,6 +263,6 @@ fn every_strategy_serves_a_month_of_requests() {
     assert_eq!(
         expired_with("soonest-reset"),
         fewest,
-        "the credits that expire first are spent first: {expired:?}"
+        "soonest-reset must let the fewest credits expire: {expired:?}"
     );
 }

@@ -1,46 +1,45 @@
-//! Maps identifiers of resources to the workspaces that own them. Entries are recorded from
-//! responses and looked up for each request that names an identifier.
+//! Maps identifiers of resources to the workspaces that own them. Entries are recorded from responses,
+//! and looked up for each request that contains an identifier.
 //!
-//! It is separate from the roster because it outlives the keys: entries of a workspace whose keys are
-//! configured again later still count.
+//! The index is separate from the roster because its entries outlive the keys. The entries of a workspace
+//! apply again when its keys are removed and later configured again.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::elevenlabs::affinity::{Class, Keeping, Kind, Named, Tag};
+use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind, RetentionLimits, StorageClass};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// The stable identity of a workspace: its configured name, else the fingerprint of its first key.
+/// The stable identity of a workspace: its configured name, or else the fingerprint of its first key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct OwnerId(Arc<str>);
 
 impl OwnerId {
-    /// The identity of a workspace: its name if it has one, else the fingerprint of its first key.
+    /// Creates the identity of a workspace with this configured name and this first key.
     #[must_use]
-    pub fn of(name: Option<&str>, first_key: Fingerprint) -> Self {
+    pub fn new(name: Option<&str>, first_key: Fingerprint) -> Self {
         Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
     }
 
-    /// Creates an identity from the text under which it is stored.
+    /// Creates an identity from its stored form, which [`as_str`](Self::as_str) returns.
     #[must_use]
-    pub fn of_word(word: &str) -> Self {
-        Self(word.into())
+    pub fn from_stored(text: &str) -> Self {
+        Self(text.into())
     }
 
-    /// The text under which it is stored.
+    /// The identity as it is stored.
     #[must_use]
-    pub fn word(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether this is the identity of an unnamed workspace with this first key.
+    /// Whether this is the identity of a workspace without a name whose first key is `key`.
     #[must_use]
-    pub fn is_of(&self, key: Fingerprint) -> bool {
+    pub fn is_first_key(&self, key: Fingerprint) -> bool {
         Fingerprint::parse(&self.0) == Some(key)
     }
 }
@@ -51,62 +50,70 @@ impl fmt::Debug for OwnerId {
     }
 }
 
-/// An ownership entry, as it is stored.
+/// An entry of the index, as the database stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LearnedOwner {
-    /// The identifier.
-    pub named: Named,
+pub struct OwnershipEntry {
+    /// The identifier of a resource.
+    pub identifier: Identifier,
     /// The workspace that owns it.
     pub owner: OwnerId,
     /// Time at which the ownership was recorded.
-    pub learned_at: UnixMs,
+    pub recorded_at: UnixMs,
     /// Time of the last use of the entry.
     pub used_at: UnixMs,
 }
 
 /// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownOwner {
+pub struct OwnerLookup {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// The entry to be stored again; `None` when its time of use was stored within the last day.
-    pub update: Option<LearnedOwner>,
+    /// The entry with its new time of use, to be stored. `None` if that was stored within the last day.
+    pub update: Option<OwnershipEntry>,
 }
 
 /// Minimum interval between two writes of an entry's time of use.
 const MIN_USE_WRITE_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
-/// Number of shards, each behind its own lock: with a few dozen cores, two rarely contend.
+/// Number of shards, each with its own lock. With a few dozen cores, contention is rare.
 const SHARDS: usize = 64;
-/// A full shard evicts its maximum divided by this at once, the oldest entries first, so that not
-/// every later insertion has to evict one.
+/// A full shard evicts this fraction of its maximum in one step, oldest entries first. The following
+/// insertions then need no eviction.
 const EVICTION_DIVISOR: usize = 8;
 
-/// Owners by identifier, bounded in number and age.
+/// The owners of identifiers, with bounds on their number and age.
 ///
-/// A lookup holds one of 64 locks for one access to a hash map, and never across an await.
+/// A lookup holds the lock of one shard for one access to a hash map.
 #[derive(Debug)]
 pub struct OwnershipIndex {
     shards: Vec<Mutex<OwnerShard>>,
-    keeping: Keeping,
+    limits: RetentionLimits,
 }
 
-/// One map per class, so that each class has its own bound.
+/// One map per class of identifiers, because each class has its own bound.
 #[derive(Debug, Default)]
-struct OwnerShard([HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>; Class::ALL.len()]);
+struct OwnerShard([OwnerMap; StorageClass::ALL.len()]);
+
+type OwnerMap = HashMap<IdentifierHash, IndexEntry, BuildHasherDefault<IdentityHasher>>;
+
+impl OwnerShard {
+    fn map(&mut self, class: StorageClass) -> &mut OwnerMap {
+        &mut self.0[usize::from(class.number())]
+    }
+}
 
 #[derive(Clone, Debug)]
-struct OwnerEntry {
-    kind: Kind,
+struct IndexEntry {
+    kind: ResourceKind,
     owner: OwnerId,
-    learned_at: UnixMs,
+    recorded_at: UnixMs,
     used_at: UnixMs,
 }
 
-/// Uses the tag unchanged, because it is a hash already.
+/// Uses the bytes of an identifier's hash unchanged.
 #[derive(Debug, Default)]
-struct TagHasher(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for TagHasher {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -122,112 +129,108 @@ impl Hasher for TagHasher {
 }
 
 impl OwnershipIndex {
-    /// An empty index.
+    /// Creates an empty index.
     #[must_use]
-    pub fn new(keeping: Keeping) -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), keeping }
+    pub fn new(limits: RetentionLimits) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), limits }
     }
 
-    /// The bounds on number and age.
+    /// The bounds on the number and age of entries.
     #[must_use]
-    pub fn keeping(&self) -> Keeping {
-        self.keeping
+    pub fn limits(&self) -> RetentionLimits {
+        self.limits
     }
 
-    fn shard(&self, tag: &Tag) -> MutexGuard<'_, OwnerShard> {
-        let index = usize::from(tag.bytes()[0]) % SHARDS;
-        // Every change is complete in itself, so a panic leaves nothing inconsistent.
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the owner of `named` if it is known, and updates the entry's time of use.
-    pub fn find(&self, named: &Named, now: UnixMs) -> Option<KnownOwner> {
-        let mut shard = self.shard(&named.tag);
-        let map = &mut shard.0[usize::from(named.kind.class().number())];
-        let entry = map.get_mut(&named.tag)?;
-        if !self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now) {
-            map.remove(&named.tag);
+    /// Returns the owner of an identifier if it is known, and updates the entry's time of use.
+    pub fn find(&self, identifier: &Identifier, now: UnixMs) -> Option<OwnerLookup> {
+        let Identifier { kind, hash } = *identifier;
+        let mut shard = self.shard(&hash);
+        let map = shard.map(kind.storage_class());
+        let entry = map.get_mut(&hash)?;
+        if !self.limits.is_current(kind, entry.recorded_at, entry.used_at, now) {
+            map.remove(&hash);
             return None;
         }
         let is_due = now.since(entry.used_at) >= MIN_USE_WRITE_INTERVAL;
         if is_due {
             entry.used_at = now;
         }
-        Some(KnownOwner { owner: entry.owner.clone(), update: is_due.then(|| entry.to_stored(named.tag)) })
+        Some(OwnerLookup { owner: entry.owner.clone(), update: is_due.then(|| entry.to_stored(hash)) })
     }
 
-    /// Records that `named` belongs to `owner`. Returns the entry to be stored; `None` when it was known.
-    pub fn record(&self, named: Named, owner: &OwnerId, now: UnixMs) -> Option<LearnedOwner> {
-        let mut shard = self.shard(&named.tag);
-        let map = &mut shard.0[usize::from(named.kind.class().number())];
-        let new_entry =
-            || OwnerEntry { kind: named.kind, owner: owner.clone(), learned_at: now, used_at: now };
-        let entry = match map.entry(named.tag) {
-            Slot::Occupied(slot) => {
-                let entry = slot.into_mut();
-                let is_known = entry.owner == *owner
-                    && now.since(entry.used_at) < MIN_USE_WRITE_INTERVAL
-                    && self.keeping.counts(named.kind, entry.learned_at, entry.used_at, now);
-                if is_known {
-                    return None;
-                }
-                *entry = new_entry();
-                entry
-            }
-            Slot::Vacant(slot) => slot.insert(new_entry()),
-        };
-        let stored = entry.to_stored(named.tag);
-        self.evict_excess(map, named.kind.class());
+    /// Records the owner of an identifier. Returns the entry to be stored, or `None` if it was known.
+    pub fn record(&self, identifier: Identifier, owner: &OwnerId, now: UnixMs) -> Option<OwnershipEntry> {
+        let Identifier { kind, hash } = identifier;
+        let mut shard = self.shard(&hash);
+        let map = shard.map(kind.storage_class());
+        let is_known = map.get(&hash).is_some_and(|entry| {
+            entry.owner == *owner
+                && now.since(entry.used_at) < MIN_USE_WRITE_INTERVAL
+                && self.limits.is_current(kind, entry.recorded_at, entry.used_at, now)
+        });
+        if is_known {
+            return None;
+        }
+        let entry = IndexEntry { kind, owner: owner.clone(), recorded_at: now, used_at: now };
+        let stored = entry.to_stored(hash);
+        map.insert(hash, entry);
+        self.evict_excess(map, kind.storage_class());
         Some(stored)
     }
 
-    /// Removes the entry of `named`, because its owner no longer has it.
-    pub fn forget(&self, named: &Named) {
-        self.shard(&named.tag).0[usize::from(named.kind.class().number())].remove(&named.tag);
+    /// Removes the entry of an identifier that its owner no longer has.
+    pub fn remove(&self, identifier: &Identifier) {
+        self.shard(&identifier.hash).map(identifier.kind.storage_class()).remove(&identifier.hash);
     }
 
-    /// Restores the entries of the previous run. When there are too many, the oldest are evicted.
-    pub fn restore(&self, records: Vec<LearnedOwner>, now: UnixMs) {
-        for LearnedOwner { named, owner, learned_at, used_at } in records {
-            if self.keeping.counts(named.kind, learned_at, used_at, now) {
-                let mut shard = self.shard(&named.tag);
-                let map = &mut shard.0[usize::from(named.kind.class().number())];
-                map.insert(named.tag, OwnerEntry { kind: named.kind, owner, learned_at, used_at });
-                self.evict_excess(map, named.kind.class());
+    /// Restores the entries of the previous run. If they exceed the bounds, the oldest are evicted.
+    pub fn restore(&self, entries: Vec<OwnershipEntry>, now: UnixMs) {
+        for OwnershipEntry { identifier: Identifier { kind, hash }, owner, recorded_at, used_at } in entries {
+            if self.limits.is_current(kind, recorded_at, used_at, now) {
+                let mut shard = self.shard(&hash);
+                let map = shard.map(kind.storage_class());
+                map.insert(hash, IndexEntry { kind, owner, recorded_at, used_at });
+                self.evict_excess(map, kind.storage_class());
             }
         }
     }
 
-    /// Number of known identifiers.
+    /// Number of entries.
     #[must_use]
     pub fn count(&self) -> usize {
         let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
         shards.map(|shard| shard.0.iter().map(HashMap::len).sum::<usize>()).sum()
     }
 
-    fn evict_excess(&self, map: &mut HashMap<Tag, OwnerEntry, BuildHasherDefault<TagHasher>>, class: Class) {
-        let count_max = (self.keeping.count_max(class) / SHARDS).max(1);
-        if map.len() <= count_max {
+    fn shard(&self, hash: &IdentifierHash) -> MutexGuard<'_, OwnerShard> {
+        let index = usize::from(hash.bytes()[0]) % SHARDS;
+        // A panic cannot leave a partial change, so a poisoned shard is still consistent.
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evict_excess(&self, map: &mut OwnerMap, class: StorageClass) {
+        let max_count = (self.limits.max_count(class) / SHARDS).max(1);
+        if map.len() <= max_count {
             return;
         }
-        let mut ages: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
-        let evicted = (map.len() - count_max).max(count_max / EVICTION_DIVISOR);
-        let (_, &mut youngest, _) = ages.select_nth_unstable(evicted - 1);
-        let mut left = evicted;
+        let mut use_times: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
+        let evicted_count = (map.len() - max_count).max(max_count / EVICTION_DIVISOR);
+        let (_, &mut latest_evicted, _) = use_times.select_nth_unstable(evicted_count - 1);
+        let mut remaining_count = evicted_count;
         map.retain(|_, entry| {
-            let is_evicted = left > 0 && entry.used_at <= youngest;
-            left -= usize::from(is_evicted);
+            let is_evicted = remaining_count > 0 && entry.used_at <= latest_evicted;
+            remaining_count -= usize::from(is_evicted);
             !is_evicted
         });
     }
 }
 
-impl OwnerEntry {
-    fn to_stored(&self, tag: Tag) -> LearnedOwner {
-        LearnedOwner {
-            named: Named { kind: self.kind, tag },
+impl IndexEntry {
+    fn to_stored(&self, hash: IdentifierHash) -> OwnershipEntry {
+        OwnershipEntry {
+            identifier: Identifier { kind: self.kind, hash },
             owner: self.owner.clone(),
-            learned_at: self.learned_at,
+            recorded_at: self.recorded_at,
             used_at: self.used_at,
         }
     }
@@ -239,108 +242,108 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
     const DAY: Duration = Duration::from_secs(24 * 3_600);
-    const KEEPING: Keeping =
-        Keeping { identifiers_max: 64 * 40, kept: Some(Duration::from_secs(30 * 24 * 3_600)) };
+    const LIMITS: RetentionLimits =
+        RetentionLimits { max_identifiers: 64 * 40, max_idle: Some(Duration::from_secs(30 * 24 * 3_600)) };
 
-    fn voice(id: &str) -> Named {
-        Named::new(Kind::Voice, id)
+    fn voice(id: &str) -> Identifier {
+        Identifier::new(ResourceKind::Voice, id)
     }
 
-    fn identity(name: &str) -> OwnerId {
-        OwnerId::of(Some(name), Fingerprint::of("sk"))
+    fn owner(name: &str) -> OwnerId {
+        OwnerId::new(Some(name), Fingerprint::new("sk"))
     }
 
-    fn owner(owners: &OwnershipIndex, named: Named, now: UnixMs) -> Option<OwnerId> {
-        owners.find(&named, now).map(|found| found.owner)
-    }
-
-    #[test]
-    fn a_recorded_owner_is_found_and_the_latest_counts() {
-        let owners = OwnershipIndex::new(KEEPING);
-        assert_eq!(owners.find(&voice("v"), NOW), None);
-        let learned = owners.record(voice("v"), &identity("a"), NOW).unwrap();
-        assert_eq!((learned.named, learned.owner.word()), (voice("v"), "a"));
-        assert_eq!(owners.record(voice("v"), &identity("a"), NOW), None, "it is known");
-        assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("a")));
-        assert!(owners.record(voice("v"), &identity("b"), NOW).is_some());
-        assert_eq!(owner(&owners, voice("v"), NOW), Some(identity("b")));
-        assert_eq!(owner(&owners, Named::new(Kind::Agent, "v"), NOW), None);
-        owners.forget(&voice("v"));
-        assert_eq!(owners.find(&voice("v"), NOW), None);
+    fn find_owner(index: &OwnershipIndex, identifier: Identifier, now: UnixMs) -> Option<OwnerId> {
+        index.find(&identifier, now).map(|lookup| lookup.owner)
     }
 
     #[test]
-    fn a_used_entry_is_kept_and_stored_once_a_day() {
-        let owners = OwnershipIndex::new(KEEPING);
-        owners.record(voice("v"), &identity("a"), NOW);
-        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().update, None);
-        let used = owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update.unwrap();
-        assert_eq!((used.learned_at, used.used_at), (NOW, NOW.plus(DAY)));
-        assert_eq!(owners.find(&voice("v"), NOW.plus(DAY)).unwrap().update, None);
-        assert!(owner(&owners, voice("v"), NOW.plus(DAY * 30)).is_some());
+    fn the_owner_recorded_last_is_found() {
+        let index = OwnershipIndex::new(LIMITS);
+        assert_eq!(index.find(&voice("v"), NOW), None);
+        let entry = index.record(voice("v"), &owner("a"), NOW).unwrap();
+        assert_eq!((entry.identifier, entry.owner.as_str()), (voice("v"), "a"));
+        assert_eq!(index.record(voice("v"), &owner("a"), NOW), None, "the entry is known");
+        assert_eq!(find_owner(&index, voice("v"), NOW), Some(owner("a")));
+        assert!(index.record(voice("v"), &owner("b"), NOW).is_some());
+        assert_eq!(find_owner(&index, voice("v"), NOW), Some(owner("b")));
+        assert_eq!(find_owner(&index, Identifier::new(ResourceKind::Agent, "v"), NOW), None);
+        index.remove(&voice("v"));
+        assert_eq!(index.find(&voice("v"), NOW), None);
+    }
+
+    #[test]
+    fn a_used_entry_is_retained_and_stored_once_a_day() {
+        let index = OwnershipIndex::new(LIMITS);
+        index.record(voice("v"), &owner("a"), NOW);
+        assert_eq!(index.find(&voice("v"), NOW.plus(DAY / 2)).unwrap().update, None);
+        let entry = index.find(&voice("v"), NOW.plus(DAY)).unwrap().update.unwrap();
+        assert_eq!((entry.recorded_at, entry.used_at), (NOW, NOW.plus(DAY)));
+        assert_eq!(index.find(&voice("v"), NOW.plus(DAY)).unwrap().update, None);
+        assert!(find_owner(&index, voice("v"), NOW.plus(DAY * 30)).is_some());
         assert!(
-            owner(&owners, voice("v"), NOW.plus(DAY * 60)).is_none(),
+            find_owner(&index, voice("v"), NOW.plus(DAY * 60)).is_none(),
             "the entry was unused for too long"
         );
-        assert_eq!(owners.count(), 0);
+        assert_eq!(index.count(), 0);
     }
 
     #[test]
-    fn identifiers_of_traffic_never_evict_managed_resources() {
-        let owners = OwnershipIndex::new(KEEPING);
-        for index in 0..100 {
-            owners.record(voice(&format!("v{index}")), &identity("a"), NOW);
+    fn identifiers_of_requests_never_evict_managed_resources() {
+        let index = OwnershipIndex::new(LIMITS);
+        for number in 0..100 {
+            index.record(voice(&format!("v{number}")), &owner("a"), NOW);
         }
-        for index in 0..50_000 {
-            let now = UnixMs(NOW.0 + index);
-            owners.record(Named::new(Kind::Request, &format!("r{index}")), &identity("a"), now);
-            owners.record(Named::new(Kind::HistoryItem, &format!("h{index}")), &identity("a"), now);
+        for number in 0..50_000 {
+            let now = UnixMs(NOW.0 + number);
+            index.record(Identifier::new(ResourceKind::Request, &format!("r{number}")), &owner("a"), now);
+            index.record(Identifier::new(ResourceKind::HistoryItem, &format!("h{number}")), &owner("a"), now);
         }
-        assert!(owners.count() <= KEEPING.identifiers_max, "{}", owners.count());
-        let known = (0..100).filter(|index| owners.find(&voice(&format!("v{index}")), NOW).is_some());
+        assert!(index.count() <= LIMITS.max_identifiers, "{}", index.count());
+        let known = (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
         assert_eq!(known.count(), 100);
-        let newest = Named::new(Kind::Request, "r49999");
-        assert!(owners.find(&newest, NOW).is_some(), "the oldest are evicted first");
-        assert!(owners.find(&Named::new(Kind::Request, "r0"), NOW).is_none());
+        let newest = Identifier::new(ResourceKind::Request, "r49999");
+        assert!(index.find(&newest, NOW).is_some(), "the oldest are evicted first");
+        assert!(index.find(&Identifier::new(ResourceKind::Request, "r0"), NOW).is_none());
     }
 
     #[test]
-    fn a_restored_entry_counts_if_it_is_not_too_old() {
-        let owners = OwnershipIndex::new(KEEPING);
+    fn an_expired_entry_is_not_restored() {
+        let index = OwnershipIndex::new(LIMITS);
         let records = vec![
-            owners.record(voice("v"), &identity("a"), NOW).unwrap(),
-            owners.record(Named::new(Kind::Request, "r"), &identity("a"), NOW).unwrap(),
+            index.record(voice("v"), &owner("a"), NOW).unwrap(),
+            index.record(Identifier::new(ResourceKind::Request, "r"), &owner("a"), NOW).unwrap(),
         ];
-        let next = OwnershipIndex::new(KEEPING);
-        next.restore(records, NOW.plus(DAY));
-        assert_eq!(owner(&next, voice("v"), NOW.plus(DAY)), Some(identity("a")));
-        assert_eq!(next.count(), 1, "a request cannot be continued after a day");
+        let restored = OwnershipIndex::new(LIMITS);
+        restored.restore(records, NOW.plus(DAY));
+        assert_eq!(find_owner(&restored, voice("v"), NOW.plus(DAY)), Some(owner("a")));
+        assert_eq!(restored.count(), 1, "a request cannot be continued after a day");
     }
 
     #[test]
-    fn many_threads_record_and_look_up_at_once() {
-        let owners = OwnershipIndex::new(KEEPING);
+    fn threads_record_and_look_up_owners_concurrently() {
+        let index = OwnershipIndex::new(LIMITS);
         std::thread::scope(|scope| {
             for thread in 0..4 {
-                let owners = &owners;
+                let index = &index;
                 scope.spawn(move || {
-                    for index in 0..2_000 {
-                        let named = voice(&format!("v{}", (index * 7 + thread) % 300));
-                        owners.record(named, &identity("a"), NOW);
-                        assert_eq!(owner(owners, named, NOW), Some(identity("a")));
+                    for number in 0..2_000 {
+                        let identifier = voice(&format!("v{}", (number * 7 + thread) % 300));
+                        index.record(identifier, &owner("a"), NOW);
+                        assert_eq!(find_owner(index, identifier, NOW), Some(owner("a")));
                     }
                 });
             }
         });
-        assert_eq!(owners.count(), 300);
+        assert_eq!(index.count(), 300);
     }
 
     #[test]
     fn a_workspace_is_identified_by_its_name_or_its_first_key() {
-        let key = Fingerprint::of("sk");
-        assert!(OwnerId::of(None, key).is_of(key));
-        assert!(!OwnerId::of(None, key).is_of(Fingerprint::of("sk2")));
-        assert!(!OwnerId::of(Some("studio"), key).is_of(key));
-        assert_eq!(OwnerId::of(None, key), OwnerId::of_word(&key.to_string()));
+        let key = Fingerprint::new("sk");
+        assert!(OwnerId::new(None, key).is_first_key(key));
+        assert!(!OwnerId::new(None, key).is_first_key(Fingerprint::new("sk2")));
+        assert!(!OwnerId::new(Some("studio"), key).is_first_key(key));
+        assert_eq!(OwnerId::new(None, key), OwnerId::from_stored(&key.to_string()));
     }
 }

@@ -1,63 +1,90 @@
 //! Records the events that change key state: refusals, served requests, charges and polls.
 //!
-//! Each fact is stored at its scope: the key, its workspace, one of the workspace's concurrency
-//! groups, or the restrictions of plans and endpoints.
+//! Each event changes the narrowest scope that it proves something about: the key, its workspace, a
+//! concurrency group of the workspace, or a restriction.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::cells::SettledReservation;
+use super::Pool;
+use super::cells::FinishedReservation;
 use super::key::Key;
 use super::lease::Lease;
 use super::refusal::RefusalRecord;
-use super::restrictions::{Force, Holder, Restriction};
+use super::restrictions::Restriction;
 use super::roster::Roster;
+use super::transitions::{Transition, transitions_after_charge, workspace_transitions};
 use super::wait_queue::KeyRequest;
-use super::{Observation, Pool, Settings, Transition, transitions_after_charge, transitions_of_workspace};
-use crate::elevenlabs::features::{Remembered, RequestFeatures};
+use crate::elevenlabs::features::RequestFeatures;
+use crate::elevenlabs::plan::Capabilities;
+use crate::policy::budget::Quota;
 use crate::policy::evidence::{
-    ClaimedFault, Evidence, Poll, PollResult, RefusalSource, is_refuted_by_service, poll_decides_at,
+    ClaimedFault, Evidence, Poll, PollResult, RefusalSource, decisive_poll_at, is_refuted_by_service,
 };
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 
-/// A refusal of the provider, with the request's needs and its source.
+/// An attempt that the provider has refused.
 #[derive(Clone, Debug)]
-pub struct Refused<'a> {
+pub struct RefusedAttempt<'a> {
     /// The classification of the response.
     pub verdict: Verdict,
     /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request with the same message.
-    pub is_agreed: bool,
+    pub is_repeated_elsewhere: bool,
     /// Route, status and message of the response.
     pub source: RefusalSource,
 }
 
-/// A request that was served.
+/// An attempt that the provider has served.
 #[derive(Clone, Copy, Debug)]
-pub struct Served<'a> {
+pub struct ServedAttempt<'a> {
     /// The requirements of the request for a key.
     pub request: Option<&'a KeyRequest>,
-    /// The time at which the attempt began.
+    /// The time at which the key was reserved.
     pub began_at: UnixMs,
     /// Whether the request costs credits.
     pub is_charged: bool,
 }
 
+/// The result of polling the provider for a key's quota.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// The quota and the plan of the key's workspace.
+    Quota {
+        /// Spent credits, limit, overage and reset date.
+        quota: Quota,
+        /// The provider's name of the plan.
+        tier: Option<String>,
+        /// Whether the latest invoice is paid; `None` if the provider does not report it.
+        is_paid: Option<bool>,
+        /// The features and limits of the plan.
+        capabilities: Capabilities,
+    },
+    /// The key is valid, but lacks the permission to read its quota.
+    Unreadable,
+    /// The provider refused the key itself.
+    Invalid {
+        /// [`Verdict::InvalidKey`], or [`Verdict::WrongHost`] for a key of another region.
+        verdict: Verdict,
+        /// Route and message of the refusal.
+        source: RefusalSource,
+    },
+}
+
 impl Pool {
-    /// Records a refusal as evidence about the key or its workspace, and returns the state changes.
-    /// A refusal with a narrower scope is recorded by [`restrict`](Self::restrict) instead.
+    /// Records a refusal as evidence about the key or its workspace. Returns the state changes.
+    /// [`restrict`](Self::restrict) records refusals of a narrower scope.
     pub fn record_refusal(
         &self,
         roster: &Roster,
         key: &Key,
-        refused: Refused<'_>,
+        refused: RefusedAttempt<'_>,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let settings = roster.settings();
+        let settings = &roster.settings;
         let workspace = key.workspace();
-        let Refused { verdict, request, is_agreed, source } = refused;
+        let RefusedAttempt { verdict, request, is_repeated_elsewhere, source } = refused;
         let group = request.and_then(|request| request.group);
         if let Verdict::Concurrency { maximum } = verdict {
             if let Some(group) = group {
@@ -65,29 +92,31 @@ impl Pool {
             }
             return Vec::new();
         }
-        let Some(claim) = ClaimedFault::of(verdict, request.and_then(|request| request.estimate), group)
+        let Some(claim) =
+            ClaimedFault::from_verdict(verdict, request.and_then(|request| request.estimate), group)
         else {
             return Vec::new();
         };
-        let named_span = if let Verdict::RateLimited(span) = verdict { span } else { None };
-        let evidence = Evidence { claim, at: now, named_span, is_agreed, source };
-        let is_of_key = claim.is_of_key(matches!(verdict, Verdict::KeyQuota(_)));
-        let cell = if is_of_key { key.evidence_cell() } else { workspace.evidence_cell() };
-        let wants_poll = poll_decides_at(&evidence, cell.poll(), &settings.cooldowns()) == Some(now);
+        let retry_after = if let Verdict::RateLimited(span) = verdict { span } else { None };
+        let evidence = Evidence { claim, at: now, retry_after, is_repeated_elsewhere, source };
+        let is_about_key = claim.is_about_key(matches!(verdict, Verdict::KeyQuota(_)));
+        let cell = if is_about_key { &key.evidence_cell } else { &workspace.evidence_cell };
+        let is_poll_requested =
+            decisive_poll_at(&evidence, cell.last_poll(), &settings.cooldowns()) == Some(now);
         cell.add(evidence);
-        if is_of_key {
+        if is_about_key {
             key.apply_evidence(settings, now);
         } else {
             workspace.apply_evidence(settings, now);
         }
-        if wants_poll {
-            self.want_poll(key);
+        if is_poll_requested {
+            self.request_poll(key);
         }
-        transitions_of_workspace(roster, workspace, now)
+        workspace_transitions(roster, workspace, now)
     }
 
-    /// Withdraws the evidence about `key` that was recorded with this source: another account has
-    /// refused the request with the same message, so the refusal was about the request.
+    /// Removes the evidence about `key` that was recorded with this source. The refusal was about the
+    /// request, because another account has refused it with the same message.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -95,197 +124,128 @@ impl Pool {
         source: &RefusalSource,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // Clients choose request identifiers and may reuse one, so the evidence is matched by the address
-        // of its identifier.
+        // Clients choose request identifiers and may repeat one, so the addresses of the identifiers are
+        // compared.
         let has_source = |evidence: &Evidence| Arc::ptr_eq(&evidence.source.request_id, &source.request_id);
-        self.drop_evidence(roster, key, has_source, now)
+        self.remove_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with this key, and drops the evidence that this refutes.
+    /// Records that a request was served with this key, and removes the evidence that this refutes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        served: Served<'_>,
+        served: ServedAttempt<'_>,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // Usually there is no evidence.
-        if key.evidence_cell().is_empty() && key.workspace().evidence_cell().is_empty() {
+        // The usual case, in which no lock is taken.
+        if key.evidence_cell.is_empty() && key.workspace().evidence_cell.is_empty() {
             return Vec::new();
         }
-        let Served { request, began_at, is_charged } = served;
+        let ServedAttempt { request, began_at, is_charged } = served;
         let group = request.and_then(|request| request.group);
         let is_refuted = |evidence: &Evidence| is_refuted_by_service(evidence, began_at, is_charged, group);
-        let of_others = self.drop_shared_evidence(roster, key, is_refuted, now);
-        let mut transitions = self.drop_evidence(roster, key, is_refuted, now);
-        transitions.extend(of_others);
+        let other_transitions = self.remove_shared_evidence(roster, key, is_refuted, now);
+        let mut transitions = self.remove_evidence(roster, key, is_refuted, now);
+        transitions.extend(other_transitions);
         transitions
     }
 
-    /// Drops the evidence of other accounts that reported a rate limit for the same request: when
-    /// one of these accounts serves the group, the limit was about the request.
-    fn drop_shared_evidence(
+    /// Removes the evidence of other accounts that reported a rate limit for the same request as the
+    /// workspace of `key`. If one of these accounts now serves the group, the limit was about the request.
+    fn remove_shared_evidence(
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
         is_refuted: impl Fn(&Evidence) -> bool,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let of_workspace = key.workspace().evidence();
+        let evidence = key.workspace().evidence();
         let is_shared = |evidence: &&Evidence| {
-            evidence.is_agreed
+            evidence.is_repeated_elsewhere
                 && matches!(evidence.claim, ClaimedFault::RateLimited(_))
                 && is_refuted(evidence)
         };
-        let Some(refuted) = of_workspace.iter().find(is_shared) else { return Vec::new() };
+        let Some(refuted) = evidence.iter().find(is_shared) else { return Vec::new() };
         let is_same = |evidence: &Evidence| {
-            evidence.claim.is_same(refuted.claim)
-                && evidence.is_agreed
+            evidence.claim.is_same_kind(refuted.claim)
+                && evidence.is_repeated_elsewhere
                 && evidence.source.request_id == refuted.source.request_id
         };
         let others = roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
-        others.flat_map(|other| self.drop_evidence(roster, other, is_same, now)).collect()
+        others.flat_map(|other| self.remove_evidence(roster, other, is_same, now)).collect()
     }
 
-    fn drop_evidence(
+    fn remove_evidence(
         self: &Arc<Self>,
         roster: &Roster,
         key: &Key,
-        is_dropped: impl Fn(&Evidence) -> bool,
+        is_removed: impl Fn(&Evidence) -> bool,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let (settings, workspace) = (roster.settings(), key.workspace());
-        let of_key = key.evidence_cell().drop_if(&is_dropped);
-        let of_workspace = workspace.evidence_cell().drop_if(&is_dropped);
-        if of_key {
+        let (settings, workspace) = (&roster.settings, key.workspace());
+        let has_key_changed = key.evidence_cell.remove_if(&is_removed);
+        let has_workspace_changed = workspace.evidence_cell.remove_if(&is_removed);
+        if has_key_changed {
             key.apply_evidence(settings, now);
         }
-        if of_workspace {
+        if has_workspace_changed {
             workspace.apply_evidence(settings, now);
         }
-        if !of_key && !of_workspace {
+        if !has_key_changed && !has_workspace_changed {
             return Vec::new();
         }
         self.dispatch_waiters(now);
-        transitions_of_workspace(roster, workspace, now)
+        workspace_transitions(roster, workspace, now)
     }
 
-    /// Records the restriction that a refusal proves, as narrow as its message allows. Returns the
-    /// restriction if it is new.
+    /// Records the restriction that a refusal proves, in the narrowest scope that its message allows.
+    /// Returns the restriction if it is new.
     pub fn restrict(
         &self,
         roster: &Roster,
         key: &Key,
         features: &RequestFeatures,
-        refused: &Refused<'_>,
+        refused: &RefusedAttempt<'_>,
         now: UnixMs,
     ) -> Option<Restriction> {
         let record = RefusalRecord::new(key, features, refused, now);
-        let own = Self::restriction(record.clone(), roster.settings())?;
-        let is_new = self.restrictions.record(&own, now);
-        let of_plan = RefusalRecord { is_of_plan: true, ..record };
-        if let Some(of_plan) = Self::restriction(of_plan, roster.settings()) {
-            self.restrictions.record(&of_plan, now);
+        let restriction = record.clone().into_restriction(&roster.settings)?;
+        let is_new = self.restrictions.record(&restriction, now);
+        let plan_record = RefusalRecord { applies_to_plan: true, ..record };
+        if let Some(plan_restriction) = plan_record.into_restriction(&roster.settings) {
+            self.restrictions.record(&plan_restriction, now);
         }
-        is_new.then_some(own)
+        is_new.then_some(restriction)
     }
 
-    /// Computes the restriction that follows from a refusal, when it is received and when it is read from
-    /// the database.
-    pub(super) fn restriction(record: RefusalRecord, settings: &Settings) -> Option<Restriction> {
-        let RefusalRecord { verdict, is_agreed, .. } = &record;
-        let (limit, remembered) = record.features.refused(*verdict)?;
-        let has_group = record.is_in_group;
-        let rate = |span: Option<Duration>| span.unwrap_or(settings.rate_limited_cooldown);
-        let (span, force) = match remembered {
-            Remembered::RateLimit(_) | Remembered::Concurrency if has_group => return None,
-            Remembered::RateLimit(span) | Remembered::Throttle(span) => {
-                (rate(span).min(settings.max_retry_after), Force::Strict)
-            }
-            Remembered::Concurrency => (settings.concurrency_cooldown, Force::Strict),
-            Remembered::Permission => (settings.permission_cooldown, Force::Refused),
-            Remembered::Plan | Remembered::Slots => (settings.feature_cooldown, Force::Refused),
-            Remembered::Endpoint => (settings.endpoint_cooldown, Force::Refused),
-            Remembered::Unproven => (settings.unproven_cooldown, Force::Refused),
-        };
-        let is_unclear = matches!(verdict, Verdict::Unexplained(_));
-        let is_of_account = matches!(remembered, Remembered::Unproven) && !is_agreed;
-        let force = if is_of_account {
-            Force::Noted
-        } else if *is_agreed && is_unclear {
-            Force::Suspected
-        } else {
-            force
-        };
-        let holder = match remembered {
-            Remembered::Plan if record.is_of_plan => Holder::Plan(record.tier.clone()?),
-            _ if record.is_of_plan => return None,
-            Remembered::Permission => Holder::Key(record.key),
-            Remembered::Plan
-            | Remembered::Slots
-            | Remembered::Endpoint
-            | Remembered::Unproven
-            | Remembered::RateLimit(_)
-            | Remembered::Throttle(_)
-            | Remembered::Concurrency => Holder::Workspace(record.workspace.clone()),
-        };
-        let mut restriction = Restriction {
-            number: 0,
-            holder,
-            limit,
-            verdict: verdict.word(),
-            since: record.at,
-            refused_at: record.at,
-            until: record.at.plus(span),
-            force,
-            is_agreed: *is_agreed,
-            source: Arc::clone(&record.source),
-            record: Arc::new(record),
-        };
-        if let Some(earlier) = restriction.record.earlier {
-            restriction.continue_history(earlier);
-        }
-        Some(restriction)
-    }
-
-    /// Whether several accounts other than that of `key` have refused a request with these features with
-    /// this verdict.
-    #[must_use]
-    pub fn is_refused_by_others(
-        &self,
-        features: &RequestFeatures,
-        key: &Key,
-        verdict: Verdict,
-        now: UnixMs,
-    ) -> bool {
-        self.restrictions.is_refused_by_others(features, key, verdict.word(), now)
-    }
-
-    /// Whether the account of `key` has refused a request with these features with this verdict
-    /// before, and a poll or a served request has refuted that since.
+    /// Whether the account of `key` has refused a request with these features with this verdict, and a
+    /// poll or a served request has refuted the refusal.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
-        let Some(claim) = ClaimedFault::of(verdict, None, None) else { return false };
-        let holds = |evidence: &Evidence| evidence.claim.is_same(claim);
-        self.restrictions.is_known_of(features, key, verdict.word(), now)
+        let Some(claim) = ClaimedFault::from_verdict(verdict, None, None) else { return false };
+        let holds = |evidence: &Evidence| evidence.claim.is_same_kind(claim);
+        self.restrictions.is_refused_by_account(features, key, verdict, now)
             && !key.evidence().iter().any(holds)
             && !key.workspace().evidence().iter().any(holds)
     }
 
     /// Charges the cost of the request that holds `lease`.
-    pub fn settle(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
-        lease.settle(credits, now);
+    pub fn charge(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
+        lease.charge(credits, now);
         if credits == 0 { Vec::new() } else { transitions_after_charge(roster, lease.key().workspace(), now) }
     }
 
-    /// Charges credits that were spent with a key and are reported only after its lease has ended.
-    pub fn spend(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
-        key.workspace().cell().settle(SettledReservation { reserved: 0, spent: credits }, now);
-        key.workspace().spending().add(credits, now);
+    /// Charges credits that the provider reports only after the lease of the request has ended.
+    pub fn charge_late(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
+        key.workspace()
+            .quota_cell
+            .finish_reservation(FinishedReservation { reserved: 0, spent: credits }, now);
+        key.workspace().spending.add(credits, now);
         transitions_after_charge(roster, key.workspace(), now)
     }
 
-    /// Applies the result of a poll with `key`, and returns the state changes.
+    /// Records the result of a poll with `key`. Returns the state changes.
     pub fn observe(
         self: &Arc<Self>,
         roster: &Roster,
@@ -293,16 +253,16 @@ impl Pool {
         observation: Observation,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let (settings, workspace) = (roster.settings(), key.workspace());
-        key.set_wants_poll(false);
+        let (settings, workspace) = (&roster.settings, key.workspace());
+        key.set_poll_requested(false);
         let result = match observation {
             Observation::Quota { quota, tier, is_paid, capabilities } => {
-                workspace.observe(quota, tier, capabilities, now, settings.quota_lag);
+                workspace.apply_poll(quota, tier, capabilities, now, settings.quota_lag);
                 if capabilities.voices_left.is_some_and(|left| left > 0) {
-                    self.restrictions.lift(workspace.identity(), Verdict::Slots.word());
+                    self.restrictions.remove(workspace.identity(), Verdict::Slots);
                 }
-                let result = PollResult::Figures { left: quota.spendable(), is_paid };
-                workspace.evidence_cell().polled(Poll { at: now, result });
+                let result = PollResult::Quota { left: quota.spendable(), is_paid };
+                workspace.evidence_cell.record_poll(Poll { at: now, result });
                 result
             }
             Observation::Unreadable => PollResult::Unreadable,
@@ -312,34 +272,33 @@ impl Pool {
                 } else {
                     ClaimedFault::InvalidKey
                 };
-                key.evidence_cell().add(Evidence {
+                key.evidence_cell.add(Evidence {
                     claim,
                     at: now,
-                    named_span: None,
-                    is_agreed: false,
+                    retry_after: None,
+                    is_repeated_elsewhere: false,
                     source,
                 });
                 PollResult::Invalid
             }
         };
-        key.evidence_cell().polled(Poll { at: now, result });
+        key.evidence_cell.record_poll(Poll { at: now, result });
         key.apply_evidence(settings, now);
         workspace.apply_evidence(settings, now);
         self.dispatch_waiters(now);
-        transitions_of_workspace(roster, workspace, now)
+        workspace_transitions(roster, workspace, now)
     }
 
-    /// The time at which a poll with `key` can confirm or refute a refusal; `None` when there is no
-    /// such refusal.
+    /// The earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
+    /// workspace. `None` without a refusal that a poll can decide about.
     #[must_use]
-    pub fn poll_due_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
-        let cooldowns = roster.settings().cooldowns();
-        let of_key = key.evidence().into_iter().map(|evidence| (evidence, key.evidence_cell().poll()));
-        let of_workspace = key.workspace().evidence().into_iter();
-        let of_workspace = of_workspace.map(|evidence| (evidence, key.workspace().evidence_cell().poll()));
-        of_key
-            .chain(of_workspace)
-            .filter_map(|(evidence, poll)| poll_decides_at(&evidence, poll, &cooldowns))
-            .min()
+    pub fn next_deciding_poll_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
+        let cooldowns = roster.settings.cooldowns();
+        let cells = [&key.evidence_cell, &key.workspace().evidence_cell];
+        let decisions = cells.into_iter().flat_map(|cell| {
+            let (entries, last_poll) = (cell.entries(), cell.last_poll());
+            entries.into_iter().filter_map(move |entry| decisive_poll_at(&entry, last_poll, &cooldowns))
+        });
+        decisions.min()
     }
 }

@@ -1,8 +1,8 @@
-//! Reserves a key for a request: selects one, takes it before another request does, and queues the
-//! request when all keys are busy.
+//! Reserves a key for a request: selects a key, acquires a lease on it, and queues the request when all
+//! keys are busy.
 //!
-//! Selection reads atomics without a lock, so another request may take the selected key in between; the
-//! selection is then repeated.
+//! Selection reads atomics without a lock. If another request acquires the selected key first, the
+//! selection is repeated.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{SelectionRound, candidate, claim_probe, is_unavailable, traits};
+use super::Pool;
+use super::candidate::{SelectionRound, claim_probe, evaluate_key, is_unavailable, ranking_inputs};
 use super::key::Key;
 use super::lease::Lease;
-use super::restrictions::Restraint;
+use super::restrictions::RestrictionLevel;
 use super::roster::Roster;
 use super::sync::Ordering;
+use super::transitions::{Transition, key_transition};
 use super::wait_queue::{KeyRequest, ReserveResult, TryReserveResult};
-use super::{Pool, Transition, transitions_of};
 use crate::clock;
 use crate::policy::key_state::{KeyState, StateChange};
-use crate::policy::select::{Affordability, Blocked, Candidate, Choice, Unavailable, select};
+use crate::policy::select::{Affordability, Candidate, Choice, SelectionFailure, Unavailable, select};
 use crate::policy::strategy::TURN;
 use crate::policy::units::UnixMs;
 
@@ -29,21 +30,22 @@ use crate::policy::units::UnixMs;
 pub struct Reserved {
     /// The lease on the selected key.
     pub lease: Lease,
-    /// State changes to be logged.
+    /// State changes, which the caller logs.
     pub transitions: Vec<Transition>,
 }
 
-/// Maximum selections per call that lose a race to another request. Each lost race means that another
-/// request was served.
-const RACES_MAX: usize = 64;
-/// The maximum restraint of each successive round.
-const MAX_RESTRAINTS: [Restraint; 3] = [Restraint::Inferred, Restraint::RefusedLongest, Restraint::Refused];
-/// The pause after [`RACES_MAX`] lost races, and the shortest wait for a retry.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// Maximum selections per call whose key was acquired by another request first. Each of them means that
+/// another request was served.
+const MAX_LOST_RACES: usize = 64;
+/// The maximum restriction level of each successive round, after a round without restricted keys.
+const MAX_LEVELS: [RestrictionLevel; 3] =
+    [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];
+/// Delay of the retry after [`MAX_LOST_RACES`], and minimum delay of every other retry.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(1);
 
 impl Pool {
-    /// Reserves a key of `roster` for `request`. Queues the request, up to the pool's `queue_timeout`, when
-    /// the keys that could serve it are only busy.
+    /// Reserves a key of `roster` for `request`. If the keys that could serve it are only busy, the request
+    /// is queued for at most the `queue_timeout` of the pool.
     ///
     /// # Errors
     ///
@@ -51,8 +53,8 @@ impl Pool {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future removes the request from the queue; a key that was assigned meanwhile is
-    /// released.
+    /// Dropping the future removes the request from the queue. If a key was assigned to the request
+    /// already, the key is released.
     pub async fn reserve(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         if self.queue.is_empty() {
             let now = clock::now();
@@ -65,9 +67,10 @@ impl Pool {
     }
 
     async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
-        let settings = roster.settings();
-        let Some((waiter, mut result)) = self.queue.join(roster, request, settings.max_queued) else {
-            // A request that none of the queued ones blocks is served although the queue is full.
+        let settings = roster.settings;
+        let Some((waiter, mut receiver)) = self.queue.enqueue(roster, request, settings.max_queued) else {
+            // The queue is full. The request is still served if a key can serve it that no queued request
+            // can use.
             let result = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.reason);
             if result.is_ok() {
                 self.dispatch_waiters_now();
@@ -78,15 +81,15 @@ impl Pool {
         let waiting = async {
             loop {
                 self.dispatch_waiters(clock::now());
-                // Some keys become available without a release, when a cooldown ends. The earliest
-                // end may change while the request is queued.
+                // A key may become available without a release, when a cooldown ends. The earliest end may
+                // change while the request is queued.
                 loop {
                     let now = clock::now();
-                    let retry_in = waiter.until().map(|until| until.since(now).max(MIN_PAUSE));
+                    let retry_in = waiter.retry_at().map(|at| at.since(now).max(MIN_RETRY_DELAY));
                     tokio::select! {
                         biased;
-                        result = &mut result => return result.unwrap_or_else(|_| busy()),
-                        () = waiter.earlier() => {}
+                        result = &mut receiver => return result.unwrap_or_else(|_| busy()),
+                        () = waiter.retry_moved_earlier() => {}
                         () = sleep(retry_in.unwrap_or(settings.queue_timeout)) => break,
                     }
                 }
@@ -96,8 +99,8 @@ impl Pool {
             Ok(result) => result,
             Err(_) => {
                 drop(waiter);
-                // A key may have been assigned at the same moment as the timeout.
-                result.try_recv().unwrap_or_else(|_| busy())
+                // A key may have been assigned just before the timeout.
+                receiver.try_recv().unwrap_or_else(|_| busy())
             }
         }
     }
@@ -105,63 +108,67 @@ impl Pool {
     /// Assigns available keys to queued requests.
     pub(super) fn dispatch_waiters(self: &Arc<Self>, now: UnixMs) {
         if !self.queue.is_empty() {
-            self.queue.serve(now, |roster, request| self.try_reserve(roster, request, now));
+            self.queue.dispatch(now, |roster, request| self.try_reserve(roster, request, now));
         }
     }
 
-    /// The same at the present time; the clock is read only when requests are queued.
+    /// Assigns available keys to queued requests at the current time. Reads the clock only if requests are
+    /// queued.
     pub(super) fn dispatch_waiters_now(self: &Arc<Self>) {
         if !self.queue.is_empty() {
             self.dispatch_waiters(clock::now());
         }
     }
 
-    /// Reserves a key without waiting, or returns the reason why none can be reserved.
+    /// Reserves a key without waiting. Returns the reason if no key can serve the request now.
     pub(super) fn try_reserve(
         self: &Arc<Self>,
         roster: &Arc<Roster>,
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let rounds = |is_preferred_only, max_restraint| {
-            let round =
-                |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
+        let try_rounds = |is_preferred_only, max_level| {
+            let round = |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, max_level };
             match self.try_round(roster, request, round(false), now) {
                 Err(blocked) if request.allow_exhausted => {
                     let with_exhausted = self.try_round(roster, request, round(true), now);
-                    with_exhausted.map_err(|with_exhausted| blocked.or_earlier(with_exhausted.again_at))
+                    with_exhausted
+                        .map_err(|with_exhausted| blocked.with_earlier_retry(with_exhausted.retry_at))
                 }
                 result => result,
             }
         };
-        let preferred_first = |max_restraint| {
+        let try_preferred_first = |max_level| {
             if !request.preferred.is_empty()
-                && let Ok(reserved) = rounds(true, max_restraint)
+                && let Ok(reserved) = try_rounds(true, max_level)
             {
                 return Ok(reserved);
             }
-            rounds(false, max_restraint)
+            try_rounds(false, max_level)
         };
-        let first = preferred_first(None);
-        let Err(blocked) = first else { return first };
-        // The request waits for a key that is only busy, before it tries a key that is restricted
-        // for this kind of request.
+        let unrestricted = try_preferred_first(None);
+        let Err(blocked) = unrestricted else { return unrestricted };
+        // A request waits for a key that is only busy before it tries a key that is restricted for this
+        // kind of request.
         if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
-            return first;
+            return unrestricted;
         }
-        for max_restraint in MAX_RESTRAINTS
+        for max_level in MAX_LEVELS
             .into_iter()
-            .filter(|restraint| *restraint == Restraint::Inferred || !request.was_refused)
+            .filter(|level| *level == RestrictionLevel::Inferred || !request.was_refused)
         {
-            match preferred_first(Some(max_restraint)) {
-                // The request also waits for a restricted key that is only busy.
-                Err(Blocked { reason: Unavailable::Full { .. }, .. })
-                    if max_restraint == Restraint::RefusedLongest => {}
-                result @ (Ok(_) | Err(Blocked { reason: Unavailable::Full { .. }, .. })) => return result,
+            match try_preferred_first(Some(max_level)) {
+                // The other refused keys are tried before the request waits for this one.
+                Err(SelectionFailure { reason: Unavailable::Full { .. }, .. })
+                    if max_level == RestrictionLevel::RefusedLongest => {}
+                // A request also waits for a restricted key that is only busy.
+                result @ (Ok(_) | Err(SelectionFailure { reason: Unavailable::Full { .. }, .. })) => {
+                    return result;
+                }
                 Err(_) => {}
             }
         }
-        first
+        unrestricted
     }
 
     fn try_round(
@@ -171,62 +178,65 @@ impl Pool {
         round: SelectionRound,
         now: UnixMs,
     ) -> TryReserveResult {
-        let strategy = roster.settings().strategy;
-        let turn = self.turn.load(Ordering::Acquire);
-        for _ in 0..RACES_MAX {
+        let strategy = roster.settings.strategy;
+        let last_turn = self.last_turn.load(Ordering::Acquire);
+        for _ in 0..MAX_LOST_RACES {
             let has_shortfall = Cell::new(false);
             let evaluate = |position: usize, key: &Arc<Key>| {
-                let candidate = candidate(key, position, request, round, turn, now);
-                has_shortfall.set(has_shortfall.get() || is_skipped(&candidate));
+                let candidate = evaluate_key(key, position, request, round, last_turn, now);
+                has_shortfall.set(has_shortfall.get() || is_short_of_credits(&candidate));
                 candidate
             };
             let is_unavailable =
                 |position: usize, key: &Key| is_unavailable(key, position, request, round, now);
-            let (choice, overcommits) = match best_serviceable(roster, turn, now, is_unavailable, evaluate) {
+            let (choice, overcommits) = match best_usable(roster, last_turn, now, is_unavailable, evaluate) {
                 Some(position) => (Choice::Use(position), false),
                 None => {
                     let all = roster.keys().iter().enumerate();
                     let candidates: Vec<Candidate> =
                         all.map(|(position, key)| evaluate(position, key)).collect();
-                    // A key that was busy a moment ago may be free by now.
+                    // A key that was busy in the first evaluation may be free in the second one.
                     let choice = select(strategy, candidates.iter().copied())?;
                     (choice, candidates[choice.position()].affordability != Affordability::Enough)
                 }
             };
             let position = choice.position();
             let key = &roster.keys()[position];
-            let pause = roster.settings().probe_after;
-            if matches!(choice, Choice::Probe(_)) && !claim_probe(key, request, pause, now) {
+            let probe_delay = roster.settings.probe_after;
+            if matches!(choice, Choice::Probe(_)) && !claim_probe(key, request, probe_delay, now) {
                 continue;
             }
-            let Some(lease) = Lease::take(self, key, request, overcommits, now) else { continue };
-            if strategy.takes_turns {
-                self.take_turn(key, turn);
+            let Some(lease) = Lease::try_acquire(self, key, request, overcommits, now) else { continue };
+            if strategy.uses_turns {
+                self.advance_turn(key, last_turn);
             }
             let mut transitions = Vec::new();
             if has_shortfall.get() {
-                transitions = record_skipped(roster, request, position, now);
+                transitions = record_skips(roster, request, position, now);
             }
-            transitions.extend(transitions_of(roster, key, now));
-            // A request that is limited to some keys does not change the key in use.
+            transitions.extend(key_transition(roster, key, now));
+            // A request that only some keys may serve does not change the key in use.
             if request.ineligible.is_empty() && request.preferred.is_empty() {
                 transitions.extend(self.record_key_in_use(roster, key, position, now));
             }
             return Ok(Reserved { lease, transitions });
         }
-        let again_at = Some(now.plus(MIN_PAUSE));
-        Err(Blocked { reason: Unavailable::Full { until: again_at }, again_at, blocks_costlier: false })
+        let retry_at = Some(now.plus(MIN_RETRY_DELAY));
+        Err(SelectionFailure {
+            reason: Unavailable::Full { until: retry_at },
+            retry_at,
+            blocks_costlier: false,
+        })
     }
 
-    fn take_turn(&self, key: &Key, turn: u64) {
-        let own = key.turn().load(Ordering::Acquire).max(turn);
-        key.turn().store(own + TURN / u64::from(key.weight()), Ordering::Release);
-        self.turn.fetch_max(own, Ordering::AcqRel);
+    fn advance_turn(&self, key: &Key, last_turn: u64) {
+        let turn = key.turn.load(Ordering::Acquire).max(last_turn);
+        key.turn.store(turn + TURN / u64::from(key.weight), Ordering::Release);
+        self.last_turn.fetch_max(turn, Ordering::AcqRel);
     }
 
-    /// Records the key in use, and returns a state change when it is another than before. A key
-    /// that only substitutes for the key in use, because that is busy or cannot pay for this
-    /// request, is not recorded.
+    /// Records the key in use. Returns a state change if it differs from the previous one. A key that only
+    /// substitutes for a usable key, which is busy or cannot pay for this request, is not recorded.
     fn record_key_in_use(
         &self,
         roster: &Roster,
@@ -235,12 +245,13 @@ impl Pool {
         now: UnixMs,
     ) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
-        let before = self.in_use.load(Ordering::Acquire);
-        let is_usable = |key: &Arc<Key>| key.state_with(&key.workspace().quota(now), now) == KeyState::Usable;
+        let before = self.key_in_use.load(Ordering::Acquire);
+        let is_usable =
+            |key: &Arc<Key>| key.selection_state(&key.workspace().quota(now), now) == KeyState::Usable;
         if before == address || !is_usable(key) {
             return None;
         }
-        let is_substitute = if roster.settings().strategy.fills {
+        let is_substitute = if roster.settings.strategy.stays_on_key {
             roster.keys()[..position].iter().any(is_usable)
         } else {
             roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == before && is_usable(key))
@@ -248,39 +259,38 @@ impl Pool {
         if is_substitute {
             return None;
         }
-        self.in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
+        self.key_in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
         let rotated_to = (before != 0).then_some(position);
         let change = StateChange::InUse { quota: key.workspace().quota(now), rotated_to };
         Some(Transition { key: Arc::clone(key), change })
     }
 }
 
-/// The position of the best-ranked key that can serve. Fully evaluates only keys that rank better
-/// than the best one so far.
-fn best_serviceable(
+/// The position of the best-ranked key that can serve. Only keys that rank better than the best key so
+/// far are fully evaluated.
+fn best_usable(
     roster: &Roster,
-    turn: u64,
+    last_turn: u64,
     now: UnixMs,
     is_unavailable: impl Fn(usize, &Key) -> bool,
     evaluate: impl Fn(usize, &Arc<Key>) -> Candidate,
 ) -> Option<usize> {
-    let strategy = roster.settings().strategy;
-    let (least, counts_credits) = ((strategy.least)(turn), strategy.counts_credits);
+    let strategy = roster.settings.strategy;
+    let (min_rank, uses_credits) = ((strategy.min_rank)(last_turn), strategy.uses_credits);
     let mut best: Option<(u64, usize)> = None;
     let mut is_first = true;
     for (position, key) in roster.keys().iter().enumerate() {
-        let quota = counts_credits.then(|| key.workspace().quota(now));
-        let rank = (strategy.rank)(&traits(key, quota.as_ref(), turn));
-        let is_outranked = best.is_some_and(|(lowest, _)| lowest <= rank);
-        // The first key is usually the one that serves. Keys in cooldown are skipped without a full
-        // evaluation.
+        let quota = uses_credits.then(|| key.workspace().quota(now));
+        let rank = (strategy.rank)(&ranking_inputs(key, quota.as_ref(), last_turn));
+        let is_outranked = best.is_some_and(|(best_rank, _)| best_rank <= rank);
+        // The first key usually serves, so it is evaluated without this check.
         if is_outranked || (!is_first && is_unavailable(position, key)) {
             continue;
         }
         is_first = false;
         if evaluate(position, key).is_able() {
             best = Some((rank, position));
-            if rank <= least {
+            if rank <= min_rank {
                 break;
             }
         }
@@ -289,30 +299,31 @@ fn best_serviceable(
 }
 
 /// Whether a key would serve if its credits sufficed.
-fn is_skipped(key: &Candidate) -> bool {
-    key.is_eligible
-        && key.state == KeyState::Usable
-        && matches!(key.affordability, Affordability::Short { .. } | Affordability::Refused)
+fn is_short_of_credits(candidate: &Candidate) -> bool {
+    candidate.is_eligible
+        && candidate.state == KeyState::Usable
+        && matches!(candidate.affordability, Affordability::Short { .. } | Affordability::Refused)
 }
 
-/// Records the workspaces that were skipped in favor of the key at `chosen` because they have too
-/// few credits.
-fn record_skipped(roster: &Roster, request: &KeyRequest, chosen: usize, now: UnixMs) -> Vec<Transition> {
+/// Records the workspaces that were skipped for too few credits when the key at `selected` was selected.
+fn record_skips(roster: &Roster, request: &KeyRequest, selected: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut transitions = Vec::new();
-    for (position, key) in roster.keys().iter().enumerate().filter(|(at, _)| *at != chosen) {
+    for (position, key) in roster.keys().iter().enumerate().filter(|(position, _)| *position != selected) {
         let workspace = key.workspace();
         let quota = workspace.quota(now);
-        // Reservations of other requests may be returned, so only spent credits count.
-        let spendable = quota.spendable().map(|left| left.saturating_sub(key.kept_credits()));
-        let reported = workspace.cell().reported().left(now);
-        let Some(left) = reported.or(spendable).filter(|left| *left < credits) else { continue };
-        let is_usable = key.state_with(&quota, now) == KeyState::Usable;
+        // Credits that other requests have reserved may be returned, so only spent credits count.
+        let spendable = quota.spendable().map(|credits| credits.saturating_sub(key.kept_credits));
+        let reported = workspace.quota_cell.reported_remaining.credits(now);
+        let Some(remaining) = reported.or(spendable).filter(|remaining| *remaining < credits) else {
+            continue;
+        };
+        let is_usable = key.selection_state(&quota, now) == KeyState::Usable;
         if is_usable && !request.tried.contains(&position) && !request.is_ineligible(position) {
-            let cooldown = roster.settings().exhausted_cooldown;
+            let cooldown = roster.settings.exhausted_cooldown;
             let until = quota.resets_at.unwrap_or_else(|| now.plus(cooldown));
             if workspace.record_skip(until, now) {
-                let change = StateChange::PassedOver { left, needed: credits };
+                let change = StateChange::Skipped { left: remaining, needed: credits };
                 transitions.push(Transition { key: Arc::clone(key), change });
             }
         }
@@ -337,20 +348,20 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_000);
 
-    const RESTRAINTS: [Restraint; 3] =
-        [Restraint::Inferred, Restraint::Refused, Restraint::Until(UnixMs(1_500))];
+    const LEVELS: [RestrictionLevel; 3] =
+        [RestrictionLevel::Inferred, RestrictionLevel::Refused, RestrictionLevel::Until(UnixMs(1_500))];
 
-    /// The state of a generated key: its cooldown, the credits spent of 20, its turn, its running
-    /// requests and their maximum, and the remaining credits reported by the provider.
+    /// The state of a generated key: the cooldown with its reason and end, the spent credits of 20, the
+    /// turn, the running requests, their maximum, and the reported remaining credits.
     type KeyCondition = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
 
-    fn condition() -> impl proptest::strategy::Strategy<Value = KeyCondition> {
+    fn key_condition() -> impl proptest::strategy::Strategy<Value = KeyCondition> {
         let cooldown = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
         let reported = proptest::option::weighted(0.3, 0..20_u64);
         (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported)
     }
 
-    fn apply(key: &Key, (cooldown, spent, turn, running, slots, reported): KeyCondition) {
+    fn apply_condition(key: &Key, (cooldown, spent, turn, running, slots, reported): KeyCondition) {
         const REASONS: [CooldownReason; 4] = [
             CooldownReason::RateLimited,
             CooldownReason::Exhausted,
@@ -368,10 +379,10 @@ mod tests {
         if let Some((reason, until)) = cooldown {
             key.set_cooldown(Cooldown { reason: REASONS[reason], until: UnixMs(until) });
         }
-        if let Some(left) = reported {
-            key.reported().report(left, UnixMs(9_000), NOW);
+        if let Some(remaining) = reported {
+            key.reported_remaining.report(remaining, UnixMs(9_000), NOW);
         }
-        key.turn().store(turn * TURN, Ordering::Release);
+        key.turn.store(turn * TURN, Ordering::Release);
         workspace.limiter(ConcurrencyGroup::SPEECH).set_reported_max(slots);
         for _ in 0..running {
             key.add_in_flight();
@@ -381,8 +392,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_short_selection_equals_a_full_comparison(
-            keys in prop::collection::vec(condition(), 1..9),
+        fn the_best_usable_key_is_the_selected_one(
+            keys in prop::collection::vec(key_condition(), 1..9),
             credits in proptest::option::of(0..20_u64),
             turn in 0..4_u64,
             tried in prop::collection::vec(0_usize..9, 0..3),
@@ -391,30 +402,31 @@ mod tests {
             is_preferred_only: bool,
             allow_exhausted: bool,
             restricted in prop::collection::btree_set(0_usize..9, 0..3),
-            max_restraint in 0..3_usize,
+            max_level in 0..3_usize,
         ) {
             for strategy in &STRATEGIES {
                 let entries = (0..keys.len()).map(|number| {
                     ApiKey::new(&format!("sk_{number:04}_of_the_pool")).unwrap().into()
                 });
-                let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::STILL });
+                let pool = Pool::new(entries.collect(), Settings { strategy, ..Settings::FOR_TESTS });
                 let roster = pool.roster();
-                roster.keys().iter().zip(&keys).for_each(|(key, condition)| apply(key, *condition));
+                roster.keys().iter().zip(&keys).for_each(|(key, condition)| apply_condition(key, *condition));
                 let mut request = KeyRequest::new(ClientName::new("app"), credits, Some(ConcurrencyGroup::SPEECH));
                 request.tried.clone_from(&tried);
                 request.ineligible = ineligible.iter().copied().collect();
                 request.preferred = preferred.iter().copied().collect();
-                request.restricted = restricted.iter().map(|at| (*at, RESTRAINTS[*at % 3])).collect();
-                let max_restraint = [None, Some(Restraint::Inferred), Some(Restraint::Refused)][max_restraint];
-                let round = SelectionRound { is_preferred_only, allow_exhausted, max_restraint };
-                let is_unavailable = |at, key: &Key| is_unavailable(key, at, &request, round, NOW);
-                let evaluate = |at, key: &Arc<Key>| candidate(key, at, &request, round, turn * TURN, NOW);
-                let all = roster.keys().iter().enumerate().map(|(at, key)| evaluate(at, key));
-                let compared = match select(strategy, all) {
+                request.restricted = restricted.iter().map(|position| (*position, LEVELS[*position % 3])).collect();
+                let max_level = [None, Some(RestrictionLevel::Inferred), Some(RestrictionLevel::Refused)][max_level];
+                let round = SelectionRound { is_preferred_only, allow_exhausted, max_level };
+                let is_unavailable = |position, key: &Key| is_unavailable(key, position, &request, round, NOW);
+                let evaluate =
+                    |position, key: &Arc<Key>| evaluate_key(key, position, &request, round, turn * TURN, NOW);
+                let candidates = roster.keys().iter().enumerate().map(|(position, key)| evaluate(position, key));
+                let selected = match select(strategy, candidates) {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_serviceable(&roster, turn * TURN, NOW, is_unavailable, evaluate), compared, "{:?}", strategy);
+                prop_assert_eq!(best_usable(&roster, turn * TURN, NOW, is_unavailable, evaluate), selected, "{:?}", strategy);
             }
         }
     }

@@ -1,9 +1,10 @@
-//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the
-//! provider has refused to them and may allow to others.
+//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider
+//! has refused to them and may allow to others.
 //!
-//! A restriction never makes a key unusable. It decides which keys are tried first and which last.
-//! Requests read an immutable table, which is usually empty; a refusal replaces it.
+//! A restriction never makes a key unusable. It decides which keys are tried first and which are tried
+//! last. Requests read an immutable table, which is usually empty; a refusal replaces the table.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,41 +12,41 @@ use arc_swap::ArcSwap;
 
 use super::key::Key;
 use super::ownership_index::OwnerId;
-use super::refusal::{Earlier, RefusalRecord};
+use super::refusal::{RefusalHistory, RefusalRecord};
 use super::roster::Roster;
 use super::sync::{AtomicU64, Ordering};
 use crate::elevenlabs::features::{Feature, Limit, RequestFeatures};
-use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
 
 /// Maximum number of restrictions. A client that is refused for many different voices evicts the
-/// oldest ones, and each eviction costs one additional attempt.
-pub const RESTRICTIONS_MAX: usize = 1_024;
+/// oldest restrictions. Each eviction costs one additional attempt.
+pub const MAX_RESTRICTIONS: usize = 1_024;
 
-/// The scope of a restriction.
+/// The keys that a restriction applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Holder {
-    /// All workspaces with a plan of this name.
+pub enum RestrictionScope {
+    /// All keys of all workspaces with a plan of this name.
     Plan(Arc<str>),
-    /// One workspace.
+    /// All keys of one workspace.
     Workspace(OwnerId),
     /// One key.
     Key(Fingerprint),
 }
 
-/// The degree to which a restriction keeps a request from a key.
+/// The degree to which restrictions keep a request from a key. A higher level is tried later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Restraint {
-    /// The plan was refused in another workspace, or is known to lack the feature, or the refusal may
-    /// have been about the request: the key is tried after unrestricted keys.
+pub enum RestrictionLevel {
+    /// The plan was refused in another workspace or is known to lack the feature, or the refusal may
+    /// have been about the request. The key is tried after unrestricted keys.
     Inferred,
     /// The key itself was refused, longer ago than all other refused keys. It is tried only when no
-    /// other key can serve, and only as the first attempt. A key that has recovered is thus found
-    /// after at most as many requests as there are keys.
+    /// other key can serve, and only as the first attempt. Therefore a key that the provider accepts
+    /// again is found after at most as many requests as there are keys.
     RefusedLongest,
-    /// The key itself was refused. It is tried after the one refused longest ago, and only as the
-    /// first attempt.
+    /// The key itself was refused. It is tried after the key that was refused longest ago, and only as
+    /// the first attempt.
     Refused,
     /// The key is not tried before this time, which the provider has named or a rate limit implies.
     Until(UnixMs),
@@ -53,44 +54,41 @@ pub enum Restraint {
 
 /// The effect of a restriction on the account that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Force {
-    /// No effect: the refusal was treated as one about the whole account. When a poll contradicts that and
-    /// the same kind of request is refused again, the restriction becomes [`Refused`](Self::Refused).
-    Noted,
+pub enum RestrictionEffect {
+    /// No effect, because the refusal was treated as one of the whole account. If a poll contradicts
+    /// that and the same kind of request is refused again, the effect becomes
+    /// [`Refused`](Self::Refused).
+    None,
     /// The refusal may have been about the request, because a second account has refused it with
     /// the same message.
     Suspected,
     /// The refusal is about the account.
     Refused,
-    /// The refusal is about the account, and another attempt before its end would make it worse.
+    /// The refusal is about the account, and an attempt before its end would prolong it.
     Strict,
 }
 
 /// One restriction, with its scope, reason and times.
 #[derive(Clone, Debug)]
 pub struct Restriction {
-    /// Sequence number within this run of the program; a later or changed restriction has a higher one.
-    pub number: u64,
-    /// The refusal that all other fields are computed from.
+    /// Sequence number within this run of the program. A later or changed restriction has a higher one.
+    pub sequence_number: u64,
+    /// The last refusal. All other fields are computed from it.
     pub record: Arc<RefusalRecord>,
-    /// Key, workspace or plan.
-    pub holder: Holder,
-    /// The restricted feature and, where it matters, the length of the text.
+    /// The keys that the restriction applies to.
+    pub scope: RestrictionScope,
+    /// The restricted feature and, if the refusal was about a length, the length of the text.
     pub limit: Limit,
-    /// The verdict's word, as in logs.
+    /// The name of the verdict, as in logs.
     pub verdict: &'static str,
     /// Time of the first refusal.
-    pub since: UnixMs,
+    pub first_refused_at: UnixMs,
     /// Time of the last refusal.
     pub refused_at: UnixMs,
     /// Time at which the restriction expires.
     pub until: UnixMs,
-    /// Its effect on the account until then.
-    pub force: Force,
-    /// Whether other accounts have refused the same request with the same message.
-    pub is_agreed: bool,
-    /// Route, status and message of the response.
-    pub source: Arc<RefusalSource>,
+    /// The effect on the refused account.
+    pub effect: RestrictionEffect,
 }
 
 type Table = HashMap<Feature, Vec<Restriction>>;
@@ -99,45 +97,173 @@ type Table = HashMap<Feature, Vec<Restriction>>;
 #[derive(Debug, Default)]
 pub struct Restrictions {
     table: ArcSwap<Table>,
-    /// The next sequence number.
-    next_number: AtomicU64,
-    /// Number of changes so far.
+    next_sequence_number: AtomicU64,
     version: AtomicU64,
 }
 
 impl Restrictions {
-    /// Whether there are no restrictions.
+    /// Whether the table is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.table.load().is_empty()
     }
 
-    /// Number of changes so far.
+    /// Number of changes of the table.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// All restrictions in force at `now`, ordered by number.
+    /// All restrictions that have not expired at `now`, by ascending sequence number.
     #[must_use]
     pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
-        let in_force = table.values().flatten().filter(|restriction| restriction.until > now);
-        let mut restrictions: Vec<Restriction> = in_force.cloned().collect();
-        restrictions.sort_unstable_by_key(|restriction| restriction.number);
+        let current = table.values().flatten().filter(|restriction| restriction.until > now);
+        let mut restrictions: Vec<Restriction> = current.cloned().collect();
+        restrictions.sort_unstable_by_key(|restriction| restriction.sequence_number);
         restrictions
     }
 
-    /// Restores the restrictions of the previous run, the oldest first.
+    /// The restrictions of `key` and its plan that have not expired at `now`, latest first.
+    #[must_use]
+    pub fn for_key(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
+        let table = self.table.load();
+        let applicable = table
+            .values()
+            .flatten()
+            .filter(|restriction| restriction.until > now && restriction.level_for(key).is_some());
+        let mut restrictions: Vec<Restriction> = applicable.cloned().collect();
+        // Restrictions may have the same time, and also the same text of the limit: requests to an
+        // endpoint with and without an effect. The other elements keep their order the same in every
+        // run.
+        restrictions.sort_by_cached_key(|restriction| {
+            let Restriction { first_refused_at, limit, verdict, until, .. } = restriction;
+            (Reverse(*first_refused_at), limit.to_string(), *verdict, *until)
+        });
+        restrictions
+    }
+
+    /// The restricted keys of `roster` for a request with these features at `now`: their positions,
+    /// ascending, and levels.
+    #[must_use]
+    pub fn restricted_keys(
+        &self,
+        features: &RequestFeatures,
+        roster: &Roster,
+        now: UnixMs,
+    ) -> Vec<(usize, RestrictionLevel)> {
+        let table = self.table.load();
+        let applicable: Vec<&Restriction> =
+            applicable_to(features, &table).filter(|restriction| restriction.until > now).collect();
+        if applicable.is_empty() {
+            return Vec::new();
+        }
+        let level = |key: &Key| applicable.iter().filter_map(|restriction| restriction.level_for(key)).max();
+        let keys = roster.keys().iter().enumerate();
+        let mut restricted: Vec<_> =
+            keys.filter_map(|(position, key)| Some((position, level(key)?))).collect();
+        let refused_at = |position: usize| {
+            let key = roster.keys().get(position)?;
+            let refusals = applicable
+                .iter()
+                .filter(|restriction| restriction.level_for(key) == Some(RestrictionLevel::Refused));
+            refusals.map(|restriction| restriction.refused_at).max()
+        };
+        let refused = restricted.iter_mut().filter(|(_, level)| *level == RestrictionLevel::Refused);
+        if let Some((_, level)) = refused.min_by_key(|(position, _)| refused_at(*position)) {
+            *level = RestrictionLevel::RefusedLongest;
+        }
+        restricted
+    }
+
+    /// Whether several accounts other than that of `key` have refused a request with these features with
+    /// this verdict, and have not served one since then.
+    #[must_use]
+    pub fn is_refused_by_others(
+        &self,
+        features: &RequestFeatures,
+        key: &Key,
+        verdict: Verdict,
+        now: UnixMs,
+    ) -> bool {
+        let own_scope = RestrictionScope::Workspace(key.workspace().identity().clone());
+        self.any_applicable(features, |restriction| {
+            restriction.verdict == verdict.as_str()
+                && restriction.until > now
+                && restriction.record.is_repeated_elsewhere
+                && matches!(restriction.scope, RestrictionScope::Workspace(_))
+                && restriction.scope != own_scope
+        })
+    }
+
+    /// Whether the workspace of `key` has refused a request with these features with this verdict.
+    pub(super) fn is_refused_by_account(
+        &self,
+        features: &RequestFeatures,
+        key: &Key,
+        verdict: Verdict,
+        now: UnixMs,
+    ) -> bool {
+        let own_scope = RestrictionScope::Workspace(key.workspace().identity().clone());
+        self.any_applicable(features, |restriction| {
+            restriction.verdict == verdict.as_str()
+                && restriction.until > now
+                && restriction.scope == own_scope
+        })
+    }
+
+    fn any_applicable(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
+        applicable_to(features, &self.table.load()).any(is_wanted)
+    }
+
+    /// Removes the restrictions of `key` for a request with these features, because the key has served
+    /// one. Returns whether restrictions were removed.
+    pub fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
+        let is_refuted = |restriction: &Restriction| restriction.level_for(key).is_some();
+        if !self.any_applicable(features, is_refuted) {
+            return false;
+        }
+        self.retain(|restriction| {
+            let has_feature = features.all_features().any(|feature| feature == restriction.limit.feature);
+            !(has_feature && restriction.applies_to_length(features) && is_refuted(restriction))
+        });
+        true
+    }
+
+    /// Removes the restrictions of a workspace that follow from refusals with this verdict.
+    pub(super) fn remove(&self, workspace: &OwnerId, verdict: Verdict) {
+        let scope = RestrictionScope::Workspace(workspace.clone());
+        let is_removed =
+            |restriction: &Restriction| restriction.verdict == verdict.as_str() && restriction.scope == scope;
+        if self.table.load().values().flatten().any(is_removed) {
+            self.retain(|restriction| !is_removed(restriction));
+        }
+    }
+
+    /// Records a restriction. Returns whether it is new and has an effect.
+    pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
+        let mut is_new = false;
+        self.replace(|table| {
+            evict(table, now);
+            is_new = self.insert(table, restriction.clone());
+        });
+        is_new
+    }
+
+    /// Restores the restrictions of the previous run, oldest first.
     pub(super) fn restore(&self, restrictions: &[Restriction]) {
-        let latest = &restrictions[restrictions.len().saturating_sub(RESTRICTIONS_MAX)..];
-        self.replace(|table| latest.iter().for_each(|restriction| self.put(table, restriction.clone())));
+        let latest = &restrictions[restrictions.len().saturating_sub(MAX_RESTRICTIONS)..];
+        self.replace(|table| {
+            for restriction in latest {
+                self.insert(table, restriction.clone());
+            }
+        });
     }
 
     /// Updates the restrictions of workspaces that have another identity in `roster`.
-    pub(super) fn follow(&self, roster: &Roster) {
+    pub(super) fn update_identities(&self, roster: &Roster) {
         let new_identity = |restriction: &Restriction| {
-            let Holder::Workspace(known) = &restriction.holder else { return None };
+            let RestrictionScope::Workspace(known) = &restriction.scope else { return None };
             restriction.record.workspace_in(roster).filter(|identity| identity != known)
         };
         if !self.table.load().values().flatten().any(|restriction| new_identity(restriction).is_some()) {
@@ -145,247 +271,117 @@ impl Restrictions {
         }
         self.replace(|table| {
             for restriction in std::mem::take(table).into_values().flatten() {
-                self.put(
-                    table,
-                    new_identity(&restriction)
-                        .map_or(restriction.clone(), |identity| restriction.with_workspace(identity)),
-                );
+                let restriction = match new_identity(&restriction) {
+                    Some(identity) => restriction.with_workspace(identity),
+                    None => restriction,
+                };
+                self.insert(table, restriction);
             }
         });
     }
 
-    /// Inserts a restriction into a table. Of two for the same holder and feature, the later one
-    /// continues the history of the earlier one.
-    fn put(&self, table: &mut Table, mut restriction: Restriction) {
+    fn retain(&self, is_retained: impl Fn(&Restriction) -> bool) {
+        self.replace(|table| retain(table, &is_retained));
+    }
+
+    /// Inserts a restriction into a table. If the table has a restriction with the same scope and
+    /// feature, the later one of both replaces the earlier one and continues its history. Returns whether
+    /// the inserted restriction is new and has an effect.
+    fn insert(&self, table: &mut Table, mut restriction: Restriction) -> bool {
         let list = table.entry(restriction.limit.feature.clone()).or_default();
-        if let Some(at) = list.iter().position(|known| known.holder == restriction.holder) {
-            let mut earlier = list.swap_remove(at);
+        let mut is_new = true;
+        if let Some(index) = list.iter().position(|known| known.scope == restriction.scope) {
+            let mut earlier = list.swap_remove(index);
             if earlier.refused_at > restriction.refused_at {
                 std::mem::swap(&mut earlier, &mut restriction);
             }
-            restriction.continue_history(Earlier::of(&earlier));
+            is_new = earlier.effect == RestrictionEffect::None || earlier.limit != restriction.limit;
+            restriction.continue_history(RefusalHistory::up_to(&earlier));
         }
-        restriction.number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        is_new &= restriction.effect != RestrictionEffect::None;
+        restriction.sequence_number = self.next_sequence_number.fetch_add(1, Ordering::Relaxed);
         list.push(restriction);
+        is_new
     }
 
-    fn replace(&self, change: impl Fn(&mut Table)) {
+    fn replace(&self, mut change: impl FnMut(&mut Table)) {
         self.table.rcu(|table| {
             let mut table = Table::clone(table);
             change(&mut table);
             table
         });
-        // After the change, so that the reader of a version finds at least the changes it counts.
+        // The version is incremented after the change. A task that reads a version therefore finds at
+        // least the changes that the version counts.
         self.version.fetch_add(1, Ordering::Release);
-    }
-
-    /// Records a restriction. Returns whether it is new and has an effect.
-    pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
-        let is_same = |known: &Restriction| known.holder == restriction.holder;
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let mut is_new = true;
-        self.table.rcu(|table| {
-            let mut table = Table::clone(table);
-            forget_old(&mut table, now);
-            let list = table.entry(restriction.limit.feature.clone()).or_default();
-            let before = list.iter().position(is_same).map(|at| list.swap_remove(at));
-            let mut kept = Restriction { number, ..restriction.clone() };
-            let was_noted = before.as_ref().is_some_and(|known| known.force == Force::Noted);
-            let is_other = before.as_ref().is_none_or(|known| known.limit != restriction.limit);
-            if let Some(before) = before {
-                kept.continue_history(Earlier::of(&before));
-            }
-            is_new = kept.force != Force::Noted && (is_other || was_noted);
-            list.push(kept);
-            table
-        });
-        self.version.fetch_add(1, Ordering::Release);
-        is_new
-    }
-
-    /// The keys of `roster` that are restricted for a request with these features at `now`: positions,
-    /// ascending.
-    #[must_use]
-    pub fn matching(
-        &self,
-        features: &RequestFeatures,
-        roster: &Roster,
-        now: UnixMs,
-    ) -> Vec<(usize, Restraint)> {
-        let table = self.table.load();
-        let needed = features.all().filter_map(|feature| table.get(&feature)).flatten();
-        let in_force: Vec<&Restriction> =
-            needed.filter(|restriction| restriction.until > now && restriction.is_about(features)).collect();
-        if in_force.is_empty() {
-            return Vec::new();
-        }
-        let restraint =
-            |key: &Key| in_force.iter().filter_map(|restriction| restriction.restraint(key)).max();
-        let all = roster.keys().iter().enumerate();
-        let mut restrained: Vec<_> =
-            all.filter_map(|(position, key)| Some((position, restraint(key)?))).collect();
-        let refused_at = |key: &Key| {
-            let own =
-                in_force.iter().filter(|restriction| restriction.restraint(key) == Some(Restraint::Refused));
-            own.map(|restriction| restriction.refused_at).max()
-        };
-        let refused = restrained.iter_mut().filter(|(_, restraint)| *restraint == Restraint::Refused);
-        let longest =
-            refused.min_by_key(|(position, _)| roster.keys().get(*position).map(|key| refused_at(key)));
-        if let Some((_, restraint)) = longest {
-            *restraint = Restraint::RefusedLongest;
-        }
-        restrained
-    }
-
-    /// Whether several accounts other than that of `key` have refused such a request with this verdict,
-    /// and have not served one since.
-    pub(super) fn is_refused_by_others(
-        &self,
-        features: &RequestFeatures,
-        key: &Key,
-        verdict: &'static str,
-        now: UnixMs,
-    ) -> bool {
-        let own = Holder::Workspace(key.workspace().identity().clone());
-        let is_of_another = |restriction: &Restriction| {
-            matches!(restriction.holder, Holder::Workspace(_)) && restriction.holder != own
-        };
-        self.any_about(features, |restriction| {
-            restriction.verdict == verdict
-                && restriction.until > now
-                && restriction.is_agreed
-                && is_of_another(restriction)
-        })
-    }
-
-    /// Whether the workspace of `key` has refused such a request with this verdict.
-    pub(super) fn is_known_of(
-        &self,
-        features: &RequestFeatures,
-        key: &Key,
-        verdict: &'static str,
-        now: UnixMs,
-    ) -> bool {
-        let own = Holder::Workspace(key.workspace().identity().clone());
-        self.any_about(features, |restriction| {
-            restriction.verdict == verdict && restriction.until > now && restriction.holder == own
-        })
-    }
-
-    /// Whether `is_wanted` holds for any restriction of a request with these features.
-    fn any_about(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
-        let table = self.table.load();
-        let mut restrictions = features.all().filter_map(|feature| table.get(&feature)).flatten();
-        restrictions.any(|restriction| restriction.is_about(features) && is_wanted(restriction))
-    }
-
-    /// Removes the restrictions of `key` for such a request, because it has served one. Returns
-    /// whether there were any.
-    pub(super) fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
-        let is_refuted = |restriction: &Restriction| restriction.restraint(key).is_some();
-        if !self.any_about(features, is_refuted) {
-            return false;
-        }
-        self.keep_if(|restriction| {
-            let is_about_it = features.all().any(|feature| feature == restriction.limit.feature);
-            !(is_about_it && restriction.is_about(features) && is_refuted(restriction))
-        });
-        true
-    }
-
-    /// Removes the restrictions of a workspace that were refused with this verdict.
-    pub(super) fn lift(&self, workspace: &OwnerId, verdict: &'static str) {
-        let holder = Holder::Workspace(workspace.clone());
-        let is_lifted =
-            |restriction: &Restriction| restriction.verdict == verdict && restriction.holder == holder;
-        if self.table.load().values().flatten().any(is_lifted) {
-            self.keep_if(|restriction| !is_lifted(restriction));
-        }
-    }
-
-    fn keep_if(&self, is_kept: impl Fn(&Restriction) -> bool) {
-        self.replace(|table| {
-            table.retain(|_, list| {
-                list.retain(&is_kept);
-                !list.is_empty()
-            });
-        });
-    }
-
-    /// The restrictions of `key` or its plan that are in force at `now`; the latest first.
-    #[must_use]
-    pub fn of(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
-        let table = self.table.load();
-        let of_key =
-            |restriction: &&Restriction| restriction.until > now && restriction.restraint(key).is_some();
-        let mut restrictions: Vec<Restriction> = table.values().flatten().filter(of_key).cloned().collect();
-        // The elements after the time order restrictions of one millisecond, which the hash map
-        // returns in any order. Two features may have the same text: calls of an endpoint with and
-        // without effect.
-        restrictions.sort_by_cached_key(|restriction| {
-            (
-                std::cmp::Reverse(restriction.since),
-                restriction.limit.to_string(),
-                restriction.verdict,
-                restriction.until,
-            )
-        });
-        restrictions
     }
 }
 
-/// Evicts expired restrictions, and then the oldest ones.
-fn forget_old(table: &mut Table, now: UnixMs) {
-    table.retain(|_, list| {
-        list.retain(|restriction| restriction.until > now);
-        !list.is_empty()
-    });
-    while table.values().map(Vec::len).sum::<usize>() >= RESTRICTIONS_MAX {
-        let oldest =
-            table.iter().min_by_key(|(_, list)| list.iter().map(|restriction| restriction.since).min());
+/// The restrictions that apply to a request with these features.
+fn applicable_to<'t>(features: &RequestFeatures, table: &'t Table) -> impl Iterator<Item = &'t Restriction> {
+    let same_feature = features.all_features().filter_map(|feature| table.get(&feature)).flatten();
+    same_feature.filter(|restriction| restriction.applies_to_length(features))
+}
+
+/// Removes the expired restrictions. If too many remain, removes those of the feature that was refused
+/// first.
+fn evict(table: &mut Table, now: UnixMs) {
+    retain(table, |restriction| restriction.until > now);
+    while table.values().map(Vec::len).sum::<usize>() >= MAX_RESTRICTIONS {
+        let oldest = table
+            .iter()
+            .min_by_key(|(_, list)| list.iter().map(|restriction| restriction.first_refused_at).min());
         let Some(feature) = oldest.map(|(feature, _)| feature.clone()) else { return };
         table.remove(&feature);
     }
 }
 
+fn retain(table: &mut Table, is_retained: impl Fn(&Restriction) -> bool) {
+    table.retain(|_, list| {
+        list.retain(&is_retained);
+        !list.is_empty()
+    });
+}
+
 impl Restriction {
-    /// Continues the history of earlier refusals: their first time, and the shortest refused text.
-    /// A restriction with [`Force::Noted`] takes effect from the second refusal on.
-    pub(super) fn continue_history(&mut self, earlier: Earlier) {
-        self.record = Arc::new(RefusalRecord { earlier: Some(earlier), ..(*self.record).clone() });
-        self.since = earlier.since;
-        self.limit.from_characters = self.limit.from_characters.min(earlier.from_characters);
-        if self.force == Force::Noted {
-            self.force = Force::Refused;
+    /// Continues the history of earlier refusals: the time of the first one, and the length of the
+    /// shortest refused text. A restriction with [`RestrictionEffect::None`] takes effect from the
+    /// second refusal on.
+    pub(super) fn continue_history(&mut self, history: RefusalHistory) {
+        self.record = Arc::new(RefusalRecord { history: Some(history), ..(*self.record).clone() });
+        self.first_refused_at = history.first_refused_at;
+        self.limit.from_characters = self.limit.from_characters.min(history.from_characters);
+        if self.effect == RestrictionEffect::None {
+            self.effect = RestrictionEffect::Refused;
         }
     }
 
     fn with_workspace(self, workspace: OwnerId) -> Self {
         let record = RefusalRecord { workspace: workspace.clone(), ..(*self.record).clone() };
-        Self { record: Arc::new(record), holder: Holder::Workspace(workspace), ..self }
+        Self { record: Arc::new(record), scope: RestrictionScope::Workspace(workspace), ..self }
     }
 
-    /// Whether the restriction applies to a request with these features. It does not apply to a
-    /// text shorter than the refused one.
-    fn is_about(&self, features: &RequestFeatures) -> bool {
+    /// Whether the text of a request with these features is as long as the refused text. Always true
+    /// for a refusal that was not about a length.
+    fn applies_to_length(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// The restraint of `key`; `None` when the restriction does not apply to the key.
-    fn restraint(&self, key: &Key) -> Option<Restraint> {
-        let (is_its_own, is_inferred) = match &self.holder {
-            Holder::Key(fingerprint) => (*fingerprint == key.api_key().fingerprint(), false),
-            Holder::Workspace(identity) => (identity == key.workspace().identity(), false),
-            Holder::Plan(tier) => (false, key.workspace().tier().is_some_and(|known| **known == **tier)),
+    /// The level of `key`; `None` if the restriction does not apply to the key.
+    fn level_for(&self, key: &Key) -> Option<RestrictionLevel> {
+        let (is_own, is_inferred) = match &self.scope {
+            RestrictionScope::Key(fingerprint) => (*fingerprint == key.api_key().fingerprint(), false),
+            RestrictionScope::Workspace(identity) => (identity == key.workspace().identity(), false),
+            RestrictionScope::Plan(tier) => {
+                (false, key.workspace().tier().is_some_and(|known| **known == **tier))
+            }
         };
-        match (is_its_own, self.force) {
-            (_, Force::Noted) => None,
-            (true, Force::Strict) => Some(Restraint::Until(self.until)),
-            (true, Force::Refused) => Some(Restraint::Refused),
-            (true, Force::Suspected) => Some(Restraint::Inferred),
-            (false, _) => is_inferred.then_some(Restraint::Inferred),
+        match (is_own, self.effect) {
+            (_, RestrictionEffect::None) => None,
+            (true, RestrictionEffect::Strict) => Some(RestrictionLevel::Until(self.until)),
+            (true, RestrictionEffect::Refused) => Some(RestrictionLevel::Refused),
+            (true, RestrictionEffect::Suspected) => Some(RestrictionLevel::Inferred),
+            (false, _) => is_inferred.then_some(RestrictionLevel::Inferred),
         }
     }
 }

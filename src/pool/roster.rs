@@ -1,7 +1,7 @@
-//! The keys and workspaces of the pool, in order.
+//! The roster: the ordered keys of the pool with their workspaces, and the settings.
 //!
-//! A roster is immutable and replaced as a whole; the state of keys and workspaces is carried over to the
-//! next one.
+//! A roster is immutable and replaced as a whole. The next roster shares the state of the keys and
+//! workspaces that stay.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
-use crate::secret::{ApiKey, Redactor};
+use crate::secret::{ApiKey, Fingerprint, Redactor};
 
 /// A key as it is configured.
 #[derive(Clone, Debug)]
@@ -26,15 +26,16 @@ pub struct KeyEntry {
     pub key: ApiKey,
     /// The configured name, for operators.
     pub name: Option<String>,
-    /// The name of its workspace; keys of one workspace share its credits. Without a name, and until the
-    /// provider reports an identifier, a key is a workspace of its own.
+    /// The name of its workspace; keys of one workspace share its credits. A key without a name is the
+    /// only key of its workspace until the provider reports an identifier.
     pub workspace: Option<String>,
-    /// The provider's host for this key, when it differs from the default one: the keys of a region
-    /// are valid only at its own host.
+    /// The provider's host for this key, if it differs from the default host. The keys of a region are
+    /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
-    /// The host at which the key was found to be valid, after a refusal as a key of another region.
-    pub found_region: Option<Arc<Authority>>,
-    /// Its share of the requests relative to other keys, from 1, for strategies that use weights.
+    /// The host that accepted the key in a poll, after the default host refused it as a key of another
+    /// region.
+    pub detected_region: Option<Arc<Authority>>,
+    /// Its share of the requests relative to other keys, at least 1. Only some strategies use weights.
     pub weight: u32,
     /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
@@ -47,76 +48,71 @@ impl From<ApiKey> for KeyEntry {
             name: None,
             workspace: None,
             authority: None,
-            found_region: None,
+            detected_region: None,
             weight: 1,
             kept_credits: 0,
         }
     }
 }
 
-/// The keys of the pool, in order, and their settings. Replaced as a whole when the configuration
-/// changes: a request uses the roster it has loaded to its end.
+/// The keys of the pool, in order, and their settings. A request uses one roster until its end.
 #[derive(Debug)]
 pub struct Roster {
     keys: Vec<Arc<Key>>,
-    settings: Settings,
-    entries: Vec<KeyEntry>,
-    reported_ids: ReportedIds,
+    pub(super) settings: Settings,
+    pub(super) entries: Vec<KeyEntry>,
+    pub(super) reported_ids: ReportedIds,
     redactor: Arc<Redactor>,
     /// Number of rosters before this one, modulo 256.
-    generation: u8,
-    /// Whether there is more than one workspace.
-    has_choice: bool,
-    /// The position of the first key of each workspace, by every identity under which the workspace may
-    /// be stored.
-    by_owner: HashMap<OwnerId, usize>,
+    pub(super) generation: u8,
+    has_several_workspaces: bool,
+    /// The position of the first key of each workspace, by every identity under which the resources of
+    /// the workspace may be stored.
+    first_positions: HashMap<OwnerId, usize>,
 }
 
 impl Roster {
     pub(super) fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
-        let empty = Self::of(Vec::new(), settings, Vec::new(), ReportedIds::new(), 0);
-        empty.following(entries, settings, ReportedIds::new())
+        let empty = Self::with_keys(Vec::new(), settings, Vec::new(), ReportedIds::new(), 0);
+        empty.next(entries, settings, ReportedIds::new())
     }
 
-    /// The roster of `entries`, which carries over the state of this roster's keys and workspaces.
-    pub(super) fn following(
-        &self,
-        entries: Vec<KeyEntry>,
-        settings: Settings,
-        reported_ids: ReportedIds,
-    ) -> Self {
-        let memberships: Vec<WorkspaceMembership> =
-            entries.iter().map(|entry| WorkspaceMembership::of(entry, &entries, &reported_ids)).collect();
+    /// Creates the roster that replaces this one. It shares the state of this roster's keys and workspaces.
+    pub(super) fn next(&self, entries: Vec<KeyEntry>, settings: Settings, reported_ids: ReportedIds) -> Self {
+        let memberships: Vec<WorkspaceMembership> = entries
+            .iter()
+            .map(|entry| WorkspaceMembership::for_entry(entry, &entries, &reported_ids))
+            .collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
         for (position, (entry, membership)) in entries.iter().zip(&memberships).enumerate() {
-            let before = self.keys.iter().find(|key| key.api_key().fingerprint() == entry.key.fingerprint());
-            if let Some(same) = before.filter(|key| key.matches(entry, membership)) {
-                same.set_position(position);
-                keys.push(Arc::clone(same));
+            let before = self.find(entry.key.fingerprint());
+            if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
+                unchanged.set_position(position);
+                keys.push(Arc::clone(unchanged));
                 continue;
             }
             let workspace = self.workspace_for(entry, membership, before, &keys, &memberships);
             let key = Key::new(position, entry.clone(), workspace);
-            // Refusals of the provider apply to the key, whatever its configuration is now.
+            // Refusals apply to the key, whatever its configuration is.
             if let Some(before) = before {
-                key.inherit(before);
+                key.copy_state(before);
             }
             keys.push(Arc::new(key));
         }
-        Self::of(keys, settings, entries, reported_ids, self.generation.wrapping_add(1))
+        Self::with_keys(keys, settings, entries, reported_ids, self.generation.wrapping_add(1))
     }
 
-    /// Returns `entries` with the regions that were found for keys of this roster whose configuration
-    /// still names none.
-    pub(super) fn with_found_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
+    /// Adds the detected regions of this roster's keys to the `entries` that do not configure a host.
+    pub(super) fn with_detected_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
         for entry in entries.iter_mut().filter(|entry| entry.authority.is_none()) {
-            let known = self.entries.iter().find(|known| known.key.fingerprint() == entry.key.fingerprint());
-            entry.found_region = known.and_then(|known| known.found_region.clone());
+            let before =
+                self.entries.iter().find(|before| before.key.fingerprint() == entry.key.fingerprint());
+            entry.detected_region = before.and_then(|before| before.detected_region.clone());
         }
         entries
     }
 
-    fn of(
+    fn with_keys(
         keys: Vec<Arc<Key>>,
         settings: Settings,
         entries: Vec<KeyEntry>,
@@ -124,13 +120,23 @@ impl Roster {
         generation: u8,
     ) -> Self {
         let redactor = Arc::new(Redactor::new(keys.iter().map(|key| key.api_key())));
-        let has_choice = keys.windows(2).any(|two| !std::ptr::eq(two[0].workspace(), two[1].workspace()));
-        let by_owner = by_owner(&keys);
-        Self { keys, settings, entries, reported_ids, redactor, generation, has_choice, by_owner }
+        let has_several_workspaces =
+            keys.windows(2).any(|pair| !Arc::ptr_eq(&pair[0].workspace, &pair[1].workspace));
+        let first_positions = first_positions(&keys);
+        Self {
+            keys,
+            settings,
+            entries,
+            reported_ids,
+            redactor,
+            generation,
+            has_several_workspaces,
+            first_positions,
+        }
     }
 
-    /// The workspace with the same membership; else the previous workspace of the key if no other key
-    /// claims it, renamed; else a new one.
+    /// Returns the workspace with the same membership. Otherwise returns the previous workspace of the
+    /// key under its new name, if no other key claims it, or else a new workspace.
     fn workspace_for(
         &self,
         entry: &KeyEntry,
@@ -139,27 +145,27 @@ impl Roster {
         new_keys: &[Arc<Key>],
         claims: &[WorkspaceMembership],
     ) -> Arc<Workspace> {
-        let mut known = new_keys.iter().chain(&self.keys).map(|key| key.workspace_arc());
-        if let Some(same) = known.find(|workspace| workspace.membership().is_same(membership)) {
-            // The workspace is the same; its name may have changed.
+        let mut workspaces = new_keys.iter().chain(&self.keys).map(|key| &key.workspace);
+        if let Some(same) = workspaces.find(|workspace| workspace.membership().is_same(membership)) {
+            // Its configured name may have changed.
             if membership.name().is_some() {
                 same.rename(membership.clone());
             }
             return Arc::clone(same);
         }
-        // Another name in the configuration means another workspace; a name for an unnamed one does not.
-        let is_free = |workspace: &&Arc<Workspace>| {
+        // Another configured name means another workspace, but a workspace without a name may receive one.
+        let is_unclaimed = |workspace: &&Arc<Workspace>| {
             workspace.membership().may_become(membership)
-                && !new_keys.iter().any(|key| Arc::ptr_eq(key.workspace_arc(), workspace))
+                && !new_keys.iter().any(|key| Arc::ptr_eq(&key.workspace, workspace))
                 && !claims.iter().any(|claim| workspace.membership().is_same(claim))
         };
-        match before.map(|key| key.workspace_arc()).filter(is_free) {
-            Some(own) => {
-                own.rename(membership.clone());
-                Arc::clone(own)
+        match before.map(|key| &key.workspace).filter(is_unclaimed) {
+            Some(previous) => {
+                previous.rename(membership.clone());
+                Arc::clone(previous)
             }
             None => {
-                let identity = OwnerId::of(entry.workspace.as_deref(), entry.key.fingerprint());
+                let identity = OwnerId::new(entry.workspace.as_deref(), entry.key.fingerprint());
                 Arc::new(Workspace::new(membership.clone(), identity))
             }
         }
@@ -171,15 +177,21 @@ impl Roster {
         &self.keys
     }
 
-    /// The position of `key` in this roster. Its own [`position`](Key::position) may already be that of a
-    /// later roster.
+    /// The key with this fingerprint.
+    #[must_use]
+    pub fn find(&self, fingerprint: Fingerprint) -> Option<&Arc<Key>> {
+        self.keys.iter().find(|key| key.api_key().fingerprint() == fingerprint)
+    }
+
+    /// The position of `key` in this roster. [`Key::position`] may already be its position in a later
+    /// roster.
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Positions of the keys whose concurrency group has capacity at `now`; empty when all keys
-    /// have capacity.
+    /// Positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
+    /// capacity.
     #[must_use]
     pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
         let has_capacity =
@@ -189,17 +201,17 @@ impl Roster {
         if with_capacity.len() == self.keys.len() { Vec::new() } else { with_capacity }
     }
 
-    /// The current identity of the workspace that `owner` names; `None` when no key of that workspace is
-    /// left.
+    /// The current identity of the workspace that was stored as `owner`; `None` if the roster has no key
+    /// of that workspace.
     #[must_use]
     pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {
-        self.keys.get(*self.by_owner.get(owner)?).map(|key| key.workspace().identity())
+        self.keys.get(*self.first_positions.get(owner)?).map(|key| key.workspace().identity())
     }
 
-    /// Whether there is more than one workspace to select from.
+    /// Whether the keys belong to more than one workspace.
     #[must_use]
-    pub fn has_choice(&self) -> bool {
-        self.has_choice
+    pub fn has_several_workspaces(&self) -> bool {
+        self.has_several_workspaces
     }
 
     /// Whether the spent credits of `quota` are near its limit, by the configured ratio.
@@ -214,38 +226,23 @@ impl Roster {
         &self.redactor
     }
 
-    pub(super) fn generation(&self) -> u8 {
-        self.generation
-    }
-
     /// Maximum time a request is queued for a key.
     #[must_use]
     pub fn queue_timeout(&self) -> Duration {
         self.settings.queue_timeout
     }
-
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    pub(super) fn entries(&self) -> &[KeyEntry] {
-        &self.entries
-    }
-
-    pub(super) fn reported_ids(&self) -> &ReportedIds {
-        &self.reported_ids
-    }
 }
 
-/// The position of the first key of each workspace, by identity. A workspace that was named later, or
-/// merged with that of another key, is also found by the fingerprint of its key.
-fn by_owner(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
+/// The position of the first key of each workspace, by identity. A workspace is also identified by the
+/// fingerprint of each of its keys, because it may have been stored before it was named or merged with
+/// the workspace of another key.
+fn first_positions(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut positions = HashMap::new();
     for (position, key) in keys.iter().enumerate() {
         let workspace = key.workspace();
-        let of_key = OwnerId::of(None, key.api_key().fingerprint());
-        let named = workspace.membership().name().map(OwnerId::of_word);
-        for owner in [workspace.identity().clone(), of_key].into_iter().chain(named) {
+        let key_identity = OwnerId::new(None, key.api_key().fingerprint());
+        let name = workspace.membership().name().map(OwnerId::from_stored);
+        for owner in [workspace.identity().clone(), key_identity].into_iter().chain(name) {
             positions.entry(owner).or_insert(position);
         }
     }

@@ -67,7 +67,7 @@ impl Settings {
 #[cfg(test)]
 impl Settings {
     /// Settings for tests of other modules, in which no cooldown ends within the test.
-    pub(crate) const STILL: Self = Self {
+    pub(crate) const FOR_TESTS: Self = Self {
         strategy: crate::policy::strategy::Strategy::DEFAULT,
         queue_timeout: Duration::ZERO,
         max_queued: 0,

@@ -1,10 +1,9 @@
 //! The queue of requests that wait for a key, because every key that could serve them is at its
 //! concurrency limit, has its credits reserved, or is in a cooldown that ends soon.
 //!
-//! A released key is assigned round robin between clients, and first in, first out within a client,
-//! so that a burst of one client cannot starve the others. A request that arrives while others are
-//! queued goes behind them. A lock protects the queue; a request that finds a free key does not
-//! take it.
+//! A released key is assigned round robin between clients, so that a burst of one client cannot starve
+//! the others, and first in, first out within a client. A new request queues behind earlier ones. Only
+//! queued requests take the lock of the queue.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -12,43 +11,41 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Notify, oneshot};
 
 use super::Reserved;
-use super::restrictions::Restraint;
+use super::restrictions::RestrictionLevel;
 use super::roster::Roster;
 use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::select::{Blocked, Unavailable};
+use crate::policy::select::{SelectionFailure, Unavailable};
 use crate::policy::units::UnixMs;
 
-/// The requirements of a request for a key.
+/// A request for a key, with its requirements.
 #[derive(Clone, Debug)]
 pub struct KeyRequest {
-    /// The client, for fairness between clients in the queue.
+    /// The client. The queue is fair between clients.
     pub client: ClientName,
-    /// Upper bound of its cost in credits; 0 for a free request, `None` when the cost cannot be
-    /// estimated.
+    /// Upper bound of the cost in credits; 0 for a free request, `None` if the cost cannot be estimated.
     pub estimate: Option<u64>,
-    /// The concurrency group it counts towards; `None` for a request that is not limited.
+    /// The concurrency group that limits the request; `None` for an unlimited request.
     pub group: Option<ConcurrencyGroup>,
-    /// Positions in the roster of the keys that this request has tried.
+    /// Positions of keys that this request has tried, in any order.
     pub tried: Vec<usize>,
-    /// Positions of keys that may not serve this request, ascending. Their state does not influence the
-    /// error of the request.
+    /// Positions of keys that may not serve this request, ascending. The error of a failed request
+    /// disregards their state.
     pub ineligible: Vec<usize>,
-    /// Positions of keys that are tried first, whatever the strategy, ascending; empty for none.
+    /// Positions of keys that are tried before all others, whatever the strategy, ascending.
     pub preferred: Vec<usize>,
-    /// Whether a key without credits may serve when no other key can, because the request costs none.
+    /// Whether a key without credits may serve if no other key can, because the request costs none.
     pub allow_exhausted: bool,
-    /// Positions of keys that have refused this kind of request, ascending, with the restraint of
-    /// each.
-    pub restricted: Vec<(usize, Restraint)>,
-    /// Whether the provider has refused this request already. A key restricted for this kind of request
-    /// would refuse it, too.
+    /// Positions of keys that are restricted for this kind of request, ascending, with their levels.
+    pub restricted: Vec<(usize, RestrictionLevel)>,
+    /// Whether the provider has refused this request already. Keys that have refused this kind of request
+    /// are then not tried, because they would refuse it, too.
     pub was_refused: bool,
 }
 
 impl KeyRequest {
-    /// The requirements of a request that has tried no key and that any key may serve.
+    /// Creates a request that has tried no key and that any key may serve.
     #[must_use]
     pub fn new(client: ClientName, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Self {
         Self {
@@ -65,10 +62,10 @@ impl KeyRequest {
     }
 }
 
-/// The result of reserving a key: a lease, or the final reason why there is none.
+/// The result of a reservation after all waiting.
 pub(super) type ReserveResult = Result<Reserved, Unavailable>;
-/// The result of one attempt to reserve a key. A blocked request may be queued.
-pub(super) type TryReserveResult = Result<Reserved, Blocked>;
+/// The result of one attempt to reserve a key. A request that fails may be queued.
+pub(super) type TryReserveResult = Result<Reserved, SelectionFailure>;
 
 /// The queued requests of all clients.
 #[derive(Debug, Default)]
@@ -81,7 +78,7 @@ pub(super) struct WaitQueue {
 #[derive(Debug, Default)]
 struct ClientQueues {
     next_id: u64,
-    /// The client whose turn is next is at the front.
+    /// In the order in which the clients are served next.
     clients: VecDeque<ClientQueue>,
 }
 
@@ -98,24 +95,24 @@ struct Waiter {
     roster: Arc<Roster>,
     request: KeyRequest,
     sender: oneshot::Sender<ReserveResult>,
-    /// Time at which a retry is worthwhile, if no key is released before.
-    until: Option<UnixMs>,
-    /// Notified when `until` becomes earlier, so that the task of the request resets its timer.
-    notify_earlier: Arc<Notify>,
+    /// Time at which a retry may succeed without a released key.
+    retry_at: Option<UnixMs>,
+    /// Notified when `retry_at` becomes earlier, so that the task of the request resets its timer.
+    retry_moved_earlier: Arc<Notify>,
 }
 
-/// A queued request, held by its task. Dropping it removes the request from the queue.
+/// The handle of a queued request, which its task holds. Dropping it removes the request from the queue.
 #[derive(Debug)]
 pub(super) struct QueuedWaiter<'a> {
     wait_queue: &'a WaitQueue,
     id: u64,
-    notify_earlier: Arc<Notify>,
+    retry_moved_earlier: Arc<Notify>,
 }
 
 impl WaitQueue {
     pub(super) fn is_empty(&self) -> bool {
-        // A task that releases a key must see a request that is queued at the same time, and vice
-        // versa.
+        // Pairs with the fence in `enqueue`. Either the task that releases a key finds the new waiter, or
+        // the waiter finds the released key.
         fence(Ordering::SeqCst);
         self.count.load(Ordering::Acquire) == 0
     }
@@ -125,8 +122,8 @@ impl WaitQueue {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Appends a request to the queue of its client. `None` when the queue is full.
-    pub(super) fn join(
+    /// Appends a request to the queue of its client. Returns `None` when the queue is full.
+    pub(super) fn enqueue(
         &self,
         roster: &Arc<Roster>,
         request: &KeyRequest,
@@ -139,9 +136,11 @@ impl WaitQueue {
         let (sender, receiver) = oneshot::channel();
         let id = queues.next_id;
         queues.next_id += 1;
-        let (roster, notify_earlier) = (Arc::clone(roster), Arc::new(Notify::new()));
-        let queued = QueuedWaiter { wait_queue: self, id, notify_earlier: Arc::clone(&notify_earlier) };
-        let waiter = Waiter { id, roster, request: request.clone(), sender, until: None, notify_earlier };
+        let (roster, retry_moved_earlier) = (Arc::clone(roster), Arc::new(Notify::new()));
+        let handle =
+            QueuedWaiter { wait_queue: self, id, retry_moved_earlier: Arc::clone(&retry_moved_earlier) };
+        let waiter =
+            Waiter { id, roster, request: request.clone(), sender, retry_at: None, retry_moved_earlier };
         match queues.clients.iter_mut().find(|queue| queue.client == request.client) {
             Some(queue) => queue.waiters.push_back(waiter),
             None => queues
@@ -150,43 +149,48 @@ impl WaitQueue {
         }
         self.count.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::SeqCst);
-        Some((queued, receiver))
+        Some((handle, receiver))
     }
 
-    /// Assigns keys to queued requests with `reserve`, until it can serve none of them.
-    pub(super) fn serve(&self, now: UnixMs, reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult) {
-        // A lease whose receiver was dropped is dropped outside the lock, because releasing it dispatches the
+    /// Assigns keys to queued requests with `reserve`, until it fails for all remaining requests.
+    pub(super) fn dispatch(
+        &self,
+        now: UnixMs,
+        reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult,
+    ) {
+        // The lease of a cancelled request is dropped outside the lock, because its release dispatches the
         // queue again.
-        while let Some(returned) = self.serve_once(now, &reserve) {
-            drop(returned);
+        while let Some(undelivered) = self.dispatch_until_undelivered(now, &reserve) {
+            drop(undelivered);
         }
     }
 
-    fn serve_once(
+    /// Returns the first result whose request was cancelled, if there is one.
+    fn dispatch_until_undelivered(
         &self,
         now: UnixMs,
         reserve: &impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult,
     ) -> Option<ReserveResult> {
         let mut queues = self.lock();
-        let mut blocked_requests: Vec<(Arc<Roster>, KeyRequest, Blocked)> = Vec::new();
-        let mut turn = 0;
-        while let Some(queue) = queues.clients.get_mut(turn) {
+        let mut blocked_requests: Vec<(Arc<Roster>, KeyRequest, SelectionFailure)> = Vec::new();
+        let mut client_index = 0;
+        while let Some(queue) = queues.clients.get_mut(client_index) {
             let mut index = 0;
             let mut was_assigned = false;
             while let Some(waiter) = queue.waiters.get_mut(index) {
-                // Positions refer to one roster; another roster may hold other keys.
-                let mut tried =
+                // Positions of different rosters are not comparable.
+                let mut same_roster =
                     blocked_requests.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
                 if let Some((.., blocked)) =
-                    tried.find(|(_, request, blocked)| waiter.request.is_blocked_like(request, blocked))
+                    same_roster.find(|(_, request, blocked)| waiter.request.is_blocked_like(request, blocked))
                 {
-                    waiter.set_retry_at(blocked.again_at);
+                    waiter.set_retry_at(blocked.retry_at);
                     index += 1;
                     continue;
                 }
                 let result = match reserve(&waiter.roster, &waiter.request) {
                     Err(blocked) if blocked.is_worth_waiting(now) => {
-                        waiter.set_retry_at(blocked.again_at);
+                        waiter.set_retry_at(blocked.retry_at);
                         blocked_requests.push((Arc::clone(&waiter.roster), waiter.request.clone(), blocked));
                         index += 1;
                         continue;
@@ -196,45 +200,44 @@ impl WaitQueue {
                 let Some(waiter) = queue.waiters.remove(index) else { break };
                 self.count.fetch_sub(1, Ordering::AcqRel);
                 was_assigned = result.is_ok();
-                if let Err(returned) = waiter.sender.send(result) {
+                if let Err(undelivered) = waiter.sender.send(result) {
                     queues.clients.retain(|queue| !queue.waiters.is_empty());
-                    return Some(returned);
+                    return Some(undelivered);
                 }
                 if was_assigned {
-                    // The reservation of one request may leave another without a key to wait for; that
-                    // one must be evaluated again.
+                    // This reservation may leave another request without a key to wait for, so all requests
+                    // are evaluated again.
                     blocked_requests.clear();
                     break;
                 }
             }
             let is_empty = queue.waiters.is_empty();
             if !is_empty && !was_assigned {
-                turn += 1;
-            } else if let Some(queue) = queues.clients.remove(turn) {
-                // The client had its turn and goes to the back.
+                client_index += 1;
+            } else if let Some(queue) = queues.clients.remove(client_index) {
+                // The client goes to the back after its turn.
                 if !is_empty {
                     queues.clients.push_back(queue);
                 }
-                turn = if was_assigned { 0 } else { turn };
+                client_index = if was_assigned { 0 } else { client_index };
             }
         }
         None
     }
 
-    /// Returns all queued requests with [`Unavailable::Outdated`], so that they select from the new
-    /// roster.
-    pub(super) fn outdate(&self) {
+    /// Fails all queued requests with [`Unavailable::Outdated`], so that they select from the new roster.
+    pub(super) fn outdate_all(&self) {
         let mut queues = self.lock();
         for waiter in queues.clients.drain(..).flat_map(|queue| queue.waiters) {
             self.count.fetch_sub(1, Ordering::AcqRel);
-            // The receiver of a cancelled request was dropped.
+            // Sending fails only if the request was cancelled.
             let _ = waiter.sender.send(Err(Unavailable::Outdated));
         }
     }
 
-    /// Holds its lock.
+    /// Holds the lock of the queue until the result is dropped.
     #[cfg(test)]
-    pub(super) fn hold(&self) -> impl Sized + '_ {
+    pub(super) fn hold_lock(&self) -> impl Sized + '_ {
         self.lock()
     }
 
@@ -249,29 +252,25 @@ impl KeyRequest {
         self.ineligible.binary_search(&position).is_ok()
     }
 
-    /// Whether the key at this position is tried first.
+    /// Whether the key at this position is tried before others.
     pub(super) fn is_preferred(&self, position: usize) -> bool {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// The restraint of the key at this position for the request.
-    pub(super) fn restraint(&self, position: usize) -> Option<Restraint> {
-        if self.restricted.is_empty() {
-            return None;
-        }
-        let at = self.restricted.binary_search_by_key(&position, |(at, _)| *at).ok()?;
-        self.restricted.get(at).map(|(_, restraint)| *restraint)
+    /// The level of the restrictions on the key at this position.
+    pub(super) fn restriction_level(&self, position: usize) -> Option<RestrictionLevel> {
+        let index = self.restricted.binary_search_by_key(&position, |(position, _)| *position).ok()?;
+        self.restricted.get(index).map(|(_, level)| *level)
     }
 
-    /// Whether no key can serve this request, given that no key could serve `other`, which was
-    /// `blocked`.
-    fn is_blocked_like(&self, other: &Self, blocked: &Blocked) -> bool {
+    /// Whether the failure of `other`, which has just been tried, implies that this request would fail.
+    fn is_blocked_like(&self, other: &Self, blocked: &SelectionFailure) -> bool {
         let costs_more = blocked.blocks_costlier && self.restricted.is_empty();
-        self.needs_all_of(other) && (costs_more || self.estimate == other.estimate)
+        self.requires_at_least(other) && (costs_more || self.estimate == other.estimate)
     }
 
-    /// Whether its needs are the same and its cost is at least as high.
-    fn needs_all_of(&self, cheaper: &Self) -> bool {
+    /// Whether this request has the same requirements as `cheaper` and costs at least as much.
+    fn requires_at_least(&self, cheaper: &Self) -> bool {
         self.group == cheaper.group
             && self.tried == cheaper.tried
             && self.ineligible == cheaper.ineligible
@@ -285,26 +284,26 @@ impl KeyRequest {
 }
 
 impl Waiter {
-    /// Sets the time of the next retry, and wakes the request's task if that is earlier than its timer.
+    /// Sets the time of the next retry, and wakes the task of the request if its timer is later.
     fn set_retry_at(&mut self, at: Option<UnixMs>) {
-        let before = std::mem::replace(&mut self.until, at);
+        let before = std::mem::replace(&mut self.retry_at, at);
         if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
-            self.notify_earlier.notify_one();
+            self.retry_moved_earlier.notify_one();
         }
     }
 }
 
 impl QueuedWaiter<'_> {
-    /// The time at which a retry is worthwhile, if no key is released before.
-    pub(super) fn until(&self) -> Option<UnixMs> {
+    /// The time at which a retry may succeed without a released key.
+    pub(super) fn retry_at(&self) -> Option<UnixMs> {
         let queues = self.wait_queue.lock();
         let mut waiters = queues.clients.iter().flat_map(|queue| &queue.waiters);
-        waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.until)
+        waiters.find(|waiter| waiter.id == self.id).and_then(|waiter| waiter.retry_at)
     }
 
-    /// Completes when [`until`](Self::until) has become earlier.
-    pub(super) async fn earlier(&self) {
-        self.notify_earlier.notified().await;
+    /// Completes when [`retry_at`](Self::retry_at) becomes earlier.
+    pub(super) async fn retry_moved_earlier(&self) {
+        self.retry_moved_earlier.notified().await;
     }
 }
 

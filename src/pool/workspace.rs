@@ -1,4 +1,4 @@
-//! A workspace of the provider, which owns credits, concurrency and resources, and its state in atomics.
+//! A workspace of the provider and its state, which requests and polls change through atomics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,48 +15,50 @@ use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::elevenlabs::plan::Capabilities;
 use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::{ClaimedFault, Evidence, Meaning, PollResult};
+use crate::policy::evidence::{ClaimedFault, Evidence, PollResult};
 use crate::policy::forecast::{Forecast, forecast};
 use crate::policy::key_state::Cooldown;
 use crate::policy::units::UnixMs;
 
-/// A workspace of the provider, which owns credits, concurrency and resources. Its keys share them.
+/// A workspace of the provider. Its keys share its credits, concurrency limits and resources.
+///
+/// The alignment avoids false sharing, as for [`Key`](super::Key).
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct Workspace {
     membership: ArcSwap<WorkspaceMembership>,
     identity: OwnerId,
-    quota: QuotaCell,
-    /// Evidence about the workspace, and the state computed from it: a cooldown, a probe before its
-    /// end, and the end of a rate limit of speech (0: not limited).
-    evidence: EvidenceCell,
+    pub(super) quota_cell: QuotaCell,
+    /// Evidence about the workspace. The next three fields are computed from it: the cooldown, the probe
+    /// before its end, and the end of a rate limit of speech, or 0.
+    pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
-    probe: ProbeCell,
-    limited_until: AtomicU64,
-    /// Time until which it is logged already that the workspace is skipped for too few credits.
-    skipped_until: AtomicU64,
+    pub(super) probe: ProbeCell,
+    speech_limited_until: AtomicU64,
+    /// Time until which no further log event is written when the workspace is skipped for too few
+    /// credits.
+    skip_logged_until: AtomicU64,
     /// Caches the time until which no key of the workspace can change state.
-    state_change_cache: StateChangeCache,
+    pub(super) state_change_cache: StateChangeCache,
     in_flight: AtomicU32,
-    spending: SpendingCell,
+    pub(super) spending: SpendingCell,
     tier: ArcSwapOption<String>,
     capabilities: ArcSwapOption<Capabilities>,
     limiters: [ConcurrencyLimiter; ConcurrencyGroup::COUNT],
 }
 
 impl Workspace {
-    /// Creates a workspace. `identity` is stable: the resources of the workspace are stored under
-    /// it.
+    /// Creates a workspace without state. Its resources are stored under `identity`, which must be stable.
     pub(super) fn new(membership: WorkspaceMembership, identity: OwnerId) -> Self {
         Self {
             membership: ArcSwap::from_pointee(membership),
             identity,
-            quota: QuotaCell::default(),
-            evidence: EvidenceCell::default(),
+            quota_cell: QuotaCell::default(),
+            evidence_cell: EvidenceCell::default(),
             cooldown: CooldownCell::default(),
             probe: ProbeCell::default(),
-            limited_until: AtomicU64::new(0),
-            skipped_until: AtomicU64::new(0),
+            speech_limited_until: AtomicU64::new(0),
+            skip_logged_until: AtomicU64::new(0),
             state_change_cache: StateChangeCache::default(),
             in_flight: AtomicU32::new(0),
             spending: SpendingCell::default(),
@@ -72,83 +74,83 @@ impl Workspace {
         self.membership.load()
     }
 
-    /// The stable identity of the workspace: its resources are stored under it.
+    /// The stable identity of the workspace, under which its resources are stored.
     #[must_use]
     pub fn identity(&self) -> &OwnerId {
         &self.identity
     }
 
-    /// The credits at `now`.
+    /// The quota at `now`.
     #[must_use]
     pub fn quota(&self, now: UnixMs) -> Quota {
-        self.quota.load(now)
+        self.quota_cell.load(now)
     }
 
-    /// Time of the last poll that reported its credits.
+    /// Time of the last poll, if it returned the quota.
     #[must_use]
     pub fn polled_at(&self) -> Option<UnixMs> {
-        let poll = self.evidence.poll()?;
-        matches!(poll.result, PollResult::Figures { .. }).then_some(poll.at)
+        let poll = self.evidence_cell.last_poll()?;
+        matches!(poll.result, PollResult::Quota { .. }).then_some(poll.at)
     }
 
     /// Credits that requests in flight may still spend.
     #[must_use]
     pub fn reserved(&self) -> u64 {
-        self.quota.reserved()
+        self.quota_cell.reserved()
     }
 
-    /// Sum of the differences by which the provider's figures of this period exceeded ours; negative when
+    /// Sum of the differences by which the provider's counts of this period exceeded ours. Negative if
     /// they were lower.
     #[must_use]
-    pub fn drift(&self) -> i64 {
-        self.quota.drift()
+    pub fn discrepancy(&self) -> i64 {
+        self.quota_cell.discrepancy()
     }
 
-    /// Forecasts when its credits run out, at the rate they are spent at `now`.
+    /// Forecasts when the credits run out, at the rate of spending at `now`.
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         forecast(&self.quota(now), self.spent_per_day(now), now)
     }
 
-    /// Credits per day, at the rate of the last hours.
+    /// Spent credits per day, at the rate of the last hours.
     #[must_use]
     pub fn spent_per_day(&self, now: UnixMs) -> f64 {
         self.spending.load().per_day(now)
     }
 
-    /// The plan's name, when a poll has reported it.
+    /// The provider's name of the plan, if a poll has reported it.
     #[must_use]
     pub fn tier(&self) -> Option<Arc<String>> {
         self.tier.load_full()
     }
 
-    /// The features and limits of its subscription, as last polled.
+    /// The features and limits of the plan, from the last poll.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities.load().as_deref().copied().unwrap_or_default()
     }
 
-    /// Current evidence about the workspace.
+    /// Current refusals of the workspace.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
-        self.evidence.all()
+        self.evidence_cell.entries()
     }
 
-    /// End of the rate limit of speech; `None` when speech is not rate limited.
+    /// End of the rate limit of speech; `None` if speech is not rate limited at `now`.
     #[must_use]
-    pub fn limited_until(&self, now: UnixMs) -> Option<UnixMs> {
-        Some(UnixMs(self.limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
+    pub fn speech_limited_until(&self, now: UnixMs) -> Option<UnixMs> {
+        Some(UnixMs(self.speech_limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
     }
 
-    /// Number of requests that hold a lease on one of its keys now.
+    /// Number of current leases on its keys.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Number of running requests of a concurrency group, and their maximum when it is known.
+    /// Number of running requests of a concurrency group, and their maximum if it is known.
     #[must_use]
-    pub fn running(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
+    pub fn concurrency(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
         let limiter = self.limiter(group);
         (limiter.running(), limiter.known_max())
     }
@@ -159,69 +161,45 @@ impl Workspace {
         self.cooldown.load()
     }
 
-    /// The next moment at which the workspace's state may change without an event.
+    /// The next time at which the state of the workspace changes without an event.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().map(|cooldown| cooldown.until);
-        let times = [cooldown, self.limited_until(now), quota.resets_at];
+        let times = [cooldown, self.speech_limited_until(now), quota.resets_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Records that the workspace is skipped for too few credits, up to `until`. Returns whether
-    /// that was not recorded already.
+    /// Records that the workspace is skipped for too few credits until `until`. Returns whether this is
+    /// to be logged, because it was not recorded before.
     pub(super) fn record_skip(&self, until: UnixMs, now: UnixMs) -> bool {
-        self.skipped_until.swap(until.0, Ordering::AcqRel) <= now.0
+        self.skip_logged_until.swap(until.0, Ordering::AcqRel) <= now.0
     }
 
-    pub(super) fn evidence_cell(&self) -> &EvidenceCell {
-        &self.evidence
-    }
-
-    pub(super) fn probe(&self) -> &ProbeCell {
-        &self.probe
-    }
-
-    /// Computes cooldown, probes, rate limits and remaining credits from the evidence at `now`.
+    /// Computes the cooldown, the rate limits, their probes and the remaining credits from the evidence at
+    /// `now`.
     pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
         let resets_at = self.quota(now).resets_at;
-        let meanings = self.evidence.meanings(resets_at, &settings.cooldowns(), now);
-        let probe_after = |is_probable: bool| is_probable.then_some(settings.probe_after);
-        // A probe is allowed only if every cooldown of the workspace allows it.
-        let (mut joined, mut may_be_probed, mut has_shortfall) = (None::<Cooldown>, true, false);
-        let mut limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT] = [None; ConcurrencyGroup::COUNT];
-        for meaning in meanings {
-            match meaning {
-                Meaning::Cooldown { cooldown, is_probable: allows_probe } => {
-                    joined = Some(joined.map_or(cooldown, |earlier| earlier.joined(cooldown)));
-                    may_be_probed &= allows_probe;
-                }
-                Meaning::GroupCooldown { group, until, is_probable } => {
-                    limits[group.index()] = Some((until, is_probable));
-                }
-                Meaning::Short { left, until } => {
-                    has_shortfall = true;
-                    self.quota.reported().report(left, until, now);
-                }
-                Meaning::Nothing => {}
-            }
+        let summary = self.evidence_cell.evaluate(resets_at, &settings.cooldowns(), now);
+        let probe_after = |may_probe: bool| may_probe.then_some(settings.probe_after);
+        if let Some((credits, expires_at)) = summary.remaining {
+            self.quota_cell.reported_remaining.report(credits, expires_at, now);
         }
-        self.cooldown.store(joined);
-        self.probe.allow(probe_after(may_be_probed && joined.is_some()), now);
-        for (limiter, limit) in self.limiters.iter().zip(limits) {
-            limiter.limit(limit.map(|(until, _)| until), limit.and_then(|(_, may)| probe_after(may)), now);
+        self.cooldown.store(summary.cooldown.map(|(cooldown, _)| cooldown));
+        self.probe.schedule(summary.cooldown.and_then(|(_, may_probe)| probe_after(may_probe)), now);
+        for (limiter, rate_limit) in self.limiters.iter().zip(summary.rate_limits) {
+            let probe_delay = rate_limit.and_then(|(_, may_probe)| probe_after(may_probe));
+            limiter.set_rate_limit(rate_limit.map(|(until, _)| until), probe_delay, now);
         }
         // Nearly all requests are speech, so a rate limit of speech is reported as one of the workspace.
-        let of_speech =
-            [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH].map(|group| limits[group.index()]);
-        let limited_until = of_speech.iter().flatten().map(|(until, _)| until.0).max();
-        self.limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
-        if !has_shortfall {
-            self.quota.reported().clear();
+        let limited_until = [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH]
+            .into_iter()
+            .filter_map(|group| summary.rate_limits[group.index()])
+            .map(|(until, _)| until.0)
+            .max();
+        self.speech_limited_until.store(limited_until.unwrap_or(0), Ordering::Release);
+        if summary.remaining.is_none() {
+            self.quota_cell.reported_remaining.clear();
         }
         self.state_change_cache.invalidate();
-    }
-
-    pub(super) fn state_change_cache(&self) -> &StateChangeCache {
-        &self.state_change_cache
     }
 
     pub(super) fn rename(&self, membership: WorkspaceMembership) {
@@ -236,21 +214,13 @@ impl Workspace {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
-    pub(super) fn cell(&self) -> &QuotaCell {
-        &self.quota
-    }
-
-    pub(super) fn spending(&self) -> &SpendingCell {
-        &self.spending
-    }
-
     pub(super) fn limiter(&self, group: ConcurrencyGroup) -> &ConcurrencyLimiter {
-        // The index of a concurrency group is below their count.
+        // The index of a group is less than `ConcurrencyGroup::COUNT`.
         &self.limiters[group.index()]
     }
 
-    /// Adopts the figures of a poll.
-    pub(super) fn observe(
+    /// Applies the quota and the plan from a poll.
+    pub(super) fn apply_poll(
         &self,
         polled: Quota,
         tier: Option<String>,
@@ -258,14 +228,14 @@ impl Workspace {
         now: UnixMs,
         lag: Duration,
     ) {
-        // After a new period or another limit, older refusals for credits no longer apply.
-        if self.quota.adopt(polled, now, lag) {
-            self.evidence.drop_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
-            self.skipped_until.store(0, Ordering::Release);
+        // Earlier refusals for credits do not apply to a new period or to a new limit.
+        if self.quota_cell.apply_poll(polled, now, lag) {
+            self.evidence_cell.remove_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
+            self.skip_logged_until.store(0, Ordering::Release);
         }
         if let Some(tier) = &tier {
             for (group, limiter) in ConcurrencyGroup::all().zip(&self.limiters) {
-                limiter.set_plan_max(group.plan_max(tier));
+                limiter.set_plan_max(group.max_on_plan(tier));
             }
         }
         self.tier.store(tier.map(Arc::new));
@@ -274,11 +244,11 @@ impl Workspace {
     }
 
     pub(super) fn restore(&self, quota: Quota, now: UnixMs) {
-        self.quota.restore(quota, now);
+        self.quota_cell.restore(quota, now);
         self.state_change_cache.invalidate();
     }
 
-    /// Restores the stored plan, until a poll reports the current one.
+    /// Restores the stored plan. The next poll replaces it.
     pub(super) fn restore_tier(&self, tier: &str) {
         self.tier.store(Some(Arc::new(tier.to_owned())));
     }

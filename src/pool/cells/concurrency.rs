@@ -1,5 +1,5 @@
-//! Limits the concurrent requests of one concurrency group of a workspace. Counts the running
-//! requests, and holds their maximum and the end of a saturation or rate limit.
+//! Limits the concurrent requests of one concurrency group of a workspace: the number of running
+//! requests, their maximum, and the cooldowns that follow a refusal.
 
 use std::time::Duration;
 
@@ -9,32 +9,20 @@ use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 
 /// The limiter of one concurrency group of a workspace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::pool) struct ConcurrencyLimiter {
     running: AtomicU32,
-    /// The maximum that the provider has reported, in a response or a refusal; 0: not reported yet.
+    /// The maximum that the provider last reported, in a response or a refusal; 0 until then.
     reported_max: AtomicU32,
-    /// The maximum of the plan; 0: unknown.
+    /// The maximum of the plan; 0 if unknown.
     plan_max: AtomicU32,
-    /// The group is saturated until then, after a refusal for too many concurrent requests. Our own
-    /// count does not matter, because other programs may use the workspace, too.
+    /// End of the saturation after a refusal for too many concurrent requests. It applies whatever
+    /// our own count is, because other programs may use the workspace, too.
     full_until: AtomicU64,
-    /// The group is rate limited until then.
+    /// End of the rate limit.
     limited_until: AtomicU64,
-    probe: ProbeCell,
-}
-
-impl Default for ConcurrencyLimiter {
-    fn default() -> Self {
-        Self {
-            running: AtomicU32::new(0),
-            reported_max: AtomicU32::new(0),
-            plan_max: AtomicU32::new(0),
-            full_until: AtomicU64::new(0),
-            limited_until: AtomicU64::new(0),
-            probe: ProbeCell::default(),
-        }
-    }
+    /// Schedules probes of the rate limit.
+    pub(in crate::pool) probe: ProbeCell,
 }
 
 impl ConcurrencyLimiter {
@@ -55,32 +43,32 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Sets or clears the rate limit of the group, and the delay after which one request may probe
-    /// it.
-    pub(in crate::pool) fn limit(&self, until: Option<UnixMs>, probe_after: Option<Duration>, now: UnixMs) {
+    /// Sets or clears the rate limit of the group, and the delay after which one request may probe it.
+    pub(in crate::pool) fn set_rate_limit(
+        &self,
+        until: Option<UnixMs>,
+        probe_after: Option<Duration>,
+        now: UnixMs,
+    ) {
         self.limited_until.store(until.map_or(0, |until| until.0), Ordering::Release);
-        self.probe.allow(probe_after.filter(|_| until.is_some()), now);
-    }
-
-    pub(in crate::pool) fn probe(&self) -> &ProbeCell {
-        &self.probe
+        self.probe.schedule(probe_after.filter(|_| until.is_some()), now);
     }
 
     /// Acquires a slot. Returns `false` when no slot is free.
     pub(in crate::pool) fn try_acquire(&self) -> bool {
         let max = self.max();
-        let one_more = |running: u32| (running < max).then_some(running.saturating_add(1));
-        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
+        let increment = |running: u32| (running < max).then_some(running.saturating_add(1));
+        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, increment).is_ok()
     }
 
     pub(in crate::pool) fn release(&self) {
         self.running.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Records the maximum that the provider reports. Returns whether it has grown.
+    /// Records the maximum that the provider reports. Returns whether the maximum has increased.
     pub(in crate::pool) fn set_reported_max(&self, max: u32) -> bool {
-        // Every response reports the same maximum: writing it each time would invalidate the cache line
-        // of all cores.
+        // Nearly every response reports the same maximum. Writing it each time would invalidate the
+        // cache line of all cores.
         if self.reported_max.load(Ordering::Acquire) == max {
             return false;
         }
@@ -89,7 +77,7 @@ impl ConcurrencyLimiter {
         max > before
     }
 
-    /// Sets the maximum of the plan.
+    /// Sets the maximum of the plan; `None` if it is unknown.
     pub(in crate::pool) fn set_plan_max(&self, max: Option<u32>) {
         self.plan_max.store(max.unwrap_or(0), Ordering::Release);
     }
@@ -106,7 +94,7 @@ impl ConcurrencyLimiter {
         self.running.load(Ordering::Acquire)
     }
 
-    /// The maximum of concurrent requests, when it is known.
+    /// Maximum number of concurrent requests, if it is known.
     pub(in crate::pool) fn known_max(&self) -> Option<u32> {
         let max = self.max();
         (max != u32::MAX).then_some(max)
@@ -129,31 +117,34 @@ mod tests {
 
     #[test]
     fn the_maximum_is_unknown_until_it_is_reported() {
-        let cell = ConcurrencyLimiter::default();
-        assert!((0..100).all(|_| cell.try_acquire()));
-        assert_eq!(cell.known_max(), None);
-        cell.set_plan_max(Some(3));
-        assert_eq!((cell.known_max(), cell.state(NOW)), (Some(3), ConcurrencyState::Full { until: None }));
-        cell.set_reported_max(200);
-        assert!(cell.state(NOW) == ConcurrencyState::Free && cell.try_acquire());
+        let limiter = ConcurrencyLimiter::default();
+        assert!((0..100).all(|_| limiter.try_acquire()));
+        assert_eq!(limiter.known_max(), None);
+        limiter.set_plan_max(Some(3));
+        assert_eq!(
+            (limiter.known_max(), limiter.state(NOW)),
+            (Some(3), ConcurrencyState::Full { until: None })
+        );
+        limiter.set_reported_max(200);
+        assert!(limiter.state(NOW) == ConcurrencyState::Free && limiter.try_acquire());
     }
 
     #[test]
     fn a_released_slot_is_acquired_again() {
-        let cell = ConcurrencyLimiter::default();
-        cell.set_reported_max(2);
-        assert!(cell.try_acquire() && cell.try_acquire() && !cell.try_acquire());
-        cell.release();
-        assert!(cell.try_acquire());
-        assert_eq!(cell.running(), 2);
+        let limiter = ConcurrencyLimiter::default();
+        limiter.set_reported_max(2);
+        assert!(limiter.try_acquire() && limiter.try_acquire() && !limiter.try_acquire());
+        limiter.release();
+        assert!(limiter.try_acquire());
+        assert_eq!(limiter.running(), 2);
     }
 
     #[test]
     fn a_refusal_saturates_the_group_and_reports_its_maximum() {
-        let cell = ConcurrencyLimiter::default();
-        cell.record_refusal(Some(4), UnixMs(2_000));
-        cell.record_refusal(None, UnixMs(1_500));
-        assert_eq!(cell.state(NOW), ConcurrencyState::Full { until: Some(UnixMs(2_000)) });
-        assert_eq!((cell.state(UnixMs(2_000)), cell.known_max()), (ConcurrencyState::Free, Some(4)));
+        let limiter = ConcurrencyLimiter::default();
+        limiter.record_refusal(Some(4), UnixMs(2_000));
+        limiter.record_refusal(None, UnixMs(1_500));
+        assert_eq!(limiter.state(NOW), ConcurrencyState::Full { until: Some(UnixMs(2_000)) });
+        assert_eq!((limiter.state(UnixMs(2_000)), limiter.known_max()), (ConcurrencyState::Free, Some(4)));
     }
 }

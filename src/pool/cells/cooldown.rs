@@ -1,10 +1,12 @@
-//! A cooldown packed into one atomic word, so that reason and end always belong together.
+//! A cooldown in one atomic word, so that a reader never combines the reason of one cooldown with the end
+//! of another.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::key_state::{Cooldown, CooldownReason};
 use crate::policy::units::UnixMs;
 
-/// The reason in the top byte (0: none), the end in milliseconds below it (enough for two million years).
+/// The top byte is the reason, or 0 without a cooldown. The other bytes are the end in milliseconds, which
+/// suffice for two million years.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct CooldownCell(AtomicU64);
 
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cooldown_replaces_another() {
+    fn a_stored_cooldown_replaces_the_previous_one() {
         let cell = CooldownCell::default();
         let cooldown = |reason, until| Some(Cooldown { reason, until: UnixMs(until) });
         cell.store(cooldown(CooldownReason::Exhausted, 100));

@@ -1,12 +1,14 @@
 //! The refusals recorded for a key or a workspace, and the result of the last poll.
 //!
-//! A lock protects the evidence. Requests that are served do not take it: the cooldowns that follow
-//! from the evidence are computed when it changes, and stored in atomics.
+//! A lock protects the evidence. Cooldowns are computed from it when it changes, and are stored in
+//! atomics, so that served requests do not take the lock.
 
 use std::sync::PoisonError;
 
 use super::super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
-use crate::policy::evidence::{Cooldowns, Evidence, Meaning, Poll, meaning};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::{Cooldowns, Evidence, EvidenceEffect, Poll, evaluate};
+use crate::policy::key_state::Cooldown;
 use crate::policy::units::UnixMs;
 
 /// Evidence about one key or workspace, with one entry per claim.
@@ -14,17 +16,45 @@ use crate::policy::units::UnixMs;
 pub(in crate::pool) struct EvidenceCell {
     /// Number of entries, readable without the lock.
     count: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<EvidenceState>,
+}
+
+/// The state that follows from all evidence of a cell.
+#[derive(Debug, Default)]
+pub(in crate::pool) struct EvidenceSummary {
+    /// The cooldown with the latest end, and whether it may be probed. It may be probed only if every
+    /// cooldown may be.
+    pub(in crate::pool) cooldown: Option<(Cooldown, bool)>,
+    /// For each concurrency group, the end of its rate limit and whether it may be probed.
+    pub(in crate::pool) rate_limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT],
+    /// The reported remaining credits, and the end of the report.
+    pub(in crate::pool) remaining: Option<(u64, UnixMs)>,
+}
+
+impl EvidenceSummary {
+    fn add(&mut self, effect: EvidenceEffect) {
+        match effect {
+            EvidenceEffect::Nothing => {}
+            EvidenceEffect::Cooldown { cooldown, may_probe } => {
+                let (earlier, was_probable) = self.cooldown.unwrap_or((cooldown, true));
+                self.cooldown = Some((earlier.latest(cooldown), was_probable && may_probe));
+            }
+            EvidenceEffect::GroupCooldown { group, until, may_probe } => {
+                self.rate_limits[group.index()] = Some((until, may_probe));
+            }
+            EvidenceEffect::Short { left, until } => self.remaining = Some((left, until)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct EvidenceState {
     evidence: Vec<Evidence>,
-    poll: Option<Poll>,
+    last_poll: Option<Poll>,
 }
 
 impl EvidenceCell {
-    /// Whether there is no evidence.
+    /// Whether the cell holds no evidence. Takes no lock.
     pub(in crate::pool) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
@@ -32,66 +62,64 @@ impl EvidenceCell {
     /// Adds evidence, which replaces earlier evidence of the same claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
         let mut state = self.lock();
-        state.evidence.retain(|entry| !entry.claim.is_same(evidence.claim));
+        state.evidence.retain(|entry| !entry.claim.is_same_kind(evidence.claim));
         state.evidence.push(evidence);
         self.count.store(state.evidence.len(), Ordering::Release);
     }
 
-    /// Drops the evidence that `is_dropped` selects. Returns whether there was any.
-    pub(in crate::pool) fn drop_if(&self, is_dropped: impl Fn(&Evidence) -> bool) -> bool {
+    /// Removes the evidence that `is_removed` selects. Returns whether evidence was removed.
+    pub(in crate::pool) fn remove_if(&self, is_removed: impl Fn(&Evidence) -> bool) -> bool {
         let mut state = self.lock();
         let before = state.evidence.len();
-        state.evidence.retain(|entry| !is_dropped(entry));
+        state.evidence.retain(|entry| !is_removed(entry));
         self.count.store(state.evidence.len(), Ordering::Release);
         state.evidence.len() < before
     }
 
-    /// Records the result of a poll, dated after all earlier evidence, even within the same
-    /// millisecond.
-    pub(in crate::pool) fn polled(&self, poll: Poll) {
+    /// Records the result of a poll. Its time is moved after that of all recorded evidence, even within
+    /// one millisecond.
+    pub(in crate::pool) fn record_poll(&self, poll: Poll) {
         let mut state = self.lock();
         let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
         let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
-        state.poll = Some(Poll { at, ..poll });
+        state.last_poll = Some(Poll { at, ..poll });
     }
 
-    pub(in crate::pool) fn poll(&self) -> Option<Poll> {
-        self.lock().poll
+    pub(in crate::pool) fn last_poll(&self) -> Option<Poll> {
+        self.lock().last_poll
     }
 
-    /// Returns the meaning of each piece of evidence at `now`, and drops evidence without a
-    /// meaning.
-    pub(in crate::pool) fn meanings(
+    /// Returns the state that follows from the evidence at `now`, and removes evidence without an effect.
+    pub(in crate::pool) fn evaluate(
         &self,
         resets_at: Option<UnixMs>,
         cooldowns: &Cooldowns,
         now: UnixMs,
-    ) -> Vec<Meaning> {
+    ) -> EvidenceSummary {
+        let mut summary = EvidenceSummary::default();
         let mut state = self.lock();
-        let poll = state.poll;
-        let mut meanings = Vec::new();
+        let last_poll = state.last_poll;
         state.evidence.retain(|evidence| {
-            let meaning = meaning(evidence, poll, resets_at, cooldowns, now);
-            meanings.push(meaning);
-            meaning != Meaning::Nothing
+            let effect = evaluate(evidence, last_poll, resets_at, cooldowns, now);
+            summary.add(effect);
+            effect != EvidenceEffect::Nothing
         });
         self.count.store(state.evidence.len(), Ordering::Release);
-        meanings.retain(|meaning| *meaning != Meaning::Nothing);
-        meanings
+        summary
     }
 
     /// A copy of all evidence.
-    pub(in crate::pool) fn all(&self) -> Vec<Evidence> {
+    pub(in crate::pool) fn entries(&self) -> Vec<Evidence> {
         if self.is_empty() { Vec::new() } else { self.lock().evidence.clone() }
     }
 
-    /// Holds its lock.
+    /// Holds the lock of the evidence until the result is dropped.
     #[cfg(test)]
-    pub(in crate::pool) fn hold(&self) -> impl Sized + '_ {
+    pub(in crate::pool) fn hold_lock(&self) -> impl Sized + '_ {
         self.lock()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, EvidenceState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,43 +1,45 @@
-//! The last reported state of a key, so that every change is reported once, by the task that notices it
-//! first.
+//! The last reported state of a key. Of all tasks that notice a state change, only the first one reports
+//! it.
 
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
 use crate::policy::budget::Quota;
 use crate::policy::key_state::{KeyState, StateChange};
 
-/// The last reported state: the cooldown reason, and whether the key was near its limit.
+/// The code of the cooldown reason, or 0 for a usable key, and [`NEAR_LIMIT`].
 #[derive(Debug, Default)]
-pub(in crate::pool) struct LastReported(AtomicU8);
+pub(in crate::pool) struct LastReportedState(AtomicU8);
 
 const NEAR_LIMIT: u8 = 0x80;
 
-impl LastReported {
-    /// Returns the change since the last call, if there is one to report.
+impl LastReportedState {
+    /// Records the state. Returns its change since the previous call, if it is to be reported.
     pub(in crate::pool) fn update(
         &self,
         state: KeyState,
         quota: Quota,
-        is_near: bool,
+        is_near_limit: bool,
     ) -> Option<StateChange> {
         let code = match state {
             KeyState::Usable => 0,
-            KeyState::Resting { reason, .. } => reason_code(reason),
+            KeyState::CoolingDown { reason, .. } => reason_code(reason),
         };
-        let word = code | if is_near { NEAR_LIMIT } else { 0 };
-        // Usually nothing has changed, and a write would invalidate the cache line of all cores.
-        if self.0.load(Ordering::Acquire) == word {
+        let new = code | if is_near_limit { NEAR_LIMIT } else { 0 };
+        // The state is usually unchanged, and a write would invalidate the cache line of all cores.
+        if self.0.load(Ordering::Acquire) == new {
             return None;
         }
-        let before = self.0.swap(word, Ordering::AcqRel);
+        let before = self.0.swap(new, Ordering::AcqRel);
         let code_before = before & !NEAR_LIMIT;
         match state {
-            KeyState::Resting { reason, until } if code_before != code => {
-                Some(StateChange::Rests { reason, until })
+            KeyState::CoolingDown { reason, until } if code_before != code => {
+                Some(StateChange::CooldownStarted { reason, until })
             }
-            KeyState::Usable if code_before != code => Some(StateChange::Returns),
-            KeyState::Usable if is_near && before & NEAR_LIMIT == 0 => Some(StateChange::NearLimit(quota)),
-            KeyState::Usable | KeyState::Resting { .. } => None,
+            KeyState::Usable if code_before != code => Some(StateChange::CooldownEnded),
+            KeyState::Usable if is_near_limit && before & NEAR_LIMIT == 0 => {
+                Some(StateChange::NearLimit(quota))
+            }
+            KeyState::Usable | KeyState::CoolingDown { .. } => None,
         }
     }
 }
@@ -49,17 +51,17 @@ mod tests {
 
     #[test]
     fn every_change_is_reported_once() {
-        let last_reported = LastReported::default();
+        let last_reported = LastReportedState::default();
         let quota = Quota::default();
-        let resting = KeyState::Resting { reason: CooldownReason::Exhausted, until: None };
+        let resting = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
         assert_eq!(last_reported.update(KeyState::Usable, quota, false), None);
         assert_eq!(last_reported.update(KeyState::Usable, quota, true), Some(StateChange::NearLimit(quota)));
         assert_eq!(last_reported.update(KeyState::Usable, quota, true), None);
         assert_eq!(
             last_reported.update(resting, quota, true),
-            Some(StateChange::Rests { reason: CooldownReason::Exhausted, until: None })
+            Some(StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: None })
         );
         assert_eq!(last_reported.update(resting, quota, true), None);
-        assert_eq!(last_reported.update(KeyState::Usable, quota, false), Some(StateChange::Returns));
+        assert_eq!(last_reported.update(KeyState::Usable, quota, false), Some(StateChange::CooldownEnded));
     }
 }

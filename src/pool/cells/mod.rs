@@ -1,4 +1,5 @@
-//! State that many requests change concurrently, each piece in as few atomic words as possible.
+//! Cells: the mutable state of keys and workspaces. It is held in atomics, so that selecting, charging
+//! and releasing a key takes no lock.
 
 mod concurrency;
 mod cooldown;
@@ -6,14 +7,16 @@ mod evidence;
 mod last_reported;
 mod probe;
 mod quota;
+mod reported_remaining;
 mod spending;
 mod state_change;
 
 pub(super) use concurrency::ConcurrencyLimiter;
 pub(super) use cooldown::CooldownCell;
 pub(super) use evidence::EvidenceCell;
-pub(super) use last_reported::LastReported;
+pub(super) use last_reported::LastReportedState;
 pub(super) use probe::ProbeCell;
-pub(super) use quota::{QuotaCell, ReportedDecrease, ReportedRemaining, SettledReservation};
+pub(super) use quota::{FinishedReservation, QuotaCell};
+pub(super) use reported_remaining::{ReportedDecrease, ReportedRemaining};
 pub(super) use spending::SpendingCell;
-pub(super) use state_change::{NextChange, StateChangeCache};
+pub(super) use state_change::{EvaluationInputs, StateChangeCache};

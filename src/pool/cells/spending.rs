@@ -1,17 +1,17 @@
-//! The recent spending of a workspace in one atomic word: credits in the upper half, the time in the
-//! lower half.
+//! The recent spending of a workspace, in one atomic word. The upper half holds the credits, the lower
+//! half their time.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::forecast::Spending;
 use crate::policy::units::UnixMs;
 
-/// The [`Spending`] of a workspace, which is updated atomically.
+/// A [`Spending`] that is updated atomically.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct SpendingCell(AtomicU64);
 
 impl SpendingCell {
     pub(in crate::pool) fn add(&self, credits: u64, now: UnixMs) {
-        let add = |word| Some(pack(unpack(word).and(credits, now)));
+        let add = |word| Some(pack(unpack(word).add(credits, now)));
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 
@@ -24,7 +24,7 @@ fn pack(spending: Spending) -> u64 {
     (u64::from(spending.credits.to_bits()) << 32) | u64::from(spending.at_s)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+#[expect(clippy::cast_possible_truncation, reason = "each half of the word is cast separately")]
 fn unpack(word: u64) -> Spending {
     Spending { credits: f32::from_bits((word >> 32) as u32), at_s: word as u32 }
 }

@@ -1,65 +1,68 @@
 //! Caches the time until which no key of a workspace can change state, so that a charge need not
 //! re-evaluate all of them.
 //!
-//! The state of a key depends on a few atomic words and on the time. After an evaluation it stays
-//! the same until one of these words is written or the time of the next known change comes. Nearly
-//! every charge can thus skip the evaluation.
+//! The state of a key is computed from atomic words and the time. It stays the same until one of these
+//! words is written or the time of the next known change is reached. Nearly every charge can skip the
+//! evaluation.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::units::UnixMs;
 
-/// The last evaluation of the keys and the time until which it holds, in one word. From the top:
-/// the number of changes (10 bits), the generation of the roster (8), whether the credits were
+/// The inputs of the last evaluation and the time until which it is current, in one word. From the top:
+/// the number of invalidations (10 bits), the generation of the roster (8), whether the credits were
 /// spent and whether they were near the limit (1 each), and the time in milliseconds (44).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct StateChangeCache(AtomicU64);
 
 const UNTIL_MASK: u64 = (1 << 44) - 1;
-const CHANGE: u64 = 1 << 54;
+const INVALIDATION: u64 = 1 << 54;
 
 /// Inputs of an evaluation that are compared when the cache is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pool) struct NextChange {
+pub(in crate::pool) struct EvaluationInputs {
     /// The generation of the roster.
-    pub(in crate::pool) generation: u8,
-    pub(in crate::pool) is_spent: bool,
-    pub(in crate::pool) is_near: bool,
+    pub(in crate::pool) roster_generation: u8,
+    pub(in crate::pool) is_exhausted: bool,
+    pub(in crate::pool) is_near_limit: bool,
 }
 
-/// The word before an evaluation.
+/// The word of the cache at the start of an evaluation.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pool) struct EvaluationStart(u64);
 
 impl StateChangeCache {
     /// Whether an evaluation now would have the same result as the last one.
-    pub(in crate::pool) fn holds(&self, inputs: NextChange, now: UnixMs) -> bool {
+    pub(in crate::pool) fn is_current(&self, inputs: EvaluationInputs, now: UnixMs) -> bool {
         let word = self.0.load(Ordering::Acquire);
-        now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (CHANGE - 1) == inputs.bits()
+        now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (INVALIDATION - 1) == inputs.bits()
     }
 
-    /// Begins an evaluation.
-    pub(in crate::pool) fn begin(&self) -> EvaluationStart {
+    /// Must be called before the state of the keys is read.
+    pub(in crate::pool) fn start_evaluation(&self) -> EvaluationStart {
         EvaluationStart(self.0.load(Ordering::Acquire))
     }
 
-    /// Stores that an evaluation holds until `until`, unless the state has changed since it began.
-    pub(in crate::pool) fn keep(&self, before: EvaluationStart, inputs: NextChange, until: UnixMs) {
-        let EvaluationStart(before) = before;
-        let word = before & !(CHANGE - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
+    /// Stores that an evaluation is current until `until`, unless the cache was invalidated after its
+    /// start.
+    pub(in crate::pool) fn store(&self, start: EvaluationStart, inputs: EvaluationInputs, until: UnixMs) {
+        let EvaluationStart(before) = start;
+        let word = before & !(INVALIDATION - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
         let _ = self.0.compare_exchange(before, word, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Invalidates the cache: a word that the state depends on has changed.
+    /// Invalidates the cache. Must be called after every write of a word that the state depends on.
     pub(in crate::pool) fn invalidate(&self) {
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            Some((word & !(CHANGE - 1)).wrapping_add(CHANGE))
+            Some((word & !(INVALIDATION - 1)).wrapping_add(INVALIDATION))
         });
     }
 }
 
-impl NextChange {
+impl EvaluationInputs {
     fn bits(self) -> u64 {
-        u64::from(self.generation) << 46 | u64::from(self.is_spent) << 45 | u64::from(self.is_near) << 44
+        u64::from(self.roster_generation) << 46
+            | u64::from(self.is_exhausted) << 45
+            | u64::from(self.is_near_limit) << 44
     }
 }
 
@@ -67,36 +70,37 @@ impl NextChange {
 mod tests {
     use super::*;
 
-    const FRESH: NextChange = NextChange { generation: 255, is_spent: false, is_near: true };
+    const INPUTS: EvaluationInputs =
+        EvaluationInputs { roster_generation: 255, is_exhausted: false, is_near_limit: true };
 
     #[test]
-    fn an_evaluation_holds_until_its_time() {
-        let cell = StateChangeCache::default();
-        assert!(!cell.holds(FRESH, UnixMs(0)));
-        cell.keep(cell.begin(), FRESH, UnixMs(100));
-        assert!(cell.holds(FRESH, UnixMs(99)) && !cell.holds(FRESH, UnixMs(100)));
-        for other in [
-            NextChange { generation: 0, ..FRESH },
-            NextChange { is_spent: true, ..FRESH },
-            NextChange { is_near: false, ..FRESH },
+    fn an_evaluation_is_current_until_its_time() {
+        let cache = StateChangeCache::default();
+        assert!(!cache.is_current(INPUTS, UnixMs(0)));
+        cache.store(cache.start_evaluation(), INPUTS, UnixMs(100));
+        assert!(cache.is_current(INPUTS, UnixMs(99)) && !cache.is_current(INPUTS, UnixMs(100)));
+        for changed in [
+            EvaluationInputs { roster_generation: 0, ..INPUTS },
+            EvaluationInputs { is_exhausted: true, ..INPUTS },
+            EvaluationInputs { is_near_limit: false, ..INPUTS },
         ] {
-            assert!(!cell.holds(other, UnixMs(0)), "{other:?}");
+            assert!(!cache.is_current(changed, UnixMs(0)), "{changed:?}");
         }
-        cell.keep(cell.begin(), FRESH, UnixMs(u64::MAX));
-        assert!(cell.holds(FRESH, UnixMs(1_796_000_000_000)));
+        cache.store(cache.start_evaluation(), INPUTS, UnixMs(u64::MAX));
+        assert!(cache.is_current(INPUTS, UnixMs(1_796_000_000_000)));
     }
 
     #[test]
     fn a_change_invalidates_a_stored_and_a_running_evaluation() {
-        let cell = StateChangeCache::default();
-        // One more than the counter of changes can hold.
+        let cache = StateChangeCache::default();
+        // One more than the counter of invalidations can hold.
         for _ in 0..1_025 {
-            let before = cell.begin();
-            cell.invalidate();
-            cell.keep(before, FRESH, UnixMs(100));
-            assert!(!cell.holds(FRESH, UnixMs(0)));
-            cell.keep(cell.begin(), FRESH, UnixMs(100));
-            assert!(cell.holds(FRESH, UnixMs(0)));
+            let start = cache.start_evaluation();
+            cache.invalidate();
+            cache.store(start, INPUTS, UnixMs(100));
+            assert!(!cache.is_current(INPUTS, UnixMs(0)));
+            cache.store(cache.start_evaluation(), INPUTS, UnixMs(100));
+            assert!(cache.is_current(INPUTS, UnixMs(0)));
         }
     }
 }

@@ -1,0 +1,181 @@
+//! The HTTP client of the mirror, which sends rows of one table in one request.
+//!
+//! It is the only module that reads the service key.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::rows::MirrorRow;
+use super::{MirrorStartError, Settings};
+use crate::clock;
+use crate::policy::mirror::{DeliveryResult, MirrorResponse, classify};
+use crate::policy::retry_after::parse_retry_after;
+use crate::secret::{ServiceKey, ServiceKeyForm};
+use crate::store::KeyRename;
+use crate::upstream::http_client;
+
+/// Maximum number of response bytes to read. An error is one line of JSON. A longer body is a web page,
+/// whose start suffices to classify it.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// Idle timeout of a connection. Servers close connections that are idle for longer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// The `Prefer` header of an upsert. A row that is sent again equals the first one or contains the price
+/// that the first one lacked. A trigger of the database prevents a late repetition of the first row from
+/// removing the price.
+const UPSERT: &str = "resolution=merge-duplicates,return=minimal";
+
+/// The HTTP client, with the URL of the REST API and the headers that contain the service key.
+#[derive(Debug)]
+pub(super) struct SupabaseClient {
+    client: reqwest::Client,
+    base_url: String,
+    headers: HeaderMap,
+}
+
+/// The result of a request.
+#[derive(Debug)]
+pub(super) struct SendOutcome {
+    pub(super) verdict: DeliveryResult,
+    /// The status and error code, or the error of a request without a response, for logs.
+    pub(super) reason: FailureReason,
+    /// The `Retry-After` of the response.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// The reason why rows were not delivered. It contains neither secrets nor sent data.
+#[derive(Clone, Debug)]
+pub(super) enum FailureReason {
+    /// The status of the response and the database's error code.
+    Response { status: u16, code: Option<String> },
+    /// The request failed without a response.
+    NoResponse(String),
+}
+
+impl FailureReason {
+    /// The error code that the outbox stores.
+    pub(super) fn code(&self) -> String {
+        match self {
+            Self::Response { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
+            Self::NoResponse(_) => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for FailureReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Response { status, code: Some(code) } => {
+                write!(f, "Supabase responds with status {status}, {code}")
+            }
+            Self::Response { status, code: None } => write!(f, "Supabase responds with status {status}"),
+            Self::NoResponse(error) => f.write_str(error),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct SupabaseError {
+    code: Option<String>,
+}
+
+impl SupabaseClient {
+    pub(super) fn new(settings: &Settings) -> Result<Self, MirrorStartError> {
+        let client = http_client()?
+            .connect_timeout(settings.connect_timeout)
+            .timeout(settings.response_timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build()?;
+        let base_url = format!("{}/rest/v1", settings.base_url);
+        Ok(Self { client, base_url, headers: auth_headers(&settings.key)? })
+    }
+
+    /// Inserts or updates rows of one table. Each row must be contained once, because the database
+    /// refuses a request with the same row twice.
+    pub(super) async fn upsert<R: MirrorRow>(&self, rows: &[R]) -> SendOutcome {
+        let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
+        let body = Value::from_iter(rows.iter().map(MirrorRow::to_json)).to_string();
+        self.send(self.client.post(url), UPSERT, body).await
+    }
+
+    /// Renames the rows of a table whose key name begins with the old prefix.
+    pub(super) async fn rename<R: MirrorRow>(&self, rename: &KeyRename) -> SendOutcome {
+        let body = serde_json::json!({"api_key_hash": rename.key_hash}).to_string();
+        self.send(self.client.patch(self.old_rows_url::<R>(rename)), "return=minimal", body).await
+    }
+
+    /// Deletes the rows of a table whose key name begins with the old prefix.
+    pub(super) async fn delete<R: MirrorRow>(&self, rename: &KeyRename) -> SendOutcome {
+        self.send(self.client.delete(self.old_rows_url::<R>(rename)), "return=minimal", String::new()).await
+    }
+
+    fn old_rows_url<R: MirrorRow>(&self, rename: &KeyRename) -> String {
+        format!("{}/{}?api_key_hash=like.{}*", self.base_url, R::TABLE, rename.old_prefix)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, prefer: &str, body: String) -> SendOutcome {
+        let request = request
+            .headers(self.headers.clone())
+            .header("prefer", prefer)
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        self.receive(request).await.unwrap_or_else(|error| {
+            let reason = FailureReason::NoResponse(with_causes(&error.without_url()));
+            SendOutcome { verdict: DeliveryResult::Retry, reason, retry_after: None }
+        })
+    }
+
+    async fn receive(&self, request: reqwest::RequestBuilder) -> Result<SendOutcome, reqwest::Error> {
+        let mut response = request.send().await?;
+        let status = response.status().as_u16();
+        let retry_after = parse_retry_after(response.headers(), clock::now());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_RESPONSE_BYTES {
+                break;
+            }
+        }
+        let error: SupabaseError = serde_json::from_slice(&body).unwrap_or_default();
+        // The code of the untrusted response is logged, so only a short alphanumeric code is accepted.
+        let code = error.code.filter(|code| {
+            (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
+        Ok(SendOutcome { verdict, reason: FailureReason::Response { status, code }, retry_after })
+    }
+}
+
+/// The headers that contain the service key.
+fn auth_headers(key: &ServiceKey) -> Result<HeaderMap, MirrorStartError> {
+    let secret = |text: &str| {
+        let mut value = HeaderValue::from_str(text).map_err(|_| MirrorStartError::Key)?;
+        value.set_sensitive(true);
+        Ok::<_, MirrorStartError>(value)
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("apikey", secret(key.expose())?);
+    match key.form() {
+        ServiceKeyForm::Secret => {}
+        ServiceKeyForm::Token => {
+            headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", key.expose()))?);
+        }
+    }
+    Ok(headers)
+}
+
+/// Formats an error with all its sources.
+fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    message
+}

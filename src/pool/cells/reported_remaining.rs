@@ -1,0 +1,116 @@
+//! The remaining credits that the provider reports when it refuses a request for its price.
+//!
+//! The report is separate from our own count of credits, which it overrides. It is about a workspace or
+//! about a key with a cap of its own.
+
+use super::super::sync::{AtomicU64, Ordering};
+use super::quota::FinishedReservation;
+use crate::policy::units::UnixMs;
+
+const UNKNOWN: u64 = u64::MAX;
+
+/// Reported remaining credits, in the units of our estimates. A request that costs less may still be
+/// served.
+#[derive(Debug)]
+pub(in crate::pool) struct ReportedRemaining {
+    /// [`UNKNOWN`] without a report.
+    credits: AtomicU64,
+    /// Time at which the report expires.
+    expires_at: AtomicU64,
+}
+
+/// The result of subtracting credits from a [`ReportedRemaining`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) enum ReportedDecrease {
+    /// The credits were subtracted.
+    Subtracted,
+    /// There is no current report.
+    NotReported,
+    /// The remaining credits are fewer than the requested ones.
+    Insufficient,
+}
+
+impl Default for ReportedRemaining {
+    fn default() -> Self {
+        Self { credits: AtomicU64::new(UNKNOWN), expires_at: AtomicU64::new(0) }
+    }
+}
+
+impl ReportedRemaining {
+    /// The remaining credits at `now`. `None` without a current report.
+    pub(in crate::pool) fn credits(&self, now: UnixMs) -> Option<u64> {
+        let credits = self.credits.load(Ordering::Acquire);
+        (credits != UNKNOWN && now.0 < self.expires_at.load(Ordering::Acquire)).then_some(credits)
+    }
+
+    /// The time at which the report expires. `None` without a current report.
+    pub(in crate::pool) fn expires_at(&self, now: UnixMs) -> Option<UnixMs> {
+        self.credits(now).map(|_| UnixMs(self.expires_at.load(Ordering::Acquire)))
+    }
+
+    /// Records a report. While an earlier report is current, the lower value is used, because
+    /// credits of the later report may have been spent since then.
+    pub(in crate::pool) fn report(&self, credits: u64, expires_at: UnixMs, now: UnixMs) {
+        if self.credits(now).is_none() {
+            self.clear();
+        }
+        self.expires_at.store(expires_at.0, Ordering::Release);
+        self.credits.fetch_min(credits.min(UNKNOWN - 1), Ordering::AcqRel);
+    }
+
+    pub(in crate::pool) fn clear(&self) {
+        self.credits.store(UNKNOWN, Ordering::Release);
+    }
+
+    /// Subtracts `credits` from a current report.
+    pub(in crate::pool) fn decrease(&self, credits: u64, now: UnixMs) -> ReportedDecrease {
+        if self.credits(now).is_none() {
+            return ReportedDecrease::NotReported;
+        }
+        let decrease = |known: u64| if known == UNKNOWN { None } else { known.checked_sub(credits) };
+        match self.credits.fetch_update(Ordering::AcqRel, Ordering::Acquire, decrease) {
+            Ok(_) => ReportedDecrease::Subtracted,
+            Err(UNKNOWN) => ReportedDecrease::NotReported,
+            Err(_) => ReportedDecrease::Insufficient,
+        }
+    }
+
+    /// Adds back the credits that were subtracted and not spent.
+    pub(in crate::pool) fn finish_reservation(&self, finished: FinishedReservation) {
+        let _ = self.credits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |known| {
+            let returned = known.saturating_add(finished.reserved).saturating_sub(finished.spent);
+            Some(if known == UNKNOWN { known } else { returned.min(UNKNOWN - 1) })
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(50);
+
+    #[test]
+    fn requests_decrease_the_reported_remaining_credits() {
+        let reported = ReportedRemaining::default();
+        assert_eq!(reported.decrease(1_000, NOW), ReportedDecrease::NotReported);
+        let expires_at = UnixMs(NOW.0 + 100);
+        reported.report(10, expires_at, NOW);
+        reported.report(12, expires_at, NOW);
+        assert_eq!(
+            (reported.decrease(7, NOW), reported.decrease(7, NOW)),
+            (ReportedDecrease::Subtracted, ReportedDecrease::Insufficient)
+        );
+        reported.finish_reservation(FinishedReservation { reserved: 7, spent: 4 });
+        assert_eq!(reported.credits(NOW), Some(6));
+        reported.finish_reservation(FinishedReservation { reserved: 0, spent: 9 });
+        assert_eq!(reported.credits(NOW), Some(0));
+        // The report expires with the refusal, and the next one replaces it.
+        assert_eq!(
+            (reported.credits(expires_at), reported.decrease(5, expires_at)),
+            (None, ReportedDecrease::NotReported)
+        );
+        reported.report(50, UnixMs(expires_at.0 + 100), expires_at);
+        assert_eq!(reported.credits(expires_at), Some(50));
+    }
+}
