@@ -1,62 +1,55 @@
-//! `keychoir check`: reports all mistakes in the configuration, and all conditions that would
-//! prevent a start. A listening address that a running Keychoir uses is no mistake.
+//! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a
+//! start. An address on which a running Keychoir listens is not a problem.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use super::server::is_keychoir_at;
 use super::{
-    ConfigSources, EX_CONFIG, cannot_listen, failure, files_read, load, print, print_error, runtime,
+    CommandResult, ConfigSources, EX_CONFIG, build_runtime, describe_bind_error, describe_files, load, print,
+    print_error,
 };
-use crate::app::{Obstacle, dry_run};
-use crate::config::Config;
-use crate::telemetry::{key_name, keys_loaded};
+use crate::app::{StartProblem, dry_run};
+use crate::config::{Config, KeyRequirement};
+use crate::telemetry::{key_name, keys_loaded_message};
 
-pub(super) fn run(sources: ConfigSources) -> ExitCode {
-    let loaded = match load(&sources.overrides(false)) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
+pub(super) fn run(sources: ConfigSources) -> CommandResult {
+    let loaded = load(&sources.into_overrides(KeyRequirement::Required))?;
     for warning in &loaded.warnings {
         print_error(warning);
     }
     let config = &loaded.config;
-    print(&files_read(&loaded));
-    print(&keys_loaded(config.keys.len(), &config.key_source.to_string()));
+    print(&describe_files(&loaded));
+    print(&keys_loaded_message(config.keys.len(), &config.key_source.to_string()));
     for (position, key) in config.keys.iter().enumerate() {
         print(&format_args!("{}  {}", key_name(position, key.name.as_deref()), key.key.short()));
     }
-    let count = match runtime() {
-        Ok(runtime) => runtime.block_on(obstacles(loaded.config)),
-        Err(error) => return failure(&error),
-    };
+    let count = build_runtime()?.block_on(report_start_problems(loaded.config));
     if count > 0 {
         let plural = if count == 1 { "" } else { "s" };
-        print_error(&format_args!("{count} obstacle{plural} to a start"));
-        return ExitCode::from(EX_CONFIG);
+        print_error(&format_args!("{count} problem{plural} would prevent a start"));
+        return Err(ExitCode::from(EX_CONFIG));
     }
     print(&"The configuration is fine.");
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-/// Reports the conditions that would prevent a start, and returns their number.
-async fn obstacles(config: Config) -> usize {
+/// Prints the problems that would prevent a start, and returns their number.
+async fn report_start_problems(config: Config) -> usize {
     let mut count = 0;
-    for obstacle in dry_run(config).await {
-        match obstacle {
-            Obstacle::Address { address, source } => {
-                if is_in_use(&source) && is_keychoir_at(&address).await {
-                    print(&format_args!("note: a Keychoir is running at {address} already"));
+    for problem in dry_run(config).await {
+        match problem {
+            StartProblem::Address { address, source } => {
+                if source.kind() == ErrorKind::AddrInUse && is_keychoir_at(&address).await {
+                    print(&format_args!("note: a Keychoir is already running at {address}"));
                     continue;
                 }
-                print_error(&format_args!("keychoir: {}", cannot_listen(&address.to_string(), &source)));
+                let message = describe_bind_error(&address.to_string(), &source);
+                print_error(&format_args!("keychoir: {message}"));
             }
-            Obstacle::Start(error) => print_error(&format_args!("keychoir: {error}")),
+            StartProblem::Start(error) => print_error(&format_args!("keychoir: {error}")),
         }
         count += 1;
     }
     count
-}
-
-fn is_in_use(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::AddrInUse
 }

@@ -8,8 +8,10 @@ use clap::{Args, Subcommand};
 use rustls::crypto::ring::default_provider;
 use serde_json::{Value, json};
 
-use super::{EX_CONFIG, failure, load, print, print_error};
-use crate::config::{ClientConfig, EditError, Need, NewClient, Overrides, add_client, remove_client};
+use super::{CommandResult, EX_CONFIG, fail, fail_with, load, print, print_error};
+use crate::config::{
+    ClientConfig, EditError, KeyRequirement, NewClient, Overrides, add_client, remove_client,
+};
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
@@ -21,11 +23,11 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Add a client and print its token, which is shown only now.
+    /// Add a client and print its token, which cannot be shown again.
     Add(NewClientArguments),
-    /// List the clients and what they may do.
+    /// List the clients with their rules and limits.
     List(ClientsFile),
-    /// Remove a client: its token is invalid from then on.
+    /// Remove a client, so that its token becomes invalid.
     Revoke {
         /// The client's name.
         name: String,
@@ -36,7 +38,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ClientsFile {
-    /// The configuration file; KEYCHOIR_CONFIG may name it as well.
+    /// The configuration file, if KEYCHOIR_CONFIG does not name it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON.
@@ -48,27 +50,25 @@ struct ClientsFile {
 struct NewClientArguments {
     /// The client's name: 1 to 64 of a-z, 0-9, - and _.
     name: String,
-    /// Its quota, which the entry calls `quota`: "3 requests", "50 requests per day", "10_000
-    /// credits per month".
-    #[arg(long, value_name = "TEXT")]
-    allowance: Option<String>,
-    /// Its rate limit, which the entry calls `rate_limit`: "60 per minute", "5 per second".
-    #[arg(long, value_name = "TEXT")]
-    rate: Option<String>,
-    /// The maximum of its concurrent requests, which the entry calls `max_concurrent`.
-    #[arg(long, value_name = "COUNT")]
-    concurrency: Option<u32>,
-    /// A path below which it may send requests, such as /v1/text-to-speech. May be given several
-    /// times.
+    /// Its `quota`: "3 requests", "50 requests per day" or "10_000 credits per month".
+    #[arg(long = "allowance", value_name = "TEXT")]
+    quota: Option<String>,
+    /// Its `rate_limit`: "60 per minute" or "5 per second".
+    #[arg(long = "rate", value_name = "TEXT")]
+    rate_limit: Option<String>,
+    /// Its `max_concurrent`, the maximum of concurrent requests.
+    #[arg(long = "concurrency", value_name = "COUNT")]
+    max_concurrent: Option<u32>,
+    /// A path below which it may send requests, such as /v1/text-to-speech. May be repeated.
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// The name of a key that serves it. May be given several times.
+    /// The name of a key that may serve it. May be repeated.
     #[arg(long = "key", value_name = "NAME")]
     keys: Vec<String>,
-    /// A workspace whose keys serve it. May be given several times.
+    /// A workspace whose keys may serve it. May be repeated.
     #[arg(long = "workspace", value_name = "NAME")]
     workspaces: Vec<String>,
-    /// It may bring a key of its own.
+    /// Allow the client to send its own key.
     #[arg(long)]
     bring_your_own_key: bool,
     #[command(flatten)]
@@ -77,17 +77,17 @@ struct NewClientArguments {
 
 impl ClientsFile {
     fn overrides(&self) -> Overrides {
-        // A change of clients requires neither keys nor the usage database.
+        // These commands need neither keys nor the usage database.
         Overrides {
             config_file: self.config.clone(),
             is_ephemeral: true,
-            keys: Need::Optional,
+            key_requirement: KeyRequirement::Optional,
             ..Overrides::default()
         }
     }
 }
 
-pub(super) fn run(arguments: Arguments) -> ExitCode {
+pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
         Command::Add(arguments) => add(arguments),
         Command::List(file) => list(&file),
@@ -95,33 +95,21 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn add(arguments: NewClientArguments) -> ExitCode {
-    let NewClientArguments {
-        name,
-        allowance,
-        rate,
-        concurrency,
-        paths,
-        keys,
-        workspaces,
-        bring_your_own_key,
-        file,
-    } = arguments;
+fn add(arguments: NewClientArguments) -> CommandResult {
     let client = NewClient {
-        name,
-        quota: allowance,
-        rate_limit: rate,
-        max_concurrent: concurrency,
-        paths,
-        keys,
-        workspaces,
-        may_bring_key: bring_your_own_key,
+        name: arguments.name,
+        quota: arguments.quota,
+        rate_limit: arguments.rate_limit,
+        max_concurrent: arguments.max_concurrent,
+        paths: arguments.paths,
+        keys: arguments.keys,
+        workspaces: arguments.workspaces,
+        may_bring_key: arguments.bring_your_own_key,
     };
-    let Some(token) = random_token() else { return failure(&"the system provides no random numbers") };
-    let (path, _) = match add_client(&file.overrides(), &client, &TokenFingerprint::of(&token)) {
-        Ok(changed) => changed,
-        Err(error) => return not_changed(&error),
-    };
+    let file = arguments.file;
+    let token = generate_token().ok_or_else(|| fail("the system provides no random numbers"))?;
+    let (path, _) =
+        add_client(&file.overrides(), &client, &TokenFingerprint::new(&token)).map_err(report_edit_error)?;
     let (name, path) = (&client.name, path.display());
     print_error(&format_args!("Added the client `{name}` to {path}. Its token is shown only now:"));
     if file.json {
@@ -129,93 +117,89 @@ fn add(arguments: NewClientArguments) -> ExitCode {
     } else {
         print(&token);
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-fn revoke(name: &str, file: &ClientsFile) -> ExitCode {
-    let (path, loaded) = match remove_client(&file.overrides(), name) {
-        Ok(changed) => changed,
-        Err(error) => return not_changed(&error),
-    };
+fn revoke(name: &str, file: &ClientsFile) -> CommandResult {
+    let (path, loaded) = remove_client(&file.overrides(), name).map_err(report_edit_error)?;
     print_error(&format_args!("Removed the client `{name}` from {}.", path.display()));
     let remaining_clients = loaded.config.clients.len();
     if remaining_clients == 0 {
-        print_error(&"No client is left: apps on this machine need no token.");
+        print_error(&"No clients are left: apps on this machine need no token.");
     }
     if file.json {
         print(&json!({"name": name, "clientsLeft": remaining_clients}));
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-fn list(file: &ClientsFile) -> ExitCode {
-    let loaded = match load(&file.overrides()) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
-    let clients = &loaded.config.clients;
+fn list(file: &ClientsFile) -> CommandResult {
+    let clients = load(&file.overrides())?.config.clients;
     if file.json {
-        print(&Value::from(clients.iter().map(document).collect::<Vec<_>>()));
-        return ExitCode::SUCCESS;
+        print(&Value::from(clients.iter().map(client_json).collect::<Vec<_>>()));
+        return Ok(());
     }
     let width = clients.iter().map(|client| client.name.len()).max().unwrap_or(0);
-    for ClientConfig { name, rules, .. } in clients {
-        print(&format_args!("{name:width$}  {}", summary(rules)));
+    for ClientConfig { name, rules, .. } in &clients {
+        print(&format_args!("{name:width$}  {}", format_rules(rules)));
     }
     if clients.is_empty() {
-        print_error(&"There are no clients: apps on this machine need no token.");
+        print_error(&"No clients are configured: apps on this machine need no token.");
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-fn document(client: &ClientConfig) -> Value {
-    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = &client.rules;
+fn client_json(client: &ClientConfig) -> Value {
+    let Rules { quota, rate_limit, max_concurrent, paths, allowed_keys, may_bring_key, may_request_tokens } =
+        &client.rules;
     json!({
         "name": client.name,
         "quota": quota.map(|quota| quota.to_string()),
-        "rateLimit": rate.map(|rate| rate.to_string()),
-        "maxConcurrent": concurrency,
+        "rateLimit": rate_limit.map(|rate| rate.to_string()),
+        "maxConcurrent": max_concurrent,
         "paths": paths,
-        "keys": pins.keys,
-        "workspaces": pins.workspaces,
+        "keys": allowed_keys.keys,
+        "workspaces": allowed_keys.workspaces,
         "bringYourOwnKey": may_bring_key,
-        "providerTokens": may_take_tokens,
+        "providerTokens": may_request_tokens,
     })
 }
 
 /// Formats the client's rules in one line.
-fn summary(rules: &Rules) -> String {
-    let Rules { quota, rate, concurrency, paths, pins, may_bring_key, may_take_tokens } = rules;
-    let mut rules_listed: Vec<String> = Vec::new();
-    rules_listed.extend(quota.map(|quota| quota.to_string()));
-    rules_listed.extend(rate.map(|rate| rate.to_string()));
-    rules_listed.extend(concurrency.map(|count| format!("{count} at once")));
-    for (label, list) in [("below", paths), ("keys", &pins.keys), ("workspaces", &pins.workspaces)] {
+fn format_rules(rules: &Rules) -> String {
+    let Rules { quota, rate_limit, max_concurrent, paths, allowed_keys, may_bring_key, may_request_tokens } =
+        rules;
+    let mut parts: Vec<String> = Vec::new();
+    parts.extend(quota.map(|quota| quota.to_string()));
+    parts.extend(rate_limit.map(|rate| rate.to_string()));
+    parts.extend(max_concurrent.map(|count| format!("{count} concurrent requests")));
+    for (label, list) in
+        [("below", paths), ("keys", &allowed_keys.keys), ("workspaces", &allowed_keys.workspaces)]
+    {
         if !list.is_empty() {
-            rules_listed.push(format!("{label} {}", list.join(" ")));
+            parts.push(format!("{label} {}", list.join(" ")));
         }
     }
-    rules_listed.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
-    rules_listed.extend(may_take_tokens.then(|| "may request tokens of the provider".to_owned()));
-    if rules_listed.is_empty() { "without bounds".to_owned() } else { rules_listed.join(", ") }
+    parts.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
+    parts.extend(may_request_tokens.then(|| "may request tokens of the provider".to_owned()));
+    if parts.is_empty() { "without limits".to_owned() } else { parts.join(", ") }
 }
 
-fn not_changed(error: &EditError) -> ExitCode {
-    print_error(&format_args!("keychoir: {error}"));
+/// Prints the error of an edit, and returns the exit code.
+fn report_edit_error(error: EditError) -> ExitCode {
     match error {
-        EditError::Unwritable { .. } | EditError::Changed => ExitCode::FAILURE,
+        EditError::Unwritable { .. } | EditError::ConcurrentChange => fail(error),
         EditError::NoFile
         | EditError::Unreadable { .. }
-        | EditError::Exists(_)
-        | EditError::Unknown(_)
-        | EditError::NotTables
-        | EditError::Invalid(_) => ExitCode::from(EX_CONFIG),
+        | EditError::ClientExists(_)
+        | EditError::UnknownClient(_)
+        | EditError::UnsupportedNotation
+        | EditError::InvalidConfig(_) => fail_with(EX_CONFIG, error),
     }
 }
 
-/// Generates a token of 192 random bits. Secret scanners and operators can recognize it by its
-/// prefix.
-fn random_token() -> Option<String> {
+/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it.
+fn generate_token() -> Option<String> {
     let mut bytes = [0_u8; 24];
     default_provider().secure_random.fill(&mut bytes).ok()?;
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

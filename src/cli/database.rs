@@ -1,71 +1,71 @@
-//! Opens the usage database read-only for commands, also while the service runs.
+//! Opens the usage database for the commands that read it. It is opened read-only, so that it can be
+//! read while the service runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigSources, load};
-use crate::config::{Config, Need};
-use crate::store::{ReadError, Reader};
+use super::{ConfigSources, fail, load};
+use crate::config::{Config, KeyRequirement};
+use crate::store::{ReadError, UsageReader};
 
 /// The options that select the database.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DatabaseOptions {
     #[command(flatten)]
     pub(super) sources: ConfigSources,
-    /// Read this file instead of the one that the configuration names.
+    /// Read this file instead of the configured one.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
 
-/// The errors that prevent reading the database.
+/// The error of a database that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
-    #[error("{0}. Give another file with --file{hint}.", hint = hint(.0))]
+    #[error("{0}. Use --file to read another file{hint}.", hint = service_hint(.0))]
     Read(#[from] ReadError),
     #[error(
-        "the usage database is in memory only (storage.ephemeral): `keychoir status` shows the state of the keys"
+        "usage records are kept only in memory (storage.ephemeral): `keychoir status` shows the state of the keys"
     )]
     Ephemeral,
 }
 
-/// The database of the service in `systemd/`. The configuration of another user has a different
-/// path.
+/// The database of the service in `systemd/`. The configuration of an operator names another path.
 const SERVICE_DATABASE: &str = "/var/lib/keychoir/keychoir.db";
 
-fn hint(error: &ReadError) -> String {
+/// Names the database of the service, if it exists and is not the missing one.
+fn service_hint(error: &ReadError) -> String {
     match error {
         ReadError::NoFile(path)
             if path.as_os_str() != SERVICE_DATABASE && PathBuf::from(SERVICE_DATABASE).exists() =>
         {
-            format!("; the service's is {SERVICE_DATABASE}")
+            format!("; the service uses {SERVICE_DATABASE}")
         }
         ReadError::NoFile(_)
         | ReadError::Empty(_)
         | ReadError::Unreadable { .. }
         | ReadError::Newer { .. }
         | ReadError::Older(_)
-        | ReadError::Broken { .. }
+        | ReadError::Corrupt { .. }
         | ReadError::Unusable { .. } => String::new(),
     }
 }
 
 impl DatabaseOptions {
-    /// Opens the database. If the configuration is invalid, its mistakes are printed and the exit
-    /// code is returned.
-    pub(super) fn open(self) -> Result<Result<Reader, DatabaseError>, ExitCode> {
-        if let Some(file) = &self.file {
-            return Ok(Reader::open(file).map_err(DatabaseError::from));
-        }
-        let config = self.config()?;
-        Ok(self.open_configured(&config))
+    /// Opens the database. If that fails, prints the error and returns the exit code.
+    pub(super) fn open(self) -> Result<UsageReader, ExitCode> {
+        let reader = match &self.file {
+            Some(file) => UsageReader::open(file).map_err(DatabaseError::from),
+            None => self.open_configured(&self.load_config()?),
+        };
+        reader.map_err(fail)
     }
 
     /// Opens the database of a loaded configuration.
-    pub(super) fn open_configured(&self, config: &Config) -> Result<Reader, DatabaseError> {
+    pub(super) fn open_configured(&self, config: &Config) -> Result<UsageReader, DatabaseError> {
         match self.file.as_deref().or(config.storage.file()) {
-            Some(file) => Ok(Reader::open(file)?),
+            Some(file) => Ok(UsageReader::open(file)?),
             None => Err(DatabaseError::Ephemeral),
         }
     }
@@ -75,10 +75,9 @@ impl DatabaseOptions {
         self.file.is_none()
     }
 
-    /// Loads the configuration. It may have no keys.
-    pub(super) fn config(&self) -> Result<Config, ExitCode> {
-        let mut overrides = self.sources.clone().overrides(false);
-        overrides.keys = Need::Optional;
+    /// Loads the configuration, which may contain no keys.
+    pub(super) fn load_config(&self) -> Result<Config, ExitCode> {
+        let mut overrides = self.sources.clone().into_overrides(KeyRequirement::Optional);
         // If the command line names a file, the configured path of the database is not validated.
         overrides.is_ephemeral = self.file.is_some();
         Ok(load(&overrides)?.config)

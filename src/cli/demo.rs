@@ -1,5 +1,5 @@
-//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs with four keys of few
-//! credits. Real requests exhaust three of the keys, and another key serves each refused request.
+//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs, with four keys that have few
+//! credits. Requests exhaust three of the keys, and the next key serves each refused request.
 
 mod view;
 
@@ -13,25 +13,24 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{failure, multi_thread_runtime};
-use crate::app::{self, AppConfig, Running};
+use super::{CommandResult, build_multi_thread_runtime, fail};
+use crate::app::{self, AppConfig, RunningApp};
 use crate::config::{BaseUrl, Config};
 use crate::policy::key_state::KeyStatus;
 use crate::secret::ApiKey;
 use crate::simulator::{Plan, Simulator};
-use crate::telemetry::{self, Sink};
+use crate::telemetry::{self, LogSink};
 use crate::upstream::http_client;
 use view::View;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The file for the audio.
+    /// Write the audio to this file.
     #[arg(long, value_name = "FILE", default_value = "keychoir-demo.mp3")]
     output: PathBuf,
 }
 
-/// Demo keys, which are valid nowhere. They have the length of real keys, so that their short forms
-/// look the same.
+/// The keys of the demo. They have the length of real keys, so that their short forms look the same.
 const KEYS: [&str; 4] = [
     "sk_demo50prano0000000000000000000000000000000000a1b2c",
     "sk_demoa1t00000000000000000000000000000000000000d3e4f",
@@ -40,32 +39,33 @@ const KEYS: [&str; 4] = [
 ];
 
 /// The texts of the requests.
-const TEXT: [&str; 8] = [
+const SENTENCES: [&str; 8] = [
     "A choir is many voices that sound like one.",
-    "Your app asks for speech and gives no thought to keys.",
-    "Keychoir puts a key of its own into the request.",
-    "When a key has nothing left, ElevenLabs says so.",
-    "The same request then goes out with the next key.",
-    "Your app hears nothing of that; it hears the answer.",
-    "What each key has spent is written down, to the credit.",
+    "Your app requests speech and needs no key.",
+    "Keychoir adds one of its own keys to the request.",
+    "When a key has no credits left, ElevenLabs refuses it.",
+    "Keychoir then sends the same request with the next key.",
+    "Your app does not notice, and receives the response.",
+    "The usage of each key is recorded, to the credit.",
     "And when the month is over, the first key sings again.",
 ];
+/// How often each sentence is requested.
 const ROUNDS: usize = 4;
 
-/// Delay between two requests, so that a viewer can follow the output.
-const PACE: Duration = Duration::from_millis(120);
+/// Pause between two requests, so that a viewer can follow the output.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(120);
 
-const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
-/// The cost of a range of sentences, numbered over all rounds: one credit per character.
-fn cost(sentences: std::ops::Range<usize>) -> u64 {
-    let texts = TEXT.iter().cycle().skip(sentences.start).take(sentences.len());
-    texts.map(|text| text.len() as u64).sum()
+/// The cost of a range of the sentences of all rounds: one credit per character.
+fn cost(range: std::ops::Range<usize>) -> u64 {
+    let sentences = SENTENCES.iter().cycle().skip(range.start).take(range.len());
+    sentences.map(|sentence| sentence.len() as u64).sum()
 }
 
-/// Three keys are used up, and one is not. The workspace of the second key has enough credits, but
-/// the key has a cap. ElevenLabs reports a cap only in a refusal, so the next key serves the
-/// refused request.
+/// Three keys get exhausted, and one does not. The workspace of the second key has enough credits, but the
+/// key has a cap. ElevenLabs reports a cap only in a refusal, so Keychoir sends the refused request again
+/// with the next key.
 fn plan() -> Plan {
     let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
     let mut plan = Plan::of(KEYS.into_iter().zip(credits));
@@ -75,38 +75,34 @@ fn plan() -> Plan {
     plan
 }
 
-pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let view = View::of_stdout();
-    if let Err(error) = telemetry::start(view.format(), "info", Sink::new(view.log())) {
-        return failure(&error);
-    }
-    let result = multi_thread_runtime()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run_demo(&view, arguments)));
+pub(super) fn run(arguments: &Arguments) -> CommandResult {
+    let view = View::for_stdout();
+    telemetry::start(view.format(), "info", LogSink::new(view.log_writer())).map_err(fail)?;
+    let result = build_multi_thread_runtime()?.block_on(run_demo(&view, arguments));
     match result {
-        Ok(code) => code,
-        Err(error) => failure(&format_args!("{error:#}")),
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ExitCode::FAILURE),
+        Err(error) => Err(fail(format_args!("{error:#}"))),
     }
 }
 
-async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    // The file is created first, so that an error of the path is reported before the requests.
+/// Returns whether every request was served and the recorded usage is correct.
+async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
+    // The file is created first, so that an invalid path is reported before the requests.
     let cannot_write =
         || format!("cannot write {}; name another file with --output", arguments.output.display());
     let mut output = File::create(&arguments.output).with_context(cannot_write)?;
-    let plan = plan();
-    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan).await?;
+    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan()).await?;
     let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
-    let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
-    config.storage.ephemeral = true;
+    let config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     let mut running =
-        app::start(AppConfig::of(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
-    running.first_round(Duration::from_secs(5)).await;
+        app::start(AppConfig::from_config(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
+    running.wait_for_first_poll(Duration::from_secs(5)).await;
 
     let url = format!("http://{}", running.address());
-    view.title(&url);
-    view.keys(&running.keys());
-    let SpeechResults { audio, requests, replayed } = send_all(view, &running, &simulator, &url).await?;
+    view.print_title(&url);
+    view.update_keys(&running.keys());
+    let SpeechResults { audio, requests, retried } = send_all(view, &running, &simulator, &url).await?;
     let served = audio.len();
     let audio: Vec<u8> = audio.concat();
     tokio::task::block_in_place(|| output.write_all(&audio)).with_context(cannot_write)?;
@@ -118,14 +114,16 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<ExitCode
     let charged = simulator.ledger().totals.charged;
     simulator.stop().await;
     let failures = requests - served;
-    view.result(&format!(
-        "{requests} requests, {served} answered, {exhausted} keys spent, {failures} failures"
+    view.print_result(&format!(
+        "{requests} requests, {served} served, {exhausted} keys exhausted, {failures} failures"
     ))?;
-    let plural = if replayed == 1 { "request was" } else { "requests were" };
-    view.result(&format!("{replayed} {plural} refused by one key and served by the next"))?;
-    view.result(&format!("{recorded} credits recorded, {charged} charged by the simulated ElevenLabs"))?;
-    view.result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
-    Ok(if failures == 0 && recorded == charged { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let plural = if retried == 1 { "request was" } else { "requests were" };
+    view.print_result(&format!("{retried} {plural} refused by one key and served by the next"))?;
+    view.print_result(&format!(
+        "{recorded} credits recorded, {charged} charged by the simulated ElevenLabs"
+    ))?;
+    view.print_result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
+    Ok(failures == 0 && recorded == charged)
 }
 
 /// The results of all requests.
@@ -134,60 +132,63 @@ struct SpeechResults {
     audio: Vec<Vec<u8>>,
     /// The number of requests.
     requests: usize,
-    /// The number of requests that the simulator refused with the first key.
-    replayed: usize,
+    /// The number of requests that were refused with one key and sent again with another.
+    retried: usize,
 }
 
-/// Sends every sentence like an app with the SDK and without a valid key.
+/// Sends every sentence as an app with the SDK and without a valid key does.
 async fn send_all(
     view: &View,
-    running: &Running,
+    running: &RunningApp,
     simulator: &Simulator,
     url: &str,
 ) -> anyhow::Result<SpeechResults> {
     let client = http_client()?.build()?;
-    let sentences: Vec<&str> = TEXT.iter().copied().cycle().take(TEXT.len() * ROUNDS).collect();
-    let (mut audio, mut replayed, mut seen_requests) = (Vec::new(), 0, 0);
+    let sentences: Vec<&str> = SENTENCES.iter().copied().cycle().take(SENTENCES.len() * ROUNDS).collect();
+    let (mut audio, mut retried, mut request_count) = (Vec::new(), 0, 0);
     for (index, sentence) in sentences.iter().enumerate() {
         let body = serde_json::json!({"text": sentence, "model_id": "eleven_multilingual_v2"});
-        let request = client.post(format!("{url}{SPEECH}")).header("xi-api-key", "anything").json(&body);
+        let request = client.post(format!("{url}{SPEECH_PATH}")).header("xi-api-key", "anything").json(&body);
         let response = request.send().await?;
         let status = response.status();
-        view.request(index + 1, sentences.len(), status.as_u16(), sentence);
-        let attempts = attempts(simulator, &mut seen_requests);
-        if let Some(replay_path) = replay_path(&attempts) {
-            replayed += 1;
-            view.replay(&replay_path);
+        view.show_request(index + 1, sentences.len(), status.as_u16(), sentence);
+        let attempts = new_attempts(simulator, &mut request_count);
+        if let Some(retry) = describe_retry(&attempts) {
+            retried += 1;
+            view.print_retry(&retry);
         }
         let bytes = response.bytes().await?;
         if status.is_success() {
             audio.push(bytes.to_vec());
         }
-        view.keys(&running.keys());
-        if view.is_live() {
-            tokio::time::sleep(PACE).await;
+        view.update_keys(&running.keys());
+        if view.is_terminal() {
+            tokio::time::sleep(REQUEST_INTERVAL).await;
         }
     }
-    Ok(SpeechResults { audio, requests: sentences.len(), replayed })
+    Ok(SpeechResults { audio, requests: sentences.len(), retried })
 }
 
-/// The speech attempts that the simulator recorded after the first `seen_requests` requests: the
-/// number of the key, and the status.
-fn attempts(simulator: &Simulator, seen_requests: &mut usize) -> Vec<(usize, u16)> {
+/// Returns the speech attempts that the simulator recorded after the first `request_count` requests, and
+/// updates this count. Each attempt is the number of its key and its status.
+fn new_attempts(simulator: &Simulator, request_count: &mut usize) -> Vec<(usize, u16)> {
     let requests = simulator.ledger().requests;
-    let new = requests.iter().skip(*seen_requests).filter(|request| request.path_and_query == SPEECH);
-    let attempts = new.filter_map(|request| {
+    let speech_requests =
+        requests.iter().skip(*request_count).filter(|request| request.path_and_query == SPEECH_PATH);
+    let attempts = speech_requests.filter_map(|request| {
         let key = KEYS.iter().position(|key| request.key.as_deref() == Some(*key))?;
         Some((key + 1, request.status?))
     });
     let attempts = attempts.collect();
-    *seen_requests = requests.len();
+    *request_count = requests.len();
     attempts
 }
 
-/// Describes the keys that refused a request and the key that served it; `None` without a refusal.
-fn replay_path(attempts: &[(usize, u16)]) -> Option<String> {
-    let (last, refused) = attempts.split_last().filter(|(_, refused)| !refused.is_empty())?;
-    let refused: Vec<String> = refused.iter().map(|(key, status)| format!("key {key} ({status})")).collect();
-    Some(format!("refused by {}, served by key {}", refused.join(", "), last.0))
+/// Describes the keys that refused a request and the key that served it. Returns `None` if no key refused
+/// it.
+fn describe_retry(attempts: &[(usize, u16)]) -> Option<String> {
+    let ((serving_key, _), refusals) = attempts.split_last().filter(|(_, refusals)| !refusals.is_empty())?;
+    let refusals: Vec<String> =
+        refusals.iter().map(|(key, status)| format!("key {key} ({status})")).collect();
+    Some(format!("refused by {}, served by key {serving_key}", refusals.join(", ")))
 }

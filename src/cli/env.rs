@@ -1,119 +1,84 @@
-//! `keychoir env`: prints the environment variables that direct apps to Keychoir and make them
-//! trust its certificate. The output is for `eval` in a shell.
+//! `keychoir env`: prints the environment variables with which apps find Keychoir and trust its
+//! certificate. The output is for `eval` in a shell.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use super::server::base_url;
-use super::{ConfigSources, load, print, print_error};
+use super::{CommandResult, ConfigSources, fail, load, print, print_error};
 use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
-use crate::config::{Config, HostPort, Listen, Need, TlsChoice};
+use crate::config::{Config, HostPort, KeyRequirement, ListenAddress, TlsMode};
 
 /// The variable that replaces the trusted roots of Python and OpenSSL.
-const OPENSSL: &str = "SSL_CERT_FILE";
-/// The variable that adds a trusted root to Node.
-const NODE: &str = "NODE_EXTRA_CA_CERTS";
+const OPENSSL_VARIABLE: &str = "SSL_CERT_FILE";
+/// The variable that adds trusted roots to those of Node.
+const NODE_VARIABLE: &str = "NODE_EXTRA_CA_CERTS";
 
-pub(super) fn run(sources: ConfigSources) -> ExitCode {
-    let mut overrides = sources.overrides(false);
-    overrides.keys = Need::Optional;
-    let config = match load(&overrides) {
-        Ok(loaded) => loaded.config,
-        Err(code) => return code,
-    };
+pub(super) fn run(sources: ConfigSources) -> CommandResult {
+    let config = load(&sources.into_overrides(KeyRequirement::Optional))?.config;
     let mut lines = "# For a shell: eval \"$(keychoir env)\"\n".to_owned();
-    address_variables(&mut lines, &config);
-    let trusted = trust_variables(&mut lines, &config);
+    add_address(&mut lines, &config);
+    let result = add_trusted_roots(&mut lines, &config);
     print(&lines.trim_end());
-    match trusted {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(&format_args!("keychoir: {error}"));
-            ExitCode::FAILURE
-        }
+    result.map_err(fail)
+}
+
+fn add_address(lines: &mut String, config: &Config) {
+    let Some(address) = config.server.listen.fixed_port() else {
+        let comment = "Keychoir prints its address when it serves: server.listen names no fixed port.";
+        return add_comment(lines, comment);
+    };
+    let https = if has_https(config, address) { "; https:// works as well" } else { "" };
+    let comment =
+        format!("The address of Keychoir, for an SDK's base_url (Python) or baseUrl (JavaScript){https}.");
+    add_comment(lines, &comment);
+    add_export(lines, "ELEVENLABS_BASE_URL", &base_url(address));
+}
+
+fn has_https(config: &Config, address: &HostPort) -> bool {
+    match config.server.tls.mode() {
+        TlsMode::Auto => address.is_loopback(),
+        TlsMode::Off => false,
+        TlsMode::Files => true,
     }
 }
 
-/// Adds the variables with the address.
-fn address_variables(lines: &mut String, config: &Config) {
-    let port = config.server.listen.iter().find_map(|listen| match listen {
-        Listen::Port(port) if port.port() != 0 => Some(port),
-        Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
+fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> {
+    let has_local_https = config.server.listen.iter().any(|listen| match listen {
+        ListenAddress::Tcp(address) => address.is_loopback(),
+        ListenAddress::Systemd => true,
+        ListenAddress::Unix(_) => false,
     });
-    match port {
-        Some(port) => {
-            let scheme = if has_https(config, port) { "; https:// works there, too" } else { "" };
-            comment(
+    let folder = match (config.server.tls.mode(), config.ca_location()) {
+        (TlsMode::Auto, CaLocation::Folder(folder)) if has_local_https => std::path::absolute(folder)?,
+        (mode, _) => {
+            add_comment(
                 lines,
-                &format!(
-                    "Where Keychoir is: for an SDK's base_url (Python) or baseUrl (JavaScript){scheme}."
-                ),
-            );
-            export(lines, "ELEVENLABS_BASE_URL", &base_url(port));
-        }
-        None => comment(
-            lines,
-            "The address is printed when Keychoir serves: server.listen names no port that is known before.",
-        ),
-    }
-}
-
-fn has_https(config: &Config, port: &HostPort) -> bool {
-    match config.server.tls.choice() {
-        TlsChoice::Auto => port.is_loopback(),
-        TlsChoice::Off => false,
-        TlsChoice::Files => true,
-    }
-}
-
-/// Adds the variables with the trusted roots.
-fn trust_variables(lines: &mut String, config: &Config) -> anyhow::Result<()> {
-    match config.server.tls.choice() {
-        TlsChoice::Auto => {}
-        TlsChoice::Off => {
-            comment(lines, "https is off (server.tls).");
-            return Ok(());
-        }
-        TlsChoice::Files => {
-            comment(
-                lines,
-                "https shows the certificate that server.tls names: clients trust it as they trust its authority.",
-            );
-            return Ok(());
-        }
-    }
-    let is_local = config.server.listen.iter().any(|listen| match listen {
-        Listen::Port(port) => port.is_loopback(),
-        Listen::Systemd => true,
-        Listen::Unix(_) => false,
-    });
-    if !is_local {
-        comment(
-            lines,
-            "There is no https: the local authority is for loopback, and server.tls names no certificate.",
-        );
-        return Ok(());
-    }
-    let folder = match config.ca_location() {
-        CaLocation::Folder(folder) => std::path::absolute(folder)?,
-        CaLocation::Memory => {
-            comment(
-                lines,
-                "https cannot be trusted: its authority lives in memory, like the usage database (storage.ephemeral). \
-                 server.tls_directory gives it a folder.",
+                match mode {
+                    TlsMode::Off => "https is disabled (server.tls).",
+                    TlsMode::Files => {
+                        "https uses the certificate of server.tls, which clients trust if they trust its authority."
+                    }
+                    TlsMode::Auto if has_local_https => {
+                        "https cannot be trusted: its authority is kept only in memory, like the usage records \
+                     (storage.ephemeral). Set server.tls_directory to a folder for the authority."
+                    }
+                    TlsMode::Auto => {
+                        "https is not available: the local authority is only for loopback addresses, and server.tls \
+                     names no certificate."
+                    }
+                },
             );
             return Ok(());
         }
     };
-    let OpenedCa { authority, quarantined } =
-        certificate::open(&CaLocation::Folder(folder.clone()), clock::now())?;
+    let OpenedCa { ca, quarantined } = certificate::open(&CaLocation::Folder(folder.clone()), clock::now())?;
     if let Some(file) = &quarantined {
         print_error(file);
     }
-    let bundle = openssl_variables(lines, &folder, &authority)?;
-    node_variables(lines, &certificate::ca_file(&folder), bundle.as_ref());
+    let bundle = add_openssl_variable(lines, &folder, &ca)?;
+    add_node_variable(lines, &certificate::ca_file(&folder), bundle.as_ref());
     Ok(())
 }
 
@@ -123,91 +88,78 @@ struct Bundle {
     roots: PathBuf,
 }
 
-fn openssl_variables(
+fn add_openssl_variable(
     lines: &mut String,
     folder: &Path,
-    authority: &LocalCa,
+    ca: &LocalCa,
 ) -> Result<Option<Bundle>, BundleError> {
-    let variable = variable(OPENSSL);
-    let bundled = match certificate::roots(variable.as_deref(), folder) {
-        Some(roots) => {
-            certificate::bundle(folder, authority, &roots).map(|path| Some(Bundle { path, roots }))
-        }
-        None => Ok(None),
+    // If an app trusted only the local CA, it could connect to no host but Keychoir.
+    let reason = match certificate::find_trusted_roots(path_variable(OPENSSL_VARIABLE).as_deref(), folder) {
+        None => "this system has no file with trusted authorities (ca-certificates)".to_owned(),
+        Some(roots) => match certificate::write_bundle(folder, ca, &roots) {
+            Ok(path) => {
+                let comment = format!(
+                    "https with Python and OpenSSL: Keychoir's authority and all authorities of {}, because this \
+                     variable replaces the trusted ones.",
+                    roots.display()
+                );
+                add_comment(lines, &comment);
+                add_export(lines, OPENSSL_VARIABLE, &path.to_string_lossy());
+                return Ok(Some(Bundle { path, roots }));
+            }
+            Err(BundleError::NoRoots(roots)) => format!("{} contains no certificates", roots.display()),
+            Err(error @ BundleError::Unwritable(_)) => return Err(error),
+        },
     };
-    match bundled {
-        Ok(Some(bundle)) => {
-            comment(
-                lines,
-                &format!(
-                    "https with Python and OpenSSL: Keychoir's authority, and all of {}, because this replaces \
-                     what they trust.",
-                    bundle.roots.display()
-                ),
-            );
-            export(lines, OPENSSL, &bundle.path.to_string_lossy());
-            return Ok(Some(bundle));
-        }
-        // If an app trusted only the local CA, it could connect to no host but Keychoir.
-        Ok(None) => comment(
-            lines,
-            &format!(
-                "https with Python and OpenSSL: this system has no file of authorities (ca-certificates) that {OPENSSL} could keep."
-            ),
-        ),
-        Err(BundleError::NoRoots(roots)) => comment(
-            lines,
-            &format!(
-                "https with Python and OpenSSL: {} has no certificates that {OPENSSL} could keep.",
-                roots.display()
-            ),
-        ),
-        Err(error @ BundleError::Unwritable(_)) => return Err(error),
-    }
+    let comment = format!("https with Python and OpenSSL: {OPENSSL_VARIABLE} is not set, because {reason}.");
+    add_comment(lines, &comment);
     Ok(None)
 }
 
-fn node_variables(lines: &mut String, ca: &Path, bundle: Option<&Bundle>) {
-    let current_file = variable(NODE).filter(|path| path != ca);
-    // The bundle may contain the certificates of this file, or be this file.
-    let contains_current_file = |bundle: &&Bundle| {
-        current_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
+fn add_node_variable(lines: &mut String, ca_file: &Path, bundle: Option<&Bundle>) {
+    let previous_file = path_variable(NODE_VARIABLE).filter(|path| path != ca_file);
+    // The bundle may contain the certificates of the previous file, or be that file.
+    let contains_previous_file = |bundle: &&Bundle| {
+        previous_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
     };
-    if let Some(bundle) = bundle.filter(contains_current_file) {
-        comment(lines, "https with Node: the same, because this named those authorities already.");
-        return export(lines, NODE, &bundle.path.to_string_lossy());
+    if let Some(bundle) = bundle.filter(contains_previous_file) {
+        add_comment(
+            lines,
+            "https with Node: the same file, because this variable named its authorities before.",
+        );
+        return add_export(lines, NODE_VARIABLE, &bundle.path.to_string_lossy());
     }
-    comment(lines, "https with Node: Keychoir's authority, beside those that Node knows.");
-    if let Some(current_file) = current_file {
-        let current_file = one_line(&current_file.to_string_lossy());
-        let _ = writeln!(lines, "# It was {current_file}: put both into one file to keep it.");
+    add_comment(lines, "https with Node: Keychoir's authority, in addition to those that Node trusts.");
+    if let Some(previous_file) = previous_file {
+        let previous_file = replace_controls(&previous_file.to_string_lossy());
+        let _ = writeln!(lines, "# It was {previous_file}: to trust both, put them into one file.");
     }
-    export(lines, NODE, &ca.to_string_lossy());
+    add_export(lines, NODE_VARIABLE, &ca_file.to_string_lossy());
 }
 
 /// The absolute form of the path in an environment variable.
-fn variable(name: &str) -> Option<PathBuf> {
+fn path_variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty())?;
     std::path::absolute(path).ok()
 }
 
-fn comment(lines: &mut String, text: &str) {
-    let _ = writeln!(lines, "\n# {}", one_line(text));
+fn add_comment(lines: &mut String, text: &str) {
+    let _ = writeln!(lines, "\n# {}", replace_controls(text));
 }
 
-/// Replaces line breaks and other control characters, which must not end a comment.
-fn one_line(text: &str) -> String {
+/// Replaces line breaks and other control characters, which could end a comment.
+fn replace_controls(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
 
-fn export(lines: &mut String, name: &str, value: &str) {
-    let _ = writeln!(lines, "export {name}={}", quoted(value));
+fn add_export(lines: &mut String, name: &str, value: &str) {
+    let _ = writeln!(lines, "export {name}={}", quote_for_shell(value));
 }
 
 /// Quotes `text` so that every shell reads it as one unchanged word.
-fn quoted(text: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+,".contains(&byte);
-    if !text.is_empty() && text.bytes().all(is_plain) {
+fn quote_for_shell(text: &str) -> String {
+    let needs_no_quotes = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:@%+,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(needs_no_quotes) {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', "'\\''"))
@@ -228,9 +180,9 @@ mod tests {
             ("~/x", "'~/x'"),
             ("", "''"),
         ] {
-            assert_eq!(quoted(text), expected);
+            assert_eq!(quote_for_shell(text), expected);
             let output = std::process::Command::new("/bin/sh")
-                .args(["-c", &format!("printf %s {}", quoted(text))])
+                .args(["-c", &format!("printf %s {}", quote_for_shell(text))])
                 .output()
                 .unwrap();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
@@ -238,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_reached_over_loopback() {
+    fn a_wildcard_address_is_reached_over_loopback() {
         for (listen, expected) in [
             ("127.0.0.1:1", "http://127.0.0.1:1"),
             ("localhost:2", "http://127.0.0.1:2"),
@@ -252,6 +204,6 @@ mod tests {
 
     #[test]
     fn a_path_cannot_end_a_comment() {
-        assert_eq!(one_line("a\nrm -rf /\tb"), "a?rm -rf /?b");
+        assert_eq!(replace_controls("a\nrm -rf /\tb"), "a?rm -rf /?b");
     }
 }

@@ -1,19 +1,19 @@
-//! Formats the table of keys that is printed at startup: name or short key, plan, used credits, reset date
-//! and state. Including the prefix of a log line, no line is wider than 80 characters.
+//! Formats the table of keys that `serve` logs at startup. With the prefix of a log line, each line has
+//! at most 80 characters.
 
-use super::table::{Alignment, Table, cut, short};
+use super::table::{Alignment, Table, abbreviate, truncate};
 use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
-use crate::telemetry::{key_name, unknown_limit};
+use crate::telemetry::{describe_unknown_limit, key_name};
 
-/// Maximum characters of a name. The other columns then fit into the line.
+/// Maximum characters of a name, so that the other columns fit into the line.
 const MAX_NAME_CHARS: usize = 16;
 /// Maximum characters of a plan. `business` is the longest known plan.
 const MAX_PLAN_CHARS: usize = 8;
 
-/// Formats the table, with the column titles in the first line. If any key has a name, the table
-/// shows names instead of plans.
-pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
+/// Formats the lines of the table, the column titles first. If a key has a name, the table shows names
+/// and no plans.
+pub(super) fn format_lines(keys: &[KeySnapshot]) -> Vec<String> {
     let has_names = keys.iter().any(|snapshot| snapshot.key.name().is_some());
     let titles = [
         ("key", Alignment::Left),
@@ -25,39 +25,39 @@ pub(super) fn lines(keys: &[KeySnapshot]) -> Vec<String> {
     let [key, short_key, used, resets, status] = titles;
     let text = if has_names {
         let mut table = Table::new(titles);
-        keys.iter().for_each(|snapshot| table.row(cells(snapshot)));
-        table.text()
+        keys.iter().for_each(|snapshot| table.add_row(format_cells(snapshot)));
+        table.format()
     } else {
         let mut table = Table::new([key, short_key, ("plan", Alignment::Left), used, resets, status]);
         for snapshot in keys {
-            let [key, short_key, used, resets, status] = cells(snapshot);
+            let [key, short_key, used, resets, status] = format_cells(snapshot);
             let plan = snapshot
                 .key
                 .workspace()
                 .tier()
-                .map_or_else(|| "-".to_owned(), |plan| cut(&plan, MAX_PLAN_CHARS));
-            table.row([key, short_key, plan, used, resets, status]);
+                .map_or_else(|| "-".to_owned(), |plan| truncate(&plan, MAX_PLAN_CHARS));
+            table.add_row([key, short_key, plan, used, resets, status]);
         }
-        table.text()
+        table.format()
     };
     text.lines().map(str::to_owned).collect()
 }
 
-fn cells(snapshot: &KeySnapshot) -> [String; 5] {
+fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
     let KeySnapshot { key, quota, state, is_near_limit, .. } = snapshot;
     let used = match quota.limit {
-        Some(limit) => format!("{}/{}", short(quota.count), short(limit)),
-        None => unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
+        Some(limit) => format!("{}/{}", abbreviate(quota.count), abbreviate(limit)),
+        None => describe_unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
     };
     let status = match state.status() {
         KeyStatus::Active if *is_near_limit => "near limit".to_owned(),
         status @ (KeyStatus::Active | KeyStatus::Exhausted | KeyStatus::RateLimited | KeyStatus::Invalid) => {
-            status.word().replace('_', " ")
+            status.as_str().replace('_', " ")
         }
     };
     [
-        cut(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
-        cut(key.api_key().short().as_str(), 19),
+        truncate(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
+        truncate(key.api_key().short().as_str(), 19),
         used,
         quota.resets_at.map_or_else(|| "-".to_owned(), |at| at.month_and_day()),
         status,
@@ -77,18 +77,18 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_795_000_000_000);
     const DECEMBER_12: UnixMs = UnixMs(1_797_033_600_000);
-    /// The width of the log's prefix in ASCII.
-    const INDENT: usize = 4;
+    /// The width of the prefix of an ASCII log line.
+    const PREFIX_WIDTH: usize = 4;
 
     /// Formats the table of keys with these names, plans and quotas.
-    fn table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
+    fn format_table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
         let entry = |(index, (name, ..)): (usize, &(Option<&str>, &str, Quota))| KeyEntry {
             name: name.map(str::to_owned),
             ..ApiKey::new(&format!("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333{index:05}"))
                 .unwrap()
                 .into()
         };
-        let pool = Arc::new(Pool::new(keys.iter().enumerate().map(entry).collect(), Settings::STILL));
+        let pool = Arc::new(Pool::new(keys.iter().enumerate().map(entry).collect(), Settings::FOR_TESTS));
         let roster = pool.roster();
         for (key, (_, plan, quota)) in roster.keys().iter().zip(keys) {
             let tier = Some((*plan).to_owned());
@@ -96,7 +96,7 @@ mod tests {
             let observation = Observation::Quota { quota: *quota, tier, is_paid: Some(true), capabilities };
             pool.observe(&roster, key, observation, NOW);
         }
-        lines(&pool.snapshot(NOW))
+        format_lines(&pool.snapshot(NOW))
     }
 
     fn quota(count: u64, limit: Option<u64>) -> Quota {
@@ -104,9 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_without_names_have_numbers_from_1_and_plans() {
+    fn keys_without_names_are_shown_by_number_and_plan() {
         assert_eq!(
-            table(&[
+            format_table(&[
                 (None, "creator", quota(84_766, Some(100_000))),
                 (None, "payg", quota(7, None)),
                 (None, "creator", quota(0, None)),
@@ -121,9 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_names_show_them_instead_of_numbers_and_plans() {
+    fn keys_with_names_are_shown_by_name() {
         assert_eq!(
-            table(&[
+            format_table(&[
                 (Some("studio"), "creator", quota(2_110, Some(100_000))),
                 (None, "creator", quota(0, None))
             ]),
@@ -136,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_table_has_80_columns_at_the_most() {
+    fn the_widest_table_has_at_most_80_columns() {
         let full = quota(999_999_999, Some(999_999_999));
         let name = "a-name-that-is-longer-than-its-column";
         let unnamed = vec![(None, "growing_business", full); 99];
         for keys in [unnamed, vec![(Some(name), "growing_business", full); 2]] {
-            for line in table(&keys) {
-                assert!(line.chars().count() + INDENT <= 80, "{line}");
+            for line in format_table(&keys) {
+                assert!(line.chars().count() + PREFIX_WIDTH <= 80, "{line}");
             }
         }
     }

@@ -1,19 +1,16 @@
-//! `keychoir keys list`: prints the short forms of the configured keys with their states. The
-//! states are those of the running Keychoir, as in `keychoir status`, or else those in the
-//! database. Never prints a key.
-
-use std::process::ExitCode;
+//! `keychoir keys list`: prints the short forms of the configured keys and their states. The states come
+//! from the running Keychoir, as in `keychoir status`, or else from the database.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::database::{DatabaseError, DatabaseOptions};
-use super::status::{self, keys_of_running, status_words};
-use super::table::{Alignment, Table, cut, short};
-use super::{print, print_error, runtime};
+use super::status::{self, format_status};
+use super::table::{Alignment, Table, abbreviate, truncate};
+use super::{CommandResult, build_runtime, fail, print, print_error};
 use crate::clock;
 use crate::config::{Config, KeyConfig};
-use crate::store::{KnownKey, ReadError};
+use crate::store::{ReadError, StoredKey};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -54,10 +51,10 @@ struct ReportedKeyState {
 }
 
 impl ReportedKeyState {
-    /// The state in the database. A key is near its limit from this used share on.
-    fn of_database(key: &KnownKey, near_limit_ratio: f64) -> Self {
+    /// The state in the database. `near_limit_ratio` is the used share from which a key is near its limit.
+    fn from_stored(key: &StoredKey, near_limit_ratio: f64) -> Self {
         Self {
-            status: key.status.word().to_owned(),
+            status: key.status.as_str().to_owned(),
             is_near_limit: key.quota.is_near_limit(near_limit_ratio),
             count: key.quota.count,
             limit: key.quota.limit,
@@ -65,66 +62,66 @@ impl ReportedKeyState {
         }
     }
 
-    fn of_running_server(key: &status::KeyRow) -> Self {
+    /// The state in the status document of a running Keychoir.
+    fn from_status(key: &status::KeyStatusEntry) -> Self {
         Self {
             status: key.status.clone(),
             is_near_limit: key.is_near_limit,
             count: key.character_count,
-            limit: (!key.is_unknown()).then_some(key.character_limit),
+            limit: (!key.has_unknown_limit()).then_some(key.character_limit),
             remaining: key.remaining_characters,
         }
     }
 }
 
-pub(super) fn run(arguments: Arguments) -> ExitCode {
+pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Command::List(ListArguments { database, json }) = arguments.command;
-    let config = match database.config() {
-        Ok(config) => config,
-        Err(code) => return code,
-    };
-    if let Some(keys) = database.uses_configured_file().then(|| running(&config)).flatten() {
-        return print_keys(&keys, json, ExitCode::SUCCESS);
+    let config = database.load_config()?;
+    if let Some(keys) = database.uses_configured_file().then(|| fetch_running_keys(&config)).flatten() {
+        print_keys(&keys, json);
+        return Ok(());
     }
-    let known_keys = database
-        .open_configured(&config)
-        .and_then(|database| database.keys(clock::now()).map_err(DatabaseError::from));
-    let (known_keys, code) = match known_keys {
-        Ok(known_keys) => (known_keys, ExitCode::SUCCESS),
+    let stored_keys = database.open_configured(&config).and_then(|database| Ok(database.keys(clock::now())?));
+    let (stored_keys, result) = match stored_keys {
+        Ok(stored_keys) => (stored_keys, Ok(())),
         Err(error) => {
-            print_error(&format_args!("keychoir: the state of the keys is unknown: {error}"));
-            (Vec::new(), exit_code(&error))
+            let code = fail(format_args!("the state of the keys is unknown: {error}"));
+            (Vec::new(), if is_missing(&error) { Ok(()) } else { Err(code) })
         }
     };
-    print_keys(&list(&config, &known_keys), json, code)
+    print_keys(&list_keys(&config, &stored_keys), json);
+    result
 }
 
-/// The keys and states of the Keychoir that runs with this configuration. `None` if no Keychoir
-/// responds, or if it requires a token or has other keys.
-fn running(config: &Config) -> Option<Vec<ListedKey>> {
-    let keys = runtime().ok()?.block_on(keys_of_running(config))?;
-    let is_same = |(config, key): (&KeyConfig, &status::KeyRow)| config.key.short().as_str() == key.short_key;
+/// Fetches the states of the configured keys from the Keychoir that runs with this configuration.
+/// Returns `None` if it does not respond, requires a token, or has other keys.
+fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
+    let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
+    let is_same =
+        |(config, key): (&KeyConfig, &status::KeyStatusEntry)| config.key.short().as_str() == key.short_key;
     if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
         return None;
     }
-    let listed = |(config, key): (&KeyConfig, &status::KeyRow)| {
-        ListedKey::of(config, Some(ReportedKeyState::of_running_server(key)))
-    };
-    Some(config.keys.iter().zip(&keys).map(listed).collect())
+    let listed_keys = config
+        .keys
+        .iter()
+        .zip(&keys)
+        .map(|(config, key)| ListedKey::new(config, Some(ReportedKeyState::from_status(key))));
+    Some(listed_keys.collect())
 }
 
-fn print_keys(keys: &[ListedKey], json: bool, code: ExitCode) -> ExitCode {
+fn print_keys(keys: &[ListedKey], json: bool) {
     if json {
-        print(&keys.iter().map(row_json).collect::<Value>());
+        print(&keys.iter().map(key_json).collect::<Value>());
     } else if keys.is_empty() {
-        print_error(&"There are no keys yet: give some in ELEVENLABS_API_KEYS=sk_first,sk_second");
+        print_error(&"No keys are configured: set ELEVENLABS_API_KEYS=sk_first,sk_second");
     } else {
-        print(&table(keys));
+        print(&format_table(keys));
     }
-    code
 }
 
 impl ListedKey {
-    fn of(config: &KeyConfig, state: Option<ReportedKeyState>) -> Self {
+    fn new(config: &KeyConfig, state: Option<ReportedKeyState>) -> Self {
         Self {
             short: config.key.short().to_string(),
             name: config.name.clone(),
@@ -134,42 +131,40 @@ impl ListedKey {
     }
 }
 
-/// A missing database is reported with the exit code of success.
-fn exit_code(error: &DatabaseError) -> ExitCode {
+/// Whether there is no database yet, which is not a failure.
+fn is_missing(error: &DatabaseError) -> bool {
     match error {
-        DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => {
-            ExitCode::SUCCESS
-        }
+        DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => true,
         DatabaseError::Read(
             ReadError::Unreadable { .. }
             | ReadError::Newer { .. }
             | ReadError::Older(_)
-            | ReadError::Broken { .. }
+            | ReadError::Corrupt { .. }
             | ReadError::Unusable { .. },
-        ) => ExitCode::FAILURE,
+        ) => false,
     }
 }
 
 /// The configured keys, or the keys in the database if none are configured.
-fn list(config: &Config, known_keys: &[KnownKey]) -> Vec<ListedKey> {
-    let as_state = |known: &KnownKey| ReportedKeyState::of_database(known, config.pool.near_limit_ratio);
+fn list_keys(config: &Config, stored_keys: &[StoredKey]) -> Vec<ListedKey> {
+    let state = |key: &StoredKey| ReportedKeyState::from_stored(key, config.pool.near_limit_ratio);
     if config.keys.is_empty() {
-        let listed = |known: &KnownKey| ListedKey {
-            short: known.short.clone(),
-            name: known.name.clone(),
-            workspace: known.workspace.clone(),
-            state: Some(as_state(known)),
-        };
-        return known_keys.iter().map(listed).collect();
+        let listed_keys = stored_keys.iter().map(|key| ListedKey {
+            short: key.short.clone(),
+            name: key.name.clone(),
+            workspace: key.workspace.clone(),
+            state: Some(state(key)),
+        });
+        return listed_keys.collect();
     }
-    let listed = |key: &KeyConfig| {
+    let listed_keys = config.keys.iter().map(|key| {
         let hash = key.key.fingerprint().to_string();
-        ListedKey::of(key, known_keys.iter().find(|known| known.hash == hash).map(as_state))
-    };
-    config.keys.iter().map(listed).collect()
+        ListedKey::new(key, stored_keys.iter().find(|stored_key| stored_key.hash == hash).map(state))
+    });
+    listed_keys.collect()
 }
 
-fn table(keys: &[ListedKey]) -> String {
+fn format_table(keys: &[ListedKey]) -> String {
     let mut table = Table::new([
         ("#", Alignment::Right),
         ("key", Alignment::Left),
@@ -179,24 +174,24 @@ fn table(keys: &[ListedKey]) -> String {
         ("left", Alignment::Right),
     ]);
     for (index, key) in keys.iter().enumerate() {
-        let text =
-            |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), |text| cut(text, 14));
+        let format_name =
+            |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |name| truncate(name, 14));
         let remaining =
-            key.state.as_ref().filter(|state| state.limit.is_some()).map(|state| short(state.remaining));
-        let status = key.state.as_ref().map(|state| status_words(&state.status, state.is_near_limit));
-        table.row([
+            key.state.as_ref().filter(|state| state.limit.is_some()).map(|state| abbreviate(state.remaining));
+        let status = key.state.as_ref().map(|state| format_status(&state.status, state.is_near_limit));
+        table.add_row([
             (index + 1).to_string(),
             key.short.clone(),
-            text(&key.name),
-            text(&key.workspace),
+            format_name(&key.name),
+            format_name(&key.workspace),
             status.unwrap_or_else(|| "-".to_owned()),
             remaining.unwrap_or_else(|| "unknown".to_owned()),
         ]);
     }
-    table.text()
+    table.format()
 }
 
-fn row_json(key: &ListedKey) -> Value {
+fn key_json(key: &ListedKey) -> Value {
     let state = key.state.as_ref();
     json!({
         "shortKey": key.short,

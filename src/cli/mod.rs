@@ -1,5 +1,5 @@
-//! Parses the command line and runs one command per file. Data is printed to standard output,
-//! messages to standard error, and each command returns an exit code.
+//! Parses the command line and runs the command. Each command is a file. It prints data to standard
+//! output and messages to standard error, and returns an exit code.
 
 mod serve;
 
@@ -28,13 +28,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
-use crate::config::{self, Loaded, Need, Overrides};
+use crate::config::{self, KeyRequirement, LoadedConfig, Overrides};
 use crate::telemetry;
 
 /// One base URL for all your ElevenLabs keys.
 ///
-/// Point an ElevenLabs SDK at Keychoir's address; it sets a key from its pool, retries a refused
+/// Point an ElevenLabs SDK at Keychoir's address: it sets a key from its pool, retries a refused
 /// request with the next key, and records the usage. Without a command, it serves.
 #[derive(Debug, Parser)]
 #[command(name = "keychoir", version, args_conflicts_with_subcommands = true)]
@@ -47,85 +48,79 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve; keys come from ELEVENLABS_API_KEYS or a configuration file.
+    /// Serve with keys from ELEVENLABS_API_KEYS or a configuration file.
     Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
     Check(ConfigSources),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
-    /// Show what was spent, by key, client, model or route.
+    /// Show the recorded usage by key, client, model or route.
     Usage(usage::Arguments),
-    /// The keys of the pool; never a key itself.
+    /// List the keys of the pool by their short forms.
     Keys(keys::Arguments),
     /// Add, list and revoke clients and their tokens.
     Clients(clients::Arguments),
-    /// Print the environment variables by which apps find Keychoir and trust its https.
+    /// Print the environment variables with which apps find Keychoir and trust its certificate.
     Env(ConfigSources),
-    /// Try it without any key: the proxy in front of a simulated ElevenLabs.
+    /// Try Keychoir without a key, in front of a simulated ElevenLabs.
     Demo(demo::Arguments),
-    /// Serve an offline ElevenLabs to develop against.
+    /// Serve an offline ElevenLabs for the development of apps.
     Simulate(simulate::Arguments),
-    /// Print the SQL that the mirror in Supabase needs.
+    /// Print the SQL that creates the tables of the mirror in Supabase.
     Supabase(supabase::Arguments),
 }
 
 /// The sources of the configuration.
 #[derive(Clone, Debug, Default, Args)]
 struct ConfigSources {
-    /// Listen here: HOST:PORT, unix:/PATH or systemd. May be given several times.
+    /// Listen on this address: HOST:PORT, unix:/PATH or systemd. May be repeated.
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<String>,
-    /// Read this configuration file. Without it: KEYCHOIR_CONFIG, $XDG_CONFIG_HOME/keychoir/keychoir.toml,
-    /// /etc/keychoir/keychoir.toml, the first that there is.
+    /// Read this configuration file. By default: the file that KEYCHOIR_CONFIG names, or else the first
+    /// existing one of $XDG_CONFIG_HOME/keychoir/keychoir.toml and /etc/keychoir/keychoir.toml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigSources {
-    /// The values that the command line sets.
-    fn overrides(self, has_passed_sockets: bool) -> Overrides {
-        Overrides {
-            config_file: self.config,
-            listen: self.listen,
-            is_ephemeral: false,
-            has_passed_sockets,
-            keys: Need::Required,
-        }
+    fn into_overrides(self, key_requirement: KeyRequirement) -> Overrides {
+        Overrides { config_file: self.config, listen: self.listen, key_requirement, ..Overrides::default() }
     }
 }
 
 /// Loads the configuration and prints its mistakes to standard error.
-fn load(overrides: &Overrides) -> Result<Loaded, ExitCode> {
+fn load(overrides: &Overrides) -> Result<LoadedConfig, ExitCode> {
     config::load(overrides).map_err(|problems| {
         print_error(&problems);
         ExitCode::from(EX_CONFIG)
     })
 }
 
-/// Lists the files that the configuration was read from.
-fn files_read(loaded: &Loaded) -> String {
-    let read: Vec<String> = loaded.files.read().map(|path| path.display().to_string()).collect();
-    match (&loaded.file, read.as_slice()) {
+/// Describes the files from which the configuration was loaded.
+fn describe_files(loaded: &LoadedConfig) -> String {
+    let paths: Vec<String> = loaded.files.existing().map(|path| path.display().to_string()).collect();
+    match (&loaded.file, paths.as_slice()) {
         (None, []) => "No configuration file: defaults and the environment".to_owned(),
-        (None, read) => format!("No configuration file; read {}", read.join(", ")),
-        (Some(_), read) => format!("Read {}", read.join(", ")),
+        (None, paths) => format!("No configuration file; read {}", paths.join(", ")),
+        (Some(_), paths) => format!("Read {}", paths.join(", ")),
     }
 }
 
-/// The exit code for wrong arguments, as of clap.
+/// The exit code for invalid arguments, the same as that of clap.
 const EX_USAGE: u8 = 2;
 
-/// `sysexits.h`: the configuration is invalid. A service manager should not restart the program.
+/// The exit code for an invalid configuration (`sysexits.h`). A service manager should not restart the
+/// program.
 const EX_CONFIG: u8 = 78;
 
-/// `sysexits.h`: a file could not be written.
+/// The exit code for a failed write (`sysexits.h`).
 const EX_IOERR: u8 = 74;
 
 /// Runs the program with its command line arguments.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
+    let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
         Command::Status(arguments) => status::run(arguments),
@@ -136,47 +131,63 @@ pub fn run() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Supabase(arguments) => supabase::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => code,
     }
 }
 
+/// The result of a command. On failure, the command has printed a message.
+type CommandResult = Result<(), ExitCode>;
+
 /// Prints a message to standard error.
 fn print_error(message: &dyn Display) {
-    // Earlier log lines are printed first.
+    // Log lines that were written earlier must be printed first.
     telemetry::flush();
-    // A failure to write to standard error cannot be reported.
+    // A failed write to standard error cannot be reported.
     let _ = writeln!(io::stderr(), "{message}");
 }
 
-/// Prints data to standard output. A closed pipe is no error.
+/// Prints data to standard output. A closed pipe is not an error.
 fn print(data: &dyn Display) {
     let _ = writeln!(io::stdout(), "{data}");
 }
 
-/// Prints the message of a failed command, and returns its exit code.
-fn failure(message: &dyn Display) -> ExitCode {
-    print_error(&format_args!("keychoir: {message}"));
-    ExitCode::FAILURE
+/// Prints the error of a failed command, and returns its exit code.
+fn fail(error: impl Display) -> ExitCode {
+    fail_with(1, error)
 }
 
-/// Creates the single-threaded runtime of a command. `serve` starts additional worker threads.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().thread_name("keychoir").build()
+fn fail_with(code: u8, error: impl Display) -> ExitCode {
+    print_error(&format_args!("keychoir: {error}"));
+    ExitCode::from(code)
 }
 
-/// Creates the multi-threaded runtime of a command that includes the simulator.
-fn multi_thread_runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("keychoir").build()
+/// Builds the single-threaded runtime of a command. `serve` starts additional worker threads.
+fn build_runtime() -> Result<Runtime, ExitCode> {
+    Builder::new_current_thread().enable_all().thread_name("keychoir").build().map_err(fail)
 }
 
-/// Formats the error of an address that cannot be bound, with advice.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's list of errors grows")]
-fn cannot_listen(address: &str, error: &io::Error) -> String {
+/// Builds the multi-threaded runtime of a command that includes the simulator.
+fn build_multi_thread_runtime() -> Result<Runtime, ExitCode> {
+    Builder::new_multi_thread().enable_all().thread_name("keychoir").build().map_err(fail)
+}
+
+/// The locale of messages, from the variables of POSIX in their order of precedence.
+fn locale() -> Option<String> {
+    ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok())
+}
+
+/// Describes why an address cannot be bound, with advice.
+#[expect(clippy::wildcard_enum_match_arm, reason = "`io::ErrorKind` is non-exhaustive")]
+fn describe_bind_error(address: &str, error: &io::Error) -> String {
     let is_file = address.starts_with("unix:");
     let reason = match error.kind() {
-        io::ErrorKind::NotFound if is_file => "Its folder is missing. ",
+        io::ErrorKind::NotFound if is_file => "Its folder does not exist. ",
         io::ErrorKind::PermissionDenied if is_file => "This user may not write there. ",
-        io::ErrorKind::AddrInUse => "Another program listens there, maybe another Keychoir. ",
-        io::ErrorKind::PermissionDenied => "Ports below 1024 need a privilege. ",
+        io::ErrorKind::AddrInUse => "Another program listens there, perhaps another Keychoir. ",
+        io::ErrorKind::PermissionDenied => "Ports below 1024 require a privilege. ",
         io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
         _ => "",
     };

@@ -1,5 +1,5 @@
-//! Reports the program's state to a service manager by systemd's notify protocol on the socket in
-//! `NOTIFY_SOCKET`. Does nothing if the variable is not set.
+//! Reports the state of the program to a service manager with systemd's notify protocol, on the socket in
+//! the variable `NOTIFY_SOCKET`. Without the variable, nothing is sent.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -8,28 +8,28 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// Reports that the program is ready, with the text `status`.
-pub(super) fn ready(status: &str) {
+/// Reports that the program is ready, with a status line.
+pub(super) fn report_ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// Reports that the configuration is being reloaded. [`ready`] reports the end of the reload.
-pub(super) fn reloading() {
-    // The time identifies the reload request to the service manager.
+/// Reports that the configuration is being reloaded. [`report_ready`] reports the end of the reload.
+pub(super) fn report_reloading() {
+    // The service manager identifies the reload by this time.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => debug!("no monotonic time for the service manager: {error}"),
     }
 }
 
-/// Reports that the program is stopping, and extends the stop timeout by `within`.
-pub(super) fn stopping(within: Duration) {
-    let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
-    let status = NotifyState::Status("Ending: requests under way finish");
+/// Reports that the program is stopping, and extends the stop timeout by `extension`.
+pub(super) fn report_stopping(extension: Duration) {
+    let micros = u32::try_from(extension.as_micros()).unwrap_or(u32::MAX);
+    let status = NotifyState::Status("Shutting down: running requests may finish");
     notify(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// Sends keep-alives to the watchdog, if it is enabled. The interval is half the required one, so
+/// Sends keep-alives to the watchdog, if it is enabled. The interval is half the watchdog's timeout, so
 /// that one late message does not cause a restart.
 pub(super) async fn send_keep_alives() -> Infallible {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return pending().await };
@@ -40,7 +40,7 @@ pub(super) async fn send_keep_alives() -> Infallible {
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // If a notification fails, the proxy continues to serve.
+    // A failed notification does not prevent the proxy from serving.
     if let Err(error) = sd_notify::notify(state) {
         debug!("the service manager cannot be notified: {error}");
     }

@@ -1,4 +1,4 @@
-//! Reloads the configuration at runtime, on a signal or after a change of its files. An invalid
+//! Reloads the configuration of the running proxy, on a signal or after a change of its files. An invalid
 //! configuration is reported and not applied.
 
 use std::future::pending;
@@ -6,111 +6,113 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use crate::app::{AppConfig, Running};
-use crate::config::{self, Config, Files, Loaded, Overrides};
-use crate::telemetry::{Level, keys_loaded};
+use crate::app::{AppConfig, RunningApp};
+use crate::config::{self, Config, FileStamps, LoadedConfig, Overrides};
+use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 
-/// The state of the reloads.
+/// Detects changes of the configuration files and applies them.
 #[derive(Debug)]
-pub(super) struct Reloading {
+pub(super) struct ConfigReloader {
     overrides: Overrides,
-    level: Level,
+    level: LogLevelHandle,
     /// The configuration at the start. Settings that need a restart keep its values.
-    started: Config,
+    start_config: Config,
     /// The metadata of the files at the last load.
-    read: Files,
+    loaded_files: FileStamps,
     /// The metadata of the files at the last check.
-    checked: Files,
+    checked_files: FileStamps,
     interval: Duration,
     drain_timeout: Duration,
 }
 
-impl Reloading {
-    pub(super) fn new(overrides: Overrides, level: Level, loaded: &Loaded) -> Self {
-        let Loaded { config, files, .. } = loaded;
+impl ConfigReloader {
+    pub(super) fn new(overrides: Overrides, level: LogLevelHandle, loaded: &LoadedConfig) -> Self {
+        let LoadedConfig { config, files, .. } = loaded;
         Self {
             overrides,
             level,
-            started: config.clone(),
-            read: files.clone(),
-            checked: files.clone(),
+            start_config: config.clone(),
+            loaded_files: files.clone(),
+            checked_files: files.clone(),
             interval: config.server.reload_interval,
             drain_timeout: config.server.drain_timeout,
         }
     }
 
-    /// The drain timeout, in which running requests may finish at shutdown.
+    /// The timeout for running requests to finish at shutdown.
     pub(super) fn drain_timeout(&self) -> Duration {
         self.drain_timeout
     }
 
-    /// Waits until a file has changed and then stayed unchanged between two checks, so that no
-    /// half-written file is read.
+    /// Waits until a file has changed and then stayed unchanged between two checks, so that a
+    /// half-written file is not read.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future only delays the next check.
-    pub(super) async fn changed(&mut self) {
+    pub(super) async fn wait_for_change(&mut self) {
         if self.interval.is_zero() {
             return pending().await;
         }
         loop {
             tokio::time::sleep(self.interval).await;
-            let now = self.checked.now();
-            if now == self.checked && now != self.read {
+            let files = self.checked_files.read_again();
+            if files == self.checked_files && files != self.loaded_files {
                 return;
             }
-            self.checked = now;
+            self.checked_files = files;
         }
     }
 
-    /// Reads all files again and applies the configuration to `running`. Reading blocks this thread
-    /// for a short time; other threads serve the requests.
-    pub(super) fn reload(&mut self, running: &Running) {
+    /// Reads all files again and applies the configuration to `app`. Reading blocks this thread
+    /// briefly, while other threads serve requests.
+    pub(super) fn reload(&mut self, app: &RunningApp) {
         // The metadata is recorded before the files are read, so that a change during the read is
         // detected.
-        self.read = self.checked.now();
-        self.checked = self.read.clone();
+        self.loaded_files = self.checked_files.read_again();
+        self.checked_files = self.loaded_files.clone();
         match config::load(&self.overrides) {
-            Ok(loaded) => self.apply(loaded, running),
+            Ok(loaded) => {
+                if let Err(reason) = self.apply(loaded, app) {
+                    log_failure(&reason);
+                }
+            }
             Err(problems) => {
-                let text = problems.to_string();
-                for line in text.lines() {
+                for line in problems.to_string().lines() {
                     warn!(event = "reload_problem", "{line}");
                 }
-                not_reloaded("it has mistakes");
+                log_failure("it has mistakes");
             }
         }
     }
 
-    fn apply(&mut self, loaded: Loaded, running: &Running) {
-        let Loaded { config, warnings, files, .. } = loaded;
-        (self.read, self.checked) = (files.clone(), files);
+    /// Applies the configuration. The error is the reason why it cannot be applied.
+    fn apply(&mut self, loaded: LoadedConfig, app: &RunningApp) -> Result<(), String> {
+        let LoadedConfig { config, warnings, files, .. } = loaded;
+        (self.loaded_files, self.checked_files) = (files.clone(), files);
         for warning in &warnings {
             warn!("{warning}");
         }
-        let restart_settings = self.started.needs_restart(&config);
+        let restart_settings = self.start_config.settings_needing_restart(&config);
         let (source, clients) = (config.key_source.to_string(), config.clients.len());
         let (interval, drain_timeout) = (config.server.reload_interval, config.server.drain_timeout);
         let level = config.log.level.to_string();
-        let reloaded = match AppConfig::of(config) {
-            Ok(settings) => running.reload(settings),
-            Err(error) => return not_reloaded(&error.to_string()),
-        };
-        let reloaded = match reloaded {
-            Ok(reloaded) => reloaded,
-            Err(exposed) => return not_reloaded(&exposed.to_string()),
-        };
+        let app_config = AppConfig::from_config(config).map_err(|error| error.to_string())?;
+        let summary = app.reload(app_config).map_err(|error| error.to_string())?;
         (self.interval, self.drain_timeout) = (interval, drain_timeout);
         if let Err(error) = self.level.set(&level) {
             warn!("{error}");
         }
         if !restart_settings.is_empty() {
             let names = restart_settings.join(", ");
-            warn!(event = "reload_incomplete", settings = names, "Only a restart changes {names}");
+            warn!(
+                event = "reload_incomplete",
+                settings = names,
+                "These settings change only with a restart: {names}"
+            );
         }
-        let (count, added, removed) = (reloaded.keys, reloaded.added, reloaded.removed);
-        let text = keys_loaded(count, &source);
+        let (count, added, removed) = (summary.keys, summary.added, summary.removed);
+        let text = keys_loaded_message(count, &source);
         info!(
             event = "reloaded",
             keys = count,
@@ -119,12 +121,13 @@ impl Reloading {
             clients,
             "Reloaded: {text}, {added} added, {removed} removed; {clients} client tokens"
         );
+        Ok(())
     }
 }
 
-fn not_reloaded(reason: &str) {
+fn log_failure(reason: &str) {
     error!(
         event = "reload_failed",
-        "The configuration is not reloaded, and the previous one stays in use: {reason}"
+        "The configuration is not reloaded and the previous one stays in use: {reason}"
     );
 }

@@ -1,5 +1,5 @@
-//! Connects to a running Keychoir and reads its status documents. All commands use this module, so
-//! that they choose the same address and report the same errors.
+//! Connects to a running Keychoir and reads its status documents. All commands use this module, so that
+//! they select the same address and report the same errors.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 
 use super::{ConfigSources, load};
-use crate::config::{Config, HostPort, Listen, Need};
+use crate::config::{Config, HostPort, KeyRequirement, ListenAddress};
 use crate::upstream::{TlsError, http_client};
 
 /// The options with the address of a running Keychoir.
@@ -26,43 +26,44 @@ pub(super) struct ServerOptions {
     token_file: Option<PathBuf>,
 }
 
-/// The address of a running Keychoir: a base URL without a trailing slash, or a Unix socket.
+/// The address of a running Keychoir.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ServerAddress {
+    /// A base URL without a trailing slash.
     Url(String),
     Unix(PathBuf),
 }
 
-/// A connection to a running Keychoir.
+/// A client of a running Keychoir.
 #[derive(Debug)]
-pub(super) struct RunningServer {
+pub(super) struct StatusClient {
     address: ServerAddress,
     client: reqwest::Client,
     token: Option<String>,
 }
 
-/// The errors of a request to a running Keychoir. Each message contains advice.
+/// The error of a request to a running Keychoir. The message contains advice.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServerRequestError {
-    #[error("{0} is no address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
+    #[error("{0} is not the address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
     InvalidUrl(String),
-    #[error("use http://: Keychoir serves it on the same port as https")]
+    #[error("use http://, which Keychoir serves on the same port as https")]
     Https,
-    #[error("the configuration names no fixed port: give the address with --url http://HOST:PORT")]
-    NoKnownPort,
+    #[error("the configuration names no fixed port: use --url http://HOST:PORT")]
+    NoFixedPort,
     #[error("the client token cannot be read from {}: {source}", .path.display())]
     Token { path: PathBuf, source: std::io::Error },
-    #[error("{} contains no client token: it is empty or has a character that is invalid in a header", .0.display())]
-    NoToken(PathBuf),
+    #[error("{} contains no valid client token: it is empty, or a header cannot contain it", .0.display())]
+    InvalidToken(PathBuf),
     #[error(
-        "Keychoir does not answer at {address}: {reason}. Is it running (`keychoir serve`)? Another address is given with --url."
+        "Keychoir does not respond at {address}: {reason}. Is it running (`keychoir serve`)? Use --url for another address."
     )]
     NoResponse { address: String, reason: String },
-    #[error("Keychoir at {0} requires a client token: give a file that contains one with --token-file")]
+    #[error("Keychoir at {0} requires a client token: use --token-file with a file that contains one")]
     TokenRequired(String),
     #[error("Keychoir at {0} refuses the client token of --token-file")]
-    TokenUnknown(String),
-    #[error("the server at {address} is no Keychoir, or one of another version ({reason})")]
+    TokenRefused(String),
+    #[error("the server at {address} is not a Keychoir, or has another version ({reason})")]
     NotKeychoir { address: String, reason: String },
     #[error("{0}")]
     Client(#[from] reqwest::Error),
@@ -70,23 +71,22 @@ pub(super) enum ServerRequestError {
     Tls(#[from] TlsError),
 }
 
-/// Timeout of a request. Keychoir serves these documents from memory, so a slower response means
-/// that it hangs.
+/// Timeout of a request. Keychoir serves these documents from memory, so one that takes longer to
+/// respond is stuck.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ServerOptions {
-    /// Creates the client. If the configuration is invalid, its mistakes are printed and the exit
-    /// code is returned.
-    pub(super) fn client(self) -> Result<Result<RunningServer, ServerRequestError>, ExitCode> {
+    /// Creates the client. The outer error is the exit code for an invalid configuration, whose
+    /// mistakes are printed.
+    pub(super) fn into_client(self) -> Result<Result<StatusClient, ServerRequestError>, ExitCode> {
         let address = match &self.url {
             Some(url) => ServerAddress::parse(url),
             None => {
-                let mut overrides = self.sources.overrides(false);
-                overrides.keys = Need::Optional;
-                ServerAddress::of(&load(&overrides)?.config)
+                let overrides = self.sources.into_overrides(KeyRequirement::Optional);
+                ServerAddress::from_config(&load(&overrides)?.config)
             }
         };
-        Ok(address.and_then(|address| RunningServer::connect_to(address, self.token_file)))
+        Ok(address.and_then(|address| StatusClient::new(address, self.token_file)))
     }
 }
 
@@ -107,27 +107,25 @@ impl ServerAddress {
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
     }
 
-    /// The first configured TCP port other than 0, or else the Unix socket.
-    fn of(config: &Config) -> Result<Self, ServerRequestError> {
-        let port = config.server.listen.iter().find_map(|listen| match listen {
-            Listen::Port(port) if port.port() != 0 => Some(Self::Url(base_url(port))),
-            Listen::Port(_) | Listen::Unix(_) | Listen::Systemd => None,
-        });
-        let socket = || {
-            config.server.listen.iter().find_map(|listen| match listen {
-                Listen::Unix(path) => Some(Self::Unix(path.clone())),
-                Listen::Port(_) | Listen::Systemd => None,
+    /// The first configured TCP address with a fixed port, or else the first Unix socket.
+    fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
+        let listen = &config.server.listen;
+        let unix_socket = || {
+            listen.iter().find_map(|listen| match listen {
+                ListenAddress::Unix(path) => Some(Self::Unix(path.clone())),
+                ListenAddress::Tcp(_) | ListenAddress::Systemd => None,
             })
         };
-        port.or_else(socket).ok_or(ServerRequestError::NoKnownPort)
+        let url = listen.fixed_port().map(|address| Self::Url(base_url(address)));
+        url.or_else(unix_socket).ok_or(ServerRequestError::NoFixedPort)
     }
 }
 
-/// The base URL of a TCP listener over loopback, which reaches every listening address of this
-/// machine.
-pub(super) fn base_url(port: &HostPort) -> String {
+/// The base URL of a TCP listener for clients on this machine. A wildcard address is replaced by the
+/// loopback address.
+pub(super) fn base_url(listen: &HostPort) -> String {
     let mut address =
-        port.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], port.port()).into());
+        listen.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], listen.port()).into());
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
@@ -138,8 +136,8 @@ pub(super) fn base_url(port: &HostPort) -> String {
     format!("http://{address}")
 }
 
-impl RunningServer {
-    fn connect_to(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, ServerRequestError> {
+impl StatusClient {
+    fn new(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, ServerRequestError> {
         let token = token_file.map(read_token).transpose()?;
         let builder = http_client()?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
@@ -150,20 +148,20 @@ impl RunningServer {
     }
 
     /// Creates a client without a token for the Keychoir that runs with this configuration.
-    pub(super) fn of(config: &Config) -> Result<Self, ServerRequestError> {
-        Self::connect_to(ServerAddress::of(config)?, None)
+    pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
+        Self::new(ServerAddress::from_config(config)?, None)
     }
 
-    /// The address, for messages.
-    fn name(&self) -> String {
+    /// Formats the address for messages.
+    fn address_text(&self) -> String {
         match &self.address {
             ServerAddress::Url(url) => url.clone(),
             ServerAddress::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 
-    /// Requests `path` and returns the body as text and as `T`. Keychoir responds with 503 when it
-    /// is not ready; any status other than 200 and 503 is an error.
+    /// Requests `path` and returns the body as text and parsed as `T`. Keychoir responds with 503 when
+    /// it is not ready. Any status other than 200 and 503 is an error.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -178,15 +176,16 @@ impl RunningServer {
             request = request.header("xi-api-key", token);
         }
         let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
-            address: self.name(),
+            address: self.address_text(),
             reason: root_cause(&error),
         };
-        let not_keychoir = |reason: String| ServerRequestError::NotKeychoir { address: self.name(), reason };
+        let not_keychoir =
+            |reason: String| ServerRequestError::NotKeychoir { address: self.address_text(), reason };
         let response = request.send().await.map_err(no_response)?;
         match response.status().as_u16() {
             200 | 503 => {}
-            401 if self.token.is_some() => return Err(ServerRequestError::TokenUnknown(self.name())),
-            401 => return Err(ServerRequestError::TokenRequired(self.name())),
+            401 if self.token.is_some() => return Err(ServerRequestError::TokenRefused(self.address_text())),
+            401 => return Err(ServerRequestError::TokenRequired(self.address_text())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }
         let text = response.text().await.map_err(no_response)?;
@@ -195,20 +194,20 @@ impl RunningServer {
     }
 }
 
-/// Whether a Keychoir responds at the address `listen`.
-pub(super) async fn is_keychoir_at(listen: &Listen) -> bool {
+/// Whether a Keychoir responds at this address.
+pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     let address = match listen {
-        Listen::Port(port) => ServerAddress::Url(base_url(port)),
-        Listen::Unix(path) => ServerAddress::Unix(path.clone()),
-        Listen::Systemd => return false,
+        ListenAddress::Tcp(address) => ServerAddress::Url(base_url(address)),
+        ListenAddress::Unix(path) => ServerAddress::Unix(path.clone()),
+        ListenAddress::Systemd => return false,
     };
-    let Ok(server) = RunningServer::connect_to(address, None) else { return false };
-    let page = server.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
-    // The document of another program has none of these members.
+    let Ok(client) = StatusClient::new(address, None) else { return false };
+    let page = client.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
+    // Another program does not send a document with these members.
     page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
 }
 
-/// The innermost cause, which is the most specific part of the message.
+/// The innermost source of the error, which is the most specific.
 fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
@@ -225,7 +224,7 @@ fn read_token(path: PathBuf) -> Result<String, ServerRequestError> {
         .map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(ServerRequestError::NoToken(path));
+        return Err(ServerRequestError::InvalidToken(path));
     }
     Ok(token.to_owned())
 }
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_url_or_a_socket() {
+    fn an_address_is_a_url_or_a_unix_socket() {
         let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
         check("http://127.0.0.1:11011/", url("http://127.0.0.1:11011"));
         check("127.0.0.1:11011", url("http://127.0.0.1:11011"));
@@ -255,8 +254,8 @@ mod tests {
     fn the_address_comes_from_the_configuration() {
         let address = |listen: &[&str]| {
             let mut config = Config::default();
-            config.server.listen = crate::config::Listens::parse(listen).unwrap();
-            ServerAddress::of(&config).ok()
+            config.server.listen = crate::config::ListenAddresses::parse(listen).unwrap();
+            ServerAddress::from_config(&config).ok()
         };
         let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
         assert_eq!(address(&["127.0.0.1:11011"]), url("http://127.0.0.1:11011"));

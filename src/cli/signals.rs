@@ -1,10 +1,10 @@
-//! Receives the signals of the operating system to stop and to reload the configuration.
+//! Receives the operating system signals to stop and to reload the configuration.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The handled signals. Every signal after the construction is received.
+/// The handled signals. Signals that arrive after the construction are not lost.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -16,7 +16,7 @@ pub(super) struct Signals {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignalEvent {
     /// SIGTERM or SIGINT.
-    End,
+    Stop,
     /// SIGHUP.
     Reload,
 }
@@ -37,14 +37,14 @@ impl Signals {
     /// No signal is lost when the future is dropped.
     pub(super) async fn next(&mut self) -> SignalEvent {
         tokio::select! {
-            _ = self.terminate.recv() => SignalEvent::End,
-            _ = self.interrupt.recv() => SignalEvent::End,
+            _ = self.terminate.recv() => SignalEvent::Stop,
+            _ = self.interrupt.recv() => SignalEvent::Stop,
             _ = self.hangup.recv() => SignalEvent::Reload,
         }
     }
 
-    /// Waits for a signal to stop.
-    pub(super) async fn end(&mut self) {
-        while self.next().await != SignalEvent::End {}
+    /// Waits for a signal to stop, and ignores other signals.
+    pub(super) async fn wait_for_stop(&mut self) {
+        while self.next().await != SignalEvent::Stop {}
     }
 }

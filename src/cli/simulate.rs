@@ -1,45 +1,43 @@
-//! `keychoir simulate`: serves an offline ElevenLabs on a port for the development of apps.
-
-use std::process::ExitCode;
+//! `keychoir simulate`: serves an offline ElevenLabs for the development of apps.
 
 use clap::Args;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{cannot_listen, failure, multi_thread_runtime, print};
-use crate::simulator::{Fault, FaultError, KeyPlan, Plan, PlanError, Simulator};
+use super::{CommandResult, build_multi_thread_runtime, describe_bind_error, fail, print};
+use crate::simulator::{Fault, FaultError, KeyPlan, Plan, Simulator};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Listen on this address; port 0 chooses a free one.
+    /// Listen on this address. With port 0, the system chooses a free port.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11012")]
     listen: String,
-    /// A key and its credits; may be given several times. Three keys by default.
+    /// A key and its credits. May be repeated. By default, there are three keys.
     ///
     /// The tier is the plan of its workspace, such as free, starter, creator (the default), pro or
-    /// payg, whose subscription does not show its credits. It decides on voices of the library,
-    /// formats, the length of a text, and clones.
-    #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = parse_key)]
+    /// payg, whose subscription does not show its credits. It determines the library voices, formats,
+    /// text lengths and clones.
+    #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = KeyPlan::parse)]
     keys: Vec<KeyPlan>,
     /// A fault of every request with a key, such as `sk_one:invalid` or `sk_one:stall=5s`.
     ///
-    /// With a route behind the key, the fault applies only to requests whose path begins with the
-    /// route, as in `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`;
-    /// the key `*` then stands for every key.
+    /// With a route after the key, the fault applies only to requests whose path begins with the route,
+    /// as in `sk_one@/v1/dubbing:invalid` or `sk_one@POST /v1/voices:voice_limit_reached`. With a route,
+    /// the key `*` stands for all keys.
     ///
     /// FAULT is a refusal (quota, key_cap, invalid, concurrency, rate_limit=SECONDS, …) or one of
     /// pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge,
     /// endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL,
-    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or a full response,
+    /// encoded=ENCODING,ENCODING:REFUSAL (gzip, deflate, br, zstd), or a complete response,
     /// answer=STATUS/BODY or answer=STATUS[NAME: VALUE]/BODY. A WebSocket session is refused in its
-    /// own format, and with early:REFUSAL or gzip:REFUSAL before it begins; after=MESSAGES:TURN
+    /// own format, and with early:REFUSAL or gzip:REFUSAL before it starts. after=MESSAGES:TURN
     /// applies after a number of messages, where TURN is a refusal, close=CODE[/REASON], cut,
     /// reset, stall, say=TEXT or last=CODE/TEXT. An unknown name prints the list of all names.
     #[arg(long = "fault", value_name = "KEY[@ROUTE]:FAULT", value_parser = parse_fault)]
     faults: Vec<FaultArgument>,
 }
 
-/// A fault, and the requests that it applies to.
+/// A fault and the requests to which it applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FaultArgument {
     key: String,
@@ -48,17 +46,13 @@ struct FaultArgument {
 }
 
 /// The wildcard for all keys.
-const EVERY_KEY: &str = "*";
-
-fn parse_key(text: &str) -> Result<KeyPlan, PlanError> {
-    KeyPlan::parse(text)
-}
+const ALL_KEYS: &str = "*";
 
 #[derive(Debug, thiserror::Error)]
 enum FaultArgumentError {
-    #[error("a fault is written KEY:FAULT, for example sk_one:invalid")]
+    #[error("the key is missing: write KEY:FAULT, for example sk_one:invalid")]
     NoKey,
-    #[error("`*` needs a route, for example *@/v1/dubbing:invalid")]
+    #[error("`*` requires a route, for example *@/v1/dubbing:invalid")]
     NoRoute,
     #[error(transparent)]
     Fault(#[from] FaultError),
@@ -66,68 +60,53 @@ enum FaultArgumentError {
 
 fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
     let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    // A key may contain an `@`. Only a text with a slash behind the `@` is a route.
+    // A key may contain an `@`. Only text with a slash after the `@` is a route.
     let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
         Some((key, route)) => (key, Some(route.to_owned())),
         None => (key, None),
     };
-    if key == EVERY_KEY && route.is_none() {
+    if key == ALL_KEYS && route.is_none() {
         return Err(FaultArgumentError::NoRoute);
     }
     Ok(FaultArgument { key: key.to_owned(), route, fault: fault.parse()? })
 }
 
-pub(super) fn run(arguments: Arguments) -> ExitCode {
-    match multi_thread_runtime() {
-        Ok(runtime) => runtime.block_on(simulate(arguments)),
-        Err(error) => failure(&error),
-    }
+pub(super) fn run(arguments: Arguments) -> CommandResult {
+    build_multi_thread_runtime()?.block_on(simulate(arguments))
 }
 
-async fn simulate(arguments: Arguments) -> ExitCode {
+async fn simulate(arguments: Arguments) -> CommandResult {
     let Arguments { listen, keys, faults } = arguments;
-    let is_default = keys.is_empty();
-    let plan = if is_default { Plan::default() } else { Plan { keys, ..Plan::of([]) } };
-    if let Err(error) = plan.check() {
-        return failure(&error);
-    }
-    let is_known = |key: &str| key == EVERY_KEY || plan.keys.iter().any(|known| known.key == key);
+    let has_default_keys = keys.is_empty();
+    let plan = if has_default_keys { Plan::default() } else { Plan { keys, ..Plan::of([]) } };
+    plan.check().map_err(fail)?;
+    let is_known = |key: &str| key == ALL_KEYS || plan.keys.iter().any(|known| known.key == key);
     if !faults.iter().all(|argument| is_known(&argument.key)) {
-        return failure(&"--fault names a key that no --key defines");
+        return Err(fail("--fault names a key that no --key defines"));
     }
-    let listener = match TcpListener::bind(&listen).await {
-        Ok(listener) => listener,
-        Err(error) => return failure(&cannot_listen(&listen, &error)),
-    };
-    // The default keys are valid nowhere, so they are printed. Keys of the command line are not
-    // printed.
-    let made_up: Vec<String> =
-        if is_default { plan.keys.iter().map(|key| key.key.clone()).collect() } else { Vec::new() };
-    let simulator = match Simulator::start(listener, plan).await {
-        Ok(simulator) => simulator,
-        Err(error) => return failure(&error),
-    };
+    let listener =
+        TcpListener::bind(&listen).await.map_err(|error| fail(describe_bind_error(&listen, &error)))?;
+    // The default keys are printed, because they are not real keys. Keys of the command line are not.
+    let default_keys =
+        has_default_keys.then(|| plan.keys.iter().map(|key| key.key.as_str()).collect::<Vec<_>>().join(","));
+    let simulator = Simulator::start(listener, plan).await.map_err(fail)?;
     for FaultArgument { key, route, fault } in faults {
         match route {
             None => simulator.always(&key, Some(fault)),
-            Some(route) if key == EVERY_KEY => simulator.for_all_requests_on(&route, Some(fault)),
+            Some(route) if key == ALL_KEYS => simulator.for_all_requests_on(&route, Some(fault)),
             Some(route) => simulator.always_on(&key, &route, Some(fault)),
         }
     }
-    print(&format_args!("Simulated ElevenLabs at {}", simulator.base_url()));
-    if is_default {
-        print(&format_args!("   export ELEVENLABS_API_KEYS={}", made_up.join(",")));
+    let base_url = simulator.base_url();
+    print(&format_args!("Simulated ElevenLabs at {base_url}"));
+    if let Some(default_keys) = default_keys {
+        print(&format_args!("   export ELEVENLABS_API_KEYS={default_keys}"));
     }
-    print(&format_args!("   export KEYCHOIR_UPSTREAM__BASE_URL={}", simulator.base_url()));
-    print(&format_args!("   ledger: {}/_simulator/ledger", simulator.base_url()));
-    match Signals::new() {
-        Ok(mut signals) => {
-            signals.end().await;
-            simulator.stop().await;
-            ExitCode::SUCCESS
-        }
-        Err(error) => failure(&error),
-    }
+    print(&format_args!("   export KEYCHOIR_UPSTREAM__BASE_URL={base_url}"));
+    print(&format_args!("   ledger: {base_url}/_simulator/ledger"));
+    Signals::new().map_err(fail)?.wait_for_stop().await;
+    simulator.stop().await;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -152,8 +131,8 @@ mod tests {
     #[test]
     fn a_fault_without_a_key_or_for_all_keys_and_routes_is_refused() {
         for (text, message) in [
-            ("invalid", "a fault is written KEY:FAULT, for example sk_one:invalid"),
-            ("*:invalid", "`*` needs a route, for example *@/v1/dubbing:invalid"),
+            ("invalid", "the key is missing: write KEY:FAULT, for example sk_one:invalid"),
+            ("*:invalid", "`*` requires a route, for example *@/v1/dubbing:invalid"),
         ] {
             assert_eq!(parse_fault(text).unwrap_err().to_string(), message);
         }

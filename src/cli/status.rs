@@ -8,35 +8,37 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Deserialize;
 
-use super::server::{RunningServer, ServerOptions, ServerRequestError};
-use super::table::{Alignment, Table, cut, short};
-use super::{failure, print, print_error, runtime};
+use super::server::{ServerOptions, ServerRequestError, StatusClient};
+use super::table::{Alignment, Table, abbreviate, truncate};
+use super::{CommandResult, build_runtime, fail, fail_with, print};
 use crate::config::Config;
 use crate::policy::units::{Grouped, UnixMs};
-use crate::telemetry::{key_name, unknown_limit};
+use crate::telemetry::{describe_unknown_limit, key_name};
 use why::ExplainedKey;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     server: ServerOptions,
-    /// Print the document of /api/elevenlabs-status as it is.
+    /// Print the document of /api/elevenlabs-status unchanged.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 when all is well, 1 when a key is not active or usage records cannot be written,
-    /// 2 when no key can serve or Keychoir does not respond.
+    /// Exit with 0 if all keys are active and usage records are written, 2 if no key can serve or
+    /// Keychoir does not respond, and 1 otherwise.
     #[arg(long)]
     check: bool,
-    /// Explain one key, by its number, name or short form: its state, why, since when, until when,
-    /// on which evidence, and what it cannot do.
+    /// Explain the state of one key, given by its number, name or short form: the reason, the times, the
+    /// evidence, and what the key cannot do.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["json", "check"])]
     why: Option<String>,
 }
 
+/// The exit code of `--check` if a key is not active or usage records cannot be written.
 const CHECK_DEGRADED: u8 = 1;
+/// The exit code of `--check` if no key can serve or Keychoir does not respond.
 const CHECK_UNAVAILABLE: u8 = 2;
 
-/// The value in `/readyz` for a provider that is not reachable.
+/// The value in `/readyz` for a provider that cannot be reached.
 const UNREACHABLE: &str = "unreachable";
 
 /// The fields of the status document that are printed.
@@ -46,12 +48,12 @@ struct StatusPage {
     total_keys: u64,
     active_keys: u64,
     total_remaining_characters: u64,
-    keys: Vec<KeyRow>,
+    keys: Vec<KeyStatusEntry>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct KeyRow {
+pub(super) struct KeyStatusEntry {
     pub(super) short_key: String,
     pub(super) status: String,
     pub(super) character_count: u64,
@@ -75,16 +77,16 @@ struct ReportedReadiness {
     records_lost: u64,
 }
 
-/// The fields of `/api/keychoir-keys` that are printed. Both documents list the keys in the same
-/// order.
-#[derive(Debug, Default, Deserialize)]
-struct Details {
-    keys: Vec<Detail>,
+/// The document `/api/keychoir-keys`, with the fields of `K` for each key. It lists the keys in the
+/// order of the status document.
+#[derive(Debug, Deserialize)]
+struct KeysDocument<K> {
+    keys: Vec<K>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Detail {
+struct KeyDetails {
     short_key: String,
     name: Option<String>,
     plan: Option<String>,
@@ -93,91 +95,77 @@ struct Detail {
 }
 
 /// The documents of a running Keychoir.
-struct StatusPages {
+struct StatusDocuments {
+    /// The status document as it was received.
     text: String,
     page: StatusPage,
-    details: Details,
+    details: KeysDocument<KeyDetails>,
     readiness: ReportedReadiness,
-    explained: Vec<ExplainedKey>,
+    explained_keys: Vec<ExplainedKey>,
 }
 
-/// The explanations of key states in `/api/keychoir-keys`.
-#[derive(Debug, Default, Deserialize)]
-struct Explanations {
-    keys: Vec<ExplainedKey>,
-}
-
-pub(super) fn run(arguments: Arguments) -> ExitCode {
+pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { server, json, check, why } = arguments;
-    let server = match server.client() {
-        Ok(server) => server,
-        Err(code) => return code,
-    };
-    let fetched = runtime()
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(fetch(server)).map_err(|error| error.to_string()));
-    let StatusPages { text, page, details, readiness, explained } = match fetched {
-        Ok(fetched) => fetched,
-        Err(error) if check => {
-            print_error(&format_args!("keychoir: {error}"));
-            return ExitCode::from(CHECK_UNAVAILABLE);
-        }
-        Err(error) => return failure(&error),
-    };
+    let client = server.into_client()?;
+    let error_code = if check { CHECK_UNAVAILABLE } else { 1 };
+    let fetched = build_runtime()?.block_on(async { fetch(client?).await });
+    let StatusDocuments { text, page, details, readiness, explained_keys } =
+        fetched.map_err(|error| fail_with(error_code, error))?;
     if let Some(requested_key) = why {
-        return match why::explain(&explained, &requested_key) {
-            Ok(text) => {
-                print(&text);
-                ExitCode::SUCCESS
-            }
-            Err(error) => failure(&error),
-        };
+        print(&why::explain(&explained_keys, &requested_key).map_err(fail)?);
+        return Ok(());
     }
     if json {
         print(&text);
     } else {
-        print(&format_args!("{}{}", rendered(&page, &details, &readiness), why::reasons(&explained)));
+        let table = format_page(&page, &details, &readiness);
+        print(&format_args!("{table}{}", why::format_reasons(&explained_keys)));
     }
-    if check { verdict(&page, &readiness) } else { ExitCode::SUCCESS }
+    if check { check_status(&page, &readiness) } else { Ok(()) }
 }
 
-async fn fetch(server: Result<RunningServer, ServerRequestError>) -> Result<StatusPages, ServerRequestError> {
-    let server = server?;
-    let (text, page) = server.get("/api/elevenlabs-status").await?;
-    let (_, readiness) = server.get("/readyz").await?;
-    let (keys, details) = server.get("/api/keychoir-keys").await?;
-    let explained = serde_json::from_str::<Explanations>(&keys).unwrap_or_default().keys;
-    Ok(StatusPages { text, page, details, readiness, explained })
+async fn fetch(client: StatusClient) -> Result<StatusDocuments, ServerRequestError> {
+    let (text, page) = client.get("/api/elevenlabs-status").await?;
+    let (_, readiness) = client.get("/readyz").await?;
+    let (keys_text, details) = client.get("/api/keychoir-keys").await?;
+    // The explanations are optional, because another version may have other fields.
+    let explained_keys = serde_json::from_str::<KeysDocument<ExplainedKey>>(&keys_text);
+    let explained_keys = explained_keys.map(|document| document.keys).unwrap_or_default();
+    Ok(StatusDocuments { text, page, details, readiness, explained_keys })
 }
 
-/// The keys of the Keychoir that runs with this configuration; `None` if it does not respond or
-/// requires a token.
-pub(super) async fn keys_of_running(config: &Config) -> Option<Vec<KeyRow>> {
-    let server = RunningServer::of(config).ok()?;
-    let (_, page) = server.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
+/// Fetches the keys of the Keychoir that runs with this configuration. Returns `None` if it does not
+/// respond or requires a token.
+pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<KeyStatusEntry>> {
+    let client = StatusClient::from_config(config).ok()?;
+    let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
     Some(page.keys)
 }
 
-fn verdict(page: &StatusPage, readiness: &ReportedReadiness) -> ExitCode {
+fn check_status(page: &StatusPage, readiness: &ReportedReadiness) -> CommandResult {
     if page.active_keys == 0 || readiness.draining == "yes" {
-        return ExitCode::from(CHECK_UNAVAILABLE);
+        return Err(ExitCode::from(CHECK_UNAVAILABLE));
     }
     if page.active_keys < page.total_keys || readiness.store != "ok" || readiness.upstream == UNREACHABLE {
-        return ExitCode::from(CHECK_DEGRADED);
+        return Err(ExitCode::from(CHECK_DEGRADED));
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 /// Formats the table and the lines below it. Each line has at most 80 characters.
-fn rendered(page: &StatusPage, details: &Details, readiness: &ReportedReadiness) -> String {
-    let mut text = table(page, details);
+fn format_page(
+    page: &StatusPage,
+    details: &KeysDocument<KeyDetails>,
+    readiness: &ReportedReadiness,
+) -> String {
+    let mut text = format_table(page, details);
     text.push_str(&format!(
         "\n\n{} of {} keys active, {}",
         page.active_keys,
         page.total_keys,
-        remaining_in_all(page)
+        format_total_remaining(page)
     ));
-    text.push_str(&drift_lines(details));
+    text.push_str(&format_discrepancies(details));
     if readiness.upstream == UNREACHABLE {
         text.push_str("\nElevenLabs cannot be reached: connections to it fail.");
     }
@@ -195,10 +183,10 @@ fn rendered(page: &StatusPage, details: &Details, readiness: &ReportedReadiness)
     text
 }
 
-/// Formats the remaining characters of all keys. Keys without a known limit are counted separately.
-fn remaining_in_all(page: &StatusPage) -> String {
+/// Formats the total of remaining characters. Keys with an unknown limit are counted separately.
+fn format_total_remaining(page: &StatusPage) -> String {
     let remaining = Grouped(page.total_remaining_characters);
-    match page.keys.iter().filter(|key| key.is_unknown()).count() {
+    match page.keys.iter().filter(|key| key.has_unknown_limit()).count() {
         0 => format!("{remaining} characters left"),
         unknown if unknown == page.keys.len() => "characters left unknown".to_owned(),
         1 => format!("{remaining} characters left and 1 key without a known limit"),
@@ -207,23 +195,23 @@ fn remaining_in_all(page: &StatusPage) -> String {
 }
 
 /// Formats a line for each workspace with a billing discrepancy.
-fn drift_lines(details: &Details) -> String {
+fn format_discrepancies(details: &KeysDocument<KeyDetails>) -> String {
     let mut text = String::new();
-    for (index, Detail { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
-        let is_repeated = |earlier: &Detail| workspace.is_some() && earlier.workspace == *workspace;
-        if *drift == 0 || details.keys.iter().take(index).any(is_repeated) {
+    for (index, KeyDetails { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
+        let is_same_workspace = |earlier: &KeyDetails| workspace.is_some() && earlier.workspace == *workspace;
+        if *drift == 0 || details.keys.iter().take(index).any(is_same_workspace) {
             continue;
         }
         let cause = if *drift > 0 { "spent by others or unpriced" } else { "recorded and never charged" };
-        let (key, credits) = (cut(short_key, 19), short(drift.unsigned_abs()));
+        let (key, credits) = (truncate(short_key, 19), abbreviate(drift.unsigned_abs()));
         text.push_str(&format!("\nDrift of {key}: {credits} credits {cause}"));
     }
     text
 }
 
-/// Formats the table of keys. If a key has a name, the table shows names; otherwise it shows
-/// numbers and used shares.
-fn table(page: &StatusPage, details: &Details) -> String {
+/// Formats the table of keys. If a key has a name, the table shows names, and otherwise numbers and the
+/// used percentage.
+fn format_table(page: &StatusPage, details: &KeysDocument<KeyDetails>) -> String {
     let titles = [
         ("key", Alignment::Left),
         ("status", Alignment::Left),
@@ -236,62 +224,63 @@ fn table(page: &StatusPage, details: &Details) -> String {
     let name = |index: usize| detail(index).and_then(|detail| detail.name.as_deref());
     let rows = page.keys.iter().enumerate().map(|(index, key)| {
         let plan = detail(index).and_then(|detail| detail.plan.as_deref());
-        (index, row(key, plan))
+        (index, format_cells(key, plan))
     });
-    let [key, status, remaining, used, share, resets] = titles;
+    let [key, status, remaining, used, percentage, resets] = titles;
     if (0..page.keys.len()).all(|index| name(index).is_none()) {
-        let mut table = Table::new([("#", Alignment::Right), key, status, remaining, used, share, resets]);
-        for (index, [key, status, remaining, used, share, resets]) in rows {
-            table.row([(index + 1).to_string(), key, status, remaining, used, share, resets]);
+        let mut table =
+            Table::new([("#", Alignment::Right), key, status, remaining, used, percentage, resets]);
+        for (index, [key, status, remaining, used, percentage, resets]) in rows {
+            table.add_row([(index + 1).to_string(), key, status, remaining, used, percentage, resets]);
         }
-        return table.text();
+        return table.format();
     }
     let mut table = Table::new([("name", Alignment::Left), key, status, remaining, used, resets]);
     for (index, [key, status, remaining, used, _, resets]) in rows {
-        let name = cut(&key_name(index, name(index)), MAX_NAME_CHARS);
-        table.row([name, key, status, remaining, used, resets]);
+        let name = truncate(&key_name(index, name(index)), MAX_NAME_CHARS);
+        table.add_row([name, key, status, remaining, used, resets]);
     }
-    table.text()
+    table.format()
 }
 
-/// Maximum characters of a name. The other columns then fit into the line.
+/// Maximum characters of a name, so that the other columns fit into the line.
 const MAX_NAME_CHARS: usize = 11;
 
-impl KeyRow {
-    /// Whether the limit is unknown: the provider reported none, so it is zero and not reached.
-    pub(super) fn is_unknown(&self) -> bool {
+impl KeyStatusEntry {
+    /// Whether the limit is unknown. If the provider reports no limit, it is zero and not exceeded.
+    pub(super) fn has_unknown_limit(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }
 }
 
-fn row(key: &KeyRow, plan: Option<&str>) -> [String; 6] {
-    let (remaining, used, share) = if key.is_unknown() {
-        let used = match unknown_limit(plan) {
-            "unknown" => format!("{}/?", short(key.character_count)),
-            why => why.to_owned(),
+fn format_cells(key: &KeyStatusEntry, plan: Option<&str>) -> [String; 6] {
+    let (remaining, used, percentage) = if key.has_unknown_limit() {
+        let used = match describe_unknown_limit(plan) {
+            "unknown" => format!("{}/?", abbreviate(key.character_count)),
+            plan_limit => plan_limit.to_owned(),
         };
         ("unknown".to_owned(), used, "-".to_owned())
     } else {
         let percent = key.usage_percentage.min(9_999);
-        let used = format!("{}/{}", short(key.character_count), short(key.character_limit));
-        (short(key.remaining_characters), used, format!("{percent}%"))
+        let used = format!("{}/{}", abbreviate(key.character_count), abbreviate(key.character_limit));
+        (abbreviate(key.remaining_characters), used, format!("{percent}%"))
     };
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [
-        cut(&key.short_key, 19),
-        status_words(&key.status, key.is_near_limit),
+        truncate(&key.short_key, 19),
+        format_status(&key.status, key.is_near_limit),
         remaining,
         used,
-        share,
+        percentage,
         resets.unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
-/// The status of a key as text.
-pub(super) fn status_words(status: &str, is_near_limit: bool) -> String {
+/// Formats the status of a key.
+pub(super) fn format_status(status: &str, is_near_limit: bool) -> String {
     match status {
         "active" if is_near_limit => "near limit".to_owned(),
-        word => cut(&word.replace('_', " "), 12),
+        status => truncate(&status.replace('_', " "), 12),
     }
 }
 
@@ -300,8 +289,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_widest_table_has_80_columns_at_the_most() {
-        let key = |count, limit| KeyRow {
+    fn the_widest_table_has_at_most_80_columns() {
+        let key = |count, limit| KeyStatusEntry {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "rate_limited".to_owned(),
             character_count: count,
@@ -326,7 +315,7 @@ mod tests {
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
         };
-        let detail = |drift, name: Option<&str>| Detail {
+        let details_of_key = |drift, name: Option<&str>| KeyDetails {
             short_key: "sk_6c036526...d452b".to_owned(),
             name: name.map(str::to_owned),
             plan: None,
@@ -334,9 +323,14 @@ mod tests {
             drift,
         };
         for name in [None, Some("a-name-that-is-longer-than-its-column")] {
-            let details =
-                Details { keys: vec![detail(i64::MAX, name), detail(0, None), detail(i64::MIN, None)] };
-            let text = rendered(&page, &details, &readiness);
+            let details = KeysDocument {
+                keys: vec![
+                    details_of_key(i64::MAX, name),
+                    details_of_key(0, None),
+                    details_of_key(i64::MIN, None),
+                ],
+            };
+            let text = format_page(&page, &details, &readiness);
             assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
@@ -347,26 +341,26 @@ mod tests {
 
     #[test]
     fn an_unknown_limit_is_not_shown_as_zero() {
-        let key = |limit: u64, left: u64| KeyRow {
+        let key = |limit: u64, remaining: u64| KeyStatusEntry {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "active".to_owned(),
             character_count: 40,
             character_limit: limit,
-            remaining_characters: left,
+            remaining_characters: remaining,
             usage_percentage: 0,
             is_over_limit: false,
             is_near_limit: false,
             next_reset_date: None,
         };
-        let rendered = |keys: Vec<KeyRow>, plan: Option<&str>| {
-            let detail = |key: &KeyRow| Detail {
+        let format_keys = |keys: Vec<KeyStatusEntry>, plan: Option<&str>| {
+            let details_of_key = |key: &KeyStatusEntry| KeyDetails {
                 short_key: key.short_key.clone(),
                 name: None,
                 plan: plan.map(str::to_owned),
                 workspace: None,
                 drift: 0,
             };
-            let details = Details { keys: keys.iter().map(detail).collect() };
+            let details = KeysDocument { keys: keys.iter().map(details_of_key).collect() };
             let total = keys.iter().map(|key| key.remaining_characters).sum();
             let count = keys.len() as u64;
             let page =
@@ -378,11 +372,11 @@ mod tests {
                 records_waiting: 0,
                 records_lost: 0,
             };
-            super::rendered(&page, &details, &readiness)
+            format_page(&page, &details, &readiness)
         };
-        let text = rendered(vec![key(0, 0)], None);
+        let text = format_keys(vec![key(0, 0)], None);
         assert!(text.contains("unknown        40/?") && text.ends_with("characters left unknown"), "{text}");
-        let text = rendered(vec![key(0, 0), key(100, 60)], Some("payg"));
+        let text = format_keys(vec![key(0, 0), key(100, 60)], Some("payg"));
         assert!(text.contains("unknown  pay as you go"), "{text}");
         assert!(text.ends_with("60 characters left and 1 key without a known limit"), "{text}");
     }

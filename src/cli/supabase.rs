@@ -1,13 +1,13 @@
-//! `keychoir supabase migrate --print`: prints the SQL of the mirror's tables. An operator runs the
-//! SQL, because Keychoir's key may write rows and should not change tables.
+//! `keychoir supabase migrate --print`: prints the SQL that creates the mirror's tables. An operator runs
+//! it, because the key of Keychoir may write rows but should not be able to change tables.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{print, print_error};
+use super::{CommandResult, EX_USAGE, print, print_error};
 
-/// The SQL file of the repository, which the program contains.
+/// The SQL file of the repository.
 const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
 
 #[derive(Debug, Args)]
@@ -18,29 +18,26 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The tables, the view and who may read them, as SQL; it may be run any number of times.
+    /// Create the tables, the view and their permissions. Running the SQL again changes nothing.
     Migrate {
-        /// Print it, to be run in Supabase's SQL editor or with psql.
+        /// Print the SQL, to be run in Supabase's SQL editor or with psql.
         #[arg(long)]
         print: bool,
     },
 }
 
-/// The exit code of clap for a wrong command line.
-const EX_USAGE: u8 = 2;
-
-pub(super) fn run(arguments: &Arguments) -> ExitCode {
+pub(super) fn run(arguments: &Arguments) -> CommandResult {
     match arguments.command {
         Command::Migrate { print: true } => {
             print(&MIGRATION.trim_end());
-            ExitCode::SUCCESS
+            Ok(())
         }
         Command::Migrate { print: false } => {
             print_error(
                 &"Keychoir does not change tables itself. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
                   keychoir supabase migrate --print | psql \"$DATABASE_URL\"",
             );
-            ExitCode::from(EX_USAGE)
+            Err(ExitCode::from(EX_USAGE))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Formats tables as text for all commands. Each column has the width of its widest cell; the
-//! callers limit their cells so that a line has at most 80 characters.
+//! Formats text tables for all commands. Each column has the width of its widest cell. Callers limit
+//! their cells so that a line has at most 80 characters.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ pub(super) enum Alignment {
     Right,
 }
 
-/// A table that is filled row by row.
+/// A table of text.
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
     alignments: [Alignment; N],
@@ -22,7 +22,7 @@ pub(super) struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    /// Creates a table with these columns.
+    /// Creates a table with these column titles.
     pub(super) fn new(columns: [(&str, Alignment); N]) -> Self {
         Self {
             alignments: columns.map(|(_, alignment)| alignment),
@@ -30,13 +30,12 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row.
-    pub(super) fn row(&mut self, cells: [String; N]) {
+    pub(super) fn add_row(&mut self, cells: [String; N]) {
         self.rows.push(cells);
     }
 
-    /// Formats the table without a line break at the end.
-    pub(super) fn text(&self) -> String {
+    /// Formats the table without a trailing line break.
+    pub(super) fn format(&self) -> String {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -60,8 +59,9 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// Formats a number in at most seven characters: `94,580`, from a million on `1.23M`, rounded down.
-pub(super) fn short(number: u64) -> String {
+/// Formats a number in at most seven characters: as `94,580` below a million, else as `1.23M`, rounded
+/// down.
+pub(super) fn abbreviate(number: u64) -> String {
     const UNITS: [(u64, char); 5] = [
         (1_000_000_000_000_000_000, 'E'),
         (1_000_000_000_000_000, 'P'),
@@ -76,14 +76,14 @@ pub(super) fn short(number: u64) -> String {
 }
 
 /// Truncates `text` to `max_chars` characters and replaces control characters.
-pub(super) fn cut(text: &str, max_chars: usize) -> String {
-    let safe = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+pub(super) fn truncate(text: &str, max_chars: usize) -> String {
+    let replace_control = |character: char| if character.is_control() { '\u{fffd}' } else { character };
     if text.chars().count() <= max_chars {
-        return text.chars().map(safe).collect();
+        return text.chars().map(replace_control).collect();
     }
-    let mut cut: String = text.chars().take(max_chars.saturating_sub(3)).map(safe).collect();
-    cut.push_str("...");
-    cut
+    let mut truncated: String = text.chars().take(max_chars.saturating_sub(3)).map(replace_control).collect();
+    truncated.push_str("...");
+    truncated
 }
 
 #[cfg(test)]
@@ -91,16 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_column_is_as_wide_as_its_widest_cell() {
+    fn a_column_has_the_width_of_its_widest_cell() {
         let mut table =
             Table::new([("name", Alignment::Left), ("n", Alignment::Right), ("rest", Alignment::Left)]);
-        table.row(["a".to_owned(), "1,000".to_owned(), String::new()]);
-        table.row(["longer".to_owned(), "7".to_owned(), "x".to_owned()]);
-        assert_eq!(table.text(), "name        n  rest\na       1,000\nlonger      7  x");
+        table.add_row(["a".to_owned(), "1,000".to_owned(), String::new()]);
+        table.add_row(["longer".to_owned(), "7".to_owned(), "x".to_owned()]);
+        assert_eq!(table.format(), "name        n  rest\na       1,000\nlonger      7  x");
     }
 
     #[test]
-    fn a_number_is_short_and_rounded_down() {
+    fn a_number_is_abbreviated_and_rounded_down() {
         for (number, text) in [
             (0, "0"),
             (999_999, "999,999"),
@@ -110,15 +110,15 @@ mod tests {
             (1_000_000_000, "1.00G"),
             (u64::MAX, "18.44E"),
         ] {
-            assert_eq!(short(number), text);
+            assert_eq!(abbreviate(number), text);
             assert!(text.len() <= 7);
         }
     }
 
     #[test]
-    fn a_text_is_cut_and_has_no_control_characters() {
-        assert_eq!(cut("abcdef", 6), "abcdef");
-        assert_eq!(cut("abcdefg", 6), "abc...");
-        assert_eq!(cut("a\u{1b}[31m", 6), "a\u{fffd}[31m");
+    fn a_text_is_truncated_and_its_control_characters_are_replaced() {
+        assert_eq!(truncate("abcdef", 6), "abcdef");
+        assert_eq!(truncate("abcdefg", 6), "abc...");
+        assert_eq!(truncate("a\u{1b}[31m", 6), "a\u{fffd}[31m");
     }
 }

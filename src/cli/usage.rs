@@ -1,30 +1,29 @@
-//! `keychoir usage`: prints the usage in the database by key, client, model or route.
-
-use std::process::ExitCode;
+//! `keychoir usage`: prints the recorded usage by key, client, model or route, as a table, CSV or JSON.
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::database::{DatabaseError, DatabaseOptions};
-use super::table::{Alignment, Table, cut, short};
-use super::{EX_USAGE, failure, print, print_error};
+use super::table::{Alignment, Table, abbreviate, truncate};
+use super::{CommandResult, EX_USAGE, fail, fail_with, print};
 use crate::clock;
-use crate::policy::retention::hour_of;
-use crate::policy::since::since;
+use crate::policy::report_start::parse_report_start;
+use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
-use crate::store::{By, Sums, UsageOwner};
+use crate::store::{UsageDimension, UsageGroup, UsageSums};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     database: DatabaseOptions,
-    /// From when on: 24h, 7d, 4w, a day as 2026-11-01 (UTC) or a moment; from the begin of its hour.
+    /// The start of the period, rounded down to the hour: 24h, 7d, 4w, a day such as 2026-11-01 (UTC), or
+    /// a timestamp.
     #[arg(long, value_name = "TIME", default_value = "7d")]
     since: String,
-    /// The dimension to group by.
+    /// Group the usage by this dimension.
     #[arg(long, value_enum, default_value_t = GroupBy::Key)]
     by: GroupBy,
-    /// Print comma-separated values, a line of names first.
+    /// Print comma-separated values with a header line.
     #[arg(long, conflicts_with = "json")]
     csv: bool,
     /// Print JSON.
@@ -41,21 +40,13 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    fn by(self) -> By {
+    /// The grouping of the database, and its name in the output.
+    fn dimension(self) -> (UsageDimension, &'static str) {
         match self {
-            Self::Key => By::Key,
-            Self::Client => By::Client,
-            Self::Model => By::Model,
-            Self::Route => By::Route,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Key => "key",
-            Self::Client => "client",
-            Self::Model => "model",
-            Self::Route => "route",
+            Self::Key => (UsageDimension::Key, "key"),
+            Self::Client => (UsageDimension::Client, "client"),
+            Self::Model => (UsageDimension::Model, "model"),
+            Self::Route => (UsageDimension::Route, "route"),
         }
     }
 }
@@ -64,49 +55,39 @@ impl GroupBy {
 struct Usage {
     since: UnixMs,
     by: &'static str,
-    rows: Vec<(UsageOwner, Sums)>,
-    total: Sums,
+    rows: Vec<(UsageGroup, UsageSums)>,
+    total: UsageSums,
 }
 
-pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let Arguments { database, since: text, by, csv, json } = arguments;
-    let since = match since(&text, clock::now()) {
-        Ok(since) => hour_of(since),
-        Err(error) => {
-            print_error(&format_args!("keychoir: --since {}: {error}", cut(&text, 40)));
-            return ExitCode::from(EX_USAGE);
-        }
-    };
-    let database = match database.open() {
-        Ok(database) => database,
-        Err(code) => return code,
-    };
-    let rows = database.and_then(|database| database.usage(since, by.by()).map_err(DatabaseError::from));
-    let rows = match rows {
-        Ok(rows) => rows,
-        Err(error) => return failure(&error),
-    };
-    let mut total = Sums::default();
+pub(super) fn run(arguments: Arguments) -> CommandResult {
+    let Arguments { database, since: since_text, by, csv, json } = arguments;
+    let since = parse_report_start(&since_text, clock::now()).map_err(|error| {
+        fail_with(EX_USAGE, format_args!("--since {}: {error}", truncate(&since_text, 40)))
+    })?;
+    let since = start_of_hour(since);
+    let (dimension, by) = by.dimension();
+    let rows = database.open()?.usage(since, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
+    let mut total = UsageSums::default();
     rows.iter().for_each(|(_, sums)| total += *sums);
-    let usage = Usage { since, by: by.word(), rows, total };
+    let usage = Usage { since, by, rows, total };
     if json {
-        print(&usage.json());
+        print(&usage.format_json());
     } else if csv {
-        print(&usage.csv());
+        print(&usage.format_csv());
     } else {
-        print(&usage.table());
+        print(&usage.format_table());
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-/// The text of an unknown value.
-const NONE: &str = "-";
+/// The label of an unknown value.
+const UNKNOWN_LABEL: &str = "-";
 
 impl Usage {
-    fn table(&self) -> String {
-        let from = self.since.minute();
+    fn format_table(&self) -> String {
+        let since = self.since.date_and_minute();
         if self.rows.is_empty() {
-            return format!("There were no requests since {from}.");
+            return format!("No requests since {since}.");
         }
         let mut table = Table::new([
             (self.by, Alignment::Left),
@@ -116,33 +97,33 @@ impl Usage {
             ("credits", Alignment::Right),
             ("unpriced", Alignment::Right),
         ]);
-        let total = (UsageOwner::Name(Some("total".to_owned())), self.total);
+        let total = (UsageGroup::Name(Some("total".to_owned())), self.total);
         for (owner, sums) in self.rows.iter().chain([&total]) {
-            table.row([
-                cut(&label(owner), 30),
-                short(sums.attempts),
-                short(sums.served),
-                short(sums.characters),
-                short(sums.credits),
-                short(sums.unpriced),
+            table.add_row([
+                truncate(&format_label(owner), 30),
+                abbreviate(sums.attempts),
+                abbreviate(sums.served),
+                abbreviate(sums.characters),
+                abbreviate(sums.credits),
+                abbreviate(sums.unpriced),
             ]);
         }
-        format!("Since {from}\n\n{}", table.text())
+        format!("Since {since}\n\n{}", table.format())
     }
 
-    fn json(&self) -> Value {
+    fn format_json(&self) -> Value {
         let rows: Vec<Value> = self
             .rows
             .iter()
             .map(|(owner, sums)| {
                 let mut row = Map::new();
                 match owner {
-                    UsageOwner::Key { hash, short, name } => {
+                    UsageGroup::Key { hash, short, name } => {
                         row.insert("key".to_owned(), json!(short));
                         row.insert("keyHash".to_owned(), json!(hash));
                         row.insert("name".to_owned(), json!(name));
                     }
-                    UsageOwner::Name(name) => {
+                    UsageGroup::Name(name) => {
                         row.insert(self.by.to_owned(), json!(name));
                     }
                 }
@@ -153,19 +134,20 @@ impl Usage {
         json!({"since": self.since.rfc3339(), "by": self.by, "rows": rows, "total": sums_json(&self.total)})
     }
 
-    fn csv(&self) -> String {
+    fn format_csv(&self) -> String {
         let names = if self.by == "key" { "key,key_hash,name" } else { self.by };
         let mut text =
             format!("{names},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
         for (owner, sums) in &self.rows {
             let names = match owner {
-                UsageOwner::Key { hash, short, name } => {
-                    let [short, name] = [short, name].map(|text| field(text.as_deref().unwrap_or_default()));
+                UsageGroup::Key { hash, short, name } => {
+                    let [short, name] =
+                        [short, name].map(|text| quote_csv(text.as_deref().unwrap_or_default()));
                     format!("{short},{hash},{name}")
                 }
-                UsageOwner::Name(name) => field(name.as_deref().unwrap_or_default()),
+                UsageGroup::Name(name) => quote_csv(name.as_deref().unwrap_or_default()),
             };
-            let Sums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
+            let UsageSums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
                 sums;
             text.push_str(&format!(
                 "\n{names},{attempts},{served},{characters},{credits},{unpriced},{request_bytes},{response_bytes}"
@@ -175,17 +157,17 @@ impl Usage {
     }
 }
 
-fn label(owner: &UsageOwner) -> String {
+fn format_label(owner: &UsageGroup) -> String {
     match owner {
-        UsageOwner::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
-        UsageOwner::Key { short: Some(short), .. } => short.clone(),
-        UsageOwner::Key { hash, short: None, .. } => cut(hash, 19),
-        UsageOwner::Name(name) => name.clone().unwrap_or_else(|| NONE.to_owned()),
+        UsageGroup::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
+        UsageGroup::Key { short: Some(short), .. } => short.clone(),
+        UsageGroup::Key { hash, short: None, .. } => truncate(hash, 19),
+        UsageGroup::Name(name) => name.clone().unwrap_or_else(|| UNKNOWN_LABEL.to_owned()),
     }
 }
 
-fn sums_json(sums: &Sums) -> Map<String, Value> {
-    let Sums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } = *sums;
+fn sums_json(sums: &UsageSums) -> Map<String, Value> {
+    let UsageSums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } = *sums;
     [
         ("attempts", attempts),
         ("served", served),
@@ -201,7 +183,7 @@ fn sums_json(sums: &Sums) -> Map<String, Value> {
 }
 
 /// Formats a field of CSV.
-fn field(text: &str) -> String {
+fn quote_csv(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {
@@ -214,9 +196,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_widest_table_has_80_columns_at_the_most() {
+    fn the_widest_table_has_at_most_80_columns() {
         let max = u64::MAX;
-        let sums = Sums {
+        let sums = UsageSums {
             attempts: max,
             served: max,
             request_bytes: max,
@@ -225,19 +207,20 @@ mod tests {
             credits: 999_999_999,
             unpriced: max,
         };
-        let key = UsageOwner::Key {
+        let key = UsageGroup::Key {
             hash: "0".repeat(64),
             short: Some("sk_6c036526...d452b".to_owned()),
             name: Some("n".repeat(64)),
         };
-        let rows = vec![(key, sums), (UsageOwner::Name(Some("/v1".repeat(100))), sums)];
+        let rows = vec![(key, sums), (UsageGroup::Name(Some("/v1".repeat(100))), sums)];
         let usage = Usage { since: UnixMs(0), by: "route", rows, total: sums };
-        assert!(usage.table().lines().all(|line| line.chars().count() <= 80), "{}", usage.table());
+        let table = usage.format_table();
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }
 
     #[test]
     fn a_field_with_a_comma_is_quoted() {
-        assert_eq!(field("a,\"b\""), "\"a,\"\"b\"\"\"");
-        assert_eq!(field("plain"), "plain");
+        assert_eq!(quote_csv("a,\"b\""), "\"a,\"\"b\"\"\"");
+        assert_eq!(quote_csv("plain"), "plain");
     }
 }

@@ -1,12 +1,12 @@
-//! Parses the provider's base URL strictly. A lenient URL library would correct a typo, and
-//! requests would go to an unintended host.
+//! Parses the provider's base URL and Keychoir's own base path strictly. A lenient URL library would
+//! accept a typo, and requests with keys would go to an unintended host.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use super::mask::shown;
-use super::problem::WrongValue;
+use super::mask::quote_masked;
+use super::problem::ValueError;
 use crate::policy::authority::Scheme;
 
 /// `https://host[:port][/prefix]`: no query, no fragment, no user, no trailing slash.
@@ -19,14 +19,14 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// The scheme, http or https.
+    /// The scheme.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host in lower case, an IPv6 address without brackets, as DNS lookups and the server name
-    /// of a TLS handshake require it.
+    /// The host in lowercase. An IPv6 address has no brackets, as DNS lookups and the server name of a
+    /// TLS handshake require.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -44,7 +44,8 @@ impl BaseUrl {
         &self.path_prefix
     }
 
-    /// The value of a `Host` header: brackets around IPv6, no port if it is the scheme's default.
+    /// The value of the `Host` header: an IPv6 address has brackets, and the scheme's default port is
+    /// omitted.
     #[must_use]
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -78,35 +79,34 @@ impl fmt::Display for BaseUrl {
 }
 
 impl FromStr for BaseUrl {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         if let Some(invalid) =
             text.chars().find(|character| !character.is_ascii_graphic() || *character == '\\')
         {
-            return Err(WrongValue::new(format!("{invalid:?} cannot be part of a URL")));
+            return Err(ValueError::new(format!("{invalid:?} cannot be part of a URL")));
         }
         let (scheme, rest) = split_scheme(text)?;
-        // These parts may contain a credential, so the message contains the name of the part and
-        // not its value.
-        for (sign, part) in [('?', "a query"), ('#', "a fragment"), ('@', "a user name or password")] {
-            if rest.contains(sign) {
-                return Err(WrongValue::new(format!("a base URL has no {}", part.trim_start_matches("a ")))
-                    .advise(format!("remove the part with `{sign}`")));
+        // These parts may contain a credential, so the message does not contain their value.
+        for (delimiter, part) in [('?', "query"), ('#', "fragment"), ('@', "user name or password")] {
+            if rest.contains(delimiter) {
+                return Err(ValueError::new(format!("a base URL has no {part}"))
+                    .advise(format!("remove the part with `{delimiter}`")));
             }
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = split_port(authority, text)?;
         let url = Self {
             scheme,
-            host: check_host(host)?,
+            host: parse_host(host)?,
             port: port.unwrap_or_else(|| scheme.default_port()),
-            path_prefix: check_path(path)?,
+            path_prefix: parse_path_prefix(path)?,
         };
         if url.path_prefix == "/v1" {
             let without_version = Self { path_prefix: String::new(), ..url };
-            return Err(WrongValue::new(
-                "the provider's paths begin with `/v1` already: it would be there twice",
+            return Err(ValueError::new(
+                "the paths of the provider already begin with `/v1`, so it would be sent twice",
             )
             .suggest(Some(without_version)));
         }
@@ -114,20 +114,20 @@ impl FromStr for BaseUrl {
     }
 }
 
-/// The path prefix of all requests that Keychoir serves; empty for none.
+/// An additional path prefix of Keychoir's own paths (`server.base_path`); empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BasePath(String);
 
 impl FromStr for BasePath {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let path = text.trim();
         if path.is_empty() || path.starts_with('/') {
-            return check_path(path).map(Self);
+            return parse_path_prefix(path).map(Self);
         }
-        let wrong = WrongValue::new(format!("{} does not begin with a slash", shown(path)));
-        Err(wrong.suggest(format!("/{path}").parse::<Self>().ok()))
+        let error = ValueError::new(format!("{} does not begin with a slash", quote_masked(path)));
+        Err(error.suggest(format!("/{path}").parse::<Self>().ok()))
     }
 }
 
@@ -137,48 +137,48 @@ impl fmt::Display for BasePath {
     }
 }
 
-fn split_scheme(text: &str) -> Result<(Scheme, &str), WrongValue> {
+fn split_scheme(text: &str) -> Result<(Scheme, &str), ValueError> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        let wrong = WrongValue::new(format!("{} has no http:// or https://", shown(text)));
-        let near = format!("https://{text}");
-        return Err(wrong.suggest(near.parse::<BaseUrl>().ok()));
+        let error = ValueError::new(format!("{} has no http:// or https://", quote_masked(text)));
+        let suggestion = format!("https://{text}");
+        return Err(error.suggest(suggestion.parse::<BaseUrl>().ok()));
     };
     match scheme.to_ascii_lowercase().as_str() {
         "http" => Ok((Scheme::Http, rest)),
         "https" => Ok((Scheme::Https, rest)),
         other => {
-            let wrong = WrongValue::new(format!("{} is not http or https", shown(scheme)));
-            let near = match other {
+            let error = ValueError::new(format!("{} is not http or https", quote_masked(scheme)));
+            let suggestion = match other {
                 "wss" => format!("https://{rest}"),
                 "ws" => format!("http://{rest}"),
-                _ => return Err(wrong.advise("write a URL like https://api.elevenlabs.io")),
+                _ => return Err(error.advise("write a URL like https://api.elevenlabs.io")),
             };
-            Err(wrong.advise("sockets go to the same base URL").suggest(near.parse::<BaseUrl>().ok()))
+            Err(error.advise("sockets go to the same base URL").suggest(suggestion.parse::<BaseUrl>().ok()))
         }
     }
 }
 
-fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), WrongValue> {
+fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), ValueError> {
     let after_brackets = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     let Some(colon) = authority[after_brackets..].find(':').map(|index| after_brackets + index) else {
         return Ok((authority, None));
     };
     let (host, port) = (&authority[..colon], &authority[colon + 1..]);
     match port.parse() {
-        Ok(port) if port > 0 && !authority[colon + 1..].starts_with('+') => Ok((host, Some(port))),
-        _ => Err(WrongValue::new(format!("{} has no usable port", shown(text)))
-            .advise("write a port from 1 to 65535, or none")),
+        Ok(number) if number > 0 && !port.starts_with('+') => Ok((host, Some(number))),
+        _ => Err(ValueError::new(format!("{} has no valid port", quote_masked(text)))
+            .advise("write a port from 1 to 65535, or no port")),
     }
 }
 
-fn check_host(host: &str) -> Result<String, WrongValue> {
+fn parse_host(host: &str) -> Result<String, ValueError> {
     if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return match inner.parse::<Ipv6Addr>() {
             Ok(address) => Ok(address.to_string()),
-            Err(_) => Err(WrongValue::new(format!("{} is no IPv6 address", shown(inner)))),
+            Err(_) => Err(ValueError::new(format!("{} is not an IPv6 address", quote_masked(inner)))),
         };
     }
-    let wrong = || WrongValue::new(format!("{} is not a valid host name", shown(host)));
+    let error = || ValueError::new(format!("{} is not a valid host name", quote_masked(host)));
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
@@ -186,30 +186,30 @@ fn check_host(host: &str) -> Result<String, WrongValue> {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     if host.is_empty() {
-        return Err(WrongValue::new("the URL has no host"));
+        return Err(ValueError::new("the URL has no host"));
     }
     if host.len() > 253 || !host.split('.').all(is_label) {
-        return Err(wrong());
+        return Err(error());
     }
     // Some parsers treat a name whose last label is a number as an IPv4 address.
-    let is_numeric =
+    let ends_in_number =
         host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
-    if is_numeric && host.parse::<Ipv4Addr>().is_err() {
-        return Err(WrongValue::new(format!("{} is no IPv4 address", shown(host))));
+    if ends_in_number && host.parse::<Ipv4Addr>().is_err() {
+        return Err(ValueError::new(format!("{} is not an IPv4 address", quote_masked(host))));
     }
     Ok(host.to_ascii_lowercase())
 }
 
-fn check_path(path: &str) -> Result<String, WrongValue> {
+fn parse_path_prefix(path: &str) -> Result<String, ValueError> {
     let prefix = path.strip_suffix('/').unwrap_or(path);
-    let is_plain = |segment: &str| {
+    let is_valid_segment = |segment: &str| {
         !matches!(segment, "" | "." | "..")
             && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:".contains(&byte))
     };
-    if prefix.is_empty() || prefix.split('/').skip(1).all(is_plain) {
+    if prefix.is_empty() || prefix.split('/').skip(1).all(is_valid_segment) {
         return Ok(prefix.to_owned());
     }
-    Err(WrongValue::new(format!("{} is no plain path prefix", shown(path)))
+    Err(ValueError::new(format!("{} is not a valid path prefix", quote_masked(path)))
         .advise("write letters, digits and `-._~` between single slashes"))
 }
 
@@ -221,13 +221,13 @@ mod tests {
     fn check(text: &str, expected: &str) {
         let printed = match text.parse::<BaseUrl>() {
             Ok(url) => url.to_string(),
-            Err(wrong) => format!("! {wrong}"),
+            Err(error) => format!("! {error}"),
         };
         assert_eq!(printed, expected);
     }
 
     #[test]
-    fn a_url_is_read_and_written_in_its_shortest_form() {
+    fn a_url_is_printed_in_its_shortest_form() {
         check("https://api.elevenlabs.io", "https://api.elevenlabs.io");
         check("HTTPS://API.ElevenLabs.io/", "https://api.elevenlabs.io");
         check("https://host:443", "https://host");
@@ -247,14 +247,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_other_scheme_is_guessed() {
+    fn a_url_with_a_scheme_is_suggested() {
         check(
             "api.elevenlabs.io",
             "! `api.elevenlabs.io` has no http:// or https://; did you mean `https://api.elevenlabs.io`?",
         );
         check(
             "wss://host",
-            "! `wss` is not http or https; sockets go to the same base URL; did you mean `https://host`?",
+            "! `wss` is not http or https; WebSockets use the same base URL; did you mean `https://host`?",
         );
         check("ftp://host", "! `ftp` is not http or https; write a URL like https://api.elevenlabs.io");
     }
@@ -264,12 +264,12 @@ mod tests {
         check("http://h:1", "http://h:1");
         check("http://h:65535", "http://h:65535");
         for text in ["http://h:0", "http://h:65536", "http://h:", "http://h:x", "http://h:+5", "http://::1"] {
-            check(text, &format!("! `{text}` has no usable port; write a port from 1 to 65535, or none"));
+            check(text, &format!("! `{text}` has no valid port; write a port from 1 to 65535, or no port"));
         }
     }
 
     #[test]
-    fn a_url_part_that_could_be_a_credential_is_refused_and_not_shown() {
+    fn a_part_that_could_be_a_credential_is_refused_and_not_shown() {
         check(
             "https://me:hunter2@host",
             "! a base URL has no user name or password; remove the part with `@`",
@@ -279,50 +279,50 @@ mod tests {
     }
 
     #[test]
-    fn hosts_and_paths_are_plain() {
+    fn an_invalid_host_or_path_is_refused() {
         check("https://", "! the URL has no host");
         check("https:///x", "! the URL has no host");
         check("https://a..b", "! `a..b` is not a valid host name");
         check("https://-a", "! `-a` is not a valid host name");
-        check("https://1.2.3", "! `1.2.3` is no IPv4 address");
-        check("https://[::g]", "! `::g` is no IPv6 address");
+        check("https://1.2.3", "! `1.2.3` is not an IPv4 address");
+        check("https://[::g]", "! `::g` is not an IPv6 address");
         check("https://a b", "! ' ' cannot be part of a URL");
         for path in ["/a//b", "/..", "/a/./b", "//", "/%2e"] {
             check(
                 &format!("https://h{path}"),
                 &format!(
-                    "! `{path}` is no plain path prefix; write letters, digits and `-._~` between single slashes"
+                    "! `{path}` is not a valid path prefix; write letters, digits and `-._~` between single slashes"
                 ),
             );
         }
     }
 
     #[test]
-    fn the_version_is_not_part_of_the_base() {
-        let advice = "! the provider's paths begin with `/v1` already: it would be there twice; did you mean `https://h`?";
-        check("https://h/v1", advice);
-        check("https://h/v1/", advice);
+    fn the_api_version_is_not_part_of_the_base_url() {
+        let error = "! the paths of the provider already begin with `/v1`, so it would be sent twice; did you mean `https://h`?";
+        check("https://h/v1", error);
+        check("https://h/v1/", error);
         check("https://h/proxy/v1", "https://h/proxy/v1");
     }
 
     #[track_caller]
-    fn check_base(text: &str, expected: &str) {
+    fn check_base_path(text: &str, expected: &str) {
         let printed = match text.parse::<BasePath>() {
             Ok(path) => path.to_string(),
-            Err(wrong) => format!("! {wrong}"),
+            Err(error) => format!("! {error}"),
         };
         assert_eq!(printed, expected);
     }
 
     #[test]
     fn a_base_path_begins_with_a_slash_and_does_not_end_with_one() {
-        check_base("", "");
-        check_base("/", "");
-        check_base("/eleven/labs/", "/eleven/labs");
-        check_base("eleven", "! `eleven` does not begin with a slash; did you mean `/eleven`?");
-        check_base(
+        check_base_path("", "");
+        check_base_path("/", "");
+        check_base_path("/eleven/labs/", "/eleven/labs");
+        check_base_path("eleven", "! `eleven` does not begin with a slash; did you mean `/eleven`?");
+        check_base_path(
             "/a//b",
-            "! `/a//b` is no plain path prefix; write letters, digits and `-._~` between single slashes",
+            "! `/a//b` is not a valid path prefix; write letters, digits and `-._~` between single slashes",
         );
     }
 }

@@ -1,81 +1,79 @@
-//! Parses the clients that may use the pool. The configuration contains only the fingerprint of a
-//! token; the token is dropped after hashing.
+//! Parses the clients that may use the pool. A token is hashed and then dropped, so the configuration
+//! contains only its fingerprint.
 
 use std::collections::HashMap;
 
 use super::document::TableEntry;
-use super::keys::{KeyConfig, check_name, secret_file};
-use super::problem::{Problem, Warning, WrongValue};
+use super::keys::{KeyConfig, check_name, read_secret_file};
+use super::problem::{Report, ValueError};
 use super::rules;
 use super::source::ValueSources;
-use super::value::Folders;
+use super::value::BaseFolders;
 use crate::policy::client::Rules;
 use crate::secret::TokenFingerprint;
 
 /// Minimum recommended characters of a token. A shorter token could be guessed.
-const MIN_ADVISED_TOKEN_CHARS: usize = 16;
+const MIN_RECOMMENDED_TOKEN_CHARS: usize = 16;
 
 /// A client and the fingerprint of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// Its name in logs, metrics and usage records: 1 to 64 of `a`-`z`, `0`-`9`, `-`, `_`.
+    /// Its name in logs, metrics and usage records: 1 to 64 characters of `a`-`z`, `0`-`9`, `-`, `_`.
     pub name: String,
-    /// SHA-256 of its token.
+    /// The SHA-256 of its token.
     pub token: TokenFingerprint,
     /// Its access rules and limits.
     pub rules: Rules,
 }
 
-/// The clients of the `[[clients]]` entries.
-pub(super) fn read(
+/// Parses the `[[clients]]` entries. Pinned keys and workspaces must be in `pool`.
+pub(super) fn parse(
     sources: &ValueSources<'_>,
     entries: &[TableEntry<'_>],
-    folders: Folders<'_>,
+    folders: BaseFolders<'_>,
     pool: &[KeyConfig],
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Warning>,
+    report: &mut Report,
 ) -> Vec<ClientConfig> {
+    let Report { problems, warnings } = report;
     let mut clients = Vec::new();
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut tokens: HashMap<String, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
         entry.check_names(&known_names.copied().collect::<Vec<_>>(), problems);
-        let rules = rules::read(entry, pool, problems);
-        let name = entry.one_of(&["name"], problems);
+        let rules = rules::parse(entry, pool, problems);
+        let name = entry.require_one_of(&["name"], problems);
         if let Some((_, name, span)) = &name {
-            problems.extend(check_client_name(name).err().map(|wrong| span.problem(wrong)));
+            problems.extend(check_client_name(name).err().map(|error| span.problem(error)));
             if let Some(first) = names.insert(name, index) {
                 let message = format!("client {} has the same name as client {}", index + 1, first + 1);
-                problems.push(span.problem(WrongValue::new(message).advise("give each client its own name")));
+                problems.push(span.problem(ValueError::new(message).advise("give each client its own name")));
             }
         }
         let fields = ["token_sha256", "token_file", "token"];
-        let Some((field, text, span)) = entry.one_of(&fields, problems) else { continue };
+        let Some((field, text, span)) = entry.require_one_of(&fields, problems) else { continue };
         let token = match field {
-            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint(text)),
-            "token_file" => {
-                secret_file(sources, folders, text).and_then(|text| token_fingerprint(text.trim()))
-            }
-            _ => token_fingerprint(text),
+            "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint_error(text)),
+            "token_file" => read_secret_file(sources, folders, text).and_then(|text| hash_token(text.trim())),
+            _ => hash_token(text),
         };
         let token = match token {
             Ok(token) => token,
-            Err(wrong) => {
-                problems.push(span.problem(wrong));
+            Err(error) => {
+                problems.push(span.problem(error));
                 continue;
             }
         };
-        if field == "token" && text.chars().count() < MIN_ADVISED_TOKEN_CHARS {
+        if field == "token" && text.chars().count() < MIN_RECOMMENDED_TOKEN_CHARS {
             let message = format!(
-                "the token of client {} is short: {MIN_ADVISED_TOKEN_CHARS} random characters are safer",
+                "the token of client {} is short: use at least {MIN_RECOMMENDED_TOKEN_CHARS} random characters",
                 index + 1
             );
             warnings.push(span.warning(message));
         }
         if let Some(first) = tokens.insert(token.to_string(), index) {
             let message = format!("client {} has the same token as client {}", index + 1, first + 1);
-            problems.push(span.problem(WrongValue::new(message).advise("give each client its own token")));
+            problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
         }
         if let Some((_, name, _)) = name {
             clients.push(ClientConfig { name: name.to_owned(), token, rules });
@@ -84,18 +82,18 @@ pub(super) fn read(
     clients
 }
 
-/// Names that usage records and metrics use for requests without a configured client.
-const RESERVED: [(&str, &str); 3] = [
-    ("own", "requests with a key of their own and without a token"),
-    ("local", "requests while there are no clients"),
-    ("other", "clients beyond the limit of names"),
+/// Names that usage records and metrics use for other purposes, each with its purpose.
+const RESERVED_NAMES: [(&str, &str); 3] = [
+    ("own", "requests with the client's own key and without a token"),
+    ("local", "requests without configured clients"),
+    ("other", "clients beyond the maximum number of names"),
 ];
 
-fn check_client_name(name: &str) -> Result<(), WrongValue> {
+fn check_client_name(name: &str) -> Result<(), ValueError> {
     check_name(name)?;
-    match RESERVED.iter().find(|(reserved, _)| *reserved == name) {
-        Some((_, usage)) => {
-            Err(WrongValue::new(format!("the name `{name}` is taken: records use it for {usage}"))
+    match RESERVED_NAMES.iter().find(|(reserved_name, _)| *reserved_name == name) {
+        Some((_, purpose)) => {
+            Err(ValueError::new(format!("the name `{name}` is reserved: usage records use it for {purpose}"))
                 .advise("give the client another name"))
         }
         None => Ok(()),
@@ -103,26 +101,24 @@ fn check_client_name(name: &str) -> Result<(), WrongValue> {
 }
 
 /// Hashes a token, which must be valid in a header.
-fn token_fingerprint(text: &str) -> Result<TokenFingerprint, WrongValue> {
+fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
     if text.is_empty() {
-        return Err(WrongValue::new("the token is empty"));
+        return Err(ValueError::new("the token is empty"));
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let message = "the token has a space, a control character or a letter beyond ASCII";
-        return Err(
-            WrongValue::new(message).advise("it is invalid in a header: write letters, digits and signs")
-        );
+        let message = "the token contains a space, a control character or a character outside ASCII";
+        return Err(ValueError::new(message)
+            .advise("a header cannot contain it: use letters, digits and punctuation"));
     }
-    Ok(TokenFingerprint::of(text))
+    Ok(TokenFingerprint::new(text))
 }
 
-/// The error for an invalid fingerprint. It contains only the length, because the text may be the
-/// token.
-fn invalid_fingerprint(text: &str) -> WrongValue {
+/// The error for an invalid fingerprint. It does not contain the text, which may be the token.
+fn invalid_fingerprint_error(text: &str) -> ValueError {
     let message = match text.chars().count() {
-        64 => "this has other characters than hexadecimal digits".to_owned(),
-        count => format!("this has {count} characters, a SHA-256 has 64"),
+        64 => "this contains characters other than hexadecimal digits".to_owned(),
+        count => format!("this has {count} characters, but a SHA-256 has 64"),
     };
-    WrongValue::new(message)
+    ValueError::new(message)
         .advise("write the output of `printf %s TOKEN | sha256sum`, or the token itself as `token`")
 }

@@ -1,28 +1,30 @@
-//! Parses the TOML file into settings and entries, each with its position in the file. This module
-//! checks the structure only; `setting`, `keys` and `clients` parse the values.
+//! Parses a TOML file into settings and `[[keys]]` and `[[clients]]` entries, each with its position
+//! in the file. This module checks the structure; `setting`, `keys` and `clients` parse the values.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
+use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mask::shown;
-use super::problem::{Problem, SourceSpan, ValueOrigin, WrongValue, nearest};
-use super::renamed;
+use super::mask::quote_masked;
+use super::old_names;
+use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin, find_similar};
 use super::setting::{self, Setting};
-use super::value::{self, Raw};
+use super::value::{self, RawValue};
 
-/// A parsed file. After a syntax error it contains the parts that could be parsed.
+/// A parsed file. After a syntax error, it contains the parts that could be parsed.
 pub(super) struct Document<'a> {
     path: &'a Path,
     text: &'a str,
     root: DeTable<'a>,
+    /// The lines that syntax errors affect.
     broken_lines: BTreeSet<usize>,
 }
 
-/// A value with its setting.
+/// The value of a setting in the file.
 pub(super) struct AssignedValue<'a> {
     pub(super) setting: &'static Setting,
     pub(super) value: &'a DeValue<'a>,
@@ -46,56 +48,58 @@ pub(super) struct TableEntry<'a> {
 }
 
 impl<'a> Document<'a> {
-    /// Parses as much as possible; syntax errors are added to `problems`.
+    /// Parses as much as possible, and adds the syntax errors to `problems`.
     pub(super) fn parse(path: &'a Path, text: &'a str, problems: &mut Vec<Problem>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut broken_lines = BTreeSet::new();
         for error in errors {
             let range = error.span().unwrap_or_default();
-            let span = SourceSpan::in_toml(path, text, range.clone());
+            let span = SourceSpan::for_toml(path, text, range.clone());
             if let ValueOrigin::Line { line, .. } = span.origin {
-                broken_lines.extend(lines_affected_from(text, line));
+                broken_lines.extend(affected_lines(text, line));
             }
             problems.push(span.problem(syntax_error(error.message(), text.get(range).unwrap_or_default())));
         }
         Self { path, text, root: root.into_inner(), broken_lines }
     }
 
-    /// Whether the whole file was parsed. Only then is an absent entry really missing.
+    /// Whether the whole file was parsed. Otherwise an absent entry may be in an unparsed part.
     pub(super) fn is_fully_parsed(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
-    /// Whether a problem is in a line that a syntax error affects. The syntax error may have caused
-    /// the problem.
+    /// Whether a syntax error affects the line of a problem, so that it may have caused the problem.
     pub(super) fn is_affected_by_syntax_error(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
     /// Collects the settings and entries of the file.
-    pub(super) fn contents(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
+    pub(super) fn collect(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
         let mut contents = Contents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
-                "keys" => contents.keys = self.entries("keys", "key", value, problems),
-                "clients" => contents.clients = self.entries("clients", "token_sha256", value, problems),
+                "keys" => contents.keys = self.collect_entries("keys", "key", value, problems),
+                "clients" => {
+                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                }
                 section if setting::is_section(section) => match value.get_ref().as_table() {
-                    Some(table) => self.section(section, table, &mut contents.settings, problems),
+                    Some(table) => self.collect_section(section, table, &mut contents.settings, problems),
                     None => {
-                        let wrong = value::wrong_type(value.get_ref(), "a table");
-                        problems.push(self.span_of(value.span()).problem(wrong));
+                        let error = value::wrong_type(value.get_ref(), "a table");
+                        problems.push(self.span_of(value.span()).problem(error));
                     }
                 },
-                unknown => match (renamed::section(unknown), value.get_ref().as_table()) {
+                unknown => match (old_names::new_section(unknown), value.get_ref().as_table()) {
                     (Some(_), Some(table)) if !table.is_empty() => {
-                        self.section(unknown, table, &mut contents.settings, problems);
+                        self.collect_section(unknown, table, &mut contents.settings, problems);
                     }
-                    (new, _) => {
-                        let wrong = match new {
-                            Some(new) => renamed_section(unknown, new),
-                            None => unknown_section(unknown, value.get_ref()),
-                        };
-                        problems.push(self.span_of(name.span()).problem(wrong));
+                    (Some(new_name), _) => {
+                        problems
+                            .push(self.span_of(name.span()).problem(old_section_error(unknown, new_name)));
+                    }
+                    (None, _) => {
+                        let error = unknown_section_error(unknown, value.get_ref());
+                        problems.push(self.span_of(name.span()).problem(error));
                     }
                 },
             }
@@ -103,7 +107,7 @@ impl<'a> Document<'a> {
         contents
     }
 
-    fn section(
+    fn collect_section(
         &'a self,
         section: &str,
         table: &'a DeTable<'a>,
@@ -114,9 +118,9 @@ impl<'a> Document<'a> {
             let path = format!("{section}.{}", name.get_ref());
             if let Some(inner) = value.get_ref().as_table().filter(|_| setting::is_section(&path)) {
                 if inner.is_empty() {
-                    problems.push(self.span_of(value.span()).problem(WrongValue::new("this table is empty")));
+                    problems.push(self.span_of(value.span()).problem(ValueError::new("this table is empty")));
                 }
-                self.section(&path, inner, settings, problems);
+                self.collect_section(&path, inner, settings, problems);
                 continue;
             }
             match setting::find(&path) {
@@ -128,28 +132,28 @@ impl<'a> Document<'a> {
                     });
                 }
                 None => {
-                    let wrong = renamed::in_file(section, name.get_ref(), value.get_ref())
-                        .unwrap_or_else(|| unknown_setting(section, name.get_ref()));
-                    problems.push(self.span_of(name.span()).problem(wrong));
+                    let error = old_names::error_in_file(section, name.get_ref(), value.get_ref())
+                        .unwrap_or_else(|| unknown_setting_error(section, name.get_ref()));
+                    problems.push(self.span_of(name.span()).problem(error));
                 }
             }
         }
     }
 
-    fn entries(
+    fn collect_entries(
         &'a self,
         name: &str,
         field: &str,
         value: &'a Spanned<DeValue<'a>>,
         problems: &mut Vec<Problem>,
     ) -> Vec<TableEntry<'a>> {
-        let wrong = || {
-            WrongValue::new(format!("`{name}` should be a list of tables")).advise(format!(
-                "write [[{name}]], with two brackets, and `{field} = …` below it, once for each"
+        let error = || {
+            ValueError::new(format!("`{name}` must be a list of tables")).advise(format!(
+                "for each entry, write [[{name}]] with double brackets, and `{field} = …` below it"
             ))
         };
         let DeValue::Array(items) = value.get_ref() else {
-            problems.push(self.span_of(value.span()).problem(wrong()));
+            problems.push(self.span_of(value.span()).problem(error()));
             return Vec::new();
         };
         let mut entries = Vec::new();
@@ -157,14 +161,14 @@ impl<'a> Document<'a> {
             let span = self.span_of(item.span());
             match item.get_ref().as_table() {
                 Some(table) => entries.push(TableEntry { document: self, table, span }),
-                None => problems.push(span.problem(wrong())),
+                None => problems.push(span.problem(error())),
             }
         }
         entries
     }
 
     fn span_of(&self, range: Range<usize>) -> SourceSpan {
-        SourceSpan::in_toml(self.path, self.text, range)
+        SourceSpan::for_toml(self.path, self.text, range)
     }
 }
 
@@ -178,77 +182,89 @@ impl<'a> TableEntry<'a> {
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
         for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
             let span = self.document.span_of(name.span());
-            let wrong = renamed::in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
-                let wrong = WrongValue::new(format!("unknown key {}", shown(name.get_ref())));
-                wrong.suggest(nearest(name.get_ref(), known))
+            let error = old_names::error_in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
+                let error = ValueError::new(format!("unknown key {}", quote_masked(name.get_ref())));
+                error.suggest(find_similar(name.get_ref(), known))
             });
-            problems.push(span.problem(wrong));
+            problems.push(span.problem(error));
         }
     }
 
-    /// The string in a field with its position; `None` if the field is missing or no string.
-    pub(super) fn text(&self, name: &str, problems: &mut Vec<Problem>) -> Option<(&'a str, SourceSpan)> {
+    /// Parses the string in a field, and returns it with its position. Returns `None` if the field is
+    /// missing or is not a string.
+    pub(super) fn parse_string(
+        &self,
+        name: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<(&'a str, SourceSpan)> {
         let value = self.table.get(name)?;
-        let span = self.document.span_of(value.span());
-        match value::text(Raw::Toml(value.get_ref())) {
-            Ok(text) => Some((text, span)),
-            Err(wrong) => {
-                problems.push(span.problem(wrong));
-                None
-            }
-        }
+        let text = self.parse_with(name, problems, value::parse_string)?;
+        Some((text, self.document.span_of(value.span())))
     }
 
-    /// The integer in a field; `None` if the field is missing or its value is not in `range`.
-    pub(super) fn count(
+    /// Parses a value from the string in a field. Returns `None` if the field is missing or invalid.
+    pub(super) fn parse<T: FromStr<Err = ValueError>>(
+        &self,
+        name: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<T> {
+        self.parse_with(name, problems, |raw| value::parse_string(raw)?.parse())
+    }
+
+    /// Parses the integer in a field. Returns `None` if the field is missing or its value is not in
+    /// `range`.
+    pub(super) fn parse_count(
         &self,
         name: &str,
         range: RangeInclusive<u32>,
         problems: &mut Vec<Problem>,
     ) -> Option<u32> {
-        let (least, most) = (range.start(), range.end());
-        let advice = format!("write a whole number from {least} to {most}");
-        self.read(name, problems, |raw| {
-            let number = value::whole_number(raw).map_err(|wrong| wrong.advise(advice.clone()))?;
-            let fitting = u32::try_from(number).ok().filter(|number| range.contains(number));
-            fitting.ok_or_else(|| WrongValue::new(format!("{number} is out of range")).advise(advice.clone()))
+        let (min, max) = (range.start(), range.end());
+        self.parse_with(name, problems, |raw| {
+            let parse = || {
+                let number = value::parse_integer(raw)?;
+                let count = u32::try_from(number).ok().filter(|count| range.contains(count));
+                count.ok_or_else(|| ValueError::new(format!("{number} is out of range")))
+            };
+            parse().map_err(|error| error.advise(format!("write a whole number from {min} to {max}")))
         })
     }
 
-    /// The boolean in a field; `None` if the field is missing.
-    pub(super) fn switch(&self, name: &str, problems: &mut Vec<Problem>) -> Option<bool> {
-        self.read(name, problems, value::switch)
+    /// Parses the boolean in a field. Returns `None` if the field is missing or invalid.
+    pub(super) fn parse_bool(&self, name: &str, problems: &mut Vec<Problem>) -> Option<bool> {
+        self.parse_with(name, problems, value::parse_bool)
     }
 
-    /// The strings of a field, each parsed by `parse_text`; empty if the field is missing. An empty
-    /// list is an error, because it looks like "nothing" and would mean "everything".
-    pub(super) fn list(
+    /// Parses the list of strings in a field, each with `parse_item`. Returns an empty list if the
+    /// field is missing. An empty list in the file is an error: it looks like "nothing", but would
+    /// mean "everything".
+    pub(super) fn parse_list(
         &self,
         name: &str,
-        parse_text: impl Fn(&str) -> Result<String, WrongValue>,
+        parse_item: impl Fn(&str) -> Result<String, ValueError>,
         problems: &mut Vec<Problem>,
     ) -> Vec<String> {
-        let read = |raw: Raw<'_>| match value::texts(raw)?[..] {
-            [] => Err(WrongValue::new("this list is empty").advise("remove it, or add a value")),
-            ref texts => texts.iter().map(|text| parse_text(text)).collect(),
+        let parse = |raw: RawValue<'_>| match value::parse_strings(raw)?[..] {
+            [] => Err(ValueError::new("this list is empty").advise("remove it, or add a value")),
+            ref items => items.iter().map(|item| parse_item(item)).collect(),
         };
-        self.read(name, problems, read).unwrap_or_default()
+        self.parse_with(name, problems, parse).unwrap_or_default()
     }
 
-    fn read<T>(
+    fn parse_with<T>(
         &self,
         name: &str,
         problems: &mut Vec<Problem>,
-        read: impl FnOnce(Raw<'_>) -> Result<T, WrongValue>,
+        parse: impl FnOnce(RawValue<'a>) -> Result<T, ValueError>,
     ) -> Option<T> {
         let value = self.table.get(name)?;
         let span = self.document.span_of(value.span());
-        read(Raw::Toml(value.get_ref())).map_err(|wrong| problems.push(span.problem(wrong))).ok()
+        parse(RawValue::Toml(value.get_ref())).map_err(|error| problems.push(span.problem(error))).ok()
     }
 
-    /// The string of the only field among `names`, with its name and position. Exactly one of these
-    /// fields must exist.
-    pub(super) fn one_of<'n>(
+    /// Parses the string in the only field among `names`, and returns it with the field's name and
+    /// position. Exactly one of these fields must exist.
+    pub(super) fn require_one_of<'n>(
         &self,
         names: &[&'n str],
         problems: &mut Vec<Problem>,
@@ -260,22 +276,22 @@ impl<'a> TableEntry<'a> {
             // After a syntax error the field may exist without having been parsed.
             [] if !self.document.is_fully_parsed() => None,
             [] => {
-                problems.push(self.span.problem(WrongValue::new(format!("this entry has no {listed}"))));
+                problems.push(self.span.problem(ValueError::new(format!("this entry has no {listed}"))));
                 None
             }
-            [name] => self.text(name, problems).map(|(text, span)| (*name, text, span)),
+            [name] => self.parse_string(name, problems).map(|(text, span)| (*name, text, span)),
             [first, second, ..] => {
-                let wrong = WrongValue::new(format!("this entry has `{first}` and `{second}`"));
-                problems.push(self.span.problem(wrong.advise(format!("give one of {listed}"))));
+                let error = ValueError::new(format!("this entry has both `{first}` and `{second}`"));
+                problems.push(self.span.problem(error.advise(format!("write only one of {listed}"))));
                 None
             }
         }
     }
 }
 
-/// The lines affected by a syntax error in `line`: the line itself, and after an invalid header all
+/// The lines that a syntax error in `line` affects: the line itself, and after an invalid header all
 /// lines up to the next header.
-fn lines_affected_from(text: &str, line: usize) -> Range<usize> {
+fn affected_lines(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
     if !rest.next().is_some_and(is_header) {
@@ -284,54 +300,57 @@ fn lines_affected_from(text: &str, line: usize) -> Range<usize> {
     line..line + 1 + rest.take_while(|text| !is_header(text)).count()
 }
 
-/// Converts an error message of the parser, which points to the source `text`.
-fn syntax_error(message: &str, text: &str) -> WrongValue {
+/// Converts an error message of the TOML parser about the source `text`.
+fn syntax_error(message: &str, text: &str) -> ValueError {
     if message == "duplicate key" {
-        return WrongValue::new(format!("{} is given twice", shown(text))).advise("keep one of them");
+        return ValueError::new(format!("{} is set twice", quote_masked(text)))
+            .advise("remove one of the lines");
     }
     let (message, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    // The parser chooses the type of an unquoted word, address or URL by its first character, so its
-    // message names that type.
-    let unquoted_kinds = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
-    let wrong = WrongValue::new(message);
-    if unquoted_kinds.iter().any(|kind| message.contains(kind)) {
-        return wrong.advise("a text is written in quotes, a number in digits only");
+    // The parser infers the type of an unquoted string, such as an address, from its first character,
+    // and its message names that type.
+    let inferred_types = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
+    let error = ValueError::new(message);
+    if inferred_types.iter().any(|inferred_type| message.contains(inferred_type)) {
+        return error.advise("write a string in quotes, and a number in digits only");
     }
-    if expected.is_empty() { wrong } else { wrong.advise(format!("expected {expected}")) }
+    if expected.is_empty() { error } else { error.advise(format!("expected {expected}")) }
 }
 
-fn renamed_section(old: &str, new: &str) -> WrongValue {
-    WrongValue::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
+fn old_section_error(old: &str, new: &str) -> ValueError {
+    ValueError::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
 }
 
-fn unknown_setting(section: &str, name: &str) -> WrongValue {
-    if let Some(new) = renamed::section(section) {
-        return renamed_section(section, new);
+fn unknown_setting_error(section: &str, name: &str) -> ValueError {
+    if let Some(new) = old_names::new_section(section) {
+        return old_section_error(section, new);
     }
-    let wrong = WrongValue::new(format!("unknown key {} in [{section}]", shown(name)));
-    if let Some(other_section) = setting::of_name(name) {
-        return wrong.advise(format!("`{name}` belongs in [{}]", other_section.section()));
+    let error = ValueError::new(format!("unknown key {} in [{section}]", quote_masked(name)));
+    if let Some(other_section) = setting::find_by_name(name) {
+        return error.advise(format!("`{name}` belongs in [{}]", other_section.section()));
     }
-    let siblings = setting::TABLE.iter().filter(|setting| setting.section() == section).map(Setting::name);
-    let near = nearest(name, siblings).map(str::to_owned);
-    wrong.suggest(near.or_else(|| nearest_path(name)))
+    let siblings = setting::SETTINGS.iter().filter(|setting| setting.section() == section).map(Setting::name);
+    let suggestion = find_similar(name, siblings).map(str::to_owned);
+    error.suggest(suggestion.or_else(|| find_similar_path(name)))
 }
 
-fn unknown_section(name: &str, value: &DeValue<'_>) -> WrongValue {
+fn unknown_section_error(name: &str, value: &DeValue<'_>) -> ValueError {
     let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
-    let wrong =
-        WrongValue::new(format!("unknown {} {}", if is_table { "section" } else { "key" }, shown(name)));
-    if let Some(setting) = setting::of_name(name) {
-        return wrong.advise(format!("`{name}` belongs in [{}]", setting.section()));
+    let error = ValueError::new(format!(
+        "unknown {} {}",
+        if is_table { "section" } else { "key" },
+        quote_masked(name)
+    ));
+    if let Some(setting) = setting::find_by_name(name) {
+        return error.advise(format!("`{name}` belongs in [{}]", setting.section()));
     }
-    let sections = setting::TABLE.iter().map(Setting::section).chain(["keys", "clients"]);
-    let near = nearest(name, sections).map(str::to_owned);
-    wrong.suggest(near.or_else(|| nearest_path(name)))
+    let sections = setting::SETTINGS.iter().map(Setting::section).chain(["keys", "clients"]);
+    let suggestion = find_similar(name, sections).map(str::to_owned);
+    error.suggest(suggestion.or_else(|| find_similar_path(name)))
 }
 
-/// The path of the setting with the most similar name in all sections.
-fn nearest_path(name: &str) -> Option<String> {
-    let names = setting::TABLE.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
-    let near = nearest(name, names)?;
-    setting::of_name(near).map(|setting| setting.path.to_owned())
+/// Finds the path of the setting with the most similar name in all sections.
+fn find_similar_path(name: &str) -> Option<String> {
+    let names = setting::SETTINGS.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
+    setting::find_by_name(find_similar(name, names)?).map(|setting| setting.path.to_owned())
 }

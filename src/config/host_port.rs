@@ -1,12 +1,12 @@
-//! Parses a TCP address to listen on: an IP address or `localhost`. Host names are refused, because
-//! a change of their DNS entry could expose the proxy to other machines.
+//! Parses a TCP address to listen on: an IP address or `localhost`, with a port. Host names are refused,
+//! because a change of their DNS entry could expose the proxy to other machines.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use super::mask::shown;
-use super::problem::WrongValue;
+use super::mask::quote_masked;
+use super::problem::ValueError;
 
 /// An address and port to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ enum Host {
 }
 
 impl HostPort {
-    /// The port; with 0 the system chooses one.
+    /// The port. With 0, the operating system chooses one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -30,8 +30,8 @@ impl HostPort {
 
     /// The addresses to bind. Binding the first one must succeed.
     ///
-    /// `localhost` has two addresses, IPv4 first. Clients that try `::1` first are then served,
-    /// too, if the machine has IPv6. With port 0, the second address uses the port of the first.
+    /// `localhost` has an IPv4 and an IPv6 address, so that clients that try `::1` first are served if
+    /// the machine has IPv6. With port 0, the IPv6 address uses the port that the IPv4 address got.
     #[must_use]
     pub fn socket_addresses(&self) -> Vec<SocketAddr> {
         match self.host {
@@ -51,9 +51,7 @@ impl HostPort {
             Host::Address(address) => address.to_canonical().is_loopback(),
         }
     }
-}
 
-impl HostPort {
     /// Whether a connection from this machine to `host` and `port` reaches this listener. `host` is
     /// `localhost` or an IP address; host names are not looked up.
     #[must_use]
@@ -67,7 +65,7 @@ impl HostPort {
         };
         let is_own = |own_address: SocketAddr| {
             let own_address = own_address.ip().to_canonical();
-            // The wildcard address includes every address of this machine. Only its loopback
+            // The wildcard address includes every address of this machine, of which only the loopback
             // addresses are known here.
             let is_same = |address: &IpAddr| {
                 let address = address.to_canonical();
@@ -99,43 +97,45 @@ impl fmt::Display for HostPort {
 }
 
 impl FromStr for HostPort {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const NOTATION: &str = "write HOST:PORT, for example 127.0.0.1:11011";
         if let Some((_, rest)) = text.split_once("://") {
-            let near = rest.trim_end_matches('/').parse::<Self>().ok();
-            return Err(WrongValue::new(format!("{} is a URL", shown(text))).advise(NOTATION).suggest(near));
+            let suggestion = rest.trim_end_matches('/').parse::<Self>().ok();
+            return Err(ValueError::new(format!("{} is a URL", quote_masked(text)))
+                .advise(NOTATION)
+                .suggest(suggestion));
         }
         if let Ok(IpAddr::V6(address)) = text.parse::<IpAddr>() {
-            let near = format!("[{address}]:{}", Self::default().port);
-            let wrong =
-                WrongValue::new(format!("{} has no port, or no brackets around its address", shown(text)));
-            return Err(wrong.advise(NOTATION).suggest(Some(near)));
+            let suggestion = format!("[{address}]:{}", Self::default().port);
+            let error = ValueError::new(format!(
+                "{} has no port, or no brackets around its address",
+                quote_masked(text)
+            ));
+            return Err(error.advise(NOTATION).suggest(Some(suggestion)));
         }
         let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
-            let near = text.parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
-            return Err(WrongValue::new(format!("{} has no port", shown(text)))
+            let suggestion = text.parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
+            return Err(ValueError::new(format!("{} has no port", quote_masked(text)))
                 .advise(NOTATION)
-                .suggest(near));
+                .suggest(suggestion));
         };
-        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().is_err()
-        {
-            let wrong = WrongValue::new(format!("{} has no usable port", shown(text)));
-            return Err(wrong.advise("a port is a number from 0 (any free one) to 65535"));
-        }
-        let port = port.parse().unwrap_or_default();
-        let host = parse_host(host).map_err(|near| {
-            let near = near.map(|near| format!("{near}:{port}"));
-            WrongValue::new(format!("{} has no IP address and is not localhost", shown(text)))
+        let Some(port) = port.parse::<u16>().ok().filter(|_| !port.starts_with('+')) else {
+            let error = ValueError::new(format!("{} has no valid port", quote_masked(text)));
+            return Err(error.advise("a port is a number from 0 (any free port) to 65535"));
+        };
+        let host = parse_host(host).map_err(|suggestion| {
+            let suggestion = suggestion.map(|suggestion| format!("{suggestion}:{port}"));
+            ValueError::new(format!("{} has neither an IP address nor localhost", quote_masked(text)))
                 .advise(NOTATION)
-                .suggest(near)
+                .suggest(suggestion)
         })?;
         Ok(Self { host, port })
     }
 }
 
-/// Parses a host. The error contains the suggestion, if there is one.
+/// Parses a host. The error is the host to suggest, if any.
 fn parse_host(host: &str) -> Result<Host, Option<&'static str>> {
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(Host::Localhost);
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_is_reached_by_its_own_address_in_every_form() {
+    fn a_connection_to_any_form_of_its_address_reaches_a_listener() {
         for (listen, host, port, is_reached) in [
             ("127.0.0.1:11011", "127.0.0.1", 11011, true),
             ("127.0.0.1:11011", "localhost", 11011, true),
@@ -174,7 +174,11 @@ mod tests {
             ("127.0.0.1:0", "127.0.0.1", 0, false),
         ] {
             let listening: HostPort = listen.parse().unwrap();
-            assert_eq!(listening.is_reached_by(host, port), is_reached, "{host}:{port} at {listen}");
+            assert_eq!(
+                listening.is_reached_by(host, port),
+                is_reached,
+                "a connection to {host}:{port} and the listener {listen}"
+            );
         }
     }
 
@@ -182,13 +186,13 @@ mod tests {
     fn check(text: &str, expected: &str) {
         let printed = match text.parse::<HostPort>() {
             Ok(listen) => listen.to_string(),
-            Err(wrong) => format!("! {wrong}"),
+            Err(error) => format!("! {error}"),
         };
         assert_eq!(printed, expected);
     }
 
     #[test]
-    fn addresses_and_localhost_are_read() {
+    fn addresses_and_localhost_are_parsed() {
         for text in ["127.0.0.1:11011", "0.0.0.0:0", "[::1]:65535", "localhost:80"] {
             check(text, text);
         }
@@ -204,7 +208,7 @@ mod tests {
         );
         check(
             ":8080",
-            "! `:8080` has no IP address and is not localhost; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
+            "! `:8080` has neither an IP address nor localhost; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
         );
         check(
             "::1",
@@ -218,10 +222,10 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_is_not_looked_up() {
+    fn a_host_name_is_refused() {
         for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
             let notation = "write HOST:PORT, for example 127.0.0.1:11011";
-            check(text, &format!("! `{text}` has no IP address and is not localhost; {notation}"));
+            check(text, &format!("! `{text}` has neither an IP address nor localhost; {notation}"));
         }
     }
 
@@ -229,13 +233,13 @@ mod tests {
     fn a_port_is_between_0_and_65535() {
         check("127.0.0.1:65535", "127.0.0.1:65535");
         for text in ["127.0.0.1:65536", "127.0.0.1:", "127.0.0.1:+1", "127.0.0.1:-1", "127.0.0.1:http"] {
-            let advice = "a port is a number from 0 (any free one) to 65535";
-            check(text, &format!("! `{text}` has no usable port; {advice}"));
+            let advice = "a port is a number from 0 (any free port) to 65535";
+            check(text, &format!("! `{text}` has no valid port; {advice}"));
         }
     }
 
     #[test]
-    fn only_loopback_addresses_are_loopback() {
+    fn only_this_machine_reaches_loopback_addresses() {
         for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"] {
             assert!(text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
         }
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_bound_on_both_families() {
+    fn localhost_is_bound_to_its_ipv4_and_ipv6_address() {
         let addresses = "localhost:7".parse::<HostPort>().unwrap().socket_addresses();
         assert_eq!(addresses, ["127.0.0.1:7".parse().unwrap(), "[::1]:7".parse().unwrap()]);
     }

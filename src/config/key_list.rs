@@ -1,18 +1,20 @@
-//! Parses a comma-separated list of keys from a variable or a file. Messages identify an entry by
-//! its position and short form, so that they contain no key.
+//! Parses a list of keys from a variable or a file, and corrects common mistakes such as quotes and
+//! trailing commas. Messages identify an entry by its position and short form, so that they contain no
+//! key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::key_shape::{self, InvalidKey, KeyProvider, masked};
-use crate::secret::ApiKey;
+use super::key_format::{self, KeyProvider, mask_key};
+use super::problem::ValueError;
+use crate::secret::{ApiKey, Fingerprint};
 
-/// The source of the text; it determines the separators.
+/// The source of a list, which determines the separators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyListFormat {
-    /// Commas separate keys; line breaks are unusual.
+    /// Commas separate keys. Line breaks are accepted with a warning.
     Variable,
-    /// Lines and commas separate keys; a line that starts with `#` is a comment.
+    /// Lines and commas separate keys. A line that starts with `#` is a comment.
     File,
 }
 
@@ -21,29 +23,24 @@ pub(super) enum KeyListFormat {
 pub(super) struct KeyList {
     /// The keys in their order, without duplicates.
     pub(super) keys: Vec<ApiKey>,
-    /// Corrections, each a sentence without its subject: `ends with a comma`.
+    /// Messages about corrected entries. Each completes a sentence that begins with the source:
+    /// `ends with a comma`.
     pub(super) corrections: Vec<String>,
-    /// Invalid entries.
-    pub(super) invalid: Vec<InvalidEntry>,
+    /// The errors of invalid entries.
+    pub(super) errors: Vec<ValueError>,
 }
 
-/// An entry that is no valid key.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct InvalidEntry {
-    /// The error message, as a sentence.
-    pub(super) message: String,
-    /// Advice specific to this entry.
-    pub(super) advice: Option<&'static str>,
-}
+/// The message about a list without keys.
+pub(super) const NO_KEY: &str = "contains no key";
 
-/// Parses a list of keys for `provider`. Positions count from 1, empty entries included.
+/// Parses a list of keys for `provider`. Positions count from 1 and include empty entries.
 pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) -> KeyList {
     let mut parser = KeyListParser {
         provider,
         list: KeyList::default(),
         position: 0,
         first_positions: HashMap::new(),
-        plain_words: Vec::new(),
+        name_like_entries: Vec::new(),
         empty_positions: Vec::new(),
         ends_with_comma: false,
         has_quotes: false,
@@ -65,10 +62,11 @@ pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) ->
 struct KeyListParser {
     provider: KeyProvider,
     list: KeyList,
+    /// The position of the last entry.
     position: usize,
-    first_positions: HashMap<crate::secret::Fingerprint, usize>,
-    /// Words that count as keys only if no other entry looks like a key.
-    plain_words: Vec<(usize, ApiKey)>,
+    first_positions: HashMap<Fingerprint, usize>,
+    /// Entries that count as keys only if no other entry looks like a key.
+    name_like_entries: Vec<(usize, ApiKey)>,
     empty_positions: Vec<usize>,
     ends_with_comma: bool,
     has_quotes: bool,
@@ -77,14 +75,13 @@ struct KeyListParser {
 }
 
 impl KeyListParser {
-    /// Parses the texts between commas.
+    /// Parses the chunks between commas.
     fn parse_chunks<'a>(&mut self, chunks: impl Iterator<Item = &'a str>) {
         let mut chunks = chunks.peekable();
         let mut is_first = true;
         while let Some(chunk) = chunks.next() {
-            // If only whitespace follows the last comma, it is a trailing comma and not an empty
-            // entry.
-            if chunk.trim_matches(is_padding).is_empty() && chunks.peek().is_none() && !is_first {
+            // A comma with only whitespace after it is a trailing comma and not an empty entry.
+            if chunk.trim_matches(is_space_or_quote).is_empty() && chunks.peek().is_none() && !is_first {
                 self.has_quotes |= chunk.contains(is_quote);
                 self.ends_with_comma = true;
             } else {
@@ -96,20 +93,20 @@ impl KeyListParser {
 
     fn parse_chunk(&mut self, chunk: &str) {
         let chunk = chunk.trim_matches(is_space);
-        let pieces = chunk.split(|character| is_space(character) || character == ';');
-        let unquoted = pieces.map(|piece| {
-            let unquoted = piece.trim_matches(is_quote);
-            self.has_quotes |= unquoted.len() < piece.len();
-            unquoted
+        let words = chunk.split(|character| is_space(character) || character == ';');
+        let unquoted_words = words.map(|word| {
+            let unquoted_word = word.trim_matches(is_quote);
+            self.has_quotes |= unquoted_word.len() < word.len();
+            unquoted_word
         });
-        let words: Vec<&str> = unquoted.filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> = unquoted_words.filter(|word| !word.is_empty()).collect();
         match words.as_slice() {
             [] => {
                 self.position += 1;
                 self.empty_positions.push(self.position);
             }
             [word] => self.add_key(word),
-            words if words.iter().all(|word| key_shape::looks_like_a_key(word)) => {
+            words if words.iter().all(|word| key_format::looks_like_key(word)) => {
                 words.iter().for_each(|word| self.add_key(word));
                 self.has_line_breaks |= chunk.contains(['\n', '\r']);
                 self.has_other_separators |= chunk.contains(|character| {
@@ -118,42 +115,42 @@ impl KeyListParser {
             }
             words => {
                 self.position += 1;
-                self.refuse(&words.join(" "), key_shape::check_words(words));
+                self.reject(&words.join(" "), key_format::multiple_words_error(words));
             }
         }
     }
 
-    fn refuse(&mut self, text: &str, InvalidKey { message, advice }: InvalidKey) {
-        let message = format!("entry {} ({}) {message}", self.position, masked(text));
-        self.list.invalid.push(InvalidEntry { message, advice });
+    fn reject(&mut self, text: &str, error: ValueError) {
+        let entry = format!("entry {} ({})", self.position, mask_key(text));
+        self.list.errors.push(error.about(entry));
     }
 
     fn add_key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // This error explains more than the provider's 401 would later.
-        if let Err(invalid_key) = key_shape::check(text, self.provider) {
-            return self.refuse(text, invalid_key);
+        // This error is more specific than the provider's 401 for an invalid key.
+        if let Err(error) = key_format::check(text, self.provider) {
+            return self.reject(text, error);
         }
         let key = match ApiKey::new(text) {
             Ok(key) => key,
-            Err(unusable) => {
-                let message = format!("entry {position}: {unusable}");
-                return self.list.invalid.push(InvalidEntry { message, advice: None });
+            Err(error) => {
+                let message = format!("entry {position}: {error}");
+                return self.list.errors.push(ValueError::new(message));
             }
         };
         match self.first_positions.entry(key.fingerprint()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(position);
-                if self.provider == KeyProvider::ElevenLabs && !key_shape::is_known_format(text) {
+                if self.provider == KeyProvider::ElevenLabs && !key_format::is_known_format(text) {
                     self.list.corrections.push(format!(
-                        "entry {position} ({}) has another shape than the keys of ElevenLabs that are known (`sk_` and \
-                         48 hexadecimal digits, or 32 of them): it may be cut off or mistyped",
-                        masked(text)
+                        "entry {position} ({}) has an unknown format (known keys of ElevenLabs have `sk_` and 48 \
+                         hexadecimal digits, or 32 hexadecimal digits): it may be truncated or mistyped",
+                        mask_key(text)
                     ));
                 }
-                if key_shape::is_plain_word(text) {
-                    self.plain_words.push((position, key.clone()));
+                if key_format::looks_like_name(text) {
+                    self.name_like_entries.push((position, key.clone()));
                 }
                 self.list.keys.push(key);
             }
@@ -166,25 +163,21 @@ impl KeyListParser {
         }
     }
 
-    /// Refuses plain words if other entries look like keys. Such a word is a name, or the header of
-    /// a column.
-    fn refuse_plain_words(&mut self) {
-        if self.plain_words.len() == self.list.keys.len() {
+    /// Rejects entries that look like names if other entries look like keys. Such an entry may be the
+    /// name of a key or the title of a column.
+    fn reject_names(&mut self) {
+        if self.name_like_entries.len() == self.list.keys.len() {
             return;
         }
-        for (position, key) in std::mem::take(&mut self.plain_words) {
-            let message = format!(
-                "entry {position} ({}) is a word beside keys and does not look like one",
-                masked(key.expose())
-            );
-            self.list
-                .invalid
-                .push(InvalidEntry { message, advice: Some("write the keys alone, without names") });
+        for (position, key) in std::mem::take(&mut self.name_like_entries) {
+            self.position = position;
+            let error = ValueError::new("does not look like a key, but other entries do");
+            self.reject(key.expose(), error.advise("write only keys, without names"));
         }
     }
 
     fn finish(mut self) -> KeyList {
-        self.refuse_plain_words();
+        self.reject_names();
         let corrections = &mut self.list.corrections;
         match self.empty_positions.as_slice() {
             [] => {}
@@ -204,9 +197,8 @@ impl KeyListParser {
                 corrections.push(correction.to_owned());
             }
         }
-        if self.list.keys.is_empty() && self.list.invalid.is_empty() {
-            let message = "there is no key in it".to_owned();
-            self.list.invalid.push(InvalidEntry { message, advice: None });
+        if self.list.keys.is_empty() && self.list.errors.is_empty() {
+            self.list.errors.push(ValueError::new(NO_KEY));
         }
         self.list
     }
@@ -218,29 +210,10 @@ fn is_space(character: char) -> bool {
 }
 
 fn is_quote(character: char) -> bool {
-    matches!(
-        character,
-        '"' | '\''
-            | '`'
-            | '´'
-            | '“'
-            | '”'
-            | '„'
-            | '‟'
-            | '‘'
-            | '’'
-            | '‚'
-            | '‛'
-            | '«'
-            | '»'
-            | '‹'
-            | '›'
-            | '＂'
-            | '＇'
-    )
+    "\"'`´“”„‟‘’‚‛«»‹›＂＇".contains(character)
 }
 
-fn is_padding(character: char) -> bool {
+fn is_space_or_quote(character: char) -> bool {
     is_space(character) || is_quote(character)
 }
 
@@ -261,7 +234,7 @@ mod tests {
     #[track_caller]
     fn check_invalid(text: &str, invalid: &[&str]) {
         let list = parse(text, KeyListFormat::Variable, KeyProvider::Other);
-        assert_eq!(sentences(&list), invalid);
+        assert_eq!(error_texts(&list), invalid);
     }
 
     #[track_caller]
@@ -275,11 +248,11 @@ mod tests {
         let list = parse(text, format, KeyProvider::Other);
         assert_eq!(list.keys.iter().map(ApiKey::expose).collect::<Vec<_>>(), keys);
         assert_eq!(list.corrections, corrections);
-        assert_eq!(sentences(&list), invalid);
+        assert_eq!(error_texts(&list), invalid);
     }
 
-    fn sentences(list: &KeyList) -> Vec<&str> {
-        list.invalid.iter().map(|entry| &*entry.message).collect()
+    fn error_texts(list: &KeyList) -> Vec<String> {
+        list.errors.iter().map(ToString::to_string).collect()
     }
 
     const QUOTES: &str = "has quotes around keys";
@@ -301,20 +274,20 @@ mod tests {
     }
 
     #[test]
-    fn a_trailing_comma_is_no_empty_entry() {
+    fn a_trailing_comma_is_not_an_empty_entry() {
         check("sk_a,", &["sk_a"], &["ends with a comma"]);
         check("sk_a, \n", &["sk_a"], &["ends with a comma"]);
         check("sk_a,,", &["sk_a"], &["entry 2 is empty", "ends with a comma"]);
     }
 
     #[test]
-    fn empty_entries_are_named_by_position() {
+    fn empty_entries_are_reported_by_position() {
         check(",sk_a", &["sk_a"], &["entry 1 is empty"]);
         check(", ,sk_a,\"\",sk_b", &["sk_a", "sk_b"], &["entries 1, 2, 4 are empty", QUOTES]);
     }
 
     #[test]
-    fn line_breaks_and_spaces_separate_keys_too() {
+    fn line_breaks_and_spaces_separate_keys() {
         let breaks = "has line breaks between keys, which count as commas";
         let spaces = "has spaces or semicolons between keys, which count as commas";
         check("sk_a\nsk_b\r\nsk_c\n", &["sk_a", "sk_b", "sk_c"], &[breaks]);
@@ -324,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_counts_once() {
+    fn a_duplicate_key_is_dropped() {
         check(
             "sk_a,sk_b,sk_a,sk_a",
             &["sk_a", "sk_b"],
@@ -341,12 +314,12 @@ mod tests {
     #[test]
     fn a_list_without_keys_is_refused() {
         for text in ["", ",", " , ,", "\"\""] {
-            check_invalid(text, &["there is no key in it"]);
+            check_invalid(text, &["contains no key"]);
         }
     }
 
     #[test]
-    fn an_invalid_entry_is_named_by_its_position() {
+    fn an_invalid_entry_is_reported_by_its_position() {
         check_invalid("sk_a,<your-key>", &["entry 2 (10 characters) is a placeholder"]);
         check_invalid("sk_a,<key>", &["entry 2 (5 characters) contains the invalid character `<`"]);
         check_invalid("$KEYS", &["entry 1 (5 characters) contains the invalid character `$`"]);
@@ -366,8 +339,8 @@ mod tests {
         for format in [KeyListFormat::Variable, KeyListFormat::File] {
             for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
                 let list = parse(&text, format, provider);
-                let printed = format!("{:?} {:?}", list.invalid, list.corrections);
-                assert!(!list.invalid.is_empty(), "{text}");
+                let printed = format!("{:?} {:?}", list.errors, list.corrections);
+                assert!(!list.errors.is_empty(), "{text}");
                 assert!(!printed.contains(&KEY[12..40]), "{printed}");
                 for part in expected {
                     assert!(printed.contains(part), "{text}: {printed}");
@@ -377,14 +350,14 @@ mod tests {
     }
 
     #[test]
-    fn words_around_a_key_are_refused_and_no_part_of_them_becomes_a_key() {
-        check_around("Bearer K", &["entry 1", "`Bearer`", "write the key alone"]);
+    fn words_around_a_key_are_refused_and_never_become_keys() {
+        check_around("Bearer K", &["entry 1", "`Bearer`", "write only the key"]);
         check_around("K # the first", &["entry 1", "a comment", "lines of their own"]);
         check_around("main K", &["entry 1", "a space within a key, or words around one"]);
         check_around("K, backup K", &["entry 2"]);
         check_around(
             "name,key\nmain,K",
-            &["entry 1 (4 characters) is the word `name` and no key", "entry 2"],
+            &["entry 1 (4 characters) is the word `name`, not a key", "entry 2"],
         );
         check_around("main,K", &["entry 1 (4 characters) is"]);
         check_around("K,studio", &["entry 2 (6 characters) is"]);
@@ -400,22 +373,25 @@ mod tests {
     }
 
     #[test]
-    fn a_commented_yaml_list_is_refused_in_both_forms() {
+    fn a_yaml_list_is_refused_in_both_formats() {
         check_around("keys:\n  - K\n", &["entry 1"]);
     }
 
     #[test]
-    fn a_short_elevenlabs_key_is_refused_and_an_unknown_format_is_a_warning() {
-        let read = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
-        let list = read(&format!("sk_first,{KEY}"));
-        assert_eq!(sentences(&list), ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]);
-        let list = read(&format!("{KEY},{}", &KEY[..50]));
-        assert_eq!((list.keys.len(), sentences(&list).len()), (2, 0));
+    fn a_short_elevenlabs_key_is_refused_and_an_unknown_format_causes_a_warning() {
+        let parse_keys = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
+        let list = parse_keys(&format!("sk_first,{KEY}"));
+        assert_eq!(
+            error_texts(&list),
+            ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]
+        );
+        let list = parse_keys(&format!("{KEY},{}", &KEY[..50]));
+        assert_eq!((list.keys.len(), error_texts(&list).len()), (2, 0));
         assert!(
-            list.corrections[0].starts_with("entry 2 (sk_01234567...abcde) has another shape"),
+            list.corrections[0].starts_with("entry 2 (sk_01234567...abcde) has an unknown format"),
             "{list:?}"
         );
-        assert_eq!(read(KEY).corrections, [""; 0]);
+        assert_eq!(parse_keys(KEY).corrections, [""; 0]);
     }
 
     #[test]
@@ -428,12 +404,12 @@ mod tests {
     }
 
     #[test]
-    fn another_provider_may_accept_any_word() {
+    fn a_key_of_another_provider_may_be_any_word() {
         check("secret1", &["secret1"], &[]);
         let list = parse("main,sk_a", KeyListFormat::Variable, KeyProvider::Other);
         assert_eq!(
-            sentences(&list),
-            ["entry 1 (4 characters) is a word beside keys and does not look like one"]
+            error_texts(&list),
+            ["entry 1 (4 characters) does not look like a key, but other entries do"]
         );
         check("first-upstream,second", &["first-upstream", "second"], &[]);
     }

@@ -1,67 +1,68 @@
-//! Masks configuration text in messages. A message shows only harmless text, because an operator
-//! may have pasted a key into the wrong setting.
+//! Masks text of the configuration in messages, because an operator may have pasted a key into the
+//! wrong setting.
 
-use super::{renamed, setting};
+use super::{old_names, setting};
 
 const MASK: &str = "***";
 
-/// Names and values that contain one of these words count as secrets.
+/// Lines of a file whose name or value contains one of these words are masked.
 const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
 
-/// Maximum characters of a value that a message shows.
-const MAX_SHOWN_CHARS: usize = 60;
+/// Maximum characters of a value in a message.
+const MAX_QUOTED_CHARS: usize = 60;
 
-/// Formats `text` in backticks, or masks it.
-pub(super) fn shown(text: &str) -> String {
-    if looks_secret(text) || text.contains('@') {
+/// Formats `text` in backticks, masked if it may contain a secret.
+pub(super) fn quote_masked(text: &str) -> String {
+    if looks_like_secret(text) || text.contains('@') {
         return format!("`{MASK}`");
     }
-    let mut shown: String = text.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if text.chars().count() > MAX_SHOWN_CHARS {
-        shown.push('…');
+    let mut quoted: String = text.chars().take(MAX_QUOTED_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().count() > MAX_QUOTED_CHARS {
+        quoted.push('…');
     }
-    format!("`{shown}`")
+    format!("`{quoted}`")
 }
 
-/// Whether `text` contains a possible key: `sk_…`, or at least 20 letters, digits or
-/// underscores in a row, with a digit.
-pub(super) fn looks_secret(text: &str) -> bool {
-    let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
-    text.split(|character| !is_word(character)).any(|run| {
-        run.get(..3).is_some_and(|head| head.eq_ignore_ascii_case("sk_"))
-            || (run.len() >= 20 && run.bytes().any(|byte| byte.is_ascii_digit()))
+/// Whether `text` may contain a key: `sk_…`, or at least 20 consecutive letters, digits or underscores
+/// with a digit among them.
+pub(super) fn looks_like_secret(text: &str) -> bool {
+    let is_key_character = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    text.split(|character| !is_key_character(character)).any(|word| {
+        word.get(..3).is_some_and(|prefix| prefix.eq_ignore_ascii_case("sk_"))
+            || (word.len() >= 20 && word.bytes().any(|byte| byte.is_ascii_digit()))
     })
 }
 
-/// Masks a line of a TOML file. `section` is the preceding header, see [`section_at`].
+/// Masks a line of a TOML file. `section` is the preceding header, see [`find_section`].
 ///
-/// Section headers are shown, and in known sections also names with harmless values. Otherwise only the
-/// name is shown; a line without `=`, or whose name looks like a secret, is masked as a whole.
-pub(super) fn line(line: &str, section: Option<&str>) -> String {
+/// Section headers are shown, and so are lines of known sections without a possible secret. Of any
+/// other line, only the name is shown. A line without `=`, or whose name looks like a secret, is masked
+/// completely.
+pub(super) fn mask_line(line: &str, section: Option<&str>) -> String {
     let line = line.trim_end();
-    if looks_secret(line.split('=').next().unwrap_or_default()) {
+    if looks_like_secret(line.split('=').next().unwrap_or_default()) {
         return MASK.to_owned();
     }
     if let Some(header) = header_name(line) {
-        let is_plain = !header.contains(['"', '\'', '=', ',', '{']);
-        return if is_plain { line.to_owned() } else { MASK.to_owned() };
+        let is_section_header = !header.contains(['"', '\'', '=', ',', '{']);
+        return if is_section_header { line.to_owned() } else { MASK.to_owned() };
     }
     let Some((name, value)) = line.split_once('=') else {
         return if line.trim().is_empty() { String::new() } else { MASK.to_owned() };
     };
     // Before the first header, a name contains its section: `server.listen = …`, `server = { … }`.
     let section = section.unwrap_or_else(|| name.split('.').next().unwrap_or_default().trim());
-    let is_section = setting::is_section(section) || renamed::section(section).is_some();
+    let is_section = setting::is_section(section) || old_names::new_section(section).is_some();
     let is_harmless = is_section
         && !has_secret_word(name)
         && !has_secret_word(value)
-        && !looks_secret(value)
+        && !looks_like_secret(value)
         && !value.contains('@');
     if is_harmless { line.to_owned() } else { format!("{name}= {MASK}") }
 }
 
-/// The name in the last header before the byte `line_start`; `None` before the first header.
-pub(super) fn section_at(text: &str, line_start: usize) -> Option<&str> {
+/// Finds the name in the last header before the byte `line_start`; `None` before the first header.
+pub(super) fn find_section(text: &str, line_start: usize) -> Option<&str> {
     text.get(..line_start)?.lines().rev().find_map(header_name)
 }
 
@@ -84,7 +85,7 @@ mod tests {
     #[track_caller]
     fn check(text: &str, expected: &str) {
         let start = text.rfind('\n').map_or(0, |newline| newline + 1);
-        assert_eq!(line(&text[start..], section_at(text, start)), expected);
+        assert_eq!(mask_line(&text[start..], find_section(text, start)), expected);
     }
 
     #[test]
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_looks_like_a_secret_is_masked_everywhere() {
+    fn a_possible_secret_is_masked_in_every_section() {
         check("[pool]\napi_key = \"hunter2\"", "api_key = ***");
         check("[pool]\nstrategy = \"sk_12\"", "strategy = ***");
         check("[pool]\nstrategy = \"0123456789abcdef0123\"", "strategy = ***");
@@ -116,20 +117,20 @@ mod tests {
     }
 
     #[test]
-    fn messages_echo_only_harmless_values() {
-        assert_eq!(shown("fil-first"), "`fil-first`");
-        assert_eq!(shown("a\nb"), "`a\\nb`");
-        assert_eq!(shown("desk_lamp"), "`desk_lamp`");
-        assert_eq!(shown("sk_12"), "`***`");
-        assert_eq!(shown("x SK_12"), "`***`");
-        assert_eq!(shown("https://a:b@host"), "`***`");
-        assert_eq!(shown(&"ab ".repeat(30)).chars().count(), 63);
+    fn a_quoted_value_is_masked_escaped_and_truncated() {
+        assert_eq!(quote_masked("fil-first"), "`fil-first`");
+        assert_eq!(quote_masked("a\nb"), "`a\\nb`");
+        assert_eq!(quote_masked("desk_lamp"), "`desk_lamp`");
+        assert_eq!(quote_masked("sk_12"), "`***`");
+        assert_eq!(quote_masked("x SK_12"), "`***`");
+        assert_eq!(quote_masked("https://a:b@host"), "`***`");
+        assert_eq!(quote_masked(&"ab ".repeat(30)).chars().count(), 63);
     }
 
     #[test]
-    fn twenty_letters_with_a_digit_are_a_secret() {
-        assert!(looks_secret("0bcdefghijklmnopqrst"));
-        assert!(!looks_secret("0bcdefghijklmnopqrs"));
-        assert!(!looks_secret("abcdefghijklmnopqrst"));
+    fn twenty_characters_with_a_digit_look_like_a_secret() {
+        assert!(looks_like_secret("0bcdefghijklmnopqrst"));
+        assert!(!looks_like_secret("0bcdefghijklmnopqrs"));
+        assert!(!looks_like_secret("abcdefghijklmnopqrst"));
     }
 }

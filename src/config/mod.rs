@@ -1,32 +1,32 @@
 //! Loads the configuration from flags, environment, file and defaults, in this order of precedence,
 //! into validated types.
 //!
-//! Only `source` reads the environment and files; all other modules are pure functions of these
-//! texts. One load reports all mistakes, each with its source and advice. No mistake, warning or
-//! `Debug` output contains a key or a token.
+//! One load reports all mistakes, each with its source and advice. No message or `Debug` output
+//! contains a key or a token. Only `source` reads the environment and the content of files, so the
+//! parsers can be tested without them.
 
 mod resolve;
 
 mod document;
-mod names;
-mod renamed;
+mod list_items;
+mod old_names;
 mod setting;
 mod socket_base;
 mod value;
 mod variables;
 
 mod clients;
+mod key_format;
 mod key_list;
-mod key_shape;
 mod keys;
 mod rules;
 
-mod access;
 mod base_url;
-mod choice;
 mod host_port;
 mod listen;
+mod log;
 mod sections;
+mod strategy;
 mod supabase;
 mod tls;
 
@@ -44,95 +44,95 @@ mod tests;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-pub use access::AccessConfig;
 pub use base_url::BaseUrl;
-pub use choice::{LogFilter, LogFormat};
 pub use clients::ClientConfig;
 pub use edit::{EditError, NewClient, add_client, remove_client};
 pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeyListSource};
-pub use listen::{Listen, Listens, UnixMode};
-pub use problem::{Problem, Problems, ValueOrigin, Warning, WrongValue};
-pub use reload::Files;
+pub use listen::{ListenAddress, ListenAddresses, UnixMode};
+pub use log::{LogFilter, LogFormat};
+pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
+pub use reload::FileStamps;
 pub use sections::{
-    AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
-    UpstreamConfig, WebsocketConfig,
+    AccessConfig, AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig,
+    StorageConfig, UpstreamConfig, WebsocketConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
-pub use tls::{TlsChoice, TlsConfig};
+pub use tls::{TlsConfig, TlsMode};
 
 use crate::certificate::{self, Certificate};
+use crate::clock;
 use crate::secret::ApiKey;
 
-/// The command line arguments, which override all other sources.
+/// The settings from the command line, which override all other sources.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `--config FILE`. Without it, `KEYCHOIR_CONFIG` names the file, or the first existing default
-    /// path is used.
+    /// `--config FILE`. Without it, `KEYCHOIR_CONFIG` names the file, or else the first existing
+    /// default path is read.
     pub config_file: Option<PathBuf>,
     /// The values of `--listen`.
     pub listen: Vec<String>,
     /// `--ephemeral`: usage records are kept in memory only.
     pub is_ephemeral: bool,
-    /// Whether systemd passed sockets. They are used if no listener is configured.
+    /// Whether systemd passed sockets. They are the default of `server.listen`.
     pub has_passed_sockets: bool,
     /// Whether the command requires keys.
-    pub keys: Need,
+    pub key_requirement: KeyRequirement,
 }
 
-/// Whether a part of the configuration is required.
+/// Whether a command requires keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Need {
-    /// An absent part is an error.
+pub enum KeyRequirement {
+    /// A configuration without keys is an error.
     #[default]
     Required,
-    /// An absent part is allowed.
+    /// A configuration without keys is valid.
     Optional,
 }
 
-/// A valid configuration.
+/// A valid configuration with facts about its sources.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The resolved settings.
     pub config: Config,
     /// Messages about corrected or unusual settings.
     pub warnings: Vec<Warning>,
-    /// The path of the configuration file, if there is one.
+    /// The path of the configuration file that was read.
     pub file: Option<PathBuf>,
-    /// Whether the file contains keys or tokens.
-    pub file_holds_secrets: bool,
-    /// Every file that was read or searched, with its metadata at that time.
-    pub files: Files,
+    /// Whether this file contains keys or tokens.
+    pub file_contains_secrets: bool,
+    /// The metadata of every file that was read or searched.
+    pub files: FileStamps,
 }
 
-/// Reads the environment, the configuration file and the files that these name.
+/// Loads the configuration from the environment, the configuration file, and the files that they
+/// name.
 ///
 /// # Errors
 ///
-/// All mistakes together. The program then exits with 78.
-pub fn load(overrides: &Overrides) -> Result<Loaded, Problems> {
-    let environment = source::Environment::of_process();
-    let files = RefCell::new(Files::default());
-    let read = |path: &Path| {
+/// When the configuration has mistakes. The error contains all of them.
+pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
+    let environment = source::Environment::capture();
+    let files = RefCell::new(FileStamps::default());
+    let read_file = |path: &Path| {
         files.borrow_mut().record(path);
         source::read_file(path)
     };
-    let sources = source::ValueSources { environment, read: &read, now: source::now() };
+    let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
     let mut loaded = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
     loaded.files = files.into_inner();
-    loaded.warnings.extend(permissions::warnings(&loaded, credentials.as_deref()));
-    if loaded.file.is_none() && Path::new(NAME).exists() {
-        let message = format!("this file is not read, because it is not named: use --config {NAME}");
-        loaded
-            .warnings
-            .push(problem::SourceSpan::of(ValueOrigin::File(PathBuf::from(NAME))).warning(message));
+    loaded.warnings.extend(permissions::check(&loaded, credentials.as_deref()));
+    if loaded.file.is_none() && Path::new(FILE_NAME).exists() {
+        let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));
+        let message = format!("this file is not read: to read it, use --config {FILE_NAME}");
+        loaded.warnings.push(span.warning(message));
     }
     Ok(loaded)
 }
 
-/// The file name of the configuration.
-const NAME: &str = "keychoir.toml";
+/// The usual name of a configuration file.
+const FILE_NAME: &str = "keychoir.toml";
 
 /// All settings. The default has no keys.
 #[derive(Clone, Debug, Default)]
@@ -141,17 +141,17 @@ pub struct Config {
     pub server: ServerConfig,
     /// The provider's address and the limits of connections to it.
     pub upstream: UpstreamConfig,
-    /// The selection of keys.
+    /// The selection of keys, and their cooldowns.
     pub pool: PoolConfig,
     /// The retries of refused requests.
     pub retry: RetryConfig,
-    /// The polling of quotas.
+    /// The polling of the keys' quotas.
     pub quota_polling: QuotaPollingConfig,
     /// The storage of usage records.
     pub storage: StorageConfig,
     /// The mirror in Supabase.
     pub supabase: SupabaseConfig,
-    /// The memory of which account owns which identifier.
+    /// The records of which account owns which identifier.
     pub affinity: AffinityConfig,
     /// The limits of WebSocket sessions.
     pub websocket: WebsocketConfig,
@@ -163,15 +163,15 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// The source of the keys.
     pub key_source: KeyListSource,
-    /// The clients that may use the pool. Without clients, no token is required.
+    /// The clients that may use the pool. If there are none, no token is required.
     pub clients: Vec<ClientConfig>,
-    /// The certificate in the files of `server.tls`, if it names files.
+    /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
 }
 
 impl Config {
-    /// The defaults with these keys and this upstream. Usage records stay in memory, because the
-    /// demo and tests must not leave files.
+    /// The default configuration with these keys and this upstream. Usage records stay in memory,
+    /// because the demo and tests must not leave files.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {
@@ -187,8 +187,8 @@ impl Config {
     /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.
     #[must_use]
     pub fn ca_location(&self) -> certificate::CaLocation {
-        let beside = || Some(self.storage.file()?.parent()?.join("tls"));
-        match self.server.tls_directory.clone().or_else(beside) {
+        let default = || Some(self.storage.file()?.parent()?.join("tls"));
+        match self.server.tls_directory.clone().or_else(default) {
             Some(folder) => certificate::CaLocation::Folder(folder),
             None => certificate::CaLocation::Memory,
         }

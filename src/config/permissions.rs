@@ -1,57 +1,56 @@
-//! Warns about files with secrets that other users can read, and about configuration files that
-//! other users can change. These are warnings, because an operator may have chosen the mode on
-//! purpose.
+//! Warns about files with secrets that other users can read, and about configuration files that other
+//! users can change. These are not errors, because an operator may have chosen the mode on purpose.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Loaded;
+use super::LoadedConfig;
 use super::problem::{SourceSpan, ValueOrigin, Warning};
 
 /// The permission bits of the group and of all other users.
-const OTHERS: u32 = 0o077;
+const NON_OWNER_BITS: u32 = 0o077;
 /// The write bits of the group and of all other users.
-const OTHERS_WRITE: u32 = 0o022;
+const NON_OWNER_WRITE_BITS: u32 = 0o022;
 
-/// The kind of content of a file.
+/// Whether the content of a file is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     /// Keys, tokens, or usage records.
     Secret,
-    /// Settings.
-    Plain,
+    /// Settings or certificates.
+    Public,
 }
 
-/// The problem with a file's mode, or `None`.
-fn mode_problem(mode: u32, content: Content) -> Option<String> {
+/// Describes the access of other users that is a risk; `None` if there is no risk.
+fn describe_risk(mode: u32, content: Content) -> Option<String> {
     let bits = mode & 0o777;
     let access = match content {
-        _ if mode & OTHERS_WRITE != 0 => "change",
-        Content::Secret if mode & OTHERS != 0 => "read",
-        Content::Secret | Content::Plain => return None,
+        _ if mode & NON_OWNER_WRITE_BITS != 0 => "change",
+        Content::Secret if mode & NON_OWNER_BITS != 0 => "read",
+        Content::Secret | Content::Public => return None,
     };
     let command = match content {
         Content::Secret => "chmod 600",
-        Content::Plain => "chmod go-w",
+        Content::Public => "chmod go-w",
     };
     Some(format!(
         "other users of this machine can {access} this file (mode {bits:04o}): restrict it with `{command}`"
     ))
 }
 
-/// Warnings about the files that were read, and about the database if it exists. systemd protects
-/// the files in `credentials`.
-pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warning> {
-    let Loaded { config, file, file_holds_secrets, files, .. } = loaded;
+/// Returns warnings about the files that were read, and about the database if it exists. The files in
+/// the folder `credentials` are skipped, because systemd protects them.
+pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
+    let LoadedConfig { config, file, file_contains_secrets, files, .. } = loaded;
     let content = |path: &Path| {
-        let is_plain = file.as_deref() == Some(path) && !file_holds_secrets;
-        // A certificate is public.
+        let has_only_settings = file.as_deref() == Some(path) && !file_contains_secrets;
         let is_certificate = config.server.tls.cert.as_deref() == Some(path);
-        if is_plain || is_certificate { Content::Plain } else { Content::Secret }
+        if has_only_settings || is_certificate { Content::Public } else { Content::Secret }
     };
     let is_credential = |path: &Path| credentials.is_some_and(|folder| path.starts_with(folder));
-    let read = files.read().filter(|path| !is_credential(path)).map(|path| (path.to_owned(), content(path)));
+    let files = files.existing().filter(|path| !is_credential(path));
+    let files = files.map(|path| (path.to_owned(), content(path)));
     let database = config.storage.file().into_iter().flat_map(|path| {
         ["", "-wal", "-shm"].map(|suffix| {
             let mut name = path.as_os_str().to_owned();
@@ -59,10 +58,10 @@ pub(super) fn warnings(loaded: &Loaded, credentials: Option<&Path>) -> Vec<Warni
             (PathBuf::from(name), Content::Secret)
         })
     });
-    let warnings = read.chain(database).filter_map(|(path, content)| {
+    let warnings = files.chain(database).filter_map(|(path, content)| {
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        let message = mode_problem(metadata.permissions().mode(), content)?;
-        Some(SourceSpan::of(ValueOrigin::File(path)).warning(message))
+        let message = describe_risk(metadata.permissions().mode(), content)?;
+        Some(SourceSpan::new(ValueOrigin::File(path)).warning(message))
     });
     warnings.collect()
 }
@@ -73,17 +72,17 @@ mod tests {
 
     #[track_caller]
     fn check(mode: u32, content: Content, expected: Option<&str>) {
-        let warnings = mode_problem(0o100_000 | mode, content);
+        let message = describe_risk(0o100_000 | mode, content);
         match expected {
             Some(text) => {
-                assert!(warnings.as_ref().is_some_and(|warnings| warnings.contains(text)), "{warnings:?}")
+                assert!(message.as_ref().is_some_and(|message| message.contains(text)), "{message:?}")
             }
-            None => assert_eq!(warnings, None),
+            None => assert_eq!(message, None),
         }
     }
 
     #[test]
-    fn a_secret_file_is_readable_by_its_owner_only() {
+    fn other_users_may_not_read_secrets() {
         for mode in [0o600, 0o400, 0o700] {
             check(mode, Content::Secret, None);
         }
@@ -93,9 +92,9 @@ mod tests {
     }
 
     #[test]
-    fn other_users_may_read_settings_and_not_change_them() {
-        check(0o644, Content::Plain, None);
-        check(0o664, Content::Plain, Some("change this file (mode 0664)"));
-        check(0o602, Content::Plain, Some("chmod go-w"));
+    fn other_users_may_read_settings_but_not_change_them() {
+        check(0o644, Content::Public, None);
+        check(0o664, Content::Public, Some("change this file (mode 0664)"));
+        check(0o602, Content::Public, Some("chmod go-w"));
     }
 }

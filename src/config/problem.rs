@@ -1,5 +1,5 @@
-//! Describes a mistake: its source, the error and advice. All messages have this form, and only
-//! [`Excerpt`] prints a line of a configuration file, with secrets masked.
+//! Reports the mistakes in a configuration: the source of the value, the error, advice, and an
+//! excerpt of the file. Only [`Excerpt`] prints a line of a file, with its secrets masked.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,21 +12,21 @@ use super::mask;
 pub enum ValueOrigin {
     /// A command line flag, with its dashes.
     Flag(&'static str),
-    /// A position in a file; line and column count from 1, the column in characters.
+    /// A position in a file.
     Line {
-        /// The path of the file, as it was named.
+        /// The path of the file, as the operator wrote it.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, counted from 1.
         line: usize,
-        /// The column, from 1.
+        /// The column in characters, counted from 1.
         column: usize,
     },
-    /// A file as a whole.
+    /// A whole file.
     File(PathBuf),
     /// An environment variable.
     Variable(String),
-    /// No source, because a setting is missing.
-    Nowhere,
+    /// No source, because the setting is missing.
+    Absent,
 }
 
 impl fmt::Display for ValueOrigin {
@@ -36,20 +36,20 @@ impl fmt::Display for ValueOrigin {
             Self::Line { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Variable(name) => f.write_str(name),
-            Self::Nowhere => f.write_str("configuration"),
+            Self::Absent => f.write_str("configuration"),
         }
     }
 }
 
-/// The error in a value, with advice. Contains neither the source of the value nor a possible
-/// secret.
+/// The error in a value, with advice. It contains no possible secret. [`SourceSpan::problem`] adds
+/// the source of the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WrongValue {
+pub struct ValueError {
     message: String,
     advice: Vec<String>,
 }
 
-impl WrongValue {
+impl ValueError {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), advice: Vec::new() }
     }
@@ -61,26 +61,39 @@ impl WrongValue {
         self
     }
 
-    /// Adds a suggestion, if a similar name exists.
+    /// The error for a name that is not one of `known_names`. It lists them and suggests a similar one.
+    pub(super) fn unknown_name(kind: &str, name: &str, known_names: &[&'static str]) -> Self {
+        let listed: Vec<String> = known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
+        Self::new(format!("unknown {kind} {}", mask::quote_masked(name)))
+            .advise(format!("use one of {}", listed.join(", ")))
+            .suggest(find_similar(&name.to_lowercase().replace('_', "-"), known_names.iter().copied()))
+    }
+
+    /// Puts `subject` before the message.
+    pub(super) fn about(self, subject: impl fmt::Display) -> Self {
+        Self { message: format!("{subject} {}", self.message), ..self }
+    }
+
+    /// Adds a suggestion, if there is one.
     #[must_use]
-    pub(super) fn suggest(self, near: Option<impl fmt::Display>) -> Self {
-        match near {
-            Some(near) => self.advise(format!("did you mean `{near}`?")),
+    pub(super) fn suggest(self, suggestion: Option<impl fmt::Display>) -> Self {
+        match suggestion {
+            Some(suggestion) => self.advise(format!("did you mean `{suggestion}`?")),
             None => self,
         }
     }
 }
 
-impl fmt::Display for WrongValue {
+impl fmt::Display for ValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
         self.advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
     }
 }
 
-impl std::error::Error for WrongValue {}
+impl std::error::Error for ValueError {}
 
-/// The source of a value, with its line if it is in a file.
+/// The source of a value, with an excerpt if it is in a file.
 #[derive(Clone, Debug)]
 pub(super) struct SourceSpan {
     pub(super) origin: ValueOrigin,
@@ -88,20 +101,19 @@ pub(super) struct SourceSpan {
 }
 
 impl SourceSpan {
-    pub(super) fn of(origin: ValueOrigin) -> Self {
+    pub(super) fn new(origin: ValueOrigin) -> Self {
         Self { origin, excerpt: None }
     }
 
-    /// The source of the value at the byte range `span` of a TOML file.
-    pub(super) fn in_toml(path: &Path, text: &str, span: Range<usize>) -> Self {
-        let (excerpt, column) = Excerpt::of(text, span);
+    /// The source of the value in the byte range `range` of a TOML file.
+    pub(super) fn for_toml(path: &Path, text: &str, range: Range<usize>) -> Self {
+        let (excerpt, column) = Excerpt::new(text, range);
         let origin = ValueOrigin::Line { path: path.to_owned(), line: excerpt.line, column };
         Self { origin, excerpt: Some(excerpt) }
     }
 
-    pub(super) fn problem(&self, wrong: WrongValue) -> Problem {
-        let WrongValue { message, advice } = wrong;
-        Problem { origin: self.origin.clone(), message, excerpt: self.excerpt.clone(), advice }
+    pub(super) fn problem(&self, error: ValueError) -> Problem {
+        Problem { span: self.clone(), error }
     }
 
     pub(super) fn warning(&self, message: impl Into<String>) -> Warning {
@@ -109,109 +121,89 @@ impl SourceSpan {
     }
 }
 
-/// One line of a file with masked secrets, and the marked range in it.
+/// One line of a file with masked secrets, and the range of characters to mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Excerpt {
     line: usize,
-    shown: String,
+    text: String,
     mark: Range<usize>,
 }
 
-/// Maximum characters shown of a line. A terminal would wrap a longer line, and the mark below it
-/// would be misplaced.
-const MAX_SHOWN_CHARS: usize = 100;
+/// Maximum characters of an excerpt. A terminal would wrap a longer line, and the mark below it would
+/// be misplaced.
+const MAX_EXCERPT_CHARS: usize = 100;
 
 impl Excerpt {
-    /// The line that contains the start of `span`, and the column of this start in the file.
-    fn of(text: &str, span: Range<usize>) -> (Self, usize) {
-        let start = text.floor_char_boundary(span.start);
-        let before = text.get(..start).unwrap_or_default();
+    /// The line of `file_text` that contains the start of `range`, and the column of this start,
+    /// counted from 1.
+    fn new(file_text: &str, range: Range<usize>) -> (Self, usize) {
+        let start = file_text.floor_char_boundary(range.start);
+        let before = file_text.get(..start).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.matches('\n').count() + 1;
-        let rest = text.get(line_start..).unwrap_or_default();
-        let whole_line = rest.lines().next().unwrap_or_default();
-        let shown: String = mask::line(whole_line, mask::section_at(text, line_start))
+        let rest = file_text.get(line_start..).unwrap_or_default();
+        let unmasked_line = rest.lines().next().unwrap_or_default();
+        let text: String = mask::mask_line(unmasked_line, mask::find_section(file_text, line_start))
             .chars()
-            .take(MAX_SHOWN_CHARS)
+            .take(MAX_EXCERPT_CHARS)
             .map(|character| if character.is_control() { ' ' } else { character })
             .collect();
         let column = before.get(line_start..).unwrap_or_default().chars().count();
-        let end = text.floor_char_boundary(
-            span.end.clamp(start, line_start + whole_line.len().max(start - line_start)),
+        let end = file_text.floor_char_boundary(
+            range.end.clamp(start, line_start + unmasked_line.len().max(start - line_start)),
         );
-        let width = text.get(start..end).unwrap_or_default().chars().count().max(1);
-        // A mask may be shorter than the masked text, so the mark ends with the shown line at the
-        // latest.
-        let length = shown.chars().count();
-        let first = column.min(length.saturating_sub(usize::from(column > length)));
-        let mark = first..(first + width).min(length.max(first + 1));
-        (Self { line, shown, mark }, column + 1)
+        let width = file_text.get(start..end).unwrap_or_default().chars().count().max(1);
+        // The masked line may be shorter than the original, so the mark must end within it.
+        let length = text.chars().count();
+        let mark_start = column.min(length.saturating_sub(usize::from(column > length)));
+        let mark = mark_start..(mark_start + width).min(length.max(mark_start + 1));
+        (Self { line, text, mark }, column + 1)
     }
 }
 
 impl fmt::Display for Excerpt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = self.line.to_string();
-        writeln!(f, "  {number} | {}", self.shown)?;
-        let (gap, marks) = (self.mark.start, self.mark.len());
-        write!(f, "  {:width$} | {:gap$}{:^<marks$}", "", "", "", width = number.len())
+        writeln!(f, "  {number} | {}", self.text)?;
+        let (indent, length) = (self.mark.start, self.mark.len());
+        write!(f, "  {:width$} | {:indent$}{:^<length$}", "", "", "", width = number.len())
     }
 }
 
 /// One mistake in the configuration.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    origin: ValueOrigin,
-    message: String,
-    excerpt: Option<Excerpt>,
-    advice: Vec<String>,
+    span: SourceSpan,
+    error: ValueError,
 }
 
 impl Problem {
-    /// The source of the wrong value.
-    #[must_use]
-    pub fn origin(&self) -> &ValueOrigin {
-        &self.origin
-    }
-
-    /// The mistake, in one line.
-    #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
-    /// The advice, one line per item.
-    #[must_use]
-    pub fn advice(&self) -> &[String] {
-        &self.advice
+    pub(super) fn origin(&self) -> &ValueOrigin {
+        &self.span.origin
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.origin, self.message)?;
-        if let Some(excerpt) = &self.excerpt {
+        let Self { span: SourceSpan { origin, excerpt }, error: ValueError { message, advice } } = self;
+        write!(f, "{origin}: {message}")?;
+        if let Some(excerpt) = excerpt {
             write!(f, "\n{excerpt}")?;
         }
-        let width = self.excerpt.as_ref().map_or(1, |excerpt| excerpt.line.to_string().len());
-        self.advice.iter().try_for_each(|advice| write!(f, "\n  {:width$} = {advice}", ""))
+        let width = excerpt.as_ref().map_or(1, |excerpt| excerpt.line.to_string().len());
+        advice.iter().try_for_each(|advice| write!(f, "\n  {:width$} = {advice}", ""))
     }
 }
 
-/// All mistakes in the configuration, in the order of [`ValueOrigin`]. Never empty.
+/// All mistakes in a configuration, in the order of [`ValueOrigin`]. Never empty.
 #[derive(Clone, Debug)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Sorts the problems; `None` if there are none.
-    pub(super) fn of(mut problems: Vec<Problem>) -> Option<Self> {
-        problems.sort_by(|first, second| first.origin.cmp(&second.origin));
+    /// Sorts the problems. Returns `None` if the list is empty.
+    pub(super) fn new(mut problems: Vec<Problem>) -> Option<Self> {
+        problems.sort_by(|first, second| first.origin().cmp(second.origin()));
         (!problems.is_empty()).then_some(Self(problems))
-    }
-
-    /// Iterates over the mistakes.
-    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
-        self.0.iter()
     }
 }
 
@@ -227,25 +219,11 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A message about a corrected or unusual setting, which does not prevent a start.
+/// A message about a corrected or unusual setting. It does not prevent a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,
     message: String,
-}
-
-impl Warning {
-    /// The source of the setting.
-    #[must_use]
-    pub fn origin(&self) -> &ValueOrigin {
-        &self.origin
-    }
-
-    /// The message, in one line.
-    #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
-    }
 }
 
 impl fmt::Display for Warning {
@@ -254,14 +232,21 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The candidate most similar to `word`, if they differ little enough.
-pub(super) fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
-    // At most a third of the letters may differ. With more, suggestions would be guesses; with
-    // less, a short word with two typos would get no suggestion.
-    let max_distance = (word.chars().count() / 3).max(1);
+/// The problems and warnings of the configuration that is being resolved.
+#[derive(Default)]
+pub(super) struct Report {
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Finds the candidate that is most similar to `name`, if at most a third of the characters differ.
+/// With a higher limit, suggestions would be guesses. With a lower limit, a short name with two typos
+/// would get no suggestion.
+pub(super) fn find_similar<T: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
+    let max_distance = (name.chars().count() / 3).max(1);
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate.as_ref()), candidate))
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate.as_ref()), candidate))
         .filter(|(distance, _)| *distance <= max_distance)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -275,13 +260,13 @@ mod tests {
     #[track_caller]
     fn check(text: &str, needle: &str, expected: &str) {
         let start = text.find(needle).unwrap();
-        let span = SourceSpan::in_toml(Path::new("k.toml"), text, start..start + needle.len());
-        let problem = span.problem(WrongValue::new("wrong").advise("fix it"));
+        let span = SourceSpan::for_toml(Path::new("k.toml"), text, start..start + needle.len());
+        let problem = span.problem(ValueError::new("wrong").advise("fix it"));
         assert_eq!(problem.to_string(), expected);
     }
 
     #[test]
-    fn a_line_is_shown_with_its_wrong_part_marked() {
+    fn an_excerpt_marks_the_wrong_value() {
         check(
             "# one\n\n[pool]\nstrateggy = \"fill-first\"\n",
             "strateggy",
@@ -290,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_count_characters_and_tabs_take_one() {
+    fn a_column_counts_characters_and_a_tab_as_one() {
         check(
             "[log]\n\tlevel = 'ä', x",
             "x",
@@ -299,13 +284,13 @@ mod tests {
     }
 
     #[test]
-    fn the_margin_is_as_wide_as_the_line_number() {
+    fn the_margin_has_the_width_of_the_line_number() {
         let text = format!("[log]\n{}level = 3", "\n".repeat(8));
         check(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = fix it");
     }
 
     #[test]
-    fn a_mark_does_not_leave_a_masked_line() {
+    fn a_mark_ends_within_the_masked_line() {
         check(
             "[[clients]]\ntoken = \"0123456789\"",
             "\"0123456789\"",
@@ -319,32 +304,33 @@ mod tests {
     }
 
     #[test]
-    fn a_span_may_be_the_end_of_a_file_or_beyond_it() {
+    fn a_range_at_or_beyond_the_end_of_the_file_is_reported() {
         for span in [5..5, 6..6, 7..9, 100..100] {
             let text = "[log]\n";
-            let printed =
-                SourceSpan::in_toml(Path::new("k"), text, span).problem(WrongValue::new("wrong")).to_string();
+            let printed = SourceSpan::for_toml(Path::new("k"), text, span)
+                .problem(ValueError::new("wrong"))
+                .to_string();
             assert!(printed.starts_with("k:"), "{printed}");
         }
     }
 
     #[test]
-    fn problems_print_in_order_with_their_count() {
-        let problem = |origin| SourceSpan::of(origin).problem(WrongValue::new("wrong"));
+    fn problems_are_printed_in_order_with_their_count() {
+        let problem = |origin| SourceSpan::new(origin).problem(ValueError::new("wrong"));
         let variable = problem(ValueOrigin::Variable("V".into()));
         let flag = problem(ValueOrigin::Flag("--listen"));
-        let both = Problems::of(vec![variable.clone(), flag]).unwrap();
-        assert_eq!(both.to_string(), "--listen: wrong\nV: wrong\n2 problems in the configuration");
-        let one = Problems::of(vec![variable]).unwrap();
-        assert_eq!(one.to_string(), "V: wrong\n1 problem in the configuration");
-        assert!(Problems::of(Vec::new()).is_none());
+        let two_problems = Problems::new(vec![variable.clone(), flag]).unwrap();
+        assert_eq!(two_problems.to_string(), "--listen: wrong\nV: wrong\n2 problems in the configuration");
+        let one_problem = Problems::new(vec![variable]).unwrap();
+        assert_eq!(one_problem.to_string(), "V: wrong\n1 problem in the configuration");
+        assert!(Problems::new(Vec::new()).is_none());
     }
 
     #[test]
     fn only_a_similar_name_is_suggested() {
         let names = ["strategy", "near_limit_ratio"];
-        assert_eq!(nearest("strateggy", names), Some("strategy"));
-        assert_eq!(nearest("startegy", names), Some("strategy"));
-        assert_eq!(nearest("colour", names), None);
+        assert_eq!(find_similar("strateggy", names), Some("strategy"));
+        assert_eq!(find_similar("startegy", names), Some("strategy"));
+        assert_eq!(find_similar("colour", names), None);
     }
 }

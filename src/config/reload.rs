@@ -1,15 +1,15 @@
-//! Detects changed configuration files, and lists changed settings that need a restart.
+//! Detects changes of the configuration files, and lists the changed settings that need a restart.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Config;
-use super::setting::TABLE;
+use super::setting::{SETTINGS, Setting};
 
-/// The metadata of files at one time. Two values differ if a file has changed in between.
+/// The metadata of files at one time. If a file changes, a later value differs from an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Files(Vec<(PathBuf, Option<FileStamp>)>);
+pub struct FileStamps(Vec<(PathBuf, Option<FileStamp>)>);
 
 /// File metadata that changes when the file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +19,15 @@ struct FileStamp {
     inode: u64,
 }
 
-impl Files {
-    /// Records the metadata of a file before the file is read, so that a change during the read is
-    /// detected.
+impl FileStamps {
+    /// Records the metadata of a file. It must be called before the file is read, so that a change
+    /// during the read is detected.
     pub(super) fn record(&mut self, path: &Path) {
-        self.0.push((path.to_owned(), stamp(path)));
+        self.0.push((path.to_owned(), FileStamp::read(path)));
     }
 
-    /// The existing files, without duplicates.
-    pub fn read(&self) -> impl Iterator<Item = &Path> {
+    /// The files that existed, without duplicates.
+    pub fn existing(&self) -> impl Iterator<Item = &Path> {
         let existing = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
         existing()
             .enumerate()
@@ -35,20 +35,26 @@ impl Files {
             .map(|(_, path)| path)
     }
 
-    /// The current metadata of the same files.
+    /// Reads the current metadata of the same files.
     #[must_use]
-    pub fn now(&self) -> Self {
-        Self(self.0.iter().map(|(path, _)| (path.clone(), stamp(path))).collect())
+    pub fn read_again(&self) -> Self {
+        Self(self.0.iter().map(|(path, _)| (path.clone(), FileStamp::read(path))).collect())
     }
 }
 
-fn stamp(path: &Path) -> Option<FileStamp> {
-    let metadata = path.metadata().ok()?;
-    Some(FileStamp { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
+impl FileStamp {
+    /// Reads the metadata of a file; `None` if the file cannot be accessed.
+    fn read(path: &Path) -> Option<Self> {
+        let metadata = path.metadata().ok()?;
+        Some(Self { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
+    }
 }
 
-/// Settings that a reload applies. All other settings need a restart.
-const RELOADED: &[&str] = &[
+/// Sections of which a reload applies every setting.
+const RELOADED_SECTIONS: [&str; 4] = ["pool", "retry", "websocket", "access"];
+
+/// Settings of other sections that a reload applies. All remaining settings need a restart.
+const RELOADED_SETTINGS: [&str; 15] = [
     "server.max_requests",
     "server.max_requests_per_client",
     "server.base_path",
@@ -58,72 +64,30 @@ const RELOADED: &[&str] = &[
     "server.tls_directory",
     "server.drain_timeout",
     "server.reload_interval",
-    "pool.strategy",
-    "pool.reserve_credits",
-    "pool.queue_timeout",
-    "pool.max_queued",
-    "pool.cost_estimate_timeout",
-    "pool.invalid_confirm_cooldown",
-    "pool.permission_cooldown",
-    "pool.feature_cooldown",
-    "pool.endpoint_cooldown",
-    "pool.unproven_cooldown",
-    "pool.max_retry_after",
-    "pool.probe_after",
-    "pool.rate_limited_cooldown",
-    "pool.concurrency_cooldown",
-    "pool.exhausted_cooldown",
-    "pool.invalid_cooldown",
-    "pool.billing_cooldown",
-    "pool.near_limit_ratio",
-    "retry.buffer_size",
-    "retry.max_total_buffer_size",
-    "retry.spill_size",
-    "retry.max_total_spill_size",
-    "retry.min_disk_free_percent",
-    "retry.spill_directory",
-    "retry.max_attempts",
-    "retry.timeout",
-    "retry.max_error_body_size",
-    "retry.error_body_timeout",
     "affinity.max_response_scan_size",
     "affinity.not_found_ttl",
-    "websocket.idle_timeout",
-    "websocket.max_session_duration",
-    "websocket.replay_buffer",
-    "websocket.max_buffered_message_size",
-    "websocket.speech_idle_timeout",
-    "websocket.auth_message_timeout",
-    "websocket.max_session_buffer",
-    "websocket.close_timeout",
-    "websocket.quota_check_interval",
-    "websocket.signed_url_base",
     "quota_polling.interval",
     "quota_polling.timeout",
     "quota_polling.quota_lag",
     "log.level",
-    "access.block_admin_endpoints",
-    "access.redact",
-    "access.unpriced_credits",
-    "access.max_unpriced_requests",
-    "access.bring_your_own_key",
-    "access.hosts",
-    "access.origins",
-    "access.forward_headers",
 ];
 
 impl Config {
     /// The paths of the settings that differ in `next` and need a restart.
     #[must_use]
-    pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
+    pub fn settings_needing_restart(&self, next: &Self) -> Vec<&'static str> {
         let (mut old, mut new) = (self.clone(), next.clone());
-        TABLE
+        SETTINGS
             .iter()
-            .filter(|setting| !RELOADED.contains(&setting.path))
-            .filter(|setting| setting.show(&mut old) != setting.show(&mut new))
+            .filter(|setting| !is_reloaded(setting))
+            .filter(|setting| setting.format_value(&mut old) != setting.format_value(&mut new))
             .map(|setting| setting.path)
             .collect()
     }
+}
+
+fn is_reloaded(setting: &Setting) -> bool {
+    RELOADED_SECTIONS.contains(&setting.section()) || RELOADED_SETTINGS.contains(&setting.path)
 }
 
 #[cfg(test)]
@@ -131,39 +95,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reloaded_setting_exists() {
-        for path in RELOADED {
-            assert!(TABLE.iter().any(|setting| setting.path == *path), "{path}");
+    fn every_reloaded_setting_and_section_exists() {
+        for path in RELOADED_SETTINGS {
+            assert!(SETTINGS.iter().any(|setting| setting.path == path), "{path}");
+        }
+        for section in RELOADED_SECTIONS {
+            assert!(SETTINGS.iter().any(|setting| setting.section() == section), "{section}");
         }
     }
 
     #[test]
-    fn only_a_setting_fixed_at_the_start_needs_a_restart() {
+    fn only_settings_that_a_reload_does_not_apply_need_a_restart() {
         let running = Config::default();
         let mut next = running.clone();
         next.pool.near_limit_ratio = 0.5;
         next.server.drain_timeout = std::time::Duration::ZERO;
-        assert_eq!(running.needs_restart(&next), [""; 0]);
+        assert_eq!(running.settings_needing_restart(&next), [""; 0]);
         next.storage.path = "elsewhere.db".into();
         next.server.max_connections = 1;
-        assert_eq!(running.needs_restart(&next), ["server.max_connections", "storage.path"]);
+        assert_eq!(running.settings_needing_restart(&next), ["server.max_connections", "storage.path"]);
     }
 
     #[test]
     fn a_changed_new_or_replaced_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
-        let mut files = Files::default();
+        let mut files = FileStamps::default();
         files.record(&path);
-        assert_eq!(files, files.now());
+        assert_eq!(files, files.read_again());
         std::fs::write(&path, "1").unwrap();
-        let written = files.now();
+        let written = files.read_again();
         assert_ne!(files, written);
         std::fs::write(&path, "12").unwrap();
-        let longer = files.now();
+        let longer = files.read_again();
         assert_ne!(written, longer);
         std::fs::write(folder.path().join("new"), "34").unwrap();
         std::fs::rename(folder.path().join("new"), &path).unwrap();
-        assert_ne!(longer, files.now());
+        assert_ne!(longer, files.read_again());
     }
 }

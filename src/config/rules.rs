@@ -1,15 +1,15 @@
-//! Parses the rules and limits of a client: `"3 requests"`, `"10_000 credits per month"`, `"60 per
-//! minute"`.
+//! Parses the access rules and limits of a `[[clients]]` entry, such as the quota
+//! `"10_000 credits per month"` and the rate limit `"60 per minute"`.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::TableEntry;
 use super::keys::KeyConfig;
-use super::mask::shown;
-use super::problem::{Problem, WrongValue, nearest};
+use super::mask::quote_masked;
+use super::problem::{Problem, ValueError, find_similar};
 use crate::policy::client::{AllowedKeys, Rules};
-use crate::policy::client_quota::{ClientQuota, Measure, Period, Rate};
+use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that this module parses.
@@ -25,112 +25,104 @@ pub(super) const FIELDS: [&str; 8] = [
 ];
 
 /// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
-pub(super) fn read(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
+pub(super) fn parse(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
-        quota: parsed(entry, "quota", problems),
-        rate: parsed(entry, "rate_limit", problems),
-        concurrency: entry.count("max_concurrent", 1..=1_000_000, problems),
-        paths: entry.list("paths", path, problems),
-        pins: AllowedKeys {
-            keys: entry.list(
+        quota: entry.parse("quota", problems),
+        rate_limit: entry.parse("rate_limit", problems),
+        max_concurrent: entry.parse_count("max_concurrent", 1..=1_000_000, problems),
+        paths: entry.parse_list("paths", parse_path, problems),
+        allowed_keys: AllowedKeys {
+            keys: entry.parse_list(
                 "keys",
-                |text| allowed_key(text, "key", pool, |key| key.name.as_deref()),
+                |name| check_pool_name(name, "key", pool, |key| key.name.as_deref()),
                 problems,
             ),
-            workspaces: entry.list(
+            workspaces: entry.parse_list(
                 "workspaces",
-                |text| allowed_key(text, "workspace", pool, |key| key.workspace.as_deref()),
+                |name| check_pool_name(name, "workspace", pool, |key| key.workspace.as_deref()),
                 problems,
             ),
         },
-        may_bring_key: entry.switch("bring_your_own_key", problems).unwrap_or(false),
-        may_take_tokens: entry.switch("provider_tokens", problems).unwrap_or(false),
+        may_bring_key: entry.parse_bool("bring_your_own_key", problems).unwrap_or(false),
+        may_request_tokens: entry.parse_bool("provider_tokens", problems).unwrap_or(false),
     }
 }
 
-fn parsed<T: FromStr<Err = WrongValue>>(
-    entry: &TableEntry<'_>,
-    name: &str,
-    problems: &mut Vec<Problem>,
-) -> Option<T> {
-    let (text, span) = entry.text(name, problems)?;
-    text.parse().map_err(|wrong| problems.push(span.problem(wrong))).ok()
-}
-
 /// Parses an integer with optional digit groups (`_` or `,`).
-fn amount(text: &str) -> Option<u64> {
+fn parse_amount(text: &str) -> Option<u64> {
     let digits: String = text.chars().filter(|character| !matches!(character, '_' | ',')).collect();
     digits.parse().ok()
 }
 
 impl FromStr for ClientQuota {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const NOTATION: &str =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
-        let wrong = || WrongValue::new(format!("{} is no quota", shown(text))).advise(NOTATION);
+        let error = || ValueError::new(format!("{} is not a quota", quote_masked(text))).advise(NOTATION);
         let mut words = text.split_whitespace();
-        let amount = words.next().and_then(amount).ok_or_else(wrong)?;
-        let measure = match words.next() {
-            Some("request" | "requests") => Measure::Requests,
-            Some("credit" | "credits") => Measure::Credits,
-            Some(other) => return Err(wrong().suggest(nearest(other, ["requests", "credits"]))),
-            None => return Err(wrong()),
+        let amount = words.next().and_then(parse_amount).ok_or_else(error)?;
+        let unit = match words.next() {
+            Some("request" | "requests") => QuotaUnit::Requests,
+            Some("credit" | "credits") => QuotaUnit::Credits,
+            Some(other) => return Err(error().suggest(find_similar(other, ["requests", "credits"]))),
+            None => return Err(error()),
         };
         let period = match words.collect::<Vec<_>>()[..] {
-            [] => Period::Ever,
+            [] => Period::Total,
             ["per" | "a", "day"] => Period::Day,
             ["per" | "a", "month"] => Period::Month,
-            _ => return Err(wrong()),
+            _ => return Err(error()),
         };
-        Ok(Self { amount, measure, period })
+        Ok(Self { amount, unit, period })
     }
 }
 
-impl FromStr for Rate {
-    type Err = WrongValue;
+impl FromStr for RateLimit {
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
-        let wrong = || {
-            WrongValue::new(format!("{} is no rate limit", shown(text)))
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || {
+            ValueError::new(format!("{} is not a rate limit", quote_masked(text)))
                 .advise("write for example \"60 per minute\" or \"5 per second\"")
         };
         let mut words = text.split_whitespace();
-        let requests = words.next().and_then(amount).and_then(|count| u32::try_from(count).ok());
-        let requests = requests.filter(|&count| count > 0).ok_or_else(wrong)?;
+        let requests = words.next().and_then(parse_amount).and_then(|count| u32::try_from(count).ok());
+        let requests = requests.filter(|&count| count > 0).ok_or_else(error)?;
         let words: Vec<&str> = words.filter(|word| !matches!(*word, "request" | "requests")).collect();
         let span = match words[..] {
             ["per" | "a", "second"] => Duration::from_secs(1),
             ["per" | "a", "minute"] => Duration::from_secs(60),
-            _ => return Err(wrong()),
+            _ => return Err(error()),
         };
         Ok(Self { requests, span })
     }
 }
 
 /// Parses a path of the provider, including its API version.
-pub(super) fn path(text: &str) -> Result<String, WrongValue> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
-    if text.bytes().all(is_plain) && Path::read(text).is_ok() {
+fn parse_path(text: &str) -> Result<String, ValueError> {
+    let is_path_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.{}".contains(&byte);
+    if text.bytes().all(is_path_byte) && Path::parse(text).is_ok() {
         return Ok(text.trim_end_matches('/').to_owned());
     }
-    Err(WrongValue::new(format!("{} is no path", shown(text))).advise(
-        "write it from its version on, for example \"/v1/text-to-speech\"; {id} stands for any one name",
+    Err(ValueError::new(format!("{} is not a valid path", quote_masked(text))).advise(
+        "begin with the API version, for example \"/v1/text-to-speech\"; {id} stands for any segment",
     ))
 }
 
-fn allowed_key(
-    text: &str,
+/// Checks that a key of the pool has this name, which `name_of_key` reads.
+fn check_pool_name(
+    name: &str,
     kind: &str,
     pool: &[KeyConfig],
-    name: impl Fn(&KeyConfig) -> Option<&str>,
-) -> Result<String, WrongValue> {
-    if pool.iter().any(|key| name(key) == Some(text)) {
-        return Ok(text.to_owned());
+    name_of_key: impl Fn(&KeyConfig) -> Option<&str>,
+) -> Result<String, ValueError> {
+    if pool.iter().any(|key| name_of_key(key) == Some(name)) {
+        return Ok(name.to_owned());
     }
-    Err(WrongValue::new(format!("the pool has no {kind} of the name {}", shown(text)))
-        .suggest(nearest(text, pool.iter().filter_map(name)))
+    Err(ValueError::new(format!("the pool has no {kind} named {}", quote_masked(name)))
+        .suggest(find_similar(name, pool.iter().filter_map(name_of_key)))
         .advise(format!("write the `{}` of a [[keys]] entry", if kind == "key" { "name" } else { kind })))
 }
 
@@ -142,7 +134,7 @@ mod tests {
     fn check_quota(text: &str, expected: &str) {
         let printed = match text.parse::<ClientQuota>() {
             Ok(quota) => quota.to_string(),
-            Err(wrong) => format!("! {wrong}"),
+            Err(error) => format!("! {error}"),
         };
         assert_eq!(printed, expected);
     }
@@ -157,36 +149,36 @@ mod tests {
     }
 
     #[test]
-    fn the_error_says_how_a_quota_is_written() {
-        let form =
+    fn the_error_for_an_invalid_quota_shows_the_notation() {
+        let advice =
             "write for example \"3 requests\", \"50 requests per day\" or \"10_000 credits per month\"";
         for text in
             ["", "3", "requests", "-3 requests", "3 requests per year", "3 requests per", "3.5 credits"]
         {
-            check_quota(text, &format!("! `{text}` is no quota; {form}"));
+            check_quota(text, &format!("! `{text}` is not a quota; {advice}"));
         }
         check_quota(
             "3 reqests per day",
-            &format!("! `3 reqests per day` is no quota; {form}; did you mean `requests`?"),
+            &format!("! `3 reqests per day` is not a quota; {advice}; did you mean `requests`?"),
         );
     }
 
     #[test]
-    fn rates_are_per_second_or_minute() {
-        let rate = |requests, seconds| Ok(Rate { requests, span: Duration::from_secs(seconds) });
+    fn a_rate_limit_is_per_second_or_minute() {
+        let rate = |requests, seconds| Ok(RateLimit { requests, span: Duration::from_secs(seconds) });
         assert_eq!("60 per minute".parse(), rate(60, 60));
         assert_eq!("5 requests a second".parse(), rate(5, 1));
         for text in ["", "60", "0 per minute", "60 per hour", "x per minute", "5000000000 per second"] {
-            assert!(text.parse::<Rate>().is_err(), "{text}");
+            assert!(text.parse::<RateLimit>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_path_begins_with_a_slash() {
-        assert_eq!(path("/v1/text-to-speech/"), Ok("/v1/text-to-speech".to_owned()));
-        assert_eq!(path("/v1/voices/{id}/settings"), Ok("/v1/voices/{id}/settings".to_owned()));
+        assert_eq!(parse_path("/v1/text-to-speech/"), Ok("/v1/text-to-speech".to_owned()));
+        assert_eq!(parse_path("/v1/voices/{id}/settings"), Ok("/v1/voices/{id}/settings".to_owned()));
         for text in ["", "v1/voices", "/v1/../x", "/v1/a?b", "/v1/%20", "https://x/v1"] {
-            assert!(path(text).is_err(), "{text}");
+            assert!(parse_path(text).is_err(), "{text}");
         }
     }
 }

@@ -1,36 +1,37 @@
-//! The sections of the configuration with their defaults. Each field has the name of its setting.
-//! `config/keychoir.toml` explains each default, and a test compares both.
+//! The sections of the configuration and their defaults. Each field has the name of its setting.
+//! `config/keychoir.toml` explains each setting and its default, and a test compares the two.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::base_url::{BasePath, BaseUrl};
-use super::choice::{LogFilter, LogFormat, StrategyChoice};
-use super::listen::{Listens, UnixMode};
+use super::listen::{ListenAddresses, UnixMode};
+use super::log::{LogFilter, LogFormat};
 use super::socket_base::SocketBase;
+use super::strategy::StrategyChoice;
 use super::tls::TlsConfig;
 
 /// The listeners and the limits of a client's connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// The addresses to listen on.
-    pub listen: Listens,
+    pub listen: ListenAddresses,
     /// The mode of the files of Unix sockets.
     pub unix_mode: UnixMode,
-    /// The use of TLS on TCP ports.
+    /// The certificate for https on TCP ports.
     pub tls: TlsConfig,
     /// The folder of the local CA; `None` for the folder of the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
-    /// Maximum idle time of a kept connection between two requests.
+    /// Maximum idle time of a client connection between two requests.
     pub keepalive_timeout: Duration,
-    /// Maximum time in which the rest of a request is read and dropped, after a response that ends
+    /// Maximum time in which the rest of a request is read and discarded after a response that closes
     /// the connection.
     pub linger_timeout: Duration,
     /// Maximum bytes of that rest.
     pub max_linger_size: usize,
-    /// Maximum time in which a client accepts no byte of its response.
+    /// Maximum time without progress in sending a response to a client.
     pub send_timeout: Duration,
     /// Maximum bytes of a request's headers.
     pub max_request_headers_size: usize,
@@ -38,32 +39,32 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Maximum concurrent requests.
     pub max_requests: usize,
-    /// Maximum concurrent requests of a client without its own limit; 0 for half of `max_requests`
-    /// when there are several clients.
+    /// Maximum concurrent requests of a client without its own limit. 0 means half of `max_requests`
+    /// if there are several clients.
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
     /// The path prefix of all requests.
     pub base_path: BasePath,
-    /// Maximum wait at shutdown for running requests.
+    /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
-    /// Time at shutdown in which kept connections without a request stay open.
+    /// Time at shutdown in which idle client connections stay open.
     pub drain_idle_timeout: Duration,
-    /// Interval between two checks of the configuration files for changes; zero for none.
+    /// Interval between two checks of the configuration files for changes; zero for no checks.
     pub reload_interval: Duration,
-    /// Maximum pause within the body of a request.
+    /// Maximum pause between two reads of a request's body.
     pub request_body_timeout: Duration,
-    /// Minimum average rate of a request's body in bytes per second; 0 for none.
+    /// Minimum average rate of a request's body in bytes per second; 0 for no minimum.
     pub min_request_body_rate: usize,
     /// Minimum average rate in bytes per second at which a client reads a response, measured while
-    /// the proxy waits for the client; 0 for none.
+    /// the proxy waits for the client; 0 for no minimum.
     pub min_response_rate: usize,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            listen: Listens::default(),
+            listen: ListenAddresses::default(),
             unix_mode: UnixMode::default(),
             tls: TlsConfig::default(),
             tls_directory: None,
@@ -93,21 +94,21 @@ impl Default for ServerConfig {
 pub struct UpstreamConfig {
     /// The base URL of the provider.
     pub base_url: BaseUrl,
-    /// A file with certificates of additional trusted CAs, in PEM.
+    /// A PEM file with certificates of additional trusted CAs.
     pub ca_file: Option<PathBuf>,
     /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
     /// Timeout from the end of a request to the head of its response.
     pub response_timeout: Duration,
-    /// Maximum pause within the body of a response.
+    /// Maximum pause between two reads of a response's body.
     pub stream_idle_timeout: Duration,
     /// Maximum idle connections kept for later requests; 0 for none.
     pub max_idle_connections: usize,
     /// Maximum idle time of a kept connection.
     pub keepalive_timeout: Duration,
-    /// Age at which a connection accepts no new requests.
+    /// Age from which a connection gets no new requests.
     pub max_connection_duration: Duration,
-    /// Base URLs of the provider's regions, at which a key of another region is polled.
+    /// Base URLs of the provider's regions, at which the region of a key is searched.
     pub region_base_urls: Vec<String>,
 }
 
@@ -121,9 +122,9 @@ const REGIONS: [&str; 4] = [
 ];
 
 impl UpstreamConfig {
-    /// The regional hosts at which a key of another region is polled: the configured hosts, or else
-    /// the provider's own if the upstream is the provider. Another upstream has no default hosts,
-    /// because a key is sent to configured hosts only.
+    /// The regional hosts at which the region of a key is searched: the configured ones, or else those
+    /// of the provider if the upstream is the provider. Another upstream has no default regions,
+    /// because keys are sent only to configured hosts.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
         let is_provider = BaseUrl::default().host() == self.base_url.host();
@@ -155,41 +156,40 @@ impl Default for UpstreamConfig {
 pub struct PoolConfig {
     /// The strategy that chooses the key of a request.
     pub strategy: StrategyChoice,
-    /// Credits of its workspace that a key does not use, unless the key has its own value.
+    /// Credits of a workspace that its keys do not use. A key may have its own value.
     pub reserve_credits: usize,
     /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
     /// Maximum requests in the queue.
     pub max_queued: usize,
-    /// Maximum wait for a request's text, which is needed to estimate its cost.
+    /// Maximum wait for the text of a request, from which its cost is estimated.
     pub cost_estimate_timeout: Duration,
     /// Cooldown of a rate limited key when the response has no `Retry-After`.
     pub rate_limited_cooldown: Duration,
-    /// Cooldown of a workspace after a concurrency refusal.
+    /// Cooldown of a workspace after it refused a request because of its concurrency limit.
     pub concurrency_cooldown: Duration,
     /// Cooldown of a workspace without credits when its reset date is unknown.
     pub exhausted_cooldown: Duration,
-    /// Cooldown of a key after its first refusal as invalid.
+    /// Cooldown of a key after the provider refused it as invalid for the first time.
     pub invalid_confirm_cooldown: Duration,
-    /// Cooldown of a key after a repeated refusal as invalid.
+    /// Cooldown of a key after the provider refused it as invalid again.
     pub invalid_cooldown: Duration,
-    /// Time in which a key is the last choice for requests that need a permission that it lacks.
+    /// Time in which a key is tried last for requests that need a permission that it lacks.
     pub permission_cooldown: Duration,
-    /// Time in which accounts of a plan are the last choice for a feature that the plan lacks.
+    /// Time in which accounts of a plan are tried last for a feature that the plan lacks.
     pub feature_cooldown: Duration,
-    /// Time in which an account is the last choice for an endpoint that it refused without a known
-    /// reason.
+    /// Time in which an account is tried last for an endpoint that it refused without a known reason.
     pub endpoint_cooldown: Duration,
-    /// Maximum cooldown of a key or account after a refusal without figures.
+    /// Maximum cooldown of a key or account after a refusal without credit counts.
     pub unproven_cooldown: Duration,
     /// Maximum cooldown that a response of the provider can set.
     pub max_retry_after: Duration,
-    /// Time after an unproven refusal from which one request may use the key again, if no other key
-    /// can serve it.
+    /// Time after a refusal without credit counts from which one request may use the key again if no
+    /// other key can serve it.
     pub probe_after: Duration,
     /// Cooldown of a key with a payment problem.
     pub billing_cooldown: Duration,
-    /// Used share of a key's credits from which the key is near its limit; above 0, at most 1.
+    /// Share of used credits from which a key is near its limit: above 0 and at most 1.
     pub near_limit_ratio: f64,
 }
 
@@ -225,17 +225,17 @@ pub struct RetryConfig {
     pub max_attempts: usize,
     /// Time after the first attempt in which further attempts may start.
     pub timeout: Duration,
-    /// Maximum bytes of one request's body in memory; the rest is written to disk. 0 for none.
+    /// Maximum bytes of one request's body in memory. The rest is written to disk.
     pub buffer_size: usize,
     /// Maximum bytes of all buffered bodies in memory. At least `buffer_size`.
     pub max_total_buffer_size: usize,
-    /// Maximum bytes of one request's body on disk, in addition to those in memory. 0 for none.
+    /// Maximum bytes of one request's body on disk, in addition to those in memory.
     pub spill_size: usize,
     /// Maximum bytes of all buffered bodies on disk. At least `spill_size`.
     pub max_total_spill_size: usize,
-    /// Minimum free share of the disk, in percent.
+    /// Percentage of the disk that stays free.
     pub min_disk_free_percent: usize,
-    /// The folder of the anonymous files with buffered bodies.
+    /// The folder of the anonymous files that buffer bodies.
     pub spill_directory: PathBuf,
     /// Maximum bytes of a refusal's body that are read to classify the refusal.
     pub max_error_body_size: usize,
@@ -267,10 +267,10 @@ pub struct QuotaPollingConfig {
     pub enabled: bool,
     /// Interval between two polls of a key.
     pub interval: Duration,
-    /// Timeout of one response.
+    /// Timeout of a poll.
     pub timeout: Duration,
-    /// Time after a request in which the pool's own count is used if it is higher than the figures
-    /// of the provider, which lag behind.
+    /// Time after a request in which the provider's credit count may lag behind. Meanwhile, the higher
+    /// of the pool's count and the provider's is used.
     pub quota_lag: Duration,
 }
 
@@ -285,26 +285,25 @@ impl Default for QuotaPollingConfig {
     }
 }
 
-/// The storage of usage records, and how long they are stored.
+/// The storage and retention of usage records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// The database file. Its folder is created if it is missing. Unused if [`file`](Self::file) is
-    /// `None`.
+    /// The database file. Its folder is created if it is missing. See [`file`](Self::file).
     pub path: PathBuf,
-    /// Maximum records in the queue to the database.
+    /// Maximum usage records that wait to be written.
     pub max_queued_records: usize,
     /// Maximum time between two commits while records arrive.
     pub commit_interval: Duration,
-    /// Retention of the records of single attempts; zero for unlimited.
+    /// Retention of the records of attempts; zero for unlimited.
     pub attempts_retention: Duration,
     /// Retention of hourly sums; zero for unlimited.
     pub hourly_retention: Duration,
-    /// Whether records stay in memory only.
+    /// Whether usage records are kept only in memory.
     pub ephemeral: bool,
 }
 
 impl StorageConfig {
-    /// The database file; `None` if records stay in memory only.
+    /// The database file; `None` if usage records are kept only in memory.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         (!self.ephemeral).then_some(self.path.as_path())
@@ -312,8 +311,7 @@ impl StorageConfig {
 }
 
 impl Default for StorageConfig {
-    /// The actual default path depends on the environment and is set when the configuration is
-    /// resolved.
+    /// The default path depends on the environment, so resolving the configuration replaces it.
     fn default() -> Self {
         Self {
             path: PathBuf::from("keychoir.db"),
@@ -326,16 +324,16 @@ impl Default for StorageConfig {
     }
 }
 
-/// The memory of which account owns which identifier.
+/// The records of which account owns which identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
     /// Maximum stored identifiers.
     pub max_identifiers: usize,
-    /// Time after its last use at which an identifier is removed; zero for never.
+    /// Time after its last use at which an identifier is removed; zero for unlimited.
     pub retention: Duration,
     /// Maximum bytes of a response that are searched for identifiers; 0 for no search.
     pub max_response_scan_size: usize,
-    /// Retention of the result that no account has an identifier.
+    /// Time for which the result is cached that no account has an identifier.
     pub not_found_ttl: Duration,
 }
 
@@ -357,20 +355,20 @@ pub struct WebsocketConfig {
     pub idle_timeout: Duration,
     /// Maximum duration of a session; zero for unlimited.
     pub max_session_duration: Duration,
-    /// Maximum bytes of a client's first messages that are buffered until the provider accepts the
-    /// key.
+    /// Maximum bytes of a client's first messages that are buffered, so that they can be sent again,
+    /// until the provider accepts the key.
     pub replay_buffer: usize,
-    /// Maximum bytes of a message that is buffered as a whole before it is forwarded.
+    /// Maximum bytes of a message that is buffered completely before it is forwarded.
     pub max_buffered_message_size: usize,
     /// Time after the last text or audio in which a speech session counts as concurrent.
     pub speech_idle_timeout: Duration,
-    /// Timeout for a client's token in its first message.
+    /// Timeout for the first message of a client that sends its token in it.
     pub auth_message_timeout: Duration,
     /// Maximum bytes of a client's messages that one session buffers.
     pub max_session_buffer: usize,
-    /// Timeout for the reply to a close frame, and then for the end of the connection.
+    /// Timeout for the reply to a close frame, and then for the connection to close.
     pub close_timeout: Duration,
-    /// Interval between two checks of whether the client's quota of credits is exhausted.
+    /// Interval between two checks of the client's quota of credits.
     pub quota_check_interval: Duration,
     /// The base URL of Keychoir's WebSockets in signed URLs.
     pub signed_url_base: SocketBase,
@@ -400,4 +398,42 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The minimum level, by target.
     pub level: LogFilter,
+}
+
+/// The access rules of all clients, and the charge for requests of unknown cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// Whether requests that could disable a key, create one or manage the workspace are refused.
+    pub block_admin_endpoints: bool,
+    /// Whether the pool's keys, and data about their owner, are redacted in responses.
+    pub redact: bool,
+    /// Credits charged to the client's quota when neither the estimate nor the response shows the
+    /// cost of a request.
+    pub unpriced_credits: usize,
+    /// Maximum concurrent requests of unknown cost per client with a quota of credits.
+    pub max_unpriced_requests: usize,
+    /// Whether an unknown token is used as the client's own key of the provider.
+    pub bring_your_own_key: bool,
+    /// Host names by which clients may reach Keychoir, in addition to localhost and IP addresses; `*`
+    /// for any.
+    pub hosts: Vec<String>,
+    /// Origins whose web pages may send requests.
+    pub origins: Vec<String>,
+    /// Headers of preceding proxies that are forwarded to the provider.
+    pub forward_headers: Vec<String>,
+}
+
+impl Default for AccessConfig {
+    fn default() -> Self {
+        Self {
+            block_admin_endpoints: true,
+            redact: true,
+            unpriced_credits: 1_000,
+            max_unpriced_requests: 1,
+            bring_your_own_key: false,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            forward_headers: Vec::new(),
+        }
+    }
 }

@@ -1,11 +1,11 @@
-//! Parses the public base URL of Keychoir's WebSockets. It replaces the provider's in signed URLs
-//! of responses.
+//! Parses the public base URL of Keychoir's WebSockets, which replaces the provider's URL in the signed
+//! URLs of responses.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::base_url::BaseUrl;
-use super::problem::WrongValue;
+use super::problem::ValueError;
 
 /// `ws://` or `wss://` with a host, an optional port and an optional path prefix; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,21 +20,21 @@ impl SocketBase {
 }
 
 impl FromStr for SocketBase {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let text = text.trim();
         if text.is_empty() {
             return Ok(Self::default());
         }
         let Some((scheme @ ("ws" | "wss"), rest)) = text.split_once("://") else {
             let address = text.split_once("://").map_or(text, |(_, rest)| rest);
-            let wrong = WrongValue::new(format!("`{text}` has no ws:// or wss://"));
-            return Err(wrong.suggest(format!("wss://{address}").parse::<Self>().ok()));
+            let error = ValueError::new(format!("`{text}` has no ws:// or wss://"));
+            return Err(error.suggest(format!("wss://{address}").parse::<Self>().ok()));
         };
         // The rest of the URL is validated like a base URL.
-        let checked = format!("http{}://{rest}", &scheme[2..]).parse::<BaseUrl>()?.to_string();
-        Ok(Self(format!("ws{}", checked.trim_start_matches("http"))))
+        let base_url = format!("http{}://{rest}", &scheme[2..]).parse::<BaseUrl>()?.to_string();
+        Ok(Self(format!("ws{}", base_url.trim_start_matches("http"))))
     }
 }
 
@@ -52,13 +52,13 @@ mod tests {
     fn check(text: &str, expected: &str) {
         let printed = match text.parse::<SocketBase>() {
             Ok(base) => base.to_string(),
-            Err(wrong) => format!("! {wrong}"),
+            Err(error) => format!("! {error}"),
         };
         assert_eq!(printed, expected);
     }
 
     #[test]
-    fn a_socket_base_is_the_address_of_a_websocket() {
+    fn a_socket_base_is_a_websocket_url() {
         check("", "");
         check("wss://localhost:11011", "wss://localhost:11011");
         check(" ws://127.0.0.1:11011/ ", "ws://127.0.0.1:11011");

@@ -1,5 +1,5 @@
-//! Reads the environment, files and the clock. The other modules of the configuration receive these
-//! values as arguments, so that tests can replace them.
+//! Reads environment variables and files. The other modules of the configuration receive them as
+//! arguments, so that tests can replace them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,36 +7,35 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::clock;
 use crate::policy::units::UnixMs;
 
-/// Maximum bytes of a file. A configuration or key file has a few kilobytes; a larger one is the
-/// wrong file or a device.
+/// Maximum bytes of a file. A configuration or key file has a few kilobytes. A larger file is the
+/// wrong one, or a device.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// The environment of the process, a function that reads files, and the time.
+/// The environment, a function that reads files, and the time.
 pub(super) struct ValueSources<'a> {
     pub(super) environment: Environment,
-    pub(super) read: &'a dyn Fn(&Path) -> Result<String, Unreadable>,
-    /// The time of the load.
+    pub(super) read_file: &'a dyn Fn(&Path) -> Result<String, ReadFileError>,
+    /// The time for checks of certificates.
     pub(super) now: UnixMs,
 }
 
-/// The environment variables that Keychoir reads. An empty or blank one counts as unset.
+/// The environment variables. A blank variable counts as unset.
 #[derive(Default)]
 pub(super) struct Environment {
     values: BTreeMap<String, String>,
-    /// Names of variables whose value is not UTF-8.
-    pub(super) unreadable: Vec<String>,
+    /// Names of Keychoir's variables whose value is not UTF-8.
+    pub(super) non_utf8_names: Vec<String>,
 }
 
 impl Environment {
-    /// The environment of this process.
-    pub(super) fn of_process() -> Self {
+    /// Reads the environment of this process.
+    pub(super) fn capture() -> Self {
         std::env::vars_os().collect()
     }
 
-    /// The trimmed value; `None` if it is blank.
+    /// The trimmed value of a variable; `None` if it is unset or blank.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }
@@ -53,25 +52,28 @@ impl Environment {
 
     /// The default paths of the configuration file, in order. The first existing file is read, and
     /// a new file is created at the first path.
-    pub(super) fn config_files(&self) -> Vec<PathBuf> {
-        let config = self.value("XDG_CONFIG_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let config = config.or_else(|| Some(self.home()?.join(".config")));
-        let of_user = config.map(|config| config.join("keychoir/keychoir.toml"));
-        of_user.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
+    pub(super) fn default_config_files(&self) -> Vec<PathBuf> {
+        let user_file =
+            self.xdg_folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("keychoir/keychoir.toml"));
+        user_file.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
     /// The default path of the usage database: in systemd's state folder if it is set, else in the
     /// XDG state folder.
-    pub(super) fn state_file(&self) -> Option<PathBuf> {
-        // systemd separates several folders by colons. The first one is used.
+    pub(super) fn default_database(&self) -> Option<PathBuf> {
+        // systemd separates several folders by colons. Keychoir uses the first.
         let service_folder = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
         if let Some(folder) = service_folder.filter(|folder| !folder.is_empty()) {
             return Some(Path::new(folder).join("keychoir.db"));
         }
-        // The XDG specification requires that relative paths are ignored.
-        let state = self.value("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let state = state.or_else(|| Some(self.home()?.join(".local/state")))?;
-        Some(state.join("keychoir/keychoir.db"))
+        Some(self.xdg_folder("XDG_STATE_HOME", ".local/state")?.join("keychoir/keychoir.db"))
+    }
+
+    /// The folder in an XDG variable, or else its default below the home folder. The XDG
+    /// specification requires that relative paths are ignored.
+    fn xdg_folder(&self, variable: &str, default: &str) -> Option<PathBuf> {
+        let folder = self.value(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
+        folder.or_else(|| Some(self.home()?.join(default)))
     }
 }
 
@@ -86,7 +88,7 @@ impl FromIterator<(OsString, OsString)> for Environment {
                     environment.values.insert(name, value.trim().to_owned());
                 }
                 Err(_) if name.starts_with("KEYCHOIR_") || name.starts_with("ELEVENLABS_API_KEY") => {
-                    environment.unreadable.push(name);
+                    environment.non_utf8_names.push(name);
                 }
                 Err(_) => {}
             }
@@ -97,21 +99,21 @@ impl FromIterator<(OsString, OsString)> for Environment {
 
 /// The reason why a file could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unreadable {
-    #[error("there is no such file")]
+pub(super) enum ReadFileError {
+    #[error("it does not exist")]
     Missing,
     #[error("it is a folder")]
     Folder,
     #[error("it is larger than {} bytes", MAX_FILE_BYTES)]
     TooLarge,
     /// The position of the first invalid byte, counted from 1.
-    #[error("it is no UTF-8 text (line {line}, column {column})")]
+    #[error("it is not UTF-8 text (line {line}, column {column})")]
     NotUtf8 { line: usize, column: usize },
     #[error("{0}")]
     Other(ErrorKind),
 }
 
-impl From<ErrorKind> for Unreadable {
+impl From<ErrorKind> for ReadFileError {
     fn from(kind: ErrorKind) -> Self {
         if kind == ErrorKind::NotFound {
             Self::Missing
@@ -123,29 +125,24 @@ impl From<ErrorKind> for Unreadable {
     }
 }
 
-/// The current time.
-pub(super) fn now() -> UnixMs {
-    clock::now()
-}
-
 /// Reads a file as text, without a byte order mark.
-pub(super) fn read_file(path: &Path) -> Result<String, Unreadable> {
-    let unreadable = |error: std::io::Error| Unreadable::from(error.kind());
+pub(super) fn read_file(path: &Path) -> Result<String, ReadFileError> {
+    let to_read_error = |error: std::io::Error| ReadFileError::from(error.kind());
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let file = File::open(path).map_err(to_read_error)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(to_read_error)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE_BYTES) {
-        return Err(Unreadable::TooLarge);
+        return Err(ReadFileError::TooLarge);
     }
-    decode(bytes)
+    decode_utf8(bytes)
 }
 
-fn decode(bytes: Vec<u8>) -> Result<String, Unreadable> {
+fn decode_utf8(bytes: Vec<u8>) -> Result<String, ReadFileError> {
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Unreadable::NotUtf8 { line: before.matches('\n').count() + 1, column }
+        ReadFileError::NotUtf8 { line: before.matches('\n').count() + 1, column }
     })?;
     if text.starts_with('\u{feff}') {
         text.remove(0);
@@ -158,69 +155,72 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check_state_file(variables: &[(&str, &str)], expected: Option<&str>) {
+    fn check_default_database(variables: &[(&str, &str)], expected: Option<&str>) {
         let environment: Environment =
             variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
-        assert_eq!(environment.state_file().as_deref(), expected.map(Path::new));
+        assert_eq!(environment.default_database().as_deref(), expected.map(Path::new));
     }
 
     #[test]
     fn the_usage_database_is_in_the_state_folder_of_the_system() {
         let home = ("HOME", "/home/me");
-        check_state_file(&[], None);
-        check_state_file(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
-        check_state_file(&[home, ("XDG_STATE_HOME", "/x")], Some("/x/keychoir/keychoir.db"));
-        check_state_file(
+        check_default_database(&[], None);
+        check_default_database(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
+        check_default_database(&[home, ("XDG_STATE_HOME", "/x")], Some("/x/keychoir/keychoir.db"));
+        check_default_database(
             &[home, ("XDG_STATE_HOME", "x")],
             Some("/home/me/.local/state/keychoir/keychoir.db"),
         );
-        check_state_file(
+        check_default_database(
             &[home, ("STATE_DIRECTORY", "/s:/t"), ("XDG_STATE_HOME", "/x")],
             Some("/s/keychoir.db"),
         );
-        check_state_file(
+        check_default_database(
             &[home, ("STATE_DIRECTORY", " ")],
             Some("/home/me/.local/state/keychoir/keychoir.db"),
         );
     }
 
     #[track_caller]
-    fn check_config_files(variables: &[(&str, &str)], expected: &[&str]) {
+    fn check_default_config_files(variables: &[(&str, &str)], expected: &[&str]) {
         let environment: Environment =
             variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
-        assert_eq!(environment.config_files(), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(
+            environment.default_config_files(),
+            expected.iter().map(PathBuf::from).collect::<Vec<_>>()
+        );
     }
 
     #[test]
-    fn a_configuration_file_belongs_to_the_user_or_the_machine() {
+    fn the_configuration_file_of_the_user_precedes_that_of_the_machine() {
         const ETC: &str = "/etc/keychoir/keychoir.toml";
         let home = ("HOME", "/home/me");
-        check_config_files(&[], &[ETC]);
-        check_config_files(&[home], &["/home/me/.config/keychoir/keychoir.toml", ETC]);
-        check_config_files(&[home, ("XDG_CONFIG_HOME", "/x")], &["/x/keychoir/keychoir.toml", ETC]);
-        check_config_files(
+        check_default_config_files(&[], &[ETC]);
+        check_default_config_files(&[home], &["/home/me/.config/keychoir/keychoir.toml", ETC]);
+        check_default_config_files(&[home, ("XDG_CONFIG_HOME", "/x")], &["/x/keychoir/keychoir.toml", ETC]);
+        check_default_config_files(
             &[home, ("XDG_CONFIG_HOME", "x")],
             &["/home/me/.config/keychoir/keychoir.toml", ETC],
         );
     }
 
     #[test]
-    fn an_invalid_byte_is_named_by_its_position() {
-        assert_eq!(decode(b"\xef\xbb\xbfa\n".to_vec()), Ok("a\n".into()));
-        assert_eq!(decode(b"a\nb\xff".to_vec()), Err(Unreadable::NotUtf8 { line: 2, column: 2 }));
-        assert_eq!(decode(b"\xff\xfea\0".to_vec()), Err(Unreadable::NotUtf8 { line: 1, column: 1 }));
+    fn an_invalid_byte_is_reported_by_its_position() {
+        assert_eq!(decode_utf8(b"\xef\xbb\xbfa\n".to_vec()), Ok("a\n".into()));
+        assert_eq!(decode_utf8(b"a\nb\xff".to_vec()), Err(ReadFileError::NotUtf8 { line: 2, column: 2 }));
+        assert_eq!(decode_utf8(b"\xff\xfea\0".to_vec()), Err(ReadFileError::NotUtf8 { line: 1, column: 1 }));
     }
 
     #[test]
     fn an_unreadable_file_is_an_error_with_its_reason() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read_file(folder.path()), Err(Unreadable::Folder));
-        assert_eq!(read_file(&folder.path().join("none")), Err(Unreadable::Missing));
+        assert_eq!(read_file(folder.path()), Err(ReadFileError::Folder));
+        assert_eq!(read_file(&folder.path().join("none")), Err(ReadFileError::Missing));
         let path = folder.path().join("large");
         let limit = usize::try_from(MAX_FILE_BYTES).unwrap();
         std::fs::write(&path, vec![b'a'; limit]).unwrap();
         assert_eq!(read_file(&path).unwrap().len(), limit);
         std::fs::write(&path, vec![b'a'; limit + 1]).unwrap();
-        assert_eq!(read_file(&path), Err(Unreadable::TooLarge));
+        assert_eq!(read_file(&path), Err(ReadFileError::TooLarge));
     }
 }

@@ -1,41 +1,41 @@
-//! The settings for copying key states and events to Supabase (the mirror): the project's URL, the API key
-//! and the timing. The URL and the key are also read from the environment variables of Supabase's own tools, which an app's environment
-//! often contains.
+//! Parses the settings of the mirror, which copies key states and events to Supabase, and finds its
+//! URL and key. Both can also come from the environment variables of Supabase's own tools, because an
+//! app's environment often contains them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::base_url::BaseUrl;
-use super::keys::unreadable;
-use super::mask::shown;
-use super::problem::{Problem, SourceSpan, ValueOrigin, Warning, WrongValue};
-use super::source::{Unreadable, ValueSources};
-use super::value::Folders;
+use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::mask::quote_masked;
+use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::source::{ReadFileError, ValueSources};
+use super::value::BaseFolders;
 use crate::policy::authority::Scheme;
-use crate::secret::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
+use crate::secret::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
 
 const URL: &str = "SUPABASE_URL";
 const SECRET: &str = "SUPABASE_SECRET_KEY";
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// The variables of the two types of key; the newer type is first.
-const KEYS: [(&str, ServiceKeyForm); 2] =
+/// The variables of the two forms of key, in order of precedence.
+const KEY_VARIABLES: [(&str, ServiceKeyForm); 2] =
     [(SECRET, ServiceKeyForm::Secret), ("SUPABASE_SERVICE_ROLE_KEY", ServiceKeyForm::Token)];
 
 /// The settings of the mirror in Supabase.
 #[derive(Clone, Debug)]
 pub struct SupabaseConfig {
-    /// Whether the mirror runs when an address and a key are configured.
+    /// Whether the mirror runs if a URL and a key are configured.
     pub enabled: bool,
     /// The project's URL.
     pub url: SupabaseUrl,
-    /// A file with the key, in place of an environment variable.
+    /// A file with the key, used if no environment variable contains it.
     pub secret_key_file: Option<PathBuf>,
-    /// The key; `None` if none was found.
+    /// The key, if one was found.
     pub key: Option<ServiceKey>,
-    /// Whether a row per attempt is sent, in addition to the rows of the keys.
+    /// Whether a row for each attempt is sent, in addition to the rows of the keys.
     pub events: bool,
     /// Interval between two pushes.
     pub interval: Duration,
@@ -73,14 +73,14 @@ impl Default for SupabaseConfig {
 }
 
 impl SupabaseConfig {
-    /// The address and the key, if the mirror is enabled and has both.
+    /// The URL and the key, if the mirror is enabled and has both.
     #[must_use]
     pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
         self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)
     }
 }
 
-/// `https://PROJECT.supabase.co`, or none.
+/// The URL of the project, `https://PROJECT.supabase.co`, if it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SupabaseUrl(Option<BaseUrl>);
 
@@ -91,10 +91,10 @@ impl fmt::Display for SupabaseUrl {
 }
 
 impl FromStr for SupabaseUrl {
-    type Err = WrongValue;
+    type Err = ValueError;
 
     /// The path of the API is optional. An empty string means no URL.
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
         let text = text.trim();
         if text.is_empty() {
@@ -102,143 +102,127 @@ impl FromStr for SupabaseUrl {
         }
         if text.starts_with("postgres") {
             // A connection string contains a password, so the message does not show it.
-            return Err(WrongValue::new("this is the address of the database, not of its API").advise(FORM));
+            return Err(ValueError::new("this is the URL of the database, not of its API").advise(FORM));
         }
         let trimmed = text.trim_end_matches('/');
         let trimmed = trimmed.strip_suffix("/rest/v1").unwrap_or(trimmed);
-        let url: BaseUrl = trimmed.parse().map_err(|wrong: WrongValue| wrong.advise(FORM))?;
+        let url: BaseUrl = trimmed.parse().map_err(|wrong: ValueError| wrong.advise(FORM))?;
         if url.path_prefix().starts_with("/dashboard") {
-            return Err(WrongValue::new("this is the page of the dashboard, not the project").advise(FORM));
+            return Err(ValueError::new("this is the URL of the dashboard, not of the project").advise(FORM));
         }
         Ok(Self(Some(url)))
     }
 }
 
-/// Where the settings of the URL and of the key were written, for error messages.
-pub(super) struct SettingSpans<'a> {
-    pub(super) url: Option<SourceSpan>,
-    pub(super) secret_key_file: Option<SourceSpan>,
-    pub(super) folders: Folders<'a>,
-}
-
-/// The problems and warnings of the search.
-#[derive(Default)]
-pub(super) struct ServiceKeySearch {
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Warning>,
-}
-
 impl SupabaseConfig {
-    /// Finds the address and the key in the environment, systemd credentials and the
-    /// settings. If only one of the two is found, a warning names the other.
-    pub(super) fn find_key(
+    /// Finds the URL and the key in the environment, the systemd credentials and the settings, whose
+    /// sources are in `spans`. If only one of the two is configured, a warning names the other.
+    pub(super) fn find_target(
         &mut self,
         sources: &ValueSources<'_>,
-        spans: SettingSpans<'_>,
-    ) -> ServiceKeySearch {
-        let mut search = ServiceKeySearch::default();
+        spans: &HashMap<&'static str, SourceSpan>,
+        report: &mut Report,
+    ) {
         if !self.enabled {
-            return search;
+            return;
         }
-        let key = self.key_text(sources, &spans, &mut search);
-        let mut url_span = spans.url;
-        let is_setting_variable = |span: &SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
+        let problem_count = report.problems.len();
+        let key = self.find_key(sources, spans, report);
+        let mut url_span = spans.get("supabase.url").cloned();
+        let is_variable = |span: &SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
         if let Some(text) =
-            sources.environment.value(URL).filter(|_| !url_span.as_ref().is_some_and(is_setting_variable))
+            sources.environment.value(URL).filter(|_| !url_span.as_ref().is_some_and(is_variable))
         {
-            let span = SourceSpan::of(ValueOrigin::Variable(URL.to_owned()));
+            let span = SourceSpan::new(ValueOrigin::Variable(URL.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
-                // An invalid variable without a key is not an error: another app may use it.
+                // Without a key, an invalid variable is not an error: it may be for another app.
                 Err(_) if key.is_none() => {}
-                Err(wrong) => search.problems.push(span.problem(wrong)),
+                Err(error) => report.problems.push(span.problem(error)),
             }
             url_span = Some(span);
         }
-        match (&self.url.0, key) {
-            (None, None) => {}
+        let url_span = url_span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::Absent));
+        let (span, absent, variable) = match (&self.url.0, key) {
+            (None, None) => return,
             (Some(url), Some((key, span))) => {
                 match key {
                     Ok(key) => self.key = Some(key),
-                    Err(wrong) => search.problems.push(span.problem(wrong)),
+                    Err(error) => report.problems.push(span.problem(error)),
                 }
                 if url.scheme() == Scheme::Http && !url.is_loopback() {
-                    let span = url_span.unwrap_or_else(|| SourceSpan::of(ValueOrigin::Nowhere));
-                    let message = "Supabase's key goes over the network in clear text: write https:// if the host supports it";
-                    search.warnings.push(span.warning(message));
+                    let message = "Supabase's key is sent over the network in clear text: use https:// if the host supports it";
+                    report.warnings.push(url_span.warning(message));
                 }
+                return;
             }
-            (Some(_), None) => {
-                let span = url_span.unwrap_or_else(|| SourceSpan::of(ValueOrigin::Nowhere));
-                let message = format!(
-                    "nothing is mirrored to Supabase: it has no key; set {SECRET}, or supabase.enabled = false"
-                );
-                search.warnings.extend(search.problems.is_empty().then(|| span.warning(message)));
-            }
-            (None, Some((_, span))) => {
-                let message = format!(
-                    "nothing is mirrored to Supabase: it has no address; set {URL}, or supabase.enabled = false"
-                );
-                search.warnings.extend(search.problems.is_empty().then(|| span.warning(message)));
-            }
+            (Some(_), None) => (url_span, "key", SECRET),
+            (None, Some((_, span))) => (span, "URL", URL),
+        };
+        if report.problems.len() == problem_count {
+            report.warnings.push(span.warning(format!(
+                "the mirror in Supabase is off because it has no {absent}: set {variable}, or supabase.enabled = false"
+            )));
         }
-        search
     }
 
-    /// The first configured key, and its source.
-    fn key_text(
+    /// Finds the first configured key and its source.
+    fn find_key(
         &self,
         sources: &ValueSources<'_>,
-        spans: &SettingSpans<'_>,
-        search: &mut ServiceKeySearch,
-    ) -> Option<(Result<ServiceKey, WrongValue>, SourceSpan)> {
-        let local = Folders { base: None, home: spans.folders.home };
-        for (name, form) in KEYS {
+        spans: &HashMap<&'static str, SourceSpan>,
+        report: &mut Report,
+    ) -> Option<(Result<ServiceKey, ValueError>, SourceSpan)> {
+        let folders = BaseFolders { base: None, home: sources.environment.home() };
+        for (name, form) in KEY_VARIABLES {
             if let Some(text) = sources.environment.value(name) {
-                return Some((key(text, form), SourceSpan::of(ValueOrigin::Variable(name.to_owned()))));
+                let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
+                return Some((parse_key(text, form), span));
             }
             let name = format!("{name}_FILE");
             if let Some(path) = sources.environment.value(&name) {
-                let text = local.file(path).and_then(|path| {
-                    (sources.read)(&path)
-                        .map_err(|reason| unreadable(&shown(&path.to_string_lossy()), &reason))
+                let key = folders.resolve(path).and_then(|path| {
+                    let text = (sources.read_file)(&path).map_err(|reason| {
+                        unreadable_file_error(&quote_masked(&path.to_string_lossy()), &reason)
+                    })?;
+                    parse_key(&text, form)
                 });
-                return Some((
-                    text.and_then(|text| key(&text, form)),
-                    SourceSpan::of(ValueOrigin::Variable(name)),
-                ));
+                return Some((key, SourceSpan::new(ValueOrigin::Variable(name))));
             }
         }
         if let Some(folder) = sources.environment.value(CREDENTIALS) {
-            for (name, form) in KEYS {
+            for (name, form) in KEY_VARIABLES {
                 let path = PathBuf::from(folder).join(name.to_lowercase());
-                match (sources.read)(&path) {
-                    Ok(text) => return Some((key(&text, form), SourceSpan::of(ValueOrigin::File(path)))),
+                let content = (sources.read_file)(&path);
+                let span = SourceSpan::new(ValueOrigin::File(path));
+                match content {
+                    Ok(text) => return Some((parse_key(&text, form), span)),
                     // The service may have credentials for other programs only.
-                    Err(Unreadable::Missing) => {}
+                    Err(ReadFileError::Missing) => {}
                     Err(reason) => {
-                        let wrong = unreadable("the file", &reason);
-                        search.problems.push(SourceSpan::of(ValueOrigin::File(path)).problem(wrong));
+                        report.problems.push(span.problem(unreadable_file_error("the file", &reason)));
                         return None;
                     }
                 }
             }
         }
         let path = self.secret_key_file.as_ref()?;
-        let text = (sources.read)(path).map_err(|reason| unreadable("the file", &reason));
-        let span =
-            spans.secret_key_file.clone().unwrap_or_else(|| SourceSpan::of(ValueOrigin::File(path.clone())));
-        Some((text.and_then(|text| key(&text, ServiceKeyForm::Secret)), span))
+        let text = (sources.read_file)(path).map_err(|reason| unreadable_file_error("the file", &reason));
+        let span = spans
+            .get("supabase.secret_key_file")
+            .cloned()
+            .unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
+        Some((text.and_then(|text| parse_key(&text, ServiceKeyForm::Secret)), span))
     }
 }
 
-fn key(text: &str, form: ServiceKeyForm) -> Result<ServiceKey, WrongValue> {
-    let plain = text.trim().trim_matches(['"', '\'']);
-    ServiceKey::new(plain, form).map_err(|error| {
-        let wrong = WrongValue::new(error.to_string());
-        match error {
-            UnusableServiceKey::NotVisibleAscii => wrong,
-            UnusableServiceKey::Publishable | UnusableServiceKey::Anon | UnusableServiceKey::OtherRole => wrong
+fn parse_key(text: &str, form: ServiceKeyForm) -> Result<ServiceKey, ValueError> {
+    let unquoted = text.trim().trim_matches(['"', '\'']);
+    ServiceKey::new(unquoted, form).map_err(|reason| {
+        let error = ValueError::new(reason.to_string());
+        match reason {
+            InvalidServiceKey::NotVisibleAscii => error,
+            InvalidServiceKey::Publishable | InvalidServiceKey::Anon | InvalidServiceKey::OtherRole => error
                 .advise(format!("set {SECRET} to a secret key (sb_secret_…): in the project's settings, API keys"))
                 .advise("or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one"),
         }

@@ -1,12 +1,12 @@
-//! Tests of the whole configuration on a fake machine with variables, files and flags.
+//! Tests of the complete configuration, with fake variables, files and flags.
 
 mod canaries;
 mod clients;
 mod document;
 mod keys;
 mod layers;
+mod old_names;
 mod reference;
-mod renamed;
 mod supabase;
 mod tls;
 
@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::source::{Environment, Unreadable, ValueSources};
-use super::{Config, Loaded, Need, Overrides, Problems, resolve};
+use super::source::{Environment, ReadFileError, ValueSources};
+use super::{Config, KeyRequirement, LoadedConfig, Overrides, Problems, resolve};
 use crate::policy::units::UnixMs;
 
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -33,17 +33,17 @@ struct FakeMachine<'a> {
     config: Option<&'a str>,
     is_ephemeral: bool,
     has_passed_sockets: bool,
-    keys: Need,
+    key_requirement: KeyRequirement,
 }
 
 impl<'a> FakeMachine<'a> {
     /// A machine with a home folder and one key.
-    fn fresh() -> Self {
+    fn with_key() -> Self {
         Self { variables: vec![("HOME", "/home/me"), ("ELEVENLABS_API_KEYS", KEY)], ..Self::default() }
     }
 
     /// A machine with a home folder only.
-    fn keyless() -> Self {
+    fn without_key() -> Self {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }
 
@@ -67,14 +67,14 @@ impl<'a> FakeMachine<'a> {
         Self { config: Some("/etc/k.toml"), ..self.file("/etc/k.toml", text) }
     }
 
-    fn resolve(&self) -> Result<Loaded, Problems> {
+    fn resolve(&self) -> Result<LoadedConfig, Problems> {
         let files: HashMap<PathBuf, &str> =
             self.files.iter().map(|(path, text)| (PathBuf::from(path), *text)).collect();
-        let read = |path: &Path| match files.get(path) {
+        let read_file = |path: &Path| match files.get(path) {
             Some(text) => Ok((*text).to_owned()),
-            None if path == Path::new("/folder") => Err(Unreadable::Folder),
-            None if path == Path::new("/latin1.toml") => Err(Unreadable::NotUtf8 { line: 3, column: 7 }),
-            None => Err(Unreadable::Missing),
+            None if path == Path::new("/folder") => Err(ReadFileError::Folder),
+            None if path == Path::new("/latin1.toml") => Err(ReadFileError::NotUtf8 { line: 3, column: 7 }),
+            None => Err(ReadFileError::Missing),
         };
         let environment: Environment = self
             .variables
@@ -86,9 +86,9 @@ impl<'a> FakeMachine<'a> {
             listen: self.listen.map(str::to_owned).into_iter().collect(),
             is_ephemeral: self.is_ephemeral,
             has_passed_sockets: self.has_passed_sockets,
-            keys: self.keys,
+            key_requirement: self.key_requirement,
         };
-        resolve::resolve(&overrides, &ValueSources { environment, read: &read, now: NOW })
+        resolve::resolve(&overrides, &ValueSources { environment, read_file: &read_file, now: NOW })
     }
 
     #[track_caller]

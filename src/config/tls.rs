@@ -1,29 +1,30 @@
-//! The TLS setting: a certificate of the local CA, one from files, or no TLS.
+//! Parses the setting `server.tls` (a certificate of the local CA, a certificate in files, or no TLS)
+//! and reads the certificate files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::keys::unreadable;
-use super::mask::shown;
-use super::problem::{Problem, SourceSpan, Warning, WrongValue, nearest};
-use super::source::{Unreadable, ValueSources};
-use crate::certificate::{Certificate, Chain, ChainError, KeyError};
+use super::keys::unreadable_file_error;
+use super::mask::quote_masked;
+use super::problem::{Report, SourceSpan, ValueError, find_similar};
+use super::source::{ReadFileError, ValueSources};
+use crate::certificate::{Certificate, CertificateChain, ChainError, PrivateKeyError};
 use crate::policy::certificate::Validity;
 
-/// The setting `server.tls` with the settings below it.
+/// The setting `server.tls` and the settings below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    word: TlsWord,
-    /// The certificate chain in PEM, the server's certificate first.
+    keyword: TlsKeyword,
+    /// The file with the certificate chain in PEM, the server's certificate first.
     pub(super) cert: Option<PathBuf>,
-    /// The private key, in PEM.
+    /// The file with the private key in PEM.
     pub(super) key: Option<PathBuf>,
 }
 
-/// The setting when it is a word.
+/// The values of the setting that are strings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum TlsWord {
+enum TlsKeyword {
     #[default]
     Auto,
     Off,
@@ -31,7 +32,7 @@ enum TlsWord {
 
 /// The resolved source of the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsChoice {
+pub enum TlsMode {
     /// A certificate of the local CA, for loopback only.
     Auto,
     /// No TLS.
@@ -44,134 +45,136 @@ impl TlsConfig {
     /// No TLS.
     #[must_use]
     pub fn off() -> Self {
-        Self { word: TlsWord::Off, ..Self::default() }
+        Self { keyword: TlsKeyword::Off, ..Self::default() }
     }
 
-    /// The resolved source of the certificate. Files take precedence over a word.
+    /// The resolved source of the certificate. Files take precedence over a keyword.
     #[must_use]
-    pub fn choice(&self) -> TlsChoice {
-        match (&self.cert, &self.key, self.word) {
-            (None, None, TlsWord::Auto) => TlsChoice::Auto,
-            (None, None, TlsWord::Off) => TlsChoice::Off,
-            (Some(_), _, _) | (_, Some(_), _) => TlsChoice::Files,
+    pub fn mode(&self) -> TlsMode {
+        match (&self.cert, &self.key, self.keyword) {
+            (None, None, TlsKeyword::Auto) => TlsMode::Auto,
+            (None, None, TlsKeyword::Off) => TlsMode::Off,
+            (Some(_), _, _) | (_, Some(_), _) => TlsMode::Files,
         }
     }
 
-    /// Reads the two files. Problems and warnings point to `cert` and `key`, the settings that name
-    /// the files.
-    pub(super) fn certificate(
+    /// Reads the two files. Problems and warnings refer to `cert` and `key`, the settings that name the
+    /// files.
+    pub(super) fn read_certificate(
         &self,
         sources: &ValueSources<'_>,
         [cert, key]: [&SourceSpan; 2],
-        problems: &mut Vec<Problem>,
-        warnings: &mut Vec<Warning>,
+        Report { problems, warnings }: &mut Report,
     ) -> Option<Certificate> {
-        let mut read = |path: &Option<PathBuf>, span: &SourceSpan| match (sources.read)(path.as_ref()?) {
+        let mut read = |path: &Option<PathBuf>, span: &SourceSpan| match (sources.read_file)(path.as_ref()?) {
             Ok(text) => Some(text),
             Err(reason) => {
-                problems.push(span.problem(unreadable_file(path.as_ref()?, &reason)));
+                problems.push(span.problem(unreadable_tls_file_error(path.as_ref()?, &reason)));
                 None
             }
         };
-        let (chain, secret) = (read(&self.cert, cert), read(&self.key, key));
-        let chain = match Chain::read(&chain?) {
+        let (chain_pem, key_pem) = (read(&self.cert, cert), read(&self.key, key));
+        let chain = match CertificateChain::parse(&chain_pem?) {
             Ok(chain) => chain,
-            Err(error) => {
-                problems.push(cert.problem(no_chain(error)));
+            Err(reason) => {
+                problems.push(cert.problem(chain_error(reason)));
                 return None;
             }
         };
         let life = chain.life();
         match life.validity(sources.now) {
-            Validity::Holds => {}
+            Validity::Valid => {}
             Validity::NotYet => {
                 let from = life.from.rfc3339_seconds();
-                warnings.push(cert.warning(format!("clients refuse this certificate before {from}")));
+                warnings.push(
+                    cert.warning(format!("this certificate is not valid before {from}: clients refuse it")),
+                );
             }
             Validity::Expired => {
                 let until = life.until.rfc3339_seconds();
-                warnings.push(
-                    cert.warning(format!("this certificate has expired at {until}: clients refuse it")),
-                );
+                warnings
+                    .push(cert.warning(format!("this certificate expired at {until}: clients refuse it")));
             }
         }
-        match chain.with_key(&secret?) {
+        match chain.with_key(&key_pem?) {
             Ok(certificate) => Some(certificate),
-            Err(error) => {
-                problems.push(key.problem(no_key(error)));
+            Err(reason) => {
+                problems.push(key.problem(private_key_error(reason)));
                 None
             }
         }
     }
 }
 
-fn unreadable_file(path: &Path, reason: &Unreadable) -> WrongValue {
-    let wrong = unreadable(&shown(&path.to_string_lossy()), reason);
+fn unreadable_tls_file_error(path: &Path, reason: &ReadFileError) -> ValueError {
+    let error = unreadable_file_error(&quote_masked(&path.to_string_lossy()), reason);
     match reason {
-        Unreadable::NotUtf8 { .. } => {
-            wrong.advise("write the path of a PEM file; openssl x509 -inform der makes one of DER")
+        ReadFileError::NotUtf8 { .. } => {
+            error.advise("write the path of a PEM file; openssl x509 -inform der converts a DER file")
         }
-        Unreadable::Missing | Unreadable::Folder | Unreadable::TooLarge | Unreadable::Other(_) => wrong,
+        ReadFileError::Missing
+        | ReadFileError::Folder
+        | ReadFileError::TooLarge
+        | ReadFileError::Other(_) => error,
     }
 }
 
-fn no_chain(error: ChainError) -> WrongValue {
-    let wrong = WrongValue::new(error.to_string());
-    match error {
-        ChainError::Empty => wrong.advise("write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
-        ChainError::IsKey => {
-            wrong.advise("`cert` is the file of certificates, `key` that of the private key")
+fn chain_error(reason: ChainError) -> ValueError {
+    let error = ValueError::new(reason.to_string());
+    match reason {
+        ChainError::Empty => error.advise("write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
+        ChainError::IsPrivateKey => {
+            error.advise("`cert` names the file with the certificates, `key` the file with the private key")
         }
-        ChainError::Broken => wrong.advise("openssl x509 -in FILE -noout says more"),
+        ChainError::Malformed => error.advise("for details, run openssl x509 -in FILE -noout"),
     }
 }
 
-fn no_key(error: KeyError) -> WrongValue {
-    let wrong = WrongValue::new(error.to_string());
-    match error {
-        KeyError::Empty => wrong.advise("write the path of a PEM file: -----BEGIN PRIVATE KEY-----"),
-        KeyError::IsCertificate => {
-            wrong.advise("`cert` is the file of certificates, `key` that of the private key")
+fn private_key_error(reason: PrivateKeyError) -> ValueError {
+    let error = ValueError::new(reason.to_string());
+    match reason {
+        PrivateKeyError::Empty => error.advise("write the path of a PEM file: -----BEGIN PRIVATE KEY-----"),
+        PrivateKeyError::IsCertificate => {
+            error.advise("`cert` names the file with the certificates, `key` the file with the private key")
         }
-        KeyError::Encrypted => wrong.advise("openssl pkey -in FILE -out PLAIN_FILE unlocks it"),
-        KeyError::Unusable => {
-            wrong.advise("openssl pkey -in FILE -noout says more; ECDSA, Ed25519 and RSA are supported")
-        }
-        KeyError::Mismatch => {
-            wrong.advise("name the key of the certificate; the server's certificate comes first in its file")
+        PrivateKeyError::Encrypted => error.advise("decrypt it with openssl pkey -in FILE -out PLAIN_FILE"),
+        PrivateKeyError::Unusable => error
+            .advise("for details, run openssl pkey -in FILE -noout; ECDSA, Ed25519 and RSA are supported"),
+        PrivateKeyError::Mismatch => {
+            error.advise("name the key of the certificate; the server's certificate comes first in its file")
         }
     }
 }
 
-/// Prints the word. The nested settings print their own values.
+/// Formats the keyword. The nested settings format their own values.
 impl fmt::Display for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.word {
-            TlsWord::Auto => "auto",
-            TlsWord::Off => "off",
+        f.write_str(match self.keyword {
+            TlsKeyword::Auto => "auto",
+            TlsKeyword::Off => "off",
         })
     }
 }
 
-/// Parses a word. It replaces files that an earlier layer named.
+/// Parses a keyword. It overrides the files of an earlier layer.
 impl FromStr for TlsConfig {
-    type Err = WrongValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, WrongValue> {
-        let word = match text {
-            "auto" => TlsWord::Auto,
-            "off" => TlsWord::Off,
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let keyword = match text {
+            "auto" => TlsKeyword::Auto,
+            "off" => TlsKeyword::Off,
             other => {
                 let near = match other.to_lowercase().as_str() {
                     "on" | "yes" | "true" | "1" => Some("auto"),
                     "no" | "none" | "false" | "0" => Some("off"),
-                    lower => nearest(lower, ["auto", "off"]),
+                    lower => find_similar(lower, ["auto", "off"]),
                 };
-                let wrong = WrongValue::new(format!("{} is no way to speak TLS", shown(text)));
-                return Err(wrong.advise(NOTATION).suggest(near));
+                let error = ValueError::new(format!("{} is not a TLS mode", quote_masked(text)));
+                return Err(error.advise(NOTATION).suggest(near));
             }
         };
-        Ok(Self { word, ..Self::default() })
+        Ok(Self { keyword, ..Self::default() })
     }
 }
 

@@ -1,9 +1,9 @@
-//! Reads settings from environment variables. A `KEYCHOIR_` variable that is no known setting is an
-//! error.
+//! Finds the settings in the environment. A `KEYCHOIR_` variable that is not a setting is an error, so
+//! that a typo is noticed.
 
-use super::mask::shown;
-use super::problem::{Problem, SourceSpan, ValueOrigin, WrongValue, nearest};
-use super::renamed;
+use super::mask::quote_masked;
+use super::old_names;
+use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin, find_similar};
 use super::setting::{self, Setting};
 use super::source::Environment;
 
@@ -12,64 +12,65 @@ pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
 
 const PREFIX: &str = "KEYCHOIR_";
 
-/// The settings that the environment sets, each with its text.
-pub(super) fn settings<'e>(
+/// Returns the settings in the environment, each with its text and source.
+pub(super) fn find_settings<'e>(
     environment: &'e Environment,
     problems: &mut Vec<Problem>,
 ) -> Vec<(&'static Setting, &'e str, SourceSpan)> {
-    for name in &environment.unreadable {
-        let wrong = WrongValue::new("the value is no UTF-8 text");
-        problems.push(SourceSpan::of(ValueOrigin::Variable(name.clone())).problem(wrong));
+    for name in &environment.non_utf8_names {
+        let error = ValueError::new("the value is not UTF-8 text");
+        problems.push(SourceSpan::new(ValueOrigin::Variable(name.clone())).problem(error));
     }
     let mut settings = Vec::new();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && *name != CONFIG) {
-        let span = SourceSpan::of(ValueOrigin::Variable(name.to_owned()));
-        match setting::TABLE.iter().find(|setting| setting.variable() == name) {
+        let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
+        match setting::SETTINGS.iter().find(|setting| setting.variable_name() == name) {
             Some(setting) => settings.push((setting, value, span)),
-            None if is_service_link(name, value) => {}
+            None if is_set_by_kubernetes(name, value) => {}
             None => {
-                let wrong = renamed::in_environment(name, value).unwrap_or_else(|| unknown_variable(name));
-                problems.push(span.problem(wrong));
+                let error = old_names::error_in_environment(name, value)
+                    .unwrap_or_else(|| unknown_variable_error(name));
+                problems.push(span.problem(error));
             }
         }
     }
     settings
 }
 
-/// Whether Kubernetes set this variable. For a service named `keychoir` it adds
+/// Whether Kubernetes set this variable. For a service named `keychoir`, it adds
 /// `KEYCHOIR_SERVICE_HOST`, `KEYCHOIR_PORT=tcp://…` and others to every container of the namespace.
-fn is_service_link(name: &str, value: &str) -> bool {
+fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let is_protocol = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));
     let is_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
     !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_protocol)))
 }
 
-fn unknown_variable(name: &str) -> WrongValue {
-    let wrong = WrongValue::new("there is no such setting");
+fn unknown_variable_error(name: &str) -> ValueError {
+    let error = ValueError::new("unknown setting");
     let upper = name.to_uppercase();
     let name_without_prefix = upper.trim_start_matches(PREFIX);
     if name_without_prefix.contains("API_KEY")
         || name_without_prefix == "KEYS"
         || name_without_prefix == "KEY"
     {
-        return wrong.suggest(Some("ELEVENLABS_API_KEYS"));
+        return error.suggest(Some("ELEVENLABS_API_KEYS"));
     }
     // A name without its section, such as `KEYCHOIR_LISTEN`.
-    let by_name = setting::of_name(&name_without_prefix.to_lowercase()).map(Setting::variable);
-    let names = || setting::TABLE.iter().map(Setting::variable).chain([CONFIG.to_owned()]);
-    let near = by_name.or_else(|| nearest(&upper, names()));
-    match near {
-        Some(near) => wrong.suggest(Some(near)),
+    let by_name = setting::find_by_name(&name_without_prefix.to_lowercase()).map(Setting::variable_name);
+    let names = || setting::SETTINGS.iter().map(Setting::variable_name).chain([CONFIG.to_owned()]);
+    let suggestion = by_name.or_else(|| find_similar(&upper, names()));
+    match suggestion {
+        Some(suggestion) => error.suggest(Some(suggestion)),
         None => {
             let section = name_without_prefix.split("__").next().unwrap_or_default().to_lowercase();
             let siblings: Vec<_> =
-                setting::TABLE.iter().filter(|setting| setting.section() == section).collect();
+                setting::SETTINGS.iter().filter(|setting| setting.section() == section).collect();
             if siblings.is_empty() {
-                return wrong.advise("write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
+                return error.advise("write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
             }
-            let names = siblings.iter().map(|setting| setting.variable()).collect::<Vec<_>>().join(", ");
-            wrong.advise(format!("in {} there are {names}", shown(&section)))
+            let names = siblings.iter().map(|setting| setting.variable_name()).collect::<Vec<_>>().join(", ");
+            error.advise(format!("the settings of {} are {names}", quote_masked(&section)))
         }
     }
 }
@@ -82,21 +83,21 @@ mod tests {
     fn check_unknown(name: &str, expected: &str) {
         let environment: Environment = [(name.into(), "1".into())].into_iter().collect();
         let mut problems = Vec::new();
-        assert!(settings(&environment, &mut problems).is_empty());
+        assert!(find_settings(&environment, &mut problems).is_empty());
         let printed = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        assert_eq!(printed, format!("{name}: there is no such setting\n    = {expected}"));
+        assert_eq!(printed, format!("{name}: unknown setting\n    = {expected}"));
     }
 
     #[track_caller]
     fn check_ignored(name: &str, value: &str) {
         let environment: Environment = [(name.into(), value.into())].into_iter().collect();
         let mut problems = Vec::new();
-        assert!(settings(&environment, &mut problems).is_empty());
+        assert!(find_settings(&environment, &mut problems).is_empty());
         assert!(problems.is_empty(), "{problems:?}");
     }
 
     #[test]
-    fn an_unknown_variable_is_a_mistake_with_a_suggestion() {
+    fn an_unknown_variable_is_an_error_with_a_suggestion() {
         check_unknown("KEYCHOIR_SERVER_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_SERVER__LISTNE", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
@@ -105,7 +106,7 @@ mod tests {
         check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
         check_unknown(
             "KEYCHOIR_LOG__COLOUR_OF_THE_MOON",
-            "in `log` there are KEYCHOIR_LOG__FORMAT, KEYCHOIR_LOG__LEVEL",
+            "the settings of `log` are KEYCHOIR_LOG__FORMAT, KEYCHOIR_LOG__LEVEL",
         );
         check_unknown("KEYCHOIR_XYZ", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
     }
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_without_an_address_is_no_service_link() {
+    fn a_port_without_an_address_is_not_set_by_kubernetes() {
         check_unknown("KEYCHOIR_PORT", "write KEYCHOIR_SECTION__NAME, for example KEYCHOIR_SERVER__LISTEN");
     }
 }

@@ -247,7 +247,7 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
     let output = run(&mut check_in(home.path()));
     assert!(stdout(&output).contains(&format!("Read {}", file.display())), "{}", stdout(&output));
     let output = run(keychoir(&["clients", "list"]).env("HOME", home.path()));
-    assert_eq!(stdout(&output), "app  without bounds\n");
+    assert_eq!(stdout(&output), "app  without limits\n");
 
     // A start uses it, too.
     let mut command = keychoir(&["serve"]);
@@ -298,8 +298,8 @@ fn a_check_refuses_the_configuration_that_a_start_refuses() {
         ("KEYCHOIR_UPSTREAM__CA_FILE", path("none.pem").to_str().unwrap(), &["none.pem"]),
         ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
         ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
-        ("KEYCHOIR_SERVER__LISTEN", twice, &["one port of one address"]),
-        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder is missing"]),
+        ("KEYCHOIR_SERVER__LISTEN", twice, &["the same port of the same address"]),
+        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder does not exist"]),
         ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
         ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
     ] {
@@ -341,7 +341,7 @@ fn the_port_of_a_keychoir_that_runs_is_a_note() {
     let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
     assert_says(&output, 0, &[]);
     let said = stdout(&output);
-    assert!(said.contains(&format!("note: a Keychoir is running at {address}")), "{said}");
+    assert!(said.contains(&format!("note: a Keychoir is already running at {address}")), "{said}");
     assert!(said.contains("The configuration is fine."), "{said}");
     assert_eq!(program.end().0, Some(0));
 }

@@ -9,7 +9,7 @@ use crate::support::{
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::{AllowedKeys, Rules};
-use keychoir::policy::client_quota::{ClientQuota, Measure, Period, Rate};
+use keychoir::policy::client_quota::{ClientQuota, QuotaUnit, Period, RateLimit};
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn plan() -> Plan {
 fn with(rules: Rules) -> impl FnOnce(&mut Config) {
     let client = |name: &str, token: &str, rules| ClientConfig {
         name: name.to_owned(),
-        token: TokenFingerprint::of(token),
+        token: TokenFingerprint::new(token),
         rules,
     };
     let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", "other", Rules::default())];
@@ -30,7 +30,7 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
 }
 
 fn three_messages() -> Rules {
-    let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
+    let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
@@ -76,22 +76,22 @@ async fn a_quota_survives_a_restart() {
 
 #[tokio::test]
 async fn a_quota_may_be_of_credits() {
-    let quota = ClientQuota { amount: 25, measure: Measure::Credits, period: Period::Month };
+    let quota = ClientQuota { amount: 25, unit: QuotaUnit::Credits, period: Period::Month };
     let proxy = start_proxy_with(plan(), with(Rules { quota: Some(quota), ..Rules::default() })).await;
     assert_eq!(proxy.speak(10).await.status(), 200);
     assert_eq!(proxy.speak(10).await.status(), 200);
     let answer = proxy.speak(10).await;
     assert_eq!(told(&answer), USED);
     assert!(answer.text().await.unwrap().contains(
-        "has 5 of its quota of 25 credits per month left, and this request may need 10. It begins anew at "
+        "has 5 of its quota of 25 credits per month left, and this request may need 10. It resets at "
     ));
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_rate_limited_client_is_told_when_to_retry() {
-    let rate = Rate { requests: 1, span: Duration::from_secs(3_600) };
-    let proxy = start_proxy_with(plan(), with(Rules { rate: Some(rate), ..Rules::default() })).await;
+    let rate = RateLimit { requests: 1, span: Duration::from_secs(3_600) };
+    let proxy = start_proxy_with(plan(), with(Rules { rate_limit: Some(rate), ..Rules::default() })).await;
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     let answer = proxy.get("/v1/voices").await;
     assert_eq!(told(&answer), (429, "client_rate_limited"));
@@ -102,7 +102,7 @@ async fn a_rate_limited_client_is_told_when_to_retry() {
 
 #[tokio::test]
 async fn a_client_has_at_most_its_maximum_of_requests() {
-    let proxy = start_proxy_with(plan(), with(Rules { concurrency: Some(1), ..Rules::default() })).await;
+    let proxy = start_proxy_with(plan(), with(Rules { max_concurrent: Some(1), ..Rules::default() })).await;
     proxy.simulator.script(ONE, vec!["slow_body=3600s".parse().unwrap()]);
     let mut answer = proxy.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(answer.chunk().await.unwrap().is_some());
@@ -141,8 +141,8 @@ async fn a_client_may_use_its_paths_only() {
 
 #[tokio::test]
 async fn a_client_is_served_by_its_keys_only() {
-    let pins = AllowedKeys { keys: vec!["second".to_owned()], workspaces: Vec::new() };
-    let rules = Rules { pins, ..Rules::default() };
+    let allowed_keys = AllowedKeys { keys: vec!["second".to_owned()], workspaces: Vec::new() };
+    let rules = Rules { allowed_keys, ..Rules::default() };
     let proxy = start_proxy_with(plan(), |config| {
         with(rules)(config);
         config.keys[1].name = Some("second".to_owned());
@@ -178,7 +178,7 @@ async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> Tes
 
 #[tokio::test]
 async fn a_client_that_brings_its_own_key_pays_itself() {
-    let rules = Rules { may_bring_key: true, concurrency: Some(1), ..three_messages() };
+    let rules = Rules { may_bring_key: true, max_concurrent: Some(1), ..three_messages() };
     let proxy = house_beside_own(0, with(rules)).await;
     for _ in 0..5 {
         // The account of the own key is exhausted, which affects no key of the pool: no other key
@@ -210,7 +210,7 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
         .unwrap();
     assert_eq!(own, (6, "app".to_owned()));
     let heap = std::fs::read(path).unwrap();
-    for secret in [THREE, &Fingerprint::of(THREE).to_string()] {
+    for secret in [THREE, &Fingerprint::new(THREE).to_string()] {
         assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()));
     }
 }
@@ -269,9 +269,9 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     let (code, _, said) = clients(&["add", "app"], &file);
     assert_eq!(code, Some(78), "{said}");
     let (code, _, said) = clients(&["add", "other", "--rate", "fast"], &file);
-    assert!(code == Some(78) && said.contains("`fast` is no rate"), "{said}");
+    assert!(code == Some(78) && said.contains("`fast` is not a rate limit"), "{said}");
     let (_, list, _) = clients(&["list"], &file);
-    assert_eq!(list, "app  1 request, 4 at once\n");
+    assert_eq!(list, "app  1 request, 4 concurrent requests\n");
     let (_, list, _) = clients(&["list", "--json"], &file);
     let list: Value = serde_json::from_str(&list).unwrap();
     assert_eq!((&list[0]["name"], &list[0]["maxConcurrent"]), (&json!("app"), &json!(4)));
@@ -312,7 +312,7 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     let (code, said) = program.end();
     assert_eq!(code, Some(0));
     let heap = contents(folder.path());
-    for secret in [token, second, own, &Fingerprint::of(own).to_string()] {
+    for secret in [token, second, own, &Fingerprint::new(own).to_string()] {
         assert!(!said.contains(secret), "it is in the log");
         assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "it is in a file");
     }

@@ -11,7 +11,7 @@ use keychoir::config::ClientConfig;
 use keychoir::policy::units::UnixMs;
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator, WorkspacePlan};
-use keychoir::store::{By, Reader};
+use keychoir::store::{UsageDimension, UsageReader};
 use serde_json::{Value, json};
 
 const RESET: UnixMs = UnixMs(4_070_908_800_000);
@@ -31,7 +31,7 @@ fn plan() -> Plan {
 /// Runs the binary while the proxy serves.
 async fn read(arguments: &[&str]) -> Output {
     let mut command = keychoir(arguments);
-    keychoir::tasks::blocking(move || run(&mut command)).await.unwrap()
+    keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -91,7 +91,7 @@ async fn a_check_has_an_exit_code() {
     proxy.close().await;
     let output = read(&["status", "--check", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("does not answer at http://127.0.0.1:"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("does not respond at http://127.0.0.1:"), "{}", stderr(&output));
     assert_eq!(read(&["status", "--url", &url]).await.status.code(), Some(1));
 }
 
@@ -99,7 +99,7 @@ async fn a_check_has_an_exit_code() {
 async fn the_status_requires_a_token_where_clients_have_one() {
     let client = ClientConfig {
         name: "ops".to_owned(),
-        token: TokenFingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::new(CLIENT_TOKEN),
         rules: Default::default(),
     };
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
@@ -124,7 +124,7 @@ async fn the_status_finds_the_address_in_the_configuration() {
     let address = proxy.running.address().to_string();
     let mut command = keychoir(&["status"]);
     command.env("KEYCHOIR_SERVER__LISTEN", address).env("HOME", "/nowhere");
-    let output = keychoir::tasks::blocking(move || run(&mut command)).await.unwrap();
+    let output = keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap();
     assert!(stdout(&output).starts_with("#  key "), "{}", stderr(&output));
     proxy.close().await;
 }
@@ -135,7 +135,7 @@ async fn a_server_that_is_not_keychoir_is_named() {
     let url = proxy.simulator.base_url();
     let output = read(&["status", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("is no Keychoir"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is not a Keychoir"), "{}", stderr(&output));
     for url in ["https://127.0.0.1:1", "ftp://x"] {
         let output = read(&["status", "--url", url]).await;
         assert!(stderr(&output).contains("http://"), "{}", stderr(&output));
@@ -147,7 +147,7 @@ async fn a_server_that_is_not_keychoir_is_named() {
 async fn written(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database();
     wait_until(|| {
-        let rows = Reader::open(&path).and_then(|books| books.usage(UnixMs(0), By::Client));
+        let rows = UsageReader::open(&path).and_then(|books| books.usage(UnixMs(0), UsageDimension::Client));
         rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
     })
     .await;
@@ -234,7 +234,7 @@ async fn usage_for_machines_has_every_sum() {
     let path = proxy.database();
     let recent = read(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
     assert_eq!(stdout(&recent), stdout(&usage(&proxy, &["--csv"]).await), "all of it is of the last days");
-    let (hash_one, hash_two) = (Fingerprint::of(ONE), Fingerprint::of(TWO));
+    let (hash_one, hash_two) = (Fingerprint::new(ONE), Fingerprint::new(TWO));
     let csv = stdout(&recent);
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(
@@ -267,7 +267,7 @@ async fn usage_for_machines_has_every_sum() {
 async fn usage_before_the_first_request_is_empty() {
     let proxy = start_proxy(two_keys()).await;
     written(&proxy, 0).await;
-    assert_eq!(stdout(&usage(&proxy, &[]).await), "There were no requests since 2020-01-01 00:00 UTC.\n");
+    assert_eq!(stdout(&usage(&proxy, &[]).await), "No requests since 2020-01-01 00:00 UTC.\n");
     proxy.close().await;
 }
 
@@ -292,7 +292,7 @@ fn usage_that_cannot_be_read_is_explained() {
     std::fs::write(&path, "").unwrap();
     assert_refused(&usage(), 1, &[file, "no usage records yet"]);
     std::fs::write(&path, "these are not the books you are looking for").unwrap();
-    assert_refused(&usage(), 1, &[file, "no file of usage records"]);
+    assert_refused(&usage(), 1, &[file, "is not a usage database"]);
     std::fs::remove_file(&path).unwrap();
     let books = rusqlite::Connection::open(&path).unwrap();
     books.execute_batch("PRAGMA user_version = 99").unwrap();
@@ -428,7 +428,7 @@ async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
     assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
     speak_elsewhere(&simulator, ONE, 40).await;
 
-    let (program, drift) = keychoir::tasks::blocking(move || {
+    let (program, drift) = keychoir::tasks::spawn_blocking(move || {
         let drift = program.event("quota_mismatch");
         (program, drift)
     })
@@ -450,7 +450,7 @@ async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
     };
     let before = asked();
     wait_until(|| asked() >= before + 6).await;
-    let said = keychoir::tasks::blocking(move || {
+    let said = keychoir::tasks::spawn_blocking(move || {
         program.signal("TERM");
         program.ended().1
     })

@@ -459,7 +459,7 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     stage.certify("other.example");
     stage.write("key.pem", &key);
     program.signal("HUP");
-    program.line(|line| line.contains("does not fit the certificate").then_some(()));
+    program.line(|line| line.contains("belongs to another certificate").then_some(()));
     program.event("reload_failed");
     assert_https(address, &stage.path("good.pem"), "keys.example").await;
     assert_http(address).await;
@@ -490,7 +490,7 @@ fn an_unusable_certificate_is_named_before_the_start() {
     assert_eq!(output.status.code(), Some(78));
     let said = stderr(&output);
     for words in
-        ["KEYCHOIR_SERVER__TLS__KEY: ", "does not fit the certificate", "= name the key of the certificate"]
+        ["KEYCHOIR_SERVER__TLS__KEY: ", "belongs to another certificate", "= name the key of the certificate"]
     {
         assert!(said.contains(words), "{said}");
     }
@@ -581,13 +581,13 @@ fn env_prints_the_variables_before_the_first_start() {
     let expected = format!(
         "# For a shell: eval \"$(keychoir env)\"
 
-# Where Keychoir is: for an SDK's base_url (Python) or baseUrl (JavaScript); https:// works there, too.
+# The address of Keychoir, for an SDK's base_url (Python) or baseUrl (JavaScript); https:// works as well.
 export ELEVENLABS_BASE_URL=http://127.0.0.1:11011
 
-# https with Python and OpenSSL: Keychoir's authority, and all of {}, because this replaces what they trust.
+# https with Python and OpenSSL: Keychoir's authority and all authorities of {}, because this variable replaces the trusted ones.
 export SSL_CERT_FILE='{quoted}/bundle.pem'
 
-# https with Node: Keychoir's authority, beside those that Node knows.
+# https with Node: Keychoir's authority, in addition to those that Node trusts.
 export NODE_EXTRA_CA_CERTS='{quoted}/ca.pem'
 ",
         roots.display()
@@ -617,18 +617,18 @@ fn env_names_what_is_missing() {
     };
     let [cert, key] = ["cert.pem", "key.pem"].map(|name| stage.path(name).to_str().unwrap().to_owned());
     for (more, words, is_known) in [
-        (&[("KEYCHOIR_SERVER__TLS", "off")] as &[_], "# https is off (server.tls).", true),
+        (&[("KEYCHOIR_SERVER__TLS", "off")] as &[_], "# https is disabled (server.tls).", true),
         (
             &[("KEYCHOIR_STORAGE__EPHEMERAL", "true")],
-            "# https cannot be trusted: its authority lives in memory",
+            "# https cannot be trusted: its authority is kept only in memory",
             true,
         ),
         (
             &[("KEYCHOIR_SERVER__TLS__CERT", &*cert), ("KEYCHOIR_SERVER__TLS__KEY", &*key)],
-            "# https shows the certificate that server.tls names",
+            "# https uses the certificate of server.tls",
             true,
         ),
-        (&[("KEYCHOIR_SERVER__LISTEN", "unix:/run/k.sock")], "# There is no https", false),
+        (&[("KEYCHOIR_SERVER__LISTEN", "unix:/run/k.sock")], "# https is not available", false),
     ] {
         let said = variables(more);
         assert!(said.contains(words), "{said}");
@@ -637,20 +637,20 @@ fn env_names_what_is_missing() {
     }
     assert!(!home.exists(), "nothing is made that is not needed");
     let said = variables(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
-    assert!(said.contains("names no port that is known before") && !said.contains("BASE_URL"), "{said}");
-    assert!(said.contains("# It was /corp.pem: put both into one file to keep it.\nexport NODE"), "{said}");
+    assert!(said.contains("names no fixed port") && !said.contains("BASE_URL"), "{said}");
+    assert!(said.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"), "{said}");
     // The other roots in the bundle are kept.
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     stage.write("roots.pem", root);
     let roots = stage.path("roots.pem").to_str().unwrap().to_owned();
     let said = variables(&[("SSL_CERT_FILE", &roots), ("NODE_EXTRA_CA_CERTS", &roots)]);
-    assert!(said.contains("/tls/bundle.pem\n\n# https with Node: the same,"), "{said}");
+    assert!(said.contains("/tls/bundle.pem\n\n# https with Node: the same file,"), "{said}");
     assert_eq!(said.matches("/tls/bundle.pem\n").count(), 2, "{said}");
     // Without readable roots the default trust is not replaced.
     fs::write(stage.path("roots.pem"), "no certificates").unwrap();
     let said = variables(&[("SSL_CERT_FILE", stage.path("roots.pem").to_str().unwrap())]);
     assert!(
-        said.contains("roots.pem has no certificates") && !said.contains("export SSL_CERT_FILE"),
+        said.contains("roots.pem contains no certificates") && !said.contains("export SSL_CERT_FILE"),
         "{said}"
     );
 }
@@ -673,7 +673,7 @@ fn env_reports_a_broken_authority() {
     let mut command = env(&stage.path("home"), &[]);
     let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", stage.folder.path()));
     assert_eq!(output.status.code(), Some(0));
-    assert!(stderr(&output).contains("was broken; it is kept as"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was malformed. It is kept as"), "{}", stderr(&output));
 }
 
 #[tokio::test]

@@ -1,55 +1,55 @@
-//! Prints the output of the demo. A terminal shows the keys as bars that are redrawn below the log;
-//! any other output receives plain lines.
+//! Prints the output of the demo. On a terminal, the keys are bars that are redrawn below the log. Any
+//! other output gets lines without bars.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cli::locale;
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
 use crate::telemetry::LineFormat;
 
-/// The output of the demo. Cheap to clone.
+/// The output of the demo. Clones share the state.
 #[derive(Clone, Debug)]
 pub(super) struct View {
-    live: bool,
+    is_terminal: bool,
     format: LineFormat,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The lines that are redrawn.
-    block: Vec<String>,
-    keys: Vec<String>,
+    /// The lines to redraw: the bars of the keys, and the last request.
+    lines: Vec<String>,
+    bars: Vec<String>,
     request: String,
-    /// Number of redrawn lines that are on the screen.
+    /// The number of these lines on the screen.
     drawn_lines: usize,
 }
 
 impl State {
-    /// Ends the redrawing.
-    fn end_updates(&mut self) {
-        self.block.clear();
+    /// Leaves the drawn lines on the screen.
+    fn stop_redrawing(&mut self) {
+        self.lines.clear();
         self.drawn_lines = 0;
     }
 }
 
-const BAR_CELLS: u64 = 20;
+/// The width of a bar in characters.
+const BAR_WIDTH: u64 = 20;
 
 impl View {
-    /// Creates the output for standard output. Bars are redrawn only on a terminal.
-    pub(super) fn of_stdout() -> Self {
-        let live = io::stdout().is_terminal();
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok());
-        let format = LineFormat::of_terminal(locale.as_deref());
-        Self { live, format, state: Arc::default() }
+    /// Creates the view on standard output.
+    pub(super) fn for_stdout() -> Self {
+        let format = LineFormat::for_terminal(locale().as_deref());
+        Self { is_terminal: io::stdout().is_terminal(), format, state: Arc::default() }
     }
 
     /// Whether the output is a terminal.
-    pub(super) fn is_live(&self) -> bool {
-        self.live
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// The format of log lines.
@@ -57,74 +57,74 @@ impl View {
         self.format
     }
 
-    /// A writer for the log, whose lines appear above the bars.
-    pub(super) fn log(&self) -> impl Write + Send + 'static {
-        Log(self.clone())
+    /// A writer for the log, whose lines are printed above the bars.
+    pub(super) fn log_writer(&self) -> impl Write + Send + 'static {
+        LogWriter(self.clone())
     }
 
-    pub(super) fn title(&self, url: &str) {
+    pub(super) fn print_title(&self, url: &str) {
         self.print_line(&format!(
             "Keychoir at {url}, in front of a simulated ElevenLabs. Every request has api_key=\"anything\"."
         ));
     }
 
-    /// Prints the final result below the bars.
+    /// Prints a final result below the bars.
     ///
     /// # Errors
     ///
-    /// When the result cannot be written, except to a closed pipe.
-    pub(super) fn result(&self, text: &str) -> io::Result<()> {
+    /// When the result cannot be written. A closed pipe is not an error.
+    pub(super) fn print_result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.end_updates();
+        state.stop_redrawing();
         draw(&mut state, &format!("{text}\n"))
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 
-    /// Prints the result of a request.
-    pub(super) fn request(&self, number: usize, total: usize, status: u16, sentence: &str) {
+    /// Shows the status of a request.
+    pub(super) fn show_request(&self, number: usize, total: usize, status: u16, sentence: &str) {
         let line = format!("request {number:>2}/{total}  {status}  {sentence}");
-        if self.live {
-            self.change(|state| state.request = line);
+        if self.is_terminal {
+            self.redraw(|state| state.request = line);
         } else {
             self.print_line(&line);
         }
     }
 
-    /// Prints a line for a request that was refused with one key and served with another.
-    pub(super) fn replay(&self, replay_path: &str) {
-        self.print_line(&format!("               {replay_path}"));
+    /// Prints the description of a request that was sent again with another key.
+    pub(super) fn print_retry(&self, description: &str) {
+        self.print_line(&format!("               {description}"));
     }
 
     /// Redraws the bars.
-    pub(super) fn keys(&self, keys: &[KeySnapshot]) {
-        if self.live {
-            let in_use = keys.iter().position(|key| key.state.status() == KeyStatus::Active);
-            let lines =
-                keys.iter().enumerate().map(|(index, key)| self.bar(key, in_use == Some(index))).collect();
-            self.change(|state| state.keys = lines);
+    pub(super) fn update_keys(&self, keys: &[KeySnapshot]) {
+        if self.is_terminal {
+            let first_active = keys.iter().position(|key| key.state.status() == KeyStatus::Active);
+            let bars = keys.iter().enumerate();
+            let bars = bars.map(|(index, key)| self.format_bar(key, first_active == Some(index))).collect();
+            self.redraw(|state| state.bars = bars);
         }
     }
 
-    fn bar(&self, snapshot: &KeySnapshot, is_in_use: bool) -> String {
+    fn format_bar(&self, snapshot: &KeySnapshot, is_in_use: bool) -> String {
         let (full, empty, mark) =
             if self.format == LineFormat::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
-        let cells =
-            usize::try_from((snapshot.quota.usage_percent() * BAR_CELLS / 100).min(BAR_CELLS)).unwrap_or(0);
+        let full_width =
+            usize::try_from((snapshot.quota.usage_percent() * BAR_WIDTH / 100).min(BAR_WIDTH)).unwrap_or(0);
         let limit = snapshot.quota.limit.unwrap_or(0);
         let used = format!("{}/{}", Grouped(snapshot.quota.count), Grouped(limit));
         let mark = if is_in_use { mark } else { "  " };
         let mut line = format!("{mark}{}  ", snapshot.key.api_key().short());
-        line.push_str(&full.repeat(cells));
-        line.push_str(&empty.repeat(usize::try_from(BAR_CELLS).unwrap_or(0) - cells));
-        let _ = write!(line, " {used:>11}  {}", snapshot.state.status().word());
+        line.push_str(&full.repeat(full_width));
+        line.push_str(&empty.repeat(usize::try_from(BAR_WIDTH).unwrap_or(0) - full_width));
+        let _ = write!(line, " {used:>11}  {}", snapshot.state.status().as_str());
         line
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn redraw(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
-        state.block = state.keys.iter().chain([&state.request]).cloned().collect();
-        // After the pipe was closed the demo continues without output.
+        state.lines = state.bars.iter().chain([&state.request]).cloned().collect();
+        // If the pipe is closed, the demo continues without output.
         let _ = draw(&mut state, "");
     }
 
@@ -135,7 +135,7 @@ impl View {
     }
 }
 
-/// Prints `above` in place of the redrawn lines, and these lines below it.
+/// Prints `above` in place of the drawn lines, and the lines to redraw below it.
 fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn_lines > 0 {
@@ -143,21 +143,21 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
         let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn_lines);
     }
     text.push_str(above);
-    // A longer line would wrap onto a second row, and the bars would move down the screen.
+    // A longer line would wrap, and the bars would move down the screen.
     let columns =
         rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20));
-    for line in &state.block {
+    for line in &state.lines {
         let _ = writeln!(text, "{}", line.chars().take(columns - 1).collect::<String>());
     }
-    state.drawn_lines = state.block.len();
+    state.drawn_lines = state.lines.len();
     let mut stdout = io::stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
-/// The writer of the log. It drops the lines of single requests, because the bars show them.
-struct Log(View);
+/// The writer of the log. It drops the lines of requests, because the view shows the requests.
+struct LogWriter(View);
 
-impl Write for Log {
+impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         if !text.starts_with("   ") {

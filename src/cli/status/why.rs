@@ -1,11 +1,11 @@
-//! Explains the states of keys: a line per restricted key below the table of `keychoir status`, and
-//! all details of one key for `--why`.
+//! Explains the states of keys: one line for each restricted key below the table of `keychoir status`,
+//! and all details of one key for `--why`.
 
 use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use crate::cli::table::cut;
+use crate::cli::table::truncate;
 
 /// A key in `/api/keychoir-keys`.
 #[derive(Debug, Default, Deserialize)]
@@ -31,7 +31,8 @@ struct ReportedEvidence {
     strength: String,
     at: String,
     status: Option<u16>,
-    words: String,
+    #[serde(rename = "words")]
+    message: String,
     route: String,
     request_id: String,
 }
@@ -41,26 +42,29 @@ struct ReportedEvidence {
 struct ReportedRestriction {
     what: String,
     status: Option<u16>,
-    words: String,
+    #[serde(rename = "words")]
+    message: String,
     request_id: String,
     since: String,
     until: String,
 }
 
-/// Formats one line for each key with a restriction; empty if there is none.
-pub(super) fn reasons(keys: &[ExplainedKey]) -> String {
+/// Formats one line for each restricted key; empty if no key is restricted.
+pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
         let number = index + 1;
         if let Some(reason) = &key.reason {
-            let until = key.until.as_deref().map(|until| format!(" until {}", minute(until)));
+            let until = key.until.as_deref().map(|until| format!(" until {}", format_minute(until)));
             let line = format!("key {number}: {}{}", reason.replace('_', " "), until.unwrap_or_default());
-            let _ = write!(text, "\n{}", cut(&line, 80));
+            let _ = write!(text, "\n{}", truncate(&line, 80));
         } else if let Some(first) = key.cannot.first() {
-            let more = key.cannot.len() - 1;
-            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            let _ =
-                write!(text, "\n{}", cut(&format!("key {number}: used last for {}{more}", first.what), 80));
+            let more = match key.cannot.len() - 1 {
+                0 => String::new(),
+                count => format!(" and {count} more"),
+            };
+            let line = format!("key {number}: tried last for {}{more}", first.what);
+            let _ = write!(text, "\n{}", truncate(&line, 80));
         }
     }
     if !text.is_empty() {
@@ -69,7 +73,7 @@ pub(super) fn reasons(keys: &[ExplainedKey]) -> String {
     text
 }
 
-/// Formats all details of the key with this number, name or short form.
+/// Formats all details of the key with this number, name or short form. The error is a message.
 pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<String, String> {
     let is_requested_key = |(index, key): &(usize, &ExplainedKey)| {
         requested_key.parse() == Ok(index + 1)
@@ -78,7 +82,7 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
     };
     let Some((index, key)) = keys.iter().enumerate().find(is_requested_key) else {
         return Err(format!(
-            "unknown key: give its number from 1 to {}, its name, or its short form",
+            "unknown key: use its number from 1 to {}, its name, or its short form",
             keys.len()
         ));
     };
@@ -94,7 +98,7 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
     }
     for (label, at) in dates {
         if let Some(at) = at {
-            let _ = write!(text, "\n{label:<9} {}", minute(at));
+            let _ = write!(text, "\n{label:<9} {}", format_minute(at));
         }
     }
     let _ = write!(text, "\npossible  {}", key.possible);
@@ -102,30 +106,30 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
         let _ = write!(text, "\nadvice    {advice}");
     }
     for evidence in &key.evidence {
-        let ReportedEvidence { claim, strength, at, status, words, route, request_id } = evidence;
+        let ReportedEvidence { claim, strength, at, status, message, route, request_id } = evidence;
         let _ = write!(
             text,
-            "\n\nrefused {}: {} ({strength})\n  {}{words}\n  {route}  request {request_id}",
-            minute(at),
+            "\n\nrefused {}: {} ({strength})\n  {}{message}\n  {route}  request {request_id}",
+            format_minute(at),
             claim.replace('_', " "),
             status.map(|status| format!("{status} ")).unwrap_or_default(),
         );
     }
     for restriction in &key.cannot {
-        let ReportedRestriction { what, status, words, request_id, since, until } = restriction;
+        let ReportedRestriction { what, status, message, request_id, since, until } = restriction;
         let _ = write!(
             text,
-            "\n\nused last until {} for {what}\n  since {}: {}{words}\n  request {request_id}",
-            minute(until),
-            minute(since),
+            "\n\ntried last until {} for {what}\n  since {}: {}{message}\n  request {request_id}",
+            format_minute(until),
+            format_minute(since),
             status.map(|status| format!("{status} ")).unwrap_or_default(),
         );
     }
     Ok(text)
 }
 
-/// Shortens a time of the document to `2026-12-01 00:00Z`.
-fn minute(at: &str) -> String {
+/// Formats a timestamp of the document as `2026-12-01 00:00Z`.
+fn format_minute(at: &str) -> String {
     match (at.get(..10), at.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}Z"),
         _ => at.to_owned(),
@@ -150,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_does_not_serve_has_a_line() {
+    fn a_restricted_key_has_a_line() {
         let expected = "\nkey 1: exhausted until 2026-12-01 00:00Z\
-                        \nkey 2: used last for output format pcm_44100\
+                        \nkey 2: tried last for output format pcm_44100\
                         \nFor all details: keychoir status --why NUMBER";
-        assert_eq!(reasons(&keys()), expected);
-        assert_eq!(reasons(&keys()[2..]), "");
+        assert_eq!(format_reasons(&keys()), expected);
+        assert_eq!(format_reasons(&keys()[2..]), "");
     }
 
     #[test]
@@ -172,7 +176,7 @@ mod tests {
             }
         }
         assert!(
-            explain(&keys(), "2").unwrap().contains("used last until 2026-11-29 07:15Z for output format")
+            explain(&keys(), "2").unwrap().contains("tried last until 2026-11-29 07:15Z for output format")
         );
         assert!(explain(&keys(), "9").unwrap_err().contains("from 1 to 3"));
     }

@@ -1,8 +1,7 @@
-//! Tests that no output contains a secret that was pasted into any setting, and that no input
-//! panics.
+//! Tests that no output contains a secret that was pasted into a setting, and that no input causes a panic.
 
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
-use crate::config::Need;
+use crate::config::KeyRequirement;
 
 /// All printed forms of the result.
 fn all_output(machine: &FakeMachine<'_>) -> String {
@@ -52,8 +51,10 @@ fn no_output_contains_a_key_or_a_token() {
     for text in files {
         for secret in [KEY, legacy] {
             let text = text.replace("KEY", secret);
-            let printed =
-                all_output(&FakeMachine { keys: Need::Optional, ..FakeMachine::keyless() }.toml(&text));
+            let printed = all_output(
+                &FakeMachine { key_requirement: KeyRequirement::Optional, ..FakeMachine::without_key() }
+                    .toml(&text),
+            );
             // A short form shows eleven and five characters of a key, and nothing between them.
             assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
         }
@@ -73,7 +74,7 @@ fn no_output_contains_a_key_or_a_token() {
     ];
     for text in clients {
         let text = text.replace("TOKEN", TOKEN);
-        let printed = all_output(&FakeMachine::fresh().toml(&text));
+        let printed = all_output(&FakeMachine::with_key().toml(&text));
         assert!(!printed.contains(&TOKEN[..10]) && !printed.contains(&TOKEN[10..]), "{text}\n{printed}");
     }
     for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
@@ -101,11 +102,11 @@ fn no_output_contains_a_key_or_a_token() {
             "SUPABASE_SECRET_KEY_FILE",
             "SUPABASE_SERVICE_ROLE_KEY",
         ] {
-            let machine = FakeMachine::fresh()
+            let machine = FakeMachine::with_key()
                 .variable("SUPABASE_URL", "https://p")
                 .variable("SUPABASE_SECRET_KEY_FILE", "/k");
-            let both = all_output(&machine.variable(name, &value));
-            let printed = all_output(&FakeMachine::keyless().variable(name, &value)) + &both;
+            let with_mirror = all_output(&machine.variable(name, &value));
+            let printed = all_output(&FakeMachine::without_key().variable(name, &value)) + &with_mirror;
             assert!(
                 !printed.contains(&KEY[12..24]) && !printed.contains(&OTHER_KEY[12..24]),
                 "{name}\n{printed}"
@@ -116,11 +117,11 @@ fn no_output_contains_a_key_or_a_token() {
 
 proptest::proptest! {
     #[test]
-    fn no_input_panics(
+    fn no_input_causes_a_panic(
         line in "\\PC{0,40}",
         text in "(\\[{0,2}(server|keys|clients|x)\\]{0,2}|listen|key|token|=|\"{1,3}|'|ä|\t|\r?\n|#|[{},.0-9 -]){0,30}",
     ) {
-        let machine = FakeMachine::fresh()
+        let machine = FakeMachine::with_key()
             .toml(&text)
             .variable("KEYCHOIR_SERVER__LISTEN", &line)
             .variable("KEYCHOIR_UPSTREAM__BASE_URL", &line)
@@ -133,6 +134,6 @@ proptest::proptest! {
             .variable("SUPABASE_SERVICE_ROLE_KEY", &text)
             .variable("ELEVENLABS_API_KEYS", &text);
         let _ = all_output(&machine);
-        let _ = all_output(&FakeMachine::keyless().toml(&line));
+        let _ = all_output(&FakeMachine::without_key().toml(&line));
     }
 }

@@ -4,22 +4,22 @@ use super::{FakeMachine, KEY, TOKEN};
 
 #[test]
 fn a_client_is_identified_by_its_fingerprint() {
-    let hex = crate::secret::TokenFingerprint::of("c").to_string();
+    let hex = crate::secret::TokenFingerprint::new("c").to_string();
     let text = format!(
         "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
     );
-    let config = FakeMachine::fresh().file("/etc/t", "b\n").toml(&text).config();
+    let config = FakeMachine::with_key().file("/etc/t", "b\n").toml(&text).config();
     let expected = [("a", TOKEN), ("b", "b"), ("c", "c")];
     for (client, (name, token)) in config.clients.iter().zip(expected) {
         assert_eq!(client.name, name);
-        assert_eq!(client.token, crate::secret::TokenFingerprint::of(token));
+        assert_eq!(client.token, crate::secret::TokenFingerprint::new(token));
     }
     assert_eq!(config.clients.len(), 3);
 }
 
 #[test]
-fn mistakes_in_clients_are_reported_without_their_values() {
-    FakeMachine::fresh()
+fn invalid_clients_are_reported_without_their_values() {
+    FakeMachine::with_key()
         .toml(
             "[[clients]]\ntoken = \"a b\"\n[[clients]]\nname = \"B\"\ntoken_sha256 = \"12\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n[[clients]]\nname = \"c\"\ntoken = \"t\"\n",
         )
@@ -28,15 +28,15 @@ fn mistakes_in_clients_are_reported_without_their_values() {
 /etc/k.toml:1:1: this entry has no `name`
   1 | [[clients]]
     | ^^^^^^^^^^^
-/etc/k.toml:2:9: the token has a space, a control character or a letter beyond ASCII
+/etc/k.toml:2:9: the token contains a space, a control character or a character outside ASCII
   2 | token = ***
     |         ^^^
-    = it is invalid in a header: write letters, digits and signs
-/etc/k.toml:4:8: this name is not plain
+    = a header cannot contain it: use letters, digits and punctuation
+/etc/k.toml:4:8: this name is invalid
   4 | name = ***
     |        ^^^
-    = write 1 to 64 of `a`-`z`, `0`-`9`, `-` and `_`
-/etc/k.toml:5:16: this has 2 characters, a SHA-256 has 64
+    = write 1 to 64 characters of `a`-`z`, `0`-`9`, `-` and `_`
+/etc/k.toml:5:16: this has 2 characters, but a SHA-256 has 64
   5 | token_sha256 = ***
     |                ^^^
     = write the output of `printf %s TOKEN | sha256sum`, or the token itself as `token`
@@ -56,11 +56,11 @@ fn mistakes_in_clients_are_reported_without_their_values() {
 fn a_client_cannot_have_a_reserved_name() {
     for name in ["own", "local", "other"] {
         let text = format!("[[clients]]\nname = \"{name}\"\ntoken = \"0123456789abcdef\"\n");
-        let problems = FakeMachine::fresh().toml(&text).resolve().unwrap_err().to_string();
-        assert!(problems.contains(&format!("k.toml:2:8: the name `{name}` is taken")), "{problems}");
+        let problems = FakeMachine::with_key().toml(&text).resolve().unwrap_err().to_string();
+        assert!(problems.contains(&format!("k.toml:2:8: the name `{name}` is reserved")), "{problems}");
     }
     let text = "[[clients]]\nname = \"owner\"\ntoken = \"0123456789abcdef\"\n";
-    assert_eq!(FakeMachine::fresh().toml(text).config().clients[0].name, "owner");
+    assert_eq!(FakeMachine::with_key().toml(text).config().clients[0].name, "owner");
 }
 
 #[test]
@@ -69,24 +69,28 @@ fn the_rules_of_a_client_are_parsed() {
         [[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = \"3 requests\"\nrate_limit = \"5 per second\"\n\
         max_concurrent = 4\npaths = [\"/v1/voices/\"]\nkeys = [\"first\"]\nworkspaces = \"studio\"\n\
         bring_your_own_key = true\n[[clients]]\nname = \"b\"\ntoken = \"0123456789abcdeg\"\n";
-    let config = FakeMachine::keyless().simulated().toml(text).config();
+    let config = FakeMachine::without_key().simulated().toml(text).config();
     let rules = &config.clients[0].rules;
     assert_eq!(rules.quota.unwrap().to_string(), "3 requests");
-    assert_eq!(rules.rate.unwrap().to_string(), "5 per second");
-    assert_eq!((rules.concurrency, &*rules.paths), (Some(4), &["/v1/voices".to_owned()][..]));
-    assert!(rules.pins.keys == ["first"] && rules.pins.workspaces == ["studio"] && rules.may_bring_key);
+    assert_eq!(rules.rate_limit.unwrap().to_string(), "5 per second");
+    assert_eq!((rules.max_concurrent, &*rules.paths), (Some(4), &["/v1/voices".to_owned()][..]));
+    assert!(
+        rules.allowed_keys.keys == ["first"]
+            && rules.allowed_keys.workspaces == ["studio"]
+            && rules.may_bring_key
+    );
     assert_eq!(config.clients[1].rules, crate::policy::client::Rules::default());
 }
 
 #[test]
-fn an_invalid_rule_is_never_ignored() {
-    FakeMachine::fresh()
+fn an_invalid_rule_is_an_error() {
+    FakeMachine::with_key()
         .toml(
             "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nquota = 3\nmax_concurrent = 0\npaths = []\nkeys = [\"first\"]\nrate_limmit = \"x\"\n",
         )
         .check_problems(
             "
-/etc/k.toml:4:9: this is a number and should be a text
+/etc/k.toml:4:9: this is a number, but should be a string
   4 | quota = ***
     |         ^
     = write it in quotes
@@ -98,7 +102,7 @@ fn an_invalid_rule_is_never_ignored() {
   6 | paths = ***
     |         ^^
     = remove it, or add a value
-/etc/k.toml:7:8: the pool has no key of the name `first`
+/etc/k.toml:7:8: the pool has no key named `first`
   7 | keys = ***
     |        ^^^
     = write the `name` of a [[keys]] entry
@@ -120,31 +124,31 @@ fn names_have_1_to_64_characters() {
 #[test]
 fn a_short_token_causes_a_warning() {
     let client_with = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
-    FakeMachine::fresh().toml(&client_with("0123456789-abcde")).check_warnings(&[]);
-    FakeMachine::fresh()
-        .toml(&client_with("0123456789-abcd"))
-        .check_warnings(&["/etc/k.toml:3:9: the token of client 1 is short: 16 random characters are safer"]);
+    FakeMachine::with_key().toml(&client_with("0123456789-abcde")).check_warnings(&[]);
+    FakeMachine::with_key().toml(&client_with("0123456789-abcd")).check_warnings(&[
+        "/etc/k.toml:3:9: the token of client 1 is short: use at least 16 random characters",
+    ]);
 }
 
 #[test]
 fn a_listener_beyond_loopback_requires_a_client_token() {
-    let open = FakeMachine { listen: Some("0.0.0.0:80"), ..FakeMachine::fresh() };
-    open.check_problems(
+    let exposed_machine = FakeMachine { listen: Some("0.0.0.0:80"), ..FakeMachine::with_key() };
+    exposed_machine.check_problems(
         "
---listen: 0.0.0.0:80 is open to other machines, and no client token is asked for
+--listen: 0.0.0.0:80 is open to other machines, and no client token is required
     = write a [[clients]] entry with `name` and `token_sha256` in the configuration file
     = or listen on 127.0.0.1:80
 ",
     );
     let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");
-    assert!(open.toml(&text).config().server.listen.exposed().is_some());
+    assert!(exposed_machine.toml(&text).config().server.listen.exposed_address().is_some());
     for listen in ["localhost:0", "[::1]:0"] {
         assert!(
-            FakeMachine { listen: Some(listen), ..FakeMachine::fresh() }
+            FakeMachine { listen: Some(listen), ..FakeMachine::with_key() }
                 .config()
                 .server
                 .listen
-                .exposed()
+                .exposed_address()
                 .is_none()
         );
     }

@@ -5,30 +5,30 @@ use std::path::{Path, PathBuf};
 use super::FakeMachine;
 
 #[test]
-fn the_flag_names_the_file_before_the_variable_does() {
-    let machine = FakeMachine::fresh().variable("KEYCHOIR_CONFIG", "/none").toml("");
+fn the_flag_takes_precedence_over_the_variable_that_names_the_file() {
+    let machine = FakeMachine::with_key().variable("KEYCHOIR_CONFIG", "/none").toml("");
     assert_eq!(machine.resolve().unwrap().file, Some(PathBuf::from("/etc/k.toml")));
-    let machine = FakeMachine::fresh()
+    let machine = FakeMachine::with_key()
         .variable("KEYCHOIR_CONFIG", "~/k.toml")
         .file("/home/me/k.toml", "log.format = 'json'");
     assert_eq!(machine.config().log.format.to_string(), "json");
 }
 
 #[test]
-fn a_configuration_file_is_found_without_a_name() {
-    const OF_USER: &str = "/home/me/.config/keychoir/keychoir.toml";
-    const OF_MACHINE: &str = "/etc/keychoir/keychoir.toml";
+fn a_configuration_file_is_found_at_its_default_path() {
+    const USER_FILE: &str = "/home/me/.config/keychoir/keychoir.toml";
+    const MACHINE_FILE: &str = "/etc/keychoir/keychoir.toml";
     let listen = |port: u16| format!("[server]\nlisten = \"127.0.0.1:{port}\"\n");
     let (one, two, three) = (listen(1), listen(2), listen(3));
-    let neither = FakeMachine::fresh();
-    let machine = neither.clone().file(OF_MACHINE, &two);
-    let both = machine.clone().file(OF_USER, &one);
-    let xdg = both.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
-    let named = both.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
+    let without_file = FakeMachine::with_key();
+    let machine = without_file.clone().file(MACHINE_FILE, &two);
+    let two_files = machine.clone().file(USER_FILE, &one);
+    let xdg = two_files.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
+    let named = two_files.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
     for (machine, port, file) in [
-        (&neither, 11011, None),
-        (&machine, 2, Some(OF_MACHINE)),
-        (&both, 1, Some(OF_USER)),
+        (&without_file, 11011, None),
+        (&machine, 2, Some(MACHINE_FILE)),
+        (&two_files, 1, Some(USER_FILE)),
         (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
         (&named, 3, Some("/named.toml")),
     ] {
@@ -36,9 +36,9 @@ fn a_configuration_file_is_found_without_a_name() {
         assert_eq!(loaded.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
         assert_eq!(loaded.file.as_deref(), file.map(Path::new));
     }
-    machine.file(OF_USER, "[serverr]\n").check_problems(&format!(
+    machine.file(USER_FILE, "[serverr]\n").check_problems(&format!(
         "
-{OF_USER}:1:2: unknown section `serverr`
+{USER_FILE}:1:2: unknown section `serverr`
   1 | [serverr]
     |  ^^^^^^^
     = did you mean `server`?
@@ -47,19 +47,19 @@ fn a_configuration_file_is_found_without_a_name() {
 }
 
 #[test]
-fn the_error_of_an_unreadable_configuration_file_says_where_it_was_named() {
-    FakeMachine { config: Some("/none"), ..FakeMachine::fresh() }
-        .check_problems("--config: `/none` cannot be read: there is no such file");
-    FakeMachine::fresh()
+fn the_error_for_an_unreadable_configuration_file_names_the_source_of_its_path() {
+    FakeMachine { config: Some("/none"), ..FakeMachine::with_key() }
+        .check_problems("--config: `/none` cannot be read: it does not exist");
+    FakeMachine::with_key()
         .variable("KEYCHOIR_CONFIG", "/folder")
         .check_problems("KEYCHOIR_CONFIG: `/folder` cannot be read: it is a folder");
-    FakeMachine { config: Some("/latin1.toml"), ..FakeMachine::fresh() }
-        .check_problems("/latin1.toml:3:7: the file is no UTF-8 text from here on\n    = save it as UTF-8");
+    FakeMachine { config: Some("/latin1.toml"), ..FakeMachine::with_key() }
+        .check_problems("/latin1.toml:3:7: the file is not UTF-8 text from here on\n    = save it as UTF-8");
 }
 
 #[test]
-fn all_mistakes_are_reported_at_once() {
-    let machine = FakeMachine { listen: Some("8080"), ..FakeMachine::fresh() }
+fn one_load_reports_all_mistakes() {
+    let machine = FakeMachine { listen: Some("8080"), ..FakeMachine::with_key() }
         .variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1")
         .variable("KEYCHOIR_LOG__FROMAT", "json")
         .toml("\n\n[pool]\nstrateggy = \"fill-first\"\nnear_limit_ratio = 80\n\n[sever]\nlisten = \"x\"\n");
@@ -81,7 +81,7 @@ fn all_mistakes_are_reported_at_once() {
   7 | [sever]
     |  ^^^^^
     = did you mean `server`?
-KEYCHOIR_LOG__FROMAT: there is no such setting
+KEYCHOIR_LOG__FROMAT: unknown setting
     = did you mean `KEYCHOIR_LOG__FORMAT`?
 KEYCHOIR_SERVER__LISTEN: `127.0.0.1` has no port
     = write HOST:PORT, for example 127.0.0.1:11011
@@ -91,8 +91,8 @@ KEYCHOIR_SERVER__LISTEN: `127.0.0.1` has no port
 }
 
 #[test]
-fn a_setting_in_the_wrong_section_names_the_right_one() {
-    FakeMachine::fresh()
+fn the_error_for_a_setting_in_the_wrong_section_names_its_section() {
+    FakeMachine::with_key()
         .toml("listen = \"127.0.0.1:1\"\n[server]\nstrategy = \"fill-first\"\nlevell = 'info'")
         .check_problems(
             r#"
@@ -114,22 +114,22 @@ fn a_setting_in_the_wrong_section_names_the_right_one() {
 
 #[test]
 fn a_syntax_error_is_reported_once_and_hides_no_other_mistake() {
-    FakeMachine::fresh()
+    FakeMachine::with_key()
         .toml("[server]\nlisten = 127.0.0.1:1\nlisten = \"a:b\"\n[log]\nformat = \"x\"\nlevel = \"info\n")
         .check_problems(
             r#"
 /etc/k.toml:2:15: invalid float
   2 | listen = 127.0.0.1:1
     |               ^^^^^^
-    = a text is written in quotes, a number in digits only
-/etc/k.toml:3:1: `listen` is given twice
+    = write a string in quotes, and a number in digits only
+/etc/k.toml:3:1: `listen` is set twice
   3 | listen = "a:b"
     | ^^^^^^
-    = keep one of them
-/etc/k.toml:5:10: there is no log format `x`
+    = remove one of the lines
+/etc/k.toml:5:10: unknown log format `x`
   5 | format = "x"
     |          ^^^
-    = there is `auto`, `terminal`, `ascii`, `json`
+    = use one of `auto`, `terminal`, `ascii`, `json`
 /etc/k.toml:6:14: invalid basic string
   6 | level = "info
     |              ^
@@ -140,7 +140,7 @@ fn a_syntax_error_is_reported_once_and_hides_no_other_mistake() {
 
 #[test]
 fn no_setting_is_reported_as_missing_after_a_syntax_error() {
-    FakeMachine::keyless().toml("[[keys]\nkey = \"x\"\n").check_problems(
+    FakeMachine::without_key().toml("[[keys]\nkey = \"x\"\n").check_problems(
         "
 /etc/k.toml:1:8: unclosed array table
   1 | [[keys]
@@ -152,22 +152,22 @@ fn no_setting_is_reported_as_missing_after_a_syntax_error() {
 
 #[test]
 fn the_structure_of_entries_is_checked() {
-    FakeMachine::fresh()
+    FakeMachine::with_key()
         .toml("keys = \"a\"\nserver = 3\nclients = [ 3 ]\n[log]\nlevel = 1979-05-27\n")
         .check_problems(
             r#"
-/etc/k.toml:1:8: `keys` should be a list of tables
+/etc/k.toml:1:8: `keys` must be a list of tables
   1 | keys = ***
     |        ^^^
-    = write [[keys]], with two brackets, and `key = …` below it, once for each
-/etc/k.toml:2:10: this is a number and should be a table
+    = for each entry, write [[keys]] with double brackets, and `key = …` below it
+/etc/k.toml:2:10: this is a number, but should be a table
   2 | server = 3
     |          ^
-/etc/k.toml:3:13: `clients` should be a list of tables
+/etc/k.toml:3:13: `clients` must be a list of tables
   3 | clients = ***
     |             ^
-    = write [[clients]], with two brackets, and `token_sha256 = …` below it, once for each
-/etc/k.toml:5:9: this is a date or time and should be a text
+    = for each entry, write [[clients]] with double brackets, and `token_sha256 = …` below it
+/etc/k.toml:5:9: this is a date or time, but should be a string
   5 | level = 1979-05-27
     |         ^^^^^^^^^^
     = write it in quotes

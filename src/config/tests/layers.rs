@@ -7,13 +7,13 @@ use super::{FakeMachine, KEY};
 use crate::config::{Config, Overrides, setting};
 
 #[test]
-fn every_setting_but_the_keys_has_a_default() {
-    let loaded = FakeMachine::fresh().resolve().unwrap();
+fn every_setting_except_the_keys_has_a_default() {
+    let loaded = FakeMachine::with_key().resolve().unwrap();
     let mut config = loaded.config;
     assert_eq!(config.storage.file(), Some(Path::new("/home/me/.local/state/keychoir/keychoir.db")));
     config.storage.path = Config::default().storage.path;
-    for setting in setting::TABLE {
-        assert_eq!(setting.show(&mut config), setting.show(&mut Config::default()));
+    for setting in setting::SETTINGS {
+        assert_eq!(setting.format_value(&mut config), setting.format_value(&mut Config::default()));
     }
     assert_eq!(config.key_source.to_string(), "ELEVENLABS_API_KEYS");
     assert_eq!((config.keys.len(), loaded.warnings.len(), loaded.file), (1, 0, None));
@@ -21,7 +21,7 @@ fn every_setting_but_the_keys_has_a_default() {
 
 #[test]
 fn flags_override_variables_and_variables_override_the_file() {
-    let file = FakeMachine::fresh().toml("server.listen = \"127.0.0.1:1\"");
+    let file = FakeMachine::with_key().toml("server.listen = \"127.0.0.1:1\"");
     assert_eq!(file.config().server.listen.to_string(), "\"127.0.0.1:1\"");
     let variable = file.variable("KEYCHOIR_SERVER__LISTEN", " 127.0.0.1:2 ");
     assert_eq!(variable.config().server.listen.to_string(), "\"127.0.0.1:2\"");
@@ -32,17 +32,17 @@ fn flags_override_variables_and_variables_override_the_file() {
 #[test]
 fn a_blank_variable_is_not_set() {
     let machine =
-        FakeMachine::fresh().variable("KEYCHOIR_SERVER__LISTEN", "  ").variable("KEYCHOIR_CONFIG", "");
+        FakeMachine::with_key().variable("KEYCHOIR_SERVER__LISTEN", "  ").variable("KEYCHOIR_CONFIG", "");
     assert_eq!(machine.config().server.listen.to_string(), "\"127.0.0.1:11011\"");
-    let machine = FakeMachine::fresh().variable("KEYCHOIR_NO_SUCH", "");
+    let machine = FakeMachine::with_key().variable("KEYCHOIR_NO_SUCH", "");
     assert_eq!(machine.config().keys.len(), 1);
 }
 
 #[test]
-fn an_overridden_layer_is_validated_too() {
+fn an_overridden_layer_is_validated() {
     let machine = FakeMachine {
         listen: Some("127.0.0.1:3"),
-        ..FakeMachine::fresh().variable("KEYCHOIR_SERVER__LISTEN", "x")
+        ..FakeMachine::with_key().variable("KEYCHOIR_SERVER__LISTEN", "x")
     };
     machine.check_problems(
         "KEYCHOIR_SERVER__LISTEN: `x` has no port\n    = write HOST:PORT, for example 127.0.0.1:11011",
@@ -51,7 +51,7 @@ fn an_overridden_layer_is_validated_too() {
 
 #[test]
 fn sockets_from_systemd_are_used_unless_an_address_is_configured() {
-    let passed = FakeMachine { has_passed_sockets: true, ..FakeMachine::fresh() };
+    let passed = FakeMachine { has_passed_sockets: true, ..FakeMachine::with_key() };
     assert_eq!(passed.config().server.listen.to_string(), "\"systemd\"");
     let named = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
     assert_eq!(named.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
@@ -59,8 +59,8 @@ fn sockets_from_systemd_are_used_unless_an_address_is_configured() {
 
 #[test]
 fn paths_in_the_file_are_relative_to_its_folder() {
-    let machine = FakeMachine::fresh().toml("storage.path = \"books/k.db\"");
-    assert_eq!(machine.config().storage.path, Path::new("/etc/books/k.db"));
+    let machine = FakeMachine::with_key().toml("storage.path = \"usage/k.db\"");
+    assert_eq!(machine.config().storage.path, Path::new("/etc/usage/k.db"));
     let machine = machine.variable("KEYCHOIR_STORAGE__PATH", "k.db");
     assert_eq!(machine.config().storage.path, Path::new("k.db"));
 }
@@ -70,7 +70,7 @@ fn without_a_home_folder_the_usage_database_needs_a_path() {
     let homeless = FakeMachine { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..FakeMachine::default() };
     homeless.check_problems(
         "
-configuration: there is no folder for the usage database: HOME is not set
+configuration: the usage database has no default folder, because HOME is not set
     = set KEYCHOIR_STORAGE__PATH to a file
     = or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only
 ",
@@ -93,25 +93,25 @@ configuration: there is no folder for the usage database: HOME is not set
 #[test]
 fn an_upstream_that_is_keychoir_itself_is_refused() {
     let expected = "
-KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is an address on which Keychoir itself listens: it would send requests to itself
-    = write the URL of ElevenLabs, of a gateway in front of it or of a simulator as the base URL
-    = or listen elsewhere (`server.listen`)";
-    let own = FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://localhost:11011");
+KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is an address on which Keychoir itself listens, so it would send requests to itself
+    = set the base URL to that of ElevenLabs, of a gateway in front of it, or of a simulator
+    = or listen on another address (`server.listen`)";
+    let own = FakeMachine::with_key().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://localhost:11011");
     own.check_problems(expected);
     FakeMachine { listen: Some("127.0.0.1:11012"), ..own }.config();
-    let of_a_key =
+    let entry =
         "[[keys]]\nkey = \"sk_another_key_of_the_test_00000001\"\nbase_url = \"http://127.0.0.1:11011\"";
-    let problems = FakeMachine::keyless().toml(of_a_key).resolve().unwrap_err().to_string();
+    let problems = FakeMachine::without_key().toml(entry).resolve().unwrap_err().to_string();
     assert!(problems.contains("is an address on which Keychoir itself listens"), "{problems}");
 }
 
 #[test]
 fn the_buffer_of_one_request_fits_into_the_total_buffer() {
-    let machine = FakeMachine::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16MiB");
+    let machine = FakeMachine::with_key().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16MiB");
     assert_eq!(machine.config().retry.max_total_buffer_size, 16_777_216);
-    FakeMachine::fresh().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16777215B").check_problems(
+    FakeMachine::with_key().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16777215B").check_problems(
         "
-KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may keep 16MiB (`retry.buffer_size`), but all requests together only 16777215B
+KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may buffer 16MiB (`retry.buffer_size`), but all requests together only 16777215B
     = raise `retry.max_total_buffer_size`
 ",
     );
@@ -119,9 +119,9 @@ KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE: one request may keep 16MiB (`retry.buffer
 
 #[test]
 fn a_key_sent_in_clear_text_causes_a_warning() {
-    FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9").check_warnings(&[]);
-    FakeMachine::fresh().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://example.com").check_warnings(&[
-        "KEYCHOIR_UPSTREAM__BASE_URL: the keys go over the network in clear text: write https:// if the host supports it",
+    FakeMachine::with_key().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9").check_warnings(&[]);
+    FakeMachine::with_key().variable("KEYCHOIR_UPSTREAM__BASE_URL", "http://example.com").check_warnings(&[
+        "KEYCHOIR_UPSTREAM__BASE_URL: the keys are sent over the network in clear text: use https:// if the host supports it",
     ]);
 }
 
@@ -136,5 +136,5 @@ fn a_configuration_of_defaults_leaves_no_files_behind() {
 #[test]
 fn loading_reads_the_environment_and_files_of_the_process() {
     let overrides = Overrides { config_file: Some("/nowhere/at/all.toml".into()), ..Overrides::default() };
-    assert!(crate::config::load(&overrides).unwrap_err().to_string().contains("there is no such file"));
+    assert!(crate::config::load(&overrides).unwrap_err().to_string().contains("it does not exist"));
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{FakeMachine, KEY};
-use crate::config::value::{Folders, Raw};
+use crate::config::value::{BaseFolders, RawValue};
 use crate::config::{Config, setting};
 
 const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
@@ -22,21 +22,31 @@ fn uncommented_reference() -> String {
 }
 
 #[test]
-fn the_reference_file_loads_and_changes_nothing() {
-    let untouched = FakeMachine::fresh().toml(REFERENCE).resolve().unwrap();
-    let in_force = uncommented_reference();
-    let in_force = FakeMachine::fresh().toml(&in_force).resolve().unwrap();
-    assert!(untouched.warnings.is_empty() && in_force.warnings.is_empty());
-    let (mut untouched, mut in_force, mut default) =
-        (untouched.config, in_force.config, FakeMachine::fresh().config());
-    for setting in setting::TABLE {
-        assert_eq!(setting.show(&mut untouched), setting.show(&mut default), "{}", setting.path);
-        assert_eq!(setting.show(&mut in_force), setting.show(&mut default), "{}", setting.path);
+fn the_reference_file_is_valid_and_contains_the_defaults() {
+    let commented = FakeMachine::with_key().toml(REFERENCE).resolve().unwrap();
+    let uncommented = uncommented_reference();
+    let uncommented = FakeMachine::with_key().toml(&uncommented).resolve().unwrap();
+    assert!(commented.warnings.is_empty() && uncommented.warnings.is_empty());
+    let (mut commented, mut uncommented, mut default) =
+        (commented.config, uncommented.config, FakeMachine::with_key().config());
+    for setting in setting::SETTINGS {
+        assert_eq!(
+            setting.format_value(&mut commented),
+            setting.format_value(&mut default),
+            "{}",
+            setting.path
+        );
+        assert_eq!(
+            setting.format_value(&mut uncommented),
+            setting.format_value(&mut default),
+            "{}",
+            setting.path
+        );
     }
 }
 
 #[test]
-fn the_reference_file_has_every_setting_and_nothing_else() {
+fn the_reference_file_contains_exactly_the_settings_of_the_table() {
     let text = uncommented_reference();
     let root = toml::de::DeTable::parse(&text).unwrap().into_inner();
     let mut paths = Vec::new();
@@ -44,26 +54,29 @@ fn the_reference_file_has_every_setting_and_nothing_else() {
         for (name, value) in table.get_ref().as_table().unwrap() {
             let path = format!("{}.{}", section.get_ref(), name.get_ref());
             let mut config = Config::default();
-            let folders = Folders { home: Some(Path::new("/home/me")), base: None };
-            setting::find(&path).unwrap().read(Raw::Toml(value.get_ref()), folders, &mut config).unwrap();
+            let folders = BaseFolders { home: Some(Path::new("/home/me")), base: None };
+            setting::find(&path)
+                .unwrap()
+                .parse_into(RawValue::Toml(value.get_ref()), folders, &mut config)
+                .unwrap();
             // The reference file writes a value in the same notation as the table of settings.
             if path != "storage.path" {
                 let written = &text[value.span()];
-                assert_eq!(written, setting::find(&path).unwrap().show(&mut Config::default()));
+                assert_eq!(written, setting::find(&path).unwrap().format_value(&mut Config::default()));
             }
             paths.push(path);
         }
     }
     paths.sort();
-    // The settings below a setting that is a word here are described in the text.
-    let written = setting::TABLE.iter().filter(|setting| !setting.is_nested());
+    // The file describes nested settings only in comments.
+    let written = setting::SETTINGS.iter().filter(|setting| !setting.is_nested());
     let mut expected: Vec<_> = written.map(|setting| setting.path.to_owned()).collect();
     expected.sort();
     assert_eq!(paths, expected);
 }
 
 #[test]
-fn the_examples_in_the_reference_file_work() {
+fn the_examples_in_the_reference_file_are_valid() {
     let example: String = REFERENCE
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
@@ -72,7 +85,7 @@ fn the_examples_in_the_reference_file_work() {
         })
         .map(|line| line.to_owned() + "\n")
         .collect();
-    let config = FakeMachine::keyless().file("/run/secrets/elevenlabs_key", KEY).toml(&example).config();
+    let config = FakeMachine::without_key().file("/run/secrets/elevenlabs_key", KEY).toml(&example).config();
     assert_eq!((config.keys.len(), config.clients.len()), (1, 1));
     assert_eq!(config.keys[0].workspace.as_deref(), Some("studio"));
 }

@@ -1,4 +1,4 @@
-//! Tests of the sources of the mirror's address and key.
+//! Tests of the sources of the mirror's URL and key.
 
 use super::FakeMachine;
 use crate::secret::ServiceKeyForm;
@@ -21,8 +21,8 @@ fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, Service
 #[test]
 fn the_mirror_uses_the_variables_of_supabases_tools() {
     const URL: &str = "https://p.supabase.co";
-    check_target(&FakeMachine::fresh(), None);
-    let machine = FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
+    check_target(&FakeMachine::with_key(), None);
+    let machine = FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
     let secret = machine.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
     check_target(&secret, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
     let old = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
@@ -34,21 +34,21 @@ fn the_mirror_uses_the_variables_of_supabases_tools() {
         machine.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);
     check_target(&credential, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
     let toml =
-        FakeMachine::fresh().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
+        FakeMachine::with_key().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
     check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
     check_target(&secret.variable("KEYCHOIR_SUPABASE__ENABLED", "false"), None);
 }
 
 #[test]
 fn keychoirs_variable_overrides_supabases_variable_and_the_file() {
-    let file = FakeMachine::fresh()
+    let file = FakeMachine::with_key()
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
         .toml("supabase.url = \"https://file\"");
     check_target(&file, Some(("https://file", SB_SECRET, ServiceKeyForm::Secret)));
-    let theirs = file.variable("SUPABASE_URL", "https://theirs");
-    check_target(&theirs, Some(("https://theirs", SB_SECRET, ServiceKeyForm::Secret)));
-    let ours = theirs.variable("KEYCHOIR_SUPABASE__URL", "https://ours");
-    check_target(&ours, Some(("https://ours", SB_SECRET, ServiceKeyForm::Secret)));
+    let supabase_variable = file.variable("SUPABASE_URL", "https://theirs");
+    check_target(&supabase_variable, Some(("https://theirs", SB_SECRET, ServiceKeyForm::Secret)));
+    let keychoir_variable = supabase_variable.variable("KEYCHOIR_SUPABASE__URL", "https://ours");
+    check_target(&keychoir_variable, Some(("https://ours", SB_SECRET, ServiceKeyForm::Secret)));
 }
 
 #[test]
@@ -56,40 +56,40 @@ fn a_key_for_web_pages_is_refused_with_advice() {
     const ADVICE: &str = "
     = set SUPABASE_SECRET_KEY to a secret key (sb_secret_…): in the project's settings, API keys
     = or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one";
-    let machine = FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co");
+    let machine = FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co");
     machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", ANON).check_problems(&format!(
-        "SUPABASE_SERVICE_ROLE_KEY: this is the anon key: it is for web pages and may not write what the mirror writes{ADVICE}"
+        "SUPABASE_SERVICE_ROLE_KEY: this is the anon key: it is for web pages and has no write access to the mirrored tables{ADVICE}"
     ));
     machine.variable("SUPABASE_SECRET_KEY", "sb_publishable_0123").check_problems(&format!(
-        "SUPABASE_SECRET_KEY: this is a publishable key: it is for web pages and may not write what the mirror writes{ADVICE}"
+        "SUPABASE_SECRET_KEY: this is a publishable key: it is for web pages and has no write access to the mirrored tables{ADVICE}"
     ));
 }
 
 #[test]
 fn an_incomplete_mirror_causes_a_warning() {
-    FakeMachine::fresh().variable("SUPABASE_URL", "https://p.supabase.co").check_warnings(&[
-        "SUPABASE_URL: nothing is mirrored to Supabase: it has no key; set SUPABASE_SECRET_KEY, or supabase.enabled = false",
+    FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co").check_warnings(&[
+        "SUPABASE_URL: the mirror in Supabase is off because it has no key: set SUPABASE_SECRET_KEY, or supabase.enabled = false",
     ]);
-    FakeMachine::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET).check_warnings(&[
-        "SUPABASE_SECRET_KEY: nothing is mirrored to Supabase: it has no address; set SUPABASE_URL, or supabase.enabled = false",
+    FakeMachine::with_key().variable("SUPABASE_SECRET_KEY", SB_SECRET).check_warnings(&[
+        "SUPABASE_SECRET_KEY: the mirror in Supabase is off because it has no URL: set SUPABASE_URL, or supabase.enabled = false",
     ]);
-    FakeMachine::fresh().variable("SUPABASE_URL", "nonsense here").check_warnings(&[]);
-    FakeMachine::fresh()
+    FakeMachine::with_key().variable("SUPABASE_URL", "nonsense here").check_warnings(&[]);
+    FakeMachine::with_key()
         .variable("SUPABASE_URL", "http://kong:8000")
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
-        .check_warnings(&["SUPABASE_URL: Supabase's key goes over the network in clear text: write https:// if the host supports it"]);
+        .check_warnings(&["SUPABASE_URL: Supabase's key is sent over the network in clear text: use https:// if the host supports it"]);
 }
 
 #[test]
-fn an_address_that_is_no_project_is_refused_with_advice() {
+fn a_url_of_another_service_is_refused_with_advice() {
     const FORM: &str = "    = write the project's URL, as in https://abcdefgh.supabase.co";
-    let machine = FakeMachine::fresh().variable("SUPABASE_SECRET_KEY", SB_SECRET);
+    let machine = FakeMachine::with_key().variable("SUPABASE_SECRET_KEY", SB_SECRET);
     for (text, message) in [
         (
             "postgresql://postgres:hunter2@db.p.supabase.co:5432/postgres",
-            "this is the address of the database, not of its API",
+            "this is the URL of the database, not of its API",
         ),
-        ("https://supabase.com/dashboard/project/p", "this is the page of the dashboard, not the project"),
+        ("https://supabase.com/dashboard/project/p", "this is the URL of the dashboard, not of the project"),
     ] {
         machine
             .clone()

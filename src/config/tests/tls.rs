@@ -1,8 +1,8 @@
-//! Tests of TLS: the setting as a word, the certificate in files, and the folder of the local CA.
+//! Tests of TLS: the modes, the certificate in files, and the folder of the local CA.
 
 use super::FakeMachine;
 use crate::certificate::CaLocation;
-use crate::config::TlsChoice;
+use crate::config::TlsMode;
 
 /// A certificate and its private key.
 fn pair() -> (String, String) {
@@ -11,54 +11,54 @@ fn pair() -> (String, String) {
 }
 
 #[test]
-fn tls_is_a_word_or_files_and_the_last_layer_decides() {
-    let choice = |machine: &FakeMachine<'_>| machine.config().server.tls.choice();
+fn the_last_layer_determines_the_tls_mode() {
+    let mode = |machine: &FakeMachine<'_>| machine.config().server.tls.mode();
     let (cert, key) = pair();
-    let files = FakeMachine::fresh().file("/etc/c.pem", &cert).file("/etc/k.pem", &key);
-    assert_eq!(choice(&FakeMachine::fresh()), TlsChoice::Auto);
-    assert_eq!(choice(&FakeMachine::fresh().toml("server.tls = \"off\"")), TlsChoice::Off);
+    let files = FakeMachine::with_key().file("/etc/c.pem", &cert).file("/etc/k.pem", &key);
+    assert_eq!(mode(&FakeMachine::with_key()), TlsMode::Auto);
+    assert_eq!(mode(&FakeMachine::with_key().toml("server.tls = \"off\"")), TlsMode::Off);
     for toml in [
         "[server]\ntls = { cert = \"c.pem\", key = \"k.pem\" }",
         "[server.tls]\ncert = \"c.pem\"\nkey = \"/etc/k.pem\"",
         "server.tls.cert = \"c.pem\"\nserver.tls.key = \"k.pem\"",
     ] {
         let machine = files.clone().toml(toml);
-        assert_eq!(choice(&machine), TlsChoice::Files);
+        assert_eq!(mode(&machine), TlsMode::Files);
         assert!(machine.config().certificate.is_some());
         let off = machine.variable("KEYCHOIR_SERVER__TLS", "off");
-        assert_eq!(choice(&off), TlsChoice::Off);
+        assert_eq!(mode(&off), TlsMode::Off);
         assert!(off.config().certificate.is_none());
     }
     let variables = files
         .variable("KEYCHOIR_SERVER__TLS__CERT", "/etc/c.pem")
         .variable("KEYCHOIR_SERVER__TLS__KEY", "/etc/k.pem")
         .toml("server.tls = \"off\"");
-    assert_eq!(choice(&variables), TlsChoice::Files);
+    assert_eq!(mode(&variables), TlsMode::Files);
     variables.variable("KEYCHOIR_SERVER__TLS", "auto").check_problems(
         "
-KEYCHOIR_SERVER__TLS: variables set a word for TLS and files as well
+KEYCHOIR_SERVER__TLS: environment variables set both server.tls and its files
     = remove this one to use the files, or KEYCHOIR_SERVER__TLS__CERT and __KEY
 ",
     );
 }
 
 #[test]
-fn an_unknown_word_for_tls_is_refused() {
+fn an_unknown_tls_mode_is_refused() {
     let form = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";
-    for (toml, column, message, near) in [
-        ("true", "^^^^", "this is true or false and should be a text or a table", "\"auto\""),
-        ("false", "^^^^^", "this is true or false and should be a text or a table", "\"off\""),
-        ("\"on\"", "^^^^", "`on` is no way to speak TLS", "auto"),
-        ("\"atuo\"", "^^^^^^", "`atuo` is no way to speak TLS", "auto"),
+    for (toml, column, message, suggestion) in [
+        ("true", "^^^^", "this is a boolean, but should be a string or a table", "\"auto\""),
+        ("false", "^^^^^", "this is a boolean, but should be a string or a table", "\"off\""),
+        ("\"on\"", "^^^^", "`on` is not a TLS mode", "auto"),
+        ("\"atuo\"", "^^^^^^", "`atuo` is not a TLS mode", "auto"),
     ] {
-        FakeMachine::fresh().toml(&format!("[server]\ntls = {toml}\n")).check_problems(&format!(
-            "/etc/k.toml:2:7: {message}\n  2 | tls = {toml}\n    |       {column}\n    = {form}\n    = did you mean `{near}`?"
+        FakeMachine::with_key().toml(&format!("[server]\ntls = {toml}\n")).check_problems(&format!(
+            "/etc/k.toml:2:7: {message}\n  2 | tls = {toml}\n    |       {column}\n    = {form}\n    = did you mean `{suggestion}`?"
         ));
     }
-    FakeMachine::fresh()
+    FakeMachine::with_key()
         .variable("KEYCHOIR_SERVER__TLS", "c.pem")
-        .check_problems(&format!("KEYCHOIR_SERVER__TLS: `c.pem` is no way to speak TLS\n    = {form}"));
-    FakeMachine::fresh()
+        .check_problems(&format!("KEYCHOIR_SERVER__TLS: `c.pem` is not a TLS mode\n    = {form}"));
+    FakeMachine::with_key()
         .toml("[server.tls]\ncrt = \"a\"\n[server]\ntls_directory = 3\ncert = \"a\"\n")
         .check_problems(
             r#"
@@ -66,7 +66,7 @@ fn an_unknown_word_for_tls_is_refused() {
   2 | crt = "a"
     | ^^^
     = did you mean `cert`?
-/etc/k.toml:4:17: this is a number and should be a text
+/etc/k.toml:4:17: this is a number, but should be a string
   4 | tls_directory = 3
     |                 ^
     = write it in quotes
@@ -75,17 +75,17 @@ fn an_unknown_word_for_tls_is_refused() {
     | ^^^^
 "#,
         );
-    FakeMachine::fresh().toml("server.tls = {}").check_problems(
+    FakeMachine::with_key().toml("server.tls = {}").check_problems(
         "/etc/k.toml:1:14: this table is empty\n  1 | server.tls = {}\n    |              ^^",
     );
 }
 
 #[test]
-fn an_unusable_tls_file_is_named() {
+fn an_invalid_tls_file_is_reported() {
     let (cert, key) = pair();
     let (_, other) = pair();
     let check = |cert_file: &str, key_file: &str, expected: &str| {
-        FakeMachine::fresh()
+        FakeMachine::with_key()
             .file("/etc/c.pem", cert_file)
             .file("/etc/k.pem", key_file)
             .toml("[server.tls]\ncert = \"c.pem\"\nkey = \"k.pem\"\n")
@@ -97,16 +97,16 @@ fn an_unusable_tls_file_is_named() {
     check(
         "",
         &key,
-        &(at_cert("there is no certificate in the file")
+        &(at_cert("the file contains no certificate")
             + "    = write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
     );
-    let exchanged = "    = `cert` is the file of certificates, `key` that of the private key";
-    check(&key, &key, &(at_cert("there is a private key in the file and no certificate") + exchanged));
+    let exchanged = "    = `cert` names the file with the certificates, `key` the file with the private key";
+    check(&key, &key, &(at_cert("the file contains a private key, but no certificate") + exchanged));
     check(&cert, &cert, &(at_key("there is a certificate in the file and no private key") + exchanged));
     check(
         &cert,
         &other,
-        &(at_key("the private key does not fit the certificate")
+        &(at_key("the private key belongs to another certificate")
             + "    = name the key of the certificate; the server's certificate comes first in its file"),
     );
     check(
@@ -115,32 +115,32 @@ fn an_unusable_tls_file_is_named() {
         &(at_key("there is no private key in the file")
             + "    = write the path of a PEM file: -----BEGIN PRIVATE KEY-----"),
     );
-    FakeMachine::fresh().toml("server.tls = { cert = \"c.pem\" }").check_problems(
+    FakeMachine::with_key().toml("server.tls = { cert = \"c.pem\" }").check_problems(
         r#"
-/etc/k.toml:1:23: there is a certificate and no private key for it
+/etc/k.toml:1:23: the certificate has no private key
   1 | server.tls = { cert = "c.pem" }
     |                       ^^^^^^^
-    = write key = "FILE" beside it
-/etc/k.toml:1:23: `/etc/c.pem` cannot be read: there is no such file
+    = add key = "FILE"
+/etc/k.toml:1:23: `/etc/c.pem` cannot be read: it does not exist
   1 | server.tls = { cert = "c.pem" }
     |                       ^^^^^^^
 "#,
     );
-    FakeMachine::fresh().variable("KEYCHOIR_SERVER__TLS__KEY", "/latin1.toml").check_problems(
+    FakeMachine::with_key().variable("KEYCHOIR_SERVER__TLS__KEY", "/latin1.toml").check_problems(
         "
-KEYCHOIR_SERVER__TLS__KEY: there is a private key and no certificate for it
+KEYCHOIR_SERVER__TLS__KEY: the private key has no certificate
     = set KEYCHOIR_SERVER__TLS__CERT=FILE
-KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is no UTF-8 text (line 3, column 7)
-    = write the path of a PEM file; openssl x509 -inform der makes one of DER
+KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is not UTF-8 text (line 3, column 7)
+    = write the path of a PEM file; openssl x509 -inform der converts a DER file
 ",
     );
-    // A problem that was reported is not reported as missing, too.
-    FakeMachine::fresh()
+    // A setting with a reported problem is not also reported as missing.
+    FakeMachine::with_key()
         .file("/etc/c.pem", &cert)
         .toml("server.tls = { cert = \"c.pem\", key = 3 }")
         .check_problems(
             "
-/etc/k.toml:1:38: this is a number and should be a text
+/etc/k.toml:1:38: this is a number, but should be a string
   1 | server.tls = ***
     |                ^
     = write it in quotes
@@ -161,14 +161,16 @@ fn a_certificate_outside_its_validity_period_causes_a_warning() {
         (certificate_with(day(2026, 1, 1), day(2028, 1, 1)), None),
         (
             certificate_with(day(2026, 1, 1), day(2027, 1, 1)),
-            Some("/etc/k.toml:2:8: this certificate has expired at 2027-01-01T00:00:00Z: clients refuse it"),
+            Some("/etc/k.toml:2:8: this certificate expired at 2027-01-01T00:00:00Z: clients refuse it"),
         ),
         (
             certificate_with(day(2028, 1, 1), day(2029, 1, 1)),
-            Some("/etc/k.toml:2:8: clients refuse this certificate before 2028-01-01T00:00:00Z"),
+            Some(
+                "/etc/k.toml:2:8: this certificate is not valid before 2028-01-01T00:00:00Z: clients refuse it",
+            ),
         ),
     ] {
-        let machine = FakeMachine::fresh()
+        let machine = FakeMachine::with_key()
             .file("/etc/c.pem", &cert)
             .file("/etc/k.pem", &key)
             .toml("[server.tls]\ncert = \"c.pem\"\nkey = \"k.pem\"\n");
@@ -178,10 +180,10 @@ fn a_certificate_outside_its_validity_period_causes_a_warning() {
 }
 
 #[test]
-fn the_local_authority_is_beside_the_usage_database() {
+fn the_local_authority_is_in_the_folder_of_the_usage_database() {
     let location = |machine: &FakeMachine<'_>| machine.config().ca_location();
     let folder = |path: &str| CaLocation::Folder(path.into());
-    let fresh = FakeMachine::fresh();
+    let fresh = FakeMachine::with_key();
     assert_eq!(location(&fresh), folder("/home/me/.local/state/keychoir/tls"));
     assert_eq!(location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));
     let ephemeral = fresh.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");

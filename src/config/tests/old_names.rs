@@ -1,66 +1,69 @@
-//! Tests of old names of settings: each is refused with the new name and the same value in the new
-//! notation.
+//! Tests of the old names of settings: each is refused, and the error contains the new name and the value
+//! in the new notation.
 
 use std::time::Duration;
 
 use super::FakeMachine;
-use crate::config::renamed::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
-use crate::config::value::{self, Raw};
+use crate::config::old_names::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
+use crate::config::value::{self, RawValue};
 use crate::config::{Config, setting};
 
 /// The default of a setting in the new notation, and in that of its old name.
-fn default_of(path: &str, old_unit: OldUnit) -> (String, String) {
-    let today = setting::find(path).unwrap().show(&mut Config::default());
-    let trimmed = today.trim_matches('"');
-    let milliseconds = |text| value::duration(Raw::Text(text)).unwrap().as_millis();
+fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) {
+    let new = setting::find(path).unwrap().format_value(&mut Config::default());
+    let trimmed = new.trim_matches('"');
+    let milliseconds = |text| value::parse_duration(RawValue::Text(text)).unwrap().as_millis();
     let old = match old_unit {
         OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
         OldUnit::Days => (milliseconds(trimmed) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
-        OldUnit::Bytes => value::size(Raw::Text(trimmed)).unwrap().to_string(),
+        OldUnit::Bytes => value::parse_size(RawValue::Text(trimmed)).unwrap().to_string(),
         OldUnit::Same => {
-            assert!(value::duration(Raw::Text(trimmed)).is_err() && value::size(Raw::Text(trimmed)).is_err());
-            today.clone()
+            assert!(
+                value::parse_duration(RawValue::Text(trimmed)).is_err()
+                    && value::parse_size(RawValue::Text(trimmed)).is_err()
+            );
+            new.clone()
         }
     };
-    (today, old)
+    (new, old)
 }
 
 #[test]
 fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
     for (old, new, old_unit) in SETTINGS {
-        let (value, old_value) = default_of(new, *old_unit);
+        let (value, old_value) = default_in_both_notations(new, *old_unit);
         let ((section, name), (new_section, new_name)) =
             (old.split_once('.').unwrap(), new.split_once('.').unwrap());
         let toml = format!("[{section}]\n{name} = {old_value}\n");
         let section_advice =
             if section == new_section { String::new() } else { format!(" in [{new_section}]") };
-        FakeMachine::fresh().toml(&toml).check_problems(&format!(
+        FakeMachine::with_key().toml(&toml).check_problems(&format!(
             "/etc/k.toml:2:1: `{old}` has a new name\n  2 | {name} = {old_value}\n    | {}\n    = write `{new_name} = {value}`{section_advice}",
             "^".repeat(name.len()),
         ));
-        FakeMachine::fresh().toml(&format!("[{new_section}]\n{new_name} = {value}\n")).config();
+        FakeMachine::with_key().toml(&format!("[{new_section}]\n{new_name} = {value}\n")).config();
     }
 }
 
 #[test]
 fn each_old_variable_is_reported_with_the_one_to_set() {
     for (old, new, old_unit) in SETTINGS {
-        let (value, old_value) = default_of(new, *old_unit);
+        let (value, old_value) = default_in_both_notations(new, *old_unit);
         let (value, old_value) = (value.trim_matches('"'), old_value.trim_matches('"'));
         if value.is_empty() {
             // A blank variable counts as unset.
             continue;
         }
-        let (variable, new) = (setting::variable(old), setting::variable(new));
-        FakeMachine::fresh()
+        let (variable, new) = (setting::variable_name(old), setting::variable_name(new));
+        FakeMachine::with_key()
             .variable(&variable, old_value)
             .check_problems(&format!("{variable}: this setting has a new name\n    = set {new}={value}"));
-        FakeMachine::fresh().variable(&new, value).config();
+        FakeMachine::with_key().variable(&new, value).config();
     }
 }
 
 #[test]
-fn no_old_name_is_a_setting() {
+fn old_names_are_not_settings() {
     for (index, (old, new, old_unit)) in SETTINGS.iter().enumerate() {
         assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old}");
         assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
@@ -72,7 +75,7 @@ fn no_old_name_is_a_setting() {
     for (old, new) in SECTIONS {
         assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
         // Every setting of an old section has its own message.
-        for setting in setting::TABLE.iter().filter(|setting| setting.section() == *new) {
+        for setting in setting::SETTINGS.iter().filter(|setting| setting.section() == *new) {
             let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
             };
@@ -82,8 +85,8 @@ fn no_old_name_is_a_setting() {
 }
 
 #[test]
-fn no_name_of_a_setting_has_a_unit_or_ends_in_its_limit() {
-    for setting in setting::TABLE {
+fn the_name_of_a_setting_has_no_unit_and_no_limit_suffix() {
+    for setting in setting::SETTINGS {
         for part in setting.path.split(['.', '_']) {
             assert!(!["ms", "bytes", "days", "seconds"].contains(&part), "{}", setting.path);
         }
@@ -92,8 +95,8 @@ fn no_name_of_a_setting_has_a_unit_or_ends_in_its_limit() {
 }
 
 #[test]
-fn an_old_value_that_was_wrong_is_not_converted() {
-    FakeMachine::fresh()
+fn an_invalid_old_value_is_not_converted() {
+    FakeMachine::with_key()
         .toml("[server]\nconnections_max = []\n[watch]\ninterval_ms = \"x\"\n")
         .variable("KEYCHOIR_REPLAY__DEADLINE_MS", "soon")
         .check_problems(
@@ -113,9 +116,11 @@ KEYCHOIR_REPLAY__DEADLINE_MS: this setting has a new name
 }
 
 #[test]
-fn an_old_section_is_reported_with_old_new_or_no_names_in_it() {
-    FakeMachine::fresh().toml("[watch]\ninterval = \"10m\"\n[replay]\n[sockets]\nidle = 3\n").check_problems(
-        "
+fn an_old_section_is_reported_with_and_without_settings() {
+    FakeMachine::with_key()
+        .toml("[watch]\ninterval = \"10m\"\n[replay]\n[sockets]\nidle = 3\n")
+        .check_problems(
+            "
 /etc/k.toml:2:1: `watch` has a new name
   2 | interval = \"10m\"
     | ^^^^^^^^
@@ -129,7 +134,7 @@ fn an_old_section_is_reported_with_old_new_or_no_names_in_it() {
     | ^^^^
     = write [websocket]
 ",
-    );
+        );
 }
 
 #[test]
@@ -137,7 +142,7 @@ fn the_old_name_of_a_clients_limit_is_reported_with_the_line_to_write() {
     let lines = ["\"3 requests\"", "\"60 per minute\"", "4"];
     for ((old, new), line) in CLIENT_FIELDS.iter().zip(lines) {
         let toml = format!("[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n{old} = {line}\n");
-        FakeMachine::fresh().toml(&toml).check_problems(&format!(
+        FakeMachine::with_key().toml(&toml).check_problems(&format!(
             "/etc/k.toml:4:1: `{old}` has a new name\n  4 | {old} = ***\n    | {}\n    = write `{new} = {line}`",
             "^".repeat(old.len()),
         ));
@@ -146,10 +151,10 @@ fn the_old_name_of_a_clients_limit_is_reported_with_the_line_to_write() {
 
 #[test]
 fn the_old_name_of_a_strategy_is_reported_with_the_new_one() {
-    FakeMachine::fresh().variable("KEYCHOIR_POOL__STRATEGY", "least-busy").check_problems(
+    FakeMachine::with_key().variable("KEYCHOIR_POOL__STRATEGY", "least-busy").check_problems(
         "
-KEYCHOIR_POOL__STRATEGY: there is no strategy `least-busy`
-    = there is `fill-first`, `round-robin`, `most-remaining`, `least-requests`, `soonest-reset`
+KEYCHOIR_POOL__STRATEGY: unknown strategy `least-busy`
+    = use one of `fill-first`, `round-robin`, `most-remaining`, `least-requests`, `soonest-reset`
     = did you mean `least-requests`?
 ",
     );

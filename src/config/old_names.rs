@@ -1,30 +1,29 @@
-//! Lists the old names of renamed settings. An old name is an error, and its message contains the
-//! line to write instead. Old names are no aliases, because two names of one setting would need a
-//! precedence.
+//! Recognizes the old names of renamed settings. An old name is an error whose message contains the line
+//! to write instead. Old names are not aliases, because the file could then set a setting twice.
 
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::mask::shown;
-use super::problem::WrongValue;
+use super::mask::quote_masked;
+use super::problem::ValueError;
 use super::setting::{self, Setting};
-use super::value::{self, Raw};
-use crate::policy::client_quota::{ClientQuota, Rate};
-use crate::policy::quantity::duration::ShownDuration;
-use crate::policy::quantity::size::ShownSize;
+use super::value::{self, RawValue};
+use crate::policy::client_quota::{ClientQuota, RateLimit};
+use crate::policy::quantity::duration::DisplayDuration;
+use crate::policy::quantity::size::DisplaySize;
 
-/// The unit of a value under an old name.
+/// The unit of an old setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldUnit {
     Milliseconds,
     Days,
     Bytes,
-    /// The same type and unit as the new setting.
+    /// The same notation as in the new setting.
     Same,
 }
 
-/// Old path, new path and the unit of the old value.
+/// The old path and the new path of each setting, and the unit of the old value.
 pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
     ("server.head_read_ms_max", "server.request_headers_timeout", OldUnit::Milliseconds),
     ("server.body_idle_ms_max", "server.request_body_timeout", OldUnit::Milliseconds),
@@ -98,58 +97,62 @@ pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
     ("access.deny_dangerous", "access.block_admin_endpoints", OldUnit::Same),
 ];
 
-/// Old section and new section.
+/// The old and the new name of each section.
 pub(super) const SECTIONS: &[(&str, &str)] =
     &[("replay", "retry"), ("watch", "quota_polling"), ("ownership", "affinity"), ("sockets", "websocket")];
 
-/// Old field and new field of a `[[clients]]` entry.
+/// The old and the new name of each field of a `[[clients]]` entry.
 pub(super) const CLIENT_FIELDS: &[(&str, &str)] =
     &[("allowance", "quota"), ("rate", "rate_limit"), ("concurrency", "max_concurrent")];
 
-/// Old value and new value of `pool.strategy`.
+/// The old and the new name of each strategy.
 const STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
 
 /// The new name of an old section.
-pub(super) fn section(old: &str) -> Option<&'static str> {
-    SECTIONS.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
+pub(super) fn new_section(old_name: &str) -> Option<&'static str> {
+    find_new_name(SECTIONS, old_name)
 }
 
 /// The new name of an old strategy.
-pub(super) fn strategy(old: &str) -> Option<&'static str> {
-    STRATEGIES.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
+pub(super) fn new_strategy(old_name: &str) -> Option<&'static str> {
+    find_new_name(STRATEGIES, old_name)
 }
 
-/// The error for a setting with an old path in a file; `None` if `section.name` is no old path.
-pub(super) fn in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
+fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'static str> {
+    names.iter().find(|(name, _)| *name == old_name).map(|(_, new_name)| *new_name)
+}
+
+/// The error for an old setting in a file; `None` if `section.name` is not an old path.
+pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let path = format!("{section}.{name}");
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
     let new = setting::find(new)?;
-    let raw = Raw::Toml(value);
-    let line = match converted(*old_unit, raw) {
+    let raw = RawValue::Toml(value);
+    let line = match convert(*old_unit, raw) {
         Some(value) => format!("`{} = {value}`", new.name()),
         None => format!("`{}`", new.name()),
     };
     let advice = if new.section() == section { line } else { format!("{line} in [{}]", new.section()) };
-    Some(WrongValue::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
+    Some(ValueError::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
-/// The error for an environment variable with the old name of a setting.
-pub(super) fn in_environment(variable: &str, text: &str) -> Option<WrongValue> {
-    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable(old) == variable)?;
-    let new = setting::find(new).map(Setting::variable)?;
-    let advice = match converted(*old_unit, Raw::Text(text)) {
+/// The error for the environment variable of an old setting; `None` if the variable is not one.
+pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueError> {
+    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
+    let new = setting::find(new).map(Setting::variable_name)?;
+    let advice = match convert(*old_unit, RawValue::Text(text)) {
         Some(value) => format!("set {new}={value}"),
         None => format!("set {new}"),
     };
-    Some(WrongValue::new("this setting has a new name").advise(advice))
+    Some(ValueError::new("this setting has a new name").advise(advice))
 }
 
-/// The error for a client's field with an old name.
-pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
-    let (_, new) = CLIENT_FIELDS.iter().find(|(old, _)| *old == name)?;
-    // A text in an entry may be a token, so the message shows it only if it parses as a limit.
+/// The error for an old field of a client; `None` if the name is not an old one.
+pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueError> {
+    let new = find_new_name(CLIENT_FIELDS, name)?;
+    // A string in an entry may be a token, so the message contains it only if it parses as a limit.
     let is_limit = match value {
-        DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<Rate>().is_ok(),
+        DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<RateLimit>().is_ok(),
         DeValue::Integer(_) => true,
         DeValue::Float(_)
         | DeValue::Boolean(_)
@@ -157,36 +160,39 @@ pub(super) fn in_client(name: &str, value: &DeValue<'_>) -> Option<WrongValue> {
         | DeValue::Array(_)
         | DeValue::Table(_) => false,
     };
-    let line = match unchanged(Raw::Toml(value)).filter(|_| is_limit) {
+    let line = match format_unchanged(RawValue::Toml(value)).filter(|_| is_limit) {
         Some(value) => format!("`{new} = {value}`"),
         None => format!("`{new}`"),
     };
-    Some(WrongValue::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
+    Some(ValueError::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
-/// Converts an old value to the new notation; `None` if the value was invalid or may be a secret.
-fn converted(old_unit: OldUnit, old: Raw<'_>) -> Option<String> {
-    let number = || value::whole_number(old).ok();
+/// Converts an old value to the notation of the new setting; `None` if the value is invalid or may be a
+/// secret.
+fn convert(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
+    let number = || value::parse_integer(old).ok();
     let quantity = match old_unit {
-        OldUnit::Milliseconds => ShownDuration(Duration::from_millis(number()?)).to_string(),
-        OldUnit::Days => ShownDuration(Duration::from_secs(number()?.checked_mul(24 * 3_600)?)).to_string(),
-        OldUnit::Bytes => ShownSize(number()?).to_string(),
-        OldUnit::Same => return unchanged(old),
+        OldUnit::Milliseconds => DisplayDuration(Duration::from_millis(number()?)).to_string(),
+        OldUnit::Days => DisplayDuration(Duration::from_secs(number()?.checked_mul(24 * 3_600)?)).to_string(),
+        OldUnit::Bytes => DisplaySize(number()?).to_string(),
+        OldUnit::Same => return format_unchanged(old),
     };
     Some(match old {
-        Raw::Text(_) => quantity,
-        Raw::Toml(_) => format!("\"{quantity}\""),
+        RawValue::Text(_) => quantity,
+        RawValue::Toml(_) => format!("\"{quantity}\""),
     })
 }
 
-fn unchanged(old: Raw<'_>) -> Option<String> {
-    // The message omits a text that it would have to mask, escape or truncate.
-    let is_harmless = |text: &str| shown(text) == format!("`{text}`") && !text.contains('"');
+fn format_unchanged(old: RawValue<'_>) -> Option<String> {
+    // A string that would be masked, escaped or truncated is omitted from the message.
+    let is_harmless = |text: &str| quote_masked(text) == format!("`{text}`") && !text.contains('"');
     match old {
-        Raw::Text(text) => is_harmless(text).then(|| text.to_owned()),
-        Raw::Toml(DeValue::String(text)) => is_harmless(text).then(|| format!("\"{text}\"")),
-        Raw::Toml(DeValue::Integer(_)) => Some(value::whole_number(old).ok()?.to_string()),
-        Raw::Toml(DeValue::Boolean(is_on)) => Some(is_on.to_string()),
-        Raw::Toml(DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_)) => None,
+        RawValue::Text(text) => is_harmless(text).then(|| text.to_owned()),
+        RawValue::Toml(DeValue::String(text)) => is_harmless(text).then(|| format!("\"{text}\"")),
+        RawValue::Toml(DeValue::Integer(_)) => Some(value::parse_integer(old).ok()?.to_string()),
+        RawValue::Toml(DeValue::Boolean(is_on)) => Some(is_on.to_string()),
+        RawValue::Toml(DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_)) => {
+            None
+        }
     }
 }
