@@ -1,5 +1,5 @@
-//! The access log: one event per request, written when the request ends, whatever the outcome. The guard
-//! contains only the request's summary, and none of its resources.
+//! The access log: one event per request, written when the request ends, whatever its outcome. The guard
+//! holds only the request's summary, so the request's key and permits are released independently of the log.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,45 +10,44 @@ use tracing::{Level, enabled, info};
 
 use super::request_summary::RequestSummary;
 use crate::policy::client::ClientName;
-use crate::policy::plain_text::without_tokens;
-use crate::telemetry::{Meters, RequestLabels};
+use crate::policy::plain_text::hide_tokens;
+use crate::telemetry::{RequestLabels, RequestMetrics};
 
 /// Maximum characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
-/// The guard of a running request. Dropping it counts the request and writes its event.
+/// The guard of a running request. Dropping it writes the event and records the request in the metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,
-    meters: Meters,
+    meters: RequestMetrics,
 }
 
 impl AccessLog {
-    /// Begins the summary of a request.
-    pub(super) fn begin<B>(request: &Request<B>, peer: Option<IpAddr>, meters: &Meters) -> Self {
-        meters.request_begun();
-        Self { summary: RequestSummary::begin(request, peer), meters: meters.clone() }
+    pub(super) fn new<B>(request: &Request<B>, peer: Option<IpAddr>, meters: &RequestMetrics) -> Self {
+        meters.record_request_start();
+        Self { summary: RequestSummary::new(request, peer), meters: meters.clone() }
     }
 
-    /// Records that the relay of the provider's response begins.
-    pub(super) fn relaying(&self) {
+    /// Records in the metrics that the relay of the provider's response starts.
+    pub(super) fn record_relay_start(&self) {
         let elapsed = self.summary.elapsed();
-        self.meters.relaying(elapsed, self.summary.overhead(elapsed));
+        self.meters.record_response_start(elapsed, self.summary.overhead(elapsed));
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
         let summary = &mut self.summary;
-        write(summary);
+        write_event(summary);
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
-        self.meters.request_ended(&labels, summary.elapsed());
+        self.meters.record_request_end(&labels, summary.elapsed());
     }
 }
 
-/// Writes the event. Its fields are in alphabetical order, as in every line.
-fn write(summary: &RequestSummary) {
+/// Writes the event. Its fields are in alphabetical order, as in every log event.
+fn write_event(summary: &RequestSummary) {
     if !enabled!(Level::INFO) {
         return;
     }
@@ -57,7 +56,7 @@ fn write(summary: &RequestSummary) {
     let (method, total_ms) = (summary.method.as_str(), millis(summary.elapsed()));
     let route = OrDash(summary.route);
     let retry_reasons = (!summary.retry_reasons.is_empty()).then(|| summary.retry_reasons.join(","));
-    let user_agent = without_tokens(summary.user_agent());
+    let user_agent = hide_tokens(summary.user_agent());
     let end = user_agent.char_indices().nth(MAX_USER_AGENT_CHARS).map_or(user_agent.len(), |(end, _)| end);
     info!(
         attempts,
@@ -70,7 +69,7 @@ fn write(summary: &RequestSummary) {
         key,
         method,
         parameters = summary.parameters,
-        replay_lost = summary.replay_loss.map(|loss| loss.word()),
+        replay_lost = summary.replay_loss.map(|loss| loss.code()),
         request_id = &*summary.request_id(),
         retry_reasons = retry_reasons.as_deref(),
         route = %route,
@@ -84,7 +83,7 @@ fn write(summary: &RequestSummary) {
     );
 }
 
-/// A value, or `-` when there is none.
+/// A value, or `-` for `None`.
 struct OrDash<T>(Option<T>);
 
 impl<T: fmt::Display> fmt::Display for OrDash<T> {
@@ -96,6 +95,6 @@ impl<T: fmt::Display> fmt::Display for OrDash<T> {
     }
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
-//! Chooses the account that must or should serve a request, by the identifiers that the request names and the
-//! lists that it reads. Also records the ownership that the response proves.
+//! Account affinity: selects the account that must or should serve a request, by the identifiers that the
+//! request names and the lists that it reads. Records the ownership that the response proves.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,267 +11,263 @@ use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 
 use super::config::Limits;
-use super::misses::Misses;
+use super::not_found_cache::NotFoundCache;
 use super::request_meta::RequestMeta;
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{OwnershipUpdate, UsagePermit};
-use crate::body::decode::decoded;
+use crate::body::decode::decode_body;
 use crate::body::inspect::BodyInspector;
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::elevenlabs::affinity::claim::{TwoOwners, owner};
-use crate::elevenlabs::affinity::{self, Kind, Named, Names, Yields};
+use crate::elevenlabs::affinity::required_owner::{ConflictingOwners, required_owner};
+use crate::elevenlabs::affinity::{self, Identifier, RequestIdentifiers, ResourceKind, ResponseOwnership};
 use crate::elevenlabs::endpoint::{Endpoint, Metering, Route};
 use crate::elevenlabs::request_body;
+use crate::policy::client::ClientName;
 use crate::policy::replay::Effect;
-use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 
-/// Maximum wait for a JSON body that may contain an owned identifier; a slower body is streamed without being
+/// Maximum wait for a JSON body that may contain an owned identifier. A slower body is streamed without being
 /// searched.
-const BODY_WAIT_MAX: Duration = Duration::from_secs(2);
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The accounts that may serve a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
     /// Any account.
     Any,
-    /// The account that served the client's lists before; if it cannot serve, any other account.
+    /// The account that last served the client a list; any other account if that account cannot serve.
     Preferred(OwnerId),
     /// Only the owner of the named resource.
-    Pinned(OwnerId, Kind),
+    Pinned(OwnerId, ResourceKind),
 }
 
-/// The identifiers in a request, and the accounts that may serve it.
+/// The accounts that may serve a request, and the identifiers that determine them.
 #[derive(Debug)]
 pub(super) struct AccountAffinity {
     method: Method,
     route: Route,
     path: Arc<str>,
-    names: Names,
-    yields: Yields,
-    /// Whether another account may be tried after a 404, which had no effect and no cost.
-    may_be_elsewhere: bool,
+    pub(super) identifiers: RequestIdentifiers,
+    response_ownership: ResponseOwnership,
+    /// Whether another account may be tried after a 404, because a 404 has no effect and no cost.
+    may_try_other_accounts: bool,
     is_free: bool,
-    has_document: bool,
+    has_json_body: bool,
     scope: Scope,
     /// Accounts that returned 404 for the named resource.
-    accounts_without: Vec<OwnerId>,
-    /// Ownership changes that are written to the usage store at the next record.
-    changes: Vec<OwnershipUpdate>,
+    accounts_without_resource: Vec<OwnerId>,
+    /// Ownership updates that are not written to the usage store yet.
+    updates: Vec<OwnershipUpdate>,
 }
 
 impl AccountAffinity {
-    /// Reads method, route and identifiers from a request head.
-    pub(super) fn of(head: &Parts, endpoint: &Endpoint, names: Names) -> Self {
-        let yields = affinity::yields(&head.method, &endpoint.route);
+    pub(super) fn new(head: &Parts, endpoint: &Endpoint, identifiers: RequestIdentifiers) -> Self {
+        let response_ownership = affinity::response_ownership(&head.method, &endpoint.route);
         Self {
-            names,
-            may_be_elsewhere: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
+            identifiers,
+            may_try_other_accounts: endpoint.effect == Effect::None || affinity::is_speech(&endpoint.route),
             is_free: endpoint.metering == Metering::Free,
-            has_document: is_json(&head.headers),
+            has_json_body: is_json(&head.headers),
             method: head.method.clone(),
             route: endpoint.route,
-            // The path is needed only to find identifiers in the response.
-            path: if yields == Yields::Nothing { Arc::default() } else { head.uri.path().into() },
-            yields,
+            // Only the search for identifiers in the response needs the path.
+            path: if response_ownership == ResponseOwnership::None {
+                Arc::default()
+            } else {
+                head.uri.path().into()
+            },
+            response_ownership,
             scope: Scope::Any,
-            accounts_without: Vec::new(),
-            changes: Vec::new(),
+            accounts_without_resource: Vec::new(),
+            updates: Vec::new(),
         }
     }
 
-    /// Determines the account that must or should serve the request. A JSON body is awaited within
-    /// bounds, as it may name an owned resource.
+    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to
+    /// a maximum size and time, because it may name an owned resource.
     ///
     /// # Errors
     ///
     /// When the request names resources of two accounts.
-    pub(super) async fn resolve(
+    pub(super) async fn resolve<C>(
         &mut self,
+        proxy: &Proxy<C>,
         roster: &Roster,
-        owners: &OwnershipIndex,
-        misses: &Misses,
+        client: &ClientName,
         body: &Replay<Incoming>,
-        preferred: impl FnOnce() -> Option<OwnerId>,
-    ) -> Result<(), TwoOwners> {
-        if !roster.has_choice() {
+    ) -> Result<(), ConflictingOwners> {
+        if !roster.has_several_workspaces() {
             return Ok(());
         }
-        if self.has_document
-            && let (start, true) = body.peek_body(request_body::BODY_BYTES_MAX, BODY_WAIT_MAX).await
+        if self.has_json_body
+            && let (start, true) =
+                body.peek_body(request_body::MAX_PARSED_BODY_BYTES, BODY_READ_TIMEOUT).await
         {
-            self.names.add_body(&start);
+            self.identifiers.add_body(&start);
         }
-        self.scope = match self.claimed_owner(roster, owners)? {
-            Some((kind, identity)) => Scope::Pinned(identity, kind),
-            None if self.prefers_account() => preferred().map_or(Scope::Any, Scope::Preferred),
+        self.scope = match self.named_owner(roster, &proxy.owners)? {
+            Some((kind, owner)) => Scope::Pinned(owner, kind),
+            None if self.prefers_account() => {
+                proxy.list_affinity.account_for(client).map_or(Scope::Any, Scope::Preferred)
+            }
             None => Scope::Any,
         };
-        // If all accounts returned 404 recently, one 404 is enough and no other account is tried.
-        self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
+        // If all accounts returned 404 recently, only one account is tried.
+        self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
         Ok(())
     }
 
-    /// Adds the identifiers that a message on a socket names.
+    /// Adds the identifiers in a client's message of a WebSocket session.
     ///
     /// # Errors
     ///
     /// When the session names resources of two accounts.
-    pub(super) fn add_message_names(
+    pub(super) fn add_message_identifiers<C>(
         &mut self,
         message: &[u8],
+        proxy: &Proxy<C>,
         roster: &Roster,
-        owners: &OwnershipIndex,
-        misses: &Misses,
-    ) -> Result<(), TwoOwners> {
-        if roster.has_choice() {
-            self.names.add_body(message);
-            self.may_be_elsewhere &= !misses.includes(&self.names, clock::now());
-            if let Some((kind, identity)) = self.claimed_owner(roster, owners)? {
-                self.scope = Scope::Pinned(identity, kind);
+    ) -> Result<(), ConflictingOwners> {
+        if roster.has_several_workspaces() {
+            self.identifiers.add_body(message);
+            self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
+            if let Some((kind, owner)) = self.named_owner(roster, &proxy.owners)? {
+                self.scope = Scope::Pinned(owner, kind);
             }
         }
         Ok(())
     }
 
-    /// The account that owns the named resources, if it is known.
-    fn claimed_owner(
+    /// Returns the account that owns the named resources, if it is known.
+    fn named_owner(
         &mut self,
         roster: &Roster,
         owners: &OwnershipIndex,
-    ) -> Result<Option<(Kind, OwnerId)>, TwoOwners> {
+    ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
         let now = clock::now();
-        let (mut known, mut changes) = (Vec::new(), Vec::new());
-        for named in self.names.all() {
-            let Some(entry) = owners.find(named, now) else { continue };
+        let mut known = Vec::new();
+        for identifier in self.identifiers.all() {
+            let Some(entry) = owners.find(identifier, now) else { continue };
             // An owner without a key in the pool counts as unknown.
-            let Some(identity) = roster.identity_of(&entry.owner) else { continue };
-            known.push((named.kind, identity.clone()));
-            changes.extend(entry.update.map(OwnershipUpdate::Recorded));
+            let Some(owner) = roster.identity_of(&entry.owner) else { continue };
+            known.push((identifier.kind, owner.clone()));
+            self.updates.extend(entry.update.map(OwnershipUpdate::Recorded));
         }
-        self.changes.append(&mut changes);
-        owner(known)
+        required_owner(known)
     }
 
-    /// Records the ownership that a served session proves for the account of `key`: of the
-    /// resources it names, and of the identifiers in its first message. Returns the changes to
-    /// write.
+    /// Records that the account of `key`, which serves a session, owns the resources that the session names
+    /// and the identifiers in the provider's first message. Returns the updates to write.
     pub(super) fn record_session<C>(
         &mut self,
         proxy: &Proxy<C>,
         key: &Key,
-        first: &[u8],
+        first_message: &[u8],
     ) -> Vec<OwnershipUpdate> {
         let (owner, now) = (key.workspace().identity().clone(), clock::now());
-        proxy.misses.forget(&self.names);
-        let created = affinity::in_first_message(first);
-        let proven = created.into_iter().chain(self.proven_names());
-        let updates: Vec<_> = proven.filter_map(|named| proxy.owners.record(named, &owner, now)).collect();
-        self.changes.extend(updates.into_iter().map(OwnershipUpdate::Recorded));
-        std::mem::take(&mut self.changes)
-    }
-
-    /// The identifiers that the request names.
-    pub(super) fn names(&self) -> &Names {
-        &self.names
+        proxy.not_found_cache.remove(&self.identifiers);
+        let created = affinity::identifiers_in_first_message(first_message);
+        let proven = created.into_iter().chain(self.proven_identifiers());
+        let recorded = proven.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
+        self.updates.extend(recorded.map(OwnershipUpdate::Recorded));
+        mem::take(&mut self.updates)
     }
 
     /// Whether the request reads or extends an account's lists without a charge.
     fn prefers_account(&self) -> bool {
-        self.yields == Yields::Account || (self.yields == Yields::Made && self.is_free)
+        self.response_ownership == ResponseOwnership::Account
+            || (self.response_ownership == ResponseOwnership::Created && self.is_free)
     }
 
-    /// The account that is tried first.
-    pub(super) fn preferred(&self) -> Option<&OwnerId> {
+    /// The account that is tried first, if any.
+    pub(super) fn preferred_account(&self) -> Option<&OwnerId> {
         match &self.scope {
             Scope::Preferred(identity) => Some(identity),
             Scope::Any | Scope::Pinned(..) => None,
         }
     }
 
-    /// Whether some keys are ineligible or less preferred for the request.
-    pub(super) fn binds(&self) -> bool {
-        self.scope != Scope::Any || !self.accounts_without.is_empty() || self.needs_no_credits()
+    /// Whether the affinity excludes keys, prefers keys or admits exhausted keys.
+    pub(super) fn affects_selection(&self) -> bool {
+        self.scope != Scope::Any || !self.accounts_without_resource.is_empty() || self.needs_no_credits()
     }
 
     /// Whether every key may serve the request.
     pub(super) fn is_unrestricted(&self) -> bool {
-        !matches!(self.scope, Scope::Pinned(..)) && self.accounts_without.is_empty()
+        !matches!(self.scope, Scope::Pinned(..)) && self.accounts_without_resource.is_empty()
     }
 
     /// Whether the request reads or extends an account's resources without a charge.
     fn needs_no_credits(&self) -> bool {
-        self.is_free && (self.yields != Yields::Nothing || !self.names.is_empty())
+        self.is_free && (self.response_ownership != ResponseOwnership::None || !self.identifiers.is_empty())
     }
 
-    /// The kind of the owned resource, when only its owner may serve the request.
-    pub(super) fn pinned_by(&self) -> Option<Kind> {
+    /// The kind of the owned resource, if only its owner may serve the request.
+    pub(super) fn pinning_kind(&self) -> Option<ResourceKind> {
         match &self.scope {
             Scope::Pinned(_, kind) => Some(*kind),
             Scope::Any | Scope::Preferred(_) => None,
         }
     }
 
-    /// Whether `key` may serve the request. An account without credits may serve a free one.
+    /// Whether `key` may serve the request. An account without credits may serve a free request.
     pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
         let identity = key.workspace().identity();
         let is_allowed = match &self.scope {
             Scope::Pinned(owner, _) => identity == owner,
             Scope::Any | Scope::Preferred(_) => true,
         };
-        if !is_allowed || self.accounts_without.contains(identity) {
+        if !is_allowed || self.accounts_without_resource.contains(identity) {
             return Eligibility::No;
         }
         if self.needs_no_credits() { Eligibility::EvenExhausted } else { Eligibility::Yes }
     }
 
-    /// Records that the account of `key` does not have the named resource; returns whether another
-    /// may.
-    pub(super) fn record_missing(&mut self, key: &Key, roster: &Roster) -> bool {
+    /// Records that the account of `key` does not have the named resource. Returns whether another account
+    /// may have it and can be tried.
+    pub(super) fn record_not_found(&mut self, key: &Key, roster: &Roster) -> bool {
         let identity = key.workspace().identity();
-        if self.pinned_by().is_some() {
-            self.forget_deleted();
+        if self.pinning_kind().is_some() {
+            self.remove_deleted_owner();
             return false;
         }
-        if !self.accounts_without.contains(identity) {
-            self.accounts_without.push(identity.clone());
+        if !self.accounts_without_resource.contains(identity) {
+            self.accounts_without_resource.push(identity.clone());
         }
-        let is_left = |key: &Arc<Key>| !self.accounts_without.contains(key.workspace().identity());
-        self.may_be_elsewhere && !self.names.is_empty() && roster.keys().iter().any(is_left)
+        let is_untried =
+            |key: &Arc<Key>| !self.accounts_without_resource.contains(key.workspace().identity());
+        self.may_try_other_accounts && !self.identifiers.is_empty() && roster.keys().iter().any(is_untried)
     }
 
-    /// Remembers for `ttl` that no account has the named resource, unless its owner is known: until then,
-    /// only one account is tried.
-    pub(super) fn remember_miss(&self, misses: &Misses, ttl: Duration, now: UnixMs) {
-        if self.pinned_by().is_none() && !self.names.is_empty() {
-            misses.remember(&self.names, ttl, now);
-        }
-    }
-
-    /// Forgets an owner that no longer has the resource, so that the next request may try other
-    /// accounts.
-    fn forget_deleted(&mut self) {
-        let is_about_named = affinity::is_speech(&self.route) || self.route.is_about_one();
-        if let ([named], true, true) =
-            (self.names.path.as_slice(), self.names.others.is_empty(), is_about_named)
-        {
-            self.changes.push(OwnershipUpdate::Forgotten(*named));
+    /// Caches for `ttl` that no account has the named resource, unless its owner is known. While the entry is
+    /// valid, only one account is tried.
+    pub(super) fn remember_not_found(&self, not_found_cache: &NotFoundCache, ttl: Duration) {
+        if self.pinning_kind().is_none() && !self.identifiers.is_empty() {
+            not_found_cache.insert(&self.identifiers, ttl, clock::now());
         }
     }
 
-    /// Whether ownership may be recorded or forgotten, which needs a permit of the usage queue.
+    /// Removes an owner that no longer has the resource, so that the next request may try other accounts.
+    fn remove_deleted_owner(&mut self) {
+        let is_about_named = affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();
+        if let ([only], [], true) = (&*self.identifiers.path, &*self.identifiers.others, is_about_named) {
+            self.updates.push(OwnershipUpdate::Removed(*only));
+        }
+    }
+
+    /// Whether ownership may be recorded or removed, which needs a permit of the usage queue.
     pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
         endpoint.metering == Metering::Credits
-            || self.yields != Yields::Nothing
-            || !self.names.is_empty()
-            || !self.changes.is_empty()
+            || self.response_ownership != ResponseOwnership::None
+            || !self.identifiers.is_empty()
+            || !self.updates.is_empty()
     }
 
-    /// Records the ownership that the response head proves. Returns a recorder for the response
-    /// body, which then takes `permit`, if the body may give identifiers.
+    /// Records the ownership that the response head proves. Returns a recorder for the response body, if the
+    /// body may contain new identifiers.
     pub(super) fn record<C>(
         mut self,
         proxy: &Proxy<C>,
@@ -282,68 +279,60 @@ impl AccountAffinity {
     ) -> Option<OwnershipRecorder> {
         let owner = key.workspace().identity().clone();
         let now = clock::now();
-        for change in &self.changes {
-            if let OwnershipUpdate::Forgotten(named) = change {
-                proxy.owners.forget(named);
+        for update in &self.updates {
+            if let OwnershipUpdate::Removed(identifier) = update {
+                proxy.owners.remove(identifier);
             }
         }
         let UpstreamResponse { head, verdict, .. } = response;
         if *verdict == Verdict::NotFound {
-            self.remember_miss(&proxy.misses, limits.not_found_ttl, now);
+            self.remember_not_found(&proxy.not_found_cache, limits.not_found_ttl);
         }
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {
-            proxy.misses.forget(&self.names);
-            let proven = affinity::in_headers(&head.headers).into_iter().chain(self.proven_names());
-            let updates = proven.filter_map(|named| proxy.owners.record(named, &owner, now));
-            self.changes.extend(updates.map(OwnershipUpdate::Recorded));
-            if self.prefers_account() && self.pinned_by().is_none() {
+            proxy.not_found_cache.remove(&self.identifiers);
+            let proven =
+                affinity::identifiers_in_headers(&head.headers).into_iter().chain(self.proven_identifiers());
+            let updates = proven.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
+            self.updates.extend(updates.map(OwnershipUpdate::Recorded));
+            if self.prefers_account() && self.pinning_kind().is_none() {
                 proxy.list_affinity.record(&meta.client, &owner);
             }
         }
-        let gives_document = is_served && self.yields != Yields::Nothing && is_json(&head.headers);
-        if !gives_document {
-            permit.record_ownership(self.changes);
+        let may_contain_identifiers =
+            is_served && self.response_ownership != ResponseOwnership::None && is_json(&head.headers);
+        if !may_contain_identifiers {
+            permit.record_ownership(self.updates);
             return None;
         }
         let encoding =
             head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable").to_owned());
-        let Self { method, route, path, changes, .. } = self;
-        let bytes_max = limits.max_response_scan_size;
-        let owners = Arc::clone(&proxy.owners);
-        Some(OwnershipRecorder {
-            owners,
-            owner,
-            method,
-            route,
-            path,
-            encoding,
-            bytes_max,
-            changes,
-            permit: Some(permit),
-        })
+        let Self { method, route, path, updates, .. } = self;
+        let (owners, max_bytes) = (Arc::clone(&proxy.owners), limits.max_response_scan_size);
+        let permit = Some(permit);
+        Some(OwnershipRecorder { owners, owner, method, route, path, encoding, max_bytes, updates, permit })
     }
 
-    /// The named identifiers that a success proves to belong to the serving account.
-    fn proven_names(&self) -> Vec<Named> {
+    /// The identifiers in the request that, by its success, belong to the serving account.
+    fn proven_identifiers(&self) -> Vec<Identifier> {
         if self.method == Method::DELETE {
             return Vec::new();
         }
-        if self.accounts_without.is_empty() {
-            // A resource that every account may have proves nothing.
-            return self.names.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
+        if self.accounts_without_resource.is_empty() {
+            // Every account may have a shared resource, so its success proves nothing.
+            return self.identifiers.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
         }
         // Another account did not have the resource. If several identifiers are outside the path, it is
-        // unknown which one was missing.
-        match (self.names.path.as_slice(), self.names.others.as_slice()) {
+        // unknown which of them that account did not have.
+        match (self.identifiers.path.as_slice(), self.identifiers.others.as_slice()) {
             ([], [only]) => vec![*only],
             (path, _) => path.to_vec(),
         }
     }
 }
 
-/// Records the ownership of identifiers in a response body. The changes from the response head are
-/// written with it, or when it is dropped without a body.
+/// Records the ownership of the identifiers in a response body. Dropping it writes the updates, including
+/// those from the response head.
 #[derive(Debug)]
 pub struct OwnershipRecorder {
     owners: Arc<OwnershipIndex>,
@@ -352,32 +341,27 @@ pub struct OwnershipRecorder {
     route: Route,
     path: Arc<str>,
     encoding: Option<String>,
-    bytes_max: usize,
-    changes: Vec<OwnershipUpdate>,
-    permit: Option<UsagePermit>,
-}
-
-impl OwnershipRecorder {
     /// Maximum bytes of the body that are copied.
-    pub(super) fn bytes_max(&self) -> usize {
-        self.bytes_max
-    }
+    pub(super) max_bytes: usize,
+    updates: Vec<OwnershipUpdate>,
+    permit: Option<UsagePermit>,
 }
 
 impl BodyInspector for OwnershipRecorder {
     fn inspect(mut self, body: &[u8]) {
-        let Some(document) = decoded(body, self.encoding.as_deref(), self.bytes_max) else { return };
+        let Some(document) = decode_body(body, self.encoding.as_deref(), self.max_bytes) else { return };
         let now = clock::now();
-        let created = affinity::in_response(&self.method, &self.route, &self.path, &document);
-        let proven = created.into_iter().filter_map(|named| self.owners.record(named, &self.owner, now));
-        self.changes.extend(proven.map(OwnershipUpdate::Recorded));
+        let created = affinity::identifiers_in_response(&self.method, &self.route, &self.path, &document);
+        let proven =
+            created.into_iter().filter_map(|identifier| self.owners.record(identifier, &self.owner, now));
+        self.updates.extend(proven.map(OwnershipUpdate::Recorded));
     }
 }
 
 impl Drop for OwnershipRecorder {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            permit.record_ownership(std::mem::take(&mut self.changes));
+            permit.record_ownership(mem::take(&mut self.updates));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! One attempt to send a request with one key. At its end, the attempt updates the state of the key in the
-//! pool, charges the client, and writes one usage record, whatever the outcome.
+//! One attempt to send a request with one key. Whatever its outcome, an attempt updates the state of the key
+//! in the pool, charges the client, and writes one usage record.
 
 mod charging;
 mod session;
@@ -19,7 +19,7 @@ use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge, UsagePermit};
 use crate::body::relay::RelayEnd;
-use crate::body::replay::Upload;
+use crate::body::replay::UploadProgress;
 use crate::clock;
 use crate::elevenlabs::cost::ReportedCost;
 use crate::elevenlabs::endpoint::Metering;
@@ -32,12 +32,12 @@ use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
-use crate::pool::{Key, Lease, Pool, Roster, Served, Transition};
+use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt, Transition};
 use crate::secret::ApiKey;
-use crate::telemetry::{AttemptUsage, Meters, log_restriction, log_transitions};
+use crate::telemetry::{AttemptUsage, RequestMetrics, log_restriction, log_transitions};
 use crate::upstream::SendError;
 
-/// The key that the attempt uses.
+/// The key of an attempt: leased from the pool, or sent by the client.
 #[derive(Debug)]
 enum KeySource {
     Pool { pool: Arc<Pool>, roster: Arc<Roster>, lease: Lease },
@@ -45,85 +45,95 @@ enum KeySource {
 }
 
 impl KeySource {
-    /// Credits that the lease reserves in the workspace.
-    fn reserved(&self) -> u64 {
+    fn lease(&self) -> Option<&Lease> {
         match self {
-            Self::Pool { lease, .. } => lease.reserved(),
-            Self::Client(_) => 0,
+            Self::Pool { lease, .. } => Some(lease),
+            Self::Client(_) => None,
         }
+    }
+
+    fn lease_mut(&mut self) -> Option<&mut Lease> {
+        match self {
+            Self::Pool { lease, .. } => Some(lease),
+            Self::Client(_) => None,
+        }
+    }
+
+    /// Credits that the lease reserves in the workspace.
+    fn reserved_credits(&self) -> u64 {
+        self.lease().map_or(0, Lease::reserved)
     }
 }
 
-/// The charge to the client's quota that is still open when the attempt ends.
+/// The part of an attempt that is not charged to the client's quota yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PendingCharge {
-    /// No response head was received yet: the provider may serve the bytes that were sent.
+    /// The response head has not arrived: the provider may serve the bytes that were sent.
     Response,
-    /// No response head to a socket handshake was received yet; the provider serves nothing before it sends
-    /// one.
+    /// The response head to a WebSocket handshake has not arrived. The provider serves nothing before it.
     Handshake,
-    /// A socket session was opened.
+    /// A WebSocket session was opened.
     Session {
         /// Whether the provider has served it.
         is_served: bool,
     },
-    /// Everything is charged.
+    /// The attempt is charged.
     Nothing,
 }
 
-/// The guard of a running attempt. It owns the lease of its key and the permit of its usage record,
-/// and shares the request's permits with the other attempts of the request.
+/// The guard of a running attempt. It owns the lease of its key and the permit of its usage record, and
+/// shares the request's permits with the other attempts.
 ///
-/// The client is charged by the response; if there is none, depending on whether a byte of the request was
-/// sent. Dropping the attempt charges the client, releases the key and writes the usage record.
+/// The response determines the charge. Without a response, the charge depends on whether a byte of the
+/// request was sent. Dropping the attempt charges the client, releases the key and writes the usage record.
 #[derive(Debug)]
 pub(super) struct Attempt {
     key_source: KeySource,
-    upload: Upload<Incoming>,
+    upload: UploadProgress<Incoming>,
     usage_permit: Option<UsagePermit>,
-    began: Instant,
+    started_at: Instant,
     metering: Metering,
     body_features: Option<RequestBodyFeatures>,
-    /// The concurrency group in which a text-to-speech socket counts while it generates speech.
+    /// The concurrency group in which a text-to-speech session counts while it generates speech.
     speech_group: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
-    pending: PendingCharge,
+    pending_charge: PendingCharge,
     credits_per_minute: Option<u64>,
-    /// Estimated credits for the text that was sent to the provider on a session.
+    /// Estimated credits for the text that was sent to the provider in a session.
     text_credits: u64,
     record: AttemptRecord,
-    meters: Meters,
-    cut: CancellationToken,
+    meters: RequestMetrics,
+    drain_expired: CancellationToken,
     authority: Arc<Authority>,
     /// Whether another attempt follows.
     has_failed_over: bool,
 }
 
 impl Attempt {
-    /// Begins an attempt with a key of the pool. Its outcome is `ClientClosed` until another is recorded,
+    /// Starts an attempt with a key of the pool. Its outcome is `ClientClosed` until another is recorded,
     /// because a disconnect of the client drops the attempt.
-    pub(super) fn begin<C>(
+    pub(super) fn with_pool_key<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         retry: &mut RetryState,
         mut lease: Lease,
         permit: UsagePermit,
-        upload: Upload<Incoming>,
+        upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
-        lease.begin();
-        let number = retry.next_attempt();
+        lease.mark_sent();
+        retry.attempts += 1;
         let key_source =
-            KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(retry.roster()), lease };
-        Self::new(proxy, meta, key_source, number, permit, upload)
+            KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(&retry.roster), lease };
+        Self::new(proxy, meta, key_source, retry.attempts, permit, upload)
     }
 
-    /// Begins the only attempt of a request that is sent with the client's own key.
+    /// Starts the only attempt of a request that is sent with the client's own key.
     pub(super) fn with_own_key<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         key: ApiKey,
         permit: UsagePermit,
-        upload: Upload<Incoming>,
+        upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
         Self::new(proxy, meta, KeySource::Client(key), 1, permit, upload)
     }
@@ -134,24 +144,19 @@ impl Attempt {
         key_source: KeySource,
         number: u32,
         permit: UsagePermit,
-        upload: Upload<Incoming>,
+        upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
         let started_at = clock::now();
-        let own_authority = match &key_source {
-            KeySource::Pool { lease, .. } => lease.key().authority(),
-            KeySource::Client(_) => None,
-        };
-        let authority = Arc::clone(own_authority.unwrap_or(proxy.upstream.authority()));
+        let key = key_source.lease().map(Lease::key);
+        let key_authority = key.and_then(|key| key.authority());
+        let authority = Arc::clone(key_authority.unwrap_or(proxy.upstream.authority()));
         let record = AttemptRecord {
-            id: AttemptRecord::name(started_at),
+            id: AttemptRecord::new_id(started_at),
             request_id: Arc::clone(&meta.request_id),
             number,
             started_at,
             client: meta.client.clone(),
-            key: match &key_source {
-                KeySource::Pool { lease, .. } => Some(Arc::clone(lease.key())),
-                KeySource::Client(_) => None,
-            },
+            key: key.cloned(),
             method: meta.method.clone(),
             route: meta.route,
             status: None,
@@ -161,7 +166,7 @@ impl Attempt {
             model: None,
             characters: None,
             audio: None,
-            credits_reserved: Some(key_source.reserved()).filter(|&credits| credits > 0),
+            credits_reserved: Some(key_source.reserved_credits()).filter(|&credits| credits > 0),
             credits: 0,
             credits_from: unknown_credits(meta.metering),
             quota: QuotaCharge::default(),
@@ -173,28 +178,31 @@ impl Attempt {
             key_source,
             upload,
             usage_permit: Some(permit),
-            began: clock::instant(),
+            started_at: clock::instant(),
             metering: meta.metering,
             body_features: meta.body_features.clone(),
             speech_group: meta.speech_group,
             permits: Arc::clone(&meta.permits),
             credits_per_minute: meta.credits_per_minute,
             text_credits: 0,
-            pending: if meta.socket.is_some() { PendingCharge::Handshake } else { PendingCharge::Response },
+            pending_charge: if meta.socket.is_some() {
+                PendingCharge::Handshake
+            } else {
+                PendingCharge::Response
+            },
             record,
             meters: proxy.meters.clone(),
-            cut: proxy.cut.clone(),
+            drain_expired: proxy.drain_expired.clone(),
             authority,
             has_failed_over: false,
         })
     }
 
-    /// The host to which the request is sent with this key.
+    /// The host to which this attempt sends the request.
     pub(super) fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }
 
-    /// The API key that is sent.
     pub(super) fn api_key(&self) -> &ApiKey {
         match &self.key_source {
             KeySource::Pool { lease, .. } => lease.key().api_key(),
@@ -202,52 +210,52 @@ impl Attempt {
         }
     }
 
-    /// Records the response or error of the attempt, and updates the pool: the state of this key,
-    /// and of the keys whose refusals of this request were unclear so far.
+    /// Records the response or the error of the attempt. Updates the pool: the state of this key, and of the
+    /// keys whose refusals of this request were unclear so far. Returns how far the attempt got.
     pub(super) fn record_result(
         &mut self,
         result: &Result<Box<UpstreamResponse>, SendError>,
         retry: Option<&mut RetryState>,
         summary: &mut RequestSummary,
     ) -> Progress {
-        let (now, elapsed) = (clock::now(), clock::since(self.began));
+        let (now, elapsed) = (clock::now(), clock::elapsed_since(self.started_at));
         let progress = match result {
-            // Only the messages of a socket session show whether it is served or refused.
+            // Only its messages show whether a session is served or refused.
             Ok(response) if response.is_switched() => {
                 self.record.status = Some(response.head.status.as_u16());
-                self.pending = PendingCharge::Session { is_served: false };
-                Progress::Answered(response.verdict)
+                self.pending_charge = PendingCharge::Session { is_served: false };
+                Progress::Responded(response.verdict)
             }
             Ok(response) => {
-                let verdict = self.corrected(response.verdict);
+                let verdict = self.correct_by_plan(response.verdict);
                 self.record.status = Some(response.head.status.as_u16());
                 self.record.first_byte = Some(elapsed);
-                self.meters.first_byte(elapsed);
+                self.meters.record_upstream_response_head(elapsed);
                 self.record.outcome = verdict.outcome();
                 self.record_body_features(verdict);
                 self.update_key_state(verdict, response.message.as_deref(), retry, now);
-                let reported = ReportedCost::by(&response.head.headers);
-                if let (KeySource::Pool { lease, .. }, Some(maximum), Verdict::Served) =
-                    (&self.key_source, reported.concurrency_max, verdict)
+                let reported = ReportedCost::from_headers(&response.head.headers);
+                if let (Some(lease), Some(maximum), Verdict::Served) =
+                    (self.key_source.lease(), reported.concurrency_max, verdict)
                 {
                     lease.record_concurrency_limit(maximum);
                 }
-                // Charge only after the key's state is updated: charging frees reserved credits and
-                // wakes queued requests, which must not get a key that is in cooldown.
+                // The charge follows the update of the key's state: it frees reserved credits and wakes
+                // queued requests, which must not get a key that is in cooldown.
                 self.charge(verdict, reported.credits, now);
-                Progress::Answered(verdict)
+                Progress::Responded(verdict)
             }
             Err(error) => {
                 (self.record.outcome, self.record.credits_from) = match error.progress {
                     Progress::Unsent => {
-                        self.settle_lease(0, now);
+                        self.charge_lease(0, now);
                         (Outcome::ConnectFailed, CreditSource::Free)
                     }
-                    Progress::Unanswered | Progress::Answered(_) => {
+                    Progress::NoResponse | Progress::Responded(_) => {
                         (Outcome::NoResponse, unknown_credits(self.metering))
                     }
                 };
-                self.charge_unanswered(error.progress != Progress::Unsent, now);
+                self.charge_without_response(error.progress != Progress::Unsent, now);
                 error.progress
             }
         };
@@ -255,17 +263,16 @@ impl Attempt {
         progress
     }
 
-    /// The meaning of a verdict, given the plan of the key's account.
-    fn corrected(&self, verdict: Verdict) -> Verdict {
-        let KeySource::Pool { lease, .. } = &self.key_source else { return verdict };
-        if verdict == Verdict::Served {
+    /// Corrects a verdict whose meaning depends on the plan of the key's account.
+    fn correct_by_plan(&self, verdict: Verdict) -> Verdict {
+        let Some(lease) = self.key_source.lease().filter(|_| verdict != Verdict::Served) else {
             return verdict;
-        }
+        };
         let tier = lease.key().workspace().tier();
-        plan::corrected_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
+        plan::correct_verdict_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
     }
 
-    /// Updates the key in the pool by the verdict; after a success also the keys that refused the request
+    /// Updates the state of the key in the pool. A success also updates the keys that refused the request
     /// before.
     fn update_key_state(
         &self,
@@ -280,30 +287,34 @@ impl Attempt {
         let key = lease.key();
         let is_charged = self.metering == Metering::Credits;
         let conclusions = if verdict == Verdict::Served {
-            let served = Served { request: Some(retry.key_request()), began_at: lease.since(), is_charged };
+            let served = ServedAttempt {
+                request: Some(&retry.key_request),
+                began_at: lease.reserved_at(),
+                is_charged,
+            };
             let transitions = pool.record_service(roster, key, served, now);
-            let had_refusals = retry.has_met_refusals();
-            let mut conclusions = if had_refusals { retry.served(pool, key) } else { Conclusions::default() };
+            let mut conclusions = retry.record_success(pool, key);
             conclusions.transitions.splice(0..0, transitions);
             conclusions
         } else {
-            let mut key_request = retry.key_request().clone();
+            let mut key_request = retry.key_request.clone();
             // A session that is refused before it generates speech is refused for the concurrency group of
-            // its speech.
+            // that speech.
             key_request.group = key_request.group.or(self.speech_group);
-            retry.refused(pool, key, verdict, &key_request, self.source(roster, message, verdict))
+            let source = self.refusal_source(roster, message, verdict);
+            retry.record_refusal(pool, key, verdict, &key_request, source)
         };
         self.log_conclusions(key, &conclusions);
     }
 
-    /// Logs conclusions. The state of `key`'s workspace is written with the usage record of the
-    /// attempt; that of other workspaces is written on request.
+    /// Logs conclusions. The usage record of the attempt also writes the state of `key`'s workspace; the
+    /// state of other workspaces is written only on request.
     fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
         let is_other = |change: &Transition| !std::ptr::eq(change.key.workspace(), key.workspace());
         if let Some(permit) = &self.usage_permit
             && conclusions.transitions.iter().any(is_other)
         {
-            permit.keys_changed();
+            permit.request_key_state_write();
         }
         log_transitions(&conclusions.transitions);
         for (key, restriction) in &conclusions.restricted {
@@ -311,71 +322,69 @@ impl Attempt {
         }
     }
 
-    /// The source of a refusal for the key's history. The provider's message may repeat a key, so
-    /// it is redacted.
-    fn source(&self, roster: &Roster, message: Option<&str>, verdict: Verdict) -> RefusalSource {
-        let message = message.unwrap_or(verdict.word()).as_bytes();
-        let redacted = roster.redactor().redacted(message);
+    /// Describes a refusal for the key's history. The provider's message may repeat a key, so it is redacted.
+    fn refusal_source(&self, roster: &Roster, message: Option<&str>, verdict: Verdict) -> RefusalSource {
+        let message = message.unwrap_or(verdict.as_str()).as_bytes();
+        let redacted = roster.redactor().redact(message);
         RefusalSource {
             status: self.record.status,
-            words: String::from_utf8_lossy(redacted.as_deref().unwrap_or(message)).into(),
+            message: String::from_utf8_lossy(redacted.as_deref().unwrap_or(message)).into(),
             route: self.record.route.to_string().into(),
             request_id: Arc::clone(&self.record.request_id),
         }
     }
 
-    /// Records model and text length once the provider has accepted the request. The fields of refused
-    /// requests are not recorded, because their values are unchecked.
+    /// Records the model and the text length after the provider has accepted the request. The values of a
+    /// refused request are not recorded, because the provider has not validated them.
     fn record_body_features(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
             let body_features = self.body_features.take().unwrap_or_else(|| {
-                let (start, is_whole) = self.upload.start(request_body::BODY_BYTES_MAX);
-                RequestBodyFeatures::of(&start, is_whole)
+                let (start, is_whole) = self.upload.buffered_start(request_body::MAX_PARSED_BODY_BYTES);
+                RequestBodyFeatures::parse(&start, is_whole)
             });
             (self.record.model, self.record.characters) = (body_features.model, body_features.characters);
         }
     }
 
-    fn settle_lease(&mut self, credits: u64, now: UnixMs) {
+    fn charge_lease(&mut self, credits: u64, now: UnixMs) {
         if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
-            log_transitions(&pool.settle(roster, lease, credits, now));
+            log_transitions(&pool.charge(roster, lease, credits, now));
         }
     }
 
-    /// Releases the key for other requests before the next attempt of this one.
-    pub(super) fn release(&mut self) {
-        self.record.total = clock::since(self.began);
-        if let KeySource::Pool { lease, .. } = &mut self.key_source {
+    /// Ends the attempt, and releases its key for other requests before the next attempt starts.
+    pub(super) fn release_key(&mut self) {
+        self.record.total = clock::elapsed_since(self.started_at);
+        if let Some(lease) = self.key_source.lease_mut() {
             lease.release();
         }
     }
 
-    /// Releases the replay buffer when the relay of the response begins: the request is not sent
-    /// again.
-    pub(super) fn relaying(&self) {
+    /// Releases the buffered request body, after which the request cannot be sent again.
+    pub(super) fn release_replay_buffer(&self) {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt; returns its reason. The attempt ended when it released its
-    /// key; the wait for the next key does not count to it.
-    pub(super) fn failed_over(&mut self) -> &'static str {
+    /// Counts the failover to another attempt, and returns its reason. The wait for the next key does not
+    /// count as part of this attempt, which ended when it released its key.
+    pub(super) fn record_failover(&mut self) -> &'static str {
         self.has_failed_over = true;
-        self.meters.upstream_retry(self.record.key.as_deref(), self.record.outcome);
-        self.record.outcome.word()
+        self.meters.record_retry(self.record.key.as_deref(), self.record.outcome);
+        self.record.outcome.as_str()
     }
 
-    /// The outcome of a disconnect: by the client, or by the proxy at shutdown.
+    /// The outcome if the connection was closed: by the client, or by the proxy at shutdown.
     fn disconnect_outcome(&self) -> Outcome {
-        if self.cut.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
+        if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
-    /// Records how the relay ended, and its bytes.
-    pub(super) fn relayed(&mut self, ending: RelayEnd, bytes: u64) -> &AttemptRecord {
+    /// Records how the relay of the response ended, and the bytes that were relayed.
+    pub(super) fn record_relay_end(&mut self, ending: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match ending {
             RelayEnd::Complete => {}
-            RelayEnd::ClientLeft => self.record.outcome = self.disconnect_outcome(),
-            RelayEnd::UpstreamBroke => self.record.outcome = Outcome::UpstreamReset,
+            RelayEnd::ClientDisconnected => self.record.outcome = self.disconnect_outcome(),
+            RelayEnd::UpstreamFailed => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
     }
@@ -406,12 +415,12 @@ impl Drop for Attempt {
             if self.record.outcome == Outcome::ClientClosed {
                 self.record.outcome = self.disconnect_outcome();
             }
-            self.record.request_bytes += self.upload.passed_bytes();
+            self.record.request_bytes += self.upload.sent_bytes();
             if !self.has_failed_over {
-                self.record.total = clock::since(self.began);
+                self.record.total = clock::elapsed_since(self.started_at);
             }
             let AttemptRecord { key, outcome, .. } = &self.record;
-            self.meters.attempt_ended(key.as_deref(), *outcome, attempt_usage(&self.record));
+            self.meters.record_attempt(key.as_deref(), *outcome, attempt_usage(&self.record));
             permit.write(self.record.clone());
         }
     }

@@ -1,4 +1,5 @@
-//! Logs hints about wrong base URLs, each once per client.
+//! Logs advice about a client's wrong base URL, once per client and mistake, so that the log does not repeat
+//! it for every request.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +9,12 @@ use tracing::warn;
 use crate::elevenlabs::normalize_path::PathFix;
 use crate::policy::client::ClientName;
 
-/// The hints that were logged. Bounded by the number of clients and of path fixes.
+/// The advice that was logged. Bounded by the number of clients and the number of path fixes.
 #[derive(Debug, Default)]
 pub(super) struct BaseUrlHints(Mutex<HashSet<(ClientName, PathFix)>>);
 
 impl BaseUrlHints {
-    /// Logs the hint, unless it was logged before.
+    /// Logs the advice for `path_fix`, unless it was logged before.
     pub(super) fn log_once(&self, client: &ClientName, path_fix: Option<PathFix>) {
         let Some(path_fix) = path_fix else { return };
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);

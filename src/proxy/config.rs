@@ -1,4 +1,4 @@
-//! The settings with which requests are processed. A reload replaces them for the following requests.
+//! The configuration with which requests are processed. A reload replaces it for later requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use super::client_usage::ClientUsage;
 use super::socket_limits::SocketLimits;
 use crate::body::budget::BufferBudget;
 use crate::policy::client::Clients;
-use crate::policy::headers::Forwarded;
+use crate::policy::headers::ForwardedHeaders;
 use crate::policy::min_rate::MinRate;
 use crate::policy::origin::AccessRules;
 
-/// Limits and switches for the processing of a request.
+/// Limits and switches for the processing of requests.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Maximum requests in progress at once.
+    /// Maximum requests in progress of all clients.
     pub max_requests: usize,
-    /// Maximum requests in progress of one client without a limit of its own.
+    /// Maximum requests in progress of a client without a configured limit.
     pub max_requests_per_client: u32,
-    /// Credits that a request takes from its client's quota when neither an estimate nor its
-    /// response names its price.
+    /// Credits charged to the client's quota if neither an estimate nor the response gives the price of a
+    /// request.
     pub unpriced_credits: u64,
     /// Maximum requests of unknown price that a client with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
@@ -31,48 +31,46 @@ pub struct Limits {
     pub min_request_body_rate: MinRate,
     /// Maximum attempts of one request.
     pub max_attempts: u32,
-    /// No further attempt begins when this time has passed since the request body arrived.
+    /// Time after the arrival of the request body in which another attempt may start.
     pub retry_timeout: Duration,
-    /// Maximum bytes of an error response's body that are read to classify it.
+    /// Maximum bytes of the body of an error response that are read to classify it.
     pub max_error_body_size: usize,
-    /// Maximum time for reading that body.
+    /// Maximum time for reading the body of an error response.
     pub error_body_timeout: Duration,
-    /// Maximum wait for a request's text to estimate its cost; zero disables the estimate by text.
+    /// Maximum wait for the text of a request to estimate its cost; zero disables the estimate.
     pub cost_estimate_timeout: Duration,
-    /// Whether endpoints that could harm the pool are blocked.
+    /// Whether endpoints that could disable keys or manage the workspace are blocked.
     pub blocks_admin_endpoints: bool,
-    /// Maximum bytes of a response that are searched for the identifiers it gives.
+    /// Maximum bytes of a response that are searched for new identifiers.
     pub max_response_scan_size: usize,
-    /// The time for which a 404 of all accounts for a named resource is cached.
+    /// Time for which a 404 from all accounts for a resource is cached.
     pub not_found_ttl: Duration,
-    /// Whether keys and the description of their owner are redacted from responses.
+    /// Whether keys and the data of their owner are redacted from responses.
     pub redacts: bool,
-    /// Headers of proxies in front that are forwarded to the provider.
-    pub forwarded_headers: Forwarded,
-    /// The memory budget for everything that is buffered for requests, responses and sockets.
+    /// Headers of proxies in front of this one that are forwarded to the provider.
+    pub forwarded_headers: ForwardedHeaders,
+    /// The memory budget for the buffers of requests, responses and WebSocket sessions.
     pub buffers: BufferBudget,
-    /// The base that replaces the provider's host in socket addresses within responses.
+    /// The base URL that replaces the provider's in WebSocket URLs within responses.
     pub socket_base: Option<Arc<str>>,
-    /// Limits of socket sessions.
+    /// Limits of WebSocket sessions.
     pub websocket: SocketLimits,
 }
 
-/// The settings that a reload replaces for the following requests: clients, their usage, and
-/// limits.
+/// The configuration that a reload replaces for later requests.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
-    /// The configured clients, and the credentials that identify them.
+    /// The configured clients and their credentials.
     pub clients: Clients,
-    /// The usage counters of the clients, which a reload keeps.
+    /// The usage counters of the clients. A reload keeps them.
     pub client_usage: ClientUsage,
-    /// Limits and switches.
+    /// Limits and switches for the processing of requests.
     pub limits: Limits,
     /// The host names of the proxy, and the web origins that may use it.
     pub access_rules: AccessRules,
-    /// A path prefix of all the proxy's and the provider's paths, without a trailing slash; empty
-    /// for none.
+    /// The prefix of all paths at this proxy, without a trailing slash; empty for none.
     pub base_path: String,
 }
 
-/// The current configuration. A request loads it once and keeps it until its end.
+/// The current configuration. A request loads it once and uses it until its end.
 pub type SharedConfig = Arc<ArcSwap<RuntimeConfig>>;

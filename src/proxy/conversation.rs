@@ -1,5 +1,5 @@
-//! An ended conversation with an agent whose cost is unknown. The provider reports the cost some time later,
-//! and only to the key that was used.
+//! An ended conversation with an agent whose cost is unknown. The provider reports the cost only later, and
+//! only to the key of the conversation, so `poller` requests it and completes the usage record.
 
 use std::sync::Arc;
 
@@ -12,22 +12,17 @@ use crate::pool::Key;
 
 /// An ended conversation whose cost is unknown.
 #[derive(Debug)]
-pub struct Conversation {
-    /// The provider's conversation ID.
-    id: Arc<str>,
-    key: Arc<Key>,
-    record: AttemptRecord,
-    price: LatePrice,
+pub struct EndedConversation {
+    pub(super) id: Arc<str>,
+    pub(super) key: Arc<Key>,
+    pub(super) record: AttemptRecord,
+    pub(super) price: LatePrice,
 }
 
-/// The queue of ended conversations. If it is full, the cost of the conversation stays unknown.
-pub type Ended = mpsc::Sender<Conversation>;
+/// The queue of ended conversations. If it is full, the cost of a conversation stays unknown.
+pub type ConversationSender = mpsc::Sender<EndedConversation>;
 
-impl Conversation {
-    pub(super) fn new(id: Arc<str>, key: Arc<Key>, record: AttemptRecord, price: LatePrice) -> Self {
-        Self { id, key, record, price }
-    }
-
+impl EndedConversation {
     /// The provider's conversation ID.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -40,15 +35,15 @@ impl Conversation {
         &self.key
     }
 
-    /// The usage record with the reported cost. The client is charged this cost instead of the reservation.
+    /// Charges the client the reported cost instead of the reservation, and returns the usage record with it.
     #[must_use]
-    pub fn priced(self, credits: u64) -> AttemptRecord {
+    pub fn into_priced_record(self, credits: u64) -> AttemptRecord {
         let Self { record, price, .. } = self;
         let quota = QuotaCharge {
-            credits: price.replace(credits, clock::now()),
+            credits: price.replace_charge(credits, clock::now()),
             replaced: record.quota.credits,
             ..record.quota
         };
-        AttemptRecord { credits, credits_from: CreditSource::Answer, quota, is_price: true, ..record }
+        AttemptRecord { credits, credits_from: CreditSource::Reported, quota, is_price: true, ..record }
     }
 }

@@ -1,5 +1,5 @@
-//! Error responses of the proxy, marked with `x-keychoir-error`, in a JSON form that every SDK can parse. The
-//! message for the client contains no keys and no internals; the log message is separate.
+//! Error responses of the proxy: marked with `x-keychoir-error`, and in a JSON form that every SDK can parse.
+//! The message for the client contains neither keys nor internals; the `Display` text is for the log.
 
 mod messages;
 
@@ -13,24 +13,24 @@ use serde_json::json;
 use super::client_usage::ClientLimitExceeded;
 use super::request_limiter::Overloaded;
 use super::usage::QueueFull;
-use crate::elevenlabs::affinity::Kind;
-use crate::elevenlabs::affinity::claim::TwoOwners;
-use crate::policy::client::Unidentified;
+use crate::elevenlabs::affinity::ResourceKind;
+use crate::elevenlabs::affinity::required_owner::ConflictingOwners;
+use crate::policy::client::Unauthenticated;
 use crate::policy::method::MAX_METHOD_LENGTH;
 use crate::policy::origin::OriginRejected;
-use crate::policy::path::Ambiguous;
+use crate::policy::path::AmbiguousPath;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::upstream::SendError;
 use messages::{
-    ErrorResponse, client_limit_response, conflicting_owners_message, owner_unavailable_response,
-    unavailable_response, upstream_response,
+    ErrorResponse, client_limit_response, conflicting_owners_message, error, owner_unavailable_response,
+    unavailable_response, upstream_error_response,
 };
 
-/// The response describes the owner of the key, and is not in a form that can be redacted.
+/// The response describes the owner of the key, in a form that cannot be redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the response describes the owner of the key and cannot be redacted")]
-pub struct Unredacted;
+pub struct RedactionFailed;
 
 /// The response must be read before it is relayed, and the buffer budget is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,17 +41,17 @@ pub struct BuffersFull;
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The client's token is missing or unknown.
-    #[error("the client's token is missing or wrong")]
-    Unidentified(#[from] Unidentified),
+    #[error("the client's token is missing or unknown")]
+    Unauthenticated(#[from] Unauthenticated),
     /// The request names a foreign host, or comes from a web page that is not allowed.
     #[error("{0}")]
     OriginRejected(#[from] OriginRejected),
-    /// The maximum of requests is in progress.
+    /// The proxy has its maximum number of requests in progress.
     #[error(transparent)]
     Overloaded(#[from] Overloaded),
     /// The endpoint is blocked.
-    #[error("the path is denied: {0}")]
-    Denied(&'static str),
+    #[error("the endpoint is blocked: {0}")]
+    EndpointBlocked(&'static str),
     /// The client's configuration does not allow this path.
     #[error("the client may not use this path")]
     PathNotAllowed,
@@ -60,48 +60,48 @@ pub enum ProxyError {
     ClientLimit(#[from] ClientLimitExceeded),
     /// The method is TRACE or CONNECT.
     #[error("the method is not proxied")]
-    Method,
-    /// The method is longer than any that is defined.
+    MethodNotAllowed,
+    /// The method is longer than any registered method.
     #[error("the method is too long")]
-    LongMethod,
-    /// The request has no `Host` header, two of them, or one that contradicts its target.
-    #[error("the request has no host, two, or a foreign one")]
-    Host,
+    MethodTooLong,
+    /// The request has no `Host` header, several, or one that contradicts its target.
+    #[error("the Host header is missing, repeated or contradicts the target")]
+    InvalidHost,
     /// A WebSocket handshake has a body.
     #[error("a WebSocket handshake has a body")]
-    Upgrade,
+    InvalidUpgrade,
     /// The request's path could be interpreted in more than one way.
-    #[error("the request's path is ambiguous: {0}")]
-    Path(#[from] Ambiguous),
-    /// The remaining path and query are no valid target.
-    #[error("the request's target cannot be sent: {0}")]
-    Target(#[from] http::Error),
+    #[error("the path is ambiguous: {0}")]
+    AmbiguousPath(#[from] AmbiguousPath),
+    /// The remaining path and query are not a valid request target.
+    #[error("the request target is invalid: {0}")]
+    InvalidTarget(#[from] http::Error),
     /// No key can serve the request.
     #[error("{0}")]
     Unavailable(#[from] Unavailable),
     /// The request names resources of two accounts.
     #[error("{0}")]
-    ConflictingOwners(#[from] TwoOwners),
+    ConflictingOwners(#[from] ConflictingOwners),
     /// No key of the account that owns the named resource can serve the request.
-    #[error("no key of the account that owns the {} is available: {unavailable}", .kind.word())]
+    #[error("no key of the account that owns the {} is available: {unavailable}", .kind.as_str())]
     OwnerUnavailable {
         /// The kind of the owned resource.
-        kind: Kind,
+        kind: ResourceKind,
         /// Why no key of the account is available.
         unavailable: Unavailable,
     },
     /// The queue of usage records is full.
     #[error("{0}")]
     UsageQueueFull(#[from] QueueFull),
-    /// The request was sent by this proxy itself.
-    #[error("the request was sent by this Keychoir itself")]
-    Loop,
+    /// This proxy sent the request itself.
+    #[error("this Keychoir sent the request itself")]
+    LoopDetected,
     /// The program shuts down.
     #[error("Keychoir shuts down")]
     Draining,
-    /// The response describes the owner of the key, and cannot be redacted.
+    /// The response describes the owner of the key, in a form that cannot be redacted.
     #[error(transparent)]
-    Unredacted(#[from] Unredacted),
+    RedactionFailed(#[from] RedactionFailed),
     /// The response must be read before it is relayed, and the buffer budget is used up.
     #[error(transparent)]
     BuffersFull(#[from] BuffersFull),
@@ -110,11 +110,8 @@ pub enum ProxyError {
     Upstream(#[from] SendError),
 }
 
-/// The methods for the `Allow` header: the named ones that are proxied.
-const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-
-/// A restart takes about one second.
-const DRAINING_RETRY_AFTER_S: u64 = 1;
+/// The value of the `Allow` header. Extension methods are proxied too.
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 impl ProxyError {
     /// The code in `x-keychoir-error`.
@@ -123,13 +120,13 @@ impl ProxyError {
         self.content(UnixMs::default()).code
     }
 
-    /// The status and the message of the response, for a message on a socket.
+    /// The status and the message of the response, for an error message in a WebSocket session.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
         let ErrorResponse { http, message, .. } = self.content(now);
         (http, message)
     }
 
-    /// The error response to the client.
+    /// Builds the error response to the client.
     #[must_use]
     pub fn response(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
         let ErrorResponse { http, status, code, message, retry_after_s } = self.content(now);
@@ -143,9 +140,9 @@ impl ProxyError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-keychoir-error", HeaderValue::from_static(code));
-        // A client that sends a contradictory host, or a body before a WebSocket, may disagree with
-        // the proxy about where its request ends, so the connection is not reused.
-        if matches!(self, Self::Host | Self::Upgrade) {
+        // After a contradictory host or a handshake with a body, client and proxy may disagree about where
+        // the request ends, so the connection is not reused.
+        if matches!(self, Self::InvalidHost | Self::InvalidUpgrade) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         // RFC 9110 requires these headers: sections 11.6.1 and 10.2.1.
@@ -153,7 +150,7 @@ impl ProxyError {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"keychoir\""));
         }
         if http == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static(METHODS));
+            headers.insert(ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
         }
         if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -162,154 +159,112 @@ impl ProxyError {
     }
 
     fn content(&self, now: UnixMs) -> ErrorResponse {
-        let content_of = |http, status, code, message: &str| ErrorResponse {
-            http,
-            status,
-            code,
-            message: message.to_owned(),
-            retry_after_s: None,
+        let unauthorized =
+            |code, message: &str| error(StatusCode::UNAUTHORIZED, "invalid_api_key", code, message);
+        let bad_request = |code, message: &str| error(StatusCode::BAD_REQUEST, "bad_request", code, message);
+        let forbidden = |code, message: &str| error(StatusCode::FORBIDDEN, "forbidden", code, message);
+        let unavailable = |code, message: &str| ErrorResponse {
+            retry_after_s: Some(1),
+            ..error(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", code, message)
         };
         match self {
-            Self::Unidentified(Unidentified::Missing) => content_of(
-                StatusCode::UNAUTHORIZED,
-                "invalid_api_key",
+            Self::Unauthenticated(Unauthenticated::MissingToken) => unauthorized(
                 "client_token_missing",
-                "Keychoir asks for a client token. Send one where your SDK puts its API key (xi-api-key).",
+                "Keychoir requires a client token. Send one as the API key of your SDK (xi-api-key).",
             ),
-            Self::Unidentified(Unidentified::Wrong) => content_of(
-                StatusCode::UNAUTHORIZED,
-                "invalid_api_key",
+            Self::Unauthenticated(Unauthenticated::UnknownToken) => unauthorized(
                 "client_token_wrong",
-                "Keychoir does not know this client token. Ask the operator of Keychoir for one.",
+                "This client token is unknown. Ask the operator of Keychoir for a valid one.",
             ),
-            Self::Unidentified(Unidentified::MalformedKey) => content_of(
+            Self::Unauthenticated(Unauthenticated::MalformedKey) => error(
                 StatusCode::BAD_REQUEST,
                 "invalid_api_key",
                 "malformed_own_key",
-                "This is no API key: it has a space, a control character or a letter beyond ASCII. Send your \
-                 ElevenLabs key alone in xi-api-key, or none to be served by the pool.",
+                "This is not an API key: it contains a space, a control character or a non-ASCII character. \
+                 Send only your ElevenLabs key in xi-api-key, or no key to use the pool.",
             ),
-            Self::OriginRejected(OriginRejected::Host) => content_of(
+            Self::OriginRejected(OriginRejected::Host) => error(
                 StatusCode::MISDIRECTED_REQUEST,
                 "forbidden",
                 "host_not_allowed",
-                "Keychoir does not go by this name. Use localhost or an address, or add the name to access.hosts.",
+                "This is not a host name of Keychoir. Use localhost or an address, or add it to access.hosts.",
             ),
-            Self::OriginRejected(OriginRejected::Origin) => content_of(
-                StatusCode::FORBIDDEN,
-                "forbidden",
+            Self::OriginRejected(OriginRejected::Origin) => forbidden(
                 "origin_not_allowed",
-                "Keychoir does not serve web pages of this origin. To let them in, add it to access.origins.",
+                "Keychoir does not serve web pages of this origin. To allow them, add it to access.origins.",
             ),
-            Self::Denied(why) => content_of(
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "path_denied",
-                &format!("Keychoir does not pass this path on: {why}."),
-            ),
-            Self::PathNotAllowed => content_of(
-                StatusCode::FORBIDDEN,
-                "forbidden",
+            Self::EndpointBlocked(reason) => {
+                forbidden("path_denied", &format!("Keychoir does not forward this path: {reason}."))
+            }
+            Self::PathNotAllowed => forbidden(
                 "path_not_allowed",
-                "Keychoir does not let this client use this path. Ask the operator of Keychoir for it.",
+                "This client may not use this path. Ask the operator of Keychoir for permission.",
             ),
             Self::ClientLimit(exceeded) => client_limit_response(*exceeded),
-            Self::Method => content_of(
+            Self::MethodNotAllowed => error(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "method_not_allowed",
-                "Keychoir does not pass TRACE and CONNECT on.",
+                "Keychoir does not forward TRACE and CONNECT requests.",
             ),
-            Self::LongMethod => content_of(
+            Self::MethodTooLong => error(
                 StatusCode::NOT_IMPLEMENTED,
                 "method_not_implemented",
                 "method_too_long",
-                &format!("Keychoir passes methods of at most {MAX_METHOD_LENGTH} characters on."),
+                &format!("Keychoir forwards methods of at most {MAX_METHOD_LENGTH} characters."),
             ),
-            Self::Host => content_of(
-                StatusCode::BAD_REQUEST,
-                "bad_request",
+            Self::InvalidHost => bad_request(
                 "invalid_host",
-                "A request has one Host header, and its target names no other host.",
+                "A request must have one Host header, and its target must not name another host.",
             ),
-            Self::Upgrade => content_of(
-                StatusCode::BAD_REQUEST,
-                "bad_request",
-                "invalid_upgrade",
-                "A request that opens a WebSocket has no body.",
-            ),
-            Self::Path(why) => content_of(
-                StatusCode::BAD_REQUEST,
-                "bad_request",
+            Self::InvalidUpgrade => {
+                bad_request("invalid_upgrade", "A request that opens a WebSocket must not have a body.")
+            }
+            Self::AmbiguousPath(reason) => bad_request(
                 "ambiguous_path",
-                &format!("Servers could read this path differently, so Keychoir does not pass it on: {why}."),
+                &format!("Servers could interpret this path differently, so it is not forwarded: {reason}."),
             ),
-            Self::Target(_) => content_of(
-                StatusCode::BAD_REQUEST,
-                "bad_request",
-                "bad_target",
-                "The path or query of the request is malformed.",
-            ),
+            Self::InvalidTarget(_) => {
+                bad_request("bad_target", "The path or query of the request is malformed.")
+            }
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
             // The status is not 409, because the provider's Python library would retry that several times.
-            Self::ConflictingOwners(two) => content_of(
+            Self::ConflictingOwners(owners) => error(
                 StatusCode::BAD_REQUEST,
                 "conflict",
                 "conflicting_owners",
-                &conflicting_owners_message(*two),
+                &conflicting_owners_message(*owners),
             ),
             Self::OwnerUnavailable { kind, unavailable } => {
                 owner_unavailable_response(*kind, *unavailable, now)
             }
-            Self::UsageQueueFull(_) => ErrorResponse {
-                retry_after_s: Some(1),
-                ..content_of(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable",
-                    "usage_queue_full",
-                    "Keychoir's usage records cannot be written fast enough. Try again in a second.",
-                )
-            },
-            Self::Overloaded(_) => ErrorResponse {
-                retry_after_s: Some(1),
-                ..content_of(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable",
-                    "overloaded",
-                    "Keychoir has as many requests under way as it may have. Try again in a second.",
-                )
-            },
-            Self::Loop => content_of(
+            Self::UsageQueueFull(_) => unavailable(
+                "usage_queue_full",
+                "Keychoir cannot write its usage records fast enough. Try again in a second.",
+            ),
+            Self::Overloaded(_) => unavailable(
+                "overloaded",
+                "Keychoir has its maximum number of requests in progress. Try again in a second.",
+            ),
+            Self::LoopDetected => error(
                 StatusCode::LOOP_DETECTED,
                 "loop_detected",
                 "loop_detected",
-                "This request comes from Keychoir itself: upstream.base_url leads back to it instead of to ElevenLabs.",
+                "Keychoir itself sent this request: upstream.base_url leads back to it instead of to ElevenLabs.",
             ),
-            Self::Draining => ErrorResponse {
-                retry_after_s: Some(DRAINING_RETRY_AFTER_S),
-                ..content_of(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable",
-                    "draining",
-                    "Keychoir is about to end. Try again in a second.",
-                )
-            },
-            Self::Unredacted(Unredacted) => content_of(
+            // A restart takes about one second.
+            Self::Draining => unavailable("draining", "Keychoir is shutting down. Try again in a second."),
+            Self::RedactionFailed(RedactionFailed) => error(
                 StatusCode::BAD_GATEWAY,
                 "bad_gateway",
                 "answer_not_redacted",
-                "ElevenLabs' answer describes the owner of the API key in a form that Keychoir cannot redact.",
+                "The response describes the owner of the API key in a form that Keychoir cannot redact.",
             ),
-            Self::BuffersFull(BuffersFull) => ErrorResponse {
-                retry_after_s: Some(1),
-                ..content_of(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable",
-                    "buffers_full",
-                    "Keychoir has no memory left to read this answer before it passes it on. Try again in a second.",
-                )
-            },
-            Self::Upstream(error) => upstream_response(error),
+            Self::BuffersFull(BuffersFull) => unavailable(
+                "buffers_full",
+                "Keychoir has no memory left to read the response before the relay. Try again in a second.",
+            ),
+            Self::Upstream(error) => upstream_error_response(error),
         }
     }
 }
@@ -321,8 +276,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::client_quota::{ClientQuota, Measure, Period};
-    use crate::policy::client_quota::{QuotaShortfall, QuotaSpent};
+    use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
+    use crate::policy::client_quota::{QuotaExceeded, QuotaShortfall};
     use crate::policy::replay::Progress;
     use crate::upstream::SendErrorKind;
 
@@ -344,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_pool_responds_like_the_provider_and_names_the_reset() {
+    fn an_exhausted_pool_responds_like_the_provider_and_names_the_reset() {
         let error = ProxyError::Unavailable(Unavailable::Exhausted {
             resets_at: Some(UnixMs(1_796_083_200_000)),
             left: None,
@@ -354,8 +309,8 @@ mod tests {
         let response = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
         assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
         let short = Unavailable::Exhausted { resets_at: None, left: Some(8_900) };
-        let message = "All ElevenLabs API keys are exhausted or rate limited. The most credits that one of them has left are 8,900, \
-                       too few for this request.";
+        let message = "All ElevenLabs API keys are exhausted or rate limited. At most 8,900 credits are left \
+                       on one key, which is not enough for this request.";
         check(&ProxyError::Unavailable(short), 401, "quota_exceeded", "all_keys_exhausted", message);
         let error = ProxyError::Unavailable(Unavailable::Exhausted { resets_at: None, left: None });
         check(
@@ -368,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_in_cooldown_names_its_end() {
+    fn a_pool_in_cooldown_has_a_retry_after() {
         for (ms, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2"), (59_500, "60"), (0, "1")] {
             let until = NOW.plus(Duration::from_millis(ms));
             let error = ProxyError::Unavailable(Unavailable::Cooling { until });
@@ -380,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_pool_names_a_time_for_a_slot_and_not_for_credits() {
+    fn a_busy_pool_has_a_retry_after_for_a_slot_and_not_for_credits() {
         for (until, seconds) in
             [(None, "1"), (Some(2_000), "2"), (Some(10_001), "10"), (Some(86_400_000), "10")]
         {
@@ -394,23 +349,23 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_used_its_quota_gets_the_time_of_its_reset() {
-        let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Ever };
-        let spent =
-            |resets_at| ProxyError::ClientLimit(QuotaSpent { quota, resets_at, shortfall: None }.into());
+    fn an_exhausted_client_quota_names_its_reset() {
+        let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
+        let exceeded =
+            |resets_at| ProxyError::ClientLimit(QuotaExceeded { quota, resets_at, shortfall: None }.into());
         let message = "This client has used its quota of 3 requests.";
-        let response = check(&spent(None), 402, "insufficient_credits", "client_quota_exceeded", message);
+        let response = check(&exceeded(None), 402, "insufficient_credits", "client_quota_exceeded", message);
         assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
-        let message = format!("{message} It begins anew at 2026-12-01T00:00:00Z.");
+        let message = format!("{message} It resets at 2026-12-01T00:00:00Z.");
         let resets_at = Some(UnixMs(1_796_083_200_000));
-        check(&spent(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
+        check(&exceeded(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
     }
 
     #[test]
-    fn a_quota_too_small_for_a_request_names_both_figures() {
-        let quota = ClientQuota { amount: 10_000, measure: Measure::Credits, period: Period::Ever };
-        let shortfall = Some(QuotaShortfall { left: 51, needed: 1_055 });
-        let error = ProxyError::ClientLimit(QuotaSpent { quota, resets_at: None, shortfall }.into());
+    fn an_insufficient_client_quota_names_remaining_and_required_credits() {
+        let quota = ClientQuota { amount: 10_000, unit: QuotaUnit::Credits, period: Period::Total };
+        let shortfall = Some(QuotaShortfall { remaining: 51, needed: 1_055 });
+        let error = ProxyError::ClientLimit(QuotaExceeded { quota, resets_at: None, shortfall }.into());
         let message =
             "This client has 51 of its quota of 10,000 credits left, and this request may need 1,055.";
         check(&error, 402, "insufficient_credits", "client_quota_exceeded", message);
@@ -437,12 +392,12 @@ mod tests {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
         let span = Duration::from_millis(5);
         for (error, http, code) in [
-            (ProxyError::Unidentified(Unidentified::Missing), 401, "client_token_missing"),
-            (ProxyError::Unidentified(Unidentified::Wrong), 401, "client_token_wrong"),
-            (ProxyError::Unidentified(Unidentified::MalformedKey), 400, "malformed_own_key"),
+            (ProxyError::Unauthenticated(Unauthenticated::MissingToken), 401, "client_token_missing"),
+            (ProxyError::Unauthenticated(Unauthenticated::UnknownToken), 401, "client_token_wrong"),
+            (ProxyError::Unauthenticated(Unauthenticated::MalformedKey), 400, "malformed_own_key"),
             (ProxyError::OriginRejected(OriginRejected::Host), 421, "host_not_allowed"),
             (ProxyError::OriginRejected(OriginRejected::Origin), 403, "origin_not_allowed"),
-            (ProxyError::Denied("it is dangerous"), 403, "path_denied"),
+            (ProxyError::EndpointBlocked("it is dangerous"), 403, "path_denied"),
             (ProxyError::PathNotAllowed, 403, "path_not_allowed"),
             (
                 ProxyError::ClientLimit(ClientLimitExceeded::Concurrency { max: 1 }),
@@ -456,25 +411,29 @@ mod tests {
                 "client_concurrency_exceeded",
             ),
             (ProxyError::ClientLimit(ClientLimitExceeded::DirectAccess), 403, "direct_access_not_allowed"),
-            (ProxyError::Method, 405, "method_not_allowed"),
-            (ProxyError::LongMethod, 501, "method_too_long"),
-            (ProxyError::Host, 400, "invalid_host"),
-            (Ambiguous::Dots.into(), 400, "ambiguous_path"),
+            (ProxyError::MethodNotAllowed, 405, "method_not_allowed"),
+            (ProxyError::MethodTooLong, 501, "method_too_long"),
+            (ProxyError::InvalidHost, 400, "invalid_host"),
+            (AmbiguousPath::Dots.into(), 400, "ambiguous_path"),
             (ProxyError::Overloaded(Overloaded), 503, "overloaded"),
-            (ProxyError::Upgrade, 400, "invalid_upgrade"),
+            (ProxyError::InvalidUpgrade, 400, "invalid_upgrade"),
             (ProxyError::UsageQueueFull(QueueFull), 503, "usage_queue_full"),
-            (ProxyError::Loop, 508, "loop_detected"),
+            (ProxyError::LoopDetected, 508, "loop_detected"),
             (ProxyError::Draining, 503, "draining"),
-            (TwoOwners(Kind::Voice, Kind::Dictionary).into(), 400, "conflicting_owners"),
-            (ProxyError::Unredacted(Unredacted), 502, "answer_not_redacted"),
+            (
+                ConflictingOwners(ResourceKind::Voice, ResourceKind::Dictionary).into(),
+                400,
+                "conflicting_owners",
+            ),
+            (ProxyError::RedactionFailed(RedactionFailed), 502, "answer_not_redacted"),
             (ProxyError::BuffersFull(BuffersFull), 503, "buffers_full"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
-            (upstream(Progress::Unanswered, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
-            (upstream(Progress::Unanswered, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
-            (upstream(Progress::Unanswered, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),
-            (upstream(Progress::Unanswered, SendErrorKind::ClientBroke), 400, "request_body_broken"),
+            (upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
+            (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
+            (upstream(Progress::NoResponse, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),
+            (upstream(Progress::NoResponse, SendErrorKind::ClientBodyFailed), 400, "request_body_broken"),
         ] {
             let response = error.response("r", NOW);
             assert_eq!((response.status().as_u16(), error.code()), (http, code), "{error}");

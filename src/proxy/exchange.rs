@@ -1,7 +1,8 @@
-//! The processing of a request from its head to its response, in ten numbered steps.
+//! The lifecycle of a request, from its head to its response, in ten numbered steps.
 //!
-//! The steps are one function and not a stack of middleware, because their order is a security property:
-//! client credentials are stripped before anything is sent, and a key is reserved before it is used.
+//! The steps are plain function calls and not a stack of middleware, because their order is a security
+//! property: client credentials are stripped before anything is sent, and a key is reserved before it is
+//! used.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
 use super::head;
 use super::relay::{ResponseBody, error_response, relay};
-use super::reply::{ProxyResponse, UpstreamReply};
+use super::reply::{ProxyResponse, SocketStage, UpstreamReply};
 use super::request_context::RequestContext;
 use super::request_meta::{self, RequestMeta};
 use super::request_summary::RequestSummary;
@@ -25,19 +26,19 @@ use super::retry_state::RetryState;
 use super::socket::{FirstMessageAuth, Handshake};
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
-use crate::body::replay::{Replay, Slow};
-use crate::elevenlabs::request_body;
+use crate::body::replay::{Replay, SlowUpload};
+use crate::elevenlabs::request_body::MAX_PARSED_BODY_BYTES;
 use crate::policy::client::{self, Caller};
-use crate::policy::origin::{RequestOrigin, admit};
-use crate::policy::path::without_base;
+use crate::policy::origin::{RequestOrigin, check_origin};
+use crate::policy::path::strip_base_path;
 use crate::policy::replay::{Decision, Progress, decide};
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
 impl<C: Connect> Proxy<C> {
-    /// Serves a request of the client at `peer`: relays the provider's response, or returns an error response
-    /// of the proxy.
+    /// Serves a request from the client at `peer`: relays the provider's response, or returns an error
+    /// response of the proxy.
     ///
     /// # Cancel safety
     ///
@@ -48,134 +49,123 @@ impl<C: Connect> Proxy<C> {
         request: Request<Incoming>,
         peer: Option<IpAddr>,
     ) -> ProxyResponse<C> {
-        let mut log = AccessLog::begin(&request, peer, &self.meters);
-        if let Some(first_message_auth) = FirstMessageAuth::of(self, &request) {
-            let (response, session) = first_message_auth.begin(request, log);
-            return ProxyResponse::unauthenticated(response, session);
+        let mut log = AccessLog::new(&request, peer, &self.meters);
+        if let Some(first_message_auth) = FirstMessageAuth::detect(self, &request) {
+            let (response, session) = first_message_auth.accept(request, log);
+            return ProxyResponse::new(response, Some(SocketStage::Unauthenticated(session)));
         }
-        let reply = self.find_reply(request, &mut log.summary).await;
-        match reply {
-            // 10. Record: the access log and the usage record are completed when the relay ends, whatever the
+        match self.forward_request(request, &mut log.summary).await {
+            // 10. Record: the access log and the usage record are written when the relay ends, whatever its
             // outcome.
             Ok(UpstreamReply::Response { response, attempt, ownership }) => {
                 let buffers = &self.config.load().limits.buffers;
-                ProxyResponse::of(relay(*response, attempt, ownership, log, buffers))
+                ProxyResponse::new(relay(*response, attempt, ownership, log, buffers), None)
             }
-            Ok(UpstreamReply::Socket(opened)) => {
-                let (response, session) = opened.begin(log);
-                ProxyResponse::switched(response, session)
+            Ok(UpstreamReply::Handshake(handshake)) => {
+                let (response, session) = handshake.accept(log);
+                ProxyResponse::new(response, Some(SocketStage::Open(session)))
             }
-            Err(error) => ProxyResponse::of(error_response(&error, log)),
+            Err(error) => ProxyResponse::new(error_response(&error, log), None),
         }
     }
 
-    /// Strips the configured base path, checks for a proxy loop and applies the access rules;
-    /// returns the origin of the request.
+    /// Strips the configured base path, rejects proxy loops and applies the access rules. Returns where the
+    /// request comes from.
     ///
     /// # Errors
     ///
-    /// Returns the error response when this proxy itself sent the request, when the request names a foreign
-    /// host, or when it comes from a web page that is not listed.
-    pub fn admit(
+    /// Returns the error response if this proxy sent the request itself, if the request names a foreign host,
+    /// or if it comes from a web page whose origin is not allowed.
+    pub fn check_access(
         &self,
         request: &mut Request<Incoming>,
         peer: Option<IpAddr>,
     ) -> Result<RequestOrigin, Box<Response<ResponseBody>>> {
         let config = self.config.load();
-        if let Some(target) = without_base(request.uri(), &config.base_path) {
+        if let Some(target) = strip_base_path(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
-        if self.upstream.has_sent(request.headers()) {
-            return Err(Box::new(error_response(
-                &ProxyError::Loop,
-                AccessLog::begin(request, peer, &self.meters),
-            )));
-        }
-        let requires_tokens = config.clients.are_known();
-        admit(&config.access_rules, requires_tokens, request.method(), request.headers()).map_err(
-            |rejected| {
-                Box::new(error_response(&rejected.into(), AccessLog::begin(request, peer, &self.meters)))
-            },
-        )
+        let result = if self.upstream.has_sent(request.headers()) {
+            Err(ProxyError::LoopDetected)
+        } else {
+            let requires_token = config.clients.require_token();
+            check_origin(&config.access_rules, requires_token, request.method(), request.headers())
+                .map_err(ProxyError::from)
+        };
+        result.map_err(|error| Box::new(error_response(&error, AccessLog::new(request, peer, &self.meters))))
     }
 
-    pub(super) async fn find_reply(
+    /// Steps 1 to 9: returns the provider's response, ready to be relayed, or an accepted WebSocket
+    /// handshake.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error response if the request is refused, or if no response of the provider is to be
+    /// relayed.
+    pub(super) async fn forward_request(
         self: &Arc<Self>,
         request: Request<Incoming>,
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
-        let RuntimeConfig { clients, client_usage, limits, .. } = &*config;
+        let limits = &config.limits;
         let permit = self.limiter.try_acquire(limits.max_requests)?;
         // 1. Authenticate the client by its credentials.
-        let Caller { client, own_key } = client::authenticate(clients, &head.headers, head.uri.query())?;
-        // 2. Route: the endpoint, which this client must be allowed to use, within its limits.
-        let (endpoint, names, path_fix) =
+        let Caller { client, own_key } =
+            client::authenticate(&config.clients, &head.headers, head.uri.query())?;
+        // 2. Route: look up the endpoint, and check that the client may use it and is within its limits.
+        let (endpoint, identifiers, path_fix) =
             head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
         self.base_url_hints.log_once(&client.name, path_fix);
         summary.set_route(&client.name, endpoint.route);
-        let brings_key = own_key.is_some();
-        let permits = request_meta::admit(
-            client_usage,
-            &client,
-            &endpoint,
-            head.uri.path(),
-            brings_key,
-            limits,
-            permit,
-        )?;
+        let permits =
+            request_meta::admit(&config, &client, &endpoint, head.uri.path(), own_key.is_some(), permit)?;
         let mut meta =
-            RequestMeta::open(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
-        let mut affinity = AccountAffinity::of(&head, &endpoint, names);
-        // 3. Sanitize: no credential of the client and no hop-by-hop header is forwarded.
+            RequestMeta::new(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
+        let mut affinity = AccountAffinity::new(&head, &endpoint, identifiers);
+        // 3. Sanitize: remove the client's credentials and the hop-by-hop headers.
         let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;
-        // 4. Buffer: the body is streamed, and the streamed bytes are kept for retries.
-        let body = Replay::hold(body, &limits.buffers);
+        // 4. Buffer: the body is streamed upstream, and the streamed bytes are kept for retries.
+        let body = Replay::new(body, &limits.buffers);
         if let Some(key) = own_key {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
                 .await;
         }
-        // 5. Select a key that is usable, has the credits and a free concurrency slot, and belongs to the
+        // 5. Select a key that is usable, has enough credits and a free concurrency slot, and belongs to the
         // account that owns the named resources. Credits and slot are reserved before the key is used.
-        self.retry_budget.count();
+        self.retry_budget.count_request();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::new(&mut upstream_head, &endpoint, roster.redactor(), limits);
-        let preferred = || self.list_affinity.of(&meta.client);
-        summary.count_wait(affinity.resolve(&roster, &self.owners, &self.misses, &body, preferred)).await?;
-        let ownership_permit = if affinity.may_record(&endpoint) {
-            Some(summary.count_wait(self.usage.permit()).await?)
-        } else {
-            None
+        summary.count_wait(affinity.resolve(self, &roster, &meta.client, &body)).await?;
+        let ownership_permit = match affinity.may_record(&endpoint) {
+            true => Some(summary.count_wait(self.usage.acquire_permit()).await?),
+            false => None,
         };
         summary.count_wait(await_short_body(&body, limits)).await?;
-        let span = meta.estimate_timeout(limits.cost_estimate_timeout);
         let models = self.pool.models();
-        let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, span);
+        let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, limits);
         let mut key_request = summary.count_wait(estimate).await;
         meta.reserve_credits(&key_request, limits)?;
         meta.prefer_free_slot(&mut key_request, &roster);
-        let features = meta.features(&endpoint, &upstream_head, affinity.names());
-        let mut retry = RetryState::begin(roster, client, features, key_request, affinity);
-        retry.find_restrictions(&self.pool);
-        let lease = summary
-            .count_wait(self.reserve(&mut retry))
-            .await
-            .map_err(|unavailable| retry.refusal(unavailable))?;
+        let features = meta.features(&endpoint, &upstream_head, &affinity.identifiers);
+        let mut retry = RetryState::new(&self.pool, roster, client, features, key_request, affinity);
+        let reserved = summary.count_wait(self.reserve(&mut retry)).await;
+        let lease = reserved.map_err(|unavailable| retry.unavailable_error(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
         let (response, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
         if response.is_switched() {
-            return Handshake::with_pool(self, context, *response, attempt, redaction, ownership_permit)
-                .map(UpstreamReply::Socket);
+            return Handshake::with_pool_key(self, context, *response, attempt, redaction, ownership_permit)
+                .map(UpstreamReply::Handshake);
         }
-        // Ownership is recorded before the client receives the response, because the client may then name the
-        // identifiers in it.
+        // Ownership is recorded before the client receives the response, because its next request may name
+        // the identifiers in it.
         let RequestContext { meta, retry, .. } = context;
         let ownership = ownership_permit.and_then(|usage_permit| {
-            retry.into_affinity().record(self, &meta, limits, &response, &key, usage_permit)
+            retry.affinity.record(self, &meta, limits, &response, &key, usage_permit)
         });
-        // 9. Relay, without keys and data about the account's owner.
+        // 9. Relay: redact keys and the data of the account's owner from the response.
         let response = match &redaction {
             Some(redaction) => Box::pin(response.redact(redaction, limits)).await?,
             None => response,
@@ -183,12 +173,13 @@ impl<C: Connect> Proxy<C> {
         Ok(UpstreamReply::Response { response, attempt, ownership })
     }
 
-    /// Sends the request with one key after another, beginning with `lease`, until a response can
-    /// be relayed or the retry policy gives up.
+    /// Steps 6 to 8: sends the request with one key after another, starting with that of `lease`, until a
+    /// response can be relayed or the retry policy gives up.
     ///
     /// # Errors
     ///
-    /// When no attempt got a response, or when the client is to get an error response of the proxy.
+    /// Returns an error if the last attempt received no response, or if an error of the proxy replaces the
+    /// provider's last refusal.
     pub(super) async fn send_with_pool(
         &self,
         context: &mut RequestContext,
@@ -198,40 +189,45 @@ impl<C: Connect> Proxy<C> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
-            let usage_permit = summary.count_wait(self.usage.permit()).await?;
+            let usage_permit = summary.count_wait(self.usage.acquire_permit()).await?;
             // 6. Send: the only place where the key is added to the request.
-            let sending = body.attempt();
+            let sending = body.start_attempt();
             let key = Arc::clone(lease.key());
-            let mut attempt = Attempt::begin(self, meta, retry, lease, usage_permit, sending.upload());
+            let upload = sending.upload();
+            let mut attempt = Attempt::with_pool_key(self, meta, retry, lease, usage_permit, upload);
             let sent = self
                 .upstream
                 .send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending)
                 .await;
-            // 7. Classify: which side failed, and how far the attempt got.
+            // 7. Classify: determine which side failed, and how far the attempt got.
             let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), summary);
             // 8. Retry with another key, relay the response, or give up.
-            summary.record_replay_loss(body.loss());
-            match decide(&retry.facts(progress, body, &key, limits)) {
+            summary.replay_loss = body.loss();
+            match decide(&retry.retry_facts(progress, body, &key, limits)) {
                 Decision::NextKey => retry.exclude(&key),
-                Decision::Again { pause } if self.retry_budget.take() => retry.pause(pause).await,
-                Decision::Relay | Decision::Fail | Decision::Again { .. } => {
+                Decision::RetryAfter { pause } if self.retry_budget.try_take() => {
+                    retry.wait_before_retry(pause).await;
+                }
+                Decision::Relay | Decision::Fail | Decision::RetryAfter { .. } => {
                     return Ok((result?, key, attempt));
                 }
             }
-            attempt.release();
+            attempt.release_key();
             match summary.count_wait(self.reserve(retry)).await {
                 Ok(next) => {
-                    summary.record_retry(attempt.failed_over());
+                    summary.retry_reasons.push(attempt.record_failover());
                     lease = next;
                 }
-                Err(unavailable) => return Ok((retry.last_response(result?, unavailable)?, key, attempt)),
+                Err(unavailable) => {
+                    return Ok((retry.choose_last_response(result?, unavailable)?, key, attempt));
+                }
             }
         }
     }
 
-    /// Sends a request with the client's own key, once, to the configured upstream, and returns the
-    /// response without redaction. Nothing about it is recorded in the pool.
+    /// Sends a request once, with the client's own key, and returns the response without redaction. The
+    /// result is not recorded in the pool.
     async fn send_with_own_key(
         self: &Arc<Self>,
         key: ApiKey,
@@ -241,11 +237,11 @@ impl<C: Connect> Proxy<C> {
         body: &Replay<Incoming>,
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
-        let usage_permit = summary.count_wait(self.usage.permit()).await?;
-        let sending = body.attempt();
+        let usage_permit = summary.count_wait(self.usage.acquire_permit()).await?;
+        let sending = body.start_attempt();
         let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
-        // The request is never sent again, so its body is not buffered.
-        attempt.relaying();
+        // The request is never retried, so its body is not buffered.
+        attempt.release_replay_buffer();
         let sent =
             self.upstream.send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending).await;
         let response = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
@@ -253,21 +249,20 @@ impl<C: Connect> Proxy<C> {
         let response = response?;
         if response.is_switched() {
             return Handshake::with_own_key(self, config, &meta, *response, attempt)
-                .map(UpstreamReply::Socket);
+                .map(UpstreamReply::Handshake);
         }
         Ok(UpstreamReply::Response { response, attempt, ownership: None })
     }
 }
 
-/// Waits for a short body before a key is reserved. Otherwise a client that sends its body slowly would
-/// occupy a concurrency slot of a key.
+/// Waits until a short body has arrived, before a key is reserved. Otherwise a client that uploads slowly
+/// would occupy a concurrency slot of a key.
 async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<(), SendError> {
-    let Limits { request_body_timeout: body_idle_max, min_request_body_rate: body_min_rate, .. } = *limits;
-    let read = body.wait_for_short_body(request_body::BODY_BYTES_MAX, body_idle_max, body_min_rate).await;
-    let kind = match read {
+    let (timeout, min_rate) = (limits.request_body_timeout, limits.min_request_body_rate);
+    let kind = match body.wait_for_short_body(MAX_PARSED_BODY_BYTES, timeout, min_rate).await {
         Ok(()) => return Ok(()),
-        Err(Slow::Stalled) => SendErrorKind::ClientStalled(body_idle_max),
-        Err(Slow::Trickles) => SendErrorKind::ClientSlow(body_min_rate.bytes_per_second),
+        Err(SlowUpload::Stalled) => SendErrorKind::ClientStalled(timeout),
+        Err(SlowUpload::BelowMinRate) => SendErrorKind::ClientTooSlow(min_rate.bytes_per_second),
     };
     Err(SendError { progress: Progress::Unsent, kind })
 }

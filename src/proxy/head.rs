@@ -1,4 +1,5 @@
-//! Checks a request head, looks up its endpoint, and makes the head that is sent upstream.
+//! The two steps that process a request head: routing looks up its endpoint, and sanitizing makes the head
+//! that is sent upstream.
 
 use std::borrow::Cow;
 
@@ -8,84 +9,84 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri};
 
 use super::error::ProxyError;
-use crate::elevenlabs::affinity::Names;
+use crate::elevenlabs::affinity::RequestIdentifiers;
 use crate::elevenlabs::endpoint::{Access, Endpoint};
 use crate::elevenlabs::normalize_path::{PathFix, fix_path};
 use crate::elevenlabs::segments::Segments;
 use crate::elevenlabs::socket::Dialect;
-use crate::policy::headers::{self, Forwarded};
+use crate::policy::headers::{self, ForwardedHeaders};
 use crate::policy::method;
 use crate::policy::path::Path;
 use crate::upstream::UpstreamRequestHead;
 
-/// Refuses requests that are not proxied, corrects the path if the client's base URL has a known mistake, and
-/// looks up the endpoint of the corrected path. Also returns the identifiers in path and query, and the fix.
+/// Validates a request head and looks up its endpoint. If the client's base URL has a known mistake, the path
+/// is corrected first. Also returns the identifiers in path and query, and the correction.
 ///
 /// # Errors
 ///
-/// When the request is not proxied, with the reason.
+/// Returns the reason if the request is not proxied.
 pub fn route(
     head: &mut Parts,
-    denies_dangerous: bool,
-) -> Result<(Endpoint, Names, Option<PathFix>), ProxyError> {
+    blocks_admin_endpoints: bool,
+) -> Result<(Endpoint, RequestIdentifiers, Option<PathFix>), ProxyError> {
     // A TRACE response would contain the headers that the proxy adds; CONNECT would make the proxy a tunnel.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
-        return Err(ProxyError::Method);
+        return Err(ProxyError::MethodNotAllowed);
     }
     if !method::has_allowed_length(&head.method) {
-        return Err(ProxyError::LongMethod);
+        return Err(ProxyError::MethodTooLong);
     }
     if !headers::has_one_host(head.version, &head.uri, &head.headers) {
-        return Err(ProxyError::Host);
+        return Err(ProxyError::InvalidHost);
     }
     let mut path_fix = None;
     if let Some((path, fix)) = fix_path(head.uri.path()) {
-        head.uri = target(&path, head.uri.query())?;
+        head.uri = build_target(&path, head.uri.query())?;
         path_fix = Some(fix);
     }
-    let path = Path::read(head.uri.path())?;
-    let segments = Segments::of_path(&path);
+    let path = Path::parse(head.uri.path())?;
+    let segments = Segments::new(&path);
     let endpoint = if headers::is_websocket_upgrade(&head.method, head.version, &head.headers) {
         if has_body(&head.headers) {
-            return Err(ProxyError::Upgrade);
+            return Err(ProxyError::InvalidUpgrade);
         }
-        Endpoint::of_socket(&segments)
+        Endpoint::classify_websocket(&segments)
     } else {
-        Endpoint::of(&head.method, &segments)
+        Endpoint::classify(&head.method, &segments)
     };
     match endpoint.access {
-        Access::Denied(why) if denies_dangerous => Err(ProxyError::Denied(why)),
+        Access::Denied(reason) if blocks_admin_endpoints => Err(ProxyError::EndpointBlocked(reason)),
         Access::Denied(_) | Access::Open => {
-            Ok((endpoint, Names::of_segments(&segments, head.uri.query()), path_fix))
+            Ok((endpoint, RequestIdentifiers::from_segments(&segments, head.uri.query()), path_fix))
         }
     }
 }
 
-/// Header sanitizing: removes client credentials from query and headers, hop-by-hop headers, and
-/// the headers that proxies in front added, unless they are `forwarded`.
+/// Removes client credentials from the query and the headers, hop-by-hop headers, and the headers that
+/// proxies in front of this one added, unless they are `forwarded`.
 ///
 /// # Errors
 ///
-/// When the remaining path and query are no valid target.
+/// When the remaining path and query are not a valid request target.
 pub fn sanitize(
     mut head: Parts,
     socket: Option<Dialect>,
-    forwarded: &Forwarded,
+    forwarded: &ForwardedHeaders,
 ) -> Result<UpstreamRequestHead, ProxyError> {
     headers::strip_request(&mut head.headers, forwarded);
     if let Some(dialect) = socket {
-        headers::request_websocket(&mut head.headers, dialect.is_read());
+        headers::prepare_upgrade_request(&mut head.headers, dialect.is_inspected());
     }
     let target = match head.uri.query().map(headers::strip_query) {
-        Some(Some(Cow::Owned(query))) => target(head.uri.path(), Some(&query))?,
-        Some(None) => target(head.uri.path(), None)?,
-        Some(Some(Cow::Borrowed(_))) | None => without_host(head.uri),
+        Some(Some(Cow::Owned(query))) => build_target(head.uri.path(), Some(&query))?,
+        Some(None) => build_target(head.uri.path(), None)?,
+        Some(Some(Cow::Borrowed(_))) | None => strip_host(head.uri),
     };
     Ok(UpstreamRequestHead { method: head.method, target, headers: head.headers })
 }
 
-/// The target without scheme and host.
-fn without_host(target: Uri) -> Uri {
+/// Removes the scheme and the host from a request target.
+fn strip_host(target: Uri) -> Uri {
     if target.authority().is_none() {
         return target;
     }
@@ -93,14 +94,14 @@ fn without_host(target: Uri) -> Uri {
     Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
-/// Whether a body is announced. Before a WebSocket, servers could read it as the first message or
-/// as another request (request smuggling).
+/// Whether the headers announce a body. Servers could read the body of a WebSocket handshake as the first
+/// message or as another request (request smuggling).
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
         || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
-fn target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
+fn build_target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
     let path_and_query = match query {
         None => PathAndQuery::try_from(path),
         Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
@@ -123,7 +124,7 @@ mod tests {
     #[track_caller]
     fn check(target: &str, expected: &str) {
         assert_eq!(
-            sanitize(head("GET", target), None, &Forwarded::default()).unwrap().target.to_string(),
+            sanitize(head("GET", target), None, &ForwardedHeaders::default()).unwrap().target.to_string(),
             expected
         );
     }
@@ -145,14 +146,17 @@ mod tests {
     #[test]
     fn trace_connect_and_long_methods_are_refused() {
         for method in ["TRACE", "CONNECT"] {
-            assert!(matches!(route(&mut head(method, "/v1/voices"), true), Err(ProxyError::Method)));
+            assert!(matches!(
+                route(&mut head(method, "/v1/voices"), true),
+                Err(ProxyError::MethodNotAllowed)
+            ));
         }
         assert!(route(&mut head("BREW", "/v1/voices"), true).is_ok());
         let long = "A".repeat(method::MAX_METHOD_LENGTH + 1);
-        assert!(matches!(route(&mut head(&long, "/v1/voices"), true), Err(ProxyError::LongMethod)));
+        assert!(matches!(route(&mut head(&long, "/v1/voices"), true), Err(ProxyError::MethodTooLong)));
     }
 
-    fn upgrade(target: &str) -> Parts {
+    fn websocket_head(target: &str) -> Parts {
         let mut head = head("GET", target);
         for (name, value) in [
             ("upgrade", "websocket"),
@@ -168,17 +172,17 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_made_anew_without_compression_where_messages_are_read() {
+    fn a_handshake_offers_no_compression_if_messages_are_inspected() {
         for (target, dialect, has_extensions) in [
             ("/v1/convai/conversation?agent_id=a", Dialect::Agent, false),
             ("/convai/conversation", Dialect::Agent, false),
             ("/v1/new/one", Dialect::Unknown, false),
             ("/runCase?case=1", Dialect::Foreign, true),
         ] {
-            let mut head = upgrade(target);
+            let mut head = websocket_head(target);
             let (endpoint, _, _) = route(&mut head, true).unwrap();
             assert_eq!(endpoint.socket, Some(dialect));
-            let headers = sanitize(head, endpoint.socket, &Forwarded::default()).unwrap().headers;
+            let headers = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap().headers;
             assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
             let value = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(
@@ -196,26 +200,26 @@ mod tests {
             ("transfer-encoding", "chunked", true),
             ("content-length", "0", false),
         ] {
-            let mut head = upgrade("/v1/convai/conversation");
+            let mut head = websocket_head("/v1/convai/conversation");
             head.headers.insert(name, value.parse().unwrap());
-            assert_eq!(matches!(route(&mut head, true), Err(ProxyError::Upgrade)), is_refused);
+            assert_eq!(matches!(route(&mut head, true), Err(ProxyError::InvalidUpgrade)), is_refused);
         }
     }
 
     #[test]
     fn an_upgrade_to_another_protocol_is_removed() {
-        let mut head = upgrade("/v1/voices");
+        let mut head = websocket_head("/v1/voices");
         head.headers.insert("upgrade", "h2c".parse().unwrap());
         let (endpoint, _, _) = route(&mut head, true).unwrap();
         assert_eq!(endpoint.socket, None);
-        let headers = sanitize(head, None, &Forwarded::default()).unwrap().headers;
+        let headers = sanitize(head, None, &ForwardedHeaders::default()).unwrap().headers;
         assert!(!headers.contains_key("upgrade") && !headers.contains_key("connection"));
     }
 
     #[test]
-    fn dangerous_paths_are_denied_unless_allowed() {
+    fn admin_endpoints_are_blocked_unless_allowed() {
         let mut disable = head("POST", "/v1/workspaces/api-keys/disable");
-        assert!(matches!(route(&mut disable, true), Err(ProxyError::Denied(_))));
+        assert!(matches!(route(&mut disable, true), Err(ProxyError::EndpointBlocked(_))));
         assert!(route(&mut disable, false).is_ok());
     }
 
@@ -223,22 +227,28 @@ mod tests {
     fn an_ambiguous_path_is_refused() {
         for path in ["/v1/voices/..;/service-accounts", "/v1//x", "/v1/%2e%2e/x", "/x/v1%2fservice-accounts"]
         {
-            assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::Path(_))), "{path}");
-            assert!(matches!(route(&mut upgrade(path), false), Err(ProxyError::Path(_))), "{path}");
+            assert!(
+                matches!(route(&mut head("GET", path), true), Err(ProxyError::AmbiguousPath(_))),
+                "{path}"
+            );
+            assert!(
+                matches!(route(&mut websocket_head(path), false), Err(ProxyError::AmbiguousPath(_))),
+                "{path}"
+            );
         }
     }
 
     #[test]
-    fn a_fixed_path_is_routed_by_its_new_form() {
+    fn a_corrected_path_is_routed_by_its_new_form() {
         let mut doubled = head("GET", "/v1/v1/voices?a=%20&a=1");
         let (endpoint, _, path_fix) = route(&mut doubled, true).unwrap();
         assert_eq!((&*endpoint.route.to_string(), path_fix), ("/v1/voices", Some(PathFix::DoubledVersion)));
         assert_eq!(
-            sanitize(doubled, None, &Forwarded::default()).unwrap().target.to_string(),
+            sanitize(doubled, None, &ForwardedHeaders::default()).unwrap().target.to_string(),
             "/v1/voices?a=%20&a=1"
         );
         for path in ["/service-accounts", "/v1/v1/service-accounts"] {
-            assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::Denied(_))));
+            assert!(matches!(route(&mut head("GET", path), true), Err(ProxyError::EndpointBlocked(_))));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Remembers, per client, the account that last served it a list. That account is tried first for its next
-//! list, so that the client keeps seeing the same voices. Kept in memory only.
+//! Per client, the account that last served it a list. The client's next list is requested from that account
+//! first, so that the client sees the same voices again. The mapping is kept in memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,13 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::policy::client::ClientName;
 use crate::pool::OwnerId;
 
-/// The preferred account of each client that has requested a list. Bounded by the configured
-/// clients.
+/// The preferred account of each client that has requested a list. Bounded by the number of clients.
 #[derive(Debug, Default)]
 pub(super) struct ListAffinity(Mutex<HashMap<ClientName, OwnerId>>);
 
 impl ListAffinity {
-    pub(super) fn of(&self, client: &ClientName) -> Option<OwnerId> {
+    pub(super) fn account_for(&self, client: &ClientName) -> Option<OwnerId> {
         self.lock().get(client).cloned()
     }
 

@@ -14,7 +14,7 @@ mod client_usage;
 mod conversation;
 mod head;
 mod list_affinity;
-mod misses;
+mod not_found_cache;
 mod permits;
 mod refusals;
 mod relay;
@@ -35,17 +35,17 @@ mod error;
 mod usage;
 
 pub use crate::body::budget::BufferBudget;
-pub use client_usage::{ClientLimitExceeded, ClientUsage, Used};
+pub use client_usage::{ClientLimitExceeded, ClientUsage, UsageTotals};
 pub use config::{Limits, RuntimeConfig, SharedConfig};
-pub use conversation::{Conversation, Ended};
-pub use error::{BuffersFull, ProxyError, Unredacted};
+pub use conversation::{ConversationSender, EndedConversation};
+pub use error::{BuffersFull, ProxyError, RedactionFailed};
 pub use head::{route, sanitize};
 pub use relay::ResponseBody;
 pub use reply::{ProxyResponse, Socket};
 pub use request_limiter::Overloaded;
 pub use socket_limits::SocketLimits;
-pub use state::{Proxy, Shared};
+pub use state::{Proxy, SharedState};
 pub use usage::{
-    AttemptRecord, CreditSource, Depth, OwnershipUpdate, QueueFull, QuotaCharge, UsageBatch, UsagePermit,
-    UsageQueue, UsageSink,
+    AttemptRecord, CreditSource, OwnershipUpdate, QueueDepth, QueueFull, QuotaCharge, UsageBatch,
+    UsagePermit, UsageQueue, UsageSink,
 };

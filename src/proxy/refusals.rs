@@ -1,10 +1,13 @@
 //! The refusals of one request, and the conclusions from them about keys and accounts.
 //!
-//! A refusal with figures, or with a message that depends only on the refusing account, is evidence about the
-//! account at once. A message alone is evidence only while no second account refuses the same request in the
-//! same way: then the refusal is about the request. When another account serves the request, the refusal was
-//! about the account. One faulty request thus cannot disable all keys.
+//! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that
+//! contains the account's credits, or whose message can only concern the account, is evidence about the
+//! account immediately. Any other refusal is evidence about the account until a second account refuses the
+//! same request in the same way, which shows that the refusal is about the request. If another account serves
+//! the request, the refusal was about the account.
 
+use std::collections::HashSet;
+use std::mem::{self, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +15,12 @@ use crate::elevenlabs::features::RequestFeatures;
 use crate::policy::budget::Extension;
 use crate::policy::evidence::RefusalSource;
 use crate::policy::units::UnixMs;
-use crate::policy::verdict::{Refusal, Verdict};
-use crate::pool::{Key, KeyRequest, Pool, Refused, Restriction, Roster, Transition};
+use crate::policy::verdict::{UnexplainedRefusal, Verdict};
+use crate::pool::{Key, KeyRequest, Pool, RefusedAttempt, Restriction, Roster, Transition};
 
-/// Maximum age of a poll that may contradict the figures of a refusal: another program may have spent credits
-/// since an older poll. Accounts are polled every ten minutes by default.
-const FRESH_POLL_MAX: Duration = Duration::from_secs(15 * 60);
+/// Maximum age of a poll that may contradict the credits that a refusal reports. After an older poll, another
+/// program may have spent credits. Accounts are polled every ten minutes by default.
+const MAX_POLL_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// The refusals of one request.
 #[derive(Debug, Default)]
@@ -29,18 +32,16 @@ struct RecordedRefusal {
     key: Arc<Key>,
     key_request: KeyRequest,
     source: RefusalSource,
-    /// Whether it is recorded as evidence about the key or its workspace.
+    /// Whether the refusal is recorded as evidence about the key or its workspace.
     is_recorded: bool,
     /// Whether another account has refused this request in the same way.
-    is_agreed: bool,
-    /// Whether several other accounts, or this account, have refused similar requests in the same
-    /// way.
+    is_repeated_elsewhere: bool,
+    /// Whether several other accounts, or this account, have refused similar requests in the same way.
     is_repeated: bool,
-    /// Whether this account's refusal of a similar request was refuted by a poll or a served
-    /// request.
+    /// Whether a poll or a served request has refuted this account's refusal of a similar request.
     was_refuted: bool,
-    /// The verdict with the figures that a fresh poll contradicts.
-    contradicted: Option<Verdict>,
+    /// The verdict with the reported credits, if a recent poll contradicts them.
+    contradicted_verdict: Option<Verdict>,
 }
 
 /// The conclusions from a refusal or from a success.
@@ -52,7 +53,7 @@ pub(super) struct Conclusions {
     pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
 }
 
-/// The pool, the request's features and the time, for recording a refusal.
+/// The data for recording the refusals of one request in the pool.
 pub(super) struct RefusalContext<'a> {
     pub(super) pool: &'a Arc<Pool>,
     pub(super) roster: &'a Roster,
@@ -61,8 +62,8 @@ pub(super) struct RefusalContext<'a> {
 }
 
 impl Refusals {
-    /// Adds a refusal by `key`, and records it as evidence if it proves something.
-    pub(super) fn add(
+    /// Records a refusal by `key`, and updates the evidence about the key and its account.
+    pub(super) fn record(
         &mut self,
         context: &RefusalContext<'_>,
         key: &Arc<Key>,
@@ -71,66 +72,59 @@ impl Refusals {
         source: RefusalSource,
     ) -> Conclusions {
         let mut conclusions = Conclusions::default();
-        let (verdict, contradicted) = with_figures_of(key, verdict, context.now);
-        let (key, key_request) = (Arc::clone(key), key_request.clone());
+        let (verdict, contradicted_verdict) = check_reported_credits(key, verdict, context.now);
         let mut refusal = RecordedRefusal {
             verdict,
-            key,
-            key_request,
+            key: Arc::clone(key),
+            key_request: key_request.clone(),
             source,
             is_recorded: false,
-            is_agreed: false,
+            is_repeated_elsewhere: false,
             is_repeated: false,
             was_refuted: false,
-            contradicted,
+            contradicted_verdict,
         };
-        let mut has_second = false;
+        let mut has_agreement = false;
         for earlier in self.0.iter_mut().filter(|earlier| earlier.agrees_with(&refusal)) {
-            has_second = true;
+            has_agreement = true;
             earlier.record_agreement(context, &mut conclusions);
         }
-        refusal.was_refuted = !has_second && refusal.was_refuted(context);
-        refusal.is_repeated = !has_second && (refusal.was_refuted || refusal.repeats(context));
-        if has_second || refusal.is_repeated {
+        refusal.was_refuted = !has_agreement && refusal.was_refuted(context);
+        refusal.is_repeated = !has_agreement && (refusal.was_refuted || refusal.repeats_others(context));
+        if has_agreement || refusal.is_repeated {
             refusal.record_agreement(context, &mut conclusions);
         } else {
-            refusal.record(context, &mut conclusions);
+            refusal.record_evidence(context, &mut conclusions);
         }
         self.0.push(refusal);
         conclusions
     }
 
-    /// Records that another key has served the request: refusals by a message alone were about
-    /// their accounts.
-    pub(super) fn served(&mut self, context: &RefusalContext<'_>) -> Conclusions {
+    /// Records that another key has served the request, which shows that the refusals were about their
+    /// accounts.
+    pub(super) fn record_success(&mut self, context: &RefusalContext<'_>) -> Conclusions {
         let mut conclusions = Conclusions::default();
-        // One account alone had these figures, and another has served: the figures are newer than the poll.
-        let is_single = self.0.iter().filter(|refusal| refusal.contradicted.is_some()).count() == 1;
+        // If only one account reported credits that a poll contradicts, its credits are newer than the poll.
+        let is_single = self.0.iter().filter(|refusal| refusal.contradicted_verdict.is_some()).count() == 1;
         for refusal in &mut self.0 {
-            refusal.is_agreed = false;
-            if is_single && let Some(with_figures) = refusal.contradicted.take() {
-                refusal.verdict = with_figures;
+            refusal.is_repeated_elsewhere = false;
+            if is_single && let Some(verdict) = refusal.contradicted_verdict.take() {
+                refusal.verdict = verdict;
                 refusal.is_recorded = false;
             }
-            if refusal.verdict == Verdict::Unexplained(Refusal::Bodiless) {
-                // The response to a `HEAD` has no message, and the refusal may have been about the
-                // method.
+            if refusal.verdict == Verdict::Unexplained(UnexplainedRefusal::Bodiless) {
+                // The response to a `HEAD` has no message, so the refusal may have been about the method.
                 continue;
             }
             if matches!(refusal.verdict, Verdict::Unexplained(_)) {
                 context.restrict(refusal, &mut conclusions);
                 // A poll shows whether the account has a more general problem.
-                context.pool.want_poll(&refusal.key);
+                context.pool.request_poll(&refusal.key);
             } else if !refusal.is_recorded && !refusal.was_refuted {
-                refusal.record(context, &mut conclusions);
+                refusal.record_evidence(context, &mut conclusions);
             }
         }
         conclusions
-    }
-
-    /// Whether no account has refused the request yet.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// The number of refusals of the request by `key`.
@@ -138,43 +132,48 @@ impl Refusals {
         self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }
 
-    /// Whether the last refusal says nothing about its account, because other accounts gave the
-    /// same one.
+    /// Whether the last refusal is about the request and not about its account, because another account has
+    /// refused in the same way.
     pub(super) fn is_about_request(&self) -> bool {
-        self.0.last().is_some_and(|last| last.is_agreed && !last.is_recorded)
+        self.0.last().is_some_and(|last| last.is_repeated_elsewhere && !last.is_recorded)
     }
 
-    /// Whether another account has given the same refusal as the last one.
-    pub(super) fn is_agreed(&self) -> bool {
-        self.0.last().is_some_and(|last| last.is_agreed)
+    /// Whether another account has refused in the same way as the last refusal.
+    pub(super) fn is_repeated_elsewhere(&self) -> bool {
+        self.0.last().is_some_and(|last| last.is_repeated_elsewhere)
     }
 
-    /// Whether several other accounts, or the same one, gave the last refusal to similar requests
-    /// before.
+    /// Whether several other accounts, or the same account, have refused similar requests in the same way as
+    /// the last refusal.
     pub(super) fn is_repeated(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated)
     }
 
-    /// Keys that were refused in the same way as the last one.
+    /// The keys that refused in the same way as the last refusal.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
-        let last = self.0.last();
-        self.0
-            .iter()
-            .filter(move |refusal| last.is_some_and(|last| refusal.is_like(last)))
-            .map(|refusal| &*refusal.key)
+        self.agreeing().map(|refusal| &*refusal.key)
     }
 
-    /// Number of workspaces that gave the last verdict.
+    /// Number of workspaces that refused in the same way as the last refusal.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
-        let Some(last) = self.0.last() else { return 0 };
-        self.workspaces(|refusal| refusal.is_like(last))
+        count_workspaces(self.agreeing())
     }
 
-    /// Number of workspaces on the plan of the last one that got an abuse verdict.
-    pub(super) fn suspected_of_plan(&self) -> u32 {
+    fn agreeing(&self) -> impl Iterator<Item = &RecordedRefusal> {
+        let last = self.0.last();
+        self.0.iter().filter(move |refusal| last.is_some_and(|last| refusal.is_same_kind(last)))
+    }
+
+    /// Number of workspaces with an abuse verdict that have the same plan as the workspace of the last
+    /// refusal.
+    pub(super) fn abuse_suspicions(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
         let tier = last.key.workspace().tier();
-        self.workspaces(|refusal| refusal.verdict == Verdict::Abuse && refusal.key.workspace().tier() == tier)
+        count_workspaces(
+            self.0.iter().filter(|refusal| {
+                refusal.verdict == Verdict::Abuse && refusal.key.workspace().tier() == tier
+            }),
+        )
     }
 
     /// Keys whose plan does not allow the request.
@@ -183,74 +182,68 @@ impl Refusals {
             |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
         self.0.iter().filter(is_refused_for_plan).map(|refusal| &refusal.key)
     }
+}
 
-    fn workspaces(&self, is_included: impl Fn(&RecordedRefusal) -> bool) -> u32 {
-        let mut seen: Vec<&Key> = Vec::new();
-        for refusal in self.0.iter().filter(|refusal| is_included(refusal)) {
-            if !seen.iter().any(|key| std::ptr::eq(key.workspace(), refusal.key.workspace())) {
-                seen.push(&refusal.key);
-            }
-        }
-        u32::try_from(seen.len()).unwrap_or(u32::MAX)
-    }
+fn count_workspaces<'a>(refusals: impl Iterator<Item = &'a RecordedRefusal>) -> u32 {
+    let workspaces: HashSet<_> =
+        refusals.map(|refusal| std::ptr::from_ref(refusal.key.workspace())).collect();
+    u32::try_from(workspaces.len()).unwrap_or(u32::MAX)
 }
 
 impl RecordedRefusal {
-    /// Whether both refusals are the same apart from figures and time spans.
-    fn is_like(&self, other: &Self) -> bool {
-        match (self.verdict, other.verdict) {
-            (Verdict::Unexplained(one), Verdict::Unexplained(other)) => {
-                std::mem::discriminant(&one) == std::mem::discriminant(&other)
+    /// Whether both refusals are the same apart from their numbers of credits and their times.
+    fn is_same_kind(&self, other: &Self) -> bool {
+        let has_same_message = match (self.verdict, other.verdict) {
+            (Verdict::Unexplained(this), Verdict::Unexplained(other)) => {
+                discriminant(&this) == discriminant(&other)
             }
-            (one, other) => {
-                std::mem::discriminant(&one) == std::mem::discriminant(&other)
-                    && one.proves_itself() == other.proves_itself()
-            }
-        }
+            (this, other) => this.is_conclusive() == other.is_conclusive(),
+        };
+        has_same_message && discriminant(&self.verdict) == discriminant(&other.verdict)
     }
 
     /// Whether another account gives the same refusal, without details that depend on one account.
     fn agrees_with(&self, other: &Self) -> bool {
-        let is_other = !std::ptr::eq(self.key.workspace(), other.key.workspace());
-        is_other && !self.verdict.proves_itself() && self.is_like(other)
+        let is_other_workspace = !std::ptr::eq(self.key.workspace(), other.key.workspace());
+        is_other_workspace && !self.verdict.is_conclusive() && self.is_same_kind(other)
     }
 
-    /// Whether other accounts are known to refuse similar requests in the same way: then this refusal says
-    /// nothing about its account. Rate limits depend on the time, so they are counted again for each request.
-    fn repeats(&self, context: &RefusalContext<'_>) -> bool {
+    /// Whether other accounts are known to refuse similar requests in the same way, so that this refusal is
+    /// not about its account. Rate limits depend on the time, so each request attributes them anew.
+    fn repeats_others(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
-        !self.verdict.proves_itself()
+        !self.verdict.is_conclusive()
             && !matches!(self.verdict, Verdict::RateLimited(_))
-            && pool.is_refused_by_others(features, &self.key, self.verdict, *now)
+            && pool.restrictions().is_refused_by_others(features, &self.key, self.verdict, *now)
     }
 
-    /// Whether the same account has refused similar requests in the same way before, and was
-    /// refuted.
+    /// Whether the same account has refused similar requests in the same way, and was refuted.
     fn was_refuted(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
-        !self.verdict.proves_itself() && pool.was_refuted(features, &self.key, self.verdict, *now)
+        !self.verdict.is_conclusive() && pool.was_refuted(features, &self.key, self.verdict, *now)
     }
 
-    fn refused(&self) -> Refused<'_> {
-        let Self { verdict, key_request, source, is_agreed, .. } = self;
-        Refused {
+    fn refused(&self) -> RefusedAttempt<'_> {
+        let Self { verdict, key_request, source, is_repeated_elsewhere, .. } = self;
+        RefusedAttempt {
             verdict: *verdict,
             request: Some(key_request),
-            is_agreed: *is_agreed,
+            is_repeated_elsewhere: *is_repeated_elsewhere,
             source: source.clone(),
         }
     }
 
-    /// Records it as evidence about the key or its workspace, and about features that their plan lacks.
-    fn record(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
+    /// Records the refusal as evidence about the key or its workspace, and about features that their plan
+    /// lacks.
+    fn record_evidence(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         if matches!(self.verdict, Verdict::Unexplained(_)) {
             return;
         }
         let RefusalContext { pool, roster, now, .. } = context;
         conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
         self.is_recorded = true;
-        // Refusals about credits, bills and the key itself concern only their account, until a
-        // second account gives the same one.
+        // Refusals about credits, bills and the key concern only their account, until a second account
+        // refuses in the same way.
         let is_of_account = matches!(
             self.verdict,
             Verdict::WorkspaceQuota(_)
@@ -259,40 +252,40 @@ impl RecordedRefusal {
                 | Verdict::InvalidKey
                 | Verdict::WrongHost
         );
-        // Kept as a restriction, so that after a poll or a served request refutes it, the same
-        // refusal of a similar request is recognized.
-        if !is_of_account || !self.verdict.proves_itself() {
+        // The restriction remains after a poll or a served request refutes it, so that the same refusal of a
+        // similar request is recognized.
+        if !is_of_account || !self.verdict.is_conclusive() {
             context.restrict(self, conclusions);
         }
     }
 
-    /// Records that a second account gives the same refusal. For a rate limit, one request may probe whether
-    /// the limit still holds; any other refusal then says nothing about its account and is withdrawn. Similar
-    /// requests are restricted for the account, so that they do not try all accounts again, and a poll is
-    /// requested where it can decide.
+    /// Records that a second account refuses in the same way. After a rate limit, one request may probe
+    /// whether the limit still holds. Any other refusal is then not about its account, and is withdrawn.
+    /// Similar requests are restricted for the account, so that they do not try all accounts again. If a poll
+    /// can decide, one is requested.
     fn record_agreement(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         let RefusalContext { pool, roster, now, .. } = context;
-        let was_agreed = std::mem::replace(&mut self.is_agreed, true);
+        let was_agreed = mem::replace(&mut self.is_repeated_elsewhere, true);
         if matches!(self.verdict, Verdict::RateLimited(_)) {
             if !was_agreed || !self.is_recorded {
-                self.record(context, conclusions);
+                self.record_evidence(context, conclusions);
             }
             return;
         }
-        if std::mem::replace(&mut self.is_recorded, false) {
+        if mem::replace(&mut self.is_recorded, false) {
             let transitions = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
             conclusions.transitions.extend(transitions);
         }
-        if self.verdict != Verdict::Unexplained(Refusal::Bodiless) {
+        if self.verdict != Verdict::Unexplained(UnexplainedRefusal::Bodiless) {
             context.restrict(self, conclusions);
-            pool.want_poll(&self.key);
+            pool.request_poll(&self.key);
         }
     }
 }
 
-/// The verdict without quota figures that are not the account's, and without figures that a fresh
-/// poll contradicts; in the latter case also the verdict with them.
-fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option<Verdict>) {
+/// Removes reported credits from `verdict` that are not the account's, or that a recent poll contradicts. In
+/// the latter case, also returns the verdict with the reported credits.
+fn check_reported_credits(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option<Verdict>) {
     let Verdict::WorkspaceQuota(shortfall) = verdict else { return (verdict, None) };
     let workspace = key.workspace();
     let quota = workspace.quota(now);
@@ -300,15 +293,15 @@ fn with_figures_of(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict, Option
         Extension::Credits(credits) => credits,
         Extension::None | Extension::Unlimited => 0,
     };
-    let shortfall = shortfall.of_account(quota.limit, extension);
-    let is_fresh = workspace.polled_at().is_some_and(|at| now.since(at) <= FRESH_POLL_MAX);
-    let with_figures = Verdict::WorkspaceQuota(shortfall);
+    let shortfall = shortfall.if_quota_matches(quota.limit, extension);
+    let is_recent = workspace.polled_at().is_some_and(|at| now.since(at) <= MAX_POLL_AGE);
+    let reported = Verdict::WorkspaceQuota(shortfall);
     match (quota.spendable(), quota.limit) {
-        (Some(left), Some(limit)) if is_fresh => {
+        (Some(left), Some(limit)) if is_recent => {
             let verdict = Verdict::WorkspaceQuota(shortfall.unless_contradicted(left, limit));
-            (verdict, (verdict != with_figures).then_some(with_figures))
+            (verdict, (verdict != reported).then_some(reported))
         }
-        _ => (with_figures, None),
+        _ => (reported, None),
     }
 }
 

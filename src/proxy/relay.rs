@@ -1,4 +1,5 @@
-//! The response to the client: the provider's, streamed as it arrives, or an error of the proxy.
+//! Builds the response to the client: the provider's response, whose body is streamed, or an error response
+//! of the proxy.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,10 +17,10 @@ use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::upstream_response::UpstreamResponse;
 use crate::body::budget::{BufferBudget, BufferShare};
-use crate::body::decode::codings;
+use crate::body::decode::parse_codings;
 use crate::body::inspect::Inspect;
-use crate::body::peek::Peeked;
-use crate::body::redacted::Redacted;
+use crate::body::peek::PeekedBody;
+use crate::body::redacted_body::RedactedBody;
 use crate::body::relay::{OnBodyEnd, Relay, RelayEnd};
 use crate::clock;
 use crate::policy::headers;
@@ -28,16 +29,17 @@ use crate::upstream::{UpstreamBody, UpstreamBodyError};
 /// The body of a response to a client.
 #[derive(Debug)]
 pub enum ResponseBody {
-    /// A body made by the proxy.
-    Ours(Full<Bytes>),
-    /// The provider's body, as it arrives.
-    Relayed(Box<Relayed>),
+    /// A body that the proxy generated.
+    Generated(Full<Bytes>),
+    /// The provider's body, streamed as it arrives.
+    Relayed(Box<RelayedBody>),
 }
 
-/// A relayed body, with the attempt and the access log that are completed at its end.
-type Relayed = Relay<Redacted<Inspect<Peeked<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
+/// The provider's body, searched for identifiers and keys. Its end completes the attempt and the access log.
+type RelayedBody =
+    Relay<RedactedBody<Inspect<PeekedBody<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
 
-/// The attempt and the access log, which are completed when a relay ends.
+/// Completes the usage record and the access log when a relay ends.
 #[derive(Debug)]
 pub struct RelayRecorder {
     attempt: Box<Attempt>,
@@ -46,15 +48,14 @@ pub struct RelayRecorder {
 
 impl OnBodyEnd for RelayRecorder {
     fn on_end(mut self, ending: RelayEnd, bytes: u64) {
-        let record = self.attempt.relayed(ending, bytes);
+        let record = self.attempt.record_relay_end(ending, bytes);
         self.log.summary.record_end(record);
     }
 }
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Relays the provider's response: its status, its headers without hop-by-hop headers, and its
-/// body.
+/// Relays the provider's response: its status, its headers without hop-by-hop headers, and its body.
 pub(super) fn relay(
     response: UpstreamResponse,
     attempt: Box<Attempt>,
@@ -62,36 +63,38 @@ pub(super) fn relay(
     log: AccessLog,
     buffers: &BufferBudget,
 ) -> Response<ResponseBody> {
-    attempt.relaying();
-    log.relaying();
+    attempt.release_replay_buffer();
+    log.record_relay_start();
     let UpstreamResponse { mut head, body, redactor, .. } = response;
     headers::strip_response(&mut head.headers);
-    // The HTTP version belongs to each connection.
+    // The HTTP version is a property of each connection.
     head.version = Version::HTTP_11;
     let request_id = log.summary.request_id();
     if let (false, Ok(id)) = (head.headers.contains_key(REQUEST_ID), HeaderValue::from_str(&request_id)) {
         head.headers.insert(REQUEST_ID, id);
     }
-    let bytes_max = ownership.as_ref().map_or(0, OwnershipRecorder::bytes_max);
-    // Identifiers are read from the body as it arrived; keys are redacted after that.
+    let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
+    // Identifiers are read from the body as it arrived; keys are redacted afterwards.
     let share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
-    let inspected = Inspect::new(body, ownership, bytes_max, share);
+    let inspected = Inspect::new(body, ownership, max_bytes, share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
-    let codings = codings(headers::content_encoding(&head.headers).as_deref());
-    let relay =
-        Relay::new(Redacted::coded(inspected, redactor, codings, buffers), RelayRecorder { attempt, log });
+    let codings = parse_codings(headers::content_encoding(&head.headers).as_deref());
+    let relay = Relay::new(
+        RedactedBody::with_codings(inspected, redactor, codings, buffers),
+        RelayRecorder { attempt, log },
+    );
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relay)))
 }
 
-/// An error response of the proxy.
+/// Builds an error response of the proxy, and records the error in the access log.
 pub(super) fn error_response(error: &ProxyError, mut log: AccessLog) -> Response<ResponseBody> {
     let request_id = log.summary.request_id();
     let mut response = error.response(&request_id, clock::now());
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    log.summary.failed(error, response.status());
-    response.map(|body| ResponseBody::Ours(Full::new(body)))
+    log.summary.record_error(error, response.status());
+    response.map(|body| ResponseBody::Generated(Full::new(body)))
 }
 
 impl Body for ResponseBody {
@@ -103,21 +106,21 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
-            Self::Ours(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Generated(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Relayed(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Ours(body) => body.is_end_stream(),
+            Self::Generated(body) => body.is_end_stream(),
             Self::Relayed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Ours(body) => body.size_hint(),
+            Self::Generated(body) => body.size_hint(),
             Self::Relayed(body) => body.size_hint(),
         }
     }

@@ -1,4 +1,4 @@
-//! The results of a request: the provider's reply, and the response that the server sends to the client.
+//! The two results of a request: the provider's reply, and the response that the server sends to the client.
 
 use http::Response;
 
@@ -8,11 +8,11 @@ use super::relay::ResponseBody;
 use super::socket::{Handshake, Session, UnauthenticatedSession};
 use super::upstream_response::UpstreamResponse;
 
-/// The result of a request: an HTTP response, and for a switched connection its socket session.
+/// The response to a client, and the WebSocket session that follows a 101.
 pub struct ProxyResponse<C> {
-    /// The response for the client: the provider's, or one of the proxy's own.
+    /// The provider's response, or an error response of the proxy.
     pub response: Response<ResponseBody>,
-    /// The session that takes over the connection when the response is a 101.
+    /// The session that takes over the connection after a 101; `None` for any other response.
     pub socket: Option<Socket<C>>,
 }
 
@@ -21,39 +21,25 @@ pub(super) enum UpstreamReply<C> {
     Response {
         response: Box<UpstreamResponse>,
         attempt: Box<Attempt>,
-        /// Reads owned identifiers from the body while it is relayed.
+        /// Records the identifiers in the body while it is relayed.
         ownership: Option<OwnershipRecorder>,
     },
-    Socket(Box<Handshake<C>>),
+    Handshake(Box<Handshake<C>>),
 }
 
-/// The session that runs on a connection after its 101.
+/// The WebSocket session that runs on a connection after its 101.
 pub struct Socket<C>(pub(super) SocketStage<C>);
 
 /// The stage of a session when its 101 is sent.
 pub(super) enum SocketStage<C> {
-    /// The provider has accepted its handshake.
+    /// The provider has accepted the handshake.
     Open(Box<Session<C>>),
-    /// Its client must still authenticate in its first message.
+    /// The client must still authenticate in its first message.
     Unauthenticated(Box<UnauthenticatedSession<C>>),
 }
 
 impl<C> ProxyResponse<C> {
-    /// A 101 and the session that follows it.
-    pub(super) fn switched(response: Response<ResponseBody>, session: Box<Session<C>>) -> Self {
-        Self { response, socket: Some(Socket(SocketStage::Open(session))) }
-    }
-
-    /// A 101 to a client that authenticates in its first message.
-    pub(super) fn unauthenticated(
-        response: Response<ResponseBody>,
-        session: Box<UnauthenticatedSession<C>>,
-    ) -> Self {
-        Self { response, socket: Some(Socket(SocketStage::Unauthenticated(session))) }
-    }
-
-    /// A response without a session.
-    pub(super) fn of(response: Response<ResponseBody>) -> Self {
-        Self { response, socket: None }
+    pub(super) fn new(response: Response<ResponseBody>, session: Option<SocketStage<C>>) -> Self {
+        Self { response, socket: session.map(Socket) }
     }
 }

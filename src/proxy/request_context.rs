@@ -1,5 +1,5 @@
-//! The context of a request that is sent with keys of the pool: the data that all its attempts use, over HTTP
-//! and in a WebSocket session.
+//! The data that all attempts of a request with keys of the pool use. A WebSocket session keeps it for a
+//! failover.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::retry_state::RetryState;
 use crate::body::replay::Replay;
 use crate::upstream::UpstreamRequestHead;
 
-/// The context of a request that is sent with keys of the pool.
+/// The data that all attempts of one request use.
 #[derive(Debug)]
 pub(super) struct RequestContext {
     pub(super) config: Arc<RuntimeConfig>,

@@ -1,26 +1,26 @@
-//! Limits the requests in progress, counted from the request head to the end of the response.
+//! Limits the requests in progress of all clients. A request counts from its head to the end of its response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The counter of requests in progress. Cheap to clone.
+/// The counter of requests in progress. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestLimiter(Arc<AtomicUsize>);
 
-/// The maximum of requests is in progress.
+/// The maximum number of requests is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the maximum of requests is in progress")]
+#[error("the maximum number of requests is in progress")]
 pub struct Overloaded;
 
-/// One request in progress, until it is dropped.
+/// Counts one request in progress until it is dropped.
 #[derive(Debug)]
 pub(super) struct RequestPermit(Arc<AtomicUsize>);
 
 impl RequestLimiter {
-    /// Returns a permit, unless `requests_max` are taken.
-    pub(super) fn try_acquire(&self, requests_max: usize) -> Result<RequestPermit, Overloaded> {
+    /// Returns a permit, unless `max_requests` permits are in use.
+    pub(super) fn try_acquire(&self, max_requests: usize) -> Result<RequestPermit, Overloaded> {
         let permit = RequestPermit(Arc::clone(&self.0));
-        if self.0.fetch_add(1, Ordering::AcqRel) < requests_max { Ok(permit) } else { Err(Overloaded) }
+        if self.0.fetch_add(1, Ordering::AcqRel) < max_requests { Ok(permit) } else { Err(Overloaded) }
     }
 }
 
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_permit_is_free_again_when_its_request_ends() {
+    fn a_permit_becomes_available_when_a_request_ends() {
         let limiter = RequestLimiter::default();
         let first = limiter.try_acquire(2).unwrap();
         let second = limiter.try_acquire(2).unwrap();

@@ -1,5 +1,4 @@
-//! The summary of a request for the access log and the request metrics: plain data that the steps of the
-//! request fill in.
+//! The data of a request for the access log and the request metrics. The steps of the request fill it in.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -10,19 +9,18 @@ use std::time::{Duration, Instant};
 use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use tracing::{debug, warn};
-use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::error::ProxyError;
 use super::upstream_response::UpstreamResponse;
 use super::usage::AttemptRecord;
-use crate::body::Loss;
+use crate::body::ReplayLoss;
 use crate::clock;
 use crate::elevenlabs::endpoint::Route;
 use crate::policy::authority::Authority;
 use crate::policy::client::ClientName;
 use crate::policy::headers::parameter_names;
-use crate::policy::method::recorded;
+use crate::policy::method::recorded_method;
 use crate::policy::outcome::Outcome;
 use crate::policy::verdict::Concern;
 use crate::secret::ShortKey;
@@ -36,15 +34,15 @@ enum LastKey {
     Pool(ShortKey),
 }
 
-/// The summary of a request. Fields of later steps have defaults until then.
+/// The summary of a request. Until a step sets a field, the field has a default.
 #[derive(Debug)]
 pub(super) struct RequestSummary {
     request_id: Arc<str>,
-    began: Instant,
+    started_at: Instant,
     pub(super) method: Method,
-    /// The names of the query parameters; their values are not kept.
+    /// The names of the query parameters, without their values.
     pub(super) parameters: String,
-    /// The address of the connection; a client on a Unix socket has none.
+    /// The peer address of the connection; `None` for a Unix socket.
     pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,
@@ -64,22 +62,22 @@ pub(super) struct RequestSummary {
     pub(super) credits: u64,
     /// Time from the start of the last attempt to the head of its response.
     pub(super) first_byte: Option<Duration>,
-    /// Why the body could not have been sent again.
-    pub(super) replay_loss: Option<Loss>,
-    /// The part of its time that was spent at the provider.
-    upstream: Duration,
-    /// The part that was spent waiting for the client's body, a key or the usage queue.
-    waited: Duration,
+    /// Why the body could not have been sent again, if the replay buffer was lost.
+    pub(super) replay_loss: Option<ReplayLoss>,
+    /// Time spent on attempts at the provider.
+    upstream_time: Duration,
+    /// Time spent waiting for the client's body, a key or the usage queue.
+    wait_time: Duration,
 }
 
 impl RequestSummary {
-    /// Begins with the head of a request; generates a request ID unless the client sent one.
-    pub(super) fn begin<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
+    /// Creates the summary from a request head. Generates a request ID unless the client sent a valid one.
+    pub(super) fn new<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
         Self {
             client_address,
-            request_id: own_id(request.headers()).unwrap_or_else(new_id),
-            began: clock::instant(),
-            method: recorded(request.method()),
+            request_id: client_request_id(request.headers()).unwrap_or_else(generate_request_id),
+            started_at: clock::instant(),
+            method: recorded_method(request.method()),
             parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
             user_agent: request.headers().get(USER_AGENT).cloned(),
             client: None,
@@ -88,24 +86,22 @@ impl RequestSummary {
             upstream_host: None,
             attempts: 0,
             retry_reasons: Vec::new(),
-            verdict: Outcome::ClientClosed.word(),
+            verdict: Outcome::ClientClosed.as_str(),
             status: None,
             bytes: 0,
             credits: 0,
             first_byte: None,
             replay_loss: None,
-            upstream: Duration::ZERO,
-            waited: Duration::ZERO,
+            upstream_time: Duration::ZERO,
+            wait_time: Duration::ZERO,
         }
     }
 
-    /// The request ID.
     pub(super) fn request_id(&self) -> Arc<str> {
         Arc::clone(&self.request_id)
     }
 
-    /// The short form of the last attempt's key; `own` when the client brought it, `-` when there was no
-    /// attempt.
+    /// The short form of the last attempt's key, `own` for the client's own key, or `-` without an attempt.
     pub(super) fn key(&self) -> &str {
         match &self.key {
             LastKey::None => "-",
@@ -114,35 +110,35 @@ impl RequestSummary {
         }
     }
 
-    /// The client's program; an invalid `User-Agent` header is ignored.
+    /// The `User-Agent` header; empty if it is missing or invalid.
     pub(super) fn user_agent(&self) -> &str {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// The time since the request's head was received.
     pub(super) fn elapsed(&self) -> Duration {
-        clock::since(self.began)
+        clock::elapsed_since(self.started_at)
     }
 
-    /// The part of `elapsed` that was spent neither at the provider nor waiting.
+    /// The part of `elapsed` that the proxy itself used: neither spent on attempts nor waiting.
     pub(super) fn overhead(&self, elapsed: Duration) -> Duration {
-        elapsed.saturating_sub(self.upstream + self.waited)
+        elapsed.saturating_sub(self.upstream_time + self.wait_time)
     }
 
-    /// Completes `future`, and counts the time from its first pending poll to its end as waiting. The clock
-    /// is read only if it is pending.
+    /// Awaits `future`, and counts the time from its first pending poll to its completion as waiting. A
+    /// future that is ready at its first poll does not read the clock.
     pub(super) async fn count_wait<F: Future>(&mut self, future: F) -> F::Output {
         let mut future = pin!(future);
-        let mut since = None;
+        let mut pending_since = None;
         let output = poll_fn(|cx| {
-            let polled = future.as_mut().poll(cx);
-            if polled.is_pending() {
-                since.get_or_insert_with(clock::instant);
+            let poll = future.as_mut().poll(cx);
+            if poll.is_pending() {
+                pending_since.get_or_insert_with(clock::instant);
             }
-            polled
-        });
-        let output = output.await;
-        self.waited += since.map(clock::since).unwrap_or_default();
+            poll
+        })
+        .await;
+        self.wait_time += pending_since.map(clock::elapsed_since).unwrap_or_default();
         output
     }
 
@@ -151,7 +147,7 @@ impl RequestSummary {
         self.route = Some(route);
     }
 
-    /// Records the result of an attempt at `host`, which took `elapsed`.
+    /// Records the result of an attempt at `host` that took `elapsed` until the response head.
     pub(super) fn record_attempt(
         &mut self,
         record: &AttemptRecord,
@@ -159,7 +155,7 @@ impl RequestSummary {
         result: &Result<Box<UpstreamResponse>, SendError>,
         elapsed: Duration,
     ) {
-        self.upstream += elapsed;
+        self.upstream_time += elapsed;
         self.upstream_host = Some(Arc::clone(host));
         self.attempts = record.number;
         self.key = match &record.key {
@@ -174,7 +170,9 @@ impl RequestSummary {
             }
             Err(SendError {
                 kind:
-                    SendErrorKind::ClientBroke | SendErrorKind::ClientStalled(_) | SendErrorKind::ClientSlow(_),
+                    SendErrorKind::ClientBodyFailed
+                    | SendErrorKind::ClientStalled(_)
+                    | SendErrorKind::ClientTooSlow(_),
                 ..
             }) => {}
             Err(SendError { kind, .. }) => {
@@ -183,48 +181,37 @@ impl RequestSummary {
         }
     }
 
-    /// Records that another attempt follows the one with this verdict.
-    pub(super) fn record_retry(&mut self, reason: &'static str) {
-        self.retry_reasons.push(reason);
-    }
-
-    /// Records why the body could not be kept for a retry.
-    pub(super) fn record_replay_loss(&mut self, loss: Option<Loss>) {
-        self.replay_loss = loss;
-    }
-
-    /// Records the end of the last attempt.
+    /// Records the final values of the last attempt.
     pub(super) fn record_end(&mut self, record: &AttemptRecord) {
-        self.verdict = record.outcome.word();
+        self.verdict = record.outcome.as_str();
         self.status = record.status;
         self.bytes = record.response_bytes;
         self.credits = record.credits;
         self.first_byte = record.first_byte;
     }
 
-    /// Sets an outcome which differs from that of the last attempt.
+    /// Replaces the outcome of the last attempt by that of the session.
     pub(super) fn set_outcome(&mut self, outcome: Outcome) {
-        self.verdict = outcome.word();
+        self.verdict = outcome.as_str();
     }
 
     /// Records an error response of the proxy.
-    pub(super) fn failed(&mut self, error: &ProxyError, status: StatusCode) {
+    pub(super) fn record_error(&mut self, error: &ProxyError, status: StatusCode) {
         self.verdict = error.code();
         self.status = Some(status.as_u16());
     }
 }
 
-/// The client's own `x-request-id`, if it is safe in a log line and a database column.
-fn own_id(headers: &HeaderMap) -> Option<Arc<str>> {
+/// The client's `x-request-id`, if it is safe in a log line and a database column.
+fn client_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    ((1..=128).contains(&id.len()) && id.bytes().all(is_plain)).then(|| id.into())
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    ((1..=128).contains(&id.len()) && id.bytes().all(is_safe)).then(|| id.into())
 }
 
 /// A UUID of version 7 like the IDs of usage records, generated without a system call.
-fn new_id() -> Arc<str> {
-    let id: Uuid = AttemptRecord::name(clock::now());
-    let mut text = [0; Hyphenated::LENGTH];
-    let text: &str = id.hyphenated().encode_lower(&mut text);
-    text.into()
+fn generate_request_id() -> Arc<str> {
+    let mut buffer = [0; Hyphenated::LENGTH];
+    let id: &str = AttemptRecord::new_id(clock::now()).hyphenated().encode_lower(&mut buffer);
+    id.into()
 }

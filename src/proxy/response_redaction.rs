@@ -1,5 +1,5 @@
-//! Redacts responses to clients of the pool: removes keys wherever they are echoed, and the
-//! description of the owner of the key that was used.
+//! Redacts the responses to requests with keys of the pool: removes echoed keys, and the data of the
+//! account's owner. Also rewrites WebSocket URLs that lead past the proxy.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::config::Limits;
-use super::error::{BuffersFull, ProxyError, Unredacted};
+use super::error::{BuffersFull, ProxyError, RedactionFailed};
 use super::upstream_response::UpstreamResponse;
-use crate::body::decode::decoded;
-use crate::body::redacted::redact_headers;
+use crate::body::decode::decode_body;
+use crate::body::redacted_body::redact_headers;
 use crate::elevenlabs::endpoint::Endpoint;
-use crate::elevenlabs::socket::readdressed;
+use crate::elevenlabs::socket::replace_signed_url_host;
 use crate::elevenlabs::user_data;
 use crate::policy::headers::{content_encoding, is_searched};
 use crate::secret::Redactor;
@@ -26,25 +26,25 @@ use crate::upstream::UpstreamRequestHead;
 /// The redaction of the response to one request.
 #[derive(Debug)]
 pub(super) struct ResponseRedaction {
-    /// `None` when keys are not redacted.
-    redactor: Option<Arc<Redactor>>,
+    /// `None` if keys are not redacted.
+    pub(super) redactor: Option<Arc<Redactor>>,
     hides_owner: bool,
-    /// The base that replaces the provider's host in the address of a socket.
+    /// The base URL that replaces the provider's in a WebSocket URL.
     socket_base: Option<Arc<str>>,
 }
 
 impl ResponseRedaction {
-    /// The redaction for the response to `upstream_head`; `None` when nothing is redacted. A response that
-    /// describes the owner, or contains a socket address to replace, is requested without compression,
-    /// because it must be read here.
+    /// Determines the redaction for the response to `upstream_head`; `None` if nothing is redacted. If the
+    /// response describes the owner or contains a WebSocket URL, it is requested without compression, because
+    /// the proxy must read it.
     pub(super) fn new(
         upstream_head: &mut UpstreamRequestHead,
         endpoint: &Endpoint,
         redactor: &Arc<Redactor>,
         limits: &Limits,
     ) -> Option<Self> {
-        let hides_owner = endpoint.shows_owner && limits.redacts;
-        let socket_base = limits.socket_base.as_ref().filter(|_| endpoint.gives_address).cloned();
+        let hides_owner = endpoint.returns_owner_data && limits.redacts;
+        let socket_base = limits.socket_base.as_ref().filter(|_| endpoint.returns_websocket_url).cloned();
         if hides_owner || socket_base.is_some() {
             upstream_head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
@@ -58,24 +58,21 @@ impl ResponseRedaction {
     }
 }
 
-impl ResponseRedaction {
-    /// The redactor that replaces keys.
-    pub(super) fn redactor(&self) -> Option<Arc<Redactor>> {
-        self.redactor.clone()
-    }
-}
+/// Maximum size of a document that describes the owner; the provider's is about 2 KB.
+const MAX_OWNER_DOCUMENT_SIZE: usize = 1024 * 1024;
 
-/// Maximum size of a description of an owner; the provider's is about 2 KB.
-const OWNER_BYTES_MAX: usize = 1024 * 1024;
-
-/// Maximum size of a compressed document of known length that is read before it is relayed. The
-/// provider has all of it when it begins to send, so reading it first costs only its transfer, and
-/// unpacking it about a millisecond.
-const PACKED_BYTES_MAX: usize = 256 * 1024;
+/// Maximum size of a compressed document of known length that is read before it is relayed. The provider
+/// already has the whole document when it starts sending, so the delay is only its transfer and about a
+/// millisecond of decompression.
+const MAX_COMPRESSED_DOCUMENT_SIZE: usize = 256 * 1024;
 
 impl UpstreamResponse {
-    /// Redacts this response for a client. Keys are redacted while the body streams; only
-    /// descriptions of the owner, compressed errors and short compressed documents are read first.
+    /// Redacts this response. Keys are redacted while the body streams. Only documents that describe the
+    /// owner, compressed errors and short compressed documents are read first.
+    ///
+    /// # Errors
+    ///
+    /// When a document that describes the owner cannot be read or redacted.
     pub(super) async fn redact(
         mut self: Box<Self>,
         redaction: &ResponseRedaction,
@@ -83,28 +80,30 @@ impl UpstreamResponse {
     ) -> Result<Box<Self>, ProxyError> {
         let ResponseRedaction { redactor, hides_owner, socket_base } = redaction;
         if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
-            let text = self.text(OWNER_BYTES_MAX, limits).await;
-            if let Some(rewritten) = text.and_then(|text| readdressed(&text, base)) {
+            let text = self.decoded_body(MAX_OWNER_DOCUMENT_SIZE, limits).await;
+            if let Some(rewritten) = text.and_then(|text| replace_signed_url_host(&text, base)) {
                 self.set_body(rewritten);
             }
         }
         let Some(redactor) = redactor else { return Ok(self) };
         redact_headers(&mut self.head.headers, redactor);
         let reason = self.head.extensions.get::<ReasonPhrase>();
-        if reason.is_some_and(|reason| redactor.redacted(reason.as_bytes()).is_some()) {
+        if reason.is_some_and(|reason| redactor.redact(reason.as_bytes()).is_some()) {
             self.head.extensions.remove::<ReasonPhrase>();
         }
-        let (is_served, is_packed) =
+        let (is_served, is_compressed) =
             (self.head.status.is_success(), self.head.headers.contains_key(CONTENT_ENCODING));
         if *hides_owner {
             self.hide_owner(limits).await?;
-        } else if is_packed && let Some(bytes_max) = self.packed_bytes_max(is_served, limits) {
-            let text = self.text(bytes_max, limits).await;
-            match text.map(|text| redactor.redacted(&text)) {
+        } else if is_compressed && let Some(max_bytes) = self.max_compressed_size(is_served, limits) {
+            let text = self.decoded_body(max_bytes, limits).await;
+            match text.map(|text| redactor.redact(&text)) {
                 Some(Some(redacted)) => self.set_body(redacted),
-                // The decoded text has no key. Bytes after the compressed data are no text here,
-                // but a client might read them.
-                Some(None) if !self.has_key_undecoded(redactor, bytes_max, limits).await => return Ok(self),
+                // The decoded text contains no key. A client might still read a key in bytes behind the
+                // compressed data.
+                Some(None) if !self.has_key_in_raw_body(redactor, max_bytes, limits).await => {
+                    return Ok(self);
+                }
                 Some(None) | None => {}
             }
         }
@@ -112,52 +111,57 @@ impl UpstreamResponse {
         Ok(self)
     }
 
-    /// Maximum bytes of a compressed body that are read before it is relayed, so that a key in it
-    /// can be replaced; `None` for a body that is searched as it streams, or not searched.
-    fn packed_bytes_max(&self, is_served: bool, limits: &Limits) -> Option<usize> {
+    /// Maximum bytes of a compressed body that are read before it is relayed, so that keys in it can be
+    /// redacted. `None` for a body that is searched while it streams, or is not searched.
+    fn max_compressed_size(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.max_error_body_size);
         }
-        let is_short = self.body.size_hint().exact().is_some_and(|length| length <= PACKED_BYTES_MAX as u64);
-        (is_short && is_searched(&self.head.headers)).then_some(PACKED_BYTES_MAX)
+        let is_short =
+            self.body.size_hint().exact().is_some_and(|length| length <= MAX_COMPRESSED_DOCUMENT_SIZE as u64);
+        (is_short && is_searched(&self.head.headers)).then_some(MAX_COMPRESSED_DOCUMENT_SIZE)
     }
 
-    /// Reduces a description of the owner to the fields that a client may read, for every status.
+    /// Reduces a document that describes the owner to the fields that a client may read, for any status.
     async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
-        // A body that did not arrive in full cannot be redacted.
-        let Some(whole) =
-            self.body.whole(OWNER_BYTES_MAX, limits.error_body_timeout, Some(&limits.buffers)).await
+        // An incomplete body cannot be redacted.
+        let Some(whole) = self
+            .body
+            .read_to_end(MAX_OWNER_DOCUMENT_SIZE, limits.error_body_timeout, Some(&limits.buffers))
+            .await
         else {
             let is_over_budget = self.body.is_over_budget();
-            return Err(if is_over_budget { BuffersFull.into() } else { Unredacted.into() });
+            return Err(if is_over_budget { BuffersFull.into() } else { RedactionFailed.into() });
         };
         if whole.is_empty() {
             return Ok(());
         }
-        let text = decoded(&whole, content_encoding(&self.head.headers).as_deref(), OWNER_BYTES_MAX);
-        let redacted = match text.and_then(|text| user_data::redacted(&text)) {
+        let text =
+            decode_body(&whole, content_encoding(&self.head.headers).as_deref(), MAX_OWNER_DOCUMENT_SIZE);
+        let redacted = match text.and_then(|text| user_data::redact(&text)) {
             Some(redacted) => redacted,
-            // A client needs only the status of an error.
-            None if self.head.status.as_u16() >= 400 => user_data::withheld(),
-            None => return Err(Unredacted.into()),
+            // For an error, the client only needs the status.
+            None if self.head.status.as_u16() >= 400 => user_data::withheld_body(),
+            None => return Err(RedactionFailed.into()),
         };
         self.head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.set_body(redacted);
         Ok(())
     }
 
-    /// The whole body, decoded, if it arrives within its limits of size and time.
-    async fn text(&mut self, bytes_max: usize, limits: &Limits) -> Option<Vec<u8>> {
-        let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await?;
-        decoded(&whole, content_encoding(&self.head.headers).as_deref(), bytes_max)
+    /// Reads the whole body and decodes it; `None` if it exceeds its maximum size or time.
+    async fn decoded_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
+        let whole =
+            self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await?;
+        decode_body(&whole, content_encoding(&self.head.headers).as_deref(), max_bytes)
     }
 
-    async fn has_key_undecoded(&mut self, redactor: &Redactor, bytes_max: usize, limits: &Limits) -> bool {
-        let whole = self.body.whole(bytes_max, limits.error_body_timeout, Some(&limits.buffers)).await;
-        whole.is_none_or(|whole| redactor.finds_in(&whole))
+    async fn has_key_in_raw_body(&mut self, redactor: &Redactor, max_bytes: usize, limits: &Limits) -> bool {
+        let whole = self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await;
+        whole.is_none_or(|whole| redactor.contains_key(&whole))
     }
 
-    /// Replaces the body.
+    /// Replaces the body with uncompressed `text`.
     fn set_body(&mut self, text: Vec<u8>) {
         let headers = &mut self.head.headers;
         headers.remove(CONTENT_ENCODING);

@@ -1,4 +1,5 @@
-//! The retry budget for failures that are independent of the key, shared by all requests.
+//! Shares the retry budget for failures that are independent of the key between all requests. Its policy is
+//! in [`crate::policy::retry_budget`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +8,7 @@ use std::time::Instant;
 use crate::clock;
 use crate::policy::retry_budget::RetryBudget;
 
-/// Requests are counted without a lock; the lock is only taken for a retry.
+/// The shared retry budget. Requests are counted without a lock; only a retry takes the lock.
 #[derive(Debug)]
 pub(super) struct SharedRetryBudget {
     requests: AtomicU64,
@@ -17,29 +18,30 @@ pub(super) struct SharedRetryBudget {
 #[derive(Debug)]
 struct State {
     budget: RetryBudget,
-    at: Instant,
+    updated_at: Instant,
+    /// The request count at `updated_at`.
     requests: u64,
 }
 
 impl SharedRetryBudget {
     pub(super) fn new() -> Self {
-        let state = State { budget: RetryBudget::default(), at: clock::instant(), requests: 0 };
+        let state = State { budget: RetryBudget::default(), updated_at: clock::instant(), requests: 0 };
         Self { requests: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
     /// Counts a request, which adds to the budget.
-    pub(super) fn count(&self) {
+    pub(super) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one retry from the budget, if one is left.
-    pub(super) fn take(&self) -> bool {
+    /// Takes one retry from the budget. Returns whether the budget allowed it.
+    pub(super) fn try_take(&self) -> bool {
         let (now, requests) = (clock::instant(), self.requests.load(Ordering::Relaxed));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let span = now.saturating_duration_since(state.at);
-        let budget = state.budget.after(span, requests.saturating_sub(state.requests));
+        let elapsed = now.saturating_duration_since(state.updated_at);
+        let budget = state.budget.replenish(elapsed, requests.saturating_sub(state.requests));
         let spent = budget.spend();
-        *state = State { budget: spent.unwrap_or(budget), at: now, requests };
+        *state = State { budget: spent.unwrap_or(budget), updated_at: now, requests };
         spent.is_some()
     }
 }

@@ -1,8 +1,8 @@
-//! WebSocket sessions, from their 101 to their end. Read `session` first.
+//! WebSocket sessions, from their 101 response to their end. Read `session` first.
 //!
-//! The provider accepts a handshake even with an invalid key, and reports the error in a message. The
-//! client's opening messages are therefore buffered until the provider sends a useful message. A refusal
-//! before that message moves the session to the next key, and is not forwarded to the client.
+//! The provider accepts a handshake even with an invalid key, and reports the error in a message. Therefore,
+//! the client's opening messages are buffered until the provider sends a useful message. A refusal before
+//! that message fails the session over to the next key, and is not forwarded to the client.
 
 mod session;
 

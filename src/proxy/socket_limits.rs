@@ -1,8 +1,8 @@
-//! The limits of WebSocket sessions.
+//! The limits of WebSocket sessions, as configured in `[websocket]`.
 
 use std::time::Duration;
 
-/// Limits of sessions.
+/// Limits of a WebSocket session.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketLimits {
     /// Maximum time without data in either direction; zero for no limit.
@@ -11,24 +11,24 @@ pub struct SocketLimits {
     pub max_session_duration: Duration,
     /// Maximum bytes of a client's opening messages that are kept for a failover to another key.
     pub replay_buffer: usize,
-    /// Maximum bytes of one message that are read before it is forwarded in parts.
+    /// Maximum bytes of a message that are buffered before it is forwarded in parts.
     pub max_buffered_message_size: usize,
-    /// The time for which a text-to-speech socket keeps its concurrency slot after the last text or audio.
+    /// Time for which a text-to-speech session keeps its concurrency slot after the last text or audio.
     pub speech_idle_timeout: Duration,
-    /// Maximum wait for a first message that authenticates the client.
+    /// Maximum wait for the first message, if it authenticates the client.
     pub auth_message_timeout: Duration,
     /// Maximum bytes from the client that one session may buffer.
     pub max_session_buffer: usize,
-    /// Maximum wait for the second close frame, and for the end of the connection.
+    /// Maximum wait for the second close frame, and then for the end of the connection.
     pub close_timeout: Duration,
     /// Interval at which a session checks its client's credit quota.
     pub quota_check_interval: Duration,
 }
 
 impl SocketLimits {
-    /// Bytes of a frame that are awaited before it is forwarded in parts: a fraction of the
+    /// Maximum bytes of a frame that are buffered before it is forwarded in parts: at most a quarter of the
     /// session's buffer.
-    pub(super) fn slice_bytes_max(&self) -> usize {
+    pub(super) fn max_frame_part(&self) -> usize {
         self.max_buffered_message_size.min(self.max_session_buffer / 4)
     }
 }

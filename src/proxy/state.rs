@@ -1,4 +1,4 @@
-//! The state that requests are processed with, shared with the other parts of the program.
+//! The proxy: the state that the processing of all requests shares, with one connection pool per core.
 
 use std::sync::Arc;
 
@@ -6,40 +6,39 @@ use tokio_util::sync::CancellationToken;
 
 use super::base_url_hints::BaseUrlHints;
 use super::config::SharedConfig;
-use super::conversation::Ended;
+use super::conversation::ConversationSender;
 use super::list_affinity::ListAffinity;
-use super::misses::Misses;
+use super::not_found_cache::NotFoundCache;
 use super::request_limiter::RequestLimiter;
 use super::retry_budget::SharedRetryBudget;
 use super::usage::UsageSink;
 use crate::pool::{OwnershipIndex, Pool};
-use crate::telemetry::Meters;
+use crate::telemetry::RequestMetrics;
 use crate::upstream::{Connect, TcpTlsConnector, Upstream};
 
-/// The state that requests are processed with. Its connections to the provider belong to one core; all other
-/// state is shared by all cores.
-#[derive(Debug)]
+/// The state that requests are processed with. The connections to the provider belong to one core. All other
+/// state is shared between cores, and by the clones of a proxy.
+#[derive(Clone, Debug)]
 pub struct Proxy<C = TcpTlsConnector> {
     pub(super) config: SharedConfig,
     pub(super) pool: Arc<Pool>,
     pub(super) upstream: Upstream<C>,
     pub(super) owners: Arc<OwnershipIndex>,
     pub(super) list_affinity: Arc<ListAffinity>,
-    pub(super) misses: Arc<Misses>,
+    pub(super) not_found_cache: Arc<NotFoundCache>,
     pub(super) usage: UsageSink,
     pub(super) retry_budget: Arc<SharedRetryBudget>,
     pub(super) base_url_hints: Arc<BaseUrlHints>,
     pub(super) limiter: RequestLimiter,
-    pub(super) meters: Meters,
-    /// The queue of ended conversations whose cost is not known.
-    pub(super) ended: Ended,
-    /// Cancelled before connections are closed at shutdown.
-    pub(super) cut: CancellationToken,
+    pub(super) meters: RequestMetrics,
+    pub(super) ended_conversations: ConversationSender,
+    /// Cancelled when the drain timeout expires at shutdown, before connections are closed.
+    pub(super) drain_expired: CancellationToken,
 }
 
-/// The state that a proxy shares with the other parts of the program.
+/// The part of the proxy's state that other parts of the program use too.
 #[derive(Clone, Debug)]
-pub struct Shared {
+pub struct SharedState {
     /// The current configuration.
     pub config: SharedConfig,
     /// The pool of API keys.
@@ -49,53 +48,38 @@ pub struct Shared {
     /// The queue of usage records to the usage store.
     pub usage: UsageSink,
     /// The metrics.
-    pub meters: Meters,
-    /// The queue of ended conversations whose cost is not known.
-    pub ended: Ended,
+    pub meters: RequestMetrics,
+    /// The queue of ended conversations whose cost is still unknown.
+    pub ended_conversations: ConversationSender,
 }
 
 impl<C> Proxy<C> {
-    /// A proxy with this shared state. `cut` is cancelled before connections are closed at
-    /// shutdown.
-    pub fn new(shared: Shared, upstream: Upstream<C>, cut: CancellationToken) -> Self {
-        let Shared { config, pool, owners, usage, meters, ended } = shared;
+    /// Creates a proxy. `drain_expired` is cancelled when the drain timeout expires at shutdown.
+    pub fn new(shared: SharedState, upstream: Upstream<C>, drain_expired: CancellationToken) -> Self {
+        let SharedState { config, pool, owners, usage, meters, ended_conversations } = shared;
         Self {
             config,
             pool,
             upstream,
             owners,
             list_affinity: Arc::default(),
-            misses: Arc::default(),
+            not_found_cache: Arc::default(),
             usage,
             retry_budget: Arc::new(SharedRetryBudget::new()),
             base_url_hints: Arc::default(),
             limiter: RequestLimiter::default(),
             meters,
-            ended,
-            cut,
+            ended_conversations,
+            drain_expired,
         }
     }
 
-    /// The same proxy for one of `cores` cores, with its own connections to the provider.
+    /// Returns the same proxy for one of `cores` cores, with its own connections to the provider.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where
         C: Connect + Clone,
     {
-        Self {
-            config: Arc::clone(&self.config),
-            pool: Arc::clone(&self.pool),
-            upstream: self.upstream.for_core(cores),
-            owners: Arc::clone(&self.owners),
-            list_affinity: Arc::clone(&self.list_affinity),
-            misses: Arc::clone(&self.misses),
-            usage: self.usage.clone(),
-            retry_budget: Arc::clone(&self.retry_budget),
-            base_url_hints: Arc::clone(&self.base_url_hints),
-            limiter: self.limiter.clone(),
-            meters: self.meters.clone(),
-            ended: self.ended.clone(),
-            cut: self.cut.clone(),
-        }
+        Self { upstream: self.upstream.for_core(cores), ..self.clone() }
     }
 }

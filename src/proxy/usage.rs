@@ -1,9 +1,9 @@
-//! Usage records and ownership changes, which the proxy writes to the usage store.
+//! Usage records and ownership updates, and the queue in which requests send them to the usage store.
 
 mod batch;
 mod queue;
 mod record;
 
 pub use batch::UsageBatch;
-pub use queue::{Depth, QueueFull, UsagePermit, UsageQueue, UsageSink};
+pub use queue::{QueueDepth, QueueFull, UsagePermit, UsageQueue, UsageSink};
 pub use record::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge};

@@ -1,10 +1,10 @@
-//! An attempt that has opened a socket session: its verdict, its charges for text or time, and its
-//! concurrency slot while speech is generated.
+//! An attempt that has opened a WebSocket session: its verdict, its charges for text or duration, and the
+//! concurrency slot that it holds while speech is generated.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, KeySource, PendingCharge, unknown_credits};
+use super::{Attempt, PendingCharge, unknown_credits};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::outcome::Outcome;
@@ -12,86 +12,84 @@ use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Lease};
-use crate::proxy::conversation::Conversation;
+use crate::proxy::conversation::EndedConversation;
 use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
 
 impl Attempt {
-    /// Records that a session is served, or that its messages refuse it.
+    /// Records that the provider serves the session, or that a message has refused it.
     pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
         let now = clock::now();
         self.record.outcome = verdict.outcome();
-        if verdict == Verdict::Served {
-            self.record.first_byte.get_or_insert(clock::since(self.began));
+        let is_served = verdict == Verdict::Served;
+        if is_served {
+            self.record.first_byte.get_or_insert(clock::elapsed_since(self.started_at));
             self.record.model =
                 self.body_features.as_ref().and_then(|body_features| body_features.model.clone());
         }
         self.update_key_state(verdict, None, retry, now);
-        let is_served = verdict == Verdict::Served;
-        // An error after the session was served refunds nothing; after an earlier error, nothing is charged.
         if is_served {
-            self.pending = PendingCharge::Session { is_served };
-        } else if self.pending != (PendingCharge::Session { is_served: true }) {
-            self.pending = PendingCharge::Nothing;
-        }
-        if is_served {
-            let charged = self.permits.client().count(now);
+            self.pending_charge = PendingCharge::Session { is_served };
+            let charged = self.permits.client.count_session(now);
             self.record.quota.add(charged);
+            return;
         }
-        // An error after the session was served refunds nothing.
-        if verdict != Verdict::Served && self.record.first_byte.is_none() {
-            // The lease is settled after the key's state is updated, as in `record_result`.
-            self.settle_lease(0, now);
+        // An error after the session was served refunds nothing; after an earlier error, nothing is charged.
+        if self.pending_charge != (PendingCharge::Session { is_served: true }) {
+            self.pending_charge = PendingCharge::Nothing;
+        }
+        if self.record.first_byte.is_none() {
+            // The lease is charged after the key's state is updated, as in `record_result`.
+            self.charge_lease(0, now);
             self.record.credits_from = CreditSource::Free;
         }
     }
 
-    /// Ends the attempt of a session that fails over before the provider has replied. Text that was sent may
-    /// have been charged; `may_be_charged` is false when nothing billable was sent.
-    pub(in crate::proxy) fn abandon_unanswered(&mut self, progress: Progress, may_be_charged: bool) {
+    /// Ends the attempt of a session that fails over before the provider has sent a useful message. If
+    /// `may_be_charged`, text was sent and the provider may have charged it.
+    pub(in crate::proxy) fn abandon(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
-        self.settle_lease(0, now);
+        self.charge_lease(0, now);
         if may_be_charged && progress != Progress::Unsent {
             self.charge_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
         }
-        self.pending = PendingCharge::Nothing;
+        self.pending_charge = PendingCharge::Nothing;
         (self.record.outcome, self.record.credits_from) = match progress {
             Progress::Unsent => (Outcome::ConnectFailed, CreditSource::Free),
-            Progress::Unanswered | Progress::Answered(_) if may_be_charged => {
+            Progress::NoResponse | Progress::Responded(_) if may_be_charged => {
                 (Outcome::NoResponse, unknown_credits(self.metering))
             }
-            Progress::Unanswered | Progress::Answered(_) => (Outcome::NoResponse, CreditSource::Free),
+            Progress::NoResponse | Progress::Responded(_) => (Outcome::NoResponse, CreditSource::Free),
         };
     }
 
-    /// Records `characters` of speech and their `credits`, both counted from the start of the session. The
-    /// credits were reserved in the client's quota before the text was sent.
+    /// Charges `credits` for `characters` of speech, both counted from the start of the session. The credits
+    /// were reserved in the client's quota before the text was sent.
     pub(in crate::proxy) fn record_speech(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
         let more = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
-        let charged = self.permits.client().charge_up_to(credits, now);
+        let charged = self.permits.client.charge_up_to(credits, now);
         self.record.quota.add(charged);
-        self.settle_lease(more, now);
+        self.charge_lease(more, now);
     }
 
-    /// Sets the estimated credits of all text that was sent to the provider since the start of the
-    /// session, which the provider may charge.
+    /// Sets the estimated credits of all text that was sent since the start of the session. The provider may
+    /// charge them even if it does not serve the session.
     pub(in crate::proxy) fn set_text_credits(&mut self, credits: u64) {
         self.text_credits = credits;
     }
 
-    /// Charges a session at its end. A served session costs its text, its time, or the reservation
-    /// for an unknown price; a session that was not served costs the text that was sent to the
-    /// provider.
+    /// Charges a session at its end. A served session costs its text, its duration or, if its price is
+    /// unknown, its reservation. A session that was not served costs the text that was sent to the provider.
     pub(super) fn charge_session(&mut self, is_served: bool, now: UnixMs) {
-        let is_text = self.speech_group.is_some();
+        let is_billed_by_text = self.speech_group.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {
             // Text was charged when it was forwarded.
-            (true, _) if is_text => (ChargeOutcome::Served, Some(0)),
+            (true, _) if is_billed_by_text => (ChargeOutcome::Served, Some(0)),
             (true, _) if self.credits_per_minute.is_some() => {
-                self.charge_time(now);
+                self.charge_elapsed_time(now);
                 (ChargeOutcome::Served, Some(0))
             }
             (true, _) => (ChargeOutcome::Served, None),
@@ -99,37 +97,36 @@ impl Attempt {
             (false, sent) => (ChargeOutcome::Unknown, Some(sent)),
         };
         self.charge_quota(outcome, price, now);
-        self.pending = PendingCharge::Nothing;
+        self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Charges a session that is billed by its duration for the time so far; returns whether the
-    /// client's quota has credits left for more.
+    /// Charges the elapsed time of a session that is billed by its duration. Returns whether the client's
+    /// quota has credits left.
     pub(in crate::proxy) fn charge_duration(&mut self) -> bool {
         let now = clock::now();
-        if self.pending == (PendingCharge::Session { is_served: true }) {
-            self.charge_time(now);
+        if self.pending_charge == (PendingCharge::Session { is_served: true }) {
+            self.charge_elapsed_time(now);
         }
-        self.permits.client().may_spend(now)
+        self.permits.client.may_spend(now)
     }
 
-    fn charge_time(&mut self, now: UnixMs) {
+    fn charge_elapsed_time(&mut self, now: UnixMs) {
         let Some(rate) = self.credits_per_minute else { return };
-        let ms = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(u64::MAX);
-        let charged = self.permits.client().charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
+        let ms = u64::try_from(clock::elapsed_since(self.started_at).as_millis()).unwrap_or(u64::MAX);
+        let charged = self.permits.client.charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
         self.record.quota.add(charged);
     }
 
-    /// The ended conversation `id` whose cost is to be polled from the provider, with the record
-    /// and the late price to complete. `None` when the cost is known or the client's own key was
-    /// used.
-    pub(in crate::proxy) fn conversation(&self, id: Arc<str>) -> Option<Conversation> {
+    /// Returns the ended conversation `id`, whose cost is to be polled from the provider. `None` if the cost
+    /// is known, or if the client's own key was used.
+    pub(in crate::proxy) fn ended_conversation(&self, id: Arc<str>) -> Option<EndedConversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
-        Some(Conversation::new(id, key, self.record.clone(), self.permits.client().late_price()))
+        let (record, price) = (self.record.clone(), self.permits.client.late_price());
+        Some(EndedConversation { id, key, record, price })
     }
 
-    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is
-    /// `None` when this attempt has its outcome already, because the session failed over to
-    /// another.
+    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is `None` if the
+    /// session was failing over, so that the attempt already has its outcome.
     pub(in crate::proxy) fn record_end(
         &mut self,
         outcome: Option<Outcome>,
@@ -141,13 +138,13 @@ impl Attempt {
         &self.record
     }
 
-    /// Records the duration of the audio that was sent to be transcribed.
+    /// Records the duration of the audio that was sent for transcription.
     pub(in crate::proxy) fn record_audio(&mut self, audio: Duration) {
         self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
     }
 
-    /// Credits that were charged so far.
-    pub(in crate::proxy) fn credits(&self) -> u64 {
+    /// Credits charged so far.
+    pub(in crate::proxy) fn charged_credits(&self) -> u64 {
         self.record.credits
     }
 
@@ -156,33 +153,28 @@ impl Attempt {
         self.body_features.as_ref()?.model.as_deref()
     }
 
-    /// The pool's key; `None` when the client's own key is used.
+    /// The pool's key; `None` if the client's own key is used.
     pub(in crate::proxy) fn key(&self) -> Option<&Arc<Key>> {
-        match &self.key_source {
-            KeySource::Pool { lease, .. } => Some(lease.key()),
-            KeySource::Client(_) => None,
-        }
+        self.key_source.lease().map(Lease::key)
     }
 
-    /// Continues with another lease of the same key, and releases the credits that the former one
-    /// reserved.
+    /// Continues with another lease of the same key, and releases the credits that the former lease reserved.
     pub(in crate::proxy) fn replace_lease(&mut self, mut renewed: Lease) {
-        self.settle_lease(0, clock::now());
-        renewed.begin();
-        if let KeySource::Pool { lease, .. } = &mut self.key_source {
+        self.charge_lease(0, clock::now());
+        renewed.mark_sent();
+        if let Some(lease) = self.key_source.lease_mut() {
             *lease = renewed;
         }
     }
 
     /// Releases the concurrency slot while no speech is generated.
     pub(in crate::proxy) fn release_slot(&mut self) {
-        if let KeySource::Pool { lease, .. } = &mut self.key_source {
+        if let Some(lease) = self.key_source.lease_mut() {
             lease.release_slot();
         }
     }
 
-    /// Whether the lease holds a concurrency slot.
     pub(in crate::proxy) fn has_slot(&self) -> bool {
-        matches!(&self.key_source, KeySource::Pool { lease, .. } if lease.has_slot())
+        self.key_source.lease().is_some_and(Lease::has_slot)
     }
 }

@@ -1,51 +1,51 @@
-//! The counters of one client, the limits that a request needs, and the reasons for refusing it.
+//! The data of an admission under a client's limits: the client's counters, the properties of the request,
+//! and the limit for which it is refused.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use super::tallies::Tallies;
 use crate::policy::charge::Billing;
-use crate::policy::client_quota::{Measure, QuotaSpent};
+use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
 
 /// The counters of one client.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct ClientCounters {
     pub(super) requests: Tallies,
     pub(super) credits: Tallies,
-    /// The time up to which its rate limit is used, see
-    /// [`Rate::book`](crate::policy::client_quota::Rate::book).
+    /// The time up to which the rate limit is used, see [`Rate`](crate::policy::client_quota::Rate).
     pub(super) rate_used_until: AtomicU64,
     pub(super) in_progress: AtomicU32,
     /// The requests in progress whose price is unknown until their response.
-    pub(super) unpriced: AtomicU32,
+    pub(super) unpriced_in_progress: AtomicU32,
 }
 
-/// The properties of a request that its client's limits depend on.
+/// The properties of a request on which its client's limits depend.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::proxy) struct LimitRequest {
-    /// Whether the provider charges for it; free when the client brings its own key.
+pub(in crate::proxy) struct AdmissionRequest {
+    /// How the provider bills the request.
     pub(in crate::proxy) billing: Billing,
-    /// Whether its response lets the client use the provider without the proxy.
-    pub(in crate::proxy) gives_access: bool,
+    /// Whether the response lets the client use the provider without the proxy.
+    pub(in crate::proxy) grants_direct_access: bool,
     /// Whether the client's quota is charged; false for a request with the client's own key.
     pub(in crate::proxy) is_charged: bool,
-    /// Maximum requests in progress for a client without a limit of its own.
+    /// Maximum requests in progress of a client without a configured limit.
     pub(in crate::proxy) max_concurrent: u32,
 }
 
-/// The limit of a client for which its request is refused.
+/// The limit of a client that its request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
-    /// The client has its maximum of requests in progress.
+    /// The client has its maximum number of requests in progress.
     #[error("the client has {max} requests in progress")]
     Concurrency {
-        /// The maximum of requests in progress.
+        /// Maximum requests in progress.
         max: u32,
     },
-    /// The client has its maximum of requests of unknown price in progress.
+    /// The client has its maximum number of requests of unknown price in progress.
     #[error("the client has {max} requests of unknown price in progress")]
     Unpriced {
-        /// The maximum of such requests.
+        /// Maximum requests of unknown price in progress.
         max: u32,
     },
     /// The client has reached its rate limit.
@@ -54,9 +54,9 @@ pub enum ClientLimitExceeded {
         /// The time until its next request is admitted.
         wait: Duration,
     },
-    /// The client's quota is used up, or has too little left for this request.
+    /// The client's quota is used up, or is insufficient for this request.
     #[error(transparent)]
-    Spent(#[from] QuotaSpent),
+    Quota(#[from] QuotaExceeded),
     /// The client has a quota, and the response would let it use the provider outside of that
     /// quota.
     #[error("the client has a quota and may not request direct access")]
@@ -64,10 +64,10 @@ pub enum ClientLimitExceeded {
 }
 
 impl ClientCounters {
-    pub(super) fn tallies(&self, measure: Measure) -> &Tallies {
-        match measure {
-            Measure::Requests => &self.requests,
-            Measure::Credits => &self.credits,
+    pub(super) fn tallies(&self, unit: QuotaUnit) -> &Tallies {
+        match unit {
+            QuotaUnit::Requests => &self.requests,
+            QuotaUnit::Credits => &self.credits,
         }
     }
 }

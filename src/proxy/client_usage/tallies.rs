@@ -1,85 +1,86 @@
-//! The sums of a client's used and reserved amounts, one atomic integer per period.
+//! The sums of a client's used and reserved amounts: one atomic integer per period, which contains the amount
+//! and the number of the period, so that a new period starts without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::policy::client_quota::{ClientQuota, Period, QuotaSpent, Tally};
+use crate::policy::client_quota::{ClientQuota, Period, QuotaExceeded, Tally};
 use crate::policy::units::UnixMs;
 
-/// A sum per period; therefore a reload may change the period of a quota.
+/// The sum of each period. All periods are counted, because a reload may change the period of a quota.
 #[derive(Debug, Default)]
 pub(super) struct Tallies([AtomicU64; 3]);
 
-/// The numbers of the periods in which an amount was counted. A correction applies to the same periods.
-pub(super) type Counted = [u16; 3];
+/// The numbers of the periods in which an amount was counted, so that a correction applies to the same
+/// periods.
+pub(super) type PeriodNumbers = [u16; 3];
 
 fn index(period: Period) -> usize {
     match period {
         Period::Day => 0,
         Period::Month => 1,
-        Period::Ever => 2,
+        Period::Total => 2,
     }
 }
 
 impl Tallies {
     pub(super) fn used(&self, period: Period, now: UnixMs) -> u64 {
-        Tally::of_word(self.0[index(period)].load(Ordering::Acquire)).used(period, now)
+        Tally::from_bits(self.0[index(period)].load(Ordering::Acquire)).used(period, now)
     }
 
     /// Adds an amount to each period.
-    pub(super) fn add(&self, amounts: &[u64; 3], now: UnixMs) -> Counted {
+    pub(super) fn add(&self, amounts: &[u64; 3], now: UnixMs) -> PeriodNumbers {
         Period::ALL.map(|period| self.add_to(period, amounts[index(period)], now))
     }
 
-    /// Adds an amount to each period if it fits into `quota`; one compare-and-swap on the word of the quota's
-    /// period decides. `amount` gets the used amount of that period and returns the amount to add.
+    /// Adds an amount to each period, if it fits into `quota`. A single compare-and-swap on the sum of the
+    /// quota's period decides. `amount` maps the used amount of that period to the amount to add.
     ///
     /// # Errors
     ///
     /// When the amount does not fit. The sums are then unchanged.
-    pub(super) fn take(
+    pub(super) fn try_add(
         &self,
         quota: ClientQuota,
         now: UnixMs,
         amount: impl Fn(u64) -> u64,
-    ) -> Result<(u64, Counted), QuotaSpent> {
+    ) -> Result<(u64, PeriodNumbers), QuotaExceeded> {
         let period = quota.period;
-        let used_of = |word| Tally::of_word(word).used(period, now);
-        let result = self.0[index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let (used, tally) = (used_of(word), Tally::of_word(word));
+        let used_amount = |bits| Tally::from_bits(bits).used(period, now);
+        let result = self.0[index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+            let (used, tally) = (used_amount(bits), Tally::from_bits(bits));
             let more = amount(used);
-            quota.has_room(used, more).then(|| tally.plus(more, period, now).word())
+            quota.allows(used, more).then(|| tally.add(more, period, now).to_bits())
         });
-        let before = result.map_err(|word| {
-            let used = used_of(word);
-            quota.refusal(used, amount(used), now)
+        let before = result.map_err(|bits| {
+            let used = used_amount(bits);
+            quota.exceeded(used, amount(used), now)
         })?;
-        let added = amount(used_of(before));
-        let own = Tally::of_word(before).plus(added, period, now).number();
-        let counted =
-            Period::ALL.map(|other| if other == period { own } else { self.add_to(other, added, now) });
-        Ok((added, counted))
+        let added = amount(used_amount(before));
+        let quota_period = Tally::from_bits(before).add(added, period, now).period_number();
+        let periods =
+            Period::ALL.map(|each| if each == period { quota_period } else { self.add_to(each, added, now) });
+        Ok((added, periods))
     }
 
-    /// Replaces the amount `less`, which was counted in these periods, by `more`. Periods that have
-    /// ended are left unchanged.
-    pub(super) fn replace(&self, counted: Counted, less: u64, more: u64) {
+    /// Replaces the amount `former`, which was counted in `periods`, with `amount`. Periods that have ended
+    /// remain unchanged.
+    pub(super) fn replace(&self, periods: PeriodNumbers, former: u64, amount: u64) {
         for period in Period::ALL {
-            let at = index(period);
-            self.update(period, |tally| tally.replaced(counted[at], less, more));
+            self.update(period, |tally| tally.replace_reservation(periods[index(period)], former, amount));
         }
     }
 
     fn add_to(&self, period: Period, amount: u64, now: UnixMs) -> u16 {
-        let before = self.update(period, |tally| tally.plus(amount, period, now));
-        before.plus(amount, period, now).number()
+        let before = self.update(period, |tally| tally.add(amount, period, now));
+        before.add(amount, period, now).period_number()
     }
 
-    /// Applies `change`; returns the tally before it.
+    /// Applies `change`, and returns the former tally.
     fn update(&self, period: Period, change: impl Fn(Tally) -> Tally) -> Tally {
-        let changed = |word| Some(change(Tally::of_word(word)).word());
+        let changed = |bits| Some(change(Tally::from_bits(bits)).to_bits());
         let cell = &self.0[index(period)];
         // `changed` never returns `None`, so there is no error.
         let before = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
-        Tally::of_word(before.unwrap_or_else(|word| word))
+        Tally::from_bits(before.unwrap_or_else(|bits| bits))
     }
 }

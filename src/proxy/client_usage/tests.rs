@@ -7,16 +7,20 @@ use super::*;
 use crate::policy::charge::Billing;
 use crate::policy::charge::{Charge, ChargeOutcome};
 use crate::policy::client::{AnonymousAccess, Rules};
-use crate::policy::client_quota::Measure;
-use crate::policy::client_quota::{ClientQuota, QuotaShortfall, Rate};
+use crate::policy::client_quota::QuotaUnit;
+use crate::policy::client_quota::{ClientQuota, QuotaShortfall, RateLimit};
 use crate::secret::TokenFingerprint;
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
-const METERED: LimitRequest =
-    LimitRequest { billing: Billing::Metered, gives_access: false, is_charged: true, max_concurrent: 1_000 };
-const FREE: LimitRequest = LimitRequest { billing: Billing::Free, ..METERED };
-const UNLISTED: LimitRequest = LimitRequest { billing: Billing::Unlisted, ..METERED };
+const METERED: AdmissionRequest = AdmissionRequest {
+    billing: Billing::Metered,
+    grants_direct_access: false,
+    is_charged: true,
+    max_concurrent: 1_000,
+};
+const FREE: AdmissionRequest = AdmissionRequest { billing: Billing::Free, ..METERED };
+const UNLISTED: AdmissionRequest = AdmissionRequest { billing: Billing::Unlisted, ..METERED };
 
 fn app() -> ClientName {
     ClientName::new("app")
@@ -25,7 +29,7 @@ fn app() -> ClientName {
 fn clients(names: &[&str]) -> Clients {
     let client = |name: &&str| {
         let client = Client { name: ClientName::new(name), rules: Rules::default() };
-        (client, TokenFingerprint::of(name))
+        (client, TokenFingerprint::new(name))
     };
     Clients::new(names.iter().map(client).collect(), AnonymousAccess::Refused)
 }
@@ -34,21 +38,21 @@ fn usage() -> ClientUsage {
     ClientUsage::new(&clients(&["app"]), &[], NOW)
 }
 
-fn allowing(amount: u64, measure: Measure, period: Period) -> Rules {
-    Rules { quota: Some(ClientQuota { amount, measure, period }), ..Rules::default() }
+fn rules_with_quota(amount: u64, unit: QuotaUnit, period: Period) -> Rules {
+    Rules { quota: Some(ClientQuota { amount, unit, period }), ..Rules::default() }
 }
 
 fn credits(amount: u64) -> Rules {
-    allowing(amount, Measure::Credits, Period::Ever)
+    rules_with_quota(amount, QuotaUnit::Credits, Period::Total)
 }
 
 fn admit_at(
     usage: &ClientUsage,
     rules: &Rules,
-    limit_request: LimitRequest,
+    admission: AdmissionRequest,
     now: UnixMs,
 ) -> Result<ClientPermit, ClientLimitExceeded> {
-    usage.admit(&Client { name: app(), rules: rules.clone() }, limit_request, now)
+    usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now)
 }
 
 fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimitExceeded> {
@@ -65,7 +69,7 @@ fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
 #[test]
 fn only_a_served_request_is_charged() {
     let usage = usage();
-    let rules = allowing(3, Measure::Requests, Period::Ever);
+    let rules = rules_with_quota(3, QuotaUnit::Requests, Period::Total);
     for _ in 0..2 {
         let permit = admit(&usage, &rules).unwrap();
         assert_eq!(permit.charge(ChargeOutcome::Served, Some(0), NOW), Charge { requests: 1, credits: 0 });
@@ -77,14 +81,14 @@ fn only_a_served_request_is_charged() {
     check_used(&usage, 2, 0);
     let third = admit(&usage, &rules).unwrap();
     assert!(
-        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))),
+        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
         "a request counts at admission"
     );
     third.charge(ChargeOutcome::Unknown, None, NOW);
     drop(third);
     assert!(
-        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Spent(_))),
-        "the drop refunds no charged request"
+        matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
+        "dropping the permit does not refund a charged request"
     );
     assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "free requests are admitted");
     assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "unlisted requests are not free");
@@ -101,7 +105,7 @@ fn the_last_credits_are_reserved_once() {
     assert_eq!(first.charge(ChargeOutcome::Served, Some(250), NOW), Charge { requests: 1, credits: 250 });
     check_used(&usage, 2, 250);
     let refused = second.reserve(1_000, NOW).unwrap_err();
-    assert_eq!(refused.shortfall, Some(QuotaShortfall { left: 750, needed: 1_000 }));
+    assert_eq!(refused.shortfall, Some(QuotaShortfall { remaining: 750, needed: 1_000 }));
     second.reserve(750, NOW).unwrap();
     drop(second);
     check_used(&usage, 1, 250);
@@ -116,7 +120,7 @@ fn an_unreported_price_charges_the_reservation() {
         // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.charge(ChargeOutcome::Refused, None, NOW), Charge::default());
         assert_eq!(permit.charge(outcome, None, NOW), Charge { requests: 1, credits: 300 });
-        assert_eq!(permit.charge(outcome, None, NOW), Charge::default(), "once");
+        assert_eq!(permit.charge(outcome, None, NOW), Charge::default(), "the reservation is charged once");
     }
     check_used(&usage, 2, 600);
 }
@@ -131,8 +135,8 @@ fn a_reported_price_replaces_the_estimate() {
     );
     drop(permit);
     check_used(&usage, 1, 5_000);
-    let own = LimitRequest { is_charged: false, ..METERED };
-    admit_at(&usage, &credits(10), own, NOW).unwrap().charge(ChargeOutcome::Served, Some(7), NOW);
+    let own_key = AdmissionRequest { is_charged: false, ..METERED };
+    admit_at(&usage, &credits(10), own_key, NOW).unwrap().charge(ChargeOutcome::Served, Some(7), NOW);
     check_used(&usage, 1, 5_000);
 }
 
@@ -156,7 +160,7 @@ fn unpriced_requests_are_limited_and_charged() {
     second.charge(ChargeOutcome::Unknown, None, NOW);
     drop((first, second));
     check_used(&usage, 2, 2_000);
-    assert!(matches!(unpriced().unwrap_err(), ClientLimitExceeded::Spent(_)));
+    assert!(matches!(unpriced().unwrap_err(), ClientLimitExceeded::Quota(_)));
     let without_quota = admit_at(&usage, &Rules::default(), UNLISTED, NOW).unwrap();
     assert_eq!(without_quota.reserve_unpriced(1_000, 1, NOW), Ok(()));
 }
@@ -164,17 +168,14 @@ fn unpriced_requests_are_limited_and_charged() {
 #[test]
 fn direct_access_needs_permission_and_quota_left() {
     let usage = usage();
-    let limit_request = LimitRequest { gives_access: true, ..UNLISTED };
-    let may = |rules: &Rules| Rules { may_take_tokens: true, ..rules.clone() };
-    assert!(admit_at(&usage, &Rules::default(), limit_request, NOW).is_ok());
-    assert_eq!(
-        admit_at(&usage, &credits(9), limit_request, NOW).unwrap_err(),
-        ClientLimitExceeded::DirectAccess
-    );
-    assert!(admit_at(&usage, &may(&credits(9)), limit_request, NOW).is_ok());
+    let admission = AdmissionRequest { grants_direct_access: true, ..UNLISTED };
+    let with_tokens = |rules: &Rules| Rules { may_request_tokens: true, ..rules.clone() };
+    assert!(admit_at(&usage, &Rules::default(), admission, NOW).is_ok());
+    assert_eq!(admit_at(&usage, &credits(9), admission, NOW).unwrap_err(), ClientLimitExceeded::DirectAccess);
+    assert!(admit_at(&usage, &with_tokens(&credits(9)), admission, NOW).is_ok());
     admit(&usage, &credits(9)).unwrap().charge(ChargeOutcome::Served, Some(9), NOW);
-    for rules in [credits(9), may(&credits(9))] {
-        assert!(matches!(admit_at(&usage, &rules, limit_request, NOW), Err(ClientLimitExceeded::Spent(_))));
+    for rules in [credits(9), with_tokens(&credits(9))] {
+        assert!(matches!(admit_at(&usage, &rules, admission, NOW), Err(ClientLimitExceeded::Quota(_))));
     }
 }
 
@@ -185,11 +186,11 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
     session.reserve(0, NOW).unwrap();
     session.reserve(60, NOW).unwrap();
     check_used(&usage, 1, 60);
-    assert_eq!(session.count(NOW), Charge { requests: 1, credits: 0 });
+    assert_eq!(session.count_session(NOW), Charge { requests: 1, credits: 0 });
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
     session.reserve(100, NOW).unwrap();
     assert!(session.reserve(101, NOW).is_err());
-    assert!(session.may_spend(NOW), "reserved credits may be spent");
+    assert!(session.may_spend(NOW), "reserved credits may be charged");
     session.charge_up_to(100, NOW);
     assert!(!session.may_spend(NOW));
     assert_eq!(session.charge(ChargeOutcome::Served, None, NOW), Charge::default());
@@ -203,21 +204,21 @@ fn a_late_price_replaces_the_charge() {
     let permit = admit(&usage, &credits(10_000)).unwrap();
     permit.reserve(800, NOW).unwrap();
     permit.charge(ChargeOutcome::Served, Some(500), NOW);
-    let late = permit.late_price();
+    let late_price = permit.late_price();
     drop(permit);
-    assert_eq!(late.replace(296, NOW), 296);
+    assert_eq!(late_price.replace_charge(296, NOW), 296);
     check_used(&usage, 1, 296);
-    let nothing = admit(&usage, &Rules::default()).unwrap();
-    nothing.charge(ChargeOutcome::Served, None, NOW);
-    assert_eq!(nothing.late_price().replace(4, NOW), 4);
-    drop(nothing);
+    let without_quota = admit(&usage, &Rules::default()).unwrap();
+    without_quota.charge(ChargeOutcome::Served, None, NOW);
+    assert_eq!(without_quota.late_price().replace_charge(4, NOW), 4);
+    drop(without_quota);
     check_used(&usage, 2, 300);
 }
 
 #[test]
 fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
     let usage = usage();
-    let rules = allowing(10, Measure::Credits, Period::Day);
+    let rules = rules_with_quota(10, QuotaUnit::Credits, Period::Day);
     let tomorrow = Period::Day.end(NOW).unwrap();
     let first = admit(&usage, &rules).unwrap();
     first.reserve(9, NOW).unwrap();
@@ -231,23 +232,27 @@ fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
 }
 
 #[test]
-fn a_client_has_its_maximum_of_requests_and_a_refusal_counts_nothing() {
+fn concurrent_requests_are_limited_and_a_refused_request_is_not_counted() {
     let usage = usage();
-    let limited = Rules { concurrency: Some(2), ..allowing(3, Measure::Requests, Period::Ever) };
-    for (rules, limit_request) in [
+    let limited =
+        Rules { max_concurrent: Some(2), ..rules_with_quota(3, QuotaUnit::Requests, Period::Total) };
+    for (rules, admission) in [
         (limited.clone(), METERED),
-        (Rules { concurrency: None, ..limited.clone() }, LimitRequest { max_concurrent: 2, ..METERED }),
+        (
+            Rules { max_concurrent: None, ..limited.clone() },
+            AdmissionRequest { max_concurrent: 2, ..METERED },
+        ),
     ] {
-        let one = admit_at(&usage, &rules, limit_request, NOW).unwrap();
-        let two = admit_at(&usage, &rules, limit_request, NOW).unwrap();
+        let first = admit_at(&usage, &rules, admission, NOW).unwrap();
+        let second = admit_at(&usage, &rules, admission, NOW).unwrap();
         for _ in 0..5 {
             assert_eq!(
-                admit_at(&usage, &rules, limit_request, NOW).unwrap_err(),
+                admit_at(&usage, &rules, admission, NOW).unwrap_err(),
                 ClientLimitExceeded::Concurrency { max: 2 }
             );
         }
-        drop((one, two));
-        assert!(admit_at(&usage, &rules, limit_request, NOW).is_ok());
+        drop((first, second));
+        assert!(admit_at(&usage, &rules, admission, NOW).is_ok());
         assert_eq!(usage.by_name[&app()].in_progress.load(Ordering::Acquire), 0);
     }
     check_used(&usage, 0, 0);
@@ -257,8 +262,10 @@ fn a_client_has_its_maximum_of_requests_and_a_refusal_counts_nothing() {
 fn an_exceeded_rate_limit_names_the_wait() {
     let usage = usage();
     let span = Duration::from_secs(3_600);
-    let rules =
-        Rules { rate: Some(Rate { requests: 1, span }), ..allowing(2, Measure::Requests, Period::Ever) };
+    let rules = Rules {
+        rate_limit: Some(RateLimit { requests: 1, span }),
+        ..rules_with_quota(2, QuotaUnit::Requests, Period::Total)
+    };
     let first = admit(&usage, &rules).unwrap();
     let Err(ClientLimitExceeded::Rate { wait }) = admit(&usage, &rules) else {
         panic!("the request was admitted")
@@ -270,24 +277,31 @@ fn an_exceeded_rate_limit_names_the_wait() {
 
 #[test]
 fn a_reload_and_a_restart_keep_the_usage() {
-    let used = |client| Used { client, requests: [1, 2, 3], credits: [4, 5, 6] };
+    let used = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
     let usage = ClientUsage::new(&clients(&["app"]), &[used(app()), used(ClientName::new("gone"))], NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
-    let usage = usage.following(&clients(&["other"])).following(&clients(&["app", "gone"]));
-    assert_eq!(usage.used(&app(), NOW), Used { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] });
-    let gone = Client { name: ClientName::new("gone"), rules: allowing(3, Measure::Requests, Period::Ever) };
+    let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
+    assert_eq!(
+        usage.used(&app(), NOW),
+        UsageTotals { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] }
+    );
+    let gone = Client {
+        name: ClientName::new("gone"),
+        rules: rules_with_quota(3, QuotaUnit::Requests, Period::Total),
+    };
     assert!(usage.admit(&gone, METERED, NOW).is_err());
 }
 
 #[test]
 fn parallel_requests_do_not_exceed_the_quota() {
     let usage = usage();
-    let (requests, of_credits) = (allowing(1_000, Measure::Requests, Period::Month), credits(100_000));
-    let (admitted, spent) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (requests, of_credits) =
+        (rules_with_quota(1_000, QuotaUnit::Requests, Period::Month), credits(100_000));
+    let (admitted, charged) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for thread in 0..8_u64 {
             let (usage, requests, of_credits) = (&usage, &requests, &of_credits);
-            let (admitted, spent) = (&admitted, &spent);
+            let (admitted, charged) = (&admitted, &charged);
             scope.spawn(move || {
                 for turn in 0..300_u64 {
                     if let Ok(permit) = admit(usage, requests) {
@@ -300,7 +314,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
                         permit.and_then(|permit| Ok(permit.reserve(estimate, NOW).map(|()| permit)?))
                     {
                         let cost = estimate - turn % estimate.min(7);
-                        spent.fetch_add(
+                        charged.fetch_add(
                             permit.charge(ChargeOutcome::Served, Some(cost), NOW).credits,
                             Ordering::AcqRel,
                         );
@@ -310,30 +324,31 @@ fn parallel_requests_do_not_exceed_the_quota() {
         }
     });
     assert!(admitted.into_inner() <= 1_000);
-    let spent = spent.into_inner();
-    assert!(spent <= 100_000, "{spent}");
-    assert_eq!(usage.used(&app(), NOW).credits, [spent; 3]);
+    let charged = charged.into_inner();
+    assert!(charged <= 100_000, "{charged}");
+    assert_eq!(usage.used(&app(), NOW).credits, [charged; 3]);
 }
 
-/// The events of a client's request.
+/// An event in the lifecycle of a client's request.
 #[derive(Clone, Debug)]
 enum Step {
     Begin { estimate: u64, is_known: bool },
     Refuse(usize),
     Serve(usize, Option<u64>),
-    Break(usize),
-    Leave(usize),
+    Interrupt(usize),
+    Disconnect(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let which = 0..8_usize;
+    let index = 0..8_usize;
     prop_oneof![
         3 => (1..400_u64, prop::bool::weighted(0.8))
             .prop_map(|(estimate, is_known)| Step::Begin { estimate, is_known }),
-        1 => which.clone().prop_map(Step::Refuse),
-        3 => (which.clone(), proptest::option::of(0..100_u64)).prop_map(|(at, percent)| Step::Serve(at, percent)),
-        1 => which.clone().prop_map(Step::Break),
-        1 => which.prop_map(Step::Leave),
+        1 => index.clone().prop_map(Step::Refuse),
+        3 => (index.clone(), proptest::option::of(0..100_u64))
+            .prop_map(|(index, percent)| Step::Serve(index, percent)),
+        1 => index.clone().prop_map(Step::Interrupt),
+        1 => index.prop_map(Step::Disconnect),
     ]
 }
 
@@ -346,12 +361,12 @@ proptest! {
         let usage = usage();
         let rules = credits(QUOTA);
         let mut in_progress: VecDeque<(ClientPermit, u64)> = VecDeque::new();
-        let (mut requests, mut spent) = (0, 0);
+        let (mut requests, mut charged) = (0, 0);
         for step in steps {
             let mut end = |permit: ClientPermit, outcome, reported| {
                 let Charge { requests: more, credits } = permit.charge(outcome, reported, NOW);
                 requests += more;
-                spent += credits;
+                charged += credits;
             };
             match step {
                 Step::Begin { estimate, is_known } => {
@@ -374,22 +389,22 @@ proptest! {
                         end(permit, ChargeOutcome::Served, percent.map(|percent| estimate * percent / 100));
                     }
                 }
-                Step::Break(at) => {
+                Step::Interrupt(at) => {
                     if let Some((permit, _)) = in_progress.remove(at) {
                         end(permit, ChargeOutcome::Unknown, None);
                     }
                 }
-                Step::Leave(at) => drop(in_progress.remove(at)),
+                Step::Disconnect(at) => drop(in_progress.remove(at)),
             }
-            let taken = usage.used(&app(), NOW).credits[2];
+            let used = usage.used(&app(), NOW).credits[2];
             // Two requests of unknown price may each exceed the quota by their reservations.
-            prop_assert!(spent <= taken && taken <= QUOTA + 200, "{} {}", spent, taken);
+            prop_assert!(charged <= used && used <= QUOTA + 200, "{} {}", charged, used);
         }
         drop(in_progress);
         let used = usage.used(&app(), NOW);
-        prop_assert_eq!((used.requests, used.credits), ([requests; 3], [spent; 3]));
+        prop_assert_eq!((used.requests, used.credits), ([requests; 3], [charged; 3]));
         let counters = &usage.by_name[&app()];
         prop_assert_eq!(counters.in_progress.load(Ordering::Acquire), 0);
-        prop_assert_eq!(counters.unpriced.load(Ordering::Acquire), 0);
+        prop_assert_eq!(counters.unpriced_in_progress.load(Ordering::Acquire), 0);
     }
 }

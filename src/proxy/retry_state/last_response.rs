@@ -1,56 +1,56 @@
-//! Chooses the response when no key is left to try: the last response of the provider, or an error of the
-//! proxy.
+//! Chooses what the client receives when no key is left to try: the provider's last response, or an error of
+//! the proxy.
 
 use super::RetryState;
 use crate::clock;
 use crate::policy::key_state::KeyState;
-use crate::policy::replay::{LastWord, last_word};
+use crate::policy::replay::{ResponseSource, final_response_source};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::Verdict;
 use crate::proxy::error::ProxyError;
 use crate::proxy::upstream_response::UpstreamResponse;
 
 impl RetryState {
-    /// Chooses between the last response and an error of the proxy when no key is left to try.
+    /// Returns the provider's last response if it explains the failure best.
     ///
     /// # Errors
     ///
-    /// The error of the proxy.
-    pub(in crate::proxy) fn last_response(
+    /// Otherwise returns the error of the proxy.
+    pub(in crate::proxy) fn choose_last_response(
         &self,
         response: Box<UpstreamResponse>,
         unavailable: Unavailable,
     ) -> Result<Box<UpstreamResponse>, ProxyError> {
-        // Every key was tried, and the last one was refused as invalid, or for the cost.
+        // After the last key, its refusal as invalid or for the cost determines the error. A refusal that is
+        // not about the account is relayed.
         let unavailable = match (response.verdict, unavailable) {
-            (Verdict::WorkspaceQuota(_), _) if self.is_request_refused() => return Ok(response),
-            (Verdict::InvalidKey | Verdict::WrongHost, _) if self.is_refused_repeatedly() => {
+            (Verdict::WorkspaceQuota(_), _) if self.refusals.is_about_request() => return Ok(response),
+            (Verdict::InvalidKey | Verdict::WrongHost, _) if self.refusals.is_repeated() => {
                 return Ok(response);
             }
             (Verdict::InvalidKey | Verdict::WrongHost, Unavailable::Tried) => Unavailable::Invalid,
-            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.figures().is_some() => {
-                self.exhausted()
+            (Verdict::WorkspaceQuota(shortfall), Unavailable::Tried) if shortfall.credits().is_some() => {
+                self.exhausted_error()
             }
             (_, unavailable) => unavailable,
         };
-        match last_word(response.verdict, unavailable) {
-            LastWord::Theirs => Ok(response),
-            LastWord::Ours => Err(self.refusal(unavailable)),
+        match final_response_source(response.verdict, unavailable) {
+            ResponseSource::Upstream => Ok(response),
+            ResponseSource::Proxy => Err(self.unavailable_error(unavailable)),
         }
     }
 
-    /// The error for a request that no key can serve: it names the kind of the owned resource, if
-    /// the request is pinned to an account.
-    pub(in crate::proxy) fn refusal(&self, unavailable: Unavailable) -> ProxyError {
-        match self.affinity.pinned_by() {
+    /// Returns the error for a request that no key can serve. If the request is pinned to an account, the
+    /// error names the kind of resource that the account owns.
+    pub(in crate::proxy) fn unavailable_error(&self, unavailable: Unavailable) -> ProxyError {
+        match self.affinity.pinning_kind() {
             Some(kind) => ProxyError::OwnerUnavailable { kind, unavailable },
             None => ProxyError::Unavailable(unavailable),
         }
     }
 
-    /// The error when no account has the credits: the earliest quota reset and the most credits
-    /// left.
-    fn exhausted(&self) -> Unavailable {
+    /// Returns the earliest quota reset of all keys, and the most credits that a usable key has left.
+    fn exhausted_error(&self) -> Unavailable {
         let now = clock::now();
         let keys = || self.roster.keys().iter();
         let usable = keys().filter(|key| key.state(now) == KeyState::Usable);

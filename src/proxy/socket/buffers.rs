@@ -1,6 +1,6 @@
-//! The two buffers of each direction: bytes that were read from one end and not yet processed, and bytes to
-//! send to the other. Frames are validated as they are read. A close or a violation is thus detected at once,
-//! also while no frames are processed.
+//! The buffers of a session: per direction, one for bytes that were read and not processed yet, and one for
+//! bytes to send. Frames are validated when they are read, so that a close frame or a protocol violation is
+//! detected even while no frames are processed.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,114 +16,113 @@ use crate::body::budget::BufferShare;
 use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 
 /// Maximum bytes of one read.
-pub(super) const READ_BYTES: usize = 16 * 1024;
+pub(super) const MAX_READ_SIZE: usize = 16 * 1024;
 
 /// Bytes that were read from one end and not yet processed.
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffer {
     pub(super) bytes: BytesMut,
-    /// `None` for unknown protocols: every byte is forwarded.
+    /// `None` for an unknown protocol, whose bytes are all forwarded.
     validator: Option<Box<FrameValidator>>,
 }
 
-/// Limits for reading ahead.
-pub(super) struct ReadAhead<'a> {
-    /// Maximum bytes from the client that may wait.
-    pub(super) bytes_max: usize,
+/// The limits for reading ahead while a session waits.
+pub(super) struct ReadAheadLimits<'a> {
+    /// Maximum bytes from the client that may be buffered.
+    pub(super) max_bytes: usize,
     /// The session's share of the buffer budget.
     pub(super) share: &'a mut BufferShare,
-    /// Bytes in the session's other buffers.
+    /// Memory of the session's other buffers.
     pub(super) other_bytes: usize,
 }
 
-/// Bytes that a session may buffer without the budget: one read and one write of each direction.
-pub(super) const FREE: usize = 4 * READ_BYTES;
+/// Bytes that a session may buffer without the budget: one read and one write in each direction.
+pub(super) const FREE_SESSION_BYTES: usize = 4 * MAX_READ_SIZE;
 
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadResult {
-    /// Bytes to process.
+    /// There are new bytes to process.
     Bytes,
-    /// Only bytes behind a close or a violation, which were dropped.
+    /// All bytes followed a close frame or a violation, and were dropped.
     Dropped,
     /// The connection has ended.
     Disconnected,
 }
 
 impl ReadBuffer {
-    /// A buffer for the bytes of `sender`, of which `early` were read already. Without `checked`,
-    /// frames are not validated.
-    pub(super) fn new(sender: Sender, checked: bool, early: BytesMut) -> Self {
-        let mut buffer =
-            Self { bytes: early, validator: checked.then(|| Box::new(FrameValidator::new(sender))) };
-        buffer.check(0);
+    /// Creates a buffer for the bytes of `sender`, which start with `already_read`. Unless `is_validated`,
+    /// every byte is accepted.
+    pub(super) fn new(sender: Sender, is_validated: bool, already_read: BytesMut) -> Self {
+        let validator = is_validated.then(|| Box::new(FrameValidator::new(sender)));
+        let mut buffer = Self { bytes: already_read, validator };
+        buffer.validate_from(0);
         buffer
     }
 
-    /// Adds bytes that were read elsewhere.
-    pub(super) fn extend(&mut self, early: &[u8]) {
-        let before = self.bytes.len();
-        self.bytes.extend_from_slice(early);
-        self.check(before);
+    /// Adds bytes that were already read.
+    pub(super) fn extend(&mut self, already_read: &[u8]) {
+        let former_length = self.bytes.len();
+        self.bytes.extend_from_slice(already_read);
+        self.validate_from(former_length);
     }
 
-    /// The reason that no more bytes are accepted, if there is one.
-    pub(super) fn end(&self) -> Option<StreamEnd> {
+    /// The close frame or violation after which no more bytes are accepted.
+    pub(super) fn stream_end(&self) -> Option<StreamEnd> {
         self.validator.as_ref().and_then(|validator| validator.end())
     }
 
-    /// The protocol violation, if there was one.
+    /// The protocol violation, if there is one.
     pub(super) fn violation(&self) -> Option<Violation> {
-        match self.end() {
+        match self.stream_end() {
             Some(StreamEnd::Violated(violation)) => Some(violation),
             Some(StreamEnd::Closed { .. }) | None => None,
         }
     }
 
-    /// The end of the session by the client: a close or a violation.
-    pub(super) fn ending(&self) -> Option<SessionEnd> {
-        self.end().map(|end| match end {
+    /// The end of the session by the client: a close frame or a violation.
+    pub(super) fn client_end(&self) -> Option<SessionEnd> {
+        self.stream_end().map(|end| match end {
             StreamEnd::Closed { code } => SessionEnd::ClientClosed { code },
             StreamEnd::Violated(violation) => SessionEnd::Violated(violation, SessionSide::Client),
         })
     }
 
-    /// Reads once. While a read with an empty buffer is pending, the buffer holds no memory.
+    /// Reads once. An empty buffer is freed while the read is pending.
     pub(super) fn poll_read<R>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<ReadResult>
     where
         R: AsyncRead + Unpin,
     {
-        let before = self.bytes.len();
-        self.bytes.reserve(READ_BYTES);
+        let former_length = self.bytes.len();
+        self.bytes.reserve(MAX_READ_SIZE);
         let read = poll_read_buf(Pin::new(from), cx, &mut self.bytes);
         if read.is_pending() && self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
         let Ok(1..) = ready!(read) else { return Poll::Ready(ReadResult::Disconnected) };
-        self.check(before);
-        Poll::Ready(if self.bytes.len() > before { ReadResult::Bytes } else { ReadResult::Dropped })
+        self.validate_from(former_length);
+        Poll::Ready(if self.bytes.len() > former_length { ReadResult::Bytes } else { ReadResult::Dropped })
     }
 
-    /// Reads ahead while the session waits for something else. Ready when that wait is to be
-    /// cancelled: the client has disconnected or closed, violates the protocol, or sends more than
-    /// `ahead` allows.
-    pub(super) fn poll_watch<R>(
+    /// Reads ahead while the session waits. Ready when the wait must be cancelled: the client has
+    /// disconnected, has sent a close frame, violates the protocol, or exceeds `limits`.
+    pub(super) fn poll_read_ahead<R>(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut R,
-        ahead: &mut ReadAhead<'_>,
+        limits: &mut ReadAheadLimits<'_>,
     ) -> Poll<SessionEnd>
     where
         R: AsyncRead + Unpin,
     {
         loop {
-            if let Some(ending) = self.ending() {
-                return Poll::Ready(ending);
+            if let Some(end) = self.client_end() {
+                return Poll::Ready(end);
             }
-            if self.bytes.len() > ahead.bytes_max {
+            if self.bytes.len() > limits.max_bytes {
                 return Poll::Ready(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
             }
-            if !ahead.share.cover(ahead.other_bytes + self.bytes.capacity()) {
+            if !limits.share.cover(limits.other_bytes + self.bytes.capacity()) {
                 return Poll::Ready(SessionEnd::BuffersFull);
             }
             if ready!(self.poll_read(cx, client)) == ReadResult::Disconnected {
@@ -132,20 +131,20 @@ impl ReadBuffer {
         }
     }
 
-    /// `poll_watch` as a future.
-    pub(super) async fn watch<R: AsyncRead + Unpin>(
+    /// Awaits [`poll_read_ahead`](Self::poll_read_ahead).
+    pub(super) async fn read_ahead<R: AsyncRead + Unpin>(
         &mut self,
         client: &mut R,
-        mut ahead: ReadAhead<'_>,
+        mut limits: ReadAheadLimits<'_>,
     ) -> SessionEnd {
-        poll_fn(|cx| self.poll_watch(cx, client, &mut ahead)).await
+        poll_fn(|cx| self.poll_read_ahead(cx, client, &mut limits)).await
     }
 
-    /// Validates the bytes after `before`, and drops the bytes that must not be processed.
-    fn check(&mut self, before: usize) {
+    /// Validates the bytes from `start` on, and drops the bytes that must not be processed.
+    fn validate_from(&mut self, start: usize) {
         if let Some(validator) = &mut self.validator {
-            let checked = validator.check(self.bytes.get(before..).unwrap_or_default());
-            self.bytes.truncate(before + checked.valid);
+            let validated = validator.validate(self.bytes.get(start..).unwrap_or_default());
+            self.bytes.truncate(start + validated.valid_length);
         }
     }
 }
@@ -158,8 +157,8 @@ pub(super) struct SendBuffer {
 }
 
 impl SendBuffer {
-    /// Sends all bytes. Until then no bytes for this end are read: backpressure from a slow receiver to the
-    /// sender.
+    /// Sends all bytes. The session does not read from the other side until this is ready, so that a slow
+    /// receiver slows down the sender.
     pub(super) fn poll_send<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -186,7 +185,7 @@ impl SendBuffer {
         }
     }
 
-    /// Sends all bytes, and shuts down the write half.
+    /// Sends all bytes, and shuts down the write half of the connection.
     pub(super) fn poll_close<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -196,10 +195,10 @@ impl SendBuffer {
     }
 }
 
-/// Reads and drops the rest of a client's bytes: a connection that is closed with unread bytes is
-/// reset, and the client would lose the close frame that was sent to it.
-pub(super) async fn drain<R: AsyncRead + Unpin>(client: &mut R) {
-    let mut discarded = BytesMut::with_capacity(READ_BYTES);
+/// Reads and drops the rest of a client's bytes. Closing a connection with unread bytes resets it, and the
+/// client could lose the close frame that was sent to it.
+pub(super) async fn drain_client<R: AsyncRead + Unpin>(client: &mut R) {
+    let mut discarded = BytesMut::with_capacity(MAX_READ_SIZE);
     while let Ok(1..) = poll_fn(|cx| poll_read_buf(Pin::new(&mut *client), cx, &mut discarded)).await {
         discarded.clear();
     }

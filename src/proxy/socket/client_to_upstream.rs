@@ -1,58 +1,75 @@
-//! Forwards the client's frames to the provider: messages without the client's credentials, and all other
-//! frames unchanged. Messages that are charged by their characters are held until credits and a key are
-//! reserved for them.
+//! Forwards the client's frames to the provider. Credentials in messages are blanked; all other bytes remain
+//! unchanged. Messages that are charged by their characters are held until a key and credits are reserved for
+//! them.
+
+use std::mem;
 
 use bytes::{Buf, BytesMut};
 
-use crate::elevenlabs::socket::{
-    ContentCounter, CredentialBlanker, Dialect, MessageCount, NAMING_BYTES_MAX, SpokenText,
-};
-use crate::policy::frame::{self, Head, Opcode, Violation};
+use crate::elevenlabs::affinity::MAX_IDENTIFIER_MESSAGE_BYTES;
+use crate::elevenlabs::socket::{ChargedContent, ContentCounter, CredentialBlanker, Dialect, MessageCount};
+use crate::policy::frame::{self, FrameHeader, Opcode, Violation};
 
 /// The state of the client's stream of frames.
 #[derive(Debug)]
 pub(super) struct ClientToUpstream {
     dialect: Dialect,
-    /// Bytes of a frame that are awaited, so that smaller frames are forwarded in one piece.
-    slice_bytes_max: usize,
-    /// Maximum size of a message that is held.
-    message_bytes_max: usize,
+    /// Smaller frames are buffered until they are complete; larger frames are forwarded in parts of this
+    /// size.
+    max_frame_part: usize,
+    /// Maximum size of a held message.
+    max_message_size: usize,
     frame: Option<ClientFrame>,
     message: Option<PendingMessage>,
-    blanking: CredentialBlanker,
+    blanker: CredentialBlanker,
     counter: ContentCounter,
-    /// Bytes of audio in the complete messages.
+    /// Bytes of audio in complete messages.
     audio_bytes: u64,
-    /// The start of the held message, where identifiers may stand.
-    text_start: Vec<u8>,
-    /// The held message as it will be forwarded.
+    /// The start of the held message, which may contain identifiers.
+    pub(super) message_start: Vec<u8>,
+    /// The frames of the held message, ready to be forwarded.
     staged: BytesMut,
     /// Whether the client has sent a close frame.
-    has_closed: bool,
-    bytes: u64,
+    pub(super) has_closed: bool,
+    /// Bytes received so far, including frame headers.
+    pub(super) bytes: u64,
 }
 
-/// A frame that is not complete yet.
+/// An incomplete frame.
 #[derive(Debug)]
 struct ClientFrame {
-    head: Head,
-    raw: BytesMut,
-    left: u64,
-    /// Bytes of payload that were forwarded.
+    header: FrameHeader,
+    /// The encoded header, until it is forwarded.
+    pending_header: BytesMut,
+    /// Bytes of the payload that were not processed yet.
+    remaining: u64,
+    /// Bytes of the payload that were processed.
     forwarded: u64,
-    is_raw: bool,
-    /// Whether its header was forwarded and some of its payload was not.
+    /// Whether the payload cannot be read, and is forwarded unchanged.
+    is_opaque: bool,
+    /// Whether the header and not all of the payload was forwarded.
     is_partial: bool,
 }
 
-/// A message that is not complete yet.
+/// An incomplete message.
 #[derive(Clone, Copy, Debug, Default)]
 struct PendingMessage {
     is_binary: bool,
-    /// Whether its first frame was forwarded.
-    is_begun: bool,
-    /// Whether it is no JSON object, and is forwarded unread.
-    is_foreign: bool,
+    /// Whether a frame of the message was forwarded or staged.
+    has_output: bool,
+    /// Whether the message is not a JSON object, and is forwarded unchanged.
+    is_opaque: bool,
+}
+
+impl PendingMessage {
+    /// The opcode of the next frame of the message.
+    fn next_opcode(self) -> Opcode {
+        match (self.has_output, self.is_binary) {
+            (true, _) => Opcode::Continuation,
+            (false, true) => Opcode::Binary,
+            (false, false) => Opcode::Text,
+        }
+    }
 }
 
 /// The result of processing the client's frames.
@@ -60,92 +77,84 @@ struct PendingMessage {
 pub(super) enum ClientMessage {
     /// All complete frames were forwarded.
     Forwarded,
-    /// A complete message, which is held until it is [released](ClientToUpstream::release).
-    Message(SpokenText),
+    /// A complete message is held until it is [released](ClientToUpstream::release).
+    Held(ChargedContent),
     /// The client sent an invalid frame or message.
     Refused(Violation),
 }
 
 impl ClientToUpstream {
-    pub(super) fn new(dialect: Dialect, slice_bytes_max: usize, message_bytes_max: usize) -> Self {
+    pub(super) fn new(dialect: Dialect, max_frame_part: usize, max_message_size: usize) -> Self {
         Self {
             dialect,
-            slice_bytes_max,
-            message_bytes_max,
+            max_frame_part,
+            max_message_size,
             frame: None,
             message: None,
-            blanking: CredentialBlanker::default(),
+            blanker: CredentialBlanker::default(),
             counter: ContentCounter::default(),
             audio_bytes: 0,
-            text_start: Vec::new(),
+            message_start: Vec::new(),
             staged: BytesMut::new(),
             has_closed: false,
             bytes: 0,
         }
     }
 
-    /// Whether the client has sent a close frame.
-    pub(super) fn has_closed(&self) -> bool {
-        self.has_closed
-    }
-
-    /// Whether a frame was forwarded in part: no other frame may be inserted.
+    /// Whether a frame was forwarded in part, so that no other frame may be inserted.
     pub(super) fn is_in_frame(&self) -> bool {
         self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
 
-    /// Bytes received so far, including frame headers.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Bytes of audio so far, including those of an incomplete message.
+    /// Bytes of audio received so far, including those of an incomplete message.
     pub(super) fn audio_bytes(&self) -> u64 {
         let counts_audio = self.dialect == Dialect::Transcription;
-        self.audio_bytes + if counts_audio { self.counter.audio_so_far() } else { 0 }
+        self.audio_bytes + if counts_audio { self.counter.audio_bytes_so_far() } else { 0 }
     }
 
-    /// Bytes that are held.
+    /// Bytes of the held message.
     pub(super) fn held_bytes(&self) -> usize {
-        self.staged.len() + self.text_start.len()
+        self.staged.len() + self.message_start.len()
     }
 
-    /// Memory of the buffers for held bytes.
+    /// Memory of the buffers for the held message.
     pub(super) fn capacity(&self) -> usize {
-        self.staged.capacity() + self.text_start.capacity()
+        self.staged.capacity() + self.message_start.capacity()
     }
 
-    /// Processes received bytes, and adds the bytes to forward to `out`. After a
-    /// [message](ClientMessage::Message), nothing more is processed before it was
-    /// [released](Self::release).
-    pub(super) fn take(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> ClientMessage {
-        // Counts received bytes, not announced ones.
-        let before = inbox.len();
-        let result = self.process(inbox, out).unwrap_or_else(ClientMessage::Refused);
-        self.bytes += (before - inbox.len()) as u64;
+    /// Processes the bytes in `input`, and appends the bytes to forward to `output`. While a message is
+    /// [held](ClientMessage::Held), nothing may be processed until it is [released](Self::release).
+    pub(super) fn process(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> ClientMessage {
+        let available = input.len();
+        let result = self.process_frames(input, output).unwrap_or_else(ClientMessage::Refused);
+        self.bytes += (available - input.len()) as u64;
         result
     }
 
-    fn process(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<ClientMessage, Violation> {
+    fn process_frames(
+        &mut self,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> Result<ClientMessage, Violation> {
         loop {
             let mut frame = match self.frame.take() {
                 Some(frame) => frame,
-                None => match self.begin(inbox)? {
+                None => match self.read_frame_header(input)? {
                     Some(frame) => frame,
                     None => return Ok(ClientMessage::Forwarded),
                 },
             };
-            let is_parsed = self.message.is_some_and(|message| !message.is_foreign);
-            let has_progress = if frame.head.opcode.is_control() {
-                self.control(&mut frame, inbox, out)
-            } else if frame.is_raw || !is_parsed {
-                forward_raw(&mut frame, inbox, out)
+            let is_parsed = self.message.is_some_and(|message| !message.is_opaque);
+            let has_progress = if frame.header.opcode.is_control() {
+                self.forward_control_frame(&mut frame, input, output)
+            } else if frame.is_opaque || !is_parsed {
+                forward_unchanged(&mut frame, input, output)
             } else {
-                self.content(&mut frame, inbox, out)
+                self.process_payload(&mut frame, input, output)
             };
-            let is_over = frame.left == 0 && frame.raw.is_empty();
-            let ends_message = is_over && frame.head.is_final && !frame.head.opcode.is_control();
-            if !is_over {
+            let is_complete = frame.remaining == 0 && frame.pending_header.is_empty();
+            let ends_message = is_complete && frame.header.is_final && !frame.header.opcode.is_control();
+            if !is_complete {
                 self.frame = Some(frame);
             }
             if ends_message && let Some(message) = self.message.take() {
@@ -154,7 +163,7 @@ impl ClientToUpstream {
                     if message.is_binary && !is_object {
                         return Err(Violation::NotJson);
                     }
-                    return Ok(ClientMessage::Message(content));
+                    return Ok(ClientMessage::Held(content));
                 }
                 self.audio_bytes += content.audio_bytes;
             }
@@ -164,20 +173,15 @@ impl ClientToUpstream {
         }
     }
 
-    /// The start of the held message.
-    pub(super) fn held_start(&self) -> &[u8] {
-        &self.text_start
-    }
-
     /// Forwards the held message.
-    pub(super) fn release(&mut self, out: &mut BytesMut) {
-        out.unsplit(std::mem::take(&mut self.staged));
-        self.text_start = Vec::new();
+    pub(super) fn release(&mut self, output: &mut BytesMut) {
+        output.unsplit(mem::take(&mut self.staged));
+        self.message_start = Vec::new();
     }
 
     /// Whether messages are held, because their characters are charged.
     fn holds_messages(&self) -> bool {
-        self.dialect.is_spoken()
+        self.dialect.generates_speech()
     }
 
     /// Whether the content of messages is counted, so that every byte is processed.
@@ -185,132 +189,145 @@ impl ClientToUpstream {
         self.holds_messages() || self.dialect == Dialect::Transcription
     }
 
-    fn begin(&mut self, inbox: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
-        let Some((head, length)) = frame::read(inbox) else { return Ok(None) };
-        let raw = inbox.split_to(length);
-        // Payloads that an extension has changed, and unmasked frames, cannot be read; on the provider's
-        // paths, frame validation rejects both before this.
-        let is_raw = head.reserved != 0 || head.mask.is_none();
-        let is_binary = head.opcode == Opcode::Binary;
-        if is_binary || head.opcode == Opcode::Text {
-            (self.blanking, self.counter) = (CredentialBlanker::default(), ContentCounter::default());
-            let is_foreign = is_raw || is_binary && !self.dialect.is_read();
-            self.message = Some(PendingMessage { is_binary, is_foreign, is_begun: false });
+    fn read_frame_header(&mut self, input: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
+        let Some((header, length)) = frame::parse_header(input) else { return Ok(None) };
+        let pending_header = input.split_to(length);
+        // Payload that an extension has changed cannot be read, and neither can an unmasked frame. On the
+        // provider's paths, frame validation has already rejected both.
+        let is_opaque = header.reserved != 0 || header.mask.is_none();
+        let is_binary = header.opcode == Opcode::Binary;
+        if is_binary || header.opcode == Opcode::Text {
+            (self.blanker, self.counter) = (CredentialBlanker::default(), ContentCounter::default());
+            let is_opaque = is_opaque || is_binary && !self.dialect.is_inspected();
+            self.message = Some(PendingMessage { is_binary, is_opaque, has_output: false });
         }
-        let declared = usize::try_from(head.length).unwrap_or(usize::MAX);
-        if self.holds_messages() && declared.saturating_add(self.staged.len()) > self.message_bytes_max {
+        let declared = usize::try_from(header.length).unwrap_or(usize::MAX);
+        if self.holds_messages() && declared.saturating_add(self.staged.len()) > self.max_message_size {
             return Err(Violation::TooLarge);
         }
-        Ok(Some(ClientFrame { head, raw, left: head.length, forwarded: 0, is_raw, is_partial: false }))
+        let remaining = header.length;
+        Ok(Some(ClientFrame {
+            header,
+            pending_header,
+            remaining,
+            forwarded: 0,
+            is_opaque,
+            is_partial: false,
+        }))
     }
 
-    /// Forwards a control frame, which may come between the frames of a message, and records a close.
-    fn control(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-        if frame.head.opcode == Opcode::Close {
-            self.has_closed = true;
-        }
-        forward_raw(frame, inbox, out)
+    /// Forwards a control frame, which may be between the frames of a message. Returns whether bytes were
+    /// forwarded.
+    fn forward_control_frame(
+        &mut self,
+        frame: &mut ClientFrame,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> bool {
+        self.has_closed |= frame.header.opcode == Opcode::Close;
+        forward_unchanged(frame, input, output)
     }
 
-    /// Processes a piece of a message: a whole frame, or at least `slice_bytes_max` of it.
-    fn content(&mut self, frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-        let Some(mask) = frame.head.mask else { return forward_raw(frame, inbox, out) };
-        let available_bytes = available(frame.left, inbox);
-        let is_whole = available_bytes as u64 == frame.left;
+    /// Processes the payload of a frame: all of it, or at least `max_frame_part`. Returns whether there was
+    /// enough.
+    fn process_payload(
+        &mut self,
+        frame: &mut ClientFrame,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> bool {
+        let Some(mask) = frame.header.mask else { return forward_unchanged(frame, input, output) };
+        let available = available_bytes(frame.remaining, input);
+        let is_whole = available as u64 == frame.remaining;
         let mut message = self.message.unwrap_or_default();
-        if !is_whole && available_bytes < self.slice_bytes_max {
-            let is_first = !message.is_begun && frame.forwarded == 0;
-            if !self.counts_content() && is_first && is_not_json_object(inbox, mask) {
-                message.is_foreign = true;
+        if !is_whole && available < self.max_frame_part {
+            let is_first = !message.has_output && frame.forwarded == 0;
+            if !self.counts_content() && is_first && is_not_json_object(input, mask) {
+                message.is_opaque = true;
                 self.message = Some(message);
-                return forward_raw(frame, inbox, out);
+                return forward_unchanged(frame, input, output);
             }
             return false;
         }
-        let mut piece = inbox.split_to(available_bytes);
-        frame::mask(&mut piece, mask, frame.forwarded);
+        let mut chunk = input.split_to(available);
+        frame::apply_mask(&mut chunk, mask, frame.forwarded);
         if self.counts_content() {
-            self.counter.pass(&piece);
+            self.counter.process(&chunk);
         }
-        if self.holds_messages() && self.text_start.len() + piece.len() <= NAMING_BYTES_MAX {
-            self.text_start.extend_from_slice(&piece);
+        if self.holds_messages() && self.message_start.len() + chunk.len() <= MAX_IDENTIFIER_MESSAGE_BYTES {
+            self.message_start.extend_from_slice(&chunk);
         }
-        let ends_message = is_whole && frame.head.is_final;
-        let mut blanked = Vec::with_capacity(available_bytes);
-        self.blanking.pass(&piece, &mut blanked);
+        let ends_message = is_whole && frame.header.is_final;
+        let mut blanked = Vec::with_capacity(available);
+        self.blanker.process(&chunk, &mut blanked);
         if ends_message {
-            self.blanking.finish(&mut blanked);
+            self.blanker.finish(&mut blanked);
         }
-        let is_one_piece = is_whole && frame.forwarded == 0 && blanked.len() == available_bytes;
-        frame.forwarded += available_bytes as u64;
-        frame.left -= available_bytes as u64;
-        let raw = std::mem::take(&mut frame.raw);
-        if is_one_piece {
-            self.staged.extend_from_slice(&raw);
-            self.stage(&mut blanked, mask, &mut message);
-        } else if ends_message || !blanked.is_empty() {
-            let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
-            let opcode = if message.is_begun { Opcode::Continuation } else { first };
-            let length = blanked.len() as u64;
-            Head { is_final: ends_message, opcode, length, ..frame.head }.write(&mut self.staged);
-            self.stage(&mut blanked, mask, &mut message);
+        let is_single_frame = is_whole && frame.forwarded == 0 && blanked.len() == available;
+        frame.forwarded += available as u64;
+        frame.remaining -= available as u64;
+        let original_header = mem::take(&mut frame.pending_header);
+        if is_single_frame || ends_message || !blanked.is_empty() {
+            if is_single_frame {
+                self.staged.extend_from_slice(&original_header);
+            } else {
+                let (opcode, length) = (message.next_opcode(), blanked.len() as u64);
+                FrameHeader { is_final: ends_message, opcode, length, ..frame.header }
+                    .encode(&mut self.staged);
+            }
+            frame::apply_mask(&mut blanked, mask, 0);
+            self.staged.extend_from_slice(&blanked);
+            message.has_output = true;
         }
-        if self.blanking.is_foreign() && !ends_message && !self.counts_content() {
-            message.is_foreign = true;
-            if frame.left > 0 {
-                // The rest of the frame is forwarded unread, as a frame of its own.
-                frame.raw = rest_head(frame, mask, message);
+        if self.blanker.is_not_object() && !ends_message && !self.counts_content() {
+            message.is_opaque = true;
+            if frame.remaining > 0 {
+                // The rest of the payload is forwarded unread, as a separate frame.
+                frame.pending_header = header_for_remaining(frame, mask, message);
             }
         }
         self.message = Some(message);
         if !self.holds_messages() {
-            out.unsplit(std::mem::take(&mut self.staged));
+            output.unsplit(mem::take(&mut self.staged));
         }
         true
     }
-
-    fn stage(&mut self, blanked: &mut [u8], mask: [u8; 4], message: &mut PendingMessage) {
-        frame::mask(blanked, mask, 0);
-        self.staged.extend_from_slice(blanked);
-        message.is_begun = true;
-    }
 }
 
-/// The header for the rest of a frame whose start was forwarded as another frame.
-fn rest_head(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
+/// Encodes the header for the remaining payload of a frame, whose start was forwarded as a separate frame.
+fn header_for_remaining(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
     mask.rotate_left((frame.forwarded % 4) as usize);
-    let first = if message.is_binary { Opcode::Binary } else { Opcode::Text };
-    let opcode = if message.is_begun { Opcode::Continuation } else { first };
-    let mut raw = BytesMut::new();
-    Head { opcode, mask: Some(mask), length: frame.left, ..frame.head }.write(&mut raw);
-    raw
+    let (opcode, length) = (message.next_opcode(), frame.remaining);
+    let mut encoded = BytesMut::new();
+    FrameHeader { opcode, mask: Some(mask), length, ..frame.header }.encode(&mut encoded);
+    encoded
 }
 
-/// Forwards the available bytes of a frame unchanged.
-fn forward_raw(frame: &mut ClientFrame, inbox: &mut BytesMut, out: &mut BytesMut) -> bool {
-    let available_bytes = available(frame.left, inbox);
-    let has_progress = available_bytes > 0 || !frame.raw.is_empty();
-    out.extend_from_slice(&frame.raw);
-    frame.raw.clear();
-    out.extend_from_slice(&inbox[..available_bytes]);
-    inbox.advance(available_bytes);
-    frame.left -= available_bytes as u64;
-    frame.forwarded += available_bytes as u64;
-    frame.is_partial = frame.left > 0;
+/// Forwards the available bytes of a frame unchanged. Returns whether there were any.
+fn forward_unchanged(frame: &mut ClientFrame, input: &mut BytesMut, output: &mut BytesMut) -> bool {
+    let available = available_bytes(frame.remaining, input);
+    let has_progress = available > 0 || !frame.pending_header.is_empty();
+    output.extend_from_slice(&frame.pending_header);
+    frame.pending_header.clear();
+    output.extend_from_slice(&input[..available]);
+    input.advance(available);
+    frame.remaining -= available as u64;
+    frame.forwarded += available as u64;
+    frame.is_partial = frame.remaining > 0;
     has_progress
 }
 
-fn available(left: u64, inbox: &BytesMut) -> usize {
-    usize::try_from(left).map_or(inbox.len(), |left| left.min(inbox.len()))
+fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
+    usize::try_from(remaining).map_or(input.len(), |remaining| remaining.min(input.len()))
 }
 
-/// Maximum bytes at the start of a message that are searched for its first character, each time
-/// bytes arrive.
-const FIRST_CHARACTER_BYTES_MAX: usize = 64;
+/// Maximum bytes at the start of a message that are searched for its first character, each time that bytes
+/// arrive.
+const MAX_FIRST_CHARACTER_SCAN: usize = 64;
 
-/// Whether the start of a message shows that it is no JSON object.
+/// Whether the start of a message shows that it is not a JSON object.
 fn is_not_json_object(masked: &[u8], mask: [u8; 4]) -> bool {
-    let start = masked.iter().take(FIRST_CHARACTER_BYTES_MAX);
+    let start = masked.iter().take(MAX_FIRST_CHARACTER_SCAN);
     let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);
     bytes.find(|byte| !b" \t\r\n".contains(byte)).is_some_and(|byte| byte != b'{')
 }

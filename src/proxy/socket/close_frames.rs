@@ -1,21 +1,23 @@
-//! The frames with which the proxy ends a session: an error in the provider's form, and close frames.
+//! Encodes the frames with which the proxy ends a session: close frames, and errors in the provider's format.
 
 use bytes::BytesMut;
 use serde_json::json;
 
 use crate::elevenlabs::socket::Dialect;
-use crate::policy::frame::{Head, Opcode, close_payload, mask};
+use crate::policy::frame::{FrameHeader, Opcode, apply_mask, close_payload};
 
-/// The close code of a refusal.
-pub(super) const POLICY: u16 = 1008;
+/// The close code of a refusal (RFC 6455, section 7.4.1).
+pub(super) const POLICY_VIOLATION: u16 = 1008;
 
-/// A constant mask: the masked close frame contains no data that needs an unpredictable mask.
-pub(super) const MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
+/// The mask of close frames to the provider. It may be constant, because masks must be unpredictable only for
+/// data that a client chooses.
+pub(super) const CLOSE_FRAME_MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 
-/// Adds an error of the proxy in the provider's form: a message and a close. The message has the fields of a
-/// text-to-speech error, and the field with which the socket's protocol names the kind of a message.
-pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
-    let mut error = json!({ "message": message, "error": code, "code": POLICY });
+/// Appends an error of the proxy in the provider's format: a message and a close frame. The message has the
+/// fields of a text-to-speech error, and the field that contains the kind of a message in the session's
+/// protocol.
+pub(super) fn put_refusal(output: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
+    let mut error = json!({ "message": message, "error": code, "code": POLICY_VIOLATION });
     match dialect {
         Dialect::Transcription => error["message_type"] = "quota_exceeded".into(),
         Dialect::Agent => error["type"] = "error".into(),
@@ -26,24 +28,24 @@ pub(super) fn put_refusal(out: &mut BytesMut, dialect: Dialect, code: &str, mess
         | Dialect::Unknown
         | Dialect::Foreign => {}
     }
-    put(out, Opcode::Text, error.to_string().as_bytes(), None);
-    put_close(out, (POLICY, message), None);
+    put_frame(output, Opcode::Text, error.to_string().as_bytes(), None);
+    put_close(output, (POLICY_VIOLATION, message), None);
 }
 
-/// Adds a close frame; for 1005, which means no code, the frame has no payload.
-pub(super) fn put_close(out: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
-    const NONE: u16 = 1005;
-    let payload = if code == NONE { Vec::new() } else { close_payload(code, reason) };
-    put(out, Opcode::Close, &payload, masked);
+/// Appends a close frame. For code 1005, which means that there is no code, the frame has no payload.
+pub(super) fn put_close(output: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
+    const NO_CODE: u16 = 1005;
+    let payload = if code == NO_CODE { Vec::new() } else { close_payload(code, reason) };
+    put_frame(output, Opcode::Close, &payload, masked);
 }
 
-/// Adds a complete frame.
-pub(super) fn put(out: &mut BytesMut, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) {
+/// Appends a complete frame.
+pub(super) fn put_frame(output: &mut BytesMut, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) {
     let length = payload.len() as u64;
-    Head { is_final: true, reserved: 0, opcode, mask: masked, length }.write(out);
-    let from = out.len();
-    out.extend_from_slice(payload);
+    FrameHeader { is_final: true, reserved: 0, opcode, mask: masked, length }.encode(output);
+    let payload_start = output.len();
+    output.extend_from_slice(payload);
     if let Some(masked) = masked {
-        mask(&mut out[from..], masked, 0);
+        apply_mask(&mut output[payload_start..], masked, 0);
     }
 }

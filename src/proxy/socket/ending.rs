@@ -1,4 +1,4 @@
-//! The end of a session: its close frames, its usage record and its access log.
+//! Ends a session: writes its usage record and its access log, and sends the close frames to both sides.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -7,106 +7,115 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::buffers::{ReadBuffer, ReadResult, SendBuffer, drain};
-use super::close_frames::{MASK, POLICY, put_close, put_refusal};
+use super::buffers::{ReadBuffer, ReadResult, SendBuffer, drain_client};
+use super::close_frames::{CLOSE_FRAME_MASK, POLICY_VIOLATION, put_close, put_refusal};
 use super::session::Session;
 use super::session_end::SessionEnd;
 use super::upstream_to_client::UpstreamToClient;
 use crate::policy::outcome::Outcome;
 use crate::upstream::Connect;
 
-/// Maximum time for sending the last frames and for the end of the connection.
-pub(super) const LAST_FRAMES_MAX: Duration = Duration::from_secs(1);
+/// Maximum time for sending the last frames, and for the client to close its connection.
+pub(super) const LAST_FRAMES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<C: Connect> Session<C> {
-    /// Sends close frames to both sides, and writes the usage record and the access log.
-    pub(super) async fn end<S>(mut self: Box<Self>, ending: SessionEnd, mut client: S)
+    /// Ends the session: writes the usage record and the access log, and sends close frames to both sides.
+    pub(super) async fn end<S>(mut self: Box<Self>, end: SessionEnd, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // When the client or the provider has sent a close frame, a disconnect before the other
-        // side's close frame is a normal end.
-        let is_disconnect = matches!(ending, SessionEnd::ClientDisconnected | SessionEnd::UpstreamReset);
-        let was_closed = self.client_to_upstream.has_closed() || self.upstream_to_client.has_closed();
-        let ending = if is_disconnect && was_closed { SessionEnd::Closed } else { ending };
-        let outcome = match (self.refusal, ending) {
+        // After a close frame of either side, a disconnect before the close frame of the other side is a
+        // normal end.
+        let is_disconnect = matches!(end, SessionEnd::ClientDisconnected | SessionEnd::UpstreamReset);
+        let was_closed = self.client_to_upstream.has_closed || self.upstream_to_client.has_closed;
+        let end = if is_disconnect && was_closed { SessionEnd::Closed } else { end };
+        let outcome = match (self.refusal, end) {
             (Some(verdict), _) => verdict.outcome(),
-            (None, SessionEnd::UpstreamReset) if !self.upstream_to_client.is_served() => Outcome::NoResponse,
-            (None, ending) => ending.outcome(),
+            (None, SessionEnd::UpstreamReset) if !self.upstream_to_client.is_served => Outcome::NoResponse,
+            (None, end) => end.outcome(),
         };
-        let bytes = [self.client_to_upstream.bytes(), self.upstream_to_client.bytes()];
+        let bytes = [self.client_to_upstream.bytes, self.upstream_to_client.bytes];
         let audio = self.speech.audio_duration(self.client_to_upstream.audio_bytes());
         self.attempt.record_audio(audio);
         let record = self.attempt.record_end((!self.is_between_keys).then_some(outcome), bytes);
         self.log.summary.record_end(record);
         self.log.summary.set_outcome(outcome);
-        if let Some(conversation) = self.conversation.take().and_then(|id| self.attempt.conversation(id)) {
-            // If the queue is full, the cost of the conversation stays unknown.
-            let _ = self.proxy.ended.try_send(conversation);
+        if let Some(conversation) =
+            self.conversation_id.take().and_then(|id| self.attempt.ended_conversation(id))
+        {
+            // If the queue is full, the cost of the conversation remains unknown.
+            let _ = self.proxy.ended_conversations.try_send(conversation);
         }
         let Self {
             client_to_upstream, mut upstream_to_client, dialect, attempt, log, speech, pooled, ..
         } = *self;
         let Self { from_upstream, mut to_upstream, mut to_client, mut upstream, .. } = *self;
-        // Releases the key, the position in the wait queue and the usage record before the last frames
-        // are sent.
+        // The key and the position in the wait queue are released, and the usage record is written, before
+        // the last frames are sent.
         drop((attempt, log, speech, pooled));
-        if ending == SessionEnd::UpstreamReset {
-            // A broken stream must not be mistaken for a clean end: the connection is dropped without a close
-            // frame.
+        if end == SessionEnd::UpstreamReset {
+            // The connection is dropped without a close frame, so that the client does not mistake a broken
+            // stream for a clean end.
             return;
         }
-        if let Some([client_close, upstream_close]) = ending.close_frames() {
-            let mut down = Frames { upstream_to_client, from_upstream, to_client };
-            let finishing = poll_fn(|cx| down.poll_finish(cx, &mut upstream, &mut client));
-            let is_whole = timeout(LAST_FRAMES_MAX, finishing).await.unwrap_or(false);
-            Frames { upstream_to_client, to_client, .. } = down;
+        if let Some([client_close, upstream_close]) = end.close_frames() {
+            let mut stream = UpstreamStream { upstream_to_client, from_upstream, to_client };
+            let finishing = poll_fn(|cx| stream.poll_finish_frame(cx, &mut upstream, &mut client));
+            let is_frame_complete = timeout(LAST_FRAMES_TIMEOUT, finishing).await.unwrap_or(false);
+            UpstreamStream { upstream_to_client, to_client, .. } = stream;
             match client_close {
-                _ if !is_whole => {}
-                (POLICY, reason)
-                    if ending == SessionEnd::QuotaExceeded && !upstream_to_client.is_in_message() =>
+                _ if !is_frame_complete => {}
+                (POLICY_VIOLATION, message)
+                    if end == SessionEnd::QuotaExceeded && !upstream_to_client.is_in_message =>
                 {
-                    put_refusal(&mut to_client.bytes, dialect, ending.outcome().word(), reason);
+                    put_refusal(&mut to_client.bytes, dialect, end.outcome().as_str(), message);
                 }
                 close => put_close(&mut to_client.bytes, close, None),
             }
             if !client_to_upstream.is_in_frame() {
-                put_close(&mut to_upstream.bytes, upstream_close, Some(MASK));
+                put_close(&mut to_upstream.bytes, upstream_close, Some(CLOSE_FRAME_MASK));
             }
         }
         let closing = poll_fn(|cx| to_upstream.poll_close(cx, &mut upstream));
-        let (_, _) =
-            tokio::join!(send_last_frames(&mut to_client, &mut client), timeout(LAST_FRAMES_MAX, closing));
+        let (_, _) = tokio::join!(
+            send_last_frames(&mut to_client, &mut client),
+            timeout(LAST_FRAMES_TIMEOUT, closing)
+        );
     }
 }
 
-/// The provider's stream, up to the end of the current frame.
-struct Frames {
+/// The stream from the provider to the client, up to the end of the current frame.
+struct UpstreamStream {
     upstream_to_client: UpstreamToClient,
     from_upstream: ReadBuffer,
     to_client: SendBuffer,
 }
 
-impl Frames {
+impl UpstreamStream {
     /// Forwards the rest of the current frame, because a close frame cannot be inserted into it. Returns
-    /// whether it is complete.
-    fn poll_finish<U, S>(&mut self, cx: &mut Context<'_>, upstream: &mut U, client: &mut S) -> Poll<bool>
+    /// whether the frame is complete.
+    fn poll_finish_frame<U, S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut U,
+        client: &mut S,
+    ) -> Poll<bool>
     where
         U: AsyncRead + Unpin,
         S: AsyncWrite + Unpin,
     {
         let Self { upstream_to_client, from_upstream, to_client } = self;
         loop {
-            let left = usize::try_from(upstream_to_client.frame_left()).unwrap_or(usize::MAX);
-            if left == 0 {
+            let missing = usize::try_from(upstream_to_client.frame_remaining()).unwrap_or(usize::MAX);
+            if missing == 0 {
                 return Poll::Ready(true);
             }
-            let read = &mut from_upstream.bytes;
-            let behind = read.split_off(left.min(read.len()));
-            let before = read.len();
-            let _ = upstream_to_client.take(read, &mut to_client.bytes);
-            let has_progress = read.len() < before;
-            read.unsplit(behind);
+            let frame_bytes = &mut from_upstream.bytes;
+            let following_bytes = frame_bytes.split_off(missing.min(frame_bytes.len()));
+            let former_length = frame_bytes.len();
+            let _ = upstream_to_client.process(frame_bytes, &mut to_client.bytes);
+            let has_progress = frame_bytes.len() < former_length;
+            frame_bytes.unsplit(following_bytes);
             if ready!(to_client.poll_send(cx, client)).is_err() {
                 return Poll::Ready(false);
             }
@@ -117,16 +126,16 @@ impl Frames {
     }
 }
 
-/// Sends the last frames to a client, and waits for the end of its connection.
+/// Sends the last frames to the client, and waits until it closes its connection.
 pub(super) async fn send_last_frames<S: AsyncRead + AsyncWrite + Unpin>(
     to_client: &mut SendBuffer,
     client: &mut S,
 ) {
     let sending = async {
         if poll_fn(|cx| to_client.poll_close(cx, client)).await.is_ok() {
-            drain(client).await;
+            drain_client(client).await;
         }
     };
-    // The wait ends when the client disconnects, or at the timeout.
-    let _ = timeout(LAST_FRAMES_MAX, sending).await;
+    // After the timeout, the connection is closed with or without the client.
+    let _ = timeout(LAST_FRAMES_TIMEOUT, sending).await;
 }

@@ -1,6 +1,5 @@
-//! Authentication in the first message of a socket, for clients that cannot send a token elsewhere.
-//! The proxy accepts the handshake itself, and sends errors as messages instead of as HTTP
-//! responses.
+//! Authentication by the first message of a WebSocket, for clients that cannot send a token elsewhere. The
+//! proxy accepts the handshake itself, so it sends errors as WebSocket messages and not as HTTP responses.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::buffers::{ReadBuffer, ReadResult};
 use super::client_to_upstream::{ClientMessage, ClientToUpstream};
 use super::session_end::{SessionEnd, SessionSide};
-use crate::elevenlabs::endpoint::socket_at;
-use crate::elevenlabs::socket::{Dialect, presented};
+use crate::elevenlabs::endpoint::websocket_dialect;
+use crate::elevenlabs::socket::{Dialect, credential_in_message};
 use crate::policy::frame::Violation;
 use crate::policy::headers;
 use crate::proxy::access_log::AccessLog;
@@ -27,15 +26,16 @@ use crate::proxy::relay::ResponseBody;
 use crate::proxy::socket_limits::SocketLimits;
 use crate::proxy::state::Proxy;
 
-/// Maximum bytes that are read of an unauthenticated client: enough for a token and voice settings.
-const AUTH_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// Maximum bytes that are read from an unauthenticated client: enough for a token and voice settings.
+const MAX_AUTH_MESSAGE_SIZE: usize = 16 * 1024;
 
-/// A handshake without a token, whose client may authenticate in its first message.
+/// A handshake without a token, whose client may authenticate by its first message.
 pub(in crate::proxy) struct FirstMessageAuth<C> {
     pub(super) proxy: Arc<Proxy<C>>,
     pub(super) config: Arc<RuntimeConfig>,
     pub(super) dialect: Dialect,
-    accept: HeaderValue,
+    /// The value of `Sec-WebSocket-Accept`.
+    accept_header: HeaderValue,
 }
 
 /// An accepted handshake whose client has not authenticated yet.
@@ -46,45 +46,46 @@ pub(in crate::proxy) struct UnauthenticatedSession<C> {
 }
 
 impl<C> FirstMessageAuth<C> {
-    /// Checks whether a request authenticates in its first message: tokens are required, it has
-    /// none, and its protocol has a field for one in messages.
-    pub(in crate::proxy) fn of(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
+    /// Returns `Some` if the client of a WebSocket handshake may authenticate by its first message: a token
+    /// is required, the request has none, and the messages of its protocol have a field for a token.
+    pub(in crate::proxy) fn detect(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
         let is_handshake =
             headers::is_websocket_upgrade(request.method(), request.version(), request.headers());
-        // A handshake with a body is refused by the usual request processing.
+        // The processing of the request refuses a handshake with a body.
         if !is_handshake || !request.body().is_end_stream() {
             return None;
         }
         let config = proxy.config.load_full();
-        // An ambiguous path is refused by the usual request processing.
-        let dialect = socket_at(request.uri().path())?;
-        let has_no_token = headers::presented(request.headers(), request.uri().query()).next().is_none();
-        let is_eligible = config.clients.are_known() && has_no_token && dialect.takes_key_in_messages();
+        // The processing of the request refuses an ambiguous path.
+        let dialect = websocket_dialect(request.uri().path())?;
+        let has_no_token =
+            headers::presented_credentials(request.headers(), request.uri().query()).next().is_none();
+        let is_eligible = config.clients.require_token() && has_no_token && dialect.accepts_key_in_messages();
         let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| is_eligible)?;
-        let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
-        Some(Self { proxy: Arc::clone(proxy), config, dialect, accept })
+        let accept_header = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
+        Some(Self { proxy: Arc::clone(proxy), config, dialect, accept_header })
     }
 
-    /// Accepts the handshake, to wait for the client's first message.
-    pub(in crate::proxy) fn begin(
+    /// Accepts the handshake. Returns the 101 response, and the session that waits for the first message.
+    pub(in crate::proxy) fn accept(
         self,
         request: Request<Incoming>,
         log: AccessLog,
     ) -> (Response<ResponseBody>, Box<UnauthenticatedSession<C>>) {
-        let mut response = Response::new(ResponseBody::Ours(Full::default()));
+        let mut response = Response::new(ResponseBody::Generated(Full::default()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        headers::strip_switched(response.headers_mut());
-        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept.clone());
+        headers::prepare_upgrade_response(response.headers_mut());
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, self.accept_header.clone());
         (response, Box::new(UnauthenticatedSession { auth: self, request, log }))
     }
 }
 
-/// Reads the token from a client's first message, which stays in `from_client`; `None` when it has
-/// none.
+/// Reads the token from the client's first message; `None` if the message has none. The message remains in
+/// `from_client`.
 ///
 /// # Errors
 ///
-/// The end of the session, when the client disconnects, closes or violates the protocol.
+/// Returns the reason if the client disconnects, sends a close frame or violates the protocol.
 pub(super) async fn read_token<S: AsyncRead + Unpin>(
     client: &mut S,
     from_client: &mut ReadBuffer,
@@ -92,26 +93,26 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
     limits: &SocketLimits,
 ) -> Result<Option<String>, SessionEnd> {
     let mut client_to_upstream =
-        ClientToUpstream::new(dialect, limits.slice_bytes_max(), AUTH_MESSAGE_BYTES_MAX);
-    let (mut inbox, mut out) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
+        ClientToUpstream::new(dialect, limits.max_frame_part(), MAX_AUTH_MESSAGE_SIZE);
+    let (mut input, mut output) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
     loop {
-        match client_to_upstream.take(&mut inbox, &mut out) {
-            ClientMessage::Message(_) => return Ok(presented(client_to_upstream.held_start())),
+        match client_to_upstream.process(&mut input, &mut output) {
+            ClientMessage::Held(_) => return Ok(credential_in_message(&client_to_upstream.message_start)),
             ClientMessage::Refused(violation) => {
                 return Err(SessionEnd::Violated(violation, SessionSide::Client));
             }
-            ClientMessage::Forwarded => out.clear(),
+            ClientMessage::Forwarded => output.clear(),
         }
-        if let Some(ending) = from_client.ending() {
-            return Err(ending);
+        if let Some(end) = from_client.client_end() {
+            return Err(end);
         }
-        if from_client.bytes.len() > AUTH_MESSAGE_BYTES_MAX {
+        if from_client.bytes.len() > MAX_AUTH_MESSAGE_SIZE {
             return Err(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
         }
-        let before = from_client.bytes.len();
+        let former_length = from_client.bytes.len();
         if poll_fn(|cx| from_client.poll_read(cx, client)).await == ReadResult::Disconnected {
             return Err(SessionEnd::ClientDisconnected);
         }
-        inbox.extend_from_slice(from_client.bytes.get(before..).unwrap_or_default());
+        input.extend_from_slice(from_client.bytes.get(former_length..).unwrap_or_default());
     }
 }

@@ -1,5 +1,5 @@
-//! A socket that the provider has accepted: the 101 for the client, and the start of the session
-//! that follows it.
+//! A WebSocket handshake that the provider has accepted: builds the 101 response for the client, and the
+//! session that follows it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use http::{Extensions, Response};
 use http_body_util::Full;
 
 use super::session::{PooledSession, Session, SessionStart};
-use crate::body::redacted::redact_headers;
+use crate::body::redacted_body::redact_headers;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::headers;
 use crate::policy::replay::Progress;
@@ -25,21 +25,21 @@ use crate::proxy::response_redaction::ResponseRedaction;
 use crate::proxy::state::Proxy;
 use crate::proxy::upstream_response::UpstreamResponse;
 use crate::proxy::usage::UsagePermit;
-use crate::upstream::{SendError, SendErrorKind, Switched};
+use crate::upstream::{SendError, SendErrorKind, UpgradedConnection};
 
-/// The provider's 101 response, and the data to start the session.
+/// The provider's 101 response, and the data for the session.
 pub(in crate::proxy) struct Handshake<C> {
     head: Parts,
     start: SessionStart<C>,
 }
 
 impl<C> Handshake<C> {
-    /// A handshake with a key of the pool.
+    /// Creates a handshake with a key of the pool, whose session can fail over.
     ///
     /// # Errors
     ///
-    /// When the connection broke at once.
-    pub(in crate::proxy) fn with_pool(
+    /// When the connection broke after the response head.
+    pub(in crate::proxy) fn with_pool_key(
         proxy: &Arc<Proxy<C>>,
         mut context: RequestContext,
         response: UpstreamResponse,
@@ -47,8 +47,8 @@ impl<C> Handshake<C> {
         redaction: Option<ResponseRedaction>,
         ownership_permit: Option<UsagePermit>,
     ) -> Result<Box<Self>, ProxyError> {
-        let (mut head, upstream) = switched(response)?;
-        let redactor = redaction.and_then(|redaction| redaction.redactor());
+        let (mut head, upstream) = into_upgraded(response)?;
+        let redactor = redaction.and_then(|redaction| redaction.redactor);
         if let Some(redactor) = &redactor {
             redact_headers(&mut head.headers, redactor);
         }
@@ -56,9 +56,9 @@ impl<C> Handshake<C> {
         let config = Arc::clone(&context.config);
         let dialect = context.meta.socket.unwrap_or(Dialect::Foreign);
         let query = context.head.target.query();
-        let has_token = TOKENS.iter().any(|name| headers::parameter(query, name).is_some());
-        let audio_format = headers::parameter(query, "audio_format");
-        let pooled = Some(PooledSession { request: context, ownership_permit });
+        let has_token = TOKEN_PARAMETERS.iter().any(|name| headers::query_parameter(query, name).is_some());
+        let audio_format = headers::query_parameter(query, "audio_format");
+        let pooled = Some(PooledSession { context, ownership_permit });
         let proxy = Arc::clone(proxy);
         let start = SessionStart {
             proxy,
@@ -74,11 +74,11 @@ impl<C> Handshake<C> {
         Ok(Box::new(Self { head, start }))
     }
 
-    /// A handshake with the client's own key, without failover.
+    /// Creates a handshake with the client's own key, whose session cannot fail over.
     ///
     /// # Errors
     ///
-    /// When the connection broke at once.
+    /// When the connection broke after the response head.
     pub(in crate::proxy) fn with_own_key(
         proxy: &Arc<Proxy<C>>,
         config: &Arc<RuntimeConfig>,
@@ -86,7 +86,7 @@ impl<C> Handshake<C> {
         response: UpstreamResponse,
         attempt: Box<Attempt>,
     ) -> Result<Box<Self>, ProxyError> {
-        let (head, upstream) = switched(response)?;
+        let (head, upstream) = into_upgraded(response)?;
         let start = SessionStart {
             proxy: Arc::clone(proxy),
             config: Arc::clone(config),
@@ -101,31 +101,31 @@ impl<C> Handshake<C> {
         Ok(Box::new(Self { head, start }))
     }
 
-    /// The 101 response to the client, with the session that follows it.
-    pub(in crate::proxy) fn begin(self, log: AccessLog) -> (Response<ResponseBody>, Box<Session<C>>) {
+    /// Returns the 101 response for the client and the session that follows it.
+    pub(in crate::proxy) fn accept(self, log: AccessLog) -> (Response<ResponseBody>, Box<Session<C>>) {
         let Self { mut head, start } = self;
-        headers::strip_switched(&mut head.headers);
+        headers::prepare_upgrade_response(&mut head.headers);
         head.extensions = Extensions::new();
         if let Ok(id) = HeaderValue::from_str(&log.summary.request_id()) {
             head.headers.entry(REQUEST_ID).or_insert(id);
         }
-        let response = Response::from_parts(head, ResponseBody::Ours(Full::new(Bytes::new())));
-        (response, Box::new(Session::opened(start, log)))
+        let response = Response::from_parts(head, ResponseBody::Generated(Full::new(Bytes::new())));
+        (response, Box::new(Session::new(start, log)))
     }
 
-    /// The session for a client that has received its 101 already.
+    /// Returns the session for a client that has already received its 101 response.
     pub(super) fn into_session(self, log: AccessLog) -> Box<Session<C>> {
-        Box::new(Session::opened(self.start, log))
+        Box::new(Session::new(self.start, log))
     }
 }
 
-/// Query parameters with the provider's own tokens, which replace a key. Source: its AsyncAPI
+/// Query parameters with the provider's own tokens, which replace an API key. Source: the provider's AsyncAPI
 /// documents.
-const TOKENS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
+const TOKEN_PARAMETERS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
-/// The head and the upgraded stream of a 101 response.
-pub(super) fn switched(response: UpstreamResponse) -> Result<(Parts, Switched), ProxyError> {
-    let broken = |error| SendError { progress: Progress::Unanswered, kind: SendErrorKind::Broken(error) };
-    let switched = response.body.into_rest().switched().map_err(broken)?;
+/// Splits a 101 response into its head and its upgraded stream.
+pub(super) fn into_upgraded(response: UpstreamResponse) -> Result<(Parts, UpgradedConnection), ProxyError> {
+    let broken = |error| SendError { progress: Progress::NoResponse, kind: SendErrorKind::Broken(error) };
+    let switched = response.body.into_inner().into_upgraded().map_err(broken)?;
     Ok((response.head, switched))
 }

@@ -1,14 +1,14 @@
-//! The order in which a session polls its two directions: they alternate, so that a flood in one direction
-//! starves neither the other nor the timers.
+//! The fairness of a session: which direction is polled first, and how many events are handled before other
+//! tasks run. A flood in one direction thus starves neither the other direction nor the timers.
 
-/// Maximum events in a row before the timers are polled and other tasks run: one read can contain
+/// Maximum consecutive events before the timers are polled and other tasks run. One read can contain
 /// thousands of small messages.
 const EVENTS_PER_TURN: u32 = 64;
 
-/// The order of the directions, and the events since the last wait.
+/// The polling order of the directions, and the number of consecutive events.
 #[derive(Debug, Default)]
 pub(super) struct PollOrder {
-    /// Whether the direction to the client was polled first the last time.
+    /// Whether the last poll started with the direction to the client.
     was_to_client_first: bool,
     /// Events since the session last waited.
     events: u32,
@@ -24,7 +24,7 @@ pub(super) enum Direction {
 }
 
 impl PollOrder {
-    /// Counts an event; returns whether timers and other tasks must run now.
+    /// Counts an event. Returns whether timers and other tasks must run before the next event.
     pub(super) fn is_turn_over(&mut self) -> bool {
         self.events += 1;
         let is_turn_over = self.events > EVENTS_PER_TURN;
@@ -34,8 +34,8 @@ impl PollOrder {
         is_turn_over
     }
 
-    /// The order for this poll: the direction that was second is first.
-    pub(super) fn next(&mut self) -> [Direction; 2] {
+    /// Returns the order for the next poll, which starts with the direction that was last.
+    pub(super) fn next_order(&mut self) -> [Direction; 2] {
         self.was_to_client_first = !self.was_to_client_first;
         if self.was_to_client_first {
             [Direction::ToClient, Direction::ToUpstream]
@@ -44,7 +44,7 @@ impl PollOrder {
         }
     }
 
-    /// Resets the count, because nothing more is ready.
+    /// Resets the count, because the session waits for its next event.
     pub(super) fn reset(&mut self) {
         self.events = 0;
     }
@@ -55,14 +55,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_direction_is_polled_first_in_turn() {
+    fn the_directions_alternate() {
         let mut order = PollOrder::default();
-        let firsts: Vec<Direction> = (0..4).map(|_| order.next()[0]).collect();
+        let firsts: Vec<Direction> = (0..4).map(|_| order.next_order()[0]).collect();
         assert_eq!(
             firsts,
             [Direction::ToClient, Direction::ToUpstream, Direction::ToClient, Direction::ToUpstream]
         );
-        assert!((0..4).all(|_| order.next()[0] != order.next()[0]));
+        assert!((0..4).all(|_| order.next_order()[0] != order.next_order()[0]));
     }
 
     #[test]

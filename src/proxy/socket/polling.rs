@@ -1,6 +1,5 @@
-//! Polls the event sources of a session: both directions, the reservation for text, and the timers. The
-//! directions alternate, so that a flood in one direction starves neither the other, nor the timers, nor the
-//! other tasks of the worker.
+//! Polls the event sources of a session: both directions, the reservation for text, and the timers. Each
+//! source is polled within the limits of `poll_order`, so that none of them starves the others.
 
 use std::future::Future;
 use std::task::{Context, Poll, ready};
@@ -8,7 +7,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::buffers::{READ_BYTES, ReadAhead, ReadResult};
+use super::buffers::{MAX_READ_SIZE, ReadAheadLimits, ReadResult};
 use super::client_to_upstream::ClientMessage;
 use super::poll_order::Direction;
 use super::session::{Session, SessionEvent};
@@ -21,11 +20,12 @@ use crate::upstream::Connect;
 
 /// Maximum reads of one direction before the other is polled: 128 KiB.
 const READS_PER_TURN: u32 = 8;
-/// Maximum bytes that are read from a client while the provider accepts none, so that a disconnect
-/// is noticed.
-const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// Maximum bytes that are read from the client while the provider accepts none, so that a disconnect is
+/// detected.
+const MAX_READ_AHEAD: usize = 64 * 1024;
 
 impl<C: Connect> Session<C> {
+    /// Polls for the next event of the session.
     pub(super) fn poll_event<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<SessionEvent>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -38,7 +38,7 @@ impl<C: Connect> Session<C> {
             return Poll::Ready(SessionEvent::Reserved(result));
         }
         let mut has_more = false;
-        for direction in self.poll_order.next() {
+        for direction in self.poll_order.next_order() {
             let turn = match direction {
                 Direction::ToUpstream => self.poll_to_upstream(cx, client),
                 Direction::ToClient => self.poll_to_client(cx, client),
@@ -62,18 +62,19 @@ impl<C: Connect> Session<C> {
         Poll::Pending
     }
 
-    /// Polls the direction from the client to the provider for one turn. `None` when there is more to do.
+    /// Polls the direction from the client to the provider for one turn. Ready with `None` if more bytes may
+    /// be ready.
     fn poll_to_upstream<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.speech.has_reservation() {
-            let (bytes_max, other_bytes) = (self.read_ahead_max(), self.other_capacity());
+        if self.speech.reservation.is_some() {
+            let (max_bytes, other_bytes) = (self.max_read_ahead(), self.other_capacity());
             let Self { from_client, share, .. } = self;
-            let mut ahead = ReadAhead { bytes_max, share, other_bytes };
+            let mut limits = ReadAheadLimits { max_bytes, share, other_bytes };
             return from_client
-                .poll_watch(cx, client, &mut ahead)
-                .map(|ending| Some(SessionEvent::End(ending)));
+                .poll_read_ahead(cx, client, &mut limits)
+                .map(|end| Some(SessionEvent::End(end)));
         }
         for _ in 0..READS_PER_TURN {
             let sent = if self.is_upload_closed {
@@ -94,56 +95,59 @@ impl<C: Connect> Session<C> {
                 Poll::Pending => {}
             }
             if self.is_upload_closed {
-                // The provider's last messages may explain why; the client's bytes are dropped.
+                // The provider's last messages may explain why. The client's bytes are dropped.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
-                if let Some(ending) = self.from_client.ending() {
-                    return Poll::Ready(Some(SessionEvent::End(ending)));
+                if let Some(end) = self.from_client.client_end() {
+                    return end_session(end);
                 }
             } else if sent.is_pending() {
                 // The frames before the violation cannot be forwarded.
                 if let Some(violation) = self.from_client.violation() {
-                    return Poll::Ready(Some(violated(violation)));
+                    return Poll::Ready(Some(client_violation(violation)));
                 }
-                let ahead = self.from_client.bytes.len();
-                if ahead >= READ_AHEAD_BYTES || (ahead >= READ_BYTES && !self.reserve_memory(READ_BYTES)) {
+                let buffered = self.from_client.bytes.len();
+                if buffered >= MAX_READ_AHEAD
+                    || (buffered >= MAX_READ_SIZE && !self.reserve_memory(MAX_READ_SIZE))
+                {
                     return Poll::Pending;
                 }
             }
-            if let Some(event) = ready!(self.poll_client(cx, client)) {
+            if let Some(event) = ready!(self.poll_read_client(cx, client)) {
                 return Poll::Ready(Some(event));
             }
         }
         Poll::Ready(None)
     }
 
-    /// Processes bytes from the client.
+    /// Processes the buffered bytes of the client.
     fn process_client_bytes(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
             return Some(SessionEvent::End(SessionEnd::QuotaExceeded));
         }
-        let message = self.client_to_upstream.take(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
-        self.keep_opening(0);
+        let message =
+            self.client_to_upstream.process(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
+        self.extend_opening_messages(0);
         match message {
-            ClientMessage::Message(content) => return Some(SessionEvent::HeldMessage(content)),
-            ClientMessage::Refused(violation) => return Some(violated(violation)),
+            ClientMessage::Held(content) => return Some(SessionEvent::HeldMessage(content)),
+            ClientMessage::Refused(violation) => return Some(client_violation(violation)),
             ClientMessage::Forwarded => {}
         }
-        let held = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
-        let max = self.limits().max_session_buffer;
-        if held > max {
-            return Some(violated(Violation::TooLarge));
+        let buffered = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
+        let max_size = self.limits().max_session_buffer;
+        if buffered > max_size {
+            return Some(client_violation(Violation::TooLarge));
         }
-        if self.opening.as_ref().is_some_and(|opening| held + opening.len() > max) {
-            self.opening = None;
+        if self.opening_messages.as_ref().is_some_and(|messages| buffered + messages.len() > max_size) {
+            self.opening_messages = None;
         }
-        // A violation ends the session after the frames before it were forwarded.
-        let is_done = self.to_upstream.bytes.is_empty();
-        self.from_client.violation().filter(|_| is_done).map(violated)
+        // A violation ends the session after the frames before it are forwarded.
+        let is_forwarded = self.to_upstream.bytes.is_empty();
+        self.from_client.violation().filter(|_| is_forwarded).map(client_violation)
     }
 
-    /// Reads once from the client; returns an event when it has disconnected.
-    fn poll_client<S: AsyncRead + Unpin>(
+    /// Reads once from the client. Returns an event if the client has disconnected.
+    fn poll_read_client<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut S,
@@ -154,7 +158,7 @@ impl<C: Connect> Session<C> {
         }
         Poll::Ready(match ready!(read) {
             ReadResult::Bytes if !self.is_upload_closed => {
-                self.active_at = clock::instant();
+                self.last_activity = clock::instant();
                 None
             }
             ReadResult::Bytes | ReadResult::Dropped => None,
@@ -162,17 +166,18 @@ impl<C: Connect> Session<C> {
         })
     }
 
-    /// Polls the direction from the provider to the client for one turn. `None` when there is more to do.
+    /// Polls the direction from the provider to the client for one turn. Ready with `None` if more bytes may
+    /// be ready.
     fn poll_to_client<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         for _ in 0..READS_PER_TURN {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
-                return Poll::Ready(Some(SessionEvent::End(SessionEnd::ClientDisconnected)));
+                return end_session(SessionEnd::ClientDisconnected);
             }
             if let Some(event) =
-                self.upstream_to_client.take(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
+                self.upstream_to_client.process(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
             {
                 return Poll::Ready(Some(SessionEvent::Upstream(event)));
             }
@@ -180,10 +185,7 @@ impl<C: Connect> Session<C> {
                 continue;
             }
             if let Some(violation) = self.from_upstream.violation() {
-                return Poll::Ready(Some(SessionEvent::End(SessionEnd::Violated(
-                    violation,
-                    SessionSide::Upstream,
-                ))));
+                return end_session(SessionEnd::Violated(violation, SessionSide::Upstream));
             }
             let read = self.from_upstream.poll_read(cx, &mut self.upstream);
             if read.is_pending() {
@@ -191,22 +193,20 @@ impl<C: Connect> Session<C> {
             }
             match ready!(read) {
                 ReadResult::Bytes => {
-                    self.active_at = clock::instant();
-                    self.speech.record_activity(self.active_at);
+                    self.last_activity = clock::instant();
+                    self.speech.record_activity(self.last_activity);
                 }
                 ReadResult::Dropped => {}
-                ReadResult::Disconnected if self.upstream_to_client.has_closed() => {
-                    return Poll::Ready(Some(SessionEvent::End(SessionEnd::Closed)));
+                ReadResult::Disconnected if self.upstream_to_client.has_closed => {
+                    return end_session(SessionEnd::Closed);
                 }
-                ReadResult::Disconnected => {
-                    return Poll::Ready(Some(SessionEvent::End(SessionEnd::UpstreamReset)));
-                }
+                ReadResult::Disconnected => return end_session(SessionEnd::UpstreamReset),
             }
         }
         Poll::Ready(None)
     }
 
-    /// Polls one timer for all deadlines. It is set again when it expires, and not with every byte.
+    /// Polls the single timer for all deadlines. The timer is reset when it expires, and not for every byte.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<SessionEvent> {
         let limits = self.limits();
         loop {
@@ -218,15 +218,14 @@ impl<C: Connect> Session<C> {
                 self.quota_check_at = Some(now + limits.quota_check_interval);
             }
             let deadlines = self.deadlines(&limits, now);
-            for (at, event) in &deadlines {
-                if at.is_some_and(|at| at <= now) {
-                    return Poll::Ready(event.event());
-                }
+            let next = deadlines.iter().filter_map(|(at, _)| *at).chain(self.quota_check_at).min();
+            if let Some((_, event)) = deadlines.into_iter().find(|(at, _)| at.is_some_and(|at| at <= now)) {
+                return Poll::Ready(event);
             }
-            let deadlines = deadlines.into_iter().map(|(at, _)| at).chain([self.quota_check_at]);
-            let Some(next) = deadlines.flatten().min() else { return Poll::Pending };
+            let Some(next) = next else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
-            // A later deadline is noticed when the timer expires; an earlier one must be set.
+            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is
+            // reset now.
             if timer.is_elapsed() || timer.deadline() > next.into() {
                 timer.as_mut().reset(next.into());
             }
@@ -234,53 +233,40 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// The deadlines of the session, if nothing is received until then, with their events.
-    fn deadlines(&mut self, limits: &SocketLimits, now: Instant) -> [(Option<Instant>, TimerEvent); 4] {
-        let SocketLimits {
-            idle_timeout: idle_max,
-            max_session_duration: lifetime_max,
-            speech_idle_timeout: speech_idle_max,
-            close_timeout: close_max,
-            ..
-        } = *limits;
-        let is_idle = !idle_max.is_zero() && !self.is_queued;
-        let closed_by_client = matches!(self.from_client.end(), Some(StreamEnd::Closed { .. }));
-        let has_client_closed = closed_by_client || self.client_to_upstream.has_closed();
-        let closing_at = match (has_client_closed, self.upstream_to_client.has_closed()) {
-            (true, true) => Some(*self.closed_at.get_or_insert(now) + close_max),
-            (true, false) | (false, true) => Some(self.active_at + close_max),
+    /// Returns the deadlines of the session, if no data is received until then, with their events.
+    fn deadlines(&mut self, limits: &SocketLimits, now: Instant) -> [(Option<Instant>, SessionEvent); 4] {
+        let SocketLimits { idle_timeout, max_session_duration, speech_idle_timeout, close_timeout, .. } =
+            *limits;
+        let speech_idle_at = self.attempt.has_slot().then_some(self.speech.last_activity).flatten();
+        let is_closed_by_client = matches!(self.from_client.stream_end(), Some(StreamEnd::Closed { .. }))
+            || self.client_to_upstream.has_closed;
+        let close_at = match (is_closed_by_client, self.upstream_to_client.has_closed) {
+            (true, true) => Some(*self.closed_at.get_or_insert(now) + close_timeout),
+            (true, false) | (false, true) => Some(self.last_activity + close_timeout),
             (false, false) => None,
         };
-        let idle_at = self.attempt.has_slot().then(|| self.speech.idle_at(speech_idle_max)).flatten();
+        let has_idle_timeout = !idle_timeout.is_zero() && !self.is_queued;
+        let has_max_duration = !max_session_duration.is_zero();
         [
-            (idle_at, TimerEvent::SpeechIdle),
-            (closing_at, TimerEvent::End(SessionEnd::Closed)),
-            (is_idle.then(|| self.active_at + idle_max), TimerEvent::End(SessionEnd::Idle)),
+            (speech_idle_at.map(|at| at + speech_idle_timeout), SessionEvent::SpeechIdle),
+            (close_at, SessionEvent::End(SessionEnd::Closed)),
             (
-                (!lifetime_max.is_zero()).then(|| self.began + lifetime_max),
-                TimerEvent::End(SessionEnd::MaxDuration),
+                has_idle_timeout.then(|| self.last_activity + idle_timeout),
+                SessionEvent::End(SessionEnd::Idle),
+            ),
+            (
+                has_max_duration.then(|| self.started_at + max_session_duration),
+                SessionEvent::End(SessionEnd::MaxDuration),
             ),
         ]
     }
 }
 
-/// The event of a deadline.
-#[derive(Clone, Copy)]
-enum TimerEvent {
-    SpeechIdle,
-    End(SessionEnd),
+fn end_session(end: SessionEnd) -> Poll<Option<SessionEvent>> {
+    Poll::Ready(Some(SessionEvent::End(end)))
 }
 
-impl TimerEvent {
-    fn event(self) -> SessionEvent {
-        match self {
-            Self::SpeechIdle => SessionEvent::SpeechIdle,
-            Self::End(ending) => SessionEvent::End(ending),
-        }
-    }
-}
-
-fn violated(violation: Violation) -> SessionEvent {
+fn client_violation(violation: Violation) -> SessionEvent {
     SessionEvent::End(SessionEnd::Violated(violation, SessionSide::Client))
 }
 
@@ -288,10 +274,10 @@ fn violated(violation: Violation) -> SessionEvent {
 mod tests {
     use super::*;
 
-    /// Both directions and the timers are polled within tokio's budget of a task: a resource that
-    /// is polled after the budget is used up returns pending, even if it is ready.
+    /// A resource that is polled after tokio's budget of a task is used up returns pending, even if it is
+    /// ready. Both directions and the timers must therefore be polled within that budget.
     #[test]
-    fn one_turn_of_both_directions_is_within_the_budget_of_a_task() {
+    fn one_turn_of_both_directions_fits_into_the_task_budget() {
         const BUDGET: u32 = 128;
         const CALLS_PER_READ: u32 = 3;
         const { assert!(2 * READS_PER_TURN * CALLS_PER_READ < BUDGET) };

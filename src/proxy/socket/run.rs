@@ -1,13 +1,14 @@
-//! The event loop of a WebSocket session: it handles one event after another. The events come from
-//! `polling`.
+//! The event loop of a WebSocket session, which handles one event after another. `polling` provides the
+//! events.
 
 use std::future::poll_fn;
+use std::mem;
 use std::pin::pin;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::buffers::ReadAhead;
+use super::buffers::ReadAheadLimits;
 use super::session::{PooledSession, Session, SessionEvent};
 use super::session_end::{SessionEnd, SessionSide};
 use super::upstream_to_client::UpstreamEvent;
@@ -23,52 +24,51 @@ impl<C: Connect> Session<C> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         self.from_client.extend(&early);
-        // Even when it is empty, it holds the buffer that the handshake was read into.
+        // Even if `early` is empty, it retains the buffer into which the handshake was read.
         drop(early);
         if self.dialect == Dialect::Foreign {
             self.mark_served();
         }
-        let mut cut = pin!(self.proxy.cut.clone().cancelled_owned());
-        let ending = loop {
+        let mut drain_expired = pin!(self.proxy.drain_expired.clone().cancelled_owned());
+        let end = loop {
             let event = tokio::select! {
                 biased;
-                () = cut.as_mut() => break SessionEnd::Shutdown,
+                () = drain_expired.as_mut() => break SessionEnd::Shutdown,
                 event = poll_fn(|cx| self.poll_event(cx, &mut client)) => event,
             };
-            // A disconnect of the client is noticed during every wait: for a key, a concurrency
-            // slot, a handshake.
-            let (bytes_max, other_bytes) = (self.read_ahead_max(), self.other_capacity());
-            let (mut from_client, mut share) =
-                (std::mem::take(&mut self.from_client), std::mem::take(&mut self.share));
-            let ahead = ReadAhead { bytes_max, share: &mut share, other_bytes };
-            let ending = tokio::select! {
+            // The client is read during every wait, for a key, a concurrency slot or a handshake, so that its
+            // disconnect is detected.
+            let (max_bytes, other_bytes) = (self.max_read_ahead(), self.other_capacity());
+            let (mut from_client, mut share) = (mem::take(&mut self.from_client), mem::take(&mut self.share));
+            let limits = ReadAheadLimits { max_bytes, share: &mut share, other_bytes };
+            let end = tokio::select! {
                 biased;
-                () = cut.as_mut() => Some(SessionEnd::Shutdown),
-                ending = self.handle(event) => ending,
-                ending = from_client.watch(&mut client, ahead) => Some(ending),
+                () = drain_expired.as_mut() => Some(SessionEnd::Shutdown),
+                end = self.handle_event(event) => end,
+                end = from_client.read_ahead(&mut client, limits) => Some(end),
             };
             (self.from_client, self.share) = (from_client, share);
-            if let Some(ending) = ending {
-                break ending;
+            if let Some(end) = end {
+                break end;
             }
         };
-        self.end(ending, client).await;
+        self.end(end, client).await;
     }
 
-    /// Handles an event; returns how the session ends, if it does.
+    /// Handles an event. Returns the reason if the session ends.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while it waits cancels that wait, and leaves the session to be ended.
-    async fn handle(&mut self, event: SessionEvent) -> Option<SessionEnd> {
+    /// Dropping the future cancels its wait for a key or a connection. The session can then only be ended.
+    async fn handle_event(&mut self, event: SessionEvent) -> Option<SessionEnd> {
         match event {
-            SessionEvent::HeldMessage(content) if self.covers_text(content) => {
+            SessionEvent::HeldMessage(content) if self.reserve_text_credits(content) => {
                 self.process_message(content).await
             }
             SessionEvent::HeldMessage(_) => return Some(SessionEnd::QuotaExceeded),
-            SessionEvent::Reserved(result) => self.use_reservation(result).await,
+            SessionEvent::Reserved(result) => self.apply_reservation(result).await,
             SessionEvent::Upstream(UpstreamEvent::Message(
-                MessageKind::Aside | MessageKind::UnknownError,
+                MessageKind::KeepAlive | MessageKind::UnknownError,
             )) => {}
             SessionEvent::Upstream(UpstreamEvent::Message(MessageKind::Queued)) => {
                 self.is_queued = true;
@@ -84,67 +84,67 @@ impl<C: Connect> Session<C> {
                 self.upstream_to_client.open(&mut self.to_client.bytes)
             }
             SessionEvent::SpeechIdle => self.attempt.release_slot(),
-            // The provider has sent no useful message with this key: another key may be tried, if that is
-            // safe.
+            // Before a useful message, another key may be tried if that is safe.
             SessionEvent::End(SessionEnd::UpstreamReset | SessionEnd::Violated(_, SessionSide::Upstream))
-                if !self.upstream_to_client.is_open() && self.fail_over(Progress::Unanswered).await => {}
-            SessionEvent::End(ending) => return Some(ending),
+                if !self.upstream_to_client.is_open && self.fail_over(Progress::NoResponse).await => {}
+            SessionEvent::End(end) => return Some(end),
         }
         None
     }
 
-    /// Marks the session as served: the held messages are forwarded to the client, and the opening
-    /// messages are freed.
+    /// Marks the session as served: forwards the held messages to the client, and frees the opening messages.
     fn mark_served(&mut self) {
-        let first = self.upstream_to_client.first().to_vec();
-        (self.opening, self.is_queued) = (None, false);
+        let first_message = self.upstream_to_client.first_message().to_vec();
+        (self.opening_messages, self.is_queued) = (None, false);
         if self.dialect == Dialect::Agent {
-            self.conversation = conversation_id(&first).map(Into::into);
+            self.conversation_id = conversation_id(&first_message).map(Into::into);
         }
-        self.upstream_to_client.serve(&mut self.to_client.bytes);
+        self.upstream_to_client.mark_served(&mut self.to_client.bytes);
         self.refusal = None;
-        let retry = self.pooled.as_mut().map(|pooled| &mut pooled.request.retry);
+        let retry = self.pooled.as_mut().map(|pooled| &mut pooled.context.retry);
         self.attempt.record_verdict(Verdict::Served, retry);
-        if let (Some(PooledSession { request: context, ownership_permit }), Some(key)) =
+        if let (Some(PooledSession { context, ownership_permit }), Some(key)) =
             (&mut self.pooled, self.attempt.key())
         {
-            let changes = context.retry.record_session(&self.proxy, key, &first);
+            let updates = context.retry.affinity.record_session(&self.proxy, key, &first_message);
             if let Some(permit) = ownership_permit.take() {
-                permit.record_ownership(changes);
+                permit.record_ownership(updates);
             }
         }
         self.charge_text();
     }
 
-    /// Handles a refusal. Before a useful message, the session fails over to the next key if
-    /// possible; else the refusal is forwarded to the client and recorded in the pool.
+    /// Handles a refusal. Before a useful message, the session fails over to the next key if possible.
+    /// Otherwise, the refusal is forwarded to the client and recorded in the pool.
     async fn handle_refusal(&mut self, verdict: Verdict) {
-        if !self.upstream_to_client.is_open() && self.fail_over(Progress::Answered(verdict)).await {
+        if !self.upstream_to_client.is_open && self.fail_over(Progress::Responded(verdict)).await {
             return;
         }
-        // A message and the close behind it report the same refusal.
+        // A message and the close frame after it report the same refusal.
         if self.refusal.is_none() {
-            if self.upstream_to_client.is_open() {
-                let retry = self.pooled.as_mut().map(|pooled| &mut pooled.request.retry);
+            if self.upstream_to_client.is_open {
+                let retry = self.pooled.as_mut().map(|pooled| &mut pooled.context.retry);
                 self.attempt.record_verdict(verdict, retry);
             }
-            if let (Verdict::NotFound, Some(PooledSession { request: context, .. })) = (verdict, &self.pooled)
-            {
-                context.retry.remember_miss(&self.proxy, &context.config.limits);
+            if let (Verdict::NotFound, Some(PooledSession { context, .. })) = (verdict, &self.pooled) {
+                context
+                    .retry
+                    .affinity
+                    .remember_not_found(&self.proxy.not_found_cache, context.config.limits.not_found_ttl);
             }
             self.refusal = Some(verdict);
         }
         self.upstream_to_client.open(&mut self.to_client.bytes);
     }
 
-    /// Adds the forwarded bytes behind `from` to the opening messages, while a failover is
-    /// possible.
-    pub(super) fn keep_opening(&mut self, from: usize) {
-        let more = self.to_upstream.bytes.get(from..).unwrap_or_default();
-        let max = self.config.limits.websocket.replay_buffer;
-        self.opening = self.opening.take().filter(|kept| kept.len() + more.len() <= max);
-        if let Some(kept) = &mut self.opening {
-            kept.extend_from_slice(more);
+    /// Appends the bytes to forward from `start` on to the opening messages, while a failover is possible.
+    pub(super) fn extend_opening_messages(&mut self, start: usize) {
+        let added = self.to_upstream.bytes.get(start..).unwrap_or_default();
+        let max_size = self.limits().replay_buffer;
+        self.opening_messages =
+            self.opening_messages.take().filter(|messages| messages.len() + added.len() <= max_size);
+        if let Some(messages) = &mut self.opening_messages {
+            messages.extend_from_slice(added);
         }
     }
 }

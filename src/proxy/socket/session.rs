@@ -1,11 +1,11 @@
-//! The state of a WebSocket session: both connections, their buffers, the current attempt, and the data for a
-//! failover. Its event loop is in `run`.
+//! The state of a WebSocket session: the upstream connection, the buffers of both directions, the current
+//! attempt, and the data for a failover. The event loop is in `run`.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Sleep;
 
 use super::buffers::{self, ReadBuffer, SendBuffer};
@@ -16,8 +16,8 @@ use super::speech_permit::{ReservationResult, SpeechPermit};
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::body::budget::BufferShare;
 use crate::clock;
-use crate::elevenlabs::socket::{Dialect, SpokenText};
-use crate::policy::client_quota::Measure;
+use crate::elevenlabs::socket::{ChargedContent, Dialect};
+use crate::policy::client_quota::QuotaUnit;
 use crate::policy::frame::Sender;
 use crate::policy::verdict::Verdict;
 use crate::proxy::access_log::AccessLog;
@@ -28,26 +28,26 @@ use crate::proxy::socket_limits::SocketLimits;
 use crate::proxy::state::Proxy;
 use crate::proxy::usage::UsagePermit;
 use crate::secret::Redactor;
-use crate::telemetry::SocketOpen;
-use crate::upstream::{Switched, Wire};
+use crate::telemetry::OpenSession;
+use crate::upstream::{BoxedStream, UpgradedConnection};
 
-/// The data for the start of a session.
+/// The data from the handshake with which a session starts.
 pub(super) struct SessionStart<C> {
     pub(super) proxy: Arc<Proxy<C>>,
     pub(super) config: Arc<RuntimeConfig>,
     pub(super) dialect: Dialect,
-    /// Whether the client sent one of the provider's own tokens.
+    /// Whether the client uses one of the provider's own tokens.
     pub(super) has_token: bool,
     pub(super) audio_format: Option<String>,
     pub(super) redactor: Option<Arc<Redactor>>,
     pub(super) pooled: Option<PooledSession>,
     pub(super) attempt: Box<Attempt>,
-    pub(super) upstream: Switched,
+    pub(super) upstream: UpgradedConnection,
 }
 
-/// The data of a session with a key of the pool, which can fail over to another key.
+/// The data with which a session with a key of the pool can fail over to another key.
 pub(super) struct PooledSession {
-    pub(super) request: RequestContext,
+    pub(super) context: RequestContext,
     /// The permit for recording the ownership of resources.
     pub(super) ownership_permit: Option<UsagePermit>,
 }
@@ -61,69 +61,67 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) pooled: Option<PooledSession>,
     pub(super) attempt: Box<Attempt>,
     pub(super) log: AccessLog,
-    pub(super) upstream: Wire,
+    pub(super) upstream: BoxedStream,
     pub(super) from_client: ReadBuffer,
     pub(super) to_upstream: SendBuffer,
     pub(super) from_upstream: ReadBuffer,
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// The client's messages so far, for a failover; `None` when they were too long or the session
-    /// cannot fail over any more.
-    pub(super) opening: Option<Vec<u8>>,
+    /// The client's messages so far, for a failover; `None` if they are too long or the session can no longer
+    /// fail over.
+    pub(super) opening_messages: Option<Vec<u8>>,
     pub(super) speech: SpeechPermit,
-    /// When the current failover began.
-    pub(super) failover_since: Option<Instant>,
-    /// Whether the attempt has ended and the next one has not begun.
+    /// When the current failover started.
+    pub(super) failover_started_at: Option<Instant>,
+    /// Whether the attempt has ended and the next one has not started.
     pub(super) is_between_keys: bool,
     /// The refusal that was forwarded to the client.
     pub(super) refusal: Option<Verdict>,
-    /// The provider's conversation ID, when it is a conversation with an agent.
-    pub(super) conversation: Option<Arc<str>>,
-    /// Whether the provider accepts no more bytes; its last messages may still explain why.
+    /// The provider's ID of a conversation with an agent.
+    pub(super) conversation_id: Option<Arc<str>>,
+    /// Whether the provider accepts no more bytes. Its last messages may still explain why.
     pub(super) is_upload_closed: bool,
     /// Whether the provider has reported that the client waits for a busy agent.
     pub(super) is_queued: bool,
     pub(super) poll_order: PollOrder,
-    pub(super) began: Instant,
-    pub(super) active_at: Instant,
+    pub(super) started_at: Instant,
+    pub(super) last_activity: Instant,
     /// When both sides had sent a close frame.
     pub(super) closed_at: Option<Instant>,
-    /// When the client's credit quota is checked next.
+    /// When the client's credit quota is checked next; `None` if it is not checked.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
-    /// The share of the buffer budget for all its buffers.
+    /// The share of the buffer budget for the session's buffers.
     pub(super) share: BufferShare,
-    _open: SocketOpen,
+    /// Counts the session in the metrics until it is dropped.
+    _open: OpenSession,
 }
 
 /// The next event of a session.
 pub(super) enum SessionEvent {
-    /// The client has sent a message that is held until credits for its text are reserved; with the size of
-    /// its content.
-    HeldMessage(SpokenText),
+    /// A message of the client is held until credits for its content are reserved.
+    HeldMessage(ChargedContent),
     /// The pending reservation has completed.
     Reserved(ReservationResult),
-    /// The provider has sent a message or a close that changes the session's state.
+    /// The provider has sent a message or a close frame that changes the session's state.
     Upstream(UpstreamEvent),
-    /// A text-to-speech socket has been silent for its idle timeout.
+    /// Speech generation has been idle for its timeout.
     SpeechIdle,
     /// The session ends.
     End(SessionEnd),
 }
 
-/// Whether the client's credit quota may end such a session while it runs. Where text is charged,
-/// each text is checked before it is forwarded instead.
-fn quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
-    let has_quota = pooled.is_some_and(|PooledSession { request: context, .. }| {
-        let quota = context.retry.rules().quota;
-        quota.is_some_and(|quota| quota.measure == Measure::Credits)
-    });
-    has_quota && dialect.is_read() && !dialect.is_spoken()
+/// Whether the client's credit quota is checked while a session runs. Text-to-speech sessions check it for
+/// each text before forwarding instead.
+fn needs_quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
+    let quota = pooled.and_then(|pooled| pooled.context.retry.client.rules.quota);
+    let has_quota = quota.is_some_and(|quota| quota.unit == QuotaUnit::Credits);
+    has_quota && dialect.is_inspected() && !dialect.generates_speech()
 }
 
 impl<C> Session<C> {
-    pub(super) fn opened(start: SessionStart<C>, log: AccessLog) -> Self {
+    pub(super) fn new(start: SessionStart<C>, log: AccessLog) -> Self {
         let SessionStart {
             proxy,
             config,
@@ -140,32 +138,32 @@ impl<C> Session<C> {
         Self {
             client_to_upstream: ClientToUpstream::new(
                 dialect,
-                limits.slice_bytes_max(),
+                limits.max_frame_part(),
                 limits.max_session_buffer,
             ),
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
-            opening: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
-            speech: SpeechPermit::new(dialect, audio_format.as_deref()),
-            _open: proxy.meters.socket_opened(dialect),
+            opening_messages: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
+            speech: SpeechPermit::new(audio_format.as_deref()),
+            _open: proxy.meters.open_session(dialect),
             upstream: upstream.stream,
-            from_client: ReadBuffer::new(Sender::Client, dialect.is_read(), Bytes::new().into()),
+            from_client: ReadBuffer::new(Sender::Client, dialect.is_inspected(), Bytes::new().into()),
             to_upstream: SendBuffer::default(),
-            // The provider may have sent its first frames together with its 101.
-            from_upstream: ReadBuffer::new(Sender::Server, dialect.is_read(), upstream.read_buf),
+            // The provider may have sent its first frames together with its 101 response.
+            from_upstream: ReadBuffer::new(Sender::Server, dialect.is_inspected(), upstream.read_buf),
             to_client: SendBuffer::default(),
-            failover_since: None,
+            failover_started_at: None,
             is_between_keys: false,
             refusal: None,
-            conversation: None,
+            conversation_id: None,
             is_upload_closed: false,
             is_queued: false,
             poll_order: PollOrder::default(),
-            began: now,
-            active_at: now,
+            started_at: now,
+            last_activity: now,
             closed_at: None,
-            quota_check_at: quota_checks(dialect, pooled.as_ref()).then_some(now),
+            quota_check_at: needs_quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
-            share: config.limits.buffers.share(buffers::FREE),
+            share: config.limits.buffers.share(buffers::FREE_SESSION_BYTES),
             proxy,
             config,
             dialect,
@@ -179,41 +177,33 @@ impl<C> Session<C> {
         self.config.limits.websocket
     }
 
-    /// Bytes that may still be read ahead of processing.
-    pub(super) fn read_ahead_max(&self) -> usize {
-        let held = self.client_to_upstream.held_bytes() + self.opening.as_ref().map_or(0, Vec::len);
-        self.limits().max_session_buffer.saturating_sub(held)
+    /// Maximum bytes that may be read ahead of processing.
+    pub(super) fn max_read_ahead(&self) -> usize {
+        let held_bytes =
+            self.client_to_upstream.held_bytes() + self.opening_messages.as_ref().map_or(0, Vec::len);
+        self.limits().max_session_buffer.saturating_sub(held_bytes)
     }
 
-    /// Memory of its buffers, except the one for bytes from the client.
+    /// Memory of the session's buffers, except the one for bytes from the client.
     pub(super) fn other_capacity(&self) -> usize {
-        let Self {
-            to_upstream,
-            from_upstream,
-            to_client,
-            client_to_upstream,
-            upstream_to_client,
-            opening,
-            ..
-        } = self;
-        let passing = [&to_upstream.bytes, &from_upstream.bytes, &to_client.bytes].map(BytesMut::capacity);
-        let kept = opening.as_ref().map_or(0, Vec::capacity)
-            + client_to_upstream.capacity()
-            + upstream_to_client.capacity();
-        kept + passing.iter().sum::<usize>()
+        self.to_upstream.bytes.capacity()
+            + self.from_upstream.bytes.capacity()
+            + self.to_client.bytes.capacity()
+            + self.opening_messages.as_ref().map_or(0, Vec::capacity)
+            + self.client_to_upstream.capacity()
+            + self.upstream_to_client.capacity()
     }
 
-    /// Reserves the memory of its buffers and `more` bytes in the budget; returns whether it was
+    /// Reserves the memory of the session's buffers and `more` bytes in the budget. Returns whether it was
     /// available.
     pub(super) fn reserve_memory(&mut self, more: usize) -> bool {
         let bytes = self.from_client.bytes.capacity() + self.other_capacity();
         self.share.cover(bytes + more)
     }
 
-    /// Reserves the memory of its buffers in the budget. If that is not available, the opening
-    /// messages are freed, and the session cannot fail over any more. Returns whether the memory is
-    /// reserved.
+    /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is used up, frees the opening
+    /// messages first. The session can then no longer fail over.
     pub(super) fn reserve_memory_or_drop_opening(&mut self) -> bool {
-        self.reserve_memory(0) || (self.opening.take().is_some() && self.reserve_memory(0))
+        self.reserve_memory(0) || (self.opening_messages.take().is_some() && self.reserve_memory(0))
     }
 }

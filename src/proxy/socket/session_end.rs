@@ -1,11 +1,10 @@
-//! The reasons for which a session ends, with the close frames for each side and the outcome in the access
-//! log.
+//! Why a session ends. The reason determines the close frame for each side and the outcome in the access log.
 
-use super::close_frames::POLICY;
+use super::close_frames::POLICY_VIOLATION;
 use crate::policy::frame::Violation;
 use crate::policy::outcome::Outcome;
 
-/// The reason for which a session ends.
+/// The reason for the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionEnd {
     /// The provider has sent a close frame and closed its connection.
@@ -14,9 +13,9 @@ pub(super) enum SessionEnd {
     ClientDisconnected,
     /// The provider has disconnected without a close frame.
     UpstreamReset,
-    /// The program shuts down, and the drain timeout is over.
+    /// The program shuts down, and the drain timeout has expired.
     Shutdown,
-    /// Nothing was received for the idle timeout.
+    /// No data was received for the idle timeout.
     Idle,
     /// The session has reached its maximum duration.
     MaxDuration,
@@ -24,12 +23,12 @@ pub(super) enum SessionEnd {
     QuotaExceeded,
     /// The buffer budget is used up.
     BuffersFull,
-    /// The client has closed while the session waited for something else.
+    /// The client has sent a close frame while the session was waiting.
     ClientClosed {
-        /// The close code; 1005 when the close frame had none.
+        /// The close code; 1005 if the close frame has none.
         code: u16,
     },
-    /// That side sent an invalid frame or message.
+    /// A side has sent an invalid frame or message.
     Violated(Violation, SessionSide),
 }
 
@@ -43,20 +42,22 @@ pub(super) enum SessionSide {
 }
 
 impl SessionEnd {
-    /// The close code and reason for the client and for the provider; `None` when none is sent.
+    /// The close code and reason for the client and for the provider; `None` if no close frame is sent.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientDisconnected | Self::UpstreamReset => None,
             Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
             Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (1001, "")]),
             Self::Violated(violation, SessionSide::Upstream) => Some([violation.close(); 2]),
-            Self::Shutdown => Some([(1012, "Keychoir restarts. Connect again."), (1001, "")]),
+            Self::Shutdown => Some([(1012, "Keychoir is restarting. Connect again."), (1001, "")]),
             Self::Idle => Some([(1001, "The session was idle for too long."), (1001, "")]),
             Self::MaxDuration => Some([(1001, "The session has reached its maximum duration."), (1001, "")]),
             Self::BuffersFull => {
                 Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
             }
-            Self::QuotaExceeded => Some([(POLICY, "This client has used its quota of credits."), (1001, "")]),
+            Self::QuotaExceeded => {
+                Some([(POLICY_VIOLATION, "This client has used its quota of credits."), (1001, "")])
+            }
         }
     }
 

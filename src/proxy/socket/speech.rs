@@ -1,133 +1,136 @@
-//! The billable text of a session: it needs a concurrency slot while speech is generated, credits
-//! for its characters, and the account that owns the resources it names.
+//! Forwards the messages of a session that are charged by their characters. Their text needs a concurrency
+//! slot while speech is generated, credits, and the account that owns the resources that the messages name.
 
 use std::sync::Arc;
 
 use super::session::{PooledSession, Session};
 use super::speech_permit::ReservationResult;
 use crate::clock;
-use crate::elevenlabs::socket::{SpokenText, brings_token};
+use crate::elevenlabs::socket::{ChargedContent, has_single_use_token};
 use crate::policy::replay::Progress;
 use crate::pool::Reserved;
 use crate::telemetry::log_transitions;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
-    /// Whether the client's credit quota covers all text so far, including the held message. If it does, the
-    /// price is reserved, so that parallel sessions cannot spend the same credits.
-    pub(super) fn covers_text(&self, content: SpokenText) -> bool {
-        let Some(PooledSession { request: context, .. }) =
-            self.pooled.as_ref().filter(|_| content.characters > 0)
+    /// Reserves the price of all text so far, including the held message, in the client's credit quota.
+    /// Returns whether the quota was sufficient. Concurrent sessions cannot reserve the same credits.
+    pub(super) fn reserve_text_credits(&self, content: ChargedContent) -> bool {
+        let Some(PooledSession { context, .. }) = self.pooled.as_ref().filter(|_| content.characters > 0)
         else {
             return true;
         };
-        let total = self.price(self.speech.requested.saturating_add(content.characters));
-        context.meta.permits.client().reserve(total, clock::now()).is_ok()
+        let total = self.text_price(self.speech.requested_characters.saturating_add(content.characters));
+        context.meta.permits.client.reserve(total, clock::now()).is_ok()
     }
 
-    /// Whether the client's credit quota has credits left. A quota of requests does not end a session, which
-    /// was counted when it began.
+    /// Charges the session's duration so far, and returns whether the client's credit quota has credits left.
+    /// A quota of requests does not end a session, which was counted when it started.
     pub(super) fn may_spend(&mut self) -> bool {
         self.pooled.is_none() || self.attempt.charge_duration()
     }
 
-    /// Processes a message of the client. Text to speak needs a concurrency slot and credits, and a
-    /// message may name a resource of another account; all other messages are forwarded.
-    pub(super) async fn process_message(&mut self, SpokenText { characters, .. }: SpokenText) {
-        // An earlier failover has a deadline of its own.
-        self.failover_since = None;
-        self.speech.requested += characters;
-        let is_begun = self.upstream_to_client.is_open();
-        if !is_begun && brings_token(self.client_to_upstream.held_start()) {
-            self.upstream_to_client.record_token();
+    /// Processes the held message of the client. A message without text is forwarded, unless it names a
+    /// resource of another account. A message with text waits for a concurrency slot and credits.
+    pub(super) async fn process_message(&mut self, ChargedContent { characters, .. }: ChargedContent) {
+        // The next failover has a new deadline.
+        self.failover_started_at = None;
+        self.speech.requested_characters += characters;
+        let is_open = self.upstream_to_client.is_open;
+        if !is_open && has_single_use_token(&self.client_to_upstream.message_start) {
+            self.upstream_to_client.has_token = true;
         }
-        let credits = if characters > 0 { self.price(self.speech.requested) } else { 0 };
-        let Some((PooledSession { request: context, .. }, key)) =
+        let credits = if characters > 0 { self.text_price(self.speech.requested_characters) } else { 0 };
+        let Some((PooledSession { context, .. }, key)) =
             self.pooled.as_mut().zip(self.attempt.key().cloned())
         else {
-            return self.forward_held();
+            return self.forward_held_message();
         };
-        // A served session stays with its account.
-        if !is_begun && self.speech.is_spoken {
-            let named = context.retry.add_names(self.client_to_upstream.held_start(), &self.proxy, &key);
+        // A served session remains with its account.
+        if !is_open && self.dialect.generates_speech() {
+            let named = context.retry.add_message_identifiers(
+                &self.client_to_upstream.message_start,
+                &self.proxy,
+                &key,
+            );
             if named == Ok(false) && characters == 0 {
-                return self.find_key_again().await;
+                return self.select_owner_key().await;
             }
-            // When the resources belong to two accounts, no key has both: the provider reports the missing
-            // one.
+            // If the resources belong to two accounts, no key can use both, and the provider reports the
+            // missing one.
         }
         if characters == 0 {
-            return self.forward_held();
+            return self.forward_held_message();
         }
-        self.speech.active_at = Some(clock::instant());
+        self.speech.last_activity = Some(clock::instant());
         if self.attempt.has_slot() {
-            return self.forward_held();
+            return self.forward_held_message();
         }
-        if !is_begun {
-            // From here on, every key for this session needs these credits and a concurrency slot.
-            context.retry.set_speech(credits, context.meta.speech_group);
+        if !is_open {
+            // From now on, every key for this session needs these credits and a concurrency slot.
+            context.retry.set_speech_requirements(credits, context.meta.speech_group);
         }
-        let more_credits = credits.saturating_sub(self.attempt.credits());
+        let additional_credits = credits.saturating_sub(self.attempt.charged_credits());
         let key_request =
-            context.retry.speech_request(more_credits, context.meta.speech_group, &key, is_begun);
-        let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(context.retry.roster()));
+            context.retry.speech_request(additional_credits, context.meta.speech_group, &key, is_open);
+        let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(&context.retry.roster));
         self.speech.reservation = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
     }
 
-    /// Continues with the reserved key, or with the current one if there is none, and the provider accepts or
-    /// refuses the text.
-    pub(super) async fn use_reservation(&mut self, result: ReservationResult) {
+    /// Forwards the held message with the reserved key. If the reservation failed, the current key is used,
+    /// and the provider accepts or refuses the text.
+    pub(super) async fn apply_reservation(&mut self, result: ReservationResult) {
         if let Ok(Reserved { lease, transitions }) = result {
             log_transitions(&transitions);
             let is_same = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
             if is_same {
                 self.attempt.replace_lease(lease);
-            } else if !self.upstream_to_client.is_open() {
+            } else if !self.upstream_to_client.is_open {
                 // No billable text was sent with the former key.
-                self.attempt.abandon_unanswered(Progress::Unsent, false);
+                self.attempt.abandon(Progress::Unsent, false);
                 self.change_key(lease).await;
             }
         }
-        self.forward_held();
+        self.forward_held_message();
     }
 
-    /// Reserves a key that may serve the named resources.
-    async fn find_key_again(&mut self) {
-        let Some(PooledSession { request: context, .. }) = &mut self.pooled else {
-            return self.forward_held();
+    /// Changes to a key of the account that owns the named resources, and forwards the held message.
+    async fn select_owner_key(&mut self) {
+        let Some(PooledSession { context, .. }) = &mut self.pooled else {
+            return self.forward_held_message();
         };
         if let Ok(lease) = self.proxy.reserve(&mut context.retry).await {
-            self.attempt.abandon_unanswered(Progress::Unsent, false);
+            self.attempt.abandon(Progress::Unsent, false);
             self.change_key(lease).await;
         }
-        self.forward_held();
+        self.forward_held_message();
     }
 
-    /// Forwards the message that is held.
-    pub(super) fn forward_held(&mut self) {
-        let from = self.to_upstream.bytes.len();
+    /// Forwards the held message with the current key.
+    pub(super) fn forward_held_message(&mut self) {
+        let start = self.to_upstream.bytes.len();
         self.client_to_upstream.release(&mut self.to_upstream.bytes);
-        self.speech.characters = self.speech.requested;
-        self.attempt.set_text_credits(self.price(self.speech.characters));
-        self.keep_opening(from);
-        if self.upstream_to_client.is_served() {
-            // The refusal was about one of several contexts: the session continues.
+        self.speech.forwarded_characters = self.speech.requested_characters;
+        self.attempt.set_text_credits(self.text_price(self.speech.forwarded_characters));
+        self.extend_opening_messages(start);
+        if self.upstream_to_client.is_served {
+            // The refusal was about one of several contexts, so the session continues.
             self.refusal = None;
             self.charge_text();
         }
     }
 
-    /// Charges the text so far by its characters: no message of the provider reports the cost.
+    /// Charges the text so far by its characters, because the provider's messages do not report the cost.
     pub(super) fn charge_text(&mut self) {
-        if self.speech.is_spoken && self.speech.characters > 0 {
-            let credits = self.price(self.speech.characters);
-            self.attempt.record_speech(self.speech.characters, credits);
+        if self.dialect.generates_speech() && self.speech.forwarded_characters > 0 {
+            let credits = self.text_price(self.speech.forwarded_characters);
+            self.attempt.record_speech(self.speech.forwarded_characters, credits);
         }
     }
 
-    /// The maximum cost of `characters`.
-    pub(super) fn price(&self, characters: u64) -> u64 {
+    /// The maximum cost of `characters` in credits.
+    pub(super) fn text_price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
-        self.proxy.pool.models().credits(model, characters)
+        self.proxy.pool.models().max_credits(model, characters)
     }
 }

@@ -1,4 +1,4 @@
-//! Counts the text and audio of a session, and contains the pending reservation of a concurrency slot and
+//! Counts the text and audio of a session, and holds the pending reservation of a concurrency slot and
 //! credits for its next text.
 
 use std::future::Future;
@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use crate::elevenlabs::socket::{Dialect, audio_bytes_per_second};
+use crate::elevenlabs::socket::audio_bytes_per_second;
 use crate::policy::select::Unavailable;
 use crate::pool::Reserved;
 
@@ -16,37 +16,26 @@ pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 /// The text and audio of a session so far, and its pending reservation.
 pub(super) struct SpeechPermit {
     /// Characters that were forwarded.
-    pub(super) characters: u64,
-    /// Characters that were forwarded, or are held until a key is reserved.
-    pub(super) requested: u64,
+    pub(super) forwarded_characters: u64,
+    /// Characters that were forwarded, and those of the held message.
+    pub(super) requested_characters: u64,
     /// Bytes per second of the audio to transcribe.
-    pub(super) audio_bytes_per_second: u64,
-    pub(super) is_spoken: bool,
-    /// When text was last sent, or data last received from the provider.
-    pub(super) active_at: Option<Instant>,
-    /// The reservation for a message that is held until it completes.
+    audio_bytes_per_second: u64,
+    /// When text was last sent or data was last received from the provider; `None` before the first text.
+    pub(super) last_activity: Option<Instant>,
+    /// The reservation for the held message.
     pub(super) reservation: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,
 }
 
 impl SpeechPermit {
-    pub(super) fn new(dialect: Dialect, audio_format: Option<&str>) -> Self {
+    pub(super) fn new(audio_format: Option<&str>) -> Self {
         Self {
-            characters: 0,
-            requested: 0,
+            forwarded_characters: 0,
+            requested_characters: 0,
             audio_bytes_per_second: audio_bytes_per_second(audio_format),
-            is_spoken: dialect.is_spoken(),
-            active_at: None,
+            last_activity: None,
             reservation: None,
         }
-    }
-
-    pub(super) fn has_reservation(&self) -> bool {
-        self.reservation.is_some()
-    }
-
-    /// Cancels the reservation; returns whether there was one.
-    pub(super) fn cancel_reservation(&mut self) -> bool {
-        self.reservation.take().is_some()
     }
 
     pub(super) fn poll_reservation(&mut self, cx: &mut Context<'_>) -> Poll<ReservationResult> {
@@ -56,26 +45,11 @@ impl SpeechPermit {
         Poll::Ready(result)
     }
 
-    /// Records that a concurrency slot is occupied for text that may follow.
-    pub(super) fn hold_slot(&mut self, now: Instant) {
-        self.active_at.get_or_insert(now);
-    }
-
     /// Records data from the provider.
     pub(super) fn record_activity(&mut self, now: Instant) {
-        if self.active_at.is_some() {
-            self.active_at = Some(now);
+        if self.last_activity.is_some() {
+            self.last_activity = Some(now);
         }
-    }
-
-    /// When the session counts as idle, if the provider sends nothing more.
-    pub(super) fn idle_at(&self, speech_idle_max: Duration) -> Option<Instant> {
-        self.active_at.map(|at| at + speech_idle_max)
-    }
-
-    /// Characters of text that were forwarded.
-    pub(super) fn characters(&self) -> u64 {
-        self.characters
     }
 
     /// The duration of `audio_bytes` of audio.

@@ -1,4 +1,4 @@
-//! Tests of the forwarding of frames in both directions, split at any position.
+//! Tests of the forwarding of frames in both directions, with streams that are split at any position.
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -6,92 +6,98 @@ use serde_json::{Map, Value, json};
 
 use super::buffers::ReadBuffer;
 use super::client_to_upstream::{ClientMessage, ClientToUpstream};
-use super::close_frames::put;
+use super::close_frames::put_frame;
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
-use crate::elevenlabs::socket::{Dialect, MessageKind, SpokenText};
-use crate::policy::frame::{self, Head, Opcode, Sender, Violation, check_close};
+use crate::elevenlabs::socket::{ChargedContent, Dialect, MessageKind};
+use crate::policy::frame::{self, FrameHeader, Opcode, Sender, Violation, validate_close};
 use crate::policy::verdict::Verdict;
 use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];
-const SLICE: usize = 4_096;
-/// Maximum size of a held message, and maximum memory of a session.
-const MAX: usize = 1024 * 1024;
+const MAX_FRAME_PART: usize = 4_096;
+/// Maximum size of a held message, and of the buffers of a session.
+const MAX_SIZE: usize = 1024 * 1024;
 
 fn client_to_upstream(dialect: Dialect) -> ClientToUpstream {
-    ClientToUpstream::new(dialect, SLICE, MAX)
+    ClientToUpstream::new(dialect, MAX_FRAME_PART, MAX_SIZE)
 }
 
-/// A frame, masked or not.
-fn frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
+/// Encodes a frame, with an optional mask.
+fn encode_frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Head { is_final, reserved: 0, opcode, mask: masked, length: payload.len() as u64 }.write(&mut bytes);
-    let from = bytes.len();
+    FrameHeader { is_final, reserved: 0, opcode, mask: masked, length: payload.len() as u64 }
+        .encode(&mut bytes);
+    let payload_start = bytes.len();
     bytes.extend_from_slice(payload);
     if let Some(masked) = masked {
-        frame::mask(&mut bytes[from..], masked, 0);
+        frame::apply_mask(&mut bytes[payload_start..], masked, 0);
     }
     bytes
 }
 
-/// A text message in frames that are split at `cuts`.
+/// Encodes a text message as fragments with the lengths in `cuts`, and a last fragment with the rest.
 fn fragments(text: &[u8], cuts: &[usize], masked: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;
     for (index, cut) in cuts.iter().enumerate() {
-        let (piece, after) = rest.split_at((*cut).min(rest.len()));
+        let (chunk, after) = rest.split_at((*cut).min(rest.len()));
         let opcode = if index == 0 { Opcode::Text } else { Opcode::Continuation };
-        bytes.extend(frame(false, opcode, piece, masked));
+        bytes.extend(encode_frame(false, opcode, chunk, masked));
         rest = after;
     }
     let opcode = if cuts.is_empty() { Opcode::Text } else { Opcode::Continuation };
-    bytes.extend(frame(true, opcode, rest, masked));
+    bytes.extend(encode_frame(true, opcode, rest, masked));
     bytes
 }
 
-/// Reads a stream: complete messages with their opcode, and control frames as they come.
-fn read(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
-    let (mut read, mut message) = (Vec::new(), None::<(Opcode, Vec<u8>)>);
-    while let Some((head, length)) = frame::read(bytes) {
+/// Parses a stream into complete messages with their opcodes, and control frames in between.
+fn parse_messages(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
+    let (mut messages, mut message) = (Vec::new(), None::<(Opcode, Vec<u8>)>);
+    while let Some((head, length)) = frame::parse_header(bytes) {
         let end = length + usize::try_from(head.length).unwrap();
         let mut payload = bytes[length..end].to_vec();
         if let Some(masked) = head.mask {
-            frame::mask(&mut payload, masked, 0);
+            frame::apply_mask(&mut payload, masked, 0);
         }
         bytes = &bytes[end..];
         if head.opcode.is_control() {
-            read.push((head.opcode, payload));
+            messages.push((head.opcode, payload));
             continue;
         }
-        assert_eq!(head.opcode == Opcode::Continuation, message.is_some(), "fragments follow each other");
+        assert_eq!(
+            head.opcode == Opcode::Continuation,
+            message.is_some(),
+            "a message starts before the end of another"
+        );
         let (_, whole) = message.get_or_insert((head.opcode, Vec::new()));
         whole.extend(payload);
         if head.is_final {
-            read.extend(message.take());
+            messages.extend(message.take());
         }
     }
-    assert!(bytes.is_empty() && message.is_none(), "no bytes and no message remain");
-    read
+    assert!(bytes.is_empty() && message.is_none(), "the stream ends within a message");
+    messages
 }
 
-/// The forwarded bytes and the held messages for the client's bytes, which arrive in pieces of these sizes.
-fn sent(dialect: Dialect, bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
+/// Forwards bytes of the client that arrive in chunks of these sizes. Returns the forwarded bytes and the
+/// held messages.
+fn forward(dialect: Dialect, bytes: &[u8], chunks: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut client_to_upstream = client_to_upstream(dialect);
-    let (mut inbox, mut out, mut forwarded, mut messages) =
+    let (mut input, mut output, mut forwarded, mut messages) =
         (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
     let mut rest = bytes;
-    let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
+    let mut chunks = chunks.iter().copied().chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(pieces.next().unwrap().max(1).min(rest.len()));
-        inbox.extend_from_slice(piece);
+        let (chunk, after) = rest.split_at(chunks.next().unwrap().max(1).min(rest.len()));
+        input.extend_from_slice(chunk);
         rest = after;
-        while let ClientMessage::Message(_) = client_to_upstream.take(&mut inbox, &mut out) {
-            messages.push(client_to_upstream.held_start().to_vec());
-            client_to_upstream.release(&mut out);
+        while let ClientMessage::Held(_) = client_to_upstream.process(&mut input, &mut output) {
+            messages.push(client_to_upstream.message_start.clone());
+            client_to_upstream.release(&mut output);
         }
-        forwarded.extend_from_slice(&out.split());
+        forwarded.extend_from_slice(&output.split());
     }
-    assert!(inbox.is_empty());
+    assert!(input.is_empty());
     (forwarded, messages)
 }
 
@@ -107,33 +113,33 @@ fn frames_without_a_credential_are_forwarded_unchanged() {
         (Opcode::Text, b""),
         (Opcode::Close, b"\x03\xe8bye"),
     ] {
-        bytes.extend(frame(true, opcode, payload, Some(MASK)));
+        bytes.extend(encode_frame(true, opcode, payload, Some(MASK)));
     }
-    // On other paths, the receiver checks for violations.
+    // On paths that are not the provider's, only the receiver checks for violations.
     let mut foreign = bytes.clone();
-    foreign.extend(frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
-    foreign.extend(frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
-    foreign.extend(frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
+    foreign.extend(encode_frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
+    foreign.extend(encode_frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
+    foreign.extend(encode_frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
     for size in [1, 2, 3, 7, 100, 100_000] {
-        let pieces = vec![size; foreign.len()];
+        let chunks = vec![size; foreign.len()];
         for dialect in [Dialect::Unknown, Dialect::Agent] {
-            assert_eq!(sent(dialect, &bytes, &pieces).0, bytes, "{dialect:?} in pieces of {size}");
+            assert_eq!(forward(dialect, &bytes, &chunks).0, bytes, "{dialect:?} in chunks of {size}");
         }
-        assert_eq!(sent(Dialect::Foreign, &foreign, &pieces).0, foreign, "in pieces of {size}");
+        assert_eq!(forward(Dialect::Foreign, &foreign, &chunks).0, foreign, "in chunks of {size}");
     }
 }
 
 #[test]
-fn a_long_message_that_is_no_object_keeps_its_frames() {
+fn a_long_message_that_is_not_an_object_keeps_its_content() {
     for (start, opcode) in [("{broken ", Opcode::Text), (" \n {\"a\":1} x", Opcode::Binary)] {
-        let text = format!("{start}{}", "y".repeat(3 * SLICE + 5));
+        let text = format!("{start}{}", "y".repeat(3 * MAX_FRAME_PART + 5));
         let bytes = fragments(text.as_bytes(), &[], Some(MASK));
-        let bytes = [bytes, frame(true, Opcode::Ping, b"?", Some(MASK))].concat();
+        let bytes = [bytes, encode_frame(true, Opcode::Ping, b"?", Some(MASK))].concat();
         let bytes = if opcode == Opcode::Binary { [&[0x82], &bytes[1..]].concat() } else { bytes };
-        for size in [100, SLICE, SLICE + 1, 100_000] {
-            let (forwarded, _) = sent(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
+        for size in [100, MAX_FRAME_PART, MAX_FRAME_PART + 1, 100_000] {
+            let (forwarded, _) = forward(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
             let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
-            assert_eq!(read(&forwarded), expected, "in pieces of {size}");
+            assert_eq!(parse_messages(&forwarded), expected, "in chunks of {size}");
         }
     }
 }
@@ -141,61 +147,62 @@ fn a_long_message_that_is_no_object_keeps_its_frames() {
 #[test]
 fn a_compressed_message_is_forwarded() {
     let mut bytes = Vec::new();
-    Head { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }.write(&mut bytes);
+    FrameHeader { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }
+        .encode(&mut bytes);
     bytes.extend([1, 2, 3]);
-    assert_eq!(sent(Dialect::Foreign, &bytes, &[]).0, bytes);
+    assert_eq!(forward(Dialect::Foreign, &bytes, &[]).0, bytes);
 }
 
 #[test]
-fn a_text_that_is_no_object_does_not_wait_for_its_end() {
-    let whole = frame(true, Opcode::Text, b"some text", Some(MASK));
+fn a_text_that_is_not_an_object_is_forwarded_before_its_end() {
+    let whole = encode_frame(true, Opcode::Text, b"some text", Some(MASK));
     let mut client_to_upstream = client_to_upstream(Dialect::Unknown);
-    let (mut inbox, mut out) = (BytesMut::from(&whole[..9]), BytesMut::new());
-    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), ClientMessage::Forwarded);
-    assert_eq!(out, whole[..9]);
+    let (mut input, mut output) = (BytesMut::from(&whole[..9]), BytesMut::new());
+    assert_eq!(client_to_upstream.process(&mut input, &mut output), ClientMessage::Forwarded);
+    assert_eq!(output, whole[..9]);
     assert!(client_to_upstream.is_in_frame());
 }
 
 #[test]
-fn a_charged_message_is_held_until_its_release() {
+fn a_charged_message_is_held_until_it_is_released() {
     let bytes = [
         fragments(br#"{"text":"Hello","xi_api_key":"k"}"#, &[5, 9], Some(MASK)),
-        frame(true, Opcode::Text, br#"{"text":""}"#, Some(MASK)),
+        encode_frame(true, Opcode::Text, br#"{"text":""}"#, Some(MASK)),
     ]
     .concat();
     let mut client_to_upstream = client_to_upstream(Dialect::Speech);
-    let (mut inbox, mut out) = (BytesMut::from(&bytes[..]), BytesMut::new());
-    let message = |characters| ClientMessage::Message(SpokenText { characters, audio_bytes: 0 });
-    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(5));
-    assert!(out.is_empty() && !inbox.is_empty());
-    assert_eq!(client_to_upstream.held_start(), br#"{"text":"Hello","xi_api_key":"k"}"#);
-    client_to_upstream.release(&mut out);
-    let [(Opcode::Text, text)] = &read(&out)[..] else { panic!("{out:?}") };
+    let (mut input, mut output) = (BytesMut::from(&bytes[..]), BytesMut::new());
+    let message = |characters| ClientMessage::Held(ChargedContent { characters, audio_bytes: 0 });
+    assert_eq!(client_to_upstream.process(&mut input, &mut output), message(5));
+    assert!(output.is_empty() && !input.is_empty());
+    assert_eq!(&client_to_upstream.message_start, br#"{"text":"Hello","xi_api_key":"k"}"#);
+    client_to_upstream.release(&mut output);
+    let [(Opcode::Text, text)] = &parse_messages(&output)[..] else { panic!("{output:?}") };
     assert_eq!(serde_json::from_slice::<Value>(text).unwrap(), json!({"text": "Hello"}));
-    assert_eq!(client_to_upstream.take(&mut inbox, &mut out), message(0));
+    assert_eq!(client_to_upstream.process(&mut input, &mut output), message(0));
 }
 
-/// The count of a client's bytes, which arrive in pieces, and the violation, if there is one.
-/// Checks after every piece that no more memory is used than allowed.
-fn count(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
+/// Forwards chunks of the client. Returns the characters, the bytes of audio and the violation, if any.
+/// Checks after every chunk that the buffers do not exceed their maximum size.
+fn count_content(dialect: Dialect, chunks: impl Iterator<Item = Vec<u8>>) -> (u64, u64, Option<Violation>) {
     let mut client_to_upstream = client_to_upstream(dialect);
     let mut from_client = ReadBuffer::new(Sender::Client, true, BytesMut::new());
-    let (mut out, mut characters) = (BytesMut::new(), 0);
-    for piece in pieces {
-        from_client.extend(&piece);
+    let (mut output, mut characters) = (BytesMut::new(), 0);
+    for chunk in chunks {
+        from_client.extend(&chunk);
         loop {
-            let result = client_to_upstream.take(&mut from_client.bytes, &mut out);
-            let held = from_client.bytes.len() + client_to_upstream.held_bytes();
-            assert!(held <= MAX + piece.len(), "{held} bytes are in memory");
+            let result = client_to_upstream.process(&mut from_client.bytes, &mut output);
+            let buffered = from_client.bytes.len() + client_to_upstream.held_bytes();
+            assert!(buffered <= MAX_SIZE + chunk.len(), "{buffered} bytes are buffered");
             match result {
-                ClientMessage::Message(content) => {
+                ClientMessage::Held(content) => {
                     characters += content.characters;
-                    client_to_upstream.release(&mut out);
+                    client_to_upstream.release(&mut output);
                 }
                 ClientMessage::Refused(violation) => {
                     return (characters, client_to_upstream.audio_bytes(), Some(violation));
                 }
-                ClientMessage::Forwarded if held > MAX => {
+                ClientMessage::Forwarded if buffered > MAX_SIZE => {
                     return (characters, client_to_upstream.audio_bytes(), Some(Violation::TooLarge));
                 }
                 ClientMessage::Forwarded => break,
@@ -204,85 +211,90 @@ fn count(dialect: Dialect, pieces: impl Iterator<Item = Vec<u8>>) -> (u64, u64, 
         if let Some(violation) = from_client.violation() {
             return (characters, client_to_upstream.audio_bytes(), Some(violation));
         }
-        out.clear();
+        output.clear();
     }
     (characters, client_to_upstream.audio_bytes(), None)
 }
 
-fn pieces(bytes: &[u8], size: usize) -> impl Iterator<Item = Vec<u8>> {
+fn chunks(bytes: &[u8], size: usize) -> impl Iterator<Item = Vec<u8>> {
     bytes.chunks(size).map(<[u8]>::to_vec)
 }
 
 #[test]
-fn text_is_counted_in_any_length_and_frames() {
+fn text_is_counted_in_messages_of_any_length_and_fragmentation() {
     let padded =
         |padding: usize| format!(r#"{{"pad":"{}","text":"{}"}}"#, " ".repeat(padding), "x".repeat(80_021));
     for padding in [0, 200_000, 300_000, 800_000] {
         let text = padded(padding);
-        let whole = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
-        let binary = frame(true, Opcode::Binary, text.as_bytes(), Some(MASK));
-        let many = fragments(text.as_bytes(), &vec![1_000; text.len() / 1_000], Some(MASK));
-        for bytes in [whole, binary, many] {
+        let whole = encode_frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
+        let binary = encode_frame(true, Opcode::Binary, text.as_bytes(), Some(MASK));
+        let fragmented = fragments(text.as_bytes(), &vec![1_000; text.len() / 1_000], Some(MASK));
+        for bytes in [whole, binary, fragmented] {
             for size in [5_000, 100_000] {
-                assert_eq!(count(Dialect::Speech, pieces(&bytes, size)), (80_021, 0, None), "{padding}");
+                assert_eq!(
+                    count_content(Dialect::Speech, chunks(&bytes, size)),
+                    (80_021, 0, None),
+                    "{padding}"
+                );
             }
         }
     }
-    let large = frame(true, Opcode::Text, padded(MAX).as_bytes(), Some(MASK));
+    let large = encode_frame(true, Opcode::Text, padded(MAX_SIZE).as_bytes(), Some(MASK));
     let refused = Some(Violation::TooLarge);
     assert_eq!(
-        count(Dialect::Speech, pieces(&large[..20], 5_000)),
+        count_content(Dialect::Speech, chunks(&large[..20], 5_000)),
         (0, 0, refused),
         "the announced length is refused"
     );
-    let large = fragments(padded(MAX).as_bytes(), &vec![10_000; MAX / 10_000], Some(MASK));
-    assert_eq!(count(Dialect::Dialogue, pieces(&large, 5_000)), (0, 0, refused));
-    let binary = frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));
-    assert_eq!(count(Dialect::Speech, pieces(&binary, 5)), (0, 0, Some(Violation::NotJson)));
+    let large = fragments(padded(MAX_SIZE).as_bytes(), &vec![10_000; MAX_SIZE / 10_000], Some(MASK));
+    assert_eq!(count_content(Dialect::Dialogue, chunks(&large, 5_000)), (0, 0, refused));
+    let binary = encode_frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));
+    assert_eq!(count_content(Dialect::Speech, chunks(&binary, 5)), (0, 0, Some(Violation::NotJson)));
 }
 
 #[test]
 fn audio_is_counted_while_it_is_forwarded() {
-    let text = format!(r#"{{"audio_base_64":"{}"}}"#, "AAAA".repeat(MAX));
-    let bytes = frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
-    assert_eq!(count(Dialect::Transcription, pieces(&bytes, 16_384)), (0, 3 * MAX as u64, None));
-    let (_, audio, _) = count(Dialect::Transcription, pieces(&bytes[..MAX], 16_384));
-    assert!(audio >= 700_000, "{audio} of a message that has not ended");
+    let text = format!(r#"{{"audio_base_64":"{}"}}"#, "AAAA".repeat(MAX_SIZE));
+    let bytes = encode_frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
+    assert_eq!(count_content(Dialect::Transcription, chunks(&bytes, 16_384)), (0, 3 * MAX_SIZE as u64, None));
+    let (_, audio, _) = count_content(Dialect::Transcription, chunks(&bytes[..MAX_SIZE], 16_384));
+    assert!(audio >= 700_000, "{audio} bytes of audio in an incomplete message");
 }
 
 #[test]
-fn floods_of_small_frames_are_bounded_by_memory() {
-    let begin = frame(false, Opcode::Text, b"{", Some(MASK));
-    let flood = |piece: Vec<u8>, reads: usize| {
-        let many = piece.repeat(16_384 / piece.len());
-        std::iter::once(begin.clone()).chain(std::iter::repeat_n(many, reads))
+fn floods_of_small_frames_use_bounded_memory() {
+    let message_start = encode_frame(false, Opcode::Text, b"{", Some(MASK));
+    let flood = |chunk: Vec<u8>, reads: usize| {
+        let chunk = chunk.repeat(16_384 / chunk.len());
+        std::iter::once(message_start.clone()).chain(std::iter::repeat_n(chunk, reads))
     };
-    let empty = frame(false, Opcode::Continuation, b"", Some(MASK));
-    let tiny = frame(false, Opcode::Continuation, b" ", Some(MASK));
+    let empty = encode_frame(false, Opcode::Continuation, b"", Some(MASK));
+    let tiny = encode_frame(false, Opcode::Continuation, b" ", Some(MASK));
     for dialect in [Dialect::Speech, Dialect::SpeechContexts, Dialect::Dialogue, Dialect::DialogueContexts] {
-        for piece in [&empty, &tiny] {
+        for chunk in [&empty, &tiny] {
             assert_eq!(
-                count(dialect, flood(piece.clone(), 2_000)).2,
+                count_content(dialect, flood(chunk.clone(), 2_000)).2,
                 Some(Violation::TooLarge),
                 "{dialect:?}"
             );
         }
     }
-    // In protocols without held messages, everything is forwarded; so are control frames.
-    let ping = frame(true, Opcode::Ping, b"", Some(MASK));
+    // Protocols without held messages forward everything immediately, and all protocols forward control
+    // frames.
+    let ping = encode_frame(true, Opcode::Ping, b"", Some(MASK));
     for dialect in [Dialect::Transcription, Dialect::Agent, Dialect::Unknown] {
-        for piece in [&empty, &tiny] {
-            assert_eq!(count(dialect, flood(piece.clone(), 100)).2, None, "{dialect:?}");
+        for chunk in [&empty, &tiny] {
+            assert_eq!(count_content(dialect, flood(chunk.clone(), 100)).2, None, "{dialect:?}");
         }
     }
-    assert_eq!(count(Dialect::Speech, flood(ping, 100)).2, None);
+    assert_eq!(count_content(Dialect::Speech, flood(ping, 100)).2, None);
 }
 
 proptest! {
     #[test]
     fn no_credential_passes_in_any_fragmentation(
         before in "[a-z]{0,8}", after in ".{0,40}", name in "xi_api_key|xi-api-key|authorization",
-        cuts in prop::collection::vec(0_usize..30, 0..8), pieces in prop::collection::vec(1_usize..50, 0..30),
+        cuts in prop::collection::vec(0_usize..30, 0..8), chunks in prop::collection::vec(1_usize..50, 0..30),
         pings in any::<bool>(), spoken in any::<bool>(), is_binary in any::<bool>(),
     ) {
         let members = json!({ "text": after, "n": {"xi_api_key": [before]} });
@@ -292,20 +304,22 @@ proptest! {
         let text = Value::from(members).to_string();
         let mut bytes = fragments(text.as_bytes(), &cuts, Some(MASK));
         if pings {
-            // The control frame is inserted between two frames of the message.
-            let first = frame::read(&bytes).map(|(head, length)| length + usize::try_from(head.length).unwrap());
-            let ping = frame(true, Opcode::Ping, b"?", Some(MASK));
-            bytes.splice(first.unwrap()..first.unwrap(), ping);
+            // The control frame is inserted after the first fragment of the message.
+            let (header, header_length) = frame::parse_header(&bytes).unwrap();
+            let first_frame_end = header_length + usize::try_from(header.length).unwrap();
+            let ping = encode_frame(true, Opcode::Ping, b"?", Some(MASK));
+            bytes.splice(first_frame_end..first_frame_end, ping);
         }
         let dialect = if spoken { Dialect::Speech } else { Dialect::Agent };
         let kind = if is_binary { Opcode::Binary } else { Opcode::Text };
         if is_binary {
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
-        let (forwarded, messages) = sent(dialect, &bytes, &pieces);
+        let (forwarded, messages) = forward(dialect, &bytes, &chunks);
         prop_assert_eq!(messages.len(), usize::from(spoken));
         let texts: Vec<Vec<u8>> =
-            read(&forwarded).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text).collect();
+            parse_messages(&forwarded).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text)
+                .collect();
         prop_assert_eq!(texts.len(), 1);
         prop_assert_eq!(serde_json::from_slice::<Map<String, Value>>(&texts[0]).unwrap(), expected);
     }
@@ -318,97 +332,97 @@ fn upstream_to_client(dialect: Dialect) -> UpstreamToClient {
     UpstreamToClient::new(dialect, false, Some(Redactor::new([key].iter()).into()))
 }
 
-/// The events from a provider's bytes, and the bytes that are forwarded to the client.
+/// Forwards bytes of the provider. Returns the events and the bytes for the client.
 fn receive(upstream_to_client: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
-    let (mut inbox, mut out) = (BytesMut::from(bytes), BytesMut::new());
+    let (mut input, mut output) = (BytesMut::from(bytes), BytesMut::new());
     let mut events = Vec::new();
-    while let Some(event) = upstream_to_client.take(&mut inbox, &mut out) {
+    while let Some(event) = upstream_to_client.process(&mut input, &mut output) {
         events.push(event);
     }
-    (events, out)
+    (events, output)
 }
 
 #[test]
 fn a_refusal_is_held_and_a_ping_is_forwarded() {
     let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let refusal = br#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
-    let ping = frame(true, Opcode::Ping, b"?", None);
+    let ping = encode_frame(true, Opcode::Ping, b"?", None);
     let bytes = [
         ping.clone(),
-        frame(true, Opcode::Text, refusal, None),
-        frame(true, Opcode::Close, b"\x03\xf0Invalid API key", None),
+        encode_frame(true, Opcode::Text, refusal, None),
+        encode_frame(true, Opcode::Close, b"\x03\xf0Invalid API key", None),
     ]
     .concat();
-    let (events, mut out) = receive(&mut upstream_to_client, &bytes);
+    let (events, mut output) = receive(&mut upstream_to_client, &bytes);
     let close = UpstreamEvent::Close(Some(Verdict::InvalidKey));
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Refused(Verdict::InvalidKey)), close]);
-    assert_eq!(out, ping);
-    upstream_to_client.open(&mut out);
-    assert_eq!(out, bytes);
-    assert!(upstream_to_client.has_closed() && upstream_to_client.is_open());
+    assert_eq!(output, ping);
+    upstream_to_client.open(&mut output);
+    assert_eq!(output, bytes);
+    assert!(upstream_to_client.has_closed && upstream_to_client.is_open);
 }
 
 #[test]
 fn held_frames_are_dropped_at_a_failover() {
     let mut upstream_to_client = upstream_to_client(Dialect::Speech);
-    let half = frame(true, Opcode::Text, br#"{"error":"invalid_api_key"}"#, None);
-    receive(&mut upstream_to_client, &half[..half.len() - 1]);
-    upstream_to_client.restart();
-    let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
-    let (events, mut out) = receive(&mut upstream_to_client, &sound);
+    let refusal = encode_frame(true, Opcode::Text, br#"{"error":"invalid_api_key"}"#, None);
+    receive(&mut upstream_to_client, &refusal[..refusal.len() - 1]);
+    upstream_to_client.reset();
+    let audio = encode_frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
+    let (events, mut output) = receive(&mut upstream_to_client, &audio);
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Useful)]);
-    upstream_to_client.open(&mut out);
-    assert_eq!(out, sound);
+    upstream_to_client.open(&mut output);
+    assert_eq!(output, audio);
 }
 
 #[test]
-fn half_a_ping_is_not_forwarded() {
+fn an_incomplete_ping_is_not_forwarded() {
     let mut upstream_to_client = upstream_to_client(Dialect::Speech);
-    let ping = frame(true, Opcode::Ping, b"1234", None);
-    let (mut inbox, mut out) = (BytesMut::from(&ping[..4]), BytesMut::new());
-    assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
-    assert!(out.is_empty());
-    inbox.extend_from_slice(&ping[4..]);
-    assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
-    assert_eq!(out, ping);
+    let ping = encode_frame(true, Opcode::Ping, b"1234", None);
+    let (mut input, mut output) = (BytesMut::from(&ping[..4]), BytesMut::new());
+    assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
+    assert!(output.is_empty());
+    input.extend_from_slice(&ping[4..]);
+    assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
+    assert_eq!(output, ping);
 }
 
 #[test]
-fn a_session_that_is_refused_first_may_be_served_later() {
+fn a_session_can_be_served_after_a_refusal() {
     let mut upstream_to_client = upstream_to_client(Dialect::SpeechContexts);
-    let error = frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
+    let error = encode_frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
     assert_eq!(
         receive(&mut upstream_to_client, &error).0,
         [UpstreamEvent::Message(MessageKind::Refused(Verdict::NotFound))]
     );
     upstream_to_client.open(&mut BytesMut::new());
-    let sound = frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
+    let audio = encode_frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
     assert_eq!(
-        receive(&mut upstream_to_client, &sound),
-        (vec![UpstreamEvent::Message(MessageKind::Useful)], sound[..].into())
+        receive(&mut upstream_to_client, &audio),
+        (vec![UpstreamEvent::Message(MessageKind::Useful)], audio[..].into())
     );
 }
 
 #[test]
-fn a_key_in_the_reason_of_a_close_is_redacted() {
-    let close = frame(true, Opcode::Close, &[&[3, 240], KEY.as_bytes()].concat(), None);
+fn a_key_in_a_close_reason_is_redacted() {
+    let close = encode_frame(true, Opcode::Close, &[&[3, 240], KEY.as_bytes()].concat(), None);
     let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
-    let (_, out) = receive(&mut upstream_to_client, &close);
-    let text = String::from_utf8_lossy(&out).into_owned();
-    assert_eq!(out.len(), close.len());
+    let (_, output) = receive(&mut upstream_to_client, &close);
+    let text = String::from_utf8_lossy(&output).into_owned();
+    assert_eq!(output.len(), close.len());
     assert!(text.contains("sk_6c036526...") && !text.contains("aaaabbbb"), "{text}");
 }
 
 #[test]
 fn audio_is_useful_before_its_message_ends() {
     let mut upstream_to_client = upstream_to_client(Dialect::Speech);
-    let sound =
-        frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
+    let audio =
+        encode_frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
     assert_eq!(
-        receive(&mut upstream_to_client, &sound[..30_000]).0,
+        receive(&mut upstream_to_client, &audio[..30_000]).0,
         [UpstreamEvent::Message(MessageKind::Useful)]
     );
-    let binary = frame(true, Opcode::Binary, b"sound", None);
+    let binary = encode_frame(true, Opcode::Binary, b"sound", None);
     assert_eq!(
         receive(&mut self::upstream_to_client(Dialect::Unknown), &binary[..4]).0,
         [UpstreamEvent::Message(MessageKind::Useful)]
@@ -419,37 +433,43 @@ fn audio_is_useful_before_its_message_ends() {
 fn a_message_ends_with_its_last_frame() {
     let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
     for (bytes, is_in_message) in [
-        (frame(false, Opcode::Text, b"a", None), true),
-        (frame(true, Opcode::Ping, b"?", None), true),
-        (frame(false, Opcode::Continuation, b"b", None), true),
-        (frame(true, Opcode::Continuation, b"c", None), false),
+        (encode_frame(false, Opcode::Text, b"a", None), true),
+        (encode_frame(true, Opcode::Ping, b"?", None), true),
+        (encode_frame(false, Opcode::Continuation, b"b", None), true),
+        (encode_frame(true, Opcode::Continuation, b"c", None), false),
     ] {
         receive(&mut upstream_to_client, &bytes);
-        assert_eq!((upstream_to_client.frame_left(), upstream_to_client.is_in_message()), (0, is_in_message));
+        assert_eq!(
+            (upstream_to_client.frame_remaining(), upstream_to_client.is_in_message),
+            (0, is_in_message)
+        );
     }
 }
 
 #[test]
 fn held_frames_are_bounded() {
-    let aside = frame(true, Opcode::Text, br#"{"type":"ping","ping_event":{"event_id":1}}"#, None);
-    let empty = frame(false, Opcode::Continuation, b"", None);
-    for (begin, more) in [(&b""[..], aside), (&frame(false, Opcode::Text, b"{", None), empty)] {
+    let keep_alive =
+        encode_frame(true, Opcode::Text, br#"{"type":"ping","ping_event":{"event_id":1}}"#, None);
+    let empty = encode_frame(false, Opcode::Continuation, b"", None);
+    for (message_start, repeated) in
+        [(&b""[..], keep_alive), (&encode_frame(false, Opcode::Text, b"{", None), empty)]
+    {
         let mut upstream_to_client = upstream_to_client(Dialect::Agent);
-        let bytes = [begin, &more.repeat(100_000 / more.len())].concat();
-        let (events, mut out) = receive(&mut upstream_to_client, &bytes);
+        let bytes = [message_start, &repeated.repeat(100_000 / repeated.len())].concat();
+        let (events, mut output) = receive(&mut upstream_to_client, &bytes);
         assert_eq!(events.last(), Some(&UpstreamEvent::Message(MessageKind::Useful)));
-        upstream_to_client.serve(&mut out);
-        assert_eq!(out, bytes);
+        upstream_to_client.mark_served(&mut output);
+        assert_eq!(output, bytes);
     }
 }
 
 #[test]
-fn a_served_session_reports_refusals_only() {
+fn a_served_session_reports_only_refusals() {
     let mut upstream_to_client = upstream_to_client(Dialect::Transcription);
-    upstream_to_client.serve(&mut BytesMut::new());
+    upstream_to_client.mark_served(&mut BytesMut::new());
     let bytes = [
-        frame(true, Opcode::Text, br#"{"message_type":"partial_transcript","text":"no error"}"#, None),
-        frame(
+        encode_frame(true, Opcode::Text, br#"{"message_type":"partial_transcript","text":"no error"}"#, None),
+        encode_frame(
             true,
             Opcode::Text,
             br#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#,
@@ -457,25 +477,25 @@ fn a_served_session_reports_refusals_only() {
         ),
     ]
     .concat();
-    let (events, out) = receive(&mut upstream_to_client, &bytes);
+    let (events, output) = receive(&mut upstream_to_client, &bytes);
     assert!(
         matches!(events[..], [UpstreamEvent::Message(MessageKind::Refused(Verdict::WorkspaceQuota(_)))]),
         "{events:?}"
     );
-    assert_eq!(out, bytes);
+    assert_eq!(output, bytes);
 }
 
 #[test]
-fn a_key_is_redacted_across_any_cut() {
+fn a_key_that_is_split_at_any_position_is_redacted() {
     let text = format!(r#"{{"a":"{KEY}"}}"#);
-    let bytes = frame(true, Opcode::Text, text.as_bytes(), None);
+    let bytes = encode_frame(true, Opcode::Text, text.as_bytes(), None);
     for cut in 1..bytes.len() {
         let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
-        let (mut inbox, mut out) = (BytesMut::from(&bytes[..cut]), BytesMut::new());
-        assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
-        inbox.extend_from_slice(&bytes[cut..]);
-        assert_eq!(upstream_to_client.take(&mut inbox, &mut out), None);
-        let [(Opcode::Text, redacted)] = &read(&out)[..] else { panic!("one message") };
+        let (mut input, mut output) = (BytesMut::from(&bytes[..cut]), BytesMut::new());
+        assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
+        input.extend_from_slice(&bytes[cut..]);
+        assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
+        let [(Opcode::Text, redacted)] = &parse_messages(&output)[..] else { panic!("one message") };
         let redacted = String::from_utf8(redacted.clone()).unwrap();
         assert!(
             redacted.starts_with(r#"{"a":"sk_6c036526..."#) && redacted.ends_with(r#"d452b"}"#),
@@ -503,12 +523,12 @@ fn a_key_is_redacted_in_every_kind_of_frame() {
         (Opcode::Ping, KEY.as_bytes()[..30].to_vec()),
     ] {
         for dialect in [Dialect::Speech, Dialect::Agent, Dialect::Foreign] {
-            let bytes = frame(true, opcode, &payload, None);
+            let bytes = encode_frame(true, opcode, &payload, None);
             let mut upstream_to_client = upstream_to_client(dialect);
-            upstream_to_client.serve(&mut BytesMut::new());
-            let (_, out) = receive(&mut upstream_to_client, &bytes);
-            assert_eq!(out.len(), bytes.len(), "{opcode:?}");
-            assert!(!shows_key(&out), "{opcode:?} on {dialect:?}: {out:?}");
+            upstream_to_client.mark_served(&mut BytesMut::new());
+            let (_, output) = receive(&mut upstream_to_client, &bytes);
+            assert_eq!(output.len(), bytes.len(), "{opcode:?}");
+            assert!(!shows_key(&output), "{opcode:?} on {dialect:?}: {output:?}");
         }
     }
 }
@@ -521,35 +541,36 @@ fn an_invalid_close_is_replaced_and_classified() {
         (b"\x03", 1002, None),
     ] {
         let mut upstream_to_client = upstream_to_client(Dialect::Speech);
-        let (events, mut out) = receive(&mut upstream_to_client, &frame(true, Opcode::Close, payload, None));
+        let (events, mut output) =
+            receive(&mut upstream_to_client, &encode_frame(true, Opcode::Close, payload, None));
         assert_eq!(events, [UpstreamEvent::Close(verdict)]);
-        upstream_to_client.open(&mut out);
-        let [(Opcode::Close, close)] = &read(&out)[..] else { panic!("{out:?}") };
-        assert_eq!(check_close(close), Ok(code));
+        upstream_to_client.open(&mut output);
+        let [(Opcode::Close, close)] = &parse_messages(&output)[..] else { panic!("{output:?}") };
+        assert_eq!(validate_close(close), Ok(code));
     }
 }
 
 #[test]
-fn a_queue_status_is_forwarded_without_a_decision() {
+fn a_queue_status_neither_serves_nor_refuses_a_session() {
     let mut upstream_to_client = upstream_to_client(Dialect::Agent);
-    let queued = frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
-    let (events, mut out) = receive(&mut upstream_to_client, &queued);
+    let queued = encode_frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
+    let (events, mut output) = receive(&mut upstream_to_client, &queued);
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Queued)]);
-    assert!(out.is_empty());
-    upstream_to_client.forward_held(&mut out);
-    assert_eq!(out, queued);
-    assert!(!upstream_to_client.is_open() && !upstream_to_client.is_served());
-    let refusal = frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
-    let (events, out) = receive(&mut upstream_to_client, &refusal);
+    assert!(output.is_empty());
+    upstream_to_client.forward_held(&mut output);
+    assert_eq!(output, queued);
+    assert!(!upstream_to_client.is_open && !upstream_to_client.is_served);
+    let refusal = encode_frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
+    let (events, output) = receive(&mut upstream_to_client, &refusal);
     assert!(matches!(events[..], [UpstreamEvent::Close(Some(Verdict::WorkspaceQuota(_)))]), "{events:?}");
-    assert!(out.is_empty());
+    assert!(output.is_empty());
 }
 
 proptest! {
     #[test]
     fn a_key_is_redacted_in_any_fragmentation(
         before in "[a-zs_]{0,9}", after in "[a-zs_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
-        pieces in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
+        chunks in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
     ) {
         let text = format!("{before}{KEY}{after}");
         let mut bytes = fragments(text.as_bytes(), &cuts, None);
@@ -557,17 +578,17 @@ proptest! {
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
         let mut upstream_to_client = upstream_to_client(Dialect::Agent);
-        upstream_to_client.serve(&mut BytesMut::new());
-        let (mut inbox, mut out, mut rest) = (BytesMut::new(), BytesMut::new(), &bytes[..]);
-        for size in pieces.into_iter().chain([usize::MAX]) {
-            let (piece, behind) = rest.split_at(size.min(rest.len()));
-            inbox.extend_from_slice(piece);
+        upstream_to_client.mark_served(&mut BytesMut::new());
+        let (mut input, mut output, mut rest) = (BytesMut::new(), BytesMut::new(), &bytes[..]);
+        for size in chunks.into_iter().chain([usize::MAX]) {
+            let (chunk, behind) = rest.split_at(size.min(rest.len()));
+            input.extend_from_slice(chunk);
             rest = behind;
-            while upstream_to_client.take(&mut inbox, &mut out).is_some() {}
+            while upstream_to_client.process(&mut input, &mut output).is_some() {}
         }
-        prop_assert!(inbox.is_empty());
-        prop_assert_eq!(out.len(), bytes.len());
-        let messages = read(&out);
+        prop_assert!(input.is_empty());
+        prop_assert_eq!(output.len(), bytes.len());
+        let messages = parse_messages(&output);
         let [(_, redacted)] = &messages[..] else { panic!("one message") };
         prop_assert!(!shows_key(redacted), "{}", String::from_utf8_lossy(redacted));
         prop_assert!(redacted.starts_with(before.as_bytes()) && redacted.ends_with(after.as_bytes()));
@@ -576,8 +597,8 @@ proptest! {
 
 #[test]
 fn a_written_frame_can_be_read() {
-    let mut out = BytesMut::new();
-    put(&mut out, Opcode::Text, b"{}", Some(MASK));
-    put(&mut out, Opcode::Ping, b"", None);
-    assert_eq!(read(&out), [(Opcode::Text, b"{}".to_vec()), (Opcode::Ping, Vec::new())]);
+    let mut output = BytesMut::new();
+    put_frame(&mut output, Opcode::Text, b"{}", Some(MASK));
+    put_frame(&mut output, Opcode::Ping, b"", None);
+    assert_eq!(parse_messages(&output), [(Opcode::Text, b"{}".to_vec()), (Opcode::Ping, Vec::new())]);
 }

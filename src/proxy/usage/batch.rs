@@ -1,20 +1,20 @@
-//! The contents of the queue between the requests and the usage store.
+//! A batch of entries of the usage queue, which is what the writer of the usage store takes from it.
 
 use super::record::{AttemptRecord, OwnershipUpdate};
 
 /// Usage records and ownership updates.
 #[derive(Debug, Default)]
 pub struct UsageBatch {
-    /// The records of attempts. Records that one thread has queued keep their order.
+    /// The records of attempts. The records of one thread keep their order.
     pub attempts: Vec<AttemptRecord>,
-    /// The ownership updates. Those that one thread has queued keep their order.
+    /// The ownership updates. The updates of one thread keep their order.
     pub owners: Vec<OwnershipUpdate>,
-    /// Number of entries: one per record, and one per set of ownership updates.
+    /// Number of queue entries: one per record, and one per set of ownership updates.
     pub entries: u64,
 }
 
 impl UsageBatch {
-    /// Whether there are no records and no ownership updates.
+    /// Whether the batch contains neither records nor ownership updates.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.attempts.is_empty() && self.owners.is_empty()

@@ -1,9 +1,8 @@
-//! The queue between the requests and the thread that writes the usage store. Its length is
-//! bounded, senders do not contend with each other, and the writer is only woken for a full batch,
-//! or when it is idle.
+//! The bounded queue between the requests and the thread that writes the usage store. Senders do not contend
+//! with each other, and the writer is woken only for a full batch, or if it is idle.
 //!
-//! Each thread fills a batch of its own, and the writer takes all batches at once. Each batch has a
-//! lock, which is contended only at the moment of that exchange.
+//! Each thread fills its own batch, and the writer takes all batches together. The lock of a batch is
+//! contended only while the writer takes it.
 
 use std::mem;
 use std::pin::pin;
@@ -16,21 +15,24 @@ use tokio::sync::Notify;
 use super::batch::UsageBatch;
 use super::record::{AttemptRecord, OwnershipUpdate};
 
-/// The number of records that are queued, or taken and neither written nor lost. Cheap to clone.
+/// The number of records that are queued, or taken by the writer and not written yet. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Depth(Arc<Counts>);
+pub struct QueueDepth(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Entries in the queue.
     queued: AtomicU64,
-    held: AtomicU64,
+    /// Records that the writer has taken, and has neither written nor lost.
+    taken: AtomicU64,
 }
 
-impl Depth {
-    /// Number of records on their way. An ownership record counts while it is in the queue.
+impl QueueDepth {
+    /// Number of records that are not written yet. A set of ownership updates counts while it is in the
+    /// queue.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.queued() + self.0.held.load(Ordering::Acquire)
+        self.queued() + self.0.taken.load(Ordering::Acquire)
     }
 
     /// Number of entries in the queue.
@@ -38,124 +40,123 @@ impl Depth {
         self.0.queued.load(Ordering::SeqCst)
     }
 
-    /// Counts `entries` as added to the queue; returns its new length.
+    /// Counts `entries` as added to the queue, and returns its new length.
     pub fn record_sent(&self, entries: u64) -> u64 {
         self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
     }
 
-    /// Counts `entries` as taken from the queue, and their `records` as held by the writer; returns
-    /// the former length.
+    /// Counts `entries` and their `records` as taken by the writer, and returns the former length of the
+    /// queue.
     pub fn record_taken(&self, entries: u64, records: u64) -> u64 {
-        // In this order, a record may be counted twice for a moment, but is never left out.
-        self.0.held.fetch_add(records, Ordering::AcqRel);
+        // In this order, a record may briefly be counted twice, but is never omitted.
+        self.0.taken.fetch_add(records, Ordering::AcqRel);
         self.0.queued.fetch_sub(entries, Ordering::SeqCst)
     }
 
     /// Counts `records` as written or lost.
     pub fn record_written(&self, records: u64) {
-        self.0.held.fetch_sub(records, Ordering::AcqRel);
+        self.0.taken.fetch_sub(records, Ordering::AcqRel);
     }
 }
 
-/// Number of batches that are filled in parallel: up to this number of threads do not contend.
+/// Number of batches that are filled in parallel. Up to this number, threads do not contend.
 const SHARDS: usize = 16;
 
-/// A batch that is being filled, on a cache line of its own to avoid false sharing.
+/// A batch that threads fill, aligned to its own cache line to avoid false sharing.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard(Mutex<UsageBatch>);
 
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, UsageBatch> {
-        // Every change is complete before the lock is released, so a poisoned lock leaves
-        // consistent data.
+        // Every change is complete before the lock is released, so a poisoned lock leaves consistent data.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The index of this thread's shard.
-fn own_shard() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
+fn shard_index() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        static INDEX: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
-    // A thread that ends may have destroyed its thread-local already.
-    OWN.try_with(|own| *own).unwrap_or(0)
+    // A thread that is exiting may already have destroyed its thread-local.
+    INDEX.try_with(|index| *index).unwrap_or(0)
 }
 
-/// The value of `wake_threshold` while the writer works: it needs no wakeup, as it checks the queue
-/// itself.
+/// The value of `wake_threshold` while the writer is working. It needs no wakeup then, because it checks the
+/// queue before it waits.
 const NEVER: u64 = u64::MAX;
 
-/// The state that senders and writer share.
+/// The state that the senders and the writer share.
 #[derive(Debug)]
 struct QueueState {
     shards: [Shard; SHARDS],
-    depth: Depth,
-    /// The queue length at which the writer is woken, once.
+    depth: QueueDepth,
+    /// The queue length at which the writer is woken once.
     wake_threshold: AtomicU64,
-    /// The state of the keys is to be written.
+    /// Whether the state of the keys is to be written.
     are_keys_changed: AtomicBool,
-    /// All senders and permits were dropped.
+    /// Whether all senders and permits were dropped.
     is_ended: AtomicBool,
-    /// The receiving half was dropped.
+    /// Whether the receiving half was dropped.
     is_closed: AtomicBool,
-    /// The queue length from which no permit is issued.
-    queue_max: u64,
-    /// Number of entries in a batch.
-    batch: u64,
-    wakeup: Notify,
+    /// At this queue length, no permit is issued.
+    max_entries: u64,
+    /// The queue length that wakes a writer which waits for a batch.
+    batch_size: u64,
+    /// Wakes the writer.
+    writer_wakeup: Notify,
     /// Notified when a full queue has capacity again.
-    capacity: Notify,
+    capacity_available: Notify,
 }
 
 impl QueueState {
-    /// Wakes the writer, if it waits for at most this number of entries.
+    /// Wakes the writer if it waits for at most this number of entries.
     fn wake_writer(&self, entries: u64) {
-        let is_reached = |from: u64| entries >= from;
-        if is_reached(self.wake_threshold.load(Ordering::SeqCst))
+        if entries >= self.wake_threshold.load(Ordering::SeqCst)
             && self.wake_threshold.swap(NEVER, Ordering::SeqCst) != NEVER
         {
-            self.wakeup.notify_one();
+            self.writer_wakeup.notify_one();
         }
     }
 }
 
-/// The state as senders hold it: dropping the last one wakes the writer.
+/// The senders' reference to the state. Dropping the last sender wakes the writer.
 #[derive(Debug)]
 struct Senders(Arc<QueueState>);
 
 impl Drop for Senders {
     fn drop(&mut self) {
         self.0.is_ended.store(true, Ordering::SeqCst);
-        self.0.wakeup.notify_one();
+        self.0.writer_wakeup.notify_one();
     }
 }
 
-/// The sending half. Cheap to clone.
+/// The sending half. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct UsageSink(Arc<Senders>);
 
-/// The right to write a usage record. It is acquired before a request is sent, so that a charged
-/// attempt can always be recorded. It takes no capacity of the queue until it is used: the queue bounds
-/// the records that wait to be written, and the requests in progress have a limit of their own.
+/// The right to add one entry to the queue. It is acquired before a request is sent, so that a charged
+/// attempt can always be recorded. It uses no capacity until it is used: the queue bounds only the records
+/// that wait to be written, because `server.max_requests` bounds the requests in progress.
 #[derive(Debug)]
 pub struct UsagePermit(UsageSink);
 
-/// The queue stayed full, or its receiving half was dropped.
+/// The queue remained full, or its receiving half was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue of usage records is full")]
 pub struct QueueFull;
 
-/// Maximum wait of a request for a permit. A full queue means that the disk is too slow, and an
-/// error soon is more useful to the client than a long wait.
+/// Maximum wait of a request for a permit. A full queue means that the disk is too slow, so an early error is
+/// more useful to the client than a long wait.
 const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl UsageSink {
-    /// A sender and its queue. From `queue_max` entries on no permit is issued; at `batch` entries,
-    /// a waiting writer is woken. `depth` counts the entries.
+    /// Creates a queue. With `max_entries` in the queue, no permit is issued. `batch_size` entries wake a
+    /// writer that waits for a batch. `depth` counts the entries.
     #[must_use]
-    pub fn new(queue_max: usize, batch: usize, depth: Depth) -> (Self, UsageQueue) {
+    pub fn new(max_entries: usize, batch_size: usize, depth: QueueDepth) -> (Self, UsageQueue) {
         let state = Arc::new(QueueState {
             shards: Default::default(),
             depth,
@@ -163,10 +164,10 @@ impl UsageSink {
             are_keys_changed: AtomicBool::new(false),
             is_ended: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
-            queue_max: queue_max as u64,
-            batch: batch as u64,
-            wakeup: Notify::new(),
-            capacity: Notify::new(),
+            max_entries: max_entries as u64,
+            batch_size: batch_size as u64,
+            writer_wakeup: Notify::new(),
+            capacity_available: Notify::new(),
         });
         (Self(Arc::new(Senders(Arc::clone(&state)))), UsageQueue(state))
     }
@@ -176,18 +177,18 @@ impl UsageSink {
         state
     }
 
-    /// Acquires a permit; waits a short time while the queue is full.
+    /// Acquires a permit. Waits up to 50 ms while the queue is full.
     ///
     /// # Errors
     ///
-    /// When the queue stays full, or its receiving half was dropped.
+    /// When the queue remains full, or its receiving half was dropped.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future acquires nothing.
-    pub async fn permit(&self) -> Result<UsagePermit, QueueFull> {
+    pub async fn acquire_permit(&self) -> Result<UsagePermit, QueueFull> {
         if !self.has_capacity() {
-            tokio::time::timeout(PERMIT_TIMEOUT, self.capacity()).await.map_err(|_| QueueFull)?;
+            tokio::time::timeout(PERMIT_TIMEOUT, self.wait_for_capacity()).await.map_err(|_| QueueFull)?;
         }
         if self.state().is_closed.load(Ordering::Acquire) {
             Err(QueueFull)
@@ -198,27 +199,26 @@ impl UsageSink {
 
     fn has_capacity(&self) -> bool {
         let state = self.state();
-        state.depth.queued() < state.queue_max
+        state.depth.queued() < state.max_entries
     }
 
-    /// Waits until the queue has capacity.
-    async fn capacity(&self) {
+    async fn wait_for_capacity(&self) {
         loop {
-            let mut capacity = pin!(self.state().capacity.notified());
-            // From here on no notification is missed.
-            capacity.as_mut().enable();
+            let mut notified = pin!(self.state().capacity_available.notified());
+            // After this call, no notification is missed.
+            notified.as_mut().enable();
             if self.has_capacity() {
                 return;
             }
-            capacity.await;
+            notified.await;
         }
     }
 
     /// Requests that the state of the keys is written.
-    pub fn keys_changed(&self) {
+    pub fn request_key_state_write(&self) {
         let state = self.state();
         if !state.are_keys_changed.swap(true, Ordering::SeqCst) {
-            // A state change is no entry: it wakes an idle writer and does not count for a batch.
+            // A state change wakes an idle writer, but does not count as an entry of a batch.
             state.wake_writer(1);
         }
     }
@@ -227,12 +227,11 @@ impl UsageSink {
     fn send(&self, add: impl FnOnce(&mut UsageBatch)) {
         let state = self.state();
         let queued = {
-            let mut batch = state.shards[own_shard()].lock();
+            let mut batch = state.shards[shard_index()].lock();
             batch.entries += 1;
             add(&mut batch);
-            // Within the lock, so that the writer never takes an entry which is not counted yet.
-            // After the receiving half was dropped, the entry stays in the queue and is counted as
-            // lost at the end.
+            // The entry is counted under the lock, so that the writer never takes an uncounted entry. If the
+            // receiving half was dropped, the entry remains in the queue and counts as lost at the end.
             state.depth.record_sent(1)
         };
         state.wake_writer(queued);
@@ -245,20 +244,21 @@ impl UsagePermit {
         self.0.send(|batch| batch.attempts.push(record));
     }
 
-    /// Requests that the state of the keys is written, beside that of the attempt's key.
-    pub fn keys_changed(&self) {
-        self.0.keys_changed();
+    /// Requests that the state of all keys is written. The record alone writes only the state of the
+    /// attempt's key.
+    pub fn request_key_state_write(&self) {
+        self.0.request_key_state_write();
     }
 
-    /// Queues ownership changes, if there are any.
-    pub fn record_ownership(self, changes: Vec<OwnershipUpdate>) {
-        if !changes.is_empty() {
-            self.0.send(|batch| batch.owners.extend(changes));
+    /// Queues ownership updates. An empty list adds no entry.
+    pub fn record_ownership(self, updates: Vec<OwnershipUpdate>) {
+        if !updates.is_empty() {
+            self.0.send(|batch| batch.owners.extend(updates));
         }
     }
 }
 
-/// The receiving half.
+/// The receiving half, which the writer of the usage store owns.
 #[derive(Debug)]
 pub struct UsageQueue(Arc<QueueState>);
 
@@ -269,17 +269,17 @@ impl Drop for UsageQueue {
 }
 
 impl UsageQueue {
-    /// Waits until there is something to write, and returns `true`; returns `false` when all
-    /// senders were dropped. Until [`take`](Self::take), any new entry wakes the writer.
+    /// Waits for an entry or a state change and returns `true`, or returns `false` if all senders were
+    /// dropped. Until the next [`take`](Self::take), any new entry wakes the writer.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing.
-    pub async fn filled(&self) -> bool {
+    pub async fn wait_for_entries(&self) -> bool {
         loop {
             self.0.wake_threshold.store(1, Ordering::SeqCst);
-            // The end is read before the queue length, so that the queue length includes the entries of the
-            // last sender.
+            // The end is read before the queue length, so that the length includes the entries of the last
+            // sender.
             let is_ended = self.is_ended();
             if self.queued() > 0 || self.0.are_keys_changed.load(Ordering::SeqCst) {
                 return true;
@@ -287,27 +287,27 @@ impl UsageQueue {
             if is_ended {
                 return false;
             }
-            self.0.wakeup.notified().await;
+            self.0.writer_wakeup.notified().await;
         }
     }
 
-    /// Appends everything in the queue to `taken`. Returns whether the state of the keys is to be
-    /// written.
+    /// Moves all entries of the queue to `taken`. Returns whether the state of the keys is to be written.
     pub fn take(&mut self, taken: &mut UsageBatch) -> bool {
         let state = &*self.0;
         state.wake_threshold.store(NEVER, Ordering::SeqCst);
         let are_keys_changed = state.are_keys_changed.swap(false, Ordering::SeqCst);
-        // All shards are taken at once, so that no entry is taken before an earlier entry of another thread.
+        // All shards are locked together, so that no entry is taken before an earlier entry of another
+        // thread.
         let mut shards = state.shards.each_ref().map(Shard::lock);
         let batches = shards.each_mut().map(|shard| mem::take(&mut **shard));
         drop(shards);
         let entries = batches.iter().map(|batch| batch.entries).sum();
         let records: usize = batches.iter().map(|batch| batch.attempts.len()).sum();
-        // Senders do not wait for these copies.
+        // The locks are released, so senders do not wait for these copies.
         batches.into_iter().for_each(|batch| taken.append(batch));
         let before = state.depth.record_taken(entries, records as u64);
-        if before >= state.queue_max {
-            state.capacity.notify_waiters();
+        if before >= state.max_entries {
+            state.capacity_available.notify_waiters();
         }
         are_keys_changed
     }
@@ -324,16 +324,16 @@ impl UsageQueue {
         self.0.is_ended.load(Ordering::SeqCst)
     }
 
-    /// Waits until there is a batch or all senders were dropped, and may return without either.
-    /// Single entries do not wake the writer.
+    /// Waits until the queue contains a batch or all senders were dropped. May also return early. Fewer
+    /// entries than a batch do not wake the writer.
     ///
     /// # Cancel safety
     ///
-    /// A notification after the future was dropped is kept for the next call.
-    pub async fn batch_ready(&self) {
-        self.0.wake_threshold.store(self.0.batch, Ordering::SeqCst);
-        if self.queued() < self.0.batch && !self.is_ended() {
-            self.0.wakeup.notified().await;
+    /// If the future is dropped, the next call receives the notification.
+    pub async fn wait_for_batch(&self) {
+        self.0.wake_threshold.store(self.0.batch_size, Ordering::SeqCst);
+        if self.queued() < self.0.batch_size && !self.is_ended() {
+            self.0.writer_wakeup.notified().await;
         }
     }
 }
@@ -353,10 +353,10 @@ mod tests {
     use crate::policy::units::UnixMs;
     use crate::proxy::{CreditSource, QuotaCharge};
 
-    const QUEUE_MAX: usize = 8;
+    const MAX_ENTRIES: usize = 8;
 
     fn usage() -> (UsageSink, UsageQueue) {
-        UsageSink::new(QUEUE_MAX, QUEUE_MAX, Depth::default())
+        UsageSink::new(MAX_ENTRIES, MAX_ENTRIES, QueueDepth::default())
     }
 
     fn record() -> AttemptRecord {
@@ -368,7 +368,7 @@ mod tests {
             client: ClientName::new("local"),
             key: None,
             method: Method::GET,
-            route: Route::read("/v1/voices"),
+            route: Route::parse("/v1/voices"),
             status: Some(200),
             outcome: Outcome::Served,
             request_bytes: 0,
@@ -387,65 +387,65 @@ mod tests {
     }
 
     /// Takes all batches; returns the number of records, and whether keys have changed.
-    fn take(queue: &mut UsageQueue) -> (usize, bool) {
-        let mut taken = UsageBatch::default();
-        let are_keys_changed = queue.take(&mut taken);
-        (taken.attempts.len(), are_keys_changed)
+    fn take_all(queue: &mut UsageQueue) -> (usize, bool) {
+        let mut batch = UsageBatch::default();
+        let are_keys_changed = queue.take(&mut batch);
+        (batch.attempts.len(), are_keys_changed)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_in_progress_take_no_queue_capacity() {
+    async fn requests_in_progress_use_no_queue_capacity() {
         let (usage, mut queue) = usage();
         let mut permits = Vec::new();
-        for _ in 0..100 * QUEUE_MAX {
-            permits.push(usage.permit().await.unwrap());
+        for _ in 0..100 * MAX_ENTRIES {
+            permits.push(usage.acquire_permit().await.unwrap());
         }
-        for permit in permits.drain(..QUEUE_MAX) {
+        for permit in permits.drain(..MAX_ENTRIES) {
             permit.write(record());
         }
-        assert_eq!(usage.permit().await.unwrap_err(), QueueFull, "the queue is full");
-        let under_way = permits.len();
+        assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull, "the queue is full");
+        let in_progress = permits.len();
         permits.into_iter().for_each(|permit| permit.write(record()));
-        assert_eq!(take(&mut queue), (QUEUE_MAX + under_way, false), "every permit may be used");
+        assert_eq!(take_all(&mut queue), (MAX_ENTRIES + in_progress, false), "every permit adds its record");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_permit_waits_briefly_for_a_full_queue() {
         let (usage, mut queue) = usage();
-        for _ in 0..QUEUE_MAX {
-            usage.permit().await.unwrap().write(record());
+        for _ in 0..MAX_ENTRIES {
+            usage.acquire_permit().await.unwrap().write(record());
         }
-        let (permit, _) = tokio::join!(usage.permit(), async { take(&mut queue) });
+        let (permit, _) = tokio::join!(usage.acquire_permit(), async { take_all(&mut queue) });
         permit.unwrap().record_ownership(vec![]);
         assert_eq!(queue.queued(), 0, "an empty list adds no entry");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_queue_without_a_receiver_gives_no_permit() {
+    async fn a_queue_without_a_receiver_issues_no_permit() {
         let (usage, queue) = usage();
         drop(queue);
-        assert_eq!(usage.permit().await.unwrap_err(), QueueFull);
+        assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull);
     }
 
     #[tokio::test]
     async fn a_taken_record_counts_until_it_is_written() {
         let (usage, mut queue) = usage();
         let depth = queue.0.depth.clone();
-        usage.permit().await.unwrap().write(record());
-        usage.keys_changed();
-        usage.keys_changed();
-        assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change is no record");
-        assert_eq!(take(&mut queue), (1, true));
-        assert_eq!((depth.records(), queue.queued()), (1, 0), "only the record is held");
+        usage.acquire_permit().await.unwrap().write(record());
+        usage.request_key_state_write();
+        usage.request_key_state_write();
+        assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change does not count as a record");
+        assert_eq!(take_all(&mut queue), (1, true));
+        assert_eq!((depth.records(), queue.queued()), (1, 0), "the writer has taken the record");
         depth.record_written(1);
-        assert_eq!((depth.records(), take(&mut queue)), (0, (0, false)));
+        assert_eq!((depth.records(), take_all(&mut queue)), (0, (0, false)));
     }
 
     #[test]
     fn records_of_several_threads_arrive_complete_and_in_order() {
         const THREADS: u32 = 8;
-        const EACH: u32 = 2_000;
-        let (usage, mut queue) = UsageSink::new(usize::MAX, usize::MAX, Depth::default());
+        const RECORDS_PER_THREAD: u32 = 2_000;
+        let (usage, mut queue) = UsageSink::new(usize::MAX, usize::MAX, QueueDepth::default());
         let depth = queue.0.depth.clone();
         // The threads send in turn, so that a thread with a later number follows one with an
         // earlier number.
@@ -453,91 +453,91 @@ mod tests {
         for _ in 0..THREADS {
             let (usage, turn) = (usage.clone(), Arc::clone(&turn));
             let send = move || {
-                for _ in 0..EACH {
+                for _ in 0..RECORDS_PER_THREAD {
                     let mut next = turn.lock().unwrap();
                     UsagePermit(usage.clone()).write(AttemptRecord { number: *next, ..record() });
                     *next += 1;
                 }
             };
-            crate::tasks::thread("sender", send).unwrap();
+            crate::tasks::spawn_thread("sender", send).unwrap();
         }
         drop(usage);
         let mut next_number = 0;
         while !queue.is_ended() || queue.queued() > 0 {
-            let mut taken = UsageBatch::default();
-            queue.take(&mut taken);
-            let mut numbers: Vec<u32> = taken.attempts.iter().map(|record| record.number).collect();
+            let mut batch = UsageBatch::default();
+            queue.take(&mut batch);
+            let mut numbers: Vec<u32> = batch.attempts.iter().map(|record| record.number).collect();
             numbers.sort_unstable();
             assert!(
                 numbers.iter().copied().eq(next_number..next_number + numbers.len() as u32),
-                "a gap before {numbers:?}"
+                "records before {numbers:?} are missing"
             );
             next_number += numbers.len() as u32;
             depth.record_written(numbers.len() as u64);
         }
-        assert_eq!((next_number, depth.records()), (THREADS * EACH, 0));
+        assert_eq!((next_number, depth.records()), (THREADS * RECORDS_PER_THREAD, 0));
     }
 
     #[derive(Default)]
-    struct Wakes(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Wakes {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     #[tokio::test]
-    async fn a_pausing_writer_is_woken_only_by_a_batch_or_the_end() {
+    async fn a_writer_that_waits_for_a_batch_is_woken_only_by_a_batch_or_the_end() {
         let (usage, mut queue) = usage();
-        let wakes = Arc::new(Wakes::default());
+        let wakes = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&wakes));
-        let woken = || wakes.0.load(Ordering::Relaxed);
+        let wake_count = || wakes.0.load(Ordering::Relaxed);
         for round in 0..3 {
             {
-                let mut batch_ready = pin!(queue.batch_ready());
+                let mut batch_ready = pin!(queue.wait_for_batch());
                 let mut poll = || batch_ready.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
-                for _ in 1..QUEUE_MAX {
-                    usage.permit().await.unwrap().write(record());
+                for _ in 1..MAX_ENTRIES {
+                    usage.acquire_permit().await.unwrap().write(record());
                 }
-                usage.keys_changed();
-                assert_eq!(woken(), round);
-                usage.permit().await.unwrap().write(record());
-                assert_eq!(woken(), round + 1);
+                usage.request_key_state_write();
+                assert_eq!(wake_count(), round);
+                usage.acquire_permit().await.unwrap().write(record());
+                assert_eq!(wake_count(), round + 1);
                 assert_eq!(poll(), Poll::Ready(()));
             }
-            take(&mut queue);
+            take_all(&mut queue);
         }
-        let permit = usage.permit().await.unwrap();
+        let permit = usage.acquire_permit().await.unwrap();
         drop(usage);
-        assert!(!queue.is_ended(), "a permit may still be used");
+        assert!(!queue.is_ended(), "the permit can still add an entry");
         drop(permit);
         assert!(queue.is_ended());
-        queue.batch_ready().await;
-        assert!(!queue.filled().await);
+        queue.wait_for_batch().await;
+        assert!(!queue.wait_for_entries().await);
     }
 
     #[tokio::test]
     async fn an_idle_writer_is_woken_once_by_any_entry() {
         let (usage, mut queue) = usage();
-        let wakes = Arc::new(Wakes::default());
+        let wakes = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&wakes));
         for round in 0..4 {
-            let permit = usage.permit().await.unwrap();
+            let permit = usage.acquire_permit().await.unwrap();
             {
-                let mut filled = pin!(queue.filled());
-                let mut poll = || filled.as_mut().poll(&mut Context::from_waker(&waker));
+                let mut entries = pin!(queue.wait_for_entries());
+                let mut poll = || entries.as_mut().poll(&mut Context::from_waker(&waker));
                 assert_eq!(poll(), Poll::Pending);
                 match round % 2 {
                     0 => permit.write(record()),
-                    _ => usage.keys_changed(),
+                    _ => usage.request_key_state_write(),
                 }
-                usage.permit().await.unwrap().write(record());
+                usage.acquire_permit().await.unwrap().write(record());
                 assert_eq!(wakes.0.load(Ordering::Relaxed), round + 1);
                 assert_eq!(poll(), Poll::Ready(true));
             }
-            take(&mut queue);
+            take_all(&mut queue);
         }
     }
 }
