@@ -1,8 +1,8 @@
-//! Keychoir: one base URL for all your ElevenLabs keys.
+//! Keychoir, a transparent reverse proxy that serves one base URL with a pool of ElevenLabs API keys.
 //!
-//! A transparent reverse proxy. It strips the client's credentials, sets `xi-api-key` from a lock-free pool,
-//! replays a refused request with the next key, streams both ways and records the usage. `ARCHITECTURE.md`
-//! describes the modules; `proxy/exchange.rs` is the file to read first.
+//! It removes the client's credentials, sets `xi-api-key` to a key from a lock-free pool, retries a refused
+//! request with the next key, streams both bodies and records the usage. `ARCHITECTURE.md` describes the
+//! modules; read `proxy/exchange.rs` first.
 
 pub mod app;
 pub mod cli;

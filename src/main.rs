@@ -1,4 +1,4 @@
-//! The executable; all of its code is in the library.
+//! The executable. All of its code is in the library, where tests can reach it.
 
 use std::process::ExitCode;
 

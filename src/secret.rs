@@ -1,6 +1,5 @@
-//! Types of secrets, which cannot be printed. A key is shown as its short form or its fingerprint,
-//! and its value leaves this module only through [`ApiKey::expose`], which has few callers to
-//! review.
+//! Secrets as types that cannot be printed. An API key is displayed as its short form or its fingerprint.
+//! Its value leaves this module only through [`ApiKey::expose`], so that few callers need review.
 
 mod fingerprint;
 mod redactor;
@@ -10,33 +9,33 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use fingerprint::{Fingerprint, TokenFingerprint};
-pub use redactor::{Passed, Redaction, Redactor};
-pub use supabase_key::{ServiceKey, ServiceKeyForm, UnusableServiceKey};
+pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
+pub use supabase_key::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
 
-/// The short form of a key: its first and last characters.
+/// The short form of an API key: its first and last characters.
 ///
-/// It shows 11 and 5 characters of keys of 48 characters and more, 4 and 4 of shorter ones: an old key of 32
-/// hexadecimal digits could be found by brute force if more of it were shown beside its hash. For a
-/// key too short to hide anything behind eight characters, nothing is shown.
+/// A key of at least 48 characters shows 11 and 5 of them. A shorter one shows 4 and 4, because an old key
+/// of 32 hexadecimal digits could be found by brute force if more of it appeared next to its hash. A key
+/// of fewer than 16 characters shows none.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    /// The short form of a key, or of a placeholder for a key.
-    pub(crate) fn of(key: &str) -> Self {
+    /// Abbreviates a key, or a placeholder for one.
+    pub(crate) fn new(key: &str) -> Self {
         let count = key.chars().count();
-        let (head, tail) = match count {
+        let (prefix_length, suffix_length) = match count {
             48.. => (11, 5),
             16..48 => (4, 4),
             _ => (0, 0),
         };
-        let mut short: String = key.chars().take(head).collect();
+        let mut short: String = key.chars().take(prefix_length).collect();
         short.push_str("...");
-        short.extend(key.chars().skip(count - tail));
+        short.extend(key.chars().skip(count - suffix_length));
         Self(short.into())
     }
 
-    /// The text, as in the status document and the log.
+    /// The text that the status document and the log contain.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,7 +54,7 @@ impl fmt::Debug for ShortKey {
     }
 }
 
-/// A provider key. Prints as its short form only.
+/// An API key of the provider. `Debug` prints only its short form.
 #[derive(Clone)]
 pub struct ApiKey {
     value: Arc<str>,
@@ -68,31 +67,31 @@ impl ApiKey {
     ///
     /// # Errors
     ///
-    /// When it is invalid in a header: empty, or with anything but visible ASCII. The format is not
-    /// checked further, because the provider documents none.
-    pub fn new(value: &str) -> Result<Self, UnusableKey> {
+    /// Fails if the key is not a valid header value: it is empty, or has a character other than visible
+    /// ASCII. The provider documents no format, so nothing else is checked.
+    pub fn new(value: &str) -> Result<Self, InvalidApiKey> {
         if value.is_empty() {
-            return Err(UnusableKey::Empty);
+            return Err(InvalidApiKey::Empty);
         }
         if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(UnusableKey::NotVisibleAscii);
+            return Err(InvalidApiKey::NotVisibleAscii);
         }
-        Ok(Self { value: value.into(), short: ShortKey::of(value), fingerprint: Fingerprint::of(value) })
+        Ok(Self { value: value.into(), short: ShortKey::new(value), fingerprint: Fingerprint::new(value) })
     }
 
-    /// The plain text of the key, only for the header of an upstream request.
+    /// The plain text of the key. Use it only in the header of an upstream request.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// Its short form, which may be shown.
+    /// The short form, which may be displayed.
     #[must_use]
     pub fn short(&self) -> &ShortKey {
         &self.short
     }
 
-    /// Its fingerprint, which identifies it where the key must not appear.
+    /// The digest that identifies the key in the database.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
@@ -105,13 +104,13 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The reason why a configured text cannot be a key. Contains nothing of the text.
+/// Why a configured text is not a valid API key. It contains no part of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnusableKey {
+pub enum InvalidApiKey {
     /// The text is empty.
     #[error("the key is empty")]
     Empty,
-    /// The text contains characters that are invalid in a header.
+    /// The text has characters that are invalid in a header.
     #[error("the key has an invalid character (a space, a control character or a letter beyond ASCII)")]
     NotVisibleAscii,
 }
@@ -123,36 +122,36 @@ mod tests {
     const LONG: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
     #[track_caller]
-    fn check_short(key: &str, expected: &str) {
+    fn check_short_form(key: &str, expected: &str) {
         assert_eq!(ApiKey::new(key).unwrap().short().as_str(), expected);
     }
 
     #[test]
-    fn a_short_key_shows_eleven_and_five_from_48_characters_on() {
-        check_short(LONG, "sk_6c036526...d452b");
-        check_short(&LONG[..48], "sk_6c036526...22223");
-        check_short(&LONG[..47], "sk_6...2222");
-        check_short("0123456789abcdef0123456789abcdef", "0123...cdef");
+    fn a_short_form_shows_sixteen_characters_of_a_key_of_48_characters() {
+        check_short_form(LONG, "sk_6c036526...d452b");
+        check_short_form(&LONG[..48], "sk_6c036526...22223");
+        check_short_form(&LONG[..47], "sk_6...2222");
+        check_short_form("0123456789abcdef0123456789abcdef", "0123...cdef");
     }
 
     #[test]
-    fn a_tiny_key_shows_nothing() {
-        check_short("0123456789abcdef", "0123...cdef");
-        check_short("0123456789abcde", "...");
-        check_short("x", "...");
+    fn a_key_of_fewer_than_16_characters_shows_none() {
+        check_short_form("0123456789abcdef", "0123...cdef");
+        check_short_form("0123456789abcde", "...");
+        check_short_form("x", "...");
     }
 
     #[test]
-    fn a_key_cannot_be_printed() {
+    fn debug_does_not_print_a_key() {
         let key = ApiKey::new(LONG).unwrap();
         assert_eq!(format!("{key:?} {key:#?}"), "ApiKey(sk_6c036526...d452b) ApiKey(sk_6c036526...d452b)");
     }
 
     #[test]
-    fn a_text_that_is_invalid_in_a_header_is_refused() {
-        assert_eq!(ApiKey::new("").unwrap_err(), UnusableKey::Empty);
+    fn a_key_that_is_invalid_in_a_header_is_rejected() {
+        assert_eq!(ApiKey::new("").unwrap_err(), InvalidApiKey::Empty);
         for text in ["sk a", "sk\r\nx: y", "sk\u{e9}", "sk\u{7f}"] {
-            assert_eq!(ApiKey::new(text).unwrap_err(), UnusableKey::NotVisibleAscii);
+            assert_eq!(ApiKey::new(text).unwrap_err(), InvalidApiKey::NotVisibleAscii);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The provider's authority: the only scheme, host and port to which keys are sent.
+//! The upstream authority: the only scheme, host and port to which API keys are sent.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use http::header::HeaderValue;
 /// The protocol of an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// Clear text: for a simulator or a gateway on the same machine.
+    /// Unencrypted, for a simulator or a gateway on the same machine.
     Http,
-    /// TLS.
+    /// Encrypted with TLS.
     Https,
 }
 
@@ -23,7 +23,7 @@ impl Scheme {
         }
     }
 
-    /// The port when none is written.
+    /// The port of a URL without one.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -33,7 +33,7 @@ impl Scheme {
     }
 }
 
-/// Scheme, host, port and an optional path prefix.
+/// A scheme, host and port with an optional path prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     scheme: Scheme,
@@ -44,12 +44,12 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// An authority. `host` is a name or an address, an IPv6 address without brackets; `prefix` is
-    /// empty or begins with a slash and does not end with one.
+    /// Creates an authority. `host` is a name or an address, without the brackets of an IPv6 address.
+    /// `prefix` is empty, or starts with a slash and does not end with one.
     ///
     /// # Errors
     ///
-    /// When the host is not a valid value of a `Host` header.
+    /// Fails if `host` is not valid in a `Host` header.
     pub fn new(scheme: Scheme, host: &str, port: u16, prefix: &str) -> Result<Self, http::Error> {
         let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let host_header =
@@ -63,30 +63,27 @@ impl Authority {
         })
     }
 
-    /// `http` or `https`.
+    /// The scheme of all upstream requests.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host name or address; an IPv6 address without brackets.
+    /// The host name or address, without the brackets of an IPv6 address.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether it is a host of ElevenLabs, in any region.
+    /// Whether the host belongs to ElevenLabs, in any region.
     #[must_use]
     pub fn is_elevenlabs(&self) -> bool {
-        const DOMAIN: &[u8] = b"elevenlabs.io";
-        let host = self.host.as_bytes();
-        let Some((rest, end)) = host.len().checked_sub(DOMAIN.len()).map(|at| host.split_at(at)) else {
-            return false;
-        };
-        end.eq_ignore_ascii_case(DOMAIN) && rest.last().is_none_or(|byte| *byte == b'.')
+        const DOMAIN: &str = "elevenlabs.io";
+        let host = self.host.to_ascii_lowercase();
+        host.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 
-    /// The port, also when it is the default one.
+    /// The port, even if it is the default one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -98,8 +95,8 @@ impl Authority {
         &self.host_header
     }
 
-    /// The path prefix, which is prepended to the client's path. Scheme and host of the client's target
-    /// are ignored: a client cannot choose where a key is sent.
+    /// The path prefix, which is prepended to the path of each request. The scheme and host of the client's
+    /// request target are ignored, so that a client cannot choose where a key is sent.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -118,22 +115,22 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(authority: (Scheme, &str, u16, &str), shown: &str) {
+    fn check(authority: (Scheme, &str, u16, &str), displayed: &str) {
         let (scheme, host, port, prefix) = authority;
         let authority = Authority::new(scheme, host, port, prefix).unwrap();
-        assert_eq!(authority.to_string(), shown);
+        assert_eq!(authority.to_string(), displayed);
         assert_eq!(authority.prefix(), prefix);
     }
 
     #[test]
-    fn default_ports_are_left_out() {
+    fn default_ports_are_omitted() {
         check((Scheme::Https, "api.elevenlabs.io", 443, ""), "https://api.elevenlabs.io");
         check((Scheme::Http, "127.0.0.1", 8080, ""), "http://127.0.0.1:8080");
         check((Scheme::Https, "::1", 8443, ""), "https://[::1]:8443");
     }
 
     #[test]
-    fn a_prefix_comes_first() {
+    fn the_prefix_follows_the_host() {
         check((Scheme::Http, "gate", 80, "/eleven"), "http://gate/eleven");
     }
 }

@@ -1,46 +1,46 @@
-//! Computes the amount that a request takes from its client's quota. The counter in memory and the usage
-//! records use the same function, because the counter is restored from the records after a restart.
+//! Computes the amount by which a request counts against its client's quota. The counter in memory and the
+//! usage records share this function, because the counter is restored from the records after a restart.
 
-/// Whether a request is known, before it is sent, to cost credits.
+/// What is known about the cost of a request before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
-    /// The provider charges for the request.
+    /// The provider charges for the endpoint.
     Metered,
-    /// The request is not documented as free.
+    /// The endpoint is not documented as free.
     Unlisted,
-    /// The request costs nothing.
+    /// The endpoint is free.
     Free,
 }
 
 /// The progress of a request at the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChargeOutcome {
-    /// No byte of it was sent.
+    /// No byte of the request was sent.
     Unsent,
-    /// The provider responded without serving it: a refusal, or a failure of its own, for which it does
-    /// not charge (the text of its status 500, captured in 2026).
+    /// The provider refused the request or failed. It does not charge for its failures (according to the
+    /// message of its status 500, captured in 2026).
     Refused,
-    /// It was sent, at least in part, and no complete response head was received: it may have been
-    /// served.
+    /// At least a part of the request was sent, and no complete response head was received. The provider may
+    /// have served it.
     Unknown,
-    /// The provider has served it.
+    /// The provider served the request.
     Served,
 }
 
-/// The amount taken from a quota.
+/// The amount by which a request counts against a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
-    /// Number of requests: 0 or 1.
+    /// 0 or 1.
     pub requests: u64,
-    /// Number of credits.
+    /// The charged credits.
     pub credits: u64,
 }
 
-/// The charge of a request. `reported` is the cost that its response reports, `reserved` the reserved
-/// amount, which is charged when the response reports none.
+/// Computes the charge of a request. `reported` is the cost that its response reports. `reserved` is charged
+/// instead if the response reports none.
 ///
-/// A reported cost above 0 is charged for every route and status. A request counts when it was served or
-/// may have been served, even if it costs 0 credits.
+/// A reported cost above 0 is charged for every endpoint and status. A request counts if it was served or may
+/// have been served, even if it costs 0 credits.
 #[must_use]
 pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
     let is_counted = match (billing, outcome) {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reported_cost_is_charged_whatever_the_route() {
+    fn a_reported_cost_is_charged_for_every_endpoint() {
         for outcome in [ChargeOutcome::Served, ChargeOutcome::Refused, ChargeOutcome::Unknown] {
             check(Billing::Free, outcome, Some(7), 1, 7);
             check(Billing::Metered, outcome, Some(7), 1, 7);

@@ -1,67 +1,68 @@
-//! Authenticates clients. A client presents one of Keychoir's own tokens in any place where the
-//! provider's SDKs put a key; the token is looked up, compared in constant time, and never forwarded.
-//! Without configured clients every request is accepted, and the server listens on loopback only.
+//! Client authentication, and the limits that are configured per client.
 //!
-//! A client that may bring its own key of the provider presents its token in `x-keychoir-token`, and its
-//! key in the header or parameter of the SDK.
+//! A client presents its Keychoir token in any header or parameter in which the provider's SDKs send a key.
+//! The token is compared in constant time and never forwarded. Without configured clients, every request is
+//! accepted and the server listens on loopback only. A client that may bring its own provider key sends its
+//! token in `x-keychoir-token`, and the key as the SDK does.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::client_quota::{ClientQuota, Rate};
-use super::headers::{Presented, has_unreadable_key, presented};
+use super::client_quota::{ClientQuota, RateLimit};
+use super::headers::{PresentedCredential, has_unreadable_key, presented_credentials};
 use super::path::Path;
 use crate::secret::{ApiKey, TokenFingerprint};
 
-/// The name of a client, for usage records and logs.
+/// The name of a client in usage records and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientName(Arc<str>);
 
 impl ClientName {
-    /// A name as it is configured.
+    /// Creates a name from the configuration.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
 
-    /// The name as text.
+    /// The configured text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The limits of a client. The default has none.
+/// The limits of a client. The default has no limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Its quota of requests or credits.
+    /// Maximum requests or credits per period.
     pub quota: Option<ClientQuota>,
-    /// Its rate limit.
-    pub rate: Option<Rate>,
-    /// Maximum number of its concurrent requests.
-    pub concurrency: Option<u32>,
-    /// Prefixes of the paths that it may use; empty for all paths.
+    /// Maximum requests per span of time.
+    pub rate_limit: Option<RateLimit>,
+    /// Maximum concurrent requests.
+    pub max_concurrent: Option<u32>,
+    /// Prefixes of the paths that the client may use. Empty allows all paths.
     pub paths: Vec<String>,
-    /// The keys and workspaces that may serve it; empty for all.
-    pub pins: AllowedKeys,
-    /// Whether it may bring a key of its own.
+    /// The keys and workspaces that may serve the client.
+    pub allowed_keys: AllowedKeys,
+    /// Whether the client may bring its own provider key.
     pub may_bring_key: bool,
-    /// Whether it may request tokens and signed URLs of the provider although it has a quota.
-    pub may_take_tokens: bool,
+    /// Whether the client may request tokens and signed URLs of the provider despite a quota. Their use
+    /// bypasses the proxy, so it is not counted.
+    pub may_request_tokens: bool,
 }
 
 impl Rules {
-    /// Whether it may use this path.
+    /// Whether the client may use this path.
     #[must_use]
     pub fn permit(&self, path: &str) -> bool {
         self.paths.is_empty()
-            || Path::read(path).is_ok_and(|path| self.paths.iter().any(|prefix| path.is_within(prefix)))
+            || Path::parse(path).is_ok_and(|path| self.paths.iter().any(|prefix| path.is_within(prefix)))
     }
 }
 
-/// Keys and workspaces, by name.
+/// The keys and workspaces that may serve a client, by name. Two empty lists allow every key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedKeys {
     /// Names of keys.
@@ -74,8 +75,9 @@ impl AllowedKeys {
     /// Whether a key with this name and workspace may serve.
     #[must_use]
     pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
-        let is_listed =
-            |list: &[String], name: Option<&str>| name.is_some_and(|name| list.iter().any(|one| one == name));
+        let is_listed = |list: &[String], name: Option<&str>| {
+            name.is_some_and(|name| list.iter().any(|listed| listed == name))
+        };
         (self.keys.is_empty() && self.workspaces.is_empty())
             || is_listed(&self.keys, key)
             || is_listed(&self.workspaces, workspace)
@@ -85,16 +87,16 @@ impl AllowedKeys {
 /// A configured client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Identifies it in usage records and logs.
+    /// The name in usage records and logs.
     pub name: ClientName,
-    /// Its limits.
+    /// The limits of the client.
     pub rules: Rules,
 }
 
-/// Whether a client without a token may bring a key of the provider.
+/// Whether a client without a token may bring its own provider key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnonymousAccess {
-    /// A credential that is not a token is refused; without configured tokens it is ignored.
+    /// A credential that is not a token is rejected, or ignored if no tokens are configured.
     #[default]
     Refused,
     /// A credential that is not a token is used as the client's own key.
@@ -104,42 +106,42 @@ pub enum AnonymousAccess {
 /// The configured clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// Clients with a token, by the first word of its fingerprint. The fingerprint is a hash, so the time of
-    /// a lookup does not reveal how much of a guessed token is right.
+    /// Clients with a token, by [`TokenFingerprint::index`]. The fingerprint is a hash, so the duration of a
+    /// lookup does not reveal how much of a guessed token is correct.
     by_token: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
-    /// The client of requests without a token.
+    /// Represents requests without a token.
     anonymous_client: Arc<Client>,
-    anonymous: AnonymousAccess,
+    anonymous_access: AnonymousAccess,
 }
 
 impl Clients {
-    /// The clients with a token; without any, every request is accepted.
+    /// Indexes the clients by token. An empty list accepts every request.
     #[must_use]
-    pub fn new(clients: Vec<(Client, TokenFingerprint)>, anonymous: AnonymousAccess) -> Self {
+    pub fn new(clients: Vec<(Client, TokenFingerprint)>, anonymous_access: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let anonymous_client = Arc::new(Client { name, rules: Rules::default() });
         let mut by_token: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
         for (client, fingerprint) in clients {
-            by_token.entry(fingerprint.first_word()).or_default().push((Arc::new(client), fingerprint));
+            by_token.entry(fingerprint.index()).or_default().push((Arc::new(client), fingerprint));
         }
-        Self { by_token, anonymous_client, anonymous }
+        Self { by_token, anonymous_client, anonymous_access }
     }
 
-    /// Whether clients need a token.
+    /// Whether tokens are configured.
     #[must_use]
-    pub fn are_known(&self) -> bool {
+    pub fn require_token(&self) -> bool {
         !self.by_token.is_empty()
     }
 
-    /// Whether the caller was authenticated by a token, where tokens are needed, and is not an anonymous
-    /// client with its own key.
+    /// Whether the caller presented a valid token, if tokens are configured. An anonymous client with its
+    /// own key did not.
     #[must_use]
-    pub fn include(&self, caller: &Caller) -> bool {
-        !self.are_known() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
+    pub fn is_authenticated(&self, caller: &Caller) -> bool {
+        !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
     }
 
     /// The names of the clients that have a token.
-    pub fn token_holders(&self) -> impl Iterator<Item = &ClientName> {
+    pub fn names_with_token(&self) -> impl Iterator<Item = &ClientName> {
         self.by_token.values().flatten().map(|(client, _)| &client.name)
     }
 
@@ -149,81 +151,85 @@ impl Clients {
         with_token.chain([&self.anonymous_client]).map(|client| &client.name)
     }
 
-    /// The client of this token.
-    fn of_token(&self, token: &str) -> Option<&Arc<Client>> {
-        if self.are_known() { self.of_print(&TokenFingerprint::of(token)) } else { None }
+    fn find_by_token(&self, token: &str) -> Option<&Arc<Client>> {
+        // Hashing is skipped when no token can match.
+        if self.require_token() { self.find_by_fingerprint(&TokenFingerprint::new(token)) } else { None }
     }
 
-    fn of_print(&self, fingerprint: &TokenFingerprint) -> Option<&Arc<Client>> {
-        let same_bucket = self.by_token.get(&fingerprint.first_word())?;
-        same_bucket.iter().find(|(_, expected)| expected == fingerprint).map(|(client, _)| client)
+    fn find_by_fingerprint(&self, fingerprint: &TokenFingerprint) -> Option<&Arc<Client>> {
+        let candidates = self.by_token.get(&fingerprint.index())?;
+        candidates.iter().find(|(_, expected)| expected == fingerprint).map(|(client, _)| client)
     }
 }
 
-/// The client of a request, and the key that serves it.
+/// The authenticated client of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The client, with its limits.
+    /// The client with its limits.
     pub client: Arc<Client>,
-    /// The key that it brings; without one, the pool serves.
+    /// The provider key that the client brought. `None` serves the request from the pool.
     pub own_key: Option<ApiKey>,
 }
 
-/// Why a client is not authenticated.
+/// Why a request is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unidentified {
-    /// The client presents no credential.
+pub enum Unauthenticated {
+    /// The request has no credential.
     #[error("the client presents no token")]
-    Missing,
-    /// The client presents a credential that belongs to no client.
-    #[error("the client presents a token that no client has")]
-    Wrong,
-    /// The client may bring its own key, and presents a text that is not a valid header value.
+    MissingToken,
+    /// The request has a credential that is not the token of a configured client.
+    #[error("the client presents an unknown token")]
+    UnknownToken,
+    /// The client may bring its own key, and the key is not a valid header value.
     #[error("the client's own key is malformed")]
     MalformedKey,
 }
 
-/// Identifies the client of a request.
+/// Authenticates the client of a request.
 ///
 /// # Errors
 ///
-/// When tokens are needed and no valid one is presented, and when a client that may bring its own key
-/// presents a malformed one: serving it from the pool would spend other clients' credits.
+/// Fails if tokens are configured and the request has no valid one. Also fails if a client that may bring
+/// its own key sends a malformed one, because serving it from the pool would spend other clients' credits.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
     query: Option<&str>,
-) -> Result<Caller, Unidentified> {
-    let presented = || presented(headers, query);
-    // A credential that is not a token: the key that the SDK was configured with.
+) -> Result<Caller, Unauthenticated> {
+    let credentials = || presented_credentials(headers, query);
+    // A key credential that is not a token is the provider key with which the SDK was configured.
     let own_key = || {
-        let keys = presented().filter_map(|credential| match credential {
-            Presented::Key(key) => Some(key),
-            Presented::Token(_) | Presented::Other(_) => None,
+        let keys = credentials().filter_map(|credential| match credential {
+            PresentedCredential::Key(key) => Some(key),
+            PresentedCredential::Token(_) | PresentedCredential::Other(_) => None,
         });
         let mut is_malformed = has_unreadable_key(headers);
-        for key in keys.filter(|key| clients.of_token(key).is_none()) {
+        for key in keys.filter(|key| clients.find_by_token(key).is_none()) {
             match ApiKey::new(&key) {
                 Ok(key) => return Ok(Some(key)),
                 Err(_) => is_malformed = true,
             }
         }
-        if is_malformed { Err(Unidentified::MalformedKey) } else { Ok(None) }
+        if is_malformed { Err(Unauthenticated::MalformedKey) } else { Ok(None) }
     };
-    if let Some(client) = presented().find_map(|credential| clients.of_token(credential.text())) {
+    if let Some(client) = credentials().find_map(|credential| clients.find_by_token(credential.as_str())) {
         let own_key = if client.rules.may_bring_key { own_key()? } else { None };
         return Ok(Caller { client: Arc::clone(client), own_key });
     }
-    // A client that presents a token in `x-keychoir-token` must be authenticated by it.
-    let has_token = presented().any(|credential| matches!(credential, Presented::Token(_)));
-    let own_key = match clients.anonymous {
+    // A value in `x-keychoir-token` is always a token, so an unknown one must not count as anonymous.
+    let has_token = credentials().any(|credential| matches!(credential, PresentedCredential::Token(_)));
+    let own_key = match clients.anonymous_access {
         AnonymousAccess::BringKeys if !has_token => own_key()?,
         AnonymousAccess::BringKeys | AnonymousAccess::Refused => None,
     };
-    if own_key.is_some() || !clients.are_known() {
+    if own_key.is_some() || !clients.require_token() {
         return Ok(Caller { client: Arc::clone(&clients.anonymous_client), own_key });
     }
-    Err(if presented().next().is_none() { Unidentified::Missing } else { Unidentified::Wrong })
+    Err(if credentials().next().is_none() {
+        Unauthenticated::MissingToken
+    } else {
+        Unauthenticated::UnknownToken
+    })
 }
 
 #[cfg(test)]
@@ -234,12 +240,12 @@ mod tests {
         Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
     }
 
-    fn configured_clients(anonymous: AnonymousAccess) -> Clients {
+    fn configured_clients(anonymous_access: AnonymousAccess) -> Clients {
         let clients = vec![
-            (client("app", false), TokenFingerprint::of("token-of-app")),
-            (client("ops", true), TokenFingerprint::of("token-of-ops")),
+            (client("app", false), TokenFingerprint::new("token-of-app")),
+            (client("ops", true), TokenFingerprint::new("token-of-ops")),
         ];
-        Clients::new(clients, anonymous)
+        Clients::new(clients, anonymous_access)
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -250,7 +256,7 @@ mod tests {
     fn check(
         header: Option<(&'static str, &'static str)>,
         query: Option<&str>,
-        expected: Result<&str, Unidentified>,
+        expected: Result<&str, Unauthenticated>,
     ) {
         let headers = headers(header.as_slice());
         let caller = authenticate(&configured_clients(AnonymousAccess::Refused), &headers, query);
@@ -259,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_found_wherever_an_sdk_puts_its_key() {
+    fn a_token_is_accepted_wherever_an_sdk_sends_its_key() {
         check(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
         check(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
         check(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
@@ -270,26 +276,26 @@ mod tests {
     }
 
     #[test]
-    fn one_valid_token_among_invalid_ones_is_accepted() {
+    fn a_valid_token_next_to_an_invalid_one_is_accepted() {
         check(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
     }
 
     #[test]
-    fn a_wrong_token_is_distinguished_from_a_missing_one() {
-        check(Some(("xi-api-key", "token-of-ap")), None, Err(Unidentified::Wrong));
-        check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unidentified::Wrong));
-        check(Some(("xi-api-key", "")), None, Err(Unidentified::Missing));
-        check(Some(("accept", "token-of-app")), None, Err(Unidentified::Missing));
-        check(None, Some("token=token-of-app"), Err(Unidentified::Missing));
+    fn an_unknown_token_is_distinguished_from_a_missing_one() {
+        check(Some(("xi-api-key", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check(Some(("xi-api-key", "")), None, Err(Unauthenticated::MissingToken));
+        check(Some(("accept", "token-of-app")), None, Err(Unauthenticated::MissingToken));
+        check(None, Some("token=token-of-app"), Err(Unauthenticated::MissingToken));
     }
 
     #[test]
-    fn fingerprints_with_a_common_prefix_are_distinguished() {
+    fn fingerprints_with_the_same_index_are_distinguished() {
         let fingerprint = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
         let clients =
             vec![(client("one", false), fingerprint('1')), (client("two", false), fingerprint('2'))];
         let clients = Clients::new(clients, AnonymousAccess::Refused);
-        let name = |fingerprint| clients.of_print(&fingerprint).map(|client| client.name.as_str());
+        let name = |fingerprint| clients.find_by_fingerprint(&fingerprint).map(|client| client.name.as_str());
         assert_eq!(
             [name(fingerprint('1')), name(fingerprint('2')), name(fingerprint('3'))],
             [Some("one"), Some("two"), None]
@@ -297,96 +303,112 @@ mod tests {
     }
 
     #[test]
-    fn without_configured_clients_every_request_is_local() {
+    fn without_configured_clients_every_request_is_accepted_as_local() {
         let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
         let caller = authenticate(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
-    /// The client of a request, and the key that it brings.
+    /// Checks the name of the client and the key that it brings.
     #[track_caller]
-    fn check_own(
+    fn check_own_key(
         clients: &Clients,
         credentials: &[(&'static str, &'static str)],
         query: Option<&str>,
-        expected: Result<(&str, Option<&str>), Unidentified>,
+        expected: Result<(&str, Option<&str>), Unauthenticated>,
     ) {
         let caller = authenticate(clients, &headers(credentials), query);
-        let identified = caller
+        let authenticated = caller
             .as_ref()
             .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
-        let expected = expected.map(|(name, key)| (name, key.map(crate::secret::Fingerprint::of)));
-        assert_eq!(identified.map_err(|error| *error), expected);
+        let expected = expected.map(|(name, key)| (name, key.map(crate::secret::Fingerprint::new)));
+        assert_eq!(authenticated.map_err(|error| *error), expected);
     }
 
     #[test]
-    fn a_permitted_client_brings_its_key_beside_its_token() {
+    fn a_permitted_client_may_send_its_own_key_with_its_token() {
         let clients = configured_clients(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
-        check_own(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
-        check_own(&clients, &[ops], Some("xi_api_key=sk_own"), Ok(("ops", Some("sk_own"))));
-        check_own(&clients, &[("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
-        check_own(&clients, &[ops, ("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
-        check_own(&clients, &[ops, ("xi-api-key", "token-of-app")], None, Ok(("ops", None)));
-        check_own(&clients, &[ops, ("authorization", "Bearer sk_own")], None, Ok(("ops", None)));
-        check_own(&clients, &[app, ("xi-api-key", "sk_own")], None, Ok(("app", None)));
+        check_own_key(&clients, &[ops, ("xi-api-key", "sk_own")], None, Ok(("ops", Some("sk_own"))));
+        check_own_key(&clients, &[ops], Some("xi_api_key=sk_own"), Ok(("ops", Some("sk_own"))));
+        check_own_key(&clients, &[("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
+        check_own_key(&clients, &[ops, ("xi-api-key", "token-of-ops")], None, Ok(("ops", None)));
+        check_own_key(&clients, &[ops, ("xi-api-key", "token-of-app")], None, Ok(("ops", None)));
+        check_own_key(&clients, &[ops, ("authorization", "Bearer sk_own")], None, Ok(("ops", None)));
+        check_own_key(&clients, &[app, ("xi-api-key", "sk_own")], None, Ok(("app", None)));
     }
 
     #[test]
-    fn a_malformed_own_key_is_not_served_from_the_pool() {
+    fn a_malformed_own_key_is_rejected() {
         let clients = configured_clients(AnonymousAccess::Refused);
         let (ops, app) = (("x-keychoir-token", "token-of-ops"), ("x-keychoir-token", "token-of-app"));
         let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
         for key in ["sk_own two", "sk\u{e9}", "Bearer sk_own"] {
             let own = ("xi-api-key", key);
-            check_own(&clients, &[ops, own], None, Err(Unidentified::MalformedKey));
-            check_own(&clients, &[app, own], None, Ok(("app", None)));
-            check_own(
+            check_own_key(&clients, &[ops, own], None, Err(Unauthenticated::MalformedKey));
+            check_own_key(&clients, &[app, own], None, Ok(("app", None)));
+            check_own_key(
                 &configured_clients(AnonymousAccess::BringKeys),
                 &[own],
                 None,
-                Err(Unidentified::MalformedKey),
+                Err(Unauthenticated::MalformedKey),
             );
-            check_own(&open_clients, &[own], None, Err(Unidentified::MalformedKey));
+            check_own_key(&open_clients, &[own], None, Err(Unauthenticated::MalformedKey));
         }
-        check_own(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unidentified::MalformedKey));
-        check_own(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unidentified::MalformedKey));
-        check_own(&clients, &[ops, ("xi-api-key", "")], None, Ok(("ops", None)));
-        // Of a malformed and a valid key, the valid one is used.
-        let both = Some("xi_api_key=sk_own");
-        check_own(&clients, &[ops, ("xi-api-key", "sk own")], both, Ok(("ops", Some("sk_own"))));
+        check_own_key(&clients, &[ops], Some("xi_api_key=sk%20own"), Err(Unauthenticated::MalformedKey));
+        check_own_key(&clients, &[ops], Some("xi_api_key=sk%0Aown"), Err(Unauthenticated::MalformedKey));
+        check_own_key(&clients, &[ops, ("xi-api-key", "")], None, Ok(("ops", None)));
+        // A valid key is used even if another one is malformed.
+        let valid_key = Some("xi_api_key=sk_own");
+        check_own_key(&clients, &[ops, ("xi-api-key", "sk own")], valid_key, Ok(("ops", Some("sk_own"))));
     }
 
     #[test]
-    fn anonymous_clients_bring_keys_only_when_permitted() {
+    fn anonymous_clients_may_send_keys_only_when_permitted() {
         let own = [("xi-api-key", "sk_own")];
-        check_own(&configured_clients(AnonymousAccess::Refused), &own, None, Err(Unidentified::Wrong));
+        check_own_key(
+            &configured_clients(AnonymousAccess::Refused),
+            &own,
+            None,
+            Err(Unauthenticated::UnknownToken),
+        );
         let clients = configured_clients(AnonymousAccess::BringKeys);
-        check_own(&clients, &own, None, Ok(("own", Some("sk_own"))));
-        check_own(&clients, &[("xi-api-key", "token-of-app")], None, Ok(("app", None)));
-        check_own(&clients, &[("authorization", "Bearer sk_own")], None, Err(Unidentified::Wrong));
-        check_own(&clients, &[own[0], ("x-keychoir-token", "wrong")], None, Err(Unidentified::Wrong));
-        check_own(&clients, &[], None, Err(Unidentified::Missing));
-        let is_included =
-            |credentials| clients.include(&authenticate(&clients, &headers(credentials), None).unwrap());
-        assert!(is_included(&[("xi-api-key", "token-of-app")]) && !is_included(&own));
+        check_own_key(&clients, &own, None, Ok(("own", Some("sk_own"))));
+        check_own_key(&clients, &[("xi-api-key", "token-of-app")], None, Ok(("app", None)));
+        check_own_key(
+            &clients,
+            &[("authorization", "Bearer sk_own")],
+            None,
+            Err(Unauthenticated::UnknownToken),
+        );
+        check_own_key(
+            &clients,
+            &[own[0], ("x-keychoir-token", "wrong")],
+            None,
+            Err(Unauthenticated::UnknownToken),
+        );
+        check_own_key(&clients, &[], None, Err(Unauthenticated::MissingToken));
+        let is_authenticated = |credentials| {
+            clients.is_authenticated(&authenticate(&clients, &headers(credentials), None).unwrap())
+        };
+        assert!(is_authenticated(&[("xi-api-key", "token-of-app")]) && !is_authenticated(&own));
         let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
-        check_own(&open_clients, &own, None, Ok(("local", Some("sk_own"))));
-        check_own(&open_clients, &[], None, Ok(("local", None)));
+        check_own_key(&open_clients, &own, None, Ok(("local", Some("sk_own"))));
+        check_own_key(&open_clients, &[], None, Ok(("local", None)));
     }
 
     #[test]
-    fn allowed_keys_are_names_of_keys_or_workspaces() {
-        let pins = AllowedKeys { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
+    fn a_key_is_allowed_by_its_name_or_its_workspace() {
+        let allowed_keys = AllowedKeys { keys: vec!["first".into()], workspaces: vec!["studio".into()] };
         assert!(AllowedKeys::default().permit(None, None));
-        assert!(pins.permit(Some("first"), None));
-        assert!(pins.permit(Some("third"), Some("studio")));
-        assert!(!pins.permit(Some("third"), Some("first")));
-        assert!(!pins.permit(None, None));
+        assert!(allowed_keys.permit(Some("first"), None));
+        assert!(allowed_keys.permit(Some("third"), Some("studio")));
+        assert!(!allowed_keys.permit(Some("third"), Some("first")));
+        assert!(!allowed_keys.permit(None, None));
     }
 
     #[test]
-    fn a_permitted_path_includes_all_paths_below_it() {
+    fn a_path_prefix_permits_all_paths_below_it() {
         let rules = |paths: &[&str]| Rules {
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
             ..Rules::default()

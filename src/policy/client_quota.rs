@@ -1,5 +1,5 @@
-//! Client quotas and rate limits: maximum requests or credits per day, per month or in total, and maximum
-//! requests per span of time. Days and months are calendar periods in UTC.
+//! Client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
+//! (maximum requests per span of time).
 
 use std::fmt;
 use std::time::Duration;
@@ -11,52 +11,52 @@ use super::units::{Grouped, UnixMs};
 /// The quota of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientQuota {
-    /// Maximum in the period.
+    /// The maximum in one period.
     pub amount: u64,
-    /// The unit of the amount.
-    pub measure: Measure,
+    /// The unit of `amount`.
+    pub unit: QuotaUnit,
     /// The period after which the count is reset.
     pub period: Period,
 }
 
 /// The unit that a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
-    /// Requests that the provider charges for and has served.
+pub enum QuotaUnit {
+    /// Requests that the provider served and charges for.
     Requests,
-    /// Credits that the provider has charged.
+    /// Credits that the provider charged.
     Credits,
 }
 
-/// When the count is reset.
+/// The period after which the count is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
-    /// At midnight.
+    /// A calendar day in UTC.
     Day,
-    /// At midnight of the first of a month.
+    /// A calendar month in UTC.
     Month,
-    /// Never.
-    Ever,
+    /// The count is never reset.
+    Total,
 }
 
-/// The error of a client whose quota does not suffice for a request.
+/// The error for a request that exceeds the quota of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the client has used its {quota}")]
-pub struct QuotaSpent {
-    /// The quota.
+pub struct QuotaExceeded {
+    /// The quota that is exceeded.
     pub quota: ClientQuota,
-    /// When the count is reset; `None` for never.
+    /// When the count is reset. `None` if it never is.
     pub resets_at: Option<UnixMs>,
-    /// Set when some of the quota is left, but less than the request may cost.
+    /// Set if some of the quota remains, but less than the request may cost.
     pub shortfall: Option<QuotaShortfall>,
 }
 
-/// The rest of a quota, and the cost of a request.
+/// The remaining amount of a quota, and the amount that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaShortfall {
-    /// Amount neither used nor reserved by other requests of the client.
-    pub left: u64,
-    /// Upper bound of the amount that the request may use.
+    /// The amount that is neither used nor reserved by requests in flight.
+    pub remaining: u64,
+    /// The maximum amount that the request may use.
     pub needed: u64,
 }
 
@@ -65,180 +65,172 @@ impl ClientQuota {
     ///
     /// # Errors
     ///
-    /// When the quota is used up, with the time of its reset.
-    pub fn check(&self, used: u64, now: UnixMs) -> Result<(), QuotaSpent> {
-        self.check_for(used, 0, now)
+    /// Fails if the quota is used up.
+    pub fn check(&self, used: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
+        if self.allows(used, 0) { Ok(()) } else { Err(self.exceeded(used, 0, now)) }
     }
 
-    /// Checks whether `more` fits into the quota beside `taken`, the sum of the used amount and of the
-    /// reservations of requests in flight. When the quota is used up, even 0 does not fit.
-    ///
-    /// # Errors
-    ///
-    /// When it does not fit, with the amount that is left.
-    pub fn check_for(&self, taken: u64, more: u64, now: UnixMs) -> Result<(), QuotaSpent> {
-        if self.has_room(taken, more) { Ok(()) } else { Err(self.refusal(taken, more, now)) }
-    }
-
-    /// Whether `more` fits beside `taken`.
+    /// Whether the quota allows `needed` in addition to `used`, which includes the reservations of
+    /// requests in flight. A quota that is used up does not even allow 0.
     #[must_use]
-    pub fn has_room(&self, taken: u64, more: u64) -> bool {
-        let left = self.amount.saturating_sub(taken);
-        left > 0 && more <= left
+    pub fn allows(&self, used: u64, needed: u64) -> bool {
+        let remaining = self.amount.saturating_sub(used);
+        remaining > 0 && needed <= remaining
     }
 
-    /// The error of a client for which `more` does not fit beside `taken`.
+    /// Builds the error for a request that needs `needed` in addition to `used`.
     #[must_use]
-    pub fn refusal(&self, taken: u64, more: u64, now: UnixMs) -> QuotaSpent {
-        let left = self.amount.saturating_sub(taken);
-        let shortfall = (left > 0).then_some(QuotaShortfall { left, needed: more });
-        QuotaSpent { quota: *self, resets_at: self.period.end(now), shortfall }
+    pub fn exceeded(&self, used: u64, needed: u64, now: UnixMs) -> QuotaExceeded {
+        let remaining = self.amount.saturating_sub(used);
+        let shortfall = (remaining > 0).then_some(QuotaShortfall { remaining, needed });
+        QuotaExceeded { quota: *self, resets_at: self.period.end(now), shortfall }
     }
 }
 
 impl fmt::Display for ClientQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.amount == 1 { "" } else { "s" };
-        let measure = match self.measure {
-            Measure::Requests => "request",
-            Measure::Credits => "credit",
+        let unit = match self.unit {
+            QuotaUnit::Requests => "request",
+            QuotaUnit::Credits => "credit",
         };
         let period = match self.period {
             Period::Day => " per day",
             Period::Month => " per month",
-            Period::Ever => "",
+            Period::Total => "",
         };
-        write!(f, "{} {measure}{plural}{period}", Grouped(self.amount))
+        write!(f, "{} {unit}{plural}{period}", Grouped(self.amount))
     }
 }
 
 const DAY_MS: u64 = 86_400_000;
 
 impl Period {
-    /// All periods, from the shortest.
-    pub const ALL: [Self; 3] = [Self::Day, Self::Month, Self::Ever];
+    /// All periods, the shortest first.
+    pub const ALL: [Self; 3] = [Self::Day, Self::Month, Self::Total];
 
-    /// When the period of `now` began.
+    /// Returns the start of the period that contains `now`.
     #[must_use]
-    pub fn begin(self, now: UnixMs) -> UnixMs {
+    pub fn start(self, now: UnixMs) -> UnixMs {
         match self {
             Self::Day => UnixMs(now.0 - now.0 % DAY_MS),
-            Self::Month => first_of_month(now, 0).unwrap_or_default(),
-            Self::Ever => UnixMs::default(),
+            Self::Month => start_of_month(now, 0).unwrap_or_default(),
+            Self::Total => UnixMs::default(),
         }
     }
 
-    /// When the period of `now` ends.
+    /// Returns the end of the period that contains `now`, or `None` if it does not end.
     #[must_use]
     pub fn end(self, now: UnixMs) -> Option<UnixMs> {
         match self {
-            Self::Day => self.begin(now).0.checked_add(DAY_MS).map(UnixMs),
-            Self::Month => first_of_month(now, 1),
-            Self::Ever => None,
+            Self::Day => self.start(now).0.checked_add(DAY_MS).map(UnixMs),
+            Self::Month => start_of_month(now, 1),
+            Self::Total => None,
         }
     }
 
-    /// The number of the period of `now`; a later one has a larger number.
+    /// Returns a number for the period that contains `now`. A later period has a larger number.
     fn number(self, now: UnixMs) -> u16 {
         let today = now.0 / DAY_MS;
-        let begin = match self {
+        let first_day = match self {
             Self::Day => today,
             Self::Month => today - days_into_month(today),
-            Self::Ever => 0,
+            Self::Total => 0,
         };
-        // Sufficient for days until the year 2149.
-        u16::try_from(begin).unwrap_or(u16::MAX)
+        // 16 bits suffice for days until the year 2149.
+        u16::try_from(first_day).unwrap_or(u16::MAX)
     }
 }
 
-/// Number of days since the first of the month of the `day`th day since 1970. It is computed for every
-/// request, and a general calendar library takes ten times as long.
+/// Returns the number of days from the first of the month to `day`, which counts from 1970-01-01. This
+/// runs for every request, and a general calendar library takes ten times as long.
 fn days_into_month(day: u64) -> u64 {
     const DAYS_OF_400_YEARS: u64 = 146_097;
-    // Years begin in March here, so that leap days are at their end; the first is year 0.
+    // Years start in March here, so that a leap day is the last day of its year. The first year is 0.
     let day = (day + 719_468) % DAYS_OF_400_YEARS;
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
-    // Five months have 153 days.
+    // Five months that start in March have 153 days.
     let month = (5 * day + 2) / 153;
     day - (153 * month + 2) / 5
 }
 
-/// Midnight of the first of the month of `now`, or of the month that is `later` by this many.
-fn first_of_month(now: UnixMs, later: i32) -> Option<UnixMs> {
+/// Returns the midnight at which the month of `now` started, plus this number of months.
+fn start_of_month(now: UnixMs, months_later: i32) -> Option<UnixMs> {
     let now = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
     let first = Offset::UTC.to_datetime(now).date().first_of_month();
-    let first = first.checked_add(jiff::Span::new().try_months(later).ok()?).ok()?;
-    let begin = Offset::UTC.to_timestamp(first.to_datetime(jiff::civil::Time::midnight())).ok()?;
-    u64::try_from(begin.as_millisecond()).ok().map(UnixMs)
+    let first = first.checked_add(jiff::Span::new().try_months(months_later).ok()?).ok()?;
+    let start = Offset::UTC.to_timestamp(first.to_datetime(jiff::civil::Time::midnight())).ok()?;
+    u64::try_from(start.as_millisecond()).ok().map(UnixMs)
 }
 
-/// The amount used in a period. It fits into one word with the number of its period, so that amount and
-/// period always belong together.
+/// The amount used in a period. It fits into an atomic integer together with the number of its period, so
+/// that both always change together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    number: u16,
+    period_number: u16,
     amount: u64,
 }
 
-/// The largest amount that fits into 48 bits, which is far above any real use.
-const AMOUNT_MAX: u64 = (1 << 48) - 1;
+/// The largest amount that fits into 48 bits, which is far above any realistic use.
+const MAX_AMOUNT: u64 = (1 << 48) - 1;
 
 impl Tally {
-    /// Unpacks a word.
+    /// Unpacks the integer that [`to_bits`](Self::to_bits) returned.
     #[must_use]
-    pub fn of_word(word: u64) -> Self {
-        Self { number: u16::try_from(word >> 48).unwrap_or(u16::MAX), amount: word & AMOUNT_MAX }
+    pub fn from_bits(bits: u64) -> Self {
+        Self { period_number: u16::try_from(bits >> 48).unwrap_or(u16::MAX), amount: bits & MAX_AMOUNT }
     }
 
-    /// Packs it into a word.
+    /// Packs the period number into the upper 16 bits and the amount into the others.
     #[must_use]
-    pub fn word(self) -> u64 {
-        u64::from(self.number) << 48 | self.amount
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.period_number) << 48 | self.amount
     }
 
-    /// The amount used in the period of `now`. After a clock was set back, the later period still counts.
+    /// Returns the amount used in the period that contains `now`. If the clock was set back, a later
+    /// period still counts.
     #[must_use]
     pub fn used(self, period: Period, now: UnixMs) -> u64 {
-        if self.number >= period.number(now) { self.amount } else { 0 }
+        if self.period_number >= period.number(now) { self.amount } else { 0 }
     }
 
-    /// The count after `more` was used.
+    /// Returns the tally after `amount` was used at `now`.
     #[must_use]
-    pub fn plus(self, more: u64, period: Period, now: UnixMs) -> Self {
+    pub fn add(self, amount: u64, period: Period, now: UnixMs) -> Self {
         Self {
-            number: self.number.max(period.number(now)),
-            amount: self.used(period, now).saturating_add(more).min(AMOUNT_MAX),
+            period_number: self.period_number.max(period.number(now)),
+            amount: self.used(period, now).saturating_add(amount).min(MAX_AMOUNT),
         }
     }
 
-    /// The number of its period.
+    /// Identifies the period of the tally, for [`replace_reservation`](Self::replace_reservation).
     #[must_use]
-    pub fn number(self) -> u16 {
-        self.number
+    pub fn period_number(self) -> u16 {
+        self.period_number
     }
 
-    /// The count after `more` was used instead of `less`, which was reserved in the period of that
-    /// number. A period that is over leaves the count unchanged, because it was reset.
+    /// Returns the tally after `used` replaced `reserved`, which was added in the period with this number. If
+    /// that period is over, the tally is unchanged, because it was reset.
     #[must_use]
-    pub fn replaced(self, number: u16, less: u64, more: u64) -> Self {
-        if self.number != number {
+    pub fn replace_reservation(self, period_number: u16, reserved: u64, used: u64) -> Self {
+        if self.period_number != period_number {
             return self;
         }
-        Self { amount: self.amount.saturating_sub(less).saturating_add(more).min(AMOUNT_MAX), ..self }
+        Self { amount: self.amount.saturating_sub(reserved).saturating_add(used).min(MAX_AMOUNT), ..self }
     }
 }
 
-/// A rate limit: a burst of up to `requests`, which then become available again evenly over `span`.
+/// A rate limit: a burst of up to `requests`, which become available again evenly over `span`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct RateLimit {
     /// Maximum number of requests per span; at least 1.
     pub requests: u32,
     /// The span in which `requests` become available again.
     pub span: Duration,
 }
 
-impl fmt::Display for Rate {
+impl fmt::Display for RateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.span.as_secs() {
             1 => write!(f, "{} per second", self.requests),
@@ -248,13 +240,14 @@ impl fmt::Display for Rate {
     }
 }
 
-impl Rate {
-    /// Counts a request at `now`. `used_until` is the time up to which the client's requests use its rate so
-    /// far; both are nanoseconds since the same moment. Returns the new `used_until`.
+impl RateLimit {
+    /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
+    /// earlier requests have used the limit. Both are nanoseconds since the same time. Returns the new
+    /// `used_until`.
     ///
     /// # Errors
     ///
-    /// When the rate is exceeded, with the time until the next request fits.
+    /// Fails if the limit is exceeded, with the time until the next request is admitted.
     pub fn admit(&self, used_until: u64, now: u64) -> Result<u64, Duration> {
         let span = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
         let next = used_until.max(now).saturating_add(span / u64::from(self.requests.max(1)));
@@ -270,17 +263,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_day_lies_in_its_month_of_the_calendar() {
+    fn months_start_as_in_the_calendar_library() {
         for day in 0..=65_536 {
             let now = UnixMs(day * DAY_MS + 5);
-            let begin = Period::Month.begin(now).0 / DAY_MS;
-            assert_eq!(day - days_into_month(day), begin, "{day}");
-            assert_eq!(Period::Month.number(now), u16::try_from(begin).unwrap());
+            let first_day = Period::Month.start(now).0 / DAY_MS;
+            assert_eq!(day - days_into_month(day), first_day, "{day}");
+            assert_eq!(Period::Month.number(now), u16::try_from(first_day).unwrap());
         }
     }
 
     /// 2024-02-29T12:00:00Z.
-    const LEAP: UnixMs = UnixMs(1_709_208_000_000);
+    const LEAP_DAY: UnixMs = UnixMs(1_709_208_000_000);
 
     fn at(text: &str) -> UnixMs {
         let at: jiff::Timestamp = text.parse().unwrap();
@@ -288,13 +281,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_period(period: Period, now: &str, begin: &str, end: Option<&str>) {
-        assert_eq!(period.begin(at(now)), at(begin));
+    fn check_period(period: Period, now: &str, start: &str, end: Option<&str>) {
+        assert_eq!(period.start(at(now)), at(start));
         assert_eq!(period.end(at(now)), end.map(at));
     }
 
     #[test]
-    fn days_and_months_are_those_of_the_calendar() {
+    fn periods_are_those_of_the_calendar() {
         check_period(
             Period::Day,
             "2024-02-29T23:59:59.999Z",
@@ -319,98 +312,103 @@ mod tests {
             "2025-12-01T00:00:00Z",
             Some("2026-01-01T00:00:00Z"),
         );
-        check_period(Period::Ever, "2025-12-31T23:59:59Z", "1970-01-01T00:00:00Z", None);
+        check_period(Period::Total, "2025-12-31T23:59:59Z", "1970-01-01T00:00:00Z", None);
     }
 
     #[test]
-    fn the_last_moment_does_not_panic() {
+    fn the_maximum_time_does_not_panic() {
         for period in Period::ALL {
-            let tally = Tally::default().plus(u64::MAX, period, UnixMs(u64::MAX));
-            assert_eq!(Tally::of_word(tally.word()), tally);
-            assert_eq!(tally.used(period, UnixMs(u64::MAX)), AMOUNT_MAX);
+            let tally = Tally::default().add(u64::MAX, period, UnixMs(u64::MAX));
+            assert_eq!(Tally::from_bits(tally.to_bits()), tally);
+            assert_eq!(tally.used(period, UnixMs(u64::MAX)), MAX_AMOUNT);
         }
     }
 
     #[test]
-    fn a_quota_is_used_up_to_its_last_unit() {
-        let quota = ClientQuota { amount: 3, measure: Measure::Requests, period: Period::Day };
-        assert_eq!(quota.check(2, LEAP), Ok(()));
-        let spent = QuotaSpent { quota, resets_at: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
-        assert_eq!(quota.check(3, LEAP), Err(spent));
-        assert_eq!(ClientQuota { amount: 0, ..quota }.check(0, LEAP).unwrap_err().resets_at, spent.resets_at);
-        let ever = ClientQuota { period: Period::Ever, ..quota };
-        assert_eq!(ever.check(4, LEAP).unwrap_err().resets_at, None);
-    }
-
-    #[test]
-    fn a_count_is_reset_by_a_new_period_and_not_by_a_clock_set_back() {
-        let tomorrow = Period::Day.end(LEAP).unwrap();
-        let tally = Tally::default().plus(2, Period::Day, LEAP).plus(1, Period::Day, LEAP);
-        assert_eq!((tally.used(Period::Day, LEAP), tally.used(Period::Day, tomorrow)), (3, 0));
-        let next = tally.plus(5, Period::Day, tomorrow);
-        assert_eq!(next.used(Period::Day, tomorrow), 5);
-        assert_eq!(next.used(Period::Day, LEAP), 5);
-        assert_eq!(next.plus(1, Period::Day, LEAP).used(Period::Day, tomorrow), 6);
-        let months = Tally::default().plus(3, Period::Month, LEAP);
-        assert_eq!((months.used(Period::Month, LEAP), months.used(Period::Month, tomorrow)), (3, 0));
-        assert_eq!(Tally::default().plus(3, Period::Ever, LEAP).used(Period::Ever, UnixMs(0)), 3);
-    }
-
-    #[test]
-    fn a_reservation_is_settled_in_its_own_period() {
-        let tomorrow = Period::Day.end(LEAP).unwrap();
-        let tally = Tally::default().plus(20, Period::Day, LEAP);
-        let number = tally.number();
-        assert_eq!(tally.replaced(number, 20, 7).used(Period::Day, LEAP), 7);
+    fn a_quota_is_exceeded_only_after_its_last_unit() {
+        let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Day };
+        assert_eq!(quota.check(2, LEAP_DAY), Ok(()));
+        let exceeded = QuotaExceeded { quota, resets_at: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
+        assert_eq!(quota.check(3, LEAP_DAY), Err(exceeded));
         assert_eq!(
-            tally.replaced(number, 5, 9).used(Period::Day, LEAP),
+            ClientQuota { amount: 0, ..quota }.check(0, LEAP_DAY).unwrap_err().resets_at,
+            exceeded.resets_at
+        );
+        let total = ClientQuota { period: Period::Total, ..quota };
+        assert_eq!(total.check(4, LEAP_DAY).unwrap_err().resets_at, None);
+    }
+
+    #[test]
+    fn a_tally_is_reset_by_a_new_period_but_not_by_a_clock_that_is_set_back() {
+        let tomorrow = Period::Day.end(LEAP_DAY).unwrap();
+        let tally = Tally::default().add(2, Period::Day, LEAP_DAY).add(1, Period::Day, LEAP_DAY);
+        assert_eq!((tally.used(Period::Day, LEAP_DAY), tally.used(Period::Day, tomorrow)), (3, 0));
+        let next = tally.add(5, Period::Day, tomorrow);
+        assert_eq!(next.used(Period::Day, tomorrow), 5);
+        assert_eq!(next.used(Period::Day, LEAP_DAY), 5);
+        assert_eq!(next.add(1, Period::Day, LEAP_DAY).used(Period::Day, tomorrow), 6);
+        let months = Tally::default().add(3, Period::Month, LEAP_DAY);
+        assert_eq!((months.used(Period::Month, LEAP_DAY), months.used(Period::Month, tomorrow)), (3, 0));
+        assert_eq!(Tally::default().add(3, Period::Total, LEAP_DAY).used(Period::Total, UnixMs(0)), 3);
+    }
+
+    #[test]
+    fn a_reservation_is_replaced_only_in_its_own_period() {
+        let tomorrow = Period::Day.end(LEAP_DAY).unwrap();
+        let tally = Tally::default().add(20, Period::Day, LEAP_DAY);
+        let number = tally.period_number();
+        assert_eq!(tally.replace_reservation(number, 20, 7).used(Period::Day, LEAP_DAY), 7);
+        assert_eq!(
+            tally.replace_reservation(number, 5, 9).used(Period::Day, LEAP_DAY),
             24,
             "a request may cost more than its reservation"
         );
-        assert_eq!(tally.replaced(number, 90, 0).used(Period::Day, LEAP), 0);
-        let next = tally.plus(1, Period::Day, tomorrow);
-        assert_eq!(next.replaced(number, 20, 30), next, "yesterday is over");
+        assert_eq!(tally.replace_reservation(number, 90, 0).used(Period::Day, LEAP_DAY), 0);
+        let next = tally.add(1, Period::Day, tomorrow);
+        assert_eq!(next.replace_reservation(number, 20, 30), next, "the period of the reservation is over");
     }
 
     #[track_caller]
-    fn check_for(taken: u64, more: u64, expected: Result<(), Option<(u64, u64)>>) {
-        let client_quota = ClientQuota { amount: 1_000, measure: Measure::Credits, period: Period::Ever };
-        let result = client_quota.check_for(taken, more, LEAP);
-        let result = result.map_err(|spent| spent.shortfall.map(|short| (short.left, short.needed)));
-        assert_eq!(result, expected);
-    }
-
-    #[test]
-    fn a_request_fits_or_its_error_names_the_remainder() {
-        check_for(0, 1_000, Ok(()));
-        check_for(0, 1_001, Err(Some((1_000, 1_001))));
-        check_for(999, 1, Ok(()));
-        check_for(999, 2, Err(Some((1, 2))));
-        check_for(999, 0, Ok(()));
-        check_for(1_000, 0, Err(None));
-        check_for(5_000, 1, Err(None));
-        check_for(1, u64::MAX, Err(Some((999, u64::MAX))));
-    }
-
-    #[test]
-    fn a_tally_fits_one_word() {
-        for (number, amount) in [(0, 0), (1, AMOUNT_MAX), (u16::MAX, 7)] {
-            let tally = Tally { number, amount };
-            assert_eq!(Tally::of_word(tally.word()), tally);
+    fn check_request(used: u64, needed: u64, expected: Result<(), Option<(u64, u64)>>) {
+        let quota = ClientQuota { amount: 1_000, unit: QuotaUnit::Credits, period: Period::Total };
+        assert_eq!(quota.allows(used, needed), expected.is_ok());
+        if let Err(expected) = expected {
+            let shortfall = quota.exceeded(used, needed, LEAP_DAY).shortfall;
+            assert_eq!(shortfall.map(|shortfall| (shortfall.remaining, shortfall.needed)), expected);
         }
     }
 
     #[test]
-    fn a_quota_is_written_as_in_the_configuration() {
-        let quota = |amount, measure, period| ClientQuota { amount, measure, period }.to_string();
-        assert_eq!(quota(3, Measure::Requests, Period::Ever), "3 requests");
-        assert_eq!(quota(1, Measure::Requests, Period::Day), "1 request per day");
-        assert_eq!(quota(10_000, Measure::Credits, Period::Month), "10,000 credits per month");
+    fn a_request_is_allowed_or_its_error_has_the_remaining_amount() {
+        check_request(0, 1_000, Ok(()));
+        check_request(0, 1_001, Err(Some((1_000, 1_001))));
+        check_request(999, 1, Ok(()));
+        check_request(999, 2, Err(Some((1, 2))));
+        check_request(999, 0, Ok(()));
+        check_request(1_000, 0, Err(None));
+        check_request(5_000, 1, Err(None));
+        check_request(1, u64::MAX, Err(Some((999, u64::MAX))));
     }
 
     #[test]
-    fn a_rate_admits_a_burst_and_then_one_request_at_a_time() {
-        let rate = Rate { requests: 3, span: Duration::from_secs(3) };
+    fn a_tally_is_packed_into_64_bits() {
+        for (period_number, amount) in [(0, 0), (1, MAX_AMOUNT), (u16::MAX, 7)] {
+            let tally = Tally { period_number, amount };
+            assert_eq!(Tally::from_bits(tally.to_bits()), tally);
+        }
+    }
+
+    #[test]
+    fn a_quota_is_displayed_as_in_the_configuration() {
+        let quota = |amount, unit, period| ClientQuota { amount, unit, period }.to_string();
+        assert_eq!(quota(3, QuotaUnit::Requests, Period::Total), "3 requests");
+        assert_eq!(quota(1, QuotaUnit::Requests, Period::Day), "1 request per day");
+        assert_eq!(quota(10_000, QuotaUnit::Credits, Period::Month), "10,000 credits per month");
+    }
+
+    #[test]
+    fn a_rate_limit_admits_a_burst_and_then_one_request_at_a_time() {
+        let rate = RateLimit { requests: 3, span: Duration::from_secs(3) };
         const SECOND: u64 = 1_000_000_000;
         let start = 100 * SECOND;
         let mut used_until = 0;
@@ -421,8 +419,8 @@ mod tests {
         assert_eq!(rate.admit(used_until, start + SECOND - 1), Err(Duration::from_nanos(1)));
         let next = rate.admit(used_until, start + SECOND).unwrap();
         assert_eq!(rate.admit(next, start + SECOND), Err(Duration::from_secs(1)));
-        assert!(rate.admit(next, start + 60 * SECOND).is_ok(), "a pause fills it again");
-        let one = Rate { requests: 1, ..rate };
-        assert_eq!(one.admit(one.admit(0, start).unwrap(), start), Err(Duration::from_secs(3)));
+        assert!(rate.admit(next, start + 60 * SECOND).is_ok(), "a pause restores the burst");
+        let single = RateLimit { requests: 1, ..rate };
+        assert_eq!(single.admit(single.admit(0, start).unwrap(), start), Err(Duration::from_secs(3)));
     }
 }

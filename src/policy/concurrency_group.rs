@@ -1,31 +1,30 @@
-//! A concurrency group: the provider counts requests of one group together when it limits concurrent
-//! requests.
+//! Identifies a concurrency group, whose requests share one limit of concurrent requests at the provider.
 //!
-//! A workspace keeps one limiter per group in an array, so that speech of a slow model does not use the
-//! capacity for transcriptions. The groups of the provider's models and operations are in
-//! [`elevenlabs::concurrency`](crate::elevenlabs::concurrency).
+//! A workspace has one limiter per group in an array, so that speech of a slow model does not use the
+//! capacity for transcriptions. [`elevenlabs::concurrency`](crate::elevenlabs::concurrency) assigns models
+//! and operations to groups.
 
-/// One concurrency group, by its number.
+/// A concurrency group, identified by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConcurrencyGroup(u8);
 
 impl ConcurrencyGroup {
-    /// Maximum number of groups.
+    /// Number of groups that a workspace can track.
     pub const COUNT: usize = 16;
 
-    /// The group with a number below [`COUNT`](Self::COUNT).
-    pub(crate) const fn of_number(number: u8) -> Self {
+    /// Creates the group with this number, which must be below [`COUNT`](Self::COUNT).
+    pub(crate) const fn from_number(number: u8) -> Self {
         assert!((number as usize) < Self::COUNT);
         Self(number)
     }
 
-    /// Its number, below [`COUNT`](Self::COUNT).
+    /// The number of the group, as an index below [`COUNT`](Self::COUNT).
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// All groups, in the order of their numbers.
+    /// Returns all groups in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..).take(Self::COUNT).map(Self)
     }

@@ -1,13 +1,11 @@
-//! Evidence from refusals about a key or a workspace, and the key state that follows from it at a given
-//! moment.
+//! Computes the state of a key or a workspace from the provider's refusals and its last quota poll.
 //!
-//! A refusal is evidence: it has a scope (the key, the workspace, or a concurrency group of the
-//! workspace), a strength (with figures, or only in known words) and a time. Key state is computed here
-//! from the evidence and the last poll of the provider. Only evidence is stored, so that an improved rule
-//! also applies to old evidence.
+//! A refusal is stored as evidence with a scope (the key, the workspace, or one of its concurrency groups),
+//! a strength (with numbers, or with a message only) and a time. The state is computed when it is needed
+//! and never stored, so that an improved rule also applies to old evidence.
 //!
 //! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the
-//! key can serve other requests. See [`features`](crate::elevenlabs::features).
+//! key can serve other requests. [`features`](crate::elevenlabs::features) handles them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,33 +15,37 @@ use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
 use super::verdict::{Shortfall, Verdict};
 
-/// The claim of a refusal about a key or workspace.
+/// What a refusal claims about a key or a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimedFault {
-    /// The credits do not suffice.
+    /// The remaining credits do not suffice for the request.
     Credits {
-        /// The remaining and the required credits; `None` when the refusal had no figures.
+        /// The remaining and the required credits. `None` if the refusal did not report them.
         figures: Option<(u64, u64)>,
-        /// The remaining credits in the units of our own estimates, which are upper bounds.
+        /// The remaining credits, scaled to Keychoir's cost estimates, which are upper bounds.
         left_by_estimate: u64,
     },
-    /// Too many requests of a concurrency group in a span of time.
+    /// The concurrency group has sent too many requests in a span of time.
     RateLimited(ConcurrencyGroup),
-    /// The account is locked: an unpaid bill, or terms not accepted.
+    /// The account is locked, because a bill is unpaid or the terms are not accepted.
     Locked,
     /// The account is suspected of abuse.
     Suspected,
     /// The provider does not know the key.
     InvalidKey,
-    /// The key belongs to another region.
+    /// The key belongs to another region of the provider.
     WrongHost,
 }
 
 impl ClaimedFault {
-    /// The claim of a verdict about its key or workspace; `None` for a verdict about something narrower.
-    /// `estimate` is the expected cost of the request, `group` its concurrency group.
+    /// Returns the claim of a verdict, or `None` if the verdict is not about the whole key or workspace.
+    /// `estimate` is the estimated cost of the request, `group` its concurrency group.
     #[must_use]
-    pub fn of(verdict: Verdict, estimate: Option<u64>, group: Option<ConcurrencyGroup>) -> Option<Self> {
+    pub fn from_verdict(
+        verdict: Verdict,
+        estimate: Option<u64>,
+        group: Option<ConcurrencyGroup>,
+    ) -> Option<Self> {
         match verdict {
             Verdict::WorkspaceQuota(shortfall) | Verdict::KeyQuota(shortfall) => {
                 Some(Self::credits(shortfall, estimate))
@@ -68,10 +70,10 @@ impl ClaimedFault {
     }
 
     fn credits(shortfall: Shortfall, estimate: Option<u64>) -> Self {
-        let figures = shortfall.figures();
+        let figures = shortfall.credits();
         let left_by_estimate = match (figures, estimate) {
-            // On some plans our estimates exceed the provider's prices by a constant factor. An estimate
-            // of 0 is one of a request that should be free, from which no factor can be computed.
+            // On some plans, estimates exceed the provider's prices by a constant factor. An estimate of 0
+            // is for a request that should be free, so it has no factor.
             (Some((left, required)), Some(estimate)) if estimate > 0 => {
                 let scaled = u128::from(left) * u128::from(estimate) / u128::from(required.max(1));
                 u64::try_from(scaled).unwrap_or(u64::MAX)
@@ -82,29 +84,29 @@ impl ClaimedFault {
         Self::Credits { figures, left_by_estimate }
     }
 
-    /// Whether the claim is about the key and not about its workspace; `is_cap` tells a key's own cap
-    /// from the workspace's credits.
+    /// Whether the claim is about the key and not about its workspace. `is_key_quota` says whether a claim
+    /// about credits is about the key's own quota.
     #[must_use]
-    pub fn is_of_key(self, is_cap: bool) -> bool {
+    pub fn is_about_key(self, is_key_quota: bool) -> bool {
         match self {
-            Self::Credits { .. } => is_cap,
+            Self::Credits { .. } => is_key_quota,
             Self::InvalidKey | Self::WrongHost => true,
             Self::RateLimited(_) | Self::Locked | Self::Suspected => false,
         }
     }
 
-    /// Whether both are the same claim, so that the later one replaces the earlier one.
+    /// Whether a later claim `other` replaces this one.
     #[must_use]
-    pub fn is_same(self, other: Self) -> bool {
+    pub fn is_same_kind(self, other: Self) -> bool {
         match (self, other) {
-            (Self::RateLimited(one), Self::RateLimited(other)) => one == other,
+            (Self::RateLimited(group), Self::RateLimited(other_group)) => group == other_group,
             _ => std::mem::discriminant(&self) == std::mem::discriminant(&other),
         }
     }
 
-    /// The identifier of the claim in the database and in status pages.
+    /// The identifier in the database and on the status page.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Credits { .. } => "credits",
             Self::RateLimited(_) => "rate_limited",
@@ -118,20 +120,20 @@ impl ClaimedFault {
 
 /// The strength of a refusal as evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strength {
-    /// The refusal has figures, or a time after which to retry.
-    Figures,
-    /// The refusal has known words only.
-    Words,
+pub enum EvidenceStrength {
+    /// The refusal reports numbers: credits, or a time after which to retry.
+    Numbers,
+    /// The refusal has only a known message.
+    MessageOnly,
 }
 
-impl Strength {
-    /// The identifier of the strength in status pages.
+impl EvidenceStrength {
+    /// The identifier on the status page.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Figures => "figures",
-            Self::Words => "words",
+            Self::Numbers => "figures",
+            Self::MessageOnly => "words",
         }
     }
 }
@@ -139,26 +141,26 @@ impl Strength {
 /// A refusal, as evidence about a key or a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evidence {
-    /// The claim, with its figures.
+    /// The claim of the refusal.
     pub claim: ClaimedFault,
     /// When the refusal was received.
     pub at: UnixMs,
-    /// The time that the provider named in `Retry-After`.
-    pub named_span: Option<Duration>,
-    /// Whether another account has refused the same request in the same words: the refusal may be about
-    /// the request, and one request may probe the key.
-    pub is_agreed: bool,
-    /// The response that it was taken from.
+    /// The `Retry-After` of the refusal.
+    pub retry_after: Option<Duration>,
+    /// Whether another account refused the same request with the same message. The refusal may then be about
+    /// the request, so one request may probe the key.
+    pub is_repeated_elsewhere: bool,
+    /// The response with the refusal.
     pub source: RefusalSource,
 }
 
-/// The response that evidence was taken from, for diagnosis.
+/// The response from which evidence was recorded, for diagnosis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalSource {
-    /// The status of the response; `None` when the refusal came on a WebSocket.
+    /// The HTTP status, or `None` for a refusal on a WebSocket.
     pub status: Option<u16>,
-    /// The provider's words, without secrets.
-    pub words: Arc<str>,
+    /// The provider's message, without secrets.
+    pub message: Arc<str>,
     /// The route of the request.
     pub route: Arc<str>,
     /// The identifier of the request.
@@ -168,43 +170,47 @@ pub struct RefusalSource {
 impl Evidence {
     /// The strength of the evidence.
     #[must_use]
-    pub fn strength(&self) -> Strength {
-        let has_figures = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
-        if has_figures || self.named_span.is_some() { Strength::Figures } else { Strength::Words }
+    pub fn strength(&self) -> EvidenceStrength {
+        let has_credits = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
+        if has_credits || self.retry_after.is_some() {
+            EvidenceStrength::Numbers
+        } else {
+            EvidenceStrength::MessageOnly
+        }
     }
 }
 
-/// The result of the last poll with a key.
+/// A quota poll with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Poll {
-    /// When the response to the poll was received.
+    /// When the response was received.
     pub at: UnixMs,
-    /// The meaning of the response.
+    /// The result of the poll.
     pub result: PollResult,
 }
 
-/// The part of a poll's response that can confirm or refute evidence.
+/// The part of the result of a poll that can confirm or refute evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollResult {
-    /// The workspace's figures.
-    Figures {
-        /// Credits that may still be spent; `None` when there is no limit, or none is known.
+    /// The quota of the workspace.
+    Quota {
+        /// Credits that may still be spent. `None` if the limit is unlimited or unknown.
         left: Option<u64>,
-        /// Whether the latest invoice is paid; `None` when the provider does not report it.
+        /// Whether the latest invoice is paid. `None` if the provider does not report it.
         is_paid: Option<bool>,
     },
-    /// The key is valid, but may not read its quota.
+    /// The key is valid, but lacks the permission to read its quota.
     Unreadable,
-    /// The key itself is refused.
+    /// The provider refuses the key.
     Invalid,
 }
 
-/// How long evidence holds, where neither a figure nor a poll decides it.
+/// How long evidence is effective if neither a reported time nor a poll decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldowns {
-    /// After a refusal in words without figures: until a poll or one request decides.
+    /// For a refusal with only a message. A poll or a probe may end it earlier.
     pub unproven: Duration,
-    /// After a rate limit without a `Retry-After`.
+    /// For a rate limit without a `Retry-After`.
     pub rate_limited: Duration,
     /// Upper bound of a `Retry-After`.
     pub max_retry_after: Duration,
@@ -216,12 +222,12 @@ pub struct Cooldowns {
     pub invalid_confirm: Duration,
     /// For a key that a poll confirmed to be invalid, or that belongs to another region.
     pub invalid: Duration,
-    /// How long the provider's figures may lag behind the spending.
+    /// Maximum delay until a poll includes credits that were spent.
     pub quota_lag: Duration,
 }
 
 impl Cooldowns {
-    /// The defaults of the configuration.
+    /// The default configuration.
     pub const DEFAULT: Self = Self {
         unproven: Duration::from_secs(60),
         rate_limited: Duration::from_secs(60),
@@ -234,18 +240,18 @@ impl Cooldowns {
     };
 }
 
-/// The key state that follows from evidence.
+/// The effect of evidence on a key or a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
-    /// No effect: the evidence has expired, or a newer or stronger fact has refuted it.
+pub enum EvidenceEffect {
+    /// None: the evidence has expired, or a poll has refuted it.
     Nothing,
     /// The key or workspace is in cooldown.
     Cooldown {
-        /// Its reason and its end.
+        /// The reason and the end.
         cooldown: Cooldown,
-        /// Whether one request may probe it before the end when no other key can serve: the words alone
-        /// do not prove the claim.
-        is_probable: bool,
+        /// Whether one request may probe the key before the end if no other key can serve, because the
+        /// claim is not proven.
+        may_probe: bool,
     },
     /// The concurrency group is in cooldown.
     GroupCooldown {
@@ -254,72 +260,72 @@ pub enum Meaning {
         /// The end of the cooldown.
         until: UnixMs,
         /// Whether one request may probe the group before the end.
-        is_probable: bool,
+        may_probe: bool,
     },
-    /// Requests that cost more than this do not use the key. Cheaper ones do.
+    /// Only requests whose estimated cost is within the limit may use the key.
     Short {
-        /// The remaining credits, in the units of our estimates.
+        /// The remaining credits, scaled to Keychoir's cost estimates.
         left: u64,
-        /// The end of this limit.
+        /// The end of the limit.
         until: UnixMs,
     },
 }
 
-/// The meaning of `evidence` at `now`, after the last `poll`, for an account whose credits are reset at
-/// `resets_at`.
+/// Evaluates `evidence` at `now`. `poll` is the last poll, `resets_at` the time at which the credits of the
+/// account are reset.
 #[must_use]
-pub fn meaning(
+pub fn evaluate(
     evidence: &Evidence,
     poll: Option<Poll>,
     resets_at: Option<UnixMs>,
     cooldowns: &Cooldowns,
     now: UnixMs,
-) -> Meaning {
+) -> EvidenceEffect {
     let at = evidence.at;
     let later_poll = poll.filter(|poll| poll.at > at);
-    let cooldown =
-        |reason, until, is_probable| Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable };
+    let cooldown = |reason, until, may_probe| EvidenceEffect::Cooldown {
+        cooldown: Cooldown { reason, until },
+        may_probe,
+    };
     let exhausted_until = || {
         let reset = resets_at.filter(|reset| *reset > at);
         reset.unwrap_or_else(|| at.plus(cooldowns.exhausted))
     };
-    let meaning = match evidence.claim {
+    let effect = match evidence.claim {
         ClaimedFault::Credits { .. } if refutes_credits(evidence, later_poll, cooldowns) => {
-            return Meaning::Nothing;
+            return EvidenceEffect::Nothing;
         }
-        // Without a reset date the end is estimated, so one request may probe the key.
+        // Without a reset date, the end is only a guess, so one request may probe the key.
         ClaimedFault::Credits { figures: Some((0, _)), .. } => {
             cooldown(CooldownReason::Exhausted, exhausted_until(), resets_at.is_none())
         }
         ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
-            Meaning::Short { left: left_by_estimate, until: exhausted_until() }
+            EvidenceEffect::Short { left: left_by_estimate, until: exhausted_until() }
         }
         ClaimedFault::Credits { figures: None, .. } => {
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
-            let span = evidence.named_span.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
-            let is_probable = evidence.named_span.is_none() || evidence.is_agreed;
-            Meaning::GroupCooldown { group, until: at.plus(span), is_probable }
+            let span = evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
+            let may_probe = evidence.retry_after.is_none() || evidence.is_repeated_elsewhere;
+            EvidenceEffect::GroupCooldown { group, until: at.plus(span), may_probe }
         }
         ClaimedFault::Locked => match later_poll.map(|poll| poll.result) {
-            Some(PollResult::Figures { is_paid: Some(true), .. }) => return Meaning::Nothing,
-            Some(PollResult::Figures { is_paid: Some(false), .. }) => {
+            Some(PollResult::Quota { is_paid: Some(true), .. }) => return EvidenceEffect::Nothing,
+            Some(PollResult::Quota { is_paid: Some(false), .. }) => {
                 cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), false)
             }
-            Some(
-                PollResult::Figures { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid,
-            )
+            Some(PollResult::Quota { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid)
             | None => cooldown(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
-        // No poll reports suspected abuse, and repeated attempts increase the suspicion.
+        // Polls do not report suspected abuse, and repeated attempts would increase the suspicion.
         ClaimedFault::Suspected => cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), true),
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
             let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;
             let reason = if is_wrong_host { CooldownReason::WrongHost } else { CooldownReason::Invalid };
             match later_poll {
-                Some(Poll { result: PollResult::Figures { .. } | PollResult::Unreadable, .. }) => {
-                    return Meaning::Nothing;
+                Some(Poll { result: PollResult::Quota { .. } | PollResult::Unreadable, .. }) => {
+                    return EvidenceEffect::Nothing;
                 }
                 Some(Poll { result: PollResult::Invalid, at }) => {
                     cooldown(reason, at.plus(cooldowns.invalid), false)
@@ -328,59 +334,59 @@ pub fn meaning(
             }
         }
     };
-    let until = match meaning {
-        Meaning::Nothing => now,
-        Meaning::Cooldown { cooldown, .. } => cooldown.until,
-        Meaning::GroupCooldown { until, .. } | Meaning::Short { until, .. } => until,
+    let until = match effect {
+        EvidenceEffect::Nothing => now,
+        EvidenceEffect::Cooldown { cooldown, .. } => cooldown.until,
+        EvidenceEffect::GroupCooldown { until, .. } | EvidenceEffect::Short { until, .. } => until,
     };
-    if until > now { meaning } else { Meaning::Nothing }
+    if until > now { effect } else { EvidenceEffect::Nothing }
 }
 
-/// The cooldown that follows from all of this evidence, without a poll; a rate limit of a group counts as
-/// a cooldown.
+/// Returns the longest cooldown that the evidence causes, without regard to polls. A rate limit of a group
+/// counts as a cooldown.
 #[must_use]
-pub fn cooldown(
+pub fn longest_cooldown(
     evidence: &[Evidence],
     resets_at: Option<UnixMs>,
     cooldowns: &Cooldowns,
     now: UnixMs,
 ) -> Option<Cooldown> {
-    let cooldowns_of_evidence =
-        evidence.iter().filter_map(|evidence| match meaning(evidence, None, resets_at, cooldowns, now) {
-            Meaning::Cooldown { cooldown, .. } => Some(cooldown),
-            Meaning::GroupCooldown { until, .. } => {
+    let active_cooldowns =
+        evidence.iter().filter_map(|evidence| match evaluate(evidence, None, resets_at, cooldowns, now) {
+            EvidenceEffect::Cooldown { cooldown, .. } => Some(cooldown),
+            EvidenceEffect::GroupCooldown { until, .. } => {
                 Some(Cooldown { reason: CooldownReason::RateLimited, until })
             }
-            Meaning::Short { .. } | Meaning::Nothing => None,
+            EvidenceEffect::Short { .. } | EvidenceEffect::Nothing => None,
         });
-    cooldowns_of_evidence.reduce(Cooldown::joined)
+    active_cooldowns.reduce(Cooldown::latest)
 }
 
-/// Whether a poll refutes a claim about credits. Figures of a refusal are newer than those of a poll as
-/// long as polls lag; any figure of a poll refutes words without figures.
+/// Whether a poll refutes a claim about credits. A poll with remaining credits refutes a refusal that
+/// reports none. It refutes reported credits only after the lag, because they are newer until then.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { figures, .. } = evidence.claim else { return false };
-    let Some(Poll { at, result: PollResult::Figures { left, .. } }) = later_poll else { return false };
+    let Some(Poll { at, result: PollResult::Quota { left, .. } }) = later_poll else { return false };
     let has_credits = left != Some(0);
-    let is_settled = at.since(evidence.at) >= cooldowns.quota_lag;
+    let is_after_lag = at.since(evidence.at) >= cooldowns.quota_lag;
     match figures {
         None => has_credits,
-        Some((0, _)) => has_credits && is_settled,
-        // By then the figure of the poll includes all spent credits.
-        Some(_) => is_settled,
+        Some((0, _)) => has_credits && is_after_lag,
+        // By then, the poll includes all spent credits.
+        Some(_) => is_after_lag,
     }
 }
 
-/// When the next poll can confirm or refute `evidence` that the last poll could not; `None` when no poll
-/// can.
+/// Returns when another poll can confirm or refute `evidence`, or `None` if the last poll already did or no
+/// poll can.
 #[must_use]
-pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cooldowns) -> Option<UnixMs> {
+pub fn decisive_poll_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cooldowns) -> Option<UnixMs> {
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
     let immediately = (!was_polled).then_some(evidence.at);
     match evidence.claim {
         ClaimedFault::Credits { figures: Some(_), .. } => {
-            let settled_at = evidence.at.plus(cooldowns.quota_lag);
-            poll.is_none_or(|poll| poll.at < settled_at).then_some(settled_at)
+            let lag_end = evidence.at.plus(cooldowns.quota_lag);
+            poll.is_none_or(|poll| poll.at < lag_end).then_some(lag_end)
         }
         ClaimedFault::Credits { figures: None, .. }
         | ClaimedFault::Locked
@@ -390,24 +396,24 @@ pub fn poll_decides_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cool
     }
 }
 
-/// Whether a served request refutes `evidence`: it began after the refusal, and is in its scope.
-/// `is_charged` says whether it cost credits, `group` is its concurrency group.
+/// Whether a served request refutes `evidence`, because it started after the refusal and is in its scope.
+/// `is_charged` says whether the request cost credits, `group` is its concurrency group.
 #[must_use]
 pub fn is_refuted_by_service(
     evidence: &Evidence,
-    began_at: UnixMs,
+    started_at: UnixMs,
     is_charged: bool,
     group: Option<ConcurrencyGroup>,
 ) -> bool {
-    let is_later = began_at >= evidence.at;
+    let is_later = started_at >= evidence.at;
     match evidence.claim {
-        // The served request may have cost little, so it refutes only that no credits are left.
+        // The served request may have been cheap, so it refutes only the claim that no credits are left.
         ClaimedFault::Credits { figures: Some((0, _)) | None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::Suspected => is_later && is_charged,
         ClaimedFault::Credits { figures: Some(_), .. } => false,
         ClaimedFault::RateLimited(limited) => is_later && group == Some(limited),
-        // Requests in flight at the time of the refusal were accepted with the same key.
+        // The provider accepted the same key, even if the request started before the refusal.
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => true,
     }
 }

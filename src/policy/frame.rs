@@ -1,31 +1,31 @@
-//! Parses and writes the heads of WebSocket frames (RFC 6455, section 5.2), without validation.
-//! Violations of the protocol are detected by the [`FrameValidator`].
+//! Parses and encodes WebSocket frame headers, payload masks and close payloads (RFC 6455, section 5.2).
+//! Parsing accepts invalid frames; the [`FrameValidator`] detects protocol violations.
 
 mod validator;
 
-pub use validator::{CONTROL_BYTES_MAX, Checked, FrameValidator, Sender, StreamEnd, Violation};
+pub use validator::{FrameValidator, MAX_CONTROL_PAYLOAD, Sender, StreamEnd, ValidationResult, Violation};
 
 /// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
-    /// A continuation of a message.
+    /// Continues a message.
     Continuation,
-    /// The start of a text message.
+    /// Starts a text message.
     Text,
-    /// The start of a binary message.
+    /// Starts a binary message.
     Binary,
-    /// The close of the connection.
+    /// Closes the connection.
     Close,
-    /// A keep-alive probe.
+    /// Probes whether the peer is alive.
     Ping,
-    /// The response to a ping.
+    /// Responds to a ping.
     Pong,
-    /// An opcode that is not defined yet.
+    /// An opcode that the protocol does not define.
     Reserved(u8),
 }
 
 impl Opcode {
-    fn of(bits: u8) -> Self {
+    fn from_bits(bits: u8) -> Self {
         match bits {
             0 => Self::Continuation,
             1 => Self::Text,
@@ -33,7 +33,7 @@ impl Opcode {
             8 => Self::Close,
             9 => Self::Ping,
             10 => Self::Pong,
-            other => Self::Reserved(other),
+            bits => Self::Reserved(bits),
         }
     }
 
@@ -56,53 +56,54 @@ impl Opcode {
     }
 }
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Whether it is the last frame of its message.
+pub struct FrameHeader {
+    /// Whether this is the last frame of its message.
     pub is_final: bool,
-    /// The three bits for extensions; with `permessage-deflate`, 4 marks a compressed message.
+    /// The three bits for extensions. With `permessage-deflate`, 4 marks a compressed message.
     pub reserved: u8,
     /// The type of the frame.
     pub opcode: Opcode,
-    /// The masking key of the payload; a client's frames have one.
+    /// The masking key of the payload. Frames of a client have one.
     pub mask: Option<[u8; 4]>,
     /// Length of the payload in bytes.
     pub length: u64,
 }
 
-/// The length of the longest head.
-pub const HEAD_BYTES_MAX: usize = 14;
+/// Length of the longest header in bytes.
+pub const MAX_HEADER_BYTES: usize = 14;
 
-/// Parses the head at the start of `bytes`, and returns its length; `None` when it is incomplete.
+/// Parses the header at the start of `bytes` and returns it with its length. Returns `None` if it is
+/// incomplete.
 #[must_use]
-pub fn read(bytes: &[u8]) -> Option<(Head, usize)> {
+pub fn parse_header(bytes: &[u8]) -> Option<(FrameHeader, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
-    let (length, at) = match second & 0x7f {
-        126 => (u64::from(u16::from_be_bytes(array(bytes, 2)?)), 4),
-        127 => (u64::from_be_bytes(array(bytes, 2)?), 10),
+    let (length, mask_offset) = match second & 0x7f {
+        126 => (u64::from(u16::from_be_bytes(array_at(bytes, 2)?)), 4),
+        127 => (u64::from_be_bytes(array_at(bytes, 2)?), 10),
         short => (u64::from(short), 2),
     };
     let is_masked = second & 0x80 != 0;
-    let mask = if is_masked { Some(array(bytes, at)?) } else { None };
-    let head = Head {
+    let mask = if is_masked { Some(array_at(bytes, mask_offset)?) } else { None };
+    let header = FrameHeader {
         is_final: first & 0x80 != 0,
         reserved: first >> 4 & 0x07,
-        opcode: Opcode::of(first & 0x0f),
+        opcode: Opcode::from_bits(first & 0x0f),
         mask,
         length,
     };
-    Some((head, at + if is_masked { 4 } else { 0 }))
+    Some((header, mask_offset + if is_masked { 4 } else { 0 }))
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
+fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..offset + N)?.try_into().ok()
 }
 
-impl Head {
-    /// The length of its shortest form.
+impl FrameHeader {
+    /// Length in bytes of the shortest encoding.
     #[must_use]
-    pub const fn bytes(&self) -> usize {
+    pub const fn encoded_length(&self) -> usize {
         let length = match self.length {
             0..=125 => 2,
             126..=0xffff => 4,
@@ -111,8 +112,8 @@ impl Head {
         length + if self.mask.is_some() { 4 } else { 0 }
     }
 
-    /// Appends it to `out`, with its length in the shortest form.
-    pub fn write(&self, out: &mut impl Extend<u8>) {
+    /// Appends the shortest encoding to `out`.
+    pub fn encode(&self, out: &mut impl Extend<u8>) {
         let first = u8::from(self.is_final) << 7 | self.reserved << 4 | self.opcode.bits();
         let masked = u8::from(self.mask.is_some()) << 7;
         match (u8::try_from(self.length), u16::try_from(self.length)) {
@@ -130,36 +131,28 @@ impl Head {
     }
 }
 
-/// Masks or unmasks `bytes`; `offset` is the number of payload bytes before them.
-pub fn mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
-    let mut rotated_mask = mask;
-    rotated_mask.rotate_left((offset % 4) as usize);
-    let mask_word = u64::from_ne_bytes([
-        rotated_mask[0],
-        rotated_mask[1],
-        rotated_mask[2],
-        rotated_mask[3],
-        rotated_mask[0],
-        rotated_mask[1],
-        rotated_mask[2],
-        rotated_mask[3],
-    ]);
-    let mut chunks = bytes.chunks_exact_mut(8);
-    for chunk in &mut chunks {
-        if let Ok(word) = <[u8; 8]>::try_from(&*chunk) {
-            chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ mask_word).to_ne_bytes());
-        }
+/// Masks or unmasks a part of a payload. `offset` is the number of payload bytes before it.
+pub fn apply_mask(payload: &mut [u8], mut mask: [u8; 4], offset: u64) {
+    mask.rotate_left((offset % 4) as usize);
+    let half = u64::from(u32::from_ne_bytes(mask));
+    let word_mask = half << 32 | half;
+    let (words, remainder) = payload.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ word_mask).to_ne_bytes();
     }
-    for (byte, part) in chunks.into_remainder().iter_mut().zip(rotated_mask.iter().cycle()) {
-        *byte ^= part;
+    for (byte, mask_byte) in remainder.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask_byte;
     }
 }
 
-/// The payload of a close frame: a code, and a reason that is cut at 123 bytes.
+/// The close code of a close frame without a code (RFC 6455, section 7.4.1).
+const NO_CLOSE_CODE: u16 = 1005;
+
+/// Encodes the payload of a close frame. The reason is truncated to the 123 bytes that fit.
 #[must_use]
 pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
-    const REASON_BYTES_MAX: usize = 123;
-    let mut end = reason.len().min(REASON_BYTES_MAX);
+    const MAX_REASON_LENGTH: usize = 123;
+    let mut end = reason.len().min(MAX_REASON_LENGTH);
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
@@ -168,26 +161,24 @@ pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     payload
 }
 
-/// The code and the reason in the payload of a close frame; 1005 when it has no code.
+/// Parses the code and the reason of a close payload. The code is 1005 if the payload has none.
 #[must_use]
-pub fn read_close(payload: &[u8]) -> (u16, String) {
-    const NONE: u16 = 1005;
+pub fn parse_close(payload: &[u8]) -> (u16, String) {
     match payload.split_first_chunk::<2>() {
         Some((code, reason)) => (u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned()),
-        None => (NONE, String::new()),
+        None => (NO_CLOSE_CODE, String::new()),
     }
 }
 
-/// The code in the payload of a close frame; 1005 when it has none.
+/// Validates a close payload and returns its code, which is 1005 if the payload has none.
 ///
 /// # Errors
 ///
-/// When the payload is not allowed (RFC 6455, sections 5.5.1 and 7.4; 1012 to 1014 were registered
-/// later).
-pub fn check_close(payload: &[u8]) -> Result<u16, Violation> {
-    const NONE: u16 = 1005;
+/// Fails if the payload is not allowed (RFC 6455, sections 5.5.1 and 7.4). The codes 1012 to 1014 were
+/// registered later.
+pub fn validate_close(payload: &[u8]) -> Result<u16, Violation> {
     match payload.split_first_chunk::<2>() {
-        None if payload.is_empty() => Ok(NONE),
+        None if payload.is_empty() => Ok(NO_CLOSE_CODE),
         None => Err(Violation::ShortClose),
         Some((code, reason)) => match u16::from_be_bytes(*code) {
             code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => {
@@ -205,60 +196,70 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_of_the_standard_are_read() {
-        let text = |mask, length| Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask, length };
-        assert_eq!(read(b"\x81\x05Hello"), Some((text(None, 5), 2)));
-        assert_eq!(read(b"\x81\x85\x37\xfa\x21\x3d\x7f"), Some((text(Some([0x37, 0xfa, 0x21, 0x3d]), 5), 6)));
-        assert_eq!(read(b"\x82\x7e\x01\x00").unwrap().0.length, 256);
-        assert_eq!(read(b"\x82\x7f\0\0\0\0\0\x01\0\0").unwrap(), {
-            let head =
-                Head { is_final: true, reserved: 0, opcode: Opcode::Binary, mask: None, length: 65_536 };
-            (head, 10)
+    fn the_examples_of_the_rfc_are_parsed() {
+        let text =
+            |mask, length| FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask, length };
+        assert_eq!(parse_header(b"\x81\x05Hello"), Some((text(None, 5), 2)));
+        assert_eq!(
+            parse_header(b"\x81\x85\x37\xfa\x21\x3d\x7f"),
+            Some((text(Some([0x37, 0xfa, 0x21, 0x3d]), 5), 6))
+        );
+        assert_eq!(parse_header(b"\x82\x7e\x01\x00").unwrap().0.length, 256);
+        assert_eq!(parse_header(b"\x82\x7f\0\0\0\0\0\x01\0\0").unwrap(), {
+            let header = FrameHeader {
+                is_final: true,
+                reserved: 0,
+                opcode: Opcode::Binary,
+                mask: None,
+                length: 65_536,
+            };
+            (header, 10)
         });
         let mut hello = *b"\x7f\x9f\x4d\x51\x58";
-        mask(&mut hello, [0x37, 0xfa, 0x21, 0x3d], 0);
+        apply_mask(&mut hello, [0x37, 0xfa, 0x21, 0x3d], 0);
         assert_eq!(&hello, b"Hello");
     }
 
     #[test]
-    fn an_incomplete_head_is_not_read() {
+    fn an_incomplete_header_is_not_parsed() {
         let whole = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
         for end in 0..whole.len() {
-            assert_eq!(read(&whole[..end]), None, "{end} bytes");
+            assert_eq!(parse_header(&whole[..end]), None, "{end} bytes");
         }
-        assert_eq!(read(whole).unwrap().1, HEAD_BYTES_MAX);
+        assert_eq!(parse_header(whole).unwrap().1, MAX_HEADER_BYTES);
     }
 
     #[test]
-    fn a_close_carries_its_code_and_reason() {
-        assert_eq!(read_close(&close_payload(1012, "restart")), (1012, "restart".to_owned()));
-        assert_eq!(read_close(b""), (1005, String::new()));
-        assert_eq!(read_close(b"\x03"), (1005, String::new()));
-        let cut = close_payload(1000, &"\u{e9}".repeat(100));
-        assert_eq!(cut.len(), 2 + 122, "a control frame has 125 bytes at the most, and no half letter");
+    fn a_close_payload_has_a_code_and_a_reason() {
+        assert_eq!(parse_close(&close_payload(1012, "restart")), (1012, "restart".to_owned()));
+        assert_eq!(parse_close(b""), (1005, String::new()));
+        assert_eq!(parse_close(b"\x03"), (1005, String::new()));
+        let truncated = close_payload(1000, &"\u{e9}".repeat(100));
+        assert_eq!(truncated.len(), 2 + 122, "at most 125 bytes, without a partial character");
     }
 
     proptest! {
         #[test]
-        fn a_written_head_is_read_again(
-            is_final: bool, reserved in 0_u8..8, opcode in 0_u8..16, masked in any::<Option<[u8; 4]>>(),
+        fn a_header_round_trips(
+            is_final: bool, reserved in 0_u8..8, opcode in 0_u8..16, mask in any::<Option<[u8; 4]>>(),
             length in prop_oneof![0_u64..130, 65_530_u64..65_540, any::<u64>()],
         ) {
-            let head = Head { is_final, reserved, opcode: Opcode::of(opcode), mask: masked, length };
+            let header = FrameHeader { is_final, reserved, opcode: Opcode::from_bits(opcode), mask, length };
             let mut bytes = Vec::new();
-            head.write(&mut bytes);
-            prop_assert_eq!(read(&bytes), Some((head, bytes.len())));
+            header.encode(&mut bytes);
+            prop_assert_eq!(parse_header(&bytes), Some((header, bytes.len())));
         }
 
         #[test]
-        fn a_mask_is_applied_piece_by_piece(bytes: Vec<u8>, masked: [u8; 4], cut in 0_usize..64) {
-            let cut = cut.min(bytes.len());
-            let simple: Vec<u8> = bytes.iter().zip(masked.iter().cycle()).map(|(a, b)| a ^ b).collect();
-            let mut pieces = bytes;
-            let (start, end) = pieces.split_at_mut(cut);
-            mask(start, masked, 0);
-            mask(end, masked, cut as u64);
-            prop_assert_eq!(pieces, simple);
+        fn a_payload_may_be_masked_in_parts(payload: Vec<u8>, mask: [u8; 4], split in 0_usize..64) {
+            let split = split.min(payload.len());
+            let expected: Vec<u8> =
+                payload.iter().zip(mask.iter().cycle()).map(|(byte, mask_byte)| byte ^ mask_byte).collect();
+            let mut masked = payload;
+            let (start, end) = masked.split_at_mut(split);
+            apply_mask(start, mask, 0);
+            apply_mask(end, mask, split as u64);
+            prop_assert_eq!(masked, expected);
         }
     }
 }

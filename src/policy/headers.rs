@@ -1,13 +1,11 @@
 //! Header sanitizing: removes client credentials, hop-by-hop headers, and headers in which proxies or the
-//! provider describe their networks.
+//! provider describe their networks. It also finds the credentials with which a client authenticates.
 //!
-//! No credential of a client reaches the upstream, no header of one connection reaches the next, and
-//! neither side's network details reach the other. `table` lists every header that is not passed through
-//! unchanged.
+//! `table` lists every header that is not forwarded unchanged.
 
+mod content_type;
 mod encoding;
 mod forward;
-mod kind;
 mod present;
 mod table;
 
@@ -16,14 +14,14 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 
+pub use content_type::{forbid_sniffing, is_searched};
 pub use encoding::content_encoding;
-use forward::drop_rows;
-pub use forward::{Forwarded, why_not_forwarded};
-pub use kind::{forbid_sniffing, is_searched};
+use forward::remove_rows;
+pub use forward::{ForwardedHeaders, unforwardable_reason};
 use present::{KnownHeader, PresentHeaders};
 
-/// Headers in which a client may present a credential, in the order in which they are examined.
-/// `xi_api_key` is not a header of the provider; a client that sends it intends `xi-api-key`.
+/// Headers in which a client may send a credential, in the order in which they are examined. `xi_api_key`
+/// is not a header of the provider; a client that sends it means `xi-api-key`.
 const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::TOKEN,
     KnownHeader::KEY,
@@ -33,55 +31,50 @@ const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::COOKIE,
 ];
 
-/// The header for a client's token when `xi-api-key` carries the client's own key.
+/// The header for a client token if `xi-api-key` contains the client's own provider key.
 pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
 
-/// Query parameters in which a client may present a credential. The provider's own short-lived `token`,
-/// `single_use_token` and `conversation_signature` are not among them: they are forwarded.
+/// Query parameters in which a client may send a credential. The provider's short-lived `token`,
+/// `single_use_token` and `conversation_signature` are not listed, because they must be forwarded.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The WebSocket subprotocols. Browsers can present a token only as a subprotocol `bearer.…`
-/// (`@elevenlabs/client`).
+/// The WebSocket subprotocols. A browser can send a token only as a subprotocol `bearer.…`, which
+/// `@elevenlabs/client` does.
 const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 const BEARER: &str = "bearer.";
 
-/// Headers that a `Connection` header may not remove: they frame the message or name its destination.
+/// Headers that a `Connection` header must not remove, because they frame the message or name its host.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
-/// Whether a request names its host exactly once (RFC 9112, section 3.2): one `Host`, and an absolute
-/// target with the same host. HTTP/1.0 had no `Host`.
+/// Whether a request names exactly one host (RFC 9112, section 3.2): it has one `Host`, which an absolute
+/// target repeats. HTTP/1.0 requests may have none.
 #[must_use]
 pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let (host, is_doubled) = (hosts.next(), hosts.next().is_some());
-    let is_same = |host: &HeaderValue| match (target.authority(), host.to_str()) {
-        (None, written) => written.is_ok(),
-        (Some(authority), Ok(written)) => authority.as_str().eq_ignore_ascii_case(written),
-        (Some(_), Err(_)) => false,
-    };
-    match host {
-        _ if is_doubled => false,
-        Some(host) => is_same(host),
-        None => version < Version::HTTP_11 && target.authority().is_none(),
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().is_ok_and(|host| {
+            target.authority().is_none_or(|authority| authority.as_str().eq_ignore_ascii_case(host))
+        }),
+        (None, _) => version < Version::HTTP_11 && target.authority().is_none(),
+        (Some(_), Some(_)) => false,
     }
 }
 
-/// Prepares the headers of a request for the upstream: removes credentials, hop-by-hop headers and those
-/// headers of proxies about the client that are not in `forwarded`, and offers only encodings that can be
-/// decoded. `Host` is removed as well; the upstream request sets its own.
-pub fn strip_request(headers: &mut HeaderMap, forwarded: &Forwarded) {
-    let present = PresentHeaders::of(headers);
-    strip_listed(headers, present);
+/// Prepares the headers of a request for the upstream. Removes credentials, hop-by-hop headers, `Host`, and
+/// the headers of proxies that are not in `forwarded`. Offers only encodings that the proxy can decode.
+pub fn strip_request(headers: &mut HeaderMap, forwarded: &ForwardedHeaders) {
+    let present = PresentHeaders::in_headers(headers);
+    strip_connection_listed(headers, present);
     forwarded.strip(headers, present);
-    if present.has(KnownHeader::ACCEPT_ENCODING) {
-        encoding::offer_readable(headers);
+    if present.contains(KnownHeader::ACCEPT_ENCODING) {
+        encoding::restrict_accept_encoding(headers);
     }
-    if present.has(KnownHeader::SUBPROTOCOLS) {
+    if present.contains(KnownHeader::SUBPROTOCOLS) {
         strip_subprotocols(headers);
     }
 }
 
-/// Removes the subprotocols that are credentials; the others keep their order.
+/// Removes the subprotocols that are credentials. The others keep their order.
 fn strip_subprotocols(headers: &mut HeaderMap) {
     if !subprotocols(headers).any(is_bearer) {
         return;
@@ -94,7 +87,12 @@ fn strip_subprotocols(headers: &mut HeaderMap) {
 }
 
 fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(SUBPROTOCOLS).iter().filter_map(|value| value.to_str().ok());
+    list_elements(headers, SUBPROTOCOLS)
+}
+
+/// Returns the elements of a header whose value is a comma-separated list.
+fn list_elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
@@ -106,69 +104,70 @@ fn is_bearer(subprotocol: &str) -> bool {
 /// ignored, as a server may do (RFC 9110, section 7.8).
 #[must_use]
 pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
-    let lists = |name: HeaderName, word: &str| {
-        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
+    let contains = |name: HeaderName, token: &str| {
+        list_elements(headers, name).any(|element| element.eq_ignore_ascii_case(token))
     };
     method == Method::GET
         && version == Version::HTTP_11
-        && lists(header::UPGRADE, "websocket")
-        && lists(header::CONNECTION, "upgrade")
+        && contains(header::UPGRADE, "websocket")
+        && contains(header::CONNECTION, "upgrade")
 }
 
-/// Adds the upgrade headers for the upstream, which were removed as hop-by-hop headers. When the proxy
-/// parses messages (`is_parsed`), no compression is offered.
-pub fn request_websocket(headers: &mut HeaderMap, is_parsed: bool) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+/// Adds the upgrade headers to an upstream request, from which they were removed as hop-by-hop headers. If
+/// the proxy parses the messages (`is_parsed`), compression is not offered.
+pub fn prepare_upgrade_request(headers: &mut HeaderMap, is_parsed: bool) {
+    insert_upgrade(headers);
     if is_parsed {
         headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     }
 }
 
-/// Prepares the headers of a 101 for the client.
-pub fn strip_switched(headers: &mut HeaderMap) {
+/// Prepares the headers of a `101 Switching Protocols` response for the client.
+pub fn prepare_upgrade_response(headers: &mut HeaderMap) {
     strip_response(headers);
     headers.remove(header::CONTENT_LENGTH);
+    insert_upgrade(headers);
+}
+
+fn insert_upgrade(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Prepares the headers of a response for the client: removes hop-by-hop headers and headers about the
-/// provider's own origin, and adds a sandbox policy to documents whose scripts a browser would execute.
+/// Prepares the headers of a response for the client. Removes hop-by-hop headers and headers about the
+/// provider's origin. Adds a sandbox policy to documents in which a browser would execute scripts.
 pub fn strip_response(headers: &mut HeaderMap) {
-    let present = PresentHeaders::of(headers);
-    // With both headers, the chunked framing applies (RFC 9112, section 6.3).
-    if present.has(KnownHeader::TRANSFER_ENCODING) {
+    let present = PresentHeaders::in_headers(headers);
+    // `Transfer-Encoding` overrides `Content-Length` (RFC 9112, section 6.3).
+    if present.contains(KnownHeader::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    strip_listed(headers, present);
-    drop_rows(headers, present.and(PresentHeaders::OF_ORIGIN), &[]);
-    kind::sandbox(headers);
+    strip_connection_listed(headers, present);
+    remove_rows(headers, present.and(PresentHeaders::SENT_BY_ORIGIN), &[]);
+    content_type::sandbox_scripts(headers);
 }
 
 /// Removes the headers that a `Connection` header lists.
-fn strip_listed(headers: &mut HeaderMap, present: PresentHeaders) {
-    if present.has(KnownHeader::CONNECTION) {
-        for name in listed(headers) {
+fn strip_connection_listed(headers: &mut HeaderMap, present: PresentHeaders) {
+    if present.contains(KnownHeader::CONNECTION) {
+        for name in connection_listed(headers) {
             headers.remove(name);
         }
     }
 }
 
-/// The headers that a `Connection` header lists, without the protected ones.
-fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
-    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values
-        // The most common value, which lists nothing to remove.
-        .filter(|value| !value.eq_ignore_ascii_case("keep-alive"))
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+/// Returns the headers that a `Connection` header lists, without the [`PROTECTED`] ones.
+fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
+    list_elements(headers, header::CONNECTION)
+        // `Keep-Alive` is always removed, so its element, the most common one, needs no parsing.
+        .filter(|element| !element.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|name| name.parse().ok())
         .filter(|name| !PROTECTED.contains(name))
         .collect()
 }
 
-/// The query without its credentials; every other byte and the order stay. `None` when nothing is left.
+/// Removes the credentials from a query. All other bytes and their order are unchanged. Returns `None` if
+/// no parameter remains.
 #[must_use]
 pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     if !query.split('&').any(is_credential) {
@@ -178,21 +177,21 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
     (!remaining.is_empty()).then(|| Cow::Owned(remaining.join("&")))
 }
 
-/// A credential of a request, decoded and never empty.
+/// A credential that a client sent with a request, decoded and never empty.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Presented<'a> {
-    /// From `x-keychoir-token`, which carries only Keychoir's own tokens.
+pub enum PresentedCredential<'a> {
+    /// From `x-keychoir-token`, which contains only Keychoir's own tokens.
     Token(&'a str),
-    /// From `xi-api-key` and the like, where the provider's SDKs put a key.
+    /// From `xi-api-key` in any spelling, where the provider's SDKs send a key.
     Key(Cow<'a, str>),
     /// From any other header, parameter or subprotocol.
     Other(Cow<'a, str>),
 }
 
-impl Presented<'_> {
-    /// The credential as text.
+impl PresentedCredential<'_> {
+    /// The value of the credential.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Token(text) => text,
             Self::Key(text) | Self::Other(text) => text,
@@ -200,114 +199,111 @@ impl Presented<'_> {
     }
 }
 
-/// All credentials of a request, from headers, subprotocols and query.
-pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> impl Iterator<Item = Presented<'a>> {
-    let present = PresentHeaders::of(headers);
-    let in_headers = CREDENTIALS.into_iter().filter(move |known| present.has(*known)).flat_map(|known| {
-        let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
-        values.map(move |value| in_header(known, value.trim()))
-    });
-    let subprotocol_values = present.has(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
-    let in_subprotocols = subprotocol_values.into_iter().flatten().filter(|name| is_bearer(name));
-    let in_subprotocols =
-        in_subprotocols.map(|token| Presented::Other(token.get(BEARER.len()..).unwrap_or_default().into()));
+/// Returns all credentials of a request, from its headers, subprotocols and query.
+pub fn presented_credentials<'a>(
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+) -> impl Iterator<Item = PresentedCredential<'a>> {
+    let present = PresentHeaders::in_headers(headers);
+    let in_headers =
+        CREDENTIALS.into_iter().filter(move |known| present.contains(*known)).flat_map(|known| {
+            let values = headers.get_all(known.name()).iter().filter_map(|value| value.to_str().ok());
+            values.map(move |value| credential_in_header(known, value.trim()))
+        });
+    let subprotocols = present.contains(KnownHeader::SUBPROTOCOLS).then(|| subprotocols(headers));
+    let bearers = subprotocols.into_iter().flatten().filter(|name| is_bearer(name));
+    let in_subprotocols = bearers
+        .map(|bearer| PresentedCredential::Other(bearer.get(BEARER.len()..).unwrap_or_default().into()));
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
-    let in_query = pairs.filter_map(|(name, value)| in_parameter(credential_parameter(name)?, value));
+    let in_query =
+        pairs.filter_map(|(name, value)| credential_in_parameter(credential_parameter(name)?, value));
     let all = in_headers.chain(in_subprotocols).chain(in_query);
-    all.filter(|credential| !credential.text().is_empty())
+    all.filter(|credential| !credential.as_str().is_empty())
 }
 
-/// Whether a key header has a value that is not visible ASCII; [`presented`] does not return such a
+/// Whether a key header has a value that is not visible ASCII. [`presented_credentials`] skips such a
 /// value.
 pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
     let names = [KnownHeader::KEY, KnownHeader::KEY_UNDERSCORED].map(KnownHeader::name);
     names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
 }
 
-fn in_header(known: KnownHeader, value: &str) -> Presented<'_> {
+fn credential_in_header(known: KnownHeader, value: &str) -> PresentedCredential<'_> {
     match value.split_once(' ') {
         Some((scheme, token))
             if known == KnownHeader::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") =>
         {
-            Presented::Other(token.trim().into())
+            PresentedCredential::Other(token.trim().into())
         }
-        _ if known == KnownHeader::TOKEN => Presented::Token(value),
+        _ if known == KnownHeader::TOKEN => PresentedCredential::Token(value),
         _ if known == KnownHeader::KEY || known == KnownHeader::KEY_UNDERSCORED => {
-            Presented::Key(value.into())
+            PresentedCredential::Key(value.into())
         }
-        _ => Presented::Other(value.into()),
+        _ => PresentedCredential::Other(value.into()),
     }
 }
 
-fn in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Presented<'a>> {
-    let value = match decode(value) {
-        Cow::Borrowed(plain) => Cow::Borrowed(plain.trim()),
+fn credential_in_parameter<'a>(name: &'static str, value: &'a str) -> Option<PresentedCredential<'a>> {
+    let value = match decode_parameter(value) {
+        Cow::Borrowed(value) => Cow::Borrowed(value.trim()),
         Cow::Owned(decoded) => Cow::Owned(decoded.trim().to_owned()),
     };
     Some(match value.strip_prefix("Bearer ") {
-        Some(token) => Presented::Other(Cow::Owned(token.to_owned())),
-        None if name == "authorization" => Presented::Other(value),
-        None => Presented::Key(value),
+        Some(token) => PresentedCredential::Other(Cow::Owned(token.to_owned())),
+        None if name == "authorization" => PresentedCredential::Other(value),
+        None => PresentedCredential::Key(value),
     })
 }
 
-/// The names of the query's parameters, for logs: values may contain texts or tokens, names do not.
+/// Maximum parameters whose names are logged, and maximum length of a logged name. They bound the log line.
+const MAX_LOGGED_PARAMETERS: usize = 20;
+const MAX_LOGGED_NAME_LENGTH: usize = 40;
+
+/// Returns the names of the query parameters for the log. Their values may contain user text or tokens.
 #[must_use]
 pub fn parameter_names(query: &str) -> String {
     let mut names = String::new();
-    for (index, pair) in query.split('&').take(20).enumerate() {
+    for (index, pair) in query.split('&').take(MAX_LOGGED_PARAMETERS).enumerate() {
         if index > 0 {
             names.push(',');
         }
-        let name = pair.split('=').next().unwrap_or_default();
-        let name = decode(name);
-        let is_plain =
+        let name = decode_parameter(pair.split('=').next().unwrap_or_default());
+        let is_loggable =
             |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'[' | b']');
-        names.extend(name.bytes().filter(is_plain).take(40).map(char::from));
+        names.extend(name.bytes().filter(is_loggable).take(MAX_LOGGED_NAME_LENGTH).map(char::from));
     }
     names
 }
 
-/// The value of the first parameter of that name, decoded.
+/// Returns the decoded value of the first query parameter with this name.
 #[must_use]
-pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+pub fn query_parameter(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(written, _)| decode(written) == name).map(|(_, value)| decode(value).into_owned())
+    let (_, value) = pairs.find(|(encoded_name, _)| decode_parameter(encoded_name) == name)?;
+    Some(decode_parameter(value).into_owned())
 }
 
 fn is_credential(pair: &str) -> bool {
     credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
 }
 
-/// The credential parameter with this name, which is decoded first.
+/// Returns the canonical name of a credential parameter, or `None` for any other parameter.
 fn credential_parameter(name: &str) -> Option<&'static str> {
-    let name = decode(name);
+    let name = decode_parameter(name);
     CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
-/// Percent and plus decoding. Invalid escapes are kept, as a server may do.
-pub(crate) fn decode(text: &str) -> Cow<'_, str> {
+/// Decodes percent escapes and `+` in a query parameter. Invalid escapes are kept, as most servers do.
+pub(crate) fn decode_parameter(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
-    let Some(plain) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };
+    let Some(first_escape) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };
     let mut decoded = Vec::with_capacity(bytes.len());
-    decoded.extend_from_slice(&bytes[..plain]);
-    let mut at = plain;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = (byte == b'%').then(|| hex_pair(bytes.get(at + 1..at + 3)?)).flatten();
-        match (byte, escaped) {
-            (_, Some(value)) => {
-                decoded.push(value);
-                at += 3;
-            }
-            (b'+', None) => {
-                decoded.push(b' ');
-                at += 1;
-            }
-            (other, None) => {
-                decoded.push(other);
-                at += 1;
-            }
-        }
+    decoded.extend_from_slice(&bytes[..first_escape]);
+    let mut offset = first_escape;
+    while let Some(&byte) = bytes.get(offset) {
+        let escaped = (byte == b'%').then(|| hex_pair(bytes.get(offset + 1..offset + 3)?)).flatten();
+        decoded.push(escaped.unwrap_or(if byte == b'+' { b' ' } else { byte }));
+        offset += if escaped.is_some() { 3 } else { 1 };
     }
     Cow::Owned(match String::from_utf8(decoded) {
         Ok(text) => text,
@@ -315,7 +311,7 @@ pub(crate) fn decode(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The byte of two hexadecimal digits.
+/// Parses two hexadecimal digits.
 pub(super) fn hex_pair(pair: &[u8]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let (high, low) = (digit(*pair.first()?)?, digit(*pair.get(1)?)?);
@@ -341,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_one_host() {
+    fn a_request_must_name_exactly_one_host() {
         check_host(Version::HTTP_11, "/v1/x", &["localhost:11011"], true);
         check_host(Version::HTTP_11, "/v1/x", &[], false);
         check_host(Version::HTTP_11, "/v1/x", &["a", "a"], false);
@@ -356,7 +352,7 @@ mod tests {
     #[track_caller]
     fn check_request(received: &[(&'static str, &'static str)], expected: &[(&'static str, &'static str)]) {
         let mut map = headers(received);
-        strip_request(&mut map, &Forwarded::default());
+        strip_request(&mut map, &ForwardedHeaders::default());
         assert_eq!(map, headers(expected));
     }
 
@@ -418,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_keeps_all_but_its_hop_by_hop_headers() {
+    fn only_hop_by_hop_headers_are_removed_from_a_response() {
         let mut map = headers(&[
             ("connection", "x-a"),
             ("x-a", "1"),
@@ -432,11 +428,11 @@ mod tests {
     }
 
     #[test]
-    fn a_response_with_two_framings_loses_its_content_length() {
-        let kind = ("content-type", "audio/mpeg");
-        let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), kind]);
+    fn content_length_is_removed_next_to_transfer_encoding() {
+        let content_type = ("content-type", "audio/mpeg");
+        let mut map = headers(&[("content-length", "2"), ("transfer-encoding", "chunked"), content_type]);
         strip_response(&mut map);
-        assert_eq!(map, headers(&[kind]));
+        assert_eq!(map, headers(&[content_type]));
     }
 
     #[track_caller]
@@ -445,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_keeps_every_other_byte_and_its_order() {
+    fn other_bytes_of_a_query_are_unchanged() {
         check_query("a=1&xi_api_key=k&a=2&b=%20+x", Some("a=1&a=2&b=%20+x"));
         check_query("a=1&a=1&=&&x", Some("a=1&a=1&=&&x"));
         check_query(
@@ -462,10 +458,14 @@ mod tests {
         check_query("authorization", None);
         check_query("%61uthorization=Bearer%20k&x=1", Some("x=1"));
         check_query("xi_api_key%00=k", Some("xi_api_key%00=k"));
-        let nothing = HeaderMap::new();
-        let credentials =
-            presented(&nothing, Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"));
-        assert!(credentials.eq([Presented::Other("k".into()), Presented::Key("j".into())]));
+        let no_headers = HeaderMap::new();
+        let credentials = presented_credentials(
+            &no_headers,
+            Some("authorization=Bearer%20k&xi_api_key=&x=1&Xi%2DApi-Key=j"),
+        );
+        assert!(
+            credentials.eq([PresentedCredential::Other("k".into()), PresentedCredential::Key("j".into())])
+        );
     }
 
     #[track_caller]
@@ -473,16 +473,16 @@ mod tests {
         let pairs: Vec<(&'static str, &'static str)> =
             received.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
         let mut headers = headers(&pairs);
-        let credentials: Vec<Presented<'_>> = presented(&headers, None).collect();
-        assert_eq!(credentials.first().map(Presented::text), token);
-        strip_request(&mut headers, &Forwarded::default());
+        let credentials: Vec<PresentedCredential<'_>> = presented_credentials(&headers, None).collect();
+        assert_eq!(credentials.first().map(PresentedCredential::as_str), token);
+        strip_request(&mut headers, &ForwardedHeaders::default());
         let values: Vec<&str> =
             headers.get_all(SUBPROTOCOLS).iter().map(|value| value.to_str().unwrap()).collect();
         assert_eq!(values, Vec::from_iter(remaining));
     }
 
     #[test]
-    fn a_bearer_among_subprotocols_is_a_credential() {
+    fn a_bearer_subprotocol_is_a_credential() {
         check_subprotocols(&["convai"], Some("convai"), None);
         check_subprotocols(&["convai,bearer.tok"], Some("convai"), Some("tok"));
         check_subprotocols(&["convai", "Bearer.tok, x"], Some("convai, x"), Some("tok"));
@@ -501,13 +501,13 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_request_has_two_headers() {
-        let both = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
-        check_websocket(&Method::GET, Version::HTTP_11, &both, true);
-        check_websocket(&Method::POST, Version::HTTP_11, &both, false);
-        check_websocket(&Method::GET, Version::HTTP_10, &both, false);
-        check_websocket(&Method::GET, Version::HTTP_11, &both[..1], false);
-        check_websocket(&Method::GET, Version::HTTP_11, &both[1..], false);
+    fn a_websocket_upgrade_needs_both_headers() {
+        let upgrade = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
+        check_websocket(&Method::GET, Version::HTTP_11, &upgrade, true);
+        check_websocket(&Method::POST, Version::HTTP_11, &upgrade, false);
+        check_websocket(&Method::GET, Version::HTTP_10, &upgrade, false);
+        check_websocket(&Method::GET, Version::HTTP_11, &upgrade[..1], false);
+        check_websocket(&Method::GET, Version::HTTP_11, &upgrade[1..], false);
         check_websocket(
             &Method::GET,
             Version::HTTP_11,
@@ -529,7 +529,7 @@ mod tests {
         for (text, expected) in
             [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%41%", "A%"), ("%ff", "\u{fffd}")]
         {
-            assert_eq!(decode(text), expected);
+            assert_eq!(decode_parameter(text), expected);
         }
     }
 }

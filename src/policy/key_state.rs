@@ -1,9 +1,10 @@
-//! The state of a key: whether it may be used now, and if not, why and until when.
+//! The state of a key: usable, or in cooldown with a reason and an end. Also maps states to the four statuses
+//! of the status document.
 
 use super::budget::Quota;
 use super::units::UnixMs;
 
-/// The four statuses of the contract.
+/// The status of a key in the status document, whose format permits these four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyStatus {
     /// The key may be used.
@@ -17,9 +18,9 @@ pub enum KeyStatus {
 }
 
 impl KeyStatus {
-    /// The word in the status document, the usage records and the mirror.
+    /// The identifier in the status document, in usage records and in the mirror.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Exhausted => "exhausted",
@@ -28,12 +29,12 @@ impl KeyStatus {
         }
     }
 
-    /// Parses a [`word`](Self::word).
+    /// Parses a [`word`](Self::as_str).
     #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
+    pub fn parse(identifier: &str) -> Option<Self> {
         [Self::Active, Self::Exhausted, Self::RateLimited, Self::Invalid]
             .into_iter()
-            .find(|status| status.word() == word)
+            .find(|status| status.as_str() == identifier)
     }
 }
 
@@ -44,19 +45,19 @@ pub enum CooldownReason {
     RateLimited,
     /// No credits are left.
     Exhausted,
-    /// The account has an unpaid bill, has not accepted terms, or is suspected of abuse: its owner must
+    /// The account has an unpaid bill, has not accepted the terms, or is suspected of abuse. Its owner must
     /// act.
     Billing,
     /// The provider refuses the key itself.
     Invalid,
-    /// The key belongs to another region than the host that its requests are sent to.
+    /// The key belongs to another region than the host to which its requests are sent.
     WrongHost,
 }
 
 impl CooldownReason {
-    /// The identifier of the reason where a state is explained.
+    /// The identifier on the status page.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::RateLimited => "rate_limited",
             Self::Exhausted => "exhausted",
@@ -71,35 +72,34 @@ impl CooldownReason {
     pub fn status(self) -> KeyStatus {
         match self {
             Self::RateLimited => KeyStatus::RateLimited,
-            // The contract has four statuses; a locked account cannot pay, like an exhausted one.
+            // No status describes a locked account. Like an exhausted one, it cannot pay for requests.
             Self::Exhausted | Self::Billing => KeyStatus::Exhausted,
-            // At the host that its requests are sent to, the key is unknown.
+            // The host to which the requests are sent does not know the key.
             Self::Invalid | Self::WrongHost => KeyStatus::Invalid,
         }
     }
 }
 
-/// A cooldown of a key or a workspace. Every cooldown ends: at its time, after a probe that the provider
-/// serves, or with a new period.
+/// A cooldown of a key or a workspace. It ends at its time, after the provider serves a probe, or when a new
+/// quota period starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldown {
-    /// Decides the reported status.
+    /// The reason, which decides the reported status.
     pub reason: CooldownReason,
     /// The end of the cooldown.
     pub until: UnixMs,
 }
 
 impl Cooldown {
-    /// Whether it is in force at `now`.
+    /// Whether the cooldown has not ended at `now`.
     #[must_use]
-    pub fn holds(self, now: UnixMs) -> bool {
+    pub fn is_active(self, now: UnixMs) -> bool {
         now < self.until
     }
 
-    /// The cooldown that holds when a second one is added: the one with the later end, so that a short
-    /// cooldown never shortens a long one.
+    /// Returns the cooldown with the later end, so that a short cooldown never shortens a long one.
     #[must_use]
-    pub fn joined(self, other: Self) -> Self {
+    pub fn latest(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }
     }
 }
@@ -110,8 +110,8 @@ pub enum KeyState {
     /// The key may be used.
     Usable,
     /// The key is in cooldown, or its workspace is.
-    Resting {
-        /// Decides the reported status.
+    CoolingDown {
+        /// The reason, which decides the reported status.
         reason: CooldownReason,
         /// The end, if it is known.
         until: Option<UnixMs>,
@@ -119,37 +119,32 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// The state of a key at `now`, from its own cooldown, its workspace's, and the quota at `now`.
+    /// Computes the state of a key at `now` from its own cooldown, that of its workspace, and the quota.
     #[must_use]
-    pub fn of(own: Option<Cooldown>, workspace: Option<Cooldown>, quota: &Quota, now: UnixMs) -> Self {
-        let cooldown = match (
-            own.filter(|cooldown| cooldown.holds(now)),
-            workspace.filter(|cooldown| cooldown.holds(now)),
-        ) {
-            (Some(own), Some(workspace)) => Some(own.joined(workspace)),
-            (one, other) => one.or(other),
-        };
-        match cooldown {
-            // A locked or refused key keeps this reason even when its credits are exhausted as well.
+    pub fn new(own: Option<Cooldown>, workspace: Option<Cooldown>, quota: &Quota, now: UnixMs) -> Self {
+        let active_cooldowns =
+            [own, workspace].into_iter().flatten().filter(|cooldown| cooldown.is_active(now));
+        match active_cooldowns.reduce(Cooldown::latest) {
+            // These reasons take precedence over exhausted credits, because a quota reset does not end them.
             Some(Cooldown {
                 reason:
                     reason @ (CooldownReason::Invalid | CooldownReason::WrongHost | CooldownReason::Billing),
                 until,
-            }) => Self::Resting { reason, until: Some(until) },
-            _ if quota.is_spent() => {
-                Self::Resting { reason: CooldownReason::Exhausted, until: quota.resets_at }
+            }) => Self::CoolingDown { reason, until: Some(until) },
+            _ if quota.is_exhausted() => {
+                Self::CoolingDown { reason: CooldownReason::Exhausted, until: quota.resets_at }
             }
-            Some(Cooldown { reason, until }) => Self::Resting { reason, until: Some(until) },
+            Some(Cooldown { reason, until }) => Self::CoolingDown { reason, until: Some(until) },
             None => Self::Usable,
         }
     }
 
-    /// Whether it can serve any request: other concurrency groups are usable while one is rate limited.
+    /// Whether the key can serve some request. While one concurrency group is rate limited, the others can.
     #[must_use]
-    pub fn serves(self) -> bool {
+    pub fn can_serve(self) -> bool {
         match self {
-            Self::Usable | Self::Resting { reason: CooldownReason::RateLimited, .. } => true,
-            Self::Resting {
+            Self::Usable | Self::CoolingDown { reason: CooldownReason::RateLimited, .. } => true,
+            Self::CoolingDown {
                 reason:
                     CooldownReason::Exhausted
                     | CooldownReason::Billing
@@ -160,52 +155,51 @@ impl KeyState {
         }
     }
 
-    /// The status in the terms of the contract.
+    /// The status in the status document.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
             Self::Usable => KeyStatus::Active,
-            Self::Resting { reason, .. } => reason.status(),
+            Self::CoolingDown { reason, .. } => reason.status(),
         }
     }
 }
 
-/// A state change, which is logged once.
+/// A state change of a key, which is logged once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition<K> {
-    /// The key that changed.
+    /// Identifies the key.
     pub key: K,
-    /// The change, with its reason and figures.
+    /// The change, with its reason and the credits.
     pub change: StateChange,
 }
 
 /// A change of a key's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateChange {
-    /// It serves from now on.
+    /// The pool has started to use the key.
     InUse {
-        /// The known quota of its workspace.
+        /// The quota of the workspace.
         quota: Quota,
-        /// Its position in the pool, from 0, when another key was in use before.
+        /// The zero-based position of the key in the pool, if another key was used before.
         rotated_to: Option<usize>,
     },
-    /// Its use is near the limit.
+    /// The used credits are near the limit.
     NearLimit(Quota),
-    /// A cooldown has begun.
-    Rests {
+    /// A cooldown has started.
+    CooldownStarted {
         /// The reason of the cooldown.
         reason: CooldownReason,
         /// The end, if it is known.
         until: Option<UnixMs>,
     },
     /// The cooldown has ended.
-    Returns,
-    /// The key was skipped for a request that costs more than its remaining credits; cheaper requests
-    /// still use it.
-    PassedOver {
-        /// Remaining credits of the key.
+    CooldownEnded,
+    /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests do.
+    Skipped {
+        /// The remaining credits.
         left: u64,
-        /// Credits that the request was expected to cost.
+        /// The estimated cost of the request in credits.
         needed: u64,
     },
 }
@@ -233,15 +227,15 @@ mod tests {
         quota: Quota,
         expected: Option<(CooldownReason, u64)>,
     ) {
-        let expected = expected.map_or(KeyState::Usable, |(reason, until)| KeyState::Resting {
+        let expected = expected.map_or(KeyState::Usable, |(reason, until)| KeyState::CoolingDown {
             reason,
             until: Some(UnixMs(until)),
         });
-        assert_eq!(KeyState::of(own, workspace, &quota, NOW), expected);
+        assert_eq!(KeyState::new(own, workspace, &quota, NOW), expected);
     }
 
     #[test]
-    fn a_cooldown_holds_until_its_end_and_not_at_it() {
+    fn a_cooldown_is_active_until_its_end() {
         check(
             cooldown(CooldownReason::RateLimited, 1_001),
             None,
@@ -252,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cooldown_of_a_workspace_is_one_of_its_keys() {
+    fn a_cooldown_of_a_workspace_applies_to_its_keys() {
         check(
             None,
             cooldown(CooldownReason::Exhausted, 2_000),
@@ -262,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cooldown_with_the_later_end_holds() {
+    fn the_cooldown_with_the_later_end_applies() {
         let (short, long) =
             (cooldown(CooldownReason::RateLimited, 1_500), cooldown(CooldownReason::Exhausted, 2_000));
         check(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
@@ -270,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_quota_is_a_cooldown_until_its_reset() {
+    fn an_exhausted_quota_is_a_cooldown_until_its_reset() {
         check(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
         check(
             cooldown(CooldownReason::RateLimited, 1_500),
@@ -287,9 +281,9 @@ mod tests {
     }
 
     #[test]
-    fn the_status_words_are_parsed_again() {
+    fn status_identifiers_round_trip() {
         for status in [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid] {
-            assert_eq!(KeyStatus::parse(status.word()), Some(status));
+            assert_eq!(KeyStatus::parse(status.as_str()), Some(status));
         }
         assert_eq!(KeyStatus::parse("Active"), None);
     }

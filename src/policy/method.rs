@@ -1,10 +1,10 @@
-//! The method under which a request is recorded. A client may send any token as a method, so usage
-//! records, log and metrics have only known methods and `other`.
+//! Limits the HTTP methods of clients. A client may send any token as a method, so usage records, logs and
+//! metrics contain only known methods and `other`, and long methods are rejected.
 
 use http::Method;
 
-/// Maximum length of a method; a longer one is refused. The longest one registered with IANA has 17
-/// characters.
+/// Maximum length of a method in bytes. A longer one is rejected. The longest method registered with IANA has
+/// 17.
 pub const MAX_METHOD_LENGTH: usize = 32;
 
 /// Whether a method is short enough to be forwarded.
@@ -13,10 +13,10 @@ pub fn has_allowed_length(method: &Method) -> bool {
     method.as_str().len() <= MAX_METHOD_LENGTH
 }
 
-/// The method under which a request is recorded: itself, if HTTP defines it (RFC 9110 and 5789), or
+/// Returns the method under which a request is recorded: its own if RFC 9110 or RFC 5789 defines it, else
 /// `other`.
 #[must_use]
-pub fn recorded(method: &Method) -> Method {
+pub fn recorded_method(method: &Method) -> Method {
     const KNOWN: [Method; 9] = [
         Method::GET,
         Method::POST,
@@ -28,10 +28,7 @@ pub fn recorded(method: &Method) -> Method {
         Method::TRACE,
         Method::CONNECT,
     ];
-    match KNOWN.iter().find(|known| *known == method) {
-        Some(known) => known.clone(),
-        None => Method::from_bytes(b"other").unwrap_or_default(),
-    }
+    if KNOWN.contains(method) { method.clone() } else { Method::from_bytes(b"other").unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -48,12 +45,12 @@ mod tests {
             ("PROPFIND", "other"),
             (&*"A".repeat(30_000), "other"),
         ] {
-            assert_eq!(recorded(&method.parse().unwrap()).as_str(), expected);
+            assert_eq!(recorded_method(&method.parse().unwrap()).as_str(), expected);
         }
     }
 
     #[test]
-    fn a_method_has_a_maximum_length() {
+    fn a_long_method_is_rejected() {
         for (length, expected) in [(1, true), (32, true), (33, false), (30_000, false)] {
             assert_eq!(has_allowed_length(&"A".repeat(length).parse().unwrap()), expected);
         }

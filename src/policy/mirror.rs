@@ -1,35 +1,37 @@
-//! Classifies a response of Supabase to the mirror, and computes the delay of a retry.
+//! Decides how the mirror continues after a response of Supabase: the rows are stored, sent again after a
+//! delay, split because one is rejected, or kept until the operator has fixed a problem.
 
+use std::ops::Range;
 use std::time::Duration;
 
-/// A response of PostgREST, or of a server in front of it.
+/// The relevant parts of a response of PostgREST, or of a server in front of it.
 #[derive(Clone, Copy, Debug)]
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The `code` of an error: PostgREST's own (`PGRST…`) or the database's (SQLSTATE).
+    /// The `code` of an error: one of PostgREST (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
-    /// Whether the body is empty, as requested.
+    /// Whether the body is empty. The request asks for an empty body.
     pub is_empty: bool,
 }
 
 /// The result of sending rows in one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceptance {
-    /// The rows were stored.
-    Arrived,
-    /// The result is unknown, or storing is not possible now: the same rows are sent again later. Rows
-    /// that were stored are not duplicated.
-    Later,
-    /// At least one row is refused for its content.
-    Row,
-    /// No row will be stored until the operator has fixed something.
-    Person(Hint),
+pub enum DeliveryResult {
+    /// The rows are stored.
+    Stored,
+    /// The result is unknown, or the rows cannot be stored now. They are sent again later; rows that were
+    /// already stored are not duplicated.
+    Retry,
+    /// At least one row is rejected for its content.
+    RowRejected,
+    /// No row can be stored until the operator has fixed this problem.
+    OperatorRequired(MirrorProblem),
 }
 
 /// The problem that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
+pub enum MirrorProblem {
     /// The key is not accepted.
     Key,
     /// The key is accepted, but may not write to the table.
@@ -41,17 +43,17 @@ pub enum Hint {
     /// The address is not that of Supabase's API.
     Address,
     /// The project is paused.
-    Asleep,
-    /// Every row is refused for its content, so the rows are not the cause.
+    Paused,
+    /// Every row is rejected for its content, so the cause is in the table.
     EveryRow,
-    /// Another cause.
+    /// The cause is unknown.
     Unexplained,
 }
 
-impl Hint {
-    /// The cause and the remedy, for the operator.
+impl MirrorProblem {
+    /// The message for the operator: the cause and what to do.
     #[must_use]
-    pub fn text(self) -> &'static str {
+    pub fn message(self) -> &'static str {
         match self {
             Self::Key => {
                 "Supabase refuses the key: set SUPABASE_SECRET_KEY to a secret key of this project \
@@ -71,7 +73,7 @@ impl Hint {
             Self::Address => {
                 "the server at SUPABASE_URL is not Supabase's API: check the address, also http or https"
             }
-            Self::Asleep => "the project is paused: resume it in Supabase's dashboard",
+            Self::Paused => "the project is paused: resume it in Supabase's dashboard",
             Self::EveryRow => {
                 "every row is refused for its content: look for a constraint or a trigger of your own on the table"
             }
@@ -82,38 +84,40 @@ impl Hint {
 
 /// Classifies a response.
 #[must_use]
-pub fn classify(response: MirrorResponse<'_>) -> Acceptance {
+pub fn classify(response: MirrorResponse<'_>) -> DeliveryResult {
     let code = response.code.unwrap_or_default();
     match response.status {
-        200..=299 if response.is_empty => Acceptance::Arrived,
-        // A captive portal or a parked domain returns 200 for everything, or redirects.
-        200..=399 => Acceptance::Person(Hint::Address),
-        401 => Acceptance::Person(Hint::Key),
-        403 => Acceptance::Person(Hint::Forbidden),
-        408 | 425 | 429 => Acceptance::Later,
-        // Supabase's own status, for a project that was paused after a long time without use.
-        540 => Acceptance::Person(Hint::Asleep),
-        500.. => Acceptance::Later,
-        // Older versions of PostgREST send no code with it.
-        404 => Acceptance::Person(Hint::Table),
-        _ if matches!(code, "42P01" | "PGRST205") => Acceptance::Person(Hint::Table),
-        // A column that does not exist, is of another type, cannot be written, or is not unique.
+        200..=299 if response.is_empty => DeliveryResult::Stored,
+        // A captive portal or a parked domain returns a page for every request, or redirects.
+        200..=399 => DeliveryResult::OperatorRequired(MirrorProblem::Address),
+        401 => DeliveryResult::OperatorRequired(MirrorProblem::Key),
+        403 => DeliveryResult::OperatorRequired(MirrorProblem::Forbidden),
+        408 | 425 | 429 => DeliveryResult::Retry,
+        // A status of Supabase, for a project that was paused because it was not used.
+        540 => DeliveryResult::OperatorRequired(MirrorProblem::Paused),
+        500.. => DeliveryResult::Retry,
+        // Older versions of PostgREST send no code.
+        404 => DeliveryResult::OperatorRequired(MirrorProblem::Table),
+        _ if matches!(code, "42P01" | "PGRST205") => DeliveryResult::OperatorRequired(MirrorProblem::Table),
+        // A column does not exist, has another type, cannot be written, or is not unique.
         _ if matches!(code, "42703" | "PGRST204" | "42804" | "428C9" | "42P10") => {
-            Acceptance::Person(Hint::Column)
+            DeliveryResult::OperatorRequired(MirrorProblem::Column)
         }
-        // Data that does not fit, a constraint, an exception of a trigger; or too much data in one
-        // request.
-        _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Acceptance::Row,
-        413 => Acceptance::Row,
-        _ => Acceptance::Person(Hint::Unexplained),
+        // A value does not fit, violates a constraint, or raises an exception in a trigger.
+        _ if code.starts_with("22") || code.starts_with("23") || code == "P0001" => {
+            DeliveryResult::RowRejected
+        }
+        // The request is too large.
+        413 => DeliveryResult::RowRejected,
+        _ => DeliveryResult::OperatorRequired(MirrorProblem::Unexplained),
     }
 }
 
-/// The delay after this many consecutive failures: exponential backoff from `first` to `max`, of which
-/// half is fixed and the rest multiplied by `jitter` (0.0 to 1.0), so that clients whose requests fail at
-/// the same time do not retry at the same time. At least the `retry_after` of the response.
+/// Returns the delay after this number of consecutive failures: exponential backoff from `first` to `max`,
+/// but at least the `retry_after` of the response. Half of the backoff is multiplied by `jitter` (0.0 to
+/// 1.0), so that clients that fail at the same time do not retry at the same time.
 #[must_use]
-pub fn wait(
+pub fn retry_delay(
     failures: u32,
     first: Duration,
     max: Duration,
@@ -121,14 +125,14 @@ pub fn wait(
     jitter: f64,
 ) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-    let full = doubled.min(max);
+    let backoff = doubled.min(max);
     let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 1.0 };
-    (full / 2 + (full / 2).mul_f64(jitter)).max(retry_after.unwrap_or_default())
+    (backoff / 2 + (backoff / 2).mul_f64(jitter)).max(retry_after.unwrap_or_default())
 }
 
-/// Splits rows of which some are refused into two halves, if there is more than one.
+/// Splits rows, of which some are rejected, into two halves. Returns `None` for a single row.
 #[must_use]
-pub fn halves(rows: std::ops::Range<usize>) -> Option<[std::ops::Range<usize>; 2]> {
+pub fn split_rows(rows: Range<usize>) -> Option<[Range<usize>; 2]> {
     let middle = rows.start + rows.len() / 2;
     (rows.len() > 1).then_some([rows.start..middle, middle..rows.end])
 }
@@ -138,7 +142,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: u16, code: &str, expected: Acceptance) {
+    fn check(status: u16, code: &str, expected: DeliveryResult) {
         let code = (!code.is_empty()).then_some(code);
         assert_eq!(
             classify(MirrorResponse { status, code, is_empty: code.is_none() }),
@@ -150,71 +154,74 @@ mod tests {
     #[test]
     fn a_success_without_a_body_is_accepted_and_a_page_is_not() {
         for status in [200, 201, 204] {
-            check(status, "", Acceptance::Arrived);
+            check(status, "", DeliveryResult::Stored);
             let page = MirrorResponse { status, code: None, is_empty: false };
-            assert_eq!(classify(page), Acceptance::Person(Hint::Address));
+            assert_eq!(classify(page), DeliveryResult::OperatorRequired(MirrorProblem::Address));
         }
-        check(301, "", Acceptance::Person(Hint::Address));
+        check(301, "", DeliveryResult::OperatorRequired(MirrorProblem::Address));
     }
 
     #[test]
-    fn an_error_of_the_setup_names_its_remedy() {
-        check(401, "", Acceptance::Person(Hint::Key));
-        check(401, "PGRST301", Acceptance::Person(Hint::Key));
+    fn an_error_of_the_setup_is_a_problem_for_the_operator() {
+        check(401, "", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check(401, "PGRST301", DeliveryResult::OperatorRequired(MirrorProblem::Key));
         // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
-        check(401, "42501", Acceptance::Person(Hint::Key));
-        check(403, "42501", Acceptance::Person(Hint::Forbidden));
-        check(404, "", Acceptance::Person(Hint::Table));
-        check(404, "42P01", Acceptance::Person(Hint::Table));
-        check(404, "PGRST205", Acceptance::Person(Hint::Table));
+        check(401, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check(403, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Forbidden));
+        check(404, "", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check(404, "42P01", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check(404, "PGRST205", DeliveryResult::OperatorRequired(MirrorProblem::Table));
         for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {
-            check(400, code, Acceptance::Person(Hint::Column));
+            check(400, code, DeliveryResult::OperatorRequired(MirrorProblem::Column));
         }
-        check(540, "", Acceptance::Person(Hint::Asleep));
-        check(402, "", Acceptance::Person(Hint::Unexplained));
-        check(406, "PGRST106", Acceptance::Person(Hint::Unexplained));
+        check(540, "", DeliveryResult::OperatorRequired(MirrorProblem::Paused));
+        check(402, "", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
+        check(406, "PGRST106", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
     }
 
     #[test]
     fn a_temporary_error_is_retried_later() {
         for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
-            check(status, "", Acceptance::Later);
+            check(status, "", DeliveryResult::Retry);
         }
-        check(503, "PGRST000", Acceptance::Later);
-        check(500, "57014", Acceptance::Later);
+        check(503, "PGRST000", DeliveryResult::Retry);
+        check(500, "57014", DeliveryResult::Retry);
     }
 
     #[test]
-    fn data_that_does_not_fit_is_an_error_of_its_row() {
-        check(400, "22003", Acceptance::Row);
-        check(409, "23505", Acceptance::Row);
-        check(400, "23514", Acceptance::Row);
-        check(400, "P0001", Acceptance::Row);
-        check(413, "", Acceptance::Row);
+    fn invalid_data_rejects_a_row() {
+        check(400, "22003", DeliveryResult::RowRejected);
+        check(409, "23505", DeliveryResult::RowRejected);
+        check(400, "23514", DeliveryResult::RowRejected);
+        check(400, "P0001", DeliveryResult::RowRejected);
+        check(413, "", DeliveryResult::RowRejected);
     }
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn delays_double_up_to_a_bound_and_have_jitter() {
-        let at = |failures, jitter| wait(failures, SECOND, SECOND * 10, None, jitter).as_millis();
+        let delay = |failures, jitter| retry_delay(failures, SECOND, SECOND * 10, None, jitter).as_millis();
         assert_eq!(
-            [1, 2, 3, 4, 5, 33, u32::MAX].map(|n| at(n, 1.0)),
+            [1, 2, 3, 4, 5, 33, u32::MAX].map(|failures| delay(failures, 1.0)),
             [1000, 2000, 4000, 8000, 10_000, 10_000, 10_000]
         );
-        assert_eq!([0.0, 0.5, 1.0, f64::NAN, -1.0].map(|jitter| at(1, jitter)), [500, 750, 1000, 1000, 500]);
+        assert_eq!(
+            [0.0, 0.5, 1.0, f64::NAN, -1.0].map(|jitter| delay(1, jitter)),
+            [500, 750, 1000, 1000, 500]
+        );
     }
 
     #[test]
-    fn the_named_retry_time_is_waited_for() {
-        assert_eq!(wait(1, SECOND, SECOND * 10, Some(SECOND * 60), 0.3), SECOND * 60);
-        assert_eq!(wait(1, SECOND, SECOND * 10, Some(Duration::ZERO), 1.0), SECOND);
+    fn the_delay_is_at_least_the_retry_after() {
+        assert_eq!(retry_delay(1, SECOND, SECOND * 10, Some(SECOND * 60), 0.3), SECOND * 60);
+        assert_eq!(retry_delay(1, SECOND, SECOND * 10, Some(Duration::ZERO), 1.0), SECOND);
     }
 
     #[test]
     fn two_halves_contain_all_rows() {
-        assert_eq!(halves(3..8), Some([3..5, 5..8]));
-        assert_eq!(halves(3..5), Some([3..4, 4..5]));
-        assert_eq!((halves(3..4), halves(3..3)), (None, None));
+        assert_eq!(split_rows(3..8), Some([3..5, 5..8]));
+        assert_eq!(split_rows(3..5), Some([3..4, 4..5]));
+        assert_eq!((split_rows(3..4), split_rows(3..3)), (None, None));
     }
 }

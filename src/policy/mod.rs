@@ -1,8 +1,9 @@
-//! The decisions of a key pool, independent of the provider, as pure functions on plain values. Facts
-//! about the provider are in [`elevenlabs`](crate::elevenlabs).
+//! The decisions of the proxy as pure functions: key selection, key state, retries, limits, and the
+//! treatment of headers, origins and paths. Facts about the provider are in
+//! [`elevenlabs`](crate::elevenlabs).
 //!
-//! No I/O, no clock, no randomness and no logging: a function returns its decision with the reason, and
-//! its caller acts on it and logs it.
+//! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They
+//! return a decision with its reason; the caller acts on it and logs it.
 
 pub mod authority;
 pub mod certificate;
@@ -34,12 +35,12 @@ pub mod verdict;
 pub mod files;
 pub mod frame;
 
+pub mod commit_schedule;
 pub mod mirror;
-pub mod pace;
 pub mod plain_text;
 pub mod quantity;
+pub mod report_start;
 pub mod retention;
-pub mod since;
 pub mod wall_clock;
 
 pub mod units;

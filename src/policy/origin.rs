@@ -1,8 +1,8 @@
-//! Decides which web pages may send requests to the proxy. Listening on loopback is no protection: any
-//! page in a browser on this machine can send requests here, and a name that resolves to this machine can
-//! make a page same-origin (DNS rebinding).
+//! Decides which web pages may use the proxy, and writes their CORS headers.
 //!
-//! Requests without a browser's headers, from SDKs and scripts, are not restricted.
+//! Listening on loopback does not protect against web pages. Any page in a browser on this machine can send
+//! requests to the proxy, and a host name that resolves to this machine makes a page same-origin (DNS
+//! rebinding). Requests without the headers of a browser, from SDKs and scripts, are not restricted.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
@@ -10,44 +10,44 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-/// The hosts and origins that are accepted.
+/// The accepted hosts and origins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessRules {
-    /// Names in a `Host` header that are accepted, lower case; `*` for any.
+    /// Accepted names in a `Host` header, in lower case. `*` accepts any name.
     pub hosts: Vec<String>,
-    /// Origins whose pages may read responses, such as `https://app.example`, lower case.
+    /// Origins whose pages may use the proxy, in lower case, such as `https://app.example`.
     pub origins: Vec<String>,
 }
 
 /// The origin of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestOrigin {
-    /// A program, or a page of the proxy itself.
+    /// The request was sent by a program or by a page of the proxy.
     Direct,
-    /// A page of a listed origin.
+    /// The request was sent by a page of this listed origin.
     Page(HeaderValue),
-    /// A CORS preflight of a browser for such a page.
+    /// The request is a CORS preflight for a page of this listed origin.
     Preflight(HeaderValue),
 }
 
 /// Why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginRejected {
-    /// Its `Host` is not accepted.
+    /// The `Host` is not accepted.
     #[error("the request's Host is a name that is not listed")]
     Host,
-    /// It was sent by a page whose origin is not listed.
+    /// A page whose origin is not listed sent the request.
     #[error("a web page of an origin that is not listed sent the request")]
     Origin,
 }
 
-/// Checks host and origin of a request. `requires_token` says whether clients need a token: a page that
-/// reaches the proxy by DNS rebinding has none, so the host is checked only where tokens are not needed.
+/// Checks the host and the origin of a request. If tokens are configured (`requires_token`), any host is
+/// accepted, because a page that uses DNS rebinding has no token.
 ///
 /// # Errors
 ///
-/// When the host is not accepted, or the page's origin is not listed.
-pub fn admit(
+/// Fails if the host is not accepted or the origin of the page is not listed.
+pub fn check_origin(
     rules: &AccessRules,
     requires_token: bool,
     method: &Method,
@@ -58,17 +58,17 @@ pub fn admit(
         return Err(OriginRejected::Host);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
-    let (origin, is_doubled) = (origins.next(), origins.next().is_some());
-    // A browser sends one `Origin`. Of two, this check and a later reader could use different ones.
-    if is_doubled {
+    let origin = origins.next();
+    // A browser sends one `Origin`. This check and a later parser could choose different ones of two.
+    if origins.next().is_some() {
         return Err(OriginRejected::Origin);
     }
     let Some(origin) = origin else {
-        // A request for an image or a link has no `Origin`, but `Sec-Fetch-Site` says that it comes from
-        // another site, or from another port or name of this one. Only `Referer` may name its page.
+        // A request for an image or a link has no `Origin`. `Sec-Fetch-Site` tells whether its page has
+        // another origin, and `Referer` may contain the URL of the page.
         let is_cross_origin =
             text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
-        let is_listed = || text(header::REFERER).is_some_and(|page| is_page_of(&rules.origins, &page));
+        let is_listed = || text(header::REFERER).is_some_and(|page| is_listed_page(&rules.origins, &page));
         return if is_cross_origin && !is_listed() {
             Err(OriginRejected::Origin)
         } else {
@@ -102,17 +102,17 @@ fn lowercase(text: &str) -> Cow<'_, str> {
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
 
-/// Whether the address of a page begins with one of the origins.
-fn is_page_of(origins: &[String], page: &str) -> bool {
-    let begins_with = |origin: &String| {
+/// Whether the URL of a page has one of the origins.
+fn is_listed_page(origins: &[String], page: &str) -> bool {
+    let contains_page = |origin: &String| {
         page.strip_prefix(origin.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    origins.iter().any(begins_with)
+    origins.iter().any(contains_page)
 }
 
-/// Whether a host is listed, or is accepted without being listed. A public name can be made to resolve to
-/// this machine by its owner, and a name without a dot by the owner of the local network. An IP address
-/// cannot, and `localhost` with all names below it is this machine (RFC 6761, section 6.3).
+/// Whether a host is listed or is always accepted. The owner of a public name, or of the local network for a
+/// name without a dot, can make the name resolve to this machine. IP addresses are not resolved, and
+/// `localhost` and the names below it always mean this machine (RFC 6761, section 6.3).
 fn is_accepted_host(rules: &AccessRules, host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -124,20 +124,21 @@ fn is_accepted_host(rules: &AccessRules, host: &str) -> bool {
         || rules.hosts.iter().any(|listed| listed == "*" || listed == name)
 }
 
-/// Response headers that a page needs to read: identifiers of the request, and its cost.
-const EXPOSED: &str =
+/// Response headers that pages may read: identifiers of the request, its cost and its error.
+const EXPOSED_HEADERS: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
-/// Longer than any list of the provider, and short enough for a fast search for duplicates.
-const EXPOSED_BYTES_MAX: usize = 2 * 1024;
+/// Maximum length of the exposed list. It exceeds any list of the provider, and keeps the search for
+/// duplicates fast.
+const MAX_EXPOSED_LENGTH: usize = 2 * 1024;
 
 /// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
-const PREFLIGHT_MAX_AGE_S: u32 = 7_200;
+const MAX_AGE_SECONDS: u32 = 7_200;
 
-/// Makes a response readable for a page of `origin`. CORS headers of the provider are about its own
-/// origin and are replaced; headers that it exposes stay exposed.
-pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
-    let exposed = exposed(headers);
+/// Adds CORS headers that let pages of `origin` read a response. They replace those of the provider, which
+/// are about its own pages, but the headers that the provider exposes are still exposed.
+pub fn insert_cors_headers(headers: &mut HeaderMap, origin: &HeaderValue) {
+    let exposed = exposed_headers(headers);
     let provider_headers: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
     for name in provider_headers {
@@ -148,29 +149,29 @@ pub fn open(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// The headers that this proxy exposes, and those that the provider exposes.
-fn exposed(headers: &HeaderMap) -> HeaderValue {
-    let mut all = EXPOSED.to_owned();
+/// Lists the headers that the proxy exposes and those that the provider exposes.
+fn exposed_headers(headers: &HeaderMap) -> HeaderValue {
+    let mut exposed = EXPOSED_HEADERS.to_owned();
     let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
     for name in provider_headers
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
     {
-        let is_new = |all: &str| all.split(", ").all(|known| !known.eq_ignore_ascii_case(name));
-        if !name.is_empty() && all.len() + name.len() <= EXPOSED_BYTES_MAX && is_new(&all) {
-            all.push_str(", ");
-            all.push_str(name);
+        let is_new = |exposed: &str| exposed.split(", ").all(|listed| !listed.eq_ignore_ascii_case(name));
+        if !name.is_empty() && exposed.len() + name.len() <= MAX_EXPOSED_LENGTH && is_new(&exposed) {
+            exposed.push_str(", ");
+            exposed.push_str(name);
         }
     }
-    HeaderValue::try_from(all).unwrap_or(HeaderValue::from_static(EXPOSED))
+    HeaderValue::try_from(exposed).unwrap_or(HeaderValue::from_static(EXPOSED_HEADERS))
 }
 
-/// The response to a CORS preflight, which permits the requested method and headers.
+/// Returns the response to a CORS preflight, which permits the requested method and headers.
 #[must_use]
-pub fn permit(request: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
+pub fn preflight_response(request: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderMap) {
     let mut headers = HeaderMap::new();
-    open(&mut headers, origin);
+    insert_cors_headers(&mut headers, origin);
     headers.remove(header::ACCESS_CONTROL_EXPOSE_HEADERS);
     for (requested, allowed) in [
         (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
@@ -180,11 +181,11 @@ pub fn permit(request: &HeaderMap, origin: &HeaderValue) -> (StatusCode, HeaderM
             headers.insert(allowed, value.clone());
         }
     }
-    // Browsers request this permission separately for addresses outside the public network.
+    // Browsers request a separate permission for addresses outside the public network.
     if request.contains_key("access-control-request-private-network") {
         headers.insert("access-control-allow-private-network", HeaderValue::from_static("true"));
     }
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(PREFLIGHT_MAX_AGE_S));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(MAX_AGE_SECONDS));
     (StatusCode::NO_CONTENT, headers)
 }
 
@@ -206,7 +207,7 @@ mod tests {
 
     #[track_caller]
     fn check(pairs: &[(&'static str, &'static str)], expected: Result<RequestOrigin, OriginRejected>) {
-        assert_eq!(admit(&rules(), false, &Method::POST, &headers(pairs)), expected);
+        assert_eq!(check_origin(&rules(), false, &Method::POST, &headers(pairs)), expected);
     }
 
     #[test]
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_host_name_is_refused() {
+    fn an_unlisted_host_name_is_rejected() {
         for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
             check(&[("host", host)], Ok(RequestOrigin::Direct));
         }
@@ -240,18 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn any_host_is_accepted_where_tokens_are_needed() {
-        let origin = admit(&rules(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
+    fn any_host_is_accepted_if_tokens_are_configured() {
+        let origin =
+            check_origin(&rules(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
         assert_eq!(origin, Ok(RequestOrigin::Direct));
         let any = AccessRules { hosts: vec!["*".to_owned()], ..rules() };
         assert_eq!(
-            admit(&any, false, &Method::GET, &headers(&[("host", "any.example")])),
+            check_origin(&any, false, &Method::GET, &headers(&[("host", "any.example")])),
             Ok(RequestOrigin::Direct)
         );
     }
 
     #[test]
-    fn listed_and_own_pages_are_accepted() {
+    fn pages_of_listed_origins_and_of_the_proxy_are_accepted() {
         let page = RequestOrigin::Page("https://app.example".parse().unwrap());
         check(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
@@ -304,10 +306,10 @@ mod tests {
         ]);
         let origin: HeaderValue = "https://app.example".parse().unwrap();
         assert_eq!(
-            admit(&rules(), false, &Method::OPTIONS, &request),
+            check_origin(&rules(), false, &Method::OPTIONS, &request),
             Ok(RequestOrigin::Preflight(origin.clone()))
         );
-        let (status, response) = permit(&request, &origin);
+        let (status, response) = preflight_response(&request, &origin);
         assert_eq!(status, 204);
         assert_eq!(
             response,
@@ -323,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_readable_for_one_origin() {
+    fn only_pages_of_the_listed_origin_may_read_a_response() {
         let mut response = headers(&[
             ("access-control-allow-origin", "*"),
             ("access-control-allow-credentials", "true"),
             ("vary", "Accept-Language"),
         ]);
-        open(&mut response, &"https://app.example".parse().unwrap());
+        insert_cors_headers(&mut response, &"https://app.example".parse().unwrap());
         assert_eq!(response["access-control-allow-origin"], "https://app.example");
         assert!(!response.contains_key("access-control-allow-credentials"));
         assert_eq!(response.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Language", "Origin"]);
-        assert_eq!(response["access-control-expose-headers"], EXPOSED);
+        assert_eq!(response["access-control-expose-headers"], EXPOSED_HEADERS);
     }
 
     #[test]
@@ -343,8 +345,8 @@ mod tests {
             ("access-control-expose-headers", "current-concurrent-requests,, x-region"),
         ]);
         response.append("access-control-expose-headers", HeaderValue::try_from("x".repeat(5_000)).unwrap());
-        open(&mut response, &"https://app.example".parse().unwrap());
+        insert_cors_headers(&mut response, &"https://app.example".parse().unwrap());
         let lists: Vec<_> = response.get_all("access-control-expose-headers").iter().collect();
-        assert_eq!(lists, [&format!("{EXPOSED}, X-Region, current-concurrent-requests")]);
+        assert_eq!(lists, [&format!("{EXPOSED_HEADERS}, X-Region, current-concurrent-requests")]);
     }
 }

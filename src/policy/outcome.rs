@@ -1,34 +1,34 @@
-//! The outcome of an attempt, with its stable word for usage records, logs and metrics. One table
-//! generates the type, the list of its values and their words, so that all three are complete.
+//! The outcome of an attempt, with a stable identifier for usage records, logs and metrics. One table
+//! generates the enum, the list of its variants and their identifiers, so that all three stay consistent.
 
 macro_rules! outcomes {
-    ($($name:ident $word:literal $meaning:literal)+) => {
+    ($($name:ident $identifier:literal $description:literal)+) => {
         /// How an attempt ended.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Outcome {
-            $(#[doc = $meaning] $name,)+
+            $(#[doc = $description] $name,)+
         }
 
         impl Outcome {
             /// All outcomes, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// The word in usage records, logs and metrics.
+            /// The identifier in usage records, logs and metrics.
             #[must_use]
-            pub const fn word(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$name => $word,)+
+                    $(Self::$name => $identifier,)+
                 }
             }
         }
     };
 }
 
-#[rustfmt::skip] // one row to a line
+#[rustfmt::skip] // one row per line
 outcomes! {
     Served "served" "The request was served."
     WorkspaceQuota "workspace_quota" "Refused: the workspace has too few credits left."
-    KeyQuota "key_quota" "Refused: the key's own cap is reached."
+    KeyQuota "key_quota" "Refused: the key's own quota is used up."
     InvalidKey "invalid_key" "Refused: the provider does not know the key."
     WrongHost "wrong_host" "Refused: the key belongs to another region of the provider."
     MissingPermission "missing_permission" "Refused: the key lacks a permission."
@@ -45,21 +45,21 @@ outcomes! {
     TooManyRequests "too_many_requests" "429 without a known reason."
     Unexplained "unexplained" "A refusal of a `HEAD` request, which has no body."
     NotFound "not_found" "The named resource is not in the workspace."
-    RequestError "request_error" "The request itself is wrong."
+    RequestError "request_error" "The request is invalid with every key."
     ServerError "server_error" "The provider failed."
     Unreadable "unreadable" "A refusal whose body could not be read."
-    ConnectFailed "connect_failed" "No connection: nothing was sent."
-    NoResponse "no_response" "Something was sent, and no response was received."
-    UpstreamReset "upstream_reset" "The provider's connection broke within a response or session."
+    ConnectFailed "connect_failed" "The connection failed, and no byte was sent."
+    NoResponse "no_response" "At least one byte was sent, and no response was received."
+    UpstreamReset "upstream_reset" "The connection to the provider failed during a response or session."
     UpstreamProtocolError "upstream_protocol_error" "The provider violated the WebSocket protocol."
     ClientClosed "client_closed" "The client disconnected."
     ProtocolError "protocol_error" "The client violated the WebSocket protocol."
     MessageTooLarge "message_too_large" "The client sent a WebSocket message that is too large."
-    ClientQuotaExceeded "client_quota_exceeded" "The client's quota was used up within a session."
-    BuffersFull "buffers_full" "The buffer budget was used up within a session."
-    Idle "idle" "Nothing was received on a session for its idle timeout."
+    ClientQuotaExceeded "client_quota_exceeded" "The client's quota was used up during a session."
+    BuffersFull "buffers_full" "The buffer budget was used up during a session."
+    Idle "idle" "The idle timeout of a session expired."
     MaxDuration "max_duration" "A session reached its maximum duration."
-    Shutdown "shutdown" "The program ended."
+    Shutdown "shutdown" "The proxy shut down."
 }
 
 #[cfg(test)]
@@ -67,11 +67,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_are_numbered_in_order_and_have_distinct_words() {
-        for (number, outcome) in Outcome::ALL.iter().enumerate() {
-            assert_eq!(*outcome as usize, number);
-            let same = Outcome::ALL.iter().filter(|other| other.word() == outcome.word());
-            assert_eq!(same.count(), 1, "{}", outcome.word());
+    fn outcomes_are_listed_in_order_and_have_distinct_identifiers() {
+        for (index, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+            let same = Outcome::ALL.iter().filter(|other| other.as_str() == outcome.as_str());
+            assert_eq!(same.count(), 1, "{}", outcome.as_str());
         }
     }
 }

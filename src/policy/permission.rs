@@ -1,15 +1,13 @@
-//! A permission that a key may lack. It is only a number here, because decisions about keys only compare
-//! permissions.
-//!
-//! The names of the permissions, and the requests that need them, are in
-//! [`elevenlabs::permission`](crate::elevenlabs::permission).
+//! Identifies a permission that a key may lack. It is only a number here, because decisions about keys only
+//! compare permissions. [`elevenlabs::permission`](crate::elevenlabs::permission) has the names of the
+//! permissions and the requests that need them.
 
-/// A permission of the provider, by its number in the list of its names.
+/// A permission of the provider, identified by its index in the list of names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Permission(u8);
 
 impl Permission {
-    pub(crate) const fn of_number(number: u8) -> Self {
+    pub(crate) const fn from_number(number: u8) -> Self {
         Self(number)
     }
 

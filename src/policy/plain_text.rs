@@ -1,50 +1,49 @@
-//! Makes text of the provider or of a client safe to display: hides words that may be keys or
-//! identifiers, and characters that a terminal or a page might interpret.
+//! Makes text of the provider or of a client safe to display: hides words that may be keys or identifiers,
+//! and replaces characters that a terminal or a web page would interpret.
 
 use std::borrow::Cow;
 
-/// Minimum length of a word with digits that is hidden as part of a key or an identifier; words of a
-/// sentence are shorter.
-const MIN_TOKEN_CHARS: usize = 20;
+/// Minimum length in characters of a word that is hidden if it contains a digit. Words of a sentence are
+/// shorter.
+const MIN_TOKEN_LENGTH: usize = 20;
 
-/// The text with words that may be parts of keys replaced by an ellipsis, and with control and format
-/// characters replaced by spaces.
+/// Replaces words that may be parts of keys with an ellipsis, and control and format characters with spaces.
 #[must_use]
-pub fn without_tokens(text: &str) -> Cow<'_, str> {
+pub fn hide_tokens(text: &str) -> Cow<'_, str> {
     if is_plain(text) {
         return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(text.len());
+    let mut displayed = String::with_capacity(text.len());
     let mut word = String::new();
-    for char in text.chars().chain(std::iter::once(' ')) {
-        if char.is_alphanumeric() {
-            word.push(char);
+    for character in text.chars().chain(std::iter::once(' ')) {
+        if character.is_alphanumeric() {
+            word.push(character);
             continue;
         }
         let has_digit = word.contains(|char: char| char.is_ascii_digit());
-        out.push_str(if has_digit && word.chars().count() >= MIN_TOKEN_CHARS { "…" } else { &word });
+        displayed.push_str(if has_digit && word.chars().count() >= MIN_TOKEN_LENGTH { "…" } else { &word });
         word.clear();
-        out.push(if is_displayable(char) { char } else { ' ' });
+        displayed.push(if is_displayable(character) { character } else { ' ' });
     }
-    out.pop();
-    Cow::Owned(out)
+    displayed.pop();
+    Cow::Owned(displayed)
 }
 
-/// Whether a text is printable ASCII without long words.
+/// Whether a text is printable ASCII without long words, so that it needs no replacement.
 fn is_plain(text: &str) -> bool {
     let mut length = 0;
     text.bytes().all(|byte| {
         length = if byte.is_ascii_alphanumeric() { length + 1 } else { 0 };
-        length < MIN_TOKEN_CHARS && matches!(byte, b' '..=b'~')
+        length < MIN_TOKEN_LENGTH && matches!(byte, b' '..=b'~')
     })
 }
 
-/// Whether a character is neither a control nor a format character, which would change how others are
-/// displayed: line separators, text directions and zero-width marks (most of the Unicode categories Cc
-/// and Cf, and the two separators).
-fn is_displayable(char: char) -> bool {
-    !char.is_control()
-        && !matches!(char, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+/// Whether a character does not change how others are displayed. Control and format characters do, such as
+/// line separators, text directions and zero-width marks (most of the Unicode categories Cc and Cf, and
+/// the two separators).
+fn is_displayable(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }
 
 #[cfg(test)]
@@ -52,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_that_may_be_keys_are_hidden_and_other_words_are_kept() {
+    fn only_words_that_may_be_keys_are_hidden() {
         for (text, expected) in [
             ("elevenlabs-python/2.78.0 (Linux; x86_64)", "elevenlabs-python/2.78.0 (Linux; x86_64)"),
             ("key sk_6c03652600112233445566778899aabb", "key sk_…"),
@@ -62,7 +61,7 @@ mod tests {
             ("café", "café"),
             ("", ""),
         ] {
-            assert_eq!(without_tokens(text), expected);
+            assert_eq!(hide_tokens(text), expected);
         }
     }
 }

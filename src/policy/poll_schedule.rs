@@ -1,5 +1,5 @@
-//! Schedules the next poll of a key: rarely, because many requests for quotas from one address look like
-//! abuse, and sooner when the result may change the key's state.
+//! Schedules the quota polls of a key. They are rare, because many polls from one address look like abuse,
+//! and more frequent if the result may change the state of the key.
 
 use std::time::Duration;
 
@@ -9,51 +9,52 @@ use super::units::UnixMs;
 /// The result of the last poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
-    /// The key's figures.
-    Figures,
-    /// The key may not read its figures.
-    Nothing,
-    /// No response.
-    Silence,
+    /// The provider reported the quota.
+    Quota,
+    /// The key lacks the permission to read its quota.
+    Unreadable,
+    /// No response was received.
+    NoResponse,
 }
 
-/// Inputs of the schedule.
+/// The inputs of the schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct PollState {
     /// The result of the last poll.
     pub outcome: PollOutcome,
-    /// The key's state.
+    /// The state of the key.
     pub state: KeyState,
-    /// Whether its use is near the limit.
+    /// Whether the used credits are near the limit.
     pub is_near_limit: bool,
-    /// When its credits are reset.
+    /// When the credits are reset.
     pub resets_at: Option<UnixMs>,
 }
 
-/// Factor by which a key near its limit is polled more often.
-const OFTEN_FACTOR: u32 = 5;
-/// Factor by which a key that may not read its quota is polled less often; the permission may be granted.
-const SELDOM_FACTOR: u32 = 6;
-/// Time after the reset date until the provider reports the new figures.
+/// The interval is divided by this number if the result of a poll may change the state of the key.
+const FREQUENT_DIVISOR: u32 = 5;
+/// The interval is multiplied by this number for a key that may not read its quota. Polls go on, because the
+/// permission may be granted later.
+const INFREQUENT_FACTOR: u32 = 6;
+/// Time after the reset date after which the provider reports the new quota.
 const RESET_DELAY: Duration = Duration::from_secs(30);
 
-/// The time until the next poll, for a regular `interval`. `jitter`, from 0.0 to 1.0, spreads the polls
-/// of keys that started at the same moment.
+/// Returns the delay until the next poll for a configured `interval`. `jitter`, from 0.0 to 1.0, spreads the
+/// polls of keys that were added at the same time.
 #[must_use]
-pub fn next_poll_at(poll: &PollState, interval: Duration, jitter: f64, now: UnixMs) -> Duration {
-    let spread = |span: Duration| span.mul_f64(0.9 + 0.2 * jitter.clamp(0.0, 1.0));
-    let regular = match (poll.outcome, poll.state) {
-        (PollOutcome::Nothing, _) => interval * SELDOM_FACTOR,
-        (PollOutcome::Silence, _) => interval / OFTEN_FACTOR,
-        (PollOutcome::Figures, KeyState::Usable) if poll.is_near_limit => interval / OFTEN_FACTOR,
+pub fn next_poll_delay(poll: &PollState, interval: Duration, jitter: f64, now: UnixMs) -> Duration {
+    let spread = |delay: Duration| delay.mul_f64(0.9 + 0.2 * jitter.clamp(0.0, 1.0));
+    let regular_delay = match (poll.outcome, poll.state) {
+        (PollOutcome::Unreadable, _) => interval * INFREQUENT_FACTOR,
+        (PollOutcome::NoResponse, _) => interval / FREQUENT_DIVISOR,
+        (PollOutcome::Quota, KeyState::Usable) if poll.is_near_limit => interval / FREQUENT_DIVISOR,
         // The key was refused as invalid: the next poll confirms or refutes it.
-        (PollOutcome::Figures, KeyState::Resting { reason: CooldownReason::Invalid, .. }) => {
-            interval / OFTEN_FACTOR
+        (PollOutcome::Quota, KeyState::CoolingDown { reason: CooldownReason::Invalid, .. }) => {
+            interval / FREQUENT_DIVISOR
         }
-        (PollOutcome::Figures, KeyState::Usable | KeyState::Resting { .. }) => interval,
+        (PollOutcome::Quota, KeyState::Usable | KeyState::CoolingDown { .. }) => interval,
     };
-    let reset = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + RESET_DELAY);
-    spread(reset.map_or(regular, |reset| regular.min(reset)))
+    let reset_delay = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + RESET_DELAY);
+    spread(reset_delay.map_or(regular_delay, |delay| regular_delay.min(delay)))
 }
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_000_000);
     const INTERVAL: Duration = Duration::from_secs(600);
     const USABLE: PollState = PollState {
-        outcome: PollOutcome::Figures,
+        outcome: PollOutcome::Quota,
         state: KeyState::Usable,
         is_near_limit: false,
         resets_at: None,
@@ -71,20 +72,20 @@ mod tests {
 
     #[track_caller]
     fn check(poll: PollState, seconds: u64) {
-        assert_eq!(next_poll_at(&poll, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
+        assert_eq!(next_poll_delay(&poll, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
     }
 
     #[test]
     fn a_usable_key_is_polled_rarely() {
         check(USABLE, 600);
-        check(PollState { outcome: PollOutcome::Nothing, ..USABLE }, 3_600);
+        check(PollState { outcome: PollOutcome::Unreadable, ..USABLE }, 3_600);
     }
 
     #[test]
     fn a_key_is_polled_sooner_when_its_state_may_change() {
         check(PollState { is_near_limit: true, ..USABLE }, 120);
-        check(PollState { outcome: PollOutcome::Silence, ..USABLE }, 120);
-        let refused = KeyState::Resting { reason: CooldownReason::Invalid, until: None };
+        check(PollState { outcome: PollOutcome::NoResponse, ..USABLE }, 120);
+        let refused = KeyState::CoolingDown { reason: CooldownReason::Invalid, until: None };
         check(PollState { state: refused, ..USABLE }, 120);
     }
 
@@ -96,9 +97,9 @@ mod tests {
     }
 
     #[test]
-    fn polls_of_keys_are_spread() {
-        let at = |jitter| next_poll_at(&USABLE, INTERVAL, jitter, NOW);
-        assert_eq!((at(0.0), at(1.0)), (Duration::from_secs(540), Duration::from_secs(660)));
-        assert_eq!(at(7.0), at(1.0));
+    fn jitter_spreads_polls() {
+        let delay = |jitter| next_poll_delay(&USABLE, INTERVAL, jitter, NOW);
+        assert_eq!((delay(0.0), delay(1.0)), (Duration::from_secs(540), Duration::from_secs(660)));
+        assert_eq!(delay(7.0), delay(1.0));
     }
 }

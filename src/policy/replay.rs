@@ -1,7 +1,7 @@
-//! Decides whether a request is retried, its response relayed, or the request failed.
+//! Decides after each attempt whether the request is retried, its response relayed, or an error returned.
 //!
-//! A retry depends on the progress of the attempt, not on its error: a request that may have been charged
-//! is never sent twice.
+//! The decision depends on how far the attempt got, not on the kind of error, so that a request that may
+//! have been charged is never sent twice.
 
 use std::time::Duration;
 
@@ -11,20 +11,19 @@ use super::verdict::{Concern, Verdict};
 /// The progress of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing was written: DNS, connect or TLS failed, or a reused connection returned the request
-    /// unsent.
+    /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
-    /// Some bytes were written, and no complete response head was received. The provider may have done
-    /// the work.
-    Unanswered,
-    /// A complete response head was received, with this classification.
-    Answered(Verdict),
+    /// Some bytes were written and no complete response head was received. The provider may have processed
+    /// the request.
+    NoResponse,
+    /// A complete response head was received and classified.
+    Responded(Verdict),
 }
 
-/// Whether sending a request twice does more than sending it once.
+/// Whether the method of a request has a side effect that sending it twice would repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// `GET`, `HEAD`, `OPTIONS`: nothing is changed or charged.
+    /// `GET`, `HEAD` or `OPTIONS`, which change and cost nothing.
     None,
     /// Any other method.
     Some,
@@ -32,112 +31,115 @@ pub enum Effect {
 
 /// Whether the request's body can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replayable {
-    /// Everything received so far is buffered.
-    Whole,
-    /// The body exceeded the replay buffer, or was relayed in part: only this attempt has it.
-    Lost,
+pub enum ReplayableBody {
+    /// All of the body that was received is buffered.
+    Complete,
+    /// The body exceeded the replay buffer, or was sent without being buffered.
+    Unavailable,
 }
 
-/// Inputs of the decision.
+/// The inputs of [`decide`].
 #[derive(Clone, Copy, Debug)]
-pub struct Facts {
+pub struct AttemptFacts {
     /// The progress of this attempt.
     pub progress: Progress,
-    /// Whether a resource that was not found here may be in another account that was not tried yet.
+    /// Whether a resource that was not found may be in an account that this request has not tried.
     pub may_be_elsewhere: bool,
     /// The effect of the method.
     pub effect: Effect,
     /// Whether the body can be sent again.
-    pub body: Replayable,
-    /// Whether the time for further attempts is over.
-    pub is_late: bool,
+    pub body: ReplayableBody,
+    /// Whether the retry timeout has passed.
+    pub is_past_deadline: bool,
     /// Number of attempts, including this one.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,
-    /// Retries so far that were not caused by a key: transport errors, overload, failures of the
-    /// provider.
-    pub blameless_replays: u32,
-    /// Workspaces that returned the same ambiguous verdict for this request, including this one.
+    /// Number of retries whose cause was not the key: transport errors, overload, failures of the provider.
+    pub non_key_retries: u32,
+    /// Number of workspaces that returned the same ambiguous verdict for this request, including this one.
     pub ambiguous_workspaces: u32,
-    /// Workspaces of the same plan that were called abusive for this request, including this one. The
-    /// provider also judges the client address, so trying more workspaces makes it worse.
-    pub suspected_of_plan: u32,
+    /// Number of workspaces of the same plan that were suspected of abuse for this request, including this
+    /// one. The provider also rates the client address, so more attempts would increase the suspicion.
+    pub abuse_suspicions: u32,
 }
 
 /// The decision after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The response is relayed to the client unchanged.
+    /// Relay the response to the client.
     Relay,
-    /// The request is retried with the next key.
+    /// Retry with the next key.
     NextKey,
-    /// The request is retried after a pause, with the key that is selected then.
-    Again {
-        /// The minimum pause; the caller adds up to the same time of jitter.
+    /// Retry after a pause, with the key that is selected then.
+    RetryAfter {
+        /// The minimum pause. The caller adds jitter of up to the same duration.
         pause: Duration,
     },
-    /// No response can be relayed: the client gets an error of the proxy.
+    /// Return an error of the proxy, because no response was received.
     Fail,
 }
 
-/// Maximum number of retries of a request whose cause is not its key. A second one would multiply the
-/// load on an overloaded provider.
-const BLAMELESS_REPLAYS_MAX: u32 = 1;
-/// When two workspaces return the same verdict, the cause is the request itself.
-const AMBIGUOUS_WORKSPACES_MAX: u32 = 2;
-/// Pause before a retry of a request that an overloaded provider refused.
-const BUSY_PAUSE: Duration = Duration::from_millis(250);
+/// Maximum retries per request whose cause is not the key. More would multiply the load on an overloaded
+/// provider.
+const MAX_NON_KEY_RETRIES: u32 = 1;
+/// If this many workspaces return the same ambiguous verdict, its cause is the request.
+const MAX_AMBIGUOUS_WORKSPACES: u32 = 2;
+/// Pause before a retry if the provider is overloaded.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(250);
 
 /// Decides how a request continues after an attempt.
 #[must_use]
-pub fn decide(facts: &Facts) -> Decision {
-    let may_send = facts.body == Replayable::Whole && !facts.is_late && facts.attempts < facts.max_attempts;
-    let may_retry_once = may_send && facts.blameless_replays < BLAMELESS_REPLAYS_MAX;
+pub fn decide(attempt: &AttemptFacts) -> Decision {
+    let may_retry = attempt.body == ReplayableBody::Complete
+        && !attempt.is_past_deadline
+        && attempt.attempts < attempt.max_attempts;
+    let may_retry_same_key = may_retry && attempt.non_key_retries < MAX_NON_KEY_RETRIES;
     let next_key_if = |condition: bool| if condition { Decision::NextKey } else { Decision::Relay };
     let retry_if = |condition: bool, pause: Duration, otherwise: Decision| {
-        if condition { Decision::Again { pause } } else { otherwise }
+        if condition { Decision::RetryAfter { pause } } else { otherwise }
     };
-    match facts.progress {
-        Progress::Unsent => retry_if(may_retry_once, Duration::ZERO, Decision::Fail),
-        // Sending it again could charge two keys for one answer.
-        Progress::Unanswered => {
-            retry_if(may_retry_once && facts.effect == Effect::None, Duration::ZERO, Decision::Fail)
+    match attempt.progress {
+        Progress::Unsent => retry_if(may_retry_same_key, Duration::ZERO, Decision::Fail),
+        // A second attempt could charge two keys for one response.
+        Progress::NoResponse => {
+            retry_if(may_retry_same_key && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
-        // A not-found has no effect and costs nothing; each account is tried once.
-        Progress::Answered(Verdict::NotFound) => next_key_if(may_send && facts.may_be_elsewhere),
-        Progress::Answered(verdict) => match verdict.concern() {
+        // A 404 has no side effect and is free, so each account is tried once.
+        Progress::Responded(Verdict::NotFound) => next_key_if(may_retry && attempt.may_be_elsewhere),
+        Progress::Responded(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,
             Concern::Capability if verdict == Verdict::Abuse => {
-                next_key_if(may_send && facts.suspected_of_plan < AMBIGUOUS_WORKSPACES_MAX)
+                next_key_if(may_retry && attempt.abuse_suspicions < MAX_AMBIGUOUS_WORKSPACES)
             }
-            Concern::Key | Concern::Capability => next_key_if(may_send),
+            Concern::Key | Concern::Capability => next_key_if(may_retry),
             Concern::Unclear => {
-                next_key_if(may_send && facts.ambiguous_workspaces < AMBIGUOUS_WORKSPACES_MAX)
+                next_key_if(may_retry && attempt.ambiguous_workspaces < MAX_AMBIGUOUS_WORKSPACES)
             }
-            Concern::Refusing => retry_if(may_retry_once, BUSY_PAUSE, Decision::Relay),
-            Concern::Failing => {
-                retry_if(may_retry_once && facts.effect == Effect::None, BUSY_PAUSE, Decision::Relay)
-            }
+            Concern::Overload => retry_if(may_retry_same_key, OVERLOAD_PAUSE, Decision::Relay),
+            Concern::Failure => retry_if(
+                may_retry_same_key && attempt.effect == Effect::None,
+                OVERLOAD_PAUSE,
+                Decision::Relay,
+            ),
         },
     }
 }
 
-/// The sender of the response to a request for which no key is left.
+/// The source of the response to a request that no further key can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LastWord {
-    /// The provider's last response, unchanged.
-    Theirs,
-    /// An error of the proxy about the whole pool.
-    Ours,
+pub enum ResponseSource {
+    /// The last response of the provider.
+    Upstream,
+    /// An error of the proxy about the pool.
+    Proxy,
 }
 
-/// Selects the response to a request whose last attempt was classified as `verdict` and for which
-/// `unavailable` prevents another attempt. It is an error of the proxy only when both are about the keys,
-/// because the provider's response describes an error of the request better.
+/// Selects the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
+/// `unavailable`. The proxy reports an error only if both are about the keys, because the provider's
+/// response describes an error of the request better.
 #[must_use]
-pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
+pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
     match unavailable {
         Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
@@ -145,36 +147,36 @@ pub fn last_word(verdict: Verdict, unavailable: Unavailable) -> LastWord {
         | Unavailable::Invalid
             if verdict.concern() == Concern::Key =>
         {
-            LastWord::Ours
+            ResponseSource::Proxy
         }
         Unavailable::Tried
         | Unavailable::Outdated
         | Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
-        | Unavailable::Invalid => LastWord::Theirs,
+        | Unavailable::Invalid => ResponseSource::Upstream,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::verdict::{Refusal, Shortfall, Subject};
+    use super::super::verdict::{Shortfall, Subject, UnexplainedRefusal};
     use super::*;
 
-    const FRESH: Facts = Facts {
+    const FIRST_ATTEMPT: AttemptFacts = AttemptFacts {
         progress: Progress::Unsent,
         may_be_elsewhere: false,
         effect: Effect::Some,
-        body: Replayable::Whole,
-        is_late: false,
+        body: ReplayableBody::Complete,
+        is_past_deadline: false,
         attempts: 1,
         max_attempts: 16,
-        blameless_replays: 0,
+        non_key_retries: 0,
         ambiguous_workspaces: 1,
-        suspected_of_plan: 1,
+        abuse_suspicions: 1,
     };
-    const AT_ONCE: Decision = Decision::Again { pause: Duration::ZERO };
-    const AFTER_A_PAUSE: Decision = Decision::Again { pause: BUSY_PAUSE };
+    const IMMEDIATE_RETRY: Decision = Decision::RetryAfter { pause: Duration::ZERO };
+    const RETRY_AFTER_PAUSE: Decision = Decision::RetryAfter { pause: OVERLOAD_PAUSE };
 
     const KEY_REFUSALS: [Verdict; 7] = [
         Verdict::WrongHost,
@@ -192,43 +194,43 @@ mod tests {
         Verdict::Slots,
     ];
     const AMBIGUOUS: [Verdict; 4] = [
-        Verdict::Unexplained(Refusal::Unauthorized),
-        Verdict::Unexplained(Refusal::PaymentRequired),
-        Verdict::Unexplained(Refusal::Forbidden),
-        Verdict::Unexplained(Refusal::TooMany(None)),
+        Verdict::Unexplained(UnexplainedRefusal::Unauthorized),
+        Verdict::Unexplained(UnexplainedRefusal::PaymentRequired),
+        Verdict::Unexplained(UnexplainedRefusal::Forbidden),
+        Verdict::Unexplained(UnexplainedRefusal::TooMany(None)),
     ];
 
-    fn answered(verdict: Verdict) -> Facts {
-        Facts { progress: Progress::Answered(verdict), ..FRESH }
+    fn responded(verdict: Verdict) -> AttemptFacts {
+        AttemptFacts { progress: Progress::Responded(verdict), ..FIRST_ATTEMPT }
     }
 
     #[track_caller]
-    fn check(facts: Facts, expected: Decision) {
+    fn check(facts: AttemptFacts, expected: Decision) {
         assert_eq!(decide(&facts), expected, "{facts:?}");
     }
 
     #[test]
-    fn an_unsent_request_is_sent_once_more() {
-        check(FRESH, AT_ONCE);
-        check(Facts { effect: Effect::None, ..FRESH }, AT_ONCE);
-        check(Facts { blameless_replays: 1, ..FRESH }, Decision::Fail);
+    fn an_unsent_request_is_retried_once() {
+        check(FIRST_ATTEMPT, IMMEDIATE_RETRY);
+        check(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
+        check(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
     }
 
     #[test]
-    fn an_unanswered_request_is_sent_again_only_without_effect() {
-        let unanswered = Facts { progress: Progress::Unanswered, ..FRESH };
-        check(unanswered, Decision::Fail);
-        check(Facts { effect: Effect::None, ..unanswered }, AT_ONCE);
-        check(Facts { effect: Effect::None, blameless_replays: 1, ..unanswered }, Decision::Fail);
+    fn a_request_without_a_response_is_retried_only_if_it_has_no_effect() {
+        let no_response = AttemptFacts { progress: Progress::NoResponse, ..FIRST_ATTEMPT };
+        check(no_response, Decision::Fail);
+        check(AttemptFacts { effect: Effect::None, ..no_response }, IMMEDIATE_RETRY);
+        check(AttemptFacts { effect: Effect::None, non_key_retries: 1, ..no_response }, Decision::Fail);
     }
 
     #[test]
     fn a_refused_key_is_replaced_for_every_method() {
         for verdict in KEY_REFUSALS {
-            check(answered(verdict), Decision::NextKey);
-            check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::NextKey);
+            check(responded(verdict), Decision::NextKey);
+            check(AttemptFacts { effect: Effect::None, ..responded(verdict) }, Decision::NextKey);
             check(
-                Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..answered(verdict) },
+                AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..responded(verdict) },
                 Decision::NextKey,
             );
         }
@@ -237,33 +239,33 @@ mod tests {
     #[test]
     fn an_ambiguous_refusal_is_retried_in_one_more_workspace() {
         for verdict in AMBIGUOUS {
-            check(answered(verdict), Decision::NextKey);
-            check(Facts { ambiguous_workspaces: 2, ..answered(verdict) }, Decision::Relay);
+            check(responded(verdict), Decision::NextKey);
+            check(AttemptFacts { ambiguous_workspaces: 2, ..responded(verdict) }, Decision::Relay);
         }
     }
 
     #[test]
-    fn a_request_that_an_account_cannot_serve_is_sent_to_the_next() {
+    fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
         for verdict in CAPABILITIES {
-            check(answered(verdict), Decision::NextKey);
-            check(Facts { ambiguous_workspaces: 9, ..answered(verdict) }, Decision::NextKey);
+            check(responded(verdict), Decision::NextKey);
+            check(AttemptFacts { ambiguous_workspaces: 9, ..responded(verdict) }, Decision::NextKey);
         }
-        check(Facts { suspected_of_plan: 2, ..answered(Verdict::Abuse) }, Decision::Relay);
-        check(Facts { suspected_of_plan: 2, ..answered(Verdict::Slots) }, Decision::NextKey);
+        check(AttemptFacts { abuse_suspicions: 2, ..responded(Verdict::Abuse) }, Decision::Relay);
+        check(AttemptFacts { abuse_suspicions: 2, ..responded(Verdict::Slots) }, Decision::NextKey);
     }
 
     #[test]
-    fn a_request_to_an_overloaded_provider_is_sent_once_more_after_a_pause() {
-        check(answered(Verdict::Busy), AFTER_A_PAUSE);
-        check(Facts { blameless_replays: 1, ..answered(Verdict::Busy) }, Decision::Relay);
+    fn a_request_to_an_overloaded_provider_is_retried_once_after_a_pause() {
+        check(responded(Verdict::Busy), RETRY_AFTER_PAUSE);
+        check(AttemptFacts { non_key_retries: 1, ..responded(Verdict::Busy) }, Decision::Relay);
     }
 
     #[test]
-    fn a_failed_request_is_sent_again_only_without_effect() {
-        check(answered(Verdict::ServerError), Decision::Relay);
-        check(Facts { effect: Effect::None, ..answered(Verdict::ServerError) }, AFTER_A_PAUSE);
+    fn a_failed_request_is_retried_only_if_it_has_no_effect() {
+        check(responded(Verdict::ServerError), Decision::Relay);
+        check(AttemptFacts { effect: Effect::None, ..responded(Verdict::ServerError) }, RETRY_AFTER_PAUSE);
         check(
-            Facts { effect: Effect::None, blameless_replays: 1, ..answered(Verdict::ServerError) },
+            AttemptFacts { effect: Effect::None, non_key_retries: 1, ..responded(Verdict::ServerError) },
             Decision::Relay,
         );
     }
@@ -271,32 +273,36 @@ mod tests {
     #[test]
     fn a_response_and_an_error_of_the_request_are_relayed() {
         for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
-            check(answered(verdict), Decision::Relay);
-            check(Facts { effect: Effect::None, ..answered(verdict) }, Decision::Relay);
+            check(responded(verdict), Decision::Relay);
+            check(AttemptFacts { effect: Effect::None, ..responded(verdict) }, Decision::Relay);
         }
     }
 
     #[test]
     fn a_missing_resource_is_looked_up_in_other_accounts() {
-        let missing = Facts { may_be_elsewhere: true, ..answered(Verdict::NotFound) };
-        check(missing, Decision::NextKey);
-        check(Facts { blameless_replays: 9, ambiguous_workspaces: 9, ..missing }, Decision::NextKey);
-        check(Facts { body: Replayable::Lost, ..missing }, Decision::Relay);
-        check(Facts { attempts: 16, ..missing }, Decision::Relay);
-        check(Facts { may_be_elsewhere: true, ..answered(Verdict::RequestError) }, Decision::Relay);
+        let not_found = AttemptFacts { may_be_elsewhere: true, ..responded(Verdict::NotFound) };
+        check(not_found, Decision::NextKey);
+        check(AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found }, Decision::NextKey);
+        check(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
+        check(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
+        check(AttemptFacts { may_be_elsewhere: true, ..responded(Verdict::RequestError) }, Decision::Relay);
     }
 
     #[test]
-    fn no_request_is_sent_again_without_its_body_too_late_or_too_often() {
-        let changes: [fn(Facts) -> Facts; 3] = [
-            |facts| Facts { body: Replayable::Lost, ..facts },
-            |facts| Facts { is_late: true, ..facts },
-            |facts| Facts { attempts: 16, ..facts },
+    fn the_body_the_timeout_and_the_attempts_limit_every_retry() {
+        let changes: [fn(AttemptFacts) -> AttemptFacts; 3] = [
+            |facts| AttemptFacts { body: ReplayableBody::Unavailable, ..facts },
+            |facts| AttemptFacts { is_past_deadline: true, ..facts },
+            |facts| AttemptFacts { attempts: 16, ..facts },
         ];
         for change in changes {
-            check(change(FRESH), Decision::Fail);
+            check(change(FIRST_ATTEMPT), Decision::Fail);
             check(
-                change(Facts { progress: Progress::Unanswered, effect: Effect::None, ..FRESH }),
+                change(AttemptFacts {
+                    progress: Progress::NoResponse,
+                    effect: Effect::None,
+                    ..FIRST_ATTEMPT
+                }),
                 Decision::Fail,
             );
             for verdict in KEY_REFUSALS
@@ -305,23 +311,23 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(change(Facts { effect: Effect::None, ..answered(verdict) }), Decision::Relay);
+                check(change(AttemptFacts { effect: Effect::None, ..responded(verdict) }), Decision::Relay);
             }
         }
-        check(Facts { attempts: 15, ..answered(Verdict::InvalidKey) }, Decision::NextKey);
+        check(AttemptFacts { attempts: 15, ..responded(Verdict::InvalidKey) }, Decision::NextKey);
     }
 
     #[test]
     fn an_error_about_the_pool_is_sent_only_when_the_keys_are_the_cause() {
-        let empty = Unavailable::Exhausted { resets_at: None, left: None };
+        let exhausted = Unavailable::Exhausted { resets_at: None, left: None };
         for verdict in KEY_REFUSALS {
-            assert_eq!(last_word(verdict, empty), LastWord::Ours);
-            assert_eq!(last_word(verdict, Unavailable::Invalid), LastWord::Ours);
-            assert_eq!(last_word(verdict, Unavailable::Tried), LastWord::Theirs);
+            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Proxy);
+            assert_eq!(final_response_source(verdict, Unavailable::Invalid), ResponseSource::Proxy);
+            assert_eq!(final_response_source(verdict, Unavailable::Tried), ResponseSource::Upstream);
         }
         for verdict in AMBIGUOUS.into_iter().chain(CAPABILITIES).chain([Verdict::Busy, Verdict::ServerError])
         {
-            assert_eq!(last_word(verdict, empty), LastWord::Theirs);
+            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Upstream);
         }
     }
 }

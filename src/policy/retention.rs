@@ -1,13 +1,13 @@
-//! Computes when usage records are deleted, and the hours by which they are summed.
+//! Decides which usage records are deleted. Records are deleted and summed by whole hours.
 
 use std::time::Duration;
 
 use super::units::UnixMs;
 
-/// The interval of the sums.
+/// The interval of usage sums.
 const HOUR_MS: u64 = 3_600_000;
 
-/// How long records are kept; `None` for no limit.
+/// How long usage records are kept. `None` keeps them forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Records of single attempts.
@@ -17,35 +17,34 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// A retention in days; 0 for no limit.
+    /// Creates a retention from numbers of days. 0 keeps the records forever.
     #[must_use]
-    pub fn of_days(attempts: usize, hours: usize) -> Self {
-        let span = |days: usize| (days > 0).then(|| Duration::from_secs(days as u64 * 24 * 3_600));
-        Self { attempts: span(attempts), hours: span(hours) }
+    pub fn from_days(attempts: usize, hours: usize) -> Self {
+        let duration = |days: usize| (days > 0).then(|| Duration::from_secs(days as u64 * 24 * 3_600));
+        Self { attempts: duration(attempts), hours: duration(hours) }
     }
 }
 
-/// The beginning of the hour that contains `at`.
+/// Returns the start of the hour that contains `at`.
 #[must_use]
-pub fn hour_of(at: UnixMs) -> UnixMs {
+pub fn start_of_hour(at: UnixMs) -> UnixMs {
     UnixMs(at.0 - at.0 % HOUR_MS)
 }
 
-/// The moment before which records may be deleted; `None` when all are kept. Always the beginning of an
-/// hour, so that the attempts of an hour that is kept are complete.
+/// Returns the time before which records are deleted, or `None` if all are kept. It is the start of an
+/// hour, so that the attempts of every remaining hour are complete.
 #[must_use]
-pub fn oldest_kept(kept: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
-    let kept_ms = u64::try_from(kept?.as_millis()).unwrap_or(u64::MAX);
-    Some(hour_of(UnixMs(now.0.saturating_sub(kept_ms))))
+pub fn deletion_cutoff(retention: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
+    let retention_ms = u64::try_from(retention?.as_millis()).unwrap_or(u64::MAX);
+    Some(start_of_hour(UnixMs(now.0.saturating_sub(retention_ms))))
 }
 
-/// The prefix of UUIDs (version 7, RFC 9562) generated at this moment: those generated earlier are
-/// smaller.
+/// Returns the prefix of version 7 UUIDs (RFC 9562) that are generated at `at`. Earlier UUIDs are smaller.
 #[must_use]
-pub fn first_id(at: UnixMs) -> [u8; 6] {
-    const LAST: u64 = (1 << 48) - 1;
-    let [_, _, moment @ ..] = at.0.min(LAST).to_be_bytes();
-    moment
+pub fn uuid_prefix(at: UnixMs) -> [u8; 6] {
+    const MAX_TIMESTAMP: u64 = (1 << 48) - 1;
+    let [_, _, timestamp @ ..] = at.0.min(MAX_TIMESTAMP).to_be_bytes();
+    timestamp
 }
 
 #[cfg(test)]
@@ -53,23 +52,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_hour_begins_at_its_first_millisecond() {
+    fn an_hour_starts_at_its_first_millisecond() {
         for (at, hour) in [(0, 0), (HOUR_MS - 1, 0), (HOUR_MS, HOUR_MS), (7 * HOUR_MS + 5, 7 * HOUR_MS)] {
-            assert_eq!(hour_of(UnixMs(at)), UnixMs(hour));
+            assert_eq!(start_of_hour(UnixMs(at)), UnixMs(hour));
         }
     }
 
     #[test]
-    fn ids_are_in_the_order_of_their_moments() {
-        assert_eq!(first_id(UnixMs(0x0198_c2f0_7b1a)), [0x01, 0x98, 0xc2, 0xf0, 0x7b, 0x1a]);
-        assert!(first_id(UnixMs(0xff)) < first_id(UnixMs(0x100)));
-        assert_eq!(first_id(UnixMs(u64::MAX)), [0xff; 6], "a moment beyond all bounds is the last one");
+    fn uuid_prefixes_are_in_the_order_of_their_times() {
+        assert_eq!(uuid_prefix(UnixMs(0x0198_c2f0_7b1a)), [0x01, 0x98, 0xc2, 0xf0, 0x7b, 0x1a]);
+        assert!(uuid_prefix(UnixMs(0xff)) < uuid_prefix(UnixMs(0x100)));
+        assert_eq!(uuid_prefix(UnixMs(u64::MAX)), [0xff; 6], "a time that does not fit is the maximum");
     }
 
     #[track_caller]
     fn check(days: usize, now: u64, expected: Option<u64>) {
-        let retention = Retention::of_days(days, 0);
-        assert_eq!(oldest_kept(retention.attempts, UnixMs(now)), expected.map(UnixMs));
+        let retention = Retention::from_days(days, 0);
+        assert_eq!(deletion_cutoff(retention.attempts, UnixMs(now)), expected.map(UnixMs));
         assert_eq!(retention.hours, None);
     }
 
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_days_and_very_many_days_keep_all_records() {
+    fn zero_days_and_very_long_retentions_keep_all_records() {
         check(0, u64::MAX, None);
         check(30, 5, Some(0));
         check(usize::MAX / 86_400, u64::MAX - 1, Some(0));

@@ -1,7 +1,8 @@
-//! Parses the delay before a retry from response headers: seconds or a date in `Retry-After`, seconds
+//! Parses the delay before a retry from response headers: seconds or a date in `Retry-After`, or seconds
 //! since 1970 in `X-RateLimit-Reset`.
 //!
-//! No captured response of the provider has either; a front end of the provider may send them.
+//! No captured response of the provider has either header, but a proxy in front of the provider may send
+//! them.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,38 +11,41 @@ use http::header::RETRY_AFTER;
 
 use super::units::UnixMs;
 
-/// Maximum time; a longer one is an error of the sender, because no rate limit lasts beyond a day.
-const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Maximum delay. A longer one is an error of the sender, because no rate limit lasts for more than a day.
+const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The time to wait from `now`, if the headers have one.
+/// Returns the delay from `now` until the retry, if the headers specify one.
 #[must_use]
-pub fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
+pub fn parse_retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let delay =
-        text(RETRY_AFTER.as_str()).and_then(|value| seconds(value).or_else(|| until_date(value, now)));
-    let reset = || text("x-ratelimit-reset").and_then(seconds).map(|at| moment(at).since(now));
-    delay.or_else(reset).map(|span| span.min(SPAN_MAX))
+    let delay = text(RETRY_AFTER.as_str())
+        .and_then(|value| parse_seconds(value).or_else(|| delay_until_date(value, now)));
+    let reset_delay = || {
+        text("x-ratelimit-reset").and_then(parse_seconds).map(|since_epoch| unix_time(since_epoch).since(now))
+    };
+    delay.or_else(reset_delay).map(|delay| delay.min(MAX_DELAY))
 }
 
-/// RFC 9110 has whole seconds; some rate limiters send `1.5`, which is rounded up.
-fn seconds(value: &str) -> Option<Duration> {
+/// Parses seconds. RFC 9110 specifies whole seconds; a fraction, which some rate limiters send, is rounded
+/// up.
+fn parse_seconds(value: &str) -> Option<Duration> {
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
     let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
         return None;
     }
-    // A number that overflows is above the maximum, and is cut to it.
+    // A number that overflows exceeds the maximum, to which the caller limits it.
     let whole: u64 = whole.parse().unwrap_or(u64::MAX);
     let rounding = u64::from(fraction.bytes().any(|byte| byte != b'0'));
     Some(Duration::from_secs(whole.saturating_add(rounding)))
 }
 
-fn until_date(value: &str, now: UnixMs) -> Option<Duration> {
+fn delay_until_date(value: &str, now: UnixMs) -> Option<Duration> {
     let since_epoch = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(moment(since_epoch).since(now))
+    Some(unix_time(since_epoch).since(now))
 }
 
-fn moment(since_epoch: Duration) -> UnixMs {
+fn unix_time(since_epoch: Duration) -> UnixMs {
     UnixMs::default().plus(since_epoch)
 }
 
@@ -54,7 +58,7 @@ mod tests {
     #[track_caller]
     fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(retry_after(&headers, NOW), expected.map(Duration::from_secs));
+        assert_eq!(parse_retry_after(&headers, NOW), expected.map(Duration::from_secs));
     }
 
     #[test]
@@ -73,13 +77,13 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_a_span_from_now() {
+    fn a_date_is_a_delay_from_now() {
         check("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
         check("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
     }
 
     #[test]
-    fn a_reset_moment_is_a_span_from_now() {
+    fn a_reset_time_is_a_delay_from_now() {
         check("x-ratelimit-reset", "1700000012", Some(12));
         check("x-ratelimit-reset", "12", Some(0));
     }
@@ -94,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_header_there_is_no_delay() {
+    fn without_a_header_no_delay_is_returned() {
         check("x-other", "60", None);
     }
 }

@@ -1,43 +1,45 @@
-//! The budget of retries whose cause is not a key: when all requests fail at the same time, retrying all
-//! of them would double the load.
+//! Limits the rate of retries whose cause is not a key. If all requests fail at the same time, retrying
+//! each of them would double the load on the provider.
 
 use std::time::Duration;
 
-/// Earned per request, in thousandths of a retry.
-const PER_REQUEST: u64 = 200;
-/// Earned per second, regardless of the traffic, so that a single request can be retried, too.
-const PER_SECOND: u64 = 10_000;
-/// Maximum of the budget: ten seconds without a failure.
-const MAX_SAVED: u64 = 100_000;
-/// The cost of one retry.
+/// The budget that each request adds, in thousandths of a retry.
+const EARNED_PER_REQUEST: u64 = 200;
+/// The budget that each second adds without regard to the traffic, so that a single request can be retried.
+const EARNED_PER_SECOND: u64 = 10_000;
+/// Maximum budget, which ten seconds without a retry earn.
+const MAX_BALANCE: u64 = 100_000;
+/// The cost of a retry.
 const RETRY_COST: u64 = 1_000;
 
-/// The budget for retries, in thousandths of one.
+/// The remaining budget for retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
-    saved: u64,
+    /// In thousandths of a retry.
+    balance: u64,
 }
 
 impl Default for RetryBudget {
-    /// The budget of one second.
+    /// The budget that one second earns.
     fn default() -> Self {
-        Self { saved: PER_SECOND }
+        Self { balance: EARNED_PER_SECOND }
     }
 }
 
 impl RetryBudget {
-    /// The budget after `span`, in which this many requests arrived.
+    /// Returns the budget after `span`, in which this number of requests arrived.
     #[must_use]
-    pub fn after(self, span: Duration, requests: u64) -> Self {
-        let by_time = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(PER_SECOND / 1_000);
-        let earned = by_time.saturating_add(requests.saturating_mul(PER_REQUEST));
-        Self { saved: self.saved.saturating_add(earned).min(MAX_SAVED) }
+    pub fn replenish(self, span: Duration, requests: u64) -> Self {
+        let earned_by_time =
+            u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(EARNED_PER_SECOND / 1_000);
+        let earned = earned_by_time.saturating_add(requests.saturating_mul(EARNED_PER_REQUEST));
+        Self { balance: self.balance.saturating_add(earned).min(MAX_BALANCE) }
     }
 
-    /// The budget after one more retry; `None` when it does not suffice.
+    /// Returns the budget after a retry, or `None` if it does not suffice.
     #[must_use]
     pub fn spend(self) -> Option<Self> {
-        self.saved.checked_sub(RETRY_COST).map(|saved| Self { saved })
+        self.balance.checked_sub(RETRY_COST).map(|balance| Self { balance })
     }
 }
 
@@ -45,11 +47,11 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// The number of consecutive retries that the budget allows.
-    fn retries(mut budget: RetryBudget) -> u32 {
+    /// Counts the consecutive retries that the budget allows.
+    fn count_retries(mut budget: RetryBudget) -> u32 {
         let mut count = 0;
-        while let Some(left) = budget.spend() {
-            budget = left;
+        while let Some(remaining) = budget.spend() {
+            budget = remaining;
             count += 1;
         }
         count
@@ -57,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_single_request_may_be_retried() {
-        assert_eq!(retries(RetryBudget::default()), 10);
+        assert_eq!(count_retries(RetryBudget::default()), 10);
     }
 
     #[test]
@@ -66,9 +68,9 @@ mod tests {
         let mut retried = 0;
         // A hundred thousand requests in ten seconds, all of which fail.
         for _ in 0..100_000 {
-            budget = budget.after(Duration::from_micros(100), 1);
-            if let Some(left) = budget.spend() {
-                budget = left;
+            budget = budget.replenish(Duration::from_micros(100), 1);
+            if let Some(remaining) = budget.spend() {
+                budget = remaining;
                 retried += 1;
             }
         }
@@ -77,6 +79,6 @@ mod tests {
 
     #[test]
     fn a_long_pause_earns_a_bounded_budget() {
-        assert_eq!(retries(RetryBudget::default().after(Duration::MAX, u64::MAX)), 100);
+        assert_eq!(count_retries(RetryBudget::default().replenish(Duration::MAX, u64::MAX)), 100);
     }
 }

@@ -1,57 +1,58 @@
-//! Selects the key for a request, or the reason why no key can serve it.
+//! Selects the key that serves a request. If no key can, returns the reason, and whether the request is
+//! worth queuing.
 
 use std::time::Duration;
 
 use super::key_state::{CooldownReason, KeyState};
-use super::strategy::{Strategy, Traits, best};
+use super::strategy::{RankingInputs, Strategy, select_best};
 use super::units::UnixMs;
 
-/// One key, evaluated for one request.
+/// A key, evaluated for one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Whether the key is usable, or in which cooldown.
+    /// Whether the key is usable, or why it is in cooldown.
     pub state: KeyState,
-    /// Whether this request may use it: not tried yet, with the permission, and in an account that the
-    /// request may use.
+    /// Whether this request may use the key: it was not tried yet, has the permission, and belongs to an
+    /// account that the request may use.
     pub is_eligible: bool,
-    /// Whether its credits suffice.
+    /// Whether the credits of the key suffice.
     pub affordability: Affordability,
-    /// Whether its concurrency group has capacity.
+    /// Whether the concurrency group of the request has capacity.
     pub concurrency: ConcurrencyState,
-    /// Whether one request may probe it during its cooldown when no other key can serve: the reason of
-    /// the cooldown is not proven, and the last probe was long enough ago.
+    /// Whether one request may probe the key during its cooldown if no other key can serve. This requires
+    /// that the reason of the cooldown is not proven and that the last probe was long enough ago.
     pub may_probe: bool,
-    /// When it may be able to serve without an event, if it is in cooldown or saturated now.
-    pub again_at: Option<UnixMs>,
+    /// When the key may be able to serve again, if it is in cooldown or saturated.
+    pub retry_at: Option<UnixMs>,
     /// The inputs of the strategy.
-    pub traits: Traits,
+    pub ranking: RankingInputs,
 }
 
-/// Whether a key's credits suffice for a request, by our estimate or by a refusal.
+/// Whether the credits of a key suffice for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affordability {
-    /// They suffice, or nothing is known about them.
+    /// They suffice, or are unknown.
     Enough,
-    /// They do not suffice by our estimate, which is an upper bound.
+    /// The estimated cost, which is an upper bound, exceeds them.
     Short {
-        /// Whether no other request has reserved any of the remaining credits.
-        is_undisturbed: bool,
+        /// Whether no request in flight has reserved any of the remaining credits.
+        is_unreserved: bool,
     },
-    /// The provider has reported that they do not suffice.
+    /// The provider refused a request because they do not suffice.
     Refused,
 }
 
 /// Whether a concurrency group of a workspace has capacity for one more request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcurrencyState {
-    /// It has capacity.
+    /// The group has capacity.
     Free,
-    /// It is saturated, until one of its requests ends or until this moment.
+    /// The group is saturated until one of its requests ends.
     Full {
-        /// When a retry is worthwhile, if no request ends before.
+        /// When a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
     },
-    /// It is rate limited.
+    /// The group is rate limited.
     Cooling {
         /// The end of the rate limit.
         until: UnixMs,
@@ -61,18 +62,17 @@ pub enum ConcurrencyState {
 /// The selected key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The key at this position.
+    /// The key at this position can serve.
     Use(usize),
-    /// The key at this position, although its credits do not suffice by our estimate, like those of every
-    /// other key: the estimate is an upper bound, so the provider may still serve the request.
+    /// The estimated cost exceeds the credits of every key, and this one has the most. The estimate is an
+    /// upper bound, so the provider may still serve the request.
     Overcommit(usize),
-    /// The key at this position, although it is in cooldown: no other key can serve, and the reason of
-    /// the cooldown is not proven.
+    /// No other key can serve, and this one is in a cooldown whose reason is not proven.
     Probe(usize),
 }
 
 impl Choice {
-    /// The position of the selected key.
+    /// The position of the selected key in the pool.
     #[must_use]
     pub fn position(self) -> usize {
         match self {
@@ -84,69 +84,68 @@ impl Choice {
 /// Why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// Every key is exhausted, locked or invalid, or has fewer credits left than this request needs.
+    /// Every key is exhausted, locked or invalid, or has fewer credits than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
-        /// The earliest reset, when one is known.
+        /// The earliest known reset.
         resets_at: Option<UnixMs>,
-        /// The highest number of credits that a single key has left, if it is above 0: a cheaper request
-        /// may be served.
+        /// The most credits that any key has left, unless that is 0. A cheaper request may be served.
         left: Option<u64>,
     },
-    /// At least one key is in a cooldown that ends then.
+    /// At least one key is rate limited.
     #[error("every key is exhausted or cools down")]
     Cooling {
-        /// When the first cooldown ends.
+        /// The end of the first cooldown.
         until: UnixMs,
     },
-    /// Every key that could serve is at its concurrency limit, or has its credits reserved.
+    /// Every key that could serve is at its concurrency limit, or its credits are reserved.
     #[error("every usable key is busy")]
     Full {
-        /// When a retry is worthwhile, if no request ends before.
+        /// When a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
     },
     /// The provider refuses every key as invalid.
     #[error("every key is invalid")]
     Invalid,
-    /// Some keys are usable, and this request has tried them all or may not use them.
+    /// This request has tried every usable key, or may not use it.
     #[error("every usable key was tried")]
     Tried,
-    /// A reload replaced the keys while the request was queued: it selects from the new roster.
+    /// A reload replaced the keys while the request was queued. The request selects from the new roster.
     #[error("the keys were replaced")]
     Outdated,
 }
 
-/// Why no key can serve a request now, and when one may be able to without an event.
+/// Why no key can serve a request now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocked {
-    /// The reason that the client gets.
+pub struct SelectionFailure {
+    /// The reason that is reported to the client.
     pub reason: Unavailable,
-    /// When the first key's cooldown, saturation or probe pause ends, if one does.
-    pub again_at: Option<UnixMs>,
-    /// Whether a more expensive request is blocked as well. It may not be: it is not queued for a busy
-    /// key whose credits would not suffice, and may use a probe or an overcommitment.
+    /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
+    pub retry_at: Option<UnixMs>,
+    /// Whether every more expensive request fails as well. It need not: it does not wait for a busy key
+    /// whose credits do not suffice for it, so it may probe or overcommit a key.
     pub blocks_costlier: bool,
 }
 
-/// Maximum remaining cooldown for which a request is queued; a longer one is reported in `Retry-After`.
-/// Queuing is better for a short one, because an SDK that retries sends the whole request again.
+/// Maximum remaining cooldown for which a request is queued. A longer one is reported in `Retry-After`.
+/// Queuing is cheaper for a short one, because an SDK that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
-impl Blocked {
-    /// This value, with `at` as another moment when a key may be able to serve.
+impl SelectionFailure {
+    /// Lowers `retry_at` to `other` if that is earlier.
     #[must_use]
-    pub fn or_earlier(self, at: Option<UnixMs>) -> Self {
-        Self { again_at: earliest(self.again_at, at), ..self }
+    pub fn with_earlier_retry(self, other: Option<UnixMs>) -> Self {
+        Self { retry_at: earliest(self.retry_at, other), ..self }
     }
 
-    /// Whether a request is queued at `now` instead of failing: a key is only busy, or its cooldown ends
-    /// soon.
+    /// Whether the request is queued at `now` instead of failing, because a key is only busy or its
+    /// cooldown ends within [`SHORT_WAIT`].
     #[must_use]
     pub fn is_worth_waiting(&self, now: UnixMs) -> bool {
-        let is_soon = || self.again_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
+        let is_soon = || self.retry_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
         match self.reason {
             Unavailable::Full { .. } => true,
-            // The keys that were tried do not count towards `again_at`.
+            // `retry_at` does not include the keys that this request has tried.
             Unavailable::Cooling { .. }
             | Unavailable::Exhausted { .. }
             | Unavailable::Invalid
@@ -161,7 +160,7 @@ impl Candidate {
         self.affordability == Affordability::Enough
     }
 
-    /// Whether it can serve now.
+    /// Whether the key can serve the request now.
     #[must_use]
     pub fn is_able(&self) -> bool {
         self.is_eligible
@@ -171,44 +170,40 @@ impl Candidate {
     }
 }
 
-/// Selects a key: of those that are usable, have enough credits and capacity, the one that `strategy`
-/// ranks best. When the credits of none suffice by our estimate, the key with the most credits is used,
-/// by one request at a time.
+/// Selects the key that `strategy` ranks best among those that are usable and have enough credits and
+/// capacity. If no key has enough credits for the estimated cost, one request at a time may use the key
+/// with the most credits.
 ///
 /// # Errors
 ///
-/// When there is none, with the reason.
+/// Fails if no key can serve the request now.
 pub fn select(
     strategy: &Strategy,
     candidates: impl Iterator<Item = Candidate> + Clone,
-) -> Result<Choice, Blocked> {
+) -> Result<Choice, SelectionFailure> {
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
-    match best(strategy, able.map(|(position, key)| (position, key.traits))) {
+    match select_best(strategy, able.map(|(position, key)| (position, key.ranking))) {
         Some(position) => Ok(Choice::Use(position)),
         None => fallback(candidates),
     }
 }
 
-/// The fallback when no key is able to serve: wait for a busy key, probe one whose cooldown is not
-/// proven, or overcommit the key with the most credits.
-///
-/// # Errors
-///
-/// When none of these is possible, with the reason.
-fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, Blocked> {
+/// Decides what to do if no key is able to serve: wait for a busy key, probe a key whose cooldown is not
+/// proven, or overcommit the key with the most credits. Fails if none of these is possible.
+fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
-    // A request does not wait for keys that it has tried.
-    let again_at = eligible().filter_map(|(_, key)| key.again_at).min();
+    // A request does not wait for keys that it has already tried.
+    let retry_at = eligible().filter_map(|(_, key)| key.retry_at).min();
     let is_short = |key: &Candidate| matches!(key.affordability, Affordability::Short { .. });
     let blocks_costlier = !eligible().any(|(_, key)| key.may_probe || is_short(&key));
-    let blocked = |reason| Err(Blocked { reason, again_at, blocks_costlier });
-    let full = blocked(Unavailable::Full { until: again_at });
-    // A busy key with enough credits will have capacity again; until then, no fallback is used.
+    let fail = |reason| Err(SelectionFailure { reason, retry_at, blocks_costlier });
+    let busy = fail(Unavailable::Full { until: retry_at });
+    // Waiting is safer than a fallback, because a busy key with enough credits will have capacity again.
     if usable()
         .any(|(_, key)| key.has_enough_credits() && matches!(key.concurrency, ConcurrencyState::Full { .. }))
     {
-        return full;
+        return busy;
     }
     let is_free = |key: &Candidate| !matches!(key.concurrency, ConcurrencyState::Full { .. });
     if let Some((position, _)) =
@@ -217,32 +212,32 @@ fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choic
         return Ok(Choice::Probe(position));
     }
     let with_most_credits =
-        usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.traits.remaining);
+        usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.ranking.remaining);
     match with_most_credits {
         Some((
             position,
             Candidate {
-                affordability: Affordability::Short { is_undisturbed: true },
+                affordability: Affordability::Short { is_unreserved: true },
                 concurrency: ConcurrencyState::Free,
                 ..
             },
         )) => Ok(Choice::Overcommit(position)),
-        // Credits that other requests have reserved may be returned.
+        // Requests in flight may return credits that they have reserved.
         Some((_, Candidate { concurrency: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => {
-            full
+            busy
         }
         Some((_, Candidate { concurrency: ConcurrencyState::Cooling { .. }, .. })) | None => {
-            // Neither the cooldown nor the lack of credits is proven.
-            let may_be_probed = |key: &Candidate| key.may_probe && is_free(key);
+            // The cooldown and the lack of credits are both unproven.
+            let is_probe_candidate = |key: &Candidate| key.may_probe && is_free(key);
             if let Some((position, _)) =
-                eligible().find(|(_, key)| may_be_probed(key) && key.affordability == SHORT)
+                eligible().find(|(_, key)| is_probe_candidate(key) && key.affordability == SHORT)
             {
                 return Ok(Choice::Probe(position));
             }
-            // The client's `Retry-After` is the next probe, if it comes before the end of the cooldowns.
-            blocked(match (unavailable(candidates), again_at) {
-                (Unavailable::Cooling { until }, Some(again_at)) => {
-                    Unavailable::Cooling { until: until.min(again_at) }
+            // The client may retry at the next probe if that is before the end of the cooldowns.
+            fail(match (unavailability(candidates), retry_at) {
+                (Unavailable::Cooling { until }, Some(retry_at)) => {
+                    Unavailable::Cooling { until: until.min(retry_at) }
                 }
                 (reason, _) => reason,
             })
@@ -250,42 +245,46 @@ fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choic
     }
 }
 
-/// The credits fall short by our estimate, and no other request has reserved any of them.
-const SHORT: Affordability = Affordability::Short { is_undisturbed: true };
+/// The estimated cost exceeds the credits, and no request in flight has reserved any of them.
+const SHORT: Affordability = Affordability::Short { is_unreserved: true };
 
-fn earliest(a: Option<UnixMs>, b: Option<UnixMs>) -> Option<UnixMs> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, other) => one.or(other),
-    }
+fn earliest(first: Option<UnixMs>, second: Option<UnixMs>) -> Option<UnixMs> {
+    first.into_iter().chain(second).min()
 }
 
-fn unavailable(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
-    let (mut cooling, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
+/// Returns the reason to report if no candidate can serve the request and none is merely busy.
+fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
+    let (mut cooldown_end, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     let mut left = None;
     for key in candidates {
         match (key.state, key.concurrency) {
             (KeyState::Usable, ConcurrencyState::Cooling { until }) => {
-                cooling = earliest(cooling, Some(until))
+                cooldown_end = earliest(cooldown_end, Some(until))
             }
-            // A usable key of which the credits did not suffice.
+            // The credits of this usable key do not suffice.
             (KeyState::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
-                resets_at = earliest(resets_at, key.traits.resets_at);
-                left = left.max(key.traits.remaining.filter(|&credits| credits > 0));
+                resets_at = earliest(resets_at, key.ranking.resets_at);
+                left = left.max(key.ranking.remaining.filter(|&credits| credits > 0));
             }
             (KeyState::Usable, _) => has_usable = true,
-            (KeyState::Resting { reason: CooldownReason::RateLimited, until }, _) => {
-                cooling = earliest(cooling, until);
+            (KeyState::CoolingDown { reason: CooldownReason::RateLimited, until }, _) => {
+                cooldown_end = earliest(cooldown_end, until);
             }
-            (KeyState::Resting { reason: CooldownReason::Exhausted | CooldownReason::Billing, until }, _) => {
+            (
+                KeyState::CoolingDown { reason: CooldownReason::Exhausted | CooldownReason::Billing, until },
+                _,
+            ) => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, until);
             }
-            (KeyState::Resting { reason: CooldownReason::Invalid | CooldownReason::WrongHost, .. }, _) => {}
+            (
+                KeyState::CoolingDown { reason: CooldownReason::Invalid | CooldownReason::WrongHost, .. },
+                _,
+            ) => {}
         }
     }
-    match cooling {
+    match cooldown_end {
         _ if has_usable => Unavailable::Tried,
         Some(until) => Unavailable::Cooling { until },
         None if has_exhausted => Unavailable::Exhausted { resets_at, left },
@@ -303,71 +302,74 @@ mod tests {
         affordability: Affordability::Enough,
         concurrency: ConcurrencyState::Free,
         may_probe: false,
-        again_at: None,
-        traits: Traits { remaining: None, resets_at: None, in_flight: 0, turn: 0, weight: 1 },
+        retry_at: None,
+        ranking: RankingInputs { remaining: None, resets_at: None, in_flight: 0, turn: 0, weight: 1 },
     };
     const TRIED: Candidate = Candidate { is_eligible: false, ..USABLE };
     const FULL: Candidate = Candidate { concurrency: ConcurrencyState::Full { until: None }, ..USABLE };
     const REFUSED: Candidate = Candidate { affordability: Affordability::Refused, ..USABLE };
 
-    fn resting(reason: CooldownReason, until: u64) -> Candidate {
+    fn cooling_down(reason: CooldownReason, until: u64) -> Candidate {
         let until = Some(UnixMs(until));
-        Candidate { state: KeyState::Resting { reason, until }, again_at: until, ..USABLE }
+        Candidate { state: KeyState::CoolingDown { reason, until }, retry_at: until, ..USABLE }
     }
 
-    fn cooling(until: u64) -> Candidate {
+    fn rate_limited_group(until: u64) -> Candidate {
         let until = UnixMs(until);
-        Candidate { concurrency: ConcurrencyState::Cooling { until }, again_at: Some(until), ..USABLE }
+        Candidate { concurrency: ConcurrencyState::Cooling { until }, retry_at: Some(until), ..USABLE }
     }
 
-    fn short(remaining: u64, is_undisturbed: bool) -> Candidate {
-        let traits = Traits { remaining: Some(remaining), ..USABLE.traits };
-        Candidate { affordability: Affordability::Short { is_undisturbed }, traits, ..USABLE }
+    fn short(remaining: u64, is_unreserved: bool) -> Candidate {
+        let ranking = RankingInputs { remaining: Some(remaining), ..USABLE.ranking };
+        Candidate { affordability: Affordability::Short { is_unreserved }, ranking, ..USABLE }
     }
 
     #[track_caller]
     fn check(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
-        let chosen = select(Strategy::DEFAULT, keys.iter().copied());
-        assert_eq!(chosen.map_err(|blocked| blocked.reason), expected);
+        let selection = select(Strategy::DEFAULT, keys.iter().copied());
+        assert_eq!(selection.map_err(|failure| failure.reason), expected);
     }
 
     #[test]
     fn the_first_usable_key_serves() {
         check(&[USABLE, USABLE], Ok(Choice::Use(0)));
-        check(&[resting(CooldownReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
-        check(&[TRIED, resting(CooldownReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
-        check(&[cooling(5), USABLE], Ok(Choice::Use(1)));
+        check(&[cooling_down(CooldownReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
+        check(&[TRIED, cooling_down(CooldownReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
+        check(&[rate_limited_group(5), USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
     fn the_strategy_decides_among_the_keys_that_can_serve() {
         let with_credits = |remaining| Candidate {
-            traits: Traits { remaining: Some(remaining), ..USABLE.traits },
+            ranking: RankingInputs { remaining: Some(remaining), ..USABLE.ranking },
             ..USABLE
         };
         let keys = [with_credits(1), Candidate { is_eligible: false, ..with_credits(9) }, with_credits(5)];
-        assert_eq!(select(Strategy::named("most-remaining").unwrap(), keys.into_iter()), Ok(Choice::Use(2)));
+        assert_eq!(
+            select(Strategy::by_name("most-remaining").unwrap(), keys.into_iter()),
+            Ok(Choice::Use(2))
+        );
     }
 
     #[test]
-    fn a_request_skips_a_full_workspace() {
+    fn a_request_skips_a_saturated_workspace() {
         check(&[FULL, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
-    fn a_request_waits_while_all_keys_with_enough_credits_are_full() {
-        let until = |ms| {
-            let at = Some(UnixMs(ms));
-            Candidate { concurrency: ConcurrencyState::Full { until: at }, again_at: at, ..USABLE }
+    fn a_request_waits_while_every_key_with_enough_credits_is_saturated() {
+        let full_until = |ms| {
+            let until = Some(UnixMs(ms));
+            Candidate { concurrency: ConcurrencyState::Full { until }, retry_at: until, ..USABLE }
         };
-        let full = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
+        let busy_until = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
         check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
-        check(&[until(9), FULL, until(7)], full(7));
-        // A cooldown that ends before a slot becomes free counts as well.
-        check(&[FULL, cooling(5)], full(5));
-        check(&[until(9), resting(CooldownReason::RateLimited, 5)], full(5));
-        let tried = Candidate { is_eligible: false, ..resting(CooldownReason::RateLimited, 3) };
-        check(&[until(9), tried], full(9));
+        check(&[full_until(9), FULL, full_until(7)], busy_until(7));
+        // A cooldown may end before a slot becomes free.
+        check(&[FULL, rate_limited_group(5)], busy_until(5));
+        check(&[full_until(9), cooling_down(CooldownReason::RateLimited, 5)], busy_until(5));
+        let tried = Candidate { is_eligible: false, ..cooling_down(CooldownReason::RateLimited, 3) };
+        check(&[full_until(9), tried], busy_until(9));
     }
 
     #[test]
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_with_the_most_credits_serves_one_request_when_no_estimate_fits() {
+    fn the_key_with_the_most_credits_is_overcommitted_by_one_request() {
         check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
         check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
         check(
@@ -388,13 +390,16 @@ mod tests {
 
     #[test]
     fn a_key_in_an_unproven_cooldown_is_probed_when_no_other_key_can_serve() {
-        let unproven = Candidate { may_probe: true, ..resting(CooldownReason::Exhausted, 5) };
+        let unproven = Candidate { may_probe: true, ..cooling_down(CooldownReason::Exhausted, 5) };
         check(&[unproven, USABLE], Ok(Choice::Use(1)));
         check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
-        check(&[resting(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
-        check(&[Candidate { may_probe: true, ..cooling(5) }, short(5, true)], Ok(Choice::Probe(0)));
+        check(&[cooling_down(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
+        check(
+            &[Candidate { may_probe: true, ..rate_limited_group(5) }, short(5, true)],
+            Ok(Choice::Probe(0)),
+        );
         let too_expensive = Candidate { may_probe: true, affordability: SHORT, ..unproven };
-        check(&[resting(CooldownReason::Invalid, 5), too_expensive], Ok(Choice::Probe(1)));
+        check(&[cooling_down(CooldownReason::Invalid, 5), too_expensive], Ok(Choice::Probe(1)));
         check(&[too_expensive, short(5, true)], Ok(Choice::Overcommit(1)));
         let refused = Candidate { affordability: Affordability::Refused, ..unproven };
         check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
@@ -403,59 +408,59 @@ mod tests {
     }
 
     #[test]
-    fn a_request_waits_for_a_cooldown_that_ends_soon_whatever_was_tried() {
-        let waits = |keys: &[Candidate]| {
+    fn a_request_waits_for_a_cooldown_that_ends_soon_after_other_keys_were_tried() {
+        let is_worth_waiting = |keys: &[Candidate]| {
             select(Strategy::DEFAULT, keys.iter().copied()).unwrap_err().is_worth_waiting(UnixMs(1_000))
         };
-        let soon = resting(CooldownReason::Exhausted, 3_000);
-        assert!(waits(&[soon]) && waits(&[TRIED, soon]));
-        assert!(!waits(&[TRIED, resting(CooldownReason::Exhausted, 3_001)]));
-        assert!(!waits(&[TRIED, Candidate { is_eligible: false, ..soon }]));
+        let soon = cooling_down(CooldownReason::Exhausted, 3_000);
+        assert!(is_worth_waiting(&[soon]) && is_worth_waiting(&[TRIED, soon]));
+        assert!(!is_worth_waiting(&[TRIED, cooling_down(CooldownReason::Exhausted, 3_001)]));
+        assert!(!is_worth_waiting(&[TRIED, Candidate { is_eligible: false, ..soon }]));
     }
 
     #[test]
     fn a_request_that_has_tried_every_usable_key_gets_the_last_response() {
-        check(&[TRIED, resting(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
+        check(&[TRIED, cooling_down(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
     }
 
     #[test]
-    fn a_request_names_the_end_of_the_first_cooldown() {
+    fn the_failure_reports_the_end_of_the_first_cooldown() {
         check(
             &[
-                resting(CooldownReason::Exhausted, 9),
-                resting(CooldownReason::RateLimited, 7),
-                resting(CooldownReason::RateLimited, 5),
+                cooling_down(CooldownReason::Exhausted, 9),
+                cooling_down(CooldownReason::RateLimited, 7),
+                cooling_down(CooldownReason::RateLimited, 5),
             ],
             Err(Unavailable::Cooling { until: UnixMs(5) }),
         );
         check(
-            &[cooling(6), resting(CooldownReason::Exhausted, 9)],
+            &[rate_limited_group(6), cooling_down(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
-        // It can be probed before its cooldown ends.
+        // The key can be probed before its cooldown ends.
         check(
-            &[Candidate { again_at: Some(UnixMs(2)), ..cooling(6) }],
+            &[Candidate { retry_at: Some(UnixMs(2)), ..rate_limited_group(6) }],
             Err(Unavailable::Cooling { until: UnixMs(2) }),
         );
     }
 
     #[test]
-    fn exhausted_keys_name_the_earliest_reset() {
+    fn the_failure_of_exhausted_keys_reports_the_earliest_reset() {
         let unknown = Candidate {
-            state: KeyState::Resting { reason: CooldownReason::Exhausted, until: None },
+            state: KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None },
             ..USABLE
         };
         check(
-            &[resting(CooldownReason::Exhausted, 9), unknown, resting(CooldownReason::Billing, 8)],
+            &[cooling_down(CooldownReason::Exhausted, 9), unknown, cooling_down(CooldownReason::Billing, 8)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(8)), left: None }),
         );
         check(&[unknown], Err(Unavailable::Exhausted { resets_at: None, left: None }));
         check(
-            &[resting(CooldownReason::Invalid, 1), unknown],
+            &[cooling_down(CooldownReason::Invalid, 1), unknown],
             Err(Unavailable::Exhausted { resets_at: None, left: None }),
         );
         let too_expensive =
-            Candidate { traits: Traits { resets_at: Some(UnixMs(3)), ..REFUSED.traits }, ..REFUSED };
+            Candidate { ranking: RankingInputs { resets_at: Some(UnixMs(3)), ..REFUSED.ranking }, ..REFUSED };
         check(
             &[too_expensive, unknown],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }),
@@ -463,8 +468,8 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_all_refused_are_invalid() {
-        check(&[resting(CooldownReason::Invalid, 9)], Err(Unavailable::Invalid));
-        check(&[resting(CooldownReason::WrongHost, 9)], Err(Unavailable::Invalid));
+    fn a_pool_of_invalid_keys_is_invalid() {
+        check(&[cooling_down(CooldownReason::Invalid, 9)], Err(Unavailable::Invalid));
+        check(&[cooling_down(CooldownReason::WrongHost, 9)], Err(Unavailable::Invalid));
     }
 }

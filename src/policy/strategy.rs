@@ -1,23 +1,21 @@
-//! Strategies: each selects one of the keys that can serve a request.
-//!
-//! A strategy is a pure ranking of candidates. Whether a key may serve, has enough credits and capacity
-//! is decided before it is ranked.
+//! Load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
+//! [`select`](super::select) decides beforehand which keys can.
 
 use super::units::UnixMs;
 
-/// The inputs of a strategy for one key.
+/// The properties of a key by which a strategy ranks it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traits {
-    /// Credits of its workspace that are neither spent nor reserved; `None` when the limit is unknown.
+pub struct RankingInputs {
+    /// Credits of the workspace that are neither spent nor reserved. `None` if the limit is unknown.
     pub remaining: Option<u64>,
     /// When the credits are reset.
     pub resets_at: Option<UnixMs>,
-    /// Requests in flight in its workspace.
+    /// Requests in flight in the workspace.
     pub in_flight: u32,
-    /// Virtual time of its next turn, which advances with every request that the key serves, by less for
-    /// a larger weight. It is never below the time of the last selected turn.
+    /// Virtual time of the key's next turn. Every request that the key serves advances it by [`TURN`]
+    /// divided by the weight. It is never below the turn that was selected last.
     pub turn: u64,
-    /// Its share of the requests, from 1, relative to the weights of other keys.
+    /// The share of requests relative to the weights of other keys; at least 1.
     pub weight: u32,
 }
 
@@ -26,58 +24,58 @@ pub struct Traits {
 pub struct Strategy {
     /// The name in the configuration.
     pub name: &'static str,
-    /// The rank of a key: the lowest is used, and of equal ranks the first in pool order. [`BEST`] ends
-    /// the search.
-    pub rank: fn(&Traits) -> u64,
-    /// The lowest rank that any key can have while the argument is the turn of the key that was selected
-    /// last: a key with this rank ends the search.
-    pub least: fn(u64) -> u64,
-    /// Whether the rank depends on [`Traits::remaining`] or [`Traits::resets_at`].
-    pub counts_credits: bool,
-    /// Whether the rank depends on [`Traits::turn`], which must then be maintained.
-    pub takes_turns: bool,
-    /// Whether one key is used as long as it can serve; a change of this key is then reported.
-    pub fills: bool,
+    /// Ranks a key. The lowest rank is selected, and the first key in pool order among equal ranks.
+    /// [`BEST`] ends the search.
+    pub rank: fn(&RankingInputs) -> u64,
+    /// Returns the lowest rank that any key can have, given the turn that was selected last. A key with
+    /// this rank ends the search.
+    pub min_rank: fn(u64) -> u64,
+    /// Whether the rank depends on [`RankingInputs::remaining`] or [`RankingInputs::resets_at`].
+    pub uses_credits: bool,
+    /// Whether the rank depends on [`RankingInputs::turn`], which the pool must then maintain.
+    pub uses_turns: bool,
+    /// Whether one key serves all requests as long as it can. The pool then reports when that key changes.
+    pub stays_on_key: bool,
 }
 
 /// The lowest possible rank.
 pub const BEST: u64 = 0;
 
-/// How far a key's turn advances for a request, with weight 1.
+/// The amount by which a request advances the turn of a key with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first. A new strategy is a row here, and lines in
-/// `config/keychoir.toml` and `tests/proxy/refusal_matrix.rs`, which tests require.
+/// All strategies, the default first. A new strategy needs a row here, and lines in
+/// `config/keychoir.toml` and `tests/proxy/refusal_matrix.rs`; tests check both.
 pub static STRATEGIES: [Strategy; 5] = [
-    // The first key in configured order that can serve, until it is refused or exhausted.
-    Strategy { name: "fill-first", rank: |_| BEST, fills: true, ..DEFAULTS },
+    // Selects the first key in configured order until it is refused or exhausted.
+    Strategy { name: "fill-first", rank: |_| BEST, stays_on_key: true, ..DEFAULTS },
     // Weighted round robin.
     Strategy {
         name: "round-robin",
         rank: |key| key.turn.saturating_add(1),
-        least: |turn| turn.saturating_add(1),
-        takes_turns: true,
+        min_rank: |turn| turn.saturating_add(1),
+        uses_turns: true,
         ..DEFAULTS
     },
-    // The key with the most credits left; keys with unknown limits come last.
+    // Selects the key with the most remaining credits. Keys with unknown limits come last.
     Strategy {
         name: "most-remaining",
         rank: |key| key.remaining.map_or(u64::MAX, |remaining| u64::MAX - 1 - remaining.min(u64::MAX - 2)),
-        counts_credits: true,
+        uses_credits: true,
         ..DEFAULTS
     },
-    // The key whose workspace has the fewest requests in flight, relative to its weight. With any
-    // weights, an idle key has the lowest rank.
+    // Selects the key whose workspace has the fewest requests in flight relative to its weight. An idle
+    // key has the lowest rank whatever its weight.
     Strategy {
         name: "least-requests",
         rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),
         ..DEFAULTS
     },
-    // The key whose credits are reset first; keys with unknown dates come last.
+    // Selects the key whose credits are reset first. Keys with unknown dates come last.
     Strategy {
         name: "soonest-reset",
         rank: |key| key.resets_at.map_or(u64::MAX, |at| at.0.max(1)),
-        counts_credits: true,
+        uses_credits: true,
         ..DEFAULTS
     },
 ];
@@ -86,25 +84,25 @@ pub static STRATEGIES: [Strategy; 5] = [
 const DEFAULTS: Strategy = Strategy {
     name: "",
     rank: |_| BEST,
-    least: |_| BEST,
-    counts_credits: false,
-    takes_turns: false,
-    fills: false,
+    min_rank: |_| BEST,
+    uses_credits: false,
+    uses_turns: false,
+    stays_on_key: false,
 };
 
 impl Strategy {
     /// The default strategy.
     pub const DEFAULT: &'static Self = &STRATEGIES[0];
 
-    /// The strategy with that name.
+    /// Returns the strategy with this configured name.
     #[must_use]
-    pub fn named(name: &str) -> Option<&'static Self> {
+    pub fn by_name(name: &str) -> Option<&'static Self> {
         STRATEGIES.iter().find(|strategy| strategy.name == name)
     }
 }
 
-/// The position of the best of `keys`. `None` when there is none.
-pub fn best(strategy: &Strategy, keys: impl Iterator<Item = (usize, Traits)>) -> Option<usize> {
+/// Returns the position of the key with the lowest rank, or `None` if `keys` is empty.
+pub fn select_best(strategy: &Strategy, keys: impl Iterator<Item = (usize, RankingInputs)>) -> Option<usize> {
     let mut best: Option<(u64, usize)> = None;
     for (position, key) in keys {
         let rank = (strategy.rank)(&key);
@@ -125,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn keys() -> impl Values<Value = Vec<Traits>> {
+    fn candidates() -> impl Values<Value = Vec<RankingInputs>> {
         let key = (
             proptest::option::of(0..1_000_u64),
             proptest::option::of(1..1_000_u64),
@@ -133,7 +131,7 @@ mod tests {
             0..1_000_u64,
             1..9_u32,
         )
-            .prop_map(|(remaining, resets_at, in_flight, turn, weight)| Traits {
+            .prop_map(|(remaining, resets_at, in_flight, turn, weight)| RankingInputs {
                 remaining,
                 resets_at: resets_at.map(UnixMs),
                 in_flight,
@@ -143,69 +141,69 @@ mod tests {
         proptest::collection::vec(key, 1..12)
     }
 
-    fn named(name: &str) -> &'static Strategy {
-        Strategy::named(name).unwrap()
+    fn strategy(name: &str) -> &'static Strategy {
+        Strategy::by_name(name).unwrap()
     }
 
-    fn selected(strategy: &Strategy, keys: &[Traits]) -> usize {
-        best(strategy, keys.iter().copied().enumerate()).unwrap()
+    fn selected(strategy: &Strategy, keys: &[RankingInputs]) -> usize {
+        select_best(strategy, keys.iter().copied().enumerate()).unwrap()
     }
 
     proptest! {
         #[test]
-        fn a_key_is_always_selected(keys in keys()) {
+        fn a_key_is_always_selected(keys in candidates()) {
             for strategy in &STRATEGIES {
                 prop_assert!(selected(strategy, &keys) < keys.len());
             }
         }
 
         #[test]
-        fn fill_first_selects_the_first_key(keys in keys()) {
-            prop_assert_eq!(selected(named("fill-first"), &keys), 0);
+        fn fill_first_selects_the_first_key(keys in candidates()) {
+            prop_assert_eq!(selected(strategy("fill-first"), &keys), 0);
         }
 
         #[test]
-        fn round_robin_selects_the_earliest_turn(keys in keys()) {
-            let at = selected(named("round-robin"), &keys);
-            prop_assert!(keys.iter().all(|key| key.turn >= keys[at].turn));
+        fn round_robin_selects_the_earliest_turn(keys in candidates()) {
+            let best = selected(strategy("round-robin"), &keys);
+            prop_assert!(keys.iter().all(|key| key.turn >= keys[best].turn));
         }
 
         #[test]
-        fn no_rank_is_below_the_least_and_credits_change_it_only_where_declared(key in keys(), turn in 0..1_000_u64) {
+        fn the_declared_properties_of_a_rank_hold(key in candidates(), turn in 0..1_000_u64) {
             for strategy in &STRATEGIES {
-                // A turn is never in the past.
-                let key = Traits { turn: key[0].turn.max(turn), ..key[0] };
-                prop_assert!((strategy.rank)(&key) >= (strategy.least)(turn));
-                let without_credits = Traits { remaining: None, resets_at: None, ..key };
-                prop_assert!(strategy.counts_credits || (strategy.rank)(&key) == (strategy.rank)(&without_credits));
+                // A turn is never below the last selected one.
+                let key = RankingInputs { turn: key[0].turn.max(turn), ..key[0] };
+                prop_assert!((strategy.rank)(&key) >= (strategy.min_rank)(turn));
+                let without_credits = RankingInputs { remaining: None, resets_at: None, ..key };
+                prop_assert!(strategy.uses_credits || (strategy.rank)(&key) == (strategy.rank)(&without_credits));
             }
         }
 
         #[test]
-        fn most_remaining_selects_the_most_credits(keys in keys()) {
-            let at = selected(named("most-remaining"), &keys);
-            prop_assert!(keys.iter().all(|key| key.remaining <= keys[at].remaining));
+        fn most_remaining_selects_the_most_credits(keys in candidates()) {
+            let best = selected(strategy("most-remaining"), &keys);
+            prop_assert!(keys.iter().all(|key| key.remaining <= keys[best].remaining));
         }
 
         #[test]
-        fn least_requests_selects_the_lowest_load(keys in keys()) {
-            let at = selected(named("least-requests"), &keys);
-            let load = |key: &Traits| f64::from(key.in_flight) / f64::from(key.weight);
-            prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[at])));
+        fn least_requests_selects_the_lowest_load(keys in candidates()) {
+            let best = selected(strategy("least-requests"), &keys);
+            let load = |key: &RankingInputs| f64::from(key.in_flight) / f64::from(key.weight);
+            prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[best])));
         }
 
         #[test]
-        fn soonest_reset_selects_the_earliest_reset(keys in keys()) {
-            let at = selected(named("soonest-reset"), &keys);
-            let when = |key: &Traits| key.resets_at.map_or(u64::MAX, |at| at.0);
-            prop_assert!(keys.iter().all(|key| when(key) >= when(&keys[at])));
+        fn soonest_reset_selects_the_earliest_reset(keys in candidates()) {
+            let best = selected(strategy("soonest-reset"), &keys);
+            let reset = |key: &RankingInputs| key.resets_at.map_or(u64::MAX, |at| at.0);
+            prop_assert!(keys.iter().all(|key| reset(key) >= reset(&keys[best])));
         }
     }
 
     #[test]
     fn the_first_of_equal_keys_is_selected() {
         for strategy in &STRATEGIES {
-            assert_eq!(selected(strategy, &[Traits { weight: 1, ..Traits::default() }; 3]), 0);
+            assert_eq!(selected(strategy, &[RankingInputs { weight: 1, ..RankingInputs::default() }; 3]), 0);
         }
     }
 
@@ -219,9 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_selects_no_key() {
+    fn no_key_is_selected_from_an_empty_list() {
         for strategy in &STRATEGIES {
-            assert_eq!(best(strategy, std::iter::empty()), None);
+            assert_eq!(select_best(strategy, std::iter::empty()), None);
         }
     }
 }

@@ -1,61 +1,58 @@
-//! A verdict is the meaning of a provider's response for the request and for the key that was used.
-//! Decisions about retries, evidence and restrictions take verdicts as input.
-//!
-//! [`elevenlabs::refusal`](crate::elevenlabs::refusal) makes a verdict from a response.
+//! The classification of a provider's response. [`elevenlabs::refusal`](crate::elevenlabs::refusal) makes a
+//! verdict from a response; decisions about retries, evidence and restrictions depend only on the verdict.
 
 use std::time::Duration;
 
 use super::outcome::Outcome;
 use super::permission::Permission;
 
-/// The meaning of a response for the request and for the key that was used.
+/// What a response means for the request, and for the key with which it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// Not a refusal: 1xx, 2xx, 3xx.
+    /// The response is not a refusal: 1xx, 2xx or 3xx.
     Served,
     /// The workspace has too few credits left for this request.
     WorkspaceQuota(Shortfall),
-    /// The key's own cap is reached; other keys of its workspace may serve.
+    /// The key's own quota is used up. Other keys of its workspace may serve.
     KeyQuota(Shortfall),
     /// The provider does not know the key, or has disabled it.
     InvalidKey,
-    /// The key belongs to another region of the provider than the host that was used.
+    /// The key belongs to another region of the provider than the host to which it was sent.
     WrongHost,
-    /// The key is valid, but lacks the permission for this request; with the permission when the message
-    /// names a known one.
+    /// The key lacks a permission. Contains the permission if the message names a known one.
     MissingPermission(Option<Permission>),
-    /// The workspace's plan lacks this feature, or the workspace lacks this right.
+    /// The plan of the workspace lacks a feature, or the workspace lacks a right.
     PlanFeature(Subject),
-    /// The workspace holds as many voices, or other resources of a kind, as its plan allows.
+    /// The workspace has the maximum number of voices, or of another resource, that its plan allows.
     Slots,
-    /// The workspace is locked: an unpaid bill, or terms not accepted.
+    /// The workspace is locked, because a bill is unpaid or the terms are not accepted.
     Billing,
-    /// The workspace is suspected of abuse. The provider also judges client addresses, so other
-    /// workspaces used from ours may be next.
+    /// The workspace is suspected of abuse. The provider also rates client addresses, so other workspaces
+    /// that are used from this address are at risk.
     Abuse,
-    /// Too many requests in a span of time, with the `Retry-After` if the provider sent one.
+    /// Too many requests in a span of time. Contains the `Retry-After`, if any.
     RateLimited(Option<Duration>),
     /// Too many concurrent requests in this workspace.
     Concurrency {
-        /// The workspace's maximum of concurrent requests, when the message names it.
+        /// The maximum number of concurrent requests, if the message contains it.
         maximum: Option<u32>,
     },
     /// The provider is overloaded or in maintenance, for every key.
     Busy,
-    /// A refusal without a known reason: the key, its address list, the plan, the request or an
+    /// The reason of the refusal is unknown. The key, its address list, the plan, the request or an
     /// intermediary may be the cause.
-    Unexplained(Refusal),
+    Unexplained(UnexplainedRefusal),
     /// The requested resource is not in this workspace.
     NotFound,
-    /// The request itself is wrong; no key would change that.
+    /// The request is invalid with every key.
     RequestError,
-    /// The provider failed, and may have done the work.
+    /// The provider failed, and may have processed the request.
     ServerError,
-    /// A refusal whose body could not be read within the bounds to classify it.
+    /// The body of the refusal could not be read within the limits for classification.
     Unreadable,
 }
 
-/// The figures of a quota refusal, when the message contains them.
+/// The credits that the message of a quota refusal contains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortfall {
     /// Remaining credits.
@@ -66,15 +63,15 @@ pub struct Shortfall {
     pub quota: Option<u64>,
 }
 
-/// Other programs may spend at most one part in this many of an account's credits between two polls. When
-/// more credits are missing, the figures are ignored and a poll decides.
-const SPENT_UNSEEN_MAX: u64 = 20;
+/// Other programs are assumed to spend at most the limit of an account divided by this number between two
+/// polls. If more credits are missing, the refusal is ignored and a poll decides.
+const UNOBSERVED_SPENDING_DIVISOR: u64 = 20;
 
 impl Shortfall {
-    /// Drops the figures when they belong to another quota than that of an account with `limit` credits
-    /// and an `extension`.
+    /// Discards the credits if the message reports another quota than that of the account, which has `limit`
+    /// credits and an `extension`.
     #[must_use]
-    pub fn of_account(self, limit: Option<u64>, extension: u64) -> Self {
+    pub fn if_quota_matches(self, limit: Option<u64>, extension: u64) -> Self {
         match (self.quota, limit) {
             (Some(quota), Some(limit)) if quota != limit && quota != limit.saturating_add(extension) => {
                 Self::default()
@@ -83,14 +80,14 @@ impl Shortfall {
         }
     }
 
-    /// Drops the figures when the account is known to have `left` credits of `limit`, which would pay for
-    /// the request, and far more of them are missing than other programs spend between two polls.
-    /// Otherwise one wrong refusal would disable the whole account for every client.
+    /// Discards the credits if they contradict the account, which is known to have `left` credits of `limit`:
+    /// `left` suffices for the request, and more credits are missing than other programs are assumed to
+    /// spend between two polls. Otherwise, one wrong refusal would disable the account for every client.
     #[must_use]
     pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
-        match self.figures() {
+        match self.credits() {
             Some((remaining, required))
-                if left >= required && left - remaining > limit / SPENT_UNSEEN_MAX =>
+                if left >= required && left - remaining > limit / UNOBSERVED_SPENDING_DIVISOR =>
             {
                 Self::default()
             }
@@ -98,15 +95,15 @@ impl Shortfall {
         }
     }
 
-    /// Remaining and required credits, when both are known and the first is below the second. Figures
-    /// that contradict the refusal prove nothing.
+    /// Returns the remaining and the required credits, if both are known and the remaining ones do not
+    /// suffice. Other numbers contradict the refusal.
     #[must_use]
-    pub fn figures(self) -> Option<(u64, u64)> {
+    pub fn credits(self) -> Option<(u64, u64)> {
         self.remaining.zip(self.required).filter(|(remaining, required)| remaining < required)
     }
 }
 
-/// The part of a request that the words of a plan's refusal name.
+/// The part of a request that a plan does not allow, according to the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A voice of the library, or one that belongs to another account.
@@ -121,7 +118,7 @@ pub enum Subject {
     TextLength,
     /// The workspace may not call this endpoint.
     Endpoint,
-    /// The words name no known subject.
+    /// The message does not name a known subject.
     Unnamed,
 }
 
@@ -138,7 +135,7 @@ impl Subject {
 
     /// The identifier in the database.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Voice => "voice",
             Self::Model => "model",
@@ -150,50 +147,50 @@ impl Subject {
         }
     }
 
-    /// Parses the identifier of the database.
+    /// Parses an identifier from the database.
     #[must_use]
-    pub fn of_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|subject| subject.word() == word)
+    pub fn parse(identifier: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|subject| subject.as_str() == identifier)
     }
 }
 
-/// The form of a refusal without a known reason.
+/// The status of a refusal whose reason is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// 401 without known words.
+pub enum UnexplainedRefusal {
+    /// 401 without a known message.
     Unauthorized,
-    /// 402 without known words.
+    /// 402 without a known message.
     PaymentRequired,
-    /// 403 without known words.
+    /// 403 without a known message.
     Forbidden,
-    /// 429 without known words; with the `Retry-After` if there was one.
+    /// 429 without a known message. Contains the `Retry-After`, if any.
     TooMany(Option<Duration>),
-    /// One of these statuses without a body, such as a response to `HEAD`: nothing can be concluded.
+    /// One of these statuses without a body, as in a response to `HEAD`. It permits no conclusion.
     Bodiless,
 }
 
-/// The part that a verdict is about: the key, its capabilities, the request or the provider. It decides
-/// which key is tried next.
+/// What a verdict is about: the key, its capabilities, the request or the provider. It decides whether the
+/// request is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// The request was served.
     Nothing,
-    /// The key or its workspace: another one may serve.
+    /// The key or its workspace. Another key may serve.
     Key,
-    /// The capabilities of the key, its plan or its workspace: a more capable one may serve.
+    /// The capabilities of the key, its plan or its workspace. A more capable key may serve.
     Capability,
-    /// The key, the plan or the request: an attempt in one more workspace decides.
+    /// The key, the plan or the request. An attempt in another workspace decides.
     Unclear,
-    /// The request: no key would change that.
+    /// The request, which fails with every key.
     Request,
-    /// The provider, which has refused the work.
-    Refusing,
-    /// The provider, which may have done the work.
-    Failing,
+    /// The provider, which did not process the request.
+    Overload,
+    /// The provider, which may have processed the request.
+    Failure,
 }
 
 impl Verdict {
-    /// The part that the verdict is about.
+    /// Returns what the verdict is about.
     #[must_use]
     pub fn concern(self) -> Concern {
         match self {
@@ -210,18 +207,18 @@ impl Verdict {
             }
             Self::Unexplained(_) => Concern::Unclear,
             Self::NotFound | Self::RequestError | Self::Unreadable => Concern::Request,
-            Self::Busy => Concern::Refusing,
-            Self::ServerError => Concern::Failing,
+            Self::Busy => Concern::Overload,
+            Self::ServerError => Concern::Failure,
         }
     }
 
-    /// Whether it proves something about a key or its workspace regardless of other accounts: it contains
-    /// figures of that account, or is about something narrower. Any other verdict is about the request
-    /// when a second account returns the same words.
+    /// Whether the verdict is about its key or workspace even if another account refuses the same request
+    /// with the same message, because it contains numbers of that account or has a narrower scope. Any other
+    /// verdict is then about the request.
     #[must_use]
-    pub fn proves_itself(self) -> bool {
+    pub fn is_conclusive(self) -> bool {
         match self {
-            Self::WorkspaceQuota(shortfall) | Self::KeyQuota(shortfall) => shortfall.figures().is_some(),
+            Self::WorkspaceQuota(shortfall) | Self::KeyQuota(shortfall) => shortfall.credits().is_some(),
             Self::InvalidKey
             | Self::WrongHost
             | Self::Billing
@@ -241,7 +238,7 @@ impl Verdict {
         }
     }
 
-    /// The outcome of an attempt that ended with this verdict.
+    /// Returns the outcome of an attempt that ended with this verdict.
     #[must_use]
     pub fn outcome(self) -> Outcome {
         match self {
@@ -258,11 +255,11 @@ impl Verdict {
             Self::RateLimited(_) => Outcome::RateLimited,
             Self::Concurrency { .. } => Outcome::Concurrency,
             Self::Busy => Outcome::Busy,
-            Self::Unexplained(Refusal::Unauthorized) => Outcome::Unauthorized,
-            Self::Unexplained(Refusal::PaymentRequired) => Outcome::PaymentRequired,
-            Self::Unexplained(Refusal::Forbidden) => Outcome::Forbidden,
-            Self::Unexplained(Refusal::TooMany(_)) => Outcome::TooManyRequests,
-            Self::Unexplained(Refusal::Bodiless) => Outcome::Unexplained,
+            Self::Unexplained(UnexplainedRefusal::Unauthorized) => Outcome::Unauthorized,
+            Self::Unexplained(UnexplainedRefusal::PaymentRequired) => Outcome::PaymentRequired,
+            Self::Unexplained(UnexplainedRefusal::Forbidden) => Outcome::Forbidden,
+            Self::Unexplained(UnexplainedRefusal::TooMany(_)) => Outcome::TooManyRequests,
+            Self::Unexplained(UnexplainedRefusal::Bodiless) => Outcome::Unexplained,
             Self::NotFound => Outcome::NotFound,
             Self::RequestError => Outcome::RequestError,
             Self::ServerError => Outcome::ServerError,
@@ -272,7 +269,7 @@ impl Verdict {
 
     /// The identifier in logs, usage records and metrics.
     #[must_use]
-    pub fn word(self) -> &'static str {
-        self.outcome().word()
+    pub fn as_str(self) -> &'static str {
+        self.outcome().as_str()
     }
 }

@@ -1,19 +1,19 @@
-//! Corrects the program's clock to the system's wall clock: forward in one step, backward slowly. The
-//! correction is slow backward because a jump would lengthen every cooldown by its size, and quota
-//! periods and records use this clock as well.
+//! Corrects the program's clock to the system's wall clock: forward in one step, backward slowly. A jump
+//! backward would lengthen every cooldown, and quota periods and usage records use this clock as well.
 
-/// A backward correction subtracts the elapsed time divided by this number: 1 %. A cooldown of a minute
-/// then lasts at most 0.6 s longer, and an hour of difference is gone after four days. chrony slews by up
-/// to 8.3 %, the kernel's `adjtime` by 0.05 %, which would take three months for an hour.
+/// A backward correction subtracts at most the elapsed time divided by this number, 1 %. A cooldown of a
+/// minute then lasts at most 0.6 s longer, and a difference of an hour is corrected in four days. chrony
+/// slews by up to 8.3 %. The kernel's `adjtime` slews by 0.05 %, which would take three months for an
+/// hour.
 const SLEW_DIVISOR: i64 = 100;
 
-/// The correction of a clock that is `error` microseconds behind the wall clock (negative: ahead), when
-/// the last correction was `elapsed` microseconds ago: the amount to be added to the clock. A clock that
-/// is behind jumps forward; one that is ahead loses at most a hundredth of `elapsed`.
+/// Returns the number of microseconds to add to a clock that is `error` microseconds behind the wall
+/// clock, or ahead if negative. `elapsed` is the time since the last correction in microseconds. A clock
+/// that is behind jumps forward. A clock that is ahead loses at most a hundredth of `elapsed`.
 #[must_use]
 pub fn correction(error: i64, elapsed: i64) -> i64 {
-    let slowest = elapsed.max(0) / SLEW_DIVISOR;
-    error.max(-slowest)
+    let max_slew = elapsed.max(0) / SLEW_DIVISOR;
+    error.max(-max_slew)
 }
 
 #[cfg(test)]
@@ -29,7 +29,7 @@ mod tests {
     fn a_clock_jumps_forward_and_slows_by_one_percent() {
         for (error, elapsed, expected) in [
             (0, SECOND, 0),
-            // Forward: a resumed laptop, a clock that is set right after the start.
+            // Forward: a laptop that resumes, or a clock that is set after the start.
             (1, SECOND, 1),
             (HOUR, SECOND, HOUR),
             (HOUR, 0, HOUR),
@@ -41,7 +41,7 @@ mod tests {
             (-HOUR, HOUR, -HOUR / 100),
             (-HOUR, 100 * HOUR, -HOUR),
             (-HOUR, 101 * HOUR, -HOUR),
-            // An elapsed time of zero, or a negative one.
+            // The elapsed time is zero or negative.
             (-HOUR, 0, 0),
             (-HOUR, -SECOND, 0),
             (i64::MIN, SECOND, -SECOND / 100),

@@ -1,27 +1,27 @@
-//! Digests that identify secrets where the secrets themselves must not appear. Keys and client
-//! tokens have separate types, so that neither can be compared with, or stored as, the other.
+//! Digests that identify secrets in logs and in the database. API keys and client tokens have separate
+//! types, so that one cannot be compared with, or stored as, the other.
 //!
-//! The plain SHA-256 of a key is a secret itself: ElevenLabs uses it as the HS256
-//! secret when it signs calls to the key owner's server. A key's digest therefore has a domain prefix, and the plain digest
-//! exists only inside [`Fingerprint::retired`], which recognizes database rows that an earlier
-//! version wrote.
+//! The plain SHA-256 of an API key is itself a secret: ElevenLabs uses it as the HS256 secret when it
+//! signs calls to the key owner's server. The digest of a key therefore has a domain prefix. The plain
+//! digest exists only in [`Fingerprint::from_plain_digest`], which recognizes database rows of an earlier
+//! version.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
-/// The domain prefix of a key's digest. The number grows when the format changes.
+/// The domain prefix of an API key. Increment its number when the format changes.
 const KEY_DOMAIN: &[u8] = b"keychoir:key:1:";
-/// The domain prefix of an earlier version's plain digest.
-const RETIRED_DOMAIN: &[u8] = b"keychoir:key:0:";
+/// The domain prefix of a plain digest that an earlier version stored.
+const PLAIN_DIGEST_DOMAIN: &[u8] = b"keychoir:key:0:";
 
 /// 32 bytes, printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Digest([u8; 32]);
 
 impl Digest {
-    fn of(parts: &[&[u8]]) -> Self {
+    fn new(parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();
         parts.iter().for_each(|part| hash.update(part));
         Self(hash.finalize().into())
@@ -48,16 +48,16 @@ impl fmt::Display for Digest {
     }
 }
 
-/// Identifies a key in the database, the mirror and comparisons (`api_key_hash`): SHA-256 of
-/// `keychoir:key:1:` and the key.
+/// Identifies an API key in the database and in the mirror (`api_key_hash`): the SHA-256 of
+/// `keychoir:key:1:` followed by the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(Digest);
 
 impl Fingerprint {
-    /// The fingerprint of a key.
+    /// Computes the fingerprint of an API key.
     #[must_use]
-    pub fn of(key: &str) -> Self {
-        Self(Digest::of(&[KEY_DOMAIN, key.as_bytes()]))
+    pub fn new(key: &str) -> Self {
+        Self(Digest::new(&[KEY_DOMAIN, key.as_bytes()]))
     }
 
     /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
@@ -66,18 +66,17 @@ impl Fingerprint {
         Digest::parse(hex).map(Self)
     }
 
-    /// Replaces a plain digest that an earlier version has written: SHA-256 of `keychoir:key:0:`
-    /// and the digest's 64 digits. `None` for any other text.
-    pub(crate) fn retired(plain: &str) -> Option<Self> {
+    /// Replaces a plain digest that an earlier version stored, with the SHA-256 of `keychoir:key:0:` and
+    /// the 64 lower-case digits. Returns `None` for any other text.
+    pub(crate) fn from_plain_digest(plain: &str) -> Option<Self> {
         let is_digest =
             plain.len() == 64 && plain.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        is_digest.then(|| Self(Digest::of(&[RETIRED_DOMAIN, plain.as_bytes()])))
+        is_digest.then(|| Self(Digest::new(&[PLAIN_DIGEST_DOMAIN, plain.as_bytes()])))
     }
 
-    /// The fingerprint that [`retired`](Self::retired) gives for the plain digest of `key`: rows with it belong to
-    /// the key.
-    pub(crate) fn retired_of(key: &str) -> Option<Self> {
-        Self::retired(&Digest::of(&[key.as_bytes()]).to_string())
+    /// The replacement for the plain digest of `key`. Rows with this fingerprint belong to the key.
+    pub(crate) fn replaced_plain_digest(key: &str) -> Option<Self> {
+        Self::from_plain_digest(&Digest::new(&[key.as_bytes()]).to_string())
     }
 }
 
@@ -93,12 +92,12 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Identifies a client's token: its plain SHA-256, which can be made with `sha256sum`. The token is
-/// Keychoir's own, so its digest signs nothing.
+/// Identifies a client token: its plain SHA-256, which an operator can compute with `sha256sum`. Nothing
+/// else uses this digest, because Keychoir issues the token.
 #[derive(Clone, Copy, Eq)]
 pub struct TokenFingerprint(Digest);
 
-/// In constant time: the time of a comparison must not reveal how much of a token is right.
+/// Compares in constant time, so that the duration does not reveal how much of a token is correct.
 impl PartialEq for TokenFingerprint {
     fn eq(&self, other: &Self) -> bool {
         self.0.0.ct_eq(&other.0.0).into()
@@ -106,10 +105,10 @@ impl PartialEq for TokenFingerprint {
 }
 
 impl TokenFingerprint {
-    /// The fingerprint of a token.
+    /// Computes the fingerprint of a client token.
     #[must_use]
-    pub fn of(token: &str) -> Self {
-        Self(Digest::of(&[token.as_bytes()]))
+    pub fn new(token: &str) -> Self {
+        Self(Digest::new(&[token.as_bytes()]))
     }
 
     /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
@@ -118,10 +117,10 @@ impl TokenFingerprint {
         Digest::parse(hex).map(Self)
     }
 
-    /// Its first eight bytes, as an index.
+    /// The first eight bytes, as the key of a lookup table.
     #[must_use]
-    pub fn first_word(&self) -> u64 {
-        self.0.0.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word))
+    pub fn index(&self) -> u64 {
+        self.0.0.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
     }
 }
 
@@ -144,33 +143,33 @@ mod tests {
     /// `printf abc | sha256sum`.
     const PLAIN: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     /// `printf keychoir:key:1:abc | sha256sum`.
-    const OF_KEY: &str = "c2e59b5b0fc296c72e13bb72f2b8192fb16d53055d938b460803b24f65d9912b";
+    const KEY_FINGERPRINT: &str = "c2e59b5b0fc296c72e13bb72f2b8192fb16d53055d938b460803b24f65d9912b";
 
     #[test]
-    fn a_key_and_a_token_of_one_text_have_different_fingerprints() {
-        assert_eq!(Fingerprint::of("abc").to_string(), OF_KEY);
-        assert_eq!(TokenFingerprint::of("abc").to_string(), PLAIN);
-        assert_eq!(format!("{:?}", Fingerprint::of("abc")), OF_KEY);
+    fn an_api_key_and_a_token_with_the_same_text_have_different_fingerprints() {
+        assert_eq!(Fingerprint::new("abc").to_string(), KEY_FINGERPRINT);
+        assert_eq!(TokenFingerprint::new("abc").to_string(), PLAIN);
+        assert_eq!(format!("{:?}", Fingerprint::new("abc")), KEY_FINGERPRINT);
     }
 
     #[test]
     fn only_fingerprints_are_parsed() {
-        assert_eq!(Fingerprint::parse(OF_KEY), Some(Fingerprint::of("abc")));
-        assert_eq!(TokenFingerprint::parse(PLAIN).unwrap(), TokenFingerprint::of("abc"));
-        assert_ne!(TokenFingerprint::of("abd"), TokenFingerprint::of("abc"));
+        assert_eq!(Fingerprint::parse(KEY_FINGERPRINT), Some(Fingerprint::new("abc")));
+        assert_eq!(TokenFingerprint::parse(PLAIN).unwrap(), TokenFingerprint::new("abc"));
+        assert_ne!(TokenFingerprint::new("abd"), TokenFingerprint::new("abc"));
         for text in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
             assert_eq!((Fingerprint::parse(text), TokenFingerprint::parse(text)), (None, None), "{text}");
         }
     }
 
     #[test]
-    fn a_retired_digest_is_found_by_its_key_and_does_not_reveal_it() {
-        let retired = Fingerprint::retired(PLAIN).unwrap();
-        assert_eq!(Fingerprint::retired_of("abc"), Some(retired));
-        assert_ne!(retired.to_string(), PLAIN);
-        assert_ne!(retired, Fingerprint::of("abc"));
+    fn a_replaced_plain_digest_is_found_by_its_key_and_does_not_reveal_it() {
+        let replaced = Fingerprint::from_plain_digest(PLAIN).unwrap();
+        assert_eq!(Fingerprint::replaced_plain_digest("abc"), Some(replaced));
+        assert_ne!(replaced.to_string(), PLAIN);
+        assert_ne!(replaced, Fingerprint::new("abc"));
         for text in ["", "own", "studio", &PLAIN[1..], &PLAIN.to_uppercase()] {
-            assert_eq!(Fingerprint::retired(text), None, "{text}");
+            assert_eq!(Fingerprint::from_plain_digest(text), None, "{text}");
         }
     }
 }

@@ -14,14 +14,20 @@ const COOLDOWNS: Cooldowns = Cooldowns {
 };
 
 fn evidence(claim: ClaimedFault) -> Evidence {
-    Evidence { claim, at: AT, named_span: None, is_agreed: false, source: RefusalSource::default() }
+    Evidence {
+        claim,
+        at: AT,
+        retry_after: None,
+        is_repeated_elsewhere: false,
+        source: RefusalSource::default(),
+    }
 }
 
 fn credits(figures: Option<(u64, u64)>) -> Evidence {
     evidence(ClaimedFault::credits(
         Shortfall {
-            remaining: figures.map(|(left, _)| left),
-            required: figures.map(|(_, need)| need),
+            remaining: figures.map(|(remaining, _)| remaining),
+            required: figures.map(|(_, required)| required),
             ..Shortfall::default()
         },
         None,
@@ -37,49 +43,49 @@ fn poll(seconds: u64, result: PollResult) -> Option<Poll> {
 }
 
 fn left(credits: u64) -> PollResult {
-    PollResult::Figures { left: Some(credits), is_paid: None }
+    PollResult::Quota { left: Some(credits), is_paid: None }
 }
 
-fn cooldown(reason: CooldownReason, until: UnixMs, is_probable: bool) -> Meaning {
-    Meaning::Cooldown { cooldown: Cooldown { reason, until }, is_probable }
+fn cooldown(reason: CooldownReason, until: UnixMs, may_probe: bool) -> EvidenceEffect {
+    EvidenceEffect::Cooldown { cooldown: Cooldown { reason, until }, may_probe }
 }
 
-/// The table of `docs/refusals.md`, row by row: evidence, the last poll, and the meaning one second
+/// Checks the table of `docs/refusals.md` row by row: evidence, the last poll, and the effect one second
 /// later.
 #[test]
-fn evidence_has_the_meaning_of_its_table_row() {
-    let exhausted = |until, is_probable| cooldown(CooldownReason::Exhausted, until, is_probable);
-    let invalid = |until, is_probable| cooldown(CooldownReason::Invalid, until, is_probable);
+fn evidence_has_the_effect_of_its_table_row() {
+    let exhausted = |until, may_probe| cooldown(CooldownReason::Exhausted, until, may_probe);
+    let invalid = |until, may_probe| cooldown(CooldownReason::Invalid, until, may_probe);
     let limited = Evidence {
-        named_span: Some(Duration::from_secs(86_400)),
+        retry_after: Some(Duration::from_secs(86_400)),
         ..evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH))
     };
-    let group = |seconds, is_probable| Meaning::GroupCooldown {
+    let group = |seconds, may_probe| EvidenceEffect::GroupCooldown {
         group: ConcurrencyGroup::SPEECH,
         until: after(seconds),
-        is_probable,
+        may_probe,
     };
-    let agreed = Evidence { is_agreed: true, ..limited.clone() };
-    let unpaid = PollResult::Figures { left: None, is_paid: Some(false) };
-    let paid = PollResult::Figures { left: None, is_paid: Some(true) };
-    let rows: Vec<(&str, Evidence, Option<Poll>, Meaning)> = vec![
+    let repeated = Evidence { is_repeated_elsewhere: true, ..limited.clone() };
+    let unpaid = PollResult::Quota { left: None, is_paid: Some(false) };
+    let paid = PollResult::Quota { left: None, is_paid: Some(true) };
+    let rows: Vec<(&str, Evidence, Option<Poll>, EvidenceEffect)> = vec![
         ("spent, by figures", credits(Some((0, 43))), None, exhausted(RESET, false)),
         ("and a poll that may lag", credits(Some((0, 43))), poll(1, left(500)), exhausted(RESET, false)),
         (
             "short for its size",
             credits(Some((8_950, 9_500))),
             None,
-            Meaning::Short { left: 8_950, until: RESET },
+            EvidenceEffect::Short { left: 8_950, until: RESET },
         ),
         ("figures that contradict it", credits(Some((20_000, 400))), None, exhausted(after(60), true)),
-        ("quota in words", credits(None), None, exhausted(after(60), true)),
-        ("and credits in the poll", credits(None), poll(1, left(500)), Meaning::Nothing),
+        ("quota, message only", credits(None), None, exhausted(after(60), true)),
+        ("and credits in the poll", credits(None), poll(1, left(500)), EvidenceEffect::Nothing),
         ("and none in the poll", credits(None), poll(1, left(0)), exhausted(after(60), true)),
         (
             "and an account without a limit",
             credits(None),
-            poll(1, PollResult::Figures { left: None, is_paid: Some(true) }),
-            Meaning::Nothing,
+            poll(1, PollResult::Quota { left: None, is_paid: Some(true) }),
+            EvidenceEffect::Nothing,
         ),
         (
             "and a key that may not read",
@@ -94,7 +100,7 @@ fn evidence_has_the_meaning_of_its_table_row() {
             group(60, true),
         ),
         ("with a span of a day", limited, None, group(300, false)),
-        ("and another account says the same", agreed, None, group(300, true)),
+        ("and another account refuses with the same message", repeated, None, group(300, true)),
         ("locked", evidence(ClaimedFault::Locked), None, cooldown(CooldownReason::Billing, after(60), true)),
         (
             "and unpaid",
@@ -102,7 +108,7 @@ fn evidence_has_the_meaning_of_its_table_row() {
             poll(1, unpaid),
             cooldown(CooldownReason::Billing, after(1_800), false),
         ),
-        ("and paid", evidence(ClaimedFault::Locked), poll(1, paid), Meaning::Nothing),
+        ("and paid", evidence(ClaimedFault::Locked), poll(1, paid), EvidenceEffect::Nothing),
         (
             "suspected, and paid",
             evidence(ClaimedFault::Suspected),
@@ -120,7 +126,7 @@ fn evidence_has_the_meaning_of_its_table_row() {
             "known to the poll",
             evidence(ClaimedFault::InvalidKey),
             poll(1, PollResult::Unreadable),
-            Meaning::Nothing,
+            EvidenceEffect::Nothing,
         ),
         (
             "wrong host",
@@ -128,25 +134,25 @@ fn evidence_has_the_meaning_of_its_table_row() {
             None,
             cooldown(CooldownReason::WrongHost, after(45), true),
         ),
-        ("accepted elsewhere", evidence(ClaimedFault::WrongHost), poll(1, left(5)), Meaning::Nothing),
+        ("accepted elsewhere", evidence(ClaimedFault::WrongHost), poll(1, left(5)), EvidenceEffect::Nothing),
     ];
     for (name, evidence, poll, expected) in rows {
-        assert_eq!(meaning(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
+        assert_eq!(evaluate(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
     }
 }
 
 #[test]
-fn polled_figures_replace_those_of_a_refusal_after_the_lag() {
-    let of = |evidence: &Evidence, seconds, credits| {
-        meaning(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
+fn a_poll_overrides_the_credits_of_a_refusal_after_the_lag() {
+    let effect_after = |evidence: &Evidence, seconds, credits| {
+        evaluate(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
     };
-    assert_ne!(of(&credits(Some((0, 43))), 119, 500), Meaning::Nothing);
-    assert_eq!(of(&credits(Some((0, 43))), 120, 500), Meaning::Nothing);
-    assert_ne!(of(&credits(Some((0, 43))), 120, 0), Meaning::Nothing);
+    assert_ne!(effect_after(&credits(Some((0, 43))), 119, 500), EvidenceEffect::Nothing);
+    assert_eq!(effect_after(&credits(Some((0, 43))), 120, 500), EvidenceEffect::Nothing);
+    assert_ne!(effect_after(&credits(Some((0, 43))), 120, 0), EvidenceEffect::Nothing);
     assert_eq!(
-        of(&credits(Some((5, 43))), 120, 5),
-        Meaning::Nothing,
-        "the quota itself has the figure by then"
+        effect_after(&credits(Some((5, 43))), 120, 5),
+        EvidenceEffect::Nothing,
+        "the quota includes the reported credits by then"
     );
 }
 
@@ -160,60 +166,63 @@ fn every_cooldown_ends() {
         (ClaimedFault::InvalidKey, 45),
         (ClaimedFault::WrongHost, 45),
     ] {
-        let at = |seconds| meaning(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
-        assert_ne!(at(seconds - 1), Meaning::Nothing, "{claim:?}");
-        assert_eq!(at(seconds), Meaning::Nothing, "{claim:?}");
+        let effect_after = |seconds| evaluate(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
+        assert_ne!(effect_after(seconds - 1), EvidenceEffect::Nothing, "{claim:?}");
+        assert_eq!(effect_after(seconds), EvidenceEffect::Nothing, "{claim:?}");
     }
-    // Without a reset date, an exhausted account is tried again after its cooldown.
-    let spent = |seconds| meaning(&credits(Some((0, 1))), None, None, &COOLDOWNS, after(seconds));
-    assert_ne!(spent(3_599), Meaning::Nothing);
-    assert_eq!(spent(3_600), Meaning::Nothing);
-    let dated = |now| meaning(&credits(Some((0, 1))), None, Some(RESET), &COOLDOWNS, now);
-    assert_ne!(dated(UnixMs(RESET.0 - 1)), Meaning::Nothing);
-    assert_eq!(dated(RESET), Meaning::Nothing);
+    // Without a reset date, the cooldown of an exhausted account ends as configured.
+    let exhausted = |seconds| evaluate(&credits(Some((0, 1))), None, None, &COOLDOWNS, after(seconds));
+    assert_ne!(exhausted(3_599), EvidenceEffect::Nothing);
+    assert_eq!(exhausted(3_600), EvidenceEffect::Nothing);
+    let with_reset_date = |now| evaluate(&credits(Some((0, 1))), None, Some(RESET), &COOLDOWNS, now);
+    assert_ne!(with_reset_date(UnixMs(RESET.0 - 1)), EvidenceEffect::Nothing);
+    assert_eq!(with_reset_date(RESET), EvidenceEffect::Nothing);
 }
 
 #[test]
-fn remaining_credits_are_scaled_to_our_estimates() {
-    let of = |estimate| {
+fn remaining_credits_are_scaled_to_the_cost_estimate() {
+    let claim = |estimate| {
         ClaimedFault::credits(
             Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() },
             estimate,
         )
     };
     for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5), (Some(0), 5)] {
-        assert_eq!(of(estimate), ClaimedFault::Credits { figures: Some((5, 10)), left_by_estimate });
+        assert_eq!(claim(estimate), ClaimedFault::Credits { figures: Some((5, 10)), left_by_estimate });
     }
 }
 
 #[test]
-fn a_poll_is_requested_where_it_can_decide() {
-    let at = |evidence: &Evidence, poll| poll_decides_at(evidence, poll, &COOLDOWNS);
-    assert_eq!(at(&credits(None), None), Some(AT));
-    assert_eq!(at(&credits(None), poll(1, left(0))), None);
-    assert_eq!(at(&credits(Some((0, 1))), None), Some(after(120)));
-    assert_eq!(at(&credits(Some((0, 1))), poll(1, left(7))), Some(after(120)));
-    assert_eq!(at(&credits(Some((0, 1))), poll(120, left(7))), None);
+fn a_poll_is_requested_only_if_it_can_confirm_or_refute_evidence() {
+    let decisive_at = |evidence: &Evidence, poll| decisive_poll_at(evidence, poll, &COOLDOWNS);
+    assert_eq!(decisive_at(&credits(None), None), Some(AT));
+    assert_eq!(decisive_at(&credits(None), poll(1, left(0))), None);
+    assert_eq!(decisive_at(&credits(Some((0, 1))), None), Some(after(120)));
+    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(1, left(7))), Some(after(120)));
+    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(120, left(7))), None);
     assert_eq!(
-        at(&evidence(ClaimedFault::InvalidKey), poll(0, left(7))),
+        decisive_at(&evidence(ClaimedFault::InvalidKey), poll(0, left(7))),
         Some(AT),
-        "that poll was before it"
+        "that poll was not after the refusal"
     );
-    assert_eq!(at(&evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)), None), None);
+    assert_eq!(decisive_at(&evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)), None), None);
 }
 
 #[test]
 fn a_served_request_refutes_evidence_in_its_scope() {
-    let check = |evidence: &Evidence, seconds: u64, is_charged, group| {
+    let is_refuted = |evidence: &Evidence, seconds: u64, is_charged, group| {
         is_refuted_by_service(evidence, UnixMs(AT.0 - 1_000 + seconds * 1_000), is_charged, group)
     };
     let speech = Some(ConcurrencyGroup::SPEECH);
-    assert!(check(&credits(None), 1, true, speech));
-    assert!(!check(&credits(None), 0, true, speech), "the request began before the refusal");
-    assert!(!check(&credits(None), 1, false, None), "reading costs nothing");
-    assert!(!check(&credits(Some((5, 43))), 1, true, speech), "the served request was smaller");
-    assert!(check(&credits(Some((0, 43))), 1, true, speech));
+    assert!(is_refuted(&credits(None), 1, true, speech));
+    assert!(!is_refuted(&credits(None), 0, true, speech), "the request started before the refusal");
+    assert!(!is_refuted(&credits(None), 1, false, None), "the request was free");
+    assert!(!is_refuted(&credits(Some((5, 43))), 1, true, speech), "the served request was smaller");
+    assert!(is_refuted(&credits(Some((0, 43))), 1, true, speech));
     let limited = evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH));
-    assert!(check(&limited, 1, true, speech) && !check(&limited, 1, true, Some(ConcurrencyGroup::MUSIC)));
-    assert!(check(&evidence(ClaimedFault::InvalidKey), 0, false, None));
+    assert!(
+        is_refuted(&limited, 1, true, speech)
+            && !is_refuted(&limited, 1, true, Some(ConcurrencyGroup::MUSIC))
+    );
+    assert!(is_refuted(&evidence(ClaimedFault::InvalidKey), 0, false, None));
 }

@@ -1,53 +1,53 @@
-//! Validates a stream of WebSocket frames against RFC 6455, as the bytes arrive and before any of them is
-//! processed. It is separate from the message reader, because a session that waits for a key parses no
-//! messages and must still detect a close or a violation immediately.
+//! Validates a stream of WebSocket frames against RFC 6455 as the bytes arrive, before they are processed.
 //!
-//! It stores only an incomplete head and an incomplete control payload: at most 139 bytes.
+//! The validator is separate from the message parser, because a session that waits for a key does not parse
+//! messages but must still detect a close or a violation immediately. It buffers only an incomplete header
+//! and an incomplete control payload: at most 139 bytes.
 
-use super::{HEAD_BYTES_MAX, Head, Opcode, check_close, mask, read};
+use super::{FrameHeader, MAX_HEADER_BYTES, Opcode, apply_mask, parse_header, validate_close};
 
 /// The sender of the validated frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
-    /// The client: its frames are masked.
+    /// The client, whose frames are masked.
     Client,
-    /// The server: its frames are not masked. The payload of its close frame is not validated, because
-    /// the caller may recognize the reason of an invalid close.
+    /// The server, whose frames are not masked. The payload of its close frame is not validated, so that the
+    /// caller can examine the reason of an invalid one.
     Server,
 }
 
 /// A frame that RFC 6455 forbids, or that this proxy does not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// A frame of a client without a mask (section 5.1).
+    /// A frame of the client has no mask (section 5.1).
     Unmasked,
-    /// A frame of a server with a mask (section 5.1).
+    /// A frame of the server has a mask (section 5.1).
     Masked,
-    /// A reserved bit without a negotiated extension (section 5.2).
+    /// A reserved bit is set without a negotiated extension (section 5.2).
     ReservedBits,
-    /// A reserved opcode (section 5.2).
+    /// The opcode is reserved (section 5.2).
     ReservedOpcode,
-    /// A length in a longer form than needed, or above 2^63 (section 5.2).
-    LengthForm,
-    /// A fragmented control frame (section 5.5).
+    /// The length is not in its shortest encoding, or is above 2^63 (section 5.2).
+    LengthEncoding,
+    /// A control frame is fragmented (section 5.5).
     FragmentedControl,
-    /// A control frame of more than 125 bytes (section 5.5).
+    /// The payload of a control frame exceeds 125 bytes (section 5.5).
     LongControl,
-    /// A continuation without a message (section 5.4).
+    /// A continuation does not follow the start of a message (section 5.4).
     StrayContinuation,
-    /// A new message before the end of the last one (section 5.4).
+    /// A message starts before the last one has ended (section 5.4).
     InterruptedMessage,
-    /// A close payload of one byte (section 5.5.1).
+    /// A close payload has one byte (section 5.5.1).
     ShortClose,
-    /// A close code that may not be sent (section 7.4).
+    /// A close code must not be sent (section 7.4).
     CloseCode,
-    /// A close reason that is not UTF-8 (section 5.5.1).
+    /// A close reason is not UTF-8 (section 5.5.1).
     CloseReason,
-    /// A text message that is not UTF-8 (section 5.6).
+    /// A text message is not UTF-8 (section 5.6).
     TextEncoding,
-    /// A binary message on a WebSocket that accepts only JSON.
+    /// A binary message was sent on a WebSocket that accepts only JSON.
     NotJson,
-    /// A message larger than the buffer of one session.
+    /// A message exceeds the buffer of a session.
     TooLarge,
 }
 
@@ -60,7 +60,7 @@ impl Violation {
             Self::Masked => (1002, "Frames of a server must not be masked."),
             Self::ReservedBits => (1002, "A reserved bit is set and no extension was agreed on."),
             Self::ReservedOpcode => (1002, "The opcode is reserved."),
-            Self::LengthForm => (1002, "The length of a frame is not in its shortest form."),
+            Self::LengthEncoding => (1002, "The length of a frame is not in its shortest form."),
             Self::FragmentedControl => (1002, "A control frame must not be fragmented."),
             Self::LongControl => (1002, "A control frame may have 125 bytes at most."),
             Self::StrayContinuation => (1002, "A continuation needs a message that it continues."),
@@ -75,21 +75,21 @@ impl Violation {
     }
 }
 
-/// The result of validating a piece of the stream.
+/// The result of validating a chunk of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// Bytes at the start of the piece that are valid. The rest must be dropped.
-    pub valid: usize,
-    /// Why the rest is not valid.
+pub struct ValidationResult {
+    /// Number of valid bytes at the start of the chunk. The rest must be dropped.
+    pub valid_length: usize,
+    /// Why the stream has ended, if it has.
     pub end: Option<StreamEnd>,
 }
 
 /// Why no more bytes of a stream are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// The sender has closed: bytes after a close are dropped (section 5.5.1).
+    /// The sender has sent a close frame. Bytes after it are dropped (section 5.5.1).
     Closed {
-        /// The close code; 1005 for none.
+        /// The close code, or 1005 if the frame has none.
         code: u16,
     },
     /// The sender has violated the protocol.
@@ -100,223 +100,225 @@ pub enum StreamEnd {
 #[derive(Clone, Debug)]
 pub struct FrameValidator {
     sender: Sender,
-    /// The first bytes of an incomplete head.
-    head: [u8; HEAD_BYTES_MAX],
-    head_length: usize,
+    /// The first bytes of an incomplete header.
+    header: [u8; MAX_HEADER_BYTES],
+    header_length: usize,
+    /// The frame whose payload is incomplete.
     frame: Option<OpenFrame>,
-    /// The message in progress, and whether it is text.
-    message: Option<IsText>,
+    /// The type of the incomplete message.
+    message: Option<MessageType>,
     /// The first bytes of an incomplete UTF-8 character.
     character: [u8; 4],
     character_length: usize,
     /// The first bytes of a close payload.
-    close: [u8; CONTROL_BYTES_MAX],
+    close_payload: [u8; MAX_CONTROL_PAYLOAD],
     end: Option<StreamEnd>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct IsText(bool);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MessageType {
+    Text,
+    Binary,
+}
 
-/// A frame that is not complete.
+/// A frame and its number of processed payload bytes.
 #[derive(Clone, Copy, Debug)]
 struct OpenFrame {
-    head: Head,
+    header: FrameHeader,
     processed: u64,
 }
 
-/// The maximum payload of a control frame.
-pub const CONTROL_BYTES_MAX: usize = 125;
-/// Size of the buffer in which payload is unmasked for validation.
+/// Maximum payload of a control frame in bytes.
+pub const MAX_CONTROL_PAYLOAD: usize = 125;
+/// Size of the buffer in which payloads are unmasked for validation.
 const UNMASK_BUFFER_BYTES: usize = 1024;
 
 impl FrameValidator {
-    /// A validator for the frames of `sender`, which starts at the first byte after the handshake.
+    /// Creates a validator that expects the first byte after the handshake.
     #[must_use]
     pub const fn new(sender: Sender) -> Self {
         Self {
             sender,
-            head: [0; HEAD_BYTES_MAX],
-            head_length: 0,
+            header: [0; MAX_HEADER_BYTES],
+            header_length: 0,
             frame: None,
             message: None,
             character: [0; 4],
             character_length: 0,
-            close: [0; CONTROL_BYTES_MAX],
+            close_payload: [0; MAX_CONTROL_PAYLOAD],
             end: None,
         }
     }
 
-    /// Why no more bytes are accepted, if so.
+    /// Why no more bytes are accepted, if the stream has ended.
     #[must_use]
     pub const fn end(&self) -> Option<StreamEnd> {
         self.end
     }
 
-    /// Validates the next piece of the stream.
-    pub fn check(&mut self, piece: &[u8]) -> Checked {
-        let mut valid = 0;
-        // The start of the current frame, when it is in this piece.
-        let mut begin = None;
+    /// Validates the next chunk of the stream.
+    pub fn validate(&mut self, chunk: &[u8]) -> ValidationResult {
+        let mut valid_length = 0;
+        // The offset of the current frame, if it starts in this chunk.
+        let mut frame_start = None;
         while self.end.is_none() {
-            if self.frame.is_none() && self.head_length == 0 {
-                begin = Some(valid);
+            if self.frame.is_none() && self.header_length == 0 {
+                frame_start = Some(valid_length);
             }
-            let rest = piece.get(valid..).unwrap_or_default();
-            match self.step(rest) {
+            match self.process(chunk.get(valid_length..).unwrap_or_default()) {
                 Ok(0) => break,
-                Ok(used) => valid += used,
+                Ok(processed) => valid_length += processed,
                 Err(violation) => {
                     self.end = Some(StreamEnd::Violated(violation));
                     // No byte of the invalid frame is forwarded, so that a close frame can replace it.
-                    valid = begin.unwrap_or(valid);
+                    valid_length = frame_start.unwrap_or(valid_length);
                 }
             }
         }
-        Checked { valid, end: self.end }
+        ValidationResult { valid_length, end: self.end }
     }
 
-    /// Processes some bytes and returns their number; 0 when more are needed.
-    fn step(&mut self, rest: &[u8]) -> Result<usize, Violation> {
-        let Some(frame) = self.frame else { return self.begin(rest) };
-        let left = frame.head.length - frame.processed;
-        let available = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
-        let payload = rest.get(..available).unwrap_or_default();
-        if available == 0 {
+    /// Processes bytes of one header or payload and returns their number, or 0 if more input is needed.
+    fn process(&mut self, input: &[u8]) -> Result<usize, Violation> {
+        let Some(frame) = self.frame else { return self.process_header(input) };
+        let remaining = usize::try_from(frame.header.length - frame.processed).unwrap_or(usize::MAX);
+        let payload = &input[..remaining.min(input.len())];
+        if payload.is_empty() {
             return Ok(0);
         }
-        self.payload(frame, payload)?;
-        self.record_progress(OpenFrame { processed: frame.processed + available as u64, ..frame })?;
-        Ok(available)
+        self.process_payload(frame, payload)?;
+        self.record_progress(OpenFrame { processed: frame.processed + payload.len() as u64, ..frame })?;
+        Ok(payload.len())
     }
 
-    /// Parses a head. An incomplete one is assembled from its pieces.
-    fn begin(&mut self, rest: &[u8]) -> Result<usize, Violation> {
-        let before = self.head_length;
-        let buffer = self.head.get_mut(before..).unwrap_or_default();
-        let added = buffer.len().min(rest.len());
-        buffer[..added].copy_from_slice(&rest[..added]);
-        let Some((head, length)) = read(self.head.get(..before + added).unwrap_or_default()) else {
-            self.head_length = before + added;
+    /// Parses a header, which may be split over chunks.
+    fn process_header(&mut self, input: &[u8]) -> Result<usize, Violation> {
+        let buffered = self.header_length;
+        let buffer = self.header.get_mut(buffered..).unwrap_or_default();
+        let added = buffer.len().min(input.len());
+        buffer[..added].copy_from_slice(&input[..added]);
+        let Some((header, length)) = parse_header(&self.header[..buffered + added]) else {
+            self.header_length = buffered + added;
             return Ok(added);
         };
-        self.head_length = 0;
-        self.check_head(&head, length)?;
-        if !head.opcode.is_control() && head.opcode != Opcode::Continuation {
-            self.message = Some(IsText(head.opcode == Opcode::Text));
+        self.header_length = 0;
+        self.validate_header(&header, length)?;
+        match header.opcode {
+            Opcode::Text => self.message = Some(MessageType::Text),
+            Opcode::Binary => self.message = Some(MessageType::Binary),
+            _ => {}
         }
-        self.record_progress(OpenFrame { head, processed: 0 })?;
-        Ok(length - before)
+        self.record_progress(OpenFrame { header, processed: 0 })?;
+        Ok(length - buffered)
     }
 
-    /// Whether a frame with this head, of `length` bytes, is allowed here.
-    fn check_head(&self, head: &Head, length: usize) -> Result<(), Violation> {
-        match (self.sender, head.mask) {
+    /// Checks whether a frame with this header, whose encoding has `encoded_length` bytes, is allowed.
+    fn validate_header(&self, header: &FrameHeader, encoded_length: usize) -> Result<(), Violation> {
+        match (self.sender, header.mask) {
             (Sender::Client, None) => return Err(Violation::Unmasked),
             (Sender::Server, Some(_)) => return Err(Violation::Masked),
             (Sender::Client, Some(_)) | (Sender::Server, None) => {}
         }
-        if head.reserved != 0 {
+        if header.reserved != 0 {
             return Err(Violation::ReservedBits);
         }
-        if matches!(head.opcode, Opcode::Reserved(_)) {
+        if matches!(header.opcode, Opcode::Reserved(_)) {
             return Err(Violation::ReservedOpcode);
         }
-        if length != head.bytes() || head.length >> 63 != 0 {
-            return Err(Violation::LengthForm);
+        if encoded_length != header.encoded_length() || header.length >> 63 != 0 {
+            return Err(Violation::LengthEncoding);
         }
-        if head.opcode.is_control() {
-            return match head.is_final {
+        if header.opcode.is_control() {
+            return match header.is_final {
                 false => Err(Violation::FragmentedControl),
-                true if head.length > CONTROL_BYTES_MAX as u64 => Err(Violation::LongControl),
+                true if header.length > MAX_CONTROL_PAYLOAD as u64 => Err(Violation::LongControl),
                 true => Ok(()),
             };
         }
-        match (head.opcode == Opcode::Continuation, self.message) {
+        match (header.opcode == Opcode::Continuation, self.message) {
             (true, None) => Err(Violation::StrayContinuation),
             (false, Some(_)) => Err(Violation::InterruptedMessage),
             (true, Some(_)) | (false, None) => Ok(()),
         }
     }
 
-    /// Validates a piece of a payload.
-    fn payload(&mut self, frame: OpenFrame, mut payload: &[u8]) -> Result<(), Violation> {
-        let is_close = frame.head.opcode == Opcode::Close;
-        let is_text = !frame.head.opcode.is_control() && matches!(self.message, Some(IsText(true)));
+    /// Processes a part of a payload. Only text and close payloads need unmasking.
+    fn process_payload(&mut self, frame: OpenFrame, payload: &[u8]) -> Result<(), Violation> {
+        let is_close = frame.header.opcode == Opcode::Close;
+        let is_text = !frame.header.opcode.is_control() && self.message == Some(MessageType::Text);
         if !is_close && !is_text {
             return Ok(());
         }
         let mut processed = frame.processed;
         let mut buffer = [0; UNMASK_BUFFER_BYTES];
-        while !payload.is_empty() {
-            let (piece, rest) = payload.split_at(payload.len().min(UNMASK_BUFFER_BYTES));
-            let plain = match frame.head.mask {
-                Some(masked) => {
-                    let plain = &mut buffer[..piece.len()];
-                    plain.copy_from_slice(piece);
-                    mask(plain, masked, processed);
-                    &*plain
+        for chunk in payload.chunks(UNMASK_BUFFER_BYTES) {
+            let unmasked = match frame.header.mask {
+                Some(mask) => {
+                    let unmasked = &mut buffer[..chunk.len()];
+                    unmasked.copy_from_slice(chunk);
+                    apply_mask(unmasked, mask, processed);
+                    &*unmasked
                 }
-                None => piece,
+                None => chunk,
             };
             if is_close {
-                let at = usize::try_from(processed).unwrap_or(CONTROL_BYTES_MAX);
-                if let Some(slot) = self.close.get_mut(at..at + plain.len()) {
-                    slot.copy_from_slice(plain);
+                let offset = usize::try_from(processed).unwrap_or(MAX_CONTROL_PAYLOAD);
+                if let Some(part) = self.close_payload.get_mut(offset..offset + unmasked.len()) {
+                    part.copy_from_slice(unmasked);
                 }
             } else {
-                self.text(plain)?;
+                self.validate_text(unmasked)?;
             }
-            processed += piece.len() as u64;
-            payload = rest;
+            processed += chunk.len() as u64;
         }
         Ok(())
     }
 
-    /// Validates a piece of a text, which may begin and end within a character.
-    fn text(&mut self, mut piece: &[u8]) -> Result<(), Violation> {
+    /// Validates a part of a text, which may start and end within a character.
+    fn validate_text(&mut self, mut text: &[u8]) -> Result<(), Violation> {
         while self.character_length > 0 {
-            let Some((&byte, rest)) = piece.split_first() else { return Ok(()) };
-            // No character is longer than the array: the fourth byte decides.
+            let Some((&byte, rest)) = text.split_first() else { return Ok(()) };
+            // The index is valid, because no character is longer than four bytes.
             self.character[self.character_length] = byte;
             self.character_length += 1;
-            piece = rest;
+            text = rest;
             match std::str::from_utf8(&self.character[..self.character_length]) {
                 Ok(_) => self.character_length = 0,
                 Err(error) if error.error_len().is_none() => {}
                 Err(_) => return Err(Violation::TextEncoding),
             }
         }
-        let Err(error) = std::str::from_utf8(piece) else { return Ok(()) };
+        let Err(error) = std::str::from_utf8(text) else { return Ok(()) };
         if error.error_len().is_some() {
             return Err(Violation::TextEncoding);
         }
-        let incomplete = piece.get(error.valid_up_to()..).unwrap_or_default();
+        let incomplete = text.get(error.valid_up_to()..).unwrap_or_default();
         self.character[..incomplete.len()].copy_from_slice(incomplete);
         self.character_length = incomplete.len();
         Ok(())
     }
 
-    /// Records the progress of a frame, and processes its end.
+    /// Records the progress of a frame. At its end, checks the close payload or the end of the message.
     fn record_progress(&mut self, frame: OpenFrame) -> Result<(), Violation> {
-        if frame.processed < frame.head.length {
+        if frame.processed < frame.header.length {
             self.frame = Some(frame);
             return Ok(());
         }
         self.frame = None;
-        if frame.head.opcode == Opcode::Close {
-            let length = usize::try_from(frame.processed).unwrap_or(CONTROL_BYTES_MAX);
-            let payload = self.close.get(..length).unwrap_or_default();
-            let code = match (check_close(payload), self.sender) {
+        if frame.header.opcode == Opcode::Close {
+            let length = usize::try_from(frame.processed).unwrap_or(MAX_CONTROL_PAYLOAD);
+            let payload = self.close_payload.get(..length).unwrap_or_default();
+            let code = match (validate_close(payload), self.sender) {
                 (Ok(code), _) => code,
                 (Err(violation), Sender::Client) => return Err(violation),
-                (Err(_), Sender::Server) => super::read_close(payload).0,
+                (Err(_), Sender::Server) => super::parse_close(payload).0,
             };
             self.end = Some(StreamEnd::Closed { code });
         }
-        if frame.head.is_final && !frame.head.opcode.is_control() {
-            let is_cut = self.character_length > 0;
+        if frame.header.is_final && !frame.header.opcode.is_control() {
+            let is_truncated = self.character_length > 0;
             (self.message, self.character_length) = (None, 0);
-            if is_cut {
+            if is_truncated {
                 return Err(Violation::TextEncoding);
             }
         }

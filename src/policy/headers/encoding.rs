@@ -1,27 +1,27 @@
-//! The encodings of bodies: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that
-//! can be decoded here.
-//!
-//! A refusal in another encoding could not be classified, and a key echoed in it could not be redacted.
+//! Content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that the
+//! proxy can decode. A refusal in another encoding could not be classified, and a key in it could not be
+//! redacted.
 
 use std::borrow::Cow;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 
-/// The codings that `body::decode` supports.
-const READABLE: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
+/// The encodings that `body::decode` supports.
+const SUPPORTED: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
 
-/// The codings that `*` is replaced by.
-const ANY: [&str; 2] = ["gzip", "deflate"];
+/// The encodings that replace `*`.
+const WILDCARD_REPLACEMENT: [&str; 2] = ["gzip", "deflate"];
 
-/// The usual values and their replacements: Python's `httpx` and `requests`, Node's `fetch`, browsers.
-const USUAL: [(&str, &str); 4] = [
+/// Common values and their replacements, so that most requests need no parsing: Python's `httpx` and
+/// `requests`, Node's `fetch`, browsers.
+const COMMON: [(&str, &str); 4] = [
     ("gzip, deflate", "gzip, deflate"),
     ("gzip, deflate, br", "gzip, deflate"),
     ("gzip, deflate, br, zstd", "gzip, deflate"),
     ("gzip", "gzip"),
 ];
 
-/// The declared content encodings; several header lines form one list (RFC 9110, section 5.3).
+/// Returns the declared content encodings. Several header lines form one list (RFC 9110, section 5.3).
 #[must_use]
 pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let mut lines =
@@ -30,14 +30,14 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
 }
 
-/// Removes from `Accept-Encoding` the codings that cannot be decoded here. The others keep their order
-/// and weights; `*` becomes gzip and deflate. A client that accepts none of them gets an uncoded
-/// response, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request
-/// without the header stays without it.
-pub(super) fn offer_readable(headers: &mut HeaderMap) {
+/// Removes the encodings that the proxy cannot decode from `Accept-Encoding`. The others keep their order
+/// and weights; `*` becomes gzip and deflate. A client that accepts only unsupported encodings is offered
+/// `identity`, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request
+/// without the header is unchanged.
+pub(super) fn restrict_accept_encoding(headers: &mut HeaderMap) {
     let mut values = headers.get_all(ACCEPT_ENCODING).iter();
     if let (Some(only), None) = (values.next(), values.next())
-        && let Some((written, offered)) = USUAL.iter().find(|(written, _)| *only == *written)
+        && let Some((written, offered)) = COMMON.iter().find(|(written, _)| *only == *written)
     {
         if written != offered {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(offered));
@@ -46,30 +46,33 @@ pub(super) fn offer_readable(headers: &mut HeaderMap) {
     }
     let texts = headers.get_all(ACCEPT_ENCODING).iter().map(|value| value.to_str().unwrap_or(""));
     let written: Vec<&str> = texts.flat_map(|text| text.split(',')).map(str::trim).collect();
-    let Some(offered) = readable(&written) else { return };
+    let Some(offered) = supported_elements(&written) else { return };
     let value = HeaderValue::try_from(offered).unwrap_or(HeaderValue::from_static("identity"));
     headers.insert(ACCEPT_ENCODING, value);
 }
 
-/// The supported elements of `written`; `None` when all of them are.
-fn readable(written: &[&str]) -> Option<String> {
-    let is_known = |element: &str| READABLE.iter().any(|known| known.eq_ignore_ascii_case(name(element)));
-    if written.iter().all(|element| is_known(element)) {
+/// Returns the supported elements of a list, or `None` if all of them are supported.
+fn supported_elements(written: &[&str]) -> Option<String> {
+    let is_supported = |element: &str| {
+        SUPPORTED.iter().any(|supported| supported.eq_ignore_ascii_case(coding_name(element)))
+    };
+    if written.iter().all(|element| is_supported(element)) {
         return None;
     }
     let mut offered: Vec<String> = Vec::new();
     for element in written {
-        match name(element) {
+        match coding_name(element) {
             // `*;q=0` offers nothing, and excludes the codings that are not listed.
             "*" if is_excluded(element) => offered.push((*element).to_owned()),
             "*" => {
-                let is_named =
-                    |coding: &str| written.iter().any(|element| name(element).eq_ignore_ascii_case(coding));
+                let is_named = |coding: &str| {
+                    written.iter().any(|element| coding_name(element).eq_ignore_ascii_case(coding))
+                };
                 let weight = element.get(1..).unwrap_or_default();
-                let others = ANY.iter().filter(|coding| !is_named(coding));
+                let others = WILDCARD_REPLACEMENT.iter().filter(|coding| !is_named(coding));
                 offered.extend(others.map(|coding| format!("{coding}{weight}")));
             }
-            _ if is_known(element) => offered.push((*element).to_owned()),
+            _ if is_supported(element) => offered.push((*element).to_owned()),
             _ => {}
         }
     }
@@ -77,11 +80,11 @@ fn readable(written: &[&str]) -> Option<String> {
     Some(if has_any { offered.join(", ") } else { "identity".to_owned() })
 }
 
-fn name(element: &str) -> &str {
+fn coding_name(element: &str) -> &str {
     element.split(';').next().unwrap_or_default().trim_end()
 }
 
-/// Whether the element has `q=0`, which excludes the coding.
+/// Whether the element has the weight 0, which excludes its encoding.
 fn is_excluded(element: &str) -> bool {
     let mut parameters = element.split(';').skip(1).map(str::trim);
     parameters.any(|parameter| {
@@ -100,12 +103,12 @@ mod tests {
         for value in written {
             headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
         }
-        offer_readable(&mut headers);
+        restrict_accept_encoding(&mut headers);
         assert_eq!(headers.get_all(ACCEPT_ENCODING).iter().collect::<Vec<_>>(), offered, "{written:?}");
     }
 
     #[test]
-    fn only_readable_codings_are_offered() {
+    fn only_supported_encodings_are_offered() {
         check(&["gzip, deflate, br"], &["gzip, deflate"]);
         check(&["gzip, deflate, br, zstd"], &["gzip, deflate"]);
         check(&["br;q=1.0, gzip;q=0.8, *;q=0.1"], &["gzip;q=0.8, deflate;q=0.1"]);
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readable_offer_stays_byte_for_byte() {
+    fn a_supported_list_is_unchanged() {
         check(&["gzip"], &["gzip"]);
         check(&["gzip,deflate;q=0.5", "identity;q=0"], &["gzip,deflate;q=0.5", "identity;q=0"]);
         check(&["identity"], &["identity"]);
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_means_every_readable_coding() {
+    fn a_wildcard_becomes_every_supported_encoding() {
         check(&["*"], &["gzip, deflate"]);
         check(&["gzip;q=0, *"], &["gzip;q=0, deflate"]);
         check(&["gzip, *;q=0"], &["gzip, *;q=0"]);
@@ -131,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_without_readable_codings_becomes_identity() {
+    fn a_list_without_supported_encodings_becomes_identity() {
         for written in ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
         {
             check(&[written], &["identity"]);
         }
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_bytes(b"gzip, \xff").unwrap());
-        offer_readable(&mut headers);
+        restrict_accept_encoding(&mut headers);
         assert_eq!(headers[ACCEPT_ENCODING], "identity");
     }
 }

@@ -1,26 +1,27 @@
-//! The exceptions of the operator: headers of proxies in front of Keychoir that `access.forward_headers`
-//! lists are forwarded upstream.
+//! The headers that the operator allows in `access.forward_headers`. They come from proxies in front of
+//! Keychoir, and would otherwise be removed from requests.
 
 use http::header::{HeaderMap, HeaderName};
 
 use super::present::{KnownHeader, PresentHeaders};
 use super::table::Rule;
 
-/// The headers listed in `access.forward_headers`.
+/// The headers that `access.forward_headers` lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forwarded {
+pub struct ForwardedHeaders {
     rows: PresentHeaders,
-    /// Listed headers whose table row covers other names as well.
+    /// Listed headers whose table row also covers other names.
     names: Vec<HeaderName>,
 }
 
-impl Forwarded {
-    /// The headers of these names. Names that are always or never forwarded are ignored.
+impl ForwardedHeaders {
+    /// Creates the set from the configured names. Headers without a table row are forwarded anyway, and
+    /// [`strip`](Self::strip) removes credentials and hop-by-hop headers even if they are listed.
     #[must_use]
-    pub fn of(listed: impl IntoIterator<Item = HeaderName>) -> Self {
+    pub fn new(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();
         for name in listed {
-            match KnownHeader::of(name.as_str()) {
+            match KnownHeader::find(name.as_str()) {
                 Some(known) if known.row().prefix().is_some() => forwarded.names.push(name),
                 Some(known) => forwarded.rows = forwarded.rows.with(known),
                 None => {}
@@ -29,32 +30,32 @@ impl Forwarded {
         forwarded
     }
 
-    /// Removes from a request's headers those that are not sent upstream. `present` are the rows it has.
+    /// Removes the headers of a request that are not sent upstream. `present` are the rows in `headers`.
     pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
-        let removed = PresentHeaders::NEVER_SENT.or(PresentHeaders::OF_PROXIES.without(self.rows));
-        drop_rows(headers, present.and(removed), &self.names);
+        let removed = PresentHeaders::NEVER_SENT.or(PresentHeaders::SENT_BY_PROXIES.without(self.rows));
+        remove_rows(headers, present.and(removed), &self.names);
     }
 }
 
-/// The reason why a listed header cannot be forwarded; `None` if it can.
+/// Returns why `access.forward_headers` must not list a header, or `None` if it may.
 #[must_use]
-pub fn why_not_forwarded(name: &HeaderName) -> Option<&'static str> {
-    let row = KnownHeader::of(name.as_str())?.row();
+pub fn unforwardable_reason(name: &HeaderName) -> Option<&'static str> {
+    let row = KnownHeader::find(name.as_str())?.row();
     match row.rule {
-        Rule::Hop | Rule::Credential | Rule::Special => Some(row.reason),
-        Rule::Up | Rule::Down => None,
+        Rule::HopByHop | Rule::Credential | Rule::Special => Some(row.reason),
+        Rule::Request | Rule::Response => None,
     }
 }
 
-/// Removes the headers of these rows, except those in `kept`.
-pub(super) fn drop_rows(headers: &mut HeaderMap, rows: PresentHeaders, kept: &[HeaderName]) {
+/// Removes the headers that belong to `rows`, except those in `kept`.
+pub(super) fn remove_rows(headers: &mut HeaderMap, rows: PresentHeaders, kept: &[HeaderName]) {
     for known in rows.rows() {
         let Some(prefix) = known.row().prefix() else {
             headers.remove(known.name());
             continue;
         };
-        let covered = |name: &&HeaderName| name.as_str().starts_with(prefix) && !kept.contains(name);
-        let names: Vec<HeaderName> = headers.keys().filter(covered).cloned().collect();
+        let is_removed = |name: &&HeaderName| name.as_str().starts_with(prefix) && !kept.contains(name);
+        let names: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
         for name in names {
             headers.remove(name);
         }
@@ -69,7 +70,7 @@ mod tests {
     use super::super::{strip_request, strip_response};
     use super::*;
 
-    fn head(names: &[&str]) -> HeaderMap {
+    fn headers_with(names: &[&str]) -> HeaderMap {
         let value = HeaderValue::from_static("x");
         names.iter().map(|name| (name.parse().unwrap(), value.clone())).collect()
     }
@@ -80,28 +81,28 @@ mod tests {
         names
     }
 
-    /// A header name for each row with one of these rules.
-    fn of_rule(wanted: &[Rule]) -> Vec<String> {
-        let rows = ROWS.iter().filter(|row| wanted.contains(&row.rule));
+    /// Returns a header name for each row with one of these rules.
+    fn names_with_rule(rules: &[Rule]) -> Vec<String> {
+        let rows = ROWS.iter().filter(|row| rules.contains(&row.rule));
         rows.map(|row| row.prefix().map_or(row.name.to_owned(), |prefix| format!("{prefix}x"))).collect()
     }
 
     #[test]
-    fn headers_of_proxies_about_a_client_are_removed() {
-        let names_of_rule = of_rule(&[Rule::Up, Rule::Hop, Rule::Credential]);
+    fn headers_that_proxies_add_to_requests_are_removed() {
+        let removed_names = names_with_rule(&[Rule::Request, Rule::HopByHop, Rule::Credential]);
         let all: Vec<&str> =
-            names_of_rule.iter().map(String::as_str).chain(["x-mine", "alt-svc", "host"]).collect();
-        let mut headers = head(&all);
-        strip_request(&mut headers, &Forwarded::default());
+            removed_names.iter().map(String::as_str).chain(["x-mine", "alt-svc", "host"]).collect();
+        let mut headers = headers_with(&all);
+        strip_request(&mut headers, &ForwardedHeaders::default());
         assert_eq!(names(&headers), ["alt-svc", "x-mine"]);
     }
 
     #[test]
-    fn headers_of_the_provider_about_its_origin_are_removed() {
-        let names_of_rule = of_rule(&[Rule::Down, Rule::Hop]);
+    fn headers_about_the_origin_of_the_provider_are_removed() {
+        let removed_names = names_with_rule(&[Rule::Response, Rule::HopByHop]);
         let all: Vec<&str> =
-            names_of_rule.iter().map(String::as_str).chain(["content-type", "cf-ray", "via"]).collect();
-        let mut headers = head(&all);
+            removed_names.iter().map(String::as_str).chain(["content-type", "cf-ray", "via"]).collect();
+        let mut headers = headers_with(&all);
         strip_response(&mut headers);
         assert_eq!(names(&headers), ["cf-ray", "content-type", "via"]);
     }
@@ -109,19 +110,25 @@ mod tests {
     #[test]
     fn a_listed_header_is_forwarded_and_similar_names_are_not() {
         let listed = ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
-        let mut headers =
-            head(&["cf-ipcountry", "cf-connecting-ip", "x-real-ip", "x-client-ip", "cookie", "x-mine"]);
-        strip_request(&mut headers, &Forwarded::of(listed));
+        let mut headers = headers_with(&[
+            "cf-ipcountry",
+            "cf-connecting-ip",
+            "x-real-ip",
+            "x-client-ip",
+            "cookie",
+            "x-mine",
+        ]);
+        strip_request(&mut headers, &ForwardedHeaders::new(listed));
         assert_eq!(names(&headers), ["cf-ipcountry", "x-mine", "x-real-ip"]);
     }
 
     #[test]
-    fn credentials_and_headers_of_one_connection_cannot_be_listed() {
-        for name in of_rule(&[Rule::Hop, Rule::Credential, Rule::Special]) {
-            assert!(why_not_forwarded(&name.parse().unwrap()).is_some(), "{name}");
+    fn credentials_and_hop_by_hop_headers_cannot_be_listed() {
+        for name in names_with_rule(&[Rule::HopByHop, Rule::Credential, Rule::Special]) {
+            assert!(unforwardable_reason(&name.parse().unwrap()).is_some(), "{name}");
         }
         for name in ["x-forwarded-for", "cf-ray", "x-mine", "set-cookie"] {
-            assert_eq!(why_not_forwarded(&name.parse().unwrap()), None, "{name}");
+            assert_eq!(unforwardable_reason(&name.parse().unwrap()), None, "{name}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Computes the set of table rows that occur in a head, in one pass over its names, so that absent
-//! headers are never looked up.
+//! The set of table rows whose headers a message has. One pass over the header names computes it, so that
+//! the rules look up only headers that are present.
 
 use std::iter;
 
@@ -7,36 +7,36 @@ use http::header::{HeaderMap, HeaderName};
 
 use super::table::{HEADERS, HeaderRow, ROWS, Rule};
 
-/// The set of rows, one bit each.
+/// A set of table rows, one bit per row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PresentHeaders(u128);
 
-/// A row, by its index in the table.
+/// A row, identified by its index in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KnownHeader(u8);
 
 impl KnownHeader {
-    pub(super) const CONNECTION: Self = Self::named("connection");
-    pub(super) const PROXY_AUTHORIZATION: Self = Self::named("proxy-authorization");
-    pub(super) const TRANSFER_ENCODING: Self = Self::named("transfer-encoding");
-    pub(super) const TOKEN: Self = Self::named("x-keychoir-token");
-    pub(super) const KEY: Self = Self::named("xi-api-key");
-    pub(super) const KEY_UNDERSCORED: Self = Self::named("xi_api_key");
-    pub(super) const AUTHORIZATION: Self = Self::named("authorization");
-    pub(super) const COOKIE: Self = Self::named("cookie");
-    pub(super) const SUBPROTOCOLS: Self = Self::named("sec-websocket-protocol");
-    pub(super) const ACCEPT_ENCODING: Self = Self::named("accept-encoding");
+    pub(super) const CONNECTION: Self = Self::from_name("connection");
+    pub(super) const PROXY_AUTHORIZATION: Self = Self::from_name("proxy-authorization");
+    pub(super) const TRANSFER_ENCODING: Self = Self::from_name("transfer-encoding");
+    pub(super) const TOKEN: Self = Self::from_name("x-keychoir-token");
+    pub(super) const KEY: Self = Self::from_name("xi-api-key");
+    pub(super) const KEY_UNDERSCORED: Self = Self::from_name("xi_api_key");
+    pub(super) const AUTHORIZATION: Self = Self::from_name("authorization");
+    pub(super) const COOKIE: Self = Self::from_name("cookie");
+    pub(super) const SUBPROTOCOLS: Self = Self::from_name("sec-websocket-protocol");
+    pub(super) const ACCEPT_ENCODING: Self = Self::from_name("accept-encoding");
 
-    /// The row with this name.
-    const fn named(name: &str) -> Self {
-        let mut number = 0;
-        while !is_same(ROWS[number].name.as_bytes(), name.as_bytes()) {
-            number += 1;
+    /// Returns the row with this name, which must exist.
+    const fn from_name(name: &str) -> Self {
+        let mut index = 0;
+        while !are_equal(ROWS[index].name.as_bytes(), name.as_bytes()) {
+            index += 1;
         }
-        Self(small(number))
+        Self::from_index(index)
     }
 
-    /// The header name of a row with a single name.
+    /// The header name of a row that covers one name.
     pub(super) fn name(self) -> &'static HeaderName {
         &HEADERS[usize::from(self.0)]
     }
@@ -46,10 +46,10 @@ impl KnownHeader {
         &ROWS[usize::from(self.0)]
     }
 
-    /// The row that `name`, in lower case, belongs to.
-    pub(super) fn of(name: &str) -> Option<Self> {
+    /// Finds the row that covers `name`, which must be in lower case.
+    pub(super) fn find(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
-        let mut slot = slot_of(bytes);
+        let mut slot = first_slot(bytes);
         while SLOTS[slot] != EMPTY {
             let known = Self(SLOTS[slot]);
             if known.row().name == name {
@@ -57,7 +57,7 @@ impl KnownHeader {
             }
             slot = (slot + 1) % SLOTS.len();
         }
-        let name_start = start_of(bytes);
+        let name_start = first_three(bytes);
         if !PREFIX_FILTER[name_start as usize % PREFIX_FILTER.len()] {
             return None;
         }
@@ -67,26 +67,33 @@ impl KnownHeader {
         PREFIXES.iter().find(covers).map(|(_, known)| *known)
     }
 
+    const fn from_index(index: usize) -> Self {
+        assert!(index < 128, "rows are the bits of a u128");
+        #[expect(clippy::cast_possible_truncation, reason = "below 128")]
+        Self(index as u8)
+    }
+
     const fn bit(self) -> u128 {
         1 << self.0
     }
 }
 
 impl PresentHeaders {
-    /// Always removed from requests, even if `access.forward_headers` lists them.
-    pub(super) const NEVER_SENT: Self =
-        Self(rows(Rule::Hop).0 | rows(Rule::Credential).0 | KnownHeader::named("host").bit());
+    /// Removed from requests even if `access.forward_headers` lists them.
+    pub(super) const NEVER_SENT: Self = Self(
+        with_rule(Rule::HopByHop).0 | with_rule(Rule::Credential).0 | KnownHeader::from_name("host").bit(),
+    );
     /// Removed from requests unless listed in `access.forward_headers`.
-    pub(super) const OF_PROXIES: Self = rows(Rule::Up);
+    pub(super) const SENT_BY_PROXIES: Self = with_rule(Rule::Request);
     /// Removed from responses.
-    pub(super) const OF_ORIGIN: Self = Self(rows(Rule::Hop).0 | rows(Rule::Down).0);
+    pub(super) const SENT_BY_ORIGIN: Self = Self(with_rule(Rule::HopByHop).0 | with_rule(Rule::Response).0);
 
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        let bit = |name: &HeaderName| KnownHeader::of(name.as_str()).map_or(0, KnownHeader::bit);
+    pub(super) fn in_headers(headers: &HeaderMap) -> Self {
+        let bit = |name: &HeaderName| KnownHeader::find(name.as_str()).map_or(0, KnownHeader::bit);
         Self(headers.keys().fold(0, |bits, name| bits | bit(name)))
     }
 
-    pub(super) fn has(self, known: KnownHeader) -> bool {
+    pub(super) fn contains(self, known: KnownHeader) -> bool {
         self.0 & known.bit() != 0
     }
 
@@ -106,96 +113,98 @@ impl PresentHeaders {
         Self(self.0 | known.bit())
     }
 
-    /// The rows of the set.
+    /// Returns the rows in the set.
     pub(super) fn rows(self) -> impl Iterator<Item = KnownHeader> {
-        let mut left = self.0;
+        let mut remaining = self.0;
         iter::from_fn(move || {
-            let next = KnownHeader(u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?);
-            left &= left - 1;
+            let next = KnownHeader(u8::try_from(remaining.trailing_zeros()).ok().filter(|_| remaining != 0)?);
+            remaining &= remaining - 1;
             Some(next)
         })
     }
 }
 
-/// The rows with a rule.
-const fn rows(rule: Rule) -> PresentHeaders {
-    let (mut bits, mut number) = (0, 0);
-    while number < ROWS.len() {
-        if ROWS[number].rule as u8 == rule as u8 {
-            bits |= 1 << number;
+/// Returns the rows with this rule.
+const fn with_rule(rule: Rule) -> PresentHeaders {
+    let (mut bits, mut index) = (0, 0);
+    while index < ROWS.len() {
+        if ROWS[index].rule as u8 == rule as u8 {
+            bits |= 1 << index;
         }
-        number += 1;
+        index += 1;
     }
     PresentHeaders(bits)
 }
 
+/// Marks an empty slot of the hash table.
 const EMPTY: u8 = u8::MAX;
 
-/// Open-addressing hash table of the rows with a single name: their indexes by name.
+/// Open-addressing hash table from the name of a row that covers one name to its index.
 static SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
-    let mut number = 0;
-    while number < ROWS.len() {
-        if ROWS[number].prefix().is_none() {
-            let mut slot = slot_of(ROWS[number].name.as_bytes());
+    let mut index = 0;
+    while index < ROWS.len() {
+        if ROWS[index].prefix().is_none() {
+            let mut slot = first_slot(ROWS[index].name.as_bytes());
             while slots[slot] != EMPTY {
                 slot = (slot + 1) % slots.len();
             }
-            slots[slot] = small(number);
+            slots[slot] = KnownHeader::from_index(index).0;
         }
-        number += 1;
+        index += 1;
     }
     slots
 };
 
+/// Number of rows that cover all names with a prefix.
 const PREFIX_COUNT: usize = {
-    let (mut count, mut number) = (0, 0);
-    while number < ROWS.len() {
-        if ROWS[number].prefix().is_some() {
+    let (mut count, mut index) = (0, 0);
+    while index < ROWS.len() {
+        if ROWS[index].prefix().is_some() {
             count += 1;
         }
-        number += 1;
+        index += 1;
     }
     count
 };
 
-/// The rows with a name prefix, each with its first three characters.
+/// The rows that cover a prefix, each with its first three characters.
 static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
     let mut prefixes = [(0, KnownHeader(0)); PREFIX_COUNT];
-    let (mut count, mut number) = (0, 0);
-    while number < ROWS.len() {
-        if ROWS[number].prefix().is_some() {
-            prefixes[count] = (start_of(ROWS[number].name.as_bytes()), KnownHeader(small(number)));
+    let (mut count, mut index) = (0, 0);
+    while index < ROWS.len() {
+        if ROWS[index].prefix().is_some() {
+            prefixes[count] = (first_three(ROWS[index].name.as_bytes()), KnownHeader::from_index(index));
             count += 1;
         }
-        number += 1;
+        index += 1;
     }
     prefixes
 };
 
-/// Filter for names that may match a prefix row.
+/// Filter for names that may match a prefix, indexed by their first three characters.
 static PREFIX_FILTER: [bool; 1021] = {
     let mut filter = [false; 1021];
-    let mut number = 0;
-    while number < ROWS.len() {
-        if ROWS[number].prefix().is_some() {
-            filter[start_of(ROWS[number].name.as_bytes()) as usize % filter.len()] = true;
+    let mut index = 0;
+    while index < ROWS.len() {
+        if ROWS[index].prefix().is_some() {
+            filter[first_three(ROWS[index].name.as_bytes()) as usize % filter.len()] = true;
         }
-        number += 1;
+        index += 1;
     }
     filter
 };
 
-/// The first three characters; every prefix is at least as long.
-const fn start_of(name: &[u8]) -> u32 {
+/// The first three characters of a name as a index. Every prefix has at least three.
+const fn first_three(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
         _ => 0,
     }
 }
 
-/// The first slot of a name: a hash of its length and three of its characters.
-const fn slot_of(name: &[u8]) -> usize {
+/// The slot at which the search for a name starts: a hash of its length and three of its characters.
+const fn first_slot(name: &[u8]) -> usize {
     const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)
     }
@@ -211,25 +220,19 @@ const fn slot_of(name: &[u8]) -> usize {
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 
-const fn is_same(one: &[u8], other: &[u8]) -> bool {
-    if one.len() != other.len() {
+/// Compares byte strings in constant functions, where `==` is not available.
+const fn are_equal(left: &[u8], right: &[u8]) -> bool {
+    if left.len() != right.len() {
         return false;
     }
-    let mut at = 0;
-    while at < one.len() {
-        if one[at] != other[at] {
+    let mut index = 0;
+    while index < left.len() {
+        if left[index] != right[index] {
             return false;
         }
-        at += 1;
+        index += 1;
     }
     true
-}
-
-const fn small(number: usize) -> u8 {
-    assert!(number < 128, "rows are the bits of a u128");
-    #[expect(clippy::cast_possible_truncation, reason = "below 128")]
-    let small = number as u8;
-    small
 }
 
 #[cfg(test)]
@@ -239,18 +242,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_found_by_its_names_and_by_no_others() {
-        for (number, row) in ROWS.iter().enumerate() {
+    fn a_row_is_found_only_by_the_names_that_it_covers() {
+        for (index, row) in ROWS.iter().enumerate() {
             let names = match row.prefix() {
                 None => vec![row.name.to_owned()],
                 Some(prefix) => vec![format!("{prefix}x"), format!("{prefix}connecting-ip")],
             };
             for name in names {
-                let known = KnownHeader::of(&name).unwrap();
-                assert_eq!(usize::from(known.0), number, "{name}");
+                let known = KnownHeader::find(&name).unwrap();
+                assert_eq!(usize::from(known.0), index, "{name}");
                 let name: HeaderName = name.parse().unwrap();
                 let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
-                assert_eq!(PresentHeaders::of(&headers), PresentHeaders(1 << number));
+                assert_eq!(PresentHeaders::in_headers(&headers), PresentHeaders(1 << index));
             }
         }
         for name in [
@@ -271,19 +274,22 @@ mod tests {
             "referer",
             "safety-identifier",
         ] {
-            assert_eq!(KnownHeader::of(name), None, "{name}");
+            assert_eq!(KnownHeader::find(name), None, "{name}");
         }
     }
 
     #[test]
-    fn rows_of_a_set_are_listed_one_by_one() {
+    fn every_row_of_a_set_is_returned_once() {
         assert_eq!(PresentHeaders::default().rows().count(), 0);
-        let last = KnownHeader(small(ROWS.len() - 1));
-        let some = PresentHeaders::default().with(KnownHeader::CONNECTION).with(last);
-        assert_eq!(some.rows().collect::<Vec<_>>(), [KnownHeader::CONNECTION, last]);
-        assert_eq!(PresentHeaders::OF_ORIGIN.and(PresentHeaders::OF_PROXIES), PresentHeaders::default());
-        let hop = PresentHeaders::OF_ORIGIN.and(PresentHeaders::NEVER_SENT);
-        assert!(hop.rows().all(|known| known.row().rule == Rule::Hop));
-        assert_eq!(hop.rows().count(), 10);
+        let last = KnownHeader::from_index(ROWS.len() - 1);
+        let set = PresentHeaders::default().with(KnownHeader::CONNECTION).with(last);
+        assert_eq!(set.rows().collect::<Vec<_>>(), [KnownHeader::CONNECTION, last]);
+        assert_eq!(
+            PresentHeaders::SENT_BY_ORIGIN.and(PresentHeaders::SENT_BY_PROXIES),
+            PresentHeaders::default()
+        );
+        let hop_by_hop = PresentHeaders::SENT_BY_ORIGIN.and(PresentHeaders::NEVER_SENT);
+        assert!(hop_by_hop.rows().all(|known| known.row().rule == Rule::HopByHop));
+        assert_eq!(hop_by_hop.rows().count(), 10);
     }
 }

@@ -1,35 +1,35 @@
-//! The headers that are not passed through unchanged. A row names a header, the direction in which it is
-//! removed, and the reason. A header without a row is forwarded unchanged.
+//! The table of headers that are not forwarded unchanged. Each row has the name of a header, the rule for
+//! it, and the reason.
 
 use http::header::HeaderName;
 
-/// How a header is treated.
+/// The treatment of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
     /// Removed in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
-    Hop,
-    /// Removed from requests: a client may present a credential in it.
+    HopByHop,
+    /// Removed from requests: it may contain a credential of the client.
     Credential,
     /// Removed from requests, unless `access.forward_headers` lists it.
-    Up,
+    Request,
     /// Removed from responses.
-    Down,
-    /// Changed or examined elsewhere in this module.
+    Response,
+    /// Changed or examined by other code in this module.
     Special,
 }
 
-/// A header, or all headers with a common prefix.
+/// A row, which covers one header or all headers with a prefix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderRow {
-    /// In lower case; with a trailing `*`, every name with that prefix.
+    /// The name in lower case. A trailing `*` covers every name with this prefix.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
-    /// The reason, with the origin of the header.
+    /// Why the header is not forwarded, with its source in parentheses.
     pub(super) reason: &'static str,
 }
 
 impl HeaderRow {
-    /// The prefix of a row with more than one name.
+    /// The prefix, if the row covers more than one name.
     pub(super) const fn prefix(&self) -> Option<&'static str> {
         match self.name.as_bytes() {
             [start @ .., b'*'] => Some(self.name.split_at(start.len()).0),
@@ -41,14 +41,14 @@ impl HeaderRow {
 macro_rules! table {
     ($($rule:ident { $($name:literal: $reason:literal,)* })*) => {
         pub(super) const ROWS: &[HeaderRow] = &[$($(HeaderRow { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
-        /// The names of the rows, in their order.
+        /// The name of each row.
         pub(super) static HEADERS: [HeaderName; ROWS.len()] = [$($(HeaderName::from_static($name)),*),*];
     };
 }
 
 #[rustfmt::skip] // a table
 table! {
-    Hop {
+    HopByHop {
         "connection": "belongs to one connection (RFC 9110)",
         "keep-alive": "belongs to one connection (RFC 2068)",
         "proxy-connection": "belongs to one connection (Netscape)",
@@ -58,26 +58,26 @@ table! {
         "trailer": "belongs to one connection (RFC 9110)",
         "transfer-encoding": "belongs to one connection (RFC 9112)",
         "upgrade": "belongs to one connection (RFC 9110)",
-        "expect": "is answered by Keychoir's server itself (RFC 9110)",
+        "expect": "is handled by Keychoir's server (RFC 9110)",
     }
     Credential {
         "x-keychoir-token": "may carry a client's token",
-        "xi-api-key": "may carry a client's token, and the pool's key goes in its place",
+        "xi-api-key": "may carry a client's token, and is replaced by a key of the pool",
         "xi_api_key": "may carry a client's token",
         "authorization": "may carry a client's token",
         "cookie": "may carry a client's token",
     }
     Special {
-        "host": "is the upstream's own",
+        "host": "is set to the upstream's host",
         "sec-websocket-protocol": "may carry a browser's token",
         "content-length": "frames the message",
-        "accept-encoding": "offers only what can be read here",
+        "accept-encoding": "is limited to the encodings that the proxy can decode",
     }
     // Headers in which proxies in front of Keychoir describe the client: its address, host or user. The
-    // provider needs none of them, and its content delivery network refuses some.
-    Up {
+    // provider does not need them, and its content delivery network refuses requests with some of them.
+    Request {
         "forwarded": "the client's address and host (RFC 7239)",
-        "via": "names of the proxies before Keychoir (RFC 9110)",
+        "via": "names of the proxies in front of Keychoir (RFC 9110)",
         "x-forwarded": "the client's address",
         "x-forwarded-*": "the client's address, host and scheme; users and tokens (oauth2-proxy)",
         "x-original-forwarded-for": "the client's address (ingress-nginx)",
@@ -95,25 +95,25 @@ table! {
         "ali-cdn-real-ip": "the client's address (Alibaba)",
         "x-sucuri-clientip": "the client's address (Sucuri)",
         "cf-*": "the client's address and country, Access tokens; refused with 403 by Cloudflare (Cloudflare)",
-        "cdn-loop": "networks that were passed; refused as a loop by the next (RFC 8586)",
-        "fastly-*": "the client's address, loop marks (Fastly)",
+        "cdn-loop": "networks that forwarded the request; the next one may refuse it as a loop (RFC 8586)",
+        "fastly-*": "the client's address, loop markers (Fastly)",
         "akamai-*": "the client's address and device (Akamai)",
         "x-akamai-*": "the client's address and device (Akamai)",
         "cloudfront-*": "the client's address, country and device (Amazon CloudFront)",
-        "x-amz-cf-id": "a request's name (Amazon CloudFront)",
-        "x-amzn-*": "trace marks, identity tokens of the load balancer (Amazon)",
-        "x-cloud-trace-context": "trace marks of the load balancer (Google)",
+        "x-amz-cf-id": "a request identifier (Amazon CloudFront)",
+        "x-amzn-*": "trace identifiers, identity tokens of the load balancer (Amazon)",
+        "x-cloud-trace-context": "trace identifiers of the load balancer (Google)",
         "x-goog-*": "the signed-in user and tokens (Google)",
         "x-appengine-*": "the client's address and country (Google)",
         "x-azure-*": "the client's address (Azure Front Door)",
-        "x-fd-*": "marks of health probes (Azure Front Door)",
-        "x-arr-*": "the client's certificate, a request's name (Azure, IIS)",
+        "x-fd-*": "markers of health probes (Azure Front Door)",
+        "x-arr-*": "the client's certificate, a request identifier (Azure, IIS)",
         "x-ms-client-principal*": "the signed-in user (Azure)",
         "x-vercel-*": "the client's address and country (Vercel)",
         "x-nf-*": "the client's address and country (Netlify)",
         "fly-*": "the client's address and region (Fly.io)",
         "tailscale-*": "the signed-in user (Tailscale)",
-        "x-envoy-*": "the client's address; orders for timeouts and retries (Envoy)",
+        "x-envoy-*": "the client's address; settings for timeouts and retries (Envoy)",
         "l5d-*": "names of the calling service (Linkerd)",
         "x-consumer-*": "the signed-in user (Kong)",
         "x-credential-*": "the signed-in user (Kong)",
@@ -128,26 +128,26 @@ table! {
         "ssl-client-*": "the client's certificate (ingress-nginx)",
         "x-ssl-*": "the client's certificate",
         "x-client-cert*": "the client's certificate",
-        "x-varnish": "a request's number (Varnish)",
-        "x-request-start": "when a request came (Heroku)",
+        "x-varnish": "a request identifier (Varnish)",
+        "x-request-start": "when the request was received (Heroku)",
         "x-scheme": "the client's scheme (ingress-nginx)",
         "x-url-scheme": "the client's scheme",
         "front-end-https": "the client's scheme (Microsoft)",
         "x-host": "another host than Host",
         "x-original-host": "another host than Host",
         "x-http-host-override": "another host than Host",
-        "x-original-url": "another path than the one that was judged (IIS, Symfony)",
-        "x-original-uri": "another path than the one that was judged (nginx)",
-        "x-rewrite-url": "another path than the one that was judged (IIS, Symfony)",
-        "x-original-method": "another method than the one that was judged",
-        "x-http-method": "another method than the one that was judged (Microsoft)",
-        "x-http-method-override": "another method than the one that was judged (Google)",
-        "x-method-override": "another method than the one that was judged (IBM)",
+        "x-original-url": "another path than the one that was checked (IIS, Symfony)",
+        "x-original-uri": "another path than the one that was checked (nginx)",
+        "x-rewrite-url": "another path than the one that was checked (IIS, Symfony)",
+        "x-original-method": "another method than the one that was checked",
+        "x-http-method": "another method than the one that was checked (Microsoft)",
+        "x-http-method-override": "another method than the one that was checked (Google)",
+        "x-method-override": "another method than the one that was checked (IBM)",
         "proxy": "becomes the variable HTTP_PROXY of a CGI program (httpoxy)",
     }
-    // Headers in which the provider describes its own origin. A browser would apply them to Keychoir's.
-    Down {
-        "alt-svc": "leads later requests to another host (RFC 7838)",
+    // Headers about the provider's origin. A browser would apply them to Keychoir's origin.
+    Response {
+        "alt-svc": "would send later requests to another host (RFC 7838)",
         "strict-transport-security": "would pin every port of this host to https (RFC 6797)",
         "set-cookie": "one account's cookie would reach the clients of others (RFC 6265)",
         "set-cookie2": "one account's cookie would reach the clients of others (RFC 2965)",
@@ -159,12 +159,12 @@ table! {
         "reporting-endpoints": "would send this host's reports elsewhere (Reporting API)",
         "clear-site-data": "would clear what this host has stored in a browser (W3C)",
         "service-worker-allowed": "would widen a service worker of this host (W3C)",
-        "accept-ch": "would ask for hints on all requests to this host (RFC 8942)",
-        "accept-ch-lifetime": "would ask for hints on all requests to this host (Client Hints)",
+        "accept-ch": "would request client hints for this host (RFC 8942)",
+        "accept-ch-lifetime": "would request client hints for this host (Client Hints)",
         "critical-ch": "would repeat requests to this host (Client Hints)",
         "origin-agent-cluster": "is about the whole origin (HTML)",
-        "use-as-dictionary": "would offer encodings here that cannot be read (RFC 9842)",
-        "set-login": "would note a sign-in at this host (FedCM)",
+        "use-as-dictionary": "would offer encodings that the proxy cannot decode (RFC 9842)",
+        "set-login": "would record a sign-in at this host (FedCM)",
         "secure-session-registration": "would bind a session to this host (Device Bound Session Credentials)",
         "sec-session-registration": "would bind a session to this host (Device Bound Session Credentials)",
         "activate-storage-access": "is about the whole origin (Storage Access)",
@@ -179,17 +179,17 @@ mod tests {
 
     #[test]
     fn every_row_occurs_once_and_has_a_reason() {
-        for (at, row) in ROWS.iter().enumerate() {
-            assert!(ROWS[..at].iter().all(|before| before.name != row.name), "{}", row.name);
+        for (index, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..index].iter().all(|earlier| earlier.name != row.name), "{}", row.name);
             assert_eq!(row.name, row.name.to_ascii_lowercase());
             assert!(!row.reason.is_empty());
-            assert_eq!(HEADERS[at].as_str(), row.name);
+            assert_eq!(HEADERS[index].as_str(), row.name);
         }
-        assert!(ROWS.len() <= 128, "a head's rows are the bits of a u128");
+        assert!(ROWS.len() <= 128, "rows are the bits of a u128");
     }
 
     #[test]
-    fn a_row_with_many_names_covers_no_other_row() {
+    fn no_prefix_covers_another_row() {
         for (row, prefix) in ROWS.iter().filter_map(|row| Some((row, row.prefix()?))) {
             let covered =
                 ROWS.iter().filter(|other| other.name != row.name && other.name.starts_with(prefix));

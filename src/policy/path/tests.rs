@@ -5,13 +5,13 @@ use super::*;
 
 #[track_caller]
 fn check(path: &str, expected: &[&str]) {
-    let read = Path::read(path).unwrap();
-    assert_eq!(segments(read.text()).collect::<Vec<_>>(), expected, "{path}");
+    let parsed = Path::parse(path).unwrap();
+    assert_eq!(segments(parsed.as_str()).collect::<Vec<_>>(), expected, "{path}");
 }
 
 #[track_caller]
-fn check_refused(path: &str, expected: Ambiguous) {
-    assert_eq!(Path::read(path).map(|path| path.0.into_owned()), Err(expected), "{path}");
+fn check_rejected(path: &str, expected: AmbiguousPath) {
+    assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "{path}");
 }
 
 #[test]
@@ -27,9 +27,9 @@ fn a_path_is_decoded_once_and_split() {
 }
 
 #[test]
-fn a_path_that_servers_interpret_differently_is_refused() {
-    use Ambiguous::{
-        Blank, Control, Dots, DoubleEscape, EmptySegment, Encoding, Escape, Relative, Separator,
+fn an_ambiguous_path_is_rejected_with_its_reason() {
+    use AmbiguousPath::{
+        Control, Dots, DoubleEscape, EmptySegment, Encoding, Escape, Relative, Separator, Whitespace,
     };
     for (reason, paths) in [
         (Relative, &["", "v1", "*"][..]),
@@ -89,27 +89,27 @@ fn a_path_that_servers_interpret_differently_is_refused() {
             ],
         ),
         (
-            Blank,
+            Whitespace,
             &["/v1/%20", "/v1/%20service-accounts", "/v1/service-accounts%20", "/v1/a%c2%a0/b", "/v1/ x"],
         ),
     ] {
         for path in paths {
-            check_refused(path, reason);
+            check_rejected(path, reason);
         }
     }
 }
 
 #[test]
-fn long_paths_are_read_to_their_ends() {
+fn every_segment_of_a_long_path_is_returned() {
     for depth in 0..40 {
         let path = format!("/{}", vec!["a"; depth].join("/"));
-        assert_eq!(segments(Path::read(&path).unwrap().text()).count(), depth);
+        assert_eq!(segments(Path::parse(&path).unwrap().as_str()).count(), depth);
     }
 }
 
-/// All paths of the provider's OpenAPI document, built from the literals of this program, are accepted.
+/// Paths of the provider's OpenAPI document are accepted with identifiers of every form.
 #[test]
-fn paths_of_the_provider_are_accepted_with_any_ordinary_identifier() {
+fn paths_of_the_provider_are_accepted_with_their_identifiers() {
     for identifier in [
         "21m00Tcm4TlvDq8ikWAM",
         "agent_3701k3ttaq12ewp8b7qv5rfyszkz",
@@ -128,50 +128,50 @@ fn paths_of_the_provider_are_accepted_with_any_ordinary_identifier() {
             "/v1/pronunciation-dictionaries/x/{}/download",
             "/v2/voices/{}/",
         ] {
-            assert!(Path::read(&path.replace("{}", identifier)).is_ok(), "{path} {identifier}");
+            assert!(Path::parse(&path.replace("{}", identifier)).is_ok(), "{path} {identifier}");
         }
     }
 }
 
-/// How a server interprets a path: its segments; `None` if it refuses the path.
-type Reader = fn(&str) -> Option<Vec<String>>;
+/// Returns the segments of a path as one server interprets it, or `None` if the server rejects the path.
+type Interpreter = fn(&str) -> Option<Vec<String>>;
 
-/// Percent decoding as in common servers: malformed escapes are kept.
-fn unescaped(text: &str) -> String {
+/// Percent-decodes as common servers do: malformed escapes are kept.
+fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
-    let mut out = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
+    let mut decoded = Vec::new();
+    let mut offset = 0;
+    while offset < bytes.len() {
         match bytes
-            .get(at + 1..at + 3)
+            .get(offset + 1..offset + 3)
             .and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
         {
-            Some(value) if bytes[at] == b'%' && bytes[at + 1] != b'+' => {
-                out.push(value);
-                at += 3;
+            Some(value) if bytes[offset] == b'%' && bytes[offset + 1] != b'+' => {
+                decoded.push(value);
+                offset += 3;
             }
             _ => {
-                out.push(bytes[at]);
-                at += 1;
+                decoded.push(bytes[offset]);
+                offset += 1;
             }
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 /// Resolves dot segments and drops empty ones.
-fn resolved<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
+fn resolve_dots<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut resolved: Vec<String> = Vec::new();
     for segment in segments {
         match segment {
             "" | "." => {}
             ".." => {
-                out.pop();
+                resolved.pop();
             }
-            name => out.push(name.to_owned()),
+            name => resolved.push(name.to_owned()),
         }
     }
-    out
+    resolved
 }
 
 /// Splits a path, without the empty segments before the first slash and after the last one.
@@ -181,108 +181,123 @@ fn split(path: &str) -> Vec<&str> {
     if path.is_empty() { Vec::new() } else { path.split('/').collect() }
 }
 
-/// nginx with a URI in `proxy_pass`: decodes, merges slashes, resolves dots; refuses a zero byte.
+/// nginx with a URI in `proxy_pass`: decodes, merges slashes, resolves dots, and rejects a zero byte.
 fn nginx(path: &str) -> Option<Vec<String>> {
-    let decoded = unescaped(path);
-    (!decoded.contains('\0')).then(|| resolved(decoded.split('/')))
+    let decoded = percent_decode(path);
+    (!decoded.contains('\0')).then(|| resolve_dots(decoded.split('/')))
 }
 
-/// Starlette behind uvicorn: decodes the whole path once, then compares it.
+/// Starlette behind uvicorn: decodes the whole path once, then matches it.
 fn starlette(path: &str) -> Option<Vec<String>> {
-    Some(split(&unescaped(path)).into_iter().map(str::to_owned).collect())
+    Some(split(&percent_decode(path)).into_iter().map(str::to_owned).collect())
 }
 
 /// Express: splits, then decodes each parameter.
 fn express(path: &str) -> Option<Vec<String>> {
-    Some(split(path).into_iter().map(unescaped).collect())
+    Some(split(path).into_iter().map(percent_decode).collect())
 }
 
 /// Go's `ServeMux`: decodes, cleans the path, and redirects to the clean path.
 fn go(path: &str) -> Option<Vec<String>> {
-    Some(resolved(unescaped(path).split('/')))
+    Some(resolve_dots(percent_decode(path).split('/')))
 }
 
 /// A gateway that decodes, in front of a server that decodes again and treats backslashes as slashes.
 fn double_decoder(path: &str) -> Option<Vec<String>> {
-    Some(resolved(unescaped(&unescaped(path)).split(['/', '\\'])))
+    Some(resolve_dots(percent_decode(&percent_decode(path)).split(['/', '\\'])))
 }
 
-/// Tomcat: cuts parameters off each segment, decodes, resolves dots.
+/// Tomcat: removes the parameters of each segment, decodes, and resolves dots.
 fn tomcat(path: &str) -> Option<Vec<String>> {
-    let cut: Vec<String> = path.split('/').map(|part| unescaped(part.split(';').next().unwrap())).collect();
-    Some(resolved(cut.iter().flat_map(|part| part.split('/'))))
+    let segments: Vec<String> =
+        path.split('/').map(|part| percent_decode(part.split(';').next().unwrap())).collect();
+    Some(resolve_dots(segments.iter().flat_map(|part| part.split('/'))))
 }
 
-/// A gateway that decodes, and copies the path into a new request line without encoding it.
-fn careless_gateway(path: &str) -> Option<Vec<String>> {
-    let decoded = unescaped(path);
+/// A gateway that decodes the path and copies it into a new request line without encoding it.
+fn unencoding_gateway(path: &str) -> Option<Vec<String>> {
+    let decoded = percent_decode(path);
     let path = decoded.split(['?', '#']).next().unwrap();
-    Some(resolved(unescaped(path).split('/')).into_iter().map(|segment| segment.trim().to_owned()).collect())
+    Some(
+        resolve_dots(percent_decode(path).split('/'))
+            .into_iter()
+            .map(|segment| segment.trim().to_owned())
+            .collect(),
+    )
 }
 
-const READERS: [(&str, Reader); 7] = [
+const INTERPRETERS: [(&str, Interpreter); 7] = [
     ("nginx", nginx),
     ("starlette", starlette),
     ("express", express),
     ("go", go),
     ("double decoder", double_decoder),
     ("tomcat", tomcat),
-    ("careless gateway", careless_gateway),
+    ("unencoding gateway", unencoding_gateway),
 ];
 
-/// Every accepted path is interpreted by all servers as the policy does, also below a path of the
-/// upstream.
-fn check_readers(path: &str) -> Result<bool, TestCaseError> {
-    let Ok(read) = Path::read(path) else { return Ok(false) };
-    let expected: Vec<String> = segments(read.text()).map(str::to_owned).collect();
-    for (name, reader) in READERS {
-        prop_assert_eq!(reader(path), Some(expected.clone()), "{} reads {}", name, path);
-        let behind = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
-        prop_assert_eq!(reader(&format!("/base/p{path}")), Some(behind), "{} reads /base/p{}", name, path);
+/// Checks that every server interprets an accepted path as the policy does, with and without a base path.
+/// Returns whether the path is accepted.
+fn check_interpreters(path: &str) -> Result<bool, TestCaseError> {
+    let Ok(parsed) = Path::parse(path) else { return Ok(false) };
+    let expected: Vec<String> = segments(parsed.as_str()).map(str::to_owned).collect();
+    for (name, interpret) in INTERPRETERS {
+        prop_assert_eq!(interpret(path), Some(expected.clone()), "{} interprets {}", name, path);
+        let below_base = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
+        prop_assert_eq!(
+            interpret(&format!("/base/p{path}")),
+            Some(below_base),
+            "{} interprets /base/p{}",
+            name,
+            path
+        );
     }
     Ok(true)
 }
 
 #[test]
-fn servers_interpret_a_refused_path_differently() {
+fn servers_interpret_a_rejected_path_differently() {
     for path in
         ["/a/..;/b", "/a/%2e%2e/b", "/a%2fb", "/a//b", "/a/%252e%252e/b", "/a\\b", "/a;b", "/a%3fb", "/a%20"]
     {
-        let readings: Vec<_> = READERS.iter().map(|(_, reader)| reader(path)).collect();
-        assert!(readings.iter().any(|reading| *reading != readings[0]), "{path}: {readings:?}");
-        assert!(Path::read(path).is_err(), "{path}");
+        let interpretations: Vec<_> = INTERPRETERS.iter().map(|(_, interpret)| interpret(path)).collect();
+        assert!(
+            interpretations.iter().any(|other| *other != interpretations[0]),
+            "{path}: {interpretations:?}"
+        );
+        assert!(Path::parse(path).is_err(), "{path}");
     }
 }
 
-const TRICKS: &str = "[a-c]{1,3}|v1|service-accounts|\\.|\\.\\.|/|//|\\\\|;|;x=1|%2e|%2E%2e|%2f|%5c|%25|%252e|%252f|%\
+const AMBIGUOUS_PARTS: &str = "[a-c]{1,3}|v1|service-accounts|\\.|\\.\\.|/|//|\\\\|;|;x=1|%2e|%2E%2e|%2f|%5c|%25|%252e|%252f|%\
     |%4|%41|%73|%00|%0a|%20|\\+|%2b|%3b|%3f|%23|#|%c0%ae|%c3%a9|%ff|%ef%bc%8e|~|:|@|\\.\\.;|%25%32%65|%u002e|%25u002e";
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn every_server_interprets_an_accepted_path_alike(parts in prop::collection::vec(TRICKS, 0..8)) {
-        check_readers(&format!("/{}", parts.concat()))?;
-        check_readers(&format!("/{}", parts.join("/")))?;
+    fn every_server_interprets_an_accepted_path_alike(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
+        check_interpreters(&format!("/{}", parts.concat()))?;
+        check_interpreters(&format!("/{}", parts.join("/")))?;
     }
 
     #[test]
-    fn every_server_interprets_an_accepted_path_below_a_base_alike(parts in prop::collection::vec(TRICKS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_below_a_base_alike(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
         let target = format!("/eleven/labs/{}", parts.concat());
-        if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| without_base(&target, "/eleven/labs")) {
-            check_readers(rest.path())?;
+        if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| strip_base_path(&target, "/eleven/labs")) {
+            check_interpreters(rest.path())?;
         }
     }
 
     #[test]
-    fn every_server_interprets_odd_bytes_alike(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
-        check_readers(&path)?;
+    fn every_server_interprets_unusual_bytes_alike(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
+        check_interpreters(&path)?;
     }
 
     #[test]
     fn every_plain_path_is_accepted(segments in prop::collection::vec("[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]", 0..14)) {
-        let passes = check_readers(&format!("/{}", segments.join("/")))?;
-        prop_assert!(passes);
+        let is_accepted = check_interpreters(&format!("/{}", segments.join("/")))?;
+        prop_assert!(is_accepted);
     }
 }
 
@@ -296,13 +311,13 @@ fn a_path_is_within_a_prefix_by_whole_segments() {
         ("/v1", "/v1/voices", false),
         ("/v1/voices", "", true),
     ] {
-        assert_eq!(Path::read(path).unwrap().is_within(prefix), expected, "{path} {prefix}");
+        assert_eq!(Path::parse(path).unwrap().is_within(prefix), expected, "{path} {prefix}");
     }
 }
 
 #[track_caller]
 fn check_base(target: &str, expected: Option<&str>) {
-    let rest = without_base(&target.parse().unwrap(), "/eleven/labs");
+    let rest = strip_base_path(&target.parse().unwrap(), "/eleven/labs");
     assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
 }
 
@@ -315,5 +330,5 @@ fn a_base_path_is_removed_as_a_whole() {
     for other in ["/eleven/labsx", "/v1/voices", "/eleven", "/x/eleven/labs/v1", "*"] {
         check_base(other, None);
     }
-    assert_eq!(without_base(&"/v1".parse().unwrap(), ""), None);
+    assert_eq!(strip_base_path(&"/v1".parse().unwrap(), ""), None);
 }

@@ -1,11 +1,11 @@
-//! Durations in whole milliseconds: `30s`, `1h30m`, `250ms`.
+//! Parses and displays durations in whole milliseconds: `30s`, `1h30m`, `250ms`.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
 
-/// The units, largest first, in milliseconds.
+/// The units with their length in milliseconds, the largest first.
 const UNITS: [Unit; 6] = [
     ("w", 7 * 24 * 3_600_000),
     ("d", 24 * 3_600_000),
@@ -15,7 +15,7 @@ const UNITS: [Unit; 6] = [
     ("ms", 1),
 ];
 
-/// Other spellings of the units, which are refused with a suggestion.
+/// Other spellings of the units. They are rejected, but [`guess`] accepts them.
 const LONG_NAMES: [(&str, &[&str]); 6] = [
     ("w", &["wk", "wks", "week", "weeks"]),
     ("d", &["day", "days"]),
@@ -28,18 +28,18 @@ const LONG_NAMES: [(&str, &[&str]); 6] = [
 /// The units as listed in an error message.
 pub const KNOWN_UNITS: &str = "ms, s, m, h, d and w";
 
-/// Parses a duration: whole numbers, each with its unit, the largest unit first.
+/// Parses a duration: whole numbers with units, the largest unit first.
 ///
 /// # Errors
 ///
-/// When it is not a duration. Spaces, signs and fractions are refused.
+/// Fails if `text` is not a duration. Spaces, signs and fractions are errors.
 pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     if is_negative(text) {
         return Err(QuantityError::Negative);
     }
     let mut rest = text;
     let mut milliseconds: u64 = 0;
-    let mut units_left = &UNITS[..];
+    let mut remaining_units = &UNITS[..];
     while !rest.is_empty() || rest.len() == text.len() {
         let (digits, after_digits) = split_where(rest, |character| !character.is_ascii_digit());
         if digits.is_empty() {
@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
             return Err(QuantityError::Fraction(exact_fraction(text, &UNITS)));
         }
         let (unit, next) = split_where(after_digits, |character| !character.is_alphabetic());
-        let Some(at) = UNITS.iter().position(|(name, _)| *name == unit) else {
+        let Some(unit_index) = UNITS.iter().position(|(name, _)| *name == unit) else {
             return Err(match (unit.is_empty(), next.is_empty()) {
                 (false, _) => QuantityError::UnknownUnit(unit.to_owned()),
                 (true, true) if digits.len() == text.len() => {
@@ -58,19 +58,19 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
                 (true, _) => QuantityError::Malformed,
             });
         };
-        let Some(position) = units_left.iter().position(|(name, _)| *name == unit) else {
+        let Some(position) = remaining_units.iter().position(|(name, _)| *name == unit) else {
             return Err(QuantityError::UnitOrder);
         };
-        units_left = units_left.get(position + 1..).unwrap_or_default();
+        remaining_units = remaining_units.get(position + 1..).unwrap_or_default();
         let count: u64 = digits.parse().map_err(|_| QuantityError::TooLarge)?;
-        let part = count.checked_mul(UNITS[at].1);
+        let part = count.checked_mul(UNITS[unit_index].1);
         milliseconds = part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
         rest = next;
     }
     Ok(Duration::from_millis(milliseconds))
 }
 
-/// The duration that a text in another notation probably means: `5 min`, `2 Hours`.
+/// Guesses the duration that a text in another notation means, such as `5 min` or `2 Hours`.
 #[must_use]
 pub fn guess(text: &str) -> Option<Duration> {
     let mut rewritten = String::new();
@@ -78,9 +78,10 @@ pub fn guess(text: &str) -> Option<Duration> {
     let mut rest = lower.trim_start();
     while !rest.is_empty() {
         let (digits, after_digits) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
-        let (word, next) = split_where(after_digits.trim_start(), |character| !character.is_alphabetic());
-        let long = LONG_NAMES.iter().find(|(_, names)| names.contains(&word)).map(|(unit, _)| *unit);
-        let unit = long.unwrap_or(word);
+        let (unit_name, next) =
+            split_where(after_digits.trim_start(), |character| !character.is_alphabetic());
+        let long = LONG_NAMES.iter().find(|(_, names)| names.contains(&unit_name)).map(|(unit, _)| *unit);
+        let unit = long.unwrap_or(unit_name);
         if digits.is_empty() || unit.is_empty() {
             return None;
         }
@@ -90,28 +91,28 @@ pub fn guess(text: &str) -> Option<Duration> {
     parse(&rewritten).ok()
 }
 
-/// A duration in the notation that [`parse`] accepts, to the millisecond: a single unit where that is
-/// short, as in `75s`, else several, as in `1h1m1s`.
+/// Displays a duration in the notation of [`parse`], to the millisecond: with one unit if that is short,
+/// as in `75s`, else with several, as in `1h1m1s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShownDuration(pub Duration);
+pub struct DisplayDuration(pub Duration);
 
-impl fmt::Display for ShownDuration {
+impl fmt::Display for DisplayDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// The largest count of one unit that is easier to read than two units.
+        /// Maximum count of one unit. Two units are easier to read than a larger count.
         const MAX_SINGLE_COUNT: u64 = 99;
-        let mut left = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        // Weeks are accepted but never written, because few people use them.
+        let mut remaining = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        // Weeks are accepted but not displayed, because few people use them.
         let mut units = UNITS.iter().filter(|(unit, _)| *unit != "w");
-        if left == 0 {
+        if remaining == 0 {
             return f.write_str("0s");
         }
-        let exact = units.clone().find(|(_, factor)| left.is_multiple_of(*factor));
-        if let Some((unit, factor)) = exact.filter(|(_, factor)| left / factor <= MAX_SINGLE_COUNT) {
-            return write!(f, "{}{unit}", left / factor);
+        let exact = units.clone().find(|(_, factor)| remaining.is_multiple_of(*factor));
+        if let Some((unit, factor)) = exact.filter(|(_, factor)| remaining / factor <= MAX_SINGLE_COUNT) {
+            return write!(f, "{}{unit}", remaining / factor);
         }
         units.try_for_each(|(unit, factor)| {
-            let count = left / factor;
-            left %= factor;
+            let count = remaining / factor;
+            remaining %= factor;
             if count > 0 { write!(f, "{count}{unit}") } else { Ok(()) }
         })
     }
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn other_notations_are_guessed() {
-        for (text, shown) in [
+        for (text, displayed) in [
             ("5 min", "5m"),
             ("30 S", "30s"),
             ("1 hour 30 minutes", "90m"),
@@ -192,7 +193,10 @@ mod tests {
             ("\"75s\"", "75s"),
             ("2 Days", "2d"),
         ] {
-            assert_eq!(guess(text).map(|guess| ShownDuration(guess).to_string()).as_deref(), Some(shown));
+            assert_eq!(
+                guess(text).map(|guess| DisplayDuration(guess).to_string()).as_deref(),
+                Some(displayed)
+            );
         }
         for text in ["", "x", "30", "5 parsecs", "min 5", "-5 min"] {
             assert_eq!(guess(text), None, "{text}");
@@ -200,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_shown_as_short_as_it_is_exact() {
-        for (milliseconds, shown) in [
+    fn a_duration_is_displayed_in_its_shortest_exact_form() {
+        for (milliseconds, displayed) in [
             (0, "0s"),
             (1, "1ms"),
             (250, "250ms"),
@@ -215,15 +219,15 @@ mod tests {
             (3_661_000, "1h1m1s"),
             (400 * 86_400_000, "400d"),
         ] {
-            assert_eq!(ShownDuration(Duration::from_millis(milliseconds)).to_string(), shown);
+            assert_eq!(DisplayDuration(Duration::from_millis(milliseconds)).to_string(), displayed);
         }
     }
 
     proptest! {
         #[test]
-        fn a_shown_quantity_is_parsed_again(milliseconds: u64) {
+        fn a_displayed_duration_round_trips(milliseconds: u64) {
             let duration = Duration::from_millis(milliseconds);
-            prop_assert_eq!(parse(&ShownDuration(duration).to_string()), Ok(duration));
+            prop_assert_eq!(parse(&DisplayDuration(duration).to_string()), Ok(duration));
         }
 
         #[test]

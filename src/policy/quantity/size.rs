@@ -1,10 +1,10 @@
-//! Sizes in whole bytes: `16MiB`, `64KiB`, `1GB`.
+//! Parses and displays sizes in whole bytes: `16MiB`, `64KiB`, `1GB`.
 
 use std::fmt;
 
 use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
 
-/// The units, smallest first, in bytes; each decimal one before the binary one with the same letter.
+/// The units with their size in bytes, the smallest first.
 const UNITS: [Unit; 9] = [
     ("B", 1),
     ("kB", 1_000),
@@ -20,11 +20,11 @@ const UNITS: [Unit; 9] = [
 /// The units as listed in an error message.
 pub const KNOWN_UNITS: &str = "B, KiB, MiB, GiB and TiB (of 1024), kB, MB, GB and TB (of 1000)";
 
-/// Parses a size: a whole number and its unit. Returns bytes.
+/// Parses a size, a whole number with a unit, and returns it in bytes.
 ///
 /// # Errors
 ///
-/// When it is not a size. Spaces, signs and fractions are refused.
+/// Fails if `text` is not a size. Spaces, signs and fractions are errors.
 pub fn parse(text: &str) -> Result<u64, QuantityError> {
     if is_negative(text) {
         return Err(QuantityError::Negative);
@@ -40,8 +40,8 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
         return Err(digits.parse().map_or(QuantityError::TooLarge, QuantityError::NoUnit));
     }
     let Some((_, factor)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-        let is_word = unit.chars().all(char::is_alphabetic);
-        return Err(if is_word {
+        let is_alphabetic = unit.chars().all(char::is_alphabetic);
+        return Err(if is_alphabetic {
             QuantityError::UnknownUnit(unit.to_owned())
         } else {
             QuantityError::Malformed
@@ -50,25 +50,24 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     digits.parse::<u64>().ok().and_then(|count| count.checked_mul(*factor)).ok_or(QuantityError::TooLarge)
 }
 
-/// The size that a text in another notation probably means: `64k`, `1 MiB`, `10gb`.
+/// Guesses the size that a text in another notation means, such as `64k`, `1 MiB` or `10gb`.
 #[must_use]
 pub fn guess(text: &str) -> Option<u64> {
     let text = text.trim().trim_matches(['"', '\'']);
     let (digits, after_digits) = split_where(text, |character| !matches!(character, '0'..='9' | '_'));
     let unit = after_digits.trim_start().to_lowercase();
     let exact = UNITS.iter().find(|(name, _)| name.to_lowercase() == unit);
-    // A single letter means a factor of 1024, as for memory.
+    // A single letter means a binary unit, as is common for memory.
     let binary = || UNITS.iter().find(|(name, _)| name.to_lowercase() == format!("{unit}ib"));
     let (_, factor) = exact.or_else(|| if unit.len() == 1 { binary() } else { None })?;
     digits.replace('_', "").parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-/// A number of bytes in the notation that [`parse`] accepts, in the unit that gives the shortest whole
-/// number.
+/// Displays a number of bytes in the notation of [`parse`], with the largest unit that divides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShownSize(pub u64);
+pub struct DisplaySize(pub u64);
 
-impl fmt::Display for ShownSize {
+impl fmt::Display for DisplaySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = UNITS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         let (unit, factor) = exact.unwrap_or(&UNITS[0]);
@@ -131,7 +130,7 @@ mod tests {
 
     #[test]
     fn other_notations_are_guessed() {
-        for (text, shown) in [
+        for (text, displayed) in [
             ("64k", "64KiB"),
             ("1 MiB", "1MiB"),
             ("10gb", "10GB"),
@@ -139,7 +138,7 @@ mod tests {
             ("1_000 b", "1kB"),
             ("\"16MiB\"", "16MiB"),
         ] {
-            assert_eq!(guess(text).map(|bytes| ShownSize(bytes).to_string()).as_deref(), Some(shown));
+            assert_eq!(guess(text).map(|bytes| DisplaySize(bytes).to_string()).as_deref(), Some(displayed));
         }
         for text in ["", "x", "30", "5 pages", "-1MiB"] {
             assert_eq!(guess(text), None, "{text}");
@@ -147,8 +146,8 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_shown_as_short_as_it_is_exact() {
-        for (bytes, shown) in [
+    fn a_size_is_displayed_in_its_shortest_exact_form() {
+        for (bytes, displayed) in [
             (0, "0B"),
             (500, "500B"),
             (1_000, "1kB"),
@@ -158,15 +157,15 @@ mod tests {
             (25_769_803_776, "24GiB"),
             (16_777_215, "16777215B"),
         ] {
-            assert_eq!(ShownSize(bytes).to_string(), shown);
+            assert_eq!(DisplaySize(bytes).to_string(), displayed);
         }
     }
 
     proptest! {
         #[test]
-        fn a_shown_quantity_is_parsed_again(bytes: u64, shift in 0_u32..64) {
+        fn a_displayed_size_round_trips(bytes: u64, shift in 0_u32..64) {
             let bytes = bytes >> shift << (shift / 2);
-            prop_assert_eq!(parse(&ShownSize(bytes).to_string()), Ok(bytes));
+            prop_assert_eq!(parse(&DisplaySize(bytes).to_string()), Ok(bytes));
         }
 
         #[test]

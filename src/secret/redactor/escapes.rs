@@ -1,81 +1,76 @@
-//! Decodes characters of a key that are written as escapes with a backslash: `\u0073` in JSON, also
-//! in JSON within JSON, `\x73` and `\U00000073` in YAML. A parser would turn them back into the
-//! key.
+//! Decodes backslash escapes, so that a key written with them is still found: `\u0073` in JSON and in
+//! JSON within JSON, `\x73` and `\U00000073` in YAML. A client's parser would restore the key.
 //!
-//! Escapes of URLs and HTML are not decoded: searching for their marks as well would triple the
-//! cost for every response, and no encoder escapes letters and digits there.
+//! Escapes of URLs and HTML are not decoded. Searching for their markers as well would triple the cost of
+//! every response, and no encoder escapes letters and digits there.
 
 use std::borrow::Cow;
 
 /// Maximum backslashes before a `u`: one in JSON, two in JSON within JSON, four one level deeper.
 const MAX_BACKSLASHES: usize = 4;
 
-/// A text with the escapes of letters, digits, `_` and `-` decoded.
+/// A text in which the escapes of letters, digits, `_` and `-` are decoded.
 #[derive(Debug)]
 pub(super) struct Unescaped<'a> {
     pub(super) text: Cow<'a, [u8]>,
-    /// Pairs of offsets in `text` and in the original, one behind each escape.
+    /// Offsets directly after each escape: in `text`, and in the original.
     offsets: Vec<(usize, usize)>,
-    /// The offset in the original at which an incomplete escape begins; its length if there is
-    /// none.
-    pub(super) partial: usize,
+    /// The offset in the original of an incomplete escape at its end, or the length of the original.
+    pub(super) partial_escape: usize,
 }
 
 /// Whether `text` may contain an escape.
-pub(super) fn may_be_in(text: &[u8]) -> bool {
+pub(super) fn may_contain_escape(text: &[u8]) -> bool {
     memchr::memchr(b'\\', text).is_some()
 }
 
-enum EscapeParse {
+enum ParsedEscape {
+    /// The backslash does not start an escape of a key character.
     Literal,
-    /// A character, and the length of its escape in bytes.
-    Escape(u8, usize),
-    /// The end of the text may be the start of an escape.
+    /// A decoded character and the length of its escape in bytes.
+    Character(u8, usize),
+    /// The text ends within what may be an escape.
     Partial,
 }
 
 impl<'a> Unescaped<'a> {
-    /// `None` if there is nothing to decode and the end is no start of an escape.
-    pub(super) fn of(text: &'a [u8]) -> Option<Self> {
+    /// Returns `None` if `text` contains no escape and does not end within one.
+    pub(super) fn decode(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
         let mut offsets = Vec::new();
-        let (mut copied, mut partial, mut escape_end) = (0, text.len(), 0);
-        for at in memchr::memchr_iter(b'\\', text) {
-            // Part of the previous escape.
-            if at < escape_end {
+        let (mut copied, mut partial_escape) = (0, text.len());
+        for offset in memchr::memchr_iter(b'\\', text) {
+            // This backslash is part of the previous escape.
+            if offset < copied {
                 continue;
             }
-            match read(&text[at..]) {
-                EscapeParse::Literal => {}
-                EscapeParse::Escape(character, length) => {
-                    decoded.extend_from_slice(&text[copied..at]);
+            match parse_escape(&text[offset..]) {
+                ParsedEscape::Literal => {}
+                ParsedEscape::Character(character, length) => {
+                    decoded.extend_from_slice(&text[copied..offset]);
                     decoded.push(character);
-                    escape_end = at + length;
-                    copied = escape_end;
-                    offsets.push((decoded.len(), escape_end));
+                    copied = offset + length;
+                    offsets.push((decoded.len(), copied));
                 }
-                EscapeParse::Partial => {
-                    partial = at;
+                ParsedEscape::Partial => {
+                    partial_escape = offset;
                     break;
                 }
             }
         }
-        let text = if offsets.is_empty() {
-            if partial == text.len() {
-                return None;
-            }
-            Cow::Borrowed(&text[..partial])
-        } else {
-            decoded.extend_from_slice(&text[copied..partial]);
-            Cow::Owned(decoded)
-        };
-        Some(Self { text, offsets, partial })
+        if offsets.is_empty() {
+            let is_partial = partial_escape < text.len();
+            let text = Cow::Borrowed(&text[..partial_escape]);
+            return is_partial.then_some(Self { text, offsets, partial_escape });
+        }
+        decoded.extend_from_slice(&text[copied..partial_escape]);
+        Some(Self { text: Cow::Owned(decoded), offsets, partial_escape })
     }
 
-    /// The offset in the original of the offset `offset` in the text.
-    pub(super) fn original(&self, offset: usize) -> usize {
-        let before = self.offsets.partition_point(|(decoded, _)| *decoded <= offset);
-        match before.checked_sub(1).and_then(|last| self.offsets.get(last)) {
+    /// Maps an offset in the decoded text to the original.
+    pub(super) fn original_offset(&self, offset: usize) -> usize {
+        let escapes_before = self.offsets.partition_point(|(decoded, _)| *decoded <= offset);
+        match self.offsets[..escapes_before].last() {
             Some((decoded, original)) => original + (offset - decoded),
             None => offset,
         }
@@ -83,43 +78,43 @@ impl<'a> Unescaped<'a> {
 }
 
 /// Parses the escape at the start of `text`, which begins with a backslash.
-fn read(text: &[u8]) -> EscapeParse {
-    let slashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
-    match text.get(slashes..) {
-        Some([b'u', digits @ ..]) => hexadecimal(digits, 4, slashes + 1),
-        Some([b'U', digits @ ..]) => hexadecimal(digits, 8, slashes + 1),
-        Some([b'x', digits @ ..]) => hexadecimal(digits, 2, slashes + 1),
-        Some([]) | None => EscapeParse::Partial,
-        Some(_) => EscapeParse::Literal,
+fn parse_escape(text: &[u8]) -> ParsedEscape {
+    let backslashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
+    match text.get(backslashes..) {
+        Some([b'u', digits @ ..]) => parse_digits(digits, 4, backslashes + 1),
+        Some([b'U', digits @ ..]) => parse_digits(digits, 8, backslashes + 1),
+        Some([b'x', digits @ ..]) => parse_digits(digits, 2, backslashes + 1),
+        Some([]) | None => ParsedEscape::Partial,
+        Some(_) => ParsedEscape::Literal,
     }
 }
 
-/// Parses `count` hexadecimal digits that follow `before` bytes.
-fn hexadecimal(text: &[u8], count: usize, before: usize) -> EscapeParse {
+/// Parses `count` hexadecimal digits after the first `prefix_length` bytes of an escape.
+fn parse_digits(text: &[u8], count: usize, prefix_length: usize) -> ParsedEscape {
     let digits = text.get(..count).unwrap_or(text);
     // Keys are ASCII, so only the last two digits may differ from zero.
     let is_small = digits.iter().take(count - 2).all(|digit| *digit == b'0');
-    match value(digits) {
-        _ if !is_small => EscapeParse::Literal,
-        None if digits.is_empty() => EscapeParse::Partial,
-        None => EscapeParse::Literal,
-        Some(_) if digits.len() < count => EscapeParse::Partial,
-        Some(value) => character(value, before + count),
+    match parse_hexadecimal(digits) {
+        _ if !is_small => ParsedEscape::Literal,
+        None if digits.is_empty() => ParsedEscape::Partial,
+        None => ParsedEscape::Literal,
+        Some(_) if digits.len() < count => ParsedEscape::Partial,
+        Some(value) => key_character(value, prefix_length + count),
     }
 }
 
-/// Parses a hexadecimal number; `None` for other characters.
-fn value(digits: &[u8]) -> Option<u32> {
+/// Parses a hexadecimal number. Returns `None` if `digits` is empty or has other characters.
+fn parse_hexadecimal(digits: &[u8]) -> Option<u32> {
     let add = |sum: u32, digit: &u8| Some(sum.wrapping_mul(16) + char::from(*digit).to_digit(16)?);
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()
 }
 
-fn character(value: u32, length: usize) -> EscapeParse {
+fn key_character(value: u32, length: usize) -> ParsedEscape {
     match u8::try_from(value) {
         Ok(byte) if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' => {
-            EscapeParse::Escape(byte, length)
+            ParsedEscape::Character(byte, length)
         }
-        Ok(_) | Err(_) => EscapeParse::Literal,
+        Ok(_) | Err(_) => ParsedEscape::Literal,
     }
 }
 
@@ -129,13 +124,13 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let unescaped = Unescaped::of(text.as_bytes());
+        let unescaped = Unescaped::decode(text.as_bytes());
         let decoded = unescaped.as_ref().map_or(text.as_bytes(), |unescaped| &unescaped.text);
         assert_eq!(String::from_utf8_lossy(decoded), expected, "{text}");
     }
 
     #[test]
-    fn letters_are_decoded_in_every_escape() {
+    fn every_kind_of_escape_is_decoded() {
         for escape in [r"\u0073", r"\\u0073", r"\\\\u0073", r"\x73", r"\\x73", r"\U00000073"] {
             check(&format!("a{escape}k_{escape}"), "ask_s");
         }
@@ -143,18 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_kept() {
+    fn text_without_escapes_of_key_characters_is_not_decoded() {
         for text in
             [r"\n\t\\ \u4e2d \u000a \u0020x", "100% %73 &#115;", r"\u00", "plain", r"\u{73}.", r"\x4g."]
         {
             let text = format!("{text} .");
-            assert!(Unescaped::of(text.as_bytes()).is_none(), "{text}");
+            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text}");
         }
     }
 
     #[test]
     fn an_incomplete_escape_at_the_end_is_partial() {
-        for (text, partial) in [
+        for (text, partial_escape) in [
             (r"a\", 1),
             (r"a\\", 1),
             (r"a\u", 1),
@@ -164,18 +159,18 @@ mod tests {
             (r"a\U000000", 1),
             (r"\u0061\x", 6),
         ] {
-            assert_eq!(Unescaped::of(text.as_bytes()).unwrap().partial, partial, "{text}");
+            assert_eq!(Unescaped::decode(text.as_bytes()).unwrap().partial_escape, partial_escape, "{text}");
         }
         for text in [r"a\u4", r"a\xg", r"a\n", r"a\u01"] {
-            assert!(Unescaped::of(text.as_bytes()).is_none(), "{text}");
+            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text}");
         }
     }
 
     #[test]
     fn offsets_are_mapped_to_the_original() {
-        let unescaped = Unescaped::of(br"ab\u0063d\x65f").unwrap();
+        let unescaped = Unescaped::decode(br"ab\u0063d\x65f").unwrap();
         assert_eq!(&*unescaped.text, b"abcdef");
-        let offsets: Vec<usize> = (0..=6).map(|offset| unescaped.original(offset)).collect();
+        let offsets: Vec<usize> = (0..=6).map(|offset| unescaped.original_offset(offset)).collect();
         assert_eq!(offsets, [0, 1, 2, 8, 9, 13, 14]);
     }
 }

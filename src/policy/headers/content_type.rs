@@ -1,10 +1,10 @@
-//! Evaluates the content type of a response: whether its body is searched for keys, and whether a browser
+//! Decides by the content type of a response whether its body is searched for keys, and whether a browser
 //! would execute scripts in it.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Types whose bytes are not text: audio, images, video, archives.
-const NOT_SEARCHED: [&str; 16] = [
+/// Content types whose bytes are not text: audio, images, video and archives.
+const BINARY_TYPES: [&str; 16] = [
     "audio/",
     "image/",
     "video/",
@@ -23,53 +23,54 @@ const NOT_SEARCHED: [&str; 16] = [
     "application/x-rar-compressed",
 ];
 
-/// Parts of the names of those types that are text formats: drawings and playlists.
-const TEXTS: [&str; 3] = ["xml", "mpegurl", "scpls"];
+/// Substrings of audio and image types that are text: vector graphics and playlists.
+const TEXT_SUBTYPES: [&str; 3] = ["xml", "mpegurl", "scpls"];
 
-/// Parts of the content types that may contain scripts: HTML, XHTML, SVG, any XML, and multipart streams
-/// whose parts replace one another.
-const ACTIVE: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace"];
+/// Substrings of the content types that may contain scripts: HTML, XHTML, SVG, any XML, and multipart
+/// streams whose parts replace one another.
+const SCRIPTABLE_TYPES: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace"];
 
-/// The most common types, which no browser executes.
-const USUAL: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
+/// The most common content types, which browsers do not execute. They skip the parsing.
+const COMMON_TYPES: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
 
-/// Whether a body with these headers is searched for keys: all but known audio, images, video and
-/// archives. A body without a type, or with two, is searched.
+/// Whether a body with these headers is searched for keys. Known audio, images, video and archives are not.
+/// A body with no content type, or with two, is searched.
 #[must_use]
 pub fn is_searched(headers: &HeaderMap) -> bool {
     let mut content_types = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(content_type), None) = (content_types.next(), content_types.next()) else { return true };
     let content_type = content_type.as_bytes();
-    if USUAL.contains(&content_type) {
+    if COMMON_TYPES.contains(&content_type) {
         return content_type != b"audio/mpeg";
     }
     if content_type.contains(&b',') {
         return true;
     }
     let content_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    let is_known = NOT_SEARCHED.iter().any(|known| {
-        let start = if known.ends_with('/') { content_type.get(..known.len()) } else { Some(content_type) };
-        start.is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
+    let is_binary = BINARY_TYPES.iter().any(|binary| {
+        let start = if binary.ends_with('/') { content_type.get(..binary.len()) } else { Some(content_type) };
+        start.is_some_and(|start| start.eq_ignore_ascii_case(binary.as_bytes()))
     });
-    !is_known || TEXTS.iter().any(|text| contains(content_type, text))
+    !is_binary || TEXT_SUBTYPES.iter().any(|subtype| contains_ignoring_case(content_type, subtype))
 }
 
-/// Prevents browsers from executing scripts in a document of the provider, which would run with the
-/// rights of Keychoir's own origin. A policy of the response itself is kept.
-pub(super) fn sandbox(headers: &mut HeaderMap) {
+/// Prevents browsers from executing scripts in a document of the provider, which would run in Keychoir's
+/// origin. A content security policy of the response is kept.
+pub(super) fn sandbox_scripts(headers: &mut HeaderMap) {
     const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
     const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
     let mut content_types =
         headers.get_all(header::CONTENT_TYPE).iter().map(HeaderValue::as_bytes).peekable();
     let is_untyped = content_types.peek().is_none();
-    let is_active = content_types.any(|content_type| {
-        !USUAL.contains(&content_type) && ACTIVE.iter().any(|part| contains(content_type, part))
+    let is_scriptable = content_types.any(|content_type| {
+        !COMMON_TYPES.contains(&content_type)
+            && SCRIPTABLE_TYPES.iter().any(|part| contains_ignoring_case(content_type, part))
     });
-    if is_untyped || is_active {
+    if is_untyped || is_scriptable {
         // A browser would guess the type of an untyped document.
         forbid_sniffing(headers);
     }
-    if !is_active {
+    if !is_scriptable {
         return;
     }
     let existing_policies: Vec<HeaderValue> = headers.get_all(POLICY).iter().cloned().collect();
@@ -84,7 +85,7 @@ pub fn forbid_sniffing(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
-fn contains(text: &[u8], part: &str) -> bool {
+fn contains_ignoring_case(text: &[u8], part: &str) -> bool {
     text.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part.as_bytes()))
 }
 
@@ -92,13 +93,10 @@ fn contains(text: &[u8], part: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn headers_of(content_types: &[&'static str]) -> HeaderMap {
-        let values = content_types
-            .iter()
-            .map(|content_type| (header::CONTENT_TYPE, HeaderValue::from_static(content_type)));
+    fn headers_with(content_types: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (name, value) in values {
-            headers.append(name, value);
+        for content_type in content_types {
+            headers.append(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
         headers
     }
@@ -124,16 +122,16 @@ mod tests {
             &[""],
             &[],
         ] {
-            assert!(is_searched(&headers_of(content_types)), "{content_types:?}");
+            assert!(is_searched(&headers_with(content_types)), "{content_types:?}");
         }
         for name in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
-            assert!(!is_searched(&headers_of(&[name])), "{name}");
+            assert!(!is_searched(&headers_with(&[name])), "{name}");
         }
     }
 
     #[test]
-    fn documents_with_scripts_run_in_a_sandbox() {
-        for (content_types, is_active) in [
+    fn documents_with_scripts_are_sandboxed() {
+        for (content_types, is_scriptable) in [
             (&["text/html; charset=utf-8"][..], true),
             (&["application/xhtml+xml"], true),
             (&["IMAGE/SVG+XML"], true),
@@ -146,21 +144,25 @@ mod tests {
             (&["audio/mpeg"], false),
             (&[], false),
         ] {
-            let mut headers = headers_of(content_types);
-            sandbox(&mut headers);
+            let mut headers = headers_with(content_types);
+            sandbox_scripts(&mut headers);
             let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
-            assert_eq!(policies, if is_active { vec!["sandbox"] } else { Vec::new() }, "{content_types:?}");
+            assert_eq!(
+                policies,
+                if is_scriptable { vec!["sandbox"] } else { Vec::new() },
+                "{content_types:?}"
+            );
             let is_sniffed = !headers.contains_key("x-content-type-options");
-            assert_eq!(is_sniffed, !is_active && !content_types.is_empty(), "{content_types:?}");
+            assert_eq!(is_sniffed, !is_scriptable && !content_types.is_empty(), "{content_types:?}");
         }
     }
 
     #[test]
-    fn restrictions_of_the_provider_are_kept() {
-        let mut headers = headers_of(&["text/html"]);
+    fn the_content_security_policy_of_the_provider_is_kept() {
+        let mut headers = headers_with(&["text/html"]);
         headers.insert("content-security-policy", HeaderValue::from_static("script-src 'none'"));
         headers.insert("x-content-type-options", HeaderValue::from_static("sniff"));
-        sandbox(&mut headers);
+        sandbox_scripts(&mut headers);
         let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
         assert_eq!(policies, ["sandbox", "script-src 'none'"]);
         assert_eq!(headers.get_all("x-content-type-options").iter().count(), 1);

@@ -1,44 +1,42 @@
-//! Parses the start time of a report: `7d`, `2026-11-01`, or a timestamp.
+//! Parses the start time of a usage report: an age such as `7d`, a day such as `2026-11-01`, or a timestamp.
 
 use std::time::Duration;
 
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// The reason why a text is not a valid start time.
+/// Why a text is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoTime {
-    /// The text has none of the accepted forms.
-    #[error(
-        "write hours, days or weeks back as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a moment as 2026-11-01T12:00:00Z"
-    )]
-    Unreadable,
+pub enum InvalidStartTime {
+    /// The text is not in an accepted format.
+    #[error("write an age as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a time as 2026-11-01T12:00:00Z")]
+    Malformed,
     /// The time is in the future.
     #[error("that time is in the future")]
     Future,
 }
 
-/// The moment that `text` denotes at `now`.
+/// Parses a start time. An age counts back from `now`.
 ///
 /// # Errors
 ///
-/// When it denotes none, or one in the future.
-pub fn since(text: &str, now: UnixMs) -> Result<UnixMs, NoTime> {
-    if let Some(age) = span(text) {
+/// Fails if `text` is malformed, or is in the future.
+pub fn parse_report_start(text: &str, now: UnixMs) -> Result<UnixMs, InvalidStartTime> {
+    if let Some(age) = parse_age(text) {
         return Ok(UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))));
     }
     let is_day = text.len() == "2026-11-01".len();
     let start = if is_day { UnixMs::parse(&format!("{text}T00:00:00Z")) } else { UnixMs::parse(text) };
     match start {
-        None => Err(NoTime::Unreadable),
-        Some(start) if start > now => Err(NoTime::Future),
+        None => Err(InvalidStartTime::Malformed),
+        Some(start) if start > now => Err(InvalidStartTime::Future),
         Some(start) => Ok(start),
     }
 }
 
-/// `24h`, `7d`, `4w` or `1d12h`. Usage is summed by the hour, so only whole hours are accepted.
-fn span(text: &str) -> Option<Duration> {
-    duration::parse(text).ok().filter(|span| span.as_millis().is_multiple_of(3_600_000))
+/// Parses an age such as `24h` or `1d12h`. Usage is summed by the hour, so only whole hours are accepted.
+fn parse_age(text: &str) -> Option<Duration> {
+    duration::parse(text).ok().filter(|age| age.as_millis().is_multiple_of(3_600_000))
 }
 
 #[cfg(test)]
@@ -50,12 +48,12 @@ mod tests {
     const HOUR: u64 = 3_600_000;
 
     #[track_caller]
-    fn check(text: &str, expected: Result<u64, NoTime>) {
-        assert_eq!(since(text, NOW), expected.map(UnixMs), "{text}");
+    fn check(text: &str, expected: Result<u64, InvalidStartTime>) {
+        assert_eq!(parse_report_start(text, NOW), expected.map(UnixMs), "{text}");
     }
 
     #[test]
-    fn a_span_reaches_back_from_now() {
+    fn an_age_counts_back_from_now() {
         check("1h", Ok(NOW.0 - HOUR));
         check("7d", Ok(NOW.0 - 7 * 24 * HOUR));
         check("4w", Ok(NOW.0 - 28 * 24 * HOUR));
@@ -65,14 +63,14 @@ mod tests {
     }
 
     #[test]
-    fn a_day_begins_at_midnight_and_a_moment_is_exact() {
+    fn a_day_starts_at_midnight_utc() {
         check("2026-11-30", Ok(NOW.0 - 24 * HOUR));
         check("2026-11-30T12:00:00Z", Ok(NOW.0 - 12 * HOUR));
         check("2026-11-30T12:00:00+01:00", Ok(NOW.0 - 13 * HOUR));
     }
 
     #[test]
-    fn a_text_that_is_no_time_is_refused() {
+    fn a_text_that_is_not_a_start_time_is_rejected() {
         for text in [
             "",
             "d",
@@ -86,9 +84,9 @@ mod tests {
             "2026-13-01",
             "99999999999999999999d",
         ] {
-            check(text, Err(NoTime::Unreadable));
+            check(text, Err(InvalidStartTime::Malformed));
         }
         check("2026-12-01", Ok(NOW.0));
-        check("2026-12-02", Err(NoTime::Future));
+        check("2026-12-02", Err(InvalidStartTime::Future));
     }
 }

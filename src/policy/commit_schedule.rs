@@ -1,0 +1,85 @@
+//! Schedules the commits of usage records: immediately if the last commit is at least one interval ago, else
+//! when the interval ends or a batch is full. Records that arrive within an interval share a commit, because
+//! a commit of any size costs one fsync.
+
+use std::time::Duration;
+
+/// The rate in records per second from which the interval has its maximum length.
+const FULL_RATE: u64 = 1_000;
+/// At low rates, the maximum interval is divided by this number. A crash then loses few records, and commits
+/// are still rare.
+const MIN_INTERVAL_DIVISOR: u64 = 5;
+
+/// Returns the time between the starts of two commits if `records` arrived in the last `span`. It grows with
+/// the rate up to `max_interval`, so that commits take a small share of the time.
+#[must_use]
+pub fn commit_interval(records: u64, span: Duration, max_interval: Duration) -> Duration {
+    // A longer span prevents that a few records that arrive together count as a high rate.
+    let span = span.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
+    let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
+    let rate = records.saturating_mul(1_000_000) / span_us;
+    let rate = u32::try_from(rate.clamp(FULL_RATE / MIN_INTERVAL_DIVISOR, FULL_RATE)).unwrap_or(u32::MAX);
+    max_interval.saturating_mul(rate) / FULL_RATE as u32
+}
+
+/// Returns the delay until the next commit. `elapsed` is the time since the last one started. The delay is
+/// zero if the `queued` records fill a batch.
+#[must_use]
+pub fn next_commit_delay(elapsed: Duration, interval: Duration, queued: u64, batch_size: u64) -> Duration {
+    if queued >= batch_size { Duration::ZERO } else { interval.saturating_sub(elapsed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(elapsed: u64, interval: u64, queued: u64, expected: u64) {
+        let [elapsed, interval, expected] = [elapsed, interval, expected].map(Duration::from_millis);
+        assert_eq!(next_commit_delay(elapsed, interval, queued, 512), expected);
+    }
+
+    #[test]
+    fn a_commit_after_a_full_interval_starts_immediately() {
+        check(50, 50, 1, 0);
+        check(60_000, 50, 1, 0);
+    }
+
+    #[test]
+    fn a_commit_starts_at_the_end_of_the_interval() {
+        check(49, 50, 1, 1);
+        check(0, 50, 0, 50);
+        check(10, 50, 511, 40);
+    }
+
+    #[test]
+    fn a_full_batch_does_not_wait() {
+        check(0, 50, 512, 0);
+        check(0, 50, 8_192, 0);
+    }
+
+    #[test]
+    fn without_an_interval_a_commit_starts_immediately() {
+        check(0, 0, 1, 0);
+    }
+
+    #[test]
+    fn the_interval_grows_with_the_rate_between_its_bounds() {
+        for (records, span_ms, expected) in [
+            (0, 0, 100),
+            (1, 60_000, 100),
+            (20, 100, 100),
+            (40, 100, 200),
+            (99, 100, 495),
+            (100, 100, 500),
+            (1_500, 500, 500),
+            (u64::MAX, 1, 500),
+            (19, 0, 100),
+            (30, 1, 150),
+        ] {
+            let [span, max_interval, expected] = [span_ms, 500, expected].map(Duration::from_millis);
+            assert_eq!(commit_interval(records, span, max_interval), expected, "{records} in {span:?}");
+        }
+        assert_eq!(commit_interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,80 @@
+//! Redacts a stream of chunks.
+//!
+//! The concatenated output equals [`Redactor::redact`] of the whole stream. A key may be split over
+//! chunks, so the start of a possible key is held back, except for the few characters that its short form
+//! shows. All other bytes are forwarded without delay.
+
+use super::{Matches, Redactor, replace_keys};
+
+/// The state of redaction between two chunks of a stream.
+#[derive(Debug, Default)]
+pub struct StreamRedaction {
+    /// The end of the input so far, if a key may start in it.
+    partial_key: Vec<u8>,
+    /// Number of bytes of `partial_key` that were already forwarded.
+    forwarded: usize,
+}
+
+/// The output for one chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RedactedChunk {
+    /// The first bytes of the chunk, up to this length, are forwarded unchanged. The rest is held back.
+    Prefix(usize),
+    /// These bytes are forwarded instead of the chunk.
+    Replaced(Vec<u8>),
+}
+
+impl StreamRedaction {
+    /// Processes the next chunk.
+    pub fn redact_chunk(&mut self, redactor: &Redactor, chunk: &[u8]) -> RedactedChunk {
+        if self.partial_key.is_empty() {
+            let matches = redactor.search(chunk);
+            if matches.keys.is_empty() {
+                self.hold_back(chunk, &matches);
+                return RedactedChunk::Prefix(chunk.len() - self.held_length());
+            }
+        }
+        let forwarded = self.forwarded;
+        let mut text = std::mem::take(&mut self.partial_key);
+        text.extend_from_slice(chunk);
+        let matches = redactor.search(&text);
+        self.hold_back(&text, &matches);
+        // A short form cannot contain the start of a key.
+        let mut output = if matches.keys.is_empty() { text } else { replace_keys(&text, &matches.keys) };
+        output.truncate(output.len() - self.held_length());
+        output.drain(..forwarded.min(output.len()));
+        RedactedChunk::Replaced(output)
+    }
+
+    /// Whether the input so far, including `chunk`, contains a key. This serves data that is forwarded in
+    /// another encoding, where keys cannot be replaced. While [`is_idle`](Self::is_idle) is false, the
+    /// stream has received more of a possible key than its short form shows.
+    pub fn contains_key(&mut self, redactor: &Redactor, chunk: &[u8]) -> bool {
+        let mut text = std::mem::take(&mut self.partial_key);
+        text.extend_from_slice(chunk);
+        let matches = redactor.search(&text);
+        self.hold_back(&text, &matches);
+        !matches.keys.is_empty()
+    }
+
+    /// Returns the bytes that were held back. At the end of the stream they are not a key.
+    pub fn finish(&mut self) -> Vec<u8> {
+        let forwarded = std::mem::take(&mut self.forwarded);
+        std::mem::take(&mut self.partial_key).split_off(forwarded)
+    }
+
+    /// Whether no bytes are held back.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.held_length() == 0
+    }
+
+    fn held_length(&self) -> usize {
+        self.partial_key.len() - self.forwarded
+    }
+
+    fn hold_back(&mut self, text: &[u8], matches: &Matches<'_>) {
+        self.partial_key = text[matches.partial_start..].to_vec();
+        self.forwarded = matches.shown_length;
+    }
+}
