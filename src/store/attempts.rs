@@ -7,6 +7,7 @@
 pub(super) mod migration;
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use http::Method;
 use rusqlite::config::DbConfig;
@@ -239,8 +240,7 @@ impl<'t> Insert<'t> {
     }
 }
 
-/// Sets the price of an attempt that was written without one; returns false if there is no row of that
-/// attempt without a price.
+/// Sets the price of an attempt that was written without one; returns whether it was written without one.
 fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<bool, rusqlite::Error> {
     const SET_PRICE: &str =
         "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
@@ -302,33 +302,36 @@ pub(super) const SUM_COLUMNS: [&str; 9] = [
     "quota_credits",
 ];
 
+/// The `ON CONFLICT` clause that adds the inserted sums to those of an existing row. Sums are limited to 2^53,
+/// which is far above real amounts and exact as a floating-point number.
+pub(super) static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
+    let sums =
+        SUM_COLUMNS.map(|column| format!("{column} = min({column} + excluded.{column}, 9007199254740992)"));
+    format!("ON CONFLICT DO UPDATE SET {}", sums.join(", "))
+});
+
+static ADD_TO_HOUR: LazyLock<String> = LazyLock::new(|| {
+    let columns = SUM_COLUMNS.join(", ");
+    let limited_sums = (6..15).map(|parameter| format!("min(?{parameter}, 9007199254740992)"));
+    let values = limited_sums.collect::<Vec<_>>().join(", ");
+    format!(
+        "INSERT INTO hours (hour_ms, key_hash, client, route, model, {columns})
+         VALUES (?1, ?2, ?3, ?4, ?5, {values}) {}",
+        *ADD_SUMS
+    )
+});
+
 fn add_to_hour(
     transaction: &Transaction<'_>,
     AttemptGroup { first, key_hash, route, amounts, .. }: &AttemptGroup<'_>,
 ) -> Result<(), rusqlite::Error> {
-    // Sums are limited to 2^53, which is far above real amounts and exact as a floating-point number.
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO hours (hour_ms, key_hash, client, route, model, attempts, served, request_bytes,
-            response_bytes, characters, credits, unpriced, quota_requests, quota_credits)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, min(?8, 9007199254740992), min(?9, 9007199254740992),
-            min(?10, 9007199254740992), min(?11, 9007199254740992), ?12, ?13, min(?14, 9007199254740992))
-         ON CONFLICT DO UPDATE SET
-            attempts = attempts + excluded.attempts,
-            served = served + excluded.served,
-            request_bytes = min(request_bytes + excluded.request_bytes, 9007199254740992),
-            response_bytes = min(response_bytes + excluded.response_bytes, 9007199254740992),
-            characters = min(characters + excluded.characters, 9007199254740992),
-            credits = min(credits + excluded.credits, 9007199254740992),
-            unpriced = unpriced + excluded.unpriced,
-            quota_requests = quota_requests + excluded.quota_requests,
-            quota_credits = min(quota_credits + excluded.quota_credits, 9007199254740992)",
-    )?;
-    statement.execute(params![
+    let model = first.model.as_deref().unwrap_or("");
+    transaction.prepare_cached(&ADD_TO_HOUR)?.execute(params![
         timestamp(start_of_hour(first.started_at)),
         key_hash,
         first.client.as_str(),
         route,
-        first.model.as_deref().unwrap_or(""),
+        model,
         amounts.attempts,
         amounts.served,
         amounts.request_bytes,

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::attempts::{SUM_COLUMNS, migration};
+use super::attempts::{ADD_SUMS, SUM_COLUMNS, migration};
 use super::owners;
 use crate::secret::{ApiKey, Fingerprint};
 
@@ -135,15 +135,13 @@ fn rename(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rus
 
 fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     // Neither sum exceeds 2^53, so adding them does not overflow.
-    let sums = SUM_COLUMNS
-        .map(|column| format!("{column} = min({column} + excluded.{column}, 9007199254740992)"))
-        .join(", ");
     transaction.execute_batch(&format!(
         "INSERT INTO hours SELECT hour_ms, new_name, client, route, model, {}
          FROM hours JOIN temp.renamed ON old_name = key_hash
-         ON CONFLICT DO UPDATE SET {sums};
+         {};
          DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);",
-        SUM_COLUMNS.join(", ")
+        SUM_COLUMNS.join(", "),
+        *ADD_SUMS
     ))
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Lock {
 /// The reason that the lock was not acquired.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another process holds it, with this process id if the file contains one.
+    /// Another process has the lock; contains its process id if the lock file does.
     Held(Option<u32>),
     /// The lock file cannot be created or written.
     System(io::Error),

@@ -19,8 +19,7 @@ use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// The reason that the database cannot be read. The message tells the user what to do, if anything can be
-/// done.
+/// The reason that the database cannot be read. The message says how to solve the problem, if it can be solved.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.
@@ -149,10 +148,11 @@ impl UsageReader {
     /// When the file is missing or cannot be read.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
-        match fs::File::open(&path).and_then(|file| file.metadata()) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ReadError::NoFile(path)),
-            Err(source) => return Err(ReadError::Unreadable { path, source }),
+        if let Err(source) = fs::File::open(&path) {
+            return Err(match source.kind() {
+                io::ErrorKind::NotFound => ReadError::NoFile(path),
+                _ => ReadError::Unreadable { path, source },
+            });
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {

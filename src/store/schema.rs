@@ -56,7 +56,7 @@ const MIGRATIONS: [&str; 12] = [
     -- reserved before the request was sent; `credits` were charged
     ALTER TABLE attempts ADD COLUMN credits_reserved INTEGER;
 
-    -- Sums over the attempts that began in an hour.
+    -- Sums over the attempts that started in an hour.
     CREATE TABLE hours (
         hour_ms INTEGER NOT NULL,
         key_hash TEXT NOT NULL,
@@ -149,7 +149,7 @@ const MIGRATIONS: [&str; 12] = [
         verdict TEXT NOT NULL,
         -- answer, estimate, free or unknown
         credits_from TEXT NOT NULL,
-        -- the begin of the latest hour with such an attempt
+        -- the start of the latest hour with such an attempt
         used_at_ms INTEGER NOT NULL
     ) STRICT;
 
@@ -248,7 +248,7 @@ const MIGRATIONS: [&str; 12] = [
     FROM attempt_rows JOIN series ON series.number = attempt_rows.series;
     ",
     "
-    -- Attempts that were committed together and began in one hour. Read through the view `attempts`. An id
+    -- Attempts that were committed together and started in the same hour. Read through the view `attempts`. An id
     -- consists of the time, a counter and a random number, with version and variant between them.
     CREATE TABLE attempt_sheets (
         number INTEGER PRIMARY KEY,
@@ -258,7 +258,7 @@ const MIGRATIONS: [&str; 12] = [
         -- random number of all attempts
         chance INTEGER NOT NULL,
         attempts INTEGER NOT NULL,
-        -- JSON, an array per attempt: milliseconds from the begin of the hour, counter from the first, request_id,
+        -- JSON, an array per attempt: milliseconds from the start of the hour, counter from the first, request_id,
         -- series, number, request_bytes, response_bytes, total_ms, first_byte_ms, credits, characters,
         -- credits_reserved, audio_ms; unknown values at the end are left out
         lines TEXT NOT NULL
@@ -328,8 +328,7 @@ const MIGRATIONS: [&str; 12] = [
     ",
     "
     -- Before, `key_hash` was the plain SHA-256 of a key. Now it is a fingerprint, SHA-256 over `keychoir:key:1:`
-    -- and the key. Rows of keys that have not been configured since have a digest of the old digest, which is listed
-    -- here.
+    -- and the key. Rows of keys that are not configured have a digest of the old digest, which is listed here.
     CREATE TABLE retired_keys (
         key_hash TEXT PRIMARY KEY
     ) STRICT, WITHOUT ROWID;

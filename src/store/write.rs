@@ -16,7 +16,7 @@ use super::open::{IntegrityCheck, OpenError, is_corruption};
 use super::outbox::{self, Command};
 use super::{Health, LockedLocation, Settings, attempts, owners, transaction};
 use crate::clock;
-use crate::policy::pace;
+use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
 use crate::proxy::{UsageBatch, UsageQueue};
 
@@ -99,7 +99,7 @@ impl Writer {
             pool,
             health,
             unwritten: UsageBatch::default(),
-            commit_interval: pace::interval(0, Duration::ZERO, settings.commit_interval),
+            commit_interval: commit_schedule::commit_interval(0, Duration::ZERO, settings.commit_interval),
             owner_changes: 0,
             are_keys_stale: true,
             next_check: IntegrityCheck::Skip,
@@ -136,7 +136,7 @@ impl Writer {
             if is_filled.is_some() {
                 let records = self.take_queued(&mut queue) as u64;
                 let elapsed = started.saturating_duration_since(last_commit_started);
-                self.commit_interval = pace::interval(records, elapsed, self.settings.commit_interval);
+                self.commit_interval = commit_schedule::commit_interval(records, elapsed, self.settings.commit_interval);
                 last_commit_started = started;
             }
             self.run_due_work(started);
@@ -168,7 +168,7 @@ impl Writer {
         loop {
             let now = clock::instant();
             let elapsed = now.saturating_duration_since(last_commit_started);
-            let pause = pace::pause(elapsed, self.commit_interval, queue.queued(), early_commit_size);
+            let pause = commit_schedule::next_commit_delay(elapsed, self.commit_interval, queue.queued(), early_commit_size);
             if pause.is_zero() || queue.is_ended() {
                 return;
             }

@@ -22,7 +22,7 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::client::ClientName;
-use crate::policy::method::recorded;
+use crate::policy::method::recorded_method;
 use crate::policy::outcome::Outcome;
 use crate::pool::Key;
 pub use exposition::{ExpositionFormat, GaugeSamples};
@@ -90,7 +90,7 @@ impl RequestLabels {
     /// Replaces every value that is not from a fixed set by `other`.
     fn bounded(&self) -> Self {
         Self {
-            method: recorded(&self.method),
+            method: recorded_method(&self.method),
             route: self.route.filter(Route::is_documented),
             code: self.code.map(|code| if (100..600).contains(&code) { code } else { OTHER_CODE }),
             client: self.client.clone(),
@@ -192,7 +192,7 @@ impl Default for RequestMetrics {
         );
         let upstream_time_to_first_byte = add_histogram(
             "upstream_time_to_first_byte_seconds",
-            "From the begin of an attempt, with connecting and uploading, to the head of the provider's response",
+            "From the start of an attempt, including connecting and uploading, to the head of the provider's response",
             REQUEST_BUCKETS,
         );
         let attempts: MetricTable<Arc<str>, Arc<AttemptCounts>> = MetricTable::new(MAX_KEYS, OTHER.into());
@@ -226,7 +226,7 @@ impl Default for RequestMetrics {
         // above. A page with two families of one name is invalid, so this family has no type.
         registry.register(
             "websocket_sessions_total",
-            "WebSocket sessions that have begun, by protocol",
+            "WebSocket sessions that have started, by protocol",
             sessions.family(MetricType::Unknown, |protocol, counts, encoder| {
                 counts.started.encode(encoder.encode_family(&[("protocol", *protocol)])?)
             }),

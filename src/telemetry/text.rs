@@ -65,13 +65,13 @@ fn any_needs_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Returns a number that is 0 if and only if none of the bytes needs an escape.
+/// Returns a number that is 0 if and only if no byte needs an escape.
 fn escape_bits(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
     let bytes = u64::from_ne_bytes(chunk);
-    // The subtraction sets the clear top bit of each byte that is less than the bound. Its borrow may also set
-    // the top bits of other bytes, but only if there is such a byte.
+    // The subtraction sets the top bit of every byte that is less than the bound. A borrow from such a byte may
+    // also set the top bit of the next one, so the result shows that a byte matches, but not which.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
     let equal_to = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
     less_than(bytes, 0x20) | equal_to(b'"') | equal_to(b'\\')

@@ -1,5 +1,5 @@
-//! Logs changes of key states, once per transition. Operators and scripts rely on the texts of these messages,
-//! so tests check them word by word.
+//! Logs changes of key states, once per transition. Operators and scripts rely on these messages, so tests check
+//! their exact text.
 
 use tracing::{info, warn};
 

@@ -16,7 +16,7 @@ pub(in crate::store) const TABLE: &str = "
 
     -- One row per attempt: the sending of a request with one key.
     CREATE TABLE attempts (
-        -- UUID of version 7: ids are in the order of time
+        -- UUID of version 7, so ids are in the order of time
         id TEXT PRIMARY KEY,
         request_id TEXT NOT NULL,
         -- from 1 within the request
@@ -24,14 +24,14 @@ pub(in crate::store) const TABLE: &str = "
         -- Unix milliseconds
         started_at_ms INTEGER NOT NULL,
         client TEXT NOT NULL,
-        -- fingerprint of the key; own: the client's own key
+        -- fingerprint of the key; `own` for a client's own key
         key_hash TEXT NOT NULL,
         workspace TEXT,
         method TEXT NOT NULL,
-        -- the path with {id} in place of identifiers
+        -- the path with {id} instead of identifiers
         route TEXT NOT NULL,
         model TEXT,
-        -- of the response; NULL: none was received
+        -- of the response; NULL: no response was received
         status INTEGER,
         verdict TEXT NOT NULL,
         request_bytes INTEGER NOT NULL,
@@ -39,10 +39,10 @@ pub(in crate::store) const TABLE: &str = "
         characters INTEGER,
         -- duration of the audio that a WebSocket sent to be transcribed
         audio_ms INTEGER,
-        -- reserved before the request was sent; `credits` were charged
+        -- credits that were reserved before the request was sent
         credits_reserved INTEGER,
         credits INTEGER NOT NULL,
-        -- answer, estimate, free or unknown
+        -- source of `credits`: answer, estimate, free or unknown
         credits_from TEXT NOT NULL,
         first_byte_ms INTEGER,
         total_ms INTEGER NOT NULL
@@ -50,12 +50,12 @@ pub(in crate::store) const TABLE: &str = "
 
     ALTER TABLE outbox_events RENAME TO earlier_outbox_events;
     CREATE TABLE outbox_events (
-        -- of an attempt
+        -- id of the attempt
         id TEXT PRIMARY KEY,
-        -- the code with which it was refused
+        -- error code of Supabase, if it has refused the row
         refused TEXT,
         parked_until_ms INTEGER,
-        -- grows when the attempt changes, so that the delivery of an earlier state does not count
+        -- increases when the attempt changes, so that the delivery of an earlier state does not count
         revision INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     INSERT INTO outbox_events

@@ -342,7 +342,7 @@ fn the_usage_of_a_client_is_the_sum_of_its_charges() {
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..charged(NOW, 1, 800, 0) };
     write(&mut database, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
-    let priced = AttemptRecord { quota, ..priced(&unpriced, 296) };
+    let priced = AttemptRecord { quota, ..late_price(&unpriced, 296) };
     for _ in 0..2 {
         write(&mut database, std::slice::from_ref(&priced));
         check_used(&database, [4, 4, 5], [366, 366, 371]);
