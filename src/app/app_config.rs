@@ -1,4 +1,5 @@
-//! Converts a configuration into the settings of the program's modules.
+//! Converts the parsed configuration into the settings of each module, so that those modules do not depend on
+//! `config`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,17 +9,17 @@ use http::HeaderName;
 
 use super::https::Https;
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsChoice};
-use crate::elevenlabs::affinity::Keeping;
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsMode};
+use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
-use crate::policy::headers::Forwarded;
+use crate::policy::headers::ForwardedHeaders;
 use crate::policy::min_rate::{self, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
 use crate::{mirror, poller, pool, proxy, server, store, upstream};
 
-/// Everything that [`start`](super::start) needs.
+/// The settings of all modules, for [`start`](super::start).
 #[derive(Clone, Debug)]
 pub struct AppConfig {
     /// The clients and their tokens.
@@ -31,9 +32,9 @@ pub struct AppConfig {
     pub keys: Vec<pool::KeyEntry>,
     /// The settings of the pool.
     pub pool: pool::Settings,
-    /// The provider's host and port.
+    /// The authority of the provider.
     pub authority: Authority,
-    /// A file of certificate authorities that are trusted beside the web's.
+    /// A file of certificate authorities that are trusted in addition to the web's.
     pub ca_file: Option<PathBuf>,
     /// Timeouts and limits of upstream connections.
     pub upstream: upstream::Settings,
@@ -53,19 +54,19 @@ pub struct AppConfig {
     pub database: store::DatabaseLocation,
     /// The settings of the usage store.
     pub store: store::Settings,
-    /// The settings of the mirror in Supabase; `None` when there is none.
+    /// The settings of the mirror in Supabase; `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
 }
 
 impl AppConfig {
-    /// The settings that a configuration describes.
+    /// Converts a configuration.
     ///
     /// # Errors
     ///
     /// When an upstream's host cannot be written to a `host` header.
-    pub fn of(config: Config) -> Result<Self, http::Error> {
-        let https = https_of(&config);
-        let mirror = mirror_of(&config);
+    pub fn from_config(config: Config) -> Result<Self, http::Error> {
+        let https = https_source(&config);
+        let mirror = mirror_settings(&config);
         let Config {
             server,
             upstream,
@@ -81,7 +82,7 @@ impl AppConfig {
             clients,
             ..
         } = config;
-        let max_requests_per_client = max_requests_per_client_of(&server, clients.len());
+        let max_requests_per_client = max_requests_per_client(&server, clients.len());
         let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
         let body_min_rate = rate(server.min_request_body_rate);
         let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
@@ -91,12 +92,20 @@ impl AppConfig {
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
         let keys = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
-            let authority = base_url.as_ref().map(authority_of).transpose()?.map(Arc::new);
+            let authority = base_url.as_ref().map(to_authority).transpose()?.map(Arc::new);
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
-            Ok(pool::KeyEntry { key, name, workspace, authority, found_region: None, weight, kept_credits })
+            Ok(pool::KeyEntry {
+                key,
+                name,
+                workspace,
+                authority,
+                detected_region: None,
+                weight,
+                kept_credits,
+            })
         });
         let regions = upstream.regions();
-        let regions = regions.iter().map(|url| authority_of(url).map(Arc::new));
+        let regions = regions.iter().map(|url| to_authority(url).map(Arc::new));
         let regions: Arc<[Arc<Authority>]> = regions.collect::<Result<_, _>>()?;
         Ok(Self {
             clients: Clients::new(clients.collect(), anonymous),
@@ -123,7 +132,7 @@ impl AppConfig {
                 quota_lag: quota_polling.quota_lag,
             },
             ca_file: upstream.ca_file,
-            authority: authority_of(&upstream.base_url)?,
+            authority: to_authority(&upstream.base_url)?,
             upstream: upstream::Settings {
                 connect_timeout: upstream.connect_timeout,
                 response_timeout: upstream.response_timeout,
@@ -150,7 +159,7 @@ impl AppConfig {
                 max_response_scan_size: affinity.max_response_scan_size,
                 not_found_ttl: affinity.not_found_ttl,
                 redacts: access.redact,
-                forwarded_headers: Forwarded::of(
+                forwarded_headers: ForwardedHeaders::new(
                     access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
                 ),
                 socket_base: websocket.signed_url_base.url().map(Into::into),
@@ -166,11 +175,11 @@ impl AppConfig {
                     quota_check_interval: websocket.quota_check_interval,
                 },
                 buffers: BufferBudget::new(&BufferLimits {
-                    memory_bytes_max: retry.buffer_size as u64,
-                    memory_total_bytes_max: retry.max_total_buffer_size as u64,
-                    disk_bytes_max: retry.spill_size as u64,
-                    disk_total_bytes_max: retry.max_total_spill_size as u64,
-                    disk_free_percent_min: retry.min_disk_free_percent as u64,
+                    max_body_memory: retry.buffer_size as u64,
+                    max_total_memory: retry.max_total_buffer_size as u64,
+                    max_body_disk: retry.spill_size as u64,
+                    max_total_disk: retry.max_total_spill_size as u64,
+                    min_disk_free_percent: retry.min_disk_free_percent as u64,
                     directory: retry.spill_directory,
                 }),
             },
@@ -182,7 +191,7 @@ impl AppConfig {
                 max_linger_size: server.max_linger_size as u64,
                 send_timeout: server.send_timeout,
                 min_response_rate: rate(server.min_response_rate),
-                response_grace: min_rate::GRACE,
+                response_grace: min_rate::GRACE_PERIOD,
                 max_request_headers_size: server.max_request_headers_size,
                 max_connections: server.max_connections,
                 idle_after: server::IDLE_AFTER,
@@ -199,20 +208,20 @@ impl AppConfig {
                 None => store::DatabaseLocation::Memory,
             },
             store: store::Settings {
-                queue_max: storage.max_queued_records,
+                max_queued_records: storage.max_queued_records,
                 commit_interval: storage.commit_interval,
                 retention: Retention {
                     attempts: unless_zero(storage.attempts_retention),
                     hours: unless_zero(storage.hourly_retention),
                 },
-                mirrored: match (&mirror, supabase.events) {
-                    (None, _) => store::Mirrored::Nothing,
-                    (Some(_), false) => store::Mirrored::Keys,
-                    (Some(_), true) => store::Mirrored::KeysAndEvents,
+                mirror_scope: match (&mirror, supabase.events) {
+                    (None, _) => store::MirrorScope::Nothing,
+                    (Some(_), false) => store::MirrorScope::Keys,
+                    (Some(_), true) => store::MirrorScope::KeysAndEvents,
                 },
-                owners: Keeping {
-                    identifiers_max: affinity.max_identifiers,
-                    kept: unless_zero(affinity.retention),
+                owner_limits: RetentionLimits {
+                    max_identifiers: affinity.max_identifiers,
+                    max_idle: unless_zero(affinity.retention),
                 },
             },
             mirror,
@@ -220,14 +229,14 @@ impl AppConfig {
     }
 }
 
-/// The retention; `None` for zero, which disables it.
+/// Returns `None` for zero, which disables the retention limit.
 fn unless_zero(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
-/// Maximum requests under way of a client without a limit of its own: if there are several clients, none can
-/// use all concurrent requests that the server allows.
-fn max_requests_per_client_of(server: &ServerConfig, clients: usize) -> u32 {
+/// Returns the maximum concurrent requests of a client without a configured limit. With several clients, one
+/// client may use at most half of the requests that the server allows.
+fn max_requests_per_client(server: &ServerConfig, clients: usize) -> u32 {
     let share = match (server.max_requests_per_client, clients) {
         (0, 0 | 1) => server.max_requests,
         (0, _) => server.max_requests.div_ceil(2),
@@ -236,7 +245,7 @@ fn max_requests_per_client_of(server: &ServerConfig, clients: usize) -> u32 {
     u32::try_from(share).unwrap_or(u32::MAX)
 }
 
-fn mirror_of(config: &Config) -> Option<mirror::Settings> {
+fn mirror_settings(config: &Config) -> Option<mirror::Settings> {
     let supabase = &config.supabase;
     let (url, key) = supabase.target()?;
     Some(mirror::Settings {
@@ -252,17 +261,17 @@ fn mirror_of(config: &Config) -> Option<mirror::Settings> {
     })
 }
 
-fn https_of(config: &Config) -> Https {
-    match (config.server.tls.choice(), &config.certificate) {
-        (TlsChoice::Files, Some(certificate)) => Https::Configured(certificate.clone()),
+fn https_source(config: &Config) -> Https {
+    match (config.server.tls.mode(), &config.certificate) {
+        (TlsMode::Files, Some(certificate)) => Https::Configured(certificate.clone()),
         // `Files` without a certificate is a configuration error that was reported earlier.
-        (TlsChoice::Files, None) | (TlsChoice::Off, _) => Https::Off,
-        (TlsChoice::Auto, _) => {
-            Https::Authority { location: config.ca_location(), hosts: config.access.hosts.clone() }
+        (TlsMode::Files, None) | (TlsMode::Off, _) => Https::Off,
+        (TlsMode::Auto, _) => {
+            Https::LocalCa { location: config.ca_location(), hosts: config.access.hosts.clone() }
         }
     }
 }
 
-fn authority_of(url: &BaseUrl) -> Result<Authority, http::Error> {
+fn to_authority(url: &BaseUrl) -> Result<Authority, http::Error> {
     Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())
 }

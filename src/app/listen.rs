@@ -1,27 +1,27 @@
-//! Opens all configured listeners, or none of them.
+//! Opens the configured listeners. If one of them fails, the others are closed.
 
 use std::io;
 
 use tracing::debug;
 
-use crate::config::{HostPort, Listen, Listens, UnixMode};
+use crate::config::{HostPort, ListenAddress, ListenAddresses, UnixMode};
 use crate::server::{self, InheritedSockets, Listener};
 
-/// The reason that a listener cannot be opened.
+/// The reason why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// An address cannot be listened on.
+    /// Listening on an address failed.
     #[error("{address}: {source}")]
     Address {
         /// The address as it was configured.
         address: String,
-        /// The error of the system.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The configuration names sockets of systemd, and none were passed.
-    #[error("systemd passes no sockets (LISTEN_FDS is not set for this process)")]
+    /// The configuration requires sockets of systemd, but systemd passed none.
+    #[error("systemd passed no sockets (LISTEN_FDS is not set for this process)")]
     NoSockets,
-    /// A socket that systemd passed cannot be listened on.
+    /// A socket that systemd passed is not usable.
     #[error(transparent)]
     InvalidSocket(io::Error),
 }
@@ -30,9 +30,9 @@ pub enum ListenError {
 ///
 /// # Errors
 ///
-/// When one of them cannot be opened. Listeners opened before are closed.
+/// When one of them cannot be opened.
 pub async fn listen(
-    configured: &Listens,
+    configured: &ListenAddresses,
     mode: UnixMode,
     sockets: InheritedSockets,
 ) -> Result<Vec<Listener>, ListenError> {
@@ -41,8 +41,10 @@ pub async fn listen(
     for listen in configured.iter() {
         let failed = |source| ListenError::Address { address: listen.to_string(), source };
         match listen {
-            Listen::Port(_) | Listen::Unix(_) => listeners.extend(listen_on(listen, mode).map_err(failed)?),
-            Listen::Systemd => {
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => {
+                listeners.extend(listen_on(listen, mode).map_err(failed)?)
+            }
+            ListenAddress::Systemd => {
                 let sockets = sockets.take().filter(|sockets| sockets.count() > 0);
                 let sockets = sockets.ok_or(ListenError::NoSockets)?;
                 listeners.extend(sockets.listen().map_err(ListenError::InvalidSocket)?);
@@ -52,17 +54,18 @@ pub async fn listen(
     Ok(listeners)
 }
 
-/// Listens on one address; returns no listener for sockets of systemd.
-pub(super) fn listen_on(listen: &Listen, mode: UnixMode) -> io::Result<Vec<Listener>> {
+/// Listens on one configured address. Returns an empty list for sockets of systemd.
+pub(super) fn listen_on(listen: &ListenAddress, mode: UnixMode) -> io::Result<Vec<Listener>> {
     match listen {
-        Listen::Port(port) => on_port(port),
-        Listen::Unix(path) => Ok(vec![Listener::unix(path, mode.bits())?]),
-        Listen::Systemd => Ok(Vec::new()),
+        ListenAddress::Tcp(port) => listen_on_port(port),
+        ListenAddress::Unix(path) => Ok(vec![Listener::unix(path, mode.bits())?]),
+        ListenAddress::Systemd => Ok(Vec::new()),
     }
 }
 
-/// Listens on every address of a host name and port; only the first one is mandatory.
-fn on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
+/// Listens on every IP address of a host and port. Only the first one must succeed. All of them use the same
+/// port, even if it is 0.
+fn listen_on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut address in port.socket_addresses() {
         if let Some(server::Address::Tcp(first)) = listeners.first().map(Listener::address).transpose()? {

@@ -1,13 +1,12 @@
-//! The composition root: builds a running program, with its addresses and a way to drain it, from settings
-//! and listeners. The tests start the same program as the command line.
+//! The composition root: wires all modules into a running program, reloads it and shuts it down. The tests
+//! start the same program as the command line.
 
 mod app_config;
+mod dry_run;
 mod https;
 mod listen;
 mod mirroring;
 mod router;
-
-mod dry_run;
 
 use std::future::{Future, pending};
 use std::io;
@@ -19,22 +18,22 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, Draining};
+use crate::admin::{Admin, DrainFlag};
 use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
-use crate::poller::{self as quotas, Conversations, QuotaPoller};
-use crate::pool::{KeySnapshot, OwnershipIndex, Pool, Reloaded};
-use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, Shared, SharedConfig};
+use crate::poller::{self as quotas, ConversationPoller, QuotaPoller};
+use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
+use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::Meters;
-use crate::upstream::{Reach, ReachCell, TcpTlsConnector, TlsError, Upstream};
+use crate::telemetry::RequestMetrics;
+use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, TlsError, Upstream};
 
-pub use crate::server::{Address, InheritedSockets, Listener, open_files_max, raise_open_files};
+pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
 pub use app_config::AppConfig;
-pub use dry_run::{Obstacle, dry_run};
+pub use dry_run::{StartProblem, dry_run};
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
 
@@ -42,7 +41,7 @@ use https::Certificates;
 use mirroring::Mirroring;
 use router::Router;
 
-/// The reason that the program cannot start.
+/// The reason why the program cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The usage database cannot be opened.
@@ -54,101 +53,102 @@ pub enum StartError {
     /// The mirror cannot be started.
     #[error(transparent)]
     Mirror(#[from] mirror::MirrorStartError),
-    /// TLS for upstream connections cannot be configured, or not with these authorities.
+    /// TLS for upstream connections cannot be configured.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// TLS for client connections cannot be configured.
-    #[error("TLS cannot be served: {0}")]
+    #[error("https cannot be configured: {0}")]
     Https(#[from] rustls::Error),
-    /// The upstream's address cannot be written to a request head.
-    #[error("the upstream's address cannot be used: {0}")]
+    /// The upstream address is invalid in a request head.
+    #[error("the upstream address cannot be used: {0}")]
     Upstream(#[from] http::Error),
-    /// Every machine on the network could use the keys.
+    /// Other machines could use the keys without a token.
     #[error(transparent)]
-    Exposed(#[from] Exposed),
+    UnprotectedListener(#[from] UnprotectedListener),
     /// The operating system reported an error.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// Other machines can connect, and no client token is required.
+/// A listener that other machines can connect to without a client token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is open to other machines, and no client token is required")]
-pub struct Exposed(pub Address);
+pub struct UnprotectedListener(pub Address);
 
-fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), Exposed> {
+fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), UnprotectedListener> {
     match addresses.iter().find(|address| !address.is_local()) {
-        Some(open) if !clients.are_known() => Err(Exposed(open.clone())),
+        Some(exposed) if !clients.require_token() => Err(UnprotectedListener(exposed.clone())),
         Some(_) | None => Ok(()),
     }
 }
 
-/// A running program.
+/// The running program.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningApp {
     addresses: Vec<Address>,
-    reach: ReachCell,
+    reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
-    quotas: Option<watch::Sender<quotas::Settings>>,
-    rounds: watch::Receiver<u64>,
+    polling_settings: Option<watch::Sender<quotas::Settings>>,
+    polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
-    draining: Draining,
+    draining: DrainFlag,
     drain: Drain,
     drain_idle_timeout: Duration,
-    accepting: Tasks,
-    connections: Tasks,
+    accept_tasks: Tasks,
+    connection_tasks: Tasks,
     worker_pool: WorkerPool<Router>,
     workers: WorkerThreads,
-    polling: Option<AbortOnDrop>,
-    pricing: AbortOnDrop,
-    renewing: AbortOnDrop,
-    writing: store::Writing,
+    quota_task: Option<AbortOnDrop>,
+    conversation_task: AbortOnDrop,
+    renewal_task: AbortOnDrop,
+    writing: store::WriterHandle,
     mirroring: Option<Mirroring>,
 }
 
 /// Whether all requests were completed before the drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drained {
+pub enum DrainOutcome {
     /// Every response was completed.
-    Clean,
+    Completed,
     /// Some requests were aborted at the end of the drain timeout.
-    Cut,
+    Aborted,
 }
 
-/// The result of the shutdown.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct ShutdownReport {
     /// Whether all requests were completed.
-    pub drained: Drained,
-    /// Usage records that could not be written since the start.
+    pub drain_outcome: DrainOutcome,
+    /// The number of usage records lost since the start, because they could not be written.
     pub records_lost: u64,
 }
 
-/// Maximum ended conversations in the queue of the task that polls their cost.
+/// Maximum ended conversations that wait for the task that polls their cost.
 const MAX_ENDED_CONVERSATIONS: usize = 1_024;
-/// Maximum wait for the aborted connections to end.
-const CUT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum wait after that for the last usage records to be written.
+/// Maximum wait for aborted connections and their workers to end.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum wait for the last usage records to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Starts all parts of the program. Requests are served from here on.
+/// Starts the program and serves requests on `listeners`.
 ///
 /// # Errors
 ///
-/// When the usage database or TLS cannot be opened, or the operating system reports an error.
-pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, StartError> {
+/// When a module cannot be started, or when other machines could use the keys without a token.
+pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &settings.clients)?;
     let pool = Arc::new(Pool::new(settings.keys, settings.pool));
     let mut store = Store::open(&settings.database, clock::now())?;
-    store.recognize(pool.roster().keys().iter().map(|key| key.api_key()));
-    pool.restore(&store.remembered()?, clock::now());
-    pool.restore_restrictions(store.refusals()?, clock::now());
-    let owners = Arc::new(OwnershipIndex::new(settings.store.owners));
-    owners.restore(store.owners()?, clock::now());
-    let client_usage = ClientUsage::new(&settings.clients, &store.used(clock::now())?, clock::now());
-    let (store, mut writing) = store.write(Arc::clone(&pool), settings.store)?;
+    store.rename_keys(pool.roster().keys().iter().map(|key| key.api_key()));
+    pool.restore(&store.read_keys()?, clock::now());
+    pool.restore_restrictions(store.read_refusals()?, clock::now());
+    let owners = Arc::new(OwnershipIndex::new(settings.store.owner_limits));
+    owners.restore(store.read_owners()?, clock::now());
+    let client_usage =
+        ClientUsage::new(&settings.clients, &store.read_client_usage(clock::now())?, clock::now());
+    let (store, mut writing) = store.start_writer(Arc::clone(&pool), settings.store)?;
     let mirroring = Mirroring::start(settings.mirror, &mut writing)?;
 
     let upstream = {
@@ -156,7 +156,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, S
         let buffers = Some(settings.proxy.buffers.clone());
         Upstream::new(settings.authority, connector, settings.upstream, Tasks::new(), buffers)
     };
-    let draining = Draining::default();
+    let draining = DrainFlag::default();
     let config = Arc::new(ArcSwap::from_pointee(RuntimeConfig {
         clients: settings.clients,
         client_usage,
@@ -166,7 +166,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, S
     }));
     let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
     let (meters, connection_limiter) =
-        (Meters::default(), ConnectionLimiter::new(settings.server.max_connections));
+        (RequestMetrics::default(), ConnectionLimiter::new(settings.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -175,31 +175,42 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, S
         draining: draining.clone(),
         meters: meters.clone(),
         connections: connection_limiter.clone(),
-        reach: upstream.reach().clone(),
+        reachability: upstream.reachability().clone(),
         started_at: clock::now(),
     };
-    let reach = upstream.reach().clone();
-    let (rounds_done, rounds) = watch::channel(0);
-    let (quotas, polling) = settings
+    let reachability = upstream.reachability().clone();
+    let (rounds_sender, polling_rounds) = watch::channel(0);
+    let (polling_settings, quota_task) = settings
         .polling
         .map(|settings| {
             let (sender, settings) = watch::channel(settings);
             let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), store.clone(), settings);
-            (sender, Tasks::new().spawn_guarded(poller.run(rounds_done)))
+            (sender, Tasks::new().spawn_guarded(poller.run(rounds_sender)))
         })
         .unzip();
 
-    let (drain, accepting, connections) = (Drain::default(), Tasks::new(), Tasks::new());
+    let (drain, accept_tasks, connection_tasks) = (Drain::default(), Tasks::new(), Tasks::new());
     let (ended, conversations) = mpsc::channel(MAX_ENDED_CONVERSATIONS);
-    let pricing =
-        Conversations::new(Arc::clone(&pool), upstream.clone(), store.clone(), meters.clone(), conversations);
-    let pricing = Tasks::new().spawn_guarded(pricing.run());
-    let shared =
-        Shared { config: Arc::clone(&config), pool: Arc::clone(&pool), owners, usage: store, meters, ended };
-    let proxy = Proxy::new(shared, upstream, drain.cut.clone());
+    let conversation_poller = ConversationPoller::new(
+        Arc::clone(&pool),
+        upstream.clone(),
+        store.clone(),
+        meters.clone(),
+        conversations,
+    );
+    let conversation_task = Tasks::new().spawn_guarded(conversation_poller.run());
+    let shared = SharedState {
+        config: Arc::clone(&config),
+        pool: Arc::clone(&pool),
+        owners,
+        usage: store,
+        meters,
+        ended_conversations: ended,
+    };
+    let proxy = Proxy::new(shared, upstream, drain.abort.clone());
     let router = Router::new(admin, proxy);
     let certificates = Certificates::new(settings.https, &addresses, clock::now())?;
-    let renewing = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());
+    let renewal_task = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());
     let workers = WorkerThreads::start(settings.workers)?;
     let worker_pool = workers.create_pool(&drain, || router.for_core(workers.count()));
     let server = Arc::new(Server {
@@ -207,37 +218,37 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<Running, S
         limits: settings.server,
         connection_limiter,
         drain: drain.clone(),
-        accepting: accepting.clone(),
-        connections: connections.clone(),
+        accept_tasks: accept_tasks.clone(),
+        connection_tasks: connection_tasks.clone(),
     });
     for (listener, address) in listeners.into_iter().zip(&addresses) {
-        server.listen(listener, certificates.at(address))?;
+        server.listen(listener, certificates.tls_for(address))?;
     }
-    Ok(Running {
+    Ok(RunningApp {
         addresses,
-        reach,
+        reachability,
         pool,
         config,
-        quotas,
-        rounds,
+        polling_settings,
+        polling_rounds,
         certificates,
         draining,
         drain,
         drain_idle_timeout: settings.drain_idle_timeout,
-        accepting,
-        connections,
+        accept_tasks,
+        connection_tasks,
         worker_pool,
         workers,
-        polling,
-        pricing,
-        renewing,
+        quota_task,
+        conversation_task,
+        renewal_task,
         writing,
         mirroring,
     })
 }
 
-impl Running {
-    /// The address of the first TCP listener; 127.0.0.1:0 when there is none.
+impl RunningApp {
+    /// The address of the first TCP listener, or 127.0.0.1:0 without one.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         let port = self.addresses.iter().find_map(|address| match address {
@@ -259,12 +270,12 @@ impl Running {
         self.certificates.state(address)
     }
 
-    /// The names of the clients that have a token, sorted; without any, no token is required.
+    /// The sorted names of the clients with a token. Without such clients, no token is required.
     #[must_use]
     pub fn client_names(&self) -> Vec<String> {
         let config = self.config.load();
         let mut names: Vec<String> =
-            config.clients.token_holders().map(|name| name.as_str().to_owned()).collect();
+            config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
         names.sort_unstable();
         names
     }
@@ -275,117 +286,113 @@ impl Running {
         self.pool.snapshot(clock::now())
     }
 
-    /// Requests that wait for a key now.
+    /// The number of requests that wait for a key.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.pool.waiting()
+        self.pool.queued_requests()
     }
 
-    /// Whether connections to the provider can be opened, as of the last attempt.
+    /// Whether the last connection attempt to the provider succeeded.
     #[must_use]
-    pub fn reach(&self) -> Reach {
-        self.reach.get()
+    pub fn reachability(&self) -> Reachability {
+        self.reachability.get()
     }
 
-    /// Waits until every key's quota was polled once, but at most `within`; returns whether all quotas were
-    /// polled.
-    pub async fn first_round(&mut self, within: Duration) -> bool {
-        let first_round_done = self.rounds.wait_for(|&rounds| rounds > 0);
-        matches!(tokio::time::timeout(within, first_round_done).await, Ok(Ok(_)))
+    /// Waits up to `timeout` until the quota of every key is polled once; returns whether all are polled.
+    pub async fn wait_for_first_poll(&mut self, timeout: Duration) -> bool {
+        let first_round = self.polling_rounds.wait_for(|&rounds| rounds > 0);
+        matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
     }
 
-    /// Applies the keys, the clients and the limits of `settings` to requests that arrive from now on, and
-    /// its certificates to new connections; all other settings apply at the next start. Requests under way
-    /// keep the settings they began with, and keys that remain keep their state.
+    /// Applies the keys, clients and limits of `settings` to new requests, and the certificates to new
+    /// connections. Other settings apply only at the next start. Requests under way keep their settings, and
+    /// remaining keys keep their state.
     ///
     /// # Errors
     ///
-    /// When no client token would be required and other machines can connect; then nothing changes.
-    pub fn reload(&self, settings: AppConfig) -> Result<Reloaded, Exposed> {
+    /// When other machines could use the keys without a token. Nothing is changed then.
+    pub fn reload(&self, settings: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
         check_exposure(&self.addresses, &settings.clients)?;
         self.certificates.replace(settings.https, clock::now());
-        let before = self.config.load();
-        let buffers = settings.proxy.buffers.following(&before.limits.buffers);
+        let previous = self.config.load();
+        let buffers = settings.proxy.buffers.with_counters_of(&previous.limits.buffers);
         let limits = Limits { buffers, ..settings.proxy };
         let AppConfig { clients, access_rules, base_path, .. } = settings;
-        let client_usage = before.client_usage.following(&clients);
+        let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let reloaded = self.pool.reload(settings.keys, settings.pool);
-        if let Some((quotas, settings)) = self.quotas.as_ref().zip(settings.polling) {
-            // The poller ends only with the program.
-            let _ = quotas.send(settings);
+        if let Some((sender, settings)) = self.polling_settings.as_ref().zip(settings.polling) {
+            // Does not fail: the poller runs until the program ends.
+            let _ = sender.send(settings);
         }
         Ok(reloaded)
     }
 
-    /// Closes kept connections with their next response, then stops accepting, lets requests under way finish
-    /// within `grace`, cuts the others, and writes all usage records.
-    pub async fn drain(self, grace: Duration) -> Drained {
-        self.drain_unless(grace, pending()).await.drained
+    /// Shuts the program down without a way to shorten the drain: see [`shut_down`](Self::shut_down).
+    pub async fn drain(self, drain_timeout: Duration) -> DrainOutcome {
+        self.shut_down(drain_timeout, pending()).await.drain_outcome
     }
 
-    /// The maximum duration of a drain beyond the grace.
+    /// The maximum duration of a shutdown after its drain timeout.
     #[must_use]
-    pub fn max_end_duration(&self) -> Duration {
-        CUT_TIMEOUT
+    pub fn max_duration_after_drain(&self) -> Duration {
+        ABORT_TIMEOUT
             + WRITE_TIMEOUT
-            + self.mirroring.as_ref().map_or(Duration::ZERO, Mirroring::max_end_duration)
+            + self.mirroring.as_ref().map_or(Duration::ZERO, |mirroring| mirroring.final_push_timeout)
     }
 
-    /// Drains in the same way. When `hurry` completes, requests in progress are aborted, and the program ends
-    /// without waiting for the mirror.
-    pub async fn drain_unless(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Ended {
-        let Drain { ending, kept, stop, close, cut, .. } = &self.drain;
+    /// Drains the server in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, and
+    /// writes all usage records. When `abort_signal` completes, requests are aborted immediately, and the
+    /// mirror is not awaited.
+    pub async fn shut_down(
+        mut self,
+        drain_timeout: Duration,
+        abort_signal: impl Future<Output = ()>,
+    ) -> ShutdownReport {
+        let Drain { draining, kept_connections, stop_accepting, close_idle, abort, .. } = &self.drain;
         self.draining.set();
-        ending.cancel();
-        drop(self.polling);
-        drop(self.pricing);
-        drop(self.renewing);
-        // At most half of the grace: requests under way need the rest.
-        let idle_timeout = self.drain_idle_timeout.min(grace / 2);
-        let finish = async {
-            // Clients of kept connections receive `connection: close` with their next response. After this
-            // timeout no connection is accepted, and requests of the accepted connections are served.
-            let _ = tokio::time::timeout(idle_timeout, kept.ended()).await;
-            stop.cancel();
-            self.accepting.ended().await;
+        draining.cancel();
+        drop((self.quota_task, self.conversation_task, self.renewal_task));
+        // At most half of the drain timeout, because requests under way need the rest.
+        let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
+        let finish_requests = async {
+            // Clients of kept connections receive `connection: close` with their next response.
+            let _ = tokio::time::timeout(idle_timeout, kept_connections.ended()).await;
+            stop_accepting.cancel();
+            self.accept_tasks.ended().await;
             self.worker_pool.requests_ended().await;
-            close.cancel();
-            self.connections.ended().await;
+            close_idle.cancel();
+            self.connection_tasks.ended().await;
         };
-        let mut hurry = pin!(hurry);
-        let mut is_hurried = false;
-        let drained = tokio::select! {
-            finished = tokio::time::timeout(grace, finish) => match finished {
-                Ok(()) => Drained::Clean,
-                Err(_) => Drained::Cut,
+        let mut abort_signal = pin!(abort_signal);
+        let (drain_outcome, has_abort_signal) = tokio::select! {
+            finished = tokio::time::timeout(drain_timeout, finish_requests) => match finished {
+                Ok(()) => (DrainOutcome::Completed, false),
+                Err(_) => (DrainOutcome::Aborted, false),
             },
-            () = hurry.as_mut() => {
-                is_hurried = true;
-                Drained::Cut
-            }
+            () = abort_signal.as_mut() => (DrainOutcome::Aborted, true),
         };
-        stop.cancel();
-        let begun = clock::instant();
-        if drained == Drained::Cut {
-            cut.cancel();
-            // The shutdown continues even if a connection does not end.
-            let _ = tokio::time::timeout(CUT_TIMEOUT, self.connections.ended()).await;
+        stop_accepting.cancel();
+        let abort_start = clock::instant();
+        if drain_outcome == DrainOutcome::Aborted {
+            abort.cancel();
+            // The shutdown continues even if a connection does not end in time.
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.connection_tasks.ended()).await;
         }
-        // The workers drop the tasks that still run, which are the last that could produce usage records.
+        // The workers drop the tasks that still run. No usage record is produced after that.
         drop(self.worker_pool);
-        let left = CUT_TIMEOUT.saturating_sub(clock::since(begun));
-        let _ = tokio::time::timeout(left, self.workers.end()).await;
-        let begun = clock::instant();
-        let is_written = self.writing.written(WRITE_TIMEOUT).await;
-        // A slow write of the usage records reduces the remaining time of the mirror.
-        let left = WRITE_TIMEOUT.saturating_sub(clock::since(begun));
-        if let Some(mirroring) = self.mirroring.filter(|_| is_written && !is_hurried) {
+        let remaining = ABORT_TIMEOUT.saturating_sub(clock::elapsed_since(abort_start));
+        let _ = tokio::time::timeout(remaining, self.workers.shut_down()).await;
+        let write_start = clock::instant();
+        let is_written = self.writing.wait_until_written(WRITE_TIMEOUT).await;
+        // The time of this write counts against the end of the writer.
+        let remaining = WRITE_TIMEOUT.saturating_sub(clock::elapsed_since(write_start));
+        if let Some(mirroring) = self.mirroring.filter(|_| is_written && !has_abort_signal) {
             tokio::select! {
                 () = mirroring.end() => {}
-                () = hurry => {}
+                () = abort_signal => {}
             }
         }
-        Ended { drained, records_lost: self.writing.ended(left).await }
+        ShutdownReport { drain_outcome, records_lost: self.writing.wait_until_closed(remaining).await }
     }
 }

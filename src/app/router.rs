@@ -1,4 +1,4 @@
-//! Admits requests by their origin, and routes them to Keychoir's own pages or to the proxy.
+//! The service of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::policy::origin::{self, RequestOrigin};
 use crate::proxy::{Proxy, ProxyResponse, ResponseBody};
 use crate::server::{Reply, Service, Session};
 
-/// The service of a worker: the admin pages first, then the proxy.
+/// Routes requests to the admin pages or the proxy. Clones share both.
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
 
@@ -29,7 +29,7 @@ impl Router {
         Self(Arc::new(RouterParts { admin: Arc::new(admin), proxy: Arc::new(proxy) }))
     }
 
-    /// The router for one of `cores` cores.
+    /// Returns a router with its own upstream connections for one of `cores` cores.
     pub(super) fn for_core(&self, cores: usize) -> Self {
         let RouterParts { admin, proxy } = &*self.0;
         let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));
@@ -40,15 +40,16 @@ impl Router {
 impl Service for Router {
     type Body = ResponseBody;
 
-    async fn answer(&self, mut request: Request<Incoming>, peer: Option<IpAddr>) -> Reply<ResponseBody> {
+    async fn respond(&self, mut request: Request<Incoming>, peer: Option<IpAddr>) -> Reply<ResponseBody> {
         let RouterParts { admin, proxy } = &*self.0;
-        let origin = match proxy.admit(&mut request, peer) {
+        let origin = match proxy.check_access(&mut request, peer) {
             Ok(origin) => origin,
             Err(refusal) => return (*refusal).into(),
         };
         if let RequestOrigin::Preflight(origin) = &origin {
-            let mut response = Response::new(ResponseBody::Ours(Full::default()));
-            (*response.status_mut(), *response.headers_mut()) = origin::permit(request.headers(), origin);
+            let mut response = Response::new(ResponseBody::Generated(Full::default()));
+            (*response.status_mut(), *response.headers_mut()) =
+                origin::preflight_response(request.headers(), origin);
             return response.into();
         }
         let mut session = None;
@@ -56,19 +57,19 @@ impl Service for Router {
             match admin.response(request.method(), request.uri(), request.headers(), clock::now()) {
                 Some(mut page) => {
                     forbid_sniffing(page.headers_mut());
-                    page.map(|body| ResponseBody::Ours(Full::new(body)))
+                    page.map(|body| ResponseBody::Generated(Full::new(body)))
                 }
                 None => {
                     let ProxyResponse { response, socket } = proxy.exchange(request, peer).await;
                     session = socket.map(|socket| -> Session {
-                        Box::new(|stream, early| Box::pin(socket.run(stream, early)))
+                        Box::new(|stream, read_buf| Box::pin(socket.run(stream, read_buf)))
                     });
                     response
                 }
             };
         if let RequestOrigin::Page(origin) = &origin {
-            origin::open(response.headers_mut(), origin);
+            origin::insert_cors_headers(response.headers_mut(), origin);
         }
-        Reply { answer: response, session }
+        Reply { response, session }
     }
 }

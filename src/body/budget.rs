@@ -1,50 +1,48 @@
-//! The memory and disk budget of all buffers of the proxy: request bodies, response bodies and
-//! sockets in memory, and request bodies also on disk. Each holder of a buffer has a
-//! [`BufferShare`], which takes memory from the budget before the buffer grows and returns it when
-//! it is dropped.
+//! The budget of all buffers of the proxy: request bodies, response bodies and WebSocket sessions in memory,
+//! and request bodies also on disk. Each buffer has a [`BufferShare`], which takes memory from the budget
+//! before the buffer grows and returns it on drop.
 //!
-//! A share takes memory in steps of 64 KiB, so most pieces of a body do not touch a counter that other cores
-//! write. The first bytes of each share are free, as are the buffers of fixed size of each request or
-//! session:
+//! A share takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
+//! shared with other cores. The first bytes of each share are free:
 //!
-//! | holder | free | when the budget is used up |
+//! | buffer | free | when the budget is used up |
 //! |---|---|---|
-//! | a request body that is kept for a retry | 16 KiB | it continues on disk |
-//! | pieces queued for that disk file | 16 KiB | the client waits for the disk |
-//! | the copy of a response that names identifiers | 16 KiB | the response is not searched for identifiers |
-//! | an error or a document read whole | 16 KiB | it is streamed; one that must be changed is refused |
-//! | a compressed response that is searched for keys | 64 KiB | it is cut |
-//! | reads of a fast response | 16 KiB | it is read in pieces of 8 KiB |
-//! | the buffers of a session | 64 KiB | its opening messages are dropped, then it is closed (1013) |
+//! | a request body that is kept for a retry | 16 KiB | the body continues on disk |
+//! | the write queue of that disk file | 16 KiB | reading from the client waits for the disk |
+//! | the copy of a response with identifiers | 16 KiB | the identifiers are not recorded |
+//! | an error or a document that is read completely | 16 KiB | it is streamed, or refused if it must be changed |
+//! | a compressed response that is searched for keys | 64 KiB | the response ends with an error |
+//! | reads of a fast response | 16 KiB | the response is read in chunks of 8 KiB |
+//! | the buffers of a session | 64 KiB | its first messages are dropped, then it is closed (1013) |
 //!
-//! A request thus uses at most 128 KiB that the budget does not count, in addition to the 64 KiB of
-//! HTTP's own buffer in each direction. A session uses at most 64 KiB; idle connections use none.
+//! A request thus uses at most 128 KiB that the budget does not count, in addition to hyper's buffer of 64
+//! KiB in each direction. A session uses at most 64 KiB. Idle connections use none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Step in which shares take and return memory, in bytes.
+/// The number of bytes that a share takes or returns at a time.
 const STEP: u64 = 64 * 1024;
 
-/// The configured bounds of the budget.
+/// The configured limits of the budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferLimits {
     /// Maximum bytes of one request body in memory.
-    pub memory_bytes_max: u64,
+    pub max_body_memory: u64,
     /// Maximum bytes of all buffers in memory.
-    pub memory_total_bytes_max: u64,
+    pub max_total_memory: u64,
     /// Maximum bytes of one request body on disk, beyond those in memory.
-    pub disk_bytes_max: u64,
+    pub max_body_disk: u64,
     /// Maximum bytes of all request bodies on disk.
-    pub disk_total_bytes_max: u64,
-    /// The share of the disk, in percent, that stays free.
-    pub disk_free_percent_min: u64,
+    pub max_total_disk: u64,
+    /// Minimum percentage of the disk that stays free.
+    pub min_disk_free_percent: u64,
     /// The directory of the anonymous temporary files.
     pub directory: PathBuf,
 }
 
-/// The budget that all buffers share; a clone shares the counters.
+/// The budget that all buffers share. Clones share the counters.
 #[derive(Clone, Debug)]
 pub struct BufferBudget(Arc<Inner>);
 
@@ -52,7 +50,7 @@ pub struct BufferBudget(Arc<Inner>);
 struct Inner {
     memory: Arc<Counter>,
     disk: Arc<Counter>,
-    bounds: BufferLimits,
+    limits: BufferLimits,
 }
 
 /// Bytes in use, and their maximum.
@@ -67,11 +65,11 @@ impl Counter {
         Arc::new(Self { used: AtomicU64::new(0), max: AtomicU64::new(max) })
     }
 
-    /// Takes `bytes`; returns whether they were available.
+    /// Takes `bytes`; returns whether they are available.
     fn take(&self, bytes: u64) -> bool {
         let max = self.max.load(Ordering::Relaxed);
-        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+        let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
     }
 
     fn release(&self, bytes: u64) {
@@ -84,45 +82,41 @@ impl Counter {
 }
 
 impl BufferBudget {
-    /// A budget within these bounds.
+    /// Creates an unused budget.
     #[must_use]
-    pub fn new(bounds: &BufferLimits) -> Self {
-        let (memory, disk) =
-            (Counter::new(bounds.memory_total_bytes_max), Counter::new(bounds.disk_total_bytes_max));
-        Self::counting(memory, disk, bounds.clone())
+    pub fn new(limits: &BufferLimits) -> Self {
+        let (memory, disk) = (Counter::new(limits.max_total_memory), Counter::new(limits.max_total_disk));
+        Self(Arc::new(Inner { memory, disk, limits: limits.clone() }))
     }
 
-    fn counting(memory: Arc<Counter>, disk: Arc<Counter>, bounds: BufferLimits) -> Self {
-        Self(Arc::new(Inner { memory, disk, bounds }))
-    }
-
-    /// A budget without memory and disk.
+    /// Creates a budget without memory and disk.
     #[must_use]
-    pub fn none() -> Self {
+    pub fn empty() -> Self {
         Self::new(&BufferLimits {
-            memory_bytes_max: 0,
-            memory_total_bytes_max: 0,
-            disk_bytes_max: 0,
-            disk_total_bytes_max: 0,
-            disk_free_percent_min: 0,
+            max_body_memory: 0,
+            max_total_memory: 0,
+            max_body_disk: 0,
+            max_total_disk: 0,
+            min_disk_free_percent: 0,
             directory: PathBuf::new(),
         })
     }
 
-    /// A budget with the bounds of this one that takes over the counters of `before`: the buffers that
-    /// `before` counts are counted against the new totals.
+    /// Returns a budget with the limits of this one and the counters of `previous`, for a reload: existing
+    /// buffers count against the new totals.
     #[must_use]
-    pub fn following(&self, before: &Self) -> Self {
-        let (Inner { memory, disk, .. }, bounds) = (&*before.0, self.0.bounds.clone());
-        memory.max.store(bounds.memory_total_bytes_max, Ordering::Relaxed);
-        disk.max.store(bounds.disk_total_bytes_max, Ordering::Relaxed);
-        Self::counting(Arc::clone(memory), Arc::clone(disk), bounds)
+    pub fn with_counters_of(&self, previous: &Self) -> Self {
+        let (memory, disk, limits) =
+            (Arc::clone(&previous.0.memory), Arc::clone(&previous.0.disk), self.0.limits.clone());
+        memory.max.store(limits.max_total_memory, Ordering::Relaxed);
+        disk.max.store(limits.max_total_disk, Ordering::Relaxed);
+        Self(Arc::new(Inner { memory, disk, limits }))
     }
 
-    /// A share that has taken no memory yet; its first `free` bytes are not counted.
+    /// Creates a share. Its first `free` bytes do not count against the budget.
     #[must_use]
     pub fn share(&self, free: usize) -> BufferShare {
-        BufferShare { budget: Some(self.clone()), free: free as u64, taken: 0 }
+        BufferShare { budget: Some(self.clone()), free_bytes: free as u64, taken_bytes: 0 }
     }
 
     /// Bytes of memory in use.
@@ -133,7 +127,7 @@ impl BufferBudget {
 
     /// Maximum bytes of memory.
     #[must_use]
-    pub fn memory_max(&self) -> u64 {
+    pub fn max_memory(&self) -> u64 {
         self.0.memory.max.load(Ordering::Relaxed)
     }
 
@@ -145,19 +139,18 @@ impl BufferBudget {
 
     /// Maximum bytes of disk.
     #[must_use]
-    pub fn disk_max(&self) -> u64 {
+    pub fn max_disk(&self) -> u64 {
         self.0.disk.max.load(Ordering::Relaxed)
     }
 
-    /// Whether one request body may have this many bytes in memory.
+    /// Whether a request body of `bytes` may be kept in memory, regardless of other bodies.
     pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
-        bytes <= self.0.bounds.memory_bytes_max
+        bytes <= self.0.limits.max_body_memory
     }
 
-    /// Takes `bytes` of disk for a request body that already has `on_disk` bytes on disk; returns whether they
-    /// fit.
-    pub(super) fn take_disk(&self, on_disk: u64, bytes: u64) -> bool {
-        on_disk.saturating_add(bytes) <= self.0.bounds.disk_bytes_max && self.0.disk.take(bytes)
+    /// Takes `bytes` of disk for a request body with `used_bytes` on disk; returns whether they fit.
+    pub(super) fn take_disk(&self, used_bytes: u64, bytes: u64) -> bool {
+        used_bytes.saturating_add(bytes) <= self.0.limits.max_body_disk && self.0.disk.take(bytes)
     }
 
     pub(super) fn release_disk(&self, bytes: u64) {
@@ -165,64 +158,64 @@ impl BufferBudget {
     }
 
     pub(super) fn directory(&self) -> &Path {
-        &self.0.bounds.directory
+        &self.0.limits.directory
     }
 
-    pub(super) fn disk_free_percent_min(&self) -> u64 {
-        self.0.bounds.disk_free_percent_min
+    pub(super) fn min_disk_free_percent(&self) -> u64 {
+        self.0.limits.min_disk_free_percent
     }
 }
 
-/// The memory that one holder has taken from the budget. Dropping the share returns it.
+/// The memory that one buffer has taken from the budget. Dropping the share returns the memory.
 ///
-/// The default share belongs to no budget and covers any size: it is for the proxy's own requests, which are
-/// few.
+/// The default share has no budget and covers any size. It is for the proxy's own requests, which are few.
 #[derive(Debug, Default)]
 pub struct BufferShare {
     budget: Option<BufferBudget>,
-    free: u64,
-    taken: u64,
+    free_bytes: u64,
+    taken_bytes: u64,
 }
 
 impl BufferShare {
-    /// Default number of free bytes per share: enough to buffer a usual request or response.
+    /// The usual number of free bytes, enough for a typical request or response.
     pub const FREE: usize = 16 * 1024;
 
-    /// Covers a buffer of `bytes`: takes the missing memory, or returns the excess. Returns whether the
-    /// buffer is covered; if not, the share is unchanged.
+    /// Resizes the share for a buffer of `bytes`: takes missing memory or returns excess memory. Returns
+    /// whether the buffer is covered. If not, the share is unchanged.
     #[must_use]
     pub fn cover(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
-        let needed = (bytes as u64).saturating_sub(self.free);
+        let needed = (bytes as u64).saturating_sub(self.free_bytes);
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
-        if needed > self.taken {
-            // The budget may have less than a step left.
-            let target = [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken));
+        if needed > self.taken_bytes {
+            // Takes the exact number of bytes if less than a whole step is available.
+            let target =
+                [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken_bytes));
             let Some(target) = target else { return false };
-            self.taken = target;
-        } else if needed == 0 || steps + STEP < self.taken {
-            // A buffer that grows and shrinks around a step boundary keeps the step.
+            self.taken_bytes = target;
+        } else if needed == 0 || steps + STEP < self.taken_bytes {
+            // Keeps one spare step for a buffer whose size varies around a step boundary.
             self.release_above(steps);
         }
         true
     }
 
-    /// The budget of this share; `None` for the default share.
+    /// The budget of the share; `None` for the default share.
     pub(super) fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }
 
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let needed = (bytes as u64).saturating_sub(self.free);
+        let needed = (bytes as u64).saturating_sub(self.free_bytes);
         self.release_above(needed.div_ceil(STEP).saturating_mul(STEP));
     }
 
-    /// Returns the memory above `kept`.
-    fn release_above(&mut self, kept: u64) {
-        if let Some(budget) = self.budget.as_ref().filter(|_| kept < self.taken) {
-            budget.0.memory.release(self.taken - kept);
-            self.taken = kept;
+    /// Returns the memory above `kept_bytes` to the budget.
+    fn release_above(&mut self, kept_bytes: u64) {
+        if let Some(budget) = self.budget.as_ref().filter(|_| kept_bytes < self.taken_bytes) {
+            budget.0.memory.release(self.taken_bytes - kept_bytes);
+            self.taken_bytes = kept_bytes;
         }
     }
 }
@@ -239,24 +232,25 @@ mod tests {
 
     const FREE: usize = 1_000;
 
-    fn budget(memory_total_bytes_max: u64) -> BufferBudget {
+    fn budget(max_total_memory: u64) -> BufferBudget {
         BufferBudget::new(&BufferLimits {
-            memory_bytes_max: u64::MAX,
-            memory_total_bytes_max,
-            disk_bytes_max: 0,
-            disk_total_bytes_max: 0,
-            disk_free_percent_min: 0,
+            max_body_memory: u64::MAX,
+            max_total_memory,
+            max_body_disk: 0,
+            max_total_disk: 0,
+            min_disk_free_percent: 0,
             directory: PathBuf::new(),
         })
     }
 
-    /// Checks, for each buffer size, whether it is covered and how many bytes of the budget are then in use.
+    /// Resizes one share to each size, and checks whether it is covered and how many bytes the budget has in
+    /// use.
     #[track_caller]
     fn check(total: u64, sizes: &[(usize, bool, u64)]) {
         let budget = budget(total);
         let mut share = budget.share(FREE);
-        for (size, is_covered, taken) in sizes {
-            assert_eq!((share.cover(*size), budget.memory_bytes()), (*is_covered, *taken), "{size}");
+        for (size, is_covered, used_bytes) in sizes {
+            assert_eq!((share.cover(*size), budget.memory_bytes()), (*is_covered, *used_bytes), "{size}");
         }
         drop(share);
         assert_eq!(budget.memory_bytes(), 0);
@@ -271,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bytes_are_taken_exactly() {
+    fn the_last_bytes_of_the_budget_are_taken_exactly() {
         check(STEP + 10, &[(FREE + STEP as usize + 10, true, STEP + 10)]);
         check(STEP + 10, &[(FREE + STEP as usize + 11, false, 0), (FREE + 1, true, STEP)]);
         check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
@@ -288,19 +282,19 @@ mod tests {
     }
 
     #[test]
-    fn buffers_count_against_the_following_bounds() {
-        let before = budget(10 * STEP);
-        let mut old = before.share(0);
-        assert!(old.cover(2 * STEP as usize));
-        let after = budget(3 * STEP).following(&before);
+    fn existing_buffers_count_against_reloaded_limits() {
+        let old_budget = budget(10 * STEP);
+        let mut old_share = old_budget.share(0);
+        assert!(old_share.cover(2 * STEP as usize));
+        let new_budget = budget(3 * STEP).with_counters_of(&old_budget);
         assert_eq!(
-            (after.memory_bytes(), after.memory_max(), before.memory_max()),
+            (new_budget.memory_bytes(), new_budget.max_memory(), old_budget.max_memory()),
             (2 * STEP, 3 * STEP, 3 * STEP)
         );
-        let mut new = after.share(0);
-        assert!(!new.cover(2 * STEP as usize));
-        drop(old);
-        assert!(new.cover(3 * STEP as usize));
+        let mut new_share = new_budget.share(0);
+        assert!(!new_share.cover(2 * STEP as usize));
+        drop(old_share);
+        assert!(new_share.cover(3 * STEP as usize));
     }
 
     #[test]

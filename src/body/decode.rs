@@ -1,14 +1,11 @@
-//! Decodes a copy of a compressed body, so that it can be classified or searched. Separate from the relay,
-//! which passes on the original.
-//!
-//! The codings here are those that `policy::headers` offers upstream, so that a response in an offered coding
-//! can always be decoded.
+//! Decompresses a complete body to classify or search it. The codings are those that `policy::headers` offers
+//! upstream, so that a response in an offered coding can always be decoded.
 
 use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// Maximum codings of one body. Two occur where a server and a proxy in front of it both compress; more would
+/// Maximum codings of one body. Two occur when a server and a proxy in front of it both compress. More would
 /// only multiply the work.
 const MAX_CODINGS: usize = 2;
 
@@ -17,63 +14,65 @@ const MAX_CODINGS: usize = 2;
 pub enum Coding {
     /// `gzip` and `x-gzip`.
     Gzip,
-    /// `deflate`: zlib's format, or the raw deflate stream that some servers send under this name.
+    /// `deflate`: the zlib format, or the raw deflate stream that some servers send instead.
     Deflate,
 }
 
-/// The codings that a `content-encoding` names, in the order in which they were applied. Empty for an
-/// uncompressed body; `None` when a coding is unknown or when there are more than two.
+/// Parses a `content-encoding` into codings, in the order in which they were applied. Empty for an
+/// uncompressed body; `None` when a coding is unknown, or when there are more than two.
 #[must_use]
-pub fn codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
+pub fn parse_codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     let mut codings = Vec::new();
     for name in encoding.unwrap_or_default().split(',').map(str::trim) {
-        let is = |known: &str| name.eq_ignore_ascii_case(known);
-        if name.is_empty() || is("identity") {
+        let is_named = |coding: &str| name.eq_ignore_ascii_case(coding);
+        if name.is_empty() || is_named("identity") {
             continue;
         }
         if codings.len() == MAX_CODINGS {
             return None;
         }
-        codings.push(match () {
-            () if is("gzip") || is("x-gzip") => Coding::Gzip,
-            () if is("deflate") => Coding::Deflate,
-            () => return None,
+        codings.push(if is_named("gzip") || is_named("x-gzip") {
+            Coding::Gzip
+        } else if is_named("deflate") {
+            Coding::Deflate
+        } else {
+            return None;
         });
     }
     Some(codings)
 }
 
-/// Decodes `body` according to its `content-encoding`, to at most `bytes_max`.
+/// Decodes `body` according to its `content-encoding`.
 ///
-/// `None` when a coding is unknown, when the body is malformed, or when it would exceed the bound, also
-/// between two codings: such a body cannot be classified.
+/// `None` when a coding is unknown, when the body is malformed, or when the result of any coding is larger
+/// than `max_bytes`.
 #[must_use]
-pub fn decoded(body: &[u8], encoding: Option<&str>, bytes_max: usize) -> Option<Vec<u8>> {
-    let codings = codings(encoding)?;
+pub fn decode_body(body: &[u8], encoding: Option<&str>, max_bytes: usize) -> Option<Vec<u8>> {
+    let codings = parse_codings(encoding)?;
     let Some((outer, inner)) = codings.split_last() else { return Some(body.to_vec()) };
-    let outer_decoded = decode_one(*outer, body, bytes_max)?;
-    inner.iter().rev().try_fold(outer_decoded, |body, coding| decode_one(*coding, &body, bytes_max))
+    let decoded = remove_coding(*outer, body, max_bytes)?;
+    inner.iter().rev().try_fold(decoded, |body, coding| remove_coding(*coding, &body, max_bytes))
 }
 
-fn decode_one(coding: Coding, body: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     match coding {
-        Coding::Gzip => read(MultiGzDecoder::new(body), bytes_max),
-        // The checksum of zlib's format distinguishes it from the raw one.
-        Coding::Deflate => {
-            read(ZlibDecoder::new(body), bytes_max).or_else(|| read(DeflateDecoder::new(body), bytes_max))
-        }
+        Coding::Gzip => read_bounded(MultiGzDecoder::new(body), max_bytes),
+        // The check value and checksum of the zlib format distinguish it from the raw one.
+        Coding::Deflate => read_bounded(ZlibDecoder::new(body), max_bytes)
+            .or_else(|| read_bounded(DeflateDecoder::new(body), max_bytes)),
     }
 }
 
-fn read(decoder: impl Read, bytes_max: usize) -> Option<Vec<u8>> {
+/// Reads to the end; `None` on an error or beyond `max_bytes`.
+fn read_bounded(decoder: impl Read, max_bytes: usize) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
-    let limit = u64::try_from(bytes_max).ok()?.checked_add(1)?;
+    let limit = u64::try_from(max_bytes).ok()?.checked_add(1)?;
     decoder.take(limit).read_to_end(&mut decoded).ok()?;
-    (decoded.len() <= bytes_max).then_some(decoded)
+    (decoded.len() <= max_bytes).then_some(decoded)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
 
     use flate2::Compression;
@@ -81,19 +80,19 @@ mod tests {
 
     use super::*;
 
-    fn gzip(text: &[u8]) -> Vec<u8> {
+    pub(in crate::body) fn gzip(text: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
-    fn zlib(text: &[u8]) -> Vec<u8> {
+    pub(in crate::body) fn zlib(text: &[u8]) -> Vec<u8> {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
-    fn raw_deflate(text: &[u8]) -> Vec<u8> {
+    pub(in crate::body) fn raw_deflate(text: &[u8]) -> Vec<u8> {
         let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
@@ -101,7 +100,7 @@ mod tests {
 
     #[track_caller]
     fn check(body: &[u8], encoding: Option<&str>, expected: Option<&[u8]>) {
-        assert_eq!(decoded(body, encoding, 100).as_deref(), expected, "{encoding:?}");
+        assert_eq!(decode_body(body, encoding, 100).as_deref(), expected, "{encoding:?}");
     }
 
     #[test]
@@ -121,8 +120,8 @@ mod tests {
         check(&zlib(&gzip(b"both")), Some("gzip,deflate"), Some(b"both"));
         check(&gzip(&raw_deflate(b"both")), Some("deflate, identity, X-Gzip"), Some(b"both"));
         check(&gzip(&gzip(&gzip(b"thrice"))), Some("gzip, gzip, gzip"), None);
-        check(&gzip(b"outer_decoded"), Some("gzip, gzip"), None);
-        check(&gzip(b"outer_decoded"), Some("br, gzip"), None);
+        check(&gzip(b"outer decoded"), Some("gzip, gzip"), None);
+        check(&gzip(b"outer decoded"), Some("br, gzip"), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The part of a request body that does not fit into its memory: an anonymous temporary file, which the
-//! system deletes when its last handle is closed, also when the process crashes.
+//! Stores the part of a request body that exceeds its memory in an anonymous temporary file. The operating
+//! system deletes the file when its last handle is closed, even after a crash.
 //!
-//! File operations block, so they run on the runtime's blocking threads. The queue of pieces to write is
-//! bounded; the client's body is not read while the disk is slower than the client.
+//! File operations block, so they run on the runtime's blocking threads. The write queue is bounded: a disk
+//! that is slower than the client delays reading from the client.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,54 +20,54 @@ use tokio::task::JoinHandle;
 use super::budget::{BufferBudget, BufferShare};
 use crate::tasks;
 
-/// Maximum bytes queued for the file, beyond the last piece.
-const QUEUE_BYTES_MAX: u64 = 256 * 1024;
+/// Maximum bytes in the write queue, not counting the chunk that exceeds it.
+const MAX_QUEUED_BYTES: u64 = 256 * 1024;
 /// Maximum bytes of one read from the file.
-const READ_BYTES_MAX: u64 = 64 * 1024;
+const MAX_READ_BYTES: u64 = 64 * 1024;
 
-/// A file that is appended to and read at any offset.
+/// A temporary file with a write queue. Data is appended, and can be read at any offset.
 #[derive(Debug)]
 pub(super) struct DiskSpill {
     directory: Arc<Path>,
-    free_percent_min: u64,
+    min_free_percent: u64,
     file: Option<Arc<File>>,
     /// Bytes already in the file.
     written_bytes: u64,
-    /// Pieces not yet in the file, in order; the first ones are being written.
+    /// Chunks that are not yet in the file. The first ones may be part of the pending write.
     queue: VecDeque<Bytes>,
     queue_bytes: u64,
     /// The memory of the queue.
     share: BufferShare,
-    writing: Option<SpillWriter>,
-    reading: Option<SpillReader>,
+    pending_write: Option<PendingWrite>,
+    pending_read: Option<PendingRead>,
 }
 
 #[derive(Debug)]
-struct SpillWriter {
-    job: JoinHandle<io::Result<Arc<File>>>,
-    pieces: usize,
+struct PendingWrite {
+    task: JoinHandle<io::Result<Arc<File>>>,
+    chunks: usize,
     bytes: u64,
 }
 
 #[derive(Debug)]
-struct SpillReader {
-    at: u64,
-    job: JoinHandle<io::Result<Bytes>>,
+struct PendingRead {
+    offset: u64,
+    task: JoinHandle<io::Result<Bytes>>,
 }
 
 impl DiskSpill {
-    /// An empty spill. The file is created by the first write.
+    /// Creates an empty spill. The first write creates the file.
     pub(super) fn new(budget: &BufferBudget) -> Self {
         Self {
             directory: budget.directory().into(),
-            free_percent_min: budget.disk_free_percent_min(),
+            min_free_percent: budget.min_disk_free_percent(),
             share: budget.share(BufferShare::FREE),
             file: None,
             written_bytes: 0,
             queue: VecDeque::new(),
             queue_bytes: 0,
-            writing: None,
-            reading: None,
+            pending_write: None,
+            pending_read: None,
         }
     }
 
@@ -76,27 +76,27 @@ impl DiskSpill {
         self.written_bytes + self.queue_bytes
     }
 
-    /// Queues a piece for the file.
+    /// Queues data for the file.
     pub(super) fn push(&mut self, data: Bytes) {
         self.queue_bytes += data.len() as u64;
         self.queue.push_back(data);
     }
 
-    /// Advances the write; ready when another piece may be queued.
+    /// Drives the pending write. Ready when more data may be queued.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if let Some(writing) = &mut self.writing {
-                match Pin::new(&mut writing.job).poll(cx) {
+            if let Some(write) = &mut self.pending_write {
+                match Pin::new(&mut write.task).poll(cx) {
                     Poll::Pending => {
                         let bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
-                        let has_capacity = self.queue_bytes <= QUEUE_BYTES_MAX && self.share.cover(bytes);
+                        let has_capacity = self.queue_bytes <= MAX_QUEUED_BYTES && self.share.cover(bytes);
                         return if has_capacity { Poll::Ready(Ok(())) } else { Poll::Pending };
                     }
-                    Poll::Ready(written) => {
-                        let (pieces, bytes) = (writing.pieces, writing.bytes);
-                        self.writing = None;
-                        self.file = Some(written.map_err(io::Error::other)??);
-                        self.queue.drain(..pieces);
+                    Poll::Ready(result) => {
+                        let (chunks, bytes) = (write.chunks, write.bytes);
+                        self.pending_write = None;
+                        self.file = Some(result.map_err(io::Error::other)??);
+                        self.queue.drain(..chunks);
                         self.queue_bytes -= bytes;
                         self.written_bytes += bytes;
                     }
@@ -106,55 +106,64 @@ impl DiskSpill {
                 self.share.shrink(0);
                 return Poll::Ready(Ok(()));
             }
-            self.writing = Some(self.write_queue());
+            self.pending_write = Some(self.start_write());
         }
     }
 
-    fn write_queue(&self) -> SpillWriter {
-        let pieces: Vec<Bytes> = self.queue.iter().cloned().collect();
+    /// Starts to write the whole queue.
+    fn start_write(&self) -> PendingWrite {
+        let data: Vec<Bytes> = self.queue.iter().cloned().collect();
         let (file, directory) = (self.file.clone(), Arc::clone(&self.directory));
-        let (at, bytes, free_percent_min) = (self.written_bytes, self.queue_bytes, self.free_percent_min);
-        let count = pieces.len();
-        let job = tasks::blocking(move || write(file, &directory, free_percent_min, at, bytes, &pieces));
-        SpillWriter { job, pieces: count, bytes }
+        let (offset, bytes, min_free_percent) = (self.written_bytes, self.queue_bytes, self.min_free_percent);
+        let chunks = data.len();
+        let task =
+            tasks::spawn_blocking(move || write(file, &directory, min_free_percent, offset, bytes, &data));
+        PendingWrite { task, chunks, bytes }
     }
 
-    /// Reads some bytes from offset `at` on, which lies before the end.
-    pub(super) fn poll_read(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        if at >= self.written_bytes {
-            return Poll::Ready(self.queued(at - self.written_bytes));
+    /// Reads some bytes at `offset`, which must be less than [`bytes`](Self::bytes).
+    pub(super) fn poll_read(&mut self, offset: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if offset >= self.written_bytes {
+            return Poll::Ready(self.read_queue(offset - self.written_bytes));
         }
-        let Some(file) = &self.file else { return Poll::Ready(Err(io::Error::other("there is no file"))) };
+        let Some(file) = &self.file else {
+            return Poll::Ready(Err(io::Error::other("the spill file is missing")));
+        };
         // A pending read at another offset is replaced.
-        if self.reading.as_ref().is_none_or(|reading| reading.at != at) {
-            let (file, length) = (Arc::clone(file), (self.written_bytes - at).min(READ_BYTES_MAX));
-            self.reading = Some(SpillReader { at, job: tasks::blocking(move || read(&file, at, length)) });
+        if self.pending_read.as_ref().is_none_or(|read| read.offset != offset) {
+            let (file, length) = (Arc::clone(file), (self.written_bytes - offset).min(MAX_READ_BYTES));
+            self.pending_read = Some(PendingRead {
+                offset,
+                task: tasks::spawn_blocking(move || read(&file, offset, length)),
+            });
         }
-        let Some(reading) = &mut self.reading else { return Poll::Pending };
-        let data = ready!(Pin::new(&mut reading.job).poll(cx));
-        self.reading = None;
+        let Some(read) = &mut self.pending_read else { return Poll::Pending };
+        let data = ready!(Pin::new(&mut read.task).poll(cx));
+        self.pending_read = None;
         Poll::Ready(data.map_err(io::Error::other).flatten())
     }
 
-    fn queued(&self, mut at: u64) -> io::Result<Bytes> {
-        for piece in &self.queue {
-            let length = piece.len() as u64;
-            if at < length {
-                return Ok(piece.slice(usize::try_from(at).unwrap_or(usize::MAX)..));
+    fn read_queue(&self, mut offset: u64) -> io::Result<Bytes> {
+        for chunk in &self.queue {
+            let length = chunk.len() as u64;
+            if offset < length {
+                return Ok(chunk.slice(usize::try_from(offset).unwrap_or(usize::MAX)..));
             }
-            at -= length;
+            offset -= length;
         }
         Err(io::Error::other("the offset lies beyond the end"))
     }
 }
 
+/// Appends `data` of `bytes` bytes to the file, which it creates if necessary. Fails if less than
+/// `min_free_percent` of the disk would stay free.
 fn write(
     file: Option<Arc<File>>,
     directory: &Path,
-    free_percent_min: u64,
-    mut at: u64,
+    min_free_percent: u64,
+    mut offset: u64,
     bytes: u64,
-    pieces: &[Bytes],
+    data: &[Bytes],
 ) -> io::Result<Arc<File>> {
     let file = match file {
         Some(file) => file,
@@ -162,19 +171,19 @@ fn write(
     };
     let disk = rustix::fs::fstatvfs(&*file)?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes);
-    let kept = disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * free_percent_min;
-    if free < kept {
+    let min_free = disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * min_free_percent;
+    if free < min_free {
         return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is nearly full"));
     }
-    for piece in pieces {
-        file.write_all_at(piece, at)?;
-        at += piece.len() as u64;
+    for chunk in data {
+        file.write_all_at(chunk, offset)?;
+        offset += chunk.len() as u64;
     }
     Ok(file)
 }
 
-fn read(file: &File, at: u64, length: u64) -> io::Result<Bytes> {
+fn read(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
     let mut data = vec![0; usize::try_from(length).unwrap_or(0)];
-    file.read_exact_at(&mut data, at)?;
+    file.read_exact_at(&mut data, offset)?;
     Ok(data.into())
 }

@@ -1,6 +1,5 @@
-//! Copies a response body up to a bound while it is relayed, and delays the end of the body until
-//! the copy has been inspected. Identifiers that the client may name in its next request are thus
-//! recorded before the client can name them.
+//! Copies a response body while it is relayed, and delays the end of the body until the copy is inspected.
+//! The identifiers in a response are thus recorded before the client can use them in its next request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,20 +8,21 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::add_to_hint;
 use super::budget::BufferShare;
 
 /// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
-    /// Receives the complete body. Not called for a body that is larger than the bound, whose copy
-    /// does not fit the buffer budget, or that breaks off.
+    /// Called with the complete body, unless the body fails, exceeds the limit, or does not fit the buffer
+    /// budget.
     fn inspect(self, body: &[u8]);
 }
 
-/// A body that copies what it relays.
+/// A body that passes a copy of itself to a [`BodyInspector`].
 ///
-/// The last frame received is held until the next frame or the end of the body arrives. A client
-/// thus receives the end of the body only after [`BodyInspector::inspect`] has run. Past the bound
-/// no frame is held.
+/// The last received frame is held until the next frame or the end of the body arrives. A client thus
+/// receives the end of the body only after [`BodyInspector::inspect`] has run. ScriptedBody are no longer
+/// held once the copy is discarded.
 ///
 /// # Cancel safety
 ///
@@ -31,27 +31,27 @@ pub struct Inspect<B, I> {
     body: B,
     inspector: Option<I>,
     copy: Vec<u8>,
-    bytes_max: usize,
+    max_bytes: usize,
     /// The memory of the copy.
     share: BufferShare,
     held_frame: Option<Frame<Bytes>>,
-    is_over: bool,
+    /// Whether the inner body has ended.
+    has_ended: bool,
 }
 
 impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
-    /// Relays `body`; `inspector` inspects it if it is not larger than `bytes_max` and `share` covers the
-    /// copy.
-    pub fn new(body: B, inspector: Option<I>, bytes_max: usize, share: BufferShare) -> Self {
-        let is_too_large = body.size_hint().lower() > bytes_max as u64;
-        let inspector = inspector.filter(|_| bytes_max > 0 && !is_too_large);
-        Self { body, inspector, copy: Vec::new(), bytes_max, share, held_frame: None, is_over: false }
+    /// Relays `body`, and inspects it if it is not larger than `max_bytes` and `share` covers the copy.
+    pub fn new(body: B, inspector: Option<I>, max_bytes: usize, share: BufferShare) -> Self {
+        let is_too_large = body.size_hint().lower() > max_bytes as u64;
+        let inspector = inspector.filter(|_| max_bytes > 0 && !is_too_large);
+        Self { body, inspector, copy: Vec::new(), max_bytes, share, held_frame: None, has_ended: false }
     }
 
-    fn copy(&mut self, data: &[u8]) {
+    fn copy_data(&mut self, data: &[u8]) {
         let bytes = self.copy.len() + data.len();
-        // The capacity of the copy grows by doubling.
+        // `Vec` at least doubles its capacity when it grows.
         let capacity = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
-        if bytes <= self.bytes_max && self.share.cover(capacity) {
+        if bytes <= self.max_bytes && self.share.cover(capacity) {
             self.copy.extend_from_slice(data);
         } else {
             self.discard_copy();
@@ -94,7 +94,7 @@ where
                 if let Some(frame) = this.held_frame.take() {
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                return if this.is_over {
+                return if this.has_ended {
                     Poll::Ready(None)
                 } else {
                     Pin::new(&mut this.body).poll_frame(cx)
@@ -102,26 +102,26 @@ where
             }
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 None => {
-                    this.is_over = true;
+                    this.has_ended = true;
                     this.finish_copy();
                 }
-                // The held frame is dropped, because the document is incomplete.
+                // The held frame is dropped with the incomplete copy.
                 Some(Err(error)) => {
                     this.discard_copy();
-                    (this.held_frame, this.is_over) = (None, true);
+                    (this.held_frame, this.has_ended) = (None, true);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Ok(frame)) => {
                     match frame.data_ref() {
-                        Some(data) => this.copy(data),
+                        Some(data) => this.copy_data(data),
                         // Trailers end the body.
                         None => this.finish_copy(),
                     }
                     if this.body.is_end_stream() {
                         this.finish_copy();
                     }
-                    if let Some(earlier) = this.held_frame.replace(frame) {
-                        return Poll::Ready(Some(Ok(earlier)));
+                    if let Some(previous) = this.held_frame.replace(frame) {
+                        return Poll::Ready(Some(Ok(previous)));
                     }
                 }
             }
@@ -129,18 +129,13 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held_frame.is_none() && (self.is_over || (self.inspector.is_none() && self.body.is_end_stream()))
+        self.held_frame.is_none()
+            && (self.has_ended || (self.inspector.is_none() && self.body.is_end_stream()))
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held_bytes = self.held_frame.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
-        let rest = self.body.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + held_bytes);
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + held_bytes);
-        }
-        hint
+        let held_bytes = self.held_frame.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len);
+        add_to_hint(&self.body.size_hint(), held_bytes as u64)
     }
 }
 
@@ -178,14 +173,14 @@ mod tests {
         }
     }
 
-    /// A body of frames, pauses and failures.
+    /// A body of scripted poll results.
     #[derive(Debug)]
-    struct Frames {
+    struct ScriptedBody {
         frames: VecDeque<Poll<Result<Frame<Bytes>, &'static str>>>,
-        knows_its_end: bool,
+        detects_end: bool,
     }
 
-    impl Body for Frames {
+    impl Body for ScriptedBody {
         type Data = Bytes;
         type Error = &'static str;
 
@@ -204,7 +199,7 @@ mod tests {
         }
 
         fn is_end_stream(&self) -> bool {
-            self.knows_its_end && self.frames.is_empty()
+            self.detects_end && self.frames.is_empty()
         }
     }
 
@@ -214,32 +209,32 @@ mod tests {
 
     fn inspect(
         frames: impl IntoIterator<Item = Poll<Result<Frame<Bytes>, &'static str>>>,
-        knows_its_end: bool,
-        bytes_max: usize,
-    ) -> (Inspect<Frames, RecordingInspector>, RecordingInspector) {
-        let inspected = RecordingInspector::default();
-        let frames = Frames { frames: frames.into_iter().collect(), knows_its_end };
-        (Inspect::new(frames, Some(inspected.clone()), bytes_max, BufferShare::default()), inspected)
+        detects_end: bool,
+        max_bytes: usize,
+    ) -> (Inspect<ScriptedBody, RecordingInspector>, RecordingInspector) {
+        let inspector = RecordingInspector::default();
+        let frames = ScriptedBody { frames: frames.into_iter().collect(), detects_end };
+        (Inspect::new(frames, Some(inspector.clone()), max_bytes, BufferShare::default()), inspector)
     }
 
-    async fn next(inspect: &mut Inspect<Frames, RecordingInspector>) -> Option<String> {
+    async fn next(inspect: &mut Inspect<ScriptedBody, RecordingInspector>) -> Option<String> {
         let data = inspect.frame().await?.unwrap().into_data().unwrap();
         Some(String::from_utf8(data.to_vec()).unwrap())
     }
 
     #[tokio::test]
     async fn the_end_of_a_body_follows_its_inspection() {
-        for knows_its_end in [false, true] {
+        for detects_end in [false, true] {
             let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
-            let (mut inspect, inspected) = inspect(frames, knows_its_end, 6);
+            let (mut inspect, inspector) = inspect(frames, detects_end, 6);
             assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
             assert!(!inspect.is_end_stream());
             assert_eq!(next(&mut inspect).await.as_deref(), Some("cd"));
-            if !knows_its_end {
-                assert_eq!(inspected.copy(), None);
+            if !detects_end {
+                assert_eq!(inspector.copy(), None);
             }
             assert_eq!(next(&mut inspect).await.as_deref(), Some("ef"));
-            assert_eq!(inspected.copy().as_deref(), Some("abcdef"));
+            assert_eq!(inspector.copy().as_deref(), Some("abcdef"));
             assert!(inspect.is_end_stream());
             assert_eq!(next(&mut inspect).await, None);
         }
@@ -247,46 +242,46 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_response_is_relayed_without_delay_and_not_inspected() {
-        let (mut inspect, inspected) =
+        let (mut inspect, inspector) =
             inspect([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
         for expected in ["abc", "def", "g"] {
             assert_eq!(next(&mut inspect).await.as_deref(), Some(expected));
         }
         assert_eq!(next(&mut inspect).await, None);
-        assert_eq!(inspected.copy(), None);
+        assert_eq!(inspector.copy(), None);
     }
 
     #[tokio::test]
-    async fn a_body_that_is_announced_as_too_large_is_not_copied() {
-        let inspected = RecordingInspector::default();
+    async fn a_body_with_an_announced_length_beyond_the_limit_is_not_copied() {
+        let inspector = RecordingInspector::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
-        let mut inspect = Inspect::new(body, Some(inspected.clone()), 5, BufferShare::default());
+        let mut inspect = Inspect::new(body, Some(inspector.clone()), 5, BufferShare::default());
         assert_eq!(inspect.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
-        assert_eq!((inspect.copy.capacity(), inspected.copy()), (0, None));
+        assert_eq!((inspect.copy.capacity(), inspector.copy()), (0, None));
     }
 
     #[tokio::test]
     async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
-        let (mut inspect, inspected) = inspect([data("ab"), trailers], false, 5);
+        let (mut inspect, inspector) = inspect([data("ab"), trailers], false, 5);
         assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
-        assert_eq!(inspected.copy().as_deref(), Some("ab"));
+        assert_eq!(inspector.copy().as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().unwrap().is_trailers());
     }
 
     #[tokio::test]
     async fn a_broken_response_is_not_inspected() {
-        let (mut inspect, inspected) =
+        let (mut inspect, inspector) =
             inspect([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
         assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().is_err());
-        assert_eq!(inspected.copy(), None);
+        assert_eq!(inspector.copy(), None);
     }
 
     #[tokio::test]
     async fn an_empty_response_is_inspected() {
-        let (mut inspect, inspected) = inspect([], false, 50);
+        let (mut inspect, inspector) = inspect([], false, 50);
         assert_eq!(next(&mut inspect).await, None);
-        assert_eq!(inspected.copy().as_deref(), Some(""));
+        assert_eq!(inspector.copy().as_deref(), Some(""));
     }
 }

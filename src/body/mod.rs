@@ -1,22 +1,33 @@
-//! Adapters around message bodies: [`replay`] keeps a request body so that it can be sent again, [`peek`]
-//! reads the start of an error response, [`inspect`] copies a response that is relayed, [`redacted`] removes
-//! keys from responses, [`relay`] counts a response and reports once how it ended. [`budget`] bounds their
-//! buffers.
+//! Adapters around message bodies: [`replay`] buffers a request body for retries, [`peek`] reads a response
+//! before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`] removes keys
+//! from responses, and [`relay`] reports how a relay ended. [`budget`] bounds their buffers.
 
 pub mod budget;
 pub mod decode;
 pub mod inspect;
 pub mod peek;
-pub mod redacted;
+pub mod redacted_body;
 pub mod relay;
 pub mod replay;
 
+mod compressed_search;
 mod disk_spill;
-mod packed;
 mod replay_buffer;
 
-pub use packed::Withheld;
-pub use replay_buffer::Loss;
+pub use compressed_search::WithholdReason;
+pub use replay_buffer::ReplayLoss;
+
+use http_body::SizeHint;
+
+/// The size hint of a body that first sends `buffered_bytes` and then the rest.
+fn add_to_hint(rest: &SizeHint, buffered_bytes: u64) -> SizeHint {
+    let mut hint = SizeHint::new();
+    hint.set_lower(rest.lower() + buffered_bytes);
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(upper + buffered_bytes);
+    }
+    hint
+}
 
 #[cfg(test)]
 mod tests;

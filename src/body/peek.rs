@@ -1,4 +1,5 @@
-//! Reads the start of a response body to classify the response, and keeps it to relay it.
+//! Reads a response body to classify the response, and keeps the frames so that the body can still be
+//! relayed.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -9,13 +10,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use super::add_to_hint;
 use super::budget::{BufferBudget, BufferShare};
 
-/// A body whose start was read. It relays exactly the frames that arrived, in the same pieces.
+/// A body of which some frames are already read. It relays exactly the received frames.
 #[derive(Debug)]
-pub struct Peeked<B: Body> {
+pub struct PeekedBody<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
-    /// An error that occurred while reading; it is returned after the frames read before it.
+    /// The error that ended reading. It is returned after the frames before it.
     error: Option<B::Error>,
     rest: B,
     /// The memory of the frames read.
@@ -23,13 +25,13 @@ pub struct Peeked<B: Body> {
     is_over_budget: bool,
 }
 
-impl<B> Peeked<B>
+impl<B> PeekedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// A body of which no frame was read.
+    /// Wraps a body without reading it.
     #[must_use]
-    pub fn untouched(body: B) -> Self {
+    pub fn new(body: B) -> Self {
         Self {
             frames: VecDeque::new(),
             error: None,
@@ -39,45 +41,44 @@ where
         }
     }
 
-    /// The inner body; frames already read are discarded.
-    pub fn into_rest(self) -> B {
+    /// Returns the inner body, and discards the frames already read.
+    pub fn into_inner(self) -> B {
         self.rest
     }
 
-    /// Reads `body` to its end, up to `bytes_max` bytes, for at most `within`, and within the
-    /// memory of `budget`; without a budget, memory is unlimited. Also returns the bytes if they
-    /// are the complete body.
+    /// Wraps `body` and calls [`read_to_end`](Self::read_to_end).
     ///
     /// # Cancel safety
     ///
     /// Dropping the future drops the body.
     pub async fn read(
         body: B,
-        bytes_max: usize,
-        within: Duration,
+        max_bytes: usize,
+        timeout: Duration,
         budget: Option<&BufferBudget>,
     ) -> (Self, Option<Vec<u8>>) {
-        let mut peeked = Self::untouched(body);
-        let whole = peeked.whole(bytes_max, within, budget).await;
-        (peeked, whole)
+        let mut peeked = Self::new(body);
+        let bytes = peeked.read_to_end(max_bytes, timeout, budget).await;
+        (peeked, bytes)
     }
 
-    /// Continues reading to the end, up to `bytes_max` bytes, for at most `within`, and within the
-    /// memory of `budget`. Returns all bytes read so far if they are the complete body.
+    /// Reads to the end of the body, up to `max_bytes` bytes, for at most `timeout`, and within the memory of
+    /// `budget`; without a budget, memory is unlimited. Returns all bytes of the body, including those read
+    /// by earlier calls, or `None` if the body is incomplete.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no bytes: the frames read are still relayed.
-    pub async fn whole(
+    /// Dropping the future does not lose bytes: the frames already read are still relayed.
+    pub async fn read_to_end(
         &mut self,
-        bytes_max: usize,
-        within: Duration,
+        max_bytes: usize,
+        timeout: Duration,
         budget: Option<&BufferBudget>,
     ) -> Option<Vec<u8>> {
         if self.share.budget().is_none() {
             self.share = budget.map(|budget| budget.share(BufferShare::FREE)).unwrap_or_default();
         }
-        tokio::time::timeout(within, self.fill(bytes_max)).await.unwrap_or(None)
+        tokio::time::timeout(timeout, self.read_frames(max_bytes)).await.unwrap_or(None)
     }
 
     /// Whether reading ended because the budget was used up.
@@ -86,26 +87,26 @@ where
         self.is_over_budget
     }
 
-    /// Replaces the bytes read by `whole`.
-    pub fn replace(&mut self, whole: Bytes) {
+    /// Replaces the frames already read.
+    pub fn replace(&mut self, data: Bytes) {
         self.frames.clear();
-        self.share.shrink(whole.len());
-        self.frames.push_back(Frame::data(whole));
+        self.share.shrink(data.len());
+        self.frames.push_back(Frame::data(data));
     }
 
-    async fn fill(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
+    async fn read_frames(&mut self, max_bytes: usize) -> Option<Vec<u8>> {
         if self.error.is_some() {
             return None;
         }
-        let mut whole = Vec::new();
-        self.frames.iter().filter_map(Frame::data_ref).for_each(|data| whole.extend_from_slice(data));
-        if whole.len() > bytes_max {
+        let mut bytes = Vec::new();
+        self.frames.iter().filter_map(Frame::data_ref).for_each(|data| bytes.extend_from_slice(data));
+        if bytes.len() > max_bytes {
             return None;
         }
         while let Some(frame) = self.rest.frame().await {
             match frame {
                 Ok(frame) => {
-                    whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
                     self.frames.push_back(frame);
                 }
                 Err(error) => {
@@ -113,20 +114,20 @@ where
                     return None;
                 }
             }
-            if whole.len() > bytes_max {
+            if bytes.len() > max_bytes {
                 return None;
             }
-            // The bytes are in memory twice: as frames, and joined.
-            if !self.share.cover(whole.len() + whole.capacity()) {
+            // The bytes are in memory twice: in the frames, and joined in `bytes`.
+            if !self.share.cover(bytes.len() + bytes.capacity()) {
                 self.is_over_budget = true;
                 return None;
             }
         }
-        Some(whole)
+        Some(bytes)
     }
 }
 
-impl<B> Body for Peeked<B>
+impl<B> Body for PeekedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Unpin,
@@ -155,14 +156,8 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        let frames: usize = self.frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
-        let rest = self.rest.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + frames as u64);
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + frames as u64);
-        }
-        hint
+        let frame_bytes: usize = self.frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        add_to_hint(&self.rest.size_hint(), frame_bytes as u64)
     }
 }
 
@@ -177,25 +172,25 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn body(
-        pieces: Vec<Result<&'static str, io::ErrorKind>>,
+        chunks: Vec<Result<&'static str, io::ErrorKind>>,
     ) -> impl Body<Data = Bytes, Error = io::Error> + Unpin {
-        let frames = pieces.into_iter().map(|piece| match piece {
+        let frames = chunks.into_iter().map(|chunk| match chunk {
             Ok(text) => Ok(Frame::data(Bytes::from_static(text.as_bytes()))),
             Err(kind) => Err(io::Error::from(kind)),
         });
-        StreamBody::new(Stream(frames.collect()))
+        StreamBody::new(FrameStream(frames.collect()))
     }
 
-    async fn read<B>(body: B, bytes_max: usize, within: Duration) -> (Peeked<B>, Option<Vec<u8>>)
+    async fn peek<B>(body: B, max_bytes: usize, timeout: Duration) -> (PeekedBody<B>, Option<Vec<u8>>)
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        Peeked::read(body, bytes_max, within, None).await
+        PeekedBody::read(body, max_bytes, timeout, None).await
     }
 
-    struct Stream(VecDeque<Result<Frame<Bytes>, io::Error>>);
+    struct FrameStream(VecDeque<Result<Frame<Bytes>, io::Error>>);
 
-    impl futures_core::Stream for Stream {
+    impl futures_core::Stream for FrameStream {
         type Item = Result<Frame<Bytes>, io::Error>;
 
         fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -204,9 +199,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_body_is_read_whole_and_relayed_in_its_pieces() {
-        let (mut peeked, whole) = read(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
-        assert_eq!(whole.as_deref(), Some(&b"abc"[..]));
+    async fn a_small_body_is_read_completely_and_relayed_in_the_same_frames() {
+        let (mut peeked, bytes) = peek(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
+        assert_eq!(bytes.as_deref(), Some(&b"abc"[..]));
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
         assert!(peeked.frame().await.is_none());
@@ -214,41 +209,40 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_not_classified_and_not_shortened() {
-        let (peeked, whole) = read(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
-        assert_eq!(whole, None);
+        let (peeked, bytes) = peek(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
+        assert_eq!(bytes, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
     }
 
     #[tokio::test]
     async fn a_body_that_was_read_can_be_read_again_and_replaced() {
-        let (mut peeked, _) = read(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
-        assert_eq!(peeked.whole(3, LONG, None).await, None);
-        assert_eq!(peeked.whole(4, LONG, None).await.as_deref(), Some(&b"abcd"[..]));
+        let (mut peeked, _) = peek(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
+        assert_eq!(peeked.read_to_end(3, LONG, None).await, None);
+        assert_eq!(peeked.read_to_end(4, LONG, None).await.as_deref(), Some(&b"abcd"[..]));
         peeked.replace(Bytes::from_static(b"other"));
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "other");
     }
 
     #[tokio::test]
-    async fn a_body_that_breaks_off_is_relayed_with_its_error() {
-        let (mut peeked, whole) =
-            read(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
-        assert_eq!(whole, None);
+    async fn a_body_that_fails_is_relayed_with_its_error() {
+        let (mut peeked, bytes) =
+            peek(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
+        assert_eq!(bytes, None);
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert!(!peeked.is_end_stream());
         assert_eq!(peeked.frame().await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reading_an_endless_body_times_out() {
-        let endless = Endless;
-        let (_, whole) = read(endless, 9, Duration::from_secs(2)).await;
-        assert_eq!(whole, None);
+    async fn reading_a_pending_body_times_out() {
+        let (_, bytes) = peek(PendingBody, 9, Duration::from_secs(2)).await;
+        assert_eq!(bytes, None);
     }
 
     #[derive(Debug)]
-    struct Endless;
+    struct PendingBody;
 
-    impl Body for Endless {
+    impl Body for PendingBody {
         type Data = Bytes;
         type Error = io::Error;
 

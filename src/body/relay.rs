@@ -1,5 +1,5 @@
-//! Relays a response body to the client: counts its bytes and reports once how the relay ended, also when the
-//! body is dropped before its end.
+//! The outermost response body: counts the relayed bytes and reports exactly once how the relay ended, also
+//! when the server drops the body early.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,17 +10,17 @@ use http_body::{Body, Frame, SizeHint};
 /// The outcome of the relay of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayEnd {
-    /// The client received the complete body.
+    /// The complete body was returned to the server.
     Complete,
-    /// The client disconnected before the end.
-    ClientLeft,
-    /// The upstream connection broke.
-    UpstreamBroke,
+    /// The body was dropped before its end: the client has disconnected.
+    ClientDisconnected,
+    /// The body ended with an error.
+    UpstreamFailed,
 }
 
 /// Receives the end of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
-    /// Called when the relay ended, with the number of body bytes relayed.
+    /// Called when the relay ends, with the number of relayed body bytes.
     fn on_end(self, end: RelayEnd, bytes: u64);
 }
 
@@ -28,11 +28,11 @@ pub trait OnBodyEnd: Send + 'static {
 ///
 /// # Cancel safety
 ///
-/// Dropping it reports [`RelayEnd::ClientLeft`], unless the complete body was passed on: a server does not need
-/// to poll again after the last byte of a body whose length is known.
+/// Dropping it reports [`RelayEnd::ClientDisconnected`], unless the body had ended: a server does not poll
+/// again after the last byte of a body whose length is known.
 #[derive(Debug)]
 pub struct Relay<B: Body, O: OnBodyEnd> {
-    /// `None` once the relay is dropped.
+    /// `None` only during drop.
     body: Option<B>,
     on_end: Option<O>,
     bytes: u64,
@@ -68,10 +68,10 @@ where
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => self.bytes += data.len() as u64,
-                // Trailers end the body; a server does not poll again.
+                // Trailers end the body. The server does not poll again.
                 None => self.report_end(RelayEnd::Complete),
             },
-            Some(Err(_)) => self.report_end(RelayEnd::UpstreamBroke),
+            Some(Err(_)) => self.report_end(RelayEnd::UpstreamFailed),
             None => self.report_end(RelayEnd::Complete),
         }
         Poll::Ready(frame)
@@ -91,10 +91,10 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
         let end = if self.body.as_ref().is_none_or(B::is_end_stream) {
             RelayEnd::Complete
         } else {
-            RelayEnd::ClientLeft
+            RelayEnd::ClientDisconnected
         };
-        // Closes the upstream connection first: the provider must be able to see the end of this
-        // request before the key's concurrency slot goes to the next one.
+        // Closes the upstream connection first, so that the provider can see the end of this request before
+        // the next request takes the key's concurrency slot.
         self.body = None;
         self.report_end(end);
     }
@@ -122,7 +122,6 @@ mod tests {
         (Relay::new(body, EndSender(sender)), receiver)
     }
 
-    #[track_caller]
     fn ends(receiver: Receiver<(RelayEnd, u64)>) -> Vec<(RelayEnd, u64)> {
         receiver.into_iter().collect()
     }
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_relayed_response_is_complete_without_a_poll_of_its_end() {
+    async fn a_response_is_complete_without_a_poll_after_its_last_byte() {
         let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         relay.frame().await.unwrap().unwrap();
         drop(relay);
@@ -163,26 +162,26 @@ mod tests {
     fn a_disconnected_client_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::ClientLeft, 0)]);
+        assert_eq!(ends(receiver), [(RelayEnd::ClientDisconnected, 0)]);
     }
 
     #[test]
     fn the_upstream_body_is_dropped_before_the_end_is_reported() {
-        struct CountingEnd(std::sync::Arc<()>, Sender<usize>);
-        impl OnBodyEnd for CountingEnd {
+        struct OwnerCount(std::sync::Arc<()>, Sender<usize>);
+        impl OnBodyEnd for OwnerCount {
             fn on_end(self, _: RelayEnd, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }
         }
-        let (held, (sender, receiver)) = (std::sync::Arc::new(()), channel());
-        let body = Box::pin(Holding(std::sync::Arc::clone(&held)));
-        drop(Relay::new(body, CountingEnd(held, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the body is dropped");
+        let (owner, (sender, receiver)) = (std::sync::Arc::new(()), channel());
+        let body = Box::pin(PendingBody(std::sync::Arc::clone(&owner)));
+        drop(Relay::new(body, OwnerCount(owner, sender)));
+        assert_eq!(receiver.recv().unwrap(), 1, "the body is dropped first");
     }
 
-    struct Holding(#[expect(dead_code, reason = "it is held")] std::sync::Arc<()>);
+    struct PendingBody(#[expect(dead_code, reason = "it is counted by `OwnerCount`")] std::sync::Arc<()>);
 
-    impl Body for Holding {
+    impl Body for PendingBody {
         type Data = Bytes;
         type Error = &'static str;
 
@@ -196,15 +195,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_broken_response_is_reported_once() {
-        let (mut relay, receiver) = relay(Failing);
+        let (mut relay, receiver) = relay(FailingBody);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::UpstreamBroke, 0)]);
+        assert_eq!(ends(receiver), [(RelayEnd::UpstreamFailed, 0)]);
     }
 
-    struct Failing;
+    struct FailingBody;
 
-    impl Body for Failing {
+    impl Body for FailingBody {
         type Data = Bytes;
         type Error = &'static str;
 

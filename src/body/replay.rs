@@ -1,8 +1,8 @@
-//! A request body that can be sent more than once: the first attempt streams it to the upstream and
-//! keeps the bytes in a replay buffer; a later one starts from the buffer and continues with the
-//! bytes that still arrive. A body that exceeds the buffer is still sent, but only once.
+//! A request body that can be sent more than once. The first attempt streams it to the upstream and copies it
+//! into a replay buffer. A later attempt sends the buffer, and continues with the bytes that still arrive. A
+//! body that exceeds the buffer is sent only once.
 
-mod intake;
+mod read_ahead;
 mod upload_wait;
 
 use std::collections::VecDeque;
@@ -15,46 +15,46 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::budget::{BufferBudget, BufferShare};
-use super::replay_buffer::{Loss, ReplayBuffer};
+use super::replay_buffer::{ReplayBuffer, ReplayLoss};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
-use crate::policy::replay::Replayable;
-pub use intake::Slow;
+use crate::policy::replay::ReplayableBody;
+pub use read_ahead::SlowUpload;
 pub use upload_wait::UploadWait;
 
-/// A client's request body and its replay buffer.
+/// A request body and its replay buffer.
 #[derive(Debug)]
 pub struct Replay<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// One pass of the body to the upstream. A later pass supersedes it: two connections never share the bytes
-/// that still arrive.
+/// The body of one attempt. A later attempt supersedes it, so that two connections never share the bytes that
+/// still arrive.
 #[derive(Debug)]
 pub struct AttemptBody<B> {
     shared: Arc<Mutex<Shared<B>>>,
-    pass: u32,
-    at: u64,
+    attempt: u32,
+    offset: u64,
 }
 
-/// The progress of a body's upload, for the task that waits for the response.
+/// The progress of the upload, for the task that waits for the response.
 #[derive(Debug)]
-pub struct Upload<B> {
+pub struct UploadProgress<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// The reason why a pass ended early.
+/// The reason why the body of an attempt ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Interrupted {
-    /// A later pass has begun.
-    #[error("another attempt has taken over the request's body")]
+pub enum AttemptBodyError {
+    /// A later attempt has started.
+    #[error("another attempt has taken over the request body")]
     Superseded,
-    /// The client's body broke off or was malformed.
-    #[error("the client's request body broke off")]
-    ClientBroke,
+    /// The body of the client ended early or was malformed.
+    #[error("the request body of the client ended early")]
+    ClientBodyFailed,
     /// The replay buffer cannot be read back.
-    #[error("the buffered part of the request's body is lost: {0}")]
-    Lost(Loss),
+    #[error("the buffered part of the request body is lost: {0}")]
+    Lost(ReplayLoss),
 }
 
 #[derive(Debug)]
@@ -62,27 +62,28 @@ struct Shared<B> {
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
-    /// Pieces read before an attempt sends them, in case the replay buffer cannot keep them.
+    /// Chunks read ahead of the first attempt, in case the replay buffer cannot keep them.
     read_ahead: VecDeque<Bytes>,
-    /// The memory of these pieces when the replay buffer is on disk.
+    /// The memory of `read_ahead` if the replay buffer is on disk. Otherwise both share the same bytes.
     read_ahead_share: Option<BufferShare>,
-    /// The offset in the body at which these pieces begin.
+    /// The offset of `read_ahead` in the body.
     read_ahead_offset: u64,
-    /// The length the client announced.
+    /// The announced length.
     length: Option<u64>,
-    pass: u32,
-    passed_bytes: u64,
-    /// Whether the connection has accepted a byte of the last pass's request.
-    has_begun: bool,
+    /// The number of the current attempt, from 1 on.
+    attempt: u32,
+    /// Bytes that the current attempt has taken.
+    sent_bytes: u64,
+    /// Whether the connection has accepted a byte of the current attempt.
+    has_started: bool,
+    /// Whether no later attempt will need the buffer.
     is_released: bool,
-    /// Time at which bytes were last passed to an attempt.
-    moved_at: Instant,
-    /// Time at which bytes last arrived from the client.
-    arrived_at: Instant,
-    /// Bytes received so far, the time spent waiting for the client before that, and the start of the current
-    /// wait.
-    arrived_bytes: u64,
+    last_sent_at: Instant,
+    last_received_at: Instant,
+    received_bytes: u64,
+    /// Time spent waiting for the client before `waiting_since`.
     client_wait: Duration,
+    /// Start of the current wait for the client.
     waiting_since: Option<Instant>,
 }
 
@@ -91,28 +92,34 @@ enum SourceState {
     Ready,
     Pending,
     Complete,
-    Broken,
+    Failed,
 }
 
 impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Keeps `source` within the bounds of `budget`. The body is not read before an attempt polls it.
+    /// Wraps `source`, and buffers it within the limits of `budget`. The body is not read before it is
+    /// polled.
     #[must_use]
-    pub fn hold(source: B, budget: &BufferBudget) -> Self {
+    pub fn new(source: B, budget: &BufferBudget) -> Self {
         let source_state = if source.is_end_stream() { SourceState::Complete } else { SourceState::Ready };
         let length = source.size_hint().exact();
-        Self::of(Some(source), source_state, length, budget)
+        Self::from_source(Some(source), source_state, length, budget)
     }
 
-    /// An empty body, for the proxy's own requests.
+    /// Creates an empty body, for the proxy's own requests.
     #[must_use]
     pub fn empty() -> Self {
-        Self::of(None, SourceState::Complete, Some(0), &BufferBudget::none())
+        Self::from_source(None, SourceState::Complete, Some(0), &BufferBudget::empty())
     }
 
-    fn of(source: Option<B>, source_state: SourceState, length: Option<u64>, budget: &BufferBudget) -> Self {
+    fn from_source(
+        source: Option<B>,
+        source_state: SourceState,
+        length: Option<u64>,
+        budget: &BufferBudget,
+    ) -> Self {
         let now = clock::instant();
         let shared = Shared {
             source,
@@ -122,169 +129,173 @@ where
             read_ahead_share: None,
             read_ahead_offset: 0,
             length,
-            pass: 0,
-            passed_bytes: 0,
-            has_begun: false,
+            attempt: 0,
+            sent_bytes: 0,
+            has_started: false,
             is_released: false,
-            moved_at: now,
-            arrived_at: now,
-            arrived_bytes: 0,
+            last_sent_at: now,
+            last_received_at: now,
+            received_bytes: 0,
             client_wait: Duration::ZERO,
             waiting_since: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
-    /// Begins a pass, from the first byte. Ends the one before.
+    /// Starts an attempt from the first byte, and supersedes the previous one.
     #[must_use]
-    pub fn attempt(&self) -> AttemptBody<B> {
+    pub fn start_attempt(&self) -> AttemptBody<B> {
         let mut shared = lock(&self.shared);
-        shared.pass += 1;
-        shared.passed_bytes = 0;
-        shared.has_begun = false;
-        shared.moved_at = clock::instant();
-        // The body is not polled while the request waits for a key, so this time is not counted as
-        // a wait for the client.
-        shared.waiting_since = shared.waiting_since.map(|_| shared.moved_at);
-        AttemptBody { shared: Arc::clone(&self.shared), pass: shared.pass, at: 0 }
+        shared.attempt += 1;
+        shared.sent_bytes = 0;
+        shared.has_started = false;
+        shared.last_sent_at = clock::instant();
+        // The body is not polled between attempts, so that time does not count as a wait for the client.
+        shared.waiting_since = shared.waiting_since.map(|_| shared.last_sent_at);
+        AttemptBody { shared: Arc::clone(&self.shared), attempt: shared.attempt, offset: 0 }
     }
 
-    /// The length the client announced.
+    /// The announced length of the body.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         lock(&self.shared).length
     }
 
-    /// Whether a new pass would send the complete body.
+    /// Whether another attempt could send the complete body.
     #[must_use]
-    pub fn holding(&self) -> Replayable {
+    pub fn replayable_body(&self) -> ReplayableBody {
         let shared = lock(&self.shared);
-        let is_broken = shared.source_state == SourceState::Broken;
-        if shared.buffer.loss().is_none() && !is_broken { Replayable::Whole } else { Replayable::Lost }
+        let is_complete = shared.buffer.loss().is_none() && shared.source_state != SourceState::Failed;
+        if is_complete { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
     }
 
-    /// The time of the last bytes from the client, or of the beginning of the request before the first ones.
+    /// The time at which bytes last arrived from the client; the start of the request before the first ones.
     #[must_use]
-    pub fn arrived_at(&self) -> Instant {
-        lock(&self.shared).arrived_at
+    pub fn last_received_at(&self) -> Instant {
+        lock(&self.shared).last_received_at
     }
 
-    /// The loss of the replay buffer because of which a new pass cannot send the complete body.
+    /// The reason why the replay buffer is incomplete.
     #[must_use]
-    pub fn loss(&self) -> Option<Loss> {
+    pub fn loss(&self) -> Option<ReplayLoss> {
         lock(&self.shared).buffer.loss()
     }
 }
 
 impl<B> AttemptBody<B> {
-    /// A view of the upload's progress.
+    /// Returns a handle to the progress of the upload.
     #[must_use]
-    pub fn upload(&self) -> Upload<B> {
-        Upload { shared: Arc::clone(&self.shared) }
+    pub fn upload(&self) -> UploadProgress<B> {
+        UploadProgress { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<B> Upload<B> {
-    /// The event that the upload waits for now.
+impl<B> UploadProgress<B> {
+    /// The event that the upload waits for.
     #[must_use]
-    pub fn waiting(&self) -> UploadWait {
+    pub fn waits_for(&self) -> UploadWait {
         match lock(&self.shared).source_state {
             SourceState::Ready => UploadWait::ForUpstream,
             SourceState::Pending => UploadWait::ForClient,
             SourceState::Complete => UploadWait::ForResponse,
-            SourceState::Broken => UploadWait::Never,
+            SourceState::Failed => UploadWait::Failed,
         }
     }
 
     /// Records that the connection has accepted the first byte of the request.
-    pub fn begun(&self) {
-        lock(&self.shared).has_begun = true;
+    pub fn mark_started(&self) {
+        lock(&self.shared).has_started = true;
     }
 
-    /// Whether the connection has accepted any byte of the request: then the provider may serve it.
+    /// Whether the connection has accepted a byte of the request, so that the provider may process it.
     #[must_use]
-    pub fn has_begun(&self) -> bool {
-        lock(&self.shared).has_begun
+    pub fn has_started(&self) -> bool {
+        lock(&self.shared).has_started
     }
 
-    /// Bytes that the last pass has sent.
+    /// Bytes that the current attempt has taken to send.
     #[must_use]
-    pub fn passed_bytes(&self) -> u64 {
-        lock(&self.shared).passed_bytes
+    pub fn sent_bytes(&self) -> u64 {
+        lock(&self.shared).sent_bytes
     }
 
-    /// The start of the body that is in memory, and whether it is the complete body.
+    /// Returns up to `max_bytes` of the buffered start of the body, and whether it is the complete body.
     #[must_use]
-    pub fn start(&self, bytes_max: usize) -> (Bytes, bool) {
-        start(&lock(&self.shared), bytes_max)
+    pub fn buffered_start(&self, max_bytes: usize) -> (Bytes, bool) {
+        buffered_start(&lock(&self.shared), max_bytes)
     }
 
-    /// Gives up the replay: no attempt will send the body again, so the buffer is freed once its bytes are
-    /// passed on.
+    /// Declares that there will be no further attempt. The buffer is freed once the current attempt has sent
+    /// it.
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
         shared.discard_if_released();
     }
 
-    /// Deadline for more bytes of the body at this rate; `None` while the upload does not wait for
-    /// the client.
+    /// The time by which the client must send more bytes to reach `rate`; `None` while the upload does not
+    /// wait for the client.
     #[must_use]
-    pub fn slow_at(&self, rate: MinRate) -> Option<Instant> {
-        lock(&self.shared).slow_at(rate)
+    pub fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
+        lock(&self.shared).min_rate_deadline(rate)
     }
 
-    /// The time at which bytes were last passed to an attempt.
+    /// The time at which the current attempt last took bytes to send.
     #[must_use]
-    pub fn moved_at(&self) -> Instant {
-        lock(&self.shared).moved_at
+    pub fn last_sent_at(&self) -> Instant {
+        lock(&self.shared).last_sent_at
     }
 }
 
-fn start<B>(shared: &Shared<B>, bytes_max: usize) -> (Bytes, bool) {
-    let start = shared.buffer.start(bytes_max);
-    let is_whole = shared.source_state == SourceState::Complete
+fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> (Bytes, bool) {
+    let start = shared.buffer.start(max_bytes);
+    let is_complete = shared.source_state == SourceState::Complete
         && shared.buffer.loss().is_none()
         && shared.buffer.bytes() == start.len() as u64;
-    (start, is_whole)
+    (start, is_complete)
 }
 
 impl<B> Shared<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// The next piece for a pass that has sent `at` bytes.
-    fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+    /// Polls the next data for an attempt at `offset`.
+    fn poll_data(
+        &mut self,
+        offset: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
         if self.buffer.loss().is_none() {
-            if let Some(piece) = ready!(self.buffer.poll_piece(at, cx)) {
-                return Poll::Ready(Some(piece.map_err(Interrupted::Lost)));
+            if let Some(data) = ready!(self.buffer.poll_read(offset, cx)) {
+                return Poll::Ready(Some(data.map_err(AttemptBodyError::Lost)));
             }
             ready!(self.buffer.poll_capacity(cx));
-        } else if let Some(piece) = self.read_ahead_piece(at) {
-            return Poll::Ready(Some(Ok(piece)));
+        } else if let Some(data) = self.take_read_ahead(offset) {
+            return Poll::Ready(Some(Ok(data)));
         }
         self.poll_source(cx)
     }
 
-    /// The piece at offset `at` among the pieces read ahead.
-    fn read_ahead_piece(&mut self, at: u64) -> Option<Bytes> {
+    /// Returns the data at `offset` that was read ahead, and drops the chunks before it.
+    fn take_read_ahead(&mut self, offset: u64) -> Option<Bytes> {
         loop {
-            let piece = self.read_ahead.front()?;
-            let end = self.read_ahead_offset + piece.len() as u64;
-            if at < end {
-                let begin = usize::try_from(at.saturating_sub(self.read_ahead_offset)).unwrap_or(usize::MAX);
-                return Some(piece.slice(begin.min(piece.len())..));
+            let chunk = self.read_ahead.front()?;
+            let end = self.read_ahead_offset + chunk.len() as u64;
+            if offset < end {
+                let start =
+                    usize::try_from(offset.saturating_sub(self.read_ahead_offset)).unwrap_or(usize::MAX);
+                return Some(chunk.slice(start.min(chunk.len())..));
             }
             self.read_ahead_offset = end;
             self.read_ahead.pop_front();
         }
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
         loop {
             match self.source_state {
                 SourceState::Complete => return Poll::Ready(None),
-                SourceState::Broken => return Poll::Ready(Some(Err(Interrupted::ClientBroke))),
+                SourceState::Failed => return Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))),
                 SourceState::Ready | SourceState::Pending => {}
             }
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
@@ -294,20 +305,20 @@ where
                 return Poll::Pending;
             };
             self.source_state = SourceState::Ready;
-            self.arrived_at = clock::instant();
+            self.last_received_at = clock::instant();
             if let Some(since) = self.waiting_since.take() {
-                self.client_wait += self.arrived_at.saturating_duration_since(since);
+                self.client_wait += self.last_received_at.saturating_duration_since(since);
             }
             match frame {
                 None => self.source_state = SourceState::Complete,
-                Some(Err(_)) => self.source_state = SourceState::Broken,
-                // Trailers are dropped: one could be called `xi-api-key`, and the provider reads none.
+                Some(Err(_)) => self.source_state = SourceState::Failed,
+                // Trailers are dropped: one could be named `xi-api-key`, and the provider does not read them.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         if source.is_end_stream() {
                             self.source_state = SourceState::Complete;
                         }
-                        self.arrived_bytes += data.len() as u64;
+                        self.received_bytes += data.len() as u64;
                         self.buffer.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
@@ -318,13 +329,13 @@ where
 }
 
 impl<B> Shared<B> {
-    fn slow_at(&self, rate: MinRate) -> Option<Instant> {
-        let left = rate.due(self.arrived_bytes)?.saturating_sub(self.client_wait);
-        self.waiting_since?.checked_add(left)
+    fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
+        let remaining = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait);
+        self.waiting_since?.checked_add(remaining)
     }
 
-    /// Whether the budget covers another piece read ahead. A piece in memory shares its bytes with
-    /// the replay buffer.
+    /// Whether the budget covers the chunks read ahead. They share the memory of the replay buffer unless it
+    /// is on disk.
     fn covers_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;
@@ -335,15 +346,15 @@ impl<B> Shared<B> {
             .cover(bytes)
     }
 
-    /// The offset at which the pieces read ahead end.
+    /// The end offset of the chunks read ahead.
     fn read_ahead_end(&self) -> u64 {
-        self.read_ahead_offset + self.read_ahead.iter().map(|piece| piece.len() as u64).sum::<u64>()
+        self.read_ahead_offset + self.read_ahead.iter().map(|chunk| chunk.len() as u64).sum::<u64>()
     }
 
-    fn passed(&mut self, data: &Bytes) {
-        self.moved_at = clock::instant();
-        self.passed_bytes += data.len() as u64;
-        if self.passed_bytes >= self.read_ahead_end() {
+    fn record_sent(&mut self, data: &Bytes) {
+        self.last_sent_at = clock::instant();
+        self.sent_bytes += data.len() as u64;
+        if self.sent_bytes >= self.read_ahead_end() {
             self.read_ahead = VecDeque::new();
             self.read_ahead_share = None;
         }
@@ -351,8 +362,8 @@ impl<B> Shared<B> {
     }
 
     fn discard_if_released(&mut self) {
-        if self.is_released && self.passed_bytes >= self.buffer.bytes() {
-            self.buffer.discard(Loss::Released);
+        if self.is_released && self.sent_bytes >= self.buffer.bytes() {
+            self.buffer.discard(ReplayLoss::Released);
         }
     }
 }
@@ -362,35 +373,36 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     type Data = Bytes;
-    type Error = Interrupted;
+    type Error = AttemptBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AttemptBodyError>>> {
         let this = &mut *self;
         let mut shared = lock(&this.shared);
-        if shared.pass != this.pass {
-            return Poll::Ready(Some(Err(Interrupted::Superseded)));
+        if shared.attempt != this.attempt {
+            return Poll::Ready(Some(Err(AttemptBodyError::Superseded)));
         }
-        let piece = ready!(shared.poll_piece(this.at, cx));
-        if let Some(Ok(data)) = &piece {
-            this.at += data.len() as u64;
-            shared.passed(data);
+        let data = ready!(shared.poll_data(this.offset, cx));
+        if let Some(Ok(data)) = &data {
+            this.offset += data.len() as u64;
+            shared.record_sent(data);
         }
-        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+        Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
         let shared = lock(&self.shared);
         shared.source_state == SourceState::Complete
-            && self.at >= shared.buffer.bytes()
-            && self.at >= shared.read_ahead_end()
+            && self.offset >= shared.buffer.bytes()
+            && self.offset >= shared.read_ahead_end()
     }
 
     fn size_hint(&self) -> SizeHint {
         let length = lock(&self.shared).length;
-        length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.at)))
+        length
+            .map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.offset)))
     }
 }
 

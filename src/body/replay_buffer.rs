@@ -1,5 +1,5 @@
-//! The replay buffer of a request body: the first part is kept in memory, the rest in an anonymous temporary
-//! file, and past both bounds the whole buffer is dropped.
+//! The replay buffer of a request body: keeps the first part in memory and the rest in an anonymous temporary
+//! file. The whole buffer is dropped when both limits are exceeded.
 
 use std::fmt;
 use std::io;
@@ -12,21 +12,21 @@ use super::disk_spill::DiskSpill;
 
 /// The reason why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// The body is larger than its bound, or all bodies together are larger than theirs.
+pub enum ReplayLoss {
+    /// The body exceeds its limit, or all bodies together exceed theirs.
     TooLarge,
     /// The disk is nearly full.
     DiskFull,
-    /// The disk cannot be written or read.
+    /// Writing or reading the file failed.
     DiskFailed,
-    /// The buffer was dropped, because no attempt would use it.
+    /// The buffer was freed, because there will be no further attempt.
     Released,
 }
 
-impl Loss {
-    /// The word for the loss in the log.
+impl ReplayLoss {
+    /// The value in the log.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn code(self) -> &'static str {
         match self {
             Self::TooLarge => "too_large",
             Self::DiskFull => "disk_full",
@@ -36,7 +36,7 @@ impl Loss {
     }
 }
 
-impl fmt::Display for Loss {
+impl fmt::Display for ReplayLoss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TooLarge => "it is larger than the replay buffer",
@@ -47,56 +47,54 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A piece smaller than this is copied behind the previous one: a slice would keep its whole read
-/// buffer alive, and a body that arrives in single bytes would use many times its size.
-const SMALL_BYTES: usize = 4 * 1024;
-/// Small pieces are copied together up to this size.
-const JOINED_BYTES_MAX: usize = 16 * 1024;
+/// Chunks smaller than this are copied together. Keeping a slice would keep its whole read buffer alive, so a
+/// body that arrives in single bytes would use many times its size.
+const SMALL_CHUNK_SIZE: usize = 4 * 1024;
+/// Size of a joined chunk, from which on it is complete.
+const JOINED_CHUNK_SIZE: usize = 16 * 1024;
 
-/// The first `bytes_max` bytes of these pieces.
-pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes_max: usize) -> Bytes {
-    let mut start = Vec::new();
-    for piece in pieces {
-        let left = bytes_max - start.len();
-        start.extend_from_slice(&piece[..piece.len().min(left)]);
+/// Joins the first `max_bytes` bytes of `chunks`.
+pub(super) fn join_chunks<'a>(chunks: impl Iterator<Item = &'a [u8]>, max_bytes: usize) -> Bytes {
+    let mut joined = Vec::new();
+    for chunk in chunks {
+        let remaining = max_bytes - joined.len();
+        joined.extend_from_slice(&chunk[..chunk.len().min(remaining)]);
     }
-    start.into()
+    joined.into()
 }
 
-/// The kept part of a body, addressed by the offset from its beginning.
+/// The buffered part of a body, addressed by the offset in the body.
 #[derive(Debug)]
 pub(super) struct ReplayBuffer {
     budget: BufferBudget,
     share: BufferShare,
-    memory: Vec<Bytes>,
-    /// The end offset of each piece in memory.
-    ends: Vec<u64>,
-    /// Small pieces, copied together, that follow all pieces in `memory`.
-    small_pieces: BytesMut,
+    /// The chunks in memory, each with its end offset.
+    chunks: Vec<(Bytes, u64)>,
+    /// Small chunks, copied together, that follow `chunks`.
+    small_chunks: BytesMut,
     spill: Option<DiskSpill>,
-    loss: Option<Loss>,
+    loss: Option<ReplayLoss>,
 }
 
 impl ReplayBuffer {
     pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            // Without a budget until the body exceeds the free bytes: most bodies do not.
+            // Replaced once the body exceeds the free bytes, which most bodies do not.
             share: BufferShare::default(),
             budget,
-            memory: Vec::new(),
-            ends: Vec::new(),
-            small_pieces: BytesMut::new(),
+            chunks: Vec::new(),
+            small_chunks: BytesMut::new(),
             spill: None,
             loss: None,
         }
     }
 
     /// The reason why the buffer is incomplete; `None` while it is complete.
-    pub(super) fn loss(&self) -> Option<Loss> {
+    pub(super) fn loss(&self) -> Option<ReplayLoss> {
         self.loss
     }
 
-    /// Whether some of the body was written to disk.
+    /// Whether part of the body is on disk.
     pub(super) fn is_on_disk(&self) -> bool {
         self.spill.is_some()
     }
@@ -106,52 +104,48 @@ impl ReplayBuffer {
         self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }
 
-    /// The first bytes of the body that are in memory, at most `bytes_max`.
-    pub(super) fn start(&self, bytes_max: usize) -> Bytes {
-        match self.memory.as_slice() {
+    /// Returns up to `max_bytes` of the start of the body. Only bytes in memory are returned.
+    pub(super) fn start(&self, max_bytes: usize) -> Bytes {
+        match self.chunks.as_slice() {
             [] => Bytes::new(),
-            [only] if self.small_pieces.is_empty() => only.slice(..only.len().min(bytes_max)),
-            pieces => {
-                joined(pieces.iter().map(|piece| &piece[..]).chain([&self.small_pieces[..]]), bytes_max)
+            [(chunk, _)] if self.small_chunks.is_empty() => chunk.slice(..chunk.len().min(max_bytes)),
+            chunks => {
+                let chunks = chunks.iter().map(|(chunk, _)| &chunk[..]);
+                join_chunks(chunks.chain([&self.small_chunks[..]]), max_bytes)
             }
         }
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.piece_bytes() + self.small_pieces.len() as u64
+        self.chunk_bytes() + self.small_chunks.len() as u64
     }
 
-    /// Bytes in memory that are not in `small_pieces`.
-    fn piece_bytes(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+    /// Bytes in `chunks`.
+    fn chunk_bytes(&self) -> u64 {
+        self.chunks.last().map_or(0, |(_, end)| *end)
     }
 
-    fn keep(&mut self, data: &Bytes) {
-        // The first piece is not copied: for most requests, it is the whole body.
-        if data.len() < SMALL_BYTES && !self.memory.is_empty() {
-            self.small_pieces.extend_from_slice(data);
-            if self.small_pieces.len() >= JOINED_BYTES_MAX {
-                self.flush_small_pieces();
-            }
-            return;
+    fn push_to_memory(&mut self, data: &Bytes) {
+        // The first chunk is not copied. It is the complete body of most requests.
+        let is_small = data.len() < SMALL_CHUNK_SIZE && !self.chunks.is_empty();
+        if is_small {
+            self.small_chunks.extend_from_slice(data);
         }
-        self.flush_small_pieces();
-        self.keep_piece(data.clone());
-    }
-
-    fn flush_small_pieces(&mut self) {
-        if !self.small_pieces.is_empty() {
-            let small_pieces = self.small_pieces.split().freeze();
-            self.keep_piece(small_pieces);
+        if !self.small_chunks.is_empty() && (!is_small || self.small_chunks.len() >= JOINED_CHUNK_SIZE) {
+            let joined = self.small_chunks.split().freeze();
+            self.push_chunk(joined);
+        }
+        if !is_small {
+            self.push_chunk(data.clone());
         }
     }
 
-    fn keep_piece(&mut self, piece: Bytes) {
-        self.ends.push(self.piece_bytes() + piece.len() as u64);
-        self.memory.push(piece);
+    fn push_chunk(&mut self, chunk: Bytes) {
+        let end = self.chunk_bytes() + chunk.len() as u64;
+        self.chunks.push((chunk, end));
     }
 
-    /// Ready when another piece can be taken. A slow disk delays reading from the client.
+    /// Ready when more data can be buffered. A slow disk delays reading from the client.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(spill) = &mut self.spill
             && let Err(error) = ready!(spill.poll_capacity(cx))
@@ -161,72 +155,75 @@ impl ReplayBuffer {
         Poll::Ready(())
     }
 
-    /// Keeps the next piece, or drops the buffer.
+    /// Buffers the next data, or drops the buffer if the data does not fit.
     pub(super) fn push(&mut self, data: &Bytes) {
         let bytes = data.len() as u64;
         if self.loss.is_some() || bytes == 0 {
             return;
         }
-        let in_memory = self.memory_bytes() + bytes;
-        let is_kept = self.spill.is_none()
-            && self.budget.fits_in_memory(in_memory)
-            && self.covers(usize::try_from(in_memory).unwrap_or(usize::MAX));
-        if is_kept {
-            return self.keep(data);
+        let memory_bytes = self.memory_bytes() + bytes;
+        let fits_in_memory = self.spill.is_none()
+            && self.budget.fits_in_memory(memory_bytes)
+            && self.cover_memory(usize::try_from(memory_bytes).unwrap_or(usize::MAX));
+        if fits_in_memory {
+            return self.push_to_memory(data);
         }
         if !self.budget.take_disk(self.spill.as_ref().map_or(0, DiskSpill::bytes), bytes) {
-            return self.discard(Loss::TooLarge);
+            return self.discard(ReplayLoss::TooLarge);
         }
         let budget = &self.budget;
         self.spill.get_or_insert_with(|| DiskSpill::new(budget)).push(data.clone());
     }
 
-    fn covers(&mut self, bytes: usize) -> bool {
+    fn cover_memory(&mut self, bytes: usize) -> bool {
         if bytes > BufferShare::FREE && self.share.budget().is_none() {
             self.share = self.budget.share(BufferShare::FREE);
         }
         self.share.cover(bytes)
     }
 
-    /// The budget of this buffer.
     pub(super) fn budget(&self) -> &BufferBudget {
         &self.budget
     }
 
-    /// The piece at `at`; `None` at the end of the buffer.
-    pub(super) fn poll_piece(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Loss>>> {
-        if at >= self.bytes() {
-            return Poll::Ready(None);
+    /// Reads some data at `offset`; `None` at the end of the buffer.
+    pub(super) fn poll_read(
+        &mut self,
+        offset: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, ReplayLoss>>> {
+        let (chunk_bytes, memory_bytes) = (self.chunk_bytes(), self.memory_bytes());
+        let index_from = |start: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
+        if offset < chunk_bytes {
+            let (chunk, end) = &self.chunks[self.chunks.partition_point(|(_, end)| *end <= offset)];
+            return Poll::Ready(Some(Ok(chunk.slice(index_from(end - chunk.len() as u64)..))));
         }
-        let memory_bytes = self.memory_bytes();
-        let piece_bytes = self.piece_bytes();
-        if (piece_bytes..memory_bytes).contains(&at) {
-            let begin = usize::try_from(at - piece_bytes).unwrap_or(usize::MAX);
-            return Poll::Ready(Some(Ok(Bytes::copy_from_slice(&self.small_pieces[begin..]))));
+        if offset < memory_bytes {
+            return Poll::Ready(Some(Ok(Bytes::copy_from_slice(
+                &self.small_chunks[index_from(chunk_bytes)..],
+            ))));
         }
-        if at < piece_bytes {
-            let index = self.ends.partition_point(|&end| end <= at);
-            let (piece, end) = (&self.memory[index], self.ends[index]);
-            let begin = end - piece.len() as u64;
-            return Poll::Ready(Some(Ok(piece.slice(usize::try_from(at - begin).unwrap_or(usize::MAX)..))));
+        match &mut self.spill {
+            Some(spill) if offset - memory_bytes < spill.bytes() => {
+                let data = ready!(spill.poll_read(offset - memory_bytes, cx));
+                Poll::Ready(Some(data.map_err(|error| self.fail(&error))))
+            }
+            Some(_) | None => Poll::Ready(None),
         }
-        let Some(spill) = &mut self.spill else { return Poll::Ready(None) };
-        Poll::Ready(Some(ready!(spill.poll_read(at - memory_bytes, cx)).map_err(|error| self.fail(&error))))
     }
 
-    fn fail(&mut self, error: &io::Error) -> Loss {
+    fn fail(&mut self, error: &io::Error) -> ReplayLoss {
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let loss = if is_full { Loss::DiskFull } else { Loss::DiskFailed };
+        let loss = if is_full { ReplayLoss::DiskFull } else { ReplayLoss::DiskFailed };
         self.discard(loss);
         loss
     }
 
-    /// Drops all pieces; the first reason is kept.
-    pub(super) fn discard(&mut self, reason: Loss) {
+    /// Drops all data. The first reason is kept.
+    pub(super) fn discard(&mut self, reason: ReplayLoss) {
         self.loss.get_or_insert(reason);
-        self.memory = Vec::new();
-        self.ends = Vec::new();
-        self.small_pieces = BytesMut::new();
+        self.chunks = Vec::new();
+        self.small_chunks = BytesMut::new();
         self.share.shrink(0);
         if let Some(spill) = self.spill.take() {
             self.budget.release_disk(spill.bytes());
@@ -236,7 +233,7 @@ impl ReplayBuffer {
 
 impl Drop for ReplayBuffer {
     fn drop(&mut self) {
-        self.discard(Loss::Released);
+        self.discard(ReplayLoss::Released);
     }
 }
 
@@ -249,22 +246,21 @@ mod tests {
 
     fn buffer() -> ReplayBuffer {
         ReplayBuffer::new(BufferBudget::new(&BufferLimits {
-            memory_bytes_max: 1 << 20,
-            memory_total_bytes_max: 1 << 20,
-            disk_bytes_max: 0,
-            disk_total_bytes_max: 0,
-            disk_free_percent_min: 0,
+            max_body_memory: 1 << 20,
+            max_total_memory: 1 << 20,
+            max_body_disk: 0,
+            max_total_disk: 0,
+            min_disk_free_percent: 0,
             directory: std::path::PathBuf::new(),
         }))
     }
 
-    async fn read(buffer: &mut ReplayBuffer) -> Vec<u8> {
+    async fn read_all(buffer: &mut ReplayBuffer) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            let at = all.len() as u64;
-            let piece = pin!(std::future::poll_fn(|cx| buffer.poll_piece(at, cx))).await;
-            match piece {
-                Some(piece) => all.extend_from_slice(&piece.unwrap()),
+            let offset = all.len() as u64;
+            match pin!(std::future::poll_fn(|cx| buffer.poll_read(offset, cx))).await {
+                Some(data) => all.extend_from_slice(&data.unwrap()),
                 None => return all,
             }
         }
@@ -273,28 +269,28 @@ mod tests {
     #[tokio::test]
     async fn a_body_of_single_bytes_uses_little_more_than_its_size() {
         let mut buffer = buffer();
-        let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let sent: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
         for byte in &sent {
-            // Each is a slice of a whole read buffer, as with bytes that arrive one at a time.
+            // Each byte is a slice of a whole read buffer, as when bytes arrive one at a time.
             buffer.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
         }
-        assert_eq!(read(&mut buffer).await, sent);
-        assert!(buffer.memory.len() < 10, "{} pieces", buffer.memory.len());
+        assert_eq!(read_all(&mut buffer).await, sent);
+        assert!(buffer.chunks.len() < 10, "{} chunks", buffer.chunks.len());
         assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024);
-        buffer.discard(Loss::Released);
+        buffer.discard(ReplayLoss::Released);
         assert_eq!(buffer.budget.memory_bytes(), 0);
     }
 
     #[tokio::test]
-    async fn small_and_large_pieces_keep_their_order() {
+    async fn small_and_large_chunks_keep_their_order() {
         let mut buffer = buffer();
         let mut sent = Vec::new();
         let sizes = [3, 1, 5_000, 2, 4_095, 4_096, 7, 16_384, 1, 4_000, 4_000, 4_000, 4_000, 4_000, 9];
         for (index, size) in sizes.into_iter().enumerate() {
-            let piece = vec![u8::try_from(index).unwrap(); size];
-            buffer.push(&Bytes::from(piece.clone()));
-            sent.extend(piece);
-            assert_eq!(read(&mut buffer).await, sent);
+            let chunk = vec![u8::try_from(index).unwrap(); size];
+            buffer.push(&Bytes::from(chunk.clone()));
+            sent.extend(chunk);
+            assert_eq!(read_all(&mut buffer).await, sent);
         }
     }
 }

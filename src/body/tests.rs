@@ -1,7 +1,6 @@
-//! Tests of the buffer budget: the behavior of each holder of a buffer when the budget is used up,
-//! and the return of all memory.
+//! Tests of the buffer budget across all body adapters: their behavior when the budget is used up, and the
+//! return of all memory.
 
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,62 +8,61 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 
-use super::Withheld;
+use super::WithholdReason;
 use super::budget::{BufferBudget, BufferLimits, BufferShare};
 use super::decode::Coding;
+use super::decode::tests::gzip;
 use super::inspect::{BodyInspector, Inspect};
-use super::peek::Peeked;
-use super::redacted::Redacted;
+use super::peek::PeekedBody;
+use super::redacted_body::RedactedBody;
 use super::replay::Replay;
-use crate::policy::replay::Replayable as Holding;
+use crate::policy::replay::ReplayableBody;
 use crate::secret::{ApiKey, Redactor};
 
-const MEBI: usize = 1024 * 1024;
+const MIB: usize = 1024 * 1024;
 const LONG: Duration = Duration::from_secs(60);
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
 fn budget(memory: usize, disk: usize) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
-        memory_bytes_max: u64::MAX,
-        memory_total_bytes_max: memory as u64,
-        disk_bytes_max: disk as u64,
-        disk_total_bytes_max: disk as u64,
-        disk_free_percent_min: 0,
+        max_body_memory: u64::MAX,
+        max_total_memory: memory as u64,
+        max_body_disk: disk as u64,
+        max_total_disk: disk as u64,
+        min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     })
 }
 
-/// A body of pieces of 8 KiB, the size of a read.
-struct Pieces {
-    rest: Bytes,
+/// A body in chunks of 8 KiB, the size of a read.
+struct ChunkedBody {
+    remaining: Bytes,
 }
 
-impl Pieces {
-    fn of(text: impl Into<Bytes>) -> Self {
-        Self { rest: text.into() }
+impl ChunkedBody {
+    fn new(data: impl Into<Bytes>) -> Self {
+        Self { remaining: data.into() }
     }
 }
 
-impl Body for Pieces {
+impl Body for ChunkedBody {
     type Data = Bytes;
-    type Error = Withheld;
+    type Error = WithholdReason;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Withheld>>> {
-        let length = self.rest.len().min(8 * 1024);
-        let piece = self.rest.split_to(length);
-        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+    ) -> Poll<Option<Result<Frame<Bytes>, WithholdReason>>> {
+        let length = self.remaining.len().min(8 * 1024);
+        let chunk = self.remaining.split_to(length);
+        Poll::Ready((!chunk.is_empty()).then(|| Ok(Frame::data(chunk))))
     }
 }
 
-/// Counts calls of the inspector.
+/// Counts the inspected bodies.
 #[derive(Clone, Default)]
 struct CountingInspector(Arc<AtomicUsize>);
 
@@ -78,8 +76,8 @@ fn redactor() -> Option<Arc<Redactor>> {
     Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
 }
 
-/// Text that hardly compresses.
-fn noise(bytes: usize) -> Vec<u8> {
+/// Random bytes, which hardly compress.
+fn random_bytes(bytes: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -88,145 +86,167 @@ fn noise(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
-fn gzip(text: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(text).unwrap();
-    encoder.finish().unwrap()
-}
-
-async fn upload(budget: &BufferBudget) -> (Holding, u64) {
-    let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
+async fn upload(budget: &BufferBudget) -> (ReplayableBody, u64) {
+    let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), budget);
     for _ in 0..2 {
-        assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
+        assert_eq!(replay.start_attempt().collect().await.unwrap().to_bytes(), random_bytes(MIB));
     }
-    (replay.holding(), budget.disk_bytes())
+    (replay.replayable_body(), budget.disk_bytes())
 }
 
 async fn read_ahead(budget: &BufferBudget) -> (usize, bool) {
-    let replay = Replay::hold(Pieces::of(noise(MEBI)), budget);
-    let (start, is_whole) = replay.peek_body(MEBI, LONG).await;
-    assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
-    (start.len(), is_whole)
+    let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), budget);
+    let (start, is_complete) = replay.peek_body(MIB, LONG).await;
+    assert_eq!(replay.start_attempt().collect().await.unwrap().to_bytes(), random_bytes(MIB));
+    (start.len(), is_complete)
 }
 
-async fn inspected(budget: &BufferBudget) -> usize {
+async fn inspect(budget: &BufferBudget) -> usize {
     let inspector = CountingInspector::default();
-    let inspect =
-        Inspect::new(Pieces::of(noise(MEBI)), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE));
-    assert_eq!(inspect.collect().await.unwrap().to_bytes(), noise(MEBI), "the body is relayed in any case");
+    let inspect = Inspect::new(
+        ChunkedBody::new(random_bytes(MIB)),
+        Some(inspector.clone()),
+        MIB,
+        budget.share(BufferShare::FREE),
+    );
+    assert_eq!(
+        inspect.collect().await.unwrap().to_bytes(),
+        random_bytes(MIB),
+        "the body was not relayed unchanged"
+    );
     inspector.0.load(Ordering::Relaxed)
 }
 
-async fn peeked(budget: &BufferBudget) -> (bool, bool) {
-    let (peeked, whole) = Peeked::read(Pieces::of(noise(MEBI)), MEBI, LONG, Some(budget)).await;
+async fn peek(budget: &BufferBudget) -> (bool, bool) {
+    let (peeked, bytes) =
+        PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), MIB, LONG, Some(budget)).await;
     let is_over_budget = peeked.is_over_budget();
-    assert_eq!(peeked.collect().await.unwrap().to_bytes(), noise(MEBI), "the body is relayed in any case");
-    (whole.is_some(), is_over_budget)
+    assert_eq!(
+        peeked.collect().await.unwrap().to_bytes(),
+        random_bytes(MIB),
+        "the body was not relayed unchanged"
+    );
+    (bytes.is_some(), is_over_budget)
 }
 
-/// A possible start of a key, followed by many bytes that decode to nothing: they are held in memory.
-async fn searched(budget: &BufferBudget) -> Result<bool, Withheld> {
+/// Searches a possible start of a key, followed by many bytes that decode to nothing and are held in memory.
+async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
     let codings = Some(vec![Coding::Gzip]);
-    let searched = Redacted::coded(Pieces::of(body.clone()), redactor(), codings, budget);
-    Ok(searched.collect().await?.to_bytes() == body)
+    let redacted = RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, budget);
+    Ok(redacted.collect().await?.to_bytes() == body)
 }
 
 #[tokio::test]
-async fn every_holder_buffers_within_the_budget() {
-    let budget = budget(16 * MEBI, 0);
-    assert_eq!(upload(&budget).await, (Holding::Whole, 0));
-    assert_eq!(read_ahead(&budget).await, (MEBI, true));
-    assert_eq!(inspected(&budget).await, 1);
-    assert_eq!(peeked(&budget).await, (true, false));
-    assert_eq!(searched(&budget).await, Ok(true));
+async fn every_adapter_buffers_within_the_budget() {
+    let budget = budget(16 * MIB, 0);
+    assert_eq!(upload(&budget).await, (ReplayableBody::Complete, 0));
+    assert_eq!(read_ahead(&budget).await, (MIB, true));
+    assert_eq!(inspect(&budget).await, 1);
+    assert_eq!(peek(&budget).await, (true, false));
+    assert_eq!(search_compressed(&budget).await, Ok(true));
     assert_eq!(budget.memory_bytes(), 0);
 }
 
 #[tokio::test]
-async fn no_holder_buffers_without_memory() {
-    let budget = budget(0, 16 * MEBI);
-    let (holding, on_disk) = upload(&budget).await;
-    assert_eq!((holding, on_disk), (Holding::Whole, (MEBI - 16 * 1024) as u64), "the rest is on disk");
-    let (start, is_whole) = read_ahead(&budget).await;
-    assert!(!is_whole && start <= 3 * BufferShare::FREE, "{start}");
-    assert_eq!(inspected(&budget).await, 0);
-    assert_eq!(peeked(&budget).await, (false, true));
+async fn no_adapter_buffers_without_memory() {
+    let budget = budget(0, 16 * MIB);
+    let (replayable_body, disk_bytes) = upload(&budget).await;
+    assert_eq!(
+        (replayable_body, disk_bytes),
+        (ReplayableBody::Complete, (MIB - 16 * 1024) as u64),
+        "only the first 16 KiB are in memory"
+    );
+    let (start, is_complete) = read_ahead(&budget).await;
+    assert!(!is_complete && start <= 3 * BufferShare::FREE, "{start}");
+    assert_eq!(inspect(&budget).await, 0);
+    assert_eq!(peek(&budget).await, (false, true));
     // The body cannot be searched for a key, so it is not forwarded.
-    assert_eq!(searched(&budget).await, Err(Withheld::NoMemory));
+    assert_eq!(search_compressed(&budget).await, Err(WithholdReason::NoMemory));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
 #[tokio::test]
-async fn an_upload_without_memory_and_disk_loses_only_its_replay() {
+async fn an_upload_without_memory_and_disk_is_sent_once() {
     let budget = budget(0, 0);
-    let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
-    assert_eq!(replay.attempt().collect().await.unwrap().to_bytes(), noise(MEBI));
-    assert_eq!(replay.holding(), Holding::Lost);
+    let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), &budget);
+    assert_eq!(replay.start_attempt().collect().await.unwrap().to_bytes(), random_bytes(MIB));
+    assert_eq!(replay.replayable_body(), ReplayableBody::Unavailable);
 }
 
 #[tokio::test]
 async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
-    let text = noise(BufferShare::FREE / 4);
-    let (_, whole) = Peeked::read(Pieces::of(text.clone()), MEBI, LONG, Some(&budget)).await;
-    assert_eq!(whole, Some(text.clone()));
+    let data = random_bytes(BufferShare::FREE / 4);
+    let (_, bytes) = PeekedBody::read(ChunkedBody::new(data.clone()), MIB, LONG, Some(&budget)).await;
+    assert_eq!(bytes, Some(data.clone()));
     let inspector = CountingInspector::default();
     let inspect = Inspect::new(
-        Pieces::of(text.clone()),
+        ChunkedBody::new(data.clone()),
         Some(inspector.clone()),
-        MEBI,
+        MIB,
         budget.share(BufferShare::FREE),
     );
     inspect.collect().await.unwrap();
     assert_eq!(inspector.0.load(Ordering::Relaxed), 1);
-    let replay = Replay::hold(Pieces::of(text.clone()), &budget);
-    replay.attempt().collect().await.unwrap();
-    assert_eq!(replay.holding(), Holding::Whole);
+    let replay = Replay::new(ChunkedBody::new(data.clone()), &budget);
+    replay.start_attempt().collect().await.unwrap();
+    assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
     let codings = Some(vec![Coding::Gzip]);
-    let body = gzip(&noise(16 * 1024));
-    let searched = Redacted::coded(Pieces::of(body.clone()), redactor(), codings, &budget);
-    assert_eq!(searched.collect().await.unwrap().to_bytes(), body);
+    let body = gzip(&random_bytes(16 * 1024));
+    let redacted = RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, &budget);
+    assert_eq!(redacted.collect().await.unwrap().to_bytes(), body);
 }
 
 #[tokio::test]
 async fn a_cancelled_body_returns_all_its_memory() {
-    let budget = budget(64 * MEBI, 0);
-    for pieces in [1, 3, 50, 127] {
-        let replay = Replay::hold(Pieces::of(noise(MEBI)), &budget);
-        let mut attempt = replay.attempt();
+    let budget = budget(64 * MIB, 0);
+    for chunks in [1, 3, 50, 127] {
+        let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), &budget);
+        let mut attempt = replay.start_attempt();
         let share = || budget.share(BufferShare::FREE);
-        let mut inspect =
-            Inspect::new(Pieces::of(noise(MEBI)), Some(CountingInspector::default()), MEBI, share());
-        for _ in 0..pieces {
+        let mut inspect = Inspect::new(
+            ChunkedBody::new(random_bytes(MIB)),
+            Some(CountingInspector::default()),
+            MIB,
+            share(),
+        );
+        for _ in 0..chunks {
             attempt.frame().await.unwrap().unwrap();
             inspect.frame().await.unwrap().unwrap();
         }
-        let (peeked, _) = Peeked::read(Pieces::of(noise(MEBI)), pieces * 8 * 1024, LONG, Some(&budget)).await;
-        assert!(pieces == 1 || budget.memory_bytes() > 0);
+        let (peeked, _) =
+            PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), chunks * 8 * 1024, LONG, Some(&budget))
+                .await;
+        assert!(chunks == 1 || budget.memory_bytes() > 0);
         drop((replay, attempt, inspect, peeked));
-        assert_eq!(budget.memory_bytes(), 0, "{pieces}");
+        assert_eq!(budget.memory_bytes(), 0, "{chunks} chunks");
     }
 }
 
 #[test]
 fn thousands_of_responses_never_exceed_the_budget() {
     const RESPONSES: usize = 3_000;
-    let budget = budget(4 * MEBI, 0);
+    let budget = budget(4 * MIB, 0);
     let inspector = CountingInspector::default();
-    let text = Bytes::from(noise(MEBI / 4));
-    let inspect = |text: &Bytes| {
-        Inspect::new(Pieces::of(text.clone()), Some(inspector.clone()), MEBI, budget.share(BufferShare::FREE))
+    let data = Bytes::from(random_bytes(MIB / 4));
+    let inspect = |data: &Bytes| {
+        Inspect::new(
+            ChunkedBody::new(data.clone()),
+            Some(inspector.clone()),
+            MIB,
+            budget.share(BufferShare::FREE),
+        )
     };
-    let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&text)).collect();
+    let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&data)).collect();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..20 {
         for inspect in &mut inspects {
             assert!(matches!(Pin::new(inspect).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
         }
-        assert!(budget.memory_bytes() <= budget.memory_max());
+        assert!(budget.memory_bytes() <= budget.max_memory());
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MEBI + RESPONSES * BufferShare::FREE, "{copied}");
+        assert!(copied <= 4 * MIB + RESPONSES * BufferShare::FREE, "{copied}");
     }
     // The first few bodies are copied completely.
     for inspect in &mut inspects {
@@ -239,10 +259,10 @@ fn thousands_of_responses_never_exceed_the_budget() {
 }
 
 #[tokio::test]
-async fn padding_for_many_keys_is_sent_in_pieces() {
+async fn padding_for_many_keys_is_sent_in_bounded_frames() {
     let text = Bytes::from(KEY.repeat(5_000));
-    let full = http_body_util::Full::new(text.clone()).map_err(|never| -> Withheld { match never {} });
-    let mut body = Redacted::new(full, redactor());
+    let full = http_body_util::Full::new(text.clone()).map_err(|never| -> WithholdReason { match never {} });
+    let mut body = RedactedBody::new(full, redactor());
     let (mut bytes, mut largest) = (0, 0);
     body.frame().await.unwrap().unwrap();
     bytes += 5_000 * "sk_6c036526...d452b".len();

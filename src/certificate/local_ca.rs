@@ -1,8 +1,9 @@
-//! The local CA. Its certificate is constrained to the names and addresses of this machine (name
-//! constraints), so that a stolen key could impersonate this machine only.
+//! The local CA, which issues the certificates of listeners on loopback addresses. Name constraints in its
+//! certificate limit it to the names and addresses of this machine, so that a stolen key cannot impersonate
+//! other servers.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,53 +18,53 @@ use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
 use super::{Certificate, life, provider};
-use crate::policy::certificate::{Life, Renewal};
+use crate::policy::certificate::{Renewal, ValidityPeriod};
 use crate::policy::units::UnixMs;
 
-/// A CA with its private key. Cannot be printed.
+/// A CA with its private key, which its `Debug` output omits.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
-    life: Life,
+    life: ValidityPeriod,
 }
 
-/// The reason why no certificate was made.
+/// The reason why a certificate cannot be created.
 #[derive(Debug, thiserror::Error)]
-pub enum MakeError {
+pub enum CertificateError {
     /// The certificate cannot be encoded or signed.
-    #[error("no certificate can be made: {0}")]
+    #[error("a certificate cannot be created: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// The TLS library refuses it.
+    /// The TLS library refuses the certificate.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
 }
 
 /// The reason why a stored CA is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
-    /// The file has no certificate and key that belong together.
-    #[error("it is broken")]
-    Broken,
-    /// Its certificate expires soon, or has expired.
+pub enum CaDefect {
+    /// The file does not contain a CA certificate and its key.
+    #[error("it is malformed")]
+    Malformed,
+    /// The certificate has expired or expires soon.
     #[error("it has expired")]
-    Ending,
+    Expired,
 }
 
 impl LocalCa {
-    /// Makes a new CA.
+    /// Generates a new CA.
     ///
     /// # Errors
     ///
     /// When the system provides no randomness.
-    pub(super) fn make(now: UnixMs) -> Result<Self, MakeError> {
+    pub(super) fn generate(now: UnixMs) -> Result<Self, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let life = Life::of_authority(now);
+        let life = ValidityPeriod::for_ca(now);
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) =
             (system_time(life.from).into(), system_time(life.until).into());
         params.distinguished_name = DistinguishedName::new();
-        // Each CA has a name of its own: lists of authorities show names, and may still contain an
-        // old CA.
+        // Each CA has a different name, because the lists in which users trust CAs show names and may still
+        // contain an old CA.
         let digest = Sha256::digest(key.public_key_raw());
         let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {digest}"));
@@ -72,10 +73,13 @@ impl LocalCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.name_constraints = Some(NameConstraints {
             permitted_subtrees: vec![
-                // This also permits all names below it.
+                // Also permits all subdomains.
                 GeneralSubtree::DnsName("localhost".to_owned()),
-                GeneralSubtree::IpAddress(subnet(Ipv4Addr::new(127, 0, 0, 0).into(), 8)),
-                GeneralSubtree::IpAddress(subnet(Ipv6Addr::LOCALHOST.into(), 128)),
+                GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(
+                    Ipv4Addr::new(127, 0, 0, 0).into(),
+                    8,
+                )),
+                GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(Ipv6Addr::LOCALHOST.into(), 128)),
             ],
             excluded_subtrees: Vec::new(),
         });
@@ -84,42 +88,41 @@ impl LocalCa {
     }
 
     /// Parses the output of [`secret_pem`](Self::secret_pem).
-    pub(super) fn read(pem: &str, now: UnixMs) -> Result<Self, Unfit> {
+    pub(super) fn parse(pem: &str, now: UnixMs) -> Result<Self, CaDefect> {
         let certificate =
-            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?.into_owned();
-        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Unfit::Broken)?;
-        let key = KeyPair::try_from(&key).map_err(|_| Unfit::Broken)?;
-        let life = life(&certificate).ok_or(Unfit::Broken)?;
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaDefect::Malformed)?.into_owned();
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaDefect::Malformed)?;
+        let key = KeyPair::try_from(&key).map_err(|_| CaDefect::Malformed)?;
+        let life = life(&certificate).ok_or(CaDefect::Malformed)?;
         if !matches_key(&certificate, &key) {
-            return Err(Unfit::Broken);
+            return Err(CaDefect::Malformed);
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| Unfit::Broken)?;
-        match life.authority_verdict(now) {
-            Renewal::Keep => Ok(Self { issuer, pem: certificate_pem(pem), life }),
-            Renewal::Renew => Err(Unfit::Ending),
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| CaDefect::Malformed)?;
+        match life.ca_renewal(now) {
+            Renewal::Keep => Ok(Self { issuer, pem: extract_certificate_pem(pem), life }),
+            Renewal::Renew => Err(CaDefect::Expired),
         }
     }
 
-    /// Its certificate in PEM, which is public.
+    /// The certificate in PEM, without the private key.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Its certificate and private key in PEM, only for its own file.
+    /// The certificate and private key in PEM, only for the key file of the CA.
     pub(super) fn secret_pem(&self) -> String {
         format!("{}{}", self.pem, self.issuer.key().serialize_pem())
     }
 
-    /// Issues a server certificate for these names and addresses, with a new key that exists in
-    /// memory only.
+    /// Issues a server certificate for names and IP addresses, with a new key that exists only in memory.
     ///
     /// # Errors
     ///
-    /// When the system provides no randomness, or a name is invalid in a certificate.
-    pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, MakeError> {
+    /// When the system provides no randomness, or a name is not valid in a certificate.
+    pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let life = Life::of_server(now, self.life);
+        let life = ValidityPeriod::for_server(now, self.life);
         let mut params = CertificateParams::new(names)?;
         (params.not_before, params.not_after) =
             (system_time(life.from).into(), system_time(life.until).into());
@@ -141,24 +144,20 @@ impl fmt::Debug for LocalCa {
     }
 }
 
-fn subnet(address: IpAddr, prefix: u8) -> CidrSubnet {
-    CidrSubnet::from_addr_prefix(address, prefix)
+/// Truncates the time to whole seconds, the precision of certificates.
+fn system_time(time: UnixMs) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(time.0 / 1000)
 }
 
-/// The time in whole seconds, the precision of certificates.
-fn system_time(at: UnixMs) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(at.0 / 1000)
-}
-
-/// Whether the certificate is a CA certificate and belongs to this key.
+/// Whether `certificate` is the CA certificate of `key`.
 fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
         parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
     })
 }
 
-/// The public part of the file.
-fn certificate_pem(pem: &str) -> String {
+/// Extracts the certificate from the PEM text of certificate and key.
+fn extract_certificate_pem(pem: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let start = pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(0);
     let rest = pem.get(start..).unwrap_or_default();
@@ -179,78 +178,78 @@ mod tests {
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
     /// Whether a client that trusts the CA accepts this certificate for `name`.
-    fn is_trusted(authority: &LocalCa, certificate: &Certificate, name: &str, at: UnixMs) -> bool {
+    fn is_trusted(ca: &LocalCa, certificate: &Certificate, name: &str, time: UnixMs) -> bool {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
             .build()
             .unwrap();
         let name = ServerName::try_from(name).unwrap();
-        let at = UnixTime::since_unix_epoch(Duration::from_millis(at.0));
-        verifier.verify_server_cert(&certificate.certified_key().cert[0], &[], &name, &[], at).is_ok()
+        let time = UnixTime::since_unix_epoch(Duration::from_millis(time.0));
+        verifier.verify_server_cert(&certificate.certified_key().cert[0], &[], &name, &[], time).is_ok()
     }
 
     #[test]
     fn an_issued_certificate_is_trusted_for_this_machine_for_ninety_days() {
-        let authority = LocalCa::make(NOW).unwrap();
+        let ca = LocalCa::generate(NOW).unwrap();
         let names = ["localhost", "127.0.0.1", "127.0.0.2", "::1", "a.localhost"].map(str::to_owned);
-        let certificate = authority.issue(&names, NOW).unwrap();
+        let certificate = ca.issue(&names, NOW).unwrap();
         for name in &names {
-            assert!(is_trusted(&authority, &certificate, name, NOW), "{name}");
+            assert!(is_trusted(&ca, &certificate, name, NOW), "{name}");
         }
-        assert!(is_trusted(&authority, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
-        assert!(!is_trusted(&authority, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
-        assert!(!is_trusted(&authority, &certificate, "b.localhost", NOW));
-        let other = LocalCa::make(NOW).unwrap();
-        assert!(!is_trusted(&other, &certificate, "localhost", NOW));
+        assert!(is_trusted(&ca, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
+        assert!(!is_trusted(&ca, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
+        assert!(!is_trusted(&ca, &certificate, "b.localhost", NOW));
+        let other_ca = LocalCa::generate(NOW).unwrap();
+        assert!(!is_trusted(&other_ca, &certificate, "localhost", NOW));
     }
 
     #[test]
-    fn no_client_trusts_the_authority_for_other_machines() {
-        let authority = LocalCa::make(NOW).unwrap();
+    fn clients_do_not_trust_the_ca_for_other_machines() {
+        let ca = LocalCa::generate(NOW).unwrap();
         for name in ["api.elevenlabs.io", "localhost.example", "10.0.0.1", "128.0.0.1", "::2"] {
-            let certificate = authority.issue(&[name.to_owned()], NOW).unwrap();
-            assert!(!is_trusted(&authority, &certificate, name, NOW), "{name}");
+            let certificate = ca.issue(&[name.to_owned()], NOW).unwrap();
+            assert!(!is_trusted(&ca, &certificate, name, NOW), "{name}");
         }
     }
 
     #[test]
-    fn a_stored_authority_is_read_unchanged() {
-        let original = LocalCa::make(NOW).unwrap();
-        let read = LocalCa::read(&original.secret_pem(), NOW).unwrap();
-        assert_eq!((read.pem(), read.secret_pem()), (original.pem(), original.secret_pem()));
+    fn a_stored_ca_is_parsed_unchanged() {
+        let original = LocalCa::generate(NOW).unwrap();
+        let parsed = LocalCa::parse(&original.secret_pem(), NOW).unwrap();
+        assert_eq!((parsed.pem(), parsed.secret_pem()), (original.pem(), original.secret_pem()));
         // Certificates store whole seconds.
-        assert_eq!(read.life, original.life);
-        let certificate = read.issue(&["localhost".to_owned()], NOW).unwrap();
+        assert_eq!(parsed.life, original.life);
+        let certificate = parsed.issue(&["localhost".to_owned()], NOW).unwrap();
         assert!(is_trusted(&original, &certificate, "localhost", NOW));
-        let ends = UnixMs(original.life.until.0);
-        assert_eq!(LocalCa::read(&original.secret_pem(), ends).unwrap_err(), Unfit::Ending);
+        let expiry = UnixMs(original.life.until.0);
+        assert_eq!(LocalCa::parse(&original.secret_pem(), expiry).unwrap_err(), CaDefect::Expired);
     }
 
     #[test]
-    fn a_certificate_and_key_that_do_not_match_are_broken() {
-        let (one, other) = (LocalCa::make(NOW).unwrap(), LocalCa::make(NOW).unwrap());
-        let key = |authority: &LocalCa| authority.issuer.key().serialize_pem();
+    fn a_certificate_and_key_that_do_not_match_are_malformed() {
+        let (ca, other_ca) = (LocalCa::generate(NOW).unwrap(), LocalCa::generate(NOW).unwrap());
+        let key_pem = |ca: &LocalCa| ca.issuer.key().serialize_pem();
         let leaf = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         for text in [
             String::new(),
-            one.pem().to_owned(),
-            key(&one),
-            format!("{}{}", one.pem(), key(&other)),
-            one.secret_pem()[..one.secret_pem().len() - 40].to_owned(),
+            ca.pem().to_owned(),
+            key_pem(&ca),
+            format!("{}{}", ca.pem(), key_pem(&other_ca)),
+            ca.secret_pem()[..ca.secret_pem().len() - 40].to_owned(),
             format!("{}{}", leaf.cert.pem(), leaf.signing_key.serialize_pem()),
         ] {
-            assert_eq!(LocalCa::read(&text, NOW).unwrap_err(), Unfit::Broken);
+            assert_eq!(LocalCa::parse(&text, NOW).unwrap_err(), CaDefect::Malformed);
         }
     }
 
     #[test]
-    fn the_private_key_of_an_authority_cannot_be_printed() {
-        let authority = LocalCa::make(NOW).unwrap();
-        let printed = format!("{authority:?} {authority:#?}");
-        let key = authority.issuer.key().serialize_pem();
+    fn the_debug_output_of_a_ca_omits_its_private_key() {
+        let ca = LocalCa::generate(NOW).unwrap();
+        let printed = format!("{ca:?} {ca:#?}");
+        let key = ca.issuer.key().serialize_pem();
         let line = key.lines().nth(1).unwrap();
         assert!(!printed.contains(line) && !printed.contains("PRIVATE"), "{printed}");
-        assert!(!authority.pem().contains("PRIVATE"));
+        assert!(!ca.pem().contains("PRIVATE"));
     }
 }

@@ -1,14 +1,10 @@
-//! The server's TLS certificates: one from configured files, or one issued by a local CA that
-//! Keychoir makes and keeps itself.
-//!
-//! A private key leaves this module only into the TLS library and the CA's own file.
-
-mod configured;
-
-mod folder;
-mod local_ca;
+//! The server's TLS certificate: parsed from configured files, or issued by a local CA that Keychoir
+//! generates and stores. Private keys leave this module only for the TLS library and the file of the CA.
 
 mod bundle;
+mod ca_folder;
+mod certificate_chain;
+mod local_ca;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,40 +14,40 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
-use crate::policy::certificate::Life;
+use crate::policy::certificate::ValidityPeriod;
 use crate::policy::units::UnixMs;
 
-pub use bundle::{BundleError, bundle, refresh_bundle, roots};
-pub use configured::{Chain, ChainError, KeyError};
-pub use folder::{AuthorityError, OpenedCa, QuarantinedFile, ca_file, open};
-pub use local_ca::{LocalCa, MakeError, Unfit};
+pub use bundle::{BundleError, find_trusted_roots, refresh_bundle, write_bundle};
+pub use ca_folder::{CaError, OpenedCa, QuarantinedFile, ca_file, open};
+pub use certificate_chain::{CertificateChain, ChainError, PrivateKeyError};
+pub use local_ca::{CaDefect, CertificateError, LocalCa};
 
-/// The place where the local CA is stored.
+/// The location of the local CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
-    /// In this folder.
+    /// A folder.
     Folder(PathBuf),
-    /// In memory, until the program ends: no client can be set up to trust it.
+    /// Memory: each start generates a new CA, which clients cannot be set up to trust.
     Memory,
 }
 
-/// A certificate with its private key, in the form of the TLS library. Cheap to clone.
+/// A certificate chain with its private key. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
     certified_key: Arc<CertifiedKey>,
-    life: Life,
+    life: ValidityPeriod,
 }
 
 impl Certificate {
-    /// The certificate and key for the TLS library.
+    /// Returns the certificate and key for the TLS library.
     #[must_use]
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified_key)
     }
 
-    /// Its validity period.
+    /// The validity period of the certificate.
     #[must_use]
-    pub fn life(&self) -> Life {
+    pub fn life(&self) -> ValidityPeriod {
         self.life
     }
 }
@@ -62,18 +58,17 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// The crypto provider is passed explicitly, as in `upstream`, and never installed for the whole
-/// process.
+/// The crypto provider. It is passed explicitly, as in `upstream`, and never installed process-wide.
 fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
 /// The validity period of a certificate; `None` if it cannot be parsed.
-fn life(certificate: &CertificateDer<'_>) -> Option<Life> {
+fn life(certificate: &CertificateDer<'_>) -> Option<ValidityPeriod> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let unix_ms = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
     let validity = parsed.validity();
-    Some(Life {
+    Some(ValidityPeriod {
         from: unix_ms(validity.not_before.timestamp()),
         until: unix_ms(validity.not_after.timestamp()),
     })

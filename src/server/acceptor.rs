@@ -1,5 +1,5 @@
-//! Accepts connections from a listener. An accepted connection is bound to no runtime, so that any worker can
-//! serve it.
+//! Accepts connections from a listener, each under a permit of the connection limit. An accepted connection
+//! is not registered with a runtime, so that it can be passed to any worker.
 
 use std::io;
 use std::net;
@@ -16,14 +16,14 @@ use tokio_util::either::Either;
 use super::listener::Listener;
 use super::unix::SocketFile;
 
-/// A listener on the runtime that accepts. A socket file that it created is removed when it is dropped.
+/// A listener registered with the runtime that accepts. Dropping it removes the socket file that it created.
 #[derive(Debug)]
 pub(super) enum Acceptor {
     Tcp(AsyncFd<net::TcpListener>),
     Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
 }
 
-/// A connection that is bound to no runtime, before it is served or while it moves between workers.
+/// A connection that is not registered with a runtime: a new one, or one that moves between workers.
 #[derive(Debug)]
 pub(super) enum Accepted {
     Tcp(net::TcpStream),
@@ -31,7 +31,7 @@ pub(super) enum Accepted {
 }
 
 impl Acceptor {
-    /// Moves a listener to the current runtime.
+    /// Registers a listener with the current runtime.
     pub(super) fn open(listener: Listener) -> io::Result<Self> {
         match listener {
             Listener::Tcp(listener) => poll_readable(listener.into_std()?).map(Self::Tcp),
@@ -42,13 +42,12 @@ impl Acceptor {
         }
     }
 
-    /// Accepts the next connection and takes a permit of `permits`, which several listeners share. The permit
-    /// is taken only once a connection is pending. While several connections are pending, each call returns
-    /// at once.
+    /// Accepts the next connection with a permit of `permits`, which all listeners share. The permit is
+    /// acquired only once a connection is pending, so that an idle listener does not hold one.
     ///
     /// # Cancel safety
     ///
-    /// No connection is lost when the future is dropped.
+    /// Dropping the future does not lose a connection.
     pub(super) async fn accept(
         &self,
         permits: &Arc<Semaphore>,
@@ -64,10 +63,8 @@ impl Acceptor {
             }
         }
     }
-}
 
-impl Acceptor {
-    /// Accepts a connection that is already pending, if there is one and a permit is free.
+    /// Accepts a connection if one is pending and a permit is available.
     pub(super) fn accept_pending(
         &self,
         permits: &Arc<Semaphore>,
@@ -89,29 +86,26 @@ async fn accept_on<T: AsRawFd, A>(
     loop {
         let mut ready = listener.readable().await?;
         let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-        // The connection may be closed by then; its permit is then released.
+        // The connection may be gone by now; the permit is then released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
             return Ok((accepted?, permit));
         }
     }
 }
 
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe for descriptors that change, as a listener's never does"
-)]
+#[expect(deprecated, reason = "its unsafe successor matters only for types whose descriptor can change")]
 fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
-/// Maximum unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). Without it the kernel
-/// buffers up to 4 MiB of each response whose client does not read: memory that no budget counts, and bytes
-/// that the client seems to have received. With it, a client that never reads takes about 256 KiB.
+/// Maximum unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). By default, the kernel
+/// buffers up to 4 MiB of a response that the client does not read. That memory is outside the buffer budget,
+/// and those bytes would count as received. With this limit, a client that never reads takes about 256 KiB.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
 impl Accepted {
-    /// Takes a stream from its runtime. Bytes that were already read from it are not included.
+    /// Removes a stream from its runtime. The caller keeps the bytes that were already read from it.
     pub(super) fn deregister(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         match stream {
             Either::Left(stream) => stream.into_std().map(Self::Tcp),
@@ -119,21 +113,21 @@ impl Accepted {
         }
     }
 
-    /// The address of the client; a client on a Unix socket has none.
+    /// The address of the client; `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<net::IpAddr> {
         match self {
-            // A client that has closed its connection already has no address.
+            // Fails when the client has already disconnected.
             Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
             Self::Unix(_) => None,
         }
     }
 
-    /// Binds the stream to the current runtime.
+    /// Registers the stream with the current runtime.
     pub(super) fn register(self) -> io::Result<Either<TcpStream, UnixStream>> {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
-                // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent immediately: a first chunk must not wait for an acknowledgement.
                 stream.set_nodelay(true)?;
                 #[cfg(any(target_os = "linux", target_os = "android"))]
                 socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;

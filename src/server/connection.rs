@@ -1,5 +1,6 @@
-//! Serves one connection: HTTP/1.1 on a stream of any kind, until the connection ends, the server drains, or
-//! a session of another protocol takes the connection over.
+//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, and
+//! hands an upgraded connection to its session. Generic over the stream, so that tests can use in-memory
+//! pipes.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -19,27 +20,28 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
+use super::connection_end::{ConnectionEnd, connection_end, finish_last_request};
 use super::connection_state::{ActiveRequest, ConnectionState};
-use super::counted::{CompletionGuard, CountedBody};
+use super::counted_body::{CompletionGuard, CountedBody};
 use super::counting_io::{CountingIo, IoCounters};
 use super::disconnect::Peek;
-use super::ending::{ConnectionEnd, connection_end, finish_last_request};
 use super::linger::{Reset, linger, refuse_http2};
 use super::parked_future::ParkedFuture;
 use super::write_timeout::WriteTimeout;
 use super::{ConnectionLimits, Drain, Reply, Service, Session, UpgradedStream};
-use crate::tasks::Member;
+use crate::tasks::TaskToken;
 
-/// The first idle check of a new connection comes after `ConnectionLimits::idle_after` divided by this.
+/// `ConnectionLimits::idle_after` is divided by this for the first idle check of a new connection: most
+/// clients send one request, so the connection is often idle from then on.
 const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 
-/// Serves the stream that `opening` yields, if it yields one, to its end. A drain that begins before the
-/// first poll is taken into account.
+/// Serves the stream that `open` returns, if any, until the connection is closed. The connection counts among
+/// `Drain::kept_connections` from this call on, not from the first poll.
 ///
-/// When a request arrives on an idle connection, `relocate` may move the connection with its state to another
-/// worker: it takes the connection, or returns it to be served on this one.
+/// When data arrives on an idle connection, `relocate` may move the connection and its state to another
+/// worker. It returns the connection if this worker continues to serve it.
 pub(super) fn serve<S, I, R>(
-    opening: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
+    open: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
     state: Arc<ConnectionState>,
     service: S,
     limits: ConnectionLimits,
@@ -51,29 +53,29 @@ where
     I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
     R: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
 {
-    let kept = (!drain.ending.is_cancelled()).then(|| drain.kept.member());
-    run(opening, service, limits, drain, (state, kept), relocate)
+    let kept_connection = (!drain.draining.is_cancelled()).then(|| drain.kept_connections.token());
+    run(open, service, limits, drain, (state, kept_connection), relocate)
 }
 
 /// A connection whose next request is about to arrive.
 pub(super) struct IdleConnection<I> {
     pub(super) stream: I,
     /// Bytes that were already read from the stream.
-    pub(super) early: Bytes,
+    pub(super) read_buf: Bytes,
 }
 
 impl<I> From<I> for IdleConnection<I> {
     fn from(stream: I) -> Self {
-        Self { stream, early: Bytes::new() }
+        Self { stream, read_buf: Bytes::new() }
     }
 }
 
 async fn run<S, I>(
-    opening: impl Future<Output = Option<IdleConnection<I>>> + Send,
+    open: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
     limits: ConnectionLimits,
     drain: Arc<Drain>,
-    (state, kept): (Arc<ConnectionState>, Option<Member>),
+    (state, kept_connection): (Arc<ConnectionState>, Option<TaskToken>),
     mut relocate: impl FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send,
 ) where
     S: Service,
@@ -82,30 +84,28 @@ async fn run<S, I>(
     let opened = tokio::select! {
         biased;
         _ = connection_end(&drain, &state, &limits) => return,
-        opened = opening => opened,
+        opened = open => opened,
     };
     let Some(mut connection) = opened else { return };
     state.await_head();
-    // Most clients send one request: until a second one has arrived, the pauses between idle checks are short.
-    let mut pause = if state.has_had_request() {
+    let mut first_idle_check = if state.has_had_request() {
         limits.idle_after
     } else {
         limits.idle_after / FIRST_IDLE_CHECK_DIVISOR
     };
     loop {
         let stream = WriteTimeout::new(connection.stream, &limits);
-        let stream = CountingIo::new(stream, state.counters().clone()).with_early(connection.early);
-        // Boxed and dropped before the connection becomes idle or a session begins: its buffers are not
-        // needed then.
-        let ended = Box::pin(serve_http(stream, service.clone(), limits, &drain, &state, pause)).await;
-        let stream = match ended {
+        let stream = CountingIo::new(stream, state.counters().clone()).with_read_buf(connection.read_buf);
+        // Boxed, so that its buffers are freed before the connection becomes idle or a session starts.
+        let http = serve_http(stream, service.clone(), limits, &drain, &state, first_idle_check);
+        let stream = match Box::pin(http).await {
             HttpEnd::Closed => return,
-            HttpEnd::Upgraded(upgraded, stream, read) => {
-                drop(kept);
-                return upgraded.run(state.counters(), stream, read).await;
+            HttpEnd::Upgraded(upgraded, stream, read_buf) => {
+                drop(kept_connection);
+                return upgraded.run(state.counters(), stream, read_buf).await;
             }
             HttpEnd::Closing(stream) => {
-                drop(kept);
+                drop(kept_connection);
                 state.expect_no_request();
                 return linger(stream, limits, &drain).await;
             }
@@ -113,7 +113,7 @@ async fn run<S, I>(
         };
         let Some(readable) = wait_for_data(stream, limits, &drain, &state).await else { return };
         state.expect_request();
-        pause = limits.idle_after;
+        first_idle_check = limits.idle_after;
         match relocate(readable, &state) {
             Some(returned) => connection = returned,
             None => return,
@@ -121,15 +121,15 @@ async fn run<S, I>(
     }
 }
 
-/// The end of HTTP on a connection.
+/// How HTTP ended on a connection.
 enum HttpEnd<I> {
-    /// The connection ended.
+    /// The connection is closed.
     Closed,
-    /// A 101 was sent; with the bytes that were read beyond its request.
+    /// A 101 was sent. Contains the bytes that were read beyond the upgrade request.
     Upgraded(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
-    /// A response closes the connection, while the client may still be sending.
+    /// The last response was sent, but the client may still be sending.
     Closing(CountingIo<WriteTimeout<I>>),
-    /// The connection is idle: no request is under way.
+    /// No request is under way, and hyper has released the stream.
     Idle(CountingIo<WriteTimeout<I>>),
 }
 
@@ -140,7 +140,7 @@ async fn serve_http<S, I>(
     limits: ConnectionLimits,
     drain: &Drain,
     state: &Arc<ConnectionState>,
-    pause: Duration,
+    first_idle_check: Duration,
 ) -> HttpEnd<I>
 where
     S: Service,
@@ -152,17 +152,16 @@ where
         let active_request = request_state.begin_request(!request.body().is_end_stream());
         request_state.counters().phase().begin_request(request.version() >= Version::HTTP_11);
         let upgrade_slot = request.headers().contains_key(UPGRADE).then(|| slot.clone());
-        // Boxed and dropped with the request: this future is the largest part of a connection, and an idle
-        // connection does not need it.
+        // Boxed, so that it is freed with the request: this future is the largest part of a connection.
         Box::pin(respond(request, active_request, service.clone(), Arc::clone(&request_state), upgrade_slot))
     });
-    let has_halves = stream.get_ref().has_halves();
+    let supports_half_close = stream.get_ref().supports_half_close();
     let mut connection = Box::pin(
         http1::Builder::new()
             // `SendingHalf` decides what the end of the stream means, where that is possible.
-            .half_close(has_halves)
-            // A timer for each head would cost more than all other work here: see
-            // `ConnectionState::head_timed_out`.
+            .half_close(supports_half_close)
+            // `ConnectionState::head_timed_out` replaces it, because a timer per head costs more than all
+            // other work here.
             .header_read_timeout(None)
             .max_buf_size(limits.max_request_headers_size)
             .serve_connection(TokioIo::new(stream), respond),
@@ -172,20 +171,20 @@ where
         tokio::select! {
             biased;
             end = connection_end(drain, state, &limits) => Some(end),
-            () = state.idle(pause, limits.idle_after) => None,
+            () = state.idle(first_idle_check, limits.idle_after) => None,
         }
     }));
     let ended = tokio::select! {
         biased;
         end = end.as_mut() => match end {
             None => {
-                // HTTP ends at once only between two messages: bytes of one message must never be taken for
-                // the beginning of another.
+                // Hyper ends immediately only between two messages. Otherwise the bytes of one message could
+                // be parsed as the start of another.
                 connection.as_mut().graceful_shutdown();
                 let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
                 if let Poll::Ready(Ok(())) = ended {
                     let parts = Pin::into_inner(connection).into_parts();
-                    return HttpEnd::Idle(parts.io.into_inner().with_early(parts.read_buf));
+                    return HttpEnd::Idle(parts.io.into_inner().with_read_buf(parts.read_buf));
                 }
                 tokio::select! {
                     biased;
@@ -194,24 +193,24 @@ where
                 }
             }
             Some(ConnectionEnd::WhenIdle) => {
-                // A request that has arrived by now is served.
+                // Polled once more, so that a request that has already arrived is served.
                 let polled = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
                 match polled {
                     Poll::Ready(ended) => Some(ended),
                     Poll::Pending => tokio::select! {
                         ended = connection.as_mut() => Some(ended),
-                        // At most the first part of a request head is under way.
+                        // The client may have sent part of a request head.
                         () = finish_last_request(drain) => None,
-                        () = drain.cut.cancelled() => None,
+                        () = drain.abort.cancelled() => None,
                     },
                 }
             }
-            Some(ConnectionEnd::AtOnce) => None,
+            Some(ConnectionEnd::Immediate) => None,
         },
         ended = connection.as_mut() => Some(ended),
     };
-    // The rest of the HTTP connection is dropped, with a response that was under way.
+    // Dropping the HTTP connection also drops a response that is under way.
     let parts = Pin::into_inner(connection).into_parts();
     let mut stream = parts.io.into_inner();
     if state.is_truncated() {
@@ -223,7 +222,7 @@ where
         (Some(Ok(())), None) if state.may_send_body() => HttpEnd::Closing(stream),
         (Some(Ok(())) | None, _) => HttpEnd::Closed,
         (Some(Err(error)), _) => {
-            // Clients disconnect and send malformed requests; neither is worth a warning.
+            // Not a warning: disconnects and malformed requests are normal.
             debug!("a connection ended: {error}");
             if error.is_parse_version_h2() {
                 refuse_http2(&mut stream).await;
@@ -233,7 +232,7 @@ where
     }
 }
 
-/// Returns the response to a request. Puts the session that it starts, if any, into the slot.
+/// Responds to a request. Stores the session of a 101 response in `upgrade_slot`.
 async fn respond<S: Service>(
     request: Request<Incoming>,
     active_request: ActiveRequest,
@@ -241,16 +240,16 @@ async fn respond<S: Service>(
     state: Arc<ConnectionState>,
     upgrade_slot: Option<UpgradeSlot>,
 ) -> Result<Response<CountedBody<S::Body>>, Infallible> {
-    // HTTP/1.0 has no chunks, so a response without a length ends with the connection.
+    // HTTP/1.0 has no chunked coding, so the end of the connection ends a response without a length.
     let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
-    let Reply { answer: mut response, session } = service.answer(request, state.peer()).await;
+    let Reply { mut response, session } = service.respond(request, state.peer()).await;
     let counters = state.counters().clone();
     counters.phase().begin_response();
     if let Some((session, slot)) = session.zip(upgrade_slot) {
         // The session counts as a request under way until it ends.
         counters.phase().set_idle();
-        slot.put(Upgraded { session, read: counters.bytes(), _active_request: active_request });
-        return Ok(response.map(|body| CountedBody::of_session(body, counters)));
+        slot.put(Upgraded { session, bytes_read: counters.bytes(), _active_request: active_request });
+        return Ok(response.map(|body| CountedBody::for_session(body, counters)));
     }
     if state.is_ending() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -258,14 +257,14 @@ async fn respond<S: Service>(
     let has_length =
         response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some();
     let completion = (may_end_by_close && !has_length).then(|| CompletionGuard::new(state));
-    Ok(response.map(|body| CountedBody::of(body, counters, active_request, completion)))
+    Ok(response.map(|body| CountedBody::new(body, counters, active_request, completion)))
 }
 
-/// Bytes read when an idle connection becomes active; HTTP reads the rest into its own buffer. The
-/// preface of HTTP/2 has this size, and is recognized only as a whole.
+/// Maximum bytes read when an idle connection becomes active; hyper reads the rest into its own buffer. The
+/// HTTP/2 preface has this size, and hyper recognizes it only as a whole.
 const FIRST_READ_SIZE: usize = 24;
 
-/// Waits without a buffer until bytes can be read. `None` when the connection has ended.
+/// Waits without a read buffer until data arrives. `None` when the connection has ended.
 async fn wait_for_data<I>(
     stream: CountingIo<WriteTimeout<I>>,
     limits: ConnectionLimits,
@@ -275,34 +274,33 @@ async fn wait_for_data<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (stream, early) = stream.into_parts();
+    let (stream, read_buf) = stream.into_parts();
     let mut stream = stream.into_inner();
-    // Copies the beginning of a head, so that its read buffer can be freed.
-    let early = early.to_vec();
-    if !early.is_empty() {
+    // Copied, so that hyper's read buffer is freed.
+    let read_buf = read_buf.to_vec();
+    if !read_buf.is_empty() {
         state.mark_head_begun();
     }
     let mut first = [0; FIRST_READ_SIZE];
     let read = tokio::select! {
         biased;
-        // Polled before the end of the connection: a request that has arrived by then is served.
+        // Polled before the end of the connection, so that a request that has already arrived is served.
         read = stream.read(&mut first) => read,
         end = connection_end(drain, state, &limits) => match end {
             ConnectionEnd::WhenIdle => Ok(0),
-            ConnectionEnd::AtOnce => return None,
+            ConnectionEnd::Immediate => return None,
         },
     };
     match read {
         Ok(count @ 1..) => {
-            if early.is_empty() {
+            if read_buf.is_empty() {
                 state.begin_head();
             }
-            let early = [&early, first.get(..count)?].concat();
-            Some(IdleConnection { stream, early: early.into() })
+            let read_buf = [&read_buf, first.get(..count)?].concat();
+            Some(IdleConnection { stream, read_buf: read_buf.into() })
         }
         Ok(_) => {
-            // A TLS connection sends its close notification, without waiting for a client that does
-            // not read it.
+            // Sends the close notification of TLS, but does not wait for a client that does not read it.
             tokio::select! {
                 biased;
                 _ = stream.shutdown() => {}
@@ -317,7 +315,7 @@ where
     }
 }
 
-/// Holds the session that takes the connection over.
+/// Holds the session of an upgraded connection between its response and the end of HTTP.
 #[derive(Clone, Default)]
 struct UpgradeSlot(Arc<Mutex<Option<Upgraded>>>);
 
@@ -331,24 +329,26 @@ impl UpgradeSlot {
     }
 }
 
-/// The session that takes the connection over once the 101 is sent.
+/// The session that takes over the connection once the 101 is sent.
 struct Upgraded {
     session: Session,
-    /// Bytes that the client had sent when the 101 was ready.
-    read: u64,
+    /// Bytes read from the client when the 101 was ready.
+    bytes_read: u64,
     _active_request: ActiveRequest,
 }
 
 impl Upgraded {
-    async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, early: Bytes) {
-        let Self { session, read, _active_request } = self;
-        // A client that sends bytes before the 101 cannot know whether it sends them to Keychoir or to a
-        // server behind it, and no check has seen these bytes.
-        let read_since = counters.bytes().saturating_sub(read);
-        if early.len() as u64 > read_since {
-            return debug!("a connection ended: its client sent bytes before the response to its upgrade");
+    async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, read_buf: Bytes) {
+        let Self { session, bytes_read, _active_request } = self;
+        // Bytes sent before the 101 are refused: the client cannot know whether Keychoir or a server behind
+        // it reads them, and Keychoir has not checked them.
+        let bytes_since_response = counters.bytes().saturating_sub(bytes_read);
+        if read_buf.len() as u64 > bytes_since_response {
+            return debug!(
+                "a connection ended: the client sent bytes before the response to its upgrade request"
+            );
         }
-        session(Box::new(stream), early).await;
+        session(Box::new(stream), read_buf).await;
     }
 }
 

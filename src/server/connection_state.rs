@@ -1,5 +1,5 @@
-//! The state of one connection: whether it has had a request, whether one is under way, and the
-//! start of its wait for a request head.
+//! The state of one connection beside hyper's: whether a request is under way, since when a request head is
+//! awaited, and when the connection counts as idle. It moves with the connection to another worker.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,82 +11,81 @@ use tokio::time::sleep_until;
 use super::ConnectionLimits;
 use super::counting_io::IoCounters;
 use crate::clock;
-use crate::tasks::{Member, Tasks};
+use crate::tasks::{TaskToken, Tasks};
 
-/// Minimum interval between two checks whether a connection is idle.
+/// Minimum interval between two idle checks.
 const MIN_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The state of one connection. Only the connection's own task changes it, so there is no contention.
+/// The state of one connection. Only the task of the connection changes it, so the atomics and the lock are
+/// never contended.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     peer: Option<IpAddr>,
-    began: Instant,
-    /// Start of the wait for a head, in milliseconds after `began`.
+    created_at: Instant,
+    /// Start of the wait for a head, in milliseconds after `created_at`, or `NOT_WAITING`.
     waiting_since: AtomicU64,
-    /// Bytes read at that moment: a higher count means that the head has begun.
-    read_before: AtomicU64,
+    /// Bytes read when that wait started. A higher count means that part of the head has arrived.
+    bytes_before_head: AtomicU64,
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
     /// Whether the last request had a body, whose rest may arrive after the response.
     may_send_body: AtomicBool,
-    /// Whether a response that ends with the connection, because it has no length, was left
-    /// incomplete.
+    /// Whether a response without a length, which the end of the connection ends, was left incomplete.
     is_truncated: AtomicBool,
     counters: IoCounters,
-    requests: Mutex<Requests>,
+    requests: Mutex<RequestCounter>,
 }
 
-/// The counter of the requests of a connection.
+/// Counts the requests of a connection for its worker.
 #[derive(Debug)]
-struct Requests {
-    /// The requests under way of the worker that serves the connection.
+struct RequestCounter {
+    /// The requests under way on the worker.
     group: Tasks,
     /// Counts an imminent request as one under way.
-    expected: Option<Member>,
+    expected: Option<TaskToken>,
 }
 
 /// The value of `waiting_since` while no head is awaited.
-const BUSY: u64 = u64::MAX;
+const NOT_WAITING: u64 = u64::MAX;
 
 impl ConnectionState {
-    /// A connection that is about to be opened and to send its first request. `requests` counts those under
-    /// way.
+    /// Creates the state of a new connection, whose first request counts among `requests` already.
     pub(super) fn new(requests: Tasks, peer: Option<IpAddr>) -> Arc<Self> {
         Arc::new(Self {
             peer,
-            began: clock::instant(),
-            waiting_since: AtomicU64::new(BUSY),
-            read_before: AtomicU64::new(0),
+            created_at: clock::instant(),
+            waiting_since: AtomicU64::new(NOT_WAITING),
+            bytes_before_head: AtomicU64::new(0),
             has_head_begun: AtomicBool::new(false),
             has_had_request: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
             may_send_body: AtomicBool::new(false),
             is_truncated: AtomicBool::new(false),
             counters: IoCounters::default(),
-            requests: Mutex::new(Requests::expecting(requests)),
+            requests: Mutex::new(RequestCounter::expecting_request(requests)),
         })
     }
 
     /// Counts the imminent request, and later ones, among the `requests` of another worker.
     pub(super) fn move_to(&self, requests: Tasks) {
-        *self.requests() = Requests::expecting(requests);
+        *self.requests() = RequestCounter::expecting_request(requests);
     }
 
-    /// The address of the client.
+    /// The address of the client; `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 
-    /// The byte counters of its stream.
+    /// The byte counters of the stream.
     pub(super) fn counters(&self) -> &IoCounters {
         &self.counters
     }
 
-    /// Begins the wait for a head, unless it has begun already.
+    /// Starts the wait for a head, unless it has started already.
     pub(super) fn await_head(&self) {
         if self.waiting_since().is_none() {
-            self.read_before.store(self.counters.bytes(), Ordering::Relaxed);
+            self.bytes_before_head.store(self.counters.bytes(), Ordering::Relaxed);
             self.has_head_begun.store(false, Ordering::Relaxed);
             self.set_waiting_since();
         }
@@ -98,35 +97,35 @@ impl ConnectionState {
         self.set_waiting_since();
     }
 
-    /// Records that the head had begun before the connection became idle.
+    /// Records that part of the head arrived before the connection became idle.
     pub(super) fn mark_head_begun(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
 
     fn set_waiting_since(&self) {
-        let since = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(BUSY);
+        let since = u64::try_from(clock::elapsed_since(self.created_at).as_millis()).unwrap_or(NOT_WAITING);
         self.waiting_since.store(since, Ordering::Relaxed);
     }
 
     fn waiting_since(&self) -> Option<Instant> {
         match self.waiting_since.load(Ordering::Relaxed) {
-            BUSY => None,
-            since => Some(self.began + Duration::from_millis(since)),
+            NOT_WAITING => None,
+            millis => Some(self.created_at + Duration::from_millis(millis)),
         }
     }
 
-    /// Counts the next request as one under way, because its head is about to arrive.
+    /// Counts the imminent request as one under way.
     pub(super) fn expect_request(&self) {
         let mut requests = self.requests();
-        requests.expected = Some(requests.group.member());
+        requests.expected = Some(requests.group.token());
     }
 
-    /// Stops counting an imminent request, so that the drain does not wait for it.
+    /// Stops counting the imminent request, so that a drain does not wait for it.
     pub(super) fn expect_no_request(&self) {
         self.requests().expected = None;
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    fn requests(&self) -> MutexGuard<'_, RequestCounter> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,14 +133,14 @@ impl ConnectionState {
         self.has_had_request.load(Ordering::Relaxed)
     }
 
-    /// Records that a request head has arrived, with a body or without.
+    /// Records that a request head has arrived. The request is under way until the returned value is dropped.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
-        self.waiting_since.store(BUSY, Ordering::Relaxed);
+        self.waiting_since.store(NOT_WAITING, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);
         self.may_send_body.store(has_body, Ordering::Relaxed);
         let mut requests = self.requests();
-        let member = requests.expected.take().unwrap_or_else(|| requests.group.member());
-        ActiveRequest { state: Arc::clone(self), _member: member }
+        let token = requests.expected.take().unwrap_or_else(|| requests.group.token());
+        ActiveRequest { state: Arc::clone(self), _token: token }
     }
 
     /// Whether the client may still be sending the body of its last request.
@@ -149,7 +148,7 @@ impl ConnectionState {
         self.may_send_body.load(Ordering::Relaxed)
     }
 
-    /// Records that a response that is ended by the end of the connection is incomplete.
+    /// Records that a response without a length is incomplete. The connection is then reset.
     pub(super) fn mark_truncated(&self) {
         self.is_truncated.store(true, Ordering::Relaxed);
     }
@@ -167,70 +166,68 @@ impl ConnectionState {
         self.is_ending.load(Ordering::Relaxed)
     }
 
-    /// Completes when the wait for a head exceeds its timeout. The timer is set once per timeout and not with
+    /// Completes when the wait for a head exceeds its timeout. The timer is reset when it fires, not with
     /// each request.
     pub(super) async fn head_timed_out(&self, limits: &ConnectionLimits) {
         loop {
-            let due = self.waiting_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
-            if due <= clock::instant() {
+            let deadline = self.waiting_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
+            if deadline <= clock::instant() {
                 return;
             }
-            sleep_until(due.into()).await;
+            sleep_until(deadline.into()).await;
         }
     }
 
-    /// The timeout of the wait for a head: shorter for a client that has begun one, or has just connected,
-    /// than for a client that keeps its connection open.
+    /// The timeout of the awaited head. `keepalive_timeout` applies only between two requests, until the
+    /// first byte of the next head.
     fn head_timeout(&self, limits: &ConnectionLimits) -> Duration {
-        let has_begun = self.has_head_begun.load(Ordering::Relaxed)
-            || self.counters.bytes() != self.read_before.load(Ordering::Relaxed);
-        if self.has_had_request() && !has_begun {
+        let has_head_begun = self.has_head_begun.load(Ordering::Relaxed)
+            || self.counters.bytes() != self.bytes_before_head.load(Ordering::Relaxed);
+        if self.has_had_request() && !has_head_begun {
             limits.keepalive_timeout
         } else {
             limits.request_headers_timeout
         }
     }
 
-    /// Completes when the connection waits for a head and the client has received all of its last response;
-    /// never while the server drains. The state is checked after `first`, and then at pauses that grow to
-    /// `longest`; the connection must have waited for a head since the last check.
-    pub(super) async fn idle(&self, first: Duration, longest: Duration) {
-        let longest = longest.max(MIN_IDLE_CHECK_INTERVAL);
-        let mut pause = first.clamp(MIN_IDLE_CHECK_INTERVAL, longest);
-        let mut due = clock::instant() + pause;
+    /// Completes when the connection has waited for a head during a whole check interval, and its last
+    /// response is written. Never completes while the server drains. The check interval doubles from
+    /// `first_interval` to `max_interval`.
+    pub(super) async fn idle(&self, first_interval: Duration, max_interval: Duration) {
+        let max_interval = max_interval.max(MIN_IDLE_CHECK_INTERVAL);
+        let mut interval = first_interval.clamp(MIN_IDLE_CHECK_INTERVAL, max_interval);
+        let mut next_check = clock::instant() + interval;
         loop {
-            sleep_until(due.into()).await;
+            sleep_until(next_check.into()).await;
             let now = clock::instant();
-            let since = self.waiting_since().filter(|_| self.may_become_idle());
-            if since.is_some_and(|since| since + pause <= now) {
+            let waiting_since = self.waiting_since().filter(|_| self.may_become_idle());
+            if waiting_since.is_some_and(|since| since + interval <= now) {
                 return;
             }
-            pause = (pause * 2).min(longest);
-            due = since.unwrap_or(now) + pause;
+            interval = (interval * 2).min(max_interval);
+            next_check = waiting_since.unwrap_or(now) + interval;
         }
     }
-}
 
-impl Requests {
-    fn expecting(group: Tasks) -> Self {
-        Self { expected: Some(group.member()), group }
-    }
-}
-
-impl ConnectionState {
-    /// The first head stays in HTTP's buffer: HTTP does not treat the connection as idle before its first
-    /// message.
+    /// Part of a first head would stay in hyper's buffer, because hyper does not end a connection before its
+    /// first message.
     fn may_become_idle(&self) -> bool {
-        let has_begun = self.has_had_request() || self.counters.bytes() == 0;
-        has_begun && !self.counters.is_write_blocked() && !self.is_ending()
+        let is_between_messages = self.has_had_request() || self.counters.bytes() == 0;
+        is_between_messages && !self.counters.is_write_blocked() && !self.is_ending()
     }
 }
 
-/// A request that is under way until this is dropped.
+impl RequestCounter {
+    fn expecting_request(group: Tasks) -> Self {
+        Self { expected: Some(group.token()), group }
+    }
+}
+
+/// A request under way. Dropping it starts the wait for the next head.
 #[derive(Debug)]
 pub(super) struct ActiveRequest {
     state: Arc<ConnectionState>,
-    _member: Member,
+    _token: TaskToken,
 }
 
 impl Drop for ActiveRequest {

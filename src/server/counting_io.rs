@@ -1,6 +1,6 @@
-//! Counts the bytes that a client has sent, and detects whether it reads the bytes sent to it. When
-//! a WebSocket session takes the connection over, the count shows which bytes the client sent
-//! before it could know of the session: no check has seen those bytes.
+//! The innermost layer that hyper reads from: counts received bytes, records whether a write is blocked, and
+//! checks for a disconnect while a request is under way. An upgrade uses the count to refuse bytes that the
+//! client sent before the 101.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::disconnect::{Peek, Phase, SendingHalf};
 
-/// The counters of a stream.
+/// The counters of a stream. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct IoCounters(Arc<StreamCounts>);
 
@@ -31,7 +31,7 @@ impl IoCounters {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether bytes wait for the client to read them.
+    /// Whether the last write or flush is pending, because the client does not read.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.0.is_write_blocked.load(Ordering::Relaxed)
     }
@@ -48,25 +48,25 @@ impl IoCounters {
 }
 
 pin_project! {
-    /// A stream that counts its bytes.
+    /// A stream that updates its [`IoCounters`].
     pub(super) struct CountingIo<S> {
         #[pin]
         stream: S,
         counters: IoCounters,
-        // Bytes that were read before and are read again.
-        early: Bytes,
+        // Bytes that were already read from the stream. They are returned by the next reads.
+        read_buf: Bytes,
         sending_half: SendingHalf,
     }
 }
 
 impl<S> CountingIo<S> {
     pub(super) fn new(stream: S, counters: IoCounters) -> Self {
-        Self { stream, counters, early: Bytes::new(), sending_half: SendingHalf::Open }
+        Self { stream, counters, read_buf: Bytes::new(), sending_half: SendingHalf::Open }
     }
 
-    /// The same stream with bytes that were already read from it.
-    pub(super) fn with_early(self, early: Bytes) -> Self {
-        Self { early, ..self }
+    /// Returns `read_buf`, which was already read from the stream, to it.
+    pub(super) fn with_read_buf(self, read_buf: Bytes) -> Self {
+        Self { read_buf, ..self }
     }
 
     /// The inner stream.
@@ -74,9 +74,9 @@ impl<S> CountingIo<S> {
         &self.stream
     }
 
-    /// The inner stream, and the bytes read from it that are not consumed yet.
+    /// The inner stream, and the bytes read from it that are not yet consumed.
     pub(super) fn into_parts(self) -> (S, Bytes) {
-        (self.stream, self.early)
+        (self.stream, self.read_buf)
     }
 }
 
@@ -86,16 +86,16 @@ impl<S: AsyncRead> AsyncRead for CountingIo<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
         let this = self.project();
-        if this.early.has_remaining() {
-            let count = this.early.len().min(buffer.remaining());
-            buffer.put_slice(&this.early.split_to(count));
+        if !this.read_buf.is_empty() {
+            let count = this.read_buf.len().min(buffer.remaining());
+            buffer.put_slice(&this.read_buf.split_to(count));
             return Poll::Ready(Ok(()));
         }
+        let filled_before = buffer.filled().len();
         ready!(this.stream.poll_read(cx, buffer))?;
-        // Only one task reads, so a load and a store suffice: cheaper than an atomic addition.
-        let bytes = this.counters.bytes() + (buffer.filled().len() - before) as u64;
+        // Only one task reads, so a load and a store suffice. They are cheaper than an atomic addition.
+        let bytes = this.counters.bytes() + (buffer.filled().len() - filled_before) as u64;
         this.counters.0.bytes.store(bytes, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
@@ -122,12 +122,12 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
-        // HTTP flushes whenever it is polled, and reads nothing while a request is under way.
+        // Hyper flushes whenever it is polled, but does not read while a request is under way.
         if this.counters.phase().is_idle() {
             if !matches!(this.sending_half, SendingHalf::Open) {
                 *this.sending_half = SendingHalf::Open;
             }
-        } else if this.stream.has_halves() && this.early.is_empty() {
+        } else if this.stream.supports_half_close() && this.read_buf.is_empty() {
             this.sending_half.poll(this.stream.as_mut(), cx, this.counters.phase())?;
         }
         this.counters.record_write(this.stream.poll_flush(cx))

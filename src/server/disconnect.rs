@@ -1,8 +1,7 @@
-//! Detects clients that disconnect while their request is under way. Some clients close both halves of the
-//! connection, and their request is to be cancelled; others close only their sending half and wait for the
-//! response (RFC 9112, section 9.6). The end of the stream is the same for both, so the client is probed: it
-//! is sent `100 Continue`, which every HTTP/1.1 client must ignore, and the system of a client that has
-//! closed the socket replies with a reset.
+//! Detects clients that disconnect while their request is under way. A client that closes the socket has
+//! cancelled its request, but one that closes only its sending half waits for the response (RFC 9112, section
+//! 9.6). The server sees the same end of the stream. It therefore sends `100 Continue` as a probe: every
+//! HTTP/1.1 client ignores it, and the operating system replies with a reset if the socket is closed.
 
 use std::io;
 use std::pin::Pin;
@@ -11,6 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep};
@@ -21,73 +21,58 @@ use crate::clock;
 
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Delay before the first check for a reset, which arrives within a round trip. Later delays double, up to
-/// the longest.
+/// Delay between the probe and the first check for a reset, which arrives within a round trip.
 const FIRST_CHECK_DELAY: Duration = Duration::from_millis(5);
+/// Maximum delay between two checks; each delay is twice the one before.
 const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether a client can close its sending half alone, so that the end of the stream does not
-    /// prove a disconnect.
-    fn has_halves(&self) -> bool;
+    /// Whether the client can close its sending half alone. The end of the stream is then not proof of a
+    /// disconnect.
+    fn supports_half_close(&self) -> bool;
 
-    /// The result that the next read would have: 0 bytes at the end of the stream.
-    fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    /// Returns what a read of one byte would return, without consuming the byte: 0 at the end of the stream.
+    fn poll_peek_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
-    /// An error that has arrived, such as a reset. After the end of the stream, reads no longer report it.
+    /// Returns a pending error of the socket, such as a reset. Reads do not report it after the end of the
+    /// stream.
     fn take_error(&self) -> io::Result<Option<io::Error>>;
 }
 
-/// Peeks at the socket `$stream`.
-macro_rules! peek {
-    ($stream:expr, $cx:expr) => {
-        loop {
-            ready!($stream.poll_read_ready($cx))?;
-            let peek = || {
-                let (flags, mut byte) = (rustix::net::RecvFlags::PEEK, [0; 1]);
-                Ok(rustix::net::recv($stream, &mut byte, flags | rustix::net::RecvFlags::DONTWAIT)?.0)
-            };
-            match $stream.try_io(Interest::READABLE, peek) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                peeked => return Poll::Ready(peeked),
+/// Implements [`Peek`] for a socket. tokio has no trait with the methods that both socket types share.
+macro_rules! impl_peek_for_socket {
+    ($socket:ty) => {
+        impl Peek for $socket {
+            fn supports_half_close(&self) -> bool {
+                true
+            }
+
+            fn take_error(&self) -> io::Result<Option<io::Error>> {
+                self.take_error()
+            }
+
+            fn poll_peek_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_read_ready(cx))?;
+                    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+                    let peek = || Ok(recv(self, &mut [0; 1], flags)?.0);
+                    match self.try_io(Interest::READABLE, peek) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return Poll::Ready(result),
+                    }
+                }
             }
         }
     };
 }
 
-impl Peek for TcpStream {
-    fn has_halves(&self) -> bool {
-        true
-    }
-
-    fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.take_error()
-    }
-
-    fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        peek!(self, cx)
-    }
-}
-
-impl Peek for UnixStream {
-    fn has_halves(&self) -> bool {
-        true
-    }
-
-    fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.take_error()
-    }
-
-    fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        peek!(self, cx)
-    }
-}
+impl_peek_for_socket!(TcpStream);
+impl_peek_for_socket!(UnixStream);
 
 impl Peek for tls::Stream {
-    /// Most TLS libraries close both halves at once, so the end of the stream means that the client has
-    /// disconnected.
-    fn has_halves(&self) -> bool {
+    /// Most TLS libraries close both halves together, so the end of the stream means a disconnect.
+    fn supports_half_close(&self) -> bool {
         matches!(self, Either::Left(_))
     }
 
@@ -99,10 +84,10 @@ impl Peek for tls::Stream {
         }
     }
 
-    fn poll_next_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_peek_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match self {
-            Either::Left(Either::Left(tcp)) => tcp.poll_next_byte(cx),
-            Either::Left(Either::Right(unix)) => unix.poll_next_byte(cx),
+            Either::Left(Either::Left(tcp)) => tcp.poll_peek_byte(cx),
+            Either::Left(Either::Right(unix)) => unix.poll_peek_byte(cx),
             Either::Right(_) => Poll::Pending,
         }
     }
@@ -110,7 +95,7 @@ impl Peek for tls::Stream {
 
 #[cfg(test)]
 impl Peek for tokio::io::DuplexStream {
-    fn has_halves(&self) -> bool {
+    fn supports_half_close(&self) -> bool {
         false
     }
 
@@ -118,27 +103,27 @@ impl Peek for tokio::io::DuplexStream {
         Ok(None)
     }
 
-    fn poll_next_byte(&self, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_peek_byte(&self, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
         Poll::Pending
     }
 }
 
-/// The phase of a connection, which decides how the end of the client's stream is treated.
+/// The phase of a connection, which decides what the end of the client's stream means.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
 /// No request is under way: the end of the stream is the end of the connection.
 const IDLE: u8 = 0;
-/// A request of HTTP/1.1 that has no response yet.
+/// An HTTP/1.1 request waits for its response.
 const REQUEST: u8 = 1;
-/// A request of an older version, whose client must not be sent anything before the response.
+/// An older request waits for its response. Such a client must not be sent an interim response.
 const REQUEST_BEFORE_1_1: u8 = 2;
 /// A response is being sent.
 const RESPONSE: u8 = 3;
 
 impl Phase {
-    pub(super) fn begin_request(&self, may_be_probed: bool) {
-        self.set(if may_be_probed { REQUEST } else { REQUEST_BEFORE_1_1 });
+    pub(super) fn begin_request(&self, is_http_11: bool) {
+        self.set(if is_http_11 { REQUEST } else { REQUEST_BEFORE_1_1 });
     }
 
     pub(super) fn begin_response(&self) {
@@ -158,15 +143,15 @@ impl Phase {
     }
 }
 
-/// The state of the client's sending half.
+/// The client's half of the connection, as far as it is known without reading.
 #[derive(Default)]
 pub(super) enum SendingHalf {
-    /// The client may send more bytes.
+    /// No bytes and no end have arrived.
     #[default]
     Open,
-    /// Bytes beyond the current request have arrived: the end of the stream is not detected.
-    Ahead,
-    /// The client has closed its sending half and waits for its response, until a check finds an error.
+    /// The client has pipelined bytes beyond the current request, which hide the end of the stream.
+    Pipelined,
+    /// The client has closed its sending half. It waits for its response until a check finds a reset.
     Closed { next_check: Pin<Box<Sleep>>, delay: Duration },
 }
 
@@ -184,12 +169,12 @@ impl SendingHalf {
     ) -> io::Result<()> {
         loop {
             match self {
-                Self::Ahead => return Ok(()),
+                Self::Pipelined => return Ok(()),
                 Self::Open => {
-                    match stream.poll_next_byte(cx)? {
+                    match stream.poll_peek_byte(cx)? {
                         Poll::Pending => return Ok(()),
                         Poll::Ready(1..) => {
-                            *self = Self::Ahead;
+                            *self = Self::Pipelined;
                             return Ok(());
                         }
                         Poll::Ready(0) => {}
@@ -197,12 +182,12 @@ impl SendingHalf {
                     match phase.0.load(Ordering::Relaxed) {
                         REQUEST => match stream.as_mut().poll_write(cx, PROBE)? {
                             Poll::Ready(count) if count == PROBE.len() => {}
-                            // No bytes were written before, so the buffer has space. A partial
-                            // write means that the connection is lost.
+                            // Before the response, the send buffer has space for the probe. Anything but a
+                            // complete write means that the connection is lost.
                             Poll::Ready(_) | Poll::Pending => return Err(disconnected()),
                         },
                         REQUEST_BEFORE_1_1 => {}
-                        // A client that closes its half in the middle of the response has disconnected.
+                        // During a response, the end of the stream counts as a disconnect.
                         _ => return Err(disconnected()),
                     }
                     *self = Self::Closed {

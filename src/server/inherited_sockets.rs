@@ -1,5 +1,5 @@
-//! Listening sockets that the service manager opened and passes to this process: they stay open during a
-//! restart, so no connection is refused.
+//! Listening sockets that the service manager passes to this process (systemd socket activation). They stay
+//! open during a restart, so connections are queued instead of refused.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::listener::Listener;
 use super::unix::UnixSocketListener;
 
-/// The sockets that were passed to this process, until they are converted to listeners.
+/// The sockets passed to this process, before they are converted to listeners.
 pub struct InheritedSockets {
     sockets: ListenFd,
     /// The names of the sockets, from `LISTEN_FDNAMES`.
@@ -17,8 +17,8 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets that `LISTEN_FDS` announces, if `LISTEN_PID` is this process, and removes the
-    /// variables, so that no child process uses them. Must be called once, before other threads are started.
+    /// Takes the sockets of `LISTEN_FDS` if `LISTEN_PID` is this process, and removes these variables, so
+    /// that child processes do not use the sockets. Must be called once, before other threads are started.
     #[must_use]
     pub fn take() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();
@@ -34,11 +34,11 @@ impl InheritedSockets {
         self.sockets.len()
     }
 
-    /// Converts all of them to listeners. Must be called on a runtime.
+    /// Converts the sockets to listeners. Must be called on a runtime.
     ///
     /// # Errors
     ///
-    /// When one of them is neither a TCP nor a Unix stream socket; the error contains its name.
+    /// When a socket is neither a TCP nor a Unix stream socket. The error contains the name of the socket.
     pub fn listen(mut self) -> io::Result<Vec<Listener>> {
         let count = self.count();
         let listen = |index: usize| {
@@ -46,23 +46,23 @@ impl InheritedSockets {
             let name = name.map_or_else(|| format!("number {index}"), |name| format!("`{name}`"));
             let describe =
                 |error: io::Error| io::Error::other(format!("socket {name} from systemd: {error}"));
-            take(&mut self.sockets, index).map_err(describe)
+            take_listener(&mut self.sockets, index).map_err(describe)
         };
         (0..count).map(listen).collect()
     }
 }
 
-fn take(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
-    let taken = || io::Error::other("it was taken before");
+fn take_listener(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
+    let already_taken = || io::Error::other("it was already taken");
     match sockets.take_tcp_listener(index) {
         Ok(listener) => {
-            let listener = listener.ok_or_else(taken)?;
+            let listener = listener.ok_or_else(already_taken)?;
             listener.set_nonblocking(true)?;
             Ok(Listener::Tcp(TcpListener::from_std(listener)?))
         }
         Err(_) => {
-            let listener = sockets.take_unix_listener(index)?.ok_or_else(taken)?;
-            Ok(Listener::Unix(UnixSocketListener::inherited(listener)?))
+            let listener = sockets.take_unix_listener(index)?.ok_or_else(already_taken)?;
+            Ok(Listener::Unix(UnixSocketListener::from_inherited(listener)?))
         }
     }
 }

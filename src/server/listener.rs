@@ -1,4 +1,5 @@
-//! Listening sockets: TCP ports and Unix sockets.
+//! Binds the listening sockets, TCP ports and Unix sockets, and reports their addresses. [`super::acceptor`]
+//! accepts their connections.
 
 use std::fmt;
 use std::io;
@@ -9,11 +10,11 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::unix::UnixSocketListener;
 
-/// Maximum connections in the accept queue. The system drops further ones, and their clients retry a second
-/// later; the system has its own bound (`net.core.somaxconn`, usually as large).
+/// Maximum connections in the accept queue. The kernel drops further ones, and their clients retry a second
+/// later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
 pub(super) const BACKLOG: u32 = 4_096;
 
-/// A listening socket. A socket file that it created is removed when it is dropped.
+/// A listening socket. Dropping it removes the socket file that it created.
 #[derive(Debug)]
 pub enum Listener {
     /// A TCP port.
@@ -57,31 +58,31 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another process listens there, or any other error of the system.
+    /// `AddrInUse` when another process listens on the port, or any other error of the operating system.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // The port can be bound again right after a restart, although old connections are still in TIME_WAIT.
+        // Allows a restart to bind the port while old connections are still in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG).map(Self::Tcp)
     }
 
-    /// Listens on a Unix socket at `path`. A stale socket file that a terminated process left there is
-    /// replaced.
+    /// Listens on a Unix socket at `path`, and replaces the stale socket file of a terminated process. `mode`
+    /// is the mode of the socket file.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another process listens there, `AlreadyExists` when another file is in the way, or
+    /// `AddrInUse` when another process listens at `path`, `AlreadyExists` when the file is not a socket, or
     /// any other error of the file system.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
         UnixSocketListener::bind(path, mode).map(Self::Unix)
     }
 
-    /// The address, with the port that the system chose for port 0.
+    /// Returns the address, with the port that the kernel chose if port 0 was configured.
     ///
     /// # Errors
     ///
-    /// When the system cannot report the address.
+    /// When the operating system cannot report the address.
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),

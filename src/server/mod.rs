@@ -1,17 +1,17 @@
-//! Accepts connections, hands each to a worker and serves HTTP/1.1 on it. Independent of the service that
-//! responds to the requests.
+//! The HTTP/1.1 server: accepts connections, assigns each to the least loaded worker, and drains them. The
+//! [`Service`] that responds to the requests is a parameter.
 
 mod acceptor;
 mod connection;
+mod connection_end;
 mod connection_state;
-mod counted;
+mod counted_body;
 mod counting_io;
 mod disconnect;
-mod ending;
-mod files;
 mod inherited_sockets;
 mod linger;
 mod listener;
+mod open_files;
 mod parked_future;
 mod tls;
 mod unix;
@@ -40,9 +40,9 @@ use tracing::{debug, warn};
 use crate::policy::min_rate::MinRate;
 use crate::tasks::Tasks;
 
-pub use files::{open_files_max, raise_open_files};
 pub use inherited_sockets::InheritedSockets;
 pub use listener::{Address, Listener};
+pub use open_files::{open_files_limit, raise_open_files_limit};
 pub use tls::Tls;
 pub use workers::{WorkerPool, WorkerThreads};
 
@@ -61,79 +61,80 @@ pub struct ConnectionLimits {
     pub keepalive_timeout: Duration,
     /// Time for which a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
-    /// Maximum bytes that the client may send then.
+    /// Maximum bytes that the client may send during `linger_timeout`.
     pub max_linger_size: u64,
     /// Timeout for a client to read any bytes of a response that is being sent.
     pub send_timeout: Duration,
-    /// Minimum rate at which the client must read the response, while the server waits for it.
+    /// Minimum average rate at which the client must read a response, over the time that writes are blocked.
     pub min_response_rate: MinRate,
-    /// Time that the server waits for the client before the rate applies.
+    /// Blocked time before `min_response_rate` applies.
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes; a larger one is refused with 431.
     pub max_request_headers_size: usize,
     /// Maximum open connections; further ones wait to be accepted.
     pub max_connections: usize,
-    /// A connection without a request for this long, or a new one for as long as its first request took,
-    /// releases its buffers until the next request, which another worker may serve.
+    /// Time without a request after which a connection releases its buffers. Its next request may be served
+    /// by another worker. A connection that has had one request is idle sooner.
     pub idle_after: Duration,
 }
 
 /// Default of `idle_after`: most connections that have been idle for one second stay idle for many.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// The signals and task groups of a drain: `ending` first, then `stop` when `kept` has ended or its
-/// timeout has passed, then `close` when `requests` has ended, then `cut` when that takes too long.
+/// The signals and task groups of a drain, in the order of its phases.
 ///
-/// From `ending` on, every response closes its connection. A client cannot know of the drain before
-/// it has received such a response, and may send a request on a kept connection at any moment; so
-/// these connections are served up to `close`, and are closed by their next response. Until `stop`,
-/// new connections are accepted as well, because this phase may take seconds. A connection that was
-/// accepted and has sent no request yet counts among `requests` for at most a second.
+/// 1. `draining`: every response closes its connection. A client learns of the drain only from such a
+///    response, and may send a request on an open connection at any moment. Open connections are therefore
+///    served until `close_idle`. New connections are accepted as well, because this phase may take seconds.
+/// 2. `stop_accepting`, when `kept_connections` have ended or their timeout has passed. A connection that has
+///    sent no request yet counts among `requests` for at most a second.
+/// 3. `close_idle`, when `requests` have ended.
+/// 4. `abort`, when the drain exceeds its timeout.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// Responses close their connections.
-    pub ending: CancellationToken,
-    /// The connections from before `ending`, each until it is closed or taken over by a session.
-    pub kept: Tasks,
+    /// Every response closes its connection.
+    pub draining: CancellationToken,
+    /// The connections opened before `draining`, each until it is closed or upgraded.
+    pub kept_connections: Tasks,
     /// No more connections are accepted; requests under way continue.
-    pub stop: CancellationToken,
-    /// The requests under way, up to the end of their responses.
+    pub stop_accepting: CancellationToken,
+    /// The requests under way, each until the end of its response.
     pub requests: Tasks,
     /// Connections without a request are closed.
-    pub close: CancellationToken,
-    /// Requests under way are cut.
-    pub cut: CancellationToken,
+    pub close_idle: CancellationToken,
+    /// Requests under way are aborted.
+    pub abort: CancellationToken,
 }
 
 impl Drain {
-    /// The same drain for another group of requests.
+    /// Returns the same drain with another group of requests.
     #[must_use]
     pub fn with_requests(&self, requests: Tasks) -> Self {
         Self { requests, ..self.clone() }
     }
 }
 
-/// The stream of a connection that a session takes over.
+/// The stream of an upgraded connection.
 pub trait UpgradedStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 
-/// A session that uses a connection after a 101, to its end: it receives the stream, and the bytes that the
-/// client has sent meanwhile. It must end when `cut` is cancelled.
+/// Handles an upgraded connection until it is closed. Receives the stream and the bytes that were read beyond
+/// the upgrade request. Must end when [`Drain::abort`] is cancelled.
 pub type Session =
     Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// The reply of a service to a request.
+/// A response, and the session that it may start.
 pub struct Reply<B> {
     /// The HTTP response.
-    pub answer: Response<B>,
-    /// The session that takes the connection over; only with a response of 101.
+    pub response: Response<B>,
+    /// The session that takes over the connection; only for status 101.
     pub session: Option<Session>,
 }
 
 impl<B> From<Response<B>> for Reply<B> {
-    fn from(answer: Response<B>) -> Self {
-        Self { answer, session: None }
+    fn from(response: Response<B>) -> Self {
+        Self { response, session: None }
     }
 }
 
@@ -142,16 +143,15 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of its responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Returns the response to one request. `peer` is the address of the client; a client on a Unix socket has
-    /// none.
-    fn answer(
+    /// Responds to one request. `peer` is the address of the client, or `None` for a Unix socket.
+    fn respond(
         &self,
         request: Request<Incoming>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Reply<Self::Body>> + Send;
 }
 
-/// Limits the open connections of all listeners; a clone shares the limit.
+/// Limits the open connections of all listeners. Clones share the limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     permits: Arc<Semaphore>,
@@ -164,7 +164,7 @@ struct ConnectionCount {
     accepted: AtomicU64,
 }
 
-/// The permit of an open connection, until it is dropped.
+/// Counts one open connection until it is dropped.
 struct ConnectionPermit {
     counts: Arc<ConnectionCount>,
     _permit: OwnedSemaphorePermit,
@@ -178,13 +178,13 @@ impl ConnectionLimiter {
         Self { permits: Arc::new(permits), counts: Arc::default() }
     }
 
-    /// Connections open now.
+    /// The number of open connections.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.counts.open.load(Ordering::Relaxed)
     }
 
-    /// Connections accepted since the start.
+    /// The number of connections accepted since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.counts.accepted.load(Ordering::Relaxed)
@@ -203,30 +203,27 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Pause after an error such as too many open files: the accept loop must neither spin nor end.
-const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// Delay after an accept error such as too many open files, so that the accept loop does not spin.
+const ACCEPT_ERROR_DELAY: Duration = Duration::from_millis(100);
 
 /// Maximum consecutive accepts before yielding to other tasks on this worker.
 const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 
-/// The future that opens a connection.
-type Opening = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
+/// A future that opens a connection; `None` when that fails.
+type OpenFuture = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
-/// A connection that a worker is to serve.
+/// Where an assigned connection comes from.
 enum Assignment<'a> {
-    /// The connection was accepted just now.
-    New {
-        /// The address of the client.
-        peer: Option<IpAddr>,
-    },
-    /// The connection was served by another worker before.
+    /// The connection was just accepted from `peer`.
+    New { peer: Option<IpAddr> },
+    /// The connection moves from another worker.
     Moved(&'a Arc<ConnectionState>),
 }
 
 /// Serves the connections of all listeners.
 #[derive(Debug)]
 pub struct Server<S> {
-    /// The workers and their services.
+    /// The workers, each with its own service.
     pub worker_pool: WorkerPool<S>,
     /// Limits of each connection.
     pub limits: ConnectionLimits,
@@ -234,29 +231,30 @@ pub struct Server<S> {
     pub connection_limiter: ConnectionLimiter,
     /// The signals by which the server drains.
     pub drain: Drain,
-    /// The group of the accepting tasks.
-    pub accepting: Tasks,
-    /// The group of the connection tasks.
-    pub connections: Tasks,
+    /// The tasks that accept connections.
+    pub accept_tasks: Tasks,
+    /// The tasks that serve connections.
+    pub connection_tasks: Tasks,
 }
 
 impl<S: Service> Server<S> {
-    /// Accepts connections on this listener until the drain stops it; HTTP, and HTTPS where `tls` has a
-    /// certificate, use the same port.
+    /// Accepts connections on `listener` until the drain stops it. Serves HTTP and, when `tls` has a
+    /// certificate, HTTPS on the same port.
     ///
     /// # Errors
     ///
-    /// When the system refuses, or when there is no worker.
+    /// When the listener cannot be registered with a runtime, or the worker pool is empty.
     pub fn listen(self: &Arc<Self>, listener: Listener, tls: Tls) -> io::Result<()> {
-        // One task accepts for all workers: each address is bound once, and the task can choose the worker
-        // with the least load. It runs on a worker, so connections that this worker serves itself cross no
-        // thread.
-        let worker = self.worker_pool.take_turn().ok_or_else(|| io::Error::other("there is no worker"))?;
+        // One task accepts for all workers, so that each address is bound once and the task can choose the
+        // least loaded worker. The task runs on a worker thread, so the connections of that worker are not
+        // handed to another thread.
+        let worker =
+            self.worker_pool.next_worker().ok_or_else(|| io::Error::other("the worker pool is empty"))?;
         let acceptor = {
-            let _runtime = worker.handle.enter();
+            let _runtime_guard = worker.handle.enter();
             Acceptor::open(listener)?
         };
-        self.accepting.spawn_on(Arc::clone(self).accept(acceptor, tls), &worker.handle);
+        self.accept_tasks.spawn_on(Arc::clone(self).accept(acceptor, tls), &worker.handle);
         Ok(())
     }
 
@@ -264,14 +262,14 @@ impl<S: Service> Server<S> {
         let mut consecutive_accepts = 0;
         loop {
             let accepted = tokio::select! {
-                () = self.drain.stop.cancelled() => break,
+                () = self.drain.stop_accepting.cancelled() => break,
                 accepted = acceptor.accept(&self.connection_limiter.permits) => accepted,
             };
             match accepted {
                 Ok((accepted, permit)) => self.assign(accepted, permit, tls.clone()),
                 Err(error) => {
                     warn!("a connection cannot be accepted: {error}; the listener continues");
-                    tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_ERROR_DELAY).await;
                 }
             }
             consecutive_accepts += 1;
@@ -280,7 +278,7 @@ impl<S: Service> Server<S> {
                 tokio::task::yield_now().await;
             }
         }
-        // Closing the listener would reset the connections that the system has already accepted.
+        // Closing the listener resets the connections in its accept queue, so they are accepted first.
         for _ in 0..BACKLOG {
             let Some((accepted, permit)) = acceptor.accept_pending(&self.connection_limiter.permits) else {
                 return;
@@ -289,28 +287,28 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Passes a new connection to the worker with the least load.
+    /// Assigns a new connection to the least loaded worker.
     fn assign(self: &Arc<Self>, accepted: Accepted, permit: OwnedSemaphorePermit, tls: Tls) {
-        let Some(number) = self.worker_pool.least_loaded() else { return };
+        let Some(worker_index) = self.worker_pool.least_loaded() else { return };
         let headers_timeout = self.limits.request_headers_timeout;
         let peer = accepted.peer();
-        // Boxed, so that it takes no memory once the stream is open.
-        let opening = Box::pin(async move {
+        // Boxed, so that its memory is freed once the stream is open.
+        let open = Box::pin(async move {
             let stream = register(accepted)?;
-            tls.open(stream, headers_timeout).await.map(IdleConnection::from)
+            tls.accept(stream, headers_timeout).await.map(IdleConnection::from)
         });
-        self.serve_on(number, opening, Assignment::New { peer }, self.connection_limiter.admit(permit));
+        self.serve_on(worker_index, open, Assignment::New { peer }, self.connection_limiter.admit(permit));
     }
 
-    /// Spawns the task that serves a connection on a worker: a new one, or one that has moved with its state.
+    /// Spawns the task that serves a connection on a worker.
     fn serve_on(
         self: &Arc<Self>,
-        number: usize,
-        opening: Opening,
+        worker_index: usize,
+        open: OpenFuture,
         assignment: Assignment<'_>,
         permit: ConnectionPermit,
     ) {
-        let Some(worker) = self.worker_pool.worker(number) else { return };
+        let Some(worker) = self.worker_pool.worker(worker_index) else { return };
         let (service, drain) = (worker.service.clone(), Arc::clone(&worker.drain));
         let requests = drain.requests.clone();
         let state = match assignment {
@@ -320,54 +318,50 @@ impl<S: Service> Server<S> {
                 Arc::clone(state)
             }
         };
-        let (server, mut permit, count) = (Arc::clone(self), Some(permit), worker.count_connection());
+        let (server, mut permit, worker_connection) =
+            (Arc::clone(self), Some(permit), worker.count_connection());
         let relocate = move |connection, state: &_| {
-            // The connection counts for this worker until it is closed, or moved to another worker.
-            let _ = &count;
-            server.relocate(number, connection, state, &mut permit)
+            // Owned by this closure, so that the connection counts for this worker until its task ends.
+            let _ = &worker_connection;
+            server.relocate(worker_index, connection, state, &mut permit)
         };
-        let serving = connection::serve(opening, state, service, self.limits, drain, relocate);
-        self.connections.spawn_on(serving, &worker.handle);
+        let serve = connection::serve(open, state, service, self.limits, drain, relocate);
+        self.connection_tasks.spawn_on(serve, &worker.handle);
     }
 
-    /// Moves a connection with an imminent request to another worker, when its own has more load. TLS
-    /// connections stay: their state is bound to their stream.
+    /// Moves a connection with an imminent request to a less loaded worker; returns the connection if it
+    /// stays. TLS connections always stay, because their state is bound to their stream.
     fn relocate(
         self: &Arc<Self>,
-        number: usize,
+        worker_index: usize,
         connection: IdleConnection<tls::Stream>,
         state: &Arc<ConnectionState>,
         permit: &mut Option<ConnectionPermit>,
     ) -> Option<IdleConnection<tls::Stream>> {
-        let Some(target) = self.worker_pool.less_loaded_than(number) else { return Some(connection) };
-        // During a drain, the requests of each worker are awaited one after the other.
-        if self.drain.ending.is_cancelled() {
+        let Some(target) = self.worker_pool.less_loaded_than(worker_index) else { return Some(connection) };
+        // A drain waits for the requests of one worker after the other, and would miss a moving one.
+        if self.drain.draining.is_cancelled() {
             return Some(connection);
         }
-        let IdleConnection { stream, early } = connection;
+        let IdleConnection { stream, read_buf } = connection;
         let stream = match stream {
             Either::Left(stream) => stream,
-            Either::Right(_) => return Some(IdleConnection { stream, early }),
+            Either::Right(_) => return Some(IdleConnection { stream, read_buf }),
         };
         match Accepted::deregister(stream) {
-            Ok(moving) => {
-                let opening =
-                    async move { Some(IdleConnection { stream: Either::Left(register(moving)?), early }) };
-                self.serve_on(target, Box::pin(opening), Assignment::Moved(state), permit.take()?);
+            Ok(accepted) => {
+                let open = async move {
+                    Some(IdleConnection { stream: Either::Left(register(accepted)?), read_buf })
+                };
+                self.serve_on(target, Box::pin(open), Assignment::Moved(state), permit.take()?);
             }
-            Err(error) => debug!("a connection ended on its way to another worker: {error}"),
+            Err(error) => debug!("a connection was lost while it moved to another worker: {error}"),
         }
         None
     }
 }
 
-/// Binds the stream to the current runtime; `None` when that fails.
+/// Registers the stream with the current runtime; `None` when that fails.
 fn register(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
-    match accepted.register() {
-        Ok(stream) => Some(stream),
-        Err(error) => {
-            debug!("a connection ended before it began: {error}");
-            None
-        }
-    }
+    accepted.register().inspect_err(|error| debug!("a connection ended before it was served: {error}")).ok()
 }

@@ -1,5 +1,6 @@
-//! A future that runs beside the traffic of a connection and seldom makes progress: polling it must be nearly
-//! free, because a connection is polled with every piece that it transfers.
+//! A future for events that are rare on a connection, such as timeouts and the drain. The task of a
+//! connection is polled for every chunk that it transfers, and polling timers and cancellation tokens each
+//! time would take a lock.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,15 +12,15 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled only after its own waker was woken, and not whenever its task is
-    /// polled. Any other poll costs the load of one word.
+    /// A future that is polled only after its own waker was called, not whenever its task is polled. Any
+    /// other poll costs one atomic load.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,
         flag: Arc<WakeFlag>,
-        // The waker that the future receives.
+        // The waker passed to `future`, which sets `flag`.
         waker: Waker,
-        // The task to wake, which changes only in tests.
+        // The waker of the task that polled last.
         task: Option<Waker>,
     }
 }
@@ -53,16 +54,16 @@ impl<F: Future> Future for ParkedFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let is_known = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        let is_same_task = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
         let is_woken = this.flag.is_woken.load(Ordering::Relaxed);
-        if is_known && !is_woken {
+        if is_same_task && !is_woken {
             return Poll::Pending;
         }
-        // The order matters: a wake-up after the swap is seen by this poll or wakes the task, and a waker
-        // that was used must be registered again.
+        // The waker is registered between the swap and the last load. A wake-up after the swap thus either
+        // wakes the task or is seen by the load. `AtomicWaker` forgets a waker that it has called.
         let is_woken = this.flag.is_woken.swap(false, Ordering::AcqRel);
         this.flag.task.register(cx.waker());
-        if !is_known {
+        if !is_same_task {
             *this.task = Some(cx.waker().clone());
         }
         if is_woken || this.flag.is_woken.load(Ordering::Acquire) {
@@ -81,8 +82,8 @@ mod tests {
 
     use super::*;
 
-    /// Counts its polls until it is notified to end.
-    fn counted<'a>(polls: &'a AtomicUsize, end: &'a Notify) -> impl Future<Output = ()> + 'a {
+    /// Counts its polls, and completes when `end` is notified.
+    fn count_polls<'a>(polls: &'a AtomicUsize, end: &'a Notify) -> impl Future<Output = ()> + 'a {
         let mut notified = Box::pin(end.notified());
         poll_fn(move |cx| {
             polls.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +98,7 @@ mod tests {
     #[tokio::test]
     async fn a_parked_future_is_polled_only_after_its_own_wake_up() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
+        let mut parked = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
         for _ in 0..3 {
             assert!(!is_ready(&mut parked).await);
         }
@@ -110,8 +111,8 @@ mod tests {
     #[tokio::test]
     async fn a_parked_future_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut parked = Box::pin(ParkedFuture::new(counted(&polls, &end)));
-        // Another task polled it first.
+        let mut parked = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
+        // Another task polls it first.
         assert!(parked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         tokio::join!(biased; parked.as_mut(), async { end.notify_one() });
         assert_eq!(polls.load(Ordering::Relaxed), 2);

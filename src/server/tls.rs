@@ -1,5 +1,5 @@
-//! HTTP and HTTPS on one port: the first byte of a connection distinguishes them. With a certificate, the
-//! server performs the TLS handshake; without one, it closes connections that begin a handshake.
+//! Serves HTTP and HTTPS on one port. The first byte of a connection distinguishes them. The server performs
+//! the TLS handshake if it has a certificate, and otherwise closes connections that start a handshake.
 
 use std::fmt;
 use std::io;
@@ -19,22 +19,21 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, info, warn};
 
-/// A served stream: plain, or under TLS. The TLS stream is boxed, so that it does not enlarge plain
-/// ones.
+/// The stream of a client connection: plain, or TLS. The TLS stream is boxed, because it is much larger.
 pub(super) type Stream = Either<Either<TcpStream, UnixStream>, Box<TlsStream<TcpStream>>>;
 
-/// The first byte of every TLS connection: a handshake record. No HTTP request begins with it.
-const HANDSHAKE: u8 = 0x16;
+/// The first byte of a TLS connection: the type of a handshake record. An HTTP request cannot start with it.
+const HANDSHAKE_RECORD: u8 = 0x16;
 
-/// The certificate of one or more listeners, which may be set, replaced and removed while they listen. A
-/// clone shares the certificate.
+/// The TLS state of one or more listeners. The certificate can be set, replaced and removed while they
+/// listen. Clones share it.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
     acceptor: TlsAcceptor,
     certificate: Arc<CurrentCertificate>,
-    /// Whether the warning about TLS clients without a certificate was logged.
+    /// Whether the warning about a TLS client without a certificate was logged.
     has_warned_https_off: AtomicBool,
     /// Whether the message about a client that does not trust the certificate was logged.
     has_logged_distrust: AtomicBool,
@@ -49,7 +48,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// When the TLS library has no protocol version to offer, or no randomness for its tickets.
+    /// When the TLS library supports no protocol version, or has no randomness for session tickets.
     pub fn new() -> Result<Self, rustls::Error> {
         let certificate = Arc::new(CurrentCertificate::default());
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -57,7 +56,7 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Session tickets save a returning client a round trip, and the server stores no session state.
+        // Session tickets save a returning client a round trip, without session state on the server.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self(Arc::new(Inner {
             acceptor: TlsAcceptor::from(Arc::new(config)),
@@ -67,21 +66,21 @@ impl Tls {
         })))
     }
 
-    /// Sets the certificate for new connections; `None` switches TLS off.
-    pub fn show(&self, certificate: Option<Arc<CertifiedKey>>) {
+    /// Sets the certificate for new connections; `None` disables TLS.
+    pub fn set_certificate(&self, certificate: Option<Arc<CertifiedKey>>) {
         self.0.certificate.0.store(certificate);
     }
 
-    /// Whether there is a certificate.
+    /// Whether a certificate is set.
     #[must_use]
-    pub fn is_on(&self) -> bool {
+    pub fn has_certificate(&self) -> bool {
         self.0.certificate.0.load().is_some()
     }
 
-    /// Detects whether the client uses TLS, and performs the handshake if so. `None` when the
-    /// client disconnects, takes too long, or uses TLS without a certificate. Each of the two steps
-    /// may take `step_timeout`.
-    pub(super) async fn open(
+    /// Detects whether the client uses TLS, and performs the handshake if so. `step_timeout` bounds the wait
+    /// for the first byte, and then the handshake. `None` when the client disconnects or exceeds a timeout,
+    /// or when it uses TLS and no certificate is set.
+    pub(super) async fn accept(
         self,
         stream: Either<TcpStream, UnixStream>,
         step_timeout: Duration,
@@ -90,16 +89,16 @@ impl Tls {
             Either::Left(tcp) => tcp,
             Either::Right(_) => return Some(Either::Left(stream)),
         };
-        let first = match timeout(step_timeout, first_byte(&tcp)).await {
+        let first = match timeout(step_timeout, peek_first_byte(&tcp)).await {
             Ok(Ok(first)) => first,
             Ok(Err(error)) => return log_end(&error),
-            Err(_) => return log_end(&"nothing was sent in time"),
+            Err(_) => return log_end(&"the client did not send a byte in time"),
         };
-        if first != Some(HANDSHAKE) {
-            // Also for a client that has closed its half: the HTTP connection detects that.
+        if first != Some(HANDSHAKE_RECORD) {
+            // Includes the end of the stream, which the HTTP connection handles.
             return Some(Either::Left(Either::Left(tcp)));
         }
-        if !self.is_on() {
+        if !self.has_certificate() {
             if !self.0.has_warned_https_off.swap(true, Ordering::Relaxed) {
                 warn!(
                     "a client connected with https, but there is no certificate: use http:// there, or set `server.tls`"
@@ -107,7 +106,7 @@ impl Tls {
             }
             return log_end(&"https is off");
         }
-        // Boxed, so that a connection without TLS does not carry the future's size.
+        // Boxed, so that plain connections do not have the size of this future.
         match timeout(step_timeout, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
@@ -123,7 +122,7 @@ impl Tls {
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("is_on", &self.is_on()).finish_non_exhaustive()
+        f.debug_struct("Tls").field("has_certificate", &self.has_certificate()).finish_non_exhaustive()
     }
 }
 
@@ -139,20 +138,21 @@ impl fmt::Debug for CurrentCertificate {
     }
 }
 
-/// Peeks at the first byte; `None` at the end of the stream.
-async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
+/// Returns the first byte without consuming it; `None` at the end of the stream.
+async fn peek_first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     let mut byte = [0];
     let count = tcp.peek(&mut byte).await?;
     Ok((count > 0).then_some(byte[0]))
 }
 
-/// Clients disconnect and send malformed bytes; neither is worth a warning.
+/// Logs the end of a connection before its first request. Not a warning: disconnects and malformed bytes are
+/// normal.
 fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
     debug!("a connection ended before its first request: {reason}");
     None
 }
 
-/// Whether the client reported that it does not trust the certificate's authority.
+/// Whether the client reported that it does not trust the issuer of the certificate.
 fn is_distrust(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     matches!(

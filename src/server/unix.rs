@@ -1,5 +1,5 @@
-//! A Unix socket and its file: created with the configured mode, replacing a stale file of a terminated
-//! process, and removed at the end unless another process has replaced it.
+//! Owns the file of a Unix socket: creates it with the configured mode, replaces the stale file of a
+//! terminated process, and removes it at the end unless another process has replaced it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use super::listener::BACKLOG;
 #[derive(Debug)]
 pub struct UnixSocketListener {
     listener: UnixListener,
-    /// The file to remove at the end; `None` when another process owns it.
+    /// The file to remove on drop; `None` when another process owns it.
     file: Option<SocketFile>,
 }
 
@@ -24,20 +24,20 @@ impl UnixSocketListener {
         let socket = UnixSocket::new_stream()?;
         match socket.bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                remove_stale(path)?;
+                remove_stale_file(path)?;
                 socket.bind(path)?;
             }
             bound => bound?,
         }
-        // From here on the file is removed on drop, also when the next step fails.
-        let file = SocketFile::of(path)?;
-        // Set before clients can connect.
+        // From here on the file is removed on drop, even if the next step fails.
+        let file = SocketFile::new(path)?;
+        // Set before `listen`, because clients can connect from then on.
         fs::set_permissions(path, Permissions::from_mode(mode))?;
         Ok(Self { listener: socket.listen(BACKLOG)?, file: Some(file) })
     }
 
-    /// A socket that another process created, owns and removes.
-    pub(super) fn inherited(listener: net::UnixListener) -> io::Result<Self> {
+    /// Wraps a socket whose file another process created and removes.
+    pub(super) fn from_inherited(listener: net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
     }
@@ -49,26 +49,26 @@ impl UnixSocketListener {
         }
     }
 
-    /// The socket without its runtime, and its file.
+    /// Removes the socket from its runtime; returns it with its file.
     pub(super) fn into_parts(self) -> io::Result<(net::UnixListener, Option<SocketFile>)> {
         Ok((self.listener.into_std()?, self.file))
     }
 }
 
 /// Removes a socket file that no process listens on.
-fn remove_stale(path: &Path) -> io::Result<()> {
+fn remove_stale_file(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "the file exists and is not a socket"));
     }
     match net::UnixStream::connect(path) {
-        // A refused connection means that no process has the socket open.
+        // The connection is refused only when no process has the socket open.
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // Another process accepts, or its accept queue is full.
+        // A process listens. An error means that its accept queue is full.
         Ok(_) | Err(_) => Err(ErrorKind::AddrInUse.into()),
     }
 }
 
-/// A file that is removed when this is dropped, if its inode is still the same.
+/// A socket file. Dropping it removes the file if its inode is unchanged.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -76,15 +76,15 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
+    fn new(path: &Path) -> io::Result<Self> {
         Ok(Self { inode: fs::symlink_metadata(path)?.ino(), path: path.to_owned() })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|seen| seen.ino() == self.inode) {
-            // A file that remains is replaced at the next start.
+        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
+            // A file that cannot be removed is replaced at the next start.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -113,12 +113,12 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_one_in_use_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
-        // The standard library's listener leaves its file behind, as a killed process does.
+        // The listener of the standard library leaves its file behind, as a killed process does.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
         assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
-        assert!(path.exists(), "the failed listener removes nothing");
+        assert!(path.exists(), "the failed listener does not remove the file");
         drop(listener);
     }
 
@@ -129,7 +129,7 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        // The socket file of a successor remains as well.
+        // The socket file of another listener is not removed either.
         fs::remove_file(&path).unwrap();
         let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
         fs::rename(&path, folder.path().join("moved")).unwrap();

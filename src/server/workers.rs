@@ -1,5 +1,6 @@
-//! Workers: one thread for each core, each with its own single-threaded runtime. A request stays on one
-//! worker, so that it waits for no other thread and the cores share little memory.
+//! The worker threads, one per core, each with its own single-threaded runtime, and the choice of a worker
+//! for a connection. A request stays on one worker, so that it never waits for another thread and cores share
+//! little memory.
 
 use std::io;
 use std::sync::Arc;
@@ -14,50 +15,50 @@ use tracing::error;
 use super::Drain;
 use crate::tasks::{self, Tasks};
 
-/// The worker threads. When this is dropped, they end by themselves, and the tasks that still run on them are
-/// dropped.
+/// The worker threads. Dropping it ends the threads and drops the tasks that still run on them.
 #[derive(Debug)]
 pub struct WorkerThreads {
     handles: Vec<Handle>,
-    end: CancellationToken,
+    shutdown: CancellationToken,
     threads: Tasks,
 }
 
 impl WorkerThreads {
-    /// Starts `count` threads; with 0, as many as the process has cores.
+    /// Starts `count` threads, or one per available core if `count` is 0.
     ///
     /// # Errors
     ///
-    /// When the system cannot create a thread or a runtime.
+    /// When the operating system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
-            // The call takes the CPU affinity and the quota of a container into account.
+            // Takes CPU affinity and the quota of a container into account.
             0 => available_parallelism()?.get(),
             count => count,
         };
-        let mut workers = Self { handles: Vec::new(), end: CancellationToken::new(), threads: Tasks::new() };
-        let started =
-            (0..count).map(|number| workers.start_worker(number)).collect::<io::Result<Vec<_>>>()?;
-        for handle in started {
-            let ended = |_| io::Error::other("a worker ended before it began");
-            workers.handles.push(handle.recv().map_err(ended)??);
+        let mut workers =
+            Self { handles: Vec::new(), shutdown: CancellationToken::new(), threads: Tasks::new() };
+        let starting = (0..count).map(|index| workers.start_worker(index)).collect::<io::Result<Vec<_>>>()?;
+        for handle in starting {
+            let panicked = |_| io::Error::other("a worker thread ended before its runtime was created");
+            workers.handles.push(handle.recv().map_err(panicked)??);
         }
         Ok(workers)
     }
 
-    /// The runtime is created in its thread: it must not be dropped on another runtime.
-    fn start_worker(&self, number: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
+    /// Starts one thread, which creates and drops its own runtime: a runtime must not be dropped inside
+    /// another.
+    fn start_worker(&self, index: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let (end, member) = (self.end.clone(), self.threads.member());
-        let name = format!("keychoir-{number}");
-        tasks::thread(&name.clone(), move || {
+        let (shutdown, token) = (self.shutdown.clone(), self.threads.token());
+        let name = format!("keychoir-{index}");
+        tasks::spawn_thread(&name.clone(), move || {
             match Builder::new_current_thread().enable_all().thread_name(name).build() {
                 Ok(runtime) => {
                     let has_receiver = sender.send(Ok(runtime.handle().clone())).is_ok();
                     if has_receiver {
-                        runtime.block_on(end.cancelled());
+                        runtime.block_on(shutdown.cancelled());
                     }
-                    // The thread does not wait for blocking work, such as a name lookup.
+                    // Does not wait for blocking work, such as a name lookup.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
@@ -66,7 +67,7 @@ impl WorkerThreads {
                     }
                 }
             }
-            drop(member);
+            drop(token);
         })?;
         Ok(receiver)
     }
@@ -77,7 +78,7 @@ impl WorkerThreads {
         self.handles.len()
     }
 
-    /// Creates a worker with its own service on each thread, until `drain` ends it.
+    /// Creates a pool with one worker per thread, each with its own service and its own group of requests.
     pub fn create_pool<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
         let worker = |handle: &Handle| Worker {
             handle: handle.clone(),
@@ -85,46 +86,46 @@ impl WorkerThreads {
             drain: Arc::new(drain.with_requests(Tasks::new())),
             connections: Arc::default(),
         };
-        WorkerPool { workers: self.handles.iter().map(worker).collect(), next: Arc::default() }
+        WorkerPool { workers: self.handles.iter().map(worker).collect(), next_turn: Arc::default() }
     }
 
-    /// Ends the threads, with the tasks that still run on them, and waits until they have ended.
+    /// Ends the threads and drops the tasks that still run on them. Waits until the threads have ended.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future only ends the wait; the threads still end.
-    pub async fn end(&self) {
-        self.end.cancel();
+    /// Dropping the future ends only the wait.
+    pub async fn shut_down(&self) {
+        self.shutdown.cancel();
         self.threads.ended().await;
     }
 }
 
 impl Drop for WorkerThreads {
     fn drop(&mut self) {
-        self.end.cancel();
+        self.shutdown.cancel();
     }
 }
 
-/// The workers with their services; a clone shares them.
+/// The workers and their services. Clones share them.
 #[derive(Debug)]
 pub struct WorkerPool<S> {
     workers: Arc<[Worker<S>]>,
-    /// The turn among workers with equal load.
-    next: Arc<AtomicUsize>,
+    /// The next turn, which decides between workers with equal load.
+    next_turn: Arc<AtomicUsize>,
 }
 
-/// One worker.
+/// A worker thread with its service.
 #[derive(Debug)]
 pub(super) struct Worker<S> {
     pub(super) handle: Handle,
     pub(super) service: S,
-    /// The drain with the requests of this worker only.
+    /// The drain, whose `requests` are those of this worker.
     pub(super) drain: Arc<Drain>,
     connections: Arc<AtomicUsize>,
 }
 
-/// The load of a worker: requests under way, including imminent ones, and open connections. Loads are
-/// compared by requests first.
+/// The load of a worker: requests under way, including imminent ones, then open connections. Ordered by
+/// requests first.
 type Load = (usize, usize);
 
 /// Counts an open connection of a worker until it is dropped.
@@ -133,41 +134,44 @@ pub(super) struct WorkerConnection(Arc<AtomicUsize>);
 
 impl<S> Clone for WorkerPool<S> {
     fn clone(&self) -> Self {
-        Self { workers: Arc::clone(&self.workers), next: Arc::clone(&self.next) }
+        Self { workers: Arc::clone(&self.workers), next_turn: Arc::clone(&self.next_turn) }
     }
 }
 
 impl<S> WorkerPool<S> {
-    pub(super) fn worker(&self, number: usize) -> Option<&Worker<S>> {
-        self.workers.get(number)
+    pub(super) fn worker(&self, index: usize) -> Option<&Worker<S>> {
+        self.workers.get(index)
     }
 
-    /// The worker with the least load, which takes the next connection.
+    /// Returns the index of the least loaded worker, which serves the next connection.
     pub(super) fn least_loaded(&self) -> Option<usize> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let turn = self.next_turn.fetch_add(1, Ordering::Relaxed);
         let loads: Vec<Load> = self.workers.iter().map(Worker::load).collect();
         least_load(&loads, turn)
     }
 
-    /// A worker that would have fewer requests under way than worker `number` has, even after taking one from
-    /// it.
-    pub(super) fn less_loaded_than(&self, number: usize) -> Option<usize> {
-        let (own_requests, _) = self.workers.get(number)?.load();
-        // Usually the connection's own request is the only one under way on this worker.
-        let target = if own_requests > 1 { self.least_loaded()? } else { return None };
-        let (other_requests, _) = self.workers.get(target)?.load();
-        (other_requests + 1 < own_requests).then_some(target)
+    /// Returns the index of a worker that, with one more request, would still have fewer requests under way
+    /// than worker `index` has now.
+    pub(super) fn less_loaded_than(&self, index: usize) -> Option<usize> {
+        let (requests, _) = self.workers.get(index)?.load();
+        // Usually the moving request is the only one under way on its worker.
+        if requests <= 1 {
+            return None;
+        }
+        let target = self.least_loaded()?;
+        let (target_requests, _) = self.workers.get(target)?.load();
+        (target_requests + 1 < requests).then_some(target)
     }
 
-    /// Returns each worker in turn.
-    pub(super) fn take_turn(&self) -> Option<&Worker<S>> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+    /// Returns the workers in turn; `None` when the pool is empty.
+    pub(super) fn next_worker(&self) -> Option<&Worker<S>> {
+        let turn = self.next_turn.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)
     }
 
     /// Waits until no worker has a request under way.
     pub async fn requests_ended(&self) {
-        // A connection may have moved to a worker that was checked before.
+        // Repeated, because a connection may move to a worker whose requests had already ended.
         while self.workers.iter().any(|worker| worker.drain.requests.count() > 0) {
             for worker in &*self.workers {
                 worker.drain.requests.ended().await;
@@ -193,12 +197,10 @@ impl Drop for WorkerConnection {
     }
 }
 
-/// The index of the least load; among equals, the first from `turn` on.
+/// Returns the index of the least load. Among equal loads, the first at or after `turn` wins.
 fn least_load(loads: &[Load], turn: usize) -> Option<usize> {
     let first = turn.checked_rem(loads.len())?;
-    let (before, from) = loads.split_at(first);
-    let indexes = (first..loads.len()).chain(0..first);
-    from.iter().chain(before).zip(indexes).min_by_key(|(load, _)| **load).map(|(_, index)| index)
+    (first..loads.len()).chain(0..first).min_by_key(|&index| loads.get(index))
 }
 
 #[cfg(test)]
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_loads_are_chosen_in_turns() {
+    fn workers_with_equal_loads_take_turns() {
         for turn in 0..7 {
             check(&[(2, 3); 3], turn, Some(turn % 3));
         }

@@ -1,4 +1,5 @@
-//! Opens connections to the provider: resolves the name, connects over TCP and performs the TLS handshake.
+//! Opens connections to the provider: resolves the name, races its addresses over TCP and performs the TLS
+//! handshake.
 
 use std::future::Future;
 use std::io;
@@ -16,19 +17,19 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::wire::Stream;
+use super::connection::ByteStream;
 use crate::policy::authority::{Authority, Scheme};
 
-/// Opens streams to an authority. The interface at which tests replace the network.
+/// Opens streams to an authority. Tests implement it without a network.
 pub trait Connect: Send + Sync + 'static {
     /// The type of the streams.
-    type Io: Stream + 'static;
+    type Io: ByteStream + 'static;
 
     /// Opens one stream to `authority`.
     fn connect(&self, authority: &Authority) -> impl Future<Output = Result<Self::Io, ConnectError>> + Send;
 }
 
-/// The reason that a connection could not be opened.
+/// The reason why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name has no address.
@@ -40,18 +41,18 @@ pub enum ConnectError {
     /// The TLS handshake failed; the request is not sent in plain text instead.
     #[error("no TLS with the upstream: {0}")]
     Tls(#[source] io::Error),
-    /// The host is not a valid name for a certificate.
+    /// The host is not a valid name in a certificate.
     #[error("the upstream's name cannot have a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
     /// The connection was closed before it accepted a byte of the request.
-    #[error("the upstream closed a new connection before it took the request")]
-    ClosedAtOnce,
+    #[error("the upstream closed a new connection before it accepted the request")]
+    ClosedBeforeRequest,
 }
 
-/// The reason that TLS cannot be configured.
+/// The reason why TLS cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The TLS library has no protocol version to offer.
+    /// The TLS library supports no protocol version.
     #[error("no TLS: {0}")]
     Library(#[from] rustls::Error),
     /// The file of certificate authorities cannot be read.
@@ -63,40 +64,40 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// The file contains no certificate.
-    #[error("upstream.ca_file {} has no certificate in it", .0.display())]
+    #[error("upstream.ca_file {} contains no certificate", .0.display())]
     Empty(PathBuf),
-    /// A certificate in the file is not a usable authority.
-    #[error("upstream.ca_file {} has a certificate that is no authority: {source}", .path.display())]
+    /// A certificate in the file cannot be used as a certificate authority.
+    #[error("upstream.ca_file {} has a certificate that is not a certificate authority: {source}", .path.display())]
     Unusable {
         /// The configured path.
         path: PathBuf,
-        /// The reason that the TLS library gives.
+        /// The error of the TLS library.
         source: rustls::Error,
     },
 }
 
-/// Connects directly to the provider: over TCP and, for `https`, with TLS and the web's root certificates.
+/// Connects over TCP and, for `https`, TLS.
 #[derive(Clone)]
 pub struct TcpTlsConnector {
     tls: TlsConnector,
 }
 
 impl TcpTlsConnector {
-    /// A connector that trusts the web's root certificates, and those in `ca_file`.
+    /// Creates a connector that trusts the web's root certificates and those in `ca_file`.
     ///
     /// # Errors
     ///
-    /// When the file cannot be used, or the TLS library has no protocol version to offer.
+    /// When the file cannot be used, or the TLS library supports no protocol version.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
-        Ok(Self { tls: TlsConnector::from(Arc::new(web_tls(ca_file)?)) })
+        Ok(Self { tls: TlsConnector::from(Arc::new(client_tls_config(ca_file)?)) })
     }
 }
 
-/// The TLS configuration that trusts the web's root certificates, and those in `ca_file`.
-pub(super) fn web_tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+/// Returns a TLS configuration that trusts the web's root certificates and those in `ca_file`.
+pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     if let Some(path) = ca_file {
-        trust(&mut roots, path)?;
+        add_roots(&mut roots, path)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
@@ -115,7 +116,7 @@ impl Connect for TcpTlsConnector {
     type Io = Either<TcpStream, TlsStream<TcpStream>>;
 
     async fn connect(&self, authority: &Authority) -> Result<Self::Io, ConnectError> {
-        let tcp = dial(authority).await?;
+        let tcp = connect_tcp(authority).await?;
         Ok(match authority.scheme() {
             Scheme::Http => Either::Left(tcp),
             Scheme::Https => {
@@ -126,62 +127,60 @@ impl Connect for TcpTlsConnector {
     }
 }
 
-fn trust(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
-    let before = roots.len();
+    let count_before = roots.len();
     for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
         let certificate = certificate.map_err(unreadable)?;
         roots.add(certificate).map_err(|source| TlsError::Unusable { path: path.to_owned(), source })?;
     }
-    if roots.len() == before { Err(TlsError::Empty(path.to_owned())) } else { Ok(()) }
+    if roots.len() == count_before { Err(TlsError::Empty(path.to_owned())) } else { Ok(()) }
 }
 
 /// Delay after which the next address is tried in parallel (RFC 8305, section 5).
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to the first of the name's addresses that accepts. An address that drops packets does not delay
-/// the others.
-async fn dial(authority: &Authority) -> Result<TcpStream, ConnectError> {
+/// Connects to the first address of the name that accepts (RFC 8305). An address that drops packets delays
+/// the next one only by [`CONNECTION_ATTEMPT_DELAY`].
+async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
     let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
-    let mut addresses = interleaved(resolved.collect()).into_iter();
-    let mut connecting = JoinSet::new();
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+    let mut addresses = interleave_families(resolved.collect()).into_iter();
+    let mut attempts = JoinSet::new();
+    let mut last_error = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     loop {
-        let next = addresses.next();
-        let has_more = next.is_some();
-        if let Some(address) = next {
-            connecting.spawn(TcpStream::connect(address));
-        }
-        let result = if has_more {
-            tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, connecting.join_next()).await
+        let address = addresses.next();
+        let has_started_attempt = address.is_some();
+        let result = if let Some(address) = address {
+            attempts.spawn(TcpStream::connect(address));
+            tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, attempts.join_next()).await
         } else {
-            Ok(connecting.join_next().await)
+            Ok(attempts.join_next().await)
         };
         match result {
             Ok(Some(Ok(Ok(tcp)))) => {
-                // Small writes are sent at once: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent immediately: a first chunk must not wait for an acknowledgement.
                 tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
                 return Ok(tcp);
             }
-            Ok(Some(Ok(Err(error)))) => last = error,
-            Ok(Some(Err(error))) => last = io::Error::other(error),
-            Ok(None) if !has_more => return Err(ConnectError::Tcp(last)),
+            Ok(Some(Ok(Err(error)))) => last_error = error,
+            Ok(Some(Err(error))) => last_error = io::Error::other(error),
+            Ok(None) if !has_started_attempt => return Err(ConnectError::Tcp(last_error)),
             Ok(None) | Err(_) => {}
         }
     }
 }
 
-/// Alternates the address families, and keeps the resolver's order within each.
-fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+/// Alternates the address families, and keeps the order of the resolver within each.
+fn interleave_families(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.is_ipv6() == is_first_v6);
     let mut second = second.into_iter();
-    let mut mixed: Vec<SocketAddr> =
-        first.into_iter().flat_map(|one| [Some(one), second.next()]).flatten().collect();
-    mixed.extend(second);
-    mixed
+    let mut interleaved: Vec<SocketAddr> =
+        first.into_iter().flat_map(|address| [Some(address), second.next()]).flatten().collect();
+    interleaved.extend(second);
+    interleaved
 }
 
 #[cfg(test)]
@@ -189,8 +188,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn address_families_alternate_and_all_addresses_stay() {
-        let parsed =
+    fn address_families_alternate_and_no_address_is_lost() {
+        let parse =
             |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
         for (input, expected) in [
             (
@@ -201,23 +200,23 @@ mod tests {
             (&["1.1.1.1:1"], &["1.1.1.1:1"]),
             (&[], &[]),
         ] {
-            assert_eq!(interleaved(parsed(input)), parsed(expected));
+            assert_eq!(interleave_families(parse(input)), parse(expected));
         }
     }
 
     #[tokio::test]
     async fn the_next_address_is_used_after_a_refusal() {
-        // `localhost` is ::1 and 127.0.0.1 where the machine has both; one of them listens.
+        // `localhost` may resolve to ::1 and 127.0.0.1. Only 127.0.0.1 has a listener.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let authority = Authority::new(Scheme::Http, "localhost", port, "").unwrap();
-        assert!(dial(&authority).await.is_ok());
+        assert!(connect_tcp(&authority).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_port_without_a_listener_is_an_error() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let authority = Authority::new(Scheme::Http, "127.0.0.1", free.port(), "").unwrap();
-        assert!(matches!(dial(&authority).await, Err(ConnectError::Tcp(_))));
+        let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let authority = Authority::new(Scheme::Http, "127.0.0.1", closed_port.port(), "").unwrap();
+        assert!(matches!(connect_tcp(&authority).await, Err(ConnectError::Tcp(_))));
     }
 }

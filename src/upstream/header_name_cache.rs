@@ -1,53 +1,51 @@
-//! A cache of parsed header names. Most responses have the same headers, and finding a name in the cache is
-//! cheaper than validating and allocating it.
+//! A per-thread cache of parsed header names. Most responses have the same headers, and a cache lookup is
+//! cheaper than validating and allocating a name.
 
 use std::cell::RefCell;
 
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
-/// Slots of the cache of each thread.
+/// Number of slots in the cache of a thread.
 const SLOTS: usize = 64;
-/// Maximum length of a cached name; the provider has none longer.
-const BYTES_MAX: usize = 64;
+/// Maximum length of a cached name. The provider has no longer ones.
+const MAX_NAME_BYTES: usize = 64;
 
 thread_local! {
     static CACHE: RefCell<[Option<HeaderName>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
 }
 
-/// The header name of these bytes, in either case.
+/// Parses a header name, regardless of case.
 ///
 /// # Errors
 ///
 /// When the bytes are not a valid header name.
-pub(super) fn header_name(written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
-    CACHE.with_borrow_mut(|cached| {
-        let cached = &mut cached[slot(written)];
-        if let Some(cached_name) =
-            cached.as_ref().filter(|cached_name| is_same(cached_name.as_str().as_bytes(), written))
-        {
-            return Ok(cached_name.clone());
+pub(super) fn header_name(bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
+    CACHE.with_borrow_mut(|cache| {
+        let slot = &mut cache[slot_index(bytes)];
+        if let Some(name) = slot.as_ref().filter(|name| is_same(name.as_str().as_bytes(), bytes)) {
+            return Ok(name.clone());
         }
-        let name = HeaderName::from_bytes(written)?;
-        if written.len() <= BYTES_MAX {
-            *cached = Some(name.clone());
+        let name = HeaderName::from_bytes(bytes)?;
+        if bytes.len() <= MAX_NAME_BYTES {
+            *slot = Some(name.clone());
         }
         Ok(name)
     })
 }
 
-/// Compares the exact bytes first: most names are sent in lower case.
-fn is_same(cached_name: &[u8], written: &[u8]) -> bool {
-    cached_name == written || cached_name.eq_ignore_ascii_case(written)
+/// Compares the exact bytes first, because most names are sent in lower case.
+fn is_same(cached_name: &[u8], bytes: &[u8]) -> bool {
+    cached_name == bytes || cached_name.eq_ignore_ascii_case(bytes)
 }
 
-/// The slot of a name, from its length and three of its characters, without regard to case.
-fn slot(written: &[u8]) -> usize {
-    let [first, .., last] = written else { return 0 };
-    let mixed = [*first, written[written.len() / 2], *last]
+/// Hashes the length of a name and three of its characters, regardless of case.
+fn slot_index(bytes: &[u8]) -> usize {
+    let [first, .., last] = bytes else { return 0 };
+    let hash = [*first, bytes[bytes.len() / 2], *last]
         .iter()
-        .fold(written.len(), |mixed, byte| mixed.wrapping_mul(31).wrapping_add(usize::from(byte | 0x20)));
-    mixed % SLOTS
+        .fold(bytes.len(), |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(byte | 0x20)));
+    hash % SLOTS
 }
 
 #[cfg(test)]
@@ -58,22 +56,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cached_name_is_the_same_as_a_parsed_one(
+        fn a_cached_name_equals_the_parsed_name(
             names in prop::collection::vec("[a-cA-C_ -]{0,3}|content-(type|LENGTH)|[x]{60,70}|\\PC{0,3}", 1..40),
         ) {
-            for written in names.iter().chain(&names) {
-                let expected = HeaderName::from_bytes(written.as_bytes());
-                prop_assert_eq!(header_name(written.as_bytes()).ok(), expected.ok());
+            for name in names.iter().chain(&names) {
+                let expected = HeaderName::from_bytes(name.as_bytes());
+                prop_assert_eq!(header_name(name.as_bytes()).ok(), expected.ok());
             }
         }
     }
 
     #[test]
     fn a_long_name_is_not_cached() {
-        let long = "y".repeat(BYTES_MAX + 1);
+        let long = "y".repeat(MAX_NAME_BYTES + 1);
         assert_eq!(header_name(long.as_bytes()).unwrap(), *long);
         assert!(
-            CACHE.with_borrow(|cached| cached.iter().flatten().all(|name| name.as_str().len() <= BYTES_MAX))
+            CACHE.with_borrow(|cached| cached
+                .iter()
+                .flatten()
+                .all(|name| name.as_str().len() <= MAX_NAME_BYTES))
         );
     }
 }

@@ -1,20 +1,20 @@
-//! The HTTP client for calls other than proxied requests: to Supabase, and from the demo and the tests to
-//! Keychoir. It uses the TLS configuration of the upstream, because no TLS provider is installed process-wide
-//! that another client could fall back on.
+//! Builds the HTTP client for requests that are not proxied: to Supabase, and from the demo and the tests to
+//! Keychoir. It uses the TLS configuration of the upstream connector, because the process has no default TLS
+//! provider.
 
 use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
 
-use super::connect::{TlsError, web_tls};
+use super::connect::{TlsError, client_tls_config};
 
-/// A client that follows no redirect and uses no proxy: a request, and its credentials, reach the named host
-/// or no host at all.
+/// Returns a builder of a client without redirects and proxies, so that credentials are sent only to the host
+/// of the request.
 ///
 /// # Errors
 ///
-/// When the TLS library has no protocol version to offer.
-#[expect(clippy::disallowed_methods, reason = "this is the place the lint points to")]
+/// When the TLS library supports no protocol version.
+#[expect(clippy::disallowed_methods, reason = "the lint names this function as the replacement")]
 pub fn http_client() -> Result<ClientBuilder, TlsError> {
-    let tls = web_tls(None)?;
+    let tls = client_tls_config(None)?;
     Ok(reqwest::Client::builder().tls_backend_preconfigured(tls).redirect(Policy::none()).no_proxy())
 }

@@ -1,25 +1,22 @@
-//! Pooled HTTP/1.1 connections to the provider, over TLS or plain TCP: to one authority, or to the authority
-//! that a key belongs to (a region's keys work only at their own host). This is the only module that writes a
-//! key to a request head, and its errors state how far the request got.
+//! The HTTP/1.1 client for the provider: sends a request over a pooled connection, and reports how far a
+//! failed attempt got. The key of a region is used only at the authority of that region. This is the only
+//! module that writes a key to a request head. Redirects are returned, not followed.
 //!
-//! Redirects are responses like any other: they are not followed here.
-//!
-//! This module contains its own HTTP/1.1 client, which is deliberately limited and not extended:
-//! `docs/adr/0007-http1-client-half.md` has the reasons and the figures, and `tests/strictness.rs` compares
-//! it with hyper's client.
+//! The client is limited to what the proxy needs. `docs/adr/0007-http1-client-half.md` has the reasons and
+//! measurements, and `tests/strictness.rs` compares it with hyper's client.
 
 mod connect;
+mod connection;
 mod header_name_cache;
-mod hop;
 mod http_client;
-mod idle;
-mod reach;
+mod idle_pool;
+mod loop_marker;
+mod reachability;
 mod request_head;
 mod request_writer;
 mod response_body;
-mod wire;
 
-pub mod chunks;
+pub mod chunk_decoder;
 pub mod head;
 
 use std::future::poll_fn;
@@ -33,7 +30,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 
 use crate::body::budget::BufferBudget;
-use crate::body::replay::{AttemptBody, Upload, UploadWait};
+use crate::body::replay::{AttemptBody, UploadProgress, UploadWait};
 use crate::clock;
 use crate::policy::authority::Authority;
 use crate::policy::min_rate::MinRate;
@@ -42,16 +39,16 @@ use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
 pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
-use head::ResponseHead;
-use hop::Hop;
+use connection::Connection;
+pub use connection::{BoxedStream, ByteStream};
+use head::{RequestFraming, ResponseHead};
 pub use http_client::http_client;
-use idle::Idle;
-pub use reach::{Reach, ReachCell};
+use idle_pool::IdlePool;
+use loop_marker::LoopMarker;
+pub use reachability::{Reachability, ReachabilityCell};
 pub use request_head::UpstreamRequestHead;
-use request_writer::{RequestWriter, SendFault};
-pub use response_body::{Switched, UpstreamBody, UpstreamBodyError, WireError};
-use wire::Connection;
-pub use wire::{Stream, Wire};
+use request_writer::{RequestWriteError, RequestWriter};
+pub use response_body::{ConnectionError, UpgradedConnection, UpstreamBody, UpstreamBodyError};
 
 /// Timeouts and limits of upstream connections.
 #[derive(Clone, Copy, Debug)]
@@ -60,18 +57,18 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Timeout from the last byte of the request to the head of the response.
     pub response_timeout: Duration,
-    /// Timeout between two pieces of a response.
+    /// Timeout between two reads of a response body.
     pub stream_idle_timeout: Duration,
-    /// Timeout between two pieces of a request body, whether the client or the provider is slow.
+    /// Timeout between two chunks of a request body, whether the client or the provider is slow.
     pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
     pub min_request_body_rate: MinRate,
     /// Maximum connections kept open without a request.
     pub max_idle_connections: usize,
-    /// Maximum time that an idle connection is kept.
+    /// Maximum time for which an idle connection is kept open.
     pub keepalive_timeout: Duration,
-    /// Maximum age at which a connection takes another request, so that address changes of the name are
-    /// followed.
+    /// Maximum age of a connection that is used for another request, so that changes of the DNS records take
+    /// effect.
     pub max_connection_duration: Duration,
 }
 
@@ -79,13 +76,13 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// How far the attempt got.
+    /// How far the attempt got, which decides whether it can be retried.
     pub progress: Progress,
     /// The cause.
     pub kind: SendErrorKind,
 }
 
-/// The cause of an attempt's end without a response.
+/// The cause of a [`SendError`].
 #[derive(Debug, thiserror::Error)]
 pub enum SendErrorKind {
     /// No connection could be opened.
@@ -96,28 +93,28 @@ pub enum SendErrorKind {
     ConnectTimeout(Duration),
     /// The connection broke before the response head was complete.
     #[error("the connection broke before a response: {0}")]
-    Broken(#[source] WireError),
+    Broken(#[source] ConnectionError),
     /// No response head was received in time.
     #[error("no response within {} ms", .0.as_millis())]
     ResponseTimeout(Duration),
     /// The upstream stopped reading the request body.
-    #[error("the upstream read no more of the request's body for {} ms", .0.as_millis())]
+    #[error("the upstream accepted no more of the request body for {} ms", .0.as_millis())]
     UploadStalled(Duration),
     /// The client stopped sending the request body.
-    #[error("the client sent no more of its request's body for {} ms", .0.as_millis())]
+    #[error("the client sent no more of the request body for {} ms", .0.as_millis())]
     ClientStalled(Duration),
-    /// The client sends the request body below the minimum rate.
-    #[error("the client sends its request's body at less than {0} bytes a second")]
-    ClientSlow(u32),
-    /// The client's request body broke off or was malformed.
-    #[error("the client's request body broke off or was malformed")]
-    ClientBroke,
-    /// The upstream switched protocols although the request did not ask for it.
-    #[error("the upstream switched protocols with {0} although the request did not ask for it")]
-    Switched(StatusCode),
+    /// The client sent the request body below the minimum rate, in bytes per second.
+    #[error("the client sends the request body at less than {0} bytes per second")]
+    ClientTooSlow(u32),
+    /// The request body of the client ended early or was malformed.
+    #[error("the request body of the client ended early or was malformed")]
+    ClientBodyFailed,
+    /// The upstream switched protocols, although the request was not an upgrade.
+    #[error("the upstream switched protocols with {0}, although the request did not ask for it")]
+    UnexpectedUpgrade(StatusCode),
 }
 
-/// The provider and its pooled connections; a clone shares them.
+/// The client and its connection pools. Clones share them.
 #[derive(Debug)]
 pub struct Upstream<C = TcpTlsConnector> {
     inner: Arc<Inner<C>>,
@@ -126,28 +123,29 @@ pub struct Upstream<C = TcpTlsConnector> {
 #[derive(Debug)]
 struct Inner<C> {
     connector: C,
-    /// The pool of keys without an authority of their own.
-    common: IdlePool,
-    /// The pools of other authorities, added at the first request to each. They are few.
-    other_pools: ArcSwap<Vec<IdlePool>>,
+    /// The pool of the configured authority.
+    default_pool: AuthorityPool,
+    /// The pools of regional authorities. Each is added by the first request to its authority.
+    regional_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,
-    hop: Hop,
-    reach: ReachCell,
+    loop_marker: LoopMarker,
+    reachability: ReachabilityCell,
     buffers: Option<BufferBudget>,
 }
 
-/// One authority and its idle connections.
+/// The idle connections to one authority.
 #[derive(Clone, Debug)]
-struct IdlePool {
+struct AuthorityPool {
     authority: Arc<Authority>,
-    idle: Arc<Idle>,
+    idle: Arc<IdlePool>,
 }
 
-impl IdlePool {
+impl AuthorityPool {
     fn new(authority: Arc<Authority>, settings: &Settings, tasks: &Tasks) -> Self {
         let Settings { max_idle_connections, keepalive_timeout, max_connection_duration, .. } = *settings;
-        let idle = Idle::new(max_idle_connections, keepalive_timeout, max_connection_duration, tasks.clone());
+        let idle =
+            IdlePool::new(max_idle_connections, keepalive_timeout, max_connection_duration, tasks.clone());
         Self { authority, idle: Arc::new(idle) }
     }
 }
@@ -159,16 +157,16 @@ impl<C> Clone for Upstream<C> {
 }
 
 impl<C> Upstream<C> {
-    /// The authority of keys that have none of their own.
+    /// The configured authority, which keys without a region use.
     #[must_use]
     pub fn authority(&self) -> &Arc<Authority> {
-        &self.inner.common.authority
+        &self.inner.default_pool.authority
     }
 }
 
 impl<C: Connect> Upstream<C> {
-    /// An upstream at `authority`. Connections are opened on demand; their read buffers beyond a free minimum
-    /// are taken from `buffers`, if there is such a budget.
+    /// Creates a client for `authority`. Connections are opened on demand. Their read buffers, beyond a free
+    /// minimum, count against `buffers` if it is set.
     pub fn new(
         authority: Authority,
         connector: C,
@@ -176,83 +174,96 @@ impl<C: Connect> Upstream<C> {
         tasks: Tasks,
         buffers: Option<BufferBudget>,
     ) -> Self {
-        let common = IdlePool::new(Arc::new(authority), &settings, &tasks);
-        let (other_pools, hop, reach) = (ArcSwap::default(), Hop::new(), ReachCell::default());
+        let default_pool = AuthorityPool::new(Arc::new(authority), &settings, &tasks);
         Self {
-            inner: Arc::new(Inner { connector, common, other_pools, settings, tasks, hop, reach, buffers }),
+            inner: Arc::new(Inner {
+                connector,
+                default_pool,
+                regional_pools: ArcSwap::default(),
+                settings,
+                tasks,
+                loop_marker: LoopMarker::new(),
+                reachability: ReachabilityCell::default(),
+                buffers,
+            }),
         }
     }
 
-    /// The same upstream for one of `cores` cores: with its own connections, so that no other core contends
-    /// for them, and with its part of the idle connections.
+    /// Returns the same client with its own pools for one of `cores` cores, so that cores do not contend for
+    /// connections. The limit of idle connections is divided among the cores.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where
         C: Clone,
     {
-        let Inner { connector, common, settings, tasks, hop, reach, buffers, .. } = &*self.inner;
-        let max_idle_connections = settings.max_idle_connections.div_ceil(cores.max(1));
-        let settings = Settings { max_idle_connections, ..*settings };
-        let common = IdlePool::new(Arc::clone(&common.authority), &settings, tasks);
-        let (connector, tasks, other_pools) = (connector.clone(), tasks.clone(), ArcSwap::default());
-        let (hop, reach, buffers) = (hop.clone(), reach.clone(), buffers.clone());
+        let inner = &*self.inner;
+        let max_idle_connections = inner.settings.max_idle_connections.div_ceil(cores.max(1));
+        let settings = Settings { max_idle_connections, ..inner.settings };
         Self {
-            inner: Arc::new(Inner { connector, common, other_pools, settings, tasks, hop, reach, buffers }),
+            inner: Arc::new(Inner {
+                connector: inner.connector.clone(),
+                default_pool: AuthorityPool::new(Arc::clone(self.authority()), &settings, &inner.tasks),
+                regional_pools: ArcSwap::default(),
+                settings,
+                tasks: inner.tasks.clone(),
+                loop_marker: inner.loop_marker.clone(),
+                reachability: inner.reachability.clone(),
+                buffers: inner.buffers.clone(),
+            }),
         }
     }
 
-    /// Whether connections can be opened to the common authority, shared by all cores.
+    /// Whether the last connection attempt to the configured authority succeeded. Shared by all cores.
     #[must_use]
-    pub fn reach(&self) -> &ReachCell {
-        &self.inner.reach
+    pub fn reachability(&self) -> &ReachabilityCell {
+        &self.inner.reachability
     }
 
-    /// Whether a client's request with these headers was sent by this upstream before: then the upstream
-    /// address leads back to Keychoir.
+    /// Whether this client has sent a request with these headers: the upstream address then leads back to
+    /// Keychoir.
     #[must_use]
     pub fn has_sent(&self, headers: &HeaderMap) -> bool {
-        self.inner.hop.marks(headers)
+        self.inner.loop_marker.is_in(headers)
     }
 
-    /// The pool of a key: of its own authority, or the common one.
-    fn pool_of(&self, own: Option<&Arc<Authority>>) -> IdlePool {
-        let Inner { common, other_pools, settings, tasks, .. } = &*self.inner;
-        let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &common.authority) && ***own != *common.authority)
-        else {
-            return common.clone();
+    /// The pool of the key's authority, or of the configured one if the key has none.
+    fn pool_for(&self, key_authority: Option<&Arc<Authority>>) -> AuthorityPool {
+        let Inner { default_pool, regional_pools, settings, tasks, .. } = &*self.inner;
+        let Some(authority) = key_authority.filter(|authority| **authority != default_pool.authority) else {
+            return default_pool.clone();
         };
-        let existing = |pools: &[IdlePool]| pools.iter().find(|pool| pool.authority == *own).cloned();
-        if let Some(pool) = existing(&other_pools.load()) {
+        let find = |pools: &[AuthorityPool]| pools.iter().find(|pool| pool.authority == *authority).cloned();
+        if let Some(pool) = find(&regional_pools.load()) {
             return pool;
         }
-        let new = IdlePool::new(Arc::clone(own), settings, tasks);
+        let new_pool = AuthorityPool::new(Arc::clone(authority), settings, tasks);
         // When two requests add the same authority, the second uses the pool of the first.
-        other_pools.rcu(|pools| {
+        regional_pools.rcu(|pools| {
             let mut pools = pools.to_vec();
-            if existing(&pools).is_none() {
-                pools.push(new.clone());
+            if find(&pools).is_none() {
+                pools.push(new_pool.clone());
             }
             pools
         });
-        existing(&other_pools.load()).unwrap_or(new)
+        find(&regional_pools.load()).unwrap_or(new_pool)
     }
 
-    /// Sends one attempt with `key`, to `own` authority if the key has one, and waits for the head of its
-    /// response. The connection is driven by the calling task and has no task of its own.
+    /// Sends one attempt with `key`, to `key_authority` if the key has a region, and waits for the head of
+    /// the response. The calling task drives the connection.
     ///
-    /// An idle connection may have been closed meanwhile. If it accepts no byte of the request, the attempt
+    /// If an idle connection was closed by the provider before it accepted a byte of the request, the attempt
     /// uses the next connection.
     ///
     /// # Errors
     ///
-    /// When no complete head was received; the error states how far the attempt got.
+    /// When no complete response head was received.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection, so the provider can cancel the request.
+    /// Dropping the future closes the connection, so that the provider can cancel the request.
     pub async fn send<B>(
         &self,
-        own: Option<&Arc<Authority>>,
+        key_authority: Option<&Arc<Authority>>,
         key: &ApiKey,
         request: &UpstreamRequestHead,
         body: AttemptBody<B>,
@@ -260,38 +271,34 @@ impl<C: Connect> Upstream<C> {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let pool = self.pool_of(own);
+        let pool = self.pool_for(key_authority);
         let upload = body.upload();
-        let length = RequestWriter::length(&body);
-        let text = head::write(&pool.authority, key, request, length, &self.inner.hop);
-        let mut writer = RequestWriter::new(text, length, body);
+        let framing = RequestFraming::new(&body);
+        let head = head::encode_request(&pool.authority, key, request, framing, &self.inner.loop_marker);
+        let mut writer = RequestWriter::new(head, framing, body);
         loop {
             let (mut connection, is_reused) = match pool.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                // Boxed, because most requests use an idle connection and do not need the memory of this
-                // future.
+                // Boxed, because most requests use an idle connection and do not need this future.
                 None => (Box::pin(self.open(&pool.authority)).await?, false),
             };
-            let response_head =
-                self.response_head(&mut connection, &mut writer, &request.method, &upload).await;
-            match response_head {
+            match self.receive_head(&mut connection, &mut writer, &request.method, &upload).await {
                 Ok(head) if head.status.is_informational() && !request.is_upgraded_by(&head.headers) => {
-                    let kind = SendErrorKind::Switched(head.status);
-                    return Err(SendError { progress: Progress::Unanswered, kind });
+                    let kind = SendErrorKind::UnexpectedUpgrade(head.status);
+                    return Err(SendError { progress: Progress::NoResponse, kind });
                 }
                 Ok(head) => {
                     let idle_timeout = self.inner.settings.stream_idle_timeout;
-                    let idle = Arc::clone(&pool.idle);
-                    let body = UpstreamBody::new(&head, connection, writer, idle, idle_timeout);
-                    return Ok(response(head, body));
+                    let body = UpstreamBody::new(&head, connection, writer, pool.idle, idle_timeout);
+                    return Ok(into_response(head, body));
                 }
-                // The idle connection was closed before it accepted a byte.
-                Err(SendErrorKind::Broken(_)) if !writer.has_begun() && is_reused => {}
-                // A new connection that accepts no byte counts as unreachable.
-                Err(SendErrorKind::Broken(_)) if !writer.has_begun() => {
-                    return Err(unsent(ConnectError::ClosedAtOnce.into()));
+                // The provider had closed the idle connection.
+                Err(SendErrorKind::Broken(_)) if !writer.has_started() && is_reused => {}
+                // A new connection that accepts no byte counts as a failed connection attempt.
+                Err(SendErrorKind::Broken(_)) if !writer.has_started() => {
+                    return Err(unsent(ConnectError::ClosedBeforeRequest.into()));
                 }
-                Err(kind) => return Err(SendError { progress: Progress::Unanswered, kind }),
+                Err(kind) => return Err(SendError { progress: Progress::NoResponse, kind }),
             }
         }
     }
@@ -299,13 +306,13 @@ impl<C: Connect> Upstream<C> {
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, buffers, .. } = &*self.inner;
         let opened = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
-        if *authority == *self.inner.common.authority {
-            self.inner.reach.set(matches!(opened, Ok(Ok(_))));
+        if *authority == **self.authority() {
+            self.inner.reachability.set(opened.as_ref().is_ok_and(Result::is_ok));
         }
         match opened {
             Ok(Ok(stream)) => {
-                let share =
-                    buffers.as_ref().map(|buffers| buffers.share(wire::FREE_BYTES)).unwrap_or_default();
+                let share = buffers.as_ref().map(|buffers| buffers.share(connection::FREE_BYTES));
+                let share = share.unwrap_or_default();
                 Ok(Box::new(Connection::new(Box::new(stream), share)))
             }
             Ok(Err(error)) => Err(unsent(error.into())),
@@ -313,38 +320,41 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    /// Sends the request and waits for the head of its response, which may come before the request is
-    /// complete.
-    async fn response_head<B>(
+    /// Sends the request and waits for the response head, which may arrive before the request is complete.
+    async fn receive_head<B>(
         &self,
         connection: &mut Connection,
         writer: &mut RequestWriter<B>,
         method: &Method,
-        upload: &Upload<B>,
+        upload: &UploadProgress<B>,
     ) -> Result<ResponseHead, SendErrorKind>
     where
         B: Body<Data = Bytes> + Unpin,
     {
         poll_fn(|cx| {
             if let Poll::Ready(head) = poll_response_head(cx, connection, writer, method) {
-                return Poll::Ready(head.map_err(|error| match upload.waiting() {
-                    UploadWait::Never => SendErrorKind::ClientBroke,
+                return Poll::Ready(head.map_err(|error| match upload.waits_for() {
+                    UploadWait::Failed => SendErrorKind::ClientBodyFailed,
                     UploadWait::ForClient | UploadWait::ForUpstream | UploadWait::ForResponse => {
                         SendErrorKind::Broken(error)
                     }
                 }));
             }
-            let (deadline, stalled) = self.deadline(upload);
-            connection.timer.poll_until(deadline, cx).map(|()| Err(stalled))
+            let (deadline, timeout_error) = self.deadline(upload);
+            connection.timer.poll_until(deadline, cx).map(|()| Err(timeout_error))
         })
         .await
     }
 
-    /// The next deadline of the attempt, and the error when no bytes move until then.
-    fn deadline<B: Body<Data = Bytes> + Unpin>(&self, upload: &Upload<B>) -> (Instant, SendErrorKind) {
+    /// The deadline of the event that the attempt waits for, and the error if the event does not occur by
+    /// then.
+    fn deadline<B: Body<Data = Bytes> + Unpin>(
+        &self,
+        upload: &UploadProgress<B>,
+    ) -> (Instant, SendErrorKind) {
         let Settings { response_timeout, request_body_timeout, min_request_body_rate, .. } =
             self.inner.settings;
-        let (span, kind) = match upload.waiting() {
+        let (timeout, kind) = match upload.waits_for() {
             UploadWait::ForResponse => (response_timeout, SendErrorKind::ResponseTimeout(response_timeout)),
             UploadWait::ForUpstream => {
                 (request_body_timeout, SendErrorKind::UploadStalled(request_body_timeout))
@@ -352,54 +362,57 @@ impl<C: Connect> Upstream<C> {
             UploadWait::ForClient => {
                 (request_body_timeout, SendErrorKind::ClientStalled(request_body_timeout))
             }
-            UploadWait::Never => (request_body_timeout, SendErrorKind::ClientBroke),
+            UploadWait::Failed => (request_body_timeout, SendErrorKind::ClientBodyFailed),
         };
-        let idle_at = upload.moved_at() + span;
-        // A client that sends single bytes always makes progress, and would occupy the key's concurrency slot
-        // without a limit.
-        match upload.slow_at(min_request_body_rate) {
-            Some(slow_at) if slow_at < idle_at => {
-                (slow_at, SendErrorKind::ClientSlow(min_request_body_rate.bytes_per_second))
+        let idle_deadline = upload.last_sent_at() + timeout;
+        // A client that sends single bytes never exceeds the idle timeout, and would hold the key's
+        // concurrency slot without a limit.
+        match upload.min_rate_deadline(min_request_body_rate) {
+            Some(rate_deadline) if rate_deadline < idle_deadline => {
+                (rate_deadline, SendErrorKind::ClientTooSlow(min_request_body_rate.bytes_per_second))
             }
-            _ => (idle_at, kind),
+            _ => (idle_deadline, kind),
         }
     }
 }
 
-/// Polls a connection that sends a request or waits for its response.
+/// Sends the available bytes of the request and reads until the response head is complete.
 fn poll_response_head<B>(
     cx: &mut Context<'_>,
     connection: &mut Connection,
     writer: &mut RequestWriter<B>,
     method: &Method,
-) -> Poll<Result<ResponseHead, WireError>>
+) -> Poll<Result<ResponseHead, ConnectionError>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let fault = match writer.is_over() {
-        true => None,
-        false => match writer.poll_send(cx, &mut *connection.stream) {
-            Poll::Ready(Err(SendFault::Body)) => return Poll::Ready(Err(WireError::Closed)),
+    let write_error = if writer.is_complete() {
+        None
+    } else {
+        match writer.poll_send(cx, &mut *connection.stream) {
+            Poll::Ready(Err(RequestWriteError::Body)) => return Poll::Ready(Err(ConnectionError::Closed)),
             // The provider no longer reads the request, but may have sent a response.
-            Poll::Ready(Err(SendFault::Wire(error))) => Some(error),
+            Poll::Ready(Err(RequestWriteError::Connection(error))) => Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => None,
-        },
+        }
     };
     loop {
-        if let Some(head) = connection.read_head(method)? {
+        if let Some(head) = connection.decode_head(method)? {
             return Poll::Ready(Ok(head));
         }
-        match (connection.poll_fill(cx), fault.as_ref()) {
-            (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(WireError::Closed)),
+        match (connection.poll_fill(cx), write_error.as_ref()) {
+            (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(ConnectionError::Closed)),
             (Poll::Ready(Ok(_)), _) => {}
-            (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(WireError::Failed(error))),
-            (Poll::Pending, Some(error)) => return Poll::Ready(Err(WireError::Failed(error.kind().into()))),
+            (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(ConnectionError::Failed(error))),
+            (Poll::Pending, Some(error)) => {
+                return Poll::Ready(Err(ConnectionError::Failed(error.kind().into())));
+            }
             (Poll::Pending, None) => return Poll::Pending,
         }
     }
 }
 
-fn response<B>(head: ResponseHead, body: UpstreamBody<B>) -> Response<UpstreamBody<B>> {
+fn into_response<B>(head: ResponseHead, body: UpstreamBody<B>) -> Response<UpstreamBody<B>> {
     let ResponseHead { status, version, headers, extensions, .. } = head;
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -1,4 +1,5 @@
-//! The head of an upstream request.
+//! The head of an upstream request before its key is added. It is kept until the last attempt, so it can be
+//! copied out of the read buffer of the client's head.
 
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Uri};
@@ -9,15 +10,15 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub struct UpstreamRequestHead {
     /// The method of the client's request.
     pub method: Method,
-    /// Path and query without the client's credentials; every other byte as received.
+    /// Path and query without credentials, otherwise byte for byte as received.
     pub target: Uri,
     /// The headers, sanitized for the upstream.
     pub headers: HeaderMap,
 }
 
 impl UpstreamRequestHead {
-    /// Copies the parts that still reference the read buffer of the client's head, so that the buffer can be
-    /// freed while this head is kept.
+    /// Copies the target and header values, which reference the read buffer of the client's head, so that the
+    /// buffer can be freed.
     pub fn compact(&mut self) {
         if let Ok(copied) = Uri::try_from(self.target.to_string()) {
             self.target = copied;
@@ -29,14 +30,14 @@ impl UpstreamRequestHead {
         }
     }
 
-    /// Whether the request is a WebSocket handshake: only then is 101 a valid response.
+    /// Whether the request is a WebSocket handshake, the only request for which 101 is a valid response.
     #[must_use]
     pub fn is_websocket_upgrade(&self) -> bool {
         self.headers.contains_key(UPGRADE)
     }
 
-    /// Whether a 101 with these headers accepts the WebSocket: it must name the protocol, and prove that the
-    /// server has read `sec-websocket-key` (RFC 6455, section 4.1).
+    /// Whether a 101 with these headers accepts the WebSocket handshake. It must name the protocol and prove
+    /// that the server has read `sec-websocket-key` (RFC 6455, section 4.1).
     pub(super) fn is_upgraded_by(&self, headers: &HeaderMap) -> bool {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));

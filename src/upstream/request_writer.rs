@@ -1,5 +1,5 @@
-//! Writes a request to the upstream: its head, and its body as it arrives. Small pieces are written together,
-//! but received bytes are never delayed until more arrive.
+//! Writes a request to the upstream: its head, and its body as it arrives from the client. Small chunks are
+//! joined into one write, but a chunk is never delayed to wait for the next one.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -9,36 +9,38 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body;
 
-use super::head::BodyLength;
-use super::wire::Stream;
-use crate::body::replay::{AttemptBody, Upload};
+use super::connection::ByteStream;
+use super::head::RequestFraming;
+use crate::body::replay::{AttemptBody, UploadProgress};
 
-/// A piece up to this size is copied behind the previous bytes: one buffer is written faster than two.
-const COPIED_BYTES_MAX: usize = 4 * 1024;
+/// Maximum size of a chunk that is copied into the buffer of the head: one buffer is written faster than two.
+const MAX_COPIED_BYTES: usize = 4 * 1024;
 
-/// The reason that sending the request ended early.
+/// The reason why sending the request ended early.
 #[derive(Debug)]
-pub(super) enum SendFault {
+pub(super) enum RequestWriteError {
     /// The connection accepts no more bytes.
-    Wire(io::Error),
-    /// The client's body broke off, cannot be read back, or belongs to another attempt now.
+    Connection(io::Error),
+    /// The request body failed, or another attempt has taken it over.
     Body,
 }
 
 /// A request that is being sent.
 pub(super) struct RequestWriter<B> {
-    /// The head, or the frame before a chunk; the head contains a key.
-    front: BytesMut,
-    piece: Bytes,
-    /// The frame behind a chunk.
-    back: &'static [u8],
-    /// The body, until its end was read.
+    /// The head, chunk sizes and small chunks, which are written first. The head contains a key.
+    buffer: BytesMut,
+    /// A large chunk, which is written after `buffer` without a copy.
+    large_chunk: Bytes,
+    /// The framing after `large_chunk`.
+    chunk_end: &'static [u8],
+    /// The body, until its end is read.
     body: Option<AttemptBody<B>>,
-    length: BodyLength,
-    /// Records that the connection has accepted the first byte.
-    upload: Upload<B>,
-    is_opening: bool,
-    has_begun: bool,
+    framing: RequestFraming,
+    upload: UploadProgress<B>,
+    /// Whether the first part of the body has not been polled yet.
+    is_first_poll: bool,
+    /// Whether the connection has accepted a byte.
+    has_started: bool,
     is_flushed: bool,
 }
 
@@ -46,152 +48,148 @@ impl<B> RequestWriter<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// The framing of `body`.
-    pub(super) fn length(body: &AttemptBody<B>) -> BodyLength {
-        match body.size_hint().exact() {
-            _ if body.is_end_stream() => BodyLength::Empty,
-            Some(bytes) => BodyLength::Known(bytes),
-            None => BodyLength::Chunked,
-        }
-    }
-
-    /// A request of which no byte is sent.
-    pub(super) fn new(head: BytesMut, length: BodyLength, body: AttemptBody<B>) -> Self {
+    pub(super) fn new(head: BytesMut, framing: RequestFraming, body: AttemptBody<B>) -> Self {
         let upload = body.upload();
-        let body = (length != BodyLength::Empty).then_some(body);
+        let body = (framing != RequestFraming::Empty).then_some(body);
         Self {
-            front: head,
-            piece: Bytes::new(),
-            back: b"",
+            buffer: head,
+            large_chunk: Bytes::new(),
+            chunk_end: b"",
             body,
-            length,
+            framing,
             upload,
-            is_opening: true,
-            has_begun: false,
+            is_first_poll: true,
+            has_started: false,
             is_flushed: false,
         }
     }
 
     /// Whether the connection has accepted a byte of the request.
-    pub(super) fn has_begun(&self) -> bool {
-        self.has_begun
+    pub(super) fn has_started(&self) -> bool {
+        self.has_started
     }
 
-    /// Whether the request is sent completely.
-    pub(super) fn is_over(&self) -> bool {
+    /// Whether the whole request is sent.
+    pub(super) fn is_complete(&self) -> bool {
         self.body.is_none() && self.is_flushed
     }
 
-    /// Sends the bytes that are available.
-    pub(super) fn poll_send<S>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<Result<(), SendFault>>
+    /// Sends the available bytes. Ready when the whole request is sent.
+    pub(super) fn poll_send<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<Result<(), RequestWriteError>>
     where
-        S: Stream + ?Sized,
+        S: ByteStream + ?Sized,
     {
         loop {
-            // The first part of the body that is already available is written together with the head.
-            if !std::mem::take(&mut self.is_opening) {
-                ready!(self.poll_write(cx, stream)).map_err(SendFault::Wire)?;
+            // The first chunk of the body, if it is available, is written together with the head.
+            if !std::mem::take(&mut self.is_first_poll) {
+                ready!(self.poll_write(cx, stream)).map_err(RequestWriteError::Connection)?;
             }
-            if self.body.is_some() && self.poll_next(cx)?.is_ready() {
+            if self.body.is_some() && self.poll_body(cx)?.is_ready() {
                 continue;
             }
-            ready!(self.poll_write(cx, stream)).map_err(SendFault::Wire)?;
+            ready!(self.poll_write(cx, stream)).map_err(RequestWriteError::Connection)?;
             if !self.is_flushed {
-                ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(SendFault::Wire)?;
+                ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(RequestWriteError::Connection)?;
                 self.is_flushed = true;
             }
             return if self.body.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
     }
 
-    /// Takes the next piece of the body, or its end.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFault>> {
+    /// Buffers the next chunk of the body, or its end.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestWriteError>> {
         let Some(body) = &mut self.body else { return Poll::Ready(Ok(())) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         self.is_flushed = false;
         match frame {
             Some(Ok(frame)) => {
                 let is_last = body.is_end_stream();
-                if let Ok(piece) = frame.into_data() {
-                    self.put(piece);
+                if let Ok(data) = frame.into_data() {
+                    self.push_data(data);
                 }
                 if is_last {
-                    self.end();
+                    self.finish_body();
                 }
             }
-            Some(Err(_)) => return Poll::Ready(Err(SendFault::Body)),
-            None => self.end(),
+            Some(Err(_)) => return Poll::Ready(Err(RequestWriteError::Body)),
+            None => self.finish_body(),
         }
         Poll::Ready(Ok(()))
     }
 
-    fn put(&mut self, piece: Bytes) {
-        let is_chunked = self.length == BodyLength::Chunked;
-        if piece.is_empty() {
+    fn push_data(&mut self, data: Bytes) {
+        if data.is_empty() {
             return;
         }
+        let is_chunked = self.framing == RequestFraming::Chunked;
         if is_chunked {
-            self.front.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            self.buffer.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
         }
-        if piece.len() <= COPIED_BYTES_MAX {
-            self.front.extend_from_slice(&piece);
-            self.front.extend_from_slice(if is_chunked { b"\r\n" } else { b"" });
+        let chunk_end: &'static [u8] = if is_chunked { b"\r\n" } else { b"" };
+        if data.len() <= MAX_COPIED_BYTES {
+            self.buffer.extend_from_slice(&data);
+            self.buffer.extend_from_slice(chunk_end);
         } else {
-            self.back = if is_chunked { b"\r\n" } else { b"" };
-            self.piece = piece;
+            (self.large_chunk, self.chunk_end) = (data, chunk_end);
         }
     }
 
-    fn end(&mut self) {
+    fn finish_body(&mut self) {
         self.body = None;
-        if self.length == BodyLength::Chunked {
-            const LAST: &[u8] = b"\r\n0\r\n\r\n";
-            if self.piece.is_empty() {
-                self.front.extend_from_slice(&LAST[2..]);
+        if self.framing == RequestFraming::Chunked {
+            const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+            if self.large_chunk.is_empty() {
+                self.buffer.extend_from_slice(&LAST_CHUNK[2..]);
             } else {
-                self.back = LAST;
+                self.chunk_end = LAST_CHUNK;
             }
         }
     }
 
-    /// Writes all bytes that are ready.
-    fn poll_write<S: Stream + ?Sized>(
+    /// Writes all buffered bytes.
+    fn poll_write<S: ByteStream + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
     ) -> Poll<io::Result<()>> {
         loop {
             let mut stream = Pin::new(&mut *stream);
-            let written = match (self.front.is_empty(), self.piece.is_empty() && self.back.is_empty()) {
-                (true, true) => return Poll::Ready(Ok(())),
-                (false, true) => ready!(stream.as_mut().poll_write(cx, &self.front))?,
-                (_, false) => {
-                    let slices = [&self.front[..], &self.piece[..], self.back].map(IoSlice::new);
-                    ready!(stream.as_mut().poll_write_vectored(cx, &slices))?
-                }
-            };
+            let written =
+                match (self.buffer.is_empty(), self.large_chunk.is_empty() && self.chunk_end.is_empty()) {
+                    (true, true) => return Poll::Ready(Ok(())),
+                    (false, true) => ready!(stream.as_mut().poll_write(cx, &self.buffer))?,
+                    (_, false) => {
+                        let slices =
+                            [&self.buffer[..], &self.large_chunk[..], self.chunk_end].map(IoSlice::new);
+                        ready!(stream.as_mut().poll_write_vectored(cx, &slices))?
+                    }
+                };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            if !std::mem::replace(&mut self.has_begun, true) {
-                self.upload.begun();
+            if !std::mem::replace(&mut self.has_started, true) {
+                self.upload.mark_started();
             }
             self.advance(written);
         }
     }
 
     fn advance(&mut self, mut written: usize) {
-        let front = written.min(self.front.len());
-        self.front.advance(front);
-        written -= front;
-        let piece = written.min(self.piece.len());
-        self.piece.advance(piece);
-        self.back = &self.back[(written - piece).min(self.back.len())..];
+        let from_buffer = written.min(self.buffer.len());
+        self.buffer.advance(from_buffer);
+        written -= from_buffer;
+        let from_chunk = written.min(self.large_chunk.len());
+        self.large_chunk.advance(from_chunk);
+        self.chunk_end = &self.chunk_end[(written - from_chunk).min(self.chunk_end.len())..];
     }
 }
 
 impl<B> fmt::Debug for RequestWriter<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestWriter").field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("RequestWriter").field("framing", &self.framing).finish_non_exhaustive()
     }
 }

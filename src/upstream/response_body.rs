@@ -1,5 +1,5 @@
-//! The body of a response, together with the connection that it is read from: when the body is complete, the
-//! connection returns to the idle pool; when it breaks off or is dropped, the connection is closed.
+//! The body of a response, which owns its connection. A complete body returns the connection to the idle
+//! pool. A body that fails or is dropped closes the connection.
 
 use std::io;
 use std::mem;
@@ -12,24 +12,24 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 
-use super::chunks::{ChunkError, Chunks, Next};
-use super::head::{BodyEnd, HeadError, ResponseHead};
-use super::idle::Idle;
+use super::chunk_decoder::{ChunkDecoder, ChunkError, DecodedPart};
+use super::connection::{BoxedStream, Connection};
+use super::head::{HeadError, ResponseFraming, ResponseHead};
+use super::idle_pool::IdlePool;
 use super::request_writer::RequestWriter;
-use super::wire::{Connection, Wire};
-use crate::body::Withheld;
+use crate::body::WithholdReason;
 use crate::clock;
 
 /// An error of an upstream connection.
 #[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    /// It was closed before the response was complete.
-    #[error("it was closed")]
+pub enum ConnectionError {
+    /// The connection was closed before the response was complete.
+    #[error("the connection was closed")]
     Closed,
-    /// It failed with an I/O error.
+    /// Reading or writing failed.
     #[error("{0}")]
     Failed(#[source] io::Error),
-    /// The bytes received are not a response head.
+    /// The received bytes are not a valid response head.
     #[error("{0}")]
     Head(#[from] HeadError),
     /// The chunked body is malformed or too large.
@@ -37,94 +37,94 @@ pub enum WireError {
     Chunk(#[from] ChunkError),
 }
 
-/// The reason that a response body ended early.
+/// The reason why a response body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamBodyError {
-    /// The connection broke.
+    /// The connection failed, or the body is malformed.
     #[error("the response broke off: {0}")]
-    Broken(#[from] WireError),
+    Broken(#[from] ConnectionError),
     /// No bytes arrived within the idle timeout.
     #[error("the response stalled for {} ms", .0.as_millis())]
     Stalled(Duration),
     /// The body must not be forwarded.
     #[error("the response was cut: {0}")]
-    Withheld(#[from] Withheld),
+    WithholdReason(#[from] WithholdReason),
 }
 
 /// The connection after a 101.
-pub struct Switched {
+pub struct UpgradedConnection {
     /// The stream of the connection.
-    pub stream: Wire,
+    pub stream: BoxedStream,
     /// Bytes already read from the stream.
     pub read_buf: BytesMut,
 }
 
-/// A response body as it arrives. `S` is the type of the client's request body.
+/// A response body as it arrives. `S` is the type of the request body.
 #[derive(Debug)]
 pub struct UpstreamBody<S> {
     connection: Option<Box<Connection>>,
-    /// The request, while some of it is still to be sent: a response may begin before the request is
-    /// complete.
+    /// The rest of the request: a response may begin before the request is complete.
     writer: Option<Box<RequestWriter<S>>>,
-    remaining: Remaining,
-    stays_open: bool,
-    idle: Arc<Idle>,
+    remaining: RemainingBody,
+    is_keep_alive: bool,
+    idle_pool: Arc<IdlePool>,
     idle_timeout: Duration,
-    moved_at: Instant,
-    /// Whether bytes were received since `moved_at`.
-    has_moved: bool,
-    /// The error that broke the body, until the bytes before it could be written to the client.
-    broken: Option<WireError>,
-    /// Whether the task has yielded since the last piece, so that the server could write it.
+    last_received_at: Instant,
+    /// Whether bytes were received after `last_received_at`. Reads set this flag instead of reading the
+    /// clock.
+    has_received: bool,
+    /// The error that ended the body, held until the bytes before it are written to the client.
+    delayed_error: Option<ConnectionError>,
+    /// Whether the task has yielded since the last chunk, so that the server could write it.
     has_yielded: bool,
-    first: FirstPiece,
+    first_chunk: FirstChunk,
 }
 
-/// The state of the first piece of a fast response. It is written to the client before more is read;
-/// otherwise it would be delayed by the many bytes that follow.
+/// The state of the first chunk of a fast response. The body is pending once after this chunk, so that the
+/// server writes it before it reads the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FirstPiece {
-    /// The first piece was not received yet.
+enum FirstChunk {
+    /// The first chunk was not received yet.
     Awaited,
-    /// The piece was passed on, and is to be written now.
-    Passed,
-    /// The piece is written, or the response is not a fast one.
+    /// The first chunk was returned to the server, but is not written yet.
+    Returned,
+    /// The first chunk is written, or the response is not fast.
     Written,
 }
 
-/// The framing of the remaining body.
+/// The part of the body that is not yet decoded.
 #[derive(Debug)]
-enum Remaining {
+enum RemainingBody {
     Length(u64),
-    Chunks(Chunks),
-    Close,
+    Chunked(ChunkDecoder),
+    UntilClose,
 }
 
-impl Remaining {
-    fn next(&mut self, read: &mut BytesMut) -> Result<Next, ChunkError> {
-        let piece = |bytes: usize, read: &mut BytesMut| match bytes {
-            0 => Next::Incomplete,
-            // The buffer holds nothing but this piece, so it is passed on without a copy.
-            _ if bytes == read.capacity() => Next::Piece(mem::take(read).freeze()),
-            _ => Next::Piece(read.split_to(bytes).freeze()),
+impl RemainingBody {
+    fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
+        let take = |bytes: usize, read_buf: &mut BytesMut| match bytes {
+            0 => DecodedPart::Incomplete,
+            // The data fills the whole buffer, so the buffer is returned without a copy.
+            _ if bytes == read_buf.capacity() => DecodedPart::Data(mem::take(read_buf).freeze()),
+            _ => DecodedPart::Data(read_buf.split_to(bytes).freeze()),
         };
         match self {
-            Self::Length(0) => Ok(Next::Complete),
-            Self::Length(left) => {
-                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
-                *left -= here as u64;
-                Ok(piece(here, read))
+            Self::Length(0) => Ok(DecodedPart::Complete),
+            Self::Length(length) => {
+                let bytes = usize::try_from(*length).unwrap_or(usize::MAX).min(read_buf.len());
+                *length -= bytes as u64;
+                Ok(take(bytes, read_buf))
             }
-            Self::Chunks(chunks) => chunks.next(read),
-            Self::Close => Ok(piece(read.len(), read)),
+            Self::Chunked(decoder) => decoder.decode(read_buf),
+            Self::UntilClose => Ok(take(read_buf.len(), read_buf)),
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn is_complete(&self) -> bool {
         match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunks(chunks) => chunks.is_over(),
-            Self::Close => false,
+            Self::Length(length) => *length == 0,
+            Self::Chunked(decoder) => decoder.is_complete(),
+            Self::UntilClose => false,
         }
     }
 }
@@ -137,52 +137,52 @@ where
         head: &ResponseHead,
         connection: Box<Connection>,
         writer: RequestWriter<S>,
-        idle: Arc<Idle>,
+        idle_pool: Arc<IdlePool>,
         idle_timeout: Duration,
     ) -> Self {
-        let remaining = match head.end {
-            BodyEnd::Length(bytes) => Remaining::Length(bytes),
-            BodyEnd::Chunks => Remaining::Chunks(Chunks::default()),
-            BodyEnd::Close => Remaining::Close,
+        let remaining = match head.framing {
+            ResponseFraming::Length(length) => RemainingBody::Length(length),
+            ResponseFraming::Chunked => RemainingBody::Chunked(ChunkDecoder::default()),
+            ResponseFraming::Close => RemainingBody::UntilClose,
         };
         let mut body = Self {
-            first: if connection.is_fast() { FirstPiece::Awaited } else { FirstPiece::Written },
+            first_chunk: if connection.is_fast() { FirstChunk::Awaited } else { FirstChunk::Written },
             connection: Some(connection),
-            writer: (!writer.is_over()).then(|| Box::new(writer)),
+            writer: (!writer.is_complete()).then(|| Box::new(writer)),
             remaining,
-            stays_open: head.stays_open,
-            idle,
+            is_keep_alive: head.is_keep_alive,
+            idle_pool,
             idle_timeout,
-            moved_at: clock::instant(),
-            has_moved: false,
-            broken: None,
+            last_received_at: clock::instant(),
+            has_received: false,
+            delayed_error: None,
             has_yielded: false,
         };
-        if body.remaining.is_over() && head.status != StatusCode::SWITCHING_PROTOCOLS {
-            body.finish();
+        if body.remaining.is_complete() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            body.release_connection();
         }
         body
     }
 
-    /// The stream of the connection after a 101.
+    /// Returns the connection after a 101.
     ///
     /// # Errors
     ///
     /// When the connection is already closed.
-    pub fn switched(self) -> Result<Switched, WireError> {
-        let connection = self.connection.ok_or(WireError::Closed)?;
-        Ok(Switched { stream: connection.stream, read_buf: connection.read_buf })
+    pub fn into_upgraded(self) -> Result<UpgradedConnection, ConnectionError> {
+        let connection = self.connection.ok_or(ConnectionError::Closed)?;
+        Ok(UpgradedConnection { stream: connection.stream, read_buf: connection.read_buf })
     }
 
-    /// Returns the connection to the idle pool when request and response are complete.
-    fn finish(&mut self) {
+    /// Returns the connection to the idle pool if it can be used again, and closes it otherwise.
+    fn release_connection(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if self.stays_open && self.writer.is_none() && connection.read_buf.is_empty() {
-            Idle::put(&self.idle, connection);
+        if self.is_keep_alive && self.writer.is_none() && connection.read_buf.is_empty() {
+            IdlePool::put(&self.idle_pool, connection);
         }
     }
 
-    /// Continues to send a request whose response began before the request was complete.
+    /// Sends the rest of the request.
     fn poll_request(&mut self, cx: &mut Context<'_>) {
         let Some((writer, connection)) = self.writer.as_mut().zip(self.connection.as_mut()) else {
             return;
@@ -190,42 +190,45 @@ where
         match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Pending => {}
             Poll::Ready(sent) => {
-                // The response may be complete although the provider stopped reading the request.
-                self.stays_open &= sent.is_ok();
+                // The response may still be complete if the provider has stopped reading the request.
+                self.is_keep_alive &= sent.is_ok();
                 self.writer = None;
             }
         }
     }
 
-    /// The next part of the body, without the idle timeout.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, WireError>> {
+    /// Polls the next part of the body, without the idle timeout.
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<DecodedPart, ConnectionError>> {
         self.poll_request(cx);
-        if let Some(error) = self.broken.take() {
+        if let Some(error) = self.delayed_error.take() {
             return Poll::Ready(Err(error));
         }
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(Next::Complete)) };
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(DecodedPart::Complete)) };
         loop {
-            match self.remaining.next(&mut connection.read_buf)? {
-                Next::Incomplete => {}
-                next @ (Next::Piece(_) | Next::Trailers(_) | Next::Complete) => return Poll::Ready(Ok(next)),
+            match self.remaining.decode(&mut connection.read_buf)? {
+                DecodedPart::Incomplete => {}
+                part @ (DecodedPart::Data(_) | DecodedPart::Trailers(_) | DecodedPart::Complete) => {
+                    return Poll::Ready(Ok(part));
+                }
             }
             match std::task::ready!(connection.poll_fill(cx)) {
-                Ok(0) if matches!(self.remaining, Remaining::Close) => {
-                    return Poll::Ready(Ok(Next::Complete));
+                Ok(0) if matches!(self.remaining, RemainingBody::UntilClose) => {
+                    return Poll::Ready(Ok(DecodedPart::Complete));
                 }
-                Ok(0) => return Poll::Ready(Err(WireError::Closed)),
-                Ok(_) => self.has_moved = true,
-                Err(error) => return Poll::Ready(Err(WireError::Failed(error))),
+                Ok(0) => return Poll::Ready(Err(ConnectionError::Closed)),
+                Ok(_) => self.has_received = true,
+                Err(error) => return Poll::Ready(Err(ConnectionError::Failed(error))),
             }
         }
     }
 
+    /// Polls the idle timeout.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamBodyError> {
-        if mem::take(&mut self.has_moved) {
-            self.moved_at = clock::instant();
+        if mem::take(&mut self.has_received) {
+            self.last_received_at = clock::instant();
         }
         let Some(connection) = &mut self.connection else { return Poll::Pending };
-        let deadline = self.moved_at + self.idle_timeout;
+        let deadline = self.last_received_at + self.idle_timeout;
         connection.timer.poll_until(deadline, cx).map(|()| UpstreamBodyError::Stalled(self.idle_timeout))
     }
 }
@@ -242,43 +245,43 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
-        // A server writes its buffered bytes when the body is pending.
-        if this.first == FirstPiece::Passed {
-            (this.first, this.has_yielded) = (FirstPiece::Written, true);
+        // The server writes its buffered bytes when the body is pending.
+        if this.first_chunk == FirstChunk::Returned {
+            (this.first_chunk, this.has_yielded) = (FirstChunk::Written, true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let next = match this.poll_next(cx) {
-            // The task yields before it returns the error, because hyper's server drops buffered bytes on an
+        let part = match this.poll_part(cx) {
+            // Hyper's server drops its buffered bytes on an error, so the task yields before it returns the
             // error.
             Poll::Ready(Err(error)) if !mem::replace(&mut this.has_yielded, true) => {
-                this.broken = Some(error);
+                this.delayed_error = Some(error);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            Poll::Ready(next) => next.map_err(UpstreamBodyError::Broken),
+            Poll::Ready(part) => part.map_err(UpstreamBodyError::Broken),
             Poll::Pending => {
                 this.has_yielded = true;
                 Err(std::task::ready!(this.poll_stalled(cx)))
             }
         };
-        Poll::Ready(match next {
-            Ok(Next::Piece(piece)) => {
+        Poll::Ready(match part {
+            Ok(DecodedPart::Data(data)) => {
                 this.has_yielded = false;
-                if this.first == FirstPiece::Awaited {
-                    this.first = FirstPiece::Passed;
+                if this.first_chunk == FirstChunk::Awaited {
+                    this.first_chunk = FirstChunk::Returned;
                 }
-                if this.remaining.is_over() {
-                    this.finish();
+                if this.remaining.is_complete() {
+                    this.release_connection();
                 }
-                Some(Ok(Frame::data(piece)))
+                Some(Ok(Frame::data(data)))
             }
-            Ok(Next::Trailers(trailers)) => {
-                this.finish();
+            Ok(DecodedPart::Trailers(trailers)) => {
+                this.release_connection();
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Ok(Next::Complete | Next::Incomplete) => {
-                this.finish();
+            Ok(DecodedPart::Complete | DecodedPart::Incomplete) => {
+                this.release_connection();
                 None
             }
             Err(error) => {
@@ -289,14 +292,14 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining.is_over()
+        self.remaining.is_complete()
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.remaining {
-            Remaining::Length(left) => SizeHint::with_exact(*left),
-            Remaining::Chunks(chunks) if chunks.is_over() => SizeHint::with_exact(0),
-            Remaining::Chunks(_) | Remaining::Close => SizeHint::default(),
+            RemainingBody::Length(length) => SizeHint::with_exact(*length),
+            RemainingBody::Chunked(decoder) if decoder.is_complete() => SizeHint::with_exact(0),
+            RemainingBody::Chunked(_) | RemainingBody::UntilClose => SizeHint::default(),
         }
     }
 }

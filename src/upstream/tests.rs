@@ -1,11 +1,12 @@
-//! Tests of the HTTP client over in-memory pipes, with virtual time.
+//! Tests of the HTTP client against a provider on in-memory pipes, with virtual time.
 
 mod strictness;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::join;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
@@ -18,15 +19,13 @@ use crate::body::replay::Replay;
 use crate::policy::authority::Scheme;
 use crate::policy::min_rate::MinRate;
 
-type Source = Full<Bytes>;
-
-/// A network of in-memory pipes: the other end of each connection comes from a channel.
-struct Pipes {
+/// A connector of in-memory pipes, which sends the provider's end of each connection to a channel.
+struct PipeConnector {
     opened: mpsc::UnboundedSender<DuplexStream>,
     count: Arc<AtomicUsize>,
 }
 
-impl Connect for Pipes {
+impl Connect for PipeConnector {
     type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
@@ -39,10 +38,10 @@ impl Connect for Pipes {
     }
 }
 
-/// A network in which no connection is ever opened.
-struct Blackhole;
+/// A connector whose connection attempts never complete.
+struct StalledConnector;
 
-impl Connect for Blackhole {
+impl Connect for StalledConnector {
     type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
@@ -70,13 +69,24 @@ impl Provider {
     async fn accept(&mut self) -> DuplexStream {
         self.connections.recv().await.unwrap()
     }
+
+    /// Accepts a connection, reads a request that ends with `request_end`, and writes `response`.
+    async fn respond(&mut self, request_end: &str, response: &[u8]) -> DuplexStream {
+        let mut connection = self.accept().await;
+        read_until(&mut connection, request_end).await;
+        connection.write_all(response).await.unwrap();
+        connection
+    }
 }
 
-fn network() -> (Upstream<Pipes>, Provider) {
+fn network() -> (Upstream<PipeConnector>, Provider) {
     let (opened, connections) = mpsc::unbounded_channel();
     let count = Arc::new(AtomicUsize::new(0));
-    let pipes = Pipes { opened, count: Arc::clone(&count) };
-    (Upstream::new(authority(), pipes, SETTINGS, Tasks::new(), None), Provider { connections, opened: count })
+    let connector = PipeConnector { opened, count: Arc::clone(&count) };
+    (
+        Upstream::new(authority(), connector, SETTINGS, Tasks::new(), None),
+        Provider { connections, opened: count },
+    )
 }
 
 fn authority() -> Authority {
@@ -92,7 +102,7 @@ fn head(method: Method) -> UpstreamRequestHead {
 }
 
 #[tokio::test]
-async fn a_foreign_host_in_the_request_line_does_not_get_the_key() {
+async fn a_foreign_host_in_the_request_line_does_not_receive_the_key() {
     let authority = Authority::new(Scheme::Https, "gate.example", 443, "/eleven").unwrap();
     for (target, line) in [
         ("http://evil.example/v1/x?y", "GET /eleven/v1/x?y HTTP/1.1\r\nhost: gate.example\r\n"),
@@ -101,13 +111,19 @@ async fn a_foreign_host_in_the_request_line_does_not_get_the_key() {
         ("http://evil.example", "GET /eleven/ HTTP/1.1\r\nhost: gate.example\r\n"),
     ] {
         let request = UpstreamRequestHead { target: target.parse().unwrap(), ..head(Method::GET) };
-        let text = head::write(&authority, &key(), &request, head::BodyLength::Empty, &Hop::new());
+        let text = head::encode_request(
+            &authority,
+            &key(),
+            &request,
+            head::RequestFraming::Empty,
+            &LoopMarker::new(),
+        );
         assert!(text.starts_with(line.as_bytes()), "{target}");
     }
 }
 
 #[test]
-fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
+fn requests_are_marked_unless_the_authority_is_elevenlabs() {
     for (host, is_marked) in [
         ("gate.example", true),
         ("127.0.0.1", true),
@@ -118,13 +134,14 @@ fn requests_are_marked_unless_they_go_to_elevenlabs_itself() {
         ("api.eu.residency.elevenlabs.io", false),
     ] {
         let authority = Authority::new(Scheme::Https, host, 443, "").unwrap();
-        let (hop, mut request) = (Hop::new(), head(Method::GET));
+        let (loop_marker, mut request) = (LoopMarker::new(), head(Method::GET));
         request.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
-        let text = head::write(&authority, &key(), &request, head::BodyLength::Empty, &hop);
+        let text =
+            head::encode_request(&authority, &key(), &request, head::RequestFraming::Empty, &loop_marker);
         let head = String::from_utf8(text.to_vec()).unwrap();
         let marks: Vec<&str> =
             head.lines().filter_map(|line| line.strip_prefix("x-keychoir-hop: ")).collect();
-        let expected = if is_marked { vec!["another", hop.id()] } else { vec![] };
+        let expected = if is_marked { vec!["another", loop_marker.id()] } else { vec![] };
         assert_eq!(marks, expected, "{host}");
     }
 }
@@ -146,15 +163,15 @@ fn a_compacted_head_is_the_same() {
     }
 }
 
-fn nothing() -> AttemptBody<Source> {
-    Replay::empty().attempt()
+fn empty_body() -> AttemptBody<Full<Bytes>> {
+    Replay::empty().start_attempt()
 }
 
-fn body(text: &'static str) -> Replay<Source> {
-    Replay::hold(Full::new(Bytes::from_static(text.as_bytes())), &BufferBudget::none())
+fn body(text: &'static str) -> Replay<Full<Bytes>> {
+    Replay::new(Full::new(Bytes::from_static(text.as_bytes())), &BufferBudget::empty())
 }
 
-/// Reads until the text ends with `end`.
+/// Reads until the received text ends with `end`.
 async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
     let mut read = Vec::new();
     while !read.ends_with(end.as_bytes()) {
@@ -163,22 +180,19 @@ async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
     String::from_utf8(read).unwrap()
 }
 
-async fn both<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
-    tokio::join!(a, b)
-}
-
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test(start_paused = true)]
 async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
     let (upstream, mut provider) = network();
-    let (_, head) = both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        let head = read_until(&mut connection, "hello").await;
-        connection.write_all(OK).await.unwrap();
-        head
-    })
-    .await;
+    let (_, head) =
+        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+            let mut connection = provider.accept().await;
+            let head = read_until(&mut connection, "hello").await;
+            connection.write_all(OK).await.unwrap();
+            head
+        })
+        .await;
     assert!(head.starts_with("POST /v1/x?a=1 HTTP/1.1\r\n"), "{head}");
     assert_eq!(head.matches("xi-api-key: sk_the_key_of_the_test\r\n").count(), 1);
     assert_eq!(head.matches("host: api.example\r\n").count(), 1);
@@ -186,9 +200,9 @@ async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_complete_exchange_keeps_its_connection_for_the_next() {
+async fn a_connection_is_reused_after_a_complete_exchange() {
     let (upstream, mut provider) = network();
-    let served = async {
+    let serve = async {
         let mut connection = provider.accept().await;
         for _ in 0..3 {
             read_until(&mut connection, "\r\n\r\n").await;
@@ -197,18 +211,18 @@ async fn a_complete_exchange_keeps_its_connection_for_the_next() {
     };
     let exchange = async {
         for _ in 0..3 {
-            let response = upstream.send(None, &key(), &head(Method::GET), nothing()).await.unwrap();
+            let response = upstream.send(None, &key(), &head(Method::GET), empty_body()).await.unwrap();
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
-    both(served, exchange).await;
+    join(serve, exchange).await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_is_complete_with_its_trailers() {
+async fn a_connection_is_reused_after_trailers() {
     let (upstream, mut provider) = network();
-    let served = async {
+    let serve = async {
         let mut connection = provider.accept().await;
         for _ in 0..2 {
             read_until(&mut connection, "\r\n\r\n").await;
@@ -219,20 +233,20 @@ async fn a_response_is_complete_with_its_trailers() {
     };
     let exchange = async {
         for _ in 0..2 {
-            let response = upstream.send(None, &key(), &head(Method::GET), nothing()).await.unwrap();
+            let response = upstream.send(None, &key(), &head(Method::GET), empty_body()).await.unwrap();
             let mut body = response.into_body();
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
             assert!(body.frame().await.unwrap().unwrap().is_trailers());
         }
     };
-    both(served, exchange).await;
+    join(serve, exchange).await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unrequested_switch_of_protocols_is_no_response() {
+async fn a_101_to_another_request_is_an_error() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         let response = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
@@ -240,66 +254,61 @@ async fn an_unrequested_switch_of_protocols_is_no_response() {
     })
     .await;
     let error = sent.unwrap_err();
-    assert_eq!(error.progress, Progress::Unanswered);
-    assert!(matches!(error.kind, SendErrorKind::Switched(StatusCode::SWITCHING_PROTOCOLS)), "{error}");
+    assert_eq!(error.progress, Progress::NoResponse);
+    assert!(
+        matches!(error.kind, SendErrorKind::UnexpectedUpgrade(StatusCode::SWITCHING_PROTOCOLS)),
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
     let (upstream, mut provider) = network();
     let (first, ()) =
-        both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "hello").await;
-            connection.write_all(OK).await.unwrap();
+        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+            provider.respond("hello", OK).await;
         })
         .await;
     first.unwrap().into_body().collect().await.unwrap();
     let (second, ()) =
-        both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
-            let mut connection = provider.accept().await;
-            read_until(&mut connection, "hello").await;
-            connection.write_all(OK).await.unwrap();
+        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+            provider.respond("hello", OK).await;
         })
         .await;
     assert_eq!(second.unwrap().status(), 200);
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
 }
 
-/// Sends a request, serves it on the next connection, and lets the time pass.
-async fn exchange_and_wait(upstream: &Upstream<Pipes>, connection: &mut DuplexStream, pause: Duration) {
-    let served = async {
+/// Sends a request, responds to it on an open connection, and waits for `pause`.
+async fn exchange_and_wait(
+    upstream: &Upstream<PipeConnector>,
+    connection: &mut DuplexStream,
+    pause: Duration,
+) {
+    let serve = async {
         read_until(connection, "\r\n\r\n").await;
         connection.write_all(OK).await.unwrap();
     };
     let (key, request) = (key(), head(Method::GET));
     let exchange = async {
-        let response = upstream.send(None, &key, &request, nothing()).await.unwrap();
+        let response = upstream.send(None, &key, &request, empty_body()).await.unwrap();
         response.into_body().collect().await.unwrap();
     };
-    both(served, exchange).await;
+    join(serve, exchange).await;
     tokio::time::sleep(pause).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_in_use_is_replaced_at_its_maximum_age() {
+async fn a_reused_connection_is_replaced_at_its_maximum_age() {
     let (upstream, mut provider) = network();
-    let first = async { upstream.send(None, &key(), &head(Method::GET), nothing()).await };
-    let (_, mut connection) = both(first, async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 204 No\r\n\r\n").await.unwrap();
-        connection
-    })
-    .await;
+    let first = async { upstream.send(None, &key(), &head(Method::GET), empty_body()).await };
+    let (_, mut connection) = join(first, provider.respond("\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n")).await;
     for _ in 0..3 {
         exchange_and_wait(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
-    let (_, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(OK).await.unwrap();
+    let (_, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+        provider.respond("\r\n\r\n", OK).await;
     })
     .await;
     assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
@@ -313,14 +322,15 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_was_read_without_a_response_may_have_been_served() {
+async fn a_connection_that_closes_without_a_response_is_unanswered() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "hello").await;
-    })
-    .await;
-    check_failed(sent, Progress::Unanswered, "broke before a response");
+    let (sent, ()) =
+        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "hello").await;
+        })
+        .await;
+    check_failed(sent, Progress::NoResponse, "broke before a response");
 }
 
 #[tokio::test(start_paused = true)]
@@ -332,22 +342,23 @@ async fn a_missing_response_ends_the_attempt_at_the_timeout() {
         drop(connection);
     };
     let (key, request, body) = (key(), head(Method::POST), body("hello"));
-    let exchange = upstream.send(None, &key, &request, body.attempt());
+    let exchange = upstream.send(None, &key, &request, body.start_attempt());
     let sent = tokio::select! { sent = exchange => sent, () = silent => unreachable!() };
-    check_failed(sent, Progress::Unanswered, "no response within 60000 ms");
+    check_failed(sent, Progress::NoResponse, "no response within 60000 ms");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_without_a_connection_is_unsent() {
-    let upstream: Upstream<Blackhole> = Upstream::new(authority(), Blackhole, SETTINGS, Tasks::new(), None);
-    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").attempt()).await;
+    let upstream: Upstream<StalledConnector> =
+        Upstream::new(authority(), StalledConnector, SETTINGS, Tasks::new(), None);
+    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_a_response_like_any_other() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
@@ -365,12 +376,10 @@ async fn a_redirect_is_a_response_like_any_other() {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_response_closes_its_connection() {
     let (upstream, mut provider) = network();
-    let (sent, mut connection) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
-        connection
-    })
+    let (sent, mut connection) = join(
+        upstream.send(None, &key(), &head(Method::GET), empty_body()),
+        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
+    )
     .await;
     drop(sent.unwrap());
     let mut rest = Vec::new();
@@ -381,10 +390,8 @@ async fn a_dropped_response_closes_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_response_that_breaks_off_is_an_error() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
     .await;
     assert!(sent.unwrap().into_body().collect().await.is_err());
@@ -393,15 +400,13 @@ async fn a_response_that_breaks_off_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
     let (upstream, mut provider) = network();
-    let (sent, connection) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
-        connection
-    })
+    let (sent, connection) = join(
+        upstream.send(None, &key(), &head(Method::GET), empty_body()),
+        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"),
+    )
     .await;
     let mut response = sent.unwrap().into_body();
-    let trickle = async {
+    let send_slowly = async {
         let mut connection = connection;
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_secs(29)).await;
@@ -415,20 +420,20 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
         }
         response.frame().await.unwrap().unwrap_err()
     };
-    let (connection, error) = both(trickle, read).await;
+    let (connection, error) = join(send_slowly, read).await;
     assert!(matches!(error, UpstreamBodyError::Stalled(_)), "{error}");
     drop(connection);
 }
 
-/// The response that a client receives when the provider sends these bytes and closes.
-async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
+/// The response that the client receives when the provider sends these bytes and closes the connection.
+async fn receive(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
-        // A pipe is small; the writer waits until the reader has taken its bytes.
-        for piece in bytes.chunks(1_000) {
-            connection.write_all(piece).await.unwrap();
+        // The pipe is small, so the writer waits until the client has read.
+        for chunk in bytes.chunks(1_000) {
+            connection.write_all(chunk).await.unwrap();
         }
     })
     .await;
@@ -440,13 +445,13 @@ async fn relayed(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyErr
 async fn informational_responses_are_skipped() {
     let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(2_000);
     bytes.extend_from_slice(OK);
-    let (status, _, body) = relayed(&bytes).await;
+    let (status, _, body) = receive(&bytes).await;
     assert_eq!((status, body.unwrap().as_ref()), (200, &b"ok"[..]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_with_both_lengths_is_delivered() {
-    let (status, _, body) = relayed(
+async fn chunked_coding_overrides_a_content_length() {
+    let (status, _, body) = receive(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     )
     .await;
@@ -455,25 +460,23 @@ async fn a_response_with_both_lengths_is_delivered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_without_a_length_ends_with_its_connection() {
-    let (status, _, body) = relayed(b"HTTP/1.1 200 OK\r\n\r\nto the end").await;
+    let (status, _, body) = receive(b"HTTP/1.1 200 OK\r\n\r\nto the end").await;
     assert_eq!((status, body.unwrap().as_ref()), (200, &b"to the end"[..]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_response_cut_in_a_chunk_is_an_error() {
-    let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
+    let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
     assert!(body.is_err());
-    let (_, _, body) = relayed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
+    let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
     assert!(body.is_err(), "the last chunk is missing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bytes_before_a_break_can_be_written_first() {
+async fn the_server_can_write_the_bytes_before_an_error() {
     let (upstream, mut provider) = network();
-    let (sent, ()) = both(upstream.send(None, &key(), &head(Method::GET), nothing()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
     .await;
     let mut body = sent.unwrap().into_body();
@@ -483,21 +486,21 @@ async fn the_bytes_before_a_break_can_be_written_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_piece_of_a_fast_response_is_written_before_more_is_read() {
+async fn the_first_chunk_of_a_fast_response_is_written_before_more_is_read() {
     let (upstream, mut provider) = network();
-    let (mut open, response) =
+    let (mut open_connection, response) =
         (None, [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[1; 1_000_000]]);
-    // Whether a response is fast is known after the first one.
+    // The first response shows that the connection is fast.
     for is_fast in [false, true] {
         let exchange = async {
-            let sent = upstream.send(None, &key(), &head(Method::GET), nothing()).await;
+            let sent = upstream.send(None, &key(), &head(Method::GET), empty_body()).await;
             let mut body = sent.unwrap().into_body();
             let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
             let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
             assert_eq!(
                 next.is_pending(),
                 is_fast,
-                "the server writes the first piece when the body is pending"
+                "the server writes the first chunk when the body is pending"
             );
             let next = match next {
                 Poll::Ready(next) => next.unwrap().unwrap().into_data().unwrap(),
@@ -506,14 +509,14 @@ async fn the_first_piece_of_a_fast_response_is_written_before_more_is_read() {
             first.len() + next.len() + body.collect().await.unwrap().to_bytes().len()
         };
         let serve = async {
-            let connection = match &mut open {
+            let connection = match &mut open_connection {
                 Some(connection) => connection,
-                None => open.insert(provider.accept().await),
+                None => open_connection.insert(provider.accept().await),
             };
             read_until(connection, "\r\n\r\n").await;
             connection.write_all(&response.concat()).await.unwrap();
         };
-        let (bytes, ()) = both(exchange, serve).await;
+        let (bytes, ()) = join(exchange, serve).await;
         assert_eq!(bytes, 1_000_000);
     }
 }

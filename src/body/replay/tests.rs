@@ -1,4 +1,4 @@
-//! Tests of the replay of a request body: attempts, bounds of the buffer, and slow clients.
+//! Tests of the replay of a request body: attempts, limits of the buffer, and slow clients.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -9,14 +9,14 @@ use proptest::prelude::*;
 use super::super::budget::BufferLimits;
 use super::*;
 
-/// A client that has sent some chunks, with `None` for a moment at which no bytes have arrived.
+/// A body of scripted frames. `None` makes it pending once.
 #[derive(Debug)]
-struct Script {
+struct ScriptedBody {
     steps: VecDeque<Option<Result<Frame<Bytes>, &'static str>>>,
     length: Option<u64>,
 }
 
-impl Body for Script {
+impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = &'static str;
 
@@ -39,8 +39,8 @@ impl Body for Script {
     }
 }
 
-fn script(chunks: &[&str]) -> Script {
-    Script {
+fn script(chunks: &[&str]) -> ScriptedBody {
+    ScriptedBody {
         steps: chunks
             .iter()
             .map(|chunk| Some(Ok(Frame::data(Bytes::copy_from_slice(chunk.as_bytes())))))
@@ -49,42 +49,42 @@ fn script(chunks: &[&str]) -> Script {
     }
 }
 
-/// A budget with these bounds for one body in memory and on disk.
-fn budget(memory_bytes_max: u64, disk_bytes_max: u64) -> BufferBudget {
+/// A budget with these limits for one body in memory and on disk.
+fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
-        memory_bytes_max,
-        memory_total_bytes_max: 1_000_000,
-        disk_bytes_max,
-        disk_total_bytes_max: 1_000_000,
-        disk_free_percent_min: 0,
+        max_body_memory,
+        max_total_memory: 1_000_000,
+        max_body_disk,
+        max_total_disk: 1_000_000,
+        min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     })
 }
 
-fn ample_budget() -> BufferBudget {
+fn large_budget() -> BufferBudget {
     budget(1_000, 0)
 }
 
-/// The next frame of an attempt, polled once.
-fn poll(attempt: &mut AttemptBody<Script>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+/// Polls an attempt once.
+fn poll(attempt: &mut AttemptBody<ScriptedBody>) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     let frame = Pin::new(attempt).poll_frame(&mut Context::from_waker(Waker::noop()));
     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
 }
 
-fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, Interrupted>>> {
+fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
 }
 
-async fn all(attempt: AttemptBody<Script>) -> Bytes {
+async fn read_all(attempt: AttemptBody<ScriptedBody>) -> Bytes {
     attempt.collect().await.unwrap().to_bytes()
 }
 
 #[tokio::test]
 async fn every_attempt_sends_the_same_bytes() {
-    let replay = Replay::hold(script(&["hello ", "world"]), &ample_budget());
+    let replay = Replay::new(script(&["hello ", "world"]), &large_budget());
     for _ in 0..3 {
-        assert_eq!(all(replay.attempt()).await, "hello world");
-        assert_eq!(replay.holding(), Replayable::Whole);
+        assert_eq!(read_all(replay.start_attempt()).await, "hello world");
+        assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
     }
 }
 
@@ -92,100 +92,106 @@ async fn every_attempt_sends_the_same_bytes() {
 fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
     let mut source = script(&["a", "b", "c"]);
     source.steps.insert(2, None);
-    let replay = Replay::hold(source, &ample_budget());
-    let mut first = replay.attempt();
-    assert_eq!(poll(&mut first), chunk("a"));
-    assert_eq!(poll(&mut first), chunk("b"));
-    assert_eq!(poll(&mut first), Poll::Pending);
-    let mut second = replay.attempt();
-    assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::Superseded))));
+    let replay = Replay::new(source, &large_budget());
+    let mut first_attempt = replay.start_attempt();
+    assert_eq!(poll(&mut first_attempt), chunk("a"));
+    assert_eq!(poll(&mut first_attempt), chunk("b"));
+    assert_eq!(poll(&mut first_attempt), Poll::Pending);
+    let mut second_attempt = replay.start_attempt();
+    assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::Superseded))));
     for text in ["a", "b", "c"] {
-        assert_eq!(poll(&mut second), chunk(text));
+        assert_eq!(poll(&mut second_attempt), chunk(text));
     }
-    assert_eq!(poll(&mut second), Poll::Ready(None));
+    assert_eq!(poll(&mut second_attempt), Poll::Ready(None));
 }
 
 #[tokio::test]
-async fn the_start_of_a_body_is_returned_and_whether_it_is_complete() {
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample_budget());
-    let mut attempt = replay.attempt();
+async fn the_buffered_start_of_a_body_is_returned() {
+    let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
+    let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
-    assert_eq!(upload.start(99), (Bytes::new(), false));
+    assert_eq!(upload.buffered_start(99), (Bytes::new(), false));
     assert_eq!(poll(&mut attempt), chunk("hello"));
-    assert_eq!(upload.start(99), ("hello".into(), false));
-    assert_eq!(upload.start(4), ("hell".into(), false));
-    assert_eq!(all(attempt).await, " world");
-    assert_eq!(upload.start(99), ("hello world".into(), true));
-    assert_eq!(upload.start(11), ("hello world".into(), true));
-    assert_eq!(upload.start(10), ("hello worl".into(), false));
+    assert_eq!(upload.buffered_start(99), ("hello".into(), false));
+    assert_eq!(upload.buffered_start(4), ("hell".into(), false));
+    assert_eq!(read_all(attempt).await, " world");
+    assert_eq!(upload.buffered_start(99), ("hello world".into(), true));
+    assert_eq!(upload.buffered_start(11), ("hello world".into(), true));
+    assert_eq!(upload.buffered_start(10), ("hello worl".into(), false));
     upload.release();
-    assert_eq!(upload.start(99), (Bytes::new(), false));
+    assert_eq!(upload.buffered_start(99), (Bytes::new(), false));
 }
 
 #[tokio::test]
 async fn a_body_that_was_read_ahead_is_sent_completely() {
-    for bound in [100, 7, 5, 0] {
-        let memory = budget(bound, 0);
-        let replay = Replay::hold(script(&["hello", " ", "world"]), &memory);
-        let (start, is_whole) = replay.peek_body(99, Duration::from_secs(60)).await;
-        let is_kept = bound == 100;
-        assert_eq!(is_whole, is_kept, "{bound}");
-        assert!(b"hello world".starts_with(&start), "{bound}");
-        let attempt = replay.attempt();
+    for limit in [100, 7, 5, 0] {
+        let budget = budget(limit, 0);
+        let replay = Replay::new(script(&["hello", " ", "world"]), &budget);
+        let (start, is_complete) = replay.peek_body(99, Duration::from_secs(60)).await;
+        let is_kept = limit == 100;
+        assert_eq!(is_complete, is_kept, "limit {limit}");
+        assert!(b"hello world".starts_with(&start), "limit {limit}");
+        let attempt = replay.start_attempt();
         assert!(!attempt.is_end_stream());
-        assert_eq!(all(attempt).await, "hello world", "{bound}");
-        assert_eq!(replay.holding(), if is_kept { Replayable::Whole } else { Replayable::Lost });
+        assert_eq!(read_all(attempt).await, "hello world", "limit {limit}");
+        assert_eq!(
+            replay.replayable_body(),
+            if is_kept { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
+        );
     }
-    // The requested bytes, and the piece that exceeds them.
-    let replay = Replay::hold(script(&["hello", " ", "world"]), &ample_budget());
+    // Reading stops with the chunk that exceeds the requested bytes.
+    let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
     assert_eq!(replay.peek_body(4, Duration::from_secs(60)).await, ("hell".into(), false));
-    assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!(all(replay.attempt()).await, "hello world");
+    assert_eq!(read_all(replay.start_attempt()).await, "hello world");
+    assert_eq!(read_all(replay.start_attempt()).await, "hello world");
 }
 
 #[tokio::test]
-async fn a_body_beyond_its_bound_loses_only_its_replay() {
-    for (bound, expected) in [(10, Replayable::Whole), (9, Replayable::Lost)] {
-        let memory = budget(bound, 0);
-        let replay = Replay::hold(script(&["hello", "world"]), &memory);
-        assert_eq!(all(replay.attempt()).await, "helloworld");
-        assert_eq!(replay.holding(), expected);
+async fn a_body_beyond_its_limit_is_sent_once() {
+    for (limit, expected) in [(10, ReplayableBody::Complete), (9, ReplayableBody::Unavailable)] {
+        let budget = budget(limit, 0);
+        let replay = Replay::new(script(&["hello", "world"]), &budget);
+        assert_eq!(read_all(replay.start_attempt()).await, "helloworld");
+        assert_eq!(replay.replayable_body(), expected);
     }
 }
 
 #[tokio::test]
-async fn all_bodies_share_one_bound() {
-    let memory = BufferBudget::new(&BufferLimits {
-        memory_bytes_max: 1_000_000,
-        memory_total_bytes_max: 64 * 1024,
-        disk_bytes_max: 0,
-        disk_total_bytes_max: 0,
-        disk_free_percent_min: 0,
+async fn all_bodies_share_the_total_limit() {
+    let budget = BufferBudget::new(&BufferLimits {
+        max_body_memory: 1_000_000,
+        max_total_memory: 64 * 1024,
+        max_body_disk: 0,
+        max_total_disk: 0,
+        min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     });
     let text = "x".repeat(BufferShare::FREE);
-    let [one, two, three, small] =
-        [&text, &text, &text, ""].map(|text| Replay::hold(script(&[text, "12345"]), &memory));
-    for replay in [&one, &two, &small] {
-        assert!(all(replay.attempt()).await.ends_with(b"12345"));
+    let [first, second, third, small] =
+        [&text, &text, &text, ""].map(|text| Replay::new(script(&[text, "12345"]), &budget));
+    for replay in [&first, &second, &small] {
+        assert!(read_all(replay.start_attempt()).await.ends_with(b"12345"));
     }
-    let holding = [one.holding(), two.holding(), small.holding()];
-    assert_eq!(holding, [Replayable::Whole, Replayable::Lost, Replayable::Whole]);
-    drop(one);
-    assert_eq!(memory.memory_bytes(), 0);
-    assert!(all(three.attempt()).await.ends_with(b"12345"));
-    assert_eq!(three.holding(), Replayable::Whole);
+    let replayable = [first.replayable_body(), second.replayable_body(), small.replayable_body()];
+    assert_eq!(replayable, [ReplayableBody::Complete, ReplayableBody::Unavailable, ReplayableBody::Complete]);
+    drop(first);
+    assert_eq!(budget.memory_bytes(), 0);
+    assert!(read_all(third.start_attempt()).await.ends_with(b"12345"));
+    assert_eq!(third.replayable_body(), ReplayableBody::Complete);
 }
 
 #[test]
-fn a_body_that_breaks_off_is_broken_for_every_attempt() {
+fn a_body_that_fails_is_not_replayable() {
     let mut source = script(&["a"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &ample_budget());
-    let mut first = replay.attempt();
-    assert_eq!(poll(&mut first), chunk("a"));
-    assert_eq!(poll(&mut first), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
-    assert_eq!((replay.holding(), first.upload().waiting()), (Replayable::Lost, UploadWait::Never));
+    let replay = Replay::new(source, &large_budget());
+    let mut first_attempt = replay.start_attempt();
+    assert_eq!(poll(&mut first_attempt), chunk("a"));
+    assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
+    assert_eq!(
+        (replay.replayable_body(), first_attempt.upload().waits_for()),
+        (ReplayableBody::Unavailable, UploadWait::Failed)
+    );
 }
 
 #[tokio::test]
@@ -193,66 +199,66 @@ async fn trailers_are_dropped() {
     let mut source = script(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
     source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
-    let collected = Replay::hold(source, &ample_budget()).attempt().collect().await.unwrap();
+    let collected = Replay::new(source, &large_budget()).start_attempt().collect().await.unwrap();
     assert_eq!(collected.trailers(), None);
     assert_eq!(collected.to_bytes(), "a");
 }
 
 #[test]
-fn an_announced_length_is_announced_again() {
-    let replay = Replay::hold(Script { length: Some(3), ..script(&["a", "bc"]) }, &ample_budget());
-    let mut first = replay.attempt();
-    assert_eq!(first.size_hint().exact(), Some(3));
-    assert_eq!(poll(&mut first), chunk("a"));
-    assert_eq!(first.size_hint().exact(), Some(2));
-    assert_eq!(replay.attempt().size_hint().exact(), Some(3));
+fn every_attempt_announces_the_remaining_length() {
+    let replay = Replay::new(ScriptedBody { length: Some(3), ..script(&["a", "bc"]) }, &large_budget());
+    let mut first_attempt = replay.start_attempt();
+    assert_eq!(first_attempt.size_hint().exact(), Some(3));
+    assert_eq!(poll(&mut first_attempt), chunk("a"));
+    assert_eq!(first_attempt.size_hint().exact(), Some(2));
+    assert_eq!(replay.start_attempt().size_hint().exact(), Some(3));
 }
 
 #[test]
-fn an_empty_body_has_ended_before_it_is_read() {
-    let replay = Replay::hold(http_body_util::Empty::<Bytes>::new(), &ample_budget());
-    assert!(replay.attempt().is_end_stream());
-    assert_eq!(replay.attempt().upload().waiting(), UploadWait::ForResponse);
+fn an_empty_body_is_complete_before_it_is_read() {
+    let replay = Replay::new(http_body_util::Empty::<Bytes>::new(), &large_budget());
+    assert!(replay.start_attempt().is_end_stream());
+    assert_eq!(replay.start_attempt().upload().waits_for(), UploadWait::ForResponse);
 }
 
 #[test]
-fn an_upload_reports_what_it_waits_for() {
+fn an_upload_reports_the_event_that_it_waits_for() {
     let mut source = script(&["a"]);
     source.steps.push_front(None);
-    let replay = Replay::hold(source, &ample_budget());
-    let mut attempt = replay.attempt();
+    let replay = Replay::new(source, &large_budget());
+    let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
-    assert_eq!(upload.waiting(), UploadWait::ForUpstream);
+    assert_eq!(upload.waits_for(), UploadWait::ForUpstream);
     assert_eq!(poll(&mut attempt), Poll::Pending);
-    assert_eq!(upload.waiting(), UploadWait::ForClient);
+    assert_eq!(upload.waits_for(), UploadWait::ForClient);
     assert_eq!(poll(&mut attempt), chunk("a"));
     assert_eq!(poll(&mut attempt), Poll::Ready(None));
-    assert_eq!(upload.waiting(), UploadWait::ForResponse);
+    assert_eq!(upload.waits_for(), UploadWait::ForResponse);
 }
 
 #[test]
 fn a_released_body_is_discarded_once_it_is_sent() {
-    let memory = ample_budget();
-    let replay = Replay::hold(script(&["ab", "c", "d"]), &memory);
-    let mut first = replay.attempt();
+    let budget = large_budget();
+    let replay = Replay::new(script(&["ab", "c", "d"]), &budget);
+    let mut first_attempt = replay.start_attempt();
     for text in ["ab", "c"] {
-        assert_eq!(poll(&mut first), chunk(text));
+        assert_eq!(poll(&mut first_attempt), chunk(text));
     }
-    let mut second = replay.attempt();
-    let upload = second.upload();
-    assert_eq!(poll(&mut second), chunk("ab"));
+    let mut second_attempt = replay.start_attempt();
+    let upload = second_attempt.upload();
+    assert_eq!(poll(&mut second_attempt), chunk("ab"));
     upload.release();
-    assert_eq!((upload.start(9).0, upload.passed_bytes()), ("abc".into(), 2));
-    assert_eq!(poll(&mut second), chunk("c"));
-    assert_eq!(upload.start(9).0, "");
-    assert_eq!(poll(&mut second), chunk("d"));
-    assert_eq!((upload.passed_bytes(), replay.holding()), (4, Replayable::Lost));
+    assert_eq!((upload.buffered_start(9).0, upload.sent_bytes()), ("abc".into(), 2));
+    assert_eq!(poll(&mut second_attempt), chunk("c"));
+    assert_eq!(upload.buffered_start(9).0, "");
+    assert_eq!(poll(&mut second_attempt), chunk("d"));
+    assert_eq!((upload.sent_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
-/// A client that sends these pieces, waiting before some of them.
-fn pieces(pieces: &[Option<Vec<u8>>]) -> Script {
-    let steps = pieces.iter().cloned().map(|piece| piece.map(|piece| Ok(Frame::data(Bytes::from(piece)))));
-    Script { steps: steps.collect(), length: None }
+/// A body of these chunks. `None` makes it pending once.
+fn scripted(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
+    let steps = chunks.iter().cloned().map(|chunk| chunk.map(|data| Ok(Frame::data(Bytes::from(data)))));
+    ScriptedBody { steps: steps.collect(), length: None }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -268,32 +274,32 @@ proptest! {
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, 1_000);
-        let replay = Replay::hold(pieces(&chunks), &budget);
-        let arrived = runtime().block_on(async {
+        let replay = Replay::new(scripted(&chunks), &budget);
+        let received = runtime().block_on(async {
             for count in reads {
-                let mut attempt = replay.attempt();
+                let mut attempt = replay.start_attempt();
                 for _ in 0..count {
                     let _ = attempt.frame().await;
                 }
             }
-            all(replay.attempt()).await
+            read_all(replay.start_attempt()).await
         });
-        prop_assert_eq!(arrived, sent);
-        prop_assert_eq!(replay.holding(), Replayable::Whole);
+        prop_assert_eq!(received, sent);
+        prop_assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
         drop(replay);
         prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     }
 
     #[test]
-    fn every_body_is_sent_completely_whatever_part_is_buffered(
+    fn every_body_is_sent_completely_with_any_buffer_limits(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
         memory_bytes in 0_u64..100,
         disk_bytes in 0_u64..100,
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, disk_bytes);
-        let replay = Replay::hold(pieces(&chunks), &budget);
-        prop_assert_eq!(runtime().block_on(all(replay.attempt())), sent);
+        let replay = Replay::new(scripted(&chunks), &budget);
+        prop_assert_eq!(runtime().block_on(read_all(replay.start_attempt())), sent);
         prop_assert!(budget.disk_bytes() <= disk_bytes);
     }
 }
@@ -302,90 +308,95 @@ proptest! {
 async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     let budget = budget(2, 1_000_000);
     let chunk = "x".repeat(100_000);
-    let replay = Replay::hold(script(&["ab", &chunk, "y", &chunk]), &budget);
+    let replay = Replay::new(script(&["ab", &chunk, "y", &chunk]), &budget);
     for _ in 0..3 {
-        assert_eq!(all(replay.attempt()).await, format!("ab{chunk}y{chunk}"));
+        assert_eq!(read_all(replay.start_attempt()).await, format!("ab{chunk}y{chunk}"));
     }
     assert_eq!(budget.disk_bytes(), 200_001);
     drop(replay);
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
-async fn check_lost(change: impl Fn(&mut BufferLimits), expected: Loss) {
-    let mut bounds = BufferLimits {
-        memory_bytes_max: 2,
-        memory_total_bytes_max: 1_000,
-        disk_bytes_max: 1_000_000,
-        disk_total_bytes_max: 1_000_000,
-        disk_free_percent_min: 0,
+/// Checks that a body is sent once, although its buffer is lost under the changed limits.
+async fn check_lost(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
+    let mut limits = BufferLimits {
+        max_body_memory: 2,
+        max_total_memory: 1_000,
+        max_body_disk: 1_000_000,
+        max_total_disk: 1_000_000,
+        min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     };
-    change(&mut bounds);
-    let budget = BufferBudget::new(&bounds);
-    // Larger than the queue of the disk file: the write is polled before the next piece.
+    change(&mut limits);
+    let budget = BufferBudget::new(&limits);
+    // Larger than the write queue, so that the write is polled before the next chunk.
     let large = "x".repeat(300_000);
-    let replay = Replay::hold(script(&["ab", &large, &large, "ef"]), &budget);
-    assert_eq!(all(replay.attempt()).await, format!("ab{large}{large}ef"), "the request continues");
-    assert_eq!((replay.holding(), replay.loss()), (Replayable::Lost, Some(expected)));
+    let replay = Replay::new(script(&["ab", &large, &large, "ef"]), &budget);
+    assert_eq!(
+        read_all(replay.start_attempt()).await,
+        format!("ab{large}{large}ef"),
+        "the body was not sent completely"
+    );
+    assert_eq!((replay.replayable_body(), replay.loss()), (ReplayableBody::Unavailable, Some(expected)));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_or_broken_costs_the_replay_and_not_the_request() {
-    check_lost(|bounds| bounds.disk_bytes_max = 3, Loss::TooLarge).await;
-    check_lost(|bounds| bounds.disk_total_bytes_max = 3, Loss::TooLarge).await;
-    check_lost(|bounds| bounds.disk_free_percent_min = 100, Loss::DiskFull).await;
-    check_lost(|bounds| bounds.directory = "/nonexistent".into(), Loss::DiskFailed).await;
+async fn a_full_or_failing_disk_loses_only_the_replay_buffer() {
+    check_lost(|limits| limits.max_body_disk = 3, ReplayLoss::TooLarge).await;
+    check_lost(|limits| limits.max_total_disk = 3, ReplayLoss::TooLarge).await;
+    check_lost(|limits| limits.min_disk_free_percent = 100, ReplayLoss::DiskFull).await;
+    check_lost(|limits| limits.directory = "/nonexistent".into(), ReplayLoss::DiskFailed).await;
 }
 
 #[tokio::test]
-async fn bytes_read_ahead_are_the_first_of_every_pass() {
+async fn every_attempt_starts_with_the_bytes_read_ahead() {
     let mut source = script(&["hello", " ", "world"]);
     source.steps.insert(1, None);
-    let budget = ample_budget();
-    let replay = Replay::hold(source, &budget);
+    let budget = large_budget();
+    let replay = Replay::new(source, &budget);
     assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello world".into(), true));
-    let mut attempt = replay.attempt();
+    let mut attempt = replay.start_attempt();
     assert!(!attempt.is_end_stream());
     assert_eq!(poll(&mut attempt), chunk("hello"));
-    assert_eq!(all(attempt).await, " world");
-    assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!(replay.holding(), Replayable::Whole);
+    assert_eq!(read_all(attempt).await, " world");
+    assert_eq!(read_all(replay.start_attempt()).await, "hello world");
+    assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
 }
 
 #[tokio::test]
 async fn bytes_read_ahead_may_exceed_the_memory() {
-    for (bytes_max, memory, expected) in
+    for (max_bytes, memory, expected) in
         [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
     {
         let budget = budget(memory, 1_000);
-        let replay = Replay::hold(script(&["hello", " ", "world", "!"]), &budget);
-        let (start, is_whole) = replay.peek_body(bytes_max, Duration::from_secs(60)).await;
-        assert_eq!((&start[..], is_whole), (expected.0.as_bytes(), expected.1));
+        let replay = Replay::new(script(&["hello", " ", "world", "!"]), &budget);
+        let (start, is_complete) = replay.peek_body(max_bytes, Duration::from_secs(60)).await;
+        assert_eq!((&start[..], is_complete), (expected.0.as_bytes(), expected.1));
         for _ in 0..2 {
-            assert_eq!(all(replay.attempt()).await, "hello world!");
+            assert_eq!(read_all(replay.start_attempt()).await, "hello world!");
         }
     }
-    // A body that could not be kept is still sent once.
-    let replay = Replay::hold(script(&["hello", " world"]), &budget(0, 0));
+    // A body that could not be buffered is still sent once.
+    let replay = Replay::new(script(&["hello", " world"]), &budget(0, 0));
     replay.peek_body(99, Duration::from_secs(60)).await;
-    assert_eq!(all(replay.attempt()).await, "hello world");
-    assert_eq!(replay.holding(), Replayable::Lost);
+    assert_eq!(read_all(replay.start_attempt()).await, "hello world");
+    assert_eq!(replay.replayable_body(), ReplayableBody::Unavailable);
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_while_it_is_read_ahead_breaks_the_pass() {
+async fn an_error_during_read_ahead_fails_the_attempt() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::hold(source, &ample_budget());
+    let replay = Replay::new(source, &large_budget());
     assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello".into(), false));
-    let mut attempt = replay.attempt();
+    let mut attempt = replay.start_attempt();
     assert_eq!(poll(&mut attempt), chunk("hello"));
-    assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(Interrupted::ClientBroke))));
+    assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
 }
 
-/// A client whose body has this length, and that sends one byte each `interval`.
-fn slow(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
+/// A body of `length` bytes that arrive one per `interval`.
+fn slow_body(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
     let steps = futures_util::stream::unfold(0, move |sent| async move {
         if sent == length {
             return None;
@@ -393,15 +404,15 @@ fn slow(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'st
         tokio::time::sleep(interval).await;
         Some((Ok(Frame::data(Bytes::from_static(b"x"))), sent + 1))
     });
-    Announced { body: http_body_util::StreamBody::new(Box::pin(steps)), length }
+    BodyWithLength { body: http_body_util::StreamBody::new(Box::pin(steps)), length }
 }
 
-struct Announced<B> {
+struct BodyWithLength<B> {
     body: B,
     length: u64,
 }
 
-impl<B: Body + Unpin> Body for Announced<B> {
+impl<B: Body + Unpin> Body for BodyWithLength<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -418,27 +429,32 @@ impl<B: Body + Unpin> Body for Announced<B> {
 }
 
 #[track_caller]
-fn check_short(length: u64, interval_ms: u64, bytes_per_second: u32, expected: (Result<(), Slow>, u64)) {
+fn check_short_body(
+    length: u64,
+    interval_ms: u64,
+    bytes_per_second: u32,
+    expected: (Result<(), SlowUpload>, u64),
+) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let result = runtime.block_on(async {
-        let body = Replay::hold(slow(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
-        let began = clock::instant();
+        let body = Replay::new(slow_body(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
+        let start = clock::instant();
         let rate = MinRate { bytes_per_second };
-        let read = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
-        (read, clock::since(began).as_secs())
+        let result = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
+        (result, clock::elapsed_since(start).as_secs())
     });
-    assert_eq!(result, expected, "{length} bytes, one each {interval_ms} ms");
+    assert_eq!(result, expected, "{length} bytes, one every {interval_ms} ms");
 }
 
 #[test]
-fn the_proxy_waits_for_a_short_body_and_not_for_a_slow_client() {
-    check_short(10, 1_000, 1, (Ok(()), 10));
-    // A body longer than the bound is left to the attempt.
-    check_short(101, 1_000, 1, (Ok(()), 0));
-    check_short(100, 61_000, 0, (Err(Slow::Stalled), 60));
-    check_short(100, 59_000, 0, (Ok(()), 5_900));
-    // 20 s, and one second more for each byte.
-    check_short(100, 2_000, 1, (Err(Slow::Trickles), 39));
-    check_short(15, 2_000, 1, (Ok(()), 30));
+fn short_bodies_are_read_ahead_within_the_timeouts() {
+    check_short_body(10, 1_000, 1, (Ok(()), 10));
+    // A longer body is not read ahead.
+    check_short_body(101, 1_000, 1, (Ok(()), 0));
+    check_short_body(100, 61_000, 0, (Err(SlowUpload::Stalled), 60));
+    check_short_body(100, 59_000, 0, (Ok(()), 5_900));
+    // The client has 20 s, and one second more for each byte.
+    check_short_body(100, 2_000, 1, (Err(SlowUpload::BelowMinRate), 39));
+    check_short_body(15, 2_000, 1, (Ok(()), 30));
 }

@@ -1,8 +1,7 @@
-//! Compares this HTTP client with hyper's client. From the same bytes of a server, split anywhere, both must
-//! parse the same status, version, reason, headers, body and trailers, and the same end or error. Two parsers
-//! that differ allow response smuggling.
-//!
-//! If this client is stricter, [`stricter`] lists the response and the reason.
+//! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both must
+//! return the same status, version, reason, headers, body and trailers, and the same end or error. Two
+//! parsers that differ allow response smuggling. [`strictness_reason`] lists the responses that only this
+//! client refuses.
 
 use std::sync::Mutex;
 
@@ -14,22 +13,22 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// The response that a client parses from the bytes of a server.
+/// What a client returns for the bytes of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    /// No response.
+    /// An error before a complete response head.
     Refused,
-    Response(Taken),
+    Response(ReceivedResponse),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Taken {
+struct ReceivedResponse {
     status: u16,
     version: http::Version,
-    /// The reason phrase, if it is not the usual one.
+    /// The reason phrase, if it is not the canonical one.
     reason: Option<Vec<u8>>,
     headers: Fields,
-    /// The body up to its end, or up to its break.
+    /// The body up to its end or an error.
     body: Vec<u8>,
     trailers: Fields,
     is_complete: bool,
@@ -41,7 +40,7 @@ fn fields(headers: &HeaderMap) -> Fields {
     headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
 }
 
-/// Sends `text` in pieces that end at `cuts`, once a request was read, and closes.
+/// Reads a request, sends `text` in segments that end at `cuts`, and closes the connection.
 async fn serve(mut server: DuplexStream, text: &[u8], cuts: &[usize]) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -59,14 +58,14 @@ async fn serve(mut server: DuplexStream, text: &[u8], cuts: &[usize]) {
     }
 }
 
-async fn outcome<B, E>(response: Result<Response<B>, E>) -> Outcome
+async fn read_outcome<B, E>(response: Result<Response<B>, E>) -> Outcome
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let Ok(response) = response else { return Outcome::Refused };
     let (head, mut body) = response.into_parts();
     let reason = head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
-    let mut received = Taken {
+    let mut received = ReceivedResponse {
         status: head.status.as_u16(),
         version: head.version,
         reason,
@@ -88,34 +87,35 @@ where
     Outcome::Response(received)
 }
 
-async fn by_hyper(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
     let request = http::Request::builder().method(method).uri("/").header("host", "a");
     let exchange = async {
         let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await;
-        outcome(response).await
+        read_outcome(response).await
     };
     let (received, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
     received
 }
 
 /// A connector with one connection.
-struct Once(Mutex<Option<DuplexStream>>);
+struct SingleConnection(Mutex<Option<DuplexStream>>);
 
-impl Connect for Once {
+impl Connect for SingleConnection {
     type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<DuplexStream, ConnectError> {
-        self.0.lock().unwrap().take().ok_or(ConnectError::ClosedAtOnce)
+        self.0.lock().unwrap().take().ok_or(ConnectError::ClosedBeforeRequest)
     }
 }
 
-async fn by_ours(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
     let settings = Settings { max_idle_connections: 0, ..SETTINGS };
-    let upstream = Upstream::new(authority, Once(Mutex::new(Some(client))), settings, Tasks::new(), None);
+    let upstream =
+        Upstream::new(authority, SingleConnection(Mutex::new(Some(client))), settings, Tasks::new(), None);
     let head = UpstreamRequestHead {
         method: method.clone(),
         target: Uri::from_static("/"),
@@ -124,35 +124,36 @@ async fn by_ours(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     let key = ApiKey::new("sk_the_key_of_the_test").unwrap();
     let exchange = async {
         let empty = Replay::<Full<Bytes>>::empty();
-        outcome(upstream.send(None, &key, &head, empty.attempt()).await).await
+        read_outcome(upstream.send(None, &key, &head, empty.start_attempt()).await).await
     };
     tokio::join!(exchange, serve(server, text, cuts)).0
 }
 
-/// The reason that this client refuses a response which hyper's client accepts.
+/// The reason why this client refuses a response that hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stricter {
-    /// A body with a transfer coding that hyper does not decode would be forwarded in a form that its head does
-    /// not describe.
-    Coded,
-    /// A 101 to a request that did not ask for it would give the client control of the connection.
-    Switched,
-    /// The provider's heads have a few kilobytes; hyper accepts heads of 400 KiB.
+enum StrictnessReason {
+    /// A body with a transfer coding that hyper does not decode would be forwarded without the header that
+    /// describes the coding.
+    UnsupportedCoding,
+    /// A 101 to a request that is not an upgrade would give the client control of the connection.
+    UnexpectedUpgrade,
+    /// Hyper accepts heads of 400 KiB. The heads of the provider have a few kilobytes.
     LargeHead,
 }
 
-/// The reason that only this client refuses `text`, if there is one.
-fn stricter(text: &[u8]) -> Option<Stricter> {
-    let is_switch = memchr::memmem::find(text, b"HTTP/1.1 101").is_some();
-    match text.len() > 128 * 1024 {
-        true => Some(Stricter::LargeHead),
-        false if is_switch => Some(Stricter::Switched),
-        false => is_coded(text).then_some(Stricter::Coded),
+/// The reason why only this client refuses `text`; `None` if both must agree.
+fn strictness_reason(text: &[u8]) -> Option<StrictnessReason> {
+    if text.len() > 128 * 1024 {
+        Some(StrictnessReason::LargeHead)
+    } else if memchr::memmem::find(text, b"HTTP/1.1 101").is_some() {
+        Some(StrictnessReason::UnexpectedUpgrade)
+    } else {
+        has_unsupported_coding(text).then_some(StrictnessReason::UnsupportedCoding)
     }
 }
 
 /// Whether a response has a transfer coding other than `chunked`, or more than one.
-fn is_coded(text: &[u8]) -> bool {
+fn has_unsupported_coding(text: &[u8]) -> bool {
     let name = b"transfer-encoding:";
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let codings: Vec<&[u8]> = lines
@@ -165,12 +166,12 @@ fn is_coded(text: &[u8]) -> bool {
 
 /// Compares both clients; returns the outcome of this client.
 async fn check(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
-    let (hyper, ours) = (by_hyper(text, cuts, method).await, by_ours(text, cuts, method).await);
-    if ours != Outcome::Refused || stricter(text).is_none() {
+    let (hyper, own) = (hyper_outcome(text, cuts, method).await, own_outcome(text, cuts, method).await);
+    if own != Outcome::Refused || strictness_reason(text).is_none() {
         let text = String::from_utf8_lossy(&text[..text.len().min(1_000)]);
-        assert_eq!(ours, hyper, "{method} {text:?} cut at {cuts:?}");
+        assert_eq!(own, hyper, "{method} {text:?} cut at {cuts:?}");
     }
-    ours
+    own
 }
 
 const LINES: [&str; 10] = [
@@ -225,18 +226,18 @@ const BODIES: [&str; 19] = [
     "2\r\nhe\r\n0\r\nx: 1\nx: 2\r\n\r\n",
 ];
 
-/// Responses from these parts, half of them with one wrong byte.
+/// Responses made of these parts, half of them with one random byte.
 fn responses() -> impl Strategy<Value = Vec<u8>> {
     let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
     let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
-    let wrong = prop::option::weighted(0.5, (any::<Index>(), any::<u8>()));
-    (select(&LINES[..]), headers, select(&BODIES[..]), ends, wrong).prop_map(
-        |(line, headers, body, end, wrong)| {
+    let random_byte = prop::option::weighted(0.5, (any::<Index>(), any::<u8>()));
+    (select(&LINES[..]), headers, select(&BODIES[..]), ends, random_byte).prop_map(
+        |(line, headers, body, end, random_byte)| {
             let head: String = headers.into_iter().map(|header| format!("{end}{header}")).collect();
             let mut text = format!("{line}{head}{end}{end}{body}").into_bytes();
-            if let Some((at, byte)) = wrong {
-                let at = at.index(text.len());
-                text[at] = byte;
+            if let Some((index, byte)) = random_byte {
+                let index = index.index(text.len());
+                text[index] = byte;
             }
             text
         },
@@ -268,8 +269,8 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
                 let cut_once = check(&text, &[cut], &Method::GET).await;
                 assert_eq!(cut_once, whole, "{:?} cut at {cut}", String::from_utf8_lossy(&text));
             }
-            let bytes: Vec<usize> = (1..text.len()).collect();
-            assert_eq!(check(&text, &bytes, &Method::GET).await, whole);
+            let every_byte: Vec<usize> = (1..text.len()).collect();
+            assert_eq!(check(&text, &every_byte, &Method::GET).await, whole);
         }
     }
 }
@@ -278,18 +279,24 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
 async fn hyper_accepts_only_the_listed_refused_responses() {
     let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
     for (text, reason) in [
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Stricter::Coded),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nhello", Stricter::Coded),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            StrictnessReason::UnsupportedCoding,
+        ),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nhello", StrictnessReason::UnsupportedCoding),
         (
             "HTTP/1.1 500 \r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            Stricter::Coded,
+            StrictnessReason::UnsupportedCoding,
         ),
-        ("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", Stricter::Switched),
-        (&large, Stricter::LargeHead),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+            StrictnessReason::UnexpectedUpgrade,
+        ),
+        (&large, StrictnessReason::LargeHead),
     ] {
-        assert_eq!(stricter(text.as_bytes()), Some(reason));
-        assert_eq!(by_ours(text.as_bytes(), &[], &Method::GET).await, Outcome::Refused, "{reason:?}");
-        let hyper = by_hyper(text.as_bytes(), &[], &Method::GET).await;
-        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper refuses it, too");
+        assert_eq!(strictness_reason(text.as_bytes()), Some(reason));
+        assert_eq!(own_outcome(text.as_bytes(), &[], &Method::GET).await, Outcome::Refused, "{reason:?}");
+        let hyper = hyper_outcome(text.as_bytes(), &[], &Method::GET).await;
+        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper refuses the response, too");
     }
 }

@@ -1,4 +1,5 @@
-//! An open upstream connection: its stream, the bytes read and not yet consumed, and one timer.
+//! An open upstream connection: its stream, its read buffer, whose size follows the received data, and one
+//! timer.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -19,34 +20,35 @@ use super::head::{self, HeadError, ResponseHead};
 use crate::body::budget::BufferShare;
 use crate::clock;
 
-/// A byte stream of a connection.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A bidirectional byte stream.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
-/// A boxed stream.
-pub type Wire = Box<dyn Stream>;
+/// The stream of an upstream connection, whatever its connector.
+pub type BoxedStream = Box<dyn ByteStream>;
 
 /// Maximum bytes of interim responses and empty lines before a response: enough for thousands. An endless
 /// sequence of them would keep a core busy until the response timeout.
-const INTERIM_BYTES_MAX: usize = 1024 * 1024;
-/// Minimum read buffer: enough for a head and a short response, or for a piece of a slow stream.
-const READ_BYTES_MIN: usize = 8 * 1024;
-/// Maximum read buffer, for a fast stream. Larger buffers cost memory and did not increase the throughput.
-const READ_BYTES_MAX: usize = 128 * 1024;
-/// When the read buffer is larger than this, the first read of a response is small and is forwarded by
-/// itself, so that the client receives it earlier.
-const FIRST_BYTES_MAX: usize = 32 * 1024;
-/// After this many consecutive reads that fill at most half of the buffer, its size is halved.
-const SMALL_READS_MAX: u8 = 8;
+const MAX_INTERIM_BYTES: usize = 1024 * 1024;
+/// Minimum size of a read: enough for a head and a short response, or for a chunk of a slow stream.
+const MIN_READ_SIZE: usize = 8 * 1024;
+/// Maximum size of a read, for a fast stream. Larger buffers cost memory and did not increase the throughput.
+const MAX_READ_SIZE: usize = 128 * 1024;
+/// Above this read size, the first read of a response has the minimum size and is forwarded separately, so
+/// that the client receives the first bytes earlier.
+const MAX_FIRST_READ_SIZE: usize = 32 * 1024;
+/// The read size is halved after this number of consecutive reads that fill at most half of it.
+const MAX_SMALL_READS: u8 = 8;
 
 thread_local! {
-    static SHARED_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MIN].into());
+    /// The buffer of small reads, shared by all connections of a thread.
+    static SHARED_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MIN_READ_SIZE].into());
 }
 
-/// An open connection. Dropping it closes it, in any state.
+/// An open connection. Dropping it closes the connection.
 pub(super) struct Connection {
-    pub(super) stream: Wire,
+    pub(super) stream: BoxedStream,
     /// Bytes read and not yet consumed.
     pub(super) read_buf: BytesMut,
     pub(super) timer: DeadlineTimer,
@@ -54,32 +56,32 @@ pub(super) struct Connection {
     interim_bytes: usize,
     opened_at: Instant,
     /// Size of the next read, adapted to the last ones.
-    read_bytes: usize,
+    read_size: usize,
     /// Whether the next read is the first one of a response.
-    is_first: bool,
+    is_first_read: bool,
     small_reads: u8,
-    /// Minimum free capacity; with less, the buffer grows.
+    /// The buffer grows when its free capacity is less than this.
     min_free_capacity: usize,
-    /// The memory of larger reads: the buffer here, and a piece that is not written yet.
+    /// The memory of reads larger than the minimum: the buffer, and a chunk that is not written yet.
     share: BufferShare,
 }
 
-/// Free bytes of a connection's read buffers.
-pub(super) const FREE_BYTES: usize = 2 * READ_BYTES_MIN;
+/// Bytes of read buffers per connection that do not count against the budget.
+pub(super) const FREE_BYTES: usize = 2 * MIN_READ_SIZE;
 
 impl Connection {
-    /// A connection. Its reads grow while `share` covers their memory.
-    pub(super) fn new(stream: Wire, share: BufferShare) -> Self {
+    /// Creates a connection whose reads grow only while `share` covers their memory.
+    pub(super) fn new(stream: BoxedStream, share: BufferShare) -> Self {
         Self {
             stream,
             read_buf: BytesMut::new(),
             timer: DeadlineTimer::default(),
             interim_bytes: 0,
             opened_at: clock::instant(),
-            read_bytes: READ_BYTES_MIN,
-            is_first: true,
+            read_size: MIN_READ_SIZE,
+            is_first_read: true,
             small_reads: 0,
-            min_free_capacity: READ_BYTES_MIN,
+            min_free_capacity: MIN_READ_SIZE,
             share,
         }
     }
@@ -88,22 +90,22 @@ impl Connection {
         self.opened_at
     }
 
-    /// Whether the last reads were large.
+    /// Whether the last reads were large, so that the stream is fast.
     pub(super) fn is_fast(&self) -> bool {
-        self.read_bytes > FIRST_BYTES_MAX
+        self.read_size > MAX_FIRST_READ_SIZE
     }
 
-    /// Reads more bytes; 0 is the end of the stream. While a read is pending and the read_buf is empty, it has
+    /// Reads more bytes; 0 is the end of the stream. A connection with a pending read and no unread bytes has
     /// no buffer.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read_bytes == READ_BYTES_MIN || (self.is_first && self.is_fast()) {
+        if self.read_size == MIN_READ_SIZE || (self.is_first_read && self.is_fast()) {
             return self.poll_fill_small(cx);
         }
         if self.free_capacity() < self.min_free_capacity {
-            if !self.share.cover(2 * self.read_bytes) {
+            if !self.share.cover(2 * self.read_size) {
                 return self.poll_fill_small(cx);
             }
-            self.read_buf.reserve(self.read_bytes);
+            self.read_buf.reserve(self.read_size);
         }
         let capacity = self.free_capacity();
         let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read_buf);
@@ -116,28 +118,28 @@ impl Connection {
         read
     }
 
-    /// Reads through a buffer that all connections of a thread share: copying a few bytes is cheaper than
-    /// allocating and freeing a buffer.
+    /// Reads into the shared buffer and copies the bytes: for a few bytes this is cheaper than allocating and
+    /// freeing a buffer.
     fn poll_fill_small(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SHARED_BUFFER.with_borrow_mut(|shared| {
             let mut read = ReadBuf::new(shared);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
             let read = read.filled();
             self.read_buf.extend_from_slice(read);
-            self.adapt(read.len(), READ_BYTES_MIN);
+            self.adapt(read.len(), MIN_READ_SIZE);
             Poll::Ready(Ok(read.len()))
         })
     }
 
-    /// The head of the response, once it is complete. Interim responses before it are skipped.
-    pub(super) fn read_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
+    /// Decodes the response head, once it is complete. Skips interim responses.
+    pub(super) fn decode_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
         let unread = self.read_buf.len();
-        let head = head::read(&mut self.read_buf, method)?;
+        let head = head::decode_response(&mut self.read_buf, method)?;
         self.interim_bytes = match head {
             Some(_) => 0,
             None => self.interim_bytes + unread - self.read_buf.len(),
         };
-        if self.interim_bytes > INTERIM_BYTES_MAX { Err(HeadError::TooLarge) } else { Ok(head) }
+        if self.interim_bytes > MAX_INTERIM_BYTES { Err(HeadError::TooLarge) } else { Ok(head) }
     }
 
     fn free_capacity(&self) -> usize {
@@ -145,38 +147,38 @@ impl Connection {
     }
 
     fn adapt(&mut self, read: usize, capacity: usize) {
-        self.is_first = false;
+        self.is_first_read = false;
         if read >= capacity {
-            if capacity >= self.read_bytes {
-                self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+            if capacity >= self.read_size {
+                self.read_size = (self.read_size * 2).min(MAX_READ_SIZE);
             }
             self.small_reads = 0;
-            self.min_free_capacity = self.read_bytes;
+            self.min_free_capacity = self.read_size;
             return;
         }
-        // A short read leaves capacity behind it, and its piece may itself still wait to be written.
-        self.min_free_capacity = self.read_bytes / 2;
-        if read > self.read_bytes / 2 {
+        // A short read leaves free capacity for the next one, while its own chunk may not be written yet.
+        self.min_free_capacity = self.read_size / 2;
+        if read > self.read_size / 2 {
             self.small_reads = 0;
         } else {
             self.small_reads += 1;
-            if self.small_reads >= SMALL_READS_MAX {
-                self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);
+            if self.small_reads >= MAX_SMALL_READS {
+                self.read_size = (self.read_size / 2).max(MIN_READ_SIZE);
                 self.small_reads = 0;
             }
         }
     }
 
-    /// Whether the connection can take a request: it is open, and no bytes were received without a request.
+    /// Whether the connection can be used for a request: it is open, and no unexpected bytes have arrived.
     pub(super) fn is_idle(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.read_buf.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
 
-    /// Prepares the connection for the idle pool: frees its buffers.
+    /// Frees the buffers before the connection becomes idle.
     pub(super) fn release_buffers(&mut self) {
         self.read_buf = BytesMut::new();
-        self.is_first = true;
+        self.is_first_read = true;
         self.share.shrink(0);
     }
 }
@@ -187,7 +189,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A timer for deadlines that mostly move later: it is reset when it fires, not when the deadline moves.
+/// A timer for a deadline that usually moves later. It is reset when it fires, not when the deadline moves.
 #[derive(Debug, Default)]
 pub(super) struct DeadlineTimer {
     timer: Option<Pin<Box<Sleep>>>,
@@ -201,8 +203,8 @@ impl DeadlineTimer {
             timer.as_mut().reset(deadline.into());
         }
         loop {
-            // Polled outside the task's cooperative budget, which a flood of bytes uses up each time: the
-            // timer would not fire while the flood continues.
+            // Polled outside the cooperative budget of the task. A fast stream uses up the budget in every
+            // poll, and the timer would then never fire.
             ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());
@@ -225,16 +227,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_timer_fires_at_the_last_deadline() {
         let mut timer = DeadlineTimer::default();
-        let began = clock::instant();
-        for (second, ends) in [(30, 30), (90, 90), (10, 90), (100, 100)] {
-            let deadline = began + Duration::from_secs(second);
+        let start = clock::instant();
+        for (second, expected) in [(30, 30), (90, 90), (10, 90), (100, 100)] {
+            let deadline = start + Duration::from_secs(second);
             poll_fn(|cx| timer.poll_until(deadline, cx)).await;
-            assert_eq!(clock::since(began).as_secs(), ends);
+            assert_eq!(clock::elapsed_since(start).as_secs(), expected);
         }
         let earlier = clock::instant() + Duration::from_secs(60);
         assert!(timer.poll_until(earlier, &mut Context::from_waker(Waker::noop())).is_pending());
         poll_fn(|cx| timer.poll_until(earlier - Duration::from_secs(30), cx)).await;
-        assert_eq!(clock::since(began).as_secs(), 130);
+        assert_eq!(clock::elapsed_since(start).as_secs(), 130);
     }
 
     #[tokio::test(start_paused = true)]
@@ -242,8 +244,8 @@ mod tests {
         let mut timer = DeadlineTimer::default();
         let deadline = clock::instant();
         poll_fn(|cx| {
-            while let Poll::Ready(turn) = coop::poll_proceed(cx) {
-                turn.made_progress();
+            while let Poll::Ready(restore) = coop::poll_proceed(cx) {
+                restore.made_progress();
             }
             assert!(timer.poll_until(deadline, cx).is_ready());
             Poll::Ready(())
@@ -252,50 +254,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_size_of_reads_follows_what_arrives() {
+    async fn the_read_size_follows_the_received_data() {
         let (mut server, client) = duplex(1 << 20);
         let mut connection = Connection::new(Box::new(client), BufferShare::default());
         server.write_all(&[1; 1 << 20]).await.unwrap();
-        let mut read = 0;
-        while read < 1 << 20 {
-            read += poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
+        let mut bytes_read = 0;
+        while bytes_read < 1 << 20 {
+            bytes_read += poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
             connection.read_buf.clear();
         }
-        assert_eq!(connection.read_bytes, READ_BYTES_MAX);
+        assert_eq!(connection.read_size, MAX_READ_SIZE);
         for _ in 0..100 {
             server.write_all(&[1; 100]).await.unwrap();
             poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
             connection.read_buf.clear();
         }
-        assert_eq!(connection.read_bytes, READ_BYTES_MIN);
+        assert_eq!(connection.read_size, MIN_READ_SIZE);
     }
 
     #[tokio::test]
-    async fn the_first_read_of_a_response_is_small_where_others_are_large() {
+    async fn the_first_read_of_a_fast_response_is_small() {
         let (mut server, client) = duplex(1 << 20);
         let mut connection = Connection::new(Box::new(client), BufferShare::default());
-        for (read_bytes, first) in [
-            (READ_BYTES_MAX, READ_BYTES_MIN),
-            (FIRST_BYTES_MAX, FIRST_BYTES_MAX),
-            (READ_BYTES_MIN, READ_BYTES_MIN),
+        for (read_size, first_read_size) in [
+            (MAX_READ_SIZE, MIN_READ_SIZE),
+            (MAX_FIRST_READ_SIZE, MAX_FIRST_READ_SIZE),
+            (MIN_READ_SIZE, MIN_READ_SIZE),
         ] {
             connection.release_buffers();
-            connection.read_bytes = read_bytes;
-            server.write_all(&[1; READ_BYTES_MAX]).await.unwrap();
-            assert_eq!(poll_fn(|cx| connection.poll_fill(cx)).await.unwrap(), first);
-            let mut left = READ_BYTES_MAX - first;
-            while left > 0 {
+            connection.read_size = read_size;
+            server.write_all(&[1; MAX_READ_SIZE]).await.unwrap();
+            assert_eq!(poll_fn(|cx| connection.poll_fill(cx)).await.unwrap(), first_read_size);
+            let mut remaining = MAX_READ_SIZE - first_read_size;
+            while remaining > 0 {
                 connection.read_buf.clear();
-                left -= poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
+                remaining -= poll_fn(|cx| connection.poll_fill(cx)).await.unwrap();
             }
         }
     }
 
     #[tokio::test]
-    async fn a_connection_that_waits_for_a_fast_stream_has_no_buffer() {
+    async fn a_fast_connection_with_a_pending_read_has_no_buffer() {
         let (mut server, client) = duplex(1 << 20);
         let mut connection = Connection::new(Box::new(client), BufferShare::default());
-        connection.read_bytes = READ_BYTES_MAX;
+        connection.read_size = MAX_READ_SIZE;
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_fill(&mut cx).is_pending());
         assert_eq!(connection.read_buf.capacity(), 0);

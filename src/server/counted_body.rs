@@ -1,5 +1,6 @@
-//! Wraps a response body on its way to the client: its request counts as under way until the body
-//! was passed on, and the client can detect a truncated body.
+//! Wraps a response body: counts the request as under way until hyper drops the body, writes the received
+//! bytes before an error closes the connection, and resets the connection when a body without a length is
+//! truncated.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ pin_project! {
         #[pin]
         body: B,
         counters: IoCounters,
-        // An error that is held until the bytes before it are written.
+        // The error of the body, held until the bytes before it are written.
         error: Option<B::Error>,
         active_request: Option<ActiveRequest>,
         completion: Option<CompletionGuard>,
@@ -25,13 +26,14 @@ pin_project! {
 }
 
 impl<B: Body> CountedBody<B> {
-    /// The body of a response that starts a session: the session counts by itself.
-    pub(super) fn of_session(body: B, counters: IoCounters) -> Self {
+    /// Wraps the body of a 101. Its session holds the [`ActiveRequest`].
+    pub(super) fn for_session(body: B, counters: IoCounters) -> Self {
         Self { body, counters, error: None, active_request: None, completion: None }
     }
 
-    /// The body of any other response. A body that is ended by the end of the connection has a `completion`.
-    pub(super) fn of(
+    /// Wraps the body of any other response. `completion` is set for a body that the end of the connection
+    /// ends.
+    pub(super) fn new(
         body: B,
         counters: IoCounters,
         active_request: ActiveRequest,
@@ -41,8 +43,7 @@ impl<B: Body> CountedBody<B> {
     }
 }
 
-/// Detects a response that is ended by the end of the connection and is dropped before its end, so that the
-/// connection is reset.
+/// Marks the response as truncated when it is dropped before the end of the body.
 pub(super) struct CompletionGuard {
     state: Arc<ConnectionState>,
     is_complete: bool,
@@ -72,7 +73,7 @@ impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
         if this.error.is_some() {
-            // The stream is polled again when the client has read some bytes.
+            // A blocked stream wakes the task when the client has read some bytes.
             return if this.counters.is_write_blocked() {
                 Poll::Pending
             } else {
@@ -81,8 +82,8 @@ impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
         }
         let polled = this.body.as_mut().poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = polled {
-            // An error closes the connection at once, so it is delayed by one poll: a head that is
-            // not written yet is written between this poll and the next one.
+            // Hyper closes the connection on an error without writing its buffer. Delaying the error by one
+            // poll lets hyper write a pending response head first.
             *this.error = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;

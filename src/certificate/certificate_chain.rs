@@ -1,0 +1,162 @@
+//! Parses a configured certificate chain and its private key, and detects common mistakes such as swapped
+//! files. The caller reads the files.
+
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys};
+
+use super::{Certificate, life, provider};
+use crate::policy::certificate::ValidityPeriod;
+
+/// A certificate chain. The first certificate is that of the server.
+#[derive(Clone, Debug)]
+pub struct CertificateChain {
+    certificates: Vec<CertificateDer<'static>>,
+    life: ValidityPeriod,
+}
+
+/// The reason why a file is not a certificate chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// The file contains no certificate.
+    #[error("the file contains no certificate")]
+    Empty,
+    /// The file contains a private key, but no certificate.
+    #[error("the file contains a private key, but no certificate")]
+    IsPrivateKey,
+    /// A block marked as a certificate cannot be parsed.
+    #[error("a certificate in the file is malformed")]
+    Malformed,
+}
+
+/// The reason why a file is not the private key of a certificate. Never contains text of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrivateKeyError {
+    /// The file contains no private key.
+    #[error("the file contains no private key")]
+    Empty,
+    /// The file contains a certificate, but no private key.
+    #[error("the file contains a certificate, but no private key")]
+    IsCertificate,
+    /// The key is encrypted with a passphrase, which cannot be entered at the start.
+    #[error("the private key is encrypted")]
+    Encrypted,
+    /// The key is malformed, or of a type that the TLS library does not support.
+    #[error("the private key is malformed, or of an unsupported type")]
+    Unusable,
+    /// The key belongs to another certificate.
+    #[error("the private key belongs to another certificate")]
+    Mismatch,
+}
+
+impl CertificateChain {
+    /// Parses certificates in PEM.
+    ///
+    /// # Errors
+    ///
+    /// When the text contains no certificate, or a malformed one.
+    pub fn parse(pem: &str) -> Result<Self, ChainError> {
+        let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| ChainError::Malformed)?;
+        let lives: Option<Vec<ValidityPeriod>> = certificates.iter().map(life).collect();
+        match lives.ok_or(ChainError::Malformed)?.first() {
+            Some(&life) => Ok(Self { certificates, life }),
+            None if pem.contains("PRIVATE KEY-----") => Err(ChainError::IsPrivateKey),
+            None => Err(ChainError::Empty),
+        }
+    }
+
+    /// The validity period of the server's certificate.
+    #[must_use]
+    pub fn life(&self) -> ValidityPeriod {
+        self.life
+    }
+
+    /// Combines the chain with its private key in PEM.
+    ///
+    /// # Errors
+    ///
+    /// When the key is unusable or belongs to another certificate.
+    pub fn with_key(self, pem: &str) -> Result<Certificate, PrivateKeyError> {
+        let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) else {
+            // The older PEM format marks encryption in a header, not in the label.
+            return Err(if pem.contains("BEGIN ENCRYPTED") || pem.contains("Proc-Type: 4,ENCRYPTED") {
+                PrivateKeyError::Encrypted
+            } else if pem.contains("PRIVATE KEY-----") {
+                PrivateKeyError::Unusable
+            } else if pem.contains("BEGIN CERTIFICATE") {
+                PrivateKeyError::IsCertificate
+            } else {
+                PrivateKeyError::Empty
+            });
+        };
+        match CertifiedKey::from_der(self.certificates, key, &provider()) {
+            Ok(certified_key) => Ok(Certificate { certified_key: Arc::new(certified_key), life: self.life }),
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(PrivateKeyError::Mismatch),
+            Err(_) => Err(PrivateKeyError::Unusable),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generate() -> (String, String) {
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (generated.cert.pem(), generated.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_certificate_accepts_its_own_key() {
+        let (cert, key) = generate();
+        let certificate = CertificateChain::parse(&cert).unwrap().with_key(&key).unwrap();
+        assert_eq!(certificate.certified_key().cert.len(), 1);
+        assert!(certificate.life().from < certificate.life().until);
+        let printed = format!("{certificate:?}");
+        assert!(printed.starts_with("Certificate { life:") && !printed.contains("key"), "{printed}");
+    }
+
+    #[test]
+    fn an_error_gives_the_reason_why_a_text_is_not_a_certificate() {
+        let (cert, key) = generate();
+        assert_eq!(CertificateChain::parse("").unwrap_err(), ChainError::Empty);
+        assert_eq!(CertificateChain::parse(&key).unwrap_err(), ChainError::IsPrivateKey);
+        let malformed = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(CertificateChain::parse(malformed).unwrap_err(), ChainError::Malformed);
+        assert_eq!(
+            CertificateChain::parse(&format!("{cert}{malformed}")).unwrap_err(),
+            ChainError::Malformed
+        );
+        assert_eq!(CertificateChain::parse(&cert[..cert.len() - 30]).unwrap_err(), ChainError::Malformed);
+    }
+
+    #[test]
+    fn an_error_gives_the_reason_why_a_text_is_not_the_key_of_the_certificate() {
+        let (cert, _) = generate();
+        let (_, other_key) = generate();
+        let error = |key: &str| CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
+        assert_eq!(error(""), PrivateKeyError::Empty);
+        assert_eq!(error(&cert), PrivateKeyError::IsCertificate);
+        assert_eq!(error(&other_key), PrivateKeyError::Mismatch);
+        assert_eq!(
+            error("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+            PrivateKeyError::Unusable
+        );
+        assert_eq!(
+            error("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"),
+            PrivateKeyError::Encrypted
+        );
+        assert_eq!(
+            error(
+                "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END EC PRIVATE KEY-----\n"
+            ),
+            PrivateKeyError::Encrypted
+        );
+        assert_eq!(error("-----BEGIN PRIVATE KEY-----\nAAAA\n"), PrivateKeyError::Unusable);
+    }
+}

@@ -1,0 +1,62 @@
+//! Decides when a connection must end for a reason other than its traffic: the server drains, or a request
+//! head does not arrive in time.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::connection_state::ConnectionState;
+use super::{ConnectionLimits, Drain};
+
+/// Maximum time that a drain waits for the first request of a new connection. Closing the connection earlier
+/// would refuse the request of a client that is already connected.
+pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a connection must end.
+pub(super) enum ConnectionEnd {
+    /// As soon as no request is under way.
+    WhenIdle,
+    /// Without waiting for a request under way.
+    Immediate,
+}
+
+/// Completes when the connection must end.
+pub(super) async fn connection_end(
+    drain: &Drain,
+    state: &ConnectionState,
+    limits: &ConnectionLimits,
+) -> ConnectionEnd {
+    tokio::select! {
+        biased;
+        () = drain.abort.cancelled() => ConnectionEnd::Immediate,
+        () = drain.close_idle.cancelled() => {
+            state.set_ending();
+            ConnectionEnd::WhenIdle
+        }
+        () = state.head_timed_out(limits) => {
+            debug!("a connection ended: no request head arrived in time");
+            ConnectionEnd::Immediate
+        }
+        never = limit_first_request(drain, state) => match never {},
+    }
+}
+
+/// Waits up to [`FIRST_REQUEST_TIMEOUT`] for the client to finish a head, and then for the responses under
+/// way.
+pub(super) async fn finish_last_request(drain: &Drain) {
+    tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+    drain.requests.ended().await;
+}
+
+/// Once the drain starts, makes responses close the connection, and limits how long the drain waits for the
+/// first request. Never completes.
+async fn limit_first_request(drain: &Drain, state: &ConnectionState) -> Infallible {
+    drain.draining.cancelled().await;
+    state.set_ending();
+    drain.stop_accepting.cancelled().await;
+    tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+    state.expect_no_request();
+    pending().await
+}

@@ -1,0 +1,390 @@
+//! Decodes the chunked transfer coding (RFC 9112, section 7.1). Adjacent small chunks are joined in place in
+//! the read buffer, so that one read returns few frames.
+
+use std::fmt;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+/// Maximum size of a chunk that is moved behind the previous one. Moving it is cheaper than returning a
+/// separate frame.
+const MAX_MOVED_BYTES: u64 = 16 * 1024;
+/// Maximum bytes of chunk extensions in one body. They are ignored, so a larger amount is an attack.
+const MAX_EXTENSION_BYTES: u64 = 16 * 1024;
+/// Maximum bytes of the trailers of one body.
+const MAX_TRAILER_BYTES: usize = 16 * 1024;
+const MAX_TRAILERS: usize = 64;
+
+/// Decodes one chunked body.
+#[derive(Debug, Default)]
+pub struct ChunkDecoder {
+    state: State,
+    extension_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Before the first digit of a chunk size.
+    #[default]
+    Size,
+    /// After some digits of the size.
+    Digits(u64),
+    /// After white space that follows the size.
+    Blanks(u64),
+    Extension(u64),
+    /// After the carriage return of the size line.
+    SizeLf(u64),
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// After the last chunk, with the trailer bytes received so far.
+    Trailers(Vec<u8>),
+    Complete(Option<HeaderMap>),
+    Failed(ChunkError),
+}
+
+/// The next part of a chunked body.
+#[derive(Debug)]
+pub enum DecodedPart {
+    /// Bytes of the body.
+    Data(Bytes),
+    /// The trailers. The body is complete.
+    Trailers(HeaderMap),
+    /// More bytes must be read.
+    Incomplete,
+    /// The body is complete.
+    Complete,
+}
+
+/// The reason why the received bytes are not a valid chunked body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkError {
+    /// A chunk or a trailer is malformed.
+    Malformed,
+    /// A size, the extensions or the trailers are too large.
+    TooLarge,
+}
+
+impl fmt::Display for ChunkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "a chunk is malformed",
+            Self::TooLarge => "a chunk's size or its trailers are too large",
+        })
+    }
+}
+
+impl std::error::Error for ChunkError {}
+
+impl ChunkDecoder {
+    /// Decodes the next part of the body and removes it from `read_buf`.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are not a valid chunked body. The valid data before them is returned first.
+    pub fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
+        // `read_buf[..data_end]` contains joined data. `read_buf[..position]` is decoded.
+        let (mut data_end, mut position) = (0, 0);
+        while position < read_buf.len() {
+            match &mut self.state {
+                State::Data(remaining) => {
+                    let count =
+                        usize::try_from(*remaining).unwrap_or(usize::MAX).min(read_buf.len() - position);
+                    if data_end == 0 {
+                        // The first chunk stays in place. The framing before it is dropped.
+                        read_buf.advance(position);
+                        position = 0;
+                    } else if *remaining > MAX_MOVED_BYTES {
+                        break;
+                    } else {
+                        read_buf.copy_within(position..position + count, data_end);
+                    }
+                    (data_end, position) = (data_end + count, position + count);
+                    *remaining -= count as u64;
+                    if *remaining == 0 {
+                        self.state = State::DataCr;
+                    }
+                }
+                State::Complete(_) | State::Failed(_) => break,
+                State::Trailers(_) => position += self.collect_trailers(&read_buf[position..]),
+                State::Size
+                | State::Digits(_)
+                | State::Blanks(_)
+                | State::Extension(_)
+                | State::SizeLf(_)
+                | State::DataCr
+                | State::DataLf => position += self.decode_framing(&read_buf[position..]),
+            }
+        }
+        if data_end > 0 {
+            let data = read_buf.split_to(data_end).freeze();
+            read_buf.advance(position - data_end);
+            return Ok(DecodedPart::Data(data));
+        }
+        read_buf.advance(position);
+        match &mut self.state {
+            State::Failed(error) => Err(*error),
+            State::Complete(trailers) => {
+                Ok(trailers.take().map_or(DecodedPart::Complete, DecodedPart::Trailers))
+            }
+            State::Size
+            | State::Digits(_)
+            | State::Blanks(_)
+            | State::Extension(_)
+            | State::SizeLf(_)
+            | State::Data(_)
+            | State::DataCr
+            | State::DataLf
+            | State::Trailers(_) => Ok(DecodedPart::Incomplete),
+        }
+    }
+
+    /// Whether the body is complete, including its trailers.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        matches!(self.state, State::Complete(None))
+    }
+
+    /// Decodes at least one byte of framing; returns the number of bytes. The usual forms are decoded in one
+    /// step.
+    fn decode_framing(&mut self, bytes: &[u8]) -> usize {
+        let decoded = if matches!(self.state, State::Size) {
+            decode_plain_size(bytes).map(|(size, length)| (State::Data(size), length))
+        } else if matches!(self.state, State::DataCr) {
+            bytes.starts_with(b"\r\n").then_some((State::Size, 2))
+        } else {
+            None
+        };
+        if let Some((state, length)) = decoded {
+            self.state = state;
+            return length;
+        }
+        self.decode_framing_byte(bytes[0]);
+        1
+    }
+
+    fn decode_framing_byte(&mut self, byte: u8) {
+        self.state = match (&self.state, byte) {
+            (State::Size, _) => hex_digit(byte).map_or(MALFORMED, State::Digits),
+            (State::Digits(size), _) if hex_digit(byte).is_some() => {
+                let larger = size
+                    .checked_mul(16)
+                    .zip(hex_digit(byte))
+                    .and_then(|(size, digit)| size.checked_add(digit));
+                larger.map_or(State::Failed(ChunkError::TooLarge), State::Digits)
+            }
+            (State::Digits(size) | State::Blanks(size), b' ' | b'\t') => State::Blanks(*size),
+            (State::Digits(size) | State::Blanks(size), b';') => State::Extension(*size),
+            (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => {
+                State::SizeLf(*size)
+            }
+            // Some parsers end the line at a bare line feed, others do not.
+            (State::Extension(_), b'\n') => MALFORMED,
+            (State::Extension(size), _) => {
+                self.extension_bytes += 1;
+                let is_over_limit = self.extension_bytes > MAX_EXTENSION_BYTES;
+                if is_over_limit { State::Failed(ChunkError::TooLarge) } else { State::Extension(*size) }
+            }
+            (State::SizeLf(0), b'\n') => State::Trailers(Vec::new()),
+            (State::SizeLf(size), b'\n') => State::Data(*size),
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::Size,
+            _ => MALFORMED,
+        };
+    }
+
+    /// Collects the trailers up to and including the empty line after them; returns the number of bytes.
+    fn collect_trailers(&mut self, bytes: &[u8]) -> usize {
+        let State::Trailers(lines) = &mut self.state else { return 0 };
+        for (index, byte) in bytes.iter().enumerate() {
+            lines.push(*byte);
+            // A carriage return is valid only before a line feed, and a line feed only after a carriage
+            // return.
+            let follows_cr = lines.len() > 1 && lines[lines.len() - 2] == b'\r';
+            let next_state = if follows_cr != (*byte == b'\n') {
+                MALFORMED
+            } else if lines.as_slice() == b"\r\n" || lines.ends_with(b"\r\n\r\n") {
+                parse_trailers(lines)
+            } else if lines.len() > MAX_TRAILER_BYTES {
+                State::Failed(ChunkError::TooLarge)
+            } else {
+                continue;
+            };
+            self.state = next_state;
+            return index + 1;
+        }
+        bytes.len()
+    }
+}
+
+const MALFORMED: State = State::Failed(ChunkError::Malformed);
+
+/// Maximum digits of a size that is decoded in one step.
+const MAX_PLAIN_DIGITS: usize = 8;
+
+/// Decodes a complete size line without extensions, unless the size is 0; returns the size and the length of
+/// the line.
+fn decode_plain_size(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut size = 0;
+    for (index, byte) in bytes.iter().enumerate().take(MAX_PLAIN_DIGITS + 1) {
+        let Some(digit) = hex_digit(*byte) else {
+            return (size > 0 && bytes[index..].starts_with(b"\r\n")).then_some((size, index + 2));
+        };
+        size = size * 16 + digit;
+    }
+    None
+}
+
+fn hex_digit(byte: u8) -> Option<u64> {
+    char::from(byte).to_digit(16).map(u64::from)
+}
+
+fn parse_trailers(lines: &[u8]) -> State {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILERS];
+    let parsed = match httparse::parse_headers(lines, &mut slots) {
+        Ok(httparse::Status::Complete((_, parsed))) => parsed,
+        Err(httparse::Error::TooManyHeaders) => return State::Failed(ChunkError::TooLarge),
+        Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
+    };
+    if parsed.is_empty() {
+        return State::Complete(None);
+    }
+    let mut headers = HeaderMap::with_capacity(parsed.len());
+    for header in parsed {
+        let name = HeaderName::from_bytes(header.name.as_bytes());
+        let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) else { return MALFORMED };
+        headers.append(name, value);
+    }
+    State::Complete(Some(headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Decodes `text`, received in segments of `segment_sizes`. Returns `Err(None)` when the body is
+    /// incomplete, or when bytes remain after it.
+    fn decode_all(
+        text: &[u8],
+        segment_sizes: &[usize],
+    ) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
+        let (mut decoder, mut buffer, mut body, mut trailers) =
+            (ChunkDecoder::default(), BytesMut::new(), Vec::new(), None);
+        let (mut rest, mut sizes) = (text, segment_sizes.iter().cycle());
+        loop {
+            match decoder.decode(&mut buffer) {
+                Ok(DecodedPart::Data(data)) => body.extend_from_slice(&data),
+                Ok(DecodedPart::Trailers(headers)) => trailers = Some(headers),
+                Ok(DecodedPart::Complete) if buffer.is_empty() && rest.is_empty() => {
+                    return Ok((body, trailers));
+                }
+                Ok(DecodedPart::Complete) => return Err(None),
+                Ok(DecodedPart::Incomplete) if rest.is_empty() => return Err(None),
+                Ok(DecodedPart::Incomplete) => {
+                    let size = sizes.next().copied().unwrap_or(rest.len()).clamp(1, rest.len());
+                    buffer.extend_from_slice(&rest[..size]);
+                    rest = &rest[size..];
+                }
+                Err(error) => return Err(Some(error)),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, Option<ChunkError>>) {
+        for sizes in [vec![], vec![1], vec![2], vec![3, 1]] {
+            let result =
+                decode_all(text.as_bytes(), &sizes).map(|(body, _)| String::from_utf8(body).unwrap());
+            assert_eq!(result, expected.map(str::to_owned), "{text:?} in segments of {sizes:?} bytes");
+        }
+    }
+
+    #[test]
+    fn valid_chunks_are_decoded_and_others_refused() {
+        check("0\r\n\r\n", Ok(""));
+        check("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
+        check("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));
+        check("0000000002\r\nab\r\n00000000\r\n\r\n", Ok("ab"));
+        check("A \t\r\n0123456789\r\n0\r\n\r\n", Ok("0123456789"));
+        let malformed = Err(Some(ChunkError::Malformed));
+        for text in [
+            "\r\n",
+            "g\r\n",
+            "-1\r\na\r\n",
+            "2\nab\r\n",
+            "2\r\nabc\r\n",
+            "2\r\nab\n",
+            "2\r\nabXY0\r\n\r\n",
+            "2\r\nab\rX0\r\n\r\n",
+            "1 1\r\na\r\n",
+            "2;a\nb\r\nab\r\n",
+            "2\rab",
+            "0\r\nx\r\n\r\n",
+            "0\r\na: 1\n\r\n",
+            "0\r\na: 1\rb\r\n\r\n",
+        ] {
+            check(text, malformed);
+        }
+        check("10000000000000000\r\n", Err(Some(ChunkError::TooLarge)));
+        check(&format!("1;{}\r\na\r\n", "x".repeat(17_000)), Err(Some(ChunkError::TooLarge)));
+        check(&format!("0\r\nx: {}\r\n\r\n", "x".repeat(17_000)), Err(Some(ChunkError::TooLarge)));
+        for text in ["", "2\r\nab", "2\r\nab\r\n", "2\r\nab\r\n0\r\n", "0\r\n\r\nmore"] {
+            check(text, Err(None));
+        }
+    }
+
+    #[test]
+    fn data_before_a_malformed_chunk_is_returned() {
+        let mut decoder = ChunkDecoder::default();
+        let mut buffer = BytesMut::from("2\r\nab\r\nzz");
+        assert!(matches!(decoder.decode(&mut buffer), Ok(DecodedPart::Data(data)) if data == "ab"));
+        assert_eq!(decoder.decode(&mut buffer).unwrap_err(), ChunkError::Malformed);
+    }
+
+    #[test]
+    fn trailers_end_the_body() {
+        let (body, trailers) = decode_all(b"1\r\na\r\n0\r\nx-sum: 1\r\nx-b: 2\r\n\r\n", &[]).unwrap();
+        assert_eq!((body.as_slice(), trailers.unwrap()["x-sum"].as_bytes()), (&b"a"[..], &b"1"[..]));
+    }
+
+    #[test]
+    fn small_chunks_are_joined_and_the_end_is_detected_with_them() {
+        let mut decoder = ChunkDecoder::default();
+        let mut buffer = BytesMut::from(&*("4\r\nabcd\r\n".repeat(100) + "0\r\n\r\n"));
+        assert!(matches!(decoder.decode(&mut buffer), Ok(DecodedPart::Data(data)) if data.len() == 400));
+        assert!(decoder.is_complete() && buffer.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunks_are_decoded_in_any_segments(
+            bodies in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), 0..3usize), 0..12),
+            large in prop::option::of(0..12usize),
+            sizes in prop::collection::vec(1..60_000usize, 1..6),
+            has_small_segments in any::<bool>(),
+        ) {
+            let (mut text, mut expected) = (Vec::new(), Vec::new());
+            for (index, (body, zeros)) in bodies.iter().enumerate() {
+                let body = if large == Some(index) { body.repeat(2_000) } else { body.clone() };
+                text.extend_from_slice(format!("{}{:X}\r\n", "0".repeat(*zeros), body.len()).as_bytes());
+                text.extend_from_slice(&body);
+                text.extend_from_slice(b"\r\n");
+                expected.extend_from_slice(&body);
+            }
+            text.extend_from_slice(b"0\r\n\r\n");
+            let sizes: Vec<usize> =
+                if has_small_segments { sizes.iter().map(|size| size % 7 + 1).collect() } else { sizes };
+            prop_assert_eq!(decode_all(&text, &sizes).unwrap().0, expected);
+        }
+
+        #[test]
+        fn the_result_does_not_depend_on_the_segments(text in prop::collection::vec(prop_oneof![
+            Just(b'0'), Just(b'2'), Just(b'\r'), Just(b'\n'), Just(b';'), any::<u8>()], 0..80),
+            size in 1..20usize) {
+            prop_assert_eq!(decode_all(&text, &[]).is_ok(), decode_all(&text, &[size]).is_ok());
+        }
+    }
+}
