@@ -10,11 +10,11 @@ use crate::policy::strategy::Strategy;
 pub struct Settings {
     /// The strategy that ranks the keys.
     pub strategy: &'static Strategy,
-    /// Maximum time a request is queued for a key that is only busy; zero disables queueing.
+    /// Maximum time for which a request is queued; zero disables the queue.
     pub queue_timeout: Duration,
     /// Maximum number of queued requests.
     pub max_queued: usize,
-    /// The share of a limit, from 0 to 1, from which on a key is near its limit.
+    /// The ratio of spent credits to the limit, from 0 to 1, from which a key is reported as near its limit.
     pub near_limit_ratio: f64,
     /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
     pub rate_limited_cooldown: Duration,
@@ -36,14 +36,14 @@ pub struct Settings {
     /// Time for which a workspace is tried last for an endpoint that refused it without a known
     /// reason.
     pub endpoint_cooldown: Duration,
-    /// Cooldown of a key or workspace after a refusal whose text gives no figures.
+    /// Cooldown of a key or workspace after a refusal whose message contains no numbers.
     pub unproven_cooldown: Duration,
-    /// Upper bound of a `Retry-After` of the provider.
+    /// Upper bound of the provider's `Retry-After`.
     pub max_retry_after: Duration,
     /// Delay after an unproven refusal until one request may probe the key, when no other key can
     /// serve it.
     pub probe_after: Duration,
-    /// Maximum lag of the provider's figures behind the spent credits.
+    /// Maximum lag of the provider's count behind the spent credits.
     pub quota_lag: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Settings {
 
 #[cfg(test)]
 impl Settings {
-    /// Settings for tests of other modules, in which no cooldown ends within the test.
+    /// Settings for tests, with cooldowns that do not end during a test.
     pub(crate) const FOR_TESTS: Self = Self {
         strategy: crate::policy::strategy::Strategy::DEFAULT,
         queue_timeout: Duration::ZERO,

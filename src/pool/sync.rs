@@ -1,5 +1,5 @@
-//! The atomics and the lock of the pool's state. The model checker replaces them with loom's, to
-//! explore every interleaving of threads.
+//! The atomics and the lock of the pool's state. Model checks use those of loom instead, which explores
+//! every interleaving of threads.
 
 #[cfg(not(keychoir_model))]
 pub(super) use std::sync::{

@@ -54,12 +54,12 @@ fn pool(workspaces: &[Option<&str>]) -> Arc<Pool> {
     Arc::new(Pool::new(entries.collect(), SETTINGS))
 }
 
-/// A pool of keys with a workspace each.
+/// A pool of `count` keys, each the only key of its workspace.
 fn separate_keys(count: usize) -> Arc<Pool> {
     pool(&vec![None; count])
 }
 
-/// A speech request that costs this many credits, of a client that has tried these keys.
+/// A speech request with this estimated cost that has tried the keys at these positions.
 fn speech_request(credits: u64, tried: &[usize]) -> KeyRequest {
     KeyRequest {
         tried: tried.to_vec(),
@@ -141,7 +141,7 @@ fn later(seconds: u64) -> UnixMs {
     NOW.plus(Duration::from_secs(seconds))
 }
 
-/// A refusal with figures, after which no credits are left.
+/// A refusal that reports zero remaining credits.
 fn quota_refusal() -> Verdict {
     Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }
