@@ -17,7 +17,8 @@ pub struct Capabilities {
     pub voices_left: Option<u64>,
 }
 
-/// The known plans in the order of their price, the cheapest first. Source: the provider's price lists of 2025 and 2026.
+/// The known plans in the order of their price, the cheapest first. Source: the provider's price lists of
+/// 2025 and 2026.
 const TIERS: [&[&str]; 7] = [
     &["free"],
     &["starter", "go"],
@@ -28,8 +29,9 @@ const TIERS: [&[&str]; 7] = [
     &["enterprise"],
 ];
 
-/// Indexes in [`TIERS`].
+/// The index of the plan "creator" in [`TIERS`].
 const CREATOR: usize = 2;
+/// The index of the plan "pro" in [`TIERS`].
 const PRO: usize = 3;
 
 /// Returns the index of a plan in [`TIERS`]; `None` for an unknown plan.

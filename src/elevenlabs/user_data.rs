@@ -23,13 +23,13 @@ enum Redaction {
     False,
     /// The SDK models require the field: its value becomes a placeholder for an identifier.
     Placeholder,
-    /// Email addresses are removed from the sentence of a refusal.
-    Sentence,
+    /// Email addresses are removed from the message of a refusal.
+    Message,
     /// The fields of an object are redacted by another list.
     Object(&'static [(&'static str, Redaction)]),
 }
 
-use Redaction::{EmptyList, False, Keep, Null, Object, Placeholder, Sentence};
+use Redaction::{EmptyList, False, Keep, Message, Null, Object, Placeholder};
 
 #[rustfmt::skip] // a table
 const SUBSCRIPTION: &[(&str, Redaction)] = &[
@@ -60,14 +60,14 @@ const USER: &[(&str, Redaction)] = &[
 #[rustfmt::skip] // a table
 const REFUSAL: &[(&str, Redaction)] = &[
     ("status", Keep), ("code", Keep), ("type", Keep), ("param", Keep), ("request_id", Keep),
-    ("message", Sentence), ("msg", Sentence),
+    ("message", Message), ("msg", Message),
 ];
 
-/// Maximum length of a word. The API has no longer ones.
+/// Maximum length of a word. All words of the API are shorter.
 const MAX_WORD_BYTES: usize = 64;
 
-/// Maximum length of the sentence of a refusal; longer sentences are truncated.
-const MAX_SENTENCE_CHARS: usize = 500;
+/// Maximum length of the message of a refusal. Longer messages are truncated.
+const MAX_MESSAGE_CHARS: usize = 500;
 
 /// Returns the document with only its listed fields; `None` if it is not a JSON object. Responses with any
 /// status are redacted.
@@ -113,17 +113,17 @@ fn redact_value(name: &str, value: Value, lists: &[&[(&str, Redaction)]]) -> Opt
         (EmptyList, _) => Some(json!([])),
         (False, _) => Some(json!(false)),
         (Placeholder, _) => Some(json!("redacted")),
-        (Sentence, Value::String(text)) => Some(Value::String(redact_sentence(&text))),
+        (Message, Value::String(text)) => Some(Value::String(redact_message(&text))),
         (Object(list), Value::Object(fields)) => Some(redact_object(fields, list)),
-        (Object(_) | Sentence, _) => None,
+        (Object(_) | Message, _) => None,
     }
 }
 
-/// Redacts the `detail` of a refusal: an object, a sentence, or a list of objects.
+/// Redacts the `detail` of a refusal: an object, a message, or a list of objects.
 fn redact_refusal(detail: Value) -> Option<Value> {
     match detail {
         Value::Object(fields) => Some(redact_object(fields, REFUSAL)),
-        Value::String(text) => Some(Value::String(redact_sentence(&text))),
+        Value::String(text) => Some(Value::String(redact_message(&text))),
         Value::Array(list) => {
             let objects = list.into_iter().filter(Value::is_object);
             Some(objects.filter_map(redact_refusal).collect())
@@ -144,10 +144,10 @@ fn is_scalar(value: &Value) -> bool {
     }
 }
 
-/// Replaces the email addresses in a sentence.
-fn redact_sentence(text: &str) -> String {
+/// Replaces the email addresses in a message.
+fn redact_message(text: &str) -> String {
     let words = text.split(' ').map(|word| if word.contains('@') { "..." } else { word });
-    words.collect::<Vec<_>>().join(" ").chars().take(MAX_SENTENCE_CHARS).collect()
+    words.collect::<Vec<_>>().join(" ").chars().take(MAX_MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]

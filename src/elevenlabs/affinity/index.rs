@@ -34,7 +34,7 @@ pub(super) struct Index {
     created: FieldsByRoute,
 }
 
-/// The segments of a path that names an identifier. It also matches longer paths that begin with them.
+/// The segments of a path with an identifier. The pattern also matches longer paths that begin with them.
 type Pattern = Vec<PatternSegment>;
 
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +147,7 @@ impl PatternSegment {
     }
 }
 
-/// Whether `segments` begin with the pattern. A literal of the API is not an identifier.
+/// Whether `segments` begin with a match of the pattern. A literal of the API is not an identifier.
 fn is_match(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
     let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
         PatternSegment::Literal(required) => {

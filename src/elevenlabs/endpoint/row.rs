@@ -118,7 +118,7 @@ impl EndpointRow {
         self
     }
 
-    /// Overrides [`free`](Self::free) in a row for a wider path.
+    /// Overrides [`free`](Self::free) in the row of a wider path.
     #[cfg_attr(not(test), expect(dead_code, reason = "no endpoint of the table needs it yet"))]
     pub(super) const fn may_cost(mut self) -> Self {
         self.facts.is_free = Some(false);

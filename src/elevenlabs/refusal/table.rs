@@ -87,7 +87,7 @@ static ROWS: &[RefusalRow] = &[
             example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
             example("quota_words", 401, BodyFormat::Legacy("quota_exceeded"), "This request exceeds your quota."),
-            // Yaroslavlazarenko/elevenlabs-proxy: the two figures with 402.
+            // Both numbers of credits with 402: Yaroslavlazarenko/elevenlabs-proxy.
             example("quota_402", 402, BodyFormat::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
         ]),

@@ -166,7 +166,7 @@ fn a_quota_of_slots_is_not_a_quota_of_credits() {
 #[test]
 fn older_refusals_of_a_plan_have_a_400() {
     let plan = Verdict::PlanFeature;
-    for (word, message, expected) in [
+    for (code, message, expected) in [
         ("free_users_not_allowed", "Free users are not allowed to use this voice.", plan(Subject::Voice)),
         ("max_character_limit_exceeded", "Too long.", plan(Subject::TextLength)),
         ("invalid_workspace_type", "No.", plan(Subject::Endpoint)),
@@ -176,7 +176,7 @@ fn older_refusals_of_a_plan_have_a_400() {
         ("workspace_access_denied", "No.", plan(Subject::Endpoint)),
     ] {
         for status in [400, 403] {
-            check(status, &detail("", "", word, message), expected);
+            check(status, &detail("", "", code, message), expected);
         }
     }
 }
@@ -334,8 +334,8 @@ fn a_missing_resource_is_not_found_with_404_and_with_400() {
     ] {
         check(404, body, Verdict::RequestError);
     }
-    for word in ["voice_does_not_exist", "history_item_not_found", "dubbing_not_found"] {
-        check(400, &detail("", "", word, "No."), Verdict::NotFound);
+    for code in ["voice_does_not_exist", "history_item_not_found", "dubbing_not_found"] {
+        check(400, &detail("", "", code, "No."), Verdict::NotFound);
     }
     check(400, r#"{"detail":{"message":"A voice with voice_id x does not exist."}}"#, Verdict::NotFound);
     check(404, r#"{"error":"transcript_not_found","message":"No transcript was found."}"#, Verdict::NotFound);

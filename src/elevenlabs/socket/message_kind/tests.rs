@@ -62,24 +62,24 @@ fn errors_of_speech_and_dialogue_are_classified_by_their_code() {
 fn a_code_that_denies_access_is_retried_in_another_account() {
     let unexplained =
         [UnexplainedRefusal::Unauthorized, UnexplainedRefusal::Forbidden].map(Verdict::Unexplained);
-    for (word, refusal) in [
+    for (code, expected) in [
         ("unauthorized", unexplained[0]),
         ("api_key_expired", unexplained[0]),
         ("forbidden", unexplained[1]),
         ("subscription_required", unexplained[1]),
         ("voice_settings_invalid", Verdict::RequestError),
     ] {
-        let message = format!(r#"{{"message":"No.","error":"{word}","code":1008}}"#);
+        let message = format!(r#"{{"message":"No.","error":"{code}","code":1008}}"#);
         let kind = classify_message(Dialect::Speech, SessionStage::Opening, message.as_bytes(), false);
         assert!(
-            kind == MessageKind::Refused(refusal)
+            kind == MessageKind::Refused(expected)
                 || matches!(kind, MessageKind::Refused(Verdict::PlanFeature(_))),
-            "{word}: {kind:?}"
+            "{code}: {kind:?}"
         );
     }
-    validate_close(1008, "", Some(unexplained[1]));
-    validate_close(3000, "", Some(unexplained[0]));
-    validate_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
+    check_close(1008, "", Some(unexplained[1]));
+    check_close(3000, "", Some(unexplained[0]));
+    check_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
     assert_eq!(
         classify_close(1008, "", false, true),
         Some(Verdict::RequestError),
@@ -159,33 +159,33 @@ fn errors_of_an_agent_are_events() {
 }
 
 #[track_caller]
-fn validate_close(code: u16, reason: &str, expected: Option<Verdict>) {
+fn check_close(code: u16, reason: &str, expected: Option<Verdict>) {
     assert_eq!(classify_close(code, reason, false, false), expected, "{code} {reason}");
 }
 
 #[test]
 fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
-    validate_close(1000, "", None);
-    validate_close(1005, "", None);
-    validate_close(1002, "This request exceeds your quota limit.", Some(QUOTA));
-    validate_close(1008, "Invalid API key", Some(Verdict::InvalidKey));
-    validate_close(
+    check_close(1000, "", None);
+    check_close(1005, "", None);
+    check_close(1002, "This request exceeds your quota limit.", Some(QUOTA));
+    check_close(1008, "Invalid API key", Some(Verdict::InvalidKey));
+    check_close(
         1008,
         "Too many concurrent requests. Your current subscription is associated with a maximum of 10 concurrent requests (running ",
         Some(Verdict::Concurrency { maximum: Some(10) }),
     );
-    validate_close(
+    check_close(
         1008,
         "Have not received a new text input within the timeout of 20 seconds.",
         Some(Verdict::RequestError),
     );
-    validate_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
+    check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
     // The provider truncates the reason to 123 bytes, the maximum of a close frame.
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
-    validate_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
-    validate_close(1009, "", Some(Verdict::RequestError));
-    validate_close(1011, "", Some(Verdict::ServerError));
-    validate_close(1012, "", Some(Verdict::Busy));
+    check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
+    check_close(1009, "", Some(Verdict::RequestError));
+    check_close(1011, "", Some(Verdict::ServerError));
+    check_close(1012, "", Some(Verdict::Busy));
 }
 
 #[test]
@@ -265,10 +265,10 @@ fn a_code_is_recognized_in_every_format_on_every_websocket() {
             }
         }
         for close in [1000, 1002, 1008, 1011, 4000] {
-            validate_close(close, code, Some(expected));
-            validate_close(close, &format!("{code}: x"), Some(expected));
+            check_close(close, code, Some(expected));
+            check_close(close, &format!("{code}: x"), Some(expected));
             let body = json!({"detail": {"status": code, "message": "x"}}).to_string();
-            validate_close(close, &body, Some(expected));
+            check_close(close, &body, Some(expected));
         }
     }
 }
@@ -277,7 +277,7 @@ fn a_code_is_recognized_in_every_format_on_every_websocket() {
 #[test]
 fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
     let missing = Verdict::MissingPermission(Permission::parse("speech_to_text"));
-    for (sentence, expected) in [
+    for (error_text, expected) in [
         ("The API key you used is missing the permission speech_to_text to execute this operation.", missing),
         (
             "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.",
@@ -289,27 +289,27 @@ fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
         ),
     ] {
         for message in [
-            json!({"message": sentence, "error": "x", "code": 1008}),
-            json!({"message_type": "auth_error", "error": sentence}),
-            json!({"message_type": "error", "error": sentence}),
-            json!({"type": "error", "message": sentence}),
-            json!({"type": "error", "error_event": {"code": 1008, "message": "x", "reason": sentence}}),
+            json!({"message": error_text, "error": "x", "code": 1008}),
+            json!({"message_type": "auth_error", "error": error_text}),
+            json!({"message_type": "error", "error": error_text}),
+            json!({"type": "error", "message": error_text}),
+            json!({"type": "error", "error_event": {"code": 1008, "message": "x", "reason": error_text}}),
         ] {
             for dialect in INSPECTED {
                 check_refused(dialect, &message.to_string(), expected);
             }
         }
         for message in [
-            json!({"message": sentence}),
-            json!({"detail": sentence}),
-            json!({"detail": {"message": sentence}}),
+            json!({"message": error_text}),
+            json!({"detail": error_text}),
+            json!({"detail": {"message": error_text}}),
         ] {
             for dialect in INSPECTED.into_iter().filter(|dialect| *dialect != Dialect::Unknown) {
                 check_refused(dialect, &message.to_string(), expected);
             }
         }
         for code in [1002, 1008, 3000, 4003] {
-            validate_close(code, sentence, Some(expected));
+            check_close(code, error_text, Some(expected));
         }
     }
 }
@@ -326,7 +326,7 @@ fn only_a_message_about_the_key_makes_it_invalid() {
     ] {
         check_refused(Dialect::Transcription, &auth_error(text), expected);
     }
-    validate_close(1008, "You must be authenticated to use this endpoint.", Some(unexplained));
+    check_close(1008, "You must be authenticated to use this endpoint.", Some(unexplained));
 }
 
 /// Transcripts and the parameters of tool calls may contain the text of a refusal.
