@@ -11,25 +11,12 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::Admin;
 use crate::mirror::{self, MirrorState};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
-use crate::proxy::BufferBudget;
-use crate::server::ConnectionLimiter;
-use crate::store;
 use crate::telemetry::{self, GaugeSamples, key_label};
-
-/// The state that the metrics are read from.
-pub(super) struct MetricSources<'a> {
-    pub(super) keys: &'a [KeySnapshot],
-    pub(super) queued: usize,
-    pub(super) store_health: &'a store::Health,
-    pub(super) mirror: Option<&'a mirror::MirrorHealth>,
-    pub(super) connections: &'a ConnectionLimiter,
-    pub(super) buffers: &'a BufferBudget,
-    pub(super) started_at: UnixMs,
-}
 
 const STATUSES: [KeyStatus; 4] =
     [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
@@ -39,11 +26,18 @@ const HASH_DIGITS: usize = 12;
 
 /// Reads the metrics into a registry. Labels are constants, names from the configuration, short forms of keys and
 /// parts of their fingerprints. The number of keys bounds their number, and they contain no client input.
-pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
-    let MetricSources { keys, queued, store_health, mirror, connections, buffers, started_at } = *sources;
+pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
+    let Admin { pool, store_health, connections, .. } = admin;
+    let (keys, mirror) = (pool.snapshot(now), admin.mirror.as_ref());
+    let config = admin.config.load();
+    let buffers = &config.limits.buffers;
     let mut page_registry = Registry::default();
     let help = "When the program was started, in seconds since 1970";
-    page_registry.register("process_start_time_seconds", help, ConstGauge::new(unix_seconds(started_at)));
+    page_registry.register(
+        "process_start_time_seconds",
+        help,
+        ConstGauge::new(unix_seconds(admin.started_at)),
+    );
     #[cfg(target_os = "linux")]
     let _ = register_process_metrics(&mut page_registry);
     let registry = page_registry.sub_registry_with_prefix("keychoir");
@@ -51,7 +45,7 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
     let mirror_count = |count: fn(&mirror::MirrorHealth) -> u64| mirror.map_or(0, count);
     for (name, help, value) in [
         ("connections", "Client connections that are open", connections.open()),
-        ("requests_queued", "Requests that wait for a key", queued as u64),
+        ("requests_queued", "Requests that wait for a key", pool.queued_requests() as u64),
         ("buffer_memory_bytes", "Memory of the buffers of all requests and sessions", buffers.memory_bytes()),
         ("buffer_memory_max_bytes", "Maximum memory of these buffers", buffers.max_memory()),
         ("buffer_disk_bytes", "Disk space of uploads that may be sent again", buffers.disk_bytes()),
@@ -109,7 +103,7 @@ pub(super) fn registry(sources: &MetricSources<'_>, now: UnixMs) -> Registry {
         "1 for the state of the mirror, 0 for the others",
         GaugeSamples(states.into()),
     );
-    register_key_metrics(registry, keys);
+    register_key_metrics(registry, &keys);
     page_registry
 }
 

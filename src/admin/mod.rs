@@ -75,8 +75,10 @@ impl Admin {
         now: UnixMs,
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
-            "/api/elevenlabs-status" => |admin, _, now| admin.status(now),
-            "/api/keychoir-keys" => |admin, _, now| admin.details(now),
+            "/api/elevenlabs-status" => {
+                |admin, _, now| json(StatusCode::OK, &StatusDocument::new(&admin.pool.snapshot(now)))
+            }
+            "/api/keychoir-keys" => |admin, _, now| json(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
             "/metrics" => Self::metrics,
             USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
@@ -128,26 +130,9 @@ impl Admin {
         }
     }
 
-    fn status(&self, now: UnixMs) -> Response<Bytes> {
-        json(StatusCode::OK, &StatusDocument::new(&self.pool.snapshot(now)))
-    }
-
-    fn details(&self, now: UnixMs) -> Response<Bytes> {
-        json(StatusCode::OK, &KeyDetails::new(&self.pool, now))
-    }
-
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
-        let sources = metrics::MetricSources {
-            keys: &self.pool.snapshot(now),
-            queued: self.pool.queued_requests(),
-            mirror: self.mirror.as_ref(),
-            store_health: &self.store_health,
-            connections: &self.connections,
-            buffers: &self.config.load().limits.buffers,
-            started_at: self.started_at,
-        };
         let format = ExpositionFormat::negotiate(headers);
-        let text = format.write_page(&[self.meters.registry(), &metrics::registry(&sources, now)]);
+        let text = format.write_page(&[self.meters.registry(), &metrics::registry(self, now)]);
         let mut response = page(StatusCode::OK, format.content_type(), text);
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response

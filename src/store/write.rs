@@ -136,7 +136,8 @@ impl Writer {
             if is_filled.is_some() {
                 let records = self.take_queued(&mut queue) as u64;
                 let elapsed = started.saturating_duration_since(last_commit_started);
-                self.commit_interval = commit_schedule::commit_interval(records, elapsed, self.settings.commit_interval);
+                self.commit_interval =
+                    commit_schedule::commit_interval(records, elapsed, self.settings.commit_interval);
                 last_commit_started = started;
             }
             self.run_due_work(started);
@@ -168,7 +169,12 @@ impl Writer {
         loop {
             let now = clock::instant();
             let elapsed = now.saturating_duration_since(last_commit_started);
-            let pause = commit_schedule::next_commit_delay(elapsed, self.commit_interval, queue.queued(), early_commit_size);
+            let pause = commit_schedule::next_commit_delay(
+                elapsed,
+                self.commit_interval,
+                queue.queued(),
+                early_commit_size,
+            );
             if pause.is_zero() || queue.is_ended() {
                 return;
             }

@@ -86,7 +86,7 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
     let old = create_version_11_file(&path);
     let retired = Fingerprint::replaced_plain_digest(KEYS[0]).unwrap().to_string();
     old.execute_batch(&format!(
-        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL_ATTEMPTS SELECT n + 1 FROM n WHERE n < {ROWS})
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {ROWS})
          INSERT INTO attempt_rows SELECT unhex(printf('%032x', n)), 'r', 2, 1, {}, 1, 2, 3, 4, 5, 6, 7, 8 FROM n;
          UPDATE series SET key_hash = '{retired}';
          INSERT INTO retired_keys VALUES ('{retired}');
@@ -143,7 +143,7 @@ fn a_start_moves_a_bounded_number_of_attempts() {
     // Each shared row claims the maximum number of attempts of a step.
     old.execute_batch(
         "DELETE FROM attempt_rows; DELETE FROM attempt_sheets;
-         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL_ATTEMPTS SELECT n + 1 FROM n WHERE n < 20)
+         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20)
          INSERT INTO attempt_sheets (hour_ms, count, chance, attempts, lines)
          SELECT 1795953600000, n, 1, 4096, '[[5,0,\"r\",1,1,2,3,4,5,6]]' FROM n",
     )
