@@ -1,8 +1,7 @@
 //! The state of workspaces and keys: credits, caps, permissions and running operations. It has no
-//! clock and no lock: the time is an argument, and the caller holds the lock, so that a check and
+//! clock and no lock. The time is an argument, and the caller holds the lock, so that a check and
 //! its charge are atomic.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -11,9 +10,9 @@ use crate::policy::units::UnixMs;
 
 use super::conversations::Conversations;
 use super::history::History;
-use super::plan::{Billing, KeyPlan, Plan, ShownLimit, WorkspacePlan};
+use super::plan::{Billing, KeyPlan, Plan, ReportedLimit, WorkspacePlan};
+use super::refusal::{RefusalKind, RefusalValues};
 use super::resources::Resources;
-use super::shape::{Facts, Shape};
 
 /// All workspaces and keys.
 #[derive(Debug)]
@@ -27,12 +26,14 @@ pub(super) struct Accounts {
 #[derive(Debug)]
 pub(super) struct Workspace {
     pub(super) plan: WorkspacePlan,
+    /// Used credits of the current period.
     pub(super) used: u64,
     pub(super) reset: UnixMs,
+    /// Current and highest number of concurrent operations.
     pub(super) running: u32,
     pub(super) running_max: u32,
     /// Its voices that are professional clones.
-    pub(super) professional: Vec<String>,
+    pub(super) professional_voices: Vec<String>,
     /// Number of voices added so far.
     pub(super) voice_edits: u64,
     pub(super) history: History,
@@ -51,23 +52,27 @@ pub(super) struct Key {
     pub(super) used: u64,
 }
 
-/// A refusal with the numbers at the time of the decision.
+/// A refusal with the values at the time of the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) shape: Shape,
-    pub(super) facts: Box<Facts>,
+pub(super) struct Refusal {
+    pub(super) kind: RefusalKind,
+    pub(super) values: Box<RefusalValues>,
 }
 
-impl From<Shape> for Refused {
-    fn from(shape: Shape) -> Self {
-        Self { shape, facts: Box::default() }
+impl From<RefusalKind> for Refusal {
+    fn from(kind: RefusalKind) -> Self {
+        Self { kind, values: Box::default() }
     }
 }
 
-impl Refused {
-    /// Creates the refusal `shape` about the object `subject`.
-    pub(super) fn with_subject(shape: Shape, subject: impl Into<String>) -> Self {
-        Self { shape, facts: Box::new(Facts { subject: subject.into(), ..Facts::default() }) }
+impl Refusal {
+    pub(super) fn new(kind: RefusalKind, values: RefusalValues) -> Self {
+        Self { kind, values: Box::new(values) }
+    }
+
+    /// Creates a refusal about the object `id`.
+    pub(super) fn with_object_id(kind: RefusalKind, id: impl Into<String>) -> Self {
+        Self::new(kind, RefusalValues { object_id: id.into(), ..RefusalValues::default() })
     }
 }
 
@@ -83,39 +88,38 @@ pub(super) enum CreditLimits {
 
 /// An admitted operation. Its credits are charged, and it counts as running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Admitted {
+pub(super) struct Admission {
     pub(super) cost: u64,
     /// Used credits of the workspace before this operation.
     pub(super) used_before: u64,
     /// Concurrent operations, including this one.
     pub(super) running: u32,
-    pub(super) running_max: Option<u32>,
+    pub(super) max_concurrent: Option<u32>,
     pub(super) workspace: usize,
 }
 
 impl Accounts {
     /// Creates the state that `plan` describes, at the time `now`.
     pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
-        let mut accounts = Self { workspaces: Vec::new(), keys: Vec::new(), library: plan.library.clone() };
-        for workspace in &plan.workspaces {
-            accounts.workspaces.push(Workspace::open(workspace.clone(), now));
-        }
+        let workspaces = plan.workspaces.iter().map(|workspace| Workspace::open(workspace.clone(), now));
+        let mut accounts =
+            Self { workspaces: workspaces.collect(), keys: Vec::new(), library: plan.library.clone() };
         for (index, key) in plan.keys.iter().enumerate() {
-            let workspace = accounts.workspace_of(key, index, now);
+            let workspace = accounts.find_or_open_workspace(key, index, now);
             let name = key.name.clone().unwrap_or_else(|| format!("key {}", index + 1));
             accounts.keys.push(Key { plan: key.clone(), name, workspace, used: 0 });
         }
         accounts
     }
 
-    fn workspace_of(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
+    fn find_or_open_workspace(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
         let name = key.workspace.clone().unwrap_or_else(|| format!("workspace-of-key-{}", index + 1));
         if let Some(existing) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
             return existing;
         }
         let plan = match key.tier.as_deref() {
             None => WorkspacePlan::new(&name, key.credits),
-            Some("payg") => WorkspacePlan::pay_as_you_go(&name, key.credits, ShownLimit::Zero),
+            Some("payg") => WorkspacePlan::pay_as_you_go(&name, key.credits, ReportedLimit::Zero),
             Some(tier) => WorkspacePlan::of_tier(&name, key.credits, tier),
         };
         self.workspaces.push(Workspace::open(plan, now));
@@ -123,7 +127,7 @@ impl Accounts {
     }
 
     /// Resets the credits of every workspace whose period has ended.
-    pub(super) fn refresh(&mut self, now: UnixMs) {
+    pub(super) fn reset_ended_periods(&mut self, now: UnixMs) {
         for (index, workspace) in self.workspaces.iter_mut().enumerate() {
             if now < workspace.reset {
                 continue;
@@ -137,157 +141,158 @@ impl Accounts {
     }
 
     /// Checks whether the key has the permission.
-    pub(super) fn permit(&self, key: usize, permission: &'static str) -> Result<(), Shape> {
-        match self.keys.get(key).map(|key| &key.plan.permissions) {
-            None => Err(Shape::InvalidKey),
-            Some(Some(allowed)) if !allowed.iter().any(|name| name == permission) => {
-                Err(Shape::MissingPermissions(permission.into()))
+    pub(super) fn check_permission(&self, key: usize, permission: &'static str) -> Result<(), RefusalKind> {
+        match &self.key(key)?.plan.permissions {
+            Some(permissions) if !permissions.iter().any(|name| name == permission) => {
+                Err(RefusalKind::MissingPermissions(permission.into()))
             }
-            Some(_) => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 
     /// Checks whether the bill of the key's workspace allows operations.
-    pub(super) fn billing(&self, key: usize) -> Result<(), Shape> {
-        match self.workspace(key).map(|workspace| workspace.plan.billing) {
-            Some(Billing::Active) | None => Ok(()),
-            Some(Billing::PastDue) => Err(Shape::PaymentIssue),
-            Some(Billing::FreeDisabled) => Err(Shape::UnusualActivity),
+    pub(super) fn check_billing(&self, key: usize) -> Result<(), RefusalKind> {
+        match self.workspace(key)?.plan.billing {
+            Billing::Active => Ok(()),
+            Billing::PastDue => Err(RefusalKind::PaymentIssue),
+            Billing::FreeDisabled => Err(RefusalKind::UnusualActivity),
         }
     }
 
     /// Checks credits, cap and concurrency in the provider's order, and then charges the operation.
     /// A refused operation changes nothing.
-    pub(super) fn admit(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<Admitted, Refused> {
-        let facts = self.check_credits(key, cost, limits)?;
+    pub(super) fn admit(
+        &mut self,
+        key: usize,
+        cost: u64,
+        limits: CreditLimits,
+    ) -> Result<Admission, Refusal> {
+        self.check_credits(key, cost, limits)?;
         if !self.has_free_slot(key) {
-            return Err(Refused { shape: Shape::Concurrency, facts: Box::new(facts) });
+            return Err(Refusal::new(RefusalKind::Concurrency, self.refusal_values(key, cost)));
         }
-        let used_before = self.workspace(key).map_or(0, |workspace| workspace.used);
-        self.charge(key, cost);
-        let Some(owner) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
-        let Some(workspace) = self.workspaces.get_mut(owner.workspace) else {
-            return Err(Shape::InvalidKey.into());
-        };
+        let used_before = self.workspace(key)?.used;
+        self.charge(key, cost, limits)?;
+        let index = self.key(key)?.workspace;
+        let workspace = self.workspace_mut(key)?;
         workspace.running = workspace.running.saturating_add(1);
         workspace.running_max = workspace.running_max.max(workspace.running);
-        Ok(Admitted {
+        Ok(Admission {
             cost,
             used_before,
             running: workspace.running,
-            running_max: workspace.plan.concurrency_max,
-            workspace: owner.workspace,
+            max_concurrent: workspace.plan.concurrency_max,
+            workspace: index,
         })
     }
 
     /// Whether the concurrency limit of the key's workspace allows another operation.
     pub(super) fn has_free_slot(&self, key: usize) -> bool {
-        let is_saturated = |workspace: &Workspace| {
-            workspace.plan.concurrency_max.is_some_and(|max| workspace.running >= max)
-        };
-        !self.workspace(key).is_some_and(is_saturated)
+        self.workspace(key)
+            .is_ok_and(|workspace| workspace.plan.concurrency_max.is_none_or(|max| workspace.running < max))
     }
 
-    /// Checks credits and cap, and then charges the continuation of an admitted operation. A
+    /// Checks credits and cap, and then charges an admitted operation or its continuation. A
     /// refusal changes nothing.
-    pub(super) fn spend(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
+    pub(super) fn charge(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
         self.check_credits(key, cost, limits)?;
-        self.charge(key, cost);
+        let workspace = self.workspace_mut(key)?;
+        workspace.used = workspace.used.saturating_add(cost);
+        if let Some(key) = self.keys.get_mut(key) {
+            key.used = key.used.saturating_add(cost);
+        }
         Ok(())
     }
 
-    /// Checks whether credits and cap suffice, and returns the numbers for the response.
-    pub(super) fn check_credits(
-        &self,
-        key: usize,
-        cost: u64,
-        limits: CreditLimits,
-    ) -> Result<Facts, Refused> {
-        let facts = self.facts(key, cost);
-        let Some(owner) = self.keys.get(key) else { return Err(Shape::InvalidKey.into()) };
-        let is_capped = limits == CreditLimits::KeyAndWorkspace && owner.plan.cap.is_some();
-        let shape = if cost > facts.remaining {
-            Shape::Quota
-        } else if is_capped && cost > facts.cap_remaining {
-            Shape::KeyCap
+    /// Checks whether credits and cap suffice.
+    pub(super) fn check_credits(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
+        let is_capped = limits == CreditLimits::KeyAndWorkspace && self.key(key)?.plan.cap.is_some();
+        let values = self.refusal_values(key, cost);
+        if cost > values.remaining_credits {
+            Err(Refusal::new(RefusalKind::Quota, values))
+        } else if is_capped && cost > values.remaining_cap {
+            Err(Refusal::new(RefusalKind::KeyCap, values))
         } else {
-            return Ok(facts);
-        };
-        Err(Refused { shape, facts: Box::new(facts) })
-    }
-
-    fn charge(&mut self, key: usize, cost: u64) {
-        let Some(owner) = self.keys.get_mut(key) else { return };
-        owner.used = owner.used.saturating_add(cost);
-        if let Some(workspace) = self.workspaces.get_mut(owner.workspace) {
-            workspace.used = workspace.used.saturating_add(cost);
+            Ok(())
         }
     }
 
-    /// Ends an admitted operation.
-    pub(super) fn finish(&mut self, workspace: usize) {
+    /// Releases the slot of an admitted operation.
+    pub(super) fn release_slot(&mut self, workspace: usize) {
         if let Some(workspace) = self.workspaces.get_mut(workspace) {
             workspace.running = workspace.running.saturating_sub(1);
         }
     }
 
-    /// The numbers for the refusal of a request with this cost.
-    pub(super) fn facts(&self, key: usize, needed: u64) -> Facts {
-        let Some(owner) = self.keys.get(key) else { return Facts { needed, ..Facts::default() } };
-        let Some(workspace) = self.workspaces.get(owner.workspace) else {
-            return Facts { needed, ..Facts::default() };
+    /// The values for the refusal of a request with this cost.
+    pub(super) fn refusal_values(&self, key: usize, cost: u64) -> RefusalValues {
+        let (Ok(key), Ok(workspace)) = (self.key(key), self.workspace(key)) else {
+            return RefusalValues { requested_amount: cost, ..RefusalValues::default() };
         };
-        let cap = owner.plan.cap.unwrap_or(workspace.plan.credits);
-        Facts {
-            needed,
-            limit: workspace.plan.credits,
-            remaining: workspace.remaining(),
-            key_name: owner.name.clone(),
-            cap,
-            cap_remaining: cap.saturating_sub(owner.used),
-            concurrency_max: workspace.plan.concurrency_max.unwrap_or(workspace.running),
-            ..Facts::default()
+        let cap = key.plan.cap.unwrap_or(workspace.plan.credits);
+        RefusalValues {
+            requested_amount: cost,
+            credit_limit: workspace.plan.credits,
+            remaining_credits: workspace.remaining(),
+            key_name: key.name.clone(),
+            key_cap: cap,
+            remaining_cap: cap.saturating_sub(key.used),
+            max_concurrent: workspace.plan.concurrency_max.unwrap_or(workspace.running),
+            ..RefusalValues::default()
         }
     }
 
     /// The key that pays for a conversation with an agent: the caller's key if the agent is in its
     /// workspace, else a key of the agent's workspace.
-    pub(super) fn agent_payer(&self, agent: &str, key: Option<usize>) -> Result<usize, Refused> {
-        let plan_of = |workspace: &Workspace| {
-            workspace.plan.agents.iter().find(|existing| existing.id == agent).map(|agent| agent.is_public)
+    pub(super) fn agent_payer(&self, agent_id: &str, key: Option<usize>) -> Result<usize, Refusal> {
+        let find_agent = |workspace: &Workspace| {
+            workspace.plan.agents.iter().find(|agent| agent.id == agent_id).map(|agent| agent.is_public)
         };
         let agent_workspace = self
             .workspaces
             .iter()
             .enumerate()
-            .find_map(|(index, workspace)| Some((index, plan_of(workspace)?)));
-        let own = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
+            .find_map(|(index, workspace)| Some((index, find_agent(workspace)?)));
+        let caller_workspace = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
         let payer = match (agent_workspace, key) {
             (None, Some(key)) => Some(key),
             (None, None) => (!self.keys.is_empty()).then_some(0),
-            (Some((workspace, _)), Some(key)) if own == Some(workspace) => Some(key),
+            (Some((workspace, _)), Some(key)) if caller_workspace == Some(workspace) => Some(key),
             (Some((workspace, true)), _) => self.keys.iter().position(|key| key.workspace == workspace),
             (Some((_, false)), Some(_)) => None,
-            (Some((_, false)), None) => return Err(Shape::NeedsAuthorization.into()),
+            (Some((_, false)), None) => return Err(RefusalKind::NeedsAuthorization.into()),
         };
-        payer.ok_or_else(|| Refused::with_subject(Shape::AgentNotFound, agent))
+        payer.ok_or_else(|| Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id))
     }
 
-    pub(super) fn workspace(&self, key: usize) -> Option<&Workspace> {
-        self.workspaces.get(self.keys.get(key)?.workspace)
+    /// # Errors
+    ///
+    /// When the key does not exist.
+    pub(super) fn key(&self, key: usize) -> Result<&Key, RefusalKind> {
+        self.keys.get(key).ok_or(RefusalKind::InvalidKey)
     }
 
-    pub(super) fn workspace_mut(&mut self, key: usize) -> Option<&mut Workspace> {
-        self.workspaces.get_mut(self.keys.get(key)?.workspace)
+    /// The workspace of a key.
+    ///
+    /// # Errors
+    ///
+    /// When the key does not exist.
+    pub(super) fn workspace(&self, key: usize) -> Result<&Workspace, RefusalKind> {
+        self.workspaces.get(self.key(key)?.workspace).ok_or(RefusalKind::InvalidKey)
+    }
+
+    pub(super) fn workspace_mut(&mut self, key: usize) -> Result<&mut Workspace, RefusalKind> {
+        let index = self.key(key)?.workspace;
+        self.workspaces.get_mut(index).ok_or(RefusalKind::InvalidKey)
     }
 }
 
 impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used = plan.used;
-        let reset = plan.reset.unwrap_or_else(|| match plan.shown_limit {
-            ShownLimit::Credits => first_of_next_month(now),
-            ShownLimit::Zero | ShownLimit::Absent => UnixMs(u64::MAX),
+        let reset = plan.reset.unwrap_or_else(|| match plan.reported_limit {
+            ReportedLimit::Credits => first_of_next_month(now),
+            ReportedLimit::Zero | ReportedLimit::Absent => UnixMs(u64::MAX),
         });
         Self {
             plan,
@@ -295,9 +300,9 @@ impl Workspace {
             reset,
             running: 0,
             running_max: 0,
-            professional: Vec::new(),
+            professional_voices: Vec::new(),
             voice_edits: 0,
-            history: History(VecDeque::new()),
+            history: History::default(),
             conversations: Conversations::default(),
             resources: Resources::default(),
         }
@@ -308,23 +313,23 @@ impl Workspace {
     }
 }
 
-/// The end of the first period after `now`, if a period ended at `past`.
-fn next_reset(past: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
+/// The end of the first period after `now`, if a period ended at `previous_reset`.
+fn next_reset(previous_reset: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),
         Some(ms) => {
-            let periods = (now.0.saturating_sub(past.0) / ms).saturating_add(1);
-            UnixMs(past.0.saturating_add(periods.saturating_mul(ms)))
+            let periods = (now.0.saturating_sub(previous_reset.0) / ms).saturating_add(1);
+            UnixMs(previous_reset.0.saturating_add(periods.saturating_mul(ms)))
         }
     }
 }
 
-/// Midnight UTC of the first of next month; the maximum time if there is no such day.
+/// Midnight UTC of the first of next month; the maximum time if this day cannot be represented.
 fn first_of_next_month(now: UnixMs) -> UnixMs {
     let utc = jiff::tz::Offset::UTC;
-    let moment = i64::try_from(now.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    moment
-        .and_then(|moment| utc.to_datetime(moment).date().first_of_month().checked_add(1.month()).ok())
+    let timestamp = i64::try_from(now.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    timestamp
+        .and_then(|timestamp| utc.to_datetime(timestamp).date().first_of_month().checked_add(1.month()).ok())
         .and_then(|first| utc.to_timestamp(first.at(0, 0, 0, 0)).ok())
         .and_then(|midnight| u64::try_from(midnight.as_millisecond()).ok())
         .map_or(UnixMs(u64::MAX), UnixMs)
@@ -343,40 +348,42 @@ mod tests {
         Accounts::open(&Plan::parse(keys).unwrap(), NOW)
     }
 
-    fn shape(result: Result<Admitted, Refused>) -> Result<u64, Shape> {
-        result.map(|admitted| admitted.cost).map_err(|refused| refused.shape)
+    fn admit(accounts: &mut Accounts, key: usize, cost: u64) -> Result<u64, RefusalKind> {
+        let result = accounts.admit(key, cost, CreditLimits::KeyAndWorkspace);
+        result.map(|admission| admission.cost).map_err(|refusal| refusal.kind)
     }
 
     #[test]
-    fn the_last_credit_can_be_spent_and_no_more() {
+    fn a_cost_above_the_remaining_credits_is_refused() {
         let mut accounts = open("a=10");
-        assert_eq!(shape(accounts.admit(0, 11, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
-        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
-        assert_eq!(shape(accounts.admit(0, 0, CreditLimits::KeyAndWorkspace)), Ok(0));
+        assert_eq!(admit(&mut accounts, 0, 11), Err(RefusalKind::Quota));
+        assert_eq!(admit(&mut accounts, 0, 10), Ok(10));
+        assert_eq!(admit(&mut accounts, 0, 1), Err(RefusalKind::Quota));
+        assert_eq!(admit(&mut accounts, 0, 0), Ok(0));
     }
 
     #[test]
     fn keys_of_a_workspace_share_its_credits() {
         let mut accounts = open("a=10@w b=10@w c=10");
-        assert_eq!(shape(accounts.admit(0, 6, CreditLimits::KeyAndWorkspace)), Ok(6));
-        let refused = accounts.admit(1, 5, CreditLimits::KeyAndWorkspace).unwrap_err();
-        assert_eq!((refused.facts.limit, refused.facts.remaining, refused.facts.needed), (10, 4, 5));
-        assert_eq!(shape(accounts.admit(2, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
+        assert_eq!(admit(&mut accounts, 0, 6), Ok(6));
+        let refusal = accounts.admit(1, 5, CreditLimits::KeyAndWorkspace).unwrap_err();
+        let values = &refusal.values;
+        assert_eq!((values.credit_limit, values.remaining_credits, values.requested_amount), (10, 4, 5));
+        assert_eq!(admit(&mut accounts, 2, 10), Ok(10));
     }
 
     #[test]
-    fn a_cap_binds_its_key_only() {
+    fn a_cap_limits_only_its_key() {
         let mut accounts = open("a=10@w:cap=3 b=10@w");
-        assert_eq!(shape(accounts.admit(0, 3, CreditLimits::KeyAndWorkspace)), Ok(3));
-        let refused = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap_err();
-        assert_eq!(refused.shape, Shape::KeyCap);
-        assert_eq!((refused.facts.key_name.as_str(), refused.facts.cap), ("key 1", 3));
-        assert_eq!(shape(accounts.admit(1, 7, CreditLimits::KeyAndWorkspace)), Ok(7));
+        assert_eq!(admit(&mut accounts, 0, 3), Ok(3));
+        let refusal = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::KeyCap);
+        assert_eq!((refusal.values.key_name.as_str(), refusal.values.key_cap), ("key 1", 3));
+        assert_eq!(admit(&mut accounts, 1, 7), Ok(7));
     }
 
     #[test]
-    fn a_workspace_that_is_busy_refuses_and_charges_nothing() {
+    fn a_saturated_workspace_refuses_and_charges_nothing() {
         let plan = Plan {
             keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
             workspaces: vec![WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 10) }],
@@ -384,11 +391,11 @@ mod tests {
         };
         let mut accounts = Accounts::open(&plan, NOW);
         let first = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap();
-        assert_eq!((first.running, first.running_max), (1, Some(1)));
-        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Err(Shape::Concurrency));
+        assert_eq!((first.running, first.max_concurrent), (1, Some(1)));
+        assert_eq!(admit(&mut accounts, 0, 1), Err(RefusalKind::Concurrency));
         assert_eq!(accounts.workspaces[0].used, 1);
-        accounts.finish(first.workspace);
-        assert_eq!(shape(accounts.admit(0, 1, CreditLimits::KeyAndWorkspace)), Ok(1));
+        accounts.release_slot(first.workspace);
+        assert_eq!(admit(&mut accounts, 0, 1), Ok(1));
     }
 
     #[test]
@@ -396,15 +403,15 @@ mod tests {
         let mut accounts = open("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].reset, DECEMBER);
         accounts.admit(0, 10, CreditLimits::KeyAndWorkspace).unwrap();
-        accounts.refresh(UnixMs(DECEMBER.0 - 1));
-        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Err(Shape::Quota));
-        accounts.refresh(DECEMBER);
-        assert_eq!(shape(accounts.admit(0, 10, CreditLimits::KeyAndWorkspace)), Ok(10));
+        accounts.reset_ended_periods(UnixMs(DECEMBER.0 - 1));
+        assert_eq!(admit(&mut accounts, 0, 10), Err(RefusalKind::Quota));
+        accounts.reset_ended_periods(DECEMBER);
+        assert_eq!(admit(&mut accounts, 0, 10), Ok(10));
         assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
     }
 
     #[test]
-    fn a_period_repeats_from_its_own_beginning() {
+    fn a_period_repeats_from_its_first_reset() {
         let period = Some(Duration::from_millis(100));
         assert_eq!(next_reset(UnixMs(1_000), period, UnixMs(1_000)), UnixMs(1_100));
         assert_eq!(next_reset(UnixMs(1_000), period, UnixMs(1_099)), UnixMs(1_100));

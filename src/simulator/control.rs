@@ -7,13 +7,13 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::answer::Answer;
 use super::fault::Fault;
+use super::provider::{FaultTarget, Provider};
 use super::request::ReceivedBody;
-use super::world::{FaultTarget, World};
+use super::response::ProviderResponse;
 
-/// The wildcard for all requests, with any key or none.
-const EVERY_KEY: &str = "*";
+/// The key that stands for all requests, with any key or none.
+const ALL_REQUESTS: &str = "*";
 /// The path prefix of these endpoints.
 pub(super) const PREFIX: &str = "/_simulator/";
 
@@ -27,60 +27,60 @@ struct FaultRequest {
     #[serde(default)]
     route: Option<String>,
     /// An absent field changes nothing; null removes the permanent fault.
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     always: Option<Option<String>>,
     #[serde(default)]
     next: Vec<String>,
 }
 
 /// Distinguishes null from an absent field.
-fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+fn deserialize_present<'de, D: serde::Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Option<String>>, D::Error> {
     Deserialize::deserialize(value).map(Some)
 }
 
 /// Responds to a request to one of these endpoints.
-pub(super) fn answer(world: &World, parts: &Parts, received: &ReceivedBody) -> Answer {
+pub(super) fn respond(provider: &Provider, parts: &Parts, received: &ReceivedBody) -> ProviderResponse {
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match (&parts.method, path) {
-        (&Method::GET, "ledger") => match serde_json::to_value(world.ledger()) {
-            Ok(ledger) => Answer::document(&ledger),
+        (&Method::GET, "ledger") => match serde_json::to_value(provider.ledger()) {
+            Ok(ledger) => ProviderResponse::document(&ledger),
             Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
-        (&Method::POST, "faults") => match set_faults(world, received) {
-            Ok(()) => Answer::document(&json!({ "ok": true })),
+        (&Method::POST, "faults") => match set_faults(provider, received) {
+            Ok(()) => ProviderResponse::document(&json!({ "ok": true })),
             Err(message) => error_response(StatusCode::BAD_REQUEST, &message),
         },
         _ => error_response(
             StatusCode::NOT_FOUND,
-            "there is GET /_simulator/ledger and POST /_simulator/faults",
+            "the endpoints are GET /_simulator/ledger and POST /_simulator/faults",
         ),
     }
 }
 
 /// Sets the faults of the body. If any part of it is invalid, nothing changes.
-fn set_faults(world: &World, received: &ReceivedBody) -> Result<(), String> {
-    let body = received.kept.as_deref().unwrap_or_default();
+fn set_faults(provider: &Provider, received: &ReceivedBody) -> Result<(), String> {
+    let body = received.content.as_deref().unwrap_or_default();
     let request: FaultRequest = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let parse = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
     let next = request.next.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let always = request.always.map(|always| always.as_ref().map(parse).transpose()).transpose()?;
     let route = request.route.as_deref();
-    let target =
-        if request.key == EVERY_KEY { FaultTarget::EveryKey } else { FaultTarget::Key(&request.key) };
-    if matches!(target, FaultTarget::EveryKey) && route.is_none() {
-        return Err("the key `*` needs a route".to_owned());
-    }
-    let is_known = world.with_script(target, |script| {
-        script.add(route, next);
+    let target = match request.key.as_str() {
+        ALL_REQUESTS if route.is_none() => return Err("the key `*` needs a route".to_owned()),
+        ALL_REQUESTS => FaultTarget::AllRequests,
+        key => FaultTarget::Key(key),
+    };
+    let is_key_known = provider.update_script(target, |script| {
+        script.queue(route, next);
         if let Some(always) = always {
-            script.set(route, always);
+            script.set_permanent(route, always);
         }
     });
-    if is_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }
+    if is_key_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }
 }
 
-fn error_response(status: StatusCode, message: &str) -> Answer {
-    let mut answer = Answer::document(&json!({ "error": message }));
-    answer.status = status;
-    answer
+fn error_response(status: StatusCode, message: &str) -> ProviderResponse {
+    ProviderResponse::document(&json!({ "error": message })).with_status(status)
 }

@@ -1,5 +1,5 @@
-//! Stores conversations with agents. Their cost is in no WebSocket message; a client requests it
-//! later.
+//! Stores conversations with agents. A WebSocket message never contains their cost. A client
+//! requests it later over HTTP.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::policy::units::UnixMs;
 
-use super::accounts::Refused;
-use super::answer::Answer;
-use super::job::{Job, require_key};
-use super::shape::Shape;
+use super::accounts::Refusal;
+use super::context::{OperationContext, require_key};
+use super::refusal::RefusalKind;
+use super::response::ProviderResponse;
 
 /// Older conversations are dropped to bound the memory of a long test.
 const MAX_CONVERSATIONS: usize = 200;
@@ -22,15 +22,16 @@ pub(super) struct Conversations(VecDeque<Conversation>);
 #[derive(Clone, Debug)]
 pub(super) struct Conversation {
     pub(super) id: String,
-    pub(super) agent: String,
-    pub(super) authorization: &'static str,
-    pub(super) began: UnixMs,
-    /// The time of its end.
-    pub(super) ended: Option<UnixMs>,
+    pub(super) agent_id: String,
+    pub(super) authorization_method: &'static str,
+    pub(super) started_at: UnixMs,
+    /// `None` while the conversation is running.
+    pub(super) ended_at: Option<UnixMs>,
     /// Credits charged for the call.
     pub(super) call_charge: u64,
+    /// Credits charged for the language model.
     pub(super) llm_charge: u64,
-    /// The messages of both sides, in order.
+    /// The role and the text of each message, in order.
     pub(super) transcript: Vec<(&'static str, String)>,
 }
 
@@ -48,36 +49,36 @@ impl Conversations {
 }
 
 /// `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
-pub(super) fn answer(job: Job<'_>, id: &str) -> Result<Answer, Refused> {
-    let key = require_key(job.presented)?;
-    let mut state = job.world.state();
-    state.accounts.permit(key, "convai_read")?;
+pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<ProviderResponse, Refusal> {
+    let key = require_key(context.presented_key)?;
+    let mut state = context.provider.state();
+    state.accounts.check_permission(key, "convai_read")?;
+    let conversation = state.accounts.workspace_mut(key)?.conversations.find(id);
     let conversation =
-        state.accounts.workspace_mut(key).and_then(|workspace| workspace.conversations.find(id));
-    let conversation = conversation.ok_or_else(|| Refused::with_subject(Shape::ConversationNotFound, id))?;
-    Ok(Answer::document(&conversation.document()))
+        conversation.ok_or_else(|| Refusal::with_object_id(RefusalKind::ConversationNotFound, id))?;
+    Ok(ProviderResponse::document(&conversation.document()))
 }
 
 impl Conversation {
     /// `GetConversationResponseModel` of the OpenAPI document. The document contains the cost after
     /// the end of the conversation.
     fn document(&self) -> Value {
-        let seconds = self.ended.map_or(0, |ended| ended.since(self.began).as_secs());
+        let seconds = self.ended_at.map_or(0, |ended_at| ended_at.since(self.started_at).as_secs());
         let transcript = self.transcript.iter().map(|(role, text)| {
             json!({ "role": role, "message": text, "time_in_call_secs": 0, "tool_calls": [], "tool_results": [] })
         });
         json!({
-            "agent_id": self.agent,
+            "agent_id": self.agent_id,
             "agent_name": null,
             "conversation_id": self.id,
-            "status": if self.ended.is_some() { "done" } else { "in-progress" },
+            "status": if self.ended_at.is_some() { "done" } else { "in-progress" },
             "user_id": null,
             "metadata": {
-                "start_time_unix_secs": self.began.0 / 1_000,
+                "start_time_unix_secs": self.started_at.0 / 1_000,
                 "call_duration_secs": seconds,
-                "cost": self.ended.map(|_| self.call_charge + self.llm_charge),
+                "cost": self.ended_at.map(|_| self.call_charge + self.llm_charge),
                 "cost_fiat": null,
-                "authorization_method": self.authorization,
+                "authorization_method": self.authorization_method,
                 "termination_reason": "",
                 "charging": {
                     "dev_discount": false,

@@ -5,49 +5,55 @@ use serde_json::json;
 
 use crate::clock;
 
-use super::accounts::Refused;
-use super::answer::{Answer, trace_id};
-use super::job::{Job, require_key};
-use super::route::query;
-use super::shape::Shape;
+use super::accounts::Refusal;
+use super::context::{OperationContext, require_key};
+use super::query::query_value;
+use super::refusal::RefusalKind;
+use super::response::{ProviderResponse, new_trace_id};
 use super::tokens::TokenScope;
 
 /// `POST /v1/single-use-token/{token_type}`.
-pub(super) fn token(job: Job<'_>, kind: &str) -> Result<Answer, Refused> {
-    let key = require_key(job.presented)?;
-    let scope = TokenScope::named(kind).ok_or(Shape::NotAString("token_type".into()))?;
-    let token = format!("sutkn_{}", trace_id());
-    job.world.state().tokens.add(&token, scope, key, clock::now());
-    Ok(Answer::document(&json!({ "token": token })))
+pub(super) fn issue_token(
+    context: OperationContext<'_>,
+    token_type: &str,
+) -> Result<ProviderResponse, Refusal> {
+    let key = require_key(context.presented_key)?;
+    let scope = TokenScope::parse(token_type).ok_or(RefusalKind::NotAString("token_type".into()))?;
+    let token = format!("sutkn_{}", new_trace_id());
+    context.provider.state().tokens.add(&token, scope, key, clock::now());
+    Ok(ProviderResponse::document(&json!({ "token": token })))
 }
 
-/// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host is always the provider's own
-/// (OpenAPI document), and a client connects there unless the proxy changes the URL.
-pub(super) fn signed_url(job: Job<'_>) -> Result<Answer, Refused> {
-    let (agent, signature) = conversation(job, "cvsig")?;
+/// `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host in the URL is always the
+/// provider's (OpenAPI document). A client connects to it unless the proxy changes the URL.
+pub(super) fn issue_signed_url(context: OperationContext<'_>) -> Result<ProviderResponse, Refusal> {
+    let (agent_id, signature) = issue_for_agent(context, "cvsig")?;
     let url = format!(
-        "wss://api.elevenlabs.io/v1/convai/conversation?agent_id={agent}&conversation_signature={signature}"
+        "wss://api.elevenlabs.io/v1/convai/conversation?agent_id={agent_id}&conversation_signature={signature}"
     );
-    Ok(Answer::document(&json!({ "signed_url": url })))
+    Ok(ProviderResponse::document(&json!({ "signed_url": url })))
 }
 
 /// `GET /v1/convai/conversation/token?agent_id=…`.
-pub(super) fn conversation_token(job: Job<'_>) -> Result<Answer, Refused> {
-    let (_, token) = conversation(job, "cvtkn")?;
-    Ok(Answer::document(&json!({ "token": token, "conversation_id": format!("conv_{}", trace_id()) })))
+pub(super) fn issue_conversation_token(context: OperationContext<'_>) -> Result<ProviderResponse, Refusal> {
+    let (_, token) = issue_for_agent(context, "cvtkn")?;
+    Ok(ProviderResponse::document(
+        &json!({ "token": token, "conversation_id": format!("conv_{}", new_trace_id()) }),
+    ))
 }
 
-fn conversation(job: Job<'_>, kind: &str) -> Result<(String, String), Refused> {
-    let parameter = query(job.query).find(|(name, _)| name == "agent_id");
-    let (_, agent) = parameter.ok_or(Shape::FieldMissing("agent_id".into()))?;
-    let key = require_key(job.presented)?;
-    let mut state = job.world.state();
-    state.accounts.permit(key, "convai_write")?;
+/// Issues a token for the agent in the query, and returns the agent's identifier and the token.
+fn issue_for_agent(context: OperationContext<'_>, prefix: &str) -> Result<(String, String), Refusal> {
+    let agent_id = query_value(context.query, "agent_id");
+    let agent_id = agent_id.ok_or(RefusalKind::FieldMissing("agent_id".into()))?;
+    let key = require_key(context.presented_key)?;
+    let mut state = context.provider.state();
+    state.accounts.check_permission(key, "convai_write")?;
     // A key grants access to agents of its own workspace only.
-    if state.accounts.agent_payer(&agent, Some(key))? != key {
-        return Err(Refused::with_subject(Shape::AgentNotFound, agent));
+    if state.accounts.agent_payer(&agent_id, Some(key))? != key {
+        return Err(Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id));
     }
-    let token = format!("{kind}_{}", trace_id());
-    state.tokens.add(&token, TokenScope::Agent(agent.clone()), key, clock::now());
-    Ok((agent, token))
+    let token = format!("{prefix}_{}", new_trace_id());
+    state.tokens.add(&token, TokenScope::Agent(agent_id.clone()), key, clock::now());
+    Ok((agent_id, token))
 }

@@ -1,5 +1,5 @@
-//! Encodes response bodies. Brotli and Zstandard bodies consist of uncompressed blocks, which every
-//! decoder reads: tests check only whether a proxy decodes a body.
+//! Encodes response bodies. Brotli and Zstandard bodies consist of uncompressed blocks, because tests
+//! check only whether a proxy can decode a body.
 //!
 //! Sources: RFC 7932 (Brotli, 9.2), RFC 8878 (Zstandard, 3.1.1), RFC 9110 (8.4.1, `deflate` is zlib).
 
@@ -91,7 +91,7 @@ fn zstandard(plain: &[u8]) -> Vec<u8> {
 
 impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES.iter().find(|(_, known)| known == self).map_or("", |(name, _)| name);
+        let name = NAMES.iter().find(|(_, encoding)| encoding == self).map_or("", |(name, _)| name);
         f.write_str(name)
     }
 }
@@ -100,14 +100,14 @@ impl FromStr for Encoding {
     type Err = UnknownEncoding;
 
     fn from_str(text: &str) -> Result<Self, UnknownEncoding> {
-        let known = NAMES.into_iter().find(|(name, _)| *name == text);
-        known.map(|(_, encoding)| encoding).ok_or_else(|| UnknownEncoding(text.to_owned()))
+        let found = NAMES.into_iter().find(|(name, _)| *name == text);
+        found.map(|(_, encoding)| encoding).ok_or_else(|| UnknownEncoding(text.to_owned()))
     }
 }
 
-/// The error for an unknown encoding.
+/// An encoding that the simulator does not support.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no encoding: there are gzip, deflate, br and zstd")]
+#[error("`{0}` is not an encoding: write gzip, deflate, br or zstd")]
 pub struct UnknownEncoding(String);
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 //! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
 //! the table of refusals), the price page of 2026 (slots).
 
-use super::accounts::{Accounts, Refused, Workspace};
+use super::accounts::{Accounts, Refusal, Workspace};
 use super::models::{Model, voice_name};
-use super::plan::{PlanWording, WorkspacePlan};
-use super::shape::{Facts, Shape, fixed_refusal};
+use super::plan::{RefusalWording, WorkspacePlan};
+use super::refusal::{RefusalKind, RefusalValues, fixed_refusal};
 use super::sound::format::Format;
 
 /// The plans that differ in their features. They are ordered: a later plan includes the features of
@@ -24,7 +24,7 @@ pub(super) enum Tier {
 
 impl Tier {
     /// Parses the name of a plan. The provider has plans that are not listed here.
-    fn of(name: &str) -> Self {
+    fn parse(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
             "starter" | "go" | "trial" => Tier::Starter,
@@ -38,13 +38,13 @@ impl Tier {
 }
 
 impl WorkspacePlan {
-    pub(super) fn rank(&self) -> Tier {
-        Tier::of(&self.tier)
+    pub(super) fn tier(&self) -> Tier {
+        Tier::parse(&self.tier)
     }
 
     /// Maximum custom voices.
     pub(super) fn max_voices(&self) -> u64 {
-        self.voice_limit.unwrap_or(match self.rank() {
+        self.voice_limit.unwrap_or(match self.tier() {
             Tier::Free => 3,
             Tier::Starter => 10,
             Tier::Creator => 30,
@@ -55,7 +55,7 @@ impl WorkspacePlan {
 
     /// Maximum professional voices.
     pub(super) fn max_professional_voices(&self) -> u64 {
-        match self.rank() {
+        match self.tier() {
             Tier::Free | Tier::Starter => 0,
             Tier::Creator | Tier::Pro => 1,
             Tier::Scale => 3,
@@ -63,81 +63,84 @@ impl WorkspacePlan {
     }
 
     pub(super) fn can_clone(&self) -> bool {
-        self.rank() > Tier::Free
+        self.tier() > Tier::Free
     }
 
-    /// The refusal in the wording of this workspace, which may be an older one.
-    fn in_plan_wording(&self, names: [&'static str; 3]) -> Shape {
-        let [current, old_400, old_402] = names;
-        fixed_refusal(match self.wording {
-            PlanWording::Current => current,
-            PlanWording::Old400 => old_400,
-            PlanWording::Old402 => old_402,
-        })
+    /// The refusal of a feature, whose name depends on the wording of this workspace.
+    fn refuse_feature(&self, [current, old_400, old_402]: [&'static str; 3]) -> Refusal {
+        let name = match self.wording {
+            RefusalWording::Current => current,
+            RefusalWording::Old400 => old_400,
+            RefusalWording::Old402 => old_402,
+        };
+        fixed_refusal(name).into()
     }
 
-    /// Checks whether the plan allows voices of the library without a copy.
-    ///
-    /// # Errors
-    ///
-    /// On the free plan.
-    fn library(&self) -> Result<(), Refused> {
-        if self.rank() > Tier::Free {
+    /// Checks whether the plan allows voices of the library without a copy. The free plan does not.
+    fn check_library(&self) -> Result<(), Refusal> {
+        if self.tier() > Tier::Free {
             return Ok(());
         }
-        Err(self.in_plan_wording(["library_voice", "free_users_not_allowed", "payment_required_plan"]).into())
+        Err(self.refuse_feature(["library_voice", "free_users_not_allowed", "payment_required_plan"]))
     }
 
-    fn format(&self, format: Format) -> Result<(), Refused> {
-        let needed = match format.name {
+    /// Checks whether the plan includes an audio format.
+    pub(super) fn check_format(&self, format: Format) -> Result<(), Refusal> {
+        let required_tier = match format.name {
             "mp3_44100_192" => Tier::Creator,
             "pcm_44100" | "wav_44100" => Tier::Pro,
             _ => Tier::Free,
         };
-        if self.rank() >= needed {
+        if self.tier() >= required_tier {
             return Ok(());
         }
-        let facts = Facts { format: format.name.to_owned(), ..Facts::default() };
-        Err(Refused { shape: fixed_refusal("output_format_not_allowed"), facts: Box::new(facts) })
+        let values = RefusalValues { format: format.name.to_owned(), ..RefusalValues::default() };
+        Err(Refusal::new(fixed_refusal("output_format_not_allowed"), values))
     }
 
-    fn model(&self, model: Model) -> Result<(), Refused> {
-        if !self.denied_models.iter().any(|denied| denied == model.id) {
+    /// Checks whether the workspace may use a model.
+    pub(super) fn check_model(&self, model: Model) -> Result<(), Refusal> {
+        if !self.denied_models.iter().any(|denied_model| denied_model == model.id) {
             return Ok(());
         }
-        let facts = Facts { model: model.id.to_owned(), ..Facts::default() };
-        Err(Refused { shape: fixed_refusal("model_access_denied"), facts: Box::new(facts) })
+        let values = RefusalValues { model: model.id.to_owned(), ..RefusalValues::default() };
+        Err(Refusal::new(fixed_refusal("model_access_denied"), values))
     }
 
     /// Checks the number of characters against the limit of the model on this plan.
-    fn length(&self, model: Model, characters: u64) -> Result<(), Refused> {
-        let limit = model.max_characters(self.rank() == Tier::Free);
-        if characters <= limit {
+    pub(super) fn check_length(&self, model: Model, characters: u64) -> Result<(), Refusal> {
+        let max_characters = model.max_characters(self.tier() == Tier::Free);
+        if characters <= max_characters {
             return Ok(());
         }
-        let shape = match self.wording {
-            PlanWording::Current => Shape::TextTooLong,
-            PlanWording::Old400 | PlanWording::Old402 => fixed_refusal("max_character_limit_exceeded"),
+        let kind = match self.wording {
+            RefusalWording::Current => RefusalKind::TextTooLong,
+            RefusalWording::Old400 | RefusalWording::Old402 => fixed_refusal("max_character_limit_exceeded"),
         };
-        let facts =
-            Facts { needed: characters, bound: limit, subject: model.id.to_owned(), ..Facts::default() };
-        Err(Refused { shape, facts: Box::new(facts) })
+        let values = RefusalValues {
+            requested_amount: characters,
+            max_count: max_characters,
+            object_id: model.id.to_owned(),
+            ..RefusalValues::default()
+        };
+        Err(Refusal::new(kind, values))
     }
+}
+
+/// Checks whether one of `max_slots` slots for voices is free.
+fn check_voice_slots(used: u64, max_slots: u64) -> Result<(), Refusal> {
+    if used < max_slots {
+        return Ok(());
+    }
+    let values = RefusalValues { max_count: max_slots, ..RefusalValues::default() };
+    Err(Refusal::new(fixed_refusal("voice_limit_reached"), values))
 }
 
 impl Workspace {
     /// The number of used slots. Professional voices do not count.
     pub(super) fn voice_slots_used(&self) -> u64 {
-        let count = |list: &[String]| u64::try_from(list.len()).unwrap_or(u64::MAX);
-        count(&self.plan.voices).saturating_sub(count(&self.professional))
-    }
-
-    fn has_slot(&self, used: u64, limit: u64) -> Result<(), Refused> {
-        if used < limit {
-            return Ok(());
-        }
-        let facts = Facts { bound: limit, ..Facts::default() };
-        Err(Refused { shape: fixed_refusal("voice_limit_reached"), facts: Box::new(facts) })
+        let slots = self.plan.voices.len().saturating_sub(self.professional_voices.len());
+        u64::try_from(slots).unwrap_or(u64::MAX)
     }
 
     /// Adds an instant clone.
@@ -145,10 +148,10 @@ impl Workspace {
     /// # Errors
     ///
     /// When the plan includes no clones, or no slot is free.
-    pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refused> {
+    pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refusal> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
-            return Err(self.plan.in_plan_wording(names).into());
+            return Err(self.plan.refuse_feature(names));
         }
         self.add_voice(id)
     }
@@ -158,16 +161,16 @@ impl Workspace {
     /// # Errors
     ///
     /// When the plan does not include the library, or no slot is free.
-    pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refused> {
-        self.plan.library()?;
-        if self.plan.voices.iter().any(|own| own == id) {
+    pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refusal> {
+        self.plan.check_library()?;
+        if self.plan.voices.iter().any(|voice| voice == id) {
             return Ok(());
         }
         self.add_voice(id)
     }
 
-    fn add_voice(&mut self, id: &str) -> Result<(), Refused> {
-        self.has_slot(self.voice_slots_used(), self.plan.max_voices())?;
+    fn add_voice(&mut self, id: &str) -> Result<(), Refusal> {
+        check_voice_slots(self.voice_slots_used(), self.plan.max_voices())?;
         self.voice_edits += 1;
         self.plan.voices.push(id.to_owned());
         Ok(())
@@ -178,15 +181,15 @@ impl Workspace {
     /// # Errors
     ///
     /// When the plan includes no professional clones, or no slot is free.
-    pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refused> {
+    pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refusal> {
         let limit = self.plan.max_professional_voices();
         if limit == 0 {
             return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }
-        let used = u64::try_from(self.professional.len()).unwrap_or(u64::MAX);
-        self.has_slot(used, limit)?;
+        let used = u64::try_from(self.professional_voices.len()).unwrap_or(u64::MAX);
+        check_voice_slots(used, limit)?;
         self.plan.voices.push(id.to_owned());
-        self.professional.push(id.to_owned());
+        self.professional_voices.push(id.to_owned());
         Ok(())
     }
 
@@ -194,7 +197,7 @@ impl Workspace {
     pub(super) fn remove_voice(&mut self, id: &str) -> bool {
         let before = self.plan.voices.len();
         self.plan.voices.retain(|voice| voice != id);
-        self.professional.retain(|voice| voice != id);
+        self.professional_voices.retain(|voice| voice != id);
         self.plan.voices.len() < before
     }
 }
@@ -205,43 +208,16 @@ impl Accounts {
     /// # Errors
     ///
     /// When the voice does not exist in the workspace, or its plan does not include it.
-    pub(super) fn voice(&self, key: usize, id: &str) -> Result<String, Refused> {
-        let workspace = self.workspace(key).ok_or(Shape::InvalidKey)?;
+    pub(super) fn find_voice(&self, key: usize, id: &str) -> Result<String, Refusal> {
+        let workspace = self.workspace(key)?;
         if let Some(name) = voice_name(id, &workspace.plan.voices) {
             return Ok(name);
         }
         if !self.library.iter().any(|voice| voice == id) {
-            return Err(Refused::with_subject(Shape::VoiceNotFound, id));
+            return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
         }
-        workspace.plan.library()?;
+        workspace.plan.check_library()?;
         Ok("Library voice".to_owned())
-    }
-
-    /// Checks whether the plan of the key's workspace includes a format.
-    ///
-    /// # Errors
-    ///
-    /// When the plan does not include it.
-    pub(super) fn format(&self, key: usize, format: Format) -> Result<(), Refused> {
-        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.format(format)
-    }
-
-    /// Checks whether the plan of the key's workspace includes a model.
-    ///
-    /// # Errors
-    ///
-    /// When the plan does not include it.
-    pub(super) fn model(&self, key: usize, model: Model) -> Result<(), Refused> {
-        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.model(model)
-    }
-
-    /// Checks the number of characters against the limit of the model on this plan.
-    ///
-    /// # Errors
-    ///
-    /// When the text is too long.
-    pub(super) fn length(&self, key: usize, model: Model, characters: u64) -> Result<(), Refused> {
-        self.workspace(key).ok_or(Shape::InvalidKey)?.plan.length(model, characters)
     }
 }
 
@@ -251,22 +227,24 @@ mod tests {
 
     #[test]
     fn plans_are_in_order_and_an_unknown_plan_has_all_features() {
-        let order = ["free", "starter", "creator", "pro", "scale"].map(Tier::of);
+        let order = ["free", "starter", "creator", "pro", "scale"].map(Tier::parse);
         assert!(order.is_sorted_by(|earlier, later| earlier < later));
         for name in ["scale_2024_08_10", "growing_business", "enterprise", "grant_tier_2", ""] {
-            assert_eq!(Tier::of(name), Tier::Scale, "{name}");
+            assert_eq!(Tier::parse(name), Tier::Scale, "{name}");
         }
-        assert_eq!(["go", "trial", "payg"].map(Tier::of), [Tier::Starter, Tier::Starter, Tier::Creator]);
+        assert_eq!(["go", "trial", "payg"].map(Tier::parse), [Tier::Starter, Tier::Starter, Tier::Creator]);
     }
 
     #[test]
     fn each_wording_has_a_refusal() {
-        for wording in [PlanWording::Current, PlanWording::Old400, PlanWording::Old402] {
+        for wording in [RefusalWording::Current, RefusalWording::Old400, RefusalWording::Old402] {
             let plan = WorkspacePlan { tier: "free".into(), wording, ..WorkspacePlan::default() };
-            let refused =
-                [plan.library().unwrap_err(), plan.format(Format::named("pcm_44100").unwrap()).unwrap_err()];
-            for refused in refused {
-                assert!(matches!(refused.shape, Shape::Fixed(_)), "{refused:?}");
+            let refusal = [
+                plan.check_library().unwrap_err(),
+                plan.check_format(Format::find("pcm_44100").unwrap()).unwrap_err(),
+            ];
+            for refusal in refusal {
+                assert!(matches!(refusal.kind, RefusalKind::Fixed(_)), "{refusal:?}");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The faults of the simulator, and their text form. `script` stores their order.
+//! The scripted faults of HTTP requests and WebSocket sessions, and their text form. `script` stores
+//! their order.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +8,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
 use super::encoding::{Encoding, UnknownEncoding};
-use super::shape::{Shape, UnknownShape};
+use super::refusal::{RefusalKind, UnknownRefusal};
 
 /// The fault of one request, or of one WebSocket session.
 ///
-/// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Answer`,
+/// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Respond`,
 /// `HugeError`, `EndlessError`, `GarbledError`) replace the 101 of the handshake. The effect of the
 /// other faults on a WebSocket is described with each. On a request without a handshake, `After` is
 /// the same as `Pass`.
@@ -21,29 +22,29 @@ pub enum Fault {
     Pass,
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
     /// session, in its own format: before the server's first message, or after the client's first.
-    Refuse(Shape),
+    Refuse(RefusalKind),
     /// Refuses immediately after the head was read. The body is drained afterwards.
-    EarlyRefuse(Shape),
+    EarlyRefuse(RefusalKind),
     /// Refuses after `bytes` bytes of the body. The rest is drained afterwards. On a WebSocket the
     /// bytes of the client's messages count.
     MidRefuse {
         /// Bytes to read before the refusal.
         bytes: u64,
         /// The refusal.
-        shape: Shape,
+        refusal: RefusalKind,
     },
     /// As `Refuse`, with the body gzip-encoded.
-    Gzip(Shape),
+    Gzip(RefusalKind),
     /// As `Refuse`, with the body encoded by each of `encodings` in turn.
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
         /// The refusal.
-        shape: Shape,
+        refusal: RefusalKind,
     },
     /// Reads the whole request and sends exactly this response, for refusals that the catalogue
     /// does not contain. Nothing is charged.
-    Answer {
+    Respond {
         /// The status, 200 to 599.
         status: u16,
         /// Headers that replace common headers of the same name. An empty value removes the header.
@@ -64,7 +65,7 @@ pub enum Fault {
         /// The delay in milliseconds.
         ms: u64,
     },
-    /// Delays each piece of the body, or each WebSocket message, except the first.
+    /// Delays each chunk of the body, or each WebSocket message, except the first.
     SlowBody {
         /// The delay in milliseconds.
         ms: u64,
@@ -88,20 +89,20 @@ pub enum Fault {
     EndlessError,
     /// A quota refusal with an invalid gzip body.
     GarbledError,
-    /// Applies `turn` to a session after `messages` messages were sent.
+    /// Applies `fault` to a session after `messages` messages were sent.
     After {
-        /// Messages to send before the turn; 0 for the time at which `Refuse` is sent.
+        /// Messages to send before the fault; 0 for the time at which `Refuse` is sent.
         messages: u64,
         /// The fault.
-        turn: Turn,
+        fault: SessionFault,
     },
 }
 
 /// The fault of a running WebSocket session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum SessionFault {
     /// The session is refused, in the format of its WebSocket.
-    Refuse(Shape),
+    Refuse(RefusalKind),
     /// The session is closed.
     Close {
         /// The close code.
@@ -113,12 +114,12 @@ pub enum Turn {
     Cut,
     /// The connection is reset without a close frame.
     Reset,
-    /// Nothing more is sent. Messages of the client are still read.
+    /// The session sends nothing further, and still reads messages of the client.
     Stall,
     /// The text is sent as a message, and the session continues.
-    Say(String),
+    Send(String),
     /// The text is sent as a message, and the session is closed.
-    Last {
+    SendAndClose {
         /// The close code.
         code: u16,
         /// The text.
@@ -131,34 +132,36 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
         let text = text.trim();
-        if let Some(shape) = text.strip_prefix("early:") {
-            return Ok(Fault::EarlyRefuse(shape.parse()?));
+        if let Some(refusal) = text.strip_prefix("early:") {
+            return Ok(Fault::EarlyRefuse(refusal.parse()?));
         }
-        if let Some((bytes, shape)) = text.strip_prefix("mid=").and_then(|text| text.split_once(':')) {
-            return Ok(Fault::MidRefuse { bytes: count_of_bytes(bytes)?, shape: shape.parse()? });
-        }
-        if let Some((messages, turn)) = text.strip_prefix("after=").and_then(|text| text.split_once(':')) {
-            let messages = messages.parse().map_err(|_| FaultError::Messages(messages.to_owned()))?;
-            return Ok(Fault::After { messages, turn: turn.parse()? });
-        }
-        if let Some(shape) = text.strip_prefix("gzip:") {
-            return Ok(Fault::Gzip(shape.parse()?));
-        }
-        if let Some((encodings, shape)) = text.strip_prefix("encoded=").and_then(|text| text.split_once(':'))
-        {
-            let encodings = encodings.split(',').map(|name| name.trim().parse()).collect::<Result<_, _>>()?;
-            return Ok(Fault::Encoded { encodings, shape: shape.parse()? });
-        }
-        if let Some(answer) = text.strip_prefix("answer=") {
-            return parse_answer(answer).ok_or_else(|| FaultError::Answer(answer.to_owned()));
+        if let Some(refusal) = text.strip_prefix("gzip:") {
+            return Ok(Fault::Gzip(refusal.parse()?));
         }
         if let Some((name, value)) = text.split_once('=') {
-            match name {
-                "stall" => return Ok(Fault::Stall { ms: milliseconds(value)? }),
-                "slow_head" => return Ok(Fault::SlowHead { ms: milliseconds(value)? }),
-                "slow_body" => return Ok(Fault::SlowBody { ms: milliseconds(value)? }),
-                "cut" => return Ok(Fault::CutAfter { bytes: count_of_bytes(value)? }),
-                "close" | "say" | "last" => return Ok(Fault::After { messages: 0, turn: text.parse()? }),
+            match (name, value.split_once(':')) {
+                ("mid", Some((bytes, refusal))) => {
+                    return Ok(Fault::MidRefuse { bytes: parse_bytes(bytes)?, refusal: refusal.parse()? });
+                }
+                ("after", Some((messages, fault))) => {
+                    let messages = messages.parse().map_err(|_| FaultError::Messages(messages.to_owned()))?;
+                    return Ok(Fault::After { messages, fault: fault.parse()? });
+                }
+                ("encoded", Some((encodings, refusal))) => {
+                    let encodings = encodings.split(',').map(|name| name.trim().parse());
+                    let encodings = encodings.collect::<Result<_, _>>()?;
+                    return Ok(Fault::Encoded { encodings, refusal: refusal.parse()? });
+                }
+                ("answer", _) => {
+                    return parse_response(value).ok_or_else(|| FaultError::Response(value.to_owned()));
+                }
+                ("stall", _) => return Ok(Fault::Stall { ms: parse_milliseconds(value)? }),
+                ("slow_head", _) => return Ok(Fault::SlowHead { ms: parse_milliseconds(value)? }),
+                ("slow_body", _) => return Ok(Fault::SlowBody { ms: parse_milliseconds(value)? }),
+                ("cut", _) => return Ok(Fault::CutAfter { bytes: parse_bytes(value)? }),
+                ("close" | "say" | "last", _) => {
+                    return Ok(Fault::After { messages: 0, fault: text.parse()? });
+                }
                 _ => {}
             }
         }
@@ -170,61 +173,61 @@ impl FromStr for Fault {
             "huge" => Ok(Fault::HugeError),
             "endless" => Ok(Fault::EndlessError),
             "garbled" => Ok(Fault::GarbledError),
-            other => Ok(Fault::Refuse(other.parse()?)),
+            name => Ok(Fault::Refuse(name.parse()?)),
         }
     }
 }
 
-impl FromStr for Turn {
+impl FromStr for SessionFault {
     type Err = FaultError;
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
         match (text, text.split_once('=')) {
-            ("cut", _) => Ok(Turn::Cut),
-            ("reset", _) => Ok(Turn::Reset),
-            ("stall", _) => Ok(Turn::Stall),
-            (_, Some(("say", text))) => Ok(Turn::Say(text.to_owned())),
+            ("cut", _) => Ok(SessionFault::Cut),
+            ("reset", _) => Ok(SessionFault::Reset),
+            ("stall", _) => Ok(SessionFault::Stall),
+            (_, Some(("say", text))) => Ok(SessionFault::Send(text.to_owned())),
             (_, Some(("last", text))) => {
                 let (code, message) = text.split_once('/').unwrap_or((text, ""));
                 let code = close_code(code).ok_or_else(|| FaultError::Close(text.to_owned()))?;
-                Ok(Turn::Last { code, text: message.to_owned() })
+                Ok(SessionFault::SendAndClose { code, text: message.to_owned() })
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
                 // A control frame has at most 125 bytes, of which the code takes two.
                 match close_code(code).filter(|_| reason.len() <= 123) {
-                    Some(code) => Ok(Turn::Close { code, reason: reason.to_owned() }),
+                    Some(code) => Ok(SessionFault::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),
                 }
             }
-            _ => Ok(Turn::Refuse(text.parse()?)),
+            _ => Ok(SessionFault::Refuse(text.parse()?)),
         }
     }
 }
 
 /// Parses a close code that an endpoint may send (RFC 6455, 7.4).
 fn close_code(text: &str) -> Option<u16> {
-    let sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
-    text.parse().ok().filter(sendable)
+    let is_sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
+    text.parse().ok().filter(is_sendable)
 }
 
-impl fmt::Display for Turn {
+impl fmt::Display for SessionFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Turn::Refuse(shape) => write!(f, "{shape}"),
-            Turn::Close { code, reason } if reason.is_empty() => write!(f, "close={code}"),
-            Turn::Close { code, reason } => write!(f, "close={code}/{reason}"),
-            Turn::Cut => f.write_str("cut"),
-            Turn::Reset => f.write_str("reset"),
-            Turn::Stall => f.write_str("stall"),
-            Turn::Say(text) => write!(f, "say={text}"),
-            Turn::Last { code, text } => write!(f, "last={code}/{text}"),
+            SessionFault::Refuse(refusal) => write!(f, "{refusal}"),
+            SessionFault::Close { code, reason } if reason.is_empty() => write!(f, "close={code}"),
+            SessionFault::Close { code, reason } => write!(f, "close={code}/{reason}"),
+            SessionFault::Cut => f.write_str("cut"),
+            SessionFault::Reset => f.write_str("reset"),
+            SessionFault::Stall => f.write_str("stall"),
+            SessionFault::Send(text) => write!(f, "say={text}"),
+            SessionFault::SendAndClose { code, text } => write!(f, "last={code}/{text}"),
         }
     }
 }
 
 /// Parses `402/BODY` or `402[NAME: VALUE][NAME: VALUE]/BODY`.
-fn parse_answer(text: &str) -> Option<Fault> {
+fn parse_response(text: &str) -> Option<Fault> {
     let end = text.find(['[', '/']).unwrap_or(text.len());
     let status = text.get(..end)?.parse().ok().filter(|status| (200..600).contains(status))?;
     let mut rest = text.get(end..)?;
@@ -239,15 +242,15 @@ fn parse_answer(text: &str) -> Option<Fault> {
         rest = after;
     }
     let body = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
-    Some(Fault::Answer { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) })
+    Some(Fault::Respond { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) })
 }
 
-fn count_of_bytes(text: &str) -> Result<u64, FaultError> {
+fn parse_bytes(text: &str) -> Result<u64, FaultError> {
     text.parse().map_err(|_| FaultError::Bytes(text.to_owned()))
 }
 
 /// Parses `5s`, `250ms`, or a plain number of milliseconds.
-fn milliseconds(text: &str) -> Result<u64, FaultError> {
+fn parse_milliseconds(text: &str) -> Result<u64, FaultError> {
     let number = |digits: &str| digits.parse::<u64>().map_err(|_| FaultError::Duration(text.to_owned()));
     if let Some(digits) = text.strip_suffix("ms") {
         number(digits)
@@ -262,15 +265,15 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Pass => f.write_str("pass"),
-            Fault::Refuse(shape) => write!(f, "{shape}"),
-            Fault::EarlyRefuse(shape) => write!(f, "early:{shape}"),
-            Fault::MidRefuse { bytes, shape } => write!(f, "mid={bytes}:{shape}"),
-            Fault::Gzip(shape) => write!(f, "gzip:{shape}"),
-            Fault::Encoded { encodings, shape } => {
+            Fault::Refuse(refusal) => write!(f, "{refusal}"),
+            Fault::EarlyRefuse(refusal) => write!(f, "early:{refusal}"),
+            Fault::MidRefuse { bytes, refusal } => write!(f, "mid={bytes}:{refusal}"),
+            Fault::Gzip(refusal) => write!(f, "gzip:{refusal}"),
+            Fault::Encoded { encodings, refusal } => {
                 let names: Vec<_> = encodings.iter().map(ToString::to_string).collect();
-                write!(f, "encoded={}:{shape}", names.join(","))
+                write!(f, "encoded={}:{refusal}", names.join(","))
             }
-            Fault::Answer { status, headers, body } => {
+            Fault::Respond { status, headers, body } => {
                 write!(f, "answer={status}")?;
                 for (name, value) in headers {
                     write!(f, "[{name}: {value}]")?;
@@ -287,7 +290,7 @@ impl fmt::Display for Fault {
             Fault::HugeError => f.write_str("huge"),
             Fault::EndlessError => f.write_str("endless"),
             Fault::GarbledError => f.write_str("garbled"),
-            Fault::After { messages, turn } => write!(f, "after={messages}:{turn}"),
+            Fault::After { messages, fault } => write!(f, "after={messages}:{fault}"),
         }
     }
 }
@@ -295,30 +298,32 @@ impl fmt::Display for Fault {
 /// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// No fault or refusal has this name.
+    /// The name is not that of a fault or a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on sockets after=MESSAGES:TURN, where a turn is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on WebSockets after=MESSAGES:FAULT, where FAULT is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
-    Unknown(#[from] UnknownShape),
+    Unknown(#[from] UnknownRefusal),
     /// An invalid duration.
-    #[error("`{0}` is no time: write 5s, 250ms or a number of milliseconds")]
+    #[error("`{0}` is not a time: write 5s, 250ms or a number of milliseconds")]
     Duration(String),
     /// An invalid number of bytes.
-    #[error("`{0}` is no number of bytes")]
+    #[error("`{0}` is not a number of bytes")]
     Bytes(String),
     /// An invalid number of messages.
-    #[error("`{0}` is no number of messages")]
+    #[error("`{0}` is not a number of messages")]
     Messages(String),
-    /// An unknown encoding.
+    /// An encoding that the simulator does not support.
     #[error(transparent)]
     Encoding(#[from] UnknownEncoding),
-    /// An invalid response.
+    /// A response that cannot be parsed.
     #[error(
-        "`{0}` is no answer: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with 200 to 599 and as many headers as there are"
+        "`{0}` is not a response: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with a status of 200 to 599 and any number of headers"
     )]
-    Answer(String),
-    /// An invalid content of a close frame.
-    #[error("`{0}` is no close: write CODE or CODE/REASON, with 1000 to 4999 and at most 123 bytes")]
+    Response(String),
+    /// A close code or a close reason that cannot be sent.
+    #[error(
+        "`{0}` is not a close: write CODE or CODE/REASON, with a code of 1000 to 4999 and a reason of at most 123 bytes"
+    )]
     Close(String),
 }
 
@@ -326,17 +331,29 @@ pub enum FaultError {
 mod tests {
     use super::*;
     use crate::elevenlabs::refusal::examples;
-    use crate::simulator::shape::NAMED;
+    use crate::simulator::refusal::NAMED;
 
     #[test]
     fn a_printed_fault_is_parsed_unchanged() {
-        let plain =
-            ["pass", "stall=250ms", "slow_head=5000ms", "slow_body=1ms", "cut=0", "cut=70000", "close"];
-        let more =
-            ["close_unread", "server_error", "huge", "endless", "garbled", "missing_permissions=user_read"];
-        let last =
-            ["rate_limit=7", "early:quota", "mid=5000:quota", "gzip:rate_limit=1", "unprocessable=text"];
-        let sockets = [
+        for text in [
+            "pass",
+            "stall=250ms",
+            "slow_head=5000ms",
+            "slow_body=1ms",
+            "cut=0",
+            "cut=70000",
+            "close",
+            "close_unread",
+            "server_error",
+            "huge",
+            "endless",
+            "garbled",
+            "missing_permissions=user_read",
+            "rate_limit=7",
+            "early:quota",
+            "mid=5000:quota",
+            "gzip:rate_limit=1",
+            "unprocessable=text",
             "after=3:quota",
             "after=0:close=1011",
             "after=1:close=1008/a reason: with = and /",
@@ -346,68 +363,65 @@ mod tests {
             r#"after=1:say={"message_type":"queue_overflow"}"#,
             r#"after=0:last=1000/{"message_type":"queue_overflow"}"#,
             "after=0:rate_limit=7",
-        ];
-        let answers = [
             "encoded=br:rate_limit=7",
             "encoded=gzip,deflate,br,zstd:quota",
             "answer=429/",
             r#"answer=402/{"detail":{"code":"payment_required"}}"#,
             "answer=429[content-type: text/html; charset=utf-8][cf-ray: 1/2]/error code: 1015",
             "answer=200[x-trace-id: ][character-cost: 5000]/a[b]/c",
-        ];
-        for text in plain.into_iter().chain(more).chain(last).chain(sockets).chain(answers) {
+        ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
-        for (name, shape) in NAMED {
-            assert_eq!(name.parse::<Shape>().unwrap(), shape);
-            assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
+        for (name, refusal) in NAMED {
+            assert_eq!(name.parse::<RefusalKind>().unwrap(), refusal);
+            assert_eq!(refusal.to_string().parse::<RefusalKind>().unwrap(), refusal);
         }
         for fixed in examples() {
-            let shape = Shape::Fixed(fixed);
-            assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
+            let refusal = RefusalKind::Fixed(fixed);
+            assert_eq!(refusal.to_string().parse::<RefusalKind>().unwrap(), refusal);
         }
     }
 
     #[test]
-    fn times_are_seconds_milliseconds_or_plain() {
+    fn times_are_seconds_or_milliseconds() {
         for (text, ms) in [("stall=5s", 5_000), ("stall=200ms", 200), (" stall=30 ", 30)] {
             assert_eq!(text.parse::<Fault>().unwrap(), Fault::Stall { ms });
         }
     }
 
     #[test]
-    fn a_close_needs_no_number_of_messages_and_its_reason_has_a_bound() {
-        let close = |reason: &str| Turn::Close { code: 1_011, reason: reason.to_owned() };
-        assert_eq!("close=1011/x".parse::<Fault>().unwrap(), Fault::After { messages: 0, turn: close("x") });
+    fn a_close_without_messages_is_immediate_and_its_reason_is_limited() {
+        let close = |reason: &str| SessionFault::Close { code: 1_011, reason: reason.to_owned() };
+        assert_eq!("close=1011/x".parse::<Fault>().unwrap(), Fault::After { messages: 0, fault: close("x") });
         let longest = "r".repeat(123);
-        assert_eq!(format!("close=1011/{longest}").parse::<Turn>().unwrap(), close(&longest));
-        format!("close=1011/{longest}r").parse::<Turn>().unwrap_err();
+        assert_eq!(format!("close=1011/{longest}").parse::<SessionFault>().unwrap(), close(&longest));
+        format!("close=1011/{longest}r").parse::<SessionFault>().unwrap_err();
     }
 
     #[test]
-    fn an_invalid_fault_is_explained() {
+    fn an_invalid_fault_is_refused_with_an_explanation() {
         for (text, part) in [
-            ("qota", "`qota` is no refusal: the names are quota,"),
+            ("qota", "`qota` is not a refusal: the names are quota,"),
             ("qota", "other faults are pass, stall=TIME"),
-            ("stall=fast", "`fast` is no time: write 5s"),
-            ("cut=some", "`some` is no number of bytes"),
-            ("quota=5", "`quota=5` is no refusal"),
-            ("rate_limit=soon", "`rate_limit=soon` is no refusal"),
-            ("early:", "`` is no refusal"),
-            ("after=some:cut", "`some` is no number of messages"),
-            ("after=1:", "`` is no refusal"),
-            ("close=999", "`999` is no close: write CODE"),
-            ("close=1005", "`1005` is no close"),
-            ("close=5000", "`5000` is no close"),
-            ("last=1005/x", "`1005/x` is no close"),
-            ("encoded=lzma:quota", "`lzma` is no encoding: there are gzip, deflate, br and zstd"),
-            ("encoded=:quota", "`` is no encoding"),
-            ("answer=", "`` is no answer: write STATUS/BODY"),
-            ("answer=199/", "`199/` is no answer"),
-            ("answer=600/", "`600/` is no answer"),
-            ("answer=402[a b: c]/", "is no answer"),
-            ("answer=402[a: b/", "is no answer"),
-            ("answer=402 x", "is no answer"),
+            ("stall=fast", "`fast` is not a time: write 5s"),
+            ("cut=some", "`some` is not a number of bytes"),
+            ("quota=5", "`quota=5` is not a refusal"),
+            ("rate_limit=soon", "`rate_limit=soon` is not a refusal"),
+            ("early:", "`` is not a refusal"),
+            ("after=some:cut", "`some` is not a number of messages"),
+            ("after=1:", "`` is not a refusal"),
+            ("close=999", "`999` is not a close: write CODE"),
+            ("close=1005", "`1005` is not a close"),
+            ("close=5000", "`5000` is not a close"),
+            ("last=1005/x", "`1005/x` is not a close"),
+            ("encoded=lzma:quota", "`lzma` is not an encoding: write gzip, deflate, br or zstd"),
+            ("encoded=:quota", "`` is not an encoding"),
+            ("answer=", "`` is not a response: write STATUS/BODY"),
+            ("answer=199/", "`199/` is not a response"),
+            ("answer=600/", "`600/` is not a response"),
+            ("answer=402[a b: c]/", "is not a response"),
+            ("answer=402[a: b/", "is not a response"),
+            ("answer=402 x", "is not a response"),
         ] {
             let message = text.parse::<Fault>().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

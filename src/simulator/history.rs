@@ -1,18 +1,20 @@
-//! The history of a workspace. Audio is not stored, because the same text gives the same audio
-//! again.
+//! Stores the history of a workspace's generated speech. Audio is not stored, because it can be
+//! generated again from the text.
 
 use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
+use super::accounts::Refusal;
+use super::refusal::RefusalKind;
 use super::sound::format::Format;
-
-/// The newest items, newest first.
-#[derive(Debug)]
-pub(super) struct History(pub(super) VecDeque<HistoryItem>);
 
 /// Older items are dropped to bound the memory of a long test.
 const MAX_ITEMS: usize = 200;
+
+/// The items, newest first.
+#[derive(Debug, Default)]
+pub(super) struct History(VecDeque<HistoryItem>);
 
 #[derive(Clone, Debug)]
 pub(super) struct HistoryItem {
@@ -34,8 +36,9 @@ impl History {
         self.0.push_front(item);
     }
 
-    pub(super) fn find(&self, id: &str) -> Option<&HistoryItem> {
-        self.0.iter().find(|item| item.id == id)
+    pub(super) fn find(&self, id: &str) -> Result<&HistoryItem, Refusal> {
+        let item = self.0.iter().find(|item| item.id == id);
+        item.ok_or_else(|| Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id))
     }
 
     /// Whether the request with this id created an item.
@@ -43,7 +46,7 @@ impl History {
         self.0.iter().any(|item| item.request_id == id)
     }
 
-    /// Removes an item; returns whether it existed.
+    /// Removes an item. Returns false if it does not exist.
     pub(super) fn delete(&mut self, id: &str) -> bool {
         let before = self.0.len();
         self.0.retain(|item| item.id != id);

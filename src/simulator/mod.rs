@@ -3,33 +3,36 @@
 //! it as the upstream.
 //!
 //! It does not depend on the proxy. It reports a client's credential as a violation, because a
-//! proxy must never forward one. Read `service` first, then `shape`.
+//! proxy must never forward one. Read `service` first, then `refusal`.
 
 mod plan;
 
 mod service;
 
 mod control;
+mod query;
 mod request;
 mod route;
 
-mod job;
+mod audio_operations;
+mod context;
+mod free_operations;
 mod operations;
-mod read;
 mod speech;
 
 mod credentials;
 mod socket;
 
 mod fault;
+mod fault_response;
+mod refusal;
 mod script;
-mod shape;
 
 mod accounts;
 mod entitlement;
 mod ledger;
+mod provider;
 mod tokens;
-mod world;
 
 mod conversations;
 mod history;
@@ -39,8 +42,10 @@ mod resources;
 mod sound;
 mod subscription;
 
-mod answer;
+mod base64;
 mod encoding;
+mod response;
+mod response_body;
 mod tracked_stream;
 
 #[cfg(test)]
@@ -59,20 +64,22 @@ use tokio::sync::watch;
 use crate::tasks::Tasks;
 
 pub use self::encoding::{Encoding, UnknownEncoding};
-pub use self::fault::{Fault, FaultError, Turn};
+pub use self::fault::{Fault, FaultError, SessionFault};
 pub use self::ledger::{
     KeyEntry, Ledger, RequestSummary, SocketClose, SocketSummary, Totals, WorkspaceEntry,
 };
-pub use self::plan::{AgentPlan, Billing, KeyPlan, Plan, PlanError, PlanWording, ShownLimit, WorkspacePlan};
-pub use self::shape::{Shape, UnknownShape};
+pub use self::plan::{
+    AgentPlan, Billing, KeyPlan, Plan, PlanError, RefusalWording, ReportedLimit, WorkspacePlan,
+};
+pub use self::refusal::{RefusalKind, UnknownRefusal};
 
+use self::provider::{FaultTarget, Provider};
 use self::script::Script;
 use self::service::Service;
 use self::tracked_stream::TrackedStream;
-use self::world::{FaultTarget, World};
 
-/// Timeout of a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of receiving a request's head.
+const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Delay after an accept that failed for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
@@ -80,7 +87,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
-    world: World,
+    provider: Provider,
     tasks: Tasks,
     /// Dropped with the simulator. All connections end then.
     alive: watch::Sender<()>,
@@ -95,12 +102,11 @@ impl Simulator {
     pub async fn start(listener: TcpListener, plan: Plan) -> io::Result<Simulator> {
         plan.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let address = listener.local_addr()?;
-        let simulator =
-            Self { address, world: World::new(&plan), tasks: Tasks::new(), alive: watch::Sender::new(()) };
-        let shutdown = simulator.alive.subscribe();
-        let accepting = accept(listener, simulator.world.clone(), simulator.tasks.clone(), shutdown.clone());
-        spawn_until(shutdown, &simulator.tasks, accepting);
-        Ok(simulator)
+        let (provider, tasks) = (Provider::new(plan), Tasks::new());
+        let (alive, shutdown) = watch::channel(());
+        let accept_loop = accept_connections(listener, provider.clone(), tasks.clone(), shutdown.clone());
+        spawn_until(shutdown, &tasks, accept_loop);
+        Ok(Self { address, provider, tasks, alive })
     }
 
     /// The address of the listener.
@@ -118,20 +124,19 @@ impl Simulator {
     /// The requests and charges since the start. A request is included before its response is sent.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
-        self.world.ledger()
+        self.provider.ledger()
     }
 
-    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. It has no
-    /// timeout.
+    /// Waits without a timeout until the ledger fulfils `condition`, so that a test need not sleep.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future only ends the wait.
     pub async fn until(&self, mut condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-        let mut changes = self.world.changes();
+        let mut changes = self.provider.changes();
         loop {
             changes.mark_unchanged();
-            let ledger = self.world.ledger();
+            let ledger = self.provider.ledger();
             if condition(&ledger) {
                 return ledger;
             }
@@ -143,18 +148,18 @@ impl Simulator {
     /// Appends `faults` to the queue of a key. Each of its next requests takes one. A key that is
     /// not in the plan is a violation, so that a typo is reported.
     pub fn script(&self, key: &str, faults: Vec<Fault>) {
-        self.change(FaultTarget::Key(key), |script| script.add(None, faults));
+        self.update_script(FaultTarget::Key(key), |script| script.queue(None, faults));
     }
 
     /// Appends `faults` to the queue of a key for one route only, see [`Simulator::always_on`].
     pub fn script_on(&self, key: &str, route: &str, faults: Vec<Fault>) {
-        self.change(FaultTarget::Key(key), |script| script.add(Some(route), faults));
+        self.update_script(FaultTarget::Key(key), |script| script.queue(Some(route), faults));
     }
 
     /// Sets the permanent fault of a key, which applies while its queue of faults is empty. `None`
     /// removes the fault. A key that is not in the plan is a violation.
     pub fn always(&self, key: &str, fault: Option<Fault>) {
-        self.change(FaultTarget::Key(key), |script| script.set(None, fault));
+        self.update_script(FaultTarget::Key(key), |script| script.set_permanent(None, fault));
     }
 
     /// Sets the permanent fault of a key on a route; `None` removes it. `route` is the beginning of
@@ -162,37 +167,41 @@ impl Simulator {
     /// /v1/voices`. A fault of a route takes precedence over the faults of the key, and does not
     /// affect other routes. With [`Fault::Pass`] the route is served in spite of other faults.
     pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
-        self.change(FaultTarget::Key(key), |script| script.set(Some(route), fault));
+        self.update_script(FaultTarget::Key(key), |script| script.set_permanent(Some(route), fault));
     }
 
     /// Sets the permanent fault of a route for requests with any key or none. A fault of a key on
     /// the same route takes precedence.
     pub fn for_all_requests_on(&self, route: &str, fault: Option<Fault>) {
-        self.change(FaultTarget::EveryKey, |script| script.set(Some(route), fault));
+        self.update_script(FaultTarget::AllRequests, |script| script.set_permanent(Some(route), fault));
     }
 
-    fn change(&self, target: FaultTarget<'_>, change: impl FnOnce(&mut Script)) {
-        if !self.world.with_script(target, change) {
-            self.world.record_violation("a fault was set for a key that is not in the plan".to_owned());
+    fn update_script(&self, target: FaultTarget<'_>, update: impl FnOnce(&mut Script)) {
+        if !self.provider.update_script(target, update) {
+            self.provider.record_violation("a fault was set for a key that is not in the plan".to_owned());
         }
     }
 
     /// Closes all connections, even in the middle of a response, and waits until they are closed.
     pub async fn stop(self) {
-        let Self { address: _, world: _, tasks, alive } = self;
-        drop(alive);
-        tasks.ended().await;
+        drop(self.alive);
+        self.tasks.ended().await;
     }
 }
 
-async fn accept(listener: TcpListener, world: World, tasks: Tasks, shutdown: watch::Receiver<()>) {
+async fn accept_connections(
+    listener: TcpListener,
+    provider: Provider,
+    tasks: Tasks,
+    shutdown: watch::Receiver<()>,
+) {
     loop {
         let Ok((stream, _peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
-        let serving = serve(stream, world.clone(), tasks.clone(), shutdown.clone());
-        spawn_until(shutdown.clone(), &tasks, serving);
+        let connection = serve_connection(stream, provider.clone(), tasks.clone(), shutdown.clone());
+        spawn_until(shutdown.clone(), &tasks, connection);
     }
 }
 
@@ -211,15 +220,20 @@ fn spawn_until(
     });
 }
 
-async fn serve(stream: TcpStream, world: World, tasks: Tasks, shutdown: watch::Receiver<()>) {
+async fn serve_connection(
+    stream: TcpStream,
+    provider: Provider,
+    tasks: Tasks,
+    shutdown: watch::Receiver<()>,
+) {
     // Responses are streamed in small chunks. If the option cannot be set, they are only delayed.
     let _set = stream.set_nodelay(true);
     let (stream, flushes) = TrackedStream::new(stream);
-    let service = Service { world, tasks, flushes, shutdown };
+    let service = Service { provider, tasks, flushes, shutdown };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(stream, service_fn(move |request| service.clone().answer(request)))
+        .header_read_timeout(REQUEST_HEAD_TIMEOUT)
+        .serve_connection(stream, service_fn(move |request| service.clone().respond(request)))
         .with_upgrades();
     // An error means that the client disconnected or a fault closed the connection. The ledger
     // records both.

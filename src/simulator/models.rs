@@ -9,7 +9,7 @@ pub(super) struct Model {
     pub(super) id: &'static str,
     name: &'static str,
     /// Thousandths of a credit per character (`character_cost_multiplier`).
-    pub(super) credits_per_mille: u64,
+    credits_per_mille: u64,
     /// Maximum characters of a request on a paid plan.
     max_characters: u64,
     /// Maximum characters of a request on the free plan.
@@ -17,7 +17,7 @@ pub(super) struct Model {
 }
 
 /// The rates are those of the model list of 2026, the limits those of the documentation. The older
-/// Turbo models are aliases of Flash.
+/// Turbo models are aliases of Flash models.
 const MODELS: [Model; 8] = [
     model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
     model("eleven_v3", "Eleven v3", 1_000, 5_000),
@@ -50,7 +50,7 @@ impl Model {
     }
 
     /// `ModelResponseModel` of the OpenAPI document.
-    fn document(&self, denied: &[String]) -> Value {
+    fn document(&self, denied_models: &[String]) -> Value {
         json!({
             "model_id": self.id,
             "name": self.name,
@@ -62,7 +62,7 @@ impl Model {
             "serves_pro_voices": false,
             "token_cost_factor": 1.0,
             "description": "A melody where the provider has a voice.",
-            "requires_alpha_access": denied.iter().any(|denied| denied == self.id),
+            "requires_alpha_access": denied_models.iter().any(|denied_model| denied_model == self.id),
             "max_characters_request_free_user": self.max_free_characters,
             "max_characters_request_subscribed_user": self.max_characters,
             "maximum_text_length_per_request": self.max_characters,
@@ -77,11 +77,11 @@ impl Model {
 }
 
 /// The list of models as a JSON array. It includes models that a workspace may not use.
-pub(super) fn models(denied: &[String]) -> Value {
-    MODELS.iter().map(|model| model.document(denied)).collect()
+pub(super) fn models(denied_models: &[String]) -> Value {
+    MODELS.iter().map(|model| model.document(denied_models)).collect()
 }
 
-/// The voice of operations whose request names none.
+/// The voice of operations whose request does not name one.
 pub(super) const DEFAULT_VOICE: &str = PREMADE[0].0;
 
 /// The voices that every account has.
@@ -91,21 +91,22 @@ const PREMADE: [(&str, &str); 3] = [
     ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
 ];
 
-/// The name of a voice that a workspace with the voices `own` can use.
-pub(super) fn voice_name(id: &str, own: &[String]) -> Option<String> {
-    let premade = PREMADE.iter().find(|(known, _)| *known == id).map(|(_, name)| (*name).to_owned());
-    premade.or_else(|| own.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
+/// The name of a voice that a workspace with these voices can use.
+pub(super) fn voice_name(id: &str, own_voices: &[String]) -> Option<String> {
+    let premade =
+        PREMADE.iter().find(|(premade_id, _)| *premade_id == id).map(|(_, name)| (*name).to_owned());
+    premade.or_else(|| own_voices.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
 }
 
-/// Every voice that a workspace with the voices `own` can use.
-pub(super) fn voices(own: &[String]) -> Vec<Value> {
+/// Every voice that a workspace with these voices can use.
+pub(super) fn voices(own_voices: &[String]) -> Vec<Value> {
     let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
-    premade.chain(own.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
+    premade.chain(own_voices.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
 }
 
 /// The document of the voice with this id.
-pub(super) fn voice_document(id: &str, own: &[String]) -> Option<Value> {
-    voices(own).into_iter().find(|voice| voice["voice_id"] == id)
+pub(super) fn voice_document(id: &str, own_voices: &[String]) -> Option<Value> {
+    voices(own_voices).into_iter().find(|voice| voice["voice_id"] == id)
 }
 
 /// `GetLibraryVoicesResponseModel` of the OpenAPI document, with all voices of the library.

@@ -2,43 +2,45 @@
 
 use serde_json::{Map, Value, json};
 
-use super::accounts::Refused;
-use super::answer::{Answer, AnswerBody, set, trace_id};
-use super::job::{Job, string};
-use super::shape::Shape;
+use super::accounts::Refusal;
+use super::context::{OperationContext, string_field};
+use super::refusal::RefusalKind;
+use super::response::{ProviderResponse, new_trace_id};
+use super::response_body::ResponseBody;
 use super::sound::Sound;
 use super::sound::format::Format;
 
 /// The minimum and maximum length (OpenAPI document: `music_length_ms` is 3 to 600 seconds).
-const MUSIC_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
-const DEFAULT_MUSIC_MS: u64 = 10_000;
+const MUSIC_LENGTH_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
+const DEFAULT_LENGTH_MS: u64 = 10_000;
 
-/// Adds the header of a music response with the song's id. No header contains the cost (captured,
+/// Adds the song's id and the cost. A music response does not report the cost in a header (captured,
 /// October 2026).
-pub(super) fn song(mut answer: Answer, cost: u64) -> Answer {
-    set(&mut answer.headers, "song-id", &trace_id());
-    answer.charged = cost;
-    answer
+pub(super) fn with_song_id(response: ProviderResponse, cost: u64) -> ProviderResponse {
+    ProviderResponse { charged: cost, ..response.with_header("song-id", &new_trace_id()) }
 }
 
-/// The body, if it contains one of `members`.
-pub(super) fn body_of(job: Job<'_>, members: &[&'static str]) -> Result<Map<String, Value>, Refused> {
-    let body = job.object()?;
-    string(&body, "prompt")?;
-    let is_present = |name: &&&'static str| body.get(**name).is_some_and(|value| !value.is_null());
-    match (members.iter().find(is_present), members.first()) {
-        (None, Some(first)) => Err(Shape::FieldMissing((*first).into()).into()),
-        (Some(_), _) | (None, None) => Ok(body),
+/// Parses the body, which must contain one of `fields`. A refusal names the first of them.
+pub(super) fn parse_body(
+    context: OperationContext<'_>,
+    fields: &[&'static str],
+) -> Result<Map<String, Value>, Refusal> {
+    let body = context.object()?;
+    string_field(&body, "prompt")?;
+    if fields.iter().all(|field| body.get(*field).is_none_or(Value::is_null)) {
+        let first = fields.first().copied().unwrap_or_default();
+        return Err(RefusalKind::FieldMissing(first.into()).into());
     }
+    Ok(body)
 }
 
 pub(super) fn duration_ms(body: &Map<String, Value>) -> u64 {
     let requested = body.get("music_length_ms").and_then(Value::as_u64);
-    requested.unwrap_or(DEFAULT_MUSIC_MS).clamp(*MUSIC_MS.start(), *MUSIC_MS.end())
+    requested.unwrap_or(DEFAULT_LENGTH_MS).clamp(*MUSIC_LENGTH_MS.start(), *MUSIC_LENGTH_MS.end())
 }
 
 /// `MusicPrompt` of the OpenAPI document.
-pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
+pub(super) fn composition_plan(body: &Map<String, Value>) -> Value {
     json!({
         "positive_global_styles": ["humming"],
         "negative_global_styles": [],
@@ -56,9 +58,9 @@ pub(super) fn plan_of(body: &Map<String, Value>) -> Value {
 pub(super) const BOUNDARY: &str = "simulated-song";
 
 /// The multipart body: a JSON part and an audio part.
-pub(super) fn detailed(body: &Map<String, Value>, sound: Sound, format: Format) -> AnswerBody {
+pub(super) fn multipart_body(body: &Map<String, Value>, sound: Sound, format: Format) -> ResponseBody {
     let metadata = json!({
-        "composition_plan": plan_of(body),
+        "composition_plan": composition_plan(body),
         "song_metadata": { "title": "A melody", "description": null, "genres": [], "languages": [], "is_explicit": false },
     });
     let head = format!(
@@ -67,5 +69,5 @@ pub(super) fn detailed(body: &Map<String, Value>, sound: Sound, format: Format) 
     );
     let tail = format!("\r\n--{BOUNDARY}--\r\n");
     let parts = std::iter::once(head.into()).chain(sound.into_blocks()).chain(std::iter::once(tail.into()));
-    AnswerBody::pieces(None, parts)
+    ResponseBody::generated(None, parts)
 }

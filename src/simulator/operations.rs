@@ -1,24 +1,25 @@
-//! The provider's other operations: changed voices, cleaned audio, dubbing, music, alignment and
-//! the studio. A table lists the requirements, the cost and the response of each.
+//! Operations of the table: changed voices, cleaned audio, dubbing, music, alignment and the studio.
+//! The table lists the requirements, the price and the response of each.
 //!
 //! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
-//! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `job`.
+//! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `context`.
 
 use http::Method;
 use serde_json::{Map, Value, json};
 
 use crate::clock;
 
-use super::accounts::Refused;
-use super::answer::{Answer, AnswerBody, set, trace_id};
-use super::job::{GeneratedAudio, Job, UPLOAD_BYTES_PER_SECOND, require_key};
+use super::accounts::Refusal;
+use super::context::{GeneratedAudio, OperationContext};
 use super::music;
-use super::resources::{Kind, Resource};
-use super::shape::{Shape, fixed_refusal};
+use super::refusal::{RefusalKind, fixed_refusal};
+use super::resources::{Resource, ResourceKind};
+use super::response::{ProviderResponse, new_trace_id};
+use super::response_body::ResponseBody;
 use super::sound::format::Format;
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
-use super::speech::{streamed, whole};
+use super::speech::{streamed_body, whole_body};
 
 /// An operation of the table.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,14 +27,13 @@ pub(super) struct Operation {
     method: &'static str,
     /// Its path segments; `{}` is an identifier.
     path: &'static str,
-    pub(super) permission: &'static str,
+    permission: &'static str,
     /// Required form parts.
     parts: &'static [&'static str],
     price: Price,
-    yields: Yields,
+    output: Output,
 }
 
-/// The price of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Price {
     Free,
@@ -43,31 +43,31 @@ enum Price {
     MusicMinute(u64),
 }
 
-/// The response of an operation.
+/// The content of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Yields {
+enum Output {
     /// Audio of the upload's length in another voice.
-    Voice(Flow),
+    Voice(AudioTransfer),
     /// Audio of the upload's length without noise.
-    Audio(Flow),
-    Music(Flow),
+    Audio(AudioTransfer),
+    Music(AudioTransfer),
     /// The music with its description, as two parts.
     DetailedMusic,
-    /// The composition plan.
-    MusicPlan,
+    CompositionPlan,
     Alignment,
-    Added(Kind),
-    List(Kind),
-    One(Kind),
-    Gone(Kind),
+    CreatedResource(ResourceKind),
+    ResourceList(ResourceKind),
+    Resource(ResourceKind),
+    DeletedResource(ResourceKind),
     DubbedAudio,
 }
 
-/// The transfer of the audio in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
+enum AudioTransfer {
+    /// With a content length.
     Whole,
-    Stream,
+    /// In chunks.
+    Streamed,
 }
 
 const fn operation(
@@ -76,42 +76,45 @@ const fn operation(
     permission: &'static str,
     parts: &'static [&'static str],
     price: Price,
-    yields: Yields,
+    output: Output,
 ) -> Operation {
-    Operation { method, path, permission, parts, price, yields }
+    Operation { method, path, permission, parts, price, output }
 }
 
 /// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
 /// documentation); the costs of the others are converted from the price lists.
-#[rustfmt::skip] // a table, one operation to a line
+#[rustfmt::skip] // a table with one operation per line
 const OPERATIONS: &[Operation] = {
-    use Flow::{Stream, Whole};
-    use Yields::{Added, Alignment, Audio, DetailedMusic, DubbedAudio, Gone, List, Music, MusicPlan, One, Voice};
-    use Kind::{Dubbing, Project};
+    use AudioTransfer::{Streamed, Whole};
+    use Output::{
+        Alignment, Audio, CompositionPlan, CreatedResource, DeletedResource, DetailedMusic, DubbedAudio, Music,
+        Resource, ResourceList, Voice,
+    };
+    use ResourceKind::{Dubbing, Project};
     use Price::{Free, MusicMinute, UploadedMinute};
     const MINUTE: Price = UploadedMinute(1_000);
     const MUSIC: Price = MusicMinute(3_000);
     &[
         operation("POST", "v1/speech-to-speech/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
-        operation("POST", "v1/speech-to-speech/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        operation("POST", "v1/speech-to-speech/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Streamed)),
         operation("POST", "v1/voice-changer/{}", "speech_to_speech", &["audio"], MINUTE, Voice(Whole)),
-        operation("POST", "v1/voice-changer/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Stream)),
+        operation("POST", "v1/voice-changer/{}/stream", "speech_to_speech", &["audio"], MINUTE, Voice(Streamed)),
         operation("POST", "v1/audio-isolation", "audio_isolation", &["audio"], MINUTE, Audio(Whole)),
-        operation("POST", "v1/audio-isolation/stream", "audio_isolation", &["audio"], MINUTE, Audio(Stream)),
-        operation("POST", "v1/dubbing", "dubbing_write", &["target_lang"], UploadedMinute(3_000), Added(Dubbing)),
-        operation("GET", "v1/dubbing", "dubbing_read", &[], Free, List(Dubbing)),
-        operation("GET", "v1/dubbing/{}", "dubbing_read", &[], Free, One(Dubbing)),
-        operation("DELETE", "v1/dubbing/{}", "dubbing_write", &[], Free, Gone(Dubbing)),
+        operation("POST", "v1/audio-isolation/stream", "audio_isolation", &["audio"], MINUTE, Audio(Streamed)),
+        operation("POST", "v1/dubbing", "dubbing_write", &["target_lang"], UploadedMinute(3_000), CreatedResource(Dubbing)),
+        operation("GET", "v1/dubbing", "dubbing_read", &[], Free, ResourceList(Dubbing)),
+        operation("GET", "v1/dubbing/{}", "dubbing_read", &[], Free, Resource(Dubbing)),
+        operation("DELETE", "v1/dubbing/{}", "dubbing_write", &[], Free, DeletedResource(Dubbing)),
         operation("GET", "v1/dubbing/{}/audio/{}", "dubbing_read", &[], Free, DubbedAudio),
         operation("POST", "v1/music", "music_generation", &[], MUSIC, Music(Whole)),
-        operation("POST", "v1/music/stream", "music_generation", &[], MUSIC, Music(Stream)),
+        operation("POST", "v1/music/stream", "music_generation", &[], MUSIC, Music(Streamed)),
         operation("POST", "v1/music/detailed", "music_generation", &[], MUSIC, DetailedMusic),
-        operation("POST", "v1/music/plan", "music_generation", &[], Free, MusicPlan),
+        operation("POST", "v1/music/plan", "music_generation", &[], Free, CompositionPlan),
         operation("POST", "v1/forced-alignment", "forced_alignment", &["file", "text"], UploadedMinute(60), Alignment),
-        operation("POST", "v1/studio/projects", "projects_write", &["name"], Free, Added(Project)),
-        operation("GET", "v1/studio/projects", "projects_read", &[], Free, List(Project)),
-        operation("GET", "v1/studio/projects/{}", "projects_read", &[], Free, One(Project)),
-        operation("DELETE", "v1/studio/projects/{}", "projects_write", &[], Free, Gone(Project)),
+        operation("POST", "v1/studio/projects", "projects_write", &["name"], Free, CreatedResource(Project)),
+        operation("GET", "v1/studio/projects", "projects_read", &[], Free, ResourceList(Project)),
+        operation("GET", "v1/studio/projects/{}", "projects_read", &[], Free, Resource(Project)),
+        operation("DELETE", "v1/studio/projects/{}", "projects_write", &[], Free, DeletedResource(Project)),
     ]
 };
 
@@ -124,224 +127,206 @@ impl Operation {
     /// # Errors
     ///
     /// The provider's 404 and 405.
-    pub(super) fn find(method: &Method, segments: &[&str]) -> Result<(&'static Self, Vec<String>), Shape> {
-        let mut other_method = None;
+    pub(super) fn find(
+        method: &Method,
+        segments: &[&str],
+    ) -> Result<(&'static Self, Vec<String>), RefusalKind> {
+        let mut allowed_method = None;
         for operation in OPERATIONS {
-            let Some(ids) = operation.ids(segments) else { continue };
+            let Some(ids) = operation.match_path(segments) else { continue };
             if operation.method == method.as_str() {
                 return Ok((operation, ids));
             }
-            other_method.get_or_insert(operation.method);
+            allowed_method.get_or_insert(operation.method);
         }
-        Err(other_method.map_or(Shape::NotFound, Shape::MethodNotAllowed))
+        Err(allowed_method.map_or(RefusalKind::NotFound, RefusalKind::MethodNotAllowed))
     }
 
-    fn ids(&self, segments: &[&str]) -> Option<Vec<String>> {
-        let expected: Vec<&str> = self.path.split('/').collect();
-        let fits = |(expected, segment): (&&str, &&str)| *expected == "{}" || expected == segment;
-        if expected.len() != segments.len() || !expected.iter().zip(segments).all(fits) {
+    /// The identifiers in a path of this operation; `None` for the path of another one.
+    fn match_path(&self, segments: &[&str]) -> Option<Vec<String>> {
+        if self.path.split('/').count() != segments.len() {
             return None;
         }
-        let ids = expected.iter().zip(segments).filter(|(expected, _)| **expected == "{}");
-        Some(ids.map(|(_, segment)| (*segment).to_owned()).collect())
+        let mut ids = Vec::new();
+        for (expected, segment) in self.path.split('/').zip(segments) {
+            if expected == "{}" {
+                ids.push((*segment).to_owned());
+            } else if expected != *segment {
+                return None;
+            }
+        }
+        Some(ids)
     }
 
     /// The cost of a request, derived from its body.
-    pub(super) fn cost(&self, job: Job<'_>) -> u64 {
+    pub(super) fn cost(&self, context: OperationContext<'_>) -> u64 {
         match self.price {
             Price::Free => 0,
-            Price::UploadedMinute(credits) => uploaded_seconds(job).saturating_mul(credits).div_ceil(60),
+            Price::UploadedMinute(credits) => context.uploaded_seconds().saturating_mul(credits).div_ceil(60),
             Price::MusicMinute(credits) => {
-                let body = job.object().unwrap_or_default();
+                let body = context.object().unwrap_or_default();
                 music::duration_ms(&body).saturating_mul(credits).div_ceil(60_000)
             }
         }
     }
 
     /// Executes the operation, with the identifiers `ids` of the path.
-    pub(super) fn answer(&self, job: Job<'_>, ids: &[String]) -> Result<Answer, Refused> {
-        if let Some(missing) = self.parts.iter().find(|part| !job.received.has_part(part)) {
-            return Err(Shape::FieldMissing((*missing).into()).into());
+    pub(super) fn execute(
+        &self,
+        context: OperationContext<'_>,
+        ids: &[String],
+    ) -> Result<ProviderResponse, Refusal> {
+        if let Some(missing) = self.parts.iter().find(|part| !context.received.has_part(part)) {
+            return Err(RefusalKind::FieldMissing((*missing).into()).into());
         }
-        let body = match self.yields {
-            Yields::Music(_) | Yields::DetailedMusic => music::body_of(job, &["prompt", "composition_plan"])?,
-            Yields::MusicPlan => music::body_of(job, &["prompt"])?,
-            Yields::Voice(_)
-            | Yields::Audio(_)
-            | Yields::Alignment
-            | Yields::Added(_)
-            | Yields::List(_)
-            | Yields::One(_)
-            | Yields::Gone(_)
-            | Yields::DubbedAudio => Map::new(),
+        let body = match self.output {
+            Output::Music(_) | Output::DetailedMusic => {
+                music::parse_body(context, &["prompt", "composition_plan"])?
+            }
+            Output::CompositionPlan => music::parse_body(context, &["prompt"])?,
+            Output::Voice(_)
+            | Output::Audio(_)
+            | Output::Alignment
+            | Output::CreatedResource(_)
+            | Output::ResourceList(_)
+            | Output::Resource(_)
+            | Output::DeletedResource(_)
+            | Output::DubbedAudio => Map::new(),
         };
         let key = if self.price == Price::Free {
-            reader(job, self.permission)?
+            context.require_permission(self.permission)?
         } else {
-            job.payer(self.permission)?
+            context.require_payer(self.permission)?
         };
         let id = ids.first().map_or("", String::as_str);
-        let cost = self.cost(job);
+        let cost = self.cost(context);
         let duration_ms = match self.price {
             Price::MusicMinute(_) => music::duration_ms(&body),
-            Price::Free | Price::UploadedMinute(_) => {
-                uploaded_seconds(job).saturating_mul(1_000).min(MAX_GENERATED_MS)
-            }
+            Price::Free | Price::UploadedMinute(_) => generated_ms(context.uploaded_seconds()),
         };
-        let sound = |format| Sound::of(Melody::lasting(self.path, duration_ms), format);
-        match self.yields {
-            Yields::Voice(flow) => {
-                let format = job.format(key)?;
-                let voice_name = job.world.state().accounts.voice(key, id)?;
-                let (admitted, slot) = job.world.admit(key, cost)?;
-                let generated = GeneratedAudio {
+        let sound = |format| Sound::new(Melody::with_duration(self.path, duration_ms), format);
+        match self.output {
+            Output::Voice(transfer) => {
+                let format = context.format(key)?;
+                let voice_name = context.provider.state().accounts.find_voice(key, id)?;
+                let (admission, slot) = context.provider.admit(key, cost)?;
+                let audio = GeneratedAudio {
                     voice_id: id.to_owned(),
                     voice_name,
                     model_id: "eleven_multilingual_sts_v2".to_owned(),
                     text: String::new(),
                     format,
                 };
-                let mut answer = job.generated(key, &admitted, generated, format.content_type());
-                answer.body = flow.body(sound(format)).with_slot(slot);
-                Ok(answer)
+                let response = context.record_audio(key, &admission, audio, format.content_type())?;
+                Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
             }
-            Yields::Audio(flow) => {
-                let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = charged(Answer::empty(&trace_id(), "audio/mpeg"), cost);
-                answer.body = flow.body(sound(Format::DEFAULT)).with_slot(slot);
-                Ok(answer)
+            Output::Audio(transfer) => {
+                let (_, slot) = context.provider.admit(key, cost)?;
+                let body = transfer.body(sound(Format::DEFAULT)).with_slot(slot);
+                Ok(ProviderResponse::empty("audio/mpeg").with_cost(cost).with_body(body))
             }
-            Yields::Music(flow) => {
-                let format = job.format(key)?;
-                let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = music::song(Answer::empty(&trace_id(), format.content_type()), cost);
-                answer.body = flow.body(sound(format)).with_slot(slot);
-                Ok(answer)
+            Output::Music(transfer) => {
+                let format = context.format(key)?;
+                let (_, slot) = context.provider.admit(key, cost)?;
+                let response = music::with_song_id(ProviderResponse::empty(format.content_type()), cost);
+                Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
             }
-            Yields::DetailedMusic => {
-                let format = job.format(key)?;
-                let (_, slot) = job.world.admit(key, cost)?;
-                let kind = format!("multipart/mixed; boundary={}", music::BOUNDARY);
-                let mut answer = music::song(Answer::empty(&trace_id(), &kind), cost);
-                answer.body = music::detailed(&body, sound(format), format).with_slot(slot);
-                Ok(answer)
+            Output::DetailedMusic => {
+                let format = context.format(key)?;
+                let (_, slot) = context.provider.admit(key, cost)?;
+                let content_type = format!("multipart/mixed; boundary={}", music::BOUNDARY);
+                let response = music::with_song_id(ProviderResponse::empty(&content_type), cost);
+                Ok(response.with_body(music::multipart_body(&body, sound(format), format).with_slot(slot)))
             }
-            Yields::MusicPlan => Ok(Answer::document(&music::plan_of(&body))),
-            Yields::Alignment => {
-                let text = job.received.part("text").unwrap_or_default();
-                let (_, slot) = job.world.admit(key, cost)?;
-                let mut answer = charged(Answer::document(&alignment(&text, duration_ms)), cost);
-                answer.body = answer.body.with_slot(slot);
-                Ok(answer)
+            Output::CompositionPlan => Ok(ProviderResponse::document(&music::composition_plan(&body))),
+            Output::Alignment => {
+                let text = context.received.part("text").unwrap_or_default();
+                let (_, slot) = context.provider.admit(key, cost)?;
+                let document = alignment(&text, duration_ms).to_string();
+                let body = ResponseBody::whole(document.into()).with_slot(slot);
+                Ok(ProviderResponse::empty("application/json").with_cost(cost).with_body(body))
             }
-            Yields::Added(kind) => add(job, key, kind, cost),
-            Yields::List(kind) => {
-                let mut state = job.world.state();
-                let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-                let resources = workspace.resources.documents(kind);
-                Ok(Answer::document(&match kind {
-                    Kind::Dubbing => json!({ "dubs": resources, "next_cursor": null, "has_more": false }),
-                    Kind::Project => json!({ "projects": resources }),
+            Output::CreatedResource(kind) => create_resource(context, key, kind, cost),
+            Output::ResourceList(kind) => {
+                let state = context.provider.state();
+                let resources = state.accounts.workspace(key)?.resources.documents(kind);
+                Ok(ProviderResponse::document(&match kind {
+                    ResourceKind::Dubbing => {
+                        json!({ "dubs": resources, "next_cursor": null, "has_more": false })
+                    }
+                    ResourceKind::Project => json!({ "projects": resources }),
                 }))
             }
-            Yields::One(kind) => find(job, key, kind, id, |resource| {
+            Output::Resource(kind) => {
+                let mut state = context.provider.state();
+                let resource = state.accounts.workspace_mut(key)?.resources.find(kind, id)?;
                 resource.status_requests = resource.status_requests.saturating_add(1);
-                Ok(Answer::document(&resource.document()))
-            }),
-            Yields::DubbedAudio => find(job, key, Kind::Dubbing, id, |dubbing| {
+                Ok(ProviderResponse::document(&resource.document()))
+            }
+            Output::DubbedAudio => {
                 let language = ids.get(1).map_or("", String::as_str);
+                let mut state = context.provider.state();
+                let dubbing = state.accounts.workspace_mut(key)?.resources.find(ResourceKind::Dubbing, id)?;
                 if dubbing.language != language {
-                    return Err(Refused::with_subject(fixed_refusal("dubbing_language_not_found"), language));
+                    return Err(Refusal::with_object_id(
+                        fixed_refusal("dubbing_language_not_found"),
+                        language,
+                    ));
                 }
                 if !dubbing.is_dubbed() {
                     return Err(fixed_refusal("dubbing_not_dubbed").into());
                 }
-                let mut answer = Answer::empty(&trace_id(), "audio/mpeg");
-                let ms = dubbing.seconds.saturating_mul(1_000).min(MAX_GENERATED_MS);
-                answer.body = whole(Sound::of(Melody::lasting(language, ms), Format::DEFAULT));
-                Ok(answer)
-            }),
-            Yields::Gone(kind) => {
-                let mut state = job.world.state();
-                let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-                if workspace.resources.delete(kind, id) {
-                    return Ok(Answer::document(&json!({ "status": "ok" })));
-                }
-                Err(not_found(kind, id))
+                let melody = Melody::with_duration(language, generated_ms(dubbing.seconds));
+                let body = whole_body(Sound::new(melody, Format::DEFAULT));
+                Ok(ProviderResponse::empty("audio/mpeg").with_body(body))
+            }
+            Output::DeletedResource(kind) => {
+                context.provider.state().accounts.workspace_mut(key)?.resources.delete(kind, id)?;
+                Ok(ProviderResponse::document(&json!({ "status": "ok" })))
             }
         }
     }
 }
 
-impl Flow {
-    fn body(self, sound: Sound) -> AnswerBody {
+impl AudioTransfer {
+    fn body(self, sound: Sound) -> ResponseBody {
         match self {
-            Flow::Whole => whole(sound),
-            Flow::Stream => streamed(sound),
+            AudioTransfer::Whole => whole_body(sound),
+            AudioTransfer::Streamed => streamed_body(sound),
         }
     }
 }
 
-/// The key of a reading request. It must have the permission; an unpaid bill does not matter.
-fn reader(job: Job<'_>, permission: &'static str) -> Result<usize, Shape> {
-    let key = require_key(job.presented)?;
-    job.world.state().accounts.permit(key, permission)?;
-    Ok(key)
+/// The length of audio that is generated from an upload.
+fn generated_ms(uploaded_seconds: u64) -> u64 {
+    uploaded_seconds.saturating_mul(1_000).min(MAX_GENERATED_MS)
 }
 
-fn not_found(kind: Kind, id: &str) -> Refused {
-    Refused::with_subject(
-        fixed_refusal(match kind {
-            Kind::Dubbing => "dubbing_not_found",
-            Kind::Project => "project_not_found",
-        }),
-        id,
-    )
-}
-
-fn find(
-    job: Job<'_>,
+fn create_resource(
+    context: OperationContext<'_>,
     key: usize,
-    kind: Kind,
-    id: &str,
-    answer: impl FnOnce(&mut Resource) -> Result<Answer, Refused>,
-) -> Result<Answer, Refused> {
-    let mut state = job.world.state();
-    let workspace = state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?;
-    answer(workspace.resources.find(kind, id).ok_or_else(|| not_found(kind, id))?)
-}
-
-fn add(job: Job<'_>, key: usize, kind: Kind, cost: u64) -> Result<Answer, Refused> {
+    kind: ResourceKind,
+    cost: u64,
+) -> Result<ProviderResponse, Refusal> {
     // A real dubbing takes longer than the request. Here the slot is released with the response.
-    let (_, _slot) = job.world.admit(key, cost)?;
+    let (_, _slot) = context.provider.admit(key, cost)?;
     let resource = Resource {
         kind,
-        id: trace_id().get(12..).unwrap_or_default().to_owned(),
-        name: job.received.part("name").unwrap_or_else(|| "Untitled".to_owned()),
-        language: job.received.part("target_lang").unwrap_or_default(),
-        seconds: uploaded_seconds(job),
+        id: new_trace_id().get(12..).unwrap_or_default().to_owned(),
+        name: context.received.part("name").unwrap_or_else(|| "Untitled".to_owned()),
+        language: context.received.part("target_lang").unwrap_or_default(),
+        seconds: context.uploaded_seconds(),
         created_unix: clock::now().0 / 1_000,
         status_requests: 0,
     };
     let document = match kind {
-        Kind::Dubbing => json!({ "dubbing_id": resource.id, "expected_duration_sec": resource.seconds }),
-        Kind::Project => json!({ "project": resource.document() }),
+        ResourceKind::Dubbing => {
+            json!({ "dubbing_id": resource.id, "expected_duration_sec": resource.seconds })
+        }
+        ResourceKind::Project => json!({ "project": resource.document() }),
     };
-    let mut state = job.world.state();
-    state.accounts.workspace_mut(key).ok_or(Shape::InvalidKey)?.resources.add(resource);
-    let mut answer = Answer::document(&document);
-    answer.charged = cost;
-    Ok(answer)
-}
-
-fn uploaded_seconds(job: Job<'_>) -> u64 {
-    job.received.bytes.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1)
-}
-
-fn charged(mut answer: Answer, cost: u64) -> Answer {
-    set(&mut answer.headers, "character-cost", &cost.to_string());
-    answer.charged = cost;
-    answer
+    context.provider.state().accounts.workspace_mut(key)?.resources.add(resource);
+    Ok(ProviderResponse { charged: cost, ..ProviderResponse::document(&document) })
 }
 
 /// `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
@@ -370,16 +355,22 @@ mod tests {
     fn paths_methods_and_identifiers_are_distinguished() {
         let find = |method: Method, path: &str| {
             let segments: Vec<&str> = path.split('/').collect();
-            Operation::find(&method, &segments).map(|(operation, ids)| (operation.yields, ids))
+            Operation::find(&method, &segments).map(|(operation, ids)| (operation.output, ids))
         };
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-        assert_eq!(find(Method::GET, "v1/dubbing"), Ok((Yields::List(Kind::Dubbing), ids(&[]))));
-        assert_eq!(find(Method::DELETE, "v1/dubbing/d"), Ok((Yields::Gone(Kind::Dubbing), ids(&["d"]))));
-        assert_eq!(find(Method::GET, "v1/dubbing/d/audio/de"), Ok((Yields::DubbedAudio, ids(&["d", "de"]))));
-        assert_eq!(find(Method::PUT, "v1/dubbing/d"), Err(Shape::MethodNotAllowed("GET")));
-        assert_eq!(find(Method::GET, "v1/music"), Err(Shape::MethodNotAllowed("POST")));
+        assert_eq!(
+            find(Method::GET, "v1/dubbing"),
+            Ok((Output::ResourceList(ResourceKind::Dubbing), ids(&[])))
+        );
+        assert_eq!(
+            find(Method::DELETE, "v1/dubbing/d"),
+            Ok((Output::DeletedResource(ResourceKind::Dubbing), ids(&["d"])))
+        );
+        assert_eq!(find(Method::GET, "v1/dubbing/d/audio/de"), Ok((Output::DubbedAudio, ids(&["d", "de"]))));
+        assert_eq!(find(Method::PUT, "v1/dubbing/d"), Err(RefusalKind::MethodNotAllowed("GET")));
+        assert_eq!(find(Method::GET, "v1/music"), Err(RefusalKind::MethodNotAllowed("POST")));
         for path in ["v1/dubbing/d/audio", "v1/musics", "v1", ""] {
-            assert_eq!(find(Method::GET, path), Err(Shape::NotFound), "{path}");
+            assert_eq!(find(Method::GET, path), Err(RefusalKind::NotFound), "{path}");
         }
     }
 

@@ -1,14 +1,14 @@
-//! The configuration of a simulation: workspaces with credits, their keys, and texts that must not
-//! be received. It is plain data; [`super::accounts`] contains the mutable state.
+//! The configuration of a simulator: workspaces with credits, their keys, and texts that must not be
+//! received. The mutable state is in [`super::accounts`].
 
 use std::time::Duration;
 
 use crate::policy::units::UnixMs;
-use crate::secret::{ApiKey, UnusableKey};
+use crate::secret::{ApiKey, InvalidApiKey};
 
 use super::fault::Fault;
 
-/// The voice of the library, unless a plan names others.
+/// The voice of the library, unless a plan lists others.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 /// The default region of the responses (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
@@ -29,7 +29,7 @@ pub struct Plan {
     /// Voices of the library. A workspace may use them if its plan includes the library.
     pub library: Vec<String>,
     /// Keys that are valid at the host of another region and are refused here with `wrong_host`.
-    pub elsewhere: Vec<String>,
+    pub other_region_keys: Vec<String>,
     /// The `x-region` header of the responses.
     pub region: String,
 }
@@ -47,13 +47,13 @@ pub struct WorkspacePlan {
     /// of the library, formats, clones and slots.
     pub tier: String,
     /// The wording of refusals of features that the plan lacks.
-    pub wording: PlanWording,
+    pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
     /// Maximum custom voices, without professional ones; `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
-    pub shown_limit: ShownLimit,
+    pub reported_limit: ReportedLimit,
     /// The state of the bill.
     pub billing: Billing,
     /// Time of the next reset of the credits; `None` for the first of next month.
@@ -74,7 +74,7 @@ pub struct WorkspacePlan {
 
 /// The observed wordings of refusals of features that a plan lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PlanWording {
+pub enum RefusalWording {
     /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
     #[default]
     Current,
@@ -86,7 +86,7 @@ pub enum PlanWording {
 
 /// The form in which `GET /v1/user/subscription` reports the credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ShownLimit {
+pub enum ReportedLimit {
     /// The credits of the period.
     #[default]
     Credits,
@@ -162,7 +162,7 @@ impl Plan {
             forbidden: Vec::new(),
             socket_second: Duration::from_secs(1),
             library: vec![LIBRARY_VOICE.to_owned()],
-            elsewhere: Vec::new(),
+            other_region_keys: Vec::new(),
             region: REGION.to_owned(),
         }
     }
@@ -197,8 +197,8 @@ impl Plan {
 
     /// Adds a key of another region.
     #[must_use]
-    pub fn with_key_elsewhere(mut self, key: &str) -> Self {
-        self.elsewhere.push(key.to_owned());
+    pub fn with_other_region_key(mut self, key: &str) -> Self {
+        self.other_region_keys.push(key.to_owned());
         self
     }
 
@@ -223,22 +223,23 @@ impl Plan {
         for (index, key) in self.keys.iter().enumerate() {
             let earlier = &self.keys[..index];
             ApiKey::new(&key.key).map_err(|source| PlanError::Key { position: index + 1, source })?;
-            if earlier.iter().any(|other| other.key == key.key) {
+            if earlier.iter().any(|earlier_key| earlier_key.key == key.key) {
                 return Err(PlanError::KeyTwice { position: index + 1 });
             }
-            if self.elsewhere.contains(&key.key) {
-                return Err(PlanError::KeyElsewhere { position: index + 1 });
+            if self.other_region_keys.contains(&key.key) {
+                return Err(PlanError::KeyOfOtherRegion { position: index + 1 });
             }
             let Some(name) = &key.workspace else { continue };
             if self.workspaces.iter().any(|workspace| workspace.name == *name) {
                 continue;
             }
-            if let Some(other) =
-                earlier.iter().find(|other| other.workspace == key.workspace && other.credits != key.credits)
-            {
+            let differs = |earlier_key: &&KeyPlan| {
+                earlier_key.workspace == key.workspace && earlier_key.credits != key.credits
+            };
+            if let Some(earlier_key) = earlier.iter().find(differs) {
                 return Err(PlanError::CreditsDiffer {
                     workspace: name.clone(),
-                    first: other.credits,
+                    first: earlier_key.credits,
                     second: key.credits,
                 });
             }
@@ -254,10 +255,10 @@ impl Default for WorkspacePlan {
             credits: 10_000,
             used: 0,
             tier: "creator".to_owned(),
-            wording: PlanWording::Current,
+            wording: RefusalWording::Current,
             denied_models: Vec::new(),
             voice_limit: None,
-            shown_limit: ShownLimit::Credits,
+            reported_limit: ReportedLimit::Credits,
             billing: Billing::Active,
             reset: None,
             period: None,
@@ -285,8 +286,8 @@ impl WorkspacePlan {
     /// Creates a pay-as-you-go workspace with `credits` credits. Its subscription does not report
     /// them.
     #[must_use]
-    pub fn pay_as_you_go(name: &str, credits: u64, shown_limit: ShownLimit) -> Self {
-        Self { shown_limit, ..Self::of_tier(name, credits, "payg") }
+    pub fn pay_as_you_go(name: &str, credits: u64, reported_limit: ReportedLimit) -> Self {
+        Self { reported_limit, ..Self::of_tier(name, credits, "payg") }
     }
 }
 
@@ -305,21 +306,19 @@ impl KeyPlan {
     /// When a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
-        let (key, rest) = text.split_once('=').ok_or(PlanError::NoCredits)?;
+        let (key, values) = text.split_once('=').ok_or(PlanError::NoCredits)?;
         ApiKey::new(key).map_err(|source| PlanError::Key { position: 1, source })?;
-        let (amount, options) = match rest.split_once(':') {
-            Some((amount, options)) => (amount, Some(options)),
-            None => (rest, None),
-        };
-        let (credits, workspace) = match amount.split_once('@') {
+        let mut values = values.split(':');
+        let credits = values.next().unwrap_or_default();
+        let (credits, workspace) = match credits.split_once('@') {
             Some((_, "")) => return Err(PlanError::EmptyWorkspace),
             Some((credits, workspace)) => (credits, Some(workspace.to_owned())),
-            None => (amount, None),
+            None => (credits, None),
         };
-        let mut plan = Self { workspace, ..Self::new(key, count("credits", credits)?) };
-        for option in options.into_iter().flat_map(|options| options.split(':')) {
+        let mut plan = Self { workspace, ..Self::new(key, parse_count("credits", credits)?) };
+        for option in values {
             match option.split_once('=') {
-                Some(("cap", value)) => plan.cap = Some(count("the cap", value)?),
+                Some(("cap", value)) => plan.cap = Some(parse_count("the cap", value)?),
                 Some(("tier", value)) if !value.is_empty() => plan.tier = Some(value.to_owned()),
                 Some(_) | None => return Err(PlanError::UnknownOption(option.to_owned())),
             }
@@ -328,7 +327,7 @@ impl KeyPlan {
     }
 }
 
-fn count(number_name: &'static str, text: &str) -> Result<u64, PlanError> {
+fn parse_count(number_name: &'static str, text: &str) -> Result<u64, PlanError> {
     let digits = text.replace('_', "");
     digits.parse().map_err(|_| PlanError::NotACount { number_name, text: text.to_owned() })
 }
@@ -351,7 +350,7 @@ pub enum PlanError {
     #[error("a workspace's name follows the `@`, for example sk_demo_one=500@choir")]
     EmptyWorkspace,
     /// An unknown option follows a `:`.
-    #[error("`{0}` is no option of a key; there are cap=N and tier=NAME")]
+    #[error("`{0}` is not an option of a key; the options are cap=N and tier=NAME")]
     UnknownOption(String),
     /// A key that is invalid in a header.
     #[error("key {position}: {source}")]
@@ -359,7 +358,7 @@ pub enum PlanError {
         /// Its position in the plan, from 1.
         position: usize,
         /// The reason why it is invalid.
-        source: UnusableKey,
+        source: InvalidApiKey,
     },
     /// A duplicate key.
     #[error("key {position} is the same as an earlier one")]
@@ -368,8 +367,8 @@ pub enum PlanError {
         position: usize,
     },
     /// A key is both in the plan and a key of another region.
-    #[error("key {position} is also one of another region")]
-    KeyElsewhere {
+    #[error("key {position} is also a key of another region")]
+    KeyOfOtherRegion {
         /// Its position in the plan, from 1.
         position: usize,
     },
@@ -423,9 +422,9 @@ mod tests {
         check_invalid("sk=many", "credits must be a whole number, not `many`");
         check_invalid("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
         check_invalid("sk=5:cap=x", "the cap must be a whole number, not `x`");
-        check_invalid("sk=5:lid=3", "`lid=3` is no option of a key; there are cap=N and tier=NAME");
-        check_invalid("sk=5:tier=", "`tier=` is no option of a key; there are cap=N and tier=NAME");
-        check_invalid("sk=5:", "`` is no option of a key; there are cap=N and tier=NAME");
+        check_invalid("sk=5:lid=3", "`lid=3` is not an option of a key; the options are cap=N and tier=NAME");
+        check_invalid("sk=5:tier=", "`tier=` is not an option of a key; the options are cap=N and tier=NAME");
+        check_invalid("sk=5:", "`` is not an option of a key; the options are cap=N and tier=NAME");
         check_invalid("=5", "key 1: the key is empty");
     }
 

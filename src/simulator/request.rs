@@ -1,40 +1,39 @@
 //! Receives requests: searches the head for forbidden content, and reads the body. The body is
-//! counted and hashed while it is received, and stored up to a limit.
+//! counted and hashed while it is received, and is stored up to a limit.
 
-use std::fmt::Write;
 use std::time::Duration;
 
-use bytes::Buf;
 use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use memchr::memmem;
 use sha2::{Digest, Sha256};
 
-use super::route::{decoded, query};
-use super::world::{Presented, World};
+use super::provider::{PresentedKey, Provider};
+use super::query::{percent_decode, query_pairs};
 
 /// Maximum bytes of a JSON body. Larger bodies are refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
 /// Timeout for reading the rest of a body after an early response.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers in which clients send credentials to a proxy. They must not reach the provider.
-const CLIENT_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
+const CREDENTIAL_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "xi_api_key"];
 /// Query parameters in which clients send credentials.
-const CLIENT_QUERIES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
 /// The key in the head of a request.
-pub(super) fn presented(parts: &Parts, world: &World) -> Presented {
+pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> PresentedKey {
     match parts.headers.get("xi-api-key") {
-        None => Presented::Nothing,
-        Some(value) => value.to_str().map_or(Presented::Unknown, |key| world.find(key)),
+        None => PresentedKey::Absent,
+        Some(value) => value.to_str().map_or(PresentedKey::Unknown, |key| provider.find_key(key)),
     }
 }
 
 /// The forbidden content in the head of a request, described without its values.
-pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
+pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
-    for name in CLIENT_HEADERS {
+    for name in CREDENTIAL_HEADERS {
         if parts.headers.contains_key(name) {
             violations.push(format!("the header {name} arrived"));
         }
@@ -46,13 +45,15 @@ pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     if protocols.filter_map(|value| value.to_str().ok()).any(|value| value.contains("bearer.")) {
         violations.push("a bearer token arrived as a socket protocol".to_owned());
     }
-    for (name, _) in query(parts.uri.query().unwrap_or_default()) {
-        if let Some(known) = CLIENT_QUERIES.iter().find(|known| name.eq_ignore_ascii_case(known)) {
-            violations.push(format!("the query {known} arrived"));
+    for (name, _) in query_pairs(parts.uri.query().unwrap_or_default()) {
+        if let Some(parameter) =
+            CREDENTIAL_PARAMETERS.iter().find(|parameter| name.eq_ignore_ascii_case(parameter))
+        {
+            violations.push(format!("the query {parameter} arrived"));
         }
     }
     for (index, text) in forbidden.iter().enumerate() {
-        if let Some(location) = location_of(parts, text) {
+        if let Some(location) = find_text(parts, text) {
             violations.push(format!(
                 "forbidden text {} of {} arrived in {location}",
                 index + 1,
@@ -63,19 +64,21 @@ pub(super) fn violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     violations
 }
 
-fn location_of(parts: &Parts, text: &str) -> Option<String> {
+/// Where the head contains `text`.
+fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
-    if target.contains(text) || decoded(&target).contains(text) {
+    if target.contains(text) || percent_decode(&target).contains(text) {
         return Some("the path or the query".to_owned());
     }
-    let contains = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-    let header = parts.headers.iter().find(|(name, value)| {
-        // HTTP libraries convert header names to lower case.
-        name.as_str().contains(&text.to_ascii_lowercase()) || contains(value.as_bytes())
-    });
-    header.map(|(name, _)| {
-        let is_name = name.as_str().contains(&text.to_ascii_lowercase());
-        if is_name { "the name of a header".to_owned() } else { format!("the header {name}") }
+    // HTTP libraries convert header names to lower case.
+    let lowercase_text = text.to_ascii_lowercase();
+    parts.headers.iter().find_map(|(name, value)| {
+        if name.as_str().contains(&lowercase_text) {
+            Some("the name of a header".to_owned())
+        } else {
+            let position = memmem::find(value.as_bytes(), text.as_bytes());
+            position.map(|_| format!("the header {name}"))
+        }
     })
 }
 
@@ -85,20 +88,20 @@ pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e46
 /// A received body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
-    pub(super) bytes: u64,
+    pub(super) length: u64,
     /// SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
     /// The body; `None` if it is larger than the limit of JSON bodies.
-    pub(super) kept: Option<Vec<u8>>,
+    pub(super) content: Option<Vec<u8>>,
     /// Whether the form has a part `model_id`, which a transcription requires.
-    pub(super) names_model: bool,
+    pub(super) has_model_part: bool,
 }
 
 impl ReceivedBody {
     /// The text of a form part; `None` if the part is missing or the form was too large to be
     /// stored.
     pub(super) fn part(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8_lossy(self.kept.as_deref()?);
+        let text = String::from_utf8_lossy(self.content.as_deref()?);
         let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
         let (_, value) = after.split_once("\r\n\r\n")?;
         let (value, _) = value.split_once("\r\n--")?;
@@ -108,9 +111,8 @@ impl ReceivedBody {
     /// Whether the form has a part with this name; true for every form that was too large to be
     /// stored.
     pub(super) fn has_part(&self, name: &str) -> bool {
-        let expected = format!("name=\"{name}\"");
-        let Some(kept) = &self.kept else { return true };
-        kept.windows(expected.len()).any(|window| window == expected.as_bytes())
+        let Some(content) = &self.content else { return true };
+        memmem::find(content, format!("name=\"{name}\"").as_bytes()).is_some()
     }
 }
 
@@ -121,20 +123,21 @@ impl ReceivedBody {
 /// When the client disconnects.
 pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
     let mut hash = Sha256::new();
-    let mut bytes = 0_u64;
-    let mut kept = Some(Vec::new());
+    let mut length = 0_u64;
+    let mut content = Some(Vec::new());
     let mut search = PartSearch::default();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         hash.update(&data);
-        bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
+        length += u64::try_from(data.len()).unwrap_or(u64::MAX);
         search.push(&data);
-        kept = kept.filter(|kept| kept.len() + data.len() <= MAX_JSON_BYTES);
-        if let Some(kept) = &mut kept {
-            kept.extend_from_slice(&data);
+        content = content.filter(|content: &Vec<u8>| content.len() + data.len() <= MAX_JSON_BYTES);
+        if let Some(content) = &mut content {
+            content.extend_from_slice(&data);
         }
     }
-    Ok(ReceivedBody { bytes, sha256: hex(&hash.finalize()), kept, names_model: search.is_found })
+    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(ReceivedBody { length, sha256, content, has_model_part: search.is_found })
 }
 
 /// Reads and drops the next `bytes` bytes of a body, or all of a shorter body.
@@ -146,25 +149,17 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
     while bytes > 0 {
         let Some(frame) = body.frame().await else { break };
         let Ok(data) = frame?.into_data() else { continue };
-        bytes = bytes.saturating_sub(u64::try_from(data.remaining()).unwrap_or(u64::MAX));
+        bytes = bytes.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX));
     }
     Ok(())
 }
 
 /// Reads and drops the rest of a body. A client that is still sending could otherwise receive a
 /// reset before the response.
-pub(super) async fn drain(mut body: Incoming) {
+pub(super) async fn discard(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     // After the timeout the connection is closed.
-    let _ended = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _written = write!(text, "{byte:02x}");
-        text
-    })
+    let _ended = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 /// Searches for the name of a form part, also if it is split between two frames.
@@ -175,16 +170,15 @@ struct PartSearch {
 }
 
 impl PartSearch {
-    const WANTED: &[u8] = b"name=\"model_id\"";
+    const PART_NAME: &[u8] = b"name=\"model_id\"";
 
     fn push(&mut self, data: &[u8]) {
         if self.is_found {
             return;
         }
-        let contains = |bytes: &[u8]| bytes.windows(Self::WANTED.len()).any(|window| window == Self::WANTED);
-        let length = Self::WANTED.len();
+        let length = Self::PART_NAME.len();
         self.tail.extend_from_slice(&data[..data.len().min(length)]);
-        self.is_found = contains(&self.tail) || contains(data);
+        self.is_found = [&self.tail, data].iter().any(|bytes| memmem::find(bytes, Self::PART_NAME).is_some());
         if data.len() > length {
             self.tail.clear();
             self.tail.extend_from_slice(&data[data.len() - length..]);

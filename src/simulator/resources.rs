@@ -1,24 +1,26 @@
-//! Stores dubbings and studio projects: objects of a workspace that clients request later by their
-//! identifier.
+//! Stores dubbings and studio projects. They belong to a workspace, and clients request them later
+//! by their identifier.
 
 use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
+use super::accounts::Refusal;
 use super::models::DEFAULT_VOICE;
+use super::refusal::fixed_refusal;
 
-/// Older objects are dropped to bound the memory of a long test.
+/// Older resources are dropped to bound the memory of a long test.
 const MAX_RESOURCES: usize = 200;
 /// Number of status requests before a dubbing is done.
 const STATUS_REQUESTS_UNTIL_DUBBED: u32 = 2;
 
-/// The objects of a workspace, oldest first.
+/// The resources of a workspace, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Resources(VecDeque<Resource>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Resource {
-    pub(super) kind: Kind,
+    pub(super) kind: ResourceKind,
     pub(super) id: String,
     pub(super) name: String,
     /// The language of a dubbing.
@@ -30,9 +32,8 @@ pub(super) struct Resource {
     pub(super) status_requests: u32,
 }
 
-/// The type of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ResourceKind {
     Dubbing,
     Project,
 }
@@ -45,20 +46,30 @@ impl Resources {
         self.0.push_back(resource);
     }
 
-    pub(super) fn find(&mut self, kind: Kind, id: &str) -> Option<&mut Resource> {
-        self.0.iter_mut().find(|resource| resource.kind == kind && resource.id == id)
+    pub(super) fn find(&mut self, kind: ResourceKind, id: &str) -> Result<&mut Resource, Refusal> {
+        let resource = self.0.iter_mut().find(|resource| resource.kind == kind && resource.id == id);
+        resource.ok_or_else(|| kind.not_found(id))
     }
 
-    /// Removes an object. Returns false if it does not exist.
-    pub(super) fn delete(&mut self, kind: Kind, id: &str) -> bool {
-        let before = self.0.len();
+    pub(super) fn delete(&mut self, kind: ResourceKind, id: &str) -> Result<(), Refusal> {
+        let count_before = self.0.len();
         self.0.retain(|resource| resource.kind != kind || resource.id != id);
-        self.0.len() < before
+        if self.0.len() < count_before { Ok(()) } else { Err(kind.not_found(id)) }
     }
 
-    /// The documents of all objects of a type, newest first.
-    pub(super) fn documents(&self, kind: Kind) -> Vec<Value> {
+    /// The documents of all resources of a kind, newest first.
+    pub(super) fn documents(&self, kind: ResourceKind) -> Vec<Value> {
         self.0.iter().rev().filter(|resource| resource.kind == kind).map(Resource::document).collect()
+    }
+}
+
+impl ResourceKind {
+    fn not_found(self, id: &str) -> Refusal {
+        let name = match self {
+            ResourceKind::Dubbing => "dubbing_not_found",
+            ResourceKind::Project => "project_not_found",
+        };
+        Refusal::with_object_id(fixed_refusal(name), id)
     }
 }
 
@@ -70,8 +81,8 @@ impl Resource {
 
     pub(super) fn document(&self) -> Value {
         match self.kind {
-            Kind::Dubbing => self.dubbing(),
-            Kind::Project => self.project(),
+            ResourceKind::Dubbing => self.dubbing(),
+            ResourceKind::Project => self.project(),
         }
     }
 

@@ -12,27 +12,27 @@ use super::fault::Fault;
 pub(super) struct Script {
     general: Faults,
     /// Faults of single routes.
-    by_route: Vec<(Route, Faults)>,
+    by_route: Vec<(RoutePattern, Faults)>,
 }
 
 #[derive(Debug, Default)]
 struct Faults {
     /// Queued faults. Each applies to one request.
-    next: VecDeque<Fault>,
+    queue: VecDeque<Fault>,
     /// The permanent fault, which applies while the queue is empty.
-    always: Option<Fault>,
+    permanent: Option<Fault>,
 }
 
 /// An optional method, and the beginning of a path.
 #[derive(Debug, PartialEq, Eq)]
-struct Route {
+struct RoutePattern {
     method: Option<String>,
     path: String,
 }
 
-impl Route {
+impl RoutePattern {
     /// Parses `/v1/dubbing` or `POST /v1/dubbing`.
-    fn read(text: &str) -> Self {
+    fn parse(text: &str) -> Self {
         match text.trim().split_once(' ') {
             Some((method, path)) => {
                 Self { method: Some(method.to_ascii_uppercase()), path: path.trim().to_owned() }
@@ -54,35 +54,36 @@ impl Route {
 
 impl Faults {
     fn take(&mut self) -> Option<Fault> {
-        self.next.pop_front().or_else(|| self.always.clone())
+        self.queue.pop_front().or_else(|| self.permanent.clone())
     }
 }
 
 impl Script {
     /// Creates a script with these queued faults.
-    pub(super) fn of(faults: Vec<Fault>) -> Self {
+    pub(super) fn new(faults: Vec<Fault>) -> Self {
         let mut script = Self::default();
-        script.add(None, faults);
+        script.queue(None, faults);
         script
     }
 
-    fn faults(&mut self, route: Option<&str>) -> &mut Faults {
-        let Some(route) = route.map(Route::read) else { return &mut self.general };
-        let index = self.by_route.iter().position(|(known, _)| *known == route).unwrap_or_else(|| {
-            self.by_route.push((route, Faults::default()));
-            self.by_route.len() - 1
-        });
+    fn faults_of(&mut self, route: Option<&str>) -> &mut Faults {
+        let Some(pattern) = route.map(RoutePattern::parse) else { return &mut self.general };
+        let index =
+            self.by_route.iter().position(|(existing, _)| *existing == pattern).unwrap_or_else(|| {
+                self.by_route.push((pattern, Faults::default()));
+                self.by_route.len() - 1
+            });
         &mut self.by_route[index].1
     }
 
     /// Queues faults for a route, or for all routes.
-    pub(super) fn add(&mut self, route: Option<&str>, faults: Vec<Fault>) {
-        self.faults(route).next.extend(faults);
+    pub(super) fn queue(&mut self, route: Option<&str>, faults: Vec<Fault>) {
+        self.faults_of(route).queue.extend(faults);
     }
 
     /// Sets the permanent fault of a route, or of all routes.
-    pub(super) fn set(&mut self, route: Option<&str>, always: Option<Fault>) {
-        self.faults(route).always = always;
+    pub(super) fn set_permanent(&mut self, route: Option<&str>, fault: Option<Fault>) {
+        self.faults_of(route).permanent = fault;
     }
 
     /// Takes the fault of the most specific route that matches the request and has a fault.
@@ -108,18 +109,18 @@ mod tests {
 
     #[test]
     fn queued_faults_come_before_the_permanent_one() {
-        let mut script = Script::of(vec![Fault::CloseUnread]);
-        script.set(None, Some(Fault::HugeError));
+        let mut script = Script::new(vec![Fault::CloseUnread]);
+        script.set_permanent(None, Some(Fault::HugeError));
         assert_eq!(script.take(), Some(Fault::CloseUnread));
         assert_eq!([script.take(), script.take()], [Some(Fault::HugeError), Some(Fault::HugeError)]);
-        script.set(None, None);
+        script.set_permanent(None, None);
         assert_eq!(script.take(), None);
     }
 
     #[test]
     fn a_fault_of_a_route_applies_to_that_route_only() {
-        let mut script = Script::of(vec![Fault::CloseUnread]);
-        script.set(Some("/v1/dubbing"), Some(Fault::HugeError));
+        let mut script = Script::new(vec![Fault::CloseUnread]);
+        script.set_permanent(Some("/v1/dubbing"), Some(Fault::HugeError));
         for path in ["/v1/user/subscription", "/v1/dub", "/", ""] {
             assert_eq!(script.take_for_route(&GET, path), None, "{path}");
         }
@@ -127,16 +128,16 @@ mod tests {
             assert_eq!(script.take_for_route(&POST, path), Some(Fault::HugeError), "{path}");
         }
         assert_eq!(script.take(), Some(Fault::CloseUnread));
-        script.set(Some("/v1/dubbing"), None);
+        script.set_permanent(Some("/v1/dubbing"), None);
         assert_eq!(script.take_for_route(&POST, "/v1/dubbing"), None);
     }
 
     #[test]
     fn the_most_specific_route_with_a_fault_decides() {
         let mut script = Script::default();
-        script.set(Some("/v1/voices"), Some(Fault::HugeError));
-        script.add(Some("post /v1/voices"), vec![Fault::CloseUnread]);
-        script.add(Some("/v1/voices/add"), vec![Fault::Pass]);
+        script.set_permanent(Some("/v1/voices"), Some(Fault::HugeError));
+        script.queue(Some("post /v1/voices"), vec![Fault::CloseUnread]);
+        script.queue(Some("/v1/voices/add"), vec![Fault::Pass]);
         let mut take = |method, path| script.take_for_route(&method, path);
         assert_eq!(take(GET, "/v1/voices"), Some(Fault::HugeError));
         assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::Pass));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::secret::ApiKey;
 
 use super::accounts::{Key, Workspace};
-use super::plan::{Billing, ShownLimit};
+use super::plan::{Billing, ReportedLimit};
 
 /// `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current SDKs.
 pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
@@ -32,9 +32,9 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
 /// `GET /v1/user/subscription`: the subscription of the user with its invoices.
 pub(super) fn extended(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
-    let next_payment = match workspace.plan.shown_limit {
-        ShownLimit::Credits => Value::from(workspace.reset.0 / 1_000),
-        ShownLimit::Zero | ShownLimit::Absent => Value::Null,
+    let next_payment = match workspace.plan.reported_limit {
+        ReportedLimit::Credits => Value::from(workspace.reset.0 / 1_000),
+        ReportedLimit::Zero | ReportedLimit::Absent => Value::Null,
     };
     let invoice = json!({
         "amount_due_cents": 2_200,
@@ -71,8 +71,8 @@ fn subscription(workspace: &Workspace) -> Value {
         "allowed_to_extend_character_limit": false,
         "next_character_count_reset_unix": workspace.reset.0 / 1_000,
         "voice_slots_used": workspace.voice_slots_used(),
-        "professional_voice_slots_used": workspace.professional.len(),
-        "professional_voice_slots_used_in_workspace": workspace.professional.len(),
+        "professional_voice_slots_used": workspace.professional_voices.len(),
+        "professional_voice_slots_used_in_workspace": workspace.professional_voices.len(),
         "voice_limit": plan.max_voices(),
         "max_voice_add_edits": 95,
         "voice_add_edit_counter": workspace.voice_edits,
@@ -88,10 +88,10 @@ fn subscription(workspace: &Workspace) -> Value {
         "has_used_starter_coupon_on_account": false,
         "has_used_creator_coupon_on_account": false,
     });
-    match plan.shown_limit {
-        ShownLimit::Credits => return document,
-        ShownLimit::Zero => document["character_limit"] = 0.into(),
-        ShownLimit::Absent => {
+    match plan.reported_limit {
+        ReportedLimit::Credits => return document,
+        ReportedLimit::Zero => document["character_limit"] = 0.into(),
+        ReportedLimit::Absent => {
             if let Some(members) = document.as_object_mut() {
                 members.remove("character_limit");
             }

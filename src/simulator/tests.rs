@@ -44,7 +44,7 @@ async fn start_with(keys: &str) -> Simulator {
     start(Plan::parse(keys).unwrap()).await
 }
 
-/// A request before it is sent.
+/// A request to be sent.
 struct Call {
     method: &'static str,
     path: String,
@@ -52,7 +52,7 @@ struct Call {
     body: Bytes,
 }
 
-/// A response, and the way it ended.
+/// A response, and whether its body was complete.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -85,7 +85,7 @@ impl Call {
         self
     }
 
-    /// Sends the request on a new connection. The error is that of a connection without a response.
+    /// Sends the request on a new connection. Returns an error if the connection ends without a response.
     async fn attempt(self, simulator: &Simulator) -> Result<Reply, hyper::Error> {
         let exchange = async {
             let stream = TcpStream::connect(simulator.address()).await.unwrap();
@@ -121,11 +121,11 @@ impl Call {
             reply.body = bytes.freeze();
             Ok(reply)
         };
-        tokio::time::timeout(TIMEOUT, exchange).await.expect("an answer in time")
+        tokio::time::timeout(TIMEOUT, exchange).await.expect("the response must arrive in time")
     }
 
     async fn to(self, simulator: &Simulator) -> Reply {
-        self.attempt(simulator).await.expect("an answer")
+        self.attempt(simulator).await.expect("the connection must have a response")
     }
 }
 

@@ -1,6 +1,6 @@
-//! Stores the credentials that the provider issues in addition to keys: single-use tokens, and
-//! those in signed URLs. Each belongs to the key that requested it, is valid for one type of
-//! endpoint, and is consumed by its use. The time is an argument.
+//! Stores the tokens that the provider issues in addition to keys: single-use tokens, and the tokens
+//! of signed URLs. Each belongs to the key that requested it, is valid for one type of endpoint, and
+//! is consumed by its use. The time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) enum TokenScope {
 
 impl TokenScope {
     /// The endpoint for a `token_type` of `POST /v1/single-use-token/{token_type}`.
-    pub(super) fn named(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         match name {
             "realtime_scribe" => Some(TokenScope::RealtimeScribe),
             "batch_scribe" => Some(TokenScope::BatchScribe),
@@ -46,7 +46,7 @@ struct Token {
     text: String,
     scope: TokenScope,
     key: usize,
-    until: UnixMs,
+    expires_at: UnixMs,
 }
 
 impl Tokens {
@@ -55,20 +55,20 @@ impl Tokens {
         if self.0.len() == MAX_TOKENS {
             self.0.pop_front();
         }
-        self.0.push_back(Token { text: text.to_owned(), scope, key, until: now.plus(VALIDITY) });
+        self.0.push_back(Token { text: text.to_owned(), scope, key, expires_at: now.plus(VALIDITY) });
     }
 
     fn position(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
-        self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.until)
+        self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.expires_at)
     }
 
     /// The key of a token that is valid for this endpoint.
-    pub(super) fn owner(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
+    pub(super) fn find_key(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key)
     }
 
     /// Consumes a token that is valid for this endpoint, and returns its key.
-    pub(super) fn take(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
+    pub(super) fn consume(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key)
     }
 }
@@ -80,16 +80,16 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_000_000);
 
     #[test]
-    fn a_token_is_valid_once_in_its_scope_and_for_a_quarter_of_an_hour() {
+    fn a_token_is_valid_once_in_its_scope_for_fifteen_minutes() {
         let mut tokens = Tokens::default();
         tokens.add("t", TokenScope::RealtimeScribe, 3, NOW);
-        let last = UnixMs(NOW.0 + 15 * 60 * 1_000 - 1);
-        assert_eq!(tokens.take("t", &TokenScope::Speech, NOW), None);
-        assert_eq!(tokens.take("u", &TokenScope::RealtimeScribe, NOW), None);
-        assert_eq!(tokens.owner("t", &TokenScope::RealtimeScribe, UnixMs(last.0 + 1)), None);
-        assert_eq!(tokens.owner("t", &TokenScope::RealtimeScribe, last), Some(3));
-        assert_eq!(tokens.take("t", &TokenScope::RealtimeScribe, last), Some(3));
-        assert_eq!(tokens.take("t", &TokenScope::RealtimeScribe, last), None);
+        let last_valid = UnixMs(NOW.0 + 15 * 60 * 1_000 - 1);
+        assert_eq!(tokens.consume("t", &TokenScope::Speech, NOW), None);
+        assert_eq!(tokens.consume("u", &TokenScope::RealtimeScribe, NOW), None);
+        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, UnixMs(last_valid.0 + 1)), None);
+        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, last_valid), Some(3));
+        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid), Some(3));
+        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid), None);
     }
 
     #[test]
@@ -98,9 +98,9 @@ mod tests {
         for index in 0..=MAX_TOKENS {
             tokens.add(&index.to_string(), TokenScope::Speech, 0, NOW);
         }
-        assert_eq!(tokens.owner("0", &TokenScope::Speech, NOW), None);
-        assert_eq!(tokens.owner("1", &TokenScope::Speech, NOW), Some(0));
+        assert_eq!(tokens.find_key("0", &TokenScope::Speech, NOW), None);
+        assert_eq!(tokens.find_key("1", &TokenScope::Speech, NOW), Some(0));
         tokens.add("t", TokenScope::Agent("a".into()), 0, NOW);
-        assert_eq!(tokens.owner("t", &TokenScope::Agent("b".into()), NOW), None);
+        assert_eq!(tokens.find_key("t", &TokenScope::Agent("b".into()), NOW), None);
     }
 }

@@ -11,35 +11,39 @@ use serde_json::{Value, json};
 
 use crate::clock;
 
-use super::super::accounts::{CreditLimits, Refused};
-use super::super::answer::trace_id;
+use super::super::accounts::{CreditLimits, Refusal};
+use super::super::base64::base64;
 use super::super::conversations::Conversation;
-use super::super::shape::Shape;
+use super::super::provider::{ConcurrencySlot, Provider};
+use super::super::refusal::RefusalKind;
+use super::super::response::new_trace_id;
 use super::super::sound::Sound;
 use super::super::sound::format::Format;
 use super::super::sound::melody::Melody;
-use super::super::speech::base64;
-use super::super::world::{Slot, World};
+use super::connection::{SessionConnection, SessionEnded};
 use super::session_auth::SessionAuth;
-use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// The price of a reply, for the call and for its language model. It is a rule of the simulator,
 /// because the provider charges per minute and a test would have to wait.
 const CALL_CREDITS: u64 = 10;
 const LLM_CREDITS: u64 = 1;
+const REPLY_CREDITS: u64 = CALL_CREDITS + LLM_CREDITS;
 /// Characters of base64 audio that count as one utterance: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
 /// Maximum wait of a caller for a slot in seconds (OpenAPI document, `wait_timeout_seconds`).
-const QUEUE_SECONDS: u32 = 180;
-const FORMAT: &str = "pcm_16000";
+const MAX_QUEUE_SECONDS: u32 = 180;
+/// Maximum messages of a transcript, and their maximum length. They bound the memory of a long test.
+const MAX_TRANSCRIPT_MESSAGES: usize = 100;
+const MAX_MESSAGE_CHARACTERS: usize = 1_000;
+const AUDIO_FORMAT: &str = "pcm_16000";
 const REPLY: &str = "The simulator hears you well.";
 
 /// A conversation. It ends when this value is dropped.
-struct ConversationSession {
-    world: World,
+struct AgentConversation {
+    provider: Provider,
     key: usize,
     id: String,
-    events: u64,
+    last_event_id: u64,
     /// Characters of audio received after the last reply.
     audio_characters: usize,
     /// Whether the agent has replied since the last utterance of the user.
@@ -47,190 +51,183 @@ struct ConversationSession {
 }
 
 /// Serves the session until the client disconnects.
-pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth) -> SessionEnded {
-    match converse(wire, auth).await {
-        Ok(never) => match never {},
-        Err(ended) => ended,
-    }
-}
-
-async fn converse(wire: &mut Wire, auth: SessionAuth) -> Result<std::convert::Infallible, SessionEnded> {
-    let agent = auth.agent.clone().unwrap_or_default();
-    let authorization = auth.authorization_method();
-    let key = auth.authorize(wire, None).await?;
+pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth) -> Result<(), SessionEnded> {
+    let agent_id = auth.agent_id.clone().unwrap_or_default();
+    let authorization_method = auth.authorization_method();
+    let key = auth.authorize(connection, None).await?;
+    let provider = connection.session.provider.clone();
     // The credits must suffice for at least one reply.
-    let min_credits = CALL_CREDITS + LLM_CREDITS;
-    let credit_check = wire
-        .session
-        .world
-        .state()
-        .accounts
-        .check_credits(key, min_credits, CreditLimits::Workspace)
-        .map(|_| ());
-    if let Err(refused) = credit_check {
-        return Err(wire.refuse(&refused).await);
-    }
-    let _slot = begin(wire, key).await?;
-    let mut session = ConversationSession::begin(wire.session.world.clone(), key, agent, authorization);
+    let check = provider.state().accounts.check_credits(key, REPLY_CREDITS, CreditLimits::Workspace);
+    connection.require(check).await?;
+    let _slot = acquire_slot(connection, key).await?;
+    let mut conversation = AgentConversation::start(provider, key, agent_id, authorization_method);
     let metadata = json!({
-        "type": "conversation_initiation_metadata",
-        "conversation_initiation_metadata_event": {
-            "conversation_id": session.id,
-            "agent_output_audio_format": FORMAT,
-            "user_input_audio_format": FORMAT,
-        },
+        "conversation_id": conversation.id,
+        "agent_output_audio_format": AUDIO_FORMAT,
+        "user_input_audio_format": AUDIO_FORMAT,
     });
-    wire.send(metadata.to_string()).await?;
-    session.ping(wire).await?;
+    connection
+        .send_json(json!({
+            "type": "conversation_initiation_metadata",
+            "conversation_initiation_metadata_event": metadata,
+        }))
+        .await?;
+    conversation.send_ping(connection).await?;
     loop {
-        let Some(received) = wire.next(None).await? else { continue };
-        let message = match &received {
-            ClientMessage::Text(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-            ClientMessage::Binary(_) => None,
-        };
-        let Some(message) = message else {
-            return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
-        };
-        session.handle(wire, &message).await?;
+        let Some(message) = connection.receive_object(None).await? else { continue };
+        conversation.handle(connection, &message).await?;
     }
 }
 
 /// Acquires a slot of the workspace's concurrency limit. If the workspace queues callers, this
 /// waits for a slot and sends a `queue_status` event every second.
-async fn begin(wire: &mut Wire, key: usize) -> Result<Slot, SessionEnded> {
-    let world = wire.session.world.clone();
-    let queues = world.state().accounts.workspace(key).is_some_and(|own| own.plan.queues_callers);
-    let mut changes = world.changes();
-    let mut waited = 0;
+async fn acquire_slot(
+    connection: &mut SessionConnection,
+    key: usize,
+) -> Result<ConcurrencySlot, SessionEnded> {
+    let provider = connection.session.provider.clone();
+    let queues_callers =
+        provider.state().accounts.workspace(key).is_ok_and(|workspace| workspace.plan.queues_callers);
+    let mut changes = provider.changes();
+    let mut waited_seconds = 0;
     loop {
         changes.mark_unchanged();
-        let refused = match wire.session.begin(key, 0, CreditLimits::Workspace) {
+        let refusal = match connection.session.admit(key, 0, CreditLimits::Workspace) {
             Ok(slot) => return Ok(slot),
-            Err(refused) => refused,
+            Err(refusal) => refusal,
         };
-        if !queues || refused.shape != Shape::Concurrency || waited == QUEUE_SECONDS {
-            return Err(wire.refuse(&refused).await);
+        let is_queued = queues_callers && refusal.kind == RefusalKind::Concurrency;
+        if !is_queued || waited_seconds == MAX_QUEUE_SECONDS {
+            return Err(connection.refuse(&refusal).await);
         }
         // Only the name and the time of the event are known, not its fields.
-        let event = json!({ "position": 1, "waited_secs": waited });
-        wire.send(json!({ "type": "queue_status", "queue_status_event": event }).to_string()).await?;
-        // Waits for a free slot, at most until the next event is due.
-        let second = tokio::time::sleep(world.socket_second());
-        tokio::pin!(second);
-        loop {
-            let is_free = async {
-                // The sender lives as long as the world, so this cannot fail.
+        let event = json!({ "position": 1, "waited_secs": waited_seconds });
+        connection.send_json(json!({ "type": "queue_status", "queue_status_event": event })).await?;
+        let slot_freed = async {
+            while !provider.state().accounts.has_free_slot(key) {
+                // The sender lives as long as the provider, so this cannot fail.
                 let _changed = changes.changed().await;
-            };
-            let mut is_over = false;
-            let event = async {
-                tokio::select! {
-                    () = is_free => {}
-                    () = &mut second => is_over = true,
-                }
-            };
-            wire.listen_until(event).await?;
-            let has_free_slot = world.state().accounts.has_free_slot(key);
-            if is_over || has_free_slot {
-                break;
             }
-        }
-        waited += 1;
+        };
+        // The next event is due after a second.
+        let slot_freed_or_second_elapsed = async {
+            let _elapsed = tokio::time::timeout(provider.plan.socket_second, slot_freed).await;
+        };
+        connection.buffer_messages_until(slot_freed_or_second_elapsed).await?;
+        waited_seconds += 1;
     }
 }
 
-impl ConversationSession {
-    fn begin(world: World, key: usize, agent: String, authorization: &'static str) -> Self {
-        let id = format!("conv_{}", trace_id());
+impl AgentConversation {
+    fn start(provider: Provider, key: usize, agent_id: String, authorization_method: &'static str) -> Self {
+        let id = format!("conv_{}", new_trace_id());
         let conversation = Conversation {
             id: id.clone(),
-            agent,
-            authorization,
-            began: clock::now(),
-            ended: None,
+            agent_id,
+            authorization_method,
+            started_at: clock::now(),
+            ended_at: None,
             call_charge: 0,
             llm_charge: 0,
             transcript: Vec::new(),
         };
-        if let Some(workspace) = world.state().accounts.workspace_mut(key) {
+        if let Ok(workspace) = provider.state().accounts.workspace_mut(key) {
             workspace.conversations.add(conversation);
         }
-        Self { world, key, id, events: 0, audio_characters: 0, is_speaking: false }
+        Self { provider, key, id, last_event_id: 0, audio_characters: 0, is_speaking: false }
     }
 
-    fn update_record(&self, change: impl FnOnce(&mut Conversation)) {
-        let mut state = self.world.state();
-        let workspace = state.accounts.workspace_mut(self.key);
-        workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(change);
+    fn update_record(&self, update: impl FnOnce(&mut Conversation)) {
+        let mut state = self.provider.state();
+        let workspace = state.accounts.workspace_mut(self.key).ok();
+        workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(update);
     }
 
-    fn event(&mut self) -> u64 {
-        self.events += 1;
-        self.events
+    /// Sends a message of this type, whose field `event_field` contains `event` and its number.
+    async fn send_event(
+        &mut self,
+        connection: &mut SessionConnection,
+        message_type: &str,
+        event_field: &str,
+        mut event: Value,
+    ) -> Result<(), SessionEnded> {
+        self.last_event_id += 1;
+        event["event_id"] = self.last_event_id.into();
+        connection.send_json(json!({ "type": message_type, event_field: event })).await
     }
 
-    async fn ping(&mut self, wire: &mut Wire) -> Result<(), SessionEnded> {
-        let event = json!({ "event_id": self.event(), "ping_ms": null });
-        wire.send(json!({ "type": "ping", "ping_event": event }).to_string()).await
+    async fn send_ping(&mut self, connection: &mut SessionConnection) -> Result<(), SessionEnded> {
+        self.send_event(connection, "ping", "ping_event", json!({ "ping_ms": null })).await
     }
 
-    async fn handle(&mut self, wire: &mut Wire, message: &Value) -> Result<(), SessionEnded> {
+    async fn handle(
+        &mut self,
+        connection: &mut SessionConnection,
+        message: &Value,
+    ) -> Result<(), SessionEnded> {
         if let Some(chunk) = message.get("user_audio_chunk").and_then(Value::as_str) {
-            if self.is_speaking {
-                self.is_speaking = false;
-                let event = json!({ "event_id": self.event() });
-                wire.send(json!({ "type": "interruption", "interruption_event": event }).to_string()).await?;
-            }
-            self.audio_characters = self.audio_characters.saturating_add(chunk.len());
-            if self.audio_characters < UTTERANCE_CHARACTERS {
-                return Ok(());
-            }
-            let user_text = "Hello, agent.";
-            let event = json!({ "user_transcript": user_text, "event_id": self.event() });
-            wire.send(json!({ "type": "user_transcript", "user_transcription_event": event }).to_string())
-                .await?;
-            return self.reply(wire, user_text).await;
+            return self.handle_audio(connection, chunk).await;
         }
         match message.get("type").and_then(Value::as_str) {
             Some("user_message") => {
                 let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
-                self.reply(wire, text).await
+                self.reply(connection, text).await
             }
             // Messages without a reply: the configuration of the conversation, pongs, updates and
             // feedback.
             Some(_) => Ok(()),
-            None => Err(wire.refuse(&Refused::from(Shape::FieldMissing("type".into()))).await),
+            None => Err(connection.refuse(&Refusal::from(RefusalKind::FieldMissing("type".into()))).await),
         }
     }
 
-    async fn reply(&mut self, wire: &mut Wire, user_text: &str) -> Result<(), SessionEnded> {
-        if let Err(refused) =
-            wire.session.spend(self.key, CALL_CREDITS + LLM_CREDITS, CreditLimits::Workspace)
-        {
-            return Err(wire.refuse(&refused).await);
+    async fn handle_audio(
+        &mut self,
+        connection: &mut SessionConnection,
+        chunk: &str,
+    ) -> Result<(), SessionEnded> {
+        if self.is_speaking {
+            self.is_speaking = false;
+            self.send_event(connection, "interruption", "interruption_event", json!({})).await?;
         }
+        self.audio_characters = self.audio_characters.saturating_add(chunk.len());
+        if self.audio_characters < UTTERANCE_CHARACTERS {
+            return Ok(());
+        }
+        let user_text = "Hello, agent.";
+        let event = json!({ "user_transcript": user_text });
+        self.send_event(connection, "user_transcript", "user_transcription_event", event).await?;
+        self.reply(connection, user_text).await
+    }
+
+    async fn reply(
+        &mut self,
+        connection: &mut SessionConnection,
+        user_text: &str,
+    ) -> Result<(), SessionEnded> {
+        let charge = connection.session.charge(self.key, REPLY_CREDITS, CreditLimits::Workspace);
+        connection.require(charge).await?;
         self.update_record(|conversation| {
             conversation.call_charge += CALL_CREDITS;
             conversation.llm_charge += LLM_CREDITS;
-            if conversation.transcript.len() < 100 {
-                conversation.transcript.push(("user", user_text.chars().take(1_000).collect()));
+            if conversation.transcript.len() < MAX_TRANSCRIPT_MESSAGES {
+                let user_text = user_text.chars().take(MAX_MESSAGE_CHARACTERS).collect();
+                conversation.transcript.push(("user", user_text));
                 conversation.transcript.push(("agent", REPLY.to_owned()));
             }
         });
         self.audio_characters = 0;
         self.is_speaking = true;
-        let event = json!({ "agent_response": REPLY, "event_id": self.event() });
-        wire.send(json!({ "type": "agent_response", "agent_response_event": event }).to_string()).await?;
-        let format = Format::named(FORMAT).unwrap_or(Format::DEFAULT);
-        let audio: Vec<u8> = Sound::of(Melody::of(REPLY), format).into_blocks().flat_map(Vec::from).collect();
-        let event = json!({ "audio_base_64": base64(&audio), "event_id": self.event() });
-        wire.send(json!({ "type": "audio", "audio_event": event }).to_string()).await?;
-        self.ping(wire).await
+        let event = json!({ "agent_response": REPLY });
+        self.send_event(connection, "agent_response", "agent_response_event", event).await?;
+        let format = Format::find(AUDIO_FORMAT).unwrap_or(Format::DEFAULT);
+        let audio = base64(&Sound::new(Melody::new(REPLY), format).into_bytes());
+        self.send_event(connection, "audio", "audio_event", json!({ "audio_base_64": audio })).await?;
+        self.send_ping(connection).await
     }
 }
 
-impl Drop for ConversationSession {
+impl Drop for AgentConversation {
     fn drop(&mut self) {
-        self.update_record(|conversation| conversation.ended = Some(clock::now()));
+        self.update_record(|conversation| conversation.ended_at = Some(clock::now()));
     }
 }

@@ -1,13 +1,13 @@
 //! The provider's WebSockets: their paths, the responses to handshakes, and the start of sessions.
 //! The provider accepts a handshake with an invalid key (captured, 2026), and the session then
-//! reports the error in its own format. Read `wire` next, then one of the WebSockets.
+//! reports the error in its own format. Read `connection` next, then one of the WebSockets.
 //!
 //! A WebSocket at any other path echoes its messages without a key, so that a test can check
 //! whether a proxy forwards them unchanged.
 
+mod connection;
 mod limited_stream;
 mod session_faults;
-mod wire;
 
 mod message_check;
 mod refusal;
@@ -15,37 +15,45 @@ mod session_auth;
 
 mod dialogue;
 mod speech;
-mod voice;
+mod synthesizer;
 
 mod agent;
 mod scribe;
 
 mod echo;
 
+use std::time::Duration;
+
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use serde_json::Value;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::accounts::Refused;
-use super::answer::{Answer, AnswerBody, set, trace_id};
+use super::accounts::Refusal;
 use super::fault::Fault;
+use super::fault_response::{replacement, scripted_values};
 use super::ledger::SocketSummary;
-use super::route::query;
-use super::service::{Closed, Service, facts_of_fault, handshake_refused};
+use super::provider::{PendingRequest, PresentedKey, Session};
+use super::query::query_value;
+use super::response::ProviderResponse;
+use super::response_body::ResponseBody;
+use super::service::{ConnectionClosed, Service};
 use super::spawn_until;
 use super::tracked_stream::TrackedStream;
-use super::world::{PendingRequest, Presented, Session};
 
+use self::connection::SessionConnection;
 use self::refusal::RefusalFormat;
 use self::session_auth::SessionAuth;
 use self::session_faults::SessionFaults;
-use self::wire::Wire;
+
+/// Maximum contexts of one connection.
+const MAX_CONTEXTS: usize = 5;
 
 /// A WebSocket of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum Endpoint {
     /// `/v1/text-to-speech/{voice_id}/stream-input` or, with contexts, `…/multi-stream-input`.
     Speech { voice: String, has_contexts: bool },
     /// `/v1/text-to-dialogue/stream-input` or, with contexts, `…/multi-stream-input`.
@@ -58,34 +66,31 @@ enum Kind {
     Echo,
 }
 
-impl Kind {
+impl Endpoint {
     /// The WebSocket at a path; `None` if the provider refuses the path with 403.
-    fn of(path: &str) -> Option<Self> {
+    fn find(path: &str) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
-            ["v1", "text-to-speech", voice, "stream-input"] => {
-                Some(Kind::Speech { voice: (*voice).to_owned(), has_contexts: false })
+            ["v1", "text-to-speech", voice, name @ ("stream-input" | "multi-stream-input")] => {
+                Some(Endpoint::Speech { voice: (*voice).to_owned(), has_contexts: *name != "stream-input" })
             }
-            ["v1", "text-to-speech", voice, "multi-stream-input"] => {
-                Some(Kind::Speech { voice: (*voice).to_owned(), has_contexts: true })
+            ["v1", "text-to-dialogue", name @ ("stream-input" | "multi-stream-input")] => {
+                Some(Endpoint::Dialogue { has_contexts: *name != "stream-input" })
             }
-            ["v1", "text-to-dialogue", "stream-input"] => Some(Kind::Dialogue { has_contexts: false }),
-            ["v1", "text-to-dialogue", "multi-stream-input"] => Some(Kind::Dialogue { has_contexts: true }),
-            ["v1", "speech-to-text", "realtime"] => Some(Kind::Scribe),
-            ["v1", "convai", "conversation"] => Some(Kind::Agent),
+            ["v1", "speech-to-text", "realtime"] => Some(Endpoint::Scribe),
+            ["v1", "convai", "conversation"] => Some(Endpoint::Agent),
             ["v1", "text-to-speech" | "text-to-dialogue" | "speech-to-text", ..] => None,
-            _ => Some(Kind::Echo),
+            _ => Some(Endpoint::Echo),
         }
     }
 
-    /// The format of its refusals.
     fn refusal_format(&self) -> RefusalFormat {
         match self {
             // The echo uses the format of speech.
-            Kind::Speech { .. } | Kind::Echo => RefusalFormat::Speech,
-            Kind::Dialogue { .. } => RefusalFormat::Dialogue,
-            Kind::Scribe => RefusalFormat::Scribe,
-            Kind::Agent => RefusalFormat::Agent,
+            Endpoint::Speech { .. } | Endpoint::Echo => RefusalFormat::Speech,
+            Endpoint::Dialogue { .. } => RefusalFormat::Dialogue,
+            Endpoint::Scribe => RefusalFormat::Scribe,
+            Endpoint::Agent => RefusalFormat::Agent,
         }
     }
 }
@@ -93,13 +98,13 @@ impl Kind {
 /// Whether a request is a WebSocket handshake.
 pub(super) fn is_handshake(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET
-        && listed(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
+        && list_items(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
 }
 
 /// The items of a header that contains a list.
-fn listed<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
+fn list_items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|member| !member.is_empty())
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// Responds to a handshake. An accepted session runs in a separate task.
@@ -111,37 +116,39 @@ pub(super) async fn open(
     service: Service,
     parts: Parts,
     upgrade: OnUpgrade,
-    presented: Presented,
+    presented_key: PresentedKey,
     mut pending: PendingRequest,
-) -> Result<Response<AnswerBody>, Closed> {
-    let kind = Kind::of(parts.uri.path());
-    let text = parts.uri.query().unwrap_or_default();
-    let auth = kind.as_ref().map(|kind| SessionAuth::of(kind, presented, &parts));
-    let script_key = auth.as_ref().map_or(presented, |auth| auth.script_key(&service.world));
-    let fault = service.world.take_fault(script_key, &parts.method, parts.uri.path());
+) -> Result<Response<ResponseBody>, ConnectionClosed> {
+    let endpoint = Endpoint::find(parts.uri.path());
+    let query = parts.uri.query().unwrap_or_default();
+    let auth = endpoint.as_ref().map(|endpoint| SessionAuth::new(endpoint, presented_key, &parts));
+    let script_key = auth.as_ref().map_or(presented_key, |auth| auth.script_key(&service.provider));
+    let fault = service.provider.take_fault(script_key, &parts.method, parts.uri.path());
     if matches!(fault, Fault::CloseUnread | Fault::CloseBeforeHead) {
-        return Err(Closed);
+        return Err(ConnectionClosed);
     }
     if let Fault::SlowHead { ms } = fault {
-        tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let refused = handshake_refused(&fault, facts_of_fault(&service.world, script_key, 1));
-    let answer = refused.or_else(|| malformed(&parts)).unwrap_or_else(|| switching_protocols(&parts));
-    let (Some(kind), Some(auth)) = (kind, auth) else { return Ok(ended(forbidden(), &mut pending)) };
-    if answer.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(ended(answer, &mut pending));
+    let values = scripted_values(&service.provider, script_key, 1);
+    let response = replacement(&fault, |kind| Refusal::new(kind.clone(), values.clone()).into())
+        .or_else(|| refuse_malformed(&parts))
+        .unwrap_or_else(|| switching_protocols(&parts));
+    let (Some(endpoint), Some(auth)) = (endpoint, auth) else { return Ok(finish(forbidden(), &mut pending)) };
+    if response.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(finish(response, &mut pending));
     }
     // The handshake refuses the third model, which these WebSockets do not support (captured).
-    if matches!(kind, Kind::Speech { .. })
-        && query_value(text, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
+    if matches!(endpoint, Endpoint::Speech { .. })
+        && query_value(query, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
-        return Ok(ended(forbidden(), &mut pending));
+        return Ok(finish(forbidden(), &mut pending));
     }
-    let response = ended(answer, &mut pending);
-    let session = pending.into_session(summary(&parts, &response));
-    let faults = SessionFaults::of(fault, &service.world, script_key);
-    let running = run(upgrade, session, faults, kind, auth, text.to_owned());
-    spawn_until(service.shutdown, &service.tasks, running);
+    let response = finish(response, &mut pending);
+    let session = pending.into_session(new_summary(&parts, &response));
+    let faults = SessionFaults::new(fault, &service.provider, script_key);
+    let session = run(upgrade, session, faults, endpoint, auth, query.to_owned());
+    spawn_until(service.shutdown, &service.tasks, session);
     Ok(response)
 }
 
@@ -149,96 +156,100 @@ async fn run(
     upgrade: OnUpgrade,
     session: Session,
     faults: SessionFaults,
-    kind: Kind,
+    endpoint: Endpoint,
     auth: SessionAuth,
-    text: String,
+    query: String,
 ) {
     // The upgrade fails if the client disconnected before it received the response.
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<TrackedStream>() else { return };
-    let mut wire =
-        Wire::new(parts.io.into_stream(), parts.read_buf.to_vec(), session, faults, kind.refusal_format())
-            .await;
-    wire.has_key_in_head = auth.has_key_in_head();
-    // A session ends with a close, a break, or a disconnected client.
-    let _ended = match kind {
-        Kind::Speech { voice, has_contexts } => {
-            Box::pin(speech::serve(&mut wire, auth, voice, has_contexts, &text)).await
+    let (tcp, read) = (parts.io.into_stream(), parts.read_buf.to_vec());
+    let mut connection = SessionConnection::new(tcp, read, session, faults, endpoint.refusal_format()).await;
+    connection.has_key_in_head = auth.has_key_in_head();
+    let result = match endpoint {
+        Endpoint::Speech { voice, has_contexts } => {
+            Box::pin(speech::serve(&mut connection, auth, voice, has_contexts, &query)).await
         }
-        Kind::Dialogue { has_contexts } => {
-            Box::pin(dialogue::serve(&mut wire, auth, has_contexts, &text)).await
+        Endpoint::Dialogue { has_contexts } => {
+            Box::pin(dialogue::serve(&mut connection, auth, has_contexts, &query)).await
         }
-        Kind::Agent => Box::pin(agent::serve(&mut wire, auth)).await,
-        Kind::Scribe => Box::pin(scribe::serve(&mut wire, auth, &text)).await,
-        Kind::Echo => echo::serve(&mut wire).await,
+        Endpoint::Agent => Box::pin(agent::serve(&mut connection, auth)).await,
+        Endpoint::Scribe => Box::pin(scribe::serve(&mut connection, auth, &query)).await,
+        Endpoint::Echo => echo::serve(&mut connection).await,
     };
+    if result.is_ok() {
+        connection.close(1_000, "").await;
+    }
 }
 
-fn ended(answer: Answer, pending: &mut PendingRequest) -> Response<AnswerBody> {
-    pending.summary.status = Some(answer.status.as_u16());
+/// Records the response to a handshake.
+fn finish(response: ProviderResponse, pending: &mut PendingRequest) -> Response<ResponseBody> {
+    pending.summary.status = Some(response.status.as_u16());
     pending.summary.body_complete = true;
-    answer.into_response()
+    response.into_response()
+}
+
+fn empty_response(status: StatusCode) -> ProviderResponse {
+    ProviderResponse::empty("text/plain; charset=utf-8").with_status(status)
 }
 
 /// The refusal of a handshake at a wrong path or with an unsupported model. It has no body
 /// (captured, 2026).
-fn forbidden() -> Answer {
-    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
-    answer.status = StatusCode::FORBIDDEN;
-    answer
+fn forbidden() -> ProviderResponse {
+    empty_response(StatusCode::FORBIDDEN)
 }
 
-/// The response to a malformed handshake (RFC 6455).
-fn malformed(parts: &Parts) -> Option<Answer> {
+/// The response to a malformed handshake (RFC 6455); `None` for a valid one.
+fn refuse_malformed(parts: &Parts) -> Option<ProviderResponse> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {
-        let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
-        answer.status = StatusCode::UPGRADE_REQUIRED;
-        set(&mut answer.headers, "sec-websocket-version", "13");
-        return Some(answer);
+        let response = empty_response(StatusCode::UPGRADE_REQUIRED);
+        return Some(response.with_header("sec-websocket-version", "13"));
     }
-    let is_upgrade = listed(&parts.headers, "connection").any(|name| name.eq_ignore_ascii_case("upgrade"));
-    if is_upgrade && parts.headers.contains_key("sec-websocket-key") {
-        return None;
-    }
-    let mut answer = Answer::empty(&trace_id(), "text/plain; charset=utf-8");
-    answer.status = StatusCode::BAD_REQUEST;
-    Some(answer)
+    let is_upgrade =
+        list_items(&parts.headers, "connection").any(|name| name.eq_ignore_ascii_case("upgrade"));
+    let is_valid = is_upgrade && parts.headers.contains_key("sec-websocket-key");
+    (!is_valid).then(|| empty_response(StatusCode::BAD_REQUEST))
 }
 
-fn switching_protocols(parts: &Parts) -> Answer {
-    let mut answer = Answer::empty(&trace_id(), "");
-    answer.headers = HeaderMap::new();
-    answer.status = StatusCode::SWITCHING_PROTOCOLS;
+fn switching_protocols(parts: &Parts) -> ProviderResponse {
     let key = parts.headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
-    set(&mut answer.headers, "connection", "upgrade");
-    set(&mut answer.headers, "upgrade", "websocket");
-    set(&mut answer.headers, "sec-websocket-accept", &key.unwrap_or_default());
+    let mut response = empty_response(StatusCode::SWITCHING_PROTOCOLS);
+    response.headers.clear();
+    let response = response
+        .with_header("connection", "upgrade")
+        .with_header("upgrade", "websocket")
+        .with_header("sec-websocket-accept", &key.unwrap_or_default());
     // The only subprotocol of the provider's WebSockets (its JavaScript client 1.25).
-    if listed(&parts.headers, "sec-websocket-protocol").any(|name| name == "convai") {
-        set(&mut answer.headers, "sec-websocket-protocol", "convai");
+    if list_items(&parts.headers, "sec-websocket-protocol").any(|name| name == "convai") {
+        return response.with_header("sec-websocket-protocol", "convai");
     }
-    answer
+    response
 }
 
-fn summary(parts: &Parts, response: &Response<AnswerBody>) -> SocketSummary {
+fn new_summary(parts: &Parts, response: &Response<ResponseBody>) -> SocketSummary {
     let text = |headers: &HeaderMap, name| {
         headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
-    let extensions: Vec<_> = listed(&parts.headers, "sec-websocket-extensions").collect();
+    let extensions: Vec<_> = list_items(&parts.headers, "sec-websocket-extensions").collect();
     SocketSummary {
         origin: text(&parts.headers, "origin"),
-        protocols: listed(&parts.headers, "sec-websocket-protocol").map(str::to_owned).collect(),
+        protocols: list_items(&parts.headers, "sec-websocket-protocol").map(str::to_owned).collect(),
         protocol: text(response.headers(), "sec-websocket-protocol"),
         extensions: (!extensions.is_empty()).then(|| extensions.join(", ")),
         ..SocketSummary::default()
     }
 }
 
-/// The value of a query parameter.
-fn query_value(text: &str, parameter: &str) -> Option<String> {
-    query(text).find(|(name, _)| name == parameter).map(|(_, value)| value)
+/// Whether a message has a field with the value true.
+fn is_set(message: &Value, name: &str) -> bool {
+    message.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// A result whose refusal contains the current numbers.
-type OrRefused<T> = Result<T, Refused>;
+/// The name and the text of the refusal of another context.
+fn too_many_contexts() -> (&'static str, String) {
+    let message = format!(
+        "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an existing context before opening a new one."
+    );
+    ("max_active_conversations", message)
+}

@@ -5,17 +5,16 @@
 //!
 //! Sources: the Python SDK 2.78 (all messages), captured responses of 2026 (the refusal of a key).
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::super::accounts::{CreditLimits, Refused};
-use super::super::answer::trace_id;
-use super::super::route::query;
-use super::super::shape::Shape;
+use super::super::accounts::CreditLimits;
+use super::super::query::{query_pairs, query_value};
+use super::super::response::new_trace_id;
 use super::super::sound::seconds;
-use super::query_value;
+use super::connection::{SessionConnection, SessionEnded};
+use super::is_set;
 use super::refusal;
 use super::session_auth::SessionAuth;
-use super::wire::{ClientMessage, SessionEnded, Wire};
 
 /// The words of a transcript. Short audio contains only the first ones.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
@@ -26,9 +25,9 @@ const PAUSE_MS: u64 = 2_000;
 struct Transcription {
     key: usize,
     bytes_per_second: u64,
-    bytes: u64,
-    charged: u64,
-    /// The offset in bytes of the first uncommitted audio.
+    received_bytes: u64,
+    charged_seconds: u64,
+    /// Bytes of the audio that is not committed yet.
     segment_bytes: u64,
     commits_automatically: bool,
     has_times: bool,
@@ -37,102 +36,89 @@ struct Transcription {
 }
 
 /// Serves the session until the client disconnects.
-pub(super) async fn serve(wire: &mut Wire, auth: SessionAuth, text: &str) -> SessionEnded {
-    match transcribe(wire, auth, text).await {
-        Ok(never) => match never {},
-        Err(ended) => ended,
-    }
-}
-
-async fn transcribe(
-    wire: &mut Wire,
+pub(super) async fn serve(
+    connection: &mut SessionConnection,
     auth: SessionAuth,
-    text: &str,
-) -> Result<std::convert::Infallible, SessionEnded> {
-    let key = auth.authorize(wire, None).await?;
-    let format = query_value(text, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
-    let Some((rate, bytes_per_second)) = rate_of(&format) else {
+    query: &str,
+) -> Result<(), SessionEnded> {
+    let key = auth.authorize(connection, None).await?;
+    let format = query_value(query, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
+    let Some((rate, bytes_per_second)) = parse_rates(&format) else {
         let message = format!("Audio format '{format}' is not supported.");
-        return Err(wire.send_refusal(refusal::scribe("invalid_request", &message)).await);
+        return Err(connection.send_refusal(refusal::scribe("invalid_request", &message)).await);
     };
     // The credits must suffice for one second.
-    let credit_check =
-        wire.session.world.state().accounts.check_credits(key, 1, CreditLimits::KeyAndWorkspace).map(|_| ());
-    let slot = credit_check.and_then(|()| wire.session.begin(key, 0, CreditLimits::KeyAndWorkspace));
-    let _slot = match slot {
-        Ok(slot) => slot,
-        Err(refused) => return Err(wire.refuse(&refused).await),
-    };
+    let check =
+        connection.session.provider.state().accounts.check_credits(key, 1, CreditLimits::KeyAndWorkspace);
+    connection.require(check).await?;
+    let slot = connection.session.admit(key, 0, CreditLimits::KeyAndWorkspace);
+    let _slot = connection.require(slot).await?;
     let mut transcription = Transcription {
         key,
         bytes_per_second,
-        bytes: 0,
-        charged: 0,
+        received_bytes: 0,
+        charged_seconds: 0,
         segment_bytes: 0,
-        commits_automatically: has_value(text, "commit_strategy", "vad"),
-        has_times: has_value(text, "include_timestamps", "true"),
-        has_language: has_value(text, "include_language_detection", "true"),
+        commits_automatically: has_value(query, "commit_strategy", "vad"),
+        has_times: has_value(query, "include_timestamps", "true"),
+        has_language: has_value(query, "include_language_detection", "true"),
     };
+    let keyterms = query_pairs(query).filter(|(name, _)| name == "keyterms").map(|(_, term)| term);
     let config = json!({
         "sample_rate": rate,
         "audio_format": format,
-        "language_code": query_value(text, "language_code"),
-        "commit_strategy": query_value(text, "commit_strategy").unwrap_or_else(|| "manual".to_owned()),
-        "model_id": query_value(text, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
-        "enable_logging": !has_value(text, "enable_logging", "false"),
+        "language_code": query_value(query, "language_code"),
+        "commit_strategy": query_value(query, "commit_strategy").unwrap_or_else(|| "manual".to_owned()),
+        "model_id": query_value(query, "model_id").unwrap_or_else(|| "scribe_v2_realtime".to_owned()),
+        "enable_logging": !has_value(query, "enable_logging", "false"),
         "include_timestamps": transcription.has_times,
         "include_language_detection": transcription.has_language,
-        "keyterms": query(text).filter(|(name, _)| name == "keyterms").map(|(_, term)| term).collect::<Vec<_>>(),
+        "keyterms": keyterms.collect::<Vec<_>>(),
     });
-    let started = json!({ "message_type": "session_started", "session_id": trace_id(), "config": config });
-    wire.send(started.to_string()).await?;
+    let session_id = new_trace_id();
+    connection
+        .send_json(json!({ "message_type": "session_started", "session_id": session_id, "config": config }))
+        .await?;
     loop {
-        let Some(received) = wire.next(None).await? else { continue };
-        let message = match &received {
-            ClientMessage::Text(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
-            ClientMessage::Binary(_) => None,
-        };
-        let Some(message) = message else {
-            return Err(wire.refuse(&Refused::from(Shape::MalformedJson)).await);
-        };
-        transcription.handle(wire, &message).await?;
+        let Some(message) = connection.receive_object(None).await? else { continue };
+        transcription.handle(connection, &message).await?;
     }
 }
 
-fn has_value(text: &str, name: &str, value: &str) -> bool {
-    query_value(text, name).is_some_and(|actual| actual == value)
+fn has_value(query: &str, parameter: &str, expected: &str) -> bool {
+    query_value(query, parameter).is_some_and(|value| value == expected)
 }
 
-fn field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
-    message.get(name).and_then(Value::as_str)
+async fn refuse_input(connection: &mut SessionConnection, error: &str) -> SessionEnded {
+    connection.send_refusal(refusal::scribe("input_error", error)).await
 }
 
 impl Transcription {
-    async fn handle(&mut self, wire: &mut Wire, message: &Map<String, Value>) -> Result<(), SessionEnded> {
-        if field(message, "message_type") != Some("input_audio_chunk") {
-            let error = "The message_type must be input_audio_chunk.";
-            return Err(wire.send_refusal(refusal::scribe("input_error", error)).await);
+    async fn handle(
+        &mut self,
+        connection: &mut SessionConnection,
+        message: &Value,
+    ) -> Result<(), SessionEnded> {
+        if message["message_type"] != "input_audio_chunk" {
+            return Err(refuse_input(connection, "The message_type must be input_audio_chunk.").await);
         }
-        let Some(bytes) = bytes_in(field(message, "audio_base_64").unwrap_or_default()) else {
-            let error = "The audio is not valid base64.";
-            return Err(wire.send_refusal(refusal::scribe("input_error", error)).await);
+        let Some(bytes) = base64_decoded_length(message["audio_base_64"].as_str().unwrap_or_default()) else {
+            return Err(refuse_input(connection, "The audio is not valid base64.").await);
         };
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.received_bytes = self.received_bytes.saturating_add(bytes);
         self.segment_bytes = self.segment_bytes.saturating_add(bytes);
-        let due = self.bytes.div_ceil(self.bytes_per_second);
-        if let Err(refused) =
-            wire.session.spend(self.key, due.saturating_sub(self.charged), CreditLimits::KeyAndWorkspace)
-        {
-            return Err(wire.refuse(&refused).await);
-        }
-        self.charged = due;
+        let started_seconds = self.received_bytes.div_ceil(self.bytes_per_second);
+        let cost = started_seconds.saturating_sub(self.charged_seconds);
+        let charge = connection.session.charge(self.key, cost, CreditLimits::KeyAndWorkspace);
+        connection.require(charge).await?;
+        self.charged_seconds = started_seconds;
         if bytes > 0 {
-            let partial = json!({ "message_type": "partial_transcript", "text": self.words().join(" ") });
-            wire.send(partial.to_string()).await?;
+            let text = self.words().join(" ");
+            connection.send_json(json!({ "message_type": "partial_transcript", "text": text })).await?;
         }
         let is_pause = self.commits_automatically && self.segment_ms() >= PAUSE_MS;
-        if is_pause || message.get("commit").and_then(Value::as_bool).unwrap_or(false) {
-            self.commit(wire).await?;
+        if is_pause || is_set(message, "commit") {
+            self.commit(connection).await?;
         }
         Ok(())
     }
@@ -141,10 +127,10 @@ impl Transcription {
         self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
     }
 
-    /// One word per started tenth of a second, up to the maximum.
+    /// One word per started tenth of a second, up to all words.
     fn words(&self) -> &'static [&'static str] {
-        let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX).min(WORDS.len());
-        &WORDS[..count]
+        let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX);
+        &WORDS[..count.min(WORDS.len())]
     }
 
     /// The words with their times, which divide the segment evenly.
@@ -158,12 +144,11 @@ impl Transcription {
         timed.collect()
     }
 
-    async fn commit(&mut self, wire: &mut Wire) -> Result<(), SessionEnded> {
+    async fn commit(&mut self, connection: &mut SessionConnection) -> Result<(), SessionEnded> {
         let text = self.words().join(" ");
-        let committed = json!({ "message_type": "committed_transcript", "text": text });
-        wire.send(committed.to_string()).await?;
-        // Both have the same event. If only the language was requested, it contains no words
-        // (Pipecat 1.14).
+        connection.send_json(json!({ "message_type": "committed_transcript", "text": text })).await?;
+        // Times and the language have the same event. If only the language was requested, the event
+        // contains no words (Pipecat 1.14).
         if self.has_times || self.has_language {
             let timed = json!({
                 "message_type": "committed_transcript_with_timestamps",
@@ -171,7 +156,7 @@ impl Transcription {
                 "language_code": "en",
                 "words": self.has_times.then(|| self.timed_words()),
             });
-            wire.send(timed.to_string()).await?;
+            connection.send_json(timed).await?;
         }
         self.segment_bytes = 0;
         Ok(())
@@ -179,7 +164,7 @@ impl Transcription {
 }
 
 /// Samples and bytes per second of a format (the Python SDK 2.78, `AudioFormat`).
-fn rate_of(format: &str) -> Option<(u64, u64)> {
+fn parse_rates(format: &str) -> Option<(u64, u64)> {
     let (coding, rate) = format.split_once('_')?;
     let rate = rate.parse().ok().filter(|rate| (8_000..=48_000).contains(rate))?;
     match coding {
@@ -190,7 +175,7 @@ fn rate_of(format: &str) -> Option<(u64, u64)> {
 }
 
 /// The number of bytes that a base64 text encodes.
-fn bytes_in(text: &str) -> Option<u64> {
+fn base64_decoded_length(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
@@ -204,21 +189,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_valid_base_64_is_measured() {
+    fn only_valid_base64_is_measured() {
         for (text, bytes) in [("", 0), ("Zg==", 1), ("Zm8=", 2), ("Zm9v", 3), ("Zm9vYg==", 4)] {
-            assert_eq!(bytes_in(text), Some(bytes), "{text}");
+            assert_eq!(base64_decoded_length(text), Some(bytes), "{text}");
         }
         for text in ["Zg=", "Zg", "Z===", "Z g=", "Zm9-", "Zg==Zg=="] {
-            assert_eq!(bytes_in(text), None, "{text}");
+            assert_eq!(base64_decoded_length(text), None, "{text}");
         }
     }
 
     #[test]
     fn formats_have_their_rates() {
-        assert_eq!(rate_of("pcm_16000"), Some((16_000, 32_000)));
-        assert_eq!(rate_of("ulaw_8000"), Some((8_000, 8_000)));
+        assert_eq!(parse_rates("pcm_16000"), Some((16_000, 32_000)));
+        assert_eq!(parse_rates("ulaw_8000"), Some((8_000, 8_000)));
         for format in ["", "pcm", "pcm_", "pcm_0", "pcm_7999", "pcm_48001", "mp3_44100"] {
-            assert_eq!(rate_of(format), None, "{format}");
+            assert_eq!(parse_rates(format), None, "{format}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Identifies the caller and the paying key of a WebSocket. A token takes precedence over a key,
-//! and the key of the head over the key of the first message. HTTP requests use `presented`
-//! instead, because they have no first message.
+//! and the key of the head over the key of the first message. HTTP requests use
+//! `request::find_presented_key` instead, because they have no first message.
 
 use http::Method;
 use http::request::Parts;
@@ -8,152 +8,139 @@ use serde_json::Value;
 
 use crate::clock;
 
-use super::super::job::require_key;
-use super::super::shape::Shape;
+use super::super::accounts::Refusal;
+use super::super::context::require_key;
+use super::super::provider::{PresentedKey, Provider};
+use super::super::query::query_value;
+use super::super::refusal::RefusalKind;
 use super::super::tokens::TokenScope;
-use super::super::world::{Presented, World};
+use super::Endpoint;
+use super::connection::{SessionConnection, SessionEnded};
 use super::message_check::credential_of;
 use super::session_faults::SessionFaults;
-use super::wire::{SessionEnded, Wire};
-use super::{Kind, OrRefused, query_value};
 
 #[derive(Clone, Debug)]
 pub(super) struct SessionAuth {
     /// The path of the WebSocket, which selects faults of routes.
     path: String,
-    presented: Presented,
+    presented_key: PresentedKey,
     /// The token in the query.
     token: Option<String>,
     /// The endpoint for which a token must be valid.
     scope: Option<TokenScope>,
     permission: Option<&'static str>,
     /// The requested agent, if the WebSocket is a conversation.
-    pub(super) agent: Option<String>,
+    pub(super) agent_id: Option<String>,
 }
 
 impl SessionAuth {
-    pub(super) fn of(kind: &Kind, presented: Presented, parts: &Parts) -> Self {
-        let text = parts.uri.query().unwrap_or_default();
-        let agent = matches!(kind, Kind::Agent).then(|| query_value(text, "agent_id").unwrap_or_default());
-        let (token, scope, permission) = match kind {
-            Kind::Speech { .. } => {
-                (query_value(text, "single_use_token"), Some(TokenScope::Speech), Some("text_to_speech"))
+    pub(super) fn new(endpoint: &Endpoint, presented_key: PresentedKey, parts: &Parts) -> Self {
+        let query = parts.uri.query().unwrap_or_default();
+        let agent_id =
+            matches!(endpoint, Endpoint::Agent).then(|| query_value(query, "agent_id").unwrap_or_default());
+        let (token, scope, permission) = match endpoint {
+            Endpoint::Speech { .. } | Endpoint::Dialogue { .. } => {
+                (query_value(query, "single_use_token"), Some(TokenScope::Speech), Some("text_to_speech"))
             }
-            Kind::Dialogue { .. } => {
-                (query_value(text, "single_use_token"), Some(TokenScope::Speech), Some("text_to_speech"))
-            }
-            Kind::Agent => {
+            Endpoint::Agent => {
                 let token =
-                    query_value(text, "conversation_signature").or_else(|| query_value(text, "token"));
-                (token, agent.clone().map(TokenScope::Agent), Some("convai_write"))
+                    query_value(query, "conversation_signature").or_else(|| query_value(query, "token"));
+                (token, agent_id.clone().map(TokenScope::Agent), Some("convai_write"))
             }
-            Kind::Scribe => {
-                (query_value(text, "token"), Some(TokenScope::RealtimeScribe), Some("speech_to_text"))
+            Endpoint::Scribe => {
+                (query_value(query, "token"), Some(TokenScope::RealtimeScribe), Some("speech_to_text"))
             }
-            Kind::Echo => (None, None, None),
+            Endpoint::Echo => (None, None, None),
         };
         let path = parts.uri.path().to_owned();
-        Self { path, presented, token, scope, permission, agent }
+        Self { path, presented_key, token, scope, permission, agent_id }
     }
 
     /// The provider's name for the method of authorization (OpenAPI document).
     pub(super) fn authorization_method(&self) -> &'static str {
-        match (&self.token, self.presented) {
-            (Some(_), _) => "signed_url",
-            (None, Presented::Known(_) | Presented::Unknown | Presented::OtherRegion) => {
-                "authorization_header"
-            }
-            (None, Presented::Nothing) => "public",
+        if self.token.is_some() {
+            "signed_url"
+        } else if self.has_key_in_head() {
+            "authorization_header"
+        } else {
+            "public"
         }
     }
 
     pub(super) fn has_key_in_head(&self) -> bool {
-        self.presented != Presented::Nothing
+        self.presented_key != PresentedKey::Absent
     }
 
     /// The key whose scripted faults apply to the session. The key of a token takes precedence
     /// here, too.
-    pub(super) fn script_key(&self, world: &World) -> Presented {
-        let owner = self
+    pub(super) fn script_key(&self, provider: &Provider) -> PresentedKey {
+        let token_key = self
             .token
             .as_ref()
             .zip(self.scope.as_ref())
-            .and_then(|(token, scope)| world.state().tokens.owner(token, scope, clock::now()));
-        owner.map_or(self.presented, Presented::Known)
+            .and_then(|(token, scope)| provider.state().tokens.find_key(token, scope, clock::now()));
+        token_key.map_or(self.presented_key, PresentedKey::Known)
     }
 
     /// Returns the key whose workspace pays. It must have the permission, and its bill must be
-    /// paid. A token is consumed. `first` is the first message of the client, on WebSockets that
-    /// read one. A scripted refusal takes precedence over all others, as over HTTP.
+    /// paid. A token is consumed. `first_message` is absent on WebSockets where the server sends
+    /// first. A scripted refusal takes precedence over all others, as over HTTP.
     ///
     /// # Errors
     ///
     /// When the session was refused. The refusal was sent, and the session has ended.
     pub(super) async fn authorize(
         self,
-        wire: &mut Wire,
-        first: Option<&Value>,
+        connection: &mut SessionConnection,
+        first_message: Option<&Value>,
     ) -> Result<usize, SessionEnded> {
-        let identified = self.identify(wire, first);
-        wire.begin().await?;
-        let authorized = match identified {
-            Ok(key) => self.check_permission(&wire.session.world, key),
-            Err(refused) => Err(refused),
-        };
-        match authorized {
-            Ok((key, name)) => {
-                wire.session.update_summary(|socket| socket.payer = Some(name));
-                wire.key = Presented::Known(key);
-                Ok(key)
-            }
-            Err(refused) => Err(wire.refuse(&refused).await),
-        }
+        let key = self.find_payer(connection, first_message);
+        connection.start().await?;
+        let key = connection.require(key).await?;
+        let check = self.check_permission(&connection.session.provider, key);
+        connection.require(check).await?;
+        let payer = connection.session.provider.plan.keys.get(key).map(|plan| plan.key.clone());
+        connection.session.update_summary(|socket| socket.payer = payer);
+        Ok(key)
     }
 
-    fn check_permission(&self, world: &World, key: usize) -> OrRefused<(usize, String)> {
-        let state = world.state();
+    fn check_permission(&self, provider: &Provider, key: usize) -> Result<(), Refusal> {
+        let state = provider.state();
         // The caller of a public agent in another workspace needs no permission there.
         let is_public_caller =
-            self.agent.is_some() && self.token.is_none() && self.presented != Presented::Known(key);
+            self.agent_id.is_some() && self.token.is_none() && self.presented_key != PresentedKey::Known(key);
         if let Some(permission) = self.permission.filter(|_| !is_public_caller) {
-            state.accounts.permit(key, permission)?;
+            state.accounts.check_permission(key, permission)?;
         }
-        state.accounts.billing(key)?;
-        let owner = state.accounts.keys.get(key).ok_or(Shape::InvalidKey)?;
-        Ok((key, owner.plan.key.clone()))
+        Ok(state.accounts.check_billing(key)?)
     }
 
-    fn identify(&self, wire: &mut Wire, first: Option<&Value>) -> OrRefused<usize> {
-        let world = wire.session.world.clone();
-        let in_message = first.and_then(|first| first.get("single_use_token")).and_then(Value::as_str);
-        if let (Some(token), Some(scope)) = (self.token.as_deref().or(in_message), &self.scope) {
-            return world.state().tokens.take(token, scope, clock::now()).ok_or(Shape::InvalidKey.into());
+    fn find_payer(
+        &self,
+        connection: &mut SessionConnection,
+        first_message: Option<&Value>,
+    ) -> Result<usize, Refusal> {
+        let provider = connection.session.provider.clone();
+        let message_token =
+            first_message.and_then(|message| message.get("single_use_token")).and_then(Value::as_str);
+        if let (Some(token), Some(scope)) = (self.token.as_deref().or(message_token), &self.scope) {
+            let key = provider.state().tokens.consume(token, scope, clock::now());
+            return key.ok_or(RefusalKind::InvalidKey.into());
         }
-        if let Some(agent) = &self.agent {
-            let key = match self.presented {
-                Presented::Nothing => None,
-                Presented::Known(_) | Presented::Unknown | Presented::OtherRegion => {
-                    Some(require_key(self.presented)?)
-                }
-            };
-            if agent.is_empty() {
-                return Err(Shape::FieldMissing("agent_id".into()).into());
+        if let Some(agent_id) = &self.agent_id {
+            let key = self.has_key_in_head().then(|| require_key(self.presented_key)).transpose()?;
+            if agent_id.is_empty() {
+                return Err(RefusalKind::FieldMissing("agent_id".into()).into());
             }
-            return world.state().accounts.agent_payer(agent, key);
+            return provider.state().accounts.agent_payer(agent_id, key);
         }
-        let presented = match (self.presented, first.and_then(credential_of)) {
-            (Presented::Nothing, Some(key)) => {
-                let presented = world.find(key);
-                // The head did not identify the key whose script applies.
-                wire.faults = SessionFaults::of(
-                    world.take_fault(presented, &Method::GET, &self.path),
-                    &world,
-                    presented,
-                );
-                presented
-            }
-            (presented, _) => presented,
-        };
-        Ok(require_key(presented)?)
+        let mut presented_key = self.presented_key;
+        if let (PresentedKey::Absent, Some(key)) = (presented_key, first_message.and_then(credential_of)) {
+            presented_key = provider.find_key(key);
+            // The head did not identify the key whose script applies.
+            let fault = provider.take_fault(presented_key, &Method::GET, &self.path);
+            connection.faults = SessionFaults::new(fault, &provider, presented_key);
+        }
+        Ok(require_key(presented_key)?)
     }
 }

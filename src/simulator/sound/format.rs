@@ -1,5 +1,6 @@
-//! Parses the names of `output_format` into codecs. The list is that of the OpenAPI document
-//! without Opus, whose encoder would be larger than the simulator.
+//! The audio formats that a request can name in `output_format`, with their codecs and media types.
+//! They are the formats of the OpenAPI document except Opus, whose encoder would be larger than the
+//! simulator.
 
 /// An audio format with its `output_format` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +9,6 @@ pub(in crate::simulator) struct Format {
     pub(super) codec: Codec,
 }
 
-/// The encoding of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     /// MPEG Layer III at a constant bit rate.
@@ -76,8 +76,8 @@ impl Format {
     /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
-    /// The format with this name; `None` if the simulator does not have it.
-    pub(in crate::simulator) fn named(name: &str) -> Option<Format> {
+    /// The format with this name; `None` if the simulator cannot generate it.
+    pub(in crate::simulator) fn find(name: &str) -> Option<Format> {
         FORMATS.into_iter().find(|format| format.name == name)
     }
 

@@ -1,10 +1,10 @@
 //! Converts a text to a melody: each word is a note, each space a short pause. Equal texts give
-//! equal melodies, so that two responses can be compared by their hash.
+//! equal melodies, so that a test can compare two responses by their hash.
 
 /// The length of a character, close to the speed of speech.
 const CHARACTER_MS: u64 = 60;
 /// The minimum length of a melody, so that a single letter is audible.
-const SHORTEST_MS: u64 = 300;
+const MIN_DURATION_MS: u64 = 300;
 /// C major without its semitones, from C4 on. All sequences of these notes are consonant.
 const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.33, 659.26];
 
@@ -21,25 +21,24 @@ pub(super) struct Note {
 #[derive(Clone, Debug)]
 pub(in crate::simulator) struct Melody {
     notes: Vec<Note>,
-    duration_ms: u64,
+    pub(super) duration_ms: u64,
     characters: u64,
 }
 
 impl Melody {
     /// Creates the melody of `text`: 60 ms per character, and at least 300 ms.
-    pub(in crate::simulator) fn of(text: &str) -> Self {
+    pub(in crate::simulator) fn new(text: &str) -> Self {
         let characters = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
-        Self::lasting(text, characters.saturating_mul(CHARACTER_MS).max(SHORTEST_MS))
+        Self::with_duration(text, characters.saturating_mul(CHARACTER_MS).max(MIN_DURATION_MS))
     }
 
     /// Creates the melody of `text` with the length `duration_ms`.
-    pub(in crate::simulator) fn lasting(text: &str, duration_ms: u64) -> Self {
+    pub(in crate::simulator) fn with_duration(text: &str, duration_ms: u64) -> Self {
         let characters = u64::try_from(text.chars().count()).unwrap_or(u64::MAX).max(1);
         let mut melody = Self { notes: Vec::new(), duration_ms, characters };
         let mut index = 0;
-        for run in runs(text) {
-            let (word, length) = run;
-            let (start_ms, end_ms) = (melody.starts_ms(index), melody.starts_ms(index + length));
+        for (word, length) in split_words(text) {
+            let (start_ms, end_ms) = (melody.start_ms(index), melody.start_ms(index + length));
             melody.notes.push(Note { start_ms, end_ms, hz: word.map(pitch_of) });
             index += length;
         }
@@ -49,33 +48,24 @@ impl Melody {
         melody
     }
 
-    /// The length in milliseconds.
-    pub(in crate::simulator) fn duration_ms(&self) -> u64 {
-        self.duration_ms
-    }
-
     /// The start of the character at `index`; for the index after the last character, the end of
     /// the melody.
-    pub(in crate::simulator) fn starts_ms(&self, index: u64) -> u64 {
+    pub(in crate::simulator) fn start_ms(&self, index: u64) -> u64 {
         // Both factors are limited by the maximum length of a text, so the product cannot overflow.
         self.duration_ms.saturating_mul(index) / self.characters
-    }
-
-    pub(super) fn notes(&self) -> &[Note] {
-        &self.notes
     }
 }
 
 /// Splits a text into words and gaps, each with its number of characters. A gap has no word.
-fn runs(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
+fn split_words(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let is_gap = rest.chars().next()?.is_whitespace();
         let end = rest.find(|c: char| c.is_whitespace() != is_gap).unwrap_or(rest.len());
-        let (run, after) = rest.split_at(end);
+        let (part, after) = rest.split_at(end);
         rest = after;
-        let length = u64::try_from(run.chars().count()).unwrap_or(u64::MAX);
-        Some(((!is_gap).then_some(run), length))
+        let length = u64::try_from(part.chars().count()).unwrap_or(u64::MAX);
+        Some(((!is_gap).then_some(part), length))
     })
 }
 
@@ -83,30 +73,27 @@ fn pitch_of(word: &str) -> f64 {
     // FNV-1a. Only the high bits are used, because the low bits depend only on the low bits of the
     // letters.
     let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let hash = word.bytes().fold(0x811c_9dc5, mix);
-    usize::try_from(hash >> 24)
-        .ok()
-        .and_then(|high| SCALE_HZ.get(high % SCALE_HZ.len()))
-        .map_or(440.0, |hz| *hz)
+    let [high, ..] = word.bytes().fold(0x811c_9dc5, mix).to_be_bytes();
+    SCALE_HZ[usize::from(high) % SCALE_HZ.len()]
 }
 
-/// Finds the notes of increasing times in one pass.
+/// Finds the notes at increasing times in one pass.
 #[derive(Debug)]
-pub(super) struct Cursor {
+pub(super) struct NoteCursor {
     melody: Melody,
     index: usize,
 }
 
-impl Cursor {
+impl NoteCursor {
     pub(super) fn new(melody: Melody) -> Self {
         Self { melody, index: 0 }
     }
 
     /// The note at `ms`; `None` after the end. Times must not decrease.
     pub(super) fn note_at(&mut self, ms: u64) -> Option<Note> {
-        while self.melody.notes().get(self.index)?.end_ms <= ms {
+        while self.melody.notes.get(self.index)?.end_ms <= ms {
             self.index += 1;
         }
-        self.melody.notes().get(self.index).copied()
+        self.melody.notes.get(self.index).copied()
     }
 }

@@ -5,8 +5,8 @@
 //! that a stream that is cut between frames can be played. A note is one spectral line with the
 //! magnitude one, coded with Huffman table 1. The rest of a frame is padding.
 
-use super::Piece;
-use super::melody::{Cursor, Melody};
+use super::EncodedFrame;
+use super::melody::{Melody, NoteCursor};
 use super::samples::to_f64;
 
 /// Bit rates of Layer III by header index, MPEG-1 and MPEG-2, in kbit/s.
@@ -22,11 +22,11 @@ const GLOBAL_GAIN: u32 = 202;
 /// Generates one frame at a time.
 #[derive(Debug)]
 pub(super) struct Mp3Frames {
-    cursor: Cursor,
+    cursor: NoteCursor,
     version: Version,
     rate: u64,
     kbps: u32,
-    frames_total: u64,
+    total_frames: u64,
     frame: u64,
     granule: u64,
 }
@@ -35,7 +35,7 @@ pub(super) struct Mp3Frames {
 enum Version {
     /// 32, 44.1 and 48 kHz, with two granules per frame.
     Mpeg1,
-    /// "Low sampling frequencies": half the rate, with one granule per frame.
+    /// 24 and 22.05 kHz ("low sampling frequencies"), with one granule per frame.
     Mpeg2,
 }
 
@@ -51,16 +51,16 @@ impl Version {
 impl Mp3Frames {
     pub(super) fn new(melody: Melody, rate: u32, kbps: u32) -> Self {
         let version = if rate >= 32_000 { Version::Mpeg1 } else { Version::Mpeg2 };
-        let samples = melody.duration_ms().saturating_mul(rate.into()) / 1_000;
-        let frames_total = samples.div_ceil(version.granules() * LINES_PER_GRANULE);
-        let cursor = Cursor::new(melody);
-        Self { cursor, version, rate: rate.into(), kbps, frames_total, frame: 0, granule: 0 }
+        let samples = melody.duration_ms.saturating_mul(rate.into()) / 1_000;
+        let total_frames = samples.div_ceil(version.granules() * LINES_PER_GRANULE);
+        let cursor = NoteCursor::new(melody);
+        Self { cursor, version, rate: rate.into(), kbps, total_frames, frame: 0, granule: 0 }
     }
 
     /// The size of all frames. Padding keeps the size of the first `n` frames within one byte of the
     /// bit rate, so the size is a division.
-    pub(super) fn bytes_total(&self) -> u64 {
-        self.bytes_before(self.frames_total)
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.bytes_before(self.total_frames)
     }
 
     fn bytes_before(&self, frame: u64) -> u64 {
@@ -82,22 +82,21 @@ impl Mp3Frames {
 
     fn write_frame(&mut self) -> Vec<u8> {
         let length = self.bytes_before(self.frame + 1) - self.bytes_before(self.frame);
-        let samples = self.version.granules() * LINES_PER_GRANULE;
-        let is_padded = length > samples * u64::from(self.kbps) * 125 / self.rate;
+        let is_padded = length > self.bytes_before(1);
         let lines: Vec<_> = (0..self.version.granules()).map(|_| self.next_line()).collect();
 
-        let mut bits = Bits::default();
+        let mut bits = BitWriter::default();
         self.write_header(&mut bits, is_padded);
         self.write_side_information(&mut bits, &lines);
         for line in lines.into_iter().flatten() {
             write_line(&mut bits, line);
         }
-        let mut bytes = bits.into_bytes();
+        let mut bytes = bits.bytes;
         bytes.resize(usize::try_from(length).unwrap_or(bytes.len()), 0);
         bytes
     }
 
-    fn write_header(&self, bits: &mut Bits, is_padded: bool) {
+    fn write_header(&self, bits: &mut BitWriter, is_padded: bool) {
         let (version, table) = match self.version {
             Version::Mpeg1 => (0b11, KBPS_MPEG1),
             Version::Mpeg2 => (0b10, KBPS_MPEG2),
@@ -120,7 +119,7 @@ impl Mp3Frames {
         bits.push(0, 2); // emphasis
     }
 
-    fn write_side_information(&self, bits: &mut Bits, lines: &[Option<u64>]) {
+    fn write_side_information(&self, bits: &mut BitWriter, lines: &[Option<u64>]) {
         match self.version {
             // main_data_begin, private bits, scale factor sharing: all zero.
             Version::Mpeg1 => bits.push(0, 9 + 5 + 4),
@@ -139,27 +138,27 @@ impl Mp3Frames {
             for _region in 0..3 {
                 bits.push(1, 5); // Huffman table 1
             }
-            bits.push(6, 4); // regions: any split within the 22 bands: all regions use one table
+            bits.push(6, 4); // regions: any split of the 22 bands, because all regions use one table
             bits.push(6, 3);
             if self.version == Version::Mpeg1 {
                 bits.push(0, 1); // no pre-emphasis
             }
             bits.push(0, 1); // scale factor scale
-            bits.push(0, 1); // table of the quadruples, of which there are none
+            bits.push(0, 1); // table of the quadruples, which these frames do not contain
         }
     }
 }
 
 impl Iterator for Mp3Frames {
-    type Item = Piece;
+    type Item = EncodedFrame;
 
-    fn next(&mut self) -> Option<Piece> {
-        if self.frame >= self.frames_total {
+    fn next(&mut self) -> Option<EncodedFrame> {
+        if self.frame >= self.total_frames {
             return None;
         }
         let bytes = self.write_frame();
         self.frame += 1;
-        Some(Piece { bytes, until_ms: self.granule * LINES_PER_GRANULE * 1_000 / self.rate })
+        Some(EncodedFrame { bytes, end_ms: self.granule * LINES_PER_GRANULE * 1_000 / self.rate })
     }
 }
 
@@ -168,7 +167,7 @@ impl Iterator for Mp3Frames {
 ///
 /// The line is positive in each granule. A decoder showed that equal signs give a pure tone at
 /// the edge of the line, and alternating signs give a warbling tone.
-fn write_line(bits: &mut Bits, line: u64) {
+fn write_line(bits: &mut BitWriter, line: u64) {
     for _pair in 0..line / 2 {
         bits.push(1, 1);
     }
@@ -180,18 +179,19 @@ fn write_line(bits: &mut Bits, line: u64) {
     bits.push(0, 1); // positive
 }
 
+/// The number of bits that [`write_line`] writes.
 fn coded_bits(line: u64) -> u64 {
     line / 2 + if line.is_multiple_of(2) { 3 } else { 4 }
 }
 
-/// A writer of bits, most significant bit first.
+/// Writes bits, most significant bit first.
 #[derive(Debug, Default)]
-struct Bits {
+struct BitWriter {
     bytes: Vec<u8>,
     used: u32,
 }
 
-impl Bits {
+impl BitWriter {
     fn push(&mut self, value: u32, count: u32) {
         for index in (0..count).rev() {
             if self.used.is_multiple_of(8) {
@@ -204,9 +204,5 @@ impl Bits {
             }
             self.used += 1;
         }
-    }
-
-    fn into_bytes(self) -> Vec<u8> {
-        self.bytes
     }
 }

@@ -3,9 +3,9 @@
 
 use std::f64::consts::TAU;
 
-use super::Piece;
+use super::EncodedFrame;
 use super::format::{Coding, Container};
-use super::melody::{Cursor, Melody};
+use super::melody::{Melody, NoteCursor};
 
 const BLOCK_MS: u64 = 20;
 /// Half of full scale, which is clearly audible and clips in no encoding.
@@ -16,30 +16,30 @@ const FADE_MS: f64 = 8.0;
 /// Generates 20 ms of samples at a time.
 #[derive(Debug)]
 pub(super) struct SampleBlocks {
-    cursor: Cursor,
+    cursor: NoteCursor,
     rate: u64,
     coding: Coding,
     container: Container,
-    samples_total: u64,
+    total_samples: u64,
     sample: u64,
     phase: f64,
-    header_sent: bool,
+    is_header_sent: bool,
 }
 
 impl SampleBlocks {
     pub(super) fn new(melody: Melody, rate: u32, coding: Coding, container: Container) -> Self {
         let rate = u64::from(rate);
-        let samples_total = melody.duration_ms().saturating_mul(rate) / 1_000;
-        let cursor = Cursor::new(melody);
-        Self { cursor, rate, coding, container, samples_total, sample: 0, phase: 0.0, header_sent: false }
+        let total_samples = melody.duration_ms.saturating_mul(rate) / 1_000;
+        let cursor = NoteCursor::new(melody);
+        Self { cursor, rate, coding, container, total_samples, sample: 0, phase: 0.0, is_header_sent: false }
     }
 
-    pub(super) fn bytes_total(&self) -> u64 {
+    pub(super) fn total_bytes(&self) -> u64 {
         let header = match self.container {
             Container::Raw => 0,
             Container::Wave => 44,
         };
-        header + self.samples_total * self.sample_bytes()
+        header + self.total_samples * self.sample_bytes()
     }
 
     fn sample_bytes(&self) -> u64 {
@@ -51,7 +51,7 @@ impl SampleBlocks {
 
     fn next_sample(&mut self) -> i16 {
         let ms = self.sample * 1_000 / self.rate;
-        let now = to_f64(self.sample) * 1_000.0 / to_f64(self.rate);
+        let exact_ms = to_f64(self.sample) * 1_000.0 / to_f64(self.rate);
         self.sample += 1;
         let Some(note) = self.cursor.note_at(ms) else { return 0 };
         let Some(hz) = note.hz else {
@@ -59,45 +59,46 @@ impl SampleBlocks {
             return 0;
         };
         self.phase = (self.phase + TAU * hz / to_f64(self.rate)) % TAU;
-        let edge = (now - to_f64(note.start_ms)).min(to_f64(note.end_ms) - now);
-        let fade = (edge / FADE_MS).clamp(0.0, 1.0);
+        let distance_ms = (exact_ms - to_f64(note.start_ms)).min(to_f64(note.end_ms) - exact_ms);
+        let fade = (distance_ms / FADE_MS).clamp(0.0, 1.0);
         to_sample(self.phase.sin() * AMPLITUDE * fade)
     }
 
     fn header(&self) -> Vec<u8> {
-        let data = u32::try_from(self.samples_total * self.sample_bytes()).unwrap_or(u32::MAX);
+        let data = u32::try_from(self.total_samples * self.sample_bytes()).unwrap_or(u32::MAX);
         let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);
-        let mut header = Vec::with_capacity(44);
-        header.extend_from_slice(b"RIFF");
-        header.extend_from_slice(&data.saturating_add(36).to_le_bytes());
-        header.extend_from_slice(b"WAVEfmt ");
-        header.extend_from_slice(&16_u32.to_le_bytes());
-        // PCM, one channel.
-        header.extend_from_slice(&1_u16.to_le_bytes());
-        header.extend_from_slice(&1_u16.to_le_bytes());
-        header.extend_from_slice(&rate.to_le_bytes());
-        header.extend_from_slice(&rate.saturating_mul(2).to_le_bytes());
-        // Two bytes per sample, sixteen bits per sample.
-        header.extend_from_slice(&2_u16.to_le_bytes());
-        header.extend_from_slice(&16_u16.to_le_bytes());
-        header.extend_from_slice(b"data");
-        header.extend_from_slice(&data.to_le_bytes());
-        header
+        [
+            b"RIFF".as_slice(),
+            &data.saturating_add(36).to_le_bytes(),
+            b"WAVEfmt ",
+            &16_u32.to_le_bytes(),
+            // PCM, one channel.
+            &1_u16.to_le_bytes(),
+            &1_u16.to_le_bytes(),
+            &rate.to_le_bytes(),
+            &rate.saturating_mul(2).to_le_bytes(),
+            // Two bytes per sample, sixteen bits per sample.
+            &2_u16.to_le_bytes(),
+            &16_u16.to_le_bytes(),
+            b"data",
+            &data.to_le_bytes(),
+        ]
+        .concat()
     }
 }
 
 impl Iterator for SampleBlocks {
-    type Item = Piece;
+    type Item = EncodedFrame;
 
-    fn next(&mut self) -> Option<Piece> {
-        if self.container == Container::Wave && !self.header_sent {
-            self.header_sent = true;
-            return Some(Piece { bytes: self.header(), until_ms: 0 });
+    fn next(&mut self) -> Option<EncodedFrame> {
+        if self.container == Container::Wave && !self.is_header_sent {
+            self.is_header_sent = true;
+            return Some(EncodedFrame { bytes: self.header(), end_ms: 0 });
         }
-        if self.sample >= self.samples_total {
+        if self.sample >= self.total_samples {
             return None;
         }
-        let count = (self.rate * BLOCK_MS / 1_000).min(self.samples_total - self.sample);
+        let count = (self.rate * BLOCK_MS / 1_000).min(self.total_samples - self.sample);
         let mut bytes = Vec::new();
         for _ in 0..count {
             let sample = self.next_sample();
@@ -107,7 +108,7 @@ impl Iterator for SampleBlocks {
                 Coding::ALaw => bytes.push(a_law(sample)),
             }
         }
-        Some(Piece { bytes, until_ms: self.sample * 1_000 / self.rate })
+        Some(EncodedFrame { bytes, end_ms: self.sample * 1_000 / self.rate })
     }
 }
 

@@ -8,18 +8,18 @@ use symphonia::core::formats::{FormatOptions, TrackType};
 use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
 
+use super::Sound;
 use super::format::{Codec, Coding, Container, FORMATS, Format};
 use super::melody::Melody;
 use super::samples::{a_law, mu_law};
-use super::{Piece, Sound};
 
 const TEXT: &str = "The choir sings, and every key holds its note.";
 
-fn whole(text: &str, format: Format) -> Vec<u8> {
-    let sound = Sound::of(Melody::of(text), format);
-    let promised = sound.bytes_total;
+fn encode(text: &str, format: Format) -> Vec<u8> {
+    let sound = Sound::new(Melody::new(text), format);
+    let announced = sound.total_bytes;
     let bytes: Vec<u8> = sound.into_blocks().flatten().collect();
-    assert_eq!(u64::try_from(bytes.len()).unwrap(), promised, "{} promises its length", format.name);
+    assert_eq!(u64::try_from(bytes.len()).unwrap(), announced, "length of {}", format.name);
     bytes
 }
 
@@ -42,7 +42,7 @@ fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
             Ok(Some(packet)) => packet,
             Ok(None) => break,
             Err(Error::IoError(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
-            Err(error) => panic!("the stream does not read: {error}"),
+            Err(error) => panic!("the stream cannot be read: {error}"),
         };
         let audio = decoder.decode(&packet).unwrap();
         assert_eq!(audio.spec().channels().count(), 1);
@@ -57,10 +57,10 @@ fn loudest(samples: &[f32]) -> f32 {
 }
 
 #[test]
-fn every_mp3_format_decodes_to_an_audible_sound_of_the_right_length() {
+fn every_mp3_format_decodes_to_audible_sound_of_the_expected_length() {
     for format in FORMATS {
         let Codec::Mp3 { rate, .. } = format.codec else { continue };
-        let (decoded_rate, samples) = decode(whole(TEXT, format));
+        let (decoded_rate, samples) = decode(encode(TEXT, format));
         assert_eq!(decoded_rate, rate, "{}", format.name);
         let frame = if rate >= 32_000 { 1_152 } else { 576 };
         let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
@@ -76,13 +76,13 @@ fn every_mp3_format_decodes_to_an_audible_sound_of_the_right_length() {
 }
 
 fn pitch_of(word: &str, format: &str) -> f64 {
-    let (rate, samples) = decode(whole(word, Format::named(format).unwrap()));
+    let (rate, samples) = decode(encode(word, Format::find(format).unwrap()));
     let crossings = samples.windows(2).filter(|pair| pair[0] < 0.0 && pair[1] >= 0.0).count();
     crossings as f64 * f64::from(rate) / samples.len() as f64
 }
 
 #[test]
-fn words_are_notes_within_a_line_of_the_scale() {
+fn words_are_different_notes_of_the_scale() {
     for format in ["mp3_44100_128", "mp3_24000_48", "mp3_22050_32"] {
         let low = pitch_of("abracadabracadabraca", format);
         let high = pitch_of("supercalifragilistic", format);
@@ -97,16 +97,16 @@ fn words_are_notes_within_a_line_of_the_scale() {
 #[test]
 fn a_pause_is_silent() {
     let pauses = " ".repeat(20);
-    let (_, samples) = decode(whole(&pauses, Format::DEFAULT));
+    let (_, samples) = decode(encode(&pauses, Format::DEFAULT));
     assert!(loudest(&samples) < 1e-6);
-    assert!(whole(&pauses, Format::named("pcm_16000").unwrap()).iter().all(|byte| *byte == 0));
+    assert!(encode(&pauses, Format::find("pcm_16000").unwrap()).iter().all(|byte| *byte == 0));
 }
 
 #[test]
 fn samples_last_as_long_as_the_text() {
     for format in FORMATS {
         let Codec::Samples { rate, coding, container } = format.codec else { continue };
-        let bytes = whole(TEXT, format);
+        let bytes = encode(TEXT, format);
         let header = if container == Container::Wave { 44 } else { 0 };
         let width = if coding == Coding::Linear { 2 } else { 1 };
         let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
@@ -116,7 +116,7 @@ fn samples_last_as_long_as_the_text() {
 
 #[test]
 fn the_header_of_a_wave_file_matches_its_samples() {
-    let bytes = whole("hello", Format::named("wav_24000").unwrap());
+    let bytes = encode("hello", Format::find("wav_24000").unwrap());
     assert_eq!(&bytes[..4], b"RIFF");
     assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize, bytes.len() - 8);
     assert_eq!(&bytes[8..16], b"WAVEfmt ");
@@ -127,21 +127,21 @@ fn the_header_of_a_wave_file_matches_its_samples() {
 #[test]
 fn the_shortest_sound_lasts_300_ms_and_then_60_ms_a_character() {
     for (text, ms) in [("", 300), ("a", 300), ("aaaaa", 300), ("aaaaaa", 360), ("日本語 日本語", 420)] {
-        assert_eq!(Melody::of(text).duration_ms(), ms, "{text:?}");
+        assert_eq!(Melody::new(text).duration_ms, ms, "{text:?}");
     }
 }
 
 #[test]
-fn pieces_end_where_the_sound_ends() {
+fn the_last_frame_ends_where_the_sound_ends() {
     for format in FORMATS {
-        let last: Piece = Sound::of(Melody::of(TEXT), format).last().unwrap();
-        let duration = Melody::of(TEXT).duration_ms();
-        assert!(last.until_ms.abs_diff(duration) <= 27, "{}: {}", format.name, last.until_ms);
+        let last = Sound::new(Melody::new(TEXT), format).frames.last().unwrap();
+        let duration = Melody::new(TEXT).duration_ms;
+        assert!(last.end_ms.abs_diff(duration) <= 27, "{}: {}", format.name, last.end_ms);
     }
 }
 
 #[test]
-fn telephony_codes_are_those_of_the_standard() {
+fn telephony_samples_match_the_tables_of_the_standard() {
     // Values of the G.711 tables: silence, both extremes, and a step between them.
     for (sample, mu, a) in [
         (0, 0xff, 0xd5),
@@ -155,7 +155,7 @@ fn telephony_codes_are_those_of_the_standard() {
 }
 
 #[test]
-fn equal_texts_have_equal_tunes() {
-    assert_eq!(whole(TEXT, Format::DEFAULT), whole(TEXT, Format::DEFAULT));
-    assert_ne!(whole(TEXT, Format::DEFAULT), whole(&TEXT.replace("choir", "crowd"), Format::DEFAULT));
+fn equal_texts_have_equal_melodies() {
+    assert_eq!(encode(TEXT, Format::DEFAULT), encode(TEXT, Format::DEFAULT));
+    assert_ne!(encode(TEXT, Format::DEFAULT), encode(&TEXT.replace("choir", "crowd"), Format::DEFAULT));
 }

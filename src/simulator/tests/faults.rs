@@ -5,10 +5,12 @@ use std::io::Read;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::simulator::{Fault, KeyPlan, Ledger, Shape, WorkspacePlan};
+use crate::simulator::{Fault, KeyPlan, Ledger, RefusalKind, WorkspacePlan};
 
 async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    tokio::time::timeout(TIMEOUT, sim.until(condition)).await.expect("the ledger to get there")
+    tokio::time::timeout(TIMEOUT, sim.until(condition))
+        .await
+        .expect("the ledger must fulfil the condition in time")
 }
 
 #[tokio::test]
@@ -23,7 +25,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
         assert_eq!(reply.body, whole.body[..bytes], "after {bytes}");
         assert_eq!(reply.header("character-cost"), "12");
     }
-    assert_eq!(sim.ledger().totals.charged, 6 * 12, "a broken answer is paid");
+    assert_eq!(sim.ledger().totals.charged, 6 * 12, "a broken response is charged");
 }
 
 #[tokio::test]
@@ -56,28 +58,28 @@ async fn a_connection_can_close_without_a_response() {
 #[tokio::test]
 async fn an_early_refusal_does_not_wait_for_the_body() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::EarlyRefuse(Shape::InvalidKey)]);
+    sim.script("sk", vec![Fault::EarlyRefuse(RefusalKind::InvalidKey)]);
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
     let head =
         format!("POST {TTS} HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\ncontent-length: 100000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut start = [0; 12];
     let read = stream.read_exact(&mut start);
-    tokio::time::timeout(TIMEOUT, read).await.expect("an answer before the body").unwrap();
+    tokio::time::timeout(TIMEOUT, read).await.expect("the response must arrive before the body").unwrap();
     assert_eq!(&start, b"HTTP/1.1 401");
     // The body may arrive later, and the connection then serves another request.
     stream.write_all(&[b'x'; 100_000]).await.unwrap();
     stream.write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut rest = String::new();
     let read = stream.read_to_string(&mut rest);
-    tokio::time::timeout(TIMEOUT, read).await.expect("the second answer").unwrap();
+    tokio::time::timeout(TIMEOUT, read).await.expect("the second response must arrive in time").unwrap();
     assert!(rest.contains("HTTP/1.1 404"), "{rest}");
 }
 
 #[tokio::test]
 async fn a_refusal_can_be_gzipped_or_only_be_labelled_so() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::Gzip(Shape::SystemBusy), Fault::GarbledError]);
+    sim.script("sk", vec![Fault::Gzip(RefusalKind::SystemBusy), Fault::GarbledError]);
     let packed = speech("hello").key("sk").to(&sim).await;
     assert_eq!((packed.status, packed.header("content-encoding")), (429, "gzip"));
     assert_eq!(packed.header("content-length"), packed.body.len().to_string());
@@ -130,14 +132,19 @@ async fn an_error_can_be_huge_or_endless() {
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut first = vec![0; 2_000_000];
     let read = stream.read_exact(&mut first);
-    tokio::time::timeout(TIMEOUT, read).await.expect("two megabytes of an error").unwrap();
+    tokio::time::timeout(TIMEOUT, read)
+        .await
+        .expect("two megabytes of the error must arrive in time")
+        .unwrap();
     assert!(String::from_utf8_lossy(&first).contains("quota_exceeded"));
     drop(stream);
-    tokio::time::timeout(TIMEOUT, sim.stop()).await.expect("to stop although the body never ends");
+    tokio::time::timeout(TIMEOUT, sim.stop())
+        .await
+        .expect("the simulator must stop although the body never ends");
 }
 
 #[tokio::test]
-async fn a_client_that_disconnects_is_charged_only_after_the_execution() {
+async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
     let sim = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
         sim.script("sk", vec![fault]);
@@ -150,14 +157,14 @@ async fn a_client_that_disconnects_is_charged_only_after_the_execution() {
                 is_read && ledger.totals.charged == charged
             });
             tokio::select! {
-                reply = attempt => panic!("answered at once: {reply:?}"),
+                reply = attempt => panic!("the response was not delayed: {reply:?}"),
                 _ = arrived => {}
             }
         }
         let ledger = wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await;
         assert_eq!(ledger.totals.charged, charged);
         assert_eq!(ledger.requests.last().unwrap().charged, charged);
-        assert_eq!(ledger.workspaces[0].running, 0, "the slot is free again");
+        assert_eq!(ledger.workspaces[0].running, 0, "the slot must be released");
     }
 }
 
@@ -169,7 +176,7 @@ async fn a_delayed_response_equals_the_ordinary_one() {
     for _ in 0..3 {
         assert_eq!(speech("hello").key("sk").to(&sim).await.body, whole);
     }
-    // The pieces of a slow body arrive separately: a client receives the first before the last is
+    // The chunks of a slow body arrive separately: a client receives the first before the last is
     // generated.
     sim.script("sk", vec![Fault::SlowBody { ms: 20 }]);
     let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").to(&sim).await;
@@ -192,9 +199,9 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
             (speech("hello").key("b").to(&sim).await, other)
         };
         tokio::select! {
-            reply = attempt => panic!("answered at once: {reply:?}"),
+            reply = attempt => panic!("the response was not delayed: {reply:?}"),
             (reply, other) = refused => {
-                assert_eq!(other, 200, "another workspace is not busy");
+                assert_eq!(other, 200, "another workspace must not be limited");
                 assert_eq!((reply.status, reply.header("retry-after")), (429, ""));
                 assert_eq!(reply.json()["detail"]["status"], "too_many_concurrent_requests");
                 assert!(reply.text().contains("a maximum of 1 concurrent requests (running in parallel)"));
@@ -202,7 +209,7 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
         }
     }
     let ledger = wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 0).await;
-    assert_eq!(ledger.workspace("w").unwrap().used, 5, "a refusal costs nothing");
+    assert_eq!(ledger.workspace("w").unwrap().used, 5, "a refusal must not be charged");
     let reply = speech("hello").key("b").to(&sim).await;
     assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
 }
@@ -224,7 +231,7 @@ async fn sequential_requests_never_exceed_the_limit() {
 async fn queued_faults_come_in_order_before_the_permanent_one() {
     let plan = KeyPlan { faults: vec![Fault::ServerError, Fault::Pass], ..KeyPlan::new("sk", 100) };
     let sim = start(Plan { keys: vec![plan], ..Plan::default() }).await;
-    sim.always("sk", Some(Fault::Refuse(Shape::Maintenance)));
+    sim.always("sk", Some(Fault::Refuse(RefusalKind::Maintenance)));
     let mut statuses = Vec::new();
     for _ in 0..4 {
         statuses.push(speech("a").key("sk").to(&sim).await.status);
@@ -247,7 +254,7 @@ async fn a_response_is_exactly_what_the_fault_specifies() {
     let sim = start_with("sk=100").await;
     let packed: &[u8] = &[0x8b, 0x01, 0x80, 0x7b, 0x7d, 0x03];
     let exact = |text: &str| text.parse::<Fault>().unwrap();
-    let encoded = Fault::Answer {
+    let encoded = Fault::Respond {
         status: 401,
         headers: vec![
             ("content-encoding".into(), "br".into()),
@@ -286,7 +293,7 @@ async fn a_response_is_exactly_what_the_fault_specifies() {
 }
 
 #[tokio::test]
-async fn a_fault_of_a_route_applies_there_and_nowhere_else() {
+async fn a_fault_of_a_route_applies_to_that_route_only() {
     let sim = start_with("a=100 b=100").await;
     let status = async |call: Call, key: &str| call.key(key).to(&sim).await.status;
     sim.always_on("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
@@ -303,7 +310,7 @@ async fn a_fault_of_a_route_applies_there_and_nowhere_else() {
     sim.script_on("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "a").await), (200, 401));
 
-    sim.for_all_requests_on("/v1/text-to-speech", Some(Fault::Refuse(Shape::Maintenance)));
+    sim.for_all_requests_on("/v1/text-to-speech", Some(Fault::Refuse(RefusalKind::Maintenance)));
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (401, 503));
     assert_eq!((status(speech("x"), "unknown").await, speech("x").to(&sim).await.status), (503, 503));
     sim.always_on("a", "/v1/text-to-speech", None);
@@ -311,5 +318,5 @@ async fn a_fault_of_a_route_applies_there_and_nowhere_else() {
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (200, 200));
 
     sim.always_on("c", "/v1", None);
-    assert_eq!(sim.ledger().violations.len(), 1, "a slip is not silent");
+    assert_eq!(sim.ledger().violations.len(), 1, "a fault of an unknown key must be a violation");
 }

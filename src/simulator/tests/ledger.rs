@@ -67,7 +67,11 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
     }
     assert_eq!(usize::try_from(sim.ledger().totals.violations).unwrap(), count);
     assert!(!format!("{:?}", sim.ledger()).contains(secret));
-    assert_eq!(get("/v1/user").key("unknown").to(&sim).await.status, 401, "a wrong key is no violation");
+    assert_eq!(
+        get("/v1/user").key("unknown").to(&sim).await.status,
+        401,
+        "a wrong key must not be a violation"
+    );
 }
 
 #[tokio::test]
@@ -114,7 +118,7 @@ async fn faults_can_be_set_from_another_process() {
     for (body, part) in [
         (r#"{"key":"other"}"#, "no such key"),
         (r#"{"key":"*","always":"quota"}"#, "needs a route"),
-        (r#"{"key":"sk","next":["server_error","nonsense"]}"#, "`nonsense` is no refusal"),
+        (r#"{"key":"sk","next":["server_error","nonsense"]}"#, "`nonsense` is not a refusal"),
         (r#"{"key":"sk","alway":null}"#, "unknown field"),
         ("", "EOF"),
     ] {
@@ -122,7 +126,11 @@ async fn faults_can_be_set_from_another_process() {
         assert_eq!(reply.status, 400);
         assert!(reply.text().contains(part), "{}", reply.text());
     }
-    assert_eq!(speech("a").key("sk").to(&sim).await.status, 200, "a wrong order changes nothing");
+    assert_eq!(
+        speech("a").key("sk").to(&sim).await.status,
+        200,
+        "an invalid request must not change the faults"
+    );
     assert_eq!(get("/_simulator/else").to(&sim).await.status, 404);
 }
 
@@ -152,6 +160,8 @@ async fn a_dropped_simulator_ends_its_connections() {
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
     drop(sim);
     let mut rest = Vec::new();
-    let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("an end");
+    let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest))
+        .await
+        .expect("the connection must end in time");
     assert!(rest.is_empty(), "{end:?}");
 }

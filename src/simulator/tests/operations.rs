@@ -152,7 +152,7 @@ async fn the_headers_of_music_name_the_song_and_not_its_cost() {
         lengths.push(reply.body.len());
     }
     assert_eq!(lengths, [6 * 16_000; 2]);
-    assert_eq!(charged(&sim).await, 600, "fifty a second, twice six seconds");
+    assert_eq!(charged(&sim).await, 600, "two songs of six seconds at fifty credits per second");
 
     let detailed = post("/v1/music/detailed?output_format=pcm_8000", body).key("sk").to(&sim).await;
     assert_eq!(detailed.header("content-type"), "multipart/mixed; boundary=simulated-song");

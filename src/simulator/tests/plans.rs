@@ -3,7 +3,7 @@
 
 use super::sockets::{SPEECH, connect};
 use super::*;
-use crate::simulator::{KeyPlan, PlanWording, ShownLimit, WorkspacePlan};
+use crate::simulator::{KeyPlan, RefusalWording, ReportedLimit, WorkspacePlan};
 use serde_json::json;
 
 const LIBRARY: &str = "/v1/text-to-speech/HuLbOdhRlvQQN8oPP0AJ";
@@ -51,18 +51,18 @@ async fn the_library_is_for_paid_plans() {
 async fn a_workspace_refuses_in_its_own_wording() {
     for (wording, library, cloning, length) in [
         (
-            PlanWording::Current,
+            RefusalWording::Current,
             (402, "payment_required"),
             (400, "can_not_use_instant_voice_cloning"),
             "text_too_long",
         ),
         (
-            PlanWording::Old400,
+            RefusalWording::Old400,
             (400, "free_users_not_allowed"),
             (400, "can_not_use_instant_voice_cloning"),
             "",
         ),
-        (PlanWording::Old402, (402, "payment_required"), (402, "can_not_use_instant_voice_cloning"), ""),
+        (RefusalWording::Old402, (402, "payment_required"), (402, "can_not_use_instant_voice_cloning"), ""),
     ] {
         let free = WorkspacePlan { wording, ..WorkspacePlan::of_tier("free", 100_000, "free") };
         let sim = start(of(Plan::of([]), free)).await;
@@ -182,8 +182,8 @@ async fn a_professional_voice_has_slots_of_its_own() {
 
 #[tokio::test]
 async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
-    for (shown, limit) in [(ShownLimit::Zero, Value::from(0)), (ShownLimit::Absent, Value::Null)] {
-        let sim = if shown == ShownLimit::Zero {
+    for (shown, limit) in [(ReportedLimit::Zero, Value::from(0)), (ReportedLimit::Absent, Value::Null)] {
+        let sim = if shown == ReportedLimit::Zero {
             start_with("payg=8:tier=payg").await
         } else {
             start(of(Plan::of([]), WorkspacePlan::pay_as_you_go("payg", 8, shown))).await
@@ -197,7 +197,7 @@ async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
                 (&json!("payg"), &json!(5))
             );
             assert_eq!(subscription["character_limit"], limit);
-            assert_eq!(subscription.get("character_limit").is_some(), shown == ShownLimit::Zero);
+            assert_eq!(subscription.get("character_limit").is_some(), shown == ReportedLimit::Zero);
             assert_eq!(subscription["next_character_count_reset_unix"], Value::Null);
         }
         // The credits of these workspaces can run out, too.
@@ -208,7 +208,7 @@ async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
 
 #[tokio::test]
 async fn a_key_of_another_region_is_refused_as_such() {
-    let global = start(Plan::of([("sk", 100)]).with_key_elsewhere("eu")).await;
+    let global = start(Plan::of([("sk", 100)]).with_other_region_key("eu")).await;
     let text = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     for call in [speech("a"), get("/v1/user/subscription"), get("/v1/models"), get("/v1/voices")] {
         let reply = call.key("eu").to(&global).await;
@@ -234,6 +234,6 @@ async fn a_key_of_another_region_is_refused_as_such() {
 
 #[tokio::test]
 async fn a_key_cannot_belong_to_two_regions() {
-    let error = Plan::of([("sk", 1)]).with_key_elsewhere("sk").check().unwrap_err();
-    assert_eq!(error.to_string(), "key 1 is also one of another region");
+    let error = Plan::of([("sk", 1)]).with_other_region_key("sk").check().unwrap_err();
+    assert_eq!(error.to_string(), "key 1 is also a key of another region");
 }

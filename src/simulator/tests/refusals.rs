@@ -58,7 +58,7 @@ async fn a_cap_names_the_key_and_not_its_value() {
         ),
     );
     let subscription = get("/v1/user/subscription").key("sk").to(&sim).await.json();
-    assert_eq!(subscription["character_count"], 0, "the subscription does not report the cap");
+    assert_eq!(subscription["character_count"], 0, "the subscription must not report the cap");
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn a_requested_object_must_exist() {
             "history_item_not_found",
         ),
     );
-    assert_eq!(sim.ledger().totals.charged, 0, "a refusal costs nothing");
+    assert_eq!(sim.ledger().totals.charged, 0, "a refusal must not be charged");
 }
 
 #[tokio::test]
@@ -416,7 +416,7 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
 #[tokio::test]
 async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     let sim = start_with("sk=20000").await;
-    for (fault, figures) in [
+    for (fault, expected) in [
         ("quota", "of 20000. You have 0 credits remaining, while 400 credits"),
         ("early:quota", "of 20000. You have 0 credits remaining, while 1 credits"),
         ("quota_403", "of 20000. You have 0 credits remaining, while 400 credits"),
@@ -426,6 +426,6 @@ async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     ] {
         sim.script("sk", vec![fault.parse().unwrap()]);
         let reply = speech(&"a".repeat(400)).key("sk").to(&sim).await;
-        assert!(reply.text().contains(figures), "{fault}: {}", reply.text());
+        assert!(reply.text().contains(expected), "{fault}: {}", reply.text());
     }
 }

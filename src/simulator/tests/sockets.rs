@@ -23,7 +23,7 @@ pub(super) struct HandshakeRefused {
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TIMEOUT, future).await.expect("an answer in time")
+    tokio::time::timeout(TIMEOUT, future).await.expect("the response must arrive in time")
 }
 
 pub(super) async fn try_connect(
@@ -59,7 +59,7 @@ pub(super) async fn try_connect(
 
 /// Opens a session with this key.
 pub(super) async fn connect(sim: &Simulator, path: &str, key: &str) -> Client {
-    try_connect(sim, path, &[("xi-api-key", key)]).await.expect("a granted handshake")
+    try_connect(sim, path, &[("xi-api-key", key)]).await.expect("the handshake must be accepted")
 }
 
 impl Client {
@@ -78,7 +78,7 @@ impl Client {
     pub(super) async fn receive_text(&mut self) -> String {
         match self.next().await {
             Some(Ok(Message::Text(text))) => text.as_str().to_owned(),
-            other => panic!("no text but {other:?}"),
+            other => panic!("expected a text message: {other:?}"),
         }
     }
 
@@ -90,9 +90,9 @@ impl Client {
     pub(super) async fn receive_close(&mut self) -> (u16, String) {
         let close = match self.next().await {
             Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
-            other => panic!("no close but {other:?}"),
+            other => panic!("expected a close frame: {other:?}"),
         };
-        assert!(self.next().await.is_none(), "nothing comes after a close");
+        assert!(self.next().await.is_none(), "the connection must end after the close frame");
         close
     }
 
@@ -104,10 +104,10 @@ impl Client {
                 Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(Some(frame)))) => {
                     // The next read sends the reply to the close frame.
-                    assert!(self.next().await.is_none(), "nothing comes after a close");
+                    assert!(self.next().await.is_none(), "the connection must end after the close frame");
                     return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
                 }
-                other => panic!("neither a text nor a close but {other:?} after {texts:?}"),
+                other => panic!("expected a text message or a close frame after {texts:?}: {other:?}"),
             }
         }
     }
@@ -116,7 +116,7 @@ impl Client {
     pub(super) async fn receive_break(&mut self) -> Error {
         match self.next().await {
             Some(Err(error)) => error,
-            other => panic!("no break but {other:?}"),
+            other => panic!("expected a broken connection: {other:?}"),
         }
     }
 
@@ -213,7 +213,7 @@ async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_a
     assert_eq!(socket.extensions.as_deref(), Some("permessage-deflate; client_max_window_bits"));
 
     let client = try_connect(&sim, ECHO, &[("sec-websocket-protocol", "other")]).await;
-    assert!(client.is_err(), "a client that offers protocols takes none for a refusal");
+    assert!(client.is_err(), "a client that offers protocols must reject a response without one");
     let (_, socket) = ended(&sim).await;
     assert_eq!((socket.protocols, socket.protocol), (vec!["other".to_owned()], None));
 }
@@ -239,7 +239,7 @@ async fn a_malformed_handshake_is_refused() {
     assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
     let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(keyless.status, 400);
-    // A request with a method other than GET is no handshake, even with all its headers.
+    // A request with a method other than GET is not a handshake, even with all its headers.
     let posted = upgrade(post("/v1/simulator/echo", "")).header("sec-websocket-version", "13").to(&sim).await;
     assert_eq!(posted.status, 200);
     assert_eq!(sim.ledger().totals.sockets_open, 0);

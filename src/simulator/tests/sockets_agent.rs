@@ -2,7 +2,7 @@
 
 use super::sockets::*;
 use super::*;
-use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, Shape, SocketSummary, WorkspacePlan};
+use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, RefusalKind, SocketSummary, WorkspacePlan};
 use serde_json::json;
 
 const AGENT: &str = "/v1/convai/conversation?agent_id=anyone";
@@ -162,7 +162,7 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
         assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("b"));
         let document = get(&format!("/v1/convai/conversations/{id}")).key("b").to(&sim).await.json();
         assert_eq!(document["metadata"]["authorization_method"], "signed_url");
-        assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "it was used up");
+        assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "the token must be consumed");
     }
     let token =
         request_credential("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
@@ -174,7 +174,7 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
         assert_eq!(
             request_credential("get-signed-url", agent, "a").await.status,
             404,
-            "{agent} is another's"
+            "{agent} belongs to another workspace"
         );
     }
     assert_eq!(get("/v1/convai/conversation/token").key("a").to(&sim).await.status, 422);
@@ -182,20 +182,20 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
 }
 
 #[tokio::test]
-async fn a_refusal_closes_with_the_code_of_its_kind() {
+async fn a_refusal_closes_with_its_own_code() {
     let sim = start_with("sk=100").await;
-    for (shape, code) in [
-        (Shape::Quota, 1_002),
-        (Shape::Concurrency, 1_002),
-        (Shape::ServerError, 1_011),
-        (Shape::SystemBusy, 1_011),
-        (Shape::PaymentIssue, 1_008),
-        (Shape::UnusualActivity, 1_008),
+    for (kind, code) in [
+        (RefusalKind::Quota, 1_002),
+        (RefusalKind::Concurrency, 1_002),
+        (RefusalKind::ServerError, 1_011),
+        (RefusalKind::SystemBusy, 1_011),
+        (RefusalKind::PaymentIssue, 1_008),
+        (RefusalKind::UnusualActivity, 1_008),
     ] {
-        sim.script("sk", vec![Fault::Refuse(shape.clone())]);
-        assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{shape}");
+        sim.script("sk", vec![Fault::Refuse(kind.clone())]);
+        assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
     }
-    sim.script("sk", vec![Fault::Refuse(Shape::InsufficientCredits)]);
+    sim.script("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
     let mut client = connect(&sim, AGENT, "sk").await;
     assert_eq!(
         client.receive_text().await,
@@ -244,7 +244,7 @@ async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
     drop(one);
     opened(&mut two).await;
     assert_eq!(kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
-    assert_eq!(sim.ledger().totals.charged, 11, "the wait costs nothing");
+    assert_eq!(sim.ledger().totals.charged, 11, "the wait must not be charged");
 }
 
 #[tokio::test]
@@ -259,7 +259,7 @@ async fn the_queue_status_repeats_and_ends_in_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_the_queue_takes_no_slot() {
+async fn a_caller_that_disconnects_from_the_queue_acquires_no_slot() {
     let sim = one_slot(Duration::from_secs(3_600)).await;
     let mut one = connect(&sim, AGENT, "sk").await;
     opened(&mut one).await;
@@ -273,7 +273,7 @@ async fn a_caller_that_leaves_the_queue_takes_no_slot() {
 
 #[tokio::test]
 async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
-    let sim = start(Plan::of([("sk", 100)]).with_key_elsewhere("eu")).await;
+    let sim = start(Plan::of([("sk", 100)]).with_other_region_key("eu")).await;
     let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
     for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
         sim.always_on("sk", "/v1/convai", fault);

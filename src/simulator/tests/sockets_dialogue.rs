@@ -2,7 +2,7 @@
 
 use super::sockets::*;
 use super::*;
-use crate::simulator::{Fault, Shape};
+use crate::simulator::{Fault, RefusalKind};
 use serde_json::json;
 
 const DIALOGUE: &str = "/v1/text-to-dialogue/stream-input?output_format=ulaw_8000";
@@ -40,7 +40,7 @@ async fn lines_become_turns() {
 #[tokio::test]
 async fn lines_are_buffered_until_there_are_enough() {
     let sim = start_with("sk=1000").await;
-    for (length, pieces) in [(119, 3), (120, 4)] {
+    for (length, segments) in [(119, 3), (120, 4)] {
         let mut client = connect(&sim, DIALOGUE, "sk").await;
         client.send_json(json!({ "voices": [RACHEL], "inputs": [line(RACHEL, &"x".repeat(length))] })).await;
         client.send_json(json!({ "inputs": [line(RACHEL, "x")], "flush": true })).await;
@@ -48,9 +48,9 @@ async fn lines_are_buffered_until_there_are_enough() {
         let (messages, _) = client.receive_all().await;
         let last = &messages[messages.len() - 2..];
         assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
-        // A piece has fifty characters: the whole text has three pieces, or three and one for the
+        // A segment has fifty characters: the whole text has three segments, or three and one for the
         // rest.
-        assert_eq!(messages.len() - 2, pieces, "{length}");
+        assert_eq!(messages.len() - 2, segments, "{length}");
     }
 }
 
@@ -117,7 +117,7 @@ async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
         )
         .await;
     assert!(client.receive_json().await["audio"].is_string());
-    sim.script("sk", vec![Fault::Refuse(Shape::Concurrency)]);
+    sim.script("sk", vec![Fault::Refuse(RefusalKind::Concurrency)]);
     let mut client = connect(&sim, DIALOGUE, "sk").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     assert_eq!(client.receive_json().await["error"], "too_many_concurrent_requests");

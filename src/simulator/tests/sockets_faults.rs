@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::sockets::*;
 use super::*;
-use crate::simulator::{Fault, Shape};
+use crate::simulator::{Fault, RefusalKind};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -24,9 +24,9 @@ async fn a_handshake_can_be_refused_as_http() {
     sim.script(
         "sk",
         vec![
-            Fault::EarlyRefuse(Shape::Quota),
-            Fault::Gzip(Shape::Maintenance),
-            Fault::EarlyRefuse(Shape::Page(403)),
+            Fault::EarlyRefuse(RefusalKind::Quota),
+            Fault::Gzip(RefusalKind::Maintenance),
+            Fault::EarlyRefuse(RefusalKind::Page(403)),
         ],
     );
     let refused = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
@@ -209,7 +209,10 @@ async fn exactly_the_given_bytes_arrive_before_the_break() {
         let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.expect("an end").unwrap();
+        tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer))
+            .await
+            .expect("the connection must end in time")
+            .unwrap();
         let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
         let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
         // The example of RFC 6455.

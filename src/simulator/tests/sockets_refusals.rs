@@ -2,14 +2,14 @@
 
 use super::sockets::*;
 use super::*;
-use crate::simulator::{Billing, Fault, KeyPlan, Shape, WorkspacePlan};
+use crate::simulator::{Billing, Fault, KeyPlan, RefusalKind, WorkspacePlan};
 use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
 /// Checks the refusal of a session with these headers, whose first message is `text`.
 async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
-    let mut client = try_connect(sim, path, headers).await.expect("a handshake that is granted all the same");
+    let mut client = try_connect(sim, path, headers).await.expect("the handshake must be accepted");
     if path.starts_with(SPEECH) {
         client.send_json(json!({ "text": " " })).await;
     }
@@ -85,35 +85,35 @@ async fn a_refusal_can_be_scripted_by_its_name() {
     let sim = start_with("sk=100").await;
     let head = &[("xi-api-key", "sk")];
     let terms = "You must accept the terms of service of this feature to use it.";
-    for (shape, path, text, close) in [
+    for (kind, path, text, close) in [
         (
-            Shape::InvalidKey,
+            RefusalKind::InvalidKey,
             SPEECH,
             r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#.to_owned(),
             (1_008, "Invalid API key"),
         ),
         (
-            Shape::ServerError,
+            RefusalKind::ServerError,
             SPEECH,
             r#"{"message":"We are sorry, something went wrong. You are not charged for this request.","error":"something_went_wrong","code":1008}"#.to_owned(),
             (1_008, "We are sorry, something went wrong. You are not charged for this request."),
         ),
         (
-            Shape::Quota,
+            RefusalKind::Quota,
             SCRIBE,
             r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#.to_owned(),
             (1_000, ""),
         ),
         (
-            Shape::UnacceptedTerms,
+            RefusalKind::UnacceptedTerms,
             SCRIBE,
             format!(r#"{{"message_type":"unaccepted_terms","error":"{terms}"}}"#),
             (1_000, ""),
         ),
     ] {
-        sim.script("sk", vec![Fault::Refuse(shape.clone())]);
+        sim.script("sk", vec![Fault::Refuse(kind.clone())]);
         check(&sim, path, head, &text, close).await;
-        assert_eq!(ended(&sim).await.1.refused, Some(shape.to_string()));
+        assert_eq!(ended(&sim).await.1.refused, Some(kind.to_string()));
     }
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     let format = "Output format 'pcm_44100' is only available on the Pro tier and above.";
@@ -154,7 +154,7 @@ async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
     }
     assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
     // From the first message on, the script of its key applies.
-    sim.script("sk", vec![Fault::Refuse(Shape::PaymentIssue)]);
+    sim.script("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
     assert_eq!(client.receive_json().await["error"], "payment_issue");
@@ -198,7 +198,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
 
     // The script of the key that minted a token applies to the session.
     let token = mint("realtime_scribe").await;
-    sim.script("a", vec![Fault::Refuse(Shape::Quota)]);
+    sim.script("a", vec![Fault::Refuse(RefusalKind::Quota)]);
     let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_json().await["message_type"], "quota_exceeded");
     assert_eq!(post("/v1/single-use-token/other", "").key("a").to(&sim).await.status, 422);

@@ -100,7 +100,7 @@ async fn credits_run_out_before_or_during_a_session() {
     let refused = r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#;
     assert_eq!(client.receive_text().await, refused);
     assert_eq!(client.receive_close().await, (1_000, String::new()));
-    assert_eq!(sim.ledger().totals.charged, 0, "an unpaid second is not transcribed");
+    assert_eq!(sim.ledger().totals.charged, 0, "a refused second must not be charged");
 
     let sim = start_with("sk=0").await;
     let mut client = connect(&sim, SCRIBE, "sk").await;

@@ -46,7 +46,7 @@ async fn text_becomes_audio_and_costs_its_characters() {
 
 /// Whether a new session speaks this message immediately. The text that remains for a flush shows
 /// it.
-async fn speaks_at_once(sim: &Simulator, query: &str, message: Value) -> bool {
+async fn speaks_immediately(sim: &Simulator, query: &str, message: Value) -> bool {
     let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
     client.send_json(message).await;
@@ -74,7 +74,7 @@ async fn text_is_buffered_until_there_is_enough() {
         ("", json!({ "text": text(49), "generation_config": { "chunk_length_schedule": [1] } }), false),
         ("", json!({ "text": text(50), "generation_config": { "chunk_length_schedule": [1] } }), true),
     ] {
-        assert_eq!(speaks_at_once(&sim, query, message.clone()).await, expected, "{query} {message}");
+        assert_eq!(speaks_immediately(&sim, query, message.clone()).await, expected, "{query} {message}");
     }
 }
 
@@ -261,7 +261,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(sim.ledger().workspaces[0].running_max, 1);
 }
 
-/// The slot must be free with the last piece and not later. Otherwise alternating sessions would be
+/// The slot must be free with the last segment and not later. Otherwise alternating sessions would be
 /// refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {

@@ -1,6 +1,5 @@
-//! The catalogue of the provider's refusals, with status, body and headers. All error bodies of the
-//! provider are created here: `render` contains the bodies, and `fixed` the refusals with a fixed
-//! text.
+//! The catalogue of the provider's refusals over HTTP. `render` contains the status, body and
+//! headers of each, and `fixed` the refusals with a fixed text.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
 //! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,
@@ -17,12 +16,12 @@ use http::StatusCode;
 
 use crate::elevenlabs::refusal::{Example, examples};
 
-pub(super) use self::fixed::{Family, fixed, fixed_refusal};
+pub(super) use self::fixed::{RefusalFamily, fixed, fixed_refusal};
 pub(super) use self::render::violation;
 
 /// A refusal of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum RefusalKind {
     /// 401: the workspace has fewer credits left than the request costs.
     Quota,
     /// 401: the key's cap is reached; the workspace may have credits left.
@@ -53,8 +52,8 @@ pub enum Shape {
     SubscriptionRequired,
     /// 403: the workspace has no credits left, in the plain form that some integrations describe.
     QuotaForbidden,
-    /// 429: too many concurrent requests in the workspace. The message contains the maximum, and
-    /// there is no `Retry-After`.
+    /// 429: too many concurrent requests in the workspace. The message contains the maximum. The
+    /// response has no `Retry-After`.
     Concurrency,
     /// 429: too many requests. With a number, the response has a `Retry-After` in seconds.
     RateLimit(Option<u32>),
@@ -104,43 +103,43 @@ pub enum Shape {
     Fixed(&'static Example),
 }
 
-/// The numbers and names in the text of a refusal.
+/// The values in the text of a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
-    /// Credits that the request needs.
-    pub(super) needed: u64,
+pub(super) struct RefusalValues {
+    /// Credits that the request costs, or the number of characters that exceeds a limit.
+    pub(super) requested_amount: u64,
     /// Credits of the workspace per period.
-    pub(super) limit: u64,
+    pub(super) credit_limit: u64,
     /// Remaining credits of the workspace.
-    pub(super) remaining: u64,
+    pub(super) remaining_credits: u64,
     /// The key's name in the settings of the workspace; never the key.
     pub(super) key_name: String,
-    /// The cap of the key.
-    pub(super) cap: u64,
-    /// The remaining credits of the cap.
-    pub(super) cap_remaining: u64,
+    /// Credits that the key may use per period.
+    pub(super) key_cap: u64,
+    /// Remaining credits of the cap.
+    pub(super) remaining_cap: u64,
     /// Maximum concurrent requests.
-    pub(super) concurrency_max: u32,
-    /// The requested voice, model, item or format.
-    pub(super) subject: String,
-    /// The maximum of a countable object.
-    pub(super) bound: u64,
+    pub(super) max_concurrent: u32,
+    /// The requested voice, model or item, or a complete message about the requested format.
+    pub(super) object_id: String,
+    /// The maximum number of voices, characters or bytes.
+    pub(super) max_count: u64,
     /// The requested model.
     pub(super) model: String,
     /// The requested audio format.
     pub(super) format: String,
 }
 
-impl Facts {
-    /// The limit in a refusal, which must be below the needed amount.
-    fn exceeded(&self) -> u64 {
-        self.bound.min(self.needed.saturating_sub(1))
+impl RefusalValues {
+    /// The limit in a refusal, which must be below the requested amount.
+    fn exceeded_limit(&self) -> u64 {
+        self.max_count.min(self.requested_amount.saturating_sub(1))
     }
 }
 
 /// A refusal as it is sent over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct HttpRefusal {
     pub(super) status: StatusCode,
     /// Headers in addition to the common ones.
     pub(super) headers: Vec<(&'static str, String)>,
@@ -149,78 +148,75 @@ pub(super) struct Refusal {
 
 /// The names of refusals for faults, in the order of the catalogue. Refusals with a value have a
 /// default here.
-pub(super) const NAMED: [(&str, Shape); 25] = [
-    ("quota", Shape::Quota),
-    ("key_cap", Shape::KeyCap),
-    ("invalid", Shape::InvalidKey),
-    ("invalid_400", Shape::InvalidKey400),
-    ("needs_authorization", Shape::NeedsAuthorization),
-    ("missing_permissions", Shape::MissingPermissions(Cow::Borrowed("text_to_speech"))),
-    ("unusual_activity", Shape::UnusualActivity),
-    ("payment_issue", Shape::PaymentIssue),
-    ("insufficient_credits", Shape::InsufficientCredits),
-    ("paid_plan_required", Shape::PaidPlanRequired),
-    ("unaccepted_terms", Shape::UnacceptedTerms),
-    ("forbidden", Shape::Forbidden),
-    ("workspace_access_denied", Shape::WorkspaceAccessDenied),
-    ("subscription_required", Shape::SubscriptionRequired),
-    ("quota_403", Shape::QuotaForbidden),
-    ("concurrency", Shape::Concurrency),
-    ("rate_limit", Shape::RateLimit(None)),
-    ("system_busy", Shape::SystemBusy),
-    ("unprocessable", Shape::FieldMissing(Cow::Borrowed("text"))),
-    ("voice_not_found", Shape::VoiceNotFound),
-    ("model_not_found", Shape::ModelNotFound),
-    ("text_too_long", Shape::TextTooLong),
-    ("server_error", Shape::ServerError),
-    ("maintenance", Shape::Maintenance),
-    ("page", Shape::Page(403)),
+pub(super) const NAMED: [(&str, RefusalKind); 25] = [
+    ("quota", RefusalKind::Quota),
+    ("key_cap", RefusalKind::KeyCap),
+    ("invalid", RefusalKind::InvalidKey),
+    ("invalid_400", RefusalKind::InvalidKey400),
+    ("needs_authorization", RefusalKind::NeedsAuthorization),
+    ("missing_permissions", RefusalKind::MissingPermissions(Cow::Borrowed("text_to_speech"))),
+    ("unusual_activity", RefusalKind::UnusualActivity),
+    ("payment_issue", RefusalKind::PaymentIssue),
+    ("insufficient_credits", RefusalKind::InsufficientCredits),
+    ("paid_plan_required", RefusalKind::PaidPlanRequired),
+    ("unaccepted_terms", RefusalKind::UnacceptedTerms),
+    ("forbidden", RefusalKind::Forbidden),
+    ("workspace_access_denied", RefusalKind::WorkspaceAccessDenied),
+    ("subscription_required", RefusalKind::SubscriptionRequired),
+    ("quota_403", RefusalKind::QuotaForbidden),
+    ("concurrency", RefusalKind::Concurrency),
+    ("rate_limit", RefusalKind::RateLimit(None)),
+    ("system_busy", RefusalKind::SystemBusy),
+    ("unprocessable", RefusalKind::FieldMissing(Cow::Borrowed("text"))),
+    ("voice_not_found", RefusalKind::VoiceNotFound),
+    ("model_not_found", RefusalKind::ModelNotFound),
+    ("text_too_long", RefusalKind::TextTooLong),
+    ("server_error", RefusalKind::ServerError),
+    ("maintenance", RefusalKind::Maintenance),
+    ("page", RefusalKind::Page(403)),
 ];
 
-impl FromStr for Shape {
-    type Err = UnknownShape;
+impl FromStr for RefusalKind {
+    type Err = UnknownRefusal;
 
-    /// Parses a name of the catalogue; `missing_permissions=NAME`, `rate_limit=SECONDS`,
-    /// `unprocessable=FIELD` and `page=STATUS` have a value.
-    fn from_str(text: &str) -> Result<Self, UnknownShape> {
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (text, None),
-        };
-        let unknown = || UnknownShape(text.to_owned());
-        let named = NAMED.into_iter().find(|(known, _)| *known == name).map(|(_, shape)| shape);
-        let shape = named.or_else(|| fixed(name)).ok_or_else(unknown)?;
-        Ok(match (shape, value) {
-            (shape, None) => shape,
-            (Shape::MissingPermissions(_), Some(value)) => Shape::MissingPermissions(value.to_owned().into()),
-            (Shape::FieldMissing(_), Some(value)) => Shape::FieldMissing(value.to_owned().into()),
-            (Shape::RateLimit(_), Some(value)) => {
-                Shape::RateLimit(Some(value.trim_end_matches('s').parse().map_err(|_| unknown())?))
+    /// Parses a name of the catalogue. `missing_permissions=NAME`, `rate_limit=SECONDS`,
+    /// `unprocessable=FIELD` and `page=STATUS` may have a value.
+    fn from_str(text: &str) -> Result<Self, UnknownRefusal> {
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let unknown = || UnknownRefusal(text.to_owned());
+        let named = NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
+        let kind = named.or_else(|| fixed(name)).ok_or_else(unknown)?;
+        Ok(match (kind, value) {
+            (kind, None) => kind,
+            (RefusalKind::MissingPermissions(_), Some(value)) => {
+                RefusalKind::MissingPermissions(value.to_owned().into())
             }
-            (Shape::Page(_), Some(value)) => {
+            (RefusalKind::FieldMissing(_), Some(value)) => RefusalKind::FieldMissing(value.to_owned().into()),
+            (RefusalKind::RateLimit(_), Some(value)) => {
+                RefusalKind::RateLimit(Some(value.trim_end_matches('s').parse().map_err(|_| unknown())?))
+            }
+            (RefusalKind::Page(_), Some(value)) => {
                 let status = value.parse().ok().filter(|status| (400..600).contains(status));
-                Shape::Page(status.ok_or_else(unknown)?)
+                RefusalKind::Page(status.ok_or_else(unknown)?)
             }
             (_, Some(_)) => return Err(unknown()),
         })
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for RefusalKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Shape::Fixed(fixed) = self {
+        if let RefusalKind::Fixed(fixed) = self {
             return f.write_str(fixed.name);
         }
-        let same_kind = |known: &Shape| std::mem::discriminant(known) == std::mem::discriminant(self);
-        let name = NAMED.iter().find(|(_, known)| same_kind(known)).map_or("unnamed", |(name, _)| name);
+        let is_same = |known: &RefusalKind| std::mem::discriminant(known) == std::mem::discriminant(self);
+        let name = NAMED.iter().find(|(_, known)| is_same(known)).map_or("unnamed", |(name, _)| name);
         f.write_str(name)?;
-        if let Shape::MissingPermissions(value) | Shape::FieldMissing(value) = self {
+        if let RefusalKind::MissingPermissions(value) | RefusalKind::FieldMissing(value) = self {
             write!(f, "={value}")?;
-        }
-        if let Shape::RateLimit(Some(seconds)) = self {
+        } else if let RefusalKind::RateLimit(Some(seconds)) = self {
             write!(f, "={seconds}")?;
-        }
-        if let Shape::Page(status) = self {
+        } else if let RefusalKind::Page(status) = self {
             write!(f, "={status}")?;
         }
         Ok(())
@@ -229,20 +225,21 @@ impl fmt::Display for Shape {
 
 /// The error for an unknown name of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no refusal: the names are {names}", names = names())]
-pub struct UnknownShape(String);
+#[error("`{0}` is not a refusal: the names are {names}", names = catalogue_names())]
+pub struct UnknownRefusal(String);
 
 /// All names of the catalogue, with their values.
-fn names() -> String {
+fn catalogue_names() -> String {
     const VALUES: [(&str, &str); 4] = [
         ("missing_permissions", "NAME"),
         ("rate_limit", "SECONDS"),
         ("unprocessable", "FIELD"),
         ("page", "STATUS"),
     ];
-    let named = NAMED.iter().map(|(name, _)| match VALUES.iter().find(|(known, _)| known == name) {
-        Some((_, value)) => format!("{name}[={value}]"),
-        None => (*name).to_owned(),
-    });
+    let named =
+        NAMED.iter().map(|(name, _)| match VALUES.iter().find(|(valued_name, _)| valued_name == name) {
+            Some((_, value)) => format!("{name}[={value}]"),
+            None => (*name).to_owned(),
+        });
     named.chain(examples().map(|example| example.name.to_owned())).collect::<Vec<_>>().join(", ")
 }

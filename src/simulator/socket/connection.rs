@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::super::accounts::Refused;
-use super::super::fault::Turn;
+use super::super::accounts::Refusal;
+use super::super::fault::SessionFault;
 use super::super::ledger::SocketClose;
-use super::super::shape::Shape;
-use super::super::world::{Presented, Session};
+use super::super::provider::{PresentedKey, Session};
+use super::super::refusal::RefusalKind;
 use super::limited_stream::LimitedStream;
 use super::message_check::{self, MessageCheck};
 use super::refusal::{RefusalFormat, SocketRefusal, render};
@@ -28,7 +28,7 @@ use super::session_faults::SessionFaults;
 /// Maximum bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024 * 1_024;
 /// A client that sends nothing for this time counts as disconnected.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of writing one message.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout of the reply to a close frame.
@@ -38,10 +38,10 @@ const CUT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum bytes of received messages that are buffered until they are processed.
 const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
 /// Maximum text messages that the ledger stores per session, and their maximum bytes.
-const MAX_KEPT_MESSAGES: usize = 100;
-const MAX_KEPT_BYTES: usize = 64 * 1_024;
+const MAX_RECORDED_MESSAGES: usize = 100;
+const MAX_RECORDED_BYTES: usize = 64 * 1_024;
 /// The close code of a violation. The provider never sends it.
-const VIOLATION: u16 = 4_599;
+const VIOLATION_CLOSE_CODE: u16 = 4_599;
 
 /// The session has ended with a close, a break, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,23 +54,22 @@ pub(super) enum ClientMessage {
     Binary(Bytes),
 }
 
-pub(super) struct Wire {
+/// A session's connection, its faults, and the messages that are received and not processed yet.
+pub(super) struct SessionConnection {
     stream: WebSocketStream<LimitedStream>,
     pub(super) session: Session,
     pub(super) faults: SessionFaults,
-    /// The caller's key.
-    pub(super) key: Presented,
     /// Whether the head contained a key, valid or not.
     pub(super) has_key_in_head: bool,
     refusal_format: RefusalFormat,
     buffered: VecDeque<ClientMessage>,
     buffered_bytes: usize,
     received_bytes: u64,
-    kept_bytes: usize,
-    sent: u64,
+    recorded_bytes: usize,
+    sent_messages: u64,
 }
 
-impl Wire {
+impl SessionConnection {
     /// Creates a session on `tcp`, from which the bytes `read` were already read.
     pub(super) async fn new(
         tcp: TcpStream,
@@ -89,67 +88,83 @@ impl Wire {
                 .await,
             session,
             faults,
-            key: Presented::Nothing,
             has_key_in_head: false,
             refusal_format,
             buffered: VecDeque::new(),
             buffered_bytes: 0,
             received_bytes: 0,
-            kept_bytes: 0,
-            sent: 0,
+            recorded_bytes: 0,
+            sent_messages: 0,
         }
     }
 
     /// Called before the first message. A fault may delay or end the session here.
-    pub(super) async fn begin(&mut self) -> Result<(), SessionEnded> {
+    pub(super) async fn start(&mut self) -> Result<(), SessionEnded> {
         self.stream.get_mut().remaining = self.faults.cut_after;
-        if let Some(length) = self.faults.stall.take() {
-            self.listen_for(length).await?;
+        if let Some(delay) = self.faults.initial_delay.take() {
+            self.buffer_messages_for(delay).await?;
         }
         if self.faults.cut_after == Some(0) {
             return Err(self.cut().await);
         }
-        self.apply_turn_if_due().await
+        self.apply_due_fault().await
     }
 
-    /// The next message; `None` if none arrives within `limit`.
-    pub(super) async fn next(
+    /// The next message; `None` if none arrives within `timeout`.
+    pub(super) async fn receive(
         &mut self,
-        limit: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<Option<ClientMessage>, SessionEnded> {
         if let Some(message) = self.buffered.pop_front() {
-            self.buffered_bytes = self.buffered_bytes.saturating_sub(size(&message));
+            self.buffered_bytes = self.buffered_bytes.saturating_sub(length(&message));
             return Ok(Some(message));
         }
-        match timeout(limit.unwrap_or(SILENCE_TIMEOUT), self.receive()).await {
+        match tokio::time::timeout(timeout.unwrap_or(IDLE_TIMEOUT), self.read_message()).await {
             Ok(message) => message.map(Some),
-            Err(_) if limit.is_some() => Ok(None),
+            Err(_) if timeout.is_some() => Ok(None),
             Err(_) => Err(SessionEnded),
         }
     }
 
+    /// The next message as a JSON object; `None` if none arrives within `timeout`. Any other message
+    /// is refused.
+    pub(super) async fn receive_object(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Value>, SessionEnded> {
+        let object = match self.receive(timeout).await? {
+            None => return Ok(None),
+            Some(ClientMessage::Text(text)) => serde_json::from_str(&text).ok().filter(Value::is_object),
+            Some(ClientMessage::Binary(_)) => None,
+        };
+        self.require(object.ok_or(RefusalKind::MalformedJson.into())).await.map(Some)
+    }
+
     /// Receives and buffers messages for the given time, so that a disconnected client is detected.
-    async fn listen_for(&mut self, length: Duration) -> Result<(), SessionEnded> {
-        self.listen_until(tokio::time::sleep(length)).await
+    async fn buffer_messages_for(&mut self, duration: Duration) -> Result<(), SessionEnded> {
+        self.buffer_messages_until(tokio::time::sleep(duration)).await
     }
 
     /// Receives and buffers messages until `event`, so that a disconnected client is detected.
-    pub(super) async fn listen_until(&mut self, event: impl Future<Output = ()>) -> Result<(), SessionEnded> {
-        let listening = async {
+    pub(super) async fn buffer_messages_until(
+        &mut self,
+        event: impl Future<Output = ()>,
+    ) -> Result<(), SessionEnded> {
+        let buffering = async {
             while self.buffered_bytes <= MAX_BUFFERED_BYTES {
-                let message = self.receive().await?;
-                self.buffered_bytes = self.buffered_bytes.saturating_add(size(&message));
+                let message = self.read_message().await?;
+                self.buffered_bytes = self.buffered_bytes.saturating_add(length(&message));
                 self.buffered.push_back(message);
             }
             std::future::pending::<Result<(), SessionEnded>>().await
         };
         tokio::select! {
-            result = listening => result,
+            result = buffering => result,
             () = event => Ok(()),
         }
     }
 
-    async fn receive(&mut self) -> Result<ClientMessage, SessionEnded> {
+    async fn read_message(&mut self) -> Result<ClientMessage, SessionEnded> {
         loop {
             let message = match self.stream.next().await {
                 Some(Ok(message)) => message,
@@ -160,7 +175,12 @@ impl Wire {
                 Message::Text(text) => ClientMessage::Text(text.as_str().to_owned()),
                 Message::Binary(bytes) => ClientMessage::Binary(bytes),
                 Message::Close(frame) => {
-                    self.record_close(frame, true);
+                    let close = socket_close(frame);
+                    self.session.update_summary(|socket| {
+                        socket.close_received = Some(close.clone());
+                        // The reply contains the client's close frame.
+                        socket.close_sent = Some(close);
+                    });
                     // Reading continues until the reply is sent.
                     while let Some(Ok(_)) = self.stream.next().await {}
                     return Err(SessionEnded);
@@ -176,7 +196,7 @@ impl Wire {
     async fn record_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
         let MessageCheck { violations, has_credential } = self.check_message(message);
         let is_withheld = has_credential || !violations.is_empty();
-        let bytes = u64::try_from(size(message)).unwrap_or(u64::MAX);
+        let bytes = u64::try_from(length(message)).unwrap_or(u64::MAX);
         self.received_bytes = self.received_bytes.saturating_add(bytes);
         self.session.update_summary(|socket| {
             socket.message_bytes = socket.message_bytes.saturating_add(bytes);
@@ -184,8 +204,10 @@ impl Wire {
                 ClientMessage::Text(text) => {
                     socket.text_messages += 1;
                     let recorded_text = if is_withheld { "withheld" } else { text };
-                    self.kept_bytes = self.kept_bytes.saturating_add(recorded_text.len());
-                    if socket.messages.len() < MAX_KEPT_MESSAGES && self.kept_bytes <= MAX_KEPT_BYTES {
+                    self.recorded_bytes = self.recorded_bytes.saturating_add(recorded_text.len());
+                    if socket.messages.len() < MAX_RECORDED_MESSAGES
+                        && self.recorded_bytes <= MAX_RECORDED_BYTES
+                    {
                         socket.messages.push(recorded_text.to_owned());
                     }
                 }
@@ -194,54 +216,60 @@ impl Wire {
         });
         if !violations.is_empty() {
             for violation in &violations {
-                self.session.world.record_violation(format!("socket: {violation}"));
+                self.session.provider.record_violation(format!("socket: {violation}"));
             }
-            return Err(self.close(VIOLATION, "simulator_violation").await);
+            return Err(self.close(VIOLATION_CLOSE_CODE, "simulator_violation").await);
         }
-        if let Some((_, shape)) =
+        if let Some((_, kind)) =
             self.faults.refuse_after_bytes.take_if(|(after, _)| *after <= self.received_bytes)
         {
-            return Err(self.refuse_by_fault(&shape).await);
+            return Err(self.refuse_by_fault(kind).await);
         }
         Ok(())
     }
 
     fn check_message(&self, client_message: &ClientMessage) -> MessageCheck {
-        let world = &self.session.world;
+        let provider = &self.session.provider;
         match client_message {
             ClientMessage::Text(text) => {
                 let parsed = serde_json::from_str(text).ok();
-                let is_known = |key: &str| world.find(key) != Presented::Unknown;
-                message_check::text(text, parsed.as_ref(), world.forbidden(), !self.has_key_in_head, is_known)
+                let is_known = |key: &str| provider.find_key(key) != PresentedKey::Unknown;
+                let forbidden = &provider.plan.forbidden;
+                message_check::check_text(text, parsed.as_ref(), forbidden, !self.has_key_in_head, is_known)
             }
-            ClientMessage::Binary(bytes) => message_check::binary(bytes, world.forbidden()),
+            ClientMessage::Binary(bytes) => message_check::check_binary(bytes, &provider.plan.forbidden),
         }
     }
 
     /// Waits for the scripted delay between two messages.
-    pub(super) async fn pause(&mut self) -> Result<(), SessionEnded> {
-        match self.faults.pause {
-            Some(length) if self.sent > 0 => self.listen_for(length).await,
-            _ => Ok(()),
+    pub(super) async fn delay(&mut self) -> Result<(), SessionEnded> {
+        match self.faults.message_delay {
+            Some(delay) if self.sent_messages > 0 => self.buffer_messages_for(delay).await,
+            Some(_) | None => Ok(()),
         }
     }
 
-    /// Sends a text after the scripted delay.
-    pub(super) async fn send(&mut self, text: String) -> Result<(), SessionEnded> {
-        self.pause().await?;
-        self.send_now(Message::text(text)).await
+    /// Sends a message after the scripted delay.
+    pub(super) async fn send(&mut self, message: Message) -> Result<(), SessionEnded> {
+        self.delay().await?;
+        self.send_now(message).await
+    }
+
+    /// Sends a JSON document after the scripted delay.
+    pub(super) async fn send_json(&mut self, document: Value) -> Result<(), SessionEnded> {
+        self.send(Message::text(document.to_string())).await
     }
 
     /// Sends a message, and executes a fault that is due after it.
     pub(super) async fn send_now(&mut self, message: Message) -> Result<(), SessionEnded> {
         self.write(message).await?;
-        self.sent += 1;
+        self.sent_messages += 1;
         self.session.update_summary(|socket| socket.messages_sent += 1);
-        self.apply_turn_if_due().await
+        self.apply_due_fault().await
     }
 
     async fn write(&mut self, message: Message) -> Result<(), SessionEnded> {
-        let written = timeout(WRITE_TIMEOUT, self.stream.send(message)).await;
+        let written = tokio::time::timeout(WRITE_TIMEOUT, self.stream.send(message)).await;
         if self.stream.get_ref().remaining == Some(0) {
             return Err(self.cut().await);
         }
@@ -251,38 +279,45 @@ impl Wire {
         }
     }
 
-    async fn apply_turn_if_due(&mut self) -> Result<(), SessionEnded> {
-        let Some((_, turn)) = self.faults.turn.take_if(|(after, _)| *after <= self.sent) else {
-            return Ok(());
-        };
-        Err(match turn {
-            Turn::Refuse(shape) => self.refuse_by_fault(&shape).await,
-            Turn::Close { code, reason } => self.close(code, &reason).await,
-            Turn::Cut => self.cut().await,
-            Turn::Reset => {
+    async fn apply_due_fault(&mut self) -> Result<(), SessionEnded> {
+        let due = self.faults.after_messages.take_if(|(after, _)| *after <= self.sent_messages);
+        let Some((_, fault)) = due else { return Ok(()) };
+        Err(match fault {
+            SessionFault::Refuse(kind) => self.refuse_by_fault(kind).await,
+            SessionFault::Close { code, reason } => self.close(code, &reason).await,
+            SessionFault::Cut => self.cut().await,
+            SessionFault::Reset => {
                 // If the option cannot be set, the connection is cut without a reset.
                 let _set = self.stream.get_ref().tcp.set_zero_linger();
                 SessionEnded
             }
-            Turn::Stall => match self.listen_for(SILENCE_TIMEOUT).await {
-                Ok(()) | Err(SessionEnded) => SessionEnded,
-            },
-            Turn::Say(text) => return self.write(Message::text(text)).await,
-            Turn::Last { code, text } => {
+            SessionFault::Stall => {
+                let _ended = self.buffer_messages_for(IDLE_TIMEOUT).await;
+                SessionEnded
+            }
+            SessionFault::Send(text) => return self.write(Message::text(text)).await,
+            SessionFault::SendAndClose { code, text } => {
                 self.write(Message::text(text)).await?;
                 self.close(code, "").await
             }
         })
     }
 
-    async fn refuse_by_fault(&mut self, shape: &Shape) -> SessionEnded {
-        let facts = Box::new(self.faults.facts.clone());
-        self.refuse(&Refused { shape: shape.clone(), facts }).await
+    async fn refuse_by_fault(&mut self, kind: RefusalKind) -> SessionEnded {
+        self.refuse(&Refusal::new(kind, self.faults.values.clone())).await
+    }
+
+    /// Returns the value of `result`. A refusal is sent, and the session ends.
+    pub(super) async fn require<T>(&mut self, result: Result<T, Refusal>) -> Result<T, SessionEnded> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(refusal) => Err(self.refuse(&refusal).await),
+        }
     }
 
     /// Sends a refusal in the format of this WebSocket, and closes the session.
-    pub(super) async fn refuse(&mut self, refused: &Refused) -> SessionEnded {
-        let refusal = render(self.refusal_format, &refused.shape, &refused.facts);
+    pub(super) async fn refuse(&mut self, refusal: &Refusal) -> SessionEnded {
+        let refusal = render(self.refusal_format, &refusal.kind, &refusal.values);
         self.send_refusal(refusal).await
     }
 
@@ -301,19 +336,20 @@ impl Wire {
     /// Sends a close frame, and waits for the client's close frame.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        self.record_close(Some(frame.clone()), false);
+        self.record_sent_close(&frame);
         let closing = async {
             if self.stream.send(Message::Close(Some(frame))).await.is_err() {
                 return;
             }
             while let Some(Ok(message)) = self.stream.next().await {
                 if let Message::Close(frame) = message {
-                    self.record_received_close(frame);
+                    let close = socket_close(frame);
+                    self.session.update_summary(|socket| socket.close_received = Some(close));
                 }
             }
         };
         // A client that does not reply is disconnected after the timeout.
-        let _closed = timeout(CLOSE_TIMEOUT, closing).await;
+        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
         SessionEnded
     }
 
@@ -321,7 +357,7 @@ impl Wire {
     /// be parsed as frames.
     async fn refuse_size(&mut self) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::Size, reason: "message too big".into() };
-        self.record_close(Some(frame.clone()), false);
+        self.record_sent_close(&frame);
         // The connection ends without a wait for the client's close frame.
         let _written = self.write(Message::Close(Some(frame))).await;
         self.cut().await
@@ -338,34 +374,24 @@ impl Wire {
             while tcp.read(&mut discarded).await? > 0 {}
             Ok::<_, io::Error>(())
         };
-        let _ended = timeout(CUT_TIMEOUT, ending).await;
+        let _ended = tokio::time::timeout(CUT_TIMEOUT, ending).await;
         SessionEnded
     }
 
-    fn record_close(&self, frame: Option<CloseFrame>, is_received: bool) {
-        let close = closed(frame);
-        self.session.update_summary(|socket| {
-            if is_received {
-                socket.close_received = Some(close.clone());
-            }
-            // The reply contains the client's close frame.
-            socket.close_sent = Some(close);
-        });
-    }
-
-    fn record_received_close(&self, frame: Option<CloseFrame>) {
-        self.session.update_summary(|socket| socket.close_received = Some(closed(frame)));
+    fn record_sent_close(&self, frame: &CloseFrame) {
+        let close = socket_close(Some(frame.clone()));
+        self.session.update_summary(|socket| socket.close_sent = Some(close));
     }
 }
 
-fn closed(frame: Option<CloseFrame>) -> SocketClose {
+fn socket_close(frame: Option<CloseFrame>) -> SocketClose {
     match frame {
         Some(frame) => SocketClose { code: frame.code.into(), reason: frame.reason.as_str().to_owned() },
         None => SocketClose { code: u16::from(CloseCode::Status), reason: String::new() },
     }
 }
 
-fn size(message: &ClientMessage) -> usize {
+fn length(message: &ClientMessage) -> usize {
     match message {
         ClientMessage::Text(text) => text.len(),
         ClientMessage::Binary(bytes) => bytes.len(),

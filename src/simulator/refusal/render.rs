@@ -3,63 +3,65 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::{Facts, Refusal, Shape};
+use super::{HttpRefusal, RefusalKind, RefusalValues};
 
-impl Shape {
+impl RefusalKind {
     /// Renders the refusal. `request_id` is also sent as `x-trace-id`.
-    #[rustfmt::skip] // a table, one answer to an entry
-    pub(in crate::simulator) fn render(&self, facts: &Facts, request_id: &str) -> Refusal {
-        let Facts { needed, limit, remaining, key_name, cap, cap_remaining, subject, bound, .. } = facts;
+    #[rustfmt::skip] // a table with one entry per refusal
+    pub(in crate::simulator) fn render(&self, values: &RefusalValues, request_id: &str) -> HttpRefusal {
+        let RefusalValues {
+            requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, object_id, max_count, ..
+        } = values;
         let typed = |status, kind, code, legacy, message: &str| {
             typed(status, [kind, code, legacy], message, request_id)
         };
         match self {
-            Shape::Quota => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
-                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request.",
+            RefusalKind::Quota => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+                "This request exceeds your quota of {credit_limit}. You have {remaining_credits} credits remaining, while {requested_amount} credits are required for this request.",
             )),
-            Shape::KeyCap => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
-                "This request exceeds your API key ({key_name}) quota of {cap}. You have {cap_remaining} credits remaining, while {needed} credits are required for this request.",
+            RefusalKind::KeyCap => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+                "This request exceeds your API key ({key_name}) quota of {key_cap}. You have {remaining_cap} credits remaining, while {requested_amount} credits are required for this request.",
             )),
-            Shape::InvalidKey =>
+            RefusalKind::InvalidKey =>
                 typed(401, "authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
-            Shape::InvalidKey400 =>
+            RefusalKind::InvalidKey400 =>
                 typed(400, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key"),
-            Shape::NeedsAuthorization => typed(401, "authentication_error", "unauthorized", "needs_authorization",
+            RefusalKind::NeedsAuthorization => typed(401, "authentication_error", "unauthorized", "needs_authorization",
                 "Neither authorization header nor xi-api-key received, please provide one."),
-            Shape::MissingPermissions(permission) =>
+            RefusalKind::MissingPermissions(permission) =>
                 typed(401, "authentication_error", "unauthorized", "missing_permissions", &format!(
                     "The API key you used is missing the permission {permission} to execute this operation.",
                 )),
-            Shape::UnusualActivity => legacy(401, "detected_unusual_activity",
+            RefusalKind::UnusualActivity => legacy(401, "detected_unusual_activity",
                 "Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."),
-            Shape::PaymentIssue => typed(401, "payment_required", "payment_issue", "payment_issue",
+            RefusalKind::PaymentIssue => typed(401, "payment_required", "payment_issue", "payment_issue",
                 "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
-            Shape::InsufficientCredits =>
+            RefusalKind::InsufficientCredits =>
                 typed(402, "payment_required", "insufficient_credits", "insufficient_credits",
                     "You do not have enough credits to complete this request."),
-            Shape::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
+            RefusalKind::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
             // WebSockets have their own format for this refusal (the Python SDK 2.78). The format
             // over HTTP is unknown.
-            Shape::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
+            RefusalKind::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
                 "You must accept the terms of service of this feature to use it."),
-            Shape::Forbidden => bare(403, "Forbidden"),
-            Shape::WorkspaceAccessDenied =>
+            RefusalKind::Forbidden => bare(403, "Forbidden"),
+            RefusalKind::WorkspaceAccessDenied =>
                 typed(403, "authorization_error", "workspace_access_denied", "workspace_access_denied",
                     "You do not have access to this workspace."),
-            Shape::SubscriptionRequired =>
+            RefusalKind::SubscriptionRequired =>
                 typed(403, "authorization_error", "subscription_required", "subscription_required",
                     "Your subscription does not include this feature. Please upgrade your subscription."),
-            Shape::QuotaForbidden => legacy(403, "quota_exceeded", &format!(
-                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request.",
+            RefusalKind::QuotaForbidden => legacy(403, "quota_exceeded", &format!(
+                "This request exceeds your quota of {credit_limit}. You have {remaining_credits} credits remaining, while {requested_amount} credits are required for this request.",
             )),
-            Shape::Concurrency => {
+            RefusalKind::Concurrency => {
                 let detail = Detail {
                     kind: "rate_limit_error",
                     code: "concurrent_limit_exceeded",
                     message: &format!(
                         "Too many concurrent requests. Your current subscription is associated with a maximum of {} concurrent requests (running in parallel). Please upgrade your subscription or contact sales if you'd like to increase this limit.",
-                        facts.concurrency_max,
+                        values.max_concurrent,
                     ),
                     status: "too_many_concurrent_requests",
                     request_id,
@@ -68,59 +70,59 @@ impl Shape {
                 };
                 refusal(429, &Wrapped { detail })
             }
-            Shape::RateLimit(retry_after) => {
+            RefusalKind::RateLimit(retry_after) => {
                 let mut refusal = typed(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded",
                     "Rate limit exceeded. Please slow down your requests.");
                 refusal.headers.extend(retry_after.map(|seconds| ("retry-after", seconds.to_string())));
                 refusal
             }
-            Shape::SystemBusy => typed(429, "rate_limit_error", "system_busy", "system_busy",
+            RefusalKind::SystemBusy => typed(429, "rate_limit_error", "system_busy", "system_busy",
                 "Our services are experiencing high levels of traffic and cannot take your request. Please try again later."),
-            Shape::FieldMissing(field) => unprocessable("missing", Some(field), "Field required"),
-            Shape::NotAString(field) =>
+            RefusalKind::FieldMissing(field) => unprocessable("missing", Some(field), "Field required"),
+            RefusalKind::NotAString(field) =>
                 unprocessable("string_type", Some(field), "Input should be a valid string"),
-            Shape::MalformedJson => unprocessable("json_invalid", None, "JSON decode error"),
-            Shape::VoiceNotFound => typed(404, "not_found", "voice_not_found", "voice_not_found",
-                &format!("A voice with voice ID '{subject}' was not found.")),
-            Shape::HistoryItemNotFound =>
+            RefusalKind::MalformedJson => unprocessable("json_invalid", None, "JSON decode error"),
+            RefusalKind::VoiceNotFound => typed(404, "not_found", "voice_not_found", "voice_not_found",
+                &format!("A voice with voice ID '{object_id}' was not found.")),
+            RefusalKind::HistoryItemNotFound =>
                 typed(404, "not_found", "history_item_not_found", "history_item_not_found",
-                    &format!("History item with ID '{subject}' was not found.")),
-            Shape::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
-                &format!("An agent with ID '{subject}' was not found.")),
-            Shape::ConversationNotFound =>
+                    &format!("History item with ID '{object_id}' was not found.")),
+            RefusalKind::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
+                &format!("An agent with ID '{object_id}' was not found.")),
+            RefusalKind::ConversationNotFound =>
                 typed(404, "not_found", "conversation_not_found", "conversation_not_found",
-                    &format!("A conversation with ID '{subject}' was not found.")),
-            Shape::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
+                    &format!("A conversation with ID '{object_id}' was not found.")),
+            RefusalKind::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The text of the provider is unknown, but a 500 was observed.
-            Shape::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
-                &format!("A request with ID '{subject}' cannot be continued.")),
-            Shape::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
+            RefusalKind::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
+                &format!("A request with ID '{object_id}' cannot be continued.")),
+            RefusalKind::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
                 "Workspace 1anonymous1 not found."),
-            Shape::ModelNotFound => typed(400, "not_found", "model_not_found", "model_not_found",
-                &format!("A model with model ID '{subject}' was not found.")),
-            Shape::TextTooLong => typed(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
-                &format!("The text is too long for the model '{subject}': {needed} characters, where {} are allowed.", facts.exceeded())),
-            Shape::EmptyText => typed(400, "validation_error", "empty_text", "empty_text",
+            RefusalKind::ModelNotFound => typed(400, "not_found", "model_not_found", "model_not_found",
+                &format!("A model with model ID '{object_id}' was not found.")),
+            RefusalKind::TextTooLong => typed(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
+                &format!("The text is too long for the model '{object_id}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
+            RefusalKind::EmptyText => typed(400, "validation_error", "empty_text", "empty_text",
                 "The text must not be empty."),
-            Shape::InvalidOutputFormat =>
-                typed(400, "validation_error", "invalid_output_format", "invalid_output_format", subject),
-            Shape::RequestTooLarge => typed(400, "invalid_request", "request_too_large", "request_too_large",
-                &format!("The request body is larger than {bound} bytes.")),
-            Shape::NotFound => bare(404, "Not Found"),
-            Shape::MethodNotAllowed(allowed) => {
+            RefusalKind::InvalidOutputFormat =>
+                typed(400, "validation_error", "invalid_output_format", "invalid_output_format", object_id),
+            RefusalKind::RequestTooLarge => typed(400, "invalid_request", "request_too_large", "request_too_large",
+                &format!("The request body is larger than {max_count} bytes.")),
+            RefusalKind::NotFound => bare(404, "Not Found"),
+            RefusalKind::MethodNotAllowed(allowed) => {
                 let mut refusal = bare(405, "Method Not Allowed");
                 refusal.headers.push(("allow", (*allowed).to_owned()));
                 refusal
             }
-            Shape::ServerError => refusal(500, &Crash {
+            RefusalKind::ServerError => refusal(500, &Crash {
                 status: "internal_server_error",
                 message: "Internal Server error. All such crashes are reported to us automatically.",
             }),
-            Shape::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
+            RefusalKind::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
                 "The service is undergoing maintenance. Please try again later."),
-            Shape::Fixed(fixed) => super::fixed::render(fixed, facts, request_id),
-            Shape::Page(status) => Refusal {
+            RefusalKind::Fixed(fixed) => super::fixed::render(fixed, values, request_id),
+            RefusalKind::Page(status) => HttpRefusal {
                 headers: vec![("content-type", "text/html".to_owned())],
                 body: "<!doctype html><title>Request blocked</title>".to_owned(),
                 ..bare(*status, "")
@@ -131,7 +133,7 @@ impl Shape {
 
 /// The simulator's refusal of content that a proxy must not forward. The provider never sends this
 /// status, so a proxy cannot confuse it with an ordinary refusal.
-pub(in crate::simulator) fn violation(message: &str) -> Refusal {
+pub(in crate::simulator) fn violation(message: &str) -> HttpRefusal {
     legacy(599, "simulator_violation", message)
 }
 
@@ -186,8 +188,8 @@ struct Unprocessable<'a> {
     input: serde_json::Map<String, serde_json::Value>,
 }
 
-pub(super) fn refusal(status: u16, body: &impl Serialize) -> Refusal {
-    Refusal {
+pub(super) fn refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
+    HttpRefusal {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers: Vec::new(),
         // Strings and numbers can always be serialized.
@@ -196,26 +198,26 @@ pub(super) fn refusal(status: u16, body: &impl Serialize) -> Refusal {
 }
 
 /// An error in the current format, whose `type`, `code` and `status` are `names`.
-pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> Refusal {
+pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> HttpRefusal {
     let [kind, code, legacy] = names;
     let detail = Detail { kind, code, message, status: legacy, request_id, param: None, docs_url: None };
     refusal(status, &Wrapped { detail })
 }
 
-pub(super) fn legacy(status: u16, name: &str, message: &str) -> Refusal {
+pub(super) fn legacy(status: u16, name: &str, message: &str) -> HttpRefusal {
     refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
 
 /// An error without `detail`, as dubbing sends it.
-pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> Refusal {
+pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> HttpRefusal {
     refusal(status, &Unwrapped { error, message })
 }
 
-pub(super) fn bare(status: u16, detail: &str) -> Refusal {
+pub(super) fn bare(status: u16, detail: &str) -> HttpRefusal {
     refusal(status, &Wrapped { detail })
 }
 
-fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> Refusal {
+fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> HttpRefusal {
     let loc = std::iter::once("body").chain(field).collect();
     refusal(422, &Wrapped { detail: [Unprocessable { kind, loc, msg, input: serde_json::Map::new() }] })
 }

@@ -1,17 +1,15 @@
-//! The simulator's state: accounts, scripted faults and the ledger, behind one lock that is never
-//! held across an await. Each change notifies waiting tests.
+//! The state of the simulated provider: accounts, scripted faults and the ledger, behind one lock
+//! that is never held across an await. Each change notifies tests that wait for the ledger.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use std::time::Duration;
 
 use http::Method;
 use tokio::sync::watch;
 
 use crate::clock;
 
-use super::accounts::{Accounts, Admitted, CreditLimits, Refused};
+use super::accounts::{Accounts, Admission, CreditLimits, Refusal};
 use super::fault::Fault;
 use super::ledger::{KeyEntry, Ledger, RequestSummary, SocketSummary, Totals, WorkspaceEntry};
 use super::plan::Plan;
@@ -25,17 +23,9 @@ const MAX_VIOLATIONS: usize = 1_000;
 
 /// The state shared by all connections. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct World {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
-    forbidden: Vec<String>,
-    elsewhere: Vec<String>,
-    region: String,
-    socket_second: Duration,
+pub(super) struct Provider {
+    pub(super) plan: Arc<Plan>,
+    state: Arc<Mutex<State>>,
     changed: watch::Sender<()>,
 }
 
@@ -44,31 +34,23 @@ struct Inner {
 pub(super) struct State {
     pub(super) accounts: Accounts,
     pub(super) tokens: Tokens,
-    index: HashMap<String, usize>,
+    /// The index of each key in the plan.
+    key_indices: HashMap<String, usize>,
     scripts: Vec<Script>,
     /// Scripted faults of routes that apply to requests with any key or none.
-    every_key: Script,
-    counts: Vec<Counts>,
+    script_of_all_requests: Script,
+    /// The ledger's entries of the keys. Their remaining credits are filled in by a snapshot.
+    key_entries: Vec<KeyEntry>,
     totals: Totals,
     violations: Vec<String>,
     /// The recorded requests with their numbers, by which a session finds its record.
     requests: VecDeque<(u64, RequestSummary)>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    requests: u64,
-    served: u64,
-    refused: u64,
-    unanswered: u64,
-    charged: u64,
-}
-
 /// The key of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Presented {
-    /// No key.
-    Nothing,
+pub(super) enum PresentedKey {
+    Absent,
     /// A key that is not in the plan.
     Unknown,
     /// A key of another region.
@@ -83,103 +65,81 @@ pub(super) enum FaultTarget<'a> {
     /// Requests with this key.
     Key(&'a str),
     /// All requests, including those without a key.
-    EveryKey,
+    AllRequests,
 }
 
-impl World {
-    pub(super) fn new(plan: &Plan) -> Self {
-        let index = plan.keys.iter().enumerate().map(|(index, key)| (key.key.clone(), index)).collect();
-        let scripts = plan.keys.iter().map(|key| Script::of(key.faults.clone()));
+impl Provider {
+    pub(super) fn new(mut plan: Plan) -> Self {
+        // Every request contains the empty text.
+        plan.forbidden.retain(|text| !text.is_empty());
+        let accounts = Accounts::open(&plan, clock::now());
+        let key_entries = accounts.keys.iter().map(|key| KeyEntry {
+            key: key.plan.key.clone(),
+            workspace: accounts.workspaces[key.workspace].plan.name.clone(),
+            ..KeyEntry::default()
+        });
         let state = State {
-            accounts: Accounts::open(plan, clock::now()),
+            key_indices: plan.keys.iter().zip(0..).map(|(key, index)| (key.key.clone(), index)).collect(),
+            scripts: plan.keys.iter().map(|key| Script::new(key.faults.clone())).collect(),
+            script_of_all_requests: Script::default(),
+            key_entries: key_entries.collect(),
+            accounts,
             tokens: Tokens::default(),
-            index,
-            scripts: scripts.collect(),
-            every_key: Script::default(),
-            counts: vec![Counts::default(); plan.keys.len()],
             totals: Totals::default(),
             violations: Vec::new(),
             requests: VecDeque::new(),
         };
-        let forbidden = plan.forbidden.iter().filter(|text| !text.is_empty()).cloned().collect();
-        let inner = Inner {
-            state: Mutex::new(state),
-            forbidden,
-            elsewhere: plan.elsewhere.clone(),
-            region: plan.region.clone(),
-            socket_second: plan.socket_second,
-            changed: watch::Sender::new(()),
-        };
-        Self { inner: Arc::new(inner) }
+        Self { plan: Arc::new(plan), state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
     }
 
     /// Locks the state, after resetting the credits of all ended periods. Other tasks see all
     /// changes under one guard together.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held may leave wrong numbers, but the state stays usable.
-        let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.accounts.refresh(clock::now());
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.accounts.reset_ended_periods(clock::now());
         state
     }
 
-    /// Texts that must not be received.
-    pub(super) fn forbidden(&self) -> &[String] {
-        &self.inner.forbidden
-    }
-
-    /// The duration of a second of a WebSocket's inactivity timeout.
-    pub(super) fn socket_second(&self) -> Duration {
-        self.inner.socket_second
-    }
-
     fn notify(&self) {
-        self.inner.changed.send_replace(());
+        self.changed.send_replace(());
     }
 
     /// A receiver that is notified of each change of the ledger.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
-        self.inner.changed.subscribe()
+        self.changed.subscribe()
     }
 
-    /// Finds a key in the plan.
-    pub(super) fn find(&self, key: &str) -> Presented {
-        if self.inner.elsewhere.iter().any(|elsewhere| elsewhere == key) {
-            return Presented::OtherRegion;
+    pub(super) fn find_key(&self, key: &str) -> PresentedKey {
+        if self.plan.other_region_keys.iter().any(|other_region_key| other_region_key == key) {
+            return PresentedKey::OtherRegion;
         }
-        self.state().index.get(key).map_or(Presented::Unknown, |index| Presented::Known(*index))
-    }
-
-    /// The `x-region` of the responses.
-    pub(super) fn region(&self) -> &str {
-        &self.inner.region
+        self.state().key_indices.get(key).map_or(PresentedKey::Unknown, |index| PresentedKey::Known(*index))
     }
 
     /// Changes the script of a key, or the script of all requests. Returns false if the plan has no
     /// such key.
-    pub(super) fn with_script(&self, target: FaultTarget<'_>, change: impl FnOnce(&mut Script)) -> bool {
+    pub(super) fn update_script(&self, target: FaultTarget<'_>, update: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
         let script = match target {
-            FaultTarget::EveryKey => Some(&mut state.every_key),
+            FaultTarget::AllRequests => Some(&mut state.script_of_all_requests),
             FaultTarget::Key(key) => {
-                let index = state.index.get(key).copied();
+                let index = state.key_indices.get(key).copied();
                 index.and_then(|index| state.scripts.get_mut(index))
             }
         };
-        script.map(change).is_some()
+        script.map(update).is_some()
     }
 
     /// Takes the fault of a request in this order: a fault of the key on the route, a fault of all
     /// requests on the route, a general fault of the key.
-    pub(super) fn take_fault(&self, presented: Presented, method: &Method, path: &str) -> Fault {
+    pub(super) fn take_fault(&self, presented_key: PresentedKey, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
-        let State { scripts, every_key, .. } = &mut *state;
-        let mut own = match presented {
-            Presented::Nothing | Presented::Unknown | Presented::OtherRegion => None,
-            Presented::Known(index) => scripts.get_mut(index),
-        };
-        let route_fault = own.as_mut().and_then(|script| script.take_for_route(method, path));
-        let route_fault = route_fault.or_else(|| every_key.take_for_route(method, path));
-        route_fault.or_else(|| own.and_then(|script| script.take())).unwrap_or(Fault::Pass)
+        let State { scripts, script_of_all_requests, .. } = &mut *state;
+        let mut key_script = presented_key.index().and_then(|index| scripts.get_mut(index));
+        let route_fault = key_script.as_mut().and_then(|script| script.take_for_route(method, path));
+        let route_fault = route_fault.or_else(|| script_of_all_requests.take_for_route(method, path));
+        route_fault.or_else(|| key_script.and_then(|script| script.take())).unwrap_or(Fault::Pass)
     }
 
     pub(super) fn record_violation(&self, violation: String) {
@@ -193,43 +153,39 @@ impl World {
     }
 
     /// Charges an operation and starts it. Dropping the slot ends the operation.
-    pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admitted, Slot), Refused> {
+    pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admission, ConcurrencySlot), Refusal> {
         let mut state = self.state();
-        let admitted = state.accounts.admit(key, cost, CreditLimits::KeyAndWorkspace)?;
+        let admission = state.accounts.admit(key, cost, CreditLimits::KeyAndWorkspace)?;
         state.record_charge(key, cost);
         drop(state);
         self.notify();
-        Ok((admitted, Slot { world: self.clone(), workspace: admitted.workspace }))
+        Ok((admission, ConcurrencySlot { provider: self.clone(), workspace: admission.workspace }))
     }
 
     /// Counts a received request.
-    pub(super) fn request_received(&self, presented: Presented, summary: RequestSummary) -> PendingRequest {
+    pub(super) fn record_request(
+        &self,
+        presented_key: PresentedKey,
+        summary: RequestSummary,
+    ) -> PendingRequest {
         let mut state = self.state();
         state.totals.requests += 1;
         state.totals.in_flight += 1;
         let number = state.totals.requests;
-        if let Some(counts) = state.counts_of(presented) {
-            counts.requests += 1;
+        if let Some(entry) = state.entry_of(presented_key) {
+            entry.requests += 1;
         }
         drop(state);
         self.notify();
-        PendingRequest { world: self.clone(), presented, number, summary }
+        PendingRequest { provider: self.clone(), presented_key, number, summary }
     }
 
+    /// Takes a snapshot of the ledger.
     pub(super) fn ledger(&self) -> Ledger {
         let state = self.state();
-        let keys = state.accounts.keys.iter().zip(&state.counts).map(|(key, counts)| {
-            let workspace = state.accounts.workspaces.get(key.workspace);
-            KeyEntry {
-                key: key.plan.key.clone(),
-                workspace: workspace.map(|workspace| workspace.plan.name.clone()).unwrap_or_default(),
-                requests: counts.requests,
-                served: counts.served,
-                refused: counts.refused,
-                unanswered: counts.unanswered,
-                charged: counts.charged,
-                remaining: workspace.map_or(0, |workspace| workspace.remaining()),
-            }
+        let keys = state.accounts.keys.iter().zip(&state.key_entries).map(|(key, entry)| KeyEntry {
+            remaining: state.accounts.workspaces[key.workspace].remaining(),
+            ..entry.clone()
         });
         let workspaces = state.accounts.workspaces.iter().map(|workspace| WorkspaceEntry {
             name: workspace.plan.name.clone(),
@@ -248,38 +204,45 @@ impl World {
     }
 }
 
+impl PresentedKey {
+    /// The index of a key of the plan.
+    pub(super) fn index(self) -> Option<usize> {
+        match self {
+            PresentedKey::Known(index) => Some(index),
+            PresentedKey::Absent | PresentedKey::Unknown | PresentedKey::OtherRegion => None,
+        }
+    }
+}
+
 impl State {
     fn record_charge(&mut self, key: usize, cost: u64) {
         self.totals.charged += cost;
-        if let Some(counts) = self.counts.get_mut(key) {
-            counts.charged += cost;
+        if let Some(entry) = self.key_entries.get_mut(key) {
+            entry.charged += cost;
         }
     }
 
     fn request(&mut self, number: u64) -> Option<&mut RequestSummary> {
         // Recent requests are searched first, because the session is usually among them.
-        self.requests.iter_mut().rev().find(|(own, _)| *own == number).map(|(_, summary)| summary)
+        self.requests.iter_mut().rev().find(|(recorded, _)| *recorded == number).map(|(_, summary)| summary)
     }
 
-    fn counts_of(&mut self, presented: Presented) -> Option<&mut Counts> {
-        match presented {
-            Presented::Nothing | Presented::Unknown | Presented::OtherRegion => None,
-            Presented::Known(index) => self.counts.get_mut(index),
-        }
+    fn entry_of(&mut self, presented_key: PresentedKey) -> Option<&mut KeyEntry> {
+        self.key_entries.get_mut(presented_key.index()?)
     }
 }
 
 /// A running operation, which ends when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
-    world: World,
+pub(super) struct ConcurrencySlot {
+    provider: Provider,
     workspace: usize,
 }
 
-impl Drop for Slot {
+impl Drop for ConcurrencySlot {
     fn drop(&mut self) {
-        self.world.state().accounts.finish(self.workspace);
-        self.world.notify();
+        self.provider.state().accounts.release_slot(self.workspace);
+        self.provider.notify();
     }
 }
 
@@ -287,8 +250,8 @@ impl Drop for Slot {
 /// response was sent, else without one.
 #[derive(Debug)]
 pub(super) struct PendingRequest {
-    world: World,
-    presented: Presented,
+    provider: Provider,
+    presented_key: PresentedKey,
     number: u64,
     pub(super) summary: RequestSummary,
 }
@@ -297,8 +260,8 @@ impl PendingRequest {
     /// Converts an accepted handshake to a session, and records it.
     pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
         self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
-        let session = Session { world: self.world.clone(), number: self.number };
-        session.world.state().totals.sockets_open += 1;
+        let session = Session { provider: self.provider.clone(), number: self.number };
+        session.provider.state().totals.sockets_open += 1;
         session
     }
 }
@@ -306,65 +269,68 @@ impl PendingRequest {
 /// A WebSocket session, which ends when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) world: World,
+    pub(super) provider: Provider,
     number: u64,
 }
 
 impl Session {
     /// Updates the record of the session.
-    pub(super) fn update_summary(&self, change: impl FnOnce(&mut SocketSummary)) {
-        let mut state = self.world.state();
-        state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(change);
+    pub(super) fn update_summary(&self, update: impl FnOnce(&mut SocketSummary)) {
+        let mut state = self.provider.state();
+        state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(update);
         drop(state);
-        self.world.notify();
+        self.provider.notify();
     }
 
     /// Charges an operation and starts it. Dropping the slot ends the operation.
-    pub(super) fn begin(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<Slot, Refused> {
-        let workspace = self.charge(key, cost, |accounts| {
-            accounts.admit(key, cost, limits).map(|admitted| admitted.workspace)
-        })?;
-        Ok(Slot { world: self.world.clone(), workspace })
-    }
-
-    /// Charges the continuation of an operation.
-    pub(super) fn spend(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refused> {
-        self.charge(key, cost, |accounts| accounts.spend(key, cost, limits))
-    }
-
-    fn charge<T>(
+    pub(super) fn admit(
         &self,
         key: usize,
         cost: u64,
-        pay: impl FnOnce(&mut Accounts) -> Result<T, Refused>,
-    ) -> Result<T, Refused> {
-        let mut state = self.world.state();
-        let paid = pay(&mut state.accounts)?;
+        limits: CreditLimits,
+    ) -> Result<ConcurrencySlot, Refusal> {
+        let admission = self.charge_with(key, cost, |accounts| accounts.admit(key, cost, limits))?;
+        Ok(ConcurrencySlot { provider: self.provider.clone(), workspace: admission.workspace })
+    }
+
+    /// Charges the continuation of an operation.
+    pub(super) fn charge(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
+        self.charge_with(key, cost, |accounts| accounts.charge(key, cost, limits))
+    }
+
+    fn charge_with<T>(
+        &self,
+        key: usize,
+        cost: u64,
+        charge: impl FnOnce(&mut Accounts) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let mut state = self.provider.state();
+        let charged = charge(&mut state.accounts)?;
         state.record_charge(key, cost);
         if let Some(summary) = state.request(self.number) {
             summary.charged += cost;
         }
         drop(state);
-        self.world.notify();
-        Ok(paid)
+        self.provider.notify();
+        Ok(charged)
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut state = self.world.state();
+        let mut state = self.provider.state();
         state.totals.sockets_open = state.totals.sockets_open.saturating_sub(1);
         if let Some(socket) = state.request(self.number).and_then(|summary| summary.socket.as_mut()) {
             socket.is_open = false;
         }
         drop(state);
-        self.world.notify();
+        self.provider.notify();
     }
 }
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        let mut state = self.world.state();
+        let mut state = self.provider.state();
         let summary = std::mem::take(&mut self.summary);
         let status = summary.status;
         let count = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
@@ -372,8 +338,8 @@ impl Drop for PendingRequest {
             Some(..400) => *served += 1,
             Some(400..) => *refused += 1,
         };
-        if let Some(counts) = state.counts_of(self.presented) {
-            count(&mut counts.served, &mut counts.refused, &mut counts.unanswered);
+        if let Some(entry) = state.entry_of(self.presented_key) {
+            count(&mut entry.served, &mut entry.refused, &mut entry.unanswered);
         }
         let totals = &mut state.totals;
         count(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
@@ -383,6 +349,6 @@ impl Drop for PendingRequest {
         }
         state.requests.push_back((self.number, summary));
         drop(state);
-        self.world.notify();
+        self.provider.notify();
     }
 }

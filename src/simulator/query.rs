@@ -1,0 +1,51 @@
+//! Parses the query of a URL: pairs of names and values, with percent signs and plus signs decoded.
+
+/// The names and values of a query, decoded.
+pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decode(name), percent_decode(value))
+    })
+}
+
+/// The first value of a query parameter.
+pub(super) fn query_value(query: &str, parameter: &str) -> Option<String> {
+    query_pairs(query).find(|(name, _)| name == parameter).map(|(_, value)| value)
+}
+
+/// Decodes percent signs and plus signs. An invalid escape stays unchanged.
+pub(super) fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match (first, parse_hex_pair(after)) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(*first),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn parse_hex_pair(bytes: &[u8]) -> Option<u8> {
+    let high = char::from(*bytes.first()?).to_digit(16)?;
+    let low = char::from(*bytes.get(1)?).to_digit(16)?;
+    u8::try_from(high * 16 + low).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded_and_invalid_escapes_are_kept() {
+        let pairs: Vec<_> = query_pairs("a=1&%78i%5Fapi_key=s+p&b&c=%zz&d=%4&e=100%").collect();
+        let expected =
+            [("a", "1"), ("xi_api_key", "s p"), ("b", ""), ("c", "%zz"), ("d", "%4"), ("e", "100%")];
+        assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+}

@@ -1,0 +1,92 @@
+//! Refusals with a fixed status and text. They are the examples in the table of refusals, so that
+//! tests cover every wording that Keychoir recognizes. Faults use their names.
+//!
+//! Messages contain placeholders for [`RefusalValues`]: `{needed}`, `{limit}`, `{remaining}`,
+//! `{subject}`, `{bound}`, `{model}`, `{format}`. `{more}` is the requested amount, at least two, and
+//! `{short}` is one less. `{exceeded}` is the limit, but always less than the requested amount.
+//! `{plan}` is the plan that includes the requested format.
+
+use super::render::{bare, legacy, typed, unwrapped};
+use super::{HttpRefusal, RefusalKind, RefusalValues};
+use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning_of_example};
+
+/// The subject of a refusal, which decides its form on WebSockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::simulator) enum RefusalFamily {
+    /// Missing credits.
+    Quota,
+    /// A key that is not accepted.
+    Key,
+    /// Any other subject. The text is that of HTTP.
+    Other,
+}
+
+impl RefusalFamily {
+    pub(in crate::simulator) fn of(kind: &RefusalKind) -> Self {
+        if matches!(
+            kind,
+            RefusalKind::Quota
+                | RefusalKind::KeyCap
+                | RefusalKind::QuotaForbidden
+                | RefusalKind::InsufficientCredits
+        ) {
+            return Self::Quota;
+        }
+        let RefusalKind::Fixed(example) = kind else { return Self::Other };
+        match meaning_of_example(example) {
+            Some(RefusalMeaning::WorkspaceQuota | RefusalMeaning::KeyQuota) => Self::Quota,
+            Some(RefusalMeaning::InvalidKey | RefusalMeaning::WrongHost) => Self::Key,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
+/// The refusal with this name, for decisions of the simulator.
+pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
+    // All these names are in the table. A typo would give a 500, and a test would fail.
+    fixed(name).unwrap_or(RefusalKind::ServerError)
+}
+
+/// The refusal with this name; `None` if the table has none.
+pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
+    examples().find(|example| example.name == name).map(RefusalKind::Fixed)
+}
+
+/// Renders an example byte for byte.
+pub(super) fn render(example: &Example, values: &RefusalValues, request_id: &str) -> HttpRefusal {
+    let message = fill_placeholders(example, values);
+    match example.body {
+        BodyFormat::Typed(names) => typed(example.status, names, &message, request_id),
+        BodyFormat::Legacy(status) => legacy(example.status, status, &message),
+        BodyFormat::Bare => bare(example.status, &message),
+        BodyFormat::Unwrapped(error) => unwrapped(example.status, error, &message),
+    }
+}
+
+fn fill_placeholders(example: &Example, values: &RefusalValues) -> String {
+    let more = values.requested_amount.max(2);
+    let plan = if values.format.starts_with("mp3") { "Creator" } else { "Pro" };
+    let numbers = [
+        ("{needed}", values.requested_amount),
+        ("{limit}", values.credit_limit),
+        ("{remaining}", values.remaining_credits),
+        ("{short}", more - 1),
+        ("{more}", more),
+        ("{bound}", values.max_count),
+        ("{exceeded}", values.exceeded_limit()),
+    ];
+    let texts = [
+        ("{plan}", plan),
+        ("{model}", &values.model),
+        ("{format}", &values.format),
+        ("{subject}", &values.object_id),
+    ];
+    let mut message = example.message.to_owned();
+    for (placeholder, value) in numbers {
+        message = message.replace(placeholder, &value.to_string());
+    }
+    for (placeholder, value) in texts {
+        message = message.replace(placeholder, value);
+    }
+    message
+}

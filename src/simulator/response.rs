@@ -1,0 +1,155 @@
+//! The head of a simulated response: its status, the headers that the provider always sends, and
+//! the headers of a scripted response.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use serde_json::Value;
+
+use super::accounts::Refusal;
+use super::encoding::Encoding;
+use super::plan::REGION;
+use super::refusal::HttpRefusal;
+use super::response_body::ResponseBody;
+
+/// The header with the region that served the request.
+const REGION_HEADER: &str = "x-region";
+
+/// A response to be sent.
+pub(super) struct ProviderResponse {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: ResponseBody,
+    /// Credits charged for the request.
+    pub(super) charged: u64,
+}
+
+/// The headers of every response of the provider (captured responses of August 2026), with a trace
+/// id.
+fn common_headers(trace_id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("server", "uvicorn"),
+        ("via", "1.1 google"),
+        ("alt-svc", "h3=\":443\"; ma=2592000"),
+        (REGION_HEADER, REGION),
+        ("x-trace-id", trace_id),
+    ] {
+        set_header(&mut headers, name, value);
+    }
+    headers
+}
+
+/// Sets a header. A value that is invalid in a header is omitted.
+pub(super) fn set_header(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// Creates a unique identifier that is valid in a header.
+pub(super) fn new_trace_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+impl From<Refusal> for ProviderResponse {
+    fn from(refusal: Refusal) -> Self {
+        let trace_id = new_trace_id();
+        Self::refusal(refusal.kind.render(&refusal.values, &trace_id), &trace_id)
+    }
+}
+
+impl ProviderResponse {
+    /// Creates a response of 200 with a JSON document.
+    pub(super) fn document(document: &Value) -> Self {
+        Self::empty("application/json").with_body(ResponseBody::whole(document.to_string().into()))
+    }
+
+    /// Creates a response of 200 with an empty body and the common headers.
+    pub(super) fn empty(content_type: &str) -> Self {
+        Self::empty_with_trace_id(&new_trace_id(), content_type)
+    }
+
+    pub(super) fn empty_with_trace_id(trace_id: &str, content_type: &str) -> Self {
+        let mut headers = common_headers(trace_id);
+        set_header(&mut headers, "content-type", content_type);
+        Self { status: StatusCode::OK, headers, body: ResponseBody::whole(Bytes::new()), charged: 0 }
+    }
+
+    /// Creates a refusal. Its `request_id` is `trace_id`.
+    pub(super) fn refusal(refusal: HttpRefusal, trace_id: &str) -> Self {
+        let mut response = Self::empty_with_trace_id(trace_id, "application/json")
+            .with_status(refusal.status)
+            .with_body(ResponseBody::whole(refusal.body.into()));
+        for (name, value) in refusal.headers {
+            set_header(&mut response.headers, name, &value);
+        }
+        response
+    }
+
+    /// Creates the response of a fault. Invalid headers are omitted.
+    pub(super) fn scripted(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
+        let content_type = match body.first() {
+            None => "",
+            Some(b'{' | b'[') => "application/json",
+            Some(b'<') => "text/html",
+            Some(_) => "text/plain",
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = Self::empty(content_type).with_status(status);
+        if body.is_empty() {
+            response.headers.remove("content-type");
+        }
+        let parse_header = |(name, value): &(String, String)| {
+            Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+        };
+        let headers: Vec<_> = headers.iter().filter_map(parse_header).collect();
+        for (name, _) in &headers {
+            response.headers.remove(name);
+        }
+        for (name, value) in headers.into_iter().filter(|(_, value)| !value.is_empty()) {
+            response.headers.append(name, value);
+        }
+        response.with_body(ResponseBody::whole(body))
+    }
+
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    pub(super) fn with_body(self, body: ResponseBody) -> Self {
+        Self { body, ..self }
+    }
+
+    /// Sets a header. A value that is invalid in a header is omitted.
+    pub(super) fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        set_header(&mut self.headers, name, value);
+        self
+    }
+
+    /// Reports the charged credits in a header and to the ledger.
+    pub(super) fn with_cost(self, cost: u64) -> Self {
+        Self { charged: cost, ..self.with_header("character-cost", &cost.to_string()) }
+    }
+
+    /// Encodes the body with each of `encodings` in turn. The body must not be generated on demand.
+    pub(super) fn encoded(self, encodings: &[Encoding]) -> Self {
+        let plain = self.body.into_bytes();
+        let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body).into());
+        let names: Vec<_> = encodings.iter().map(ToString::to_string).collect();
+        Self { body: ResponseBody::whole(body), ..self }.with_header("content-encoding", &names.join(", "))
+    }
+
+    /// Sets the region of the response, unless a fault has set another one.
+    pub(super) fn set_region(&mut self, region: &str) {
+        if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
+            set_header(&mut self.headers, REGION_HEADER, region);
+        }
+    }
+
+    pub(super) fn into_response(self) -> Response<ResponseBody> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
