@@ -36,7 +36,8 @@ pub(super) enum PushError {
 /// proves that the table is valid, so that refused rows must be invalid.
 pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> PushResult {
     let mut result = PushResult::default();
-    let mut queued_ranges = VecDeque::from([0..rows.len()]);
+    let mut queued_ranges = VecDeque::new();
+    queued_ranges.push_back(0..rows.len());
     let mut last_refusal = None;
     // Single rows that were refused before a row was accepted. The table may have been the cause, so they
     // are sent again after the first accepted row.
