@@ -79,7 +79,7 @@ impl Tallies {
     fn update(&self, period: Period, change: impl Fn(Tally) -> Tally) -> Tally {
         let changed = |bits| Some(change(Tally::from_bits(bits)).to_bits());
         let cell = &self.0[index(period)];
-        // `changed` never returns `None`, so there is no error.
+        // `changed` always returns `Some`, so the update never fails.
         let before = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
         Tally::from_bits(before.unwrap_or_else(|bits| bits))
     }

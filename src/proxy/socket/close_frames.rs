@@ -32,7 +32,7 @@ pub(super) fn put_refusal(output: &mut BytesMut, dialect: Dialect, code: &str, m
     put_close(output, (POLICY_VIOLATION, message), None);
 }
 
-/// Appends a close frame. For code 1005, which means that there is no code, the frame has no payload.
+/// Appends a close frame. The frame has no payload for code 1005, which means that no code was sent.
 pub(super) fn put_close(output: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
     const NO_CODE: u16 = 1005;
     let payload = if code == NO_CODE { Vec::new() } else { close_payload(code, reason) };

@@ -90,7 +90,7 @@ const NEVER: u64 = u64::MAX;
 
 /// The state that the senders and the writer share.
 #[derive(Debug)]
-struct QueueState {
+struct UsageQueueState {
     shards: [Shard; SHARDS],
     depth: QueueDepth,
     /// The queue length at which the writer is woken once.
@@ -111,7 +111,7 @@ struct QueueState {
     capacity_available: Notify,
 }
 
-impl QueueState {
+impl UsageQueueState {
     /// Wakes the writer if it waits for at most this number of entries.
     fn wake_writer(&self, entries: u64) {
         if entries >= self.wake_threshold.load(Ordering::SeqCst)
@@ -124,7 +124,7 @@ impl QueueState {
 
 /// The senders' reference to the state. Dropping the last sender wakes the writer.
 #[derive(Debug)]
-struct Senders(Arc<QueueState>);
+struct Senders(Arc<UsageQueueState>);
 
 impl Drop for Senders {
     fn drop(&mut self) {
@@ -157,7 +157,7 @@ impl UsageSink {
     /// writer that waits for a batch. `depth` counts the entries.
     #[must_use]
     pub fn new(max_entries: usize, batch_size: usize, depth: QueueDepth) -> (Self, UsageQueue) {
-        let state = Arc::new(QueueState {
+        let state = Arc::new(UsageQueueState {
             shards: Default::default(),
             depth,
             wake_threshold: AtomicU64::new(NEVER),
@@ -172,7 +172,7 @@ impl UsageSink {
         (Self(Arc::new(Senders(Arc::clone(&state)))), UsageQueue(state))
     }
 
-    fn state(&self) -> &QueueState {
+    fn state(&self) -> &UsageQueueState {
         let Senders(state) = &*self.0;
         state
     }
@@ -260,7 +260,7 @@ impl UsagePermit {
 
 /// The receiving half, which the writer of the usage store owns.
 #[derive(Debug)]
-pub struct UsageQueue(Arc<QueueState>);
+pub struct UsageQueue(Arc<UsageQueueState>);
 
 impl Drop for UsageQueue {
     fn drop(&mut self) {
