@@ -153,7 +153,7 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), ValueError> {
                 "ws" => format!("http://{rest}"),
                 _ => return Err(error.advise("write a URL like https://api.elevenlabs.io")),
             };
-            Err(error.advise("sockets go to the same base URL").suggest(suggestion.parse::<BaseUrl>().ok()))
+            Err(error.advise("WebSockets use the same base URL").suggest(suggestion.parse::<BaseUrl>().ok()))
         }
     }
 }

@@ -251,8 +251,13 @@ mod tests {
         assert_eq!(error_texts(&list), invalid);
     }
 
+    /// The message of an error without its advice.
+    fn message(error: &ValueError) -> String {
+        error.to_string().split("; ").next().unwrap().to_owned()
+    }
+
     fn error_texts(list: &KeyList) -> Vec<String> {
-        list.errors.iter().map(ToString::to_string).collect()
+        list.errors.iter().map(message).collect()
     }
 
     const QUOTES: &str = "has quotes around keys";
@@ -352,15 +357,15 @@ mod tests {
     #[test]
     fn words_around_a_key_are_refused_and_never_become_keys() {
         check_around("Bearer K", &["entry 1", "`Bearer`", "write only the key"]);
-        check_around("K # the first", &["entry 1", "a comment", "lines of their own"]);
-        check_around("main K", &["entry 1", "a space within a key, or words around one"]);
+        check_around("K # the first", &["entry 1", "a comment", "separate lines"]);
+        check_around("main K", &["entry 1", "a space within a key, or words around a key"]);
         check_around("K, backup K", &["entry 2"]);
         check_around(
             "name,key\nmain,K",
             &["entry 1 (4 characters) is the word `name`, not a key", "entry 2"],
         );
-        check_around("main,K", &["entry 1 (4 characters) is"]);
-        check_around("K,studio", &["entry 2 (6 characters) is"]);
+        check_around("main,K", &["entry 1 (4 characters) does not look like a key"]);
+        check_around("K,studio", &["entry 2 (6 characters) does not look like a key"]);
         check_around("main=K", &["entry 1", "the invalid character `=`"]);
         check_around("ELEVENLABS_API_KEYS=K", &["entry 1", "the invalid character `=`"]);
         check_around("export ELEVENLABS_API_KEY=K", &["entry 1"]);

@@ -102,7 +102,7 @@ fn an_invalid_tls_file_is_reported() {
     );
     let exchanged = "    = `cert` names the file with the certificates, `key` the file with the private key";
     check(&key, &key, &(at_cert("the file contains a private key, but no certificate") + exchanged));
-    check(&cert, &cert, &(at_key("there is a certificate in the file and no private key") + exchanged));
+    check(&cert, &cert, &(at_key("the file contains a certificate, but no private key") + exchanged));
     check(
         &cert,
         &other,
@@ -112,7 +112,7 @@ fn an_invalid_tls_file_is_reported() {
     check(
         &cert,
         "nothing",
-        &(at_key("there is no private key in the file")
+        &(at_key("the file contains no private key")
             + "    = write the path of a PEM file: -----BEGIN PRIVATE KEY-----"),
     );
     FakeMachine::with_key().toml("server.tls = { cert = \"c.pem\" }").check_problems(
