@@ -149,9 +149,11 @@ impl UsageReader {
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
         if let Err(source) = fs::File::open(&path) {
-            return Err(match source.kind() {
-                io::ErrorKind::NotFound => ReadError::NoFile(path),
-                _ => ReadError::Unreadable { path, source },
+            let is_missing = source.kind() == io::ErrorKind::NotFound;
+            return Err(if is_missing {
+                ReadError::NoFile(path)
+            } else {
+                ReadError::Unreadable { path, source }
             });
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
