@@ -15,6 +15,7 @@ mod reachability;
 mod request_head;
 mod request_writer;
 mod response_body;
+mod send_error;
 
 pub mod chunk_decoder;
 pub mod head;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response};
 use http_body::Body;
 
 use crate::body::budget::BufferBudget;
@@ -34,7 +35,6 @@ use crate::body::replay::{AttemptBody, UploadProgress, UploadWait};
 use crate::clock;
 use crate::policy::authority::Authority;
 use crate::policy::min_rate::MinRate;
-use crate::policy::replay::Progress;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
@@ -49,6 +49,7 @@ pub use reachability::{Reachability, ReachabilityCell};
 pub use request_head::UpstreamRequestHead;
 use request_writer::{RequestWriteError, RequestWriter};
 pub use response_body::{ConnectionError, UpgradedConnection, UpstreamBody, UpstreamBodyError};
+pub use send_error::{SendError, SendErrorKind};
 
 /// Timeouts and limits of upstream connections.
 #[derive(Clone, Copy, Debug)]
@@ -70,48 +71,6 @@ pub struct Settings {
     /// Maximum age of a connection that is used for another request, so that changes of the DNS records take
     /// effect.
     pub max_connection_duration: Duration,
-}
-
-/// An attempt that ended without a response.
-#[derive(Debug, thiserror::Error)]
-#[error("{kind}")]
-pub struct SendError {
-    /// How far the attempt got, which decides whether it can be retried.
-    pub progress: Progress,
-    /// The cause.
-    pub kind: SendErrorKind,
-}
-
-/// The cause of a [`SendError`].
-#[derive(Debug, thiserror::Error)]
-pub enum SendErrorKind {
-    /// No connection could be opened.
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    /// No connection was opened in time.
-    #[error("no connection within {} ms", .0.as_millis())]
-    ConnectTimeout(Duration),
-    /// The connection broke before the response head was complete.
-    #[error("the connection broke before a response: {0}")]
-    Broken(#[source] ConnectionError),
-    /// No response head was received in time.
-    #[error("no response within {} ms", .0.as_millis())]
-    ResponseTimeout(Duration),
-    /// The upstream stopped reading the request body.
-    #[error("the upstream accepted no more of the request body for {} ms", .0.as_millis())]
-    UploadStalled(Duration),
-    /// The client stopped sending the request body.
-    #[error("the client sent no more of the request body for {} ms", .0.as_millis())]
-    ClientStalled(Duration),
-    /// The client sent the request body below the minimum rate, in bytes per second.
-    #[error("the client sends the request body at less than {0} bytes per second")]
-    ClientTooSlow(u32),
-    /// The request body of the client ended early or was malformed.
-    #[error("the request body of the client ended early or was malformed")]
-    ClientBodyFailed,
-    /// The upstream switched protocols, although the request was not an upgrade.
-    #[error("the upstream switched protocols with {0}, although the request did not ask for it")]
-    UnexpectedUpgrade(StatusCode),
 }
 
 /// The client and its connection pools. Clones share them.
@@ -285,7 +244,7 @@ impl<C: Connect> Upstream<C> {
             match self.receive_head(&mut connection, &mut writer, &request.method, &upload).await {
                 Ok(head) if head.status.is_informational() && !request.is_upgraded_by(&head.headers) => {
                     let kind = SendErrorKind::UnexpectedUpgrade(head.status);
-                    return Err(SendError { progress: Progress::NoResponse, kind });
+                    return Err(SendError::no_response(kind));
                 }
                 Ok(head) => {
                     let idle_timeout = self.inner.settings.stream_idle_timeout;
@@ -296,9 +255,9 @@ impl<C: Connect> Upstream<C> {
                 Err(SendErrorKind::Broken(_)) if !writer.has_started() && is_reused => {}
                 // A new connection that accepts no byte counts as a failed connection attempt.
                 Err(SendErrorKind::Broken(_)) if !writer.has_started() => {
-                    return Err(unsent(ConnectError::ClosedBeforeRequest.into()));
+                    return Err(SendError::unsent(ConnectError::ClosedBeforeRequest.into()));
                 }
-                Err(kind) => return Err(SendError { progress: Progress::NoResponse, kind }),
+                Err(kind) => return Err(SendError::no_response(kind)),
             }
         }
     }
@@ -315,8 +274,8 @@ impl<C: Connect> Upstream<C> {
                 let share = share.unwrap_or_default();
                 Ok(Box::new(Connection::new(Box::new(stream), share)))
             }
-            Ok(Err(error)) => Err(unsent(error.into())),
-            Err(_) => Err(unsent(SendErrorKind::ConnectTimeout(settings.connect_timeout))),
+            Ok(Err(error)) => Err(SendError::unsent(error.into())),
+            Err(_) => Err(SendError::unsent(SendErrorKind::ConnectTimeout(settings.connect_timeout))),
         }
     }
 
@@ -420,10 +379,6 @@ fn into_response<B>(head: ResponseHead, body: UpstreamBody<B>) -> Response<Upstr
     *response.headers_mut() = headers;
     *response.extensions_mut() = extensions;
     response
-}
-
-fn unsent(kind: SendErrorKind) -> SendError {
-    SendError { progress: Progress::Unsent, kind }
 }
 
 #[cfg(test)]

@@ -11,13 +11,14 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, StatusCode, Uri};
 
 use super::*;
 use crate::body::budget::BufferBudget;
 use crate::body::replay::Replay;
 use crate::policy::authority::Scheme;
 use crate::policy::min_rate::MinRate;
+use crate::policy::replay::Progress;
 
 /// A connector of in-memory pipes, which sends the provider's end of each connection to a channel.
 struct PipeConnector {

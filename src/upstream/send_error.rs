@@ -1,0 +1,61 @@
+//! The error of an attempt that ended without a response. It states how far the attempt got, because that
+//! decides whether the attempt can be retried.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::{ConnectError, ConnectionError};
+use crate::policy::replay::Progress;
+
+/// An attempt that ended without a response.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct SendError {
+    /// How far the attempt got, which decides whether it can be retried.
+    pub progress: Progress,
+    /// The cause.
+    pub kind: SendErrorKind,
+}
+
+impl SendError {
+    pub(super) fn unsent(kind: SendErrorKind) -> Self {
+        Self { progress: Progress::Unsent, kind }
+    }
+
+    pub(super) fn no_response(kind: SendErrorKind) -> Self {
+        Self { progress: Progress::NoResponse, kind }
+    }
+}
+
+/// The cause of a [`SendError`].
+#[derive(Debug, thiserror::Error)]
+pub enum SendErrorKind {
+    /// No connection could be opened.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// No connection was opened in time.
+    #[error("no connection within {} ms", .0.as_millis())]
+    ConnectTimeout(Duration),
+    /// The connection broke before the response head was complete.
+    #[error("the connection broke before a response: {0}")]
+    Broken(#[source] ConnectionError),
+    /// No response head was received in time.
+    #[error("no response within {} ms", .0.as_millis())]
+    ResponseTimeout(Duration),
+    /// The upstream stopped reading the request body.
+    #[error("the upstream accepted no more of the request body for {} ms", .0.as_millis())]
+    UploadStalled(Duration),
+    /// The client stopped sending the request body.
+    #[error("the client sent no more of the request body for {} ms", .0.as_millis())]
+    ClientStalled(Duration),
+    /// The client sent the request body below the minimum rate, in bytes per second.
+    #[error("the client sends the request body at less than {0} bytes per second")]
+    ClientTooSlow(u32),
+    /// The request body of the client ended early or was malformed.
+    #[error("the request body of the client ended early or was malformed")]
+    ClientBodyFailed,
+    /// The upstream switched protocols, although the request was not an upgrade.
+    #[error("the upstream switched protocols with {0}, although the request did not ask for it")]
+    UnexpectedUpgrade(StatusCode),
+}
