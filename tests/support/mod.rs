@@ -12,10 +12,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use keychoir::app::{self, AppConfig, DrainOutcome, RunningApp};
-use keychoir::config::{BaseUrl, Config};
-use keychoir::secret::{ApiKey, Fingerprint};
+use keychoir::config::{BaseUrl, ClientConfig, Config};
+use keychoir::policy::client::Rules;
+use keychoir::secret::{ApiKey, Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Fault, Ledger, Plan, Simulator};
 use keychoir::tasks::Tasks;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -81,6 +83,11 @@ async fn start_app(config: &Config) -> (RunningApp, String) {
     (app, url)
 }
 
+/// Returns the configuration of a client.
+pub fn client_config(name: &str, token: &str, rules: Rules) -> ClientConfig {
+    ClientConfig { name: name.to_owned(), token: TokenFingerprint::new(token), rules }
+}
+
 /// Returns a listener on a free port of the loopback interface.
 pub async fn bind_loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
@@ -93,6 +100,15 @@ pub async fn send_raw(proxy: &TestProxy, request: &str) -> String {
     let mut response = Vec::new();
     stream.read_to_end(&mut response).await.unwrap();
     String::from_utf8_lossy(&response).into_owned()
+}
+
+/// Reads from a stream up to the end of a request head.
+pub async fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    head
 }
 
 /// Starts an upstream that sends `response` after every request head and keeps the connection open.
@@ -137,14 +153,17 @@ impl TestProxy {
         served.expect("a request is served within the timeout");
     }
 
+    /// Returns a request to the proxy with a client token.
+    pub fn request(&self, method: Method, path: &str, token: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url)).header("xi-api-key", token)
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
-        let request = self.client.post(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
-        request.json(body).send().await.unwrap()
+        self.request(Method::POST, path, CLIENT_TOKEN).json(body).send().await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Response {
-        let request = self.client.get(format!("{}{path}", self.url)).header("xi-api-key", CLIENT_TOKEN);
-        request.send().await.unwrap()
+        self.request(Method::GET, path, CLIENT_TOKEN).send().await.unwrap()
     }
 
     pub async fn status(&self) -> Value {
