@@ -25,14 +25,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub const VOICE_ID: &str = "21m00Tcm4TlvDq8ikWAM";
 pub const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
-/// The paths that the quota poller requests.
-const POLLED_PATHS: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
-/// The credential of the test clients.
+/// The token that the test clients send in the header of the provider's keys.
 pub const CLIENT_TOKEN: &str = "client-token-canary-7f3a";
 
 pub const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 pub const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 pub const THIRD_KEY: &str = "sk_key_number_three_0000000000000000000000000000003";
+
+/// The paths that the quota poller requests.
+const POLLED_PATHS: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
 
 /// A running proxy whose upstream is the simulator.
 pub struct TestProxy {

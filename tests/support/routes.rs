@@ -1,5 +1,6 @@
 //! A route of each kind, with a valid request for it.
 
+use reqwest::Method;
 use serde_json::json;
 
 use super::{SPEECH_PATH, TestProxy};
@@ -44,7 +45,7 @@ impl Route {
         }
     }
 
-    /// Sends a request whose text, if it has one, is of this number of characters.
+    /// Sends a valid request. For speech, `characters` is the length of the text.
     pub async fn send_request(self, proxy: &TestProxy, token: &str, characters: usize) -> reqwest::Response {
         let form_body = |fields: &[(&str, &str)]| {
             let part = |(name, value): &(&str, &str)| {
@@ -52,7 +53,7 @@ impl Route {
             };
             fields.iter().map(part).collect::<String>() + &format!("--{BOUNDARY}--\r\n")
         };
-        let post = |path: &str| proxy.client.post(format!("{}{path}", proxy.url));
+        let post = |path: &str| proxy.request(Method::POST, path, token);
         let post_form = |path: &str, fields: &[(&str, &str)]| {
             let media_type = format!("multipart/form-data; boundary={BOUNDARY}");
             post(path).header("content-type", media_type).body(form_body(fields))
@@ -70,9 +71,9 @@ impl Route {
             Self::Dubbing => {
                 post_form("/v1/dubbing", &[("name", "film"), ("target_lang", "de"), ("file", "sound")])
             }
-            Self::Voices => proxy.client.get(format!("{}/v1/voices", proxy.url)),
+            Self::Voices => proxy.request(Method::GET, "/v1/voices", token),
             Self::VoiceAddition => post_form("/v1/voices/add", &[("name", "mine"), ("files", "sound")]),
         };
-        request.header("xi-api-key", token).send().await.unwrap()
+        request.send().await.unwrap()
     }
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use hyper::body::Bytes;
 use tempfile::TempDir;
 
+use super::program::{keychoir_command, run};
+
 pub use gateway::{Fault, Gateway};
 
 /// The secret API key of the project. The gateway replaces it by a token.
@@ -71,8 +73,7 @@ impl Supabase {
 
     /// Runs the SQL of `keychoir supabase migrate`, and waits until PostgREST has reloaded its schema.
     pub fn migrate(&self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
-        let output = command.args(["supabase", "migrate", "--print"]).output().unwrap();
+        let output = run(&mut keychoir_command(&["supabase", "migrate", "--print"]));
         self.alter(std::str::from_utf8(&output.stdout).unwrap());
     }
 

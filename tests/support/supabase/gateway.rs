@@ -2,7 +2,7 @@
 //! secret key by a token and strips `/rest/v1`. It records all requests and injects faults.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt, Full};
@@ -30,7 +30,7 @@ pub enum Fault {
     Status(u16),
 }
 
-/// A received request.
+/// A request as the gateway received it.
 #[derive(Clone, Debug)]
 pub struct ReceivedRequest {
     pub path: String,
@@ -42,7 +42,7 @@ pub struct ReceivedRequest {
 
 impl ReceivedRequest {
     /// Returns the number of rows in the body.
-    pub fn rows(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         serde_json::from_str::<Vec<serde_json::Value>>(&self.body).unwrap().len()
     }
 }
@@ -157,30 +157,37 @@ async fn respond(
         Fault::NoResponse => std::future::pending::<()>().await,
         Fault::Status(status) => return Ok(status_response(status)),
     }
-    let authorization = match (received.api_key.as_deref(), &received.authorization) {
-        (Some(SECRET_KEY), None) => Some(format!("Bearer {}", shared.service_token)),
+    let Some(authorization) = upstream_authorization(&received, &shared.service_token) else {
+        return Ok(status_response(401));
+    };
+    head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
+    let path = received.path.strip_prefix("/rest/v1").expect("the path of the API starts with /rest/v1");
+    head.uri = path.parse().unwrap();
+    let response = forward(&shared.api_socket, Request::from_parts(head, Full::new(body))).await;
+    if fault == Fault::ResponseLost { Err(ConnectionClosed) } else { Ok(response) }
+}
+
+/// Returns the `authorization` header for PostgREST, or `None` if the request is not authorized.
+fn upstream_authorization(request: &ReceivedRequest, service_token: &str) -> Option<String> {
+    match (request.api_key.as_deref(), &request.authorization) {
+        (Some(SECRET_KEY), None) => Some(format!("Bearer {service_token}")),
         // A secret key is not a token, so it must not be sent with an `authorization` header.
         (Some(SECRET_KEY), Some(_)) => None,
         (Some(key), Some(authorization)) if key.starts_with("eyJ") => Some(authorization.clone()),
         _ => None,
-    };
-    let Some(authorization) = authorization else { return Ok(status_response(401)) };
-    head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
-    let path = head.uri.to_string();
-    let path = path.strip_prefix("/rest/v1").expect("the path of the API starts with /rest/v1").to_owned();
-    head.uri = path.parse().unwrap();
-    let stream = UnixStream::connect(&shared.api_socket).await.unwrap();
+    }
+}
+
+/// Sends a request to PostgREST and returns its buffered response.
+async fn forward(api_socket: &Path, request: Request<Body>) -> Response<Body> {
+    let stream = UnixStream::connect(api_socket).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.unwrap();
     let _connection_task = Tasks::new().spawn_guarded(async { drop(connection.await) });
-    let (mut head, body) =
-        sender.send_request(Request::from_parts(head, Full::new(body))).await.unwrap().into_parts();
+    let (mut head, body) = sender.send_request(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    if fault == Fault::ResponseLost {
-        return Err(ConnectionClosed);
-    }
     head.headers.remove("transfer-encoding");
-    Ok(Response::from_parts(head, Full::new(body)))
+    Response::from_parts(head, Full::new(body))
 }
 
 fn status_response(status: u16) -> Response<Body> {
