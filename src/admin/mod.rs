@@ -1,5 +1,5 @@
-//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They read
-//! snapshots and never block a proxied request.
+//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
+//! read snapshots and never block a proxied request.
 
 mod details;
 mod health;
@@ -83,8 +83,8 @@ impl Admin {
             USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
             "/readyz" => |admin, _, now| admin.ready(now),
-            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be sent
-            // to the provider with a key.
+            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be
+            // sent to the provider with a key.
             "/" => |_, _, _| front_page(),
             "/favicon.ico" => |_, _, _| no_content(),
             "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),

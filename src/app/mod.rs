@@ -135,7 +135,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 ///
-/// When a module cannot be started, or when other machines could use the keys without a token.
+/// Fails when a module cannot be started, or when other machines could use the keys without a token.
 pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &settings.clients)?;
@@ -305,12 +305,12 @@ impl RunningApp {
     }
 
     /// Applies the keys, clients and limits of `settings` to new requests, and the certificates to new
-    /// connections. Other settings apply only at the next start. Requests under way keep their settings, and
-    /// remaining keys keep their state.
+    /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
+    /// and remaining keys keep their state.
     ///
     /// # Errors
     ///
-    /// When other machines could use the keys without a token. Nothing is changed then.
+    /// Fails when other machines could use the keys without a token. Nothing is changed then.
     pub fn reload(&self, settings: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
         check_exposure(&self.addresses, &settings.clients)?;
         self.certificates.replace(settings.https, clock::now());
@@ -353,7 +353,7 @@ impl RunningApp {
         self.draining.set();
         draining.cancel();
         drop((self.quota_task, self.conversation_task, self.renewal_task));
-        // At most half of the drain timeout, because requests under way need the rest.
+        // At most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {
             // Clients of kept connections receive `connection: close` with their next response.

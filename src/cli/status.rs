@@ -244,7 +244,7 @@ fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>) -
     table.format()
 }
 
-/// Maximum characters of a name, so that the other columns fit into the line.
+/// Maximum number of characters of a name, so that the other columns fit into the line.
 const MAX_NAME_CHARS: usize = 11;
 
 impl ReportedKeyStatus {

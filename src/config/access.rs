@@ -12,7 +12,7 @@ pub struct AccessConfig {
     /// Credits charged to the client's quota when neither the estimate nor the response shows the
     /// cost of a request.
     pub unpriced_credits: usize,
-    /// Maximum concurrent requests of unknown cost per client with a quota of credits.
+    /// Maximum number of concurrent requests of unknown cost per client with a quota of credits.
     pub max_unpriced_requests: usize,
     /// Whether an unknown token is used as the client's own key of the provider.
     pub bring_your_own_key: bool,

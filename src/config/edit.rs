@@ -26,7 +26,7 @@ pub enum EditError {
     Unreadable {
         /// The configuration file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         reason: String,
     },
     /// The file cannot be replaced.
@@ -34,7 +34,7 @@ pub enum EditError {
     Unwritable {
         /// The configuration file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
     /// A client with that name exists.
@@ -43,7 +43,7 @@ pub enum EditError {
     /// The file contains no client with that name.
     #[error("the file contains no client named `{0}`")]
     UnknownClient(String),
-    /// The clients are written in another notation than `[[clients]]` tables.
+    /// The clients are written in a different notation than `[[clients]]` tables.
     #[error("the clients are not written as [[clients]] entries: edit the file by hand")]
     UnsupportedNotation,
     /// The edited configuration would be invalid.
@@ -116,7 +116,7 @@ fn quote_toml(text: &str) -> String {
 ///
 /// # Errors
 ///
-/// When a client with that name exists, the file cannot be replaced, or the edited configuration would
+/// Fails when a client with that name exists, the file cannot be replaced, or the edited configuration would
 /// be invalid.
 pub fn add_client(
     overrides: &Overrides,
@@ -142,7 +142,7 @@ pub fn add_client(
 ///
 /// # Errors
 ///
-/// When the file contains no such client, it cannot be replaced, or the edited configuration would be
+/// Fails when the file contains no such client, it cannot be replaced, or the edited configuration would be
 /// invalid.
 pub fn remove_client(overrides: &Overrides, name: &str) -> Result<(PathBuf, LoadedConfig), EditError> {
     edit_file(overrides, MissingFile::Refuse, |text| {

@@ -112,7 +112,7 @@ pub struct LoadedConfig {
 ///
 /// # Errors
 ///
-/// When the configuration has mistakes. The error contains all of them.
+/// Fails when the configuration has mistakes. The error contains all of them.
 pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     let environment = source::Environment::capture();
     let files = RefCell::new(FileStamps::default());

@@ -36,11 +36,11 @@ impl ClientName {
 /// The limits of a client. The default has no limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Maximum requests or credits per period.
+    /// Maximum number of requests or credits per period.
     pub quota: Option<ClientQuota>,
-    /// Maximum requests per span of time.
+    /// Maximum number of requests per span of time.
     pub rate_limit: Option<RateLimit>,
-    /// Maximum concurrent requests.
+    /// Maximum number of concurrent requests.
     pub max_concurrent: Option<u32>,
     /// Prefixes of the paths that the client may use. Empty allows all paths.
     pub paths: Vec<String>,

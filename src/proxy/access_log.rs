@@ -13,7 +13,7 @@ use crate::policy::client::ClientName;
 use crate::policy::plain_text::hide_tokens;
 use crate::telemetry::{RequestLabels, RequestMetrics};
 
-/// Maximum characters of a `User-Agent` in the log.
+/// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
 /// The guard of a running request. Dropping it writes the event and records the request in the metrics.

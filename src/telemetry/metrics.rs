@@ -36,10 +36,10 @@ const REQUEST_BUCKETS: &[f64] =
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could make
-/// the page grow by sending many different methods and paths.
+/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could
+/// make the page grow by sending many different methods and paths.
 const MAX_REQUEST_SERIES: usize = 2_000;
-/// Maximum keys with separate counters, which bounds the memory when many reloads add new keys.
+/// Maximum number of keys with separate counters, which bounds the memory when many reloads add new keys.
 const MAX_KEYS: usize = 10_000;
 
 /// The label value for all values that have no label value.
@@ -222,8 +222,8 @@ impl Default for RequestMetrics {
                 counts.open.encode(encoder.encode_family(&[("protocol", *protocol)])?)
             }),
         );
-        // As a counter, this family would be named without `_total` in OpenMetrics, which is the name of the gauge
-        // above. A page with two families of one name is invalid, so this family has no type.
+        // As a counter, this family would be named without `_total` in OpenMetrics, which is the name of the
+        // gauge above. A page with two families of one name is invalid, so this family has no type.
         registry.register(
             "websocket_sessions_total",
             "WebSocket sessions that have started, by protocol",
@@ -296,8 +296,8 @@ impl RequestMetrics {
         self.0.requests.update(labels, || labels.bounded(), |count| _ = count.inc());
     }
 
-    /// Records the time from the request head to the relay of the provider's response head, and the part of it
-    /// that the proxy caused.
+    /// Records the time from the request head to the relay of the provider's response head, and the part of
+    /// it that the proxy caused.
     pub fn record_response_start(&self, time_to_first_byte: Duration, overhead: Duration) {
         self.0.request_time_to_first_byte.observe(time_to_first_byte);
         self.0.proxy_overhead.observe(overhead);
@@ -308,7 +308,7 @@ impl RequestMetrics {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }
 
-    /// Counts an attempt that ended with this outcome; `None` for an attempt with a client's own key.
+    /// Counts an attempt that ended with this outcome, or `None` for an attempt with a client's own key.
     pub fn record_attempt(&self, key: Option<&Key>, outcome: Outcome, usage: AttemptUsage) {
         self.update_key(key, |counts| increment(&counts.requests, outcome));
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =

@@ -72,7 +72,7 @@ impl View {
     ///
     /// # Errors
     ///
-    /// When the result cannot be written. A closed pipe is not an error.
+    /// Fails when the result cannot be written. A closed pipe is not an error.
     pub(super) fn print_result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.stop_redrawing();
