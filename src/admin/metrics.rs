@@ -127,7 +127,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     let requests = labelled_keys().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
     registry.register(
         "key_requests_in_flight",
-        "Requests under way with a key",
+        "Requests in progress with a key",
         GaugeSamples(requests.collect()),
     );
 

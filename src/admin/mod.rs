@@ -45,7 +45,7 @@ pub struct Admin {
     /// Whether the shutdown has started.
     pub draining: DrainFlag,
     /// The metrics of requests.
-    pub meters: RequestMetrics,
+    pub metrics: RequestMetrics,
     /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
@@ -132,7 +132,7 @@ impl Admin {
 
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         let format = ExpositionFormat::negotiate(headers);
-        let text = format.write_page(&[self.meters.registry(), &metrics::registry(self, now)]);
+        let text = format.write_page(&[self.metrics.registry(), &metrics::registry(self, now)]);
         let mut response = page(StatusCode::OK, format.content_type(), text);
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response

@@ -165,7 +165,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         base_path: settings.base_path,
     }));
     let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let (meters, connection_limiter) =
+    let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(settings.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
@@ -173,7 +173,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         store_health: writing.health.clone(),
         mirror: mirror_health,
         draining: draining.clone(),
-        meters: meters.clone(),
+        metrics: metrics.clone(),
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
@@ -195,7 +195,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         Arc::clone(&pool),
         upstream.clone(),
         store.clone(),
-        meters.clone(),
+        metrics.clone(),
         conversations,
     );
     let conversation_task = Tasks::new().spawn_guarded(conversation_poller.run());
@@ -204,7 +204,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         pool: Arc::clone(&pool),
         owners,
         usage: store,
-        meters,
+        metrics,
         ended_conversations: ended,
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());

@@ -144,7 +144,7 @@ impl<C> Session<C> {
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening_messages: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
             speech: SpeechPermit::new(audio_format.as_deref()),
-            _open: proxy.meters.open_session(dialect),
+            _open: proxy.metrics.open_session(dialect),
             upstream: upstream.stream,
             from_client: ReadBuffer::new(Sender::Client, dialect.is_inspected(), Bytes::new().into()),
             to_upstream: SendBuffer::default(),
