@@ -330,7 +330,7 @@ async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
     let proxy =
         start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.storage.max_queued_records = 1)
             .await;
-    let locking_connection = rusqlite::Connection::open(proxy.database()).unwrap();
+    let locking_connection = rusqlite::Connection::open(proxy.database_path()).unwrap();
     locking_connection.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut served = 0;
     let refused = loop {

@@ -46,7 +46,7 @@ async fn a_key_with_an_unknown_quota_has_zeros_and_a_null() {
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy(plan).await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
-    let status = proxy.status().await;
+    let status = proxy.status_document().await;
     assert_eq!(
         status["keys"][0],
         json!({
@@ -63,11 +63,11 @@ async fn the_state_of_the_keys_survives_a_restart() {
     let first = start_proxy(plan()).await;
     first.set_fault(FIRST_KEY, "quota");
     assert_eq!(first.request_speech(10).await.status(), 200);
-    let status_before = first.status().await;
+    let status_before = first.status_document().await;
     let (_, folder) = first.close().await;
 
     let second = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
-    let status = second.status().await;
+    let status = second.status_document().await;
     assert_eq!(status, status_before);
     assert_eq!(status["keys"][0]["status"], "exhausted");
     assert_eq!(second.request_speech(10).await.status(), 200);

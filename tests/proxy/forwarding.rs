@@ -2,7 +2,7 @@
 //! or dropped, and which paths the proxy serves itself.
 
 use crate::support::{
-    FIRST_KEY, SECOND_KEY, TestProxy, fixed_upstream, send_raw, start_proxy, start_proxy_with,
+    FIRST_KEY, SECOND_KEY, TestProxy, send_raw, start_fixed_upstream, start_proxy, start_proxy_with,
 };
 use keychoir::config::Config;
 use keychoir::simulator::Plan;
@@ -38,7 +38,7 @@ fn header_value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a s
 
 /// Starts a proxy whose upstream sends `response` to every request.
 async fn start_proxy_with_upstream_response(response: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let url = fixed_upstream(response.as_bytes()).await;
+    let url = start_fixed_upstream(response.as_bytes()).await;
     start_proxy_with(plan(), |config| {
         config.upstream.base_url = url;
         config.quota_polling.enabled = false;

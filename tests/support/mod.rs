@@ -69,7 +69,7 @@ pub async fn start_proxy_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mu
     config.retry.min_disk_free_percent = 0;
     change(&mut config);
     let (app, url) = start_app(&config).await;
-    TestProxy { simulator, app, url, client: client(), config, folder }
+    TestProxy { simulator, app, url, client: http_client(), config, folder }
 }
 
 async fn start_app(config: &Config) -> (RunningApp, String) {
@@ -114,7 +114,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Vec<u8> {
 
 /// Starts an upstream that sends `response` after every request head and keeps the connection open.
 /// Returns its base URL.
-pub async fn fixed_upstream(response: &[u8]) -> BaseUrl {
+pub async fn start_fixed_upstream(response: &[u8]) -> BaseUrl {
     let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let response = response.to_vec();
@@ -135,7 +135,7 @@ pub async fn fixed_upstream(response: &[u8]) -> BaseUrl {
     url.parse().unwrap()
 }
 
-fn client() -> reqwest::Client {
+fn http_client() -> reqwest::Client {
     keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
@@ -149,9 +149,9 @@ impl TestProxy {
     /// Sends requests until one is served. The permits of a disconnected client are released by another
     /// thread, after the provider has noticed the disconnect.
     pub async fn wait_until_served(&self, path: &str) {
-        let served = async { while self.get(path).await.status() != 200 {} };
-        let served = tokio::time::timeout(Duration::from_secs(30), served).await;
-        served.expect("a request is served within the timeout");
+        let requests = async { while self.get(path).await.status() != 200 {} };
+        let result = tokio::time::timeout(Duration::from_secs(30), requests).await;
+        result.expect("a request is served within the timeout");
     }
 
     /// Returns a request to the proxy with a client token.
@@ -167,13 +167,13 @@ impl TestProxy {
         self.request(Method::GET, path, CLIENT_TOKEN).send().await.unwrap()
     }
 
-    pub async fn status(&self) -> Value {
+    pub async fn status_document(&self) -> Value {
         self.get("/api/elevenlabs-status").await.json().await.unwrap()
     }
 
     /// Returns the status of each key.
     pub async fn key_statuses(&self) -> Vec<String> {
-        let status = self.status().await;
+        let status = self.status_document().await;
         let keys = status["keys"].as_array().unwrap();
         keys.iter().map(|key| key["status"].as_str().unwrap().to_owned()).collect()
     }
@@ -194,8 +194,8 @@ impl TestProxy {
         keys.iter().map(|key| request_count(key)).collect()
     }
 
-    pub fn database(&self) -> PathBuf {
-        database(&self.folder)
+    pub fn database_path(&self) -> PathBuf {
+        database_path(&self.folder)
     }
 
     /// Stops the proxy and the provider. Asserts that the provider recorded no violation, and that the usage
@@ -204,7 +204,7 @@ impl TestProxy {
         assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         let ledger = self.simulator.ledger();
         assert_eq!(ledger.violations, Vec::<String>::new());
-        let records = read_usage_records(&database(&self.folder));
+        let records = read_usage_records(&database_path(&self.folder));
         for entry in &ledger.keys {
             let key_hash = Fingerprint::new(&entry.key).to_string();
             let records = records.iter().filter(|record| record.key_hash == key_hash);
@@ -233,11 +233,11 @@ impl TestProxy {
     /// Closes the proxy and returns its usage records.
     pub async fn into_records(self) -> Vec<UsageRecord> {
         let (_, folder) = self.close().await;
-        read_usage_records(&database(&folder))
+        read_usage_records(&database_path(&folder))
     }
 }
 
-fn database(folder: &TempDir) -> PathBuf {
+fn database_path(folder: &TempDir) -> PathBuf {
     folder.path().join("keychoir.db")
 }
 
@@ -307,8 +307,8 @@ pub async fn wait_until(condition: impl Fn() -> bool) {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    let polled = tokio::time::timeout(Duration::from_secs(30), polling).await;
-    polled.expect("the condition holds within the timeout");
+    let result = tokio::time::timeout(Duration::from_secs(30), polling).await;
+    result.expect("the condition holds within the timeout");
 }
 
 /// Runs all futures concurrently. Returns their outputs in the order of completion.
