@@ -317,7 +317,7 @@ async fn every_request_of_a_simulated_month_with_mixed_plans_is_served() {
     let refused = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
     println!("{refused} attempts were refused because of a plan feature");
     // After one free account has refused a feature, the other free accounts are known to lack it. Only the
-    // concurrent requests of that moment are refused as well.
+    // concurrent requests at that time are refused as well.
     assert!(refused <= 8, "{refused} attempts were refused because of a plan feature");
     attempts.assert_few_retries();
 }

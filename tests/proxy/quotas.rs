@@ -25,18 +25,15 @@ fn plan() -> Plan {
     Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)])
 }
 
-fn client_configs(rules: Rules) -> Vec<ClientConfig> {
+/// Configures the client of the tests with these rules, and another client without rules.
+fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
     let client = |name: &str, token: &str, rules| ClientConfig {
         name: name.to_owned(),
         token: TokenFingerprint::new(token),
         rules,
     };
-    vec![client("app", CLIENT_TOKEN, rules), client("other", OTHER_TOKEN, Rules::default())]
-}
-
-/// Configures the client of the tests with these rules, and another client without rules.
-fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
-    |config| config.clients = client_configs(rules)
+    let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", OTHER_TOKEN, Rules::default())];
+    |config| config.clients = clients
 }
 
 fn quota(amount: u64, unit: QuotaUnit) -> Rules {

@@ -127,7 +127,7 @@ async fn messages_of_an_unknown_protocol_are_forwarded_unchanged() {
         let echo = within_timeout(session.stream.next()).await.unwrap().unwrap();
         assert_eq!(echo.into_text().unwrap(), text);
     }
-    let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
     session.send(Message::binary(bytes.clone())).await;
     assert_eq!(session.receive().await, Received::Binary(bytes));
     let close = CloseFrame { code: CloseCode::from(4321), reason: "a client's reason".into() };

@@ -152,14 +152,14 @@ async fn a_request_for_a_plan_feature_is_sent_to_accounts_that_may_have_it() {
     let proxy = start_proxy(plan).await;
     let path = format!("/v1/text-to-speech/{LIBRARY}");
     let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
-    let speak = || proxy.post(&path, &body);
-    assert_eq!(speak().await.status(), 200);
+    let request_library_voice = || proxy.post(&path, &body);
+    assert_eq!(request_library_voice().await.status(), 200);
     assert_eq!(
         proxy.request_counts(&KEYS),
         [1, 0, 1],
         "one account of each plan is tried before a second account of the same plan"
     );
-    assert_eq!(speak().await.status(), 200);
+    assert_eq!(request_library_voice().await.status(), 200);
     assert_eq!(
         proxy.request_counts(&KEYS),
         [1, 0, 2],

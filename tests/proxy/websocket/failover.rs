@@ -15,7 +15,7 @@ use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, THIRD_KEY, start_proxy
 
 #[tokio::test]
 async fn a_refused_key_is_replaced_without_an_error_to_the_client() {
-    for shape in [
+    for fault in [
         "invalid",
         "quota",
         "concurrency",
@@ -25,17 +25,16 @@ async fn a_refused_key_is_replaced_without_an_error_to_the_client() {
         "early:concurrency",
     ] {
         let proxy = start_proxy(three_keys()).await;
-        proxy.set_fault(FIRST_KEY, shape);
-        proxy.set_fault(SECOND_KEY, shape);
+        proxy.set_fault(FIRST_KEY, fault);
+        proxy.set_fault(SECOND_KEY, fault);
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         let (messages, end) = session.synthesize(&["Hello there. "]).await;
-        assert!(has_audio(&messages), "{shape}: {messages:?}");
-        assert!(messages.iter().all(|message| message.get("error").is_none()), "{shape}: {messages:?}");
-        assert_eq!(end, normal_close(), "{shape}");
+        assert!(has_audio(&messages), "{fault}: {messages:?}");
+        assert!(messages.iter().all(|message| message.get("error").is_none()), "{fault}: {messages:?}");
+        assert_eq!(end, normal_close(), "{fault}");
         drop(session);
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 1, 1], "{shape}");
-        let verdicts: Vec<String> =
-            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 1, 1], "{fault}");
+        let verdicts = into_verdicts(proxy).await;
         assert_eq!(verdicts[2], "served", "{verdicts:?}");
         assert_ne!(verdicts[0], "served", "{verdicts:?}");
     }
@@ -150,16 +149,16 @@ async fn an_exhausted_key_fails_over_during_a_session() {
 /// recorded, so the next sessions skip the first account.
 #[tokio::test]
 async fn an_unexplained_refusal_of_a_session_is_retried_with_another_account() {
-    for shape in ["forbidden", "unauthorized", "early:forbidden"] {
+    for fault in ["forbidden", "unauthorized", "early:forbidden"] {
         let proxy = start_proxy(three_keys()).await;
-        proxy.set_fault(FIRST_KEY, shape);
+        proxy.set_fault(FIRST_KEY, fault);
         for _ in 0..3 {
             let mut session = open_session(&proxy, STREAM_INPUT).await;
             let (messages, end) = session.synthesize(&["Hello there. "]).await;
-            assert!(has_audio(&messages), "{shape}: {messages:?}");
-            assert_eq!(end, normal_close(), "{shape}");
+            assert!(has_audio(&messages), "{fault}: {messages:?}");
+            assert_eq!(end, normal_close(), "{fault}");
         }
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 3, 0], "{shape}");
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 3, 0], "{fault}");
     }
 }
 

@@ -154,13 +154,13 @@ async fn only_served_sessions_count_towards_the_quota_of_the_client() {
     let token = [("xi-api-key", CLIENT_TOKEN)];
     // A session without text does not count.
     open_session(&proxy, STREAM_INPUT).await.close().await;
-    let open_session = within_timeout(open_when_admitted(&proxy)).await;
+    let first_session = within_timeout(open_when_admitted(&proxy)).await;
     assert_eq!(
         handshake(&proxy, STREAM_INPUT, &token).await.err().unwrap().0,
         429,
         "only one session may be open"
     );
-    drop(open_session);
+    drop(first_session);
     for _ in 0..2 {
         let mut session = within_timeout(open_when_admitted(&proxy)).await;
         assert!(has_audio(&session.synthesize(&["Hello. "]).await.0));
