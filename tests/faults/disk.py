@@ -1,8 +1,8 @@
-"""The books on a disk that is full, read-only, or fails: no request and no record is lost for it.
+"""The usage database on a disk that is full, read-only or failing: no request and no record is lost.
 
-Each case prints what it found; ends with 1 when one does not hold. Fills and remounts a tmpfs where
-it may mount one, and has system calls fail where `strace` is installed; says so where not. Needs
-nothing else but Python and the built program:
+Each case prints its measurements. The exit code is 1 if a case fails. The script fills and remounts a tmpfs
+if it may mount one, and injects failures of system calls if `strace` is installed. Otherwise it prints that
+the case is skipped. It needs only Python and the built program:
 
     python3 tests/faults/disk.py target/release/keychoir
 """
@@ -19,69 +19,69 @@ import sys
 import tempfile
 import time
 
-from house import house
+from proxy_process import start_proxy
 
 BODY = json.dumps({"text": "a" * 7, "model_id": "eleven_v3"}).encode()
 SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
-RECOVERY_MAX = 30
+RECOVERY_TIMEOUT = 30
 
 failures = 0
 
 
-def holds(case, is_so, measured):
+def report(case, is_ok, measured):
     global failures
-    failures += not is_so
-    print(f"{'ok' if is_so else 'FAILED':>6}  {case}: {measured}", flush=True)
+    failures += not is_ok
+    print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
-def speak(port, count):
-    """So many requests, on four connections; how many were answered with 200."""
+def request_speech(port, count):
+    """Sends this number of requests on four connections. Returns the number of responses with status 200."""
 
-    def some(share):
+    def send_share(share):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         served = 0
         for _ in range(share):
             connection.request("POST", SPEECH, BODY, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            served += answer.status == 200
+            response = connection.getresponse()
+            response.read()
+            served += response.status == 200
         return served
 
     with concurrent.futures.ThreadPoolExecutor(4) as clients:
-        return sum(clients.map(some, [count // 4] * 4))
+        return sum(clients.map(send_share, [count // 4] * 4))
 
 
-def ready(port):
+def readiness(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/readyz")
     return json.load(connection.getresponse())
 
 
-def awaited(port, wanted):
-    """Whether `/readyz` comes to say this of the books, within a bound."""
-    until = time.monotonic() + RECOVERY_MAX
+def wait_for_store_state(port, state):
+    """Waits until `/readyz` reports this state of the store. Returns False after the timeout."""
+    until = time.monotonic() + RECOVERY_TIMEOUT
     while time.monotonic() < until:
-        if ready(port)["store"] == wanted:
+        if readiness(port)["store"] == state:
             return True
         time.sleep(0.05)
     return False
 
 
-def written(path):
-    with contextlib.closing(sqlite3.connect(path)) as books:
-        integrity = books.execute("PRAGMA integrity_check").fetchone()[0]
-        attempts, summed = books.execute(
+def read_database(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
+        attempts, summed = database.execute(
             "SELECT (SELECT count(*) FROM attempts), (SELECT sum(attempts) FROM hours)"
         ).fetchone()
     return integrity, attempts, summed
 
 
-def accounts(case, path, served, sent, was_failing, has_recovered, lost):
-    integrity, attempts, summed = written(path)
-    aside = [name for name in os.listdir(os.path.dirname(path)) if ".broken-" in name]
-    is_so = (integrity, attempts, summed, served, lost, aside) == ("ok", sent, sent, sent, 0, [])
-    said = f"{served} of {sent} served, {attempts} written, {lost} lost, integrity {integrity}"
-    holds(case, is_so and was_failing and has_recovered, f"{said}, failing {was_failing}, recovered {has_recovered}")
+def check_records(case, path, served, sent, was_failing, has_recovered, lost):
+    integrity, attempts, summed = read_database(path)
+    quarantined = [name for name in os.listdir(os.path.dirname(path)) if ".broken-" in name]
+    is_ok = (integrity, attempts, summed, served, lost, quarantined) == ("ok", sent, sent, sent, 0, [])
+    summary = f"{served} of {sent} served, {attempts} written, {lost} lost, integrity {integrity}"
+    report(case, is_ok and was_failing and has_recovered, f"{summary}, failing {was_failing}, recovered {has_recovered}")
 
 
 @contextlib.contextmanager
@@ -100,68 +100,68 @@ def tmpfs(size):
 def full_disk(binary):
     with tmpfs("1m") as folder:
         if folder is None:
-            print("     -  a full disk: no right to mount one")
+            print("     -  a full disk: skipped, because a tmpfs cannot be mounted")
             return
         path = os.path.join(folder, "keychoir.db")
-        with house(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
-            served = speak(port, 40)
+        with start_proxy(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
+            served = request_speech(port, 40)
             ballast = os.path.join(folder, "ballast")
             with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4_096))
-            served += speak(port, 2_000)
-            was_failing = awaited(port, "failing")
+            served += request_speech(port, 2_000)
+            was_failing = wait_for_store_state(port, "failing")
             os.remove(ballast)
-            # There is room again, but for few: the records are small, their log is not.
+            # Removing the ballast frees too little space for the write-ahead log, so the file system is enlarged.
             subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-            has_recovered = awaited(port, "ok")
-            served += speak(port, 40)
-            lost = ready(port)["recordsLost"]
-        accounts("a full disk", path, served, 2_080, was_failing, has_recovered, lost)
+            has_recovered = wait_for_store_state(port, "ok")
+            served += request_speech(port, 40)
+            lost = readiness(port)["recordsLost"]
+        check_records("a full disk", path, served, 2_080, was_failing, has_recovered, lost)
 
 
 def read_only(binary):
     with tmpfs("64m") as folder:
         if folder is None:
-            print("     -  a read-only disk: no right to mount one")
+            print("     -  a read-only disk: skipped, because a tmpfs cannot be mounted")
             return
         path = os.path.join(folder, "state", "keychoir.db")
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-        with house(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
-            served = speak(port, 200)
-            was_failing = awaited(port, "failing")
+        with start_proxy(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
+            served = request_speech(port, 200)
+            was_failing = wait_for_store_state(port, "failing")
             subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-            has_recovered = awaited(port, "ok")
-            served += speak(port, 40)
-            lost = ready(port)["recordsLost"]
-        accounts("a read-only disk at the start", path, served, 240, was_failing, has_recovered, lost)
+            has_recovered = wait_for_store_state(port, "ok")
+            served += request_speech(port, 40)
+            lost = readiness(port)["recordsLost"]
+        check_records("a read-only disk at the start", path, served, 240, was_failing, has_recovered, lost)
 
 
 def failing_calls(binary, case, call, error, when):
     if not shutil.which("strace"):
-        print(f"     -  {case}: strace is not installed")
+        print(f"     -  {case}: skipped, because strace is not installed")
         return
     inject = f"inject={call}:error={error}:when={when}"
     strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "keychoir.db")
         settings = {"KEYCHOIR_STORAGE__PATH": path, "KEYCHOIR_SERVER__TLS": "off"}
-        with house(binary, before=strace, **settings) as (_, port, _):
+        with start_proxy(binary, before=strace, **settings) as (_, port, _):
             served, sent, was_failing = 0, 0, False
-            # Until the calls that fail have come.
+            # Until the injected failures have occurred.
             while not was_failing and sent < 4_000:
-                served, sent = served + speak(port, 40), sent + 40
-                was_failing = ready(port)["store"] == "failing"
-            has_recovered = awaited(port, "ok")
-            served, sent = served + speak(port, 40), sent + 40
-            lost = ready(port)["recordsLost"]
-        accounts(case, path, served, sent, was_failing, has_recovered, lost)
+                served, sent = served + request_speech(port, 40), sent + 40
+                was_failing = readiness(port)["store"] == "failing"
+            has_recovered = wait_for_store_state(port, "ok")
+            served, sent = served + request_speech(port, 40), sent + 40
+            lost = readiness(port)["recordsLost"]
+        check_records(case, path, served, sent, was_failing, has_recovered, lost)
 
 
 def main(binary):
     full_disk(binary)
     read_only(binary)
-    # Counted by thread: the start takes some, and the next tries fail as well.
+    # The calls are counted per thread. The startup makes some of them, and the retries fail as well.
     failing_calls(binary, "a disk that does not flush", "fsync,fdatasync", "EIO", "30..33")
     failing_calls(binary, "a disk that does not write", "pwrite64", "EIO", "120..126")
     failing_calls(binary, "a disk that is full for a while", "pwrite64", "ENOSPC", "120..126")

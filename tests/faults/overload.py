@@ -1,7 +1,7 @@
-"""More than there should be: of clients, of connections, of failures.
+"""Overload: too many slow clients, connections, open files and failures.
 
-Each case prints what it measured and what it allows; ends with 1 when one does not hold. Needs
-nothing but Python and the built program:
+Each case prints its measurements and its limits. The exit code is 1 if a case fails. The script needs only
+Python and the built program:
 
     python3 tests/faults/overload.py target/release/keychoir
 """
@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from house import KEYS, fault, house, memory, processor_seconds, requests
+from proxy_process import KEYS, set_faults, start_proxy, memory_bytes, processor_seconds, request_count
 
 GET = b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 POST = b"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
@@ -20,41 +20,41 @@ POST = b"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: clos
 failures = 0
 
 
-def holds(case, is_so, measured):
+def report(case, is_ok, measured):
     global failures
-    failures += not is_so
-    print(f"{'ok' if is_so else 'FAILED':>6}  {case}: {measured}", flush=True)
+    failures += not is_ok
+    print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
-async def ask(port, request=GET):
-    """One request on a connection of its own; its status and how long it took."""
+async def send_request(port, request=GET):
+    """Sends a request on a new connection. Returns the status and the duration."""
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 30)
+    response = await asyncio.wait_for(reader.read(), 30)
     writer.close()
-    return int(answer.split()[1]) if answer else 0, time.perf_counter() - began
+    return int(response.split()[1]) if response else 0, time.perf_counter() - began
 
 
-async def paced(port, rate, seconds, request=GET):
-    """So many requests a second, each begun on time whatever became of the others."""
+async def send_at_rate(port, rate, seconds, request=GET):
+    """Sends this number of requests per second, each at its scheduled time."""
     began, running = time.perf_counter(), []
     for number in range(rate * seconds):
         await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
-        running.append(asyncio.create_task(ask(port, request)))
+        running.append(asyncio.create_task(send_request(port, request)))
     return await asyncio.gather(*running)
 
 
-def p99(answers):
-    spans = sorted(span for _, span in answers)
-    return spans[len(spans) * 99 // 100]
+def p99(responses):
+    durations = sorted(duration for _, duration in responses)
+    return durations[len(durations) * 99 // 100]
 
 
 async def slow_heads(binary):
-    """1,000 clients that trickle their heads beside 50 requests a second."""
-    with house(binary, KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="1m") as (keychoir, port, _):
-        before = await paced(port, 50, 5)
-        idle = memory(keychoir)
+    """1,000 clients send their heads byte by byte, while other clients send 50 requests per second."""
+    with start_proxy(binary, KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="1m") as (keychoir, port, _):
+        baseline = await send_at_rate(port, 50, 5)
+        idle = memory_bytes(keychoir)
         writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(1_000)]
 
         async def trickle():
@@ -66,70 +66,70 @@ async def slow_heads(binary):
         for writer in writers:
             writer.write(b"GET /v1/voices HTTP/1.1\r\nx-slow: ")
         trickling = asyncio.create_task(trickle())
-        beside = await paced(port, 50, 10)
+        responses_under_load = await send_at_rate(port, 50, 10)
         trickling.cancel()
-        each = (memory(keychoir) - idle) // len(writers)
+        each = (memory_bytes(keychoir) - idle) // len(writers)
         for writer in writers:
             writer.close()
-    # A quiet machine answers in a millisecond, where twice the baseline is noise.
-    allowed = max(2 * p99(before), 0.010)
-    is_so = all(status == 200 for status, _ in beside) and p99(beside) <= allowed
-    holds("1,000 slow heads", is_so, f"p99 {p99(before) * 1e3:.1f} ms before, {p99(beside) * 1e3:.1f} ms beside, {each} bytes each")
+    # On an idle machine a response takes a millisecond, so twice the baseline would be within the noise.
+    allowed = max(2 * p99(baseline), 0.010)
+    is_ok = all(status == 200 for status, _ in responses_under_load) and p99(responses_under_load) <= allowed
+    report("1,000 slow heads", is_ok, f"p99 {p99(baseline) * 1e3:.1f} ms alone, {p99(responses_under_load) * 1e3:.1f} ms under load, {each} bytes per connection")
 
 
 async def many_connections(binary):
-    """10,000 clients that connect and say nothing, and one more that does."""
+    """10,000 clients connect without sending a request, and another client sends one."""
     count = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
-    with house(binary, KEYCHOIR_SERVER__MAX_CONNECTIONS=str(count), KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="10m") as (keychoir, port, _):
-        idle = memory(keychoir)
+    with start_proxy(binary, KEYCHOIR_SERVER__MAX_CONNECTIONS=str(count), KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="10m") as (keychoir, port, _):
+        idle = memory_bytes(keychoir)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
-        waiting = asyncio.create_task(ask(port))
+        waiting = asyncio.create_task(send_request(port))
         used = processor_seconds(keychoir)
         await asyncio.sleep(2)
-        spun = processor_seconds(keychoir) - used
-        each = (memory(keychoir) - idle) // count
+        processor_time = processor_seconds(keychoir) - used
+        each = (memory_bytes(keychoir) - idle) // count
         was_waiting = not waiting.done()
         for client in clients:
             client.close()
         began = time.perf_counter()
         status, _ = await waiting
         recovered = time.perf_counter() - began
-    is_so = was_waiting and spun < 0.5 and status == 200 and recovered < 5
-    holds(f"{count:,} connections", is_so, f"{each} bytes each, {spun:.2f} s of processor in 2 s, served {recovered:.2f} s after they left")
+    is_ok = was_waiting and processor_time < 0.5 and status == 200 and recovered < 5
+    report(f"{count:,} connections", is_ok, f"{each} bytes each, {processor_time:.2f} s of processor in 2 s, served {recovered:.2f} s after they disconnected")
 
 
 async def no_more_files(binary):
-    """More connections than the program may have files."""
-    with house(binary, files_max=256) as (keychoir, port, _):
+    """More connections than the limit of open files."""
+    with start_proxy(binary, max_files=256) as (keychoir, port, _):
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(1_000)]
         used = processor_seconds(keychoir)
         await asyncio.sleep(2)
-        spun = processor_seconds(keychoir) - used
+        processor_time = processor_seconds(keychoir) - used
         for client in clients:
             client.close()
         began, status = time.perf_counter(), 0
         while status != 200 and time.perf_counter() - began < 5:
             try:
-                status, _ = await ask(port)
+                status, _ = await send_request(port)
             except OSError:
                 pass
         recovered = time.perf_counter() - began
-    is_so = keychoir.returncode == 0 and spun < 0.5 and status == 200
-    holds("256 files", is_so, f"{spun:.2f} s of processor in 2 s, served {recovered:.2f} s after they left")
+    is_ok = keychoir.returncode == 0 and processor_time < 0.5 and status == 200
+    report("256 files", is_ok, f"{processor_time:.2f} s of processor in 2 s, served {recovered:.2f} s after they disconnected")
 
 
 async def storm_of_failures(binary):
-    """An upstream that fails every request: what changes nothing is repeated within the budget,
-    and what may have been charged not at all."""
-    with house(binary) as (_, port, upstream):
+    """An upstream that fails every request. Requests without effect are retried within the budget, and requests
+    that may have been charged are not retried."""
+    with start_proxy(binary) as (_, port, upstream):
         for key in KEYS:
-            fault(upstream, key, always="server_error")
+            set_faults(upstream, key, always="server_error")
         for name, request, allowed in (("GET", GET, 1.2 * 2_000 + 10 * 11), ("POST", POST, 2_000)):
-            asked = requests(upstream)
-            answers = await paced(port, 200, 10, request)
-            sent = requests(upstream) - asked
-            is_so = all(status == 500 for status, _ in answers) and len(answers) <= sent <= allowed
-            holds(f"2,000 failing {name}s", is_so, f"{sent} sent, at most {allowed:.0f} allowed")
+            count_before = request_count(upstream)
+            responses = await send_at_rate(port, 200, 10, request)
+            sent_count = request_count(upstream) - count_before
+            is_ok = all(status == 500 for status, _ in responses) and len(responses) <= sent_count <= allowed
+            report(f"2,000 failing {name}s", is_ok, f"{sent_count} sent, at most {allowed:.0f} allowed")
 
 
 async def main(binary):

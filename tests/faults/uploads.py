@@ -1,8 +1,8 @@
-"""Refusals of every kind, before, while and after an upload, from 10 KB to 1 GB, chunked and not.
+"""Refusals before, during and after an upload, from 10 KB to 1 GB, with a length and chunked.
 
-Each upload is refused by two keys and must be served by the third: status 200, every byte there,
-once; and Keychoir's memory stays within 64 MiB of what it was before. Prints a table; ends with 1
-when a row does not hold. Needs nothing but Python and the built program:
+Two keys refuse each upload, and the third must serve it with status 200 and the complete body. The memory of
+Keychoir must stay within 64 MiB of its idle value. Prints a table. The exit code is 1 if a row fails. The
+script needs only Python and the built program:
 
     python3 tests/faults/uploads.py target/release/keychoir [LARGEST_MB]
 """
@@ -13,67 +13,67 @@ import re
 import socket
 import sys
 
-from house import KEYS, fault, house, memory, requests
+from proxy_process import KEYS, set_faults, start_proxy, memory_bytes, request_count
 
 REFUSALS = {"401": "quota", "402": "insufficient_credits", "403": "quota_403", "429": "rate_limit"}
 SIZES = [10_000, 200_000, 2_000_000, 32_000_000, 1_000_000_000]
-PIECE = bytes(range(251)) * 1_000
-MEMORY_MAX = 64 * 1024 * 1024
+CHUNK = bytes(range(251)) * 1_000
+MAX_MEMORY = 64 * 1024 * 1024
 
 
-def pieces(size):
+def chunks(size):
     while size > 0:
-        yield PIECE[:size]
-        size -= len(PIECE)
+        yield CHUNK[:size]
+        size -= len(CHUNK)
 
 
 def upload(port, size, chunked):
-    """Sends a body as fast as it is taken; returns the status and what the provider says it got."""
+    """Sends a body as fast as possible. Returns the status and the echo of the provider."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         length = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
         head = f"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{length}\r\n\r\n"
         connection.sendall(head.encode())
-        for piece in pieces(size):
-            connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        for chunk in chunks(size):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
         if chunked:
             connection.sendall(b"0\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
-    echo = re.search(rb"\{.*\}", answer, re.S)
-    return int(answer.split()[1]), json.loads(echo.group()) if echo else {}
+        response = b"".join(iter(lambda: connection.recv(65_536), b""))
+    echo = re.search(rb"\{.*\}", response, re.S)
+    return int(response.split()[1]), json.loads(echo.group()) if echo else {}
 
 
 def main(binary, largest):
     settings = {
-        # Refused keys come back at once, so that every upload finds them.
+        # Refused keys return after a millisecond, so that every upload uses them.
         "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN": "1ms",
         "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN": "1ms",
     }
-    with house(binary, **settings) as (keychoir, port, upstream):
+    with start_proxy(binary, **settings) as (keychoir, port, upstream):
         failures = table(keychoir, port, upstream, [size for size in SIZES if size <= largest])
     print(f"{failures} rows failed")
     return min(failures, 1)
 
 
 def table(keychoir, port, upstream, sizes):
-    idle, failures = memory(keychoir), 0
-    print(f"idle memory {idle // 1024} KiB\n{'status':>6} {'when':>6} {'framing':>8} {'bytes':>13}  result")
+    idle, failures = memory_bytes(keychoir), 0
+    print(f"idle memory {idle // 1024} KiB\n{'status':>6} {'moment':>6} {'framing':>8} {'bytes':>13}  result")
     for size in sizes:
         sha256 = hashlib.sha256()
-        for piece in pieces(size):
-            sha256.update(piece)
+        for chunk in chunks(size):
+            sha256.update(chunk)
         for status, refusal in REFUSALS.items():
-            for when, prefix in {"before": "early:", "during": f"mid={size // 2}:", "after": ""}.items():
+            for moment, prefix in {"before": "early:", "during": f"mid={size // 2}:", "after": ""}.items():
                 for framing in ("length", "chunked"):
                     for key in KEYS[:2]:
-                        fault(upstream, key, next=[prefix + refusal])
-                    asked = requests(upstream)
-                    got, echo = upload(port, size, framing == "chunked")
-                    used = memory(keychoir, "VmHWM") - idle
-                    is_whole = (got, echo.get("body_sha256")) == (200, sha256.hexdigest())
-                    holds = is_whole and requests(upstream) - asked == 3 and used <= MEMORY_MAX
-                    failures += not holds
-                    result = f"{got} {'ok' if holds else 'FAILED'}, {used // 1024} KiB above idle"
-                    print(f"{status:>6} {when:>6} {framing:>8} {size:>13,}  {result}", flush=True)
+                        set_faults(upstream, key, next=[prefix + refusal])
+                    count_before = request_count(upstream)
+                    received_status, echo = upload(port, size, framing == "chunked")
+                    used = memory_bytes(keychoir, "VmHWM") - idle
+                    is_complete = (received_status, echo.get("body_sha256")) == (200, sha256.hexdigest())
+                    is_ok = is_complete and request_count(upstream) - count_before == 3 and used <= MAX_MEMORY
+                    failures += not is_ok
+                    result = f"{received_status} {'ok' if is_ok else 'FAILED'}, {used // 1024} KiB above idle"
+                    print(f"{status:>6} {moment:>6} {framing:>8} {size:>13,}  {result}", flush=True)
     return failures
 
 

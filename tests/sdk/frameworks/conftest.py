@@ -1,8 +1,8 @@
-"""What the tests of this folder are given: the same as those of the SDK."""
+"""The fixtures of the tests in this folder, which are those of the SDK tests."""
 
 import pathlib
 import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "python"))
 
-from fixtures import house, line  # noqa: E402, F401
+from fixtures import session_environment, start_environment  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""LiveKit's and Pipecat's clients of ElevenLabs through Keychoir: a session works, whichever keys refuse it."""
+"""Sessions of LiveKit and Pipecat through Keychoir, with keys that serve and keys that refuse."""
 
 import asyncio
 import ssl
@@ -25,7 +25,7 @@ from pipecat.services.elevenlabs.stt import ElevenLabsRealtimeSTTService
 from pipecat.services.elevenlabs.tts import ElevenLabsTTSService
 from pipecat.workers.runner import WorkerRunner
 
-from sessions import CLIENT_TOKEN, SECRET
+from sessions import CLIENT_TOKEN, WSS_CASES
 
 VOICE = "21m00Tcm4TlvDq8ikWAM"
 MODEL = "eleven_flash_v2_5"
@@ -33,7 +33,7 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 RATE = 16_000
 # A second of silence.
 SECOND = bytes(2 * RATE)
-WAIT_MAX_S = 30
+TIMEOUT_SECONDS = 30
 
 SPEECH = f"/v1/text-to-speech/{VOICE}/multi-stream-input?"
 DIALOGUE = "/v1/text-to-dialogue/multi-stream-input?"
@@ -41,20 +41,20 @@ SCRIBE = "/v1/speech-to-text/realtime?"
 
 
 def within_time(main):
-    return asyncio.run(asyncio.wait_for(main, WAIT_MAX_S))
+    return asyncio.run(asyncio.wait_for(main, TIMEOUT_SECONDS))
 
 
 def http():
-    """A session as a shell that has taken `keychoir env` starts it: aiohttp looks for authorities at its import alone."""
+    """Returns an HTTP session with the CA certificates of the environment, which aiohttp reads only at its import."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()))
 
 
-async def livekit_speaks(line, model, texts):
-    """Samples of each text, all spoken on one connection."""
+async def livekit_speaks(session_environment, model, texts):
+    """Returns the number of audio samples of each text, all on one connection."""
     async with http() as session:
         speech = elevenlabs.TTS(
             api_key=CLIENT_TOKEN,
-            base_url=f"{line.http}/v1",
+            base_url=f"{session_environment.http}/v1",
             voice_id=VOICE,
             model=model,
             encoding=f"pcm_{RATE}",
@@ -71,17 +71,17 @@ async def livekit_speaks(line, model, texts):
 
 
 @pytest.mark.parametrize(("model", "path"), [(MODEL, SPEECH), ("eleven_v3", DIALOGUE)], ids=["speech", "dialogue"])
-def test_livekit_speaks(line, model, path):
-    assert all(within_time(livekit_speaks(line, model, [TEXT, "And again."])))
-    assert line.check(path)["spoken"].split() == f"{TEXT} And again.".split()
+def test_livekit_speaks(session_environment, model, path):
+    assert all(within_time(livekit_speaks(session_environment, model, [TEXT, "And again."])))
+    assert session_environment.check(path)["spoken"].split() == f"{TEXT} And again.".split()
 
 
-async def livekit_listens(line):
+async def livekit_listens(session_environment):
     async with http() as session:
-        ear = elevenlabs.STT(
-            api_key=CLIENT_TOKEN, base_url=f"{line.http}/v1", model="scribe_v2_realtime", http_session=session
+        transcriber = elevenlabs.STT(
+            api_key=CLIENT_TOKEN, base_url=f"{session_environment.http}/v1", model="scribe_v2_realtime", http_session=session
         )
-        async with ear.stream() as stream:
+        async with transcriber.stream() as stream:
             stream.push_frame(rtc.AudioFrame(SECOND, RATE, 1, RATE))
             stream.flush()
             async for event in stream:
@@ -89,33 +89,33 @@ async def livekit_listens(line):
                     return event.alternatives[0].text
 
 
-def test_livekit_listens(line):
-    assert within_time(livekit_listens(line))
-    line.check(SCRIBE)
+def test_livekit_listens(session_environment):
+    assert within_time(livekit_listens(session_environment))
+    session_environment.check(SCRIBE)
 
 
 class Listener(FrameProcessor):
-    """Keeps what comes out of a service, and says when the frame that is waited for has come."""
+    """Records the frames of a service, and sets an event at the expected frame."""
 
-    def __init__(self, wanted):
+    def __init__(self, expected_type):
         super().__init__()
-        self._wanted = wanted
-        self.came = asyncio.Event()
+        self._expected_type = expected_type
+        self.received_expected = asyncio.Event()
         self.frames = []
 
     async def process_frame(self, frame, direction):
         await super().process_frame(frame, direction)
         self.frames.append(frame)
-        if isinstance(frame, (self._wanted, ErrorFrame)):
-            self.came.set()
+        if isinstance(frame, (self._expected_type, ErrorFrame)):
+            self.received_expected.set()
         await self.push_frame(frame, direction)
 
 
-async def pipecat_runs(service, frames, wanted):
-    """What a pipeline makes of these frames; it ends when the frame that is waited for has come."""
-    before, behind = Listener(ErrorFrame), Listener(wanted)
+async def pipecat_runs(service, frames, expected_type):
+    """Runs a pipeline with these frames until the expected frame. Returns its audio and transcription frames."""
+    before_service, after_service = Listener(ErrorFrame), Listener(expected_type)
     worker = PipelineWorker(
-        Pipeline([before, service, behind]),
+        Pipeline([before_service, service, after_service]),
         params=PipelineParams(audio_in_sample_rate=RATE, audio_out_sample_rate=RATE),
         cancel_on_idle_timeout=False,
     )
@@ -124,16 +124,16 @@ async def pipecat_runs(service, frames, wanted):
 
     async def drive():
         await worker.queue_frames(frames)
-        waiting = [asyncio.create_task(listener.came.wait()) for listener in (before, behind)]
+        waiting = [asyncio.create_task(listener.received_expected.wait()) for listener in (before_service, after_service)]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
         await worker.queue_frame(EndFrame())
 
     await asyncio.gather(runner.run(), drive())
-    errors = [frame for frame in before.frames + behind.frames if isinstance(frame, ErrorFrame)]
+    errors = [frame for frame in before_service.frames + after_service.frames if isinstance(frame, ErrorFrame)]
     assert errors == []
-    return [frame for frame in behind.frames if isinstance(frame, (TTSAudioRawFrame, TranscriptionFrame))]
+    return [frame for frame in after_service.frames if isinstance(frame, (TTSAudioRawFrame, TranscriptionFrame))]
 
 
 @pytest.mark.parametrize(
@@ -141,23 +141,23 @@ async def pipecat_runs(service, frames, wanted):
     [(ElevenLabsTTSService, MODEL, SPEECH), (ElevenLabsDialogueTTSService, "eleven_v4_turbo", DIALOGUE)],
     ids=["speech", "dialogue"],
 )
-def test_pipecat_speaks(line, service, model, path):
+def test_pipecat_speaks(session_environment, service, model, path):
     async def main():
         settings = service.Settings(voice=VOICE, model=model)
-        speech = service(api_key=CLIENT_TOKEN, url=line.ws, sample_rate=RATE, settings=settings)
+        speech = service(api_key=CLIENT_TOKEN, url=session_environment.ws, sample_rate=RATE, settings=settings)
         return await pipecat_runs(speech, [TTSSpeakFrame(TEXT)], TTSStoppedFrame)
 
     assert sum(len(frame.audio) for frame in within_time(main())) > 0
-    assert line.check(path)["spoken"].strip() == TEXT
+    assert session_environment.check(path)["spoken"].strip() == TEXT
 
 
-# It takes a host alone and knows wss alone.
-@pytest.mark.parametrize("line", SECRET, indirect=True, ids=" ".join)
-def test_pipecat_listens(line):
+# This service takes only a host and always uses wss.
+@pytest.mark.parametrize("session_environment", WSS_CASES, indirect=True, ids=" ".join)
+def test_pipecat_listens(session_environment):
     async def main():
-        ear = ElevenLabsRealtimeSTTService(api_key=CLIENT_TOKEN, base_url=line.host, sample_rate=RATE)
+        transcriber = ElevenLabsRealtimeSTTService(api_key=CLIENT_TOKEN, base_url=session_environment.host, sample_rate=RATE)
         frames = [InputAudioRawFrame(SECOND, RATE, 1), VADUserStoppedSpeakingFrame()]
-        return await pipecat_runs(ear, frames, TranscriptionFrame)
+        return await pipecat_runs(transcriber, frames, TranscriptionFrame)
 
     assert [bool(frame.text) for frame in within_time(main())] == [True]
-    line.check(SCRIBE)
+    session_environment.check(SCRIBE)

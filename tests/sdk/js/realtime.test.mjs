@@ -1,28 +1,28 @@
-// The official JavaScript clients' sockets through Keychoir: a session works, whichever keys refuse it.
+// WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that refuse.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { house, node } from "./house.mjs";
+import { startEnvironment, node } from "./proxy.mjs";
 import { CLIENT_TOKEN, SESSIONS } from "./sessions.mjs";
 
 const FIRST = ["sk_session_number_0001", "sk_session_number_0002"];
 const LAST = "sk_session_number_0003";
 
-/** How the first two keys stand: what the simulator is told of them, and their credits. */
-const STANDINGS = {
+/** The states of the first two keys: the fault in the simulator, and the credits. */
+const KEY_STATES = {
   "every key serves": { refused: [], credits: 1_000_000 },
   "the first keys are invalid": { refused: FIRST, fault: "invalid", credits: 1_000_000 },
   "the first keys are spent": { refused: FIRST, credits: 0 },
   "the first keys are busy": { refused: FIRST, fault: "concurrency", credits: 1_000_000 },
 };
 
-/** What the provider must have seen of a session that was held. */
-async function check(started, { path, isMinted }, refused) {
-  const ledger = await started.ledger();
-  assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the client's token arrived");
+/** Asserts that the provider received a session with each refused key and then one with the serving key. */
+async function check(environment, { path, isMinted }, refused) {
+  const ledger = await environment.ledger();
+  assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider received the client token");
   const sessions = ledger.requests.filter((request) => request.socket);
   for (const session of sessions) assert.ok(session.path_and_query.startsWith(path), session.path_and_query);
   const serving = refused.length ? LAST : FIRST[0];
@@ -35,49 +35,49 @@ async function check(started, { path, isMinted }, refused) {
   assert.deepEqual(sessions.map((session) => Boolean(session.socket.refused)), [...refused.map(() => true), false]);
 }
 
-/** A house whose first keys stand so, and which is reached over this scheme. */
+/** Starts a proxy whose first keys have a given state, for sessions over this scheme. */
 async function open({ fault, credits }, scheme) {
   const keys = Object.fromEntries([...FIRST.map((key) => [key, credits]), [LAST, 1_000_000]]);
-  // Nothing but sessions asks the keys: a refusal is met there and nowhere before.
-  const started = await house(keys, { KEYCHOIR_QUOTA_POLLING__ENABLED: "false" });
-  if (fault) for (const key of FIRST) await started.fault(key, fault);
-  await started.configure(`websocket.signed_url_base = "${started.url.replace("http", scheme)}"`);
-  return started;
+  // Quota polling is disabled, so that a session is the first to be refused.
+  const environment = await startEnvironment(keys, { KEYCHOIR_QUOTA_POLLING__ENABLED: "false" });
+  if (fault) for (const key of FIRST) await environment.fault(key, fault);
+  await environment.configure(`websocket.signed_url_base = "${environment.url.replace("http", scheme)}"`);
+  return environment;
 }
 
-for (const [standing, how] of Object.entries(STANDINGS)) {
+for (const [keyState, options] of Object.entries(KEY_STATES)) {
   for (const [name, session] of Object.entries(SESSIONS)) {
-    test(`${name} over ws: ${standing}`, async () => {
-      const started = await open(how, "ws");
+    test(`${name} over ws: ${keyState}`, async () => {
+      const environment = await open(options, "ws");
       try {
-        await session.hold(started.url);
-        await check(started, session, how.refused);
+        await session.run(environment.url);
+        await check(environment, session, options.refused);
       } finally {
-        await started.close();
+        await environment.close();
       }
     });
   }
 
-  // One other Node, which takes a second to load the clients, for all of them.
-  test(`over wss: ${standing}`, async (t) => {
+  // All sessions share one Node process, because loading the clients takes a second.
+  test(`over wss: ${keyState}`, async (t) => {
     const names = Object.keys(SESSIONS);
     const folder = mkdtempSync(join(tmpdir(), "keychoir-"));
-    const houses = await Promise.all(names.map(() => open(how, "wss")));
+    const environments = await Promise.all(names.map(() => open(options, "wss")));
     try {
-      const authorities = await Promise.all(houses.map((started) => started.authority()));
+      const authorities = await Promise.all(environments.map((environment) => environment.authority()));
       const NODE_EXTRA_CA_CERTS = join(folder, "authorities.pem");
       writeFileSync(NODE_EXTRA_CA_CERTS, authorities.map((path) => readFileSync(path, "utf8")).join(""));
-      const bases = houses.map(({ url }) => url.replace("http://", "https://"));
-      const script = `import { holdAll } from "./sessions.mjs"; console.log(JSON.stringify(await holdAll(${JSON.stringify(bases)})));`;
+      const bases = environments.map(({ url }) => url.replace("http://", "https://"));
+      const script = `import { runAll } from "./sessions.mjs"; console.log(JSON.stringify(await runAll(${JSON.stringify(bases)})));`;
       const failures = JSON.parse((await node(script, { NODE_EXTRA_CA_CERTS })).split("\n").at(-2));
       for (const [index, name] of names.entries()) {
         await t.test(name, async () => {
           assert.equal(failures[index], null);
-          await check(houses[index], SESSIONS[name], how.refused);
+          await check(environments[index], SESSIONS[name], options.refused);
         });
       }
     } finally {
-      for (const started of houses) await started.close();
+      for (const environment of environments) await environment.close();
       rmSync(folder, { recursive: true });
     }
   });

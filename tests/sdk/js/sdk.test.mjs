@@ -1,9 +1,9 @@
-// The official JavaScript SDK through Keychoir: everything works, also while keys run out.
+// Calls of the official JavaScript SDK through Keychoir, also while keys run out of credits.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ElevenLabsClient, ElevenLabsError } from "@elevenlabs/elevenlabs-js";
-import { house, node } from "./house.mjs";
+import { startEnvironment, node } from "./proxy.mjs";
 
 const VOICE = "21m00Tcm4TlvDq8ikWAM";
 const modelId = "eleven_multilingual_v2";
@@ -35,9 +35,9 @@ const CALLS = {
     assert.ok(audio.length > 16_000);
   },
   "with timestamps": async (client) => {
-    const answer = await client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
-    assert.ok(isMp3(Buffer.from(answer.audioBase64, "base64")));
-    assert.equal(answer.alignment.characters.join(""), text);
+    const response = await client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
+    assert.ok(isMp3(Buffer.from(response.audioBase64, "base64")));
+    assert.equal(response.alignment.characters.join(""), text);
   },
   "stream with timestamps": async (client) => {
     const chunks = [];
@@ -60,37 +60,37 @@ const CALLS = {
   },
 };
 
-/** Runs `body` with a house around it that is closed, and checked, also when it fails. */
-async function within(keys, body) {
-  const started = await house(keys);
+/** Runs `body` with a proxy, which is always closed and checked afterwards. */
+async function withEnvironment(keys, body) {
+  const environment = await startEnvironment(keys);
   try {
-    await body(started, new ElevenLabsClient({ baseUrl: started.url, apiKey: "anything-the-app-sends" }));
+    await body(environment, new ElevenLabsClient({ baseUrl: environment.url, apiKey: "anything-the-app-sends" }));
   } finally {
-    await started.close();
+    await environment.close();
   }
 }
 
 test("every call works", async (t) => {
-  await within(RICH, async (_, client) => {
+  await withEnvironment(RICH, async (_, client) => {
     for (const [name, call] of Object.entries(CALLS)) await t.test(name, () => call(client));
   });
 });
 
 test("every call succeeds while keys run out", async () => {
-  await within(FEW, async (started, client) => {
+  await withEnvironment(FEW, async (environment, client) => {
     for (let round = 0; round < 3; round += 1) for (const call of Object.values(CALLS)) await call(client);
-    // What is left of them serves shorter texts.
-    const spent = (await started.status()).keys.filter((key) => key.remainingCharacters < text.length);
+    // Their remaining credits suffice only for shorter texts.
+    const spent = (await environment.status()).keys.filter((key) => key.remainingCharacters < text.length);
     assert.equal(spent.length, 3);
   });
 });
 
-test("when all is spent the SDK throws its own error after one request", async () => {
-  await within(POOR, async (started, client) => {
+test("an exhausted pool throws an SDK error after one request", async () => {
+  await withEnvironment(POOR, async (environment, client) => {
     const speak = () => client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
     await speak();
     await speak();
-    const before = (await started.ledger()).totals.requests;
+    const before = (await environment.ledger()).totals.requests;
     await assert.rejects(speak, (error) => {
       assert.ok(error instanceof ElevenLabsError);
       assert.equal(error.statusCode, 401);
@@ -98,23 +98,23 @@ test("when all is spent the SDK throws its own error after one request", async (
       assert.ok(error.requestId);
       return true;
     });
-    assert.ok((await started.ledger()).totals.requests - before <= 2, "each key is asked at most once");
-    const ended = await started.events("request_ended");
+    assert.ok((await environment.ledger()).totals.requests - before <= 2, "each key receives at most one request");
+    const ended = await environment.events("request_ended");
     assert.equal(ended.filter((event) => event.status === 401 && event.method === "POST").length, 1);
   });
 });
 
-test("https works for a Node that was told whom to trust, and for no other", async () => {
-  await within(RICH, async (started) => {
+test("https works only for a Node process with the CA certificate", async () => {
+  await withEnvironment(RICH, async (environment) => {
     const speak = (host) => `
       import { ElevenLabsClient } from "@elevenlabs/elevenlabs-js";
-      const baseUrl = "${started.url.replace("http://127.0.0.1", `https://${host}`)}";
+      const baseUrl = "${environment.url.replace("http://127.0.0.1", `https://${host}`)}";
       const client = new ElevenLabsClient({ baseUrl, apiKey: "anything-the-app-sends", maxRetries: 0 });
       let length = 0;
       for await (const chunk of await client.textToSpeech.convert("${VOICE}", { text: "${text}", modelId: "${modelId}" }))
         length += chunk.length;
       console.log(length);`;
-    const NODE_EXTRA_CA_CERTS = await started.authority();
+    const NODE_EXTRA_CA_CERTS = await environment.authority();
     for (const host of ["127.0.0.1", "localhost"]) {
       assert.ok(Number(await node(speak(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
     }
@@ -122,9 +122,9 @@ test("https works for a Node that was told whom to trust, and for no other", asy
   });
 });
 
-test("what belongs to an account stays with it", async () => {
+test("resources of an account are requested with its key", async () => {
   const accounts = { sk_account_number_0001: 200, sk_account_number_0002: 2_000, sk_account_number_0003: 1_000_000 };
-  await within(accounts, async (started, client) => {
+  await withEnvironment(accounts, async (environment, client) => {
     const speak = async (voice, more = {}) => {
       const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...more }).withRawResponse();
       assert.ok(isMp3(await bytes(data)));
@@ -137,9 +137,9 @@ test("what belongs to an account stays with it", async () => {
     const first = await speak(voiceId);
     await speak(voiceId, { previousRequestIds: [first.request] });
     for (let spoken = 0; spoken < 4; spoken += 1) await speak(VOICE);
-    assert.ok((await started.status()).keys[0].remainingCharacters < text.length);
+    assert.ok((await environment.status()).keys[0].remainingCharacters < text.length);
 
-    // The key in use is that of another account now; reading costs no credits.
+    // The pool now uses the key of another account. Reading costs no credits.
     assert.equal((await client.history.get(first.item)).voiceId, voiceId);
     assert.ok(isMp3(await bytes(await client.history.getAudio(first.item))));
     assert.ok((await listed()).includes(voiceId));

@@ -1,14 +1,14 @@
-// Sessions on sockets, as the official JavaScript clients hold them.
+// WebSocket sessions of the official JavaScript clients.
 
 import assert from "node:assert/strict";
 import { AudioFormat, ElevenLabsClient, RealtimeEvents } from "@elevenlabs/elevenlabs-js";
 import { Conversation, Scribe, RealtimeEvents as ScribeEvents } from "@elevenlabs/client";
 import { WebSocket } from "ws";
 
-// Made for browsers; of what these have, a Node before 22 lacks only this.
+// `@elevenlabs/client` needs a global WebSocket, which Node before 22 lacks.
 globalThis.WebSocket ??= WebSocket;
 
-/** What a client calls its key is its own affair; nothing of it may reach the provider. */
+/** The credential of the client, which must not reach the provider. */
 export const CLIENT_TOKEN = "anything-the-app-sends";
 
 const agentId = "agent_of_the_simulator";
@@ -16,10 +16,10 @@ const modelId = "scribe_v2_realtime";
 const sampleRate = 16_000;
 const second = Buffer.alloc(2 * sampleRate).toString("base64");
 
-const clientOf = (base) => new ElevenLabsClient({ baseUrl: base, apiKey: CLIENT_TOKEN, maxRetries: 0 });
-const socketOf = (base) => base.replace(/^http/, "ws");
+const createClient = (base) => new ElevenLabsClient({ baseUrl: base, apiKey: CLIENT_TOKEN, maxRetries: 0 });
+const webSocketUrl = (base) => base.replace(/^http/, "ws");
 
-/** Says a second of silence and waits for what it becomes. */
+/** Sends a second of silence and waits for its transcript. */
 async function transcribe(connection, events) {
   const text = await new Promise((resolve, reject) => {
     connection.on(events.ERROR, (error) => reject(new Error(JSON.stringify(error))));
@@ -35,9 +35,9 @@ async function transcribe(connection, events) {
   assert.ok(text);
 }
 
-/** Writes to an agent, and waits for what it answers. */
+/** Sends a message to an agent and waits for its response. */
 async function converse(options) {
-  const { promise: answered, resolve, reject } = withResolvers();
+  const { promise: response, resolve, reject } = withResolvers();
   const conversation = await Conversation.startSession({
     ...options,
     textOnly: true,
@@ -45,7 +45,7 @@ async function converse(options) {
     onDisconnect: (details) => reject(new Error(JSON.stringify(details))),
   });
   conversation.sendUserMessage("How are you?");
-  assert.ok(await answered);
+  assert.ok(await response);
   assert.match(conversation.getId(), /^conv_/);
   await conversation.endSession();
 }
@@ -58,49 +58,49 @@ function withResolvers() {
 }
 
 const transcribeWithKey = async (base) => {
-  const connection = await clientOf(base).speechToText.realtime.connect({ modelId, audioFormat: AudioFormat.PCM_16000, sampleRate });
+  const connection = await createClient(base).speechToText.realtime.connect({ modelId, audioFormat: AudioFormat.PCM_16000, sampleRate });
   await transcribe(connection, RealtimeEvents);
 };
 
-const converseWith = (more) => (base) => converse({ origin: socketOf(base), agentId, ...more });
+const converseWith = (more) => (base) => converse({ origin: webSocketUrl(base), agentId, ...more });
 
 const SCRIBE = "/v1/speech-to-text/realtime?";
 const CONVERSATION = "/v1/convai/conversation?";
 
 /**
- * Every session by its name: where it arrives, and how it is held through the proxy at `base`. One that `isMinted` is
- * with the account that gave its token or its URL; that costs nobody anything, so a session before it tells which keys
- * are spent.
+ * The sessions by name: their path at the provider, and the function that runs them through the proxy at `base`. A
+ * session with `isMinted` uses the account that created its token or URL. Creating these is free, so an earlier session
+ * detects exhausted keys.
  */
 export const SESSIONS = {
-  "elevenlabs-js transcribes": { path: SCRIBE, hold: transcribeWithKey },
+  "elevenlabs-js transcribes": { path: SCRIBE, run: transcribeWithKey },
   "a browser transcribes with a token": {
     path: SCRIBE,
     isMinted: true,
-    hold: async (base) => {
+    run: async (base) => {
       await transcribeWithKey(base);
-      const { token } = await clientOf(base).tokens.singleUse.create("realtime_scribe");
-      await transcribe(Scribe.connect({ baseUri: socketOf(base), token, modelId, audioFormat: "pcm_16000", sampleRate }), ScribeEvents);
+      const { token } = await createClient(base).tokens.singleUse.create("realtime_scribe");
+      await transcribe(Scribe.connect({ baseUri: webSocketUrl(base), token, modelId, audioFormat: "pcm_16000", sampleRate }), ScribeEvents);
     },
   },
-  "a browser writes to an agent": { path: CONVERSATION, hold: converseWith({}) },
-  "a browser with a token of its own writes to an agent": { path: CONVERSATION, hold: converseWith({ authorization: CLIENT_TOKEN }) },
+  "a browser writes to an agent": { path: CONVERSATION, run: converseWith({}) },
+  "a browser with a token of its own writes to an agent": { path: CONVERSATION, run: converseWith({ authorization: CLIENT_TOKEN }) },
   "a browser with a signed URL writes to an agent": {
     path: CONVERSATION,
     isMinted: true,
-    hold: async (base) => {
+    run: async (base) => {
       await converseWith({})(base);
-      const { signedUrl } = await clientOf(base).conversationalAi.conversations.getSignedUrl({ agentId });
+      const { signedUrl } = await createClient(base).conversationalAi.conversations.getSignedUrl({ agentId });
       await converse({ signedUrl });
     },
   },
 };
 
-/** Holds each session through the proxy of its own at the same place of `bases`; null for each that went well. */
-export async function holdAll(bases) {
+/** Runs each session through the proxy with the same index in `bases`. Returns null for each session that succeeded. */
+export async function runAll(bases) {
   const failures = [];
-  for (const [index, { hold }] of Object.values(SESSIONS).entries()) {
-    failures.push(await hold(bases[index]).then(() => null, (error) => String(error?.stack ?? error)));
+  for (const [index, { run }] of Object.values(SESSIONS).entries()) {
+    failures.push(await run(bases[index]).then(() => null, (error) => String(error?.stack ?? error)));
   }
   return failures;
 }

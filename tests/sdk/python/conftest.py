@@ -1,3 +1,3 @@
-"""What the tests of this folder are given."""
+"""The fixtures of the tests in this folder."""
 
-from fixtures import house, line  # noqa: F401
+from fixtures import session_environment, start_environment  # noqa: F401

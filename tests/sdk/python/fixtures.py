@@ -1,30 +1,30 @@
-"""What tests with real clients are given; `conftest.py` of each folder takes it over."""
+"""The fixtures of the tests with real clients. The `conftest.py` of each folder imports them."""
 
 import certifi
 import pytest
 
-from house import House
-from sessions import LINES, Line
+from proxy_process import ProxyEnvironment
+from sessions import SESSION_CASES, SessionEnvironment
 
 
 @pytest.fixture
-def house(tmp_path):
-    opened = []
+def start_environment(tmp_path):
+    environments = []
 
     def start(keys, **settings):
-        opened.append(House(keys, tmp_path, **settings))
-        return opened[-1]
+        environments.append(ProxyEnvironment(keys, tmp_path, **settings))
+        return environments[-1]
 
     yield start
-    for house in opened:
-        house.close()
+    for environment in environments:
+        environment.close()
 
 
-@pytest.fixture(params=LINES, ids=" ".join)
-def line(house, request, monkeypatch):
-    """A house whose keys stand so, and this process as a shell that has taken `keychoir env`."""
-    scheme, standing = request.param
-    opened = Line(house, scheme, standing)
+@pytest.fixture(params=SESSION_CASES, ids=" ".join)
+def session_environment(start_environment, request, monkeypatch):
+    """A proxy whose first keys have a given state. With wss, this process uses the variables of `keychoir env`."""
+    scheme, key_state = request.param
+    environment = SessionEnvironment(start_environment, scheme, key_state)
     if scheme == "wss":
-        monkeypatch.setenv("SSL_CERT_FILE", opened.bundle(SSL_CERT_FILE=certifi.where()))
-    return opened
+        monkeypatch.setenv("SSL_CERT_FILE", environment.bundle(SSL_CERT_FILE=certifi.where()))
+    return environment

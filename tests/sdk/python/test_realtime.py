@@ -1,4 +1,4 @@
-"""The official Python SDK's sockets through Keychoir: a session works, whichever keys refuse it."""
+"""WebSocket sessions of the official Python SDK through Keychoir, with keys that serve and keys that refuse."""
 
 import asyncio
 import base64
@@ -13,33 +13,33 @@ from elevenlabs import ElevenLabs
 from elevenlabs.conversational_ai.conversation import AudioInterface, Conversation
 from elevenlabs.realtime import AudioFormat, RealtimeEvents
 
-from sessions import CLIENT_TOKEN, PLAIN, SECRET
+from sessions import CLIENT_TOKEN, WS_CASES, WSS_CASES
 from test_sdk import MODEL, TEXT, VOICE, is_mp3
 
 AGENT = "agent_of_the_simulator"
 SPEECH = f"/v1/text-to-speech/{VOICE}/stream-input?"
 SCRIBE = "/v1/speech-to-text/realtime?"
 CONVERSATION = "/v1/convai/conversation?"
-WAIT_MAX_S = 30
+TIMEOUT_SECONDS = 30
 # A second of silence at 16 kHz.
 SECOND = bytes(32_000)
 
 
-def client_of(line):
-    return ElevenLabs(base_url=line.http, api_key=CLIENT_TOKEN)
+def create_client(session_environment):
+    return ElevenLabs(base_url=session_environment.http, api_key=CLIENT_TOKEN)
 
 
-# Whatever the base URL is, this call knows wss alone.
-@pytest.mark.parametrize("line", SECRET, indirect=True, ids=" ".join)
-def test_text_becomes_speech_while_it_is_written(line):
+# This call always uses wss.
+@pytest.mark.parametrize("session_environment", WSS_CASES, indirect=True, ids=" ".join)
+def test_streamed_text_is_synthesized(session_environment):
     words = (f"{word} " for word in TEXT.split())
-    spoken = client_of(line).text_to_speech.convert_realtime(VOICE, text=words, model_id=MODEL)
+    spoken = create_client(session_environment).text_to_speech.convert_realtime(VOICE, text=words, model_id=MODEL)
     assert is_mp3(b"".join(spoken))
-    assert line.check(SPEECH)["spoken"].split() == TEXT.split()
+    assert session_environment.check(SPEECH)["spoken"].split() == TEXT.split()
 
 
 async def transcribe(client, **options):
-    """What becomes of a second of silence."""
+    """Transcribes a second of silence."""
     connection = await client.speech_to_text.realtime.connect(
         {"model_id": "scribe_v2_realtime", "audio_format": AudioFormat.PCM_16000, "sample_rate": 16_000, **options}
     )
@@ -59,41 +59,41 @@ async def transcribe(client, **options):
     await connection.send({"audio_base_64": base64.b64encode(SECOND).decode()})
     await connection.commit()
     try:
-        transcript = await asyncio.wait_for(committed, WAIT_MAX_S)
+        transcript = await asyncio.wait_for(committed, TIMEOUT_SECONDS)
     finally:
         await connection.close()
-        await asyncio.wait_for(ended.wait(), WAIT_MAX_S)
+        await asyncio.wait_for(ended.wait(), TIMEOUT_SECONDS)
     assert [event["message_type"] for event in events] == ["session_started"]
     return transcript["text"]
 
 
-def test_speech_becomes_text_while_it_is_spoken(line):
-    assert asyncio.run(transcribe(client_of(line), keyterms=["one term", "another"]))
-    assert line.sessions()[-1]["path_and_query"].endswith("keyterms=one%20term&keyterms=another")
-    session = line.check(SCRIBE)
+def test_streamed_audio_is_transcribed(session_environment):
+    assert asyncio.run(transcribe(create_client(session_environment), keyterms=["one term", "another"]))
+    assert session_environment.sessions()[-1]["path_and_query"].endswith("keyterms=one%20term&keyterms=another")
+    session = session_environment.check(SCRIBE)
     assert session["text_messages"] == 2
     assert session["close_received"] == {"code": 1000, "reason": "User ended conversation"}
 
 
-def test_a_single_use_token_opens_a_session_of_the_account_that_gave_it(line):
-    client = client_of(line)
-    # Who gives one costs nobody anything: a key that is spent is known from a session before.
+def test_a_single_use_token_opens_a_session_with_the_account_that_created_it(session_environment):
+    client = create_client(session_environment)
+    # Creating a token is free, so the session before it must detect an exhausted key.
     assert asyncio.run(transcribe(client))
-    line.check(SCRIBE)
+    session_environment.check(SCRIBE)
     token = client.tokens.single_use.create("realtime_scribe").token
     assert asyncio.run(transcribe(client, token=token))
-    session = line.sessions()[-1]
-    assert session["socket"]["payer"] == line.serving
+    session = session_environment.sessions()[-1]
+    assert session["socket"]["payer"] == session_environment.serving
     assert f"token={token}" in session["path_and_query"]
 
 
-class Telephone(AudioInterface):
-    """Says this as soon as it is connected, and listens."""
+class FakeAudioInterface(AudioInterface):
+    """Sends this audio when the session is connected, and receives audio."""
 
     def __init__(self, says):
         self._says = says
         self.connected = threading.Event()
-        self.heard = threading.Event()
+        self.received_audio = threading.Event()
 
     def start(self, input_callback):
         if self._says:
@@ -105,21 +105,21 @@ class Telephone(AudioInterface):
 
     def output(self, audio):
         assert audio
-        self.heard.set()
+        self.received_audio.set()
 
     def interrupt(self):
         pass
 
 
 @contextlib.contextmanager
-def talk_to_agent(line, telephone, requires_auth=False, **more):
-    """A session, which ends well."""
+def open_conversation(session_environment, audio_interface, requires_auth=False, **more):
+    """Opens a conversation and asserts that the user ends it."""
     ended = []
     talk = Conversation(
-        client_of(line),
+        create_client(session_environment),
         AGENT,
         requires_auth=requires_auth,
-        audio_interface=telephone,
+        audio_interface=audio_interface,
         callback_disconnect=ended.append,
         **more,
     )
@@ -133,39 +133,39 @@ def talk_to_agent(line, telephone, requires_auth=False, **more):
     assert [details.reason for details in ended] == ["user"]
 
 
-def test_an_agent_is_talked_to(line):
-    telephone = Telephone(SECOND)
-    with talk_to_agent(line, telephone):
-        assert telephone.heard.wait(WAIT_MAX_S)
-    assert line.check(CONVERSATION)["text_messages"] >= 2
+def test_a_voice_conversation_with_an_agent_works(session_environment):
+    audio_interface = FakeAudioInterface(SECOND)
+    with open_conversation(session_environment, audio_interface):
+        assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
+    assert session_environment.check(CONVERSATION)["text_messages"] >= 2
 
 
-def test_an_agent_is_written_to(line):
-    telephone = Telephone(b"")
-    answers = queue.Queue()
-    with talk_to_agent(line, telephone, callback_agent_response=answers.put) as talk:
-        assert telephone.connected.wait(WAIT_MAX_S)
+def test_a_text_conversation_with_an_agent_works(session_environment):
+    audio_interface = FakeAudioInterface(b"")
+    responses = queue.Queue()
+    with open_conversation(session_environment, audio_interface, callback_agent_response=responses.put) as talk:
+        assert audio_interface.connected.wait(TIMEOUT_SECONDS)
         talk.send_user_message("How are you?")
-        assert answers.get(timeout=WAIT_MAX_S)
+        assert responses.get(timeout=TIMEOUT_SECONDS)
         talk.send_user_message("And now?")
-        assert answers.get(timeout=WAIT_MAX_S)
-    assert line.check(CONVERSATION)["text_messages"] >= 3
+        assert responses.get(timeout=TIMEOUT_SECONDS)
+    assert session_environment.check(CONVERSATION)["text_messages"] >= 3
 
 
-def test_an_agent_that_wants_a_signed_url_is_talked_to(line):
-    # Who signs one costs nobody anything: a key that is spent is known from a session before.
+def test_a_conversation_with_a_signed_url_works(session_environment):
+    # Signing a URL is free, so the session before it must detect an exhausted key.
     for requires_auth in (False, True):
-        telephone = Telephone(SECOND)
-        with talk_to_agent(line, telephone, requires_auth):
-            assert telephone.heard.wait(WAIT_MAX_S)
+        audio_interface = FakeAudioInterface(SECOND)
+        with open_conversation(session_environment, audio_interface, requires_auth):
+            assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
         if not requires_auth:
-            line.check(CONVERSATION)
-    session = line.sessions()[-1]
-    assert session["socket"]["payer"] == line.serving
+            session_environment.check(CONVERSATION)
+    session = session_environment.sessions()[-1]
+    assert session["socket"]["payer"] == session_environment.serving
     assert "conversation_signature=" in session["path_and_query"]
 
 
-PLACES = {
+CREDENTIAL_FORMS = {
     "a header": ({"xi-api-key": CLIENT_TOKEN}, "", {}),
     "a bearer token": ({"Authorization": f"Bearer {CLIENT_TOKEN}"}, "", {}),
     "a query": ({}, f"&authorization={CLIENT_TOKEN}", {}),
@@ -175,17 +175,17 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("line", PLAIN[:3], indirect=True, ids=" ".join)
-def test_a_credential_arrives_nowhere_wherever_it_is_presented(line):
+@pytest.mark.parametrize("session_environment", WS_CASES[:3], indirect=True, ids=" ".join)
+def test_a_client_credential_does_not_reach_the_provider(session_environment):
     async def speak(headers, query, member):
-        url = f"{line.ws}/v1/text-to-speech/{VOICE}/stream-input?model_id={MODEL}{query}"
+        url = f"{session_environment.ws}/v1/text-to-speech/{VOICE}/stream-input?model_id={MODEL}{query}"
         async with websockets.connect(url, additional_headers=headers) as socket:
             for message in ({"text": " ", **member}, {"text": f"{TEXT} "}, {"text": ""}):
                 await socket.send(json.dumps(message))
             return [json.loads(message) async for message in socket]
 
-    for place in PLACES.values():
-        answers = asyncio.run(asyncio.wait_for(speak(*place), WAIT_MAX_S))
-        assert answers[-1]["isFinal"] is True
-        assert any(answer.get("audio") for answer in answers)
-    assert line.check(SPEECH, served=len(PLACES))["spoken"].strip() == TEXT
+    for form in CREDENTIAL_FORMS.values():
+        responses = asyncio.run(asyncio.wait_for(speak(*form), TIMEOUT_SECONDS))
+        assert responses[-1]["isFinal"] is True
+        assert any(response.get("audio") for response in responses)
+    assert session_environment.check(SPEECH, served=len(CREDENTIAL_FORMS))["spoken"].strip() == TEXT

@@ -1,4 +1,4 @@
-"""The official Python SDK through Keychoir: everything works, also while keys run out."""
+"""Calls of the official Python SDK through Keychoir, also while keys run out of credits."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from elevenlabs.core.api_error import ApiError
 VOICE = "21m00Tcm4TlvDq8ikWAM"
 MODEL = "eleven_multilingual_v2"
 TEXT = "The quick brown fox jumps over the lazy dog."
-# What a client calls its key is its own affair; nothing of it may reach the provider.
+# The credential of the client, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
 RICH = {"sk_rich_one": 1_000_000}
@@ -27,13 +27,13 @@ def is_mp3(audio):
     return len(audio) > 1_000 and (audio[:3] == b"ID3" or (audio[0] == 0xFF and audio[1] & 0xE0 == 0xE0))
 
 
-def spent_keys(house):
-    """Those that cannot pay for the text any more; what is left serves shorter ones."""
-    return [key for key in house.keychoir.status()["keys"] if key["remainingCharacters"] < len(TEXT)]
+def exhausted_keys(environment):
+    """Returns the keys whose remaining credits do not suffice for the text."""
+    return [key for key in environment.keychoir.status()["keys"] if key["remainingCharacters"] < len(TEXT)]
 
 
 class Calls:
-    """Every kind of call, each saying whether its answer is right."""
+    """The calls of the SDK. Each asserts that its response is correct."""
 
     def __init__(self, url):
         self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
@@ -47,9 +47,9 @@ class Calls:
         assert len(b"".join(chunks)) > 16_000
 
     def with_timestamps(self):
-        answer = self.client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
-        assert is_mp3(base64.b64decode(answer.audio_base_64))
-        assert "".join(answer.alignment.characters) == TEXT
+        response = self.client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
+        assert is_mp3(base64.b64decode(response.audio_base_64))
+        assert "".join(response.alignment.characters) == TEXT
 
     def stream_with_timestamps(self):
         chunks = list(self.client.text_to_speech.stream_with_timestamps(VOICE, text=TEXT, model_id=MODEL))
@@ -73,8 +73,8 @@ class Calls:
     def speech_to_text(self):
         recording = io.BytesIO(b"RIFF" + b"\x00" * 300_000)
         recording.name = "recording.wav"
-        answer = self.client.speech_to_text.convert(model_id="scribe_v2", file=recording)
-        assert answer.text and answer.words
+        response = self.client.speech_to_text.convert(model_id="scribe_v2", file=recording)
+        assert response.text and response.words
 
     def sound_effect(self):
         assert is_mp3(b"".join(self.client.text_to_sound_effects.convert(text="rain", duration_seconds=1)))
@@ -98,27 +98,27 @@ class Calls:
 
 
 @pytest.mark.parametrize("call", Calls.ALL, ids=lambda call: call.__name__)
-def test_a_call_works(house, call):
-    call(Calls(house(RICH).url))
+def test_a_call_works(start_environment, call):
+    call(Calls(start_environment(RICH).url))
 
 
-def test_every_call_succeeds_while_keys_run_out(house):
-    started = house(FEW)
-    calls = Calls(started.url)
+def test_every_call_succeeds_while_keys_run_out(start_environment):
+    environment = start_environment(FEW)
+    calls = Calls(environment.url)
     for call in Calls.ALL * 2:
         call(calls)
-    assert len(spent_keys(started)) == 3
-    assert started.keychoir.events("key_passed_over"), "the log tells of it"
+    assert len(exhausted_keys(environment)) == 3
+    assert environment.keychoir.events("key_passed_over"), "the log reports the exhausted keys"
 
 
-def test_the_async_client_works_while_keys_run_out(house):
-    started = house(FEW)
+def test_the_async_client_works_while_keys_run_out(start_environment):
+    environment = start_environment(FEW)
 
     async def speak(client):
         return b"".join([chunk async for chunk in client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL)])
 
     async def main():
-        client = AsyncElevenLabs(base_url=started.url, api_key=CLIENT_TOKEN)
+        client = AsyncElevenLabs(base_url=environment.url, api_key=CLIENT_TOKEN)
         spoken = await asyncio.gather(*(speak(client) for _ in range(12)))
         assert all(map(is_mp3, spoken))
         assert (await client.voices.get_all()).voices
@@ -130,12 +130,12 @@ def test_the_async_client_works_while_keys_run_out(house):
         assert timed.alignment.characters
 
     asyncio.run(main())
-    assert len(spent_keys(started)) == 3
+    assert len(exhausted_keys(environment)) == 3
 
 
-def test_when_all_is_spent_the_sdk_raises_its_own_error_after_one_request(house):
-    started = house(POOR)
-    client = ElevenLabs(base_url=started.url, api_key=CLIENT_TOKEN)
+def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environment):
+    environment = start_environment(POOR)
+    client = ElevenLabs(base_url=environment.url, api_key=CLIENT_TOKEN)
     with pytest.raises(ApiError) as raised:
         for _ in range(3):
             list(client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL))
@@ -143,22 +143,22 @@ def test_when_all_is_spent_the_sdk_raises_its_own_error_after_one_request(house)
     detail = raised.value.body["detail"]
     assert detail["status"] == "quota_exceeded"
     assert detail["message"].startswith("All ElevenLabs API keys are exhausted or rate limited")
-    before = started.simulator.ledger()["totals"]["requests"]
+    before = environment.simulator.ledger()["totals"]["requests"]
 
     with pytest.raises(ApiError):
         client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
-    assert started.simulator.ledger()["totals"]["requests"] == before, "an empty pool sends nothing upstream"
-    started.keychoir.process.line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
-    ended = [event for event in started.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
-    assert len(ended) == 1, "and the SDK does not try again"
+    assert environment.simulator.ledger()["totals"]["requests"] == before, "an exhausted pool sends no request upstream"
+    environment.keychoir.process.wait_for_line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
+    ended = [event for event in environment.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
+    assert len(ended) == 1, "the SDK does not retry"
 
 
 @pytest.fixture
-def trusting(house, monkeypatch):
-    """A house, and this process as a shell that has taken `keychoir env`."""
-    started = house(RICH)
-    monkeypatch.setenv("SSL_CERT_FILE", started.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"])
-    return started
+def trusting(start_environment, monkeypatch):
+    """A proxy, with the variables of `keychoir env` in this process."""
+    environment = start_environment(RICH)
+    monkeypatch.setenv("SSL_CERT_FILE", environment.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"])
+    return environment
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
@@ -177,22 +177,22 @@ def test_the_async_client_works_over_https(trusting):
     asyncio.run(main())
 
 
-def test_https_is_not_believed_by_who_was_not_told(house):
-    started = house(RICH)
-    client = ElevenLabs(base_url=started.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
+def test_https_fails_without_the_ca_certificate(start_environment):
+    environment = start_environment(RICH)
+    client = ElevenLabs(base_url=environment.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         client.models.list()
 
 
-def test_the_bundle_replaces_nothing_that_was_trusted(trusting):
+def test_the_bundle_contains_all_previously_trusted_certificates(trusting):
     count = len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
     bundle = trusting.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"]
     assert len(ssl.create_default_context(cafile=bundle).get_ca_certs()) == count + 1 > 100
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_the_certificate_is_believed_where_rules_are_strict(trusting, name):
-    # Python 3.13 and later are so by default.
+def test_the_certificate_passes_strict_verification(trusting, name):
+    # Python 3.13 and later verify strictly by default.
     context = ssl.create_default_context(cafile=trusting.keychoir.env()["NODE_EXTRA_CA_CERTS"])
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     host, port = trusting.url.removeprefix("http://").split(":")
@@ -206,7 +206,7 @@ ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 2_000, "sk_account_three": 
 
 
 class Studio:
-    """What an app does with a voice of its own."""
+    """The calls of an app with a cloned voice."""
 
     def __init__(self, url):
         self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
@@ -220,31 +220,31 @@ class Studio:
         return {voice.voice_id for voice in self.client.voices.get_all().voices}
 
     def speak(self, voice, **more):
-        """Speech; its request and its item of the history."""
+        """Requests speech. Returns the IDs of the request and of the history item."""
         speaking = self.client.text_to_speech.with_raw_response
-        with speaking.convert(voice, text=TEXT, model_id=MODEL, **more) as answer:
-            assert is_mp3(b"".join(answer.data))
-            return answer.headers["request-id"], answer.headers["history-item-id"]
+        with speaking.convert(voice, text=TEXT, model_id=MODEL, **more) as response:
+            assert is_mp3(b"".join(response.data))
+            return response.headers["request-id"], response.headers["history-item-id"]
 
-    def speak_until_another_account_serves(self, house):
-        passed_over = len(house.keychoir.events("key_passed_over"))
+    def speak_until_another_account_serves(self, environment):
+        passed_over = len(environment.keychoir.events("key_passed_over"))
         for _ in range(6):
             self.speak(VOICE)
-            if len(house.keychoir.events("key_passed_over")) > passed_over:
+            if len(environment.keychoir.events("key_passed_over")) > passed_over:
                 return
         raise AssertionError("the first account never ran out")
 
 
-def test_what_belongs_to_an_account_stays_with_it(house):
-    started = house(ACCOUNTS)
-    studio = Studio(started.url)
+def test_resources_of_an_account_are_requested_with_its_key(start_environment):
+    environment = start_environment(ACCOUNTS)
+    studio = Studio(environment.url)
     voice = studio.clone()
     assert voice in studio.voices()
     first_request, first_item = studio.speak(voice)
     studio.speak(voice, previous_request_ids=[first_request])
-    studio.speak_until_another_account_serves(started)
+    studio.speak_until_another_account_serves(environment)
 
-    # The key in use is that of another account now; reading costs no credits.
+    # The pool now uses the key of another account. Reading costs no credits.
     assert studio.client.history.get(first_item).voice_id == voice
     assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
     assert first_item in {item.history_item_id for item in studio.client.history.list().history}
@@ -253,7 +253,7 @@ def test_what_belongs_to_an_account_stays_with_it(house):
     studio.speak(VOICE, previous_request_ids=[second_request])
     assert is_mp3(b"".join(studio.client.history.get_audio(second_item)))
 
-    # Its owner cannot speak any more, and nobody else has the voice.
+    # The owner of the voice is exhausted, and no other account has the voice.
     with pytest.raises(ApiError) as raised:
         studio.speak(voice)
     assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (401, "owner_exhausted")
@@ -261,24 +261,24 @@ def test_what_belongs_to_an_account_stays_with_it(house):
         studio.speak(VOICE, previous_request_ids=[first_request, second_request])
     assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (400, "conflicting_owners")
 
-    # After a restart with the keys in another order, all of it is still known, except what is valid
-    # for hours only, such as the IDs of earlier requests.
-    started.restart(list(reversed(ACCOUNTS)))
-    studio = Studio(started.url)
+    # After a restart with the keys in another order, the owners are still known, except those of resources that
+    # are valid for hours only, such as request IDs.
+    environment.restart(list(reversed(ACCOUNTS)))
+    studio = Studio(environment.url)
     assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
     assert studio.client.voices.delete(voice).status == "ok"
 
 
-def test_a_voice_made_elsewhere_is_found(house):
-    started = house(ACCOUNTS)
+def test_the_owner_of_an_unknown_voice_is_found(start_environment):
+    environment = start_environment(ACCOUNTS)
     # Made with the third key and not through Keychoir.
-    elsewhere = ElevenLabs(base_url=started.simulator.url, api_key="sk_account_three")
+    elsewhere = ElevenLabs(base_url=environment.simulator.url, api_key="sk_account_three")
     sample = io.BytesIO(b"RIFF")
     sample.name = "sample.wav"
     voice = elsewhere.voices.ivc.create(name="Elsewhere", files=[sample]).voice_id
-    studio = Studio(started.url)
+    studio = Studio(environment.url)
     studio.speak(voice)
-    asked = started.simulator.ledger()["totals"]["requests"]
+    request_count = environment.simulator.ledger()["totals"]["requests"]
     studio.speak(voice)
-    assert started.simulator.ledger()["totals"]["requests"] == asked + 1, "from now on its owner is known"
+    assert environment.simulator.ledger()["totals"]["requests"] == request_count + 1, "the owner of the voice is now known"
     assert studio.client.voices.get(voice).voice_id == voice

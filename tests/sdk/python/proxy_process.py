@@ -1,4 +1,4 @@
-"""The binary as a person starts it: a simulated ElevenLabs, Keychoir before it, both on port 0."""
+"""Starts the binary as a simulated ElevenLabs and as Keychoir in front of it, both on port 0."""
 
 import contextlib
 import json
@@ -14,22 +14,22 @@ import urllib.request
 import uuid
 
 BINARY = os.environ.get("KEYCHOIR_BIN") or str(pathlib.Path(__file__).parents[3] / "target/debug/keychoir")
-WAIT_MAX_S = 30
+TIMEOUT_SECONDS = 30
 
 
 def clean_environment():
-    """This machine's environment without what concerns Keychoir."""
+    """Returns the environment without the variables of Keychoir."""
     foreign = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 def fingerprint(key):
-    """What a key is known by in the books."""
+    """Returns the fingerprint of a key in the database."""
     return hashlib.sha256(b"keychoir:key:1:" + key.encode()).hexdigest()
 
 
 class Process:
-    """A program whose output is read to its end, so that no pipe ever fills."""
+    """A program whose output is read continuously, so that it does not block on a full pipe."""
 
     def __init__(self, *arguments, stream, **environment):
         pipes = {stream: subprocess.PIPE}
@@ -52,46 +52,46 @@ class Process:
             self._ended = True
             self._changed.notify_all()
 
-    def line(self, wanted):
-        """The first line that `wanted` finds something in, as soon as it is there."""
+    def wait_for_line(self, parse):
+        """Waits for the first line of which `parse` returns a true value. Returns this value."""
         with self._changed:
-            found = self._changed.wait_for(lambda: self._find(wanted) or self._ended, WAIT_MAX_S)
-            found = self._find(wanted)
-            assert found, f"it said no such thing: {self.lines}"
+            found = self._changed.wait_for(lambda: self._find(parse) or self._ended, TIMEOUT_SECONDS)
+            found = self._find(parse)
+            assert found, f"the expected line is missing: {self.lines}"
             return found
 
-    def _find(self, wanted):
-        return next(filter(None, map(wanted, self.lines)), None)
+    def _find(self, parse):
+        return next(filter(None, map(parse, self.lines)), None)
 
     def signal(self, which):
         self._child.send_signal(which)
 
     def stop(self):
         self.signal(signal.SIGTERM)
-        code = self._child.wait(WAIT_MAX_S)
-        self._reader.join(WAIT_MAX_S)
+        code = self._child.wait(TIMEOUT_SECONDS)
+        self._reader.join(TIMEOUT_SECONDS)
         return code
 
 
 class Simulator:
     def __init__(self, keys):
-        arguments = [word for key, credits in keys.items() for word in ("--key", f"{key}={credits}")]
+        arguments = [argument for key, credits in keys.items() for argument in ("--key", f"{key}={credits}")]
         self.process = Process("simulate", "--listen", "127.0.0.1:0", *arguments, stream="stdout")
-        self.url = self.process.line(lambda line: next((word for word in line.split() if word.startswith("http://")), None))
+        self.url = self.process.wait_for_line(lambda line: next((word for word in line.split() if word.startswith("http://")), None))
 
-    def fault(self, key, always):
-        """What every request and every session with this key meets from now on."""
+    def set_fault(self, key, always):
+        """Sets the fault of all further requests and sessions with this key."""
         order = json.dumps({"key": key, "always": always}).encode()
         urllib.request.urlopen(f"{self.url}/_simulator/faults", order).close()
 
     def ledger(self):
-        with urllib.request.urlopen(f"{self.url}/_simulator/ledger") as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(f"{self.url}/_simulator/ledger") as response:
+            return json.load(response)
 
 
 class Keychoir:
     def __init__(self, keys, upstream, folder, **settings):
-        self.books = folder / "keychoir.db"
+        self.database = folder / "keychoir.db"
         self._file = folder / "keychoir.toml"
         self._file.touch()
         self.process = Process(
@@ -103,11 +103,11 @@ class Keychoir:
             stream="stderr",
             ELEVENLABS_API_KEYS=",".join(keys),
             KEYCHOIR_UPSTREAM__BASE_URL=upstream,
-            KEYCHOIR_STORAGE__PATH=str(self.books),
+            KEYCHOIR_STORAGE__PATH=str(self.database),
             KEYCHOIR_LOG__FORMAT="json",
             **settings,
         )
-        self.url = "http://" + self.process.line(self._address)
+        self.url = "http://" + self.process.wait_for_line(self._address)
 
     @staticmethod
     def _address(line):
@@ -115,52 +115,52 @@ class Keychoir:
         return event.get("event") == "server_started" and event["address"]
 
     def configure(self, text):
-        """Settles what cannot be known before it listens, and waits until it counts."""
+        """Writes the configuration file and waits until it is reloaded."""
         self._file.write_text(text)
         self.process.signal(signal.SIGHUP)
-        self.process.line(lambda line: json.loads(line).get("event") == "reloaded")
+        self.process.wait_for_line(lambda line: json.loads(line).get("event") == "reloaded")
 
     def env(self, **environment):
-        """What a shell knows after `eval "$(keychoir env)"`, with this environment."""
-        environment = {**clean_environment(), "KEYCHOIR_STORAGE__PATH": str(self.books), **environment}
+        """Returns the variables that `eval "$(keychoir env)"` sets in a shell with this environment."""
+        environment = {**clean_environment(), "KEYCHOIR_STORAGE__PATH": str(self.database), **environment}
         script = 'eval "$("$0" env)" && printf "%s\\n" "$SSL_CERT_FILE" "$NODE_EXTRA_CA_CERTS"'
         shell = subprocess.run(
-            ["/bin/sh", "-c", script, BINARY], env=environment, capture_output=True, text=True, timeout=WAIT_MAX_S
+            ["/bin/sh", "-c", script, BINARY], env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
         assert shell.returncode == 0, shell.stderr
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
-        """Events of one kind. Lines come in order: when that of this request is there, all before it are."""
+        """Returns the events with this name. The log is in order, so the event of a marker request follows all others."""
         marker = str(uuid.uuid4())
-        asked = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(asked) as answer:
-            answer.read()
-        self.process.line(lambda line: json.loads(line).get("request_id") == marker)
+        marker_request = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(marker_request) as response:
+            response.read()
+        self.process.wait_for_line(lambda line: json.loads(line).get("request_id") == marker)
         return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]
 
     def status(self):
-        with urllib.request.urlopen(f"{self.url}/api/elevenlabs-status") as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(f"{self.url}/api/elevenlabs-status") as response:
+            return json.load(response)
 
     def stop(self):
         assert self.process.stop() == 0
 
-    def spent(self):
-        """Credits by key, as the books have them, but for what is told later or never."""
-        with contextlib.closing(sqlite3.connect(self.books)) as books:
-            others = f"route NOT IN ({', '.join('?' for _ in UNTOLD)})"
-            rows = books.execute(f"SELECT key_hash, sum(credits) FROM attempts WHERE {others} GROUP BY key_hash", UNTOLD)
+    def recorded_credits(self):
+        """Returns the recorded credits by key, without routes whose cost is reported late or never."""
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
+            others = f"route NOT IN ({', '.join('?' for _ in ROUTES_WITHOUT_REPORTED_COST)})"
+            rows = database.execute(f"SELECT key_hash, sum(credits) FROM attempts WHERE {others} GROUP BY key_hash", ROUTES_WITHOUT_REPORTED_COST)
             return dict(rows.fetchall())
 
 
-# Sockets whose messages do not tell what they cost. The watch asks for an agent's price a second after its
-# end; a test may be over by then, or not.
-UNTOLD = ("/v1/speech-to-text/realtime", "/v1/convai/conversation")
+# WebSocket routes whose messages do not report the cost. Keychoir polls the price of a conversation a second after
+# its end, which may be after the end of a test.
+ROUTES_WITHOUT_REPORTED_COST = ("/v1/speech-to-text/realtime", "/v1/convai/conversation")
 
 
-class House:
-    """Keychoir before a simulator with these keys."""
+class ProxyEnvironment:
+    """Keychoir in front of a simulator with these keys."""
 
     def __init__(self, keys, folder, **settings):
         self.keys = keys
@@ -170,22 +170,22 @@ class House:
         self.url = self.keychoir.url
 
     def restart(self, keys):
-        """Keychoir alone, with the same books and these keys in this order."""
+        """Restarts Keychoir with the same database and with these keys in this order."""
         self.keychoir.stop()
         self.keychoir = Keychoir(keys, self.simulator.url, self._folder)
         self.url = self.keychoir.url
 
     def close(self):
-        """Ends both, and holds the books against the provider's ledger."""
+        """Stops both programs and compares the recorded credits with those that the provider charged."""
         self.keychoir.stop()
         ledger = self.simulator.ledger()
         self.simulator.process.stop()
         assert ledger["violations"] == []
         charged = {entry["key"]: entry["charged"] for entry in ledger["keys"]}
         for request in ledger["requests"]:
-            if request.get("socket") and request["path_and_query"].split("?")[0] in UNTOLD and request["charged"]:
+            if request.get("socket") and request["path_and_query"].split("?")[0] in ROUTES_WITHOUT_REPORTED_COST and request["charged"]:
                 charged[request["socket"]["payer"]] -= request["charged"]
-        spent = self.keychoir.spent()
-        booked = {key: spent.get(fingerprint(key), 0) for key in self.keys}
-        assert booked == charged
+        recorded_credits = self.keychoir.recorded_credits()
+        recorded = {key: recorded_credits.get(fingerprint(key), 0) for key in self.keys}
+        assert recorded == charged
         return ledger

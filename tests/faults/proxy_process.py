@@ -1,4 +1,4 @@
-"""Keychoir before a simulated ElevenLabs, as the fault scripts start them."""
+"""Starts Keychoir in front of a simulated ElevenLabs, for the fault scripts."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ import urllib.request
 KEYS = [f"sk_faults_key_number_{number}" for number in range(3)]
 
 
-def start(arguments, stream, pattern, files_max=None, **environment):
-    """Starts a program and waits for the line that says where it listens."""
-    limit = files_max and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max)))
+def start_program(arguments, stream, pattern, max_files=None, **environment):
+    """Starts a program and waits for the line with its address."""
+    limit = max_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)))
     child = subprocess.Popen(
         arguments,
         env={**os.environ, **environment},
@@ -24,23 +24,23 @@ def start(arguments, stream, pattern, files_max=None, **environment):
         **{stream: subprocess.PIPE},
     )
     for line in getattr(child, stream):
-        found = re.search(pattern, line)
-        if found:
-            return child, found.group(1)
+        match = re.search(pattern, line)
+        if match:
+            return child, match.group(1)
     raise SystemExit(f"{arguments} did not start")
 
 
 @contextlib.contextmanager
-def house(binary, files_max=None, before=(), **settings):
-    """Both programs, Keychoir's behind the words `before`; yields Keychoir's process, its port, and the simulator's URL."""
-    given = [word for key in KEYS for word in ("--key", f"{key}=1000000000")]
+def start_proxy(binary, max_files=None, before=(), **settings):
+    """Starts both programs, Keychoir with the command prefix `before`. Yields its process, its port and the URL of the simulator."""
+    key_arguments = [argument for key in KEYS for argument in ("--key", f"{key}=1000000000")]
     with tempfile.TemporaryDirectory() as folder:
-        simulator, upstream = start([binary, "simulate", "--listen", "127.0.0.1:0", *given], "stdout", r"(http://\S+)")
-        keychoir, port = start(
+        simulator, upstream = start_program([binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments], "stdout", r"(http://\S+)")
+        keychoir, port = start_program(
             [*before, binary, "serve", "--listen", "127.0.0.1:0"],
             "stderr",
             r"Server started at http://127\.0\.0\.1:(\d+)",
-            files_max,
+            max_files,
             **{
                 "ELEVENLABS_API_KEYS": ",".join(KEYS),
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
@@ -59,8 +59,8 @@ def house(binary, files_max=None, before=(), **settings):
                 child.wait(60)
 
 
-def memory(process, field="VmRSS"):
-    """Bytes of a process: VmRSS now, VmHWM at the most."""
+def memory_bytes(process, field="VmRSS"):
+    """Returns the memory of a process: `VmRSS` is the current value, `VmHWM` the peak."""
     with open(f"/proc/{process.pid}/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
@@ -71,12 +71,12 @@ def processor_seconds(process):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def requests(upstream):
-    """Requests that the provider has seen."""
-    with urllib.request.urlopen(f"{upstream}/_simulator/ledger") as answer:
-        return json.load(answer)["totals"]["requests"]
+def request_count(upstream):
+    """Returns the number of requests that the provider has received."""
+    with urllib.request.urlopen(f"{upstream}/_simulator/ledger") as response:
+        return json.load(response)["totals"]["requests"]
 
 
-def fault(upstream, key, **what):
-    """Sets a key's faults: next=[...] or always="..."."""
-    urllib.request.urlopen(f"{upstream}/_simulator/faults", json.dumps({"key": key, **what}).encode()).read()
+def set_faults(upstream, key, **faults):
+    """Sets the faults of a key: `next=[...]` or `always="..."`."""
+    urllib.request.urlopen(f"{upstream}/_simulator/faults", json.dumps({"key": key, **faults}).encode()).read()
