@@ -1,5 +1,5 @@
-//! Reads the clocks of the system. No other module does: code that depends on the time takes it as an
-//! argument, so that it can be tested at any time.
+//! Reads the clocks of the system. Other modules do not read them: code that depends on the time takes it as
+//! an argument, so that tests can choose the time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -23,25 +23,25 @@ pub fn now() -> UnixMs {
     CLOCK.time_at(CLOCK.elapsed(time))
 }
 
-/// The monotonic clock, for durations and deadlines. It is the clock of the runtime, so that tests can use
-/// virtual time.
+/// The current time of the monotonic clock, for durations and deadlines. Reads the clock of the runtime, so
+/// that tests can use virtual time.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
 pub fn instant() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The duration from `time` until now; zero if `time` is in the future.
+/// The duration from `time` until now, which is zero if `time` is in the future.
 #[must_use]
 pub fn elapsed_since(time: Instant) -> Duration {
     instant().saturating_duration_since(time)
 }
 
-/// Microseconds between two comparisons with the wall clock.
-const COMPARISON_INTERVAL: i64 = 1_000_000;
+/// Interval between two comparisons with the wall clock.
+const COMPARISON_INTERVAL_MICROS: i64 = 1_000_000;
 
 /// Maximum duration of the three clock readings of a comparison. If they take longer, the thread was
-/// interrupted between them and the difference is unreliable. The next call then compares again.
+/// interrupted between them and the difference is unreliable. In that case, the next call compares again.
 const MAX_COMPARISON_DURATION: Duration = Duration::from_millis(1);
 
 /// A monotonic clock that follows the wall clock. All values are in microseconds, and `elapsed` is measured
@@ -92,7 +92,7 @@ impl AnchoredClock {
     #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
     fn compare(&self, time: Instant) {
         let compared_at = self.compared_at.load(Ordering::Relaxed);
-        if self.elapsed(time).saturating_sub(compared_at) < COMPARISON_INTERVAL {
+        if self.elapsed(time).saturating_sub(compared_at) < COMPARISON_INTERVAL_MICROS {
             return;
         }
         let before = Instant::now();
@@ -136,13 +136,14 @@ fn micros(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
+    /// The durations and times of these tests are in microseconds.
     const SECOND: i64 = 1_000_000;
     const HOUR: i64 = 3_600 * SECOND;
-    /// 2026-12-01.
+    /// 2026-12-01 as a Unix time.
     const START: i64 = 1_796_083_200 * SECOND;
 
-    /// Reads a clock once a second for `seconds`. From the first second on, the wall clock deviates from it
-    /// by `step`. Returns the readings in microseconds after the anchor.
+    /// Reads a clock once a second for `seconds`. From the first second on, the wall clock is ahead of the
+    /// clock by `step`. Returns the readings relative to the anchor.
     fn readings(step: i64, seconds: i64) -> Vec<i64> {
         let clock = AnchoredClock::new(instant(), START);
         let read = |second: i64| {
@@ -211,9 +212,9 @@ mod tests {
             clock.time_at(clock.elapsed(time))
         };
         let start = read();
-        for (span, total) in [(86_400, 86_400), (1, 86_401)] {
-            tokio::time::advance(Duration::from_secs(span)).await;
-            assert_eq!(read().since(start), Duration::from_secs(total));
+        for (advanced_seconds, total_seconds) in [(86_400, 86_400), (1, 86_401)] {
+            tokio::time::advance(Duration::from_secs(advanced_seconds)).await;
+            assert_eq!(read().since(start), Duration::from_secs(total_seconds));
         }
     }
 }

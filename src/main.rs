@@ -1,4 +1,4 @@
-//! The executable. All of its code is in the library, where tests can reach it.
+//! The executable. All of its code is in the library, so that tests can call it.
 
 use std::process::ExitCode;
 

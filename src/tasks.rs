@@ -1,5 +1,5 @@
-//! Spawns tasks and threads. No other module does, so every task belongs to a group that a drain can wait
-//! for, and every thread has a name that operators can find.
+//! Spawns all tasks and threads of the program. Every task thus belongs to a group that a drain can wait for,
+//! and every thread has a name that operators can find.
 
 use std::future::Future;
 use std::io;
@@ -61,12 +61,12 @@ impl Tasks {
         TaskToken(self.tracker.token())
     }
 
-    /// Waits until all tasks of the group have ended. Tasks may be added while it waits.
+    /// Waits until all tasks of the group have ended, including tasks that are added during the wait.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect on the tasks.
-    pub async fn ended(&self) {
+    pub async fn wait_until_ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -74,7 +74,9 @@ impl Tasks {
 
 /// Counts as a task of a [`Tasks`] group until it is dropped.
 #[derive(Debug)]
-pub struct TaskToken(#[expect(dead_code, reason = "dropping it removes it from the group")] TaskTrackerToken);
+pub struct TaskToken(
+    #[expect(dead_code, reason = "dropping the token removes it from the group")] TaskTrackerToken,
+);
 
 /// Aborts its task when it is dropped.
 #[derive(Debug)]

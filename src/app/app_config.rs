@@ -14,7 +14,7 @@ use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
 use crate::policy::headers::ForwardedHeaders;
-use crate::policy::min_rate::{self, MinRate};
+use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
 use crate::{mirror, poller, pool, proxy, server, store, upstream};
@@ -26,7 +26,7 @@ pub struct AppConfig {
     pub clients: Clients,
     /// The accepted host names, and the origins of web pages that may send requests.
     pub access_rules: AccessRules,
-    /// The path prefix of all requests.
+    /// The path prefix in the base URL of clients, empty if there is none.
     pub base_path: String,
     /// The keys, in pool order.
     pub keys: Vec<pool::KeyEntry>,
@@ -34,7 +34,7 @@ pub struct AppConfig {
     pub pool: pool::Settings,
     /// The authority of the provider.
     pub authority: Authority,
-    /// A file of certificate authorities that are trusted in addition to the web's.
+    /// A file of root certificates that are trusted in addition to those of the public web.
     pub ca_file: Option<PathBuf>,
     /// Timeouts and limits of upstream connections.
     pub upstream: upstream::Settings,
@@ -46,7 +46,7 @@ pub struct AppConfig {
     pub server: server::ConnectionLimits,
     /// Maximum time that idle client connections stay open during a drain.
     pub drain_idle_timeout: Duration,
-    /// Threads that serve connections; 0 for one per core.
+    /// The number of threads that serve connections. 0 means one thread per core.
     pub workers: usize,
     /// The settings of the quota poller, or `None` when polling is disabled.
     pub polling: Option<poller::Settings>,
@@ -59,11 +59,11 @@ pub struct AppConfig {
 }
 
 impl AppConfig {
-    /// Converts a configuration.
+    /// Converts `config` into the settings of each module.
     ///
     /// # Errors
     ///
-    /// Fails when an upstream's host cannot be written to a `host` header.
+    /// Fails when the host of an upstream is not valid in a `host` header.
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
@@ -83,14 +83,14 @@ impl AppConfig {
             ..
         } = config;
         let max_requests_per_client = max_requests_per_client(&server, clients.len());
-        let rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
-        let body_min_rate = rate(server.min_request_body_rate);
-        let clients = clients.into_iter().map(|ClientConfig { name, token, rules }| {
+        let min_rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
+        let body_min_rate = min_rate(server.min_request_body_rate);
+        let client_tokens = clients.into_iter().map(|ClientConfig { name, token, rules }| {
             (Client { name: ClientName::new(&name), rules }, token)
         });
         let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
-        let keys = keys.into_iter().map(|key| {
+        let key_entries = keys.into_iter().map(|key| {
             let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
             let authority = base_url.as_ref().map(to_authority).transpose()?.map(Arc::new);
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
@@ -104,14 +104,13 @@ impl AppConfig {
                 kept_credits,
             })
         });
-        let regions = upstream.regions();
-        let regions = regions.iter().map(|url| to_authority(url).map(Arc::new));
-        let regions: Arc<[Arc<Authority>]> = regions.collect::<Result<_, _>>()?;
+        let regions: Arc<[Arc<Authority>]> =
+            upstream.regions().iter().map(|url| to_authority(url).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Self {
-            clients: Clients::new(clients.collect(), anonymous),
+            clients: Clients::new(client_tokens.collect(), anonymous),
             base_path: server.base_path.to_string(),
             access_rules: AccessRules { hosts: access.hosts, origins: access.origins },
-            keys: keys.collect::<Result<_, http::Error>>()?,
+            keys: key_entries.collect::<Result<_, http::Error>>()?,
             pool: pool::Settings {
                 strategy: pool.strategy.0,
                 queue_timeout: pool.queue_timeout,
@@ -190,8 +189,8 @@ impl AppConfig {
                 linger_timeout: server.linger_timeout,
                 max_linger_size: server.max_linger_size as u64,
                 send_timeout: server.send_timeout,
-                min_response_rate: rate(server.min_response_rate),
-                response_grace: min_rate::GRACE_PERIOD,
+                min_response_rate: min_rate(server.min_response_rate),
+                response_grace: GRACE_PERIOD,
                 max_request_headers_size: server.max_request_headers_size,
                 max_connections: server.max_connections,
                 idle_after: server::IDLE_AFTER,
@@ -211,8 +210,8 @@ impl AppConfig {
                 max_queued_records: storage.max_queued_records,
                 commit_interval: storage.commit_interval,
                 retention: Retention {
-                    attempts: unless_zero(storage.attempts_retention),
-                    hours: unless_zero(storage.hourly_retention),
+                    attempts: retention_limit(storage.attempts_retention),
+                    hours: retention_limit(storage.hourly_retention),
                 },
                 mirror_scope: match (&mirror, supabase.events) {
                     (None, _) => store::MirrorScope::Nothing,
@@ -221,7 +220,7 @@ impl AppConfig {
                 },
                 owner_limits: RetentionLimits {
                     max_identifiers: affinity.max_identifiers,
-                    max_idle: unless_zero(affinity.retention),
+                    max_idle: retention_limit(affinity.retention),
                 },
             },
             mirror,
@@ -229,20 +228,20 @@ impl AppConfig {
     }
 }
 
-/// Returns `None` for zero, which disables the retention limit.
-fn unless_zero(retention: Duration) -> Option<Duration> {
+/// Returns the configured retention, or `None` for zero, which disables the limit.
+fn retention_limit(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
 /// Returns the maximum concurrent requests of a client without a configured limit. With several clients, one
 /// client may use at most half of the requests that the server allows.
 fn max_requests_per_client(server: &ServerConfig, clients: usize) -> u32 {
-    let share = match (server.max_requests_per_client, clients) {
+    let max_requests = match (server.max_requests_per_client, clients) {
         (0, 0 | 1) => server.max_requests,
         (0, _) => server.max_requests.div_ceil(2),
-        (max, _) => max,
+        (configured, _) => configured,
     };
-    u32::try_from(share).unwrap_or(u32::MAX)
+    u32::try_from(max_requests).unwrap_or(u32::MAX)
 }
 
 fn mirror_settings(config: &Config) -> Option<mirror::Settings> {

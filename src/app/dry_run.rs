@@ -1,5 +1,5 @@
 //! Checks whether the program could start: briefly listens on the addresses, and examines the database
-//! without changing it. Unlike `start`, it does not end at the first problem.
+//! without changing it. Unlike `start`, the check continues after a problem.
 
 use std::io;
 
@@ -21,16 +21,16 @@ pub enum StartProblem {
         /// The I/O error.
         source: io::Error,
     },
-    /// Another error.
+    /// The start would fail with this error.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
-/// Returns all problems of a start with this configuration. Sockets passed by systemd are not checked,
+/// Returns all problems that prevent a start with `config`. Sockets passed by systemd are not checked,
 /// because they exist only when systemd starts the program.
 pub async fn dry_run(config: Config) -> Vec<StartProblem> {
     let mut problems = Vec::new();
-    // Kept open, so that two configured addresses that conflict are detected.
+    // The listeners stay open until all addresses are checked, so that conflicting addresses are detected.
     let mut open_listeners: Vec<Listener> = Vec::new();
     for address in config.server.listen.iter().filter(|address| **address != ListenAddress::Systemd) {
         match listen_on(address, config.server.unix_mode) {
@@ -41,10 +41,10 @@ pub async fn dry_run(config: Config) -> Vec<StartProblem> {
     drop(open_listeners);
     match AppConfig::from_config(config) {
         Err(error) => problems.push(StartError::from(error).into()),
-        Ok(settings) => {
+        Ok(app_config) => {
             let errors = [
-                TcpTlsConnector::new(settings.ca_file.as_deref()).err().map(StartError::from),
-                store::check_location(&settings.database).err().map(StartError::from),
+                TcpTlsConnector::new(app_config.ca_file.as_deref()).err().map(StartError::from),
+                store::check_location(&app_config.database).err().map(StartError::from),
             ];
             problems.extend(errors.into_iter().flatten().map(StartProblem::from));
         }

@@ -42,8 +42,8 @@ pub enum HttpsState {
     Configured,
 }
 
-/// Interval between two checks whether the certificate must be renewed. A laptop that was suspended for weeks
-/// gets a new certificate within this time.
+/// Interval between two checks of whether the certificate must be renewed. A laptop that was suspended for
+/// weeks gets a new certificate within this interval.
 const RENEWAL_CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The certificates of all listeners. Clones share them.
@@ -84,19 +84,21 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// The TLS state to pass to the listener at `address`.
+    /// Returns the TLS state for the listener at `address`.
     pub(super) fn tls_for(&self, address: &Address) -> Tls {
         if address.is_local() { self.0.loopback.clone() } else { self.0.exposed.clone() }
     }
 
-    /// The current TLS state of a listener.
+    /// Returns the current TLS state of the listener at `address`.
     pub(super) fn state(&self, address: &Address) -> HttpsState {
-        match (address, &self.current().https) {
-            (Address::Tcp(_), _) if !self.tls_for(address).has_certificate() => HttpsState::Off,
-            (Address::Unix(_), _) | (Address::Tcp(_), Https::Off) => HttpsState::Off,
-            (Address::Tcp(_), Https::Configured(_)) => HttpsState::Configured,
-            (Address::Tcp(_), Https::LocalCa { location: CaLocation::Memory, .. }) => HttpsState::InMemoryCa,
-            (Address::Tcp(_), Https::LocalCa { location: CaLocation::Folder(_), .. }) => HttpsState::LocalCa,
+        if matches!(address, Address::Unix(_)) || !self.tls_for(address).has_certificate() {
+            return HttpsState::Off;
+        }
+        match &self.current().https {
+            Https::Off => HttpsState::Off,
+            Https::Configured(_) => HttpsState::Configured,
+            Https::LocalCa { location: CaLocation::Memory, .. } => HttpsState::InMemoryCa,
+            Https::LocalCa { location: CaLocation::Directory(_), .. } => HttpsState::LocalCa,
         }
     }
 
@@ -108,21 +110,19 @@ impl Certificates {
             Https::Off => (None, None),
             Https::Configured(certificate) => (Some(certificate.certified_key()), None),
             Https::LocalCa { location, hosts } => {
-                let issued = match (self.issue(location, hosts, now), current.issued.take()) {
-                    (Ok(issued), _) => issued,
-                    (Err(error), Some(issued)) => {
-                        warn!("the https certificate is not replaced: {error}");
-                        Some(issued)
-                    }
-                    (Err(error), None) => {
+                let previous = current.issued.take();
+                let issued = self.issue(location, hosts, now).unwrap_or_else(|error| {
+                    if previous.is_some() {
+                        warn!("the HTTPS certificate cannot be replaced: {error}");
+                    } else {
                         warn!(
                             event = "https_off",
-                            "https is off: {error}. Set a folder with server.tls_directory, or \
-                             write server.tls = \"off\"."
+                            "HTTPS is disabled: {error}. Set a directory with server.tls_directory, or write \
+                             server.tls = \"off\"."
                         );
-                        None
                     }
-                };
+                    previous
+                });
                 (None, issued)
             }
         };
@@ -131,8 +131,8 @@ impl Certificates {
         *current = CurrentSource { https, issued };
     }
 
-    /// Replaces the certificate of the local CA if it must be renewed; returns whether it was replaced. On an
-    /// error the old certificate is kept.
+    /// Replaces the certificate issued by the local CA if it must be renewed. Returns whether the certificate
+    /// was replaced. If a new certificate cannot be issued, the old one is kept.
     pub(super) fn renew(&self, now: UnixMs) -> bool {
         let mut current = self.current();
         let CurrentSource { https: Https::LocalCa { location, hosts }, issued: Some(certificate) } =
@@ -140,18 +140,18 @@ impl Certificates {
         else {
             return false;
         };
-        if certificate.life().server_renewal(now) == Renewal::Keep {
+        if certificate.validity_period().server_renewal(now) == Renewal::Keep {
             return false;
         }
         match self.issue(location, hosts, now) {
             Ok(issued) => {
                 self.0.loopback.set_certificate(issued.as_ref().map(Certificate::certified_key));
-                debug!("the https certificate is replaced");
+                debug!("the HTTPS certificate is replaced");
                 current.issued = issued;
                 true
             }
             Err(error) => {
-                warn!("the https certificate cannot be replaced: {error}; it is tried again later");
+                warn!("the HTTPS certificate cannot be replaced: {error}; Keychoir tries again later");
                 false
             }
         }
@@ -162,12 +162,13 @@ impl Certificates {
         loop {
             tokio::time::sleep(RENEWAL_CHECK_INTERVAL).await;
             let certificates = self.clone();
-            // Renewal reads and may write files.
+            // The renewal reads files and may write them.
             let _ = tasks::spawn_blocking(move || certificates.renew(clock::now())).await;
         }
     }
 
-    /// Issues a certificate for the loopback addresses of the listeners, or `None` without such listeners.
+    /// Issues a certificate for the loopback addresses of the listeners. Returns `None` if no listener has
+    /// such an address.
     fn issue(
         &self,
         location: &CaLocation,
@@ -194,7 +195,7 @@ impl Certificates {
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, CurrentSource> {
-        // Not invalid after a panic: the value is always replaced as a whole.
+        // The value is valid even after a panic, because it is always replaced as a whole.
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -204,9 +205,9 @@ fn log_exposed_listener(addresses: &[Address]) {
     if let Some(exposed) = addresses.iter().find(|address| !address.is_local()) {
         info!(
             event = "https_loopback_only",
-            "No https at {exposed}: the local authority is for this machine only. Set a certificate with \
+            "No HTTPS at {exposed}: the local CA is for this machine only. Set a certificate with \
              server.tls = {{ cert = \"FILE\", key = \"FILE\" }}, or write \"off\" if a proxy in front of \
-             Keychoir serves https"
+             Keychoir serves HTTPS"
         );
     }
 }
@@ -217,8 +218,13 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY: Duration = Duration::from_secs(24 * 3600);
+    /// A server certificate is renewed 30 days before its lifetime of 90 days ends.
+    const BEFORE_RENEWAL: Duration = DAY.saturating_mul(59);
+    const AFTER_RENEWAL: Duration = DAY.saturating_mul(61);
+    /// The lifetime of the CA is 3,650 days. Here, less than the 90 days of a server certificate remain.
+    const AFTER_CA_RENEWAL: Duration = DAY.saturating_mul(3600);
 
-    fn address(text: &str) -> Address {
+    fn tcp_address(text: &str) -> Address {
         Address::Tcp(text.parse().unwrap())
     }
 
@@ -232,14 +238,15 @@ mod tests {
         Https::Configured(chain.with_key(&generated.signing_key.serialize_pem()).unwrap())
     }
 
-    /// The expiry of the certificate on loopback addresses.
+    /// Returns the expiry of the certificate on loopback addresses.
     fn current_expiry(certificates: &Certificates) -> UnixMs {
-        certificates.current().issued.as_ref().unwrap().life().until
+        certificates.current().issued.as_ref().unwrap().validity_period().until
     }
 
     #[test]
     fn the_local_ca_serves_loopback_and_a_configured_certificate_all_tcp_listeners() {
-        let [loopback, exposed, unix] = [address("127.0.0.1:1"), address("0.0.0.0:1"), Address::Unix(None)];
+        let [loopback, exposed, unix] =
+            [tcp_address("127.0.0.1:1"), tcp_address("0.0.0.0:1"), Address::Unix(None)];
         let all = [loopback.clone(), exposed.clone(), unix.clone()];
         let certificates = Certificates::new(local_ca(CaLocation::Memory), &all, NOW).unwrap();
         let states = || [&loopback, &exposed, &unix].map(|address| certificates.state(address));
@@ -254,66 +261,67 @@ mod tests {
 
     #[test]
     fn a_ca_is_created_only_for_a_loopback_listener() {
-        let folder = tempfile::tempdir().unwrap();
-        let location = CaLocation::Folder(folder.path().join("tls"));
-        let addresses = [address("0.0.0.0:1"), Address::Unix(None)];
+        let directory = tempfile::tempdir().unwrap();
+        let location = CaLocation::Directory(directory.path().join("tls"));
+        let addresses = [tcp_address("0.0.0.0:1"), Address::Unix(None)];
         let certificates = Certificates::new(local_ca(location), &addresses, NOW).unwrap();
         assert_eq!(certificates.state(&addresses[0]), HttpsState::Off);
-        assert!(!folder.path().join("tls").exists());
+        assert!(!directory.path().join("tls").exists());
     }
 
     #[test]
     fn a_certificate_is_renewed_and_the_ca_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let location = CaLocation::Folder(folder.path().to_owned());
-        let loopback = address("127.0.0.1:1");
+        let directory = tempfile::tempdir().unwrap();
+        let location = CaLocation::Directory(directory.path().to_owned());
+        let loopback = tcp_address("127.0.0.1:1");
         let certificates =
             Certificates::new(local_ca(location), std::slice::from_ref(&loopback), NOW).unwrap();
-        let ca = std::fs::read(certificate::ca_file(folder.path())).unwrap();
-        let first = current_expiry(&certificates);
-        assert!(!certificates.renew(NOW.plus(DAY * 59)));
-        assert_eq!(current_expiry(&certificates), first);
-        assert!(certificates.renew(NOW.plus(DAY * 61)));
-        assert_eq!(current_expiry(&certificates), first.plus(DAY * 61));
-        assert!(!certificates.renew(NOW.plus(DAY * 62)), "the certificate was renewed again");
-        assert_eq!(std::fs::read(certificate::ca_file(folder.path())).unwrap(), ca);
+        let ca = std::fs::read(certificate::ca_file(directory.path())).unwrap();
+        let first_expiry = current_expiry(&certificates);
+        assert!(!certificates.renew(NOW.plus(BEFORE_RENEWAL)));
+        assert_eq!(current_expiry(&certificates), first_expiry);
+        assert!(certificates.renew(NOW.plus(AFTER_RENEWAL)));
+        assert_eq!(current_expiry(&certificates), first_expiry.plus(AFTER_RENEWAL));
+        assert!(!certificates.renew(NOW.plus(AFTER_RENEWAL + DAY)), "the certificate was renewed again");
+        assert_eq!(std::fs::read(certificate::ca_file(directory.path())).unwrap(), ca);
         // A CA that is about to expire is replaced as well.
-        assert!(certificates.renew(NOW.plus(DAY * 3600)));
-        assert_ne!(std::fs::read(certificate::ca_file(folder.path())).unwrap(), ca);
+        assert!(certificates.renew(NOW.plus(AFTER_CA_RENEWAL)));
+        assert_ne!(std::fs::read(certificate::ca_file(directory.path())).unwrap(), ca);
         assert_eq!(certificates.state(&loopback), HttpsState::LocalCa);
     }
 
     #[test]
     fn a_certificate_is_kept_when_its_renewal_fails() {
-        let state = tempfile::tempdir().unwrap();
-        let folder = state.path().join("tls");
-        let loopback = address("127.0.0.1:1");
-        let https = local_ca(CaLocation::Folder(folder.clone()));
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("tls");
+        let loopback = tcp_address("127.0.0.1:1");
+        let https = local_ca(CaLocation::Directory(directory.clone()));
         let certificates = Certificates::new(https, std::slice::from_ref(&loopback), NOW).unwrap();
-        let first = current_expiry(&certificates);
-        std::fs::remove_dir_all(&folder).unwrap();
-        std::fs::write(&folder, "in the way").unwrap();
-        assert!(!certificates.renew(NOW.plus(DAY * 61)));
+        let first_expiry = current_expiry(&certificates);
+        // A file at the path of the directory makes the renewal fail.
+        std::fs::remove_dir_all(&directory).unwrap();
+        std::fs::write(&directory, "not a directory").unwrap();
+        assert!(!certificates.renew(NOW.plus(AFTER_RENEWAL)));
         assert_eq!(
             (current_expiry(&certificates), certificates.state(&loopback)),
-            (first, HttpsState::LocalCa)
+            (first_expiry, HttpsState::LocalCa)
         );
         // A reload keeps the certificate as well.
-        certificates.replace(local_ca(CaLocation::Folder(folder)), NOW);
+        certificates.replace(local_ca(CaLocation::Directory(directory)), NOW);
         assert_eq!(
             (current_expiry(&certificates), certificates.state(&loopback)),
-            (first, HttpsState::LocalCa)
+            (first_expiry, HttpsState::LocalCa)
         );
     }
 
     #[test]
     fn a_ca_that_cannot_be_opened_disables_only_https() {
-        let state = tempfile::tempdir().unwrap();
-        std::fs::write(state.path().join("file"), "").unwrap();
-        let https = local_ca(CaLocation::Folder(state.path().join("file/tls")));
-        let loopback = address("127.0.0.1:1");
+        let parent = tempfile::tempdir().unwrap();
+        std::fs::write(parent.path().join("file"), "").unwrap();
+        let https = local_ca(CaLocation::Directory(parent.path().join("file/tls")));
+        let loopback = tcp_address("127.0.0.1:1");
         let certificates = Certificates::new(https, std::slice::from_ref(&loopback), NOW).unwrap();
         assert_eq!(certificates.state(&loopback), HttpsState::Off);
-        assert!(!certificates.renew(NOW.plus(DAY * 61)));
+        assert!(!certificates.renew(NOW.plus(AFTER_RENEWAL)));
     }
 }

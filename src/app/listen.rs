@@ -1,4 +1,4 @@
-//! Opens the configured listeners. If one of them fails, the others are closed.
+//! Opens the configured listeners. If one of them cannot be opened, the others are closed.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub enum ListenError {
         /// The I/O error.
         source: io::Error,
     },
-    /// The configuration requires sockets passed by systemd, but systemd passed none.
+    /// The configuration requires sockets passed by systemd, but systemd passed no sockets.
     #[error("systemd passed no sockets (LISTEN_FDS is not set for this process)")]
     NoSockets,
     /// A socket that systemd passed is not usable.
@@ -26,55 +26,52 @@ pub enum ListenError {
     InvalidSocket(io::Error),
 }
 
-/// Listens on every address of `configured`.
+/// Opens a listener for every address of `configured`.
 ///
 /// # Errors
 ///
-/// Fails when one of them cannot be opened.
+/// Fails when a listener cannot be opened.
 pub async fn listen(
     configured: &ListenAddresses,
     mode: UnixMode,
     sockets: InheritedSockets,
 ) -> Result<Vec<Listener>, ListenError> {
-    let mut sockets = Some(sockets);
+    let mut unused_sockets = Some(sockets).filter(|sockets| sockets.count() > 0);
     let mut listeners: Vec<Listener> = Vec::new();
-    for listen in configured.iter() {
-        let failed = |source| ListenError::Address { address: listen.to_string(), source };
-        match listen {
-            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => {
-                listeners.extend(listen_on(listen, mode).map_err(failed)?)
-            }
+    for address in configured.iter() {
+        let to_error = |source| ListenError::Address { address: address.to_string(), source };
+        listeners.extend(match address {
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => listen_on(address, mode).map_err(to_error)?,
             ListenAddress::Systemd => {
-                let sockets = sockets.take().filter(|sockets| sockets.count() > 0);
-                let sockets = sockets.ok_or(ListenError::NoSockets)?;
-                listeners.extend(sockets.listen().map_err(ListenError::InvalidSocket)?);
+                let sockets = unused_sockets.take().ok_or(ListenError::NoSockets)?;
+                sockets.listen().map_err(ListenError::InvalidSocket)?
             }
-        }
+        });
     }
     Ok(listeners)
 }
 
 /// Listens on one configured address. Returns an empty list for sockets passed by systemd.
-pub(super) fn listen_on(listen: &ListenAddress, mode: UnixMode) -> io::Result<Vec<Listener>> {
-    match listen {
-        ListenAddress::Tcp(port) => listen_on_port(port),
+pub(super) fn listen_on(address: &ListenAddress, mode: UnixMode) -> io::Result<Vec<Listener>> {
+    match address {
+        ListenAddress::Tcp(host_port) => listen_on_host_port(host_port),
         ListenAddress::Unix(path) => Ok(vec![Listener::unix(path, mode.bits())?]),
         ListenAddress::Systemd => Ok(Vec::new()),
     }
 }
 
-/// Listens on every IP address of a host and port. Only the first one must succeed. All of them use the same
-/// port, even if it is 0.
-fn listen_on_port(port: &HostPort) -> io::Result<Vec<Listener>> {
+/// Listens on every IP address of a host and port. Fails only if listening on the first address fails. All
+/// listeners use the port of the first one, which the kernel chooses if the configured port is 0.
+fn listen_on_host_port(host_port: &HostPort) -> io::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
-    for mut address in port.socket_addresses() {
+    for mut address in host_port.socket_addresses() {
         if let Some(server::Address::Tcp(first)) = listeners.first().map(Listener::address).transpose()? {
             address.set_port(first.port());
         }
         match Listener::tcp(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) if listeners.is_empty() => return Err(error),
-            Err(error) => debug!("{address} is not listened on: {error}"),
+            Err(error) => debug!("cannot listen on {address}: {error}"),
         }
     }
     Ok(listeners)

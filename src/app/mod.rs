@@ -5,7 +5,7 @@ mod app_config;
 mod dry_run;
 mod https;
 mod listen;
-mod mirroring;
+mod mirror_task;
 mod router;
 
 use std::future::{Future, pending};
@@ -20,13 +20,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{Admin, DrainFlag};
 use crate::clock;
-use crate::mirror;
+use crate::mirror::MirrorStartError;
 use crate::policy::client::Clients;
-use crate::poller::{self as quotas, ConversationPoller, QuotaPoller};
+use crate::poller::{self, ConversationPoller, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{self, OpenError, Store};
+use crate::store::{OpenError, Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::RequestMetrics;
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, TlsError, Upstream};
@@ -38,7 +38,7 @@ pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
 
 use https::Certificates;
-use mirroring::Mirroring;
+use mirror_task::MirrorTask;
 use router::Router;
 
 /// The reason why the program cannot start.
@@ -49,17 +49,17 @@ pub enum StartError {
     Database(#[from] OpenError),
     /// The usage records cannot be read.
     #[error("the usage records cannot be read: {0}")]
-    Unreadable(#[from] rusqlite::Error),
+    UnreadableRecords(#[from] rusqlite::Error),
     /// The mirror cannot be started.
     #[error(transparent)]
-    Mirror(#[from] mirror::MirrorStartError),
+    Mirror(#[from] MirrorStartError),
     /// TLS for upstream connections cannot be configured.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// TLS for client connections cannot be configured.
-    #[error("https cannot be configured: {0}")]
+    #[error("HTTPS cannot be configured: {0}")]
     Https(#[from] rustls::Error),
-    /// The upstream address is invalid in a request head.
+    /// The upstream address is not valid in a request head.
     #[error("the upstream address cannot be used: {0}")]
     Upstream(#[from] http::Error),
     /// Other machines could use the keys without a token.
@@ -67,7 +67,7 @@ pub enum StartError {
     UnprotectedListener(#[from] UnprotectedListener),
     /// The operating system reported an error.
     #[error(transparent)]
-    System(#[from] io::Error),
+    Io(#[from] io::Error),
 }
 
 /// A listener that other machines can connect to without a client token.
@@ -89,10 +89,10 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
-    polling_settings: Option<watch::Sender<quotas::Settings>>,
+    polling_settings: Option<watch::Sender<poller::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
-    draining: DrainFlag,
+    drain_flag: DrainFlag,
     drain: Drain,
     drain_idle_timeout: Duration,
     accept_tasks: Tasks,
@@ -102,8 +102,8 @@ pub struct RunningApp {
     quota_task: Option<AbortOnDrop>,
     conversation_task: AbortOnDrop,
     renewal_task: AbortOnDrop,
-    writing: store::WriterHandle,
-    mirroring: Option<Mirroring>,
+    store_writer: WriterHandle,
+    mirror_task: Option<MirrorTask>,
 }
 
 /// Whether all requests were completed before the drain ended.
@@ -124,7 +124,7 @@ pub struct ShutdownReport {
     pub records_lost: u64,
 }
 
-/// Maximum ended conversations that wait for the task that polls their cost.
+/// Maximum number of ended conversations that wait until their cost is polled.
 const MAX_ENDED_CONVERSATIONS: usize = 1_024;
 /// Maximum wait for aborted connections and their workers to end.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -136,43 +136,42 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 /// # Errors
 ///
 /// Fails when a module cannot be started, or when other machines could use the keys without a token.
-pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
+pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
-    check_exposure(&addresses, &settings.clients)?;
-    let pool = Arc::new(Pool::new(settings.keys, settings.pool));
-    let mut store = Store::open(&settings.database, clock::now())?;
+    check_exposure(&addresses, &app_config.clients)?;
+    let pool = Arc::new(Pool::new(app_config.keys, app_config.pool));
+    let mut store = Store::open(&app_config.database, clock::now())?;
     store.rename_keys(pool.roster().keys().iter().map(|key| key.api_key()));
     pool.restore(&store.read_keys()?, clock::now());
     pool.restore_restrictions(store.read_refusals()?, clock::now());
-    let owners = Arc::new(OwnershipIndex::new(settings.store.owner_limits));
+    let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_usage =
-        ClientUsage::new(&settings.clients, &store.read_client_usage(clock::now())?, clock::now());
-    let (store, mut writing) = store.start_writer(Arc::clone(&pool), settings.store)?;
-    let mirroring = Mirroring::start(settings.mirror, &mut writing)?;
+        ClientUsage::new(&app_config.clients, &store.read_client_usage(clock::now())?, clock::now());
+    let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
+    let mirror_task = MirrorTask::start(app_config.mirror, &mut store_writer)?;
 
     let upstream = {
-        let connector = TcpTlsConnector::new(settings.ca_file.as_deref())?;
-        let buffers = Some(settings.proxy.buffers.clone());
-        Upstream::new(settings.authority, connector, settings.upstream, Tasks::new(), buffers)
+        let connector = TcpTlsConnector::new(app_config.ca_file.as_deref())?;
+        let buffers = Some(app_config.proxy.buffers.clone());
+        Upstream::new(app_config.authority, connector, app_config.upstream, Tasks::new(), buffers)
     };
-    let draining = DrainFlag::default();
+    let drain_flag = DrainFlag::default();
     let config = Arc::new(ArcSwap::from_pointee(RuntimeConfig {
-        clients: settings.clients,
+        clients: app_config.clients,
         client_usage,
-        limits: settings.proxy,
-        access_rules: settings.access_rules,
-        base_path: settings.base_path,
+        limits: app_config.proxy,
+        access_rules: app_config.access_rules,
+        base_path: app_config.base_path,
     }));
-    let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
     let (metrics, connection_limiter) =
-        (RequestMetrics::default(), ConnectionLimiter::new(settings.server.max_connections));
+        (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
-        store_health: writing.health.clone(),
-        mirror: mirror_health,
-        draining: draining.clone(),
+        store_health: store_writer.health.clone(),
+        mirror: mirror_task.as_ref().map(|mirror_task| mirror_task.health.clone()),
+        draining: drain_flag.clone(),
         metrics: metrics.clone(),
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
@@ -180,42 +179,42 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
-    let (polling_settings, quota_task) = settings
+    let (polling_settings, quota_task) = app_config
         .polling
-        .map(|settings| {
-            let (sender, settings) = watch::channel(settings);
-            let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), store.clone(), settings);
-            (sender, Tasks::new().spawn_guarded(poller.run(rounds_sender)))
+        .map(|polling| {
+            let (settings_sender, settings) = watch::channel(polling);
+            let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), usage.clone(), settings);
+            (settings_sender, Tasks::new().spawn_guarded(poller.run(rounds_sender)))
         })
         .unzip();
 
     let (drain, accept_tasks, connection_tasks) = (Drain::default(), Tasks::new(), Tasks::new());
-    let (ended, conversations) = mpsc::channel(MAX_ENDED_CONVERSATIONS);
+    let (ended_sender, ended_conversations) = mpsc::channel(MAX_ENDED_CONVERSATIONS);
     let conversation_poller = ConversationPoller::new(
         Arc::clone(&pool),
         upstream.clone(),
-        store.clone(),
+        usage.clone(),
         metrics.clone(),
-        conversations,
+        ended_conversations,
     );
     let conversation_task = Tasks::new().spawn_guarded(conversation_poller.run());
     let shared = SharedState {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         owners,
-        usage: store,
+        usage,
         metrics,
-        ended_conversations: ended,
+        ended_conversations: ended_sender,
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());
     let router = Router::new(admin, proxy);
-    let certificates = Certificates::new(settings.https, &addresses, clock::now())?;
+    let certificates = Certificates::new(app_config.https, &addresses, clock::now())?;
     let renewal_task = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());
-    let workers = WorkerThreads::start(settings.workers)?;
+    let workers = WorkerThreads::start(app_config.workers)?;
     let worker_pool = workers.create_pool(&drain, || router.for_core(workers.count()));
     let server = Arc::new(Server {
         worker_pool: worker_pool.clone(),
-        limits: settings.server,
+        limits: app_config.server,
         connection_limiter,
         drain: drain.clone(),
         accept_tasks: accept_tasks.clone(),
@@ -232,9 +231,9 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         polling_settings,
         polling_rounds,
         certificates,
-        draining,
+        drain_flag,
         drain,
-        drain_idle_timeout: settings.drain_idle_timeout,
+        drain_idle_timeout: app_config.drain_idle_timeout,
         accept_tasks,
         connection_tasks,
         worker_pool,
@@ -242,8 +241,8 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         quota_task,
         conversation_task,
         renewal_task,
-        writing,
-        mirroring,
+        store_writer,
+        mirror_task,
     })
 }
 
@@ -251,11 +250,11 @@ impl RunningApp {
     /// The address of the first TCP listener, or 127.0.0.1:0 without one.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        let port = self.addresses.iter().find_map(|address| match address {
-            Address::Tcp(address) => Some(*address),
+        let tcp_address = self.addresses.iter().find_map(|address| match address {
+            Address::Tcp(tcp_address) => Some(*tcp_address),
             Address::Unix(_) => None,
         });
-        port.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+        tcp_address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
     /// The addresses of all listeners.
@@ -270,7 +269,7 @@ impl RunningApp {
         self.certificates.state(address)
     }
 
-    /// The sorted names of the clients with a token. Without such clients, no token is required.
+    /// The sorted names of the clients with a token. If the list is empty, no token is required.
     #[must_use]
     pub fn client_names(&self) -> Vec<String> {
         let config = self.config.load();
@@ -288,7 +287,7 @@ impl RunningApp {
 
     /// The number of requests that wait for a key.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub fn queued_requests(&self) -> usize {
         self.pool.queued_requests()
     }
 
@@ -298,37 +297,38 @@ impl RunningApp {
         self.reachability.get()
     }
 
-    /// Waits up to `timeout` until the quota of every key is polled once; returns whether all are polled.
+    /// Waits up to `timeout` until the quota of every key has been polled once. Returns whether all quotas
+    /// have been polled.
     pub async fn wait_for_first_poll(&mut self, timeout: Duration) -> bool {
         let first_round = self.polling_rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
     }
 
-    /// Applies the keys, clients and limits of `settings` to new requests, and the certificates to new
+    /// Applies the keys, clients and limits of `app_config` to new requests, and the certificates to new
     /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
     /// and remaining keys keep their state.
     ///
     /// # Errors
     ///
-    /// Fails when other machines could use the keys without a token. Nothing is changed then.
-    pub fn reload(&self, settings: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
-        check_exposure(&self.addresses, &settings.clients)?;
-        self.certificates.replace(settings.https, clock::now());
+    /// Fails when other machines could use the keys without a token. In that case, nothing is changed.
+    pub fn reload(&self, app_config: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
+        check_exposure(&self.addresses, &app_config.clients)?;
+        self.certificates.replace(app_config.https, clock::now());
         let previous = self.config.load();
-        let buffers = settings.proxy.buffers.with_counters_of(&previous.limits.buffers);
-        let limits = Limits { buffers, ..settings.proxy };
-        let AppConfig { clients, access_rules, base_path, .. } = settings;
+        let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
+        let limits = Limits { buffers, ..app_config.proxy };
+        let AppConfig { clients, access_rules, base_path, .. } = app_config;
         let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
-        let reloaded = self.pool.reload(settings.keys, settings.pool);
-        if let Some((sender, settings)) = self.polling_settings.as_ref().zip(settings.polling) {
-            // Does not fail: the poller runs until the program ends.
-            let _ = sender.send(settings);
+        let summary = self.pool.reload(app_config.keys, app_config.pool);
+        if let Some((sender, polling)) = self.polling_settings.as_ref().zip(app_config.polling) {
+            // Sending does not fail, because the poller runs until the program ends.
+            let _ = sender.send(polling);
         }
-        Ok(reloaded)
+        Ok(summary)
     }
 
-    /// Shuts the program down without a way to shorten the drain: see [`shut_down`](Self::shut_down).
+    /// Calls [`shut_down`](Self::shut_down) without an abort signal.
     pub async fn drain(self, drain_timeout: Duration) -> DrainOutcome {
         self.shut_down(drain_timeout, pending()).await.drain_outcome
     }
@@ -338,7 +338,7 @@ impl RunningApp {
     pub fn max_duration_after_drain(&self) -> Duration {
         ABORT_TIMEOUT
             + WRITE_TIMEOUT
-            + self.mirroring.as_ref().map_or(Duration::ZERO, |mirroring| mirroring.final_push_timeout)
+            + self.mirror_task.as_ref().map_or(Duration::ZERO, |mirror_task| mirror_task.final_push_timeout)
     }
 
     /// Drains the server in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, and
@@ -350,19 +350,19 @@ impl RunningApp {
         abort_signal: impl Future<Output = ()>,
     ) -> ShutdownReport {
         let Drain { draining, kept_connections, stop_accepting, close_idle, abort, .. } = &self.drain;
-        self.draining.set();
+        self.drain_flag.set();
         draining.cancel();
         drop((self.quota_task, self.conversation_task, self.renewal_task));
-        // At most half of the drain timeout, because requests in progress need the rest.
+        // Idle connections get at most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {
             // Clients of kept connections receive `connection: close` with their next response.
-            let _ = tokio::time::timeout(idle_timeout, kept_connections.ended()).await;
+            let _ = tokio::time::timeout(idle_timeout, kept_connections.wait_until_ended()).await;
             stop_accepting.cancel();
-            self.accept_tasks.ended().await;
-            self.worker_pool.requests_ended().await;
+            self.accept_tasks.wait_until_ended().await;
+            self.worker_pool.wait_until_requests_ended().await;
             close_idle.cancel();
-            self.connection_tasks.ended().await;
+            self.connection_tasks.wait_until_ended().await;
         };
         let mut abort_signal = pin!(abort_signal);
         let (drain_outcome, has_abort_signal) = tokio::select! {
@@ -377,22 +377,23 @@ impl RunningApp {
         if drain_outcome == DrainOutcome::Aborted {
             abort.cancel();
             // The shutdown continues even if a connection does not end in time.
-            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.connection_tasks.ended()).await;
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.connection_tasks.wait_until_ended()).await;
         }
-        // The workers drop the tasks that still run. No usage record is produced after that.
+        // The workers drop the tasks that are still running. No usage record is produced after that.
         drop(self.worker_pool);
-        let remaining = ABORT_TIMEOUT.saturating_sub(clock::elapsed_since(abort_start));
-        let _ = tokio::time::timeout(remaining, self.workers.shut_down()).await;
+        let workers_timeout = ABORT_TIMEOUT.saturating_sub(clock::elapsed_since(abort_start));
+        let _ = tokio::time::timeout(workers_timeout, self.workers.shut_down()).await;
         let write_start = clock::instant();
-        let is_written = self.writing.wait_until_written(WRITE_TIMEOUT).await;
-        // The time of this write counts against the end of the writer.
-        let remaining = WRITE_TIMEOUT.saturating_sub(clock::elapsed_since(write_start));
-        if let Some(mirroring) = self.mirroring.filter(|_| is_written && !has_abort_signal) {
+        let is_written = self.store_writer.wait_until_written(WRITE_TIMEOUT).await;
+        // The duration of this write shortens the wait until the database is closed.
+        let close_timeout = WRITE_TIMEOUT.saturating_sub(clock::elapsed_since(write_start));
+        if let Some(mirror_task) = self.mirror_task.filter(|_| is_written && !has_abort_signal) {
             tokio::select! {
-                () = mirroring.end() => {}
+                () = mirror_task.finish() => {}
                 () = abort_signal => {}
             }
         }
-        ShutdownReport { drain_outcome, records_lost: self.writing.wait_until_closed(remaining).await }
+        let records_lost = self.store_writer.wait_until_closed(close_timeout).await;
+        ShutdownReport { drain_outcome, records_lost }
     }
 }

@@ -21,6 +21,7 @@ use crate::app::{
 };
 use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
 use crate::policy::files::{self, RequestedLimits};
+use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
@@ -52,7 +53,7 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
     let loaded = load(&overrides)?;
     let format = line_format(loaded.config.log.format);
     let sink = LogSink::stderr(format).map_err(fail)?;
-    // Dropped last, so that log lines during the shutdown of the runtime are written.
+    // The guard is dropped last, so that log lines during the shutdown of the runtime are written.
     let _flush_on_drop = FlushOnDrop;
     let level = telemetry::start(format, &loaded.config.log.level.to_string(), sink).map_err(|error| {
         print_error(&error);
@@ -83,15 +84,15 @@ async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: Config
     for warning in &warnings {
         warn!("{warning}");
     }
-    let text = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
-    info!(event = "keys_loaded", count = config.keys.len(), "{text}");
+    let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
+    info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");
     if sockets.count() > 0 && !config.server.listen.iter().any(|listen| *listen == ListenAddress::Systemd) {
         let count = sockets.count();
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
-    // Signals are handled from here on.
+    // Signals that arrive during the following steps are handled.
     let signals = Signals::new().map_err(fail)?;
     let listeners = match app::listen(&config.server.listen, config.server.unix_mode, sockets).await {
         Ok(listeners) => listeners,
@@ -110,8 +111,8 @@ async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: Config
     run_until_stopped(app, signals, reloader).await
 }
 
-/// The maximum number of client connections: the configured one, or fewer if the system allows too few
-/// open files.
+/// Returns the maximum number of client connections, which is less than the configured number if the system
+/// allows too few open files.
 fn max_connections(config: &Config) -> usize {
     let limit = app::raise_open_files_limit().unwrap_or_else(|error| {
         debug!("the limit of open files cannot be raised: {error}");
@@ -119,20 +120,21 @@ fn max_connections(config: &Config) -> usize {
     });
     let (connections, requests) = (config.server.max_connections, config.server.max_requests);
     let idle_connections = config.upstream.max_idle_connections;
-    let fitting = files::max_connections(limit, RequestedLimits { connections, requests, idle_connections });
-    if fitting < connections {
+    let allowed_connections =
+        files::max_connections(limit, RequestedLimits { connections, requests, idle_connections });
+    if allowed_connections < connections {
         warn!(
             event = "connections_limited",
             open_files_max = limit,
-            max_connections = fitting,
-            "The system allows {limit} open files, so at most {fitting} clients can be connected instead of \
-             {connections} (server.max_connections); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
+            max_connections = allowed_connections,
+            "The system allows {limit} open files, so at most {allowed_connections} clients can be connected instead \
+             of {connections} (server.max_connections); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
         );
     }
-    fitting
+    allowed_connections
 }
 
-/// The status line for a service manager: the number of keys, and the addresses.
+/// Formats the status line for a service manager, with the number of keys and the addresses.
 fn status_line(running: &RunningApp) -> String {
     let addresses = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let count = running.keys().len();
@@ -143,7 +145,7 @@ fn status_line(running: &RunningApp) -> String {
 /// Prints the error of a failed start, with advice, and returns the exit code.
 fn report_start_error(error: StartError) -> ExitCode {
     let (code, advice) = match &error {
-        StartError::Database(_) | StartError::Unreadable(_) => (
+        StartError::Database(_) | StartError::UnreadableRecords(_) => (
             EX_CONFIG,
             Some(
                 "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \
@@ -157,7 +159,7 @@ fn report_start_error(error: StartError) -> ExitCode {
         StartError::Upstream(_) | StartError::Tls(_) | StartError::Https(_) | StartError::Mirror(_) => {
             (EX_CONFIG, None)
         }
-        StartError::System(_) => (1, None),
+        StartError::Io(_) => (1, None),
     };
     let code = fail_with(code, error);
     if let Some(advice) = advice {
@@ -179,11 +181,12 @@ async fn log_welcome(running: &mut RunningApp) {
                 (snapshot.key.api_key().short().as_str(), snapshot.key.name(), snapshot.key.position() + 1);
             info!(event = "key_state", key, name, number, "{line}");
         }
-        let free =
-            keys.iter().filter(|key| key.key.workspace().tier().is_some_and(|tier| *tier == "free")).count();
-        if free > 1 {
+        let is_free =
+            |snapshot: &&KeySnapshot| snapshot.key.workspace().tier().is_some_and(|tier| *tier == "free");
+        let free_keys = keys.iter().filter(is_free).count();
+        if free_keys > 1 {
             warn!(
-                "{free} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse \
+                "{free_keys} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse \
                  detection finds them; pool only workspaces that you are entitled to use"
             );
         }
@@ -202,21 +205,21 @@ async fn log_welcome(running: &mut RunningApp) {
         };
         info!(event = "server_started", address = %address, "Server started at {url}");
     }
-    let base = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
+    let base_url = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
         Some(address) => format!("http://{address}"),
-        // Clients require a host name in the URL. It is ignored on a Unix socket.
+        // Clients require a host name in the URL, although it is not used on a Unix socket.
         None => "http://keychoir".to_owned(),
     };
-    let tokens = running.client_names();
-    let key = if tokens.is_empty() { "\"anything\"" } else { "TOKEN" };
-    info!(event = "server_base_url", "├─ Base URL:  {base}   ElevenLabs(base_url=…, api_key={key})");
-    if !tokens.is_empty() {
-        info!(event = "server_tokens", "├─ TOKEN:     {}", token_line(&tokens));
+    let client_names = running.client_names();
+    let api_key = if client_names.is_empty() { "\"anything\"" } else { "TOKEN" };
+    info!(event = "server_base_url", "├─ Base URL:  {base_url}   ElevenLabs(base_url=…, api_key={api_key})");
+    if !client_names.is_empty() {
+        info!(event = "server_tokens", "├─ TOKEN:     {}", token_line(&client_names));
     }
     if let Some(advice) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
-        info!(event = "server_https", "├─ https:     {advice}");
+        info!(event = "server_https", "├─ HTTPS:     {advice}");
     }
-    info!(event = "server_status_url", "└─ Status:    {base}/api/elevenlabs-status");
+    info!(event = "server_status_url", "└─ Status:    {base_url}/api/elevenlabs-status");
 }
 
 /// Names the clients whose tokens are accepted.
@@ -235,15 +238,15 @@ fn https_line(state: HttpsState) -> Option<&'static str> {
     match state {
         HttpsState::Off => None,
         HttpsState::LocalCa => Some("on the same port; apps trust it after  eval \"$(keychoir env)\""),
-        HttpsState::InMemoryCa => Some(
-            "on the same port, by an authority in memory that no client can trust (server.tls_directory)",
-        ),
+        HttpsState::InMemoryCa => {
+            Some("on the same port, with a CA in memory that clients cannot trust (server.tls_directory)")
+        }
         HttpsState::Configured => Some("on the same port, with the certificate of server.tls"),
     }
 }
 
-/// Logs the addresses and keys, which may wait for the provider. Returns the last signal that arrived
-/// meanwhile. A signal to stop ends the wait.
+/// Logs the addresses and keys, for which it may wait for the provider. Returns the last signal that arrived
+/// during the wait. A signal to stop ends the wait.
 async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -> Option<SignalEvent> {
     let mut welcome = pin!(log_welcome(running));
     let mut event = None;

@@ -1,5 +1,5 @@
-//! Owns the task of the mirror in Supabase. The mirror must be ended after the last write of the usage store
-//! and before the database is closed.
+//! Owns the task of the mirror in Supabase. The task must end after the last write of the usage store and
+//! before the database is closed.
 
 use std::time::Duration;
 
@@ -9,35 +9,35 @@ use crate::mirror::{self, Mirror, MirrorHealth};
 use crate::store::WriterHandle;
 use crate::tasks::{AbortOnDrop, Tasks};
 
-/// The running mirror. Dropping it aborts the task.
+/// The running mirror. Dropping the value aborts the task.
 #[derive(Debug)]
-pub(super) struct Mirroring {
+pub(super) struct MirrorTask {
     pub(super) health: MirrorHealth,
     shutdown: CancellationToken,
     tasks: Tasks,
-    task: AbortOnDrop,
+    abort_guard: AbortOnDrop,
     pub(super) final_push_timeout: Duration,
 }
 
-impl Mirroring {
+impl MirrorTask {
     /// Starts the mirror if it is configured and the usage store has an outbox.
     pub(super) fn start(
         settings: Option<mirror::Settings>,
-        writing: &mut WriterHandle,
+        store_writer: &mut WriterHandle,
     ) -> Result<Option<Self>, mirror::MirrorStartError> {
-        let Some((settings, outbox)) = settings.zip(writing.outbox.take()) else { return Ok(None) };
+        let Some((settings, outbox)) = settings.zip(store_writer.outbox.take()) else { return Ok(None) };
         let final_push_timeout = settings.final_push_timeout;
         let (health, shutdown, tasks) = (MirrorHealth::default(), CancellationToken::new(), Tasks::new());
         let mirror = Mirror::new(outbox, settings, health.clone())?;
-        let task = tasks.spawn_guarded(mirror.run(shutdown.clone()));
-        Ok(Some(Self { health, shutdown, tasks, task, final_push_timeout }))
+        let abort_guard = tasks.spawn_guarded(mirror.run(shutdown.clone()));
+        Ok(Some(Self { health, shutdown, tasks, abort_guard, final_push_timeout }))
     }
 
-    /// Sends the remaining rows, within `final_push_timeout`, and ends.
-    pub(super) async fn end(self) {
+    /// Sends the remaining rows, for up to `final_push_timeout`, and ends the task.
+    pub(super) async fn finish(self) {
         self.shutdown.cancel();
         // Rows that are not sent in time are sent after the next start.
-        let _ = tokio::time::timeout(self.final_push_timeout, self.tasks.ended()).await;
-        drop(self.task);
+        let _ = tokio::time::timeout(self.final_push_timeout, self.tasks.wait_until_ended()).await;
+        drop(self.abort_guard);
     }
 }
