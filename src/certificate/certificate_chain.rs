@@ -8,14 +8,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 
-use super::{Certificate, life, provider};
+use super::{Certificate, parse_validity, provider};
 use crate::policy::certificate::ValidityPeriod;
 
-/// A certificate chain. The first certificate is that of the server.
+/// A certificate chain. The first certificate is the one of the server.
 #[derive(Clone, Debug)]
 pub struct CertificateChain {
     certificates: Vec<CertificateDer<'static>>,
-    life: ValidityPeriod,
+    validity_period: ValidityPeriod,
 }
 
 /// The reason why a file is not a certificate chain.
@@ -32,7 +32,7 @@ pub enum ChainError {
     Malformed,
 }
 
-/// The reason why a file is not the private key of a certificate. Never contains text of the file.
+/// The reason why a file is not the private key of a certificate. The error contains no part of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateKeyError {
     /// The file contains no private key.
@@ -57,14 +57,14 @@ impl CertificateChain {
     ///
     /// # Errors
     ///
-    /// Fails when the text contains no certificate, or a malformed one.
+    /// Fails when `pem` contains no certificate or a malformed one.
     pub fn parse(pem: &str) -> Result<Self, ChainError> {
         let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| ChainError::Malformed)?;
-        let lives: Option<Vec<ValidityPeriod>> = certificates.iter().map(life).collect();
-        match lives.ok_or(ChainError::Malformed)?.first() {
-            Some(&life) => Ok(Self { certificates, life }),
+        let validity_periods: Option<Vec<ValidityPeriod>> = certificates.iter().map(parse_validity).collect();
+        match validity_periods.ok_or(ChainError::Malformed)?.first() {
+            Some(&validity_period) => Ok(Self { certificates, validity_period }),
             None if pem.contains("PRIVATE KEY-----") => Err(ChainError::IsPrivateKey),
             None => Err(ChainError::Empty),
         }
@@ -72,8 +72,8 @@ impl CertificateChain {
 
     /// The validity period of the server's certificate.
     #[must_use]
-    pub fn life(&self) -> ValidityPeriod {
-        self.life
+    pub fn validity_period(&self) -> ValidityPeriod {
+        self.validity_period
     }
 
     /// Combines the chain with its private key in PEM.
@@ -95,7 +95,10 @@ impl CertificateChain {
             });
         };
         match CertifiedKey::from_der(self.certificates, key, &provider()) {
-            Ok(certified_key) => Ok(Certificate { certified_key: Arc::new(certified_key), life: self.life }),
+            Ok(certified_key) => Ok(Certificate {
+                certified_key: Arc::new(certified_key),
+                validity_period: self.validity_period,
+            }),
             Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(PrivateKeyError::Mismatch),
             Err(_) => Err(PrivateKeyError::Unusable),
         }
@@ -116,13 +119,16 @@ mod tests {
         let (cert, key) = generate();
         let certificate = CertificateChain::parse(&cert).unwrap().with_key(&key).unwrap();
         assert_eq!(certificate.certified_key().cert.len(), 1);
-        assert!(certificate.life().from < certificate.life().until);
+        assert!(certificate.validity_period().from < certificate.validity_period().until);
         let printed = format!("{certificate:?}");
-        assert!(printed.starts_with("Certificate { life:") && !printed.contains("key"), "{printed}");
+        assert!(
+            printed.starts_with("Certificate { validity_period:") && !printed.contains("key"),
+            "{printed}"
+        );
     }
 
     #[test]
-    fn an_error_gives_the_reason_why_a_text_is_not_a_certificate() {
+    fn an_error_gives_the_reason_why_a_file_is_not_a_certificate() {
         let (cert, key) = generate();
         assert_eq!(CertificateChain::parse("").unwrap_err(), ChainError::Empty);
         assert_eq!(CertificateChain::parse(&key).unwrap_err(), ChainError::IsPrivateKey);
@@ -136,27 +142,25 @@ mod tests {
     }
 
     #[test]
-    fn an_error_gives_the_reason_why_a_text_is_not_the_key_of_the_certificate() {
+    fn an_error_gives_the_reason_why_a_file_is_not_the_key_of_the_certificate() {
         let (cert, _) = generate();
         let (_, other_key) = generate();
-        let error = |key: &str| CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
-        assert_eq!(error(""), PrivateKeyError::Empty);
-        assert_eq!(error(&cert), PrivateKeyError::IsCertificate);
-        assert_eq!(error(&other_key), PrivateKeyError::Mismatch);
-        assert_eq!(
-            error("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
-            PrivateKeyError::Unusable
-        );
-        assert_eq!(
-            error("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"),
-            PrivateKeyError::Encrypted
-        );
-        assert_eq!(
-            error(
-                "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END EC PRIVATE KEY-----\n"
+        for (key, expected) in [
+            ("", PrivateKeyError::Empty),
+            (&cert, PrivateKeyError::IsCertificate),
+            (&other_key, PrivateKeyError::Mismatch),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", PrivateKeyError::Unusable),
+            (
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+                PrivateKeyError::Encrypted,
             ),
-            PrivateKeyError::Encrypted
-        );
-        assert_eq!(error("-----BEGIN PRIVATE KEY-----\nAAAA\n"), PrivateKeyError::Unusable);
+            (
+                "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
+                PrivateKeyError::Encrypted,
+            ),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n", PrivateKeyError::Unusable),
+        ] {
+            assert_eq!(CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err(), expected, "{key}");
+        }
     }
 }

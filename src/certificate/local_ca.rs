@@ -17,15 +17,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
-use super::{Certificate, life, provider};
+use super::{Certificate, parse_validity, provider};
 use crate::policy::certificate::{Renewal, ValidityPeriod};
 use crate::policy::units::UnixMs;
 
-/// A CA with its private key, which its `Debug` output omits.
+/// A CA with its private key. The `Debug` output omits the key.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
-    life: ValidityPeriod,
+    validity_period: ValidityPeriod,
 }
 
 /// The reason why a certificate cannot be created.
@@ -34,7 +34,7 @@ pub enum CertificateError {
     /// The certificate cannot be encoded or signed.
     #[error("a certificate cannot be created: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// The TLS library refuses the certificate.
+    /// The TLS library rejects the certificate.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
 }
@@ -43,10 +43,10 @@ pub enum CertificateError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CaDefect {
     /// The file does not contain a CA certificate and its key.
-    #[error("it is malformed")]
+    #[error("The local CA is malformed")]
     Malformed,
     /// The certificate has expired or expires soon.
-    #[error("it has expired")]
+    #[error("The local CA has expired")]
     Expired,
 }
 
@@ -58,22 +58,22 @@ impl LocalCa {
     /// Fails when the system provides no randomness.
     pub(super) fn generate(now: UnixMs) -> Result<Self, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let life = ValidityPeriod::for_ca(now);
+        let validity_period = ValidityPeriod::for_ca(now);
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) =
-            (system_time(life.from).into(), system_time(life.until).into());
+            (system_time(validity_period.from).into(), system_time(validity_period.until).into());
         params.distinguished_name = DistinguishedName::new();
         // Each CA has a different name, because the lists in which users trust CAs show names and may still
         // contain an old CA.
         let digest = Sha256::digest(key.public_key_raw());
-        let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {digest}"));
+        let suffix: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        params.distinguished_name.push(DnType::CommonName, format!("Keychoir local authority {suffix}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.name_constraints = Some(NameConstraints {
             permitted_subtrees: vec![
-                // Also permits all subdomains.
+                // This entry also permits all subdomains.
                 GeneralSubtree::DnsName("localhost".to_owned()),
                 GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(
                     Ipv4Addr::new(127, 0, 0, 0).into(),
@@ -84,22 +84,22 @@ impl LocalCa {
             excluded_subtrees: Vec::new(),
         });
         let pem = params.self_signed(&key)?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem, life })
+        Ok(Self { issuer: Issuer::new(params, key), pem, validity_period })
     }
 
     /// Parses the output of [`secret_pem`](Self::secret_pem).
     pub(super) fn parse(pem: &str, now: UnixMs) -> Result<Self, CaDefect> {
         let certificate =
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaDefect::Malformed)?.into_owned();
-        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaDefect::Malformed)?;
-        let key = KeyPair::try_from(&key).map_err(|_| CaDefect::Malformed)?;
-        let life = life(&certificate).ok_or(CaDefect::Malformed)?;
+        let key_der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaDefect::Malformed)?;
+        let key = KeyPair::try_from(&key_der).map_err(|_| CaDefect::Malformed)?;
+        let validity_period = parse_validity(&certificate).ok_or(CaDefect::Malformed)?;
         if !matches_key(&certificate, &key) {
             return Err(CaDefect::Malformed);
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| CaDefect::Malformed)?;
-        match life.ca_renewal(now) {
-            Renewal::Keep => Ok(Self { issuer, pem: extract_certificate_pem(pem), life }),
+        match validity_period.ca_renewal(now) {
+            Renewal::Keep => Ok(Self { issuer, pem: extract_certificate_pem(pem), validity_period }),
             Renewal::Renew => Err(CaDefect::Expired),
         }
     }
@@ -110,7 +110,7 @@ impl LocalCa {
         &self.pem
     }
 
-    /// The certificate and private key in PEM, only for the key file of the CA.
+    /// The certificate and private key in PEM. They may be written only to the key file of the CA.
     pub(super) fn secret_pem(&self) -> String {
         format!("{}{}", self.pem, self.issuer.key().serialize_pem())
     }
@@ -122,25 +122,25 @@ impl LocalCa {
     /// Fails when the system provides no randomness, or a name is not valid in a certificate.
     pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let life = ValidityPeriod::for_server(now, self.life);
+        let validity_period = ValidityPeriod::for_server(now, self.validity_period);
         let mut params = CertificateParams::new(names)?;
         (params.not_before, params.not_after) =
-            (system_time(life.from).into(), system_time(life.until).into());
+            (system_time(validity_period.from).into(), system_time(validity_period.until).into());
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "Keychoir");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let certified_key = CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?;
-        Ok(Certificate { certified_key: Arc::new(certified_key), life })
+        let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let certified_key = CertifiedKey::from_der(vec![certificate.der().clone()], key_der, &provider())?;
+        Ok(Certificate { certified_key: Arc::new(certified_key), validity_period })
     }
 }
 
 impl fmt::Debug for LocalCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalCa").field("life", &self.life).finish_non_exhaustive()
+        f.debug_struct("LocalCa").field("validity_period", &self.validity_period).finish_non_exhaustive()
     }
 }
 
@@ -156,7 +156,7 @@ fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     })
 }
 
-/// Extracts the certificate from the PEM text of certificate and key.
+/// Extracts the certificate from `pem`, which also contains the private key.
 fn extract_certificate_pem(pem: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let start = pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(0);
@@ -177,16 +177,17 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
-    /// Whether a client that trusts the CA accepts this certificate for `name`.
+    /// Whether a client that trusts the CA accepts this certificate for `name` at `time`.
     fn is_trusted(ca: &LocalCa, certificate: &Certificate, name: &str, time: UnixMs) -> bool {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
             .build()
             .unwrap();
-        let name = ServerName::try_from(name).unwrap();
-        let time = UnixTime::since_unix_epoch(Duration::from_millis(time.0));
-        verifier.verify_server_cert(&certificate.certified_key().cert[0], &[], &name, &[], time).is_ok()
+        let server_name = ServerName::try_from(name).unwrap();
+        let unix_time = UnixTime::since_unix_epoch(Duration::from_millis(time.0));
+        let server_certificate = &certificate.certified_key().cert[0];
+        verifier.verify_server_cert(server_certificate, &[], &server_name, &[], unix_time).is_ok()
     }
 
     #[test]
@@ -219,10 +220,10 @@ mod tests {
         let parsed = LocalCa::parse(&original.secret_pem(), NOW).unwrap();
         assert_eq!((parsed.pem(), parsed.secret_pem()), (original.pem(), original.secret_pem()));
         // Certificates store whole seconds.
-        assert_eq!(parsed.life, original.life);
+        assert_eq!(parsed.validity_period, original.validity_period);
         let certificate = parsed.issue(&["localhost".to_owned()], NOW).unwrap();
         assert!(is_trusted(&original, &certificate, "localhost", NOW));
-        let expiry = UnixMs(original.life.until.0);
+        let expiry = UnixMs(original.validity_period.until.0);
         assert_eq!(LocalCa::parse(&original.secret_pem(), expiry).unwrap_err(), CaDefect::Expired);
     }
 
@@ -231,7 +232,7 @@ mod tests {
         let (ca, other_ca) = (LocalCa::generate(NOW).unwrap(), LocalCa::generate(NOW).unwrap());
         let key_pem = |ca: &LocalCa| ca.issuer.key().serialize_pem();
         let leaf = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        for text in [
+        for pem in [
             String::new(),
             ca.pem().to_owned(),
             key_pem(&ca),
@@ -239,7 +240,7 @@ mod tests {
             ca.secret_pem()[..ca.secret_pem().len() - 40].to_owned(),
             format!("{}{}", leaf.cert.pem(), leaf.signing_key.serialize_pem()),
         ] {
-            assert_eq!(LocalCa::parse(&text, NOW).unwrap_err(), CaDefect::Malformed);
+            assert_eq!(LocalCa::parse(&pem, NOW).unwrap_err(), CaDefect::Malformed);
         }
     }
 
@@ -248,8 +249,8 @@ mod tests {
         let ca = LocalCa::generate(NOW).unwrap();
         let printed = format!("{ca:?} {ca:#?}");
         let key = ca.issuer.key().serialize_pem();
-        let line = key.lines().nth(1).unwrap();
-        assert!(!printed.contains(line) && !printed.contains("PRIVATE"), "{printed}");
+        let first_key_line = key.lines().nth(1).unwrap();
+        assert!(!printed.contains(first_key_line) && !printed.contains("PRIVATE"), "{printed}");
         assert!(!ca.pem().contains("PRIVATE"));
     }
 }

@@ -1,8 +1,9 @@
-//! The server's TLS certificate: parsed from configured files, or issued by a local CA that Keychoir
-//! generates and stores. Private keys leave this module only for the TLS library and the file of the CA.
+//! Provides the server's TLS certificate, which is parsed from configured files, or issued by a local CA that
+//! Keychoir generates and stores. Private keys leave this module only for the TLS library and the file of the
+//! CA.
 
 mod bundle;
-mod ca_folder;
+mod ca_directory;
 mod certificate_chain;
 mod local_ca;
 
@@ -18,16 +19,16 @@ use crate::policy::certificate::ValidityPeriod;
 use crate::policy::units::UnixMs;
 
 pub use bundle::{BundleError, find_trusted_roots, refresh_bundle, write_bundle};
-pub use ca_folder::{CaError, OpenedCa, QuarantinedFile, ca_file, open};
+pub use ca_directory::{CaError, OpenedCa, QuarantinedFile, ca_file, open};
 pub use certificate_chain::{CertificateChain, ChainError, PrivateKeyError};
 pub use local_ca::{CaDefect, CertificateError, LocalCa};
 
 /// The location of the local CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
-    /// A folder.
-    Folder(PathBuf),
-    /// Memory: each start generates a new CA, which clients cannot be set up to trust.
+    /// A directory.
+    Directory(PathBuf),
+    /// The memory of the process. Each start generates a new CA, which clients cannot be set up to trust.
     Memory,
 }
 
@@ -35,7 +36,7 @@ pub enum CaLocation {
 #[derive(Clone)]
 pub struct Certificate {
     certified_key: Arc<CertifiedKey>,
-    life: ValidityPeriod,
+    validity_period: ValidityPeriod,
 }
 
 impl Certificate {
@@ -47,24 +48,24 @@ impl Certificate {
 
     /// The validity period of the certificate.
     #[must_use]
-    pub fn life(&self) -> ValidityPeriod {
-        self.life
+    pub fn validity_period(&self) -> ValidityPeriod {
+        self.validity_period
     }
 }
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("life", &self.life).finish_non_exhaustive()
+        f.debug_struct("Certificate").field("validity_period", &self.validity_period).finish_non_exhaustive()
     }
 }
 
-/// The crypto provider. It is passed explicitly, as in `upstream`, and never installed process-wide.
+/// Returns the crypto provider. It is passed explicitly, as in `upstream`, and never installed process-wide.
 fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
-/// The validity period of a certificate, or `None` if it cannot be parsed.
-fn life(certificate: &CertificateDer<'_>) -> Option<ValidityPeriod> {
+/// Parses the validity period of a certificate. Returns `None` if the certificate is malformed.
+fn parse_validity(certificate: &CertificateDer<'_>) -> Option<ValidityPeriod> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let unix_ms = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
     let validity = parsed.validity();

@@ -29,9 +29,10 @@ fn add_address(lines: &mut String, config: &Config) {
         let comment = "Keychoir prints its address when it serves: server.listen names no fixed port.";
         return add_comment(lines, comment);
     };
-    let https = if has_https(config, address) { "; https:// works as well" } else { "" };
-    let comment =
-        format!("The address of Keychoir, for an SDK's base_url (Python) or baseUrl (JavaScript){https}.");
+    let https_note = if has_https(config, address) { "; https:// works as well" } else { "" };
+    let comment = format!(
+        "The address of Keychoir, for an SDK's base_url (Python) or baseUrl (JavaScript){https_note}."
+    );
     add_comment(lines, &comment);
     add_export(lines, "ELEVENLABS_BASE_URL", &base_url(address));
 }
@@ -50,22 +51,24 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
         ListenAddress::Systemd => true,
         ListenAddress::Unix(_) => false,
     });
-    let folder = match (config.server.tls.mode(), config.ca_location()) {
-        (TlsMode::Auto, CaLocation::Folder(folder)) if has_local_https => std::path::absolute(folder)?,
+    let directory = match (config.server.tls.mode(), config.ca_location()) {
+        (TlsMode::Auto, CaLocation::Directory(directory)) if has_local_https => {
+            std::path::absolute(directory)?
+        }
         (mode, _) => {
             add_comment(
                 lines,
                 match mode {
-                    TlsMode::Off => "https is disabled (server.tls).",
+                    TlsMode::Off => "HTTPS is disabled (server.tls).",
                     TlsMode::Files => {
-                        "https uses the certificate of server.tls, which clients trust if they trust its authority."
+                        "HTTPS uses the certificate of server.tls, which clients trust if they trust its CA."
                     }
                     TlsMode::Auto if has_local_https => {
-                        "https cannot be trusted: its authority is kept only in memory, like the usage records \
-                     (storage.ephemeral). Set server.tls_directory to a folder for the authority."
+                        "HTTPS cannot be trusted: its CA is kept only in memory, like the usage records \
+                     (storage.ephemeral). Set server.tls_directory to a directory for the CA."
                     }
                     TlsMode::Auto => {
-                        "https is not available: the local authority is only for loopback addresses, and server.tls \
+                        "HTTPS is not available: the local CA is only for loopback addresses, and server.tls \
                      names no certificate."
                     }
                 },
@@ -73,12 +76,13 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
             return Ok(());
         }
     };
-    let OpenedCa { ca, quarantined } = certificate::open(&CaLocation::Folder(folder.clone()), clock::now())?;
+    let OpenedCa { ca, quarantined } =
+        certificate::open(&CaLocation::Directory(directory.clone()), clock::now())?;
     if let Some(file) = &quarantined {
         print_error(file);
     }
-    let bundle = add_openssl_variable(lines, &folder, &ca)?;
-    add_node_variable(lines, &certificate::ca_file(&folder), bundle.as_ref());
+    let bundle = add_openssl_variable(lines, &directory, &ca)?;
+    add_node_variable(lines, &certificate::ca_file(&directory), bundle.as_ref());
     Ok(())
 }
 
@@ -90,17 +94,18 @@ struct Bundle {
 
 fn add_openssl_variable(
     lines: &mut String,
-    folder: &Path,
+    directory: &Path,
     ca: &LocalCa,
 ) -> Result<Option<Bundle>, BundleError> {
-    // If an app trusted only the local CA, it could connect to no host but Keychoir.
-    let reason = match certificate::find_trusted_roots(path_variable(OPENSSL_VARIABLE).as_deref(), folder) {
-        None => "this system has no file with trusted authorities (ca-certificates)".to_owned(),
-        Some(roots) => match certificate::write_bundle(folder, ca, &roots) {
+    // If an app trusted only the local CA, it could connect only to Keychoir.
+    let reason = match certificate::find_trusted_roots(path_variable(OPENSSL_VARIABLE).as_deref(), directory)
+    {
+        None => "this system has no file with trusted CAs (ca-certificates)".to_owned(),
+        Some(roots) => match certificate::write_bundle(directory, ca, &roots) {
             Ok(path) => {
                 let comment = format!(
-                    "https with Python and OpenSSL: Keychoir's authority and all authorities of {}, because this \
-                     variable replaces the trusted ones.",
+                    "HTTPS with Python and OpenSSL: Keychoir's CA and all CAs of {}, because this variable replaces \
+                     the trusted CAs.",
                     roots.display()
                 );
                 add_comment(lines, &comment);
@@ -111,7 +116,7 @@ fn add_openssl_variable(
             Err(error @ BundleError::Unwritable(_)) => return Err(error),
         },
     };
-    let comment = format!("https with Python and OpenSSL: {OPENSSL_VARIABLE} is not set, because {reason}.");
+    let comment = format!("HTTPS with Python and OpenSSL: {OPENSSL_VARIABLE} is not set, because {reason}.");
     add_comment(lines, &comment);
     Ok(None)
 }
@@ -125,19 +130,22 @@ fn add_node_variable(lines: &mut String, ca_file: &Path, bundle: Option<&Bundle>
     if let Some(bundle) = bundle.filter(contains_previous_file) {
         add_comment(
             lines,
-            "https with Node: the same file, because this variable named its authorities before.",
+            "HTTPS with Node: the same file, because it contains the CAs that this variable named before.",
         );
         return add_export(lines, NODE_VARIABLE, &bundle.path.to_string_lossy());
     }
-    add_comment(lines, "https with Node: Keychoir's authority, in addition to those that Node trusts.");
-    if let Some(previous_file) = previous_file {
-        let previous_file = replace_controls(&previous_file.to_string_lossy());
-        let _ = writeln!(lines, "# It was {previous_file}: to trust both, put them into one file.");
+    add_comment(lines, "HTTPS with Node: Keychoir's CA, in addition to the CAs that Node trusts.");
+    if let Some(path) = previous_file {
+        let _ = writeln!(
+            lines,
+            "# The variable named {} before: to trust both files, join them in one file.",
+            replace_controls(&path.to_string_lossy())
+        );
     }
     add_export(lines, NODE_VARIABLE, &ca_file.to_string_lossy());
 }
 
-/// The absolute form of the path in an environment variable.
+/// Returns the absolute form of the path in an environment variable, or `None` if the variable is empty.
 fn path_variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty())?;
     std::path::absolute(path).ok()
@@ -171,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_shell_reads_a_quoted_value_unchanged() {
-        for (text, expected) in [
+        for (value, expected) in [
             ("/home/me/a-b_c.1/ca.pem", "/home/me/a-b_c.1/ca.pem"),
             ("http://127.0.0.1:11011", "http://127.0.0.1:11011"),
             ("http://[::1]:11011", "'http://[::1]:11011'"),
@@ -180,12 +188,12 @@ mod tests {
             ("~/x", "'~/x'"),
             ("", "''"),
         ] {
-            assert_eq!(quote_for_shell(text), expected);
+            assert_eq!(quote_for_shell(value), expected);
             let output = std::process::Command::new("/bin/sh")
-                .args(["-c", &format!("printf %s {}", quote_for_shell(text))])
+                .args(["-c", &format!("printf %s {}", quote_for_shell(value))])
                 .output()
                 .unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), value);
         }
     }
 

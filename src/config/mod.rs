@@ -191,7 +191,7 @@ impl Config {
     pub fn ca_location(&self) -> certificate::CaLocation {
         let default = || Some(self.storage.file()?.parent()?.join("tls"));
         match self.server.tls_directory.clone().or_else(default) {
-            Some(folder) => certificate::CaLocation::Folder(folder),
+            Some(folder) => certificate::CaLocation::Directory(folder),
             None => certificate::CaLocation::Memory,
         }
     }

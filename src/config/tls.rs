@@ -81,7 +81,7 @@ impl TlsConfig {
                 return None;
             }
         };
-        let life = chain.life();
+        let life = chain.validity_period();
         match life.validity(sources.now) {
             Validity::Valid => {}
             Validity::NotYet => {

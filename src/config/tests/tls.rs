@@ -182,7 +182,7 @@ fn a_certificate_outside_its_validity_period_causes_a_warning() {
 #[test]
 fn the_local_authority_is_in_the_folder_of_the_usage_database() {
     let location = |machine: &FakeMachine<'_>| machine.config().ca_location();
-    let folder = |path: &str| CaLocation::Folder(path.into());
+    let folder = |path: &str| CaLocation::Directory(path.into());
     let fresh = FakeMachine::with_key();
     assert_eq!(location(&fresh), folder("/home/me/.local/state/keychoir/tls"));
     assert_eq!(location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));

@@ -39,10 +39,10 @@ fn env_prints_the_variables_before_the_first_start() {
 # The address of Keychoir, for an SDK's base_url (Python) or baseUrl (JavaScript); https:// works as well.
 export ELEVENLABS_BASE_URL=http://127.0.0.1:11011
 
-# https with Python and OpenSSL: Keychoir's authority and all authorities of {}, because this variable replaces the trusted ones.
+# HTTPS with Python and OpenSSL: Keychoir's CA and all CAs of {}, because this variable replaces the trusted CAs.
 export SSL_CERT_FILE='{quoted}/bundle.pem'
 
-# https with Node: Keychoir's authority, in addition to those that Node trusts.
+# HTTPS with Node: Keychoir's CA, in addition to the CAs that Node trusts.
 export NODE_EXTRA_CA_CERTS='{quoted}/ca.pem'
 ",
         roots.display()
@@ -72,18 +72,18 @@ fn env_explains_missing_settings() {
     };
     let [cert, key] = ["cert.pem", "key.pem"].map(|name| directory.path(name).to_str().unwrap().to_owned());
     for (variables, comment, has_base_url) in [
-        (&[("KEYCHOIR_SERVER__TLS", "off")] as &[_], "# https is disabled (server.tls).", true),
+        (&[("KEYCHOIR_SERVER__TLS", "off")] as &[_], "# HTTPS is disabled (server.tls).", true),
         (
             &[("KEYCHOIR_STORAGE__EPHEMERAL", "true")],
-            "# https cannot be trusted: its authority is kept only in memory",
+            "# HTTPS cannot be trusted: its CA is kept only in memory",
             true,
         ),
         (
             &[("KEYCHOIR_SERVER__TLS__CERT", &*cert), ("KEYCHOIR_SERVER__TLS__KEY", &*key)],
-            "# https uses the certificate of server.tls",
+            "# HTTPS uses the certificate of server.tls",
             true,
         ),
-        (&[("KEYCHOIR_SERVER__LISTEN", "unix:/run/k.sock")], "# https is not available", false),
+        (&[("KEYCHOIR_SERVER__LISTEN", "unix:/run/k.sock")], "# HTTPS is not available", false),
     ] {
         let output = print_env(variables);
         assert!(output.contains(comment), "{output}");
@@ -99,7 +99,7 @@ fn env_explains_missing_settings() {
         print_env(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(output.contains("names no fixed port") && !output.contains("BASE_URL"), "{output}");
     assert!(
-        output.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"),
+        output.contains("# The variable named /corp.pem before: to trust both files, join them in one file.\nexport NODE"),
         "{output}"
     );
     // The bundle contains the other roots, so both variables may name it.
@@ -107,7 +107,7 @@ fn env_explains_missing_settings() {
     directory.write("roots.pem", root);
     let roots = directory.path("roots.pem").to_str().unwrap().to_owned();
     let output = print_env(&[("SSL_CERT_FILE", &roots), ("NODE_EXTRA_CA_CERTS", &roots)]);
-    assert!(output.contains("/tls/bundle.pem\n\n# https with Node: the same file,"), "{output}");
+    assert!(output.contains("/tls/bundle.pem\n\n# HTTPS with Node: the same file,"), "{output}");
     assert_eq!(output.matches("/tls/bundle.pem\n").count(), 2, "{output}");
     // Without readable roots, the variable that replaces the default roots is not set.
     fs::write(directory.path("roots.pem"), "no certificates").unwrap();

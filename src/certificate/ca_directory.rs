@@ -1,0 +1,363 @@
+//! Stores the local CA in a directory that several processes may use. Files are replaced atomically, so that
+//! a partial file is never read. A lock allows one writer at a time, so that processes that start together
+//! use the same CA. An unusable CA file is renamed (quarantined), never deleted.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::local_ca::{CaDefect, CertificateError, LocalCa};
+use super::{CaLocation, refresh_bundle};
+use crate::policy::units::UnixMs;
+use crate::tasks;
+
+/// The file with the CA's certificate and private key.
+const CA_KEY_FILE: &str = "authority.pem";
+
+/// The file with the certificate alone, for clients to trust.
+const CA_CERTIFICATE_FILE: &str = "ca.pem";
+
+/// The file that is locked by the process that changes the directory.
+const LOCK_FILE: &str = "lock";
+
+/// Maximum wait for the lock. Generating a CA takes milliseconds, so a longer wait means that the other
+/// process hangs.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum number of bytes read from the key file. A certificate and a key have one or two kilobytes.
+const MAX_KEY_FILE_SIZE: u64 = 64 * 1024;
+
+/// The reason why the CA cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The directory or a file in it cannot be created or written.
+    #[error("{} cannot be written: {source}", .path.display())]
+    Unwritable {
+        /// The directory or file.
+        path: PathBuf,
+        /// The I/O error.
+        source: io::Error,
+    },
+    /// The key file cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The I/O error.
+        source: io::Error,
+    },
+    /// Another process held the lock for longer than the timeout.
+    #[error("another process holds the lock file {}", .0.display())]
+    Locked(PathBuf),
+    /// A new CA cannot be generated.
+    #[error(transparent)]
+    Generate(#[from] CertificateError),
+}
+
+/// An opened CA.
+#[derive(Debug)]
+pub struct OpenedCa {
+    /// The CA.
+    pub ca: LocalCa,
+    /// The unusable file that the CA replaced, if any.
+    pub quarantined: Option<QuarantinedFile>,
+}
+
+/// An unusable file that was renamed and replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuarantinedFile {
+    /// The new path of the file.
+    pub path: PathBuf,
+    /// The reason why the file was unusable.
+    pub defect: CaDefect,
+}
+
+/// Formats the message for the log.
+impl fmt::Display for QuarantinedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}. Its file is kept as {}, and a new CA was created. Apps and browsers that trusted the old CA \
+             must trust the new one, see `keychoir env`",
+            self.defect,
+            self.path.display()
+        )
+    }
+}
+
+/// Opens the CA at `location`. Generates a missing CA, and quarantines and replaces an unusable CA.
+///
+/// # Errors
+///
+/// Fails when the CA can be neither read nor generated.
+pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
+    let directory = match location {
+        CaLocation::Directory(directory) => directory,
+        CaLocation::Memory => return Ok(OpenedCa { ca: LocalCa::generate(now)?, quarantined: None }),
+    };
+    if let StoredCa::Usable(ca) = read_stored(directory, now)? {
+        // An error is only logged, because a process without write access can still use the CA.
+        if let Err(error) = publish(directory, &ca) {
+            tracing::debug!("{error}");
+        }
+        return Ok(OpenedCa { ca: *ca, quarantined: None });
+    }
+    let unwritable = |source| CaError::Unwritable { path: directory.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unwritable)?;
+    let _lock = lock(directory)?;
+    // The file is read again, because another process may have generated the CA before this process held the
+    // lock.
+    let quarantined = match read_stored(directory, now)? {
+        StoredCa::Usable(ca) => return Ok(OpenedCa { ca: *ca, quarantined: None }),
+        StoredCa::Missing => None,
+        StoredCa::Unusable(defect) => {
+            let suffix = match defect {
+                CaDefect::Malformed => "broken",
+                CaDefect::Expired => "ended",
+            };
+            let path = directory.join(format!("{CA_KEY_FILE}.{suffix}-{}", now.0));
+            fs::rename(directory.join(CA_KEY_FILE), &path).map_err(unwritable)?;
+            Some(QuarantinedFile { path, defect })
+        }
+    };
+    let ca = LocalCa::generate(now)?;
+    write_atomically(&directory.join(CA_KEY_FILE), ca.secret_pem().as_bytes())?;
+    publish(directory, &ca)?;
+    Ok(OpenedCa { ca, quarantined })
+}
+
+/// The path of the CA certificate in `directory`. [`open`] creates the file.
+#[must_use]
+pub fn ca_file(directory: &Path) -> PathBuf {
+    directory.join(CA_CERTIFICATE_FILE)
+}
+
+enum StoredCa {
+    Usable(Box<LocalCa>),
+    Unusable(CaDefect),
+    Missing,
+}
+
+fn read_stored(directory: &Path, now: UnixMs) -> Result<StoredCa, CaError> {
+    let path = directory.join(CA_KEY_FILE);
+    let unreadable = |source| CaError::Unreadable { path: path.clone(), source };
+    let mut bytes = Vec::new();
+    match File::open(&path) {
+        Ok(file) => {
+            file.take(MAX_KEY_FILE_SIZE).read_to_end(&mut bytes).map_err(unreadable)?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredCa::Missing),
+        Err(error) => return Err(unreadable(error)),
+    }
+    let pem = std::str::from_utf8(&bytes).map_err(|_| CaDefect::Malformed);
+    Ok(match pem.and_then(|pem| LocalCa::parse(pem, now)) {
+        Ok(ca) => {
+            restrict_mode(&path);
+            StoredCa::Usable(Box::new(ca))
+        }
+        Err(defect) => StoredCa::Unusable(defect),
+    })
+}
+
+/// Restores mode 0600, which a copy or a backup may have widened.
+fn restrict_mode(path: &Path) {
+    let is_accessible_by_others =
+        path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
+    if is_accessible_by_others && let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        tracing::warn!("other users may read {}, and its mode cannot be changed: {error}", path.display());
+    }
+}
+
+/// Writes the files for other programs: the CA certificate, and the bundle if `directory` contains one.
+fn publish(directory: &Path, ca: &LocalCa) -> Result<(), CaError> {
+    write_if_changed(&ca_file(directory), ca.pem().as_bytes())?;
+    refresh_bundle(directory, ca);
+    Ok(())
+}
+
+/// Writes `content` to a file, unless the file already has this content.
+pub(super) fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), CaError> {
+    if fs::read(path).is_ok_and(|existing| existing == content) {
+        Ok(())
+    } else {
+        write_atomically(path, content)
+    }
+}
+
+/// Replaces the file at `path` with a file of mode 0600 that contains `content`.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let replace = || {
+        // A temporary file is created with mode 0600.
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // The name of the file is stored in the directory, which is therefore synced as well.
+        File::open(directory)?.sync_all()
+    };
+    replace().map_err(|source| CaError::Unwritable { path: path.to_owned(), source })
+}
+
+/// Waits for the lock of the directory. Dropping the returned file releases the lock.
+fn lock(directory: &Path) -> Result<File, CaError> {
+    let path = directory.join(LOCK_FILE);
+    let unwritable = |source| CaError::Unwritable { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(unwritable)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::Error(error)) => return Err(unwritable(error)),
+        Err(TryLockError::WouldBlock) => {}
+    }
+    // `File::lock` has no timeout, so it runs on its own thread.
+    let (lock_sender, lock_receiver) = mpsc::sync_channel(1);
+    tasks::spawn_thread("lock", move || {
+        let _ = lock_sender.send(file.lock().map(|()| file));
+    })
+    .map_err(unwritable)?;
+    match lock_receiver.recv_timeout(LOCK_TIMEOUT) {
+        Ok(locked_file) => locked_file.map_err(unwritable),
+        Err(_) => Err(CaError::Locked(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    fn file_names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[track_caller]
+    fn open_ca(directory: &Path, now: UnixMs) -> OpenedCa {
+        open(&CaLocation::Directory(directory.to_owned()), now).unwrap()
+    }
+
+    #[test]
+    fn a_ca_is_generated_once_and_readable_only_by_its_owner() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state/tls");
+        let generated = open_ca(&directory, NOW);
+        assert_eq!(generated.quarantined, None);
+        let reopened = open_ca(&directory, NOW.plus(Duration::from_secs(3600)));
+        assert_eq!((reopened.ca.pem(), reopened.quarantined), (generated.ca.pem(), None));
+        assert_eq!(file_names(&directory), ["authority.pem", "ca.pem", "lock"]);
+        assert_eq!((mode(&directory), mode(&parent.path().join("state"))), (0o700, 0o700));
+        for name in file_names(&directory) {
+            assert_eq!(mode(&directory.join(&name)), 0o600, "{name}");
+        }
+        assert_eq!(fs::read_to_string(ca_file(&directory)).unwrap(), generated.ca.pem());
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_becomes_private_again() {
+        let directory = tempfile::tempdir().unwrap();
+        open_ca(directory.path(), NOW);
+        let path = directory.path().join(CA_KEY_FILE);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        open_ca(directory.path(), NOW);
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn a_malformed_ca_is_quarantined_and_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let original = open_ca(directory.path(), NOW);
+        for (index, malformed) in [b"" as &[u8], b"\xff\xfe", b"-----BEGIN"].into_iter().enumerate() {
+            fs::write(directory.path().join(CA_KEY_FILE), malformed).unwrap();
+            let now = UnixMs(NOW.0 + index as u64);
+            let replacement = open_ca(directory.path(), now);
+            let quarantined = replacement.quarantined.unwrap();
+            assert_eq!(quarantined.defect, CaDefect::Malformed);
+            assert_eq!(quarantined.path, directory.path().join(format!("authority.pem.broken-{}", now.0)));
+            assert_eq!(fs::read(&quarantined.path).unwrap(), malformed);
+            assert_ne!(replacement.ca.pem(), original.ca.pem());
+            assert_eq!(fs::read_to_string(ca_file(directory.path())).unwrap(), replacement.ca.pem());
+            assert_eq!(open_ca(directory.path(), now).quarantined, None);
+        }
+    }
+
+    #[test]
+    fn an_expired_ca_is_quarantined_and_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let original = open_ca(directory.path(), NOW);
+        // A CA is replaced 90 days before its lifetime of 3,650 days ends.
+        let replacement = open_ca(directory.path(), NOW.plus(Duration::from_secs(3600 * 24 * 3600)));
+        let quarantined = replacement.quarantined.unwrap();
+        assert_eq!(quarantined.defect, CaDefect::Expired);
+        assert!(fs::read_to_string(&quarantined.path).unwrap().starts_with(original.ca.pem()));
+        assert_ne!(replacement.ca.pem(), original.ca.pem());
+    }
+
+    #[test]
+    fn a_missing_or_changed_certificate_is_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let original = open_ca(directory.path(), NOW);
+        for changed in [None, Some("changed")] {
+            fs::remove_file(ca_file(directory.path())).unwrap();
+            let _ = changed.map(|content| fs::write(ca_file(directory.path()), content).unwrap());
+            assert_eq!(open_ca(directory.path(), NOW).ca.pem(), original.ca.pem());
+            assert_eq!(fs::read_to_string(ca_file(directory.path())).unwrap(), original.ca.pem());
+        }
+    }
+
+    #[test]
+    fn processes_that_start_together_open_the_same_ca() {
+        for malformed in [None, Some("malformed")] {
+            let directory = tempfile::tempdir().unwrap();
+            let _ = malformed.map(|content| fs::write(directory.path().join(CA_KEY_FILE), content).unwrap());
+            let barrier = Arc::new(Barrier::new(8));
+            let openers: Vec<_> = (0..8)
+                .map(|_| {
+                    let (barrier, directory) = (Arc::clone(&barrier), directory.path().to_owned());
+                    let open = move || {
+                        barrier.wait();
+                        let opened = open_ca(&directory, NOW);
+                        (opened.ca.pem().to_owned(), opened.quarantined.is_some())
+                    };
+                    tasks::spawn_thread("opener", open).unwrap()
+                })
+                .collect();
+            let opened: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+            assert!(opened.iter().all(|(pem, _)| *pem == opened[0].0));
+            let quarantined_files = opened.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
+            assert_eq!(quarantined_files, usize::from(malformed.is_some()));
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_directory_that_cannot_be_created() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::write(parent.path().join("file"), "").unwrap();
+        let directory = parent.path().join("file/tls");
+        let error = open(&CaLocation::Directory(directory.clone()), NOW).unwrap_err();
+        assert!(error.to_string().contains(directory.to_str().unwrap()), "{error}");
+        // A directory at the path of the key file is neither read nor quarantined.
+        let directory = parent.path().join("tls");
+        fs::create_dir_all(directory.join(CA_KEY_FILE)).unwrap();
+        assert!(matches!(open(&CaLocation::Directory(directory), NOW), Err(CaError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn each_ca_in_memory_is_new() {
+        let open_in_memory = || open(&CaLocation::Memory, NOW).unwrap().ca;
+        assert_ne!(open_in_memory().pem(), open_in_memory().pem());
+    }
+}
