@@ -1,5 +1,6 @@
-//! Secrets as types that cannot be printed. An API key is displayed as its short form or its fingerprint.
-//! Its value leaves this module only through [`ApiKey::expose`], so that few callers need review.
+//! Defines types for secrets, which cannot be printed. An API key is displayed as its short form or its
+//! fingerprint. Its value leaves this module only through [`ApiKey::expose`], so that few callers need
+//! review.
 
 mod fingerprint;
 mod redactor;
@@ -10,32 +11,33 @@ use std::sync::Arc;
 
 pub use fingerprint::{Fingerprint, TokenFingerprint};
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
-pub use supabase_key::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
+pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 
 /// The short form of an API key: its first and last characters.
 ///
-/// A key of at least 48 characters shows 11 and 5 of them. A shorter one shows 4 and 4, because an old key
-/// of 32 hexadecimal digits could be found by brute force if more of it appeared next to its hash. A key
-/// of fewer than 16 characters shows none.
+/// The short form of a key of at least 48 characters consists of the first 11 and the last 5. The short form
+/// of a shorter key consists of the first 4 and the last 4, because an old key of 32 hexadecimal digits could
+/// be found by brute force if more of it appeared next to its hash. The short form of a key of fewer than 16
+/// characters contains none of them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
     /// Abbreviates a key, or a placeholder for one.
     pub(crate) fn new(key: &str) -> Self {
-        let count = key.chars().count();
-        let (prefix_length, suffix_length) = match count {
+        let length = key.chars().count();
+        let (prefix_length, suffix_length) = match length {
             48.. => (11, 5),
             16..48 => (4, 4),
             _ => (0, 0),
         };
         let mut short: String = key.chars().take(prefix_length).collect();
         short.push_str("...");
-        short.extend(key.chars().skip(count - suffix_length));
+        short.extend(key.chars().skip(length - suffix_length));
         Self(short.into())
     }
 
-    /// The text that the status document and the log contain.
+    /// The short form as it appears in the status document and the log.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -67,13 +69,13 @@ impl ApiKey {
     ///
     /// # Errors
     ///
-    /// Fails if the key is not a valid header value: it is empty, or has a character other than visible
-    /// ASCII. The provider documents no format, so nothing else is checked.
+    /// Fails if the key is empty or contains characters other than visible ASCII, which are not valid in a
+    /// header. The provider documents no format, so nothing else is checked.
     pub fn new(value: &str) -> Result<Self, InvalidApiKey> {
         if value.is_empty() {
             return Err(InvalidApiKey::Empty);
         }
-        if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !is_visible_ascii(value) {
             return Err(InvalidApiKey::NotVisibleAscii);
         }
         Ok(Self { value: value.into(), short: ShortKey::new(value), fingerprint: Fingerprint::new(value) })
@@ -104,15 +106,20 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a configured text is not a valid API key. It contains no part of the text.
+/// The reason why a configured value is not a valid API key. The error contains no part of the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidApiKey {
-    /// The text is empty.
+    /// The value is empty.
     #[error("the key is empty")]
     Empty,
-    /// The text has characters that are invalid in a header.
+    /// The value contains characters that are invalid in a header.
     #[error("the key has an invalid character (a space, a control character or a letter beyond ASCII)")]
     NotVisibleAscii,
+}
+
+/// Whether `value` is a non-empty string of visible ASCII characters, which is valid in a header.
+fn is_visible_ascii(value: &str) -> bool {
+    !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -135,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_fewer_than_16_characters_shows_none() {
+    fn a_short_form_shows_no_characters_of_a_key_of_fewer_than_16() {
         check_short_form("0123456789abcdef", "0123...cdef");
         check_short_form("0123456789abcde", "...");
         check_short_form("x", "...");
@@ -150,8 +157,8 @@ mod tests {
     #[test]
     fn a_key_that_is_invalid_in_a_header_is_rejected() {
         assert_eq!(ApiKey::new("").unwrap_err(), InvalidApiKey::Empty);
-        for text in ["sk a", "sk\r\nx: y", "sk\u{e9}", "sk\u{7f}"] {
-            assert_eq!(ApiKey::new(text).unwrap_err(), InvalidApiKey::NotVisibleAscii);
+        for value in ["sk a", "sk\r\nx: y", "sk\u{e9}", "sk\u{7f}"] {
+            assert_eq!(ApiKey::new(value).unwrap_err(), InvalidApiKey::NotVisibleAscii);
         }
     }
 }

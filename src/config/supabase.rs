@@ -15,14 +15,14 @@ use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
 use crate::policy::authority::Scheme;
-use crate::secret::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
+use crate::secret::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 
 const URL: &str = "SUPABASE_URL";
 const SECRET: &str = "SUPABASE_SECRET_KEY";
 
 /// The variables of the two forms of key, in order of precedence.
-const KEY_VARIABLES: [(&str, ServiceKeyForm); 2] =
-    [(SECRET, ServiceKeyForm::Secret), ("SUPABASE_SERVICE_ROLE_KEY", ServiceKeyForm::Token)];
+const KEY_VARIABLES: [(&str, SupabaseKeyForm); 2] =
+    [(SECRET, SupabaseKeyForm::SecretKey), ("SUPABASE_SERVICE_ROLE_KEY", SupabaseKeyForm::LegacyJwt)];
 
 /// The settings of the mirror in Supabase.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct SupabaseConfig {
     /// A file with the key, used if no environment variable contains it.
     pub secret_key_file: Option<PathBuf>,
     /// The key, if one was found.
-    pub key: Option<ServiceKey>,
+    pub key: Option<SupabaseKey>,
     /// Whether a row for each attempt is sent, in addition to the rows of the keys.
     pub events: bool,
     /// Interval between two pushes.
@@ -75,7 +75,7 @@ impl Default for SupabaseConfig {
 impl SupabaseConfig {
     /// The URL and the key, if the mirror is enabled and has both.
     #[must_use]
-    pub fn target(&self) -> Option<(&BaseUrl, &ServiceKey)> {
+    pub fn target(&self) -> Option<(&BaseUrl, &SupabaseKey)> {
         self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)
     }
 }
@@ -172,7 +172,7 @@ impl SupabaseConfig {
         sources: &ValueSources<'_>,
         spans: &HashMap<&'static str, SourceSpan>,
         report: &mut Report,
-    ) -> Option<(Result<ServiceKey, ValueError>, SourceSpan)> {
+    ) -> Option<(Result<SupabaseKey, ValueError>, SourceSpan)> {
         let folders = BaseFolders { base: None, home: sources.environment.home() };
         for (name, form) in KEY_VARIABLES {
             if let Some(text) = sources.environment.value(name) {
@@ -212,17 +212,17 @@ impl SupabaseConfig {
             .get("supabase.secret_key_file")
             .cloned()
             .unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
-        Some((text.and_then(|text| parse_key(&text, ServiceKeyForm::Secret)), span))
+        Some((text.and_then(|text| parse_key(&text, SupabaseKeyForm::SecretKey)), span))
     }
 }
 
-fn parse_key(text: &str, form: ServiceKeyForm) -> Result<ServiceKey, ValueError> {
+fn parse_key(text: &str, form: SupabaseKeyForm) -> Result<SupabaseKey, ValueError> {
     let unquoted = text.trim().trim_matches(['"', '\'']);
-    ServiceKey::new(unquoted, form).map_err(|reason| {
+    SupabaseKey::new(unquoted, form).map_err(|reason| {
         let error = ValueError::new(reason.to_string());
         match reason {
-            InvalidServiceKey::NotVisibleAscii => error,
-            InvalidServiceKey::Publishable | InvalidServiceKey::Anon | InvalidServiceKey::OtherRole => error
+            InvalidSupabaseKey::NotVisibleAscii => error,
+            InvalidSupabaseKey::Publishable | InvalidSupabaseKey::Anon | InvalidSupabaseKey::OtherRole => error
                 .advise(format!("set {SECRET} to a secret key (sb_secret_…): in the project's settings, API keys"))
                 .advise("or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one"),
         }

@@ -15,7 +15,7 @@ use super::{MirrorStartError, Settings};
 use crate::clock;
 use crate::policy::mirror::{DeliveryResult, MirrorResponse, classify};
 use crate::policy::retry_after::parse_retry_after;
-use crate::secret::{ServiceKey, ServiceKeyForm};
+use crate::secret::{SupabaseKey, SupabaseKeyForm};
 use crate::store::KeyRename;
 use crate::upstream::http_client;
 
@@ -152,7 +152,7 @@ impl SupabaseClient {
 }
 
 /// The headers that contain the service key.
-fn auth_headers(key: &ServiceKey) -> Result<HeaderMap, MirrorStartError> {
+fn auth_headers(key: &SupabaseKey) -> Result<HeaderMap, MirrorStartError> {
     let secret = |text: &str| {
         let mut value = HeaderValue::from_str(text).map_err(|_| MirrorStartError::Key)?;
         value.set_sensitive(true);
@@ -161,8 +161,8 @@ fn auth_headers(key: &ServiceKey) -> Result<HeaderMap, MirrorStartError> {
     let mut headers = HeaderMap::new();
     headers.insert("apikey", secret(key.expose())?);
     match key.form() {
-        ServiceKeyForm::Secret => {}
-        ServiceKeyForm::Token => {
+        SupabaseKeyForm::SecretKey => {}
+        SupabaseKeyForm::LegacyJwt => {
             headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", key.expose()))?);
         }
     }

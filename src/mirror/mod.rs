@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::policy::mirror::{MirrorProblem, retry_delay};
-use crate::secret::ServiceKey;
+use crate::secret::SupabaseKey;
 use crate::store::{DeliveryReport, Outbox, OutboxBatch, RefusedRow, StoreUnavailable};
 use crate::upstream::TlsError;
 
@@ -30,7 +30,7 @@ pub struct Settings {
     /// `https://PROJECT.supabase.co`, without a trailing slash.
     pub base_url: String,
     /// A Supabase key with write access.
-    pub key: ServiceKey,
+    pub key: SupabaseKey,
     /// Time between two pushes.
     pub interval: Duration,
     /// Maximum number of rows per request.

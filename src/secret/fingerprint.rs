@@ -2,9 +2,8 @@
 //! types, so that one cannot be compared with, or stored as, the other.
 //!
 //! The plain SHA-256 of an API key is itself a secret: ElevenLabs uses it as the HS256 secret when it
-//! signs calls to the key owner's server. The digest of a key therefore has a domain prefix. The plain
-//! digest exists only in [`Fingerprint::from_plain_digest`], which recognizes database rows of an earlier
-//! version.
+//! signs calls to the key owner's server. A key is therefore hashed with a domain prefix. The plain digest
+//! exists only in [`Fingerprint::from_plain_digest`], which recognizes database rows of an earlier version.
 
 use std::fmt;
 
@@ -13,10 +12,10 @@ use subtle::ConstantTimeEq;
 
 /// The domain prefix of an API key. Increment its number when the format changes.
 const KEY_DOMAIN: &[u8] = b"keychoir:key:1:";
-/// The domain prefix of a plain digest that an earlier version stored.
+/// The domain prefix with which a plain digest of an earlier version is hashed.
 const PLAIN_DIGEST_DOMAIN: &[u8] = b"keychoir:key:0:";
 
-/// 32 bytes, printed as 64 hexadecimal digits.
+/// A SHA-256 digest, which is printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Digest([u8; 32]);
 
@@ -60,21 +59,21 @@ impl Fingerprint {
         Self(Digest::new(&[KEY_DOMAIN, key.as_bytes()]))
     }
 
-    /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
     }
 
-    /// Replaces a plain digest that an earlier version stored, with the SHA-256 of `keychoir:key:0:` and
-    /// the 64 lower-case digits. Returns `None` for any other text.
+    /// Replaces a plain digest that an earlier version stored with the SHA-256 of `keychoir:key:0:` and
+    /// the 64 lower-case digits. Returns `None` if `plain` is not such a digest.
     pub(crate) fn from_plain_digest(plain: &str) -> Option<Self> {
         let is_digest =
             plain.len() == 64 && plain.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_digest.then(|| Self(Digest::new(&[PLAIN_DIGEST_DOMAIN, plain.as_bytes()])))
     }
 
-    /// The replacement for the plain digest of `key`. Rows with this fingerprint belong to the key.
+    /// Returns the replacement of the plain digest of `key`. Rows with this fingerprint belong to the key.
     pub(crate) fn replaced_plain_digest(key: &str) -> Option<Self> {
         Self::from_plain_digest(&Digest::new(&[key.as_bytes()]).to_string())
     }
@@ -111,7 +110,7 @@ impl TokenFingerprint {
         Self(Digest::new(&[token.as_bytes()]))
     }
 
-    /// Parses 64 hexadecimal digits, as [`Display`](fmt::Display) prints them.
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
@@ -146,7 +145,7 @@ mod tests {
     const KEY_FINGERPRINT: &str = "c2e59b5b0fc296c72e13bb72f2b8192fb16d53055d938b460803b24f65d9912b";
 
     #[test]
-    fn an_api_key_and_a_token_with_the_same_text_have_different_fingerprints() {
+    fn an_api_key_and_a_token_with_the_same_value_have_different_fingerprints() {
         assert_eq!(Fingerprint::new("abc").to_string(), KEY_FINGERPRINT);
         assert_eq!(TokenFingerprint::new("abc").to_string(), PLAIN);
         assert_eq!(format!("{:?}", Fingerprint::new("abc")), KEY_FINGERPRINT);
@@ -157,8 +156,8 @@ mod tests {
         assert_eq!(Fingerprint::parse(KEY_FINGERPRINT), Some(Fingerprint::new("abc")));
         assert_eq!(TokenFingerprint::parse(PLAIN).unwrap(), TokenFingerprint::new("abc"));
         assert_ne!(TokenFingerprint::new("abd"), TokenFingerprint::new("abc"));
-        for text in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
-            assert_eq!((Fingerprint::parse(text), TokenFingerprint::parse(text)), (None, None), "{text}");
+        for value in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
+            assert_eq!((Fingerprint::parse(value), TokenFingerprint::parse(value)), (None, None), "{value}");
         }
     }
 
@@ -168,8 +167,8 @@ mod tests {
         assert_eq!(Fingerprint::replaced_plain_digest("abc"), Some(replaced));
         assert_ne!(replaced.to_string(), PLAIN);
         assert_ne!(replaced, Fingerprint::new("abc"));
-        for text in ["", "own", "studio", &PLAIN[1..], &PLAIN.to_uppercase()] {
-            assert_eq!(Fingerprint::from_plain_digest(text), None, "{text}");
+        for value in ["", "own", "studio", &PLAIN[1..], &PLAIN.to_uppercase()] {
+            assert_eq!(Fingerprint::from_plain_digest(value), None, "{value}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Replaces keys in the provider's responses with their short forms.
 //!
-//! The redactor searches for plain text, UTF-16 in either byte order, and characters written as
-//! backslash escapes (see `escapes`). It does not search base64, or the escapes of URLs and HTML.
+//! The redactor finds keys in plain text, in UTF-16 in either byte order, and in characters written as
+//! backslash escapes (see `escapes`). It does not find keys in base64 or in the escapes of URLs and HTML.
 //! `stream` applies the search to chunks.
 
 mod escapes;
@@ -14,11 +14,11 @@ use super::ApiKey;
 use escapes::Unescaped;
 pub use stream::{RedactedChunk, StreamRedaction};
 
-/// Shorter keys are not searched for, because such short strings occur in responses by chance.
+/// Minimum length of a key that is searched for. Shorter strings occur in responses by chance.
 const MIN_KEY_LENGTH: usize = 16;
 
-/// Every short form shows at least this many bytes of its key. They may be forwarded before the
-/// following bytes are known.
+/// Every short form shows at least this number of bytes at the start of its key. These bytes may be forwarded
+/// before the following bytes are known.
 const MIN_SHOWN_BYTES: usize = 4;
 
 /// Number of slots for hashes of byte pairs. A larger table would not fit the processor's cache.
@@ -26,20 +26,20 @@ const SKIP_TABLE_SIZE: usize = 4096;
 
 /// Searches for all keys of a pool in one pass.
 ///
-/// The search looks up the pair of bytes at the end of a window and advances by the distance of that
-/// pair from the end of any key (the Wu-Manber algorithm), so most bytes are never read.
+/// The search looks up the pair of bytes at the end of a window, and advances the window by the minimum
+/// distance of that pair from the end of any key (the Wu-Manber algorithm). Most bytes are never read.
 #[derive(Debug)]
 pub struct Redactor {
     /// The keys in each encoding, sorted by their bytes.
     needles: Vec<Needle>,
-    /// Length of the shortest needle. The skip table covers this many bytes of each needle; the rest is
-    /// compared.
+    /// Length of the shortest needle. The skip table covers this number of bytes of each needle. The
+    /// remaining bytes are compared.
     window_length: usize,
     /// Length of the longest needle.
     max_needle_length: usize,
     /// The distance by which the window may advance, indexed by the hash of its last two bytes.
     skip_distances: Vec<usize>,
-    /// Whether any needle starts with the byte.
+    /// Whether any needle starts with the byte, indexed by the byte.
     is_first_byte: [bool; 256],
 }
 
@@ -110,10 +110,10 @@ impl fmt::Debug for Needle {
     }
 }
 
-/// The keys found in a text.
+/// The result of a search.
 struct Matches<'a> {
     keys: Vec<(Range<usize>, &'a Needle)>,
-    /// The offset at which an incomplete key at the end of the text may start.
+    /// The offset at which an incomplete key at the end may start.
     partial_start: usize,
     /// Number of bytes from `partial_start` that are not escapes and that every short form shows.
     shown_length: usize,
@@ -141,11 +141,11 @@ impl Redactor {
         Self { needles, window_length, max_needle_length, skip_distances, is_first_byte }
     }
 
-    /// Returns `text` with every key replaced by its short form, or `None` if it contains no key.
+    /// Returns `text` with every key replaced with its short form, or `None` if it contains no key.
     #[inline]
     #[must_use]
     pub fn redact(&self, text: &[u8]) -> Option<Vec<u8>> {
-        // Most texts are header names and values, which are shorter than a key.
+        // Most inputs are header names and values, which are shorter than a key.
         if text.len() < self.window_length { None } else { self.redact_long(text) }
     }
 
@@ -164,18 +164,18 @@ impl Redactor {
     }
 
     /// Number of bytes at the end of `bytes` that may belong to an incomplete key and that its short form
-    /// does not show. Only the bytes that follow decide whether they do.
+    /// does not show.
     #[must_use]
     pub fn partial_key_length(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);
         bytes.len() - matches.partial_start - matches.shown_length
     }
 
-    /// Overwrites every key with its short form, padded to the length of the key. This suits data whose
-    /// length was already announced, including binary data such as WebSocket payloads.
+    /// Overwrites every key with its short form, padded to the length of the key. This method is for data
+    /// whose length was already declared, including binary data such as WebSocket payloads.
     ///
-    /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key. Search them
-    /// again together with the bytes that follow.
+    /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key. The caller
+    /// must search them again together with the bytes that follow.
     pub fn mask_keys(&self, bytes: &mut [u8]) -> usize {
         let matches = self.search(bytes);
         for (range, needle) in matches.keys {
@@ -211,7 +211,7 @@ impl Redactor {
         Matches { keys, partial_start, shown_length }
     }
 
-    /// Returns the keys in a text without escapes, and the offset of an incomplete key at its end.
+    /// Returns the keys in `text`, which has no escapes, and the offset of an incomplete key at its end.
     fn search_unescaped(&self, text: &[u8]) -> (Vec<(Range<usize>, &Needle)>, usize) {
         let mut keys = Vec::new();
         let mut search_start = 0;
@@ -223,7 +223,7 @@ impl Redactor {
     }
 
     /// Overwrites the incomplete key that `bytes` starts with, beyond the part that its short form shows.
-    /// Use it at the end of a stream, or where the rest of the key is in another frame.
+    /// Use this method at the end of a stream, or where the rest of the key is in another frame.
     pub fn mask_partial_key(&self, bytes: &mut [u8]) {
         let (shown_length, encoding, hidden_start) = {
             let unescaped = Unescaped::decode(bytes);
@@ -263,8 +263,8 @@ impl Redactor {
         None
     }
 
-    /// Returns the longest key that `text` starts with. If one key is a prefix of another, the longer one
-    /// must match, or the rest of it would be shown.
+    /// Returns the longest key that `text` starts with. If one key is a prefix of another, the longer key
+    /// must match, because otherwise its remaining characters would be shown.
     fn longest_key_at_start(&self, text: &[u8]) -> Option<&Needle> {
         let window = text.get(..self.window_length)?;
         if !self.is_first_byte[usize::from(window[0])] {

@@ -1,69 +1,67 @@
-//! The service key with which the mirror writes to Supabase. Its type is separate from
-//! [`ApiKey`](super::ApiKey), because it is sent to another host in other headers, and keys without write
-//! access must be rejected.
+//! Defines the key with which the mirror writes to Supabase. The type is separate from
+//! [`ApiKey`](super::ApiKey), because the key is sent to a different host in different headers, and a key
+//! without write access must be rejected.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-/// A key that bypasses row-level security. `Debug` prints no part of it.
+/// A Supabase key that bypasses row-level security. `Debug` prints no part of the key.
 #[derive(Clone)]
-pub struct ServiceKey {
+pub struct SupabaseKey {
     value: Arc<str>,
-    form: ServiceKeyForm,
+    form: SupabaseKeyForm,
 }
 
-/// The form of a service key, which decides in which headers it is sent.
+/// The form of a Supabase key, which determines the headers in which the key is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServiceKeyForm {
-    /// `sb_secret_…`, sent in `apikey` only. Supabase would parse it as a JWT in `Authorization`, and
-    /// refuse it.
-    Secret,
-    /// The older service role key, a JWT, sent in `apikey` and in `Authorization`.
-    Token,
+pub enum SupabaseKeyForm {
+    /// A secret key, `sb_secret_…`, which is sent only in `apikey`. In `Authorization`, Supabase would parse
+    /// the key as a JWT and reject it.
+    SecretKey,
+    /// A service role key, which is an older form and a JWT. It is sent in `apikey` and in `Authorization`.
+    LegacyJwt,
 }
 
-/// Why a configured text is not a valid service key.
+/// The reason why a configured value is not a valid Supabase key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidServiceKey {
-    /// It is empty, or has characters that are invalid in a header.
+pub enum InvalidSupabaseKey {
+    /// The value is empty, or contains characters that are invalid in a header.
     #[error("the key is empty or has an invalid character")]
     NotVisibleAscii,
-    /// It starts with `sb_publishable_`.
+    /// The value starts with `sb_publishable_`.
     #[error("this is a publishable key: it is for web pages and has no write access to the mirrored tables")]
     Publishable,
-    /// It is a JWT for the role `anon`.
+    /// The value is a JWT for the role `anon`.
     #[error("this is the anon key: it is for web pages and has no write access to the mirrored tables")]
     Anon,
-    /// It is a JWT for a role other than `service_role` and `anon`.
+    /// The value is a JWT for a role other than `service_role` and `anon`.
     #[error(
-        "this is a token of another role than service_role: it has no write access to the mirrored tables"
+        "this is a token of a different role than service_role: it has no write access to the mirrored tables"
     )]
     OtherRole,
 }
 
-impl ServiceKey {
-    /// Validates a configured key. `default_form` applies if the text does not reveal its form.
+impl SupabaseKey {
+    /// Validates a configured key. `default_form` applies if the form cannot be detected from the value.
     ///
     /// # Errors
     ///
     /// Fails if the key is invalid in a header, or belongs to a role without write access.
-    pub fn new(value: &str, default_form: ServiceKeyForm) -> Result<Self, InvalidServiceKey> {
-        if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(InvalidServiceKey::NotVisibleAscii);
+    pub fn new(value: &str, default_form: SupabaseKeyForm) -> Result<Self, InvalidSupabaseKey> {
+        if !super::is_visible_ascii(value) {
+            return Err(InvalidSupabaseKey::NotVisibleAscii);
         }
         if value.starts_with("sb_publishable_") {
-            return Err(InvalidServiceKey::Publishable);
+            return Err(InvalidSupabaseKey::Publishable);
         }
         let form = match jwt_role(value) {
-            _ if value.starts_with("sb_secret_") => ServiceKeyForm::Secret,
-            Some(role) => match role.as_str() {
-                "service_role" => ServiceKeyForm::Token,
-                "anon" => return Err(InvalidServiceKey::Anon),
-                _ => return Err(InvalidServiceKey::OtherRole),
-            },
+            _ if value.starts_with("sb_secret_") => SupabaseKeyForm::SecretKey,
             None => default_form,
+            Some(role) if role == "service_role" => SupabaseKeyForm::LegacyJwt,
+            Some(role) if role == "anon" => return Err(InvalidSupabaseKey::Anon),
+            Some(_) => return Err(InvalidSupabaseKey::OtherRole),
         };
         Ok(Self { value: value.into(), form })
     }
@@ -74,21 +72,21 @@ impl ServiceKey {
         &self.value
     }
 
-    /// The form, which decides in which headers the key is sent.
+    /// The form, which determines the headers in which the key is sent.
     #[must_use]
-    pub fn form(&self) -> ServiceKeyForm {
+    pub fn form(&self) -> SupabaseKeyForm {
         self.form
     }
 }
 
-impl fmt::Debug for ServiceKey {
+impl fmt::Debug for SupabaseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServiceKey(...)")
+        f.write_str("SupabaseKey(...)")
     }
 }
 
-/// Returns the role in a JWT. The signature is not verified, because the role only detects that the
-/// operator configured the wrong key.
+/// Returns the role in a JWT, or `None` if `token` is not a JWT with a role. The signature is not verified,
+/// because the role serves only to detect that the operator configured the wrong key.
 fn jwt_role(token: &str) -> Option<String> {
     let mut parts = token.split('.');
     let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
@@ -99,26 +97,26 @@ fn jwt_role(token: &str) -> Option<String> {
     claims.get("role")?.as_str().map(str::to_owned)
 }
 
-fn decode_base64url(text: &str) -> Option<Vec<u8>> {
-    let (mut bits, mut count) = (0_u32, 0);
-    let mut bytes = Vec::with_capacity(text.len());
-    for letter in text.trim_end_matches('=').bytes() {
-        let value = match letter {
-            b'A'..=b'Z' => letter - b'A',
-            b'a'..=b'z' => letter - b'a' + 26,
-            b'0'..=b'9' => letter - b'0' + 52,
+fn decode_base64url(encoded: &str) -> Option<Vec<u8>> {
+    let (mut bits, mut bit_count) = (0_u32, 0);
+    let mut decoded = Vec::with_capacity(encoded.len());
+    for digit in encoded.trim_end_matches('=').bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
             b'-' | b'+' => 62,
             b'_' | b'/' => 63,
             _ => return None,
         };
         bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff).ok()?);
+        bit_count += 6;
+        if bit_count >= 8 {
+            bit_count -= 8;
+            decoded.push(u8::try_from(bits >> bit_count & 0xff).ok()?);
         }
     }
-    Some(bytes)
+    Some(decoded)
 }
 
 #[cfg(test)]
@@ -133,44 +131,44 @@ mod tests {
         "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYXV0aGVudGljYXRlZCJ9.c2lnbmF0dXJl";
 
     #[track_caller]
-    fn check(value: &str, expected: Result<ServiceKeyForm, InvalidServiceKey>) {
-        for default_form in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
-            assert_eq!(ServiceKey::new(value, default_form).map(|key| key.form()), expected);
+    fn check(value: &str, expected: Result<SupabaseKeyForm, InvalidSupabaseKey>) {
+        for default_form in [SupabaseKeyForm::SecretKey, SupabaseKeyForm::LegacyJwt] {
+            assert_eq!(SupabaseKey::new(value, default_form).map(|key| key.form()), expected);
         }
     }
 
     #[test]
     fn the_form_is_detected_from_the_key() {
-        check("sb_secret_0123456789", Ok(ServiceKeyForm::Secret));
-        check(SERVICE_ROLE, Ok(ServiceKeyForm::Token));
+        check("sb_secret_0123456789", Ok(SupabaseKeyForm::SecretKey));
+        check(SERVICE_ROLE, Ok(SupabaseKeyForm::LegacyJwt));
     }
 
     #[test]
     fn a_key_of_unknown_form_has_the_default_form() {
-        for form in [ServiceKeyForm::Secret, ServiceKeyForm::Token] {
+        for form in [SupabaseKeyForm::SecretKey, SupabaseKeyForm::LegacyJwt] {
             for value in ["opaque", "a.b.c", "a.eyJyb2xlIjox.c", "a.e30.c", "a.b.c.d"] {
-                assert_eq!(ServiceKey::new(value, form).unwrap().form(), form, "{value}");
+                assert_eq!(SupabaseKey::new(value, form).unwrap().form(), form, "{value}");
             }
         }
     }
 
     #[test]
     fn keys_without_write_access_are_rejected() {
-        check("sb_publishable_0123456789", Err(InvalidServiceKey::Publishable));
-        check(ANON_ROLE, Err(InvalidServiceKey::Anon));
-        check(AUTHENTICATED_ROLE, Err(InvalidServiceKey::OtherRole));
+        check("sb_publishable_0123456789", Err(InvalidSupabaseKey::Publishable));
+        check(ANON_ROLE, Err(InvalidSupabaseKey::Anon));
+        check(AUTHENTICATED_ROLE, Err(InvalidSupabaseKey::OtherRole));
     }
 
     #[test]
     fn a_key_that_is_invalid_in_a_header_is_rejected() {
         for value in ["", "a b", "a\r\nb", "\u{e9}"] {
-            check(value, Err(InvalidServiceKey::NotVisibleAscii));
+            check(value, Err(InvalidSupabaseKey::NotVisibleAscii));
         }
     }
 
     #[test]
-    fn debug_does_not_print_a_service_key() {
-        let key = ServiceKey::new("sb_secret_0123456789", ServiceKeyForm::Secret).unwrap();
-        assert_eq!(format!("{key:?} {key:#?}"), "ServiceKey(...) ServiceKey(...)");
+    fn debug_does_not_print_a_supabase_key() {
+        let key = SupabaseKey::new("sb_secret_0123456789", SupabaseKeyForm::SecretKey).unwrap();
+        assert_eq!(format!("{key:?} {key:#?}"), "SupabaseKey(...) SupabaseKey(...)");
     }
 }

@@ -1,7 +1,7 @@
 //! Tests of the sources of the mirror's URL and key.
 
 use super::FakeMachine;
-use crate::secret::ServiceKeyForm;
+use crate::secret::SupabaseKeyForm;
 
 const ANON: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYW5vbiJ9.c2lnbmF0dXJl";
 const SERVICE_ROLE: &str =
@@ -9,7 +9,7 @@ const SERVICE_ROLE: &str =
 const SB_SECRET: &str = "sb_secret_0123456789abcdef";
 
 #[track_caller]
-fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, ServiceKeyForm)>) {
+fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, SupabaseKeyForm)>) {
     let config = machine.config();
     let target = config.supabase.target();
     assert_eq!(
@@ -24,18 +24,18 @@ fn the_mirror_uses_the_variables_of_supabases_tools() {
     check_target(&FakeMachine::with_key(), None);
     let machine = FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
     let secret = machine.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
-    check_target(&secret, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&secret, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     let old = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
-    check_target(&old, Some((URL, SERVICE_ROLE, ServiceKeyForm::Token)));
+    check_target(&old, Some((URL, SERVICE_ROLE, SupabaseKeyForm::LegacyJwt)));
     let quoted = format!("\"{SB_SECRET}\"\n");
     let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted);
-    check_target(&file, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&file, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     let credential =
         machine.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);
-    check_target(&credential, Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&credential, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     let toml =
         FakeMachine::with_key().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
-    check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     check_target(&secret.variable("KEYCHOIR_SUPABASE__ENABLED", "false"), None);
 }
 
@@ -44,11 +44,11 @@ fn keychoirs_variable_overrides_supabases_variable_and_the_file() {
     let file = FakeMachine::with_key()
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
         .toml("supabase.url = \"https://file\"");
-    check_target(&file, Some(("https://file", SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&file, Some(("https://file", SB_SECRET, SupabaseKeyForm::SecretKey)));
     let supabase_variable = file.variable("SUPABASE_URL", "https://theirs");
-    check_target(&supabase_variable, Some(("https://theirs", SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&supabase_variable, Some(("https://theirs", SB_SECRET, SupabaseKeyForm::SecretKey)));
     let keychoir_variable = supabase_variable.variable("KEYCHOIR_SUPABASE__URL", "https://ours");
-    check_target(&keychoir_variable, Some(("https://ours", SB_SECRET, ServiceKeyForm::Secret)));
+    check_target(&keychoir_variable, Some(("https://ours", SB_SECRET, SupabaseKeyForm::SecretKey)));
 }
 
 #[test]

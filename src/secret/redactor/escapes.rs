@@ -1,21 +1,21 @@
-//! Decodes backslash escapes, so that a key written with them is still found: `\u0073` in JSON and in
-//! JSON within JSON, `\x73` and `\U00000073` in YAML. A client's parser would restore the key.
+//! Decodes backslash escapes, so that an escaped key is still found: `\u0073` in JSON and in JSON within
+//! JSON, `\x73` and `\U00000073` in YAML. A client's parser would restore the key.
 //!
 //! Escapes of URLs and HTML are not decoded. Searching for their markers as well would triple the cost of
-//! every response, and no encoder escapes letters and digits there.
+//! every response, and no encoder of URLs or HTML escapes letters and digits.
 
 use std::borrow::Cow;
 
-/// Maximum backslashes before a `u`: one in JSON, two in JSON within JSON, four one level deeper.
+/// Maximum number of backslashes before a `u`. JSON contains one, JSON within JSON two, and a third level four.
 const MAX_BACKSLASHES: usize = 4;
 
-/// A text in which the escapes of letters, digits, `_` and `-` are decoded.
+/// The input of a search, in which the escapes of letters, digits, `_` and `-` are decoded.
 #[derive(Debug)]
 pub(super) struct Unescaped<'a> {
     pub(super) text: Cow<'a, [u8]>,
     /// Offsets directly after each escape: in `text`, and in the original.
     offsets: Vec<(usize, usize)>,
-    /// The offset in the original of an incomplete escape at its end, or the length of the original.
+    /// The offset of an incomplete escape at the end of the original, or else the length of the original.
     pub(super) partial_escape: usize,
 }
 
@@ -29,7 +29,7 @@ enum ParsedEscape {
     Literal,
     /// A decoded character and the length of its escape in bytes.
     Character(u8, usize),
-    /// The text ends within what may be an escape.
+    /// The text ends within a possible escape.
     Partial,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Unescaped<'a> {
         let mut offsets = Vec::new();
         let (mut copied, mut partial_escape) = (0, text.len());
         for offset in memchr::memchr_iter(b'\\', text) {
-            // This backslash is part of the previous escape.
+            // A backslash before `copied` is part of the previous escape.
             if offset < copied {
                 continue;
             }
@@ -77,7 +77,7 @@ impl<'a> Unescaped<'a> {
     }
 }
 
-/// Parses the escape at the start of `text`, which begins with a backslash.
+/// Parses the escape at the start of `text`, whose first byte is a backslash.
 fn parse_escape(text: &[u8]) -> ParsedEscape {
     let backslashes = text.iter().take(MAX_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
     match text.get(backslashes..) {
@@ -103,7 +103,7 @@ fn parse_digits(text: &[u8], count: usize, prefix_length: usize) -> ParsedEscape
     }
 }
 
-/// Parses a hexadecimal number. Returns `None` if `digits` is empty or has other characters.
+/// Parses a hexadecimal number. Returns `None` if `digits` is empty or contains other characters.
 fn parse_hexadecimal(digits: &[u8]) -> Option<u32> {
     let add = |sum: u32, digit: &u8| Some(sum.wrapping_mul(16) + char::from(*digit).to_digit(16)?);
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()

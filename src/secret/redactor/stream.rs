@@ -1,8 +1,7 @@
-//! Redacts a stream of chunks.
+//! Redacts a stream of chunks. The concatenated output equals [`Redactor::redact`] of the whole stream.
 //!
-//! The concatenated output equals [`Redactor::redact`] of the whole stream. A key may be split over
-//! chunks, so the start of a possible key is held back, except for the few characters that its short form
-//! shows. All other bytes are forwarded without delay.
+//! A key may be split over chunks, so the start of a possible key is held back, except for the few characters
+//! that its short form shows. All other bytes are forwarded without delay.
 
 use super::{Matches, Redactor, replace_keys};
 
@@ -18,7 +17,7 @@ pub struct StreamRedaction {
 /// The output for one chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RedactedChunk {
-    /// The first bytes of the chunk, up to this length, are forwarded unchanged. The rest is held back.
+    /// The first bytes of the chunk, up to this length, are forwarded unchanged. The other bytes are held back.
     Prefix(usize),
     /// These bytes are forwarded instead of the chunk.
     Replaced(Vec<u8>),
@@ -46,9 +45,9 @@ impl StreamRedaction {
         RedactedChunk::Replaced(output)
     }
 
-    /// Whether the input so far, including `chunk`, contains a key. This serves data that is forwarded in
-    /// another encoding, where keys cannot be replaced. While [`is_idle`](Self::is_idle) is false, the
-    /// stream has received more of a possible key than its short form shows.
+    /// Whether `chunk` contains or completes a key. This method is for data that is forwarded in a different
+    /// encoding, in which keys cannot be replaced. While [`is_idle`](Self::is_idle) is false, the stream has
+    /// received more of a possible key than its short form shows.
     pub fn contains_key(&mut self, redactor: &Redactor, chunk: &[u8]) -> bool {
         let mut text = std::mem::take(&mut self.partial_key);
         text.extend_from_slice(chunk);
@@ -57,7 +56,7 @@ impl StreamRedaction {
         !matches.keys.is_empty()
     }
 
-    /// Returns the bytes that were held back. At the end of the stream they are not a key.
+    /// Returns the bytes that were held back. The end of the stream proves that they are not a key.
     pub fn finish(&mut self) -> Vec<u8> {
         let forwarded = std::mem::take(&mut self.forwarded);
         std::mem::take(&mut self.partial_key).split_off(forwarded)

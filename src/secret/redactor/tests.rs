@@ -42,7 +42,7 @@ fn a_key_becomes_its_short_form_at_any_position() {
 }
 
 #[test]
-fn a_text_that_differs_from_a_key_is_unchanged() {
+fn text_that_differs_from_a_key_is_unchanged() {
     check(&LONG[1..], None);
     check(&LONG[..LONG.len() - 1], None);
     check(&LONG.replace("cccc", "cccd"), None);
@@ -51,7 +51,7 @@ fn a_text_that_differs_from_a_key_is_unchanged() {
 }
 
 #[test]
-fn masking_keeps_the_length_of_a_text() {
+fn masking_does_not_change_the_length() {
     let redactor = redactor(&[LONG, OLD]);
     let mut text = format!("a {LONG} b {OLD}{OLD} sk_6c036").into_bytes();
     let length = text.len();
@@ -97,23 +97,24 @@ proptest! {
         parts in prop::collection::vec("[ab]{0,20}|sk_[0-9a-f]{0,3}|[0-9a-f]{1,4}", 0..12),
         indices in prop::collection::vec(0_usize..30, 0..12),
     ) {
-        let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let key_values: Vec<&str> = keys.iter().map(String::as_str).collect();
         let text: String = parts
             .iter()
             .enumerate()
             .map(|(position, part)| {
-                part.clone() + indices.get(position).map_or("", |index| texts[index % texts.len()])
+                part.clone() + indices.get(position).map_or("", |index| key_values[index % key_values.len()])
             })
             .collect();
         // A naive search for comparison.
         let expected = (0..text.len()).find_map(|offset| {
-            let candidates = texts.iter().filter(|key| text[offset..].starts_with(**key));
+            let candidates = key_values.iter().filter(|key| text[offset..].starts_with(**key));
             candidates.max_by_key(|key| key.len()).map(|key| (offset, (*key).to_owned()))
         });
-        let redactor = redactor(&texts);
-        let found = redactor.find_next(text.as_bytes(), 0);
-        let found = found.map(|(offset, key)| (offset, String::from_utf8(key.bytes.clone()).unwrap()));
-        prop_assert_eq!(found, expected);
+        let redactor = redactor(&key_values);
+        let first_key = redactor
+            .find_next(text.as_bytes(), 0)
+            .map(|(offset, key)| (offset, String::from_utf8(key.bytes.clone()).unwrap()));
+        prop_assert_eq!(first_key, expected);
     }
 }
 
@@ -214,7 +215,7 @@ fn a_masked_partial_key_shows_no_more_than_its_short_form() {
 }
 
 #[test]
-fn a_redactor_prints_no_key() {
+fn debug_does_not_print_a_key() {
     let redactor = redactor(&[LONG]);
     assert!(!format!("{redactor:?}").contains("6c03"));
 }
