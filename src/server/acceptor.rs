@@ -16,7 +16,8 @@ use tokio_util::either::Either;
 use super::listener::Listener;
 use super::unix::SocketFile;
 
-/// A listener registered with the runtime that accepts. Dropping it removes the socket file that it created.
+/// A listener registered with the runtime that accepts its connections. Dropping the acceptor removes the
+/// socket file that the listener created.
 #[derive(Debug)]
 pub(super) enum Acceptor {
     Tcp(AsyncFd<net::TcpListener>),
@@ -43,7 +44,7 @@ impl Acceptor {
     }
 
     /// Accepts the next connection with a permit of `permits`, which all listeners share. The permit is
-    /// acquired only once a connection is pending, so that an idle listener does not hold one.
+    /// acquired only once a connection is pending, so that an idle listener holds no permit.
     ///
     /// # Cancel safety
     ///
@@ -86,7 +87,7 @@ async fn accept_on<T: AsRawFd, A>(
     loop {
         let mut ready = listener.readable().await?;
         let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-        // The connection may be gone by now; the permit is then released.
+        // If the client has disconnected in the meantime, the permit is released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
             return Ok((accepted?, permit));
         }
@@ -100,13 +101,13 @@ fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
 
 /// Maximum number of unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). By default,
 /// the kernel buffers up to 4 MiB of a response that the client does not read. That memory is outside the
-/// buffer budget, and those bytes would count as received. With this limit, a client that never reads takes
+/// buffer budget, and those bytes would count as received. With this limit, a client that never reads uses
 /// about 256 KiB.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
 impl Accepted {
-    /// Removes a stream from its runtime. The caller keeps the bytes that were already read from it.
+    /// Removes a stream from its runtime. The caller keeps the bytes that were already read from the stream.
     pub(super) fn deregister(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         match stream {
             Either::Left(stream) => stream.into_std().map(Self::Tcp),
@@ -117,7 +118,7 @@ impl Accepted {
     /// The address of the client, or `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<net::IpAddr> {
         match self {
-            // Fails when the client has already disconnected.
+            // The address is unknown if the client has already disconnected.
             Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
             Self::Unix(_) => None,
         }

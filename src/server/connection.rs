@@ -20,26 +20,28 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
-use super::connection_end::{ConnectionEnd, connection_end, finish_last_request};
+use super::connection_end::{ConnectionEnd, finish_last_request, wait_for_connection_end};
 use super::connection_state::{ActiveRequest, ConnectionState};
-use super::counted_body::{CompletionGuard, CountedBody};
 use super::counting_io::{CountingIo, IoCounters};
 use super::disconnect::Peek;
-use super::linger::{Reset, linger, refuse_http2};
+use super::http2_refusal::refuse_http2;
+use super::linger::linger;
 use super::parked_future::ParkedFuture;
+use super::reset_on_drop::ResetOnDrop;
+use super::tracked_body::{CompletionGuard, TrackedBody};
 use super::write_timeout::WriteTimeout;
 use super::{ConnectionLimits, Drain, Reply, Service, Session, UpgradedStream};
 use crate::tasks::TaskToken;
 
-/// `ConnectionLimits::idle_after` is divided by this for the first idle check of a new connection: most
-/// clients send one request, so the connection is often idle from then on.
+/// The first idle check of a new connection happens after `ConnectionLimits::idle_after` divided by this
+/// number. Most clients send one request, so their connections are idle soon.
 const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 
-/// Serves the stream that `open` returns, if any, until the connection is closed. The connection counts among
-/// `Drain::kept_connections` from this call on, not from the first poll.
+/// Serves the stream that `open` returns until the connection is closed. The connection counts among
+/// `Drain::kept_connections` from the call of this function, not from the first poll of its future.
 ///
 /// When data arrives on an idle connection, `relocate` may move the connection and its state to another
-/// worker. It returns the connection if this worker continues to serve it.
+/// worker. `relocate` returns the connection if this worker continues to serve it.
 pub(super) fn serve<S, I, R>(
     open: impl Future<Output = Option<IdleConnection<I>>> + Send + 'static,
     state: Arc<ConnectionState>,
@@ -50,7 +52,7 @@ pub(super) fn serve<S, I, R>(
 ) -> impl Future<Output = ()> + Send + 'static
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + ResetOnDrop + Unpin + Send + 'static,
     R: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
 {
     let kept_connection = (!drain.draining.is_cancelled()).then(|| drain.kept_connections.token());
@@ -79,11 +81,11 @@ async fn run<S, I>(
     mut relocate: impl FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send,
 ) where
     S: Service,
-    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + ResetOnDrop + Unpin + Send + 'static,
 {
     let opened = tokio::select! {
         biased;
-        _ = connection_end(&drain, &state, &limits) => return,
+        _ = wait_for_connection_end(&drain, &state, &limits) => return,
         opened = open => opened,
     };
     let Some(mut connection) = opened else { return };
@@ -94,15 +96,16 @@ async fn run<S, I>(
         limits.idle_after / FIRST_IDLE_CHECK_DIVISOR
     };
     loop {
-        let stream = WriteTimeout::new(connection.stream, &limits);
-        let stream = CountingIo::new(stream, state.counters().clone()).with_read_buf(connection.read_buf);
-        // Boxed, so that its buffers are freed before the connection becomes idle or a session starts.
+        let stream = CountingIo::new(WriteTimeout::new(connection.stream, &limits), state.counters().clone())
+            .with_read_buf(connection.read_buf);
         let http = serve_http(stream, service.clone(), limits, &drain, &state, first_idle_check);
-        let stream = match Box::pin(http).await {
+        // The future is boxed, so that its buffers are freed before the connection becomes idle or a session
+        // starts.
+        let idle_stream = match Box::pin(http).await {
             HttpEnd::Closed => return,
-            HttpEnd::Upgraded(upgraded, stream, read_buf) => {
+            HttpEnd::Upgraded(upgrade, stream, read_buf) => {
                 drop(kept_connection);
-                return upgraded.run(state.counters(), stream, read_buf).await;
+                return upgrade.run(state.counters(), stream, read_buf).await;
             }
             HttpEnd::Closing(stream) => {
                 drop(kept_connection);
@@ -111,7 +114,7 @@ async fn run<S, I>(
             }
             HttpEnd::Idle(stream) => stream,
         };
-        let Some(readable) = wait_for_data(stream, limits, &drain, &state).await else { return };
+        let Some(readable) = wait_for_data(idle_stream, limits, &drain, &state).await else { return };
         state.expect_request();
         first_idle_check = limits.idle_after;
         match relocate(readable, &state) {
@@ -125,8 +128,8 @@ async fn run<S, I>(
 enum HttpEnd<I> {
     /// The connection is closed.
     Closed,
-    /// A 101 response was sent. Contains the bytes that were read beyond the upgrade request.
-    Upgraded(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
+    /// A 101 response was sent. The last field contains the bytes that were read beyond the upgrade request.
+    Upgraded(Upgrade, CountingIo<WriteTimeout<I>>, Bytes),
     /// The last response was sent, but the client may still be sending.
     Closing(CountingIo<WriteTimeout<I>>),
     /// No request is in progress, and hyper has released the stream.
@@ -144,62 +147,62 @@ async fn serve_http<S, I>(
 ) -> HttpEnd<I>
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Peek + Reset + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Peek + ResetOnDrop + Unpin + Send + 'static,
 {
     let upgrade_slot = UpgradeSlot::default();
-    let (request_state, slot) = (Arc::clone(state), upgrade_slot.clone());
-    let respond = service_fn(move |request: Request<Incoming>| {
+    let (request_state, request_slot) = (Arc::clone(state), upgrade_slot.clone());
+    let http_service = service_fn(move |request: Request<Incoming>| {
         let active_request = request_state.begin_request(!request.body().is_end_stream());
         request_state.counters().phase().begin_request(request.version() >= Version::HTTP_11);
-        let upgrade_slot = request.headers().contains_key(UPGRADE).then(|| slot.clone());
-        // Boxed, so that it is freed with the request: this future is the largest part of a connection.
-        Box::pin(respond(request, active_request, service.clone(), Arc::clone(&request_state), upgrade_slot))
+        let slot = request.headers().contains_key(UPGRADE).then(|| request_slot.clone());
+        // The future is the largest part of a connection. It is boxed, so that it is freed with the request.
+        Box::pin(respond(request, active_request, service.clone(), Arc::clone(&request_state), slot))
     });
     let supports_half_close = stream.get_ref().supports_half_close();
     let mut connection = Box::pin(
         http1::Builder::new()
-            // `SendingHalf` decides what the end of the stream means, where that is possible.
+            // If the stream supports it, `SendingHalf` determines the meaning of the end of the stream.
             .half_close(supports_half_close)
-            // `ConnectionState::head_timed_out` replaces it, because a timer per head costs more than all
-            // other work here.
+            // `ConnectionState::wait_for_head_timeout` replaces this timeout, because a timer per head costs
+            // more than all other work here.
             .header_read_timeout(None)
             .max_buf_size(limits.max_request_headers_size)
-            .serve_connection(TokioIo::new(stream), respond),
+            .serve_connection(TokioIo::new(stream), http_service),
     );
-    // The end of the connection, or `None` when it has become idle.
-    let mut end = pin!(ParkedFuture::new(async {
+    // Returns how the connection must end, or `None` if it has become idle.
+    let mut end_or_idle = pin!(ParkedFuture::new(async {
         tokio::select! {
             biased;
-            end = connection_end(drain, state, &limits) => Some(end),
-            () = state.idle(first_idle_check, limits.idle_after) => None,
+            end = wait_for_connection_end(drain, state, &limits) => Some(end),
+            () = state.wait_until_idle(first_idle_check, limits.idle_after) => None,
         }
     }));
-    let ended = tokio::select! {
+    let http_result = tokio::select! {
         biased;
-        end = end.as_mut() => match end {
+        end = end_or_idle.as_mut() => match end {
             None => {
                 // Hyper ends immediately only between two messages. Otherwise the bytes of one message could
                 // be parsed as the start of another.
                 connection.as_mut().graceful_shutdown();
-                let ended = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
-                if let Poll::Ready(Ok(())) = ended {
+                let polled = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
+                if let Poll::Ready(Ok(())) = polled {
                     let parts = Pin::into_inner(connection).into_parts();
                     return HttpEnd::Idle(parts.io.into_inner().with_read_buf(parts.read_buf));
                 }
                 tokio::select! {
                     biased;
-                    _ = connection_end(drain, state, &limits) => None,
-                    ended = connection.as_mut() => Some(ended),
+                    _ = wait_for_connection_end(drain, state, &limits) => None,
+                    result = connection.as_mut() => Some(result),
                 }
             }
             Some(ConnectionEnd::WhenIdle) => {
-                // Polled once more, so that a request that has already arrived is served.
+                // The connection is polled once more, so that a request that has already arrived is served.
                 let polled = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
                 match polled {
-                    Poll::Ready(ended) => Some(ended),
+                    Poll::Ready(result) => Some(result),
                     Poll::Pending => tokio::select! {
-                        ended = connection.as_mut() => Some(ended),
+                        result = connection.as_mut() => Some(result),
                         // The client may have sent part of a request head.
                         () = finish_last_request(drain) => None,
                         () = drain.abort.cancelled() => None,
@@ -208,7 +211,7 @@ where
             }
             Some(ConnectionEnd::Immediate) => None,
         },
-        ended = connection.as_mut() => Some(ended),
+        result = connection.as_mut() => Some(result),
     };
     // Dropping the HTTP connection also drops a response that is in progress.
     let parts = Pin::into_inner(connection).into_parts();
@@ -217,12 +220,12 @@ where
         stream.get_ref().get_ref().reset_on_drop();
         return HttpEnd::Closed;
     }
-    match (ended, upgrade_slot.take()) {
-        (Some(Ok(())), Some(upgraded)) => HttpEnd::Upgraded(upgraded, stream, parts.read_buf),
+    match (http_result, upgrade_slot.take()) {
+        (Some(Ok(())), Some(upgrade)) => HttpEnd::Upgraded(upgrade, stream, parts.read_buf),
         (Some(Ok(())), None) if state.may_send_body() => HttpEnd::Closing(stream),
         (Some(Ok(())) | None, _) => HttpEnd::Closed,
         (Some(Err(error)), _) => {
-            // Not a warning: disconnects and malformed requests are normal.
+            // This is not a warning, because disconnects and malformed requests are normal.
             debug!("a connection ended: {error}");
             if error.is_parse_version_h2() {
                 refuse_http2(&mut stream).await;
@@ -239,32 +242,32 @@ async fn respond<S: Service>(
     service: S,
     state: Arc<ConnectionState>,
     upgrade_slot: Option<UpgradeSlot>,
-) -> Result<Response<CountedBody<S::Body>>, Infallible> {
-    // HTTP/1.0 has no chunked coding, so the end of the connection ends a response without a length.
-    let may_end_by_close = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
+) -> Result<Response<TrackedBody<S::Body>>, Infallible> {
+    // HTTP/1.0 has no chunked coding, so a response without a length is close-delimited.
+    let may_be_close_delimited = request.version() < Version::HTTP_11 && request.method() != Method::HEAD;
     let Reply { mut response, session } = service.respond(request, state.peer()).await;
     let counters = state.counters().clone();
     counters.phase().begin_response();
     if let Some((session, slot)) = session.zip(upgrade_slot) {
         // The session counts as a request in progress until it ends.
         counters.phase().set_idle();
-        slot.put(Upgraded { session, bytes_read: counters.bytes(), _active_request: active_request });
-        return Ok(response.map(|body| CountedBody::for_session(body, counters)));
+        slot.put(Upgrade { session, bytes_read: counters.bytes(), _active_request: active_request });
+        return Ok(response.map(|body| TrackedBody::for_session(body, counters)));
     }
     if state.is_ending() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let has_length =
         response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some();
-    let completion = (may_end_by_close && !has_length).then(|| CompletionGuard::new(state));
-    Ok(response.map(|body| CountedBody::new(body, counters, active_request, completion)))
+    let completion = (may_be_close_delimited && !has_length).then(|| CompletionGuard::new(state));
+    Ok(response.map(|body| TrackedBody::new(body, counters, active_request, completion)))
 }
 
-/// Maximum number of bytes read when an idle connection becomes active; hyper reads the rest into its own
-/// buffer. The HTTP/2 preface has this size, and hyper recognizes it only as a whole.
+/// Maximum number of bytes read when an idle connection becomes active. Hyper reads the following bytes into
+/// its own buffer. The HTTP/2 preface has this size, and hyper recognizes it only as a whole.
 const FIRST_READ_SIZE: usize = 24;
 
-/// Waits without a read buffer until data arrives. `None` when the connection has ended.
+/// Waits without a read buffer until data arrives. Returns `None` if the connection has ended.
 async fn wait_for_data<I>(
     stream: CountingIo<WriteTimeout<I>>,
     limits: ConnectionLimits,
@@ -274,33 +277,34 @@ async fn wait_for_data<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (stream, read_buf) = stream.into_parts();
-    let mut stream = stream.into_inner();
-    // Copied, so that hyper's read buffer is freed.
-    let read_buf = read_buf.to_vec();
-    if !read_buf.is_empty() {
+    let (timeout_stream, read_buf) = stream.into_parts();
+    let mut stream = timeout_stream.into_inner();
+    // The bytes are copied, so that hyper's read buffer is freed.
+    let head_start = read_buf.to_vec();
+    drop(read_buf);
+    if !head_start.is_empty() {
         state.mark_head_begun();
     }
-    let mut first = [0; FIRST_READ_SIZE];
+    let mut first_bytes = [0; FIRST_READ_SIZE];
     let read = tokio::select! {
         biased;
-        // Polled before the end of the connection, so that a request that has already arrived is served.
-        read = stream.read(&mut first) => read,
-        end = connection_end(drain, state, &limits) => match end {
+        // The read is polled first, so that a request that has already arrived is served.
+        read = stream.read(&mut first_bytes) => read,
+        end = wait_for_connection_end(drain, state, &limits) => match end {
             ConnectionEnd::WhenIdle => Ok(0),
             ConnectionEnd::Immediate => return None,
         },
     };
     match read {
         Ok(count @ 1..) => {
-            if read_buf.is_empty() {
+            if head_start.is_empty() {
                 state.begin_head();
             }
-            let read_buf = [&read_buf, first.get(..count)?].concat();
-            Some(IdleConnection { stream, read_buf: read_buf.into() })
+            let read_buf = [&head_start, first_bytes.get(..count)?].concat().into();
+            Some(IdleConnection { stream, read_buf })
         }
         Ok(_) => {
-            // Sends the close notification of TLS, but does not wait for a client that does not read it.
+            // Sends the close notification of TLS, but does not wait until the client reads the notification.
             tokio::select! {
                 biased;
                 _ = stream.shutdown() => {}
@@ -317,31 +321,31 @@ where
 
 /// Holds the session of an upgraded connection between its response and the end of HTTP.
 #[derive(Clone, Default)]
-struct UpgradeSlot(Arc<Mutex<Option<Upgraded>>>);
+struct UpgradeSlot(Arc<Mutex<Option<Upgrade>>>);
 
 impl UpgradeSlot {
-    fn put(&self, upgraded: Upgraded) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgraded);
+    fn put(&self, upgrade: Upgrade) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
     }
 
-    fn take(&self) -> Option<Upgraded> {
+    fn take(&self) -> Option<Upgrade> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// The session that takes over the connection once the 101 is sent.
-struct Upgraded {
+/// The session that takes over the connection once the 101 response is sent.
+struct Upgrade {
     session: Session,
-    /// Bytes read from the client when the 101 was ready.
+    /// Bytes read from the client when the 101 response was ready.
     bytes_read: u64,
     _active_request: ActiveRequest,
 }
 
-impl Upgraded {
+impl Upgrade {
     async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, read_buf: Bytes) {
         let Self { session, bytes_read, _active_request } = self;
-        // Bytes sent before the 101 are refused: the client cannot know whether Keychoir or a server behind
-        // it reads them, and Keychoir has not checked them.
+        // Bytes that were sent before the 101 response are rejected, because the client cannot know whether
+        // Keychoir or the upstream reads them, and Keychoir has not checked them.
         let bytes_since_response = counters.bytes().saturating_sub(bytes_read);
         if read_buf.len() as u64 > bytes_since_response {
             return debug!(

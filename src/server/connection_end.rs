@@ -10,20 +10,20 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{ConnectionLimits, Drain};
 
-/// Maximum time that a drain waits for the first request of a new connection. Closing the connection earlier
-/// would refuse the request of a client that is already connected.
+/// Maximum time that a drain waits for the first request of a new connection. If the server closed the
+/// connection earlier, the request of a client that is already connected would fail.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a connection must end.
 pub(super) enum ConnectionEnd {
-    /// As soon as no request is in progress.
+    /// The connection ends as soon as no request is in progress.
     WhenIdle,
-    /// Without waiting for a request in progress.
+    /// The connection ends without waiting for a request in progress.
     Immediate,
 }
 
 /// Completes when the connection must end.
-pub(super) async fn connection_end(
+pub(super) async fn wait_for_connection_end(
     drain: &Drain,
     state: &ConnectionState,
     limits: &ConnectionLimits,
@@ -35,7 +35,7 @@ pub(super) async fn connection_end(
             state.set_ending();
             ConnectionEnd::WhenIdle
         }
-        () = state.head_timed_out(limits) => {
+        () = state.wait_for_head_timeout(limits) => {
             debug!("a connection ended: no request head arrived in time");
             ConnectionEnd::Immediate
         }
@@ -43,11 +43,11 @@ pub(super) async fn connection_end(
     }
 }
 
-/// Waits up to [`FIRST_REQUEST_TIMEOUT`] for the client to finish a head, and then for the responses under
-/// way.
+/// Waits for [`FIRST_REQUEST_TIMEOUT`], so that the client can complete a head, and then until no request is
+/// in progress.
 pub(super) async fn finish_last_request(drain: &Drain) {
     tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
-    drain.requests.ended().await;
+    drain.requests.wait_until_ended().await;
 }
 
 /// Once the drain starts, makes responses close the connection, and limits how long the drain waits for the

@@ -1,5 +1,6 @@
-//! The state of one connection beside hyper's: whether a request is in progress, since when a request head is
-//! awaited, and when the connection counts as idle. It moves with the connection to another worker.
+//! Stores the state of one connection that hyper does not report: whether a request is in progress, since
+//! when a request head is awaited, and when the connection counts as idle. The state moves with the
+//! connection to another worker.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,16 +23,18 @@ const MIN_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) struct ConnectionState {
     peer: Option<IpAddr>,
     created_at: Instant,
-    /// Start of the wait for a head, in milliseconds after `created_at`, or `NOT_WAITING`.
-    waiting_since: AtomicU64,
-    /// Bytes read when that wait started. A higher count means that part of the head has arrived.
+    /// The time at which the wait for a head started, in milliseconds after `created_at`, or
+    /// `NO_HEAD_AWAITED`.
+    head_awaited_since: AtomicU64,
+    /// The number of bytes read when the wait for a head started. A higher number means that part of the head
+    /// has arrived.
     bytes_before_head: AtomicU64,
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, whose rest may arrive after the response.
+    /// Whether the last request had a body, of which a part may arrive after the response.
     may_send_body: AtomicBool,
-    /// Whether a response without a length, which the end of the connection ends, was left incomplete.
+    /// Whether a close-delimited response was truncated.
     is_truncated: AtomicBool,
     counters: IoCounters,
     requests: Mutex<RequestCounter>,
@@ -42,20 +45,20 @@ pub(super) struct ConnectionState {
 struct RequestCounter {
     /// The requests in progress on the worker.
     group: Tasks,
-    /// Counts an imminent request as one in progress.
+    /// Counts an imminent request as a request in progress.
     expected: Option<TaskToken>,
 }
 
-/// The value of `waiting_since` while no head is awaited.
-const NOT_WAITING: u64 = u64::MAX;
+/// The value of `head_awaited_since` while no head is awaited.
+const NO_HEAD_AWAITED: u64 = u64::MAX;
 
 impl ConnectionState {
-    /// Creates the state of a new connection, whose first request counts among `requests` already.
+    /// Creates the state of a new connection. Its imminent first request counts among `requests`.
     pub(super) fn new(requests: Tasks, peer: Option<IpAddr>) -> Arc<Self> {
         Arc::new(Self {
             peer,
             created_at: clock::instant(),
-            waiting_since: AtomicU64::new(NOT_WAITING),
+            head_awaited_since: AtomicU64::new(NO_HEAD_AWAITED),
             bytes_before_head: AtomicU64::new(0),
             has_head_begun: AtomicBool::new(false),
             has_had_request: AtomicBool::new(false),
@@ -67,7 +70,7 @@ impl ConnectionState {
         })
     }
 
-    /// Counts the imminent request, and later ones, among the `requests` of another worker.
+    /// Counts the imminent request and all later requests among the `requests` of another worker.
     pub(super) fn move_to(&self, requests: Tasks) {
         *self.requests() = RequestCounter::expecting_request(requests);
     }
@@ -82,19 +85,19 @@ impl ConnectionState {
         &self.counters
     }
 
-    /// Starts the wait for a head, unless it has started already.
+    /// Starts the wait for a head, unless the wait has already started.
     pub(super) fn await_head(&self) {
-        if self.waiting_since().is_none() {
+        if self.head_awaited_since().is_none() {
             self.bytes_before_head.store(self.counters.bytes(), Ordering::Relaxed);
             self.has_head_begun.store(false, Ordering::Relaxed);
-            self.set_waiting_since();
+            self.set_head_awaited_since();
         }
     }
 
     /// Records the first byte of a head that arrives on an idle connection.
     pub(super) fn begin_head(&self) {
         self.has_head_begun.store(true, Ordering::Relaxed);
-        self.set_waiting_since();
+        self.set_head_awaited_since();
     }
 
     /// Records that part of the head arrived before the connection became idle.
@@ -102,19 +105,20 @@ impl ConnectionState {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
 
-    fn set_waiting_since(&self) {
-        let since = u64::try_from(clock::elapsed_since(self.created_at).as_millis()).unwrap_or(NOT_WAITING);
-        self.waiting_since.store(since, Ordering::Relaxed);
+    fn set_head_awaited_since(&self) {
+        let elapsed = clock::elapsed_since(self.created_at);
+        let since_ms = u64::try_from(elapsed.as_millis()).unwrap_or(NO_HEAD_AWAITED);
+        self.head_awaited_since.store(since_ms, Ordering::Relaxed);
     }
 
-    fn waiting_since(&self) -> Option<Instant> {
-        match self.waiting_since.load(Ordering::Relaxed) {
-            NOT_WAITING => None,
-            millis => Some(self.created_at + Duration::from_millis(millis)),
+    fn head_awaited_since(&self) -> Option<Instant> {
+        match self.head_awaited_since.load(Ordering::Relaxed) {
+            NO_HEAD_AWAITED => None,
+            since_ms => Some(self.created_at + Duration::from_millis(since_ms)),
         }
     }
 
-    /// Counts the imminent request as one in progress.
+    /// Counts the imminent request as a request in progress.
     pub(super) fn expect_request(&self) {
         let mut requests = self.requests();
         requests.expected = Some(requests.group.token());
@@ -136,7 +140,7 @@ impl ConnectionState {
     /// Records that a request head has arrived. The request is in progress until the returned value is
     /// dropped.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
-        self.waiting_since.store(NOT_WAITING, Ordering::Relaxed);
+        self.head_awaited_since.store(NO_HEAD_AWAITED, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);
         self.may_send_body.store(has_body, Ordering::Relaxed);
         let mut requests = self.requests();
@@ -149,7 +153,7 @@ impl ConnectionState {
         self.may_send_body.load(Ordering::Relaxed)
     }
 
-    /// Records that a response without a length is incomplete. The connection is then reset.
+    /// Records that a close-delimited response was truncated, so that the connection is reset.
     pub(super) fn mark_truncated(&self) {
         self.is_truncated.store(true, Ordering::Relaxed);
     }
@@ -169,9 +173,10 @@ impl ConnectionState {
 
     /// Completes when the wait for a head exceeds its timeout. The timer is reset when it fires, not with
     /// each request.
-    pub(super) async fn head_timed_out(&self, limits: &ConnectionLimits) {
+    pub(super) async fn wait_for_head_timeout(&self, limits: &ConnectionLimits) {
         loop {
-            let deadline = self.waiting_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
+            let deadline =
+                self.head_awaited_since().unwrap_or_else(clock::instant) + self.head_timeout(limits);
             if deadline <= clock::instant() {
                 return;
             }
@@ -179,8 +184,8 @@ impl ConnectionState {
         }
     }
 
-    /// The timeout of the awaited head. `keepalive_timeout` applies only between two requests, until the
-    /// first byte of the next head.
+    /// Returns the timeout of the awaited head. `keepalive_timeout` applies only between two requests, until
+    /// the first byte of the next head.
     fn head_timeout(&self, limits: &ConnectionLimits) -> Duration {
         let has_head_begun = self.has_head_begun.load(Ordering::Relaxed)
             || self.counters.bytes() != self.bytes_before_head.load(Ordering::Relaxed);
@@ -191,27 +196,27 @@ impl ConnectionState {
         }
     }
 
-    /// Completes when the connection has waited for a head during a whole check interval, and its last
-    /// response is written. Never completes while the server drains. The check interval doubles from
-    /// `first_interval` to `max_interval`.
-    pub(super) async fn idle(&self, first_interval: Duration, max_interval: Duration) {
+    /// Completes when the connection has waited for a head for a whole check interval, and its last response
+    /// is written. Never completes while the server drains. The check interval doubles from `first_interval`
+    /// to `max_interval`.
+    pub(super) async fn wait_until_idle(&self, first_interval: Duration, max_interval: Duration) {
         let max_interval = max_interval.max(MIN_IDLE_CHECK_INTERVAL);
         let mut interval = first_interval.clamp(MIN_IDLE_CHECK_INTERVAL, max_interval);
         let mut next_check = clock::instant() + interval;
         loop {
             sleep_until(next_check.into()).await;
             let now = clock::instant();
-            let waiting_since = self.waiting_since().filter(|_| self.may_become_idle());
-            if waiting_since.is_some_and(|since| since + interval <= now) {
+            let idle_since = self.head_awaited_since().filter(|_| self.may_become_idle());
+            if idle_since.is_some_and(|since| since + interval <= now) {
                 return;
             }
             interval = (interval * 2).min(max_interval);
-            next_check = waiting_since.unwrap_or(now) + interval;
+            next_check = idle_since.unwrap_or(now) + interval;
         }
     }
 
-    /// Part of a first head would stay in hyper's buffer, because hyper does not end a connection before its
-    /// first message.
+    /// Whether hyper can release the connection. Hyper does not end a connection before its first message, so
+    /// a part of a first head would stay in hyper's buffer.
     fn may_become_idle(&self) -> bool {
         let is_between_messages = self.has_had_request() || self.counters.bytes() == 0;
         is_between_messages && !self.counters.is_write_blocked() && !self.is_ending()

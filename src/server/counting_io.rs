@@ -1,6 +1,6 @@
-//! The innermost layer that hyper reads from: counts received bytes, records whether a write is blocked, and
-//! checks for a disconnect while a request is in progress. An upgrade uses the count to refuse bytes that the
-//! client sent before the 101.
+//! Wraps the stream that hyper reads from and writes to: counts received bytes, records whether a write is
+//! blocked, and checks for a disconnect while a request is in progress. An upgrade uses the count to reject
+//! bytes that the client sent before the 101 response.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -53,7 +53,7 @@ pin_project! {
         #[pin]
         stream: S,
         counters: IoCounters,
-        // Bytes that were already read from the stream. They are returned by the next reads.
+        // Bytes that were already read from the stream. The next reads return them.
         read_buf: Bytes,
         sending_half: SendingHalf,
     }
@@ -64,17 +64,16 @@ impl<S> CountingIo<S> {
         Self { stream, counters, read_buf: Bytes::new(), sending_half: SendingHalf::Open }
     }
 
-    /// Returns `read_buf`, which was already read from the stream, to it.
+    /// Makes the next reads return `read_buf`, which was already read from the stream.
     pub(super) fn with_read_buf(self, read_buf: Bytes) -> Self {
         Self { read_buf, ..self }
     }
 
-    /// The inner stream.
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// The inner stream, and the bytes read from it that are not yet consumed.
+    /// Returns the inner stream, and the bytes that were read from it but not consumed.
     pub(super) fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.read_buf)
     }
@@ -122,7 +121,7 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
-        // Hyper flushes whenever it is polled, but does not read while a request is in progress.
+        // Hyper flushes whenever its connection is polled, but does not read while a request is in progress.
         if this.counters.phase().is_idle() {
             if !matches!(this.sending_half, SendingHalf::Open) {
                 *this.sending_half = SendingHalf::Open;

@@ -1,7 +1,8 @@
 //! Detects clients that disconnect while their request is in progress. A client that closes the socket has
-//! cancelled its request, but one that closes only its sending half waits for the response (RFC 9112, section
-//! 9.6). The server sees the same end of the stream. It therefore sends `100 Continue` as a probe: every
-//! HTTP/1.1 client ignores it, and the operating system replies with a reset if the socket is closed.
+//! cancelled its request, but a client that closes only its sending half waits for the response (RFC 9112,
+//! section 9.6). In both cases, the server receives the end of the stream. The server therefore sends `100
+//! Continue` as a probe. Every HTTP/1.1 client ignores this response, and the operating system of the client
+//! replies with a reset if the socket is closed.
 
 use std::io;
 use std::pin::Pin;
@@ -23,16 +24,16 @@ const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Delay between the probe and the first check for a reset, which arrives within a round trip.
 const FIRST_CHECK_DELAY: Duration = Duration::from_millis(5);
-/// Maximum delay between two checks; each delay is twice the one before.
+/// Maximum delay between two checks. Each delay is twice the previous delay.
 const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether the client can close its sending half alone. The end of the stream is then not proof of a
+    /// Whether the client can close only its sending half, so that the end of the stream does not prove a
     /// disconnect.
     fn supports_half_close(&self) -> bool;
 
-    /// Returns what a read of one byte would return, without consuming the byte: 0 at the end of the stream.
+    /// Returns 1 if a byte can be read, and 0 at the end of the stream, without consuming the byte.
     fn poll_peek_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
     /// Returns a pending error of the socket, such as a reset. Reads do not report it after the end of the
@@ -108,7 +109,7 @@ impl Peek for tokio::io::DuplexStream {
     }
 }
 
-/// The phase of a connection, which decides what the end of the client's stream means.
+/// The phase of a connection, which determines the meaning of the end of the client's stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
@@ -116,7 +117,7 @@ pub(super) struct Phase(Arc<AtomicU8>);
 const IDLE: u8 = 0;
 /// An HTTP/1.1 request waits for its response.
 const REQUEST: u8 = 1;
-/// An older request waits for its response. Such a client must not be sent an interim response.
+/// An HTTP/1.0 request waits for its response. Interim responses must not be sent to its client.
 const REQUEST_BEFORE_1_1: u8 = 2;
 /// A response is being sent.
 const RESPONSE: u8 = 3;
@@ -143,15 +144,16 @@ impl Phase {
     }
 }
 
-/// The client's half of the connection, as far as it is known without reading.
+/// The state of the client's sending half, as far as it is known without reading.
 #[derive(Default)]
 pub(super) enum SendingHalf {
-    /// No bytes and no end have arrived.
+    /// Neither bytes nor the end of the stream have arrived.
     #[default]
     Open,
     /// The client has pipelined bytes beyond the current request, which hide the end of the stream.
     Pipelined,
-    /// The client has closed its sending half. It waits for its response until a check finds a reset.
+    /// The client has closed its sending half, and is assumed to wait for its response until a check finds a
+    /// reset.
     Closed { next_check: Pin<Box<Sleep>>, delay: Duration },
 }
 
@@ -182,8 +184,8 @@ impl SendingHalf {
                     match phase.0.load(Ordering::Relaxed) {
                         REQUEST => match stream.as_mut().poll_write(cx, PROBE)? {
                             Poll::Ready(count) if count == PROBE.len() => {}
-                            // Before the response, the send buffer has space for the probe. Anything but a
-                            // complete write means that the connection is lost.
+                            // Before the response, the send buffer has space for the probe. If the probe is
+                            // not written completely, the connection is lost.
                             Poll::Ready(_) | Poll::Pending => return Err(disconnected()),
                         },
                         REQUEST_BEFORE_1_1 => {}

@@ -1,5 +1,5 @@
-//! Listening sockets that the service manager passes to this process (systemd socket activation). They stay
-//! open during a restart, so connections are queued instead of refused.
+//! Takes the listening sockets that the service manager passes to this process (systemd socket activation).
+//! The sockets stay open during a restart, so that connections are queued instead of refused.
 
 use std::io;
 
@@ -17,18 +17,18 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets of `LISTEN_FDS` if `LISTEN_PID` is this process, and removes these variables, so
-    /// that child processes do not use the sockets. Must be called once, before other threads are started.
+    /// Takes the sockets of `LISTEN_FDS` if `LISTEN_PID` is this process. Removes these variables, so that
+    /// child processes do not use the sockets. Must be called only once, before other threads are started.
     #[must_use]
     pub fn take() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();
-        let is_ours = variable("LISTEN_PID") == std::process::id().to_string();
+        let is_this_process = variable("LISTEN_PID") == std::process::id().to_string();
         let names = variable("LISTEN_FDNAMES").split(':').map(str::to_owned).collect();
-        let sockets = if is_ours { ListenFd::from_env() } else { ListenFd::empty() };
+        let sockets = if is_this_process { ListenFd::from_env() } else { ListenFd::empty() };
         Self { sockets, names }
     }
 
-    /// The number of sockets passed.
+    /// The number of sockets that the service manager passed.
     #[must_use]
     pub fn count(&self) -> usize {
         self.sockets.len()
@@ -43,18 +43,18 @@ impl InheritedSockets {
     pub fn listen(mut self) -> io::Result<Vec<Listener>> {
         let count = self.count();
         let listen = |index: usize| {
-            let name = self.names.get(index).filter(|name: &&String| !name.is_empty());
-            let name = name.map_or_else(|| format!("number {index}"), |name| format!("`{name}`"));
-            let describe =
-                |error: io::Error| io::Error::other(format!("socket {name} from systemd: {error}"));
-            take_listener(&mut self.sockets, index).map_err(describe)
+            take_listener(&mut self.sockets, index).map_err(|error| {
+                let name = self.names.get(index).filter(|name| !name.is_empty());
+                let label = name.map_or_else(|| format!("number {index}"), |name| format!("`{name}`"));
+                io::Error::other(format!("socket {label} from systemd: {error}"))
+            })
         };
         (0..count).map(listen).collect()
     }
 }
 
 fn take_listener(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
-    let already_taken = || io::Error::other("it was already taken");
+    let already_taken = || io::Error::other("the socket was already taken");
     match sockets.take_tcp_listener(index) {
         Ok(listener) => {
             let listener = listener.ok_or_else(already_taken)?;

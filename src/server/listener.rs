@@ -1,5 +1,5 @@
-//! Binds the listening sockets, TCP ports and Unix sockets, and reports their addresses. [`super::acceptor`]
-//! accepts their connections.
+//! Binds the listening sockets of TCP ports and Unix sockets, and reports their addresses.
+//! [`super::acceptor`] accepts their connections.
 
 use std::fmt;
 use std::io;
@@ -10,11 +10,11 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::unix::UnixSocketListener;
 
-/// Maximum number of connections in the accept queue. The kernel drops further ones, and their clients retry
-/// a second later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
+/// Maximum number of connections in the accept queue. The kernel drops further connections, and their clients
+/// retry a second later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
 pub(super) const BACKLOG: u32 = 4_096;
 
-/// A listening socket. Dropping it removes the socket file that it created.
+/// A listening socket. Dropping the listener removes the socket file that it created.
 #[derive(Debug)]
 pub enum Listener {
     /// A TCP port.
@@ -28,7 +28,7 @@ pub enum Listener {
 pub enum Address {
     /// The IP address and port of a TCP listener.
     Tcp(SocketAddr),
-    /// The path of a Unix socket, or `None` when it has no name in the file system.
+    /// The path of a Unix socket, or `None` if the socket has no name in the file system.
     Unix(Option<PathBuf>),
 }
 
@@ -58,7 +58,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another process listens on the port, or any other error of the operating system.
+    /// Fails with `AddrInUse` if another process listens on the port, and with any other error of the
+    /// operating system.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // Allows a restart to bind the port while old connections are still in TIME_WAIT.
@@ -72,8 +73,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another process listens at `path`, `AlreadyExists` when the file is not a socket, or
-    /// any other error of the file system.
+    /// Fails with `AddrInUse` if another process listens at `path`, with `AlreadyExists` if the file is not a
+    /// socket, and with any other error of the file system.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
         UnixSocketListener::bind(path, mode).map(Self::Unix)
     }

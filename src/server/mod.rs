@@ -5,15 +5,17 @@ mod acceptor;
 mod connection;
 mod connection_end;
 mod connection_state;
-mod counted_body;
 mod counting_io;
 mod disconnect;
+mod http2_refusal;
 mod inherited_sockets;
 mod linger;
 mod listener;
 mod open_files;
 mod parked_future;
+mod reset_on_drop;
 mod tls;
+mod tracked_body;
 mod unix;
 mod workers;
 mod write_timeout;
@@ -54,12 +56,12 @@ use listener::BACKLOG;
 /// Limits of the listener and of each connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Timeout of a request head, from its first byte on; of a connection's first request; and of its first
-    /// byte and its TLS handshake.
+    /// Timeout of a request head, measured from its first byte, or from the start of the connection for the
+    /// first request. Also the timeout of the first byte of a connection, and of its TLS handshake.
     pub request_headers_timeout: Duration,
     /// Timeout of the first byte of a later request on a kept connection.
     pub keepalive_timeout: Duration,
-    /// Time for which a client may continue to send after a response that ends its connection.
+    /// Maximum time for which a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
     /// Maximum number of bytes that the client may send during `linger_timeout`.
     pub max_linger_size: u64,
@@ -69,16 +71,16 @@ pub struct ConnectionLimits {
     pub min_response_rate: MinRate,
     /// Blocked time before `min_response_rate` applies.
     pub response_grace: Duration,
-    /// Maximum size of a request head in bytes; a larger one is refused with 431.
+    /// Maximum size of a request head in bytes. A larger head is rejected with a 431 response.
     pub max_request_headers_size: usize,
-    /// Maximum number of open connections; further ones wait to be accepted.
+    /// Maximum number of open connections. Further connections wait to be accepted.
     pub max_connections: usize,
-    /// Time without a request after which a connection releases its buffers. Its next request may be served
-    /// by another worker. A connection that has had one request is idle sooner.
+    /// Time without a request after which a connection is idle: it releases its buffers, and its next request
+    /// may be served by another worker. A new connection is idle sooner after its first request.
     pub idle_after: Duration,
 }
 
-/// Default of `idle_after`: most connections that have been idle for one second stay idle for many.
+/// Default of `idle_after`. Most connections without a request for one second have none for many seconds.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// The signals and task groups of a drain, in the order of its phases.
@@ -86,19 +88,19 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// 1. `draining`: every response closes its connection. A client learns of the drain only from such a
 ///    response, and may send a request on an open connection at any moment. Open connections are therefore
 ///    served until `close_idle`. New connections are accepted as well, because this phase may take seconds.
-/// 2. `stop_accepting`, when `kept_connections` have ended or their timeout has passed. A connection that has
-///    sent no request yet counts among `requests` for at most a second.
+/// 2. `stop_accepting`, when `kept_connections` have ended or their timeout has passed. A connection on which
+///    no request has arrived yet counts among `requests` for at most a second.
 /// 3. `close_idle`, when `requests` have ended.
 /// 4. `abort`, when the drain exceeds its timeout.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     /// Every response closes its connection.
     pub draining: CancellationToken,
-    /// The connections opened before `draining`, each until it is closed or upgraded.
+    /// The connections opened before `draining`, each counted until it is closed or upgraded.
     pub kept_connections: Tasks,
     /// No more connections are accepted; requests in progress continue.
     pub stop_accepting: CancellationToken,
-    /// The requests in progress, each until the end of its response.
+    /// The requests in progress, each counted until the end of its response.
     pub requests: Tasks,
     /// Connections without a request are closed.
     pub close_idle: CancellationToken,
@@ -107,7 +109,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Returns the same drain with another group of requests.
+    /// Returns the same drain with a different group of requests.
     #[must_use]
     pub fn with_requests(&self, requests: Tasks) -> Self {
         Self { requests, ..self.clone() }
@@ -124,11 +126,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 pub type Session =
     Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// A response, and the session that it may start.
+/// A response, and the session that the response may start.
 pub struct Reply<B> {
     /// The HTTP response.
     pub response: Response<B>,
-    /// The session that takes over the connection; only for status 101.
+    /// The session that takes over the connection. Set only for a 101 response.
     pub session: Option<Session>,
 }
 
@@ -140,7 +142,7 @@ impl<B> From<Response<B>> for Reply<B> {
 
 /// Responds to requests. Each connection has a clone of its worker's service.
 pub trait Service: Clone + Send + Sync + Unpin + 'static {
-    /// The body of its responses.
+    /// The body of the responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
     /// Responds to one request. `peer` is the address of the client, or `None` for a Unix socket.
@@ -155,18 +157,18 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     permits: Arc<Semaphore>,
-    counts: Arc<ConnectionCount>,
+    counts: Arc<ConnectionCounts>,
 }
 
 #[derive(Debug, Default)]
-struct ConnectionCount {
+struct ConnectionCounts {
     open: AtomicU64,
     accepted: AtomicU64,
 }
 
 /// Counts one open connection until it is dropped.
 struct ConnectionPermit {
-    counts: Arc<ConnectionCount>,
+    counts: Arc<ConnectionCounts>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -209,10 +211,10 @@ const ACCEPT_ERROR_DELAY: Duration = Duration::from_millis(100);
 /// Maximum consecutive accepts before yielding to other tasks on this worker.
 const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 
-/// A future that opens a connection, or `None` when that fails.
+/// A future that opens a connection. Returns `None` if the connection cannot be opened.
 type OpenFuture = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
-/// Where an assigned connection comes from.
+/// The origin of a connection that is assigned to a worker.
 enum Assignment<'a> {
     /// The connection was just accepted from `peer`.
     New { peer: Option<IpAddr> },
@@ -229,7 +231,7 @@ pub struct Server<S> {
     pub limits: ConnectionLimits,
     /// The limit of open connections.
     pub connection_limiter: ConnectionLimiter,
-    /// The signals by which the server drains.
+    /// The signals and task groups of the drain.
     pub drain: Drain,
     /// The tasks that accept connections.
     pub accept_tasks: Tasks,
@@ -245,9 +247,9 @@ impl<S: Service> Server<S> {
     ///
     /// Fails when the listener cannot be registered with a runtime, or the worker pool is empty.
     pub fn listen(self: &Arc<Self>, listener: Listener, tls: Tls) -> io::Result<()> {
-        // One task accepts for all workers, so that each address is bound once and the task can choose the
-        // least loaded worker. The task runs on a worker thread, so the connections of that worker are not
-        // handed to another thread.
+        // One task accepts the connections for all workers, so that each address is bound once and the task
+        // can choose the least loaded worker. The task runs on a worker thread, so the connections of that
+        // worker are not handed to another thread.
         let worker =
             self.worker_pool.next_worker().ok_or_else(|| io::Error::other("the worker pool is empty"))?;
         let acceptor = {
@@ -292,7 +294,7 @@ impl<S: Service> Server<S> {
         let Some(worker_index) = self.worker_pool.least_loaded() else { return };
         let headers_timeout = self.limits.request_headers_timeout;
         let peer = accepted.peer();
-        // Boxed, so that its memory is freed once the stream is open.
+        // The future is boxed, so that its memory is freed once the stream is open.
         let open = Box::pin(async move {
             let stream = register(accepted)?;
             tls.accept(stream, headers_timeout).await.map(IdleConnection::from)
@@ -321,7 +323,7 @@ impl<S: Service> Server<S> {
         let (server, mut permit, worker_connection) =
             (Arc::clone(self), Some(permit), worker.count_connection());
         let relocate = move |connection, state: &_| {
-            // Owned by this closure, so that the connection counts for this worker until its task ends.
+            // The closure owns the value, so that the connection counts for this worker until its task ends.
             let _ = &worker_connection;
             server.relocate(worker_index, connection, state, &mut permit)
         };
@@ -329,8 +331,8 @@ impl<S: Service> Server<S> {
         self.connection_tasks.spawn_on(serve, &worker.handle);
     }
 
-    /// Moves a connection with an imminent request to a less loaded worker; returns the connection if it
-    /// stays. TLS connections always stay, because their state is bound to their stream.
+    /// Moves a connection with an imminent request to a less loaded worker. Returns the connection if it
+    /// stays on its worker. TLS connections always stay, because their state is bound to their stream.
     fn relocate(
         self: &Arc<Self>,
         worker_index: usize,
@@ -339,16 +341,16 @@ impl<S: Service> Server<S> {
         permit: &mut Option<ConnectionPermit>,
     ) -> Option<IdleConnection<tls::Stream>> {
         let Some(target) = self.worker_pool.less_loaded_than(worker_index) else { return Some(connection) };
-        // A drain waits for the requests of one worker after the other, and would miss a moving one.
+        // A drain waits for the requests of one worker after the other, and would miss a request that moves.
         if self.drain.draining.is_cancelled() {
             return Some(connection);
         }
         let IdleConnection { stream, read_buf } = connection;
-        let stream = match stream {
-            Either::Left(stream) => stream,
+        let plain_stream = match stream {
+            Either::Left(plain_stream) => plain_stream,
             Either::Right(_) => return Some(IdleConnection { stream, read_buf }),
         };
-        match Accepted::deregister(stream) {
+        match Accepted::deregister(plain_stream) {
             Ok(accepted) => {
                 let open = async move {
                     Some(IdleConnection { stream: Either::Left(register(accepted)?), read_buf })
@@ -361,7 +363,7 @@ impl<S: Service> Server<S> {
     }
 }
 
-/// Registers the stream with the current runtime, or `None` when that fails.
+/// Registers the stream with the current runtime. Returns `None` if the registration fails.
 fn register(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
     accepted.register().inspect_err(|error| debug!("a connection ended before it was served: {error}")).ok()
 }

@@ -4,12 +4,12 @@ use std::io;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard limit and returns it. This is safe, because the process
-/// does not use `select`. `u64::MAX` means unlimited.
+/// Raises the soft limit of open files to the hard limit, and returns the limit. `u64::MAX` means unlimited.
+/// A high limit is safe, because the process does not use `select`.
 ///
 /// # Errors
 ///
-/// Fails when the operating system refuses; the limit is then unchanged.
+/// Fails when the operating system rejects the new limit. In that case, the limit is unchanged.
 pub fn raise_open_files_limit() -> io::Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {

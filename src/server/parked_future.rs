@@ -1,4 +1,4 @@
-//! A future for events that are rare on a connection, such as timeouts and the drain. The task of a
+//! Wraps a future that waits for rare events of a connection, such as timeouts and the drain. The task of a
 //! connection is polled for every chunk that it transfers, and polling timers and cancellation tokens each
 //! time would take a lock.
 
@@ -12,8 +12,8 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled only after its own waker was called, not whenever its task is polled. Any
-    /// other poll costs one atomic load.
+    /// A future that is polled only after its own waker was called, not whenever its task is polled. Other
+    /// polls of the task cost one atomic load.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,
@@ -60,7 +60,8 @@ impl<F: Future> Future for ParkedFuture<F> {
             return Poll::Pending;
         }
         // The waker is registered between the swap and the last load. A wake-up after the swap thus either
-        // wakes the task or is seen by the load. `AtomicWaker` forgets a waker that it has called.
+        // wakes the task or is seen by the load. The waker is registered again for each poll, because
+        // `AtomicWaker` removes a waker when it calls the waker.
         let is_woken = this.flag.is_woken.swap(false, Ordering::AcqRel);
         this.flag.task.register(cx.waker());
         if !is_same_task {
@@ -112,7 +113,7 @@ mod tests {
     async fn a_parked_future_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
         let mut parked = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
-        // Another task polls it first.
+        // A different task polls the future first.
         assert!(parked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         tokio::join!(biased; parked.as_mut(), async { end.notify_one() });
         assert_eq!(polls.load(Ordering::Relaxed), 2);

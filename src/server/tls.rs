@@ -26,14 +26,14 @@ pub(super) type Stream = Either<Either<TcpStream, UnixStream>, Box<TlsStream<Tcp
 const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// The TLS state of one or more listeners. The certificate can be set, replaced and removed while they
-/// listen. Clones share it.
+/// listen. Clones share the certificate.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
     acceptor: TlsAcceptor,
     certificate: Arc<CurrentCertificate>,
-    /// Whether the warning about a TLS client without a certificate was logged.
+    /// Whether the warning that a client used TLS without a certificate was logged.
     has_warned_https_off: AtomicBool,
     /// Whether the message about a client that does not trust the certificate was logged.
     has_logged_distrust: AtomicBool,
@@ -44,7 +44,7 @@ struct Inner {
 struct CurrentCertificate(ArcSwapOption<CertifiedKey>);
 
 impl Tls {
-    /// TLS without a certificate.
+    /// Creates the TLS state without a certificate.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ impl Tls {
         })))
     }
 
-    /// Sets the certificate for new connections; `None` disables TLS.
+    /// Sets the certificate for new connections. `None` disables TLS.
     pub fn set_certificate(&self, certificate: Option<Arc<CertifiedKey>>) {
         self.0.certificate.0.store(certificate);
     }
@@ -77,9 +77,9 @@ impl Tls {
         self.0.certificate.0.load().is_some()
     }
 
-    /// Detects whether the client uses TLS, and performs the handshake if so. `step_timeout` bounds the wait
-    /// for the first byte, and then the handshake. `None` when the client disconnects or exceeds a timeout,
-    /// or when it uses TLS and no certificate is set.
+    /// Detects whether the client uses TLS, and performs the handshake if so. `step_timeout` limits the wait
+    /// for the first byte, and then the handshake. Returns `None` if the client disconnects or exceeds a
+    /// timeout, or if it uses TLS and no certificate is set.
     pub(super) async fn accept(
         self,
         stream: Either<TcpStream, UnixStream>,
@@ -89,29 +89,30 @@ impl Tls {
             Either::Left(tcp) => tcp,
             Either::Right(_) => return Some(Either::Left(stream)),
         };
-        let first = match timeout(step_timeout, peek_first_byte(&tcp)).await {
-            Ok(Ok(first)) => first,
+        let first_byte = match timeout(step_timeout, peek_first_byte(&tcp)).await {
+            Ok(Ok(first_byte)) => first_byte,
             Ok(Err(error)) => return log_end(&error),
             Err(_) => return log_end(&"the client did not send a byte in time"),
         };
-        if first != Some(HANDSHAKE_RECORD) {
-            // Includes the end of the stream, which the HTTP connection handles.
+        if first_byte != Some(HANDSHAKE_RECORD) {
+            // The HTTP connection also handles the end of the stream.
             return Some(Either::Left(Either::Left(tcp)));
         }
         if !self.has_certificate() {
             if !self.0.has_warned_https_off.swap(true, Ordering::Relaxed) {
                 warn!(
-                    "a client connected with https, but there is no certificate: use http:// there, or set `server.tls`"
+                    "a client connected over HTTPS, but there is no certificate: use http:// in the client, or set \
+                     `server.tls`"
                 );
             }
-            return log_end(&"https is off");
+            return log_end(&"HTTPS is disabled");
         }
-        // Boxed, so that plain connections do not have the size of this future.
+        // The future is boxed, so that plain connections do not have its size.
         match timeout(step_timeout, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
                 if is_distrust(&error) && !self.0.has_logged_distrust.swap(true, Ordering::Relaxed) {
-                    info!("a client does not trust the certificate of https: {error}; `keychoir env` helps");
+                    info!("a client does not trust the HTTPS certificate: {error}; `keychoir env` helps");
                 }
                 log_end(&error)
             }
@@ -138,15 +139,15 @@ impl fmt::Debug for CurrentCertificate {
     }
 }
 
-/// Returns the first byte without consuming it; `None` at the end of the stream.
+/// Returns the first byte without consuming it. Returns `None` at the end of the stream.
 async fn peek_first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     let mut byte = [0];
     let count = tcp.peek(&mut byte).await?;
     Ok((count > 0).then_some(byte[0]))
 }
 
-/// Logs the end of a connection before its first request. Not a warning: disconnects and malformed bytes are
-/// normal.
+/// Logs the end of a connection before its first request. The message is not a warning, because disconnects
+/// and malformed bytes are normal.
 fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
     debug!("a connection ended before its first request: {reason}");
     None
@@ -154,9 +155,9 @@ fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
 
 /// Whether the client reported that it does not trust the issuer of the certificate.
 fn is_distrust(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(
-        error,
+        tls_error,
         Some(rustls::Error::AlertReceived(
             AlertDescription::UnknownCA
                 | AlertDescription::BadCertificate

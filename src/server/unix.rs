@@ -1,5 +1,5 @@
-//! Owns the file of a Unix socket: creates it with the configured mode, replaces the stale file of a
-//! terminated process, and removes it at the end unless another process has replaced it.
+//! Owns a Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
+//! terminated process, and removes the file at the end unless another process has replaced it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use super::listener::BACKLOG;
 #[derive(Debug)]
 pub struct UnixSocketListener {
     listener: UnixListener,
-    /// The file to remove on drop, or `None` when another process owns it.
+    /// The file to remove on drop, or `None` if another process owns the file.
     file: Option<SocketFile>,
 }
 
@@ -29,9 +29,9 @@ impl UnixSocketListener {
             }
             bound => bound?,
         }
-        // From here on the file is removed on drop, even if the next step fails.
+        // `SocketFile` removes the file even if one of the following steps fails.
         let file = SocketFile::new(path)?;
-        // Set before `listen`, because clients can connect from then on.
+        // The mode is set before `listen`, because clients can connect after that call.
         fs::set_permissions(path, Permissions::from_mode(mode))?;
         Ok(Self { listener: socket.listen(BACKLOG)?, file: Some(file) })
     }
@@ -49,7 +49,7 @@ impl UnixSocketListener {
         }
     }
 
-    /// Removes the socket from its runtime; returns it with its file.
+    /// Removes the socket from its runtime. Returns the socket and its file.
     pub(super) fn into_parts(self) -> io::Result<(net::UnixListener, Option<SocketFile>)> {
         Ok((self.listener.into_std()?, self.file))
     }
@@ -63,7 +63,7 @@ fn remove_stale_file(path: &Path) -> io::Result<()> {
     match net::UnixStream::connect(path) {
         // The connection is refused only when no process has the socket open.
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // A process listens. An error means that its accept queue is full.
+        // A process is listening. Any other error means that its accept queue is full.
         Ok(_) | Err(_) => Err(ErrorKind::AddrInUse.into()),
     }
 }
@@ -99,9 +99,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_file_has_the_mode_and_is_removed_at_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k.sock");
+    async fn the_socket_file_has_the_configured_mode_and_is_removed_on_drop() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k.sock");
         let listener = UnixSocketListener::bind(&path, 0o600).unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(listener.path().unwrap(), Some(path.clone()));
@@ -111,28 +111,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_one_in_use_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k.sock");
         // The listener of the standard library leaves its file behind, as a killed process does.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
         assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
-        assert!(path.exists(), "the failed listener does not remove the file");
+        assert!(path.exists(), "the listener that failed has removed the file");
         drop(listener);
     }
 
     #[tokio::test]
     async fn other_files_are_not_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k.sock");
-        fs::write(&path, "precious").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k.sock");
+        fs::write(&path, "content").unwrap();
         assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "content");
         // The socket file of another listener is not removed either.
         fs::remove_file(&path).unwrap();
         let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
-        fs::rename(&path, folder.path().join("moved")).unwrap();
+        fs::rename(&path, directory.path().join("moved")).unwrap();
         let successor = UnixSocketListener::bind(&path, 0o660).unwrap();
         drop(listener);
         assert!(path.exists());

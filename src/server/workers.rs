@@ -1,5 +1,5 @@
-//! The worker threads, one per core, each with its own single-threaded runtime, and the choice of a worker
-//! for a connection. A request stays on one worker, so that it never waits for another thread and cores share
+//! Runs the worker threads, one per core, each with its own single-threaded runtime, and chooses a worker for
+//! each connection. A request stays on one worker, so that it never waits for another thread, and cores share
 //! little memory.
 
 use std::io;
@@ -15,7 +15,8 @@ use tracing::error;
 use super::Drain;
 use crate::tasks::{self, Tasks};
 
-/// The worker threads. Dropping it ends the threads and drops the tasks that still run on them.
+/// The worker threads. Dropping the value ends the threads and drops the tasks that are still running on
+/// them.
 #[derive(Debug)]
 pub struct WorkerThreads {
     handles: Vec<Handle>,
@@ -31,23 +32,24 @@ impl WorkerThreads {
     /// Fails when the operating system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
-            // Takes CPU affinity and the quota of a container into account.
+            // This number takes CPU affinity and the quota of a container into account.
             0 => available_parallelism()?.get(),
             count => count,
         };
         let mut workers =
             Self { handles: Vec::new(), shutdown: CancellationToken::new(), threads: Tasks::new() };
-        let starting = (0..count).map(|index| workers.start_worker(index)).collect::<io::Result<Vec<_>>>()?;
-        for handle in starting {
+        let receivers =
+            (0..count).map(|index| workers.start_thread(index)).collect::<io::Result<Vec<_>>>()?;
+        for receiver in receivers {
             let panicked = |_| io::Error::other("a worker thread ended before its runtime was created");
-            workers.handles.push(handle.recv().map_err(panicked)??);
+            workers.handles.push(receiver.recv().map_err(panicked)??);
         }
         Ok(workers)
     }
 
-    /// Starts one thread, which creates and drops its own runtime: a runtime must not be dropped inside
-    /// another.
-    fn start_worker(&self, index: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
+    /// Starts one thread, which creates and drops its own runtime, because a runtime must not be dropped
+    /// inside another. The returned receiver receives the handle of the runtime.
+    fn start_thread(&self, index: usize) -> io::Result<mpsc::Receiver<io::Result<Handle>>> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let (shutdown, token) = (self.shutdown.clone(), self.threads.token());
         let name = format!("keychoir-{index}");
@@ -58,7 +60,7 @@ impl WorkerThreads {
                     if has_receiver {
                         runtime.block_on(shutdown.cancelled());
                     }
-                    // Does not wait for blocking work, such as a name lookup.
+                    // The thread does not wait for blocking work, such as a name lookup.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
@@ -89,14 +91,15 @@ impl WorkerThreads {
         WorkerPool { workers: self.handles.iter().map(worker).collect(), next_turn: Arc::default() }
     }
 
-    /// Ends the threads and drops the tasks that still run on them. Waits until the threads have ended.
+    /// Ends the threads, drops the tasks that are still running on them, and waits until the threads have
+    /// ended.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends only the wait.
     pub async fn shut_down(&self) {
         self.shutdown.cancel();
-        self.threads.ended().await;
+        self.threads.wait_until_ended().await;
     }
 }
 
@@ -110,7 +113,7 @@ impl Drop for WorkerThreads {
 #[derive(Debug)]
 pub struct WorkerPool<S> {
     workers: Arc<[Worker<S>]>,
-    /// The next turn, which decides between workers with equal load.
+    /// The next turn, which determines the worker that is chosen among several with equal load.
     next_turn: Arc<AtomicUsize>,
 }
 
@@ -124,8 +127,8 @@ pub(super) struct Worker<S> {
     connections: Arc<AtomicUsize>,
 }
 
-/// The load of a worker: requests in progress, including imminent ones, then open connections. Ordered by
-/// requests first.
+/// The load of a worker: the requests in progress, including imminent ones, and the open connections. Loads
+/// are ordered by requests first.
 type Load = (usize, usize);
 
 /// Counts an open connection of a worker until it is dropped.
@@ -151,10 +154,10 @@ impl<S> WorkerPool<S> {
     }
 
     /// Returns the index of a worker that, with one more request, would still have fewer requests in progress
-    /// than worker `index` has now.
+    /// than worker `index`.
     pub(super) fn less_loaded_than(&self, index: usize) -> Option<usize> {
         let (requests, _) = self.workers.get(index)?.load();
-        // Usually the moving request is the only one in progress on its worker.
+        // The request that may move is usually the only one in progress on its worker.
         if requests <= 1 {
             return None;
         }
@@ -163,18 +166,18 @@ impl<S> WorkerPool<S> {
         (target_requests + 1 < requests).then_some(target)
     }
 
-    /// Returns the workers in turn, or `None` when the pool is empty.
+    /// Returns the workers in turn. Returns `None` if the pool is empty.
     pub(super) fn next_worker(&self) -> Option<&Worker<S>> {
         let turn = self.next_turn.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)
     }
 
     /// Waits until no worker has a request in progress.
-    pub async fn requests_ended(&self) {
-        // Repeated, because a connection may move to a worker whose requests had already ended.
+    pub async fn wait_until_requests_ended(&self) {
+        // The wait is repeated, because a connection may move to a worker whose requests had already ended.
         while self.workers.iter().any(|worker| worker.drain.requests.count() > 0) {
             for worker in &*self.workers {
-                worker.drain.requests.ended().await;
+                worker.drain.requests.wait_until_ended().await;
             }
         }
     }
@@ -197,7 +200,7 @@ impl Drop for WorkerConnection {
     }
 }
 
-/// Returns the index of the least load. Among equal loads, the first at or after `turn` wins.
+/// Returns the index of the least load. Among equal loads, the first one at or after `turn` is chosen.
 fn least_load(loads: &[Load], turn: usize) -> Option<usize> {
     let first = turn.checked_rem(loads.len())?;
     (first..loads.len()).chain(0..first).min_by_key(|&index| loads.get(index))

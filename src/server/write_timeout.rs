@@ -26,8 +26,8 @@ pin_project! {
         #[pin]
         stream: S,
         send_timeout: Duration,
-        pace: ReadTimeBudget,
-        // Created by the first blocked write. Most connections never have one.
+        read_time_budget: ReadTimeBudget,
+        // The first blocked write creates the timer. Most connections never have a blocked write.
         timer: Option<Pin<Box<Sleep>>>,
         blocked_since: Option<Instant>,
     }
@@ -36,11 +36,10 @@ pin_project! {
 impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, limits: &ConnectionLimits) -> Self {
         let ConnectionLimits { send_timeout, min_response_rate, response_grace, .. } = *limits;
-        let pace = ReadTimeBudget::new(min_response_rate, response_grace, send_timeout);
-        Self { stream, send_timeout, pace, timer: None, blocked_since: None }
+        let read_time_budget = ReadTimeBudget::new(min_response_rate, response_grace, send_timeout);
+        Self { stream, send_timeout, read_time_budget, timer: None, blocked_since: None }
     }
 
-    /// The inner stream.
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
@@ -51,8 +50,8 @@ impl<S> WriteTimeout<S> {
 }
 
 impl<S: AsyncWrite> WriteTimeout<S> {
-    /// Polls `write`, and fails when it is pending for too long. `written_bytes` returns the number of bytes
-    /// written from the result.
+    /// Polls `write`, and fails when the write is pending for longer than the timeout. `written_bytes`
+    /// returns the number of written bytes from the result of the write.
     fn poll_with_timeout<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -61,18 +60,18 @@ impl<S: AsyncWrite> WriteTimeout<S> {
     ) -> Poll<io::Result<T>> {
         let this = self.project();
         if let Poll::Ready(written) = write(this.stream, cx) {
-            if this
-                .blocked_since
-                .take()
-                .is_some_and(|since| this.pace.record_wait(clock::elapsed_since(since)))
+            let blocked_since = this.blocked_since.take();
+            if blocked_since
+                .is_some_and(|since| this.read_time_budget.record_wait(clock::elapsed_since(since)))
             {
                 return Poll::Ready(Err(timed_out(READS_TOO_SLOWLY)));
             }
-            this.pace.record_read(written.as_ref().map_or(0, written_bytes) as u64);
+            this.read_time_budget.record_read(written.as_ref().map_or(0, written_bytes) as u64);
             return Poll::Ready(written);
         }
         let blocked_since = *this.blocked_since.get_or_insert_with(clock::instant);
-        let timeout = this.pace.remaining().map_or(*this.send_timeout, |left| left.min(*this.send_timeout));
+        let remaining = this.read_time_budget.remaining();
+        let timeout = remaining.map_or(*this.send_timeout, |remaining| remaining.min(*this.send_timeout));
         let deadline = (blocked_since + timeout).into();
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
@@ -94,7 +93,7 @@ fn timed_out(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, reason)
 }
 
-/// Maximum number of bytes of a vectored write that are copied into one buffer: writing one small buffer is
+/// Maximum number of bytes of a vectored write that are copied into one buffer. Writing one small buffer is
 /// faster than writing several.
 const MAX_JOINED_BYTES: usize = 2 * 1024;
 
@@ -176,30 +175,31 @@ mod tests {
     use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 
     const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-    const RATE: u32 = 100;
+    /// The minimum rate of these tests, in bytes per second.
+    const MIN_RATE: u32 = 100;
 
-    /// The two ends of a stream with a buffer of 8 bytes.
-    fn pair(bytes_per_second: u32) -> (DuplexStream, WriteTimeout<DuplexStream>) {
+    /// Returns the two ends of a stream with a buffer of 8 bytes. `bytes_per_second` is the minimum rate.
+    fn create_stream(bytes_per_second: u32) -> (DuplexStream, WriteTimeout<DuplexStream>) {
         let (client, server) = duplex(8);
         let min_response_rate = MinRate { bytes_per_second };
         let limits = ConnectionLimits { send_timeout: SEND_TIMEOUT, min_response_rate, ..LIMITS };
         (client, WriteTimeout::new(server, &limits))
     }
 
-    /// Reads `bytes` bytes `times` times, each after a pause.
-    async fn read(client: &mut DuplexStream, times: usize, bytes: usize, pause: Duration) {
-        for _ in 0..times {
+    /// Reads chunks of `chunk_size` bytes, each after a pause.
+    async fn read_chunks(client: &mut DuplexStream, chunks: usize, chunk_size: usize, pause: Duration) {
+        for _ in 0..chunks {
             advance(pause).await;
-            client.read_exact(&mut vec![0; bytes]).await.unwrap();
+            client.read_exact(&mut vec![0; chunk_size]).await.unwrap();
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_nothing_is_disconnected() {
-        for (rate, expected) in
-            [(0, SEND_TIMEOUT), (1, GRACE_PERIOD + Duration::from_secs(8)), (RATE, GRACE_PERIOD)]
+        for (min_rate, expected) in
+            [(0, SEND_TIMEOUT), (1, GRACE_PERIOD + Duration::from_secs(8)), (MIN_RATE, GRACE_PERIOD)]
         {
-            let (_client, mut stream) = pair(rate);
+            let (_client, mut stream) = create_stream(min_rate);
             let start = clock::instant();
             let error = stream.write_all(&[0; 9]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
@@ -209,19 +209,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_little_is_served_without_a_minimum_rate() {
-        let (mut client, mut stream) = pair(0);
+        let (mut client, mut stream) = create_stream(0);
         let pause = SEND_TIMEOUT - Duration::from_secs(1);
-        let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), read(&mut client, 92, 1, pause));
+        let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), read_chunks(&mut client, 92, 1, pause));
         written.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_below_the_rate_is_disconnected() {
-        let (client, mut stream) = pair(RATE);
+        let (client, mut stream) = create_stream(MIN_RATE);
         let read_slowly = async {
             let mut client = client;
             loop {
-                read(&mut client, 1, 1, Duration::from_secs(1)).await;
+                read_chunks(&mut client, 1, 1, Duration::from_secs(1)).await;
             }
         };
         let start = clock::instant();
@@ -232,25 +232,28 @@ mod tests {
             }
             () = read_slowly => {}
         }
-        // The client reads one byte per second, which allows it much less than another second.
+        // Each byte that the client reads extends its time by much less than the second after which it is
+        // read.
         assert!(clock::elapsed_since(start) <= GRACE_PERIOD + Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_unevenly_at_the_rate_is_served() {
-        for (times, bytes, pause_ms) in [(1_000, 1, 10), (125, 8, 80), (100, 8, 0)] {
-            let (mut client, mut stream) = pair(RATE);
+        for (chunks, chunk_size, pause_ms) in [(1_000, 1, 10), (125, 8, 80), (100, 8, 0)] {
+            let (mut client, mut stream) = create_stream(MIN_RATE);
             let pause = Duration::from_millis(pause_ms);
-            let response = vec![0; times * bytes];
-            let (written, ()) =
-                tokio::join!(stream.write_all(&response), read(&mut client, times, bytes, pause));
+            let response = vec![0; chunks * chunk_size];
+            let (written, ()) = tokio::join!(
+                stream.write_all(&response),
+                read_chunks(&mut client, chunks, chunk_size, pause)
+            );
             written.unwrap();
         }
         // A client that reads fast at first may pause later.
-        let (mut client, mut stream) = pair(RATE);
+        let (mut client, mut stream) = create_stream(MIN_RATE);
         let read_unevenly = async {
-            read(&mut client, 500, 8, Duration::ZERO).await;
-            read(&mut client, 1, 8, SEND_TIMEOUT - Duration::from_secs(1)).await;
+            read_chunks(&mut client, 500, 8, Duration::ZERO).await;
+            read_chunks(&mut client, 1, 8, SEND_TIMEOUT - Duration::from_secs(1)).await;
         };
         let (written, ()) = tokio::join!(stream.write_all(&[0; 4_008]), read_unevenly);
         written.unwrap();
@@ -272,12 +275,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_between_writes_do_not_count_against_the_client() {
-        let (mut client, mut stream) = pair(RATE);
+        let (mut client, mut stream) = create_stream(MIN_RATE);
         for _ in 0..3 {
             stream.write_all(&[0; 8]).await.unwrap();
             client.read_exact(&mut [0; 8]).await.unwrap();
             advance(SEND_TIMEOUT * 2).await;
         }
-        assert!(timeout(SEND_TIMEOUT * 2, client.read_u8()).await.is_err(), "the connection is still open");
+        assert!(timeout(SEND_TIMEOUT * 2, client.read_u8()).await.is_err(), "the connection was closed");
     }
 }

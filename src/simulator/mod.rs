@@ -185,7 +185,7 @@ impl Simulator {
     /// Closes all connections, even in the middle of a response, and waits until they are closed.
     pub async fn stop(self) {
         drop(self.alive);
-        self.tasks.ended().await;
+        self.tasks.wait_until_ended().await;
     }
 }
 

@@ -68,14 +68,14 @@ fn spawn(open: impl Future<Output = Option<DuplexStream>> + Send + 'static, drai
     Tasks::new().spawn(serve(open, state, EchoService, LIMITS, drain, |connection, _| Some(connection)));
 }
 
-/// Serves a connection; returns the end of the client.
+/// Serves a connection, and returns the client's end.
 fn connect(drain: &Drain) -> DuplexStream {
     let (client, server) = duplex(4096);
     spawn(ready(Some(server)), drain);
     client
 }
 
-/// Starts a drain and stops accepting, without waiting for kept connections.
+/// Starts a drain and its second phase, without waiting for kept connections.
 fn stop_accepting(drain: &Drain) {
     drain.draining.cancel();
     drain.stop_accepting.cancel();
@@ -109,7 +109,7 @@ fn assert_closes_connection(response: &str) {
 /// Checks that the server closes the connection within `limit`.
 async fn assert_closed(client: &mut DuplexStream, limit: Duration) {
     let closed = timeout(limit, client.read(&mut [0])).await;
-    assert_eq!(closed.expect("the connection is closed in time").unwrap(), 0);
+    assert_eq!(closed.expect("the connection was not closed in time").unwrap(), 0);
 }
 
 /// Upgrades the connection, and checks that its session echoes bytes.
@@ -125,10 +125,11 @@ async fn a_drain_waits_for_the_first_request_of_a_connection() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     stop_accepting(&drain);
-    let almost = FIRST_REQUEST_TIMEOUT.saturating_sub(Duration::from_millis(1));
-    assert!(timeout(almost, drain.requests.ended()).await.is_err(), "a client may still send a request");
+    let before_timeout = FIRST_REQUEST_TIMEOUT.saturating_sub(Duration::from_millis(1));
+    let requests_ended = timeout(before_timeout, drain.requests.wait_until_ended()).await;
+    assert!(requests_ended.is_err(), "the drain did not wait for the request of a connected client");
     assert_closes_connection(&get(&mut client).await);
-    assert!(timeout(almost, drain.requests.ended()).await.is_ok());
+    assert!(timeout(before_timeout, drain.requests.wait_until_ended()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +137,7 @@ async fn a_drain_waits_for_a_silent_connection_within_the_timeout() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     stop_accepting(&drain);
-    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.ended()).await.is_ok());
+    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.wait_until_ended()).await.is_ok());
     drain.close_idle.cancel();
     assert_closed(&mut client, Duration::from_secs(1)).await;
 }
@@ -147,7 +148,7 @@ async fn half_a_head_does_not_delay_the_drain() {
     let mut client = connect(&drain);
     client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
     stop_accepting(&drain);
-    drain.requests.ended().await;
+    drain.requests.wait_until_ended().await;
     drain.close_idle.cancel();
     assert_closed(&mut client, FIRST_REQUEST_TIMEOUT * 2).await;
 }
@@ -158,7 +159,7 @@ async fn an_open_connection_is_served_until_connections_are_closed() {
     let mut client = connect(&drain);
     assert!(get(&mut client).await.ends_with("answer"));
     stop_accepting(&drain);
-    drain.requests.ended().await;
+    drain.requests.wait_until_ended().await;
     assert_closes_connection(&get(&mut client).await);
     assert_closed(&mut client, Duration::from_secs(1)).await;
 }
@@ -174,7 +175,7 @@ async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
     };
     spawn(open, &drain);
     stop_accepting(&drain);
-    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.ended()).await.is_ok());
+    assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.wait_until_ended()).await.is_ok());
     drain.close_idle.cancel();
     assert_closed(&mut client, FIRST_REQUEST_TIMEOUT).await;
 }
@@ -184,7 +185,7 @@ async fn a_stream_that_fails_to_open_does_not_delay_the_drain() {
     let drain = Drain::default();
     spawn(ready(None), &drain);
     stop_accepting(&drain);
-    assert!(timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.ended()).await.is_ok());
+    assert!(timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.wait_until_ended()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,19 +194,20 @@ async fn a_session_counts_as_a_request_to_its_end() {
     let mut client = connect(&drain);
     upgrade(&mut client).await;
     stop_accepting(&drain);
-    let long = FIRST_REQUEST_TIMEOUT * 10;
-    assert!(timeout(long, drain.requests.ended()).await.is_err(), "the session is under way");
+    let session_duration = FIRST_REQUEST_TIMEOUT * 10;
+    let requests_ended = timeout(session_duration, drain.requests.wait_until_ended()).await;
+    assert!(requests_ended.is_err(), "the drain did not wait for the session");
     drop(client);
-    assert!(timeout(long, drain.requests.ended()).await.is_ok());
+    assert!(timeout(session_duration, drain.requests.wait_until_ended()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_sent_before_the_upgrade_response_are_refused() {
+async fn bytes_sent_before_the_upgrade_response_are_rejected() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
     let received = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
-    let received = received.expect("the connection is closed in time");
+    let received = received.expect("the connection was not closed in time");
     assert!(received.ends_with(b"\r\n\r\n"), "the early bytes were echoed");
 }
 
@@ -214,9 +216,9 @@ async fn an_idle_connection_serves_requests_within_the_keepalive_timeout() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     assert!(get(&mut client).await.ends_with("answer"));
-    for millis in [1, 999, 1_000, 1_001, 29_999, 30_001, 74_999] {
-        tokio::time::sleep(Duration::from_millis(millis)).await;
-        assert!(get(&mut client).await.ends_with("answer"), "after {millis} ms");
+    for pause_ms in [1, 999, 1_000, 1_001, 29_999, 30_001, 74_999] {
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        assert!(get(&mut client).await.ends_with("answer"), "after {pause_ms} ms");
     }
     assert_closed(&mut client, AFTER_KEEPALIVE).await;
 }
@@ -248,8 +250,8 @@ async fn an_idle_connection_is_closed_with_the_others() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     stop_accepting(&drain);
     assert!(
-        timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.ended()).await.is_ok(),
-        "no request is expected"
+        timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.wait_until_ended()).await.is_ok(),
+        "the drain waited for an idle connection"
     );
     assert_closes_connection(&get(&mut client).await);
     let mut new_client = connect(&Drain { draining: drain.draining.clone(), ..Drain::default() });
@@ -285,16 +287,18 @@ async fn an_idle_connection_can_be_upgraded() {
 #[tokio::test(start_paused = true)]
 async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
     let drain = Drain::default();
-    for (idle, has_had_request) in [(0, true), (10, true), (60, true), (0, false)] {
+    for (idle_seconds, has_had_request) in [(0, true), (10, true), (60, true), (0, false)] {
         let mut client = connect(&drain);
         if has_had_request {
             get(&mut client).await;
         }
-        tokio::time::sleep(Duration::from_secs(idle)).await;
+        tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
-        let mut byte = [0];
-        let almost = Duration::from_secs(28);
-        assert!(timeout(almost, client.read(&mut byte)).await.is_err(), "closed early after {idle} s idle");
+        let before_timeout = LIMITS.request_headers_timeout.saturating_sub(Duration::from_secs(2));
+        assert!(
+            timeout(before_timeout, client.read(&mut [0])).await.is_err(),
+            "the connection was closed early after {idle_seconds} idle seconds"
+        );
         // Idle connections are checked with a delay.
         assert_closed(&mut client, Duration::from_secs(3)).await;
     }
@@ -310,31 +314,31 @@ async fn a_connection_without_a_request_has_the_headers_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn a_kept_connection_is_served_during_the_drain_and_closed_by_its_response() {
-    for idle in [0, 10] {
+    for idle_seconds in [0, 10] {
         let drain = Drain::default();
         let mut client = connect(&drain);
         assert!(!get(&mut client).await.contains("connection: close"));
-        tokio::time::sleep(Duration::from_secs(idle)).await;
+        tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         drain.draining.cancel();
-        let kept_ended = timeout(Duration::from_secs(4), drain.kept_connections.ended()).await;
-        assert!(kept_ended.is_err(), "the client does not know of the drain yet");
+        let kept_ended = timeout(Duration::from_secs(4), drain.kept_connections.wait_until_ended()).await;
+        assert!(kept_ended.is_err(), "the connection ended before its client knew of the drain");
         assert_closes_connection(&get(&mut client).await);
         assert_closed(&mut client, Duration::from_secs(1)).await;
-        drain.kept_connections.ended().await;
+        drain.kept_connections.wait_until_ended().await;
         // A connection that is accepted during the drain is served, but is not a kept connection.
         let mut new_client = connect(&drain);
-        drain.kept_connections.ended().await;
+        drain.kept_connections.wait_until_ended().await;
         assert_closes_connection(&get(&mut new_client).await);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_arrived_when_connections_are_closed_is_served() {
-    for idle in [0, 10] {
+    for idle_seconds in [0, 10] {
         let drain = Drain::default();
         let mut client = connect(&drain);
         get(&mut client).await;
-        tokio::time::sleep(Duration::from_secs(idle)).await;
+        tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         stop_accepting(&drain);
         client.write_all(REQUEST).await.unwrap();
         drain.close_idle.cancel();
@@ -345,15 +349,18 @@ async fn a_request_that_has_arrived_when_connections_are_closed_is_served() {
 #[tokio::test(start_paused = true)]
 async fn http2_with_prior_knowledge_is_refused() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    for idle in [0, 5] {
+    for idle_seconds in [0, 5] {
         let drain = Drain::default();
         let mut client = connect(&drain);
-        tokio::time::sleep(Duration::from_secs(idle)).await;
+        tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         client.write_all(preface).await.unwrap();
         let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 8, 7], &[0; 12], &[0xd]].concat();
-        assert_eq!(read_to_end(&mut client).await, frames, "after {idle} s");
+        assert_eq!(read_to_end(&mut client).await, frames, "after {idle_seconds} s");
     }
 }
+
+/// The size of the chunks that a client sends after its response.
+const CHUNK_SIZE: usize = 4096;
 
 /// Sends `chunks` chunks of a body after the response, each after `pause`. Returns the number of bytes that
 /// the connection accepts.
@@ -364,8 +371,8 @@ async fn send_after_response(chunks: usize, pause: Duration) -> usize {
     let mut sent = 0;
     for _ in 0..chunks {
         tokio::time::sleep(pause).await;
-        match client.write_all(&[0; 4096]).await {
-            Ok(()) => sent += 4096,
+        match client.write_all(&[0; CHUNK_SIZE]).await {
+            Ok(()) => sent += CHUNK_SIZE,
             Err(_) => break,
         }
     }
@@ -374,19 +381,20 @@ async fn send_after_response(chunks: usize, pause: Duration) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_after_the_response_are_read_within_bounds() {
-    let (fast, slow) = (Duration::ZERO, Duration::from_secs(1));
-    assert_eq!(send_after_response(200, fast).await, 200 * 4096);
-    assert_eq!(send_after_response(9, slow).await, 9 * 4096);
-    let (max_size, ten_seconds) = (LIMITS.max_linger_size as usize, 12 * 4096);
-    assert!(send_after_response(1_000, fast).await <= max_size + 8 * 4096);
-    assert!(send_after_response(100, slow).await <= ten_seconds);
-    // A client that exceeds the read timeout is disconnected.
-    assert!(send_after_response(100, Duration::from_secs(6)).await <= 2 * 4096);
+async fn bytes_after_the_response_are_read_up_to_the_limits() {
+    let (no_pause, one_second) = (Duration::ZERO, Duration::from_secs(1));
+    assert_eq!(send_after_response(200, no_pause).await, 200 * CHUNK_SIZE);
+    assert_eq!(send_after_response(9, one_second).await, 9 * CHUNK_SIZE);
+    let max_linger_size = LIMITS.max_linger_size as usize;
+    assert!(send_after_response(1_000, no_pause).await <= max_linger_size + 8 * CHUNK_SIZE);
+    // The linger timeout is 10 seconds.
+    assert!(send_after_response(100, one_second).await <= 12 * CHUNK_SIZE);
+    // A client that exceeds the read timeout of 5 seconds is disconnected.
+    assert!(send_after_response(100, Duration::from_secs(6)).await <= 2 * CHUNK_SIZE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rest_of_a_body_is_not_read_as_a_request() {
+async fn the_remaining_bytes_of_a_body_are_not_parsed_as_a_request() {
     for method in ["POST", "PUT"] {
         let drain = Drain::default();
         let mut client = connect(&drain);
@@ -397,7 +405,7 @@ async fn the_rest_of_a_body_is_not_read_as_a_request() {
         // The connection may already be closed.
         let _ = client.write_all(REQUEST).await;
         let received = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
-        let received = received.expect("the connection is closed in time");
+        let received = received.expect("the connection was not closed in time");
         assert!(received.is_empty(), "{method}: {}", String::from_utf8_lossy(&received));
     }
 }

@@ -1,6 +1,6 @@
-//! Wraps a response body: counts the request as in progress until hyper drops the body, writes the received
-//! bytes before an error closes the connection, and resets the connection when a body without a length is
-//! truncated.
+//! Wraps a response body to track it on its connection: keeps the request counted as in progress until hyper
+//! drops the body, delays a body error until hyper has written the preceding bytes, and marks a truncated
+//! close-delimited response so that the connection is reset.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,25 +14,24 @@ use super::connection_state::{ActiveRequest, ConnectionState};
 use super::counting_io::IoCounters;
 
 pin_project! {
-    pub(super) struct CountedBody<B: Body> {
+    pub(super) struct TrackedBody<B: Body> {
         #[pin]
         body: B,
         counters: IoCounters,
-        // The error of the body, held until the bytes before it are written.
+        // The error of the body, which is delayed until the preceding bytes are written.
         error: Option<B::Error>,
         active_request: Option<ActiveRequest>,
         completion: Option<CompletionGuard>,
     }
 }
 
-impl<B: Body> CountedBody<B> {
-    /// Wraps the body of a 101 response. Its session holds the [`ActiveRequest`].
+impl<B: Body> TrackedBody<B> {
+    /// Wraps the body of a 101 response. The session of the response holds the [`ActiveRequest`].
     pub(super) fn for_session(body: B, counters: IoCounters) -> Self {
         Self { body, counters, error: None, active_request: None, completion: None }
     }
 
-    /// Wraps the body of any other response. `completion` is set for a body that the end of the connection
-    /// ends.
+    /// Wraps the body of any other response. `completion` is set for a close-delimited body.
     pub(super) fn new(
         body: B,
         counters: IoCounters,
@@ -63,7 +62,7 @@ impl Drop for CompletionGuard {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
+impl<B: Body<Data = Bytes>> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -73,7 +72,7 @@ impl<B: Body<Data = Bytes>> Body for CountedBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
         if this.error.is_some() {
-            // A blocked stream wakes the task when the client has read some bytes.
+            // A blocked stream wakes the task when the client reads.
             return if this.counters.is_write_blocked() {
                 Poll::Pending
             } else {
