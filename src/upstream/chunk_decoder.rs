@@ -7,11 +7,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-/// Maximum size of a chunk that is moved behind the previous one. Moving it is cheaper than returning a
-/// separate frame.
+/// Maximum size of a chunk that is moved behind the previous chunk. Moving a chunk is cheaper than returning
+/// a separate frame.
 const MAX_MOVED_BYTES: u64 = 16 * 1024;
-/// Maximum number of bytes of chunk extensions in one body. They are ignored, so a larger amount is an
-/// attack.
+/// Maximum number of bytes of chunk extensions in one body. Extensions are ignored, so a larger number of
+/// bytes is an attack.
 const MAX_EXTENSION_BYTES: u64 = 16 * 1024;
 /// Maximum number of bytes of the trailers of one body.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
@@ -52,7 +52,7 @@ pub enum DecodedPart {
     Data(Bytes),
     /// The trailers. The body is complete.
     Trailers(HeaderMap),
-    /// More bytes must be read.
+    /// More bytes must be read to decode the next part.
     Incomplete,
     /// The body is complete.
     Complete,
@@ -83,7 +83,7 @@ impl ChunkDecoder {
     ///
     /// # Errors
     ///
-    /// Fails when the bytes are not a valid chunked body. The valid data before them is returned first.
+    /// Fails when the bytes are not a valid chunked body. The preceding valid data is returned first.
     pub fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
         // `read_buf[..data_end]` contains joined data. `read_buf[..position]` is decoded.
         let (mut data_end, mut position) = (0, 0);
@@ -93,7 +93,7 @@ impl ChunkDecoder {
                     let count =
                         usize::try_from(*remaining).unwrap_or(usize::MAX).min(read_buf.len() - position);
                     if data_end == 0 {
-                        // The first chunk stays in place. The framing before it is dropped.
+                        // The first chunk is not moved. The framing before it is dropped.
                         read_buf.advance(position);
                         position = 0;
                     } else if *remaining > MAX_MOVED_BYTES {
@@ -147,15 +147,13 @@ impl ChunkDecoder {
         matches!(self.state, State::Complete(None))
     }
 
-    /// Decodes at least one byte of framing; returns the number of bytes. The usual forms are decoded in one
+    /// Decodes one or more bytes of framing, and returns their number. The usual forms are decoded in one
     /// step.
     fn decode_framing(&mut self, bytes: &[u8]) -> usize {
-        let decoded = if matches!(self.state, State::Size) {
-            decode_plain_size(bytes).map(|(size, length)| (State::Data(size), length))
-        } else if matches!(self.state, State::DataCr) {
-            bytes.starts_with(b"\r\n").then_some((State::Size, 2))
-        } else {
-            None
+        let decoded = match (&self.state, bytes) {
+            (State::Size, _) => decode_plain_size(bytes).map(|(size, length)| (State::Data(size), length)),
+            (State::DataCr, [b'\r', b'\n', ..]) => Some((State::Size, 2)),
+            _ => None,
         };
         if let Some((state, length)) = decoded {
             self.state = state;
@@ -169,18 +167,18 @@ impl ChunkDecoder {
         self.state = match (&self.state, byte) {
             (State::Size, _) => hex_digit(byte).map_or(MALFORMED, State::Digits),
             (State::Digits(size), _) if hex_digit(byte).is_some() => {
-                let larger = size
+                let next_size = size
                     .checked_mul(16)
                     .zip(hex_digit(byte))
-                    .and_then(|(size, digit)| size.checked_add(digit));
-                larger.map_or(State::Failed(ChunkError::TooLarge), State::Digits)
+                    .and_then(|(shifted, digit)| shifted.checked_add(digit));
+                next_size.map_or(State::Failed(ChunkError::TooLarge), State::Digits)
             }
             (State::Digits(size) | State::Blanks(size), b' ' | b'\t') => State::Blanks(*size),
             (State::Digits(size) | State::Blanks(size), b';') => State::Extension(*size),
             (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => {
                 State::SizeLf(*size)
             }
-            // Some parsers end the line at a bare line feed, others do not.
+            // A bare line feed is rejected, because only some parsers end the line there.
             (State::Extension(_), b'\n') => MALFORMED,
             (State::Extension(size), _) => {
                 self.extension_bytes += 1;
@@ -195,7 +193,8 @@ impl ChunkDecoder {
         };
     }
 
-    /// Collects the trailers up to and including the empty line after them; returns the number of bytes.
+    /// Collects the trailers up to and including the empty line after them. Returns the number of collected
+    /// bytes.
     fn collect_trailers(&mut self, bytes: &[u8]) -> usize {
         let State::Trailers(lines) = &mut self.state else { return 0 };
         for (index, byte) in bytes.iter().enumerate() {
@@ -224,8 +223,8 @@ const MALFORMED: State = State::Failed(ChunkError::Malformed);
 /// Maximum number of digits of a size that is decoded in one step.
 const MAX_PLAIN_DIGITS: usize = 8;
 
-/// Decodes a complete size line without extensions, unless the size is 0; returns the size and the length of
-/// the line.
+/// Decodes a complete size line. Returns the size and the length of the line, or `None` if the line is
+/// incomplete, has an extension, or has the size 0.
 fn decode_plain_size(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut size = 0;
     for (index, byte) in bytes.iter().enumerate().take(MAX_PLAIN_DIGITS + 1) {
@@ -266,15 +265,15 @@ mod tests {
 
     use super::*;
 
-    /// Decodes `text`, received in segments of `segment_sizes`. Returns `Err(None)` when the body is
-    /// incomplete, or when bytes remain after it.
+    /// Decodes `encoded`, received in segments of `segment_sizes`. Returns `Err(None)` if the body is
+    /// incomplete, or if bytes remain after the body.
     fn decode_all(
-        text: &[u8],
+        encoded: &[u8],
         segment_sizes: &[usize],
     ) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
         let (mut decoder, mut buffer, mut body, mut trailers) =
             (ChunkDecoder::default(), BytesMut::new(), Vec::new(), None);
-        let (mut rest, mut sizes) = (text, segment_sizes.iter().cycle());
+        let (mut rest, mut sizes) = (encoded, segment_sizes.iter().cycle());
         loop {
             match decoder.decode(&mut buffer) {
                 Ok(DecodedPart::Data(data)) => body.extend_from_slice(&data),
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn valid_chunks_are_decoded_and_others_refused() {
+    fn valid_chunks_are_decoded_and_malformed_chunks_rejected() {
         check("0\r\n\r\n", Ok(""));
         check("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
         check("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));

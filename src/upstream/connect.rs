@@ -38,11 +38,11 @@ pub enum ConnectError {
     /// No address accepts a TCP connection.
     #[error("the upstream cannot be reached: {0}")]
     Tcp(#[source] io::Error),
-    /// The TLS handshake failed; the request is not sent in plain text instead.
-    #[error("no TLS with the upstream: {0}")]
+    /// The TLS handshake failed. The request is not sent without TLS instead.
+    #[error("the TLS handshake with the upstream failed: {0}")]
     Tls(#[source] io::Error),
     /// The host is not a valid name in a certificate.
-    #[error("the upstream's name cannot have a certificate: {0}")]
+    #[error("the name of the upstream is not valid in a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
     /// The connection was closed before it accepted a byte of the request.
     #[error("the upstream closed a new connection before it accepted the request")]
@@ -53,7 +53,7 @@ pub enum ConnectError {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The TLS library supports no protocol version.
-    #[error("no TLS: {0}")]
+    #[error("TLS cannot be configured: {0}")]
     Library(#[from] rustls::Error),
     /// The file of certificate authorities cannot be read.
     #[error("upstream.ca_file {} cannot be read as PEM: {source}", .path.display())]
@@ -76,14 +76,14 @@ pub enum TlsError {
     },
 }
 
-/// Connects over TCP and, for `https`, TLS.
+/// Connects over TCP and, for [`Scheme::Https`], TLS.
 #[derive(Clone)]
 pub struct TcpTlsConnector {
     tls: TlsConnector,
 }
 
 impl TcpTlsConnector {
-    /// Creates a connector that trusts the web's root certificates and those in `ca_file`.
+    /// Creates a connector that trusts the root certificates of the public web and those in `ca_file`.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl TcpTlsConnector {
     }
 }
 
-/// Returns a TLS configuration that trusts the web's root certificates and those in `ca_file`.
+/// Returns a TLS configuration that trusts the root certificates of the public web and those in `ca_file`.
 pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     if let Some(path) = ca_file {
@@ -140,8 +140,8 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 /// Delay after which the next address is tried in parallel (RFC 8305, section 5).
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to the first address of the name that accepts (RFC 8305). An address that drops packets delays
-/// the next one only by [`CONNECTION_ATTEMPT_DELAY`].
+/// Connects to the first address of the name that accepts the connection (RFC 8305). An address that drops
+/// packets delays the next address only by [`CONNECTION_ATTEMPT_DELAY`].
 async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
     let resolved =
         tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
@@ -159,7 +159,8 @@ async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
         };
         match result {
             Ok(Some(Ok(Ok(tcp)))) => {
-                // Small writes are sent immediately: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent immediately, because a first chunk must not wait for an
+                // acknowledgement.
                 tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
                 return Ok(tcp);
             }
@@ -171,15 +172,15 @@ async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
     }
 }
 
-/// Alternates the address families, and keeps the order of the resolver within each.
+/// Alternates the address families, and keeps the order of the resolver within each family.
 fn interleave_families(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let is_first_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv6() == is_first_v6);
-    let mut second = second.into_iter();
+    let starts_with_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first_family, second_family): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == starts_with_ipv6);
+    let mut remaining = second_family.into_iter();
     let mut interleaved: Vec<SocketAddr> =
-        first.into_iter().flat_map(|address| [Some(address), second.next()]).flatten().collect();
-    interleaved.extend(second);
+        first_family.into_iter().flat_map(|address| [Some(address), remaining.next()]).flatten().collect();
+    interleaved.extend(remaining);
     interleaved
 }
 
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_address_is_used_after_a_refusal() {
+    async fn the_next_address_is_used_after_a_refused_connection() {
         // `localhost` may resolve to ::1 and 127.0.0.1. Only 127.0.0.1 has a listener.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -215,8 +216,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_without_a_listener_is_an_error() {
-        let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let authority = Authority::new(Scheme::Http, "127.0.0.1", closed_port.port(), "").unwrap();
+        let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let authority = Authority::new(Scheme::Http, "127.0.0.1", closed_address.port(), "").unwrap();
         assert!(matches!(connect_tcp(&authority).await, Err(ConnectError::Tcp(_))));
     }
 }

@@ -1,5 +1,5 @@
-//! An open upstream connection: its stream, its read buffer, whose size follows the received data, and one
-//! timer.
+//! Owns an open upstream connection: its stream, its read buffer, whose size follows the received data, and
+//! one timer.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -25,20 +25,20 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
-/// The stream of an upstream connection, whatever its connector.
+/// The stream of an upstream connection, independent of the type of its connector.
 pub type BoxedStream = Box<dyn ByteStream>;
 
-/// Maximum number of bytes of interim responses and empty lines before a response: enough for thousands. An
-/// endless sequence of them would keep a core busy until the response timeout.
+/// Maximum number of bytes of interim responses and empty lines before a response, which is enough for
+/// thousands of them. An endless sequence would keep a core busy until the response timeout.
 const MAX_INTERIM_BYTES: usize = 1024 * 1024;
-/// Minimum size of a read: enough for a head and a short response, or for a chunk of a slow stream.
+/// Minimum size of a read, which is enough for a head and a short response, or for a chunk of a slow stream.
 const MIN_READ_SIZE: usize = 8 * 1024;
 /// Maximum size of a read, for a fast stream. Larger buffers cost memory and did not increase the throughput.
 const MAX_READ_SIZE: usize = 128 * 1024;
-/// Above this read size, the first read of a response has the minimum size and is forwarded separately, so
-/// that the client receives the first bytes earlier.
+/// If the read size is larger than this, the first read of a response has the minimum size and is forwarded
+/// separately, so that the client receives the first bytes earlier.
 const MAX_FIRST_READ_SIZE: usize = 32 * 1024;
-/// The read size is halved after this number of consecutive reads that fill at most half of it.
+/// Maximum number of consecutive reads that fill at most half of the read size. The read size is then halved.
 const MAX_SMALL_READS: u8 = 8;
 
 thread_local! {
@@ -49,18 +49,18 @@ thread_local! {
 /// An open connection. Dropping it closes the connection.
 pub(super) struct Connection {
     pub(super) stream: BoxedStream,
-    /// Bytes read and not yet consumed.
+    /// Bytes that were read but not yet consumed.
     pub(super) read_buf: BytesMut,
     pub(super) timer: DeadlineTimer,
-    /// Bytes of interim responses that were skipped before the awaited head.
+    /// The number of bytes of interim responses that were skipped before the awaited head.
     interim_bytes: usize,
     opened_at: Instant,
-    /// Size of the next read, adapted to the last ones.
+    /// The size of the next read, which is adapted to the sizes of the last reads.
     read_size: usize,
-    /// Whether the next read is the first one of a response.
+    /// Whether the next read is the first read of a response.
     is_first_read: bool,
     small_reads: u8,
-    /// The buffer grows when its free capacity is less than this.
+    /// The buffer grows when its free capacity is less than this number of bytes.
     min_free_capacity: usize,
     /// The memory of reads larger than the minimum: the buffer, and a chunk that is not written yet.
     share: BufferShare,
@@ -90,13 +90,13 @@ impl Connection {
         self.opened_at
     }
 
-    /// Whether the last reads were large, so that the stream is fast.
+    /// Whether the last reads were large, which means that the stream is fast.
     pub(super) fn is_fast(&self) -> bool {
         self.read_size > MAX_FIRST_READ_SIZE
     }
 
-    /// Reads more bytes; 0 is the end of the stream. A connection with a pending read and no unread bytes has
-    /// no buffer.
+    /// Reads more bytes, and returns their number, which is 0 at the end of the stream. While a read is
+    /// pending and there are no unread bytes, the connection has no buffer.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_size == MIN_READ_SIZE || (self.is_first_read && self.is_fast()) {
             return self.poll_fill_small(cx);
@@ -110,7 +110,7 @@ impl Connection {
         let capacity = self.free_capacity();
         let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read_buf);
         match &read {
-            Poll::Ready(Ok(bytes)) => self.adapt(*bytes, capacity),
+            Poll::Ready(Ok(bytes)) => self.adapt_read_size(*bytes, capacity),
             Poll::Ready(Err(_)) => {}
             Poll::Pending if self.read_buf.is_empty() => self.read_buf = BytesMut::new(),
             Poll::Pending => {}
@@ -118,26 +118,26 @@ impl Connection {
         read
     }
 
-    /// Reads into the shared buffer and copies the bytes: for a few bytes this is cheaper than allocating and
-    /// freeing a buffer.
+    /// Reads into the shared buffer and copies the bytes. For a few bytes, copying is cheaper than allocating
+    /// and freeing a buffer.
     fn poll_fill_small(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        SHARED_BUFFER.with_borrow_mut(|shared| {
-            let mut read = ReadBuf::new(shared);
-            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
-            let read = read.filled();
-            self.read_buf.extend_from_slice(read);
-            self.adapt(read.len(), MIN_READ_SIZE);
-            Poll::Ready(Ok(read.len()))
+        SHARED_BUFFER.with_borrow_mut(|shared_buffer| {
+            let mut buffer = ReadBuf::new(shared_buffer);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            let bytes = buffer.filled();
+            self.read_buf.extend_from_slice(bytes);
+            self.adapt_read_size(bytes.len(), MIN_READ_SIZE);
+            Poll::Ready(Ok(bytes.len()))
         })
     }
 
-    /// Decodes the response head, once it is complete. Skips interim responses.
+    /// Decodes the response head, and skips interim responses. Returns `None` until the head is complete.
     pub(super) fn decode_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
-        let unread = self.read_buf.len();
+        let unread_before = self.read_buf.len();
         let head = head::decode_response(&mut self.read_buf, method)?;
         self.interim_bytes = match head {
             Some(_) => 0,
-            None => self.interim_bytes + unread - self.read_buf.len(),
+            None => self.interim_bytes + unread_before - self.read_buf.len(),
         };
         if self.interim_bytes > MAX_INTERIM_BYTES { Err(HeadError::TooLarge) } else { Ok(head) }
     }
@@ -146,9 +146,10 @@ impl Connection {
         self.read_buf.capacity() - self.read_buf.len()
     }
 
-    fn adapt(&mut self, read: usize, capacity: usize) {
+    /// Adapts the size of the next read after a read of `bytes_read` bytes into a buffer of `capacity`.
+    fn adapt_read_size(&mut self, bytes_read: usize, capacity: usize) {
         self.is_first_read = false;
-        if read >= capacity {
+        if bytes_read >= capacity {
             if capacity >= self.read_size {
                 self.read_size = (self.read_size * 2).min(MAX_READ_SIZE);
             }
@@ -156,9 +157,9 @@ impl Connection {
             self.min_free_capacity = self.read_size;
             return;
         }
-        // A short read leaves free capacity for the next one, while its own chunk may not be written yet.
+        // A short read leaves free capacity for the next read, while its own chunk may not be written yet.
         self.min_free_capacity = self.read_size / 2;
-        if read > self.read_size / 2 {
+        if bytes_read > self.read_size / 2 {
             self.small_reads = 0;
         } else {
             self.small_reads += 1;
@@ -189,22 +190,23 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A timer for a deadline that usually moves later. It is reset when it fires, not when the deadline moves.
+/// A timer for a deadline that usually moves later. The timer is reset when it fires, not when the deadline
+/// moves.
 #[derive(Debug, Default)]
 pub(super) struct DeadlineTimer {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl DeadlineTimer {
-    /// Completes at `deadline`.
+    /// Returns `Ready` once `deadline` has passed.
     pub(super) fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
         if timer.deadline() > deadline.into() {
             timer.as_mut().reset(deadline.into());
         }
         loop {
-            // Polled outside the cooperative budget of the task. A fast stream uses up the budget in every
-            // poll, and the timer would then never fire.
+            // The timer is polled outside the cooperative budget of the task. A fast stream uses up the
+            // budget in every poll, so the timer would otherwise never fire.
             ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= deadline.into() {
                 return Poll::Ready(());
@@ -228,14 +230,15 @@ mod tests {
     async fn a_timer_fires_at_the_last_deadline() {
         let mut timer = DeadlineTimer::default();
         let start = clock::instant();
-        for (second, expected) in [(30, 30), (90, 90), (10, 90), (100, 100)] {
-            let deadline = start + Duration::from_secs(second);
+        for (deadline_second, expected_second) in [(30, 30), (90, 90), (10, 90), (100, 100)] {
+            let deadline = start + Duration::from_secs(deadline_second);
             poll_fn(|cx| timer.poll_until(deadline, cx)).await;
-            assert_eq!(clock::elapsed_since(start).as_secs(), expected);
+            assert_eq!(clock::elapsed_since(start).as_secs(), expected_second);
         }
-        let earlier = clock::instant() + Duration::from_secs(60);
-        assert!(timer.poll_until(earlier, &mut Context::from_waker(Waker::noop())).is_pending());
-        poll_fn(|cx| timer.poll_until(earlier - Duration::from_secs(30), cx)).await;
+        // The deadline moves from second 160 to second 130.
+        let deadline = clock::instant() + Duration::from_secs(60);
+        assert!(timer.poll_until(deadline, &mut Context::from_waker(Waker::noop())).is_pending());
+        poll_fn(|cx| timer.poll_until(deadline - Duration::from_secs(30), cx)).await;
         assert_eq!(clock::elapsed_since(start).as_secs(), 130);
     }
 

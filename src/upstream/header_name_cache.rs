@@ -1,5 +1,5 @@
-//! A per-thread cache of parsed header names. Most responses have the same headers, and a cache lookup is
-//! cheaper than validating and allocating a name.
+//! Caches parsed header names per thread. Most responses have the same headers, and a cache lookup is cheaper
+//! than validating and allocating a name.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use http::header::InvalidHeaderName;
 
 /// Number of slots in the cache of a thread.
 const SLOTS: usize = 64;
-/// Maximum length of a cached name. The provider has no longer ones.
+/// Maximum length of a cached name. The provider sends no longer names.
 const MAX_NAME_BYTES: usize = 64;
 
 thread_local! {

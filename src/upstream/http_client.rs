@@ -1,6 +1,6 @@
-//! Builds the HTTP client for requests that are not proxied: to Supabase, and from the demo and the tests to
-//! Keychoir. It uses the TLS configuration of the upstream connector, because the process has no default TLS
-//! provider.
+//! Builds the HTTP client for requests that are not proxied: requests to Supabase, and requests of the demo
+//! and the tests to Keychoir. The client uses the TLS configuration of the upstream connector, because the
+//! process has no default TLS provider.
 
 use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;

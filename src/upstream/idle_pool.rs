@@ -1,5 +1,5 @@
-//! The idle connections to one authority. Expired connections, and those that the provider has closed, are
-//! dropped by a periodic sweep or when they are taken.
+//! Keeps the idle connections to one authority. Connections that are expired or were closed by the provider
+//! are dropped by a periodic sweep or when they are taken.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -8,11 +8,11 @@ use super::connection::Connection;
 use crate::clock;
 use crate::tasks::Tasks;
 
-/// Interval between two sweeps. A connection that the provider has closed stays open for at most this long.
+/// Interval between two sweeps. A connection that the provider has closed stays open for at most this time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A stack of idle connections. The most recently used one is on top, because it is the least likely to have
-/// been closed.
+/// A stack of idle connections. The most recently used connection is on top, because it is the least likely
+/// to have been closed.
 #[derive(Debug)]
 pub(super) struct IdlePool {
     idle: Mutex<IdleConnections>,
@@ -24,7 +24,7 @@ pub(super) struct IdlePool {
 
 #[derive(Debug, Default)]
 struct IdleConnections {
-    /// Each connection with the time since which it is idle.
+    /// Each connection with the time at which it became idle.
     connections: Vec<(Box<Connection>, Instant)>,
     has_sweep_task: bool,
 }
@@ -43,10 +43,11 @@ impl IdlePool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the most recently used connection that is neither expired nor closed. Drops those above it.
+    /// Takes the most recently used connection that is neither expired nor closed. Drops the connections
+    /// above it.
     pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
-        let mut pool = self.lock();
-        while let Some((mut connection, idle_since)) = pool.connections.pop() {
+        let mut idle = self.lock();
+        while let Some((mut connection, idle_since)) = idle.connections.pop() {
             if !self.is_expired(&connection, idle_since, now) && connection.is_idle() {
                 return Some(connection);
             }
@@ -60,35 +61,35 @@ impl IdlePool {
     }
 
     /// Adds a connection whose response is complete, or closes it if the pool is full.
-    pub(super) fn put(idle: &Arc<Self>, mut connection: Box<Connection>) {
-        let mut pool = idle.lock();
-        if pool.connections.len() < idle.max_connections {
+    pub(super) fn put(self: &Arc<Self>, mut connection: Box<Connection>) {
+        let mut idle = self.lock();
+        if idle.connections.len() < self.max_connections {
             connection.release_buffers();
-            pool.connections.push((connection, clock::instant()));
-            if !std::mem::replace(&mut pool.has_sweep_task, true) {
-                idle.tasks.spawn(sweep(Arc::downgrade(idle)));
+            idle.connections.push((connection, clock::instant()));
+            if !std::mem::replace(&mut idle.has_sweep_task, true) {
+                self.tasks.spawn(sweep_periodically(Arc::downgrade(self)));
             }
         }
     }
 
-    /// Drops expired and closed connections; returns whether others remain.
+    /// Drops expired and closed connections. Returns whether other connections remain.
     fn sweep(&self, now: Instant) -> bool {
-        let mut pool = self.lock();
-        pool.connections.retain_mut(|(connection, idle_since)| {
+        let mut idle = self.lock();
+        idle.connections.retain_mut(|(connection, idle_since)| {
             !self.is_expired(connection, *idle_since, now) && connection.is_idle()
         });
-        pool.has_sweep_task = !pool.connections.is_empty();
-        pool.has_sweep_task
+        idle.has_sweep_task = !idle.connections.is_empty();
+        idle.has_sweep_task
     }
 }
 
-/// Sweeps the pool until it is empty or dropped.
-async fn sweep(idle: Weak<IdlePool>) {
+/// Sweeps the pool until the pool is empty or dropped.
+async fn sweep_periodically(weak_pool: Weak<IdlePool>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        match idle.upgrade() {
-            Some(idle) if idle.sweep(clock::instant()) => {}
-            Some(_) | None => return,
+        let has_connections = weak_pool.upgrade().is_some_and(|pool| pool.sweep(clock::instant()));
+        if !has_connections {
+            return;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Marks upstream requests so that Keychoir detects a loop. If `upstream.base_url` leads back to Keychoir,
-//! directly or through a gateway, each request would cause another one until a limit is reached. Requests to
-//! ElevenLabs are not marked, because it never forwards requests to Keychoir.
+//! directly or through a gateway, each request would cause another request until a limit is reached. Requests
+//! to ElevenLabs are not marked, because ElevenLabs never forwards requests to Keychoir.
 
 use std::sync::Arc;
 
@@ -37,11 +37,11 @@ mod tests {
 
     #[test]
     fn a_process_recognizes_only_its_own_mark() {
-        let (own, other) = (LoopMarker::new(), LoopMarker::new());
+        let (own, foreign) = (LoopMarker::new(), LoopMarker::new());
         let headers = |marks: &[&str]| -> HeaderMap {
             marks.iter().map(|mark| (HOP_HEADER, mark.parse().unwrap())).collect()
         };
-        assert!(own.is_in(&headers(&[own.id()])) && own.is_in(&headers(&[other.id(), own.id()])));
-        assert!(!own.is_in(&headers(&[])) && !own.is_in(&headers(&[other.id(), "", "x"])));
+        assert!(own.is_in(&headers(&[own.id()])) && own.is_in(&headers(&[foreign.id(), own.id()])));
+        assert!(!own.is_in(&headers(&[])) && !own.is_in(&headers(&[foreign.id(), "", "x"])));
     }
 }

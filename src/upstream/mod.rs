@@ -1,6 +1,6 @@
-//! The HTTP/1.1 client for the provider: sends a request over a pooled connection, and reports how far a
-//! failed attempt got. The key of a region is used only at the authority of that region. This is the only
-//! module that writes a key to a request head. Redirects are returned, not followed.
+//! Implements the HTTP/1.1 client for the provider: sends a request over a pooled connection, and reports how
+//! far a failed attempt got. A key of a region is sent only to the authority of that region. No other module
+//! writes a key to a request head. Redirects are returned, not followed.
 //!
 //! The client is limited to what the proxy needs. `docs/adr/0007-http1-client-half.md` has the reasons and
 //! measurements, and `tests/strictness.rs` compares it with hyper's client.
@@ -60,7 +60,7 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Timeout between two reads of a response body.
     pub stream_idle_timeout: Duration,
-    /// Timeout between two chunks of a request body, whether the client or the provider is slow.
+    /// Timeout between two chunks of a request body, for a slow client and for a slow provider.
     pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
     pub min_request_body_rate: MinRate,
@@ -68,8 +68,7 @@ pub struct Settings {
     pub max_idle_connections: usize,
     /// Maximum time for which an idle connection is kept open.
     pub keepalive_timeout: Duration,
-    /// Maximum age of a connection that is used for another request, so that changes of the DNS records take
-    /// effect.
+    /// Maximum age of a connection that is reused, so that changes of the DNS records take effect.
     pub max_connection_duration: Duration,
 }
 
@@ -84,7 +83,7 @@ struct Inner<C> {
     connector: C,
     /// The pool of the configured authority.
     default_pool: AuthorityPool,
-    /// The pools of regional authorities. Each is added by the first request to its authority.
+    /// The pools of regional authorities. The first request to an authority adds its pool.
     regional_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,
@@ -124,8 +123,8 @@ impl<C> Upstream<C> {
 }
 
 impl<C: Connect> Upstream<C> {
-    /// Creates a client for `authority`. Connections are opened on demand. Their read buffers, beyond a free
-    /// minimum, count against `buffers` if it is set.
+    /// Creates a client for `authority`. Connections are opened on demand. The read buffers of connections,
+    /// beyond a free minimum, count against `buffers` if it is set.
     pub fn new(
         authority: Authority,
         connector: C,
@@ -172,20 +171,20 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    /// Whether the last connection attempt to the configured authority succeeded. Shared by all cores.
+    /// Whether the last connection attempt to the configured authority succeeded. All cores share the cell.
     #[must_use]
     pub fn reachability(&self) -> &ReachabilityCell {
         &self.inner.reachability
     }
 
-    /// Whether this client has sent a request with these headers: the upstream address then leads back to
-    /// Keychoir.
+    /// Whether this client has sent the request with these headers, which means that the upstream address
+    /// leads back to Keychoir.
     #[must_use]
     pub fn has_sent(&self, headers: &HeaderMap) -> bool {
         self.inner.loop_marker.is_in(headers)
     }
 
-    /// The pool of the key's authority, or of the configured one if the key has none.
+    /// Returns the pool of the key's authority, or of the configured authority if the key has none.
     fn pool_for(&self, key_authority: Option<&Arc<Authority>>) -> AuthorityPool {
         let Inner { default_pool, regional_pools, settings, tasks, .. } = &*self.inner;
         let Some(authority) = key_authority.filter(|authority| **authority != default_pool.authority) else {
@@ -210,8 +209,8 @@ impl<C: Connect> Upstream<C> {
     /// Sends one attempt with `key`, to `key_authority` if the key has a region, and waits for the head of
     /// the response. The calling task drives the connection.
     ///
-    /// If an idle connection was closed by the provider before it accepted a byte of the request, the attempt
-    /// uses the next connection.
+    /// If the provider closed an idle connection before the connection accepted a byte of the request, the
+    /// attempt uses the next connection.
     ///
     /// # Errors
     ///
@@ -238,7 +237,7 @@ impl<C: Connect> Upstream<C> {
         loop {
             let (mut connection, is_reused) = match pool.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
-                // Boxed, because most requests use an idle connection and do not need this future.
+                // The future is boxed, because most requests use an idle connection and do not need it.
                 None => (Box::pin(self.open(&pool.authority)).await?, false),
             };
             match self.receive_head(&mut connection, &mut writer, &request.method, &upload).await {
@@ -251,7 +250,7 @@ impl<C: Connect> Upstream<C> {
                     let body = UpstreamBody::new(&head, connection, writer, pool.idle, idle_timeout);
                     return Ok(into_response(head, body));
                 }
-                // The provider had closed the idle connection.
+                // The provider had closed the idle connection, so the next one is used.
                 Err(SendErrorKind::Broken(_)) if !writer.has_started() && is_reused => {}
                 // A new connection that accepts no byte counts as a failed connection attempt.
                 Err(SendErrorKind::Broken(_)) if !writer.has_started() => {
@@ -305,8 +304,8 @@ impl<C: Connect> Upstream<C> {
         .await
     }
 
-    /// The deadline of the event that the attempt waits for, and the error if the event does not occur by
-    /// then.
+    /// Returns the deadline of the event that the attempt waits for, and the error of the attempt if the
+    /// event does not occur before the deadline.
     fn deadline<B: Body<Data = Bytes> + Unpin>(
         &self,
         upload: &UploadProgress<B>,

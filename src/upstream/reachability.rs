@@ -1,5 +1,5 @@
 //! Records whether the last connection attempt to the configured authority succeeded. All cores and the quota
-//! poller share one cell. The polls at the start set it before the first request arrives.
+//! poller share one cell. The polls at the start set the cell before the first request arrives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,5 +1,5 @@
-//! The head of an upstream request before its key is added. It is kept until the last attempt, so it can be
-//! copied out of the read buffer of the client's head.
+//! Defines the head of an upstream request before the key is added. The head is kept until the last attempt,
+//! so it can be copied out of the read buffer of the client's head.
 
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Uri};
@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub struct UpstreamRequestHead {
     /// The method of the client's request.
     pub method: Method,
-    /// Path and query without credentials, otherwise byte for byte as received.
+    /// The path and query without credentials, otherwise byte for byte as received.
     pub target: Uri,
     /// The headers, sanitized for the upstream.
     pub headers: HeaderMap,
@@ -30,22 +30,22 @@ impl UpstreamRequestHead {
         }
     }
 
-    /// Whether the request is a WebSocket handshake, the only request for which 101 is a valid response.
+    /// Whether the request is a WebSocket handshake. A 101 response is valid only for such a request.
     #[must_use]
     pub fn is_websocket_upgrade(&self) -> bool {
         self.headers.contains_key(UPGRADE)
     }
 
-    /// Whether a 101 response with these headers accepts the WebSocket handshake. It must name the protocol
-    /// and prove that the server has read `sec-websocket-key` (RFC 6455, section 4.1).
+    /// Whether a 101 response with these headers accepts the WebSocket handshake. The response must name the
+    /// protocol and prove that the server has read `sec-websocket-key` (RFC 6455, section 4.1).
     pub(super) fn is_upgraded_by(&self, headers: &HeaderMap) -> bool {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-        let accept = self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
-        let is_accepted = |accept: String| {
-            headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept.as_bytes())
-        };
+        let expected_accept =
+            self.headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
         self.is_websocket_upgrade()
             && headers.get(UPGRADE).is_some_and(is_websocket)
-            && accept.is_none_or(is_accepted)
+            && expected_accept.is_none_or(|expected| {
+                headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == expected)
+            })
     }
 }

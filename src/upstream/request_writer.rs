@@ -13,7 +13,8 @@ use super::connection::ByteStream;
 use super::head::RequestFraming;
 use crate::body::replay::{AttemptBody, UploadProgress};
 
-/// Maximum size of a chunk that is copied into the buffer of the head: one buffer is written faster than two.
+/// Maximum size of a chunk that is copied into the buffer of the head, because one buffer is written faster
+/// than two.
 const MAX_COPIED_BYTES: usize = 4 * 1024;
 
 /// The reason why sending the request ended early.
@@ -27,17 +28,17 @@ pub(super) enum RequestWriteError {
 
 /// A request that is being sent.
 pub(super) struct RequestWriter<B> {
-    /// The head, chunk sizes and small chunks, which are written first. The head contains a key.
+    /// The head, the chunk sizes and small chunks, which are written first. The head contains a key.
     buffer: BytesMut,
     /// A large chunk, which is written after `buffer` without a copy.
     large_chunk: Bytes,
-    /// The framing after `large_chunk`.
+    /// The framing that follows `large_chunk`.
     chunk_end: &'static [u8],
-    /// The body, until its end is read.
+    /// The body, or `None` after its end was read.
     body: Option<AttemptBody<B>>,
     framing: RequestFraming,
     upload: UploadProgress<B>,
-    /// Whether the first part of the body has not been polled yet.
+    /// Whether the body has not been polled yet.
     is_first_poll: bool,
     /// Whether the connection has accepted a byte.
     has_started: bool,
@@ -74,7 +75,7 @@ where
         self.body.is_none() && self.is_flushed
     }
 
-    /// Sends the available bytes. Ready when the whole request is sent.
+    /// Sends the available bytes. Returns `Ready` once the whole request is sent.
     pub(super) fn poll_send<S>(
         &mut self,
         cx: &mut Context<'_>,
@@ -100,7 +101,7 @@ where
         }
     }
 
-    /// Buffers the next chunk of the body, or its end.
+    /// Buffers the next chunk or the end of the body.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestWriteError>> {
         let Some(body) = &mut self.body else { return Poll::Ready(Ok(())) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
@@ -178,13 +179,14 @@ where
         }
     }
 
-    fn advance(&mut self, mut written: usize) {
+    /// Removes `written` bytes from the buffers.
+    fn advance(&mut self, written: usize) {
         let from_buffer = written.min(self.buffer.len());
         self.buffer.advance(from_buffer);
-        written -= from_buffer;
-        let from_chunk = written.min(self.large_chunk.len());
+        let from_chunk = (written - from_buffer).min(self.large_chunk.len());
         self.large_chunk.advance(from_chunk);
-        self.chunk_end = &self.chunk_end[(written - from_chunk).min(self.chunk_end.len())..];
+        let from_end = (written - from_buffer - from_chunk).min(self.chunk_end.len());
+        self.chunk_end = &self.chunk_end[from_end..];
     }
 }
 

@@ -1,11 +1,11 @@
-//! The body of a response, which owns its connection. A complete body returns the connection to the idle
-//! pool. A body that fails or is dropped closes the connection.
+//! Implements the body of a response, which owns its connection. A complete body returns the connection to
+//! the idle pool. A body that fails or is dropped closes the connection.
 
 use std::io;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -47,8 +47,8 @@ pub enum UpstreamBodyError {
     #[error("the response stalled for {} ms", .0.as_millis())]
     Stalled(Duration),
     /// The body must not be forwarded.
-    #[error("the response was cut: {0}")]
-    WithholdReason(#[from] WithholdReason),
+    #[error("the response was withheld: {0}")]
+    Withheld(#[from] WithholdReason),
 }
 
 /// The connection after a 101 response.
@@ -63,7 +63,7 @@ pub struct UpgradedConnection {
 #[derive(Debug)]
 pub struct UpstreamBody<S> {
     connection: Option<Box<Connection>>,
-    /// The rest of the request: a response may begin before the request is complete.
+    /// The remaining part of the request, because a response may arrive before the request is complete.
     writer: Option<Box<RequestWriter<S>>>,
     remaining: RemainingBody,
     is_keep_alive: bool,
@@ -73,9 +73,9 @@ pub struct UpstreamBody<S> {
     /// Whether bytes were received after `last_received_at`. Reads set this flag instead of reading the
     /// clock.
     has_received: bool,
-    /// The error that ended the body, held until the bytes before it are written to the client.
+    /// The error that ended the body. It is delayed until the preceding bytes are written to the client.
     delayed_error: Option<ConnectionError>,
-    /// Whether the task has yielded since the last chunk, so that the server could write it.
+    /// Whether the task has yielded after the last chunk, so that the server could write the chunk.
     has_yielded: bool,
     first_chunk: FirstChunk,
 }
@@ -84,7 +84,7 @@ pub struct UpstreamBody<S> {
 /// server writes it before it reads the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FirstChunk {
-    /// The first chunk was not received yet.
+    /// The first chunk has not been received yet.
     Awaited,
     /// The first chunk was returned to the server, but is not written yet.
     Returned,
@@ -102,7 +102,7 @@ enum RemainingBody {
 
 impl RemainingBody {
     fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
-        let take = |bytes: usize, read_buf: &mut BytesMut| match bytes {
+        let take_data = |bytes: usize, read_buf: &mut BytesMut| match bytes {
             0 => DecodedPart::Incomplete,
             // The data fills the whole buffer, so the buffer is returned without a copy.
             _ if bytes == read_buf.capacity() => DecodedPart::Data(mem::take(read_buf).freeze()),
@@ -113,10 +113,10 @@ impl RemainingBody {
             Self::Length(length) => {
                 let bytes = usize::try_from(*length).unwrap_or(usize::MAX).min(read_buf.len());
                 *length -= bytes as u64;
-                Ok(take(bytes, read_buf))
+                Ok(take_data(bytes, read_buf))
             }
             Self::Chunked(decoder) => decoder.decode(read_buf),
-            Self::UntilClose => Ok(take(read_buf.len(), read_buf)),
+            Self::UntilClose => Ok(take_data(read_buf.len(), read_buf)),
         }
     }
 
@@ -174,15 +174,15 @@ where
         Ok(UpgradedConnection { stream: connection.stream, read_buf: connection.read_buf })
     }
 
-    /// Returns the connection to the idle pool if it can be used again, and closes it otherwise.
+    /// Returns the connection to the idle pool if it can be reused, and closes the connection otherwise.
     fn release_connection(&mut self) {
         let Some(connection) = self.connection.take() else { return };
         if self.is_keep_alive && self.writer.is_none() && connection.read_buf.is_empty() {
-            IdlePool::put(&self.idle_pool, connection);
+            self.idle_pool.put(connection);
         }
     }
 
-    /// Sends the rest of the request.
+    /// Sends the available bytes of the remaining request.
     fn poll_request(&mut self, cx: &mut Context<'_>) {
         let Some((writer, connection)) = self.writer.as_mut().zip(self.connection.as_mut()) else {
             return;
@@ -211,7 +211,7 @@ where
                     return Poll::Ready(Ok(part));
                 }
             }
-            match std::task::ready!(connection.poll_fill(cx)) {
+            match ready!(connection.poll_fill(cx)) {
                 Ok(0) if matches!(self.remaining, RemainingBody::UntilClose) => {
                     return Poll::Ready(Ok(DecodedPart::Complete));
                 }
@@ -222,7 +222,7 @@ where
         }
     }
 
-    /// Polls the idle timeout.
+    /// Polls the idle timeout. Returns `Ready` once the response has stalled.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamBodyError> {
         if mem::take(&mut self.has_received) {
             self.last_received_at = clock::instant();
@@ -262,7 +262,7 @@ where
             Poll::Ready(part) => part.map_err(UpstreamBodyError::Broken),
             Poll::Pending => {
                 this.has_yielded = true;
-                Err(std::task::ready!(this.poll_stalled(cx)))
+                Err(ready!(this.poll_stalled(cx)))
             }
         };
         Poll::Ready(match part {

@@ -1,5 +1,5 @@
-//! The error of an attempt that ended without a response. It states how far the attempt got, because that
-//! decides whether the attempt can be retried.
+//! Defines the error of an attempt that ended without a response. The error states how far the attempt got,
+//! which determines whether the attempt can be retried.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use http::StatusCode;
 use super::{ConnectError, ConnectionError};
 use crate::policy::replay::Progress;
 
-/// An attempt that ended without a response.
+/// The reason why an attempt ended without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// How far the attempt got, which decides whether it can be retried.
+    /// How far the attempt got, which determines whether the attempt can be retried.
     pub progress: Progress,
     /// The cause.
     pub kind: SendErrorKind,
@@ -56,6 +56,6 @@ pub enum SendErrorKind {
     #[error("the request body of the client ended early or was malformed")]
     ClientBodyFailed,
     /// The upstream switched protocols, although the request was not an upgrade.
-    #[error("the upstream switched protocols with {0}, although the request did not ask for it")]
+    #[error("the upstream switched protocols with {0}, although the request is not an upgrade")]
     UnexpectedUpgrade(StatusCode),
 }

@@ -22,8 +22,8 @@ use crate::policy::replay::Progress;
 
 /// A connector of in-memory pipes, which sends the provider's end of each connection to a channel.
 struct PipeConnector {
-    opened: mpsc::UnboundedSender<DuplexStream>,
-    count: Arc<AtomicUsize>,
+    connection_sender: mpsc::UnboundedSender<DuplexStream>,
+    opened_connections: Arc<AtomicUsize>,
 }
 
 impl Connect for PipeConnector {
@@ -31,8 +31,8 @@ impl Connect for PipeConnector {
 
     async fn connect(&self, _: &Authority) -> Result<Self::Io, ConnectError> {
         let (client, server) = tokio::io::duplex(64 * 1024);
-        self.count.fetch_add(1, Ordering::SeqCst);
-        self.opened
+        self.opened_connections.fetch_add(1, Ordering::SeqCst);
+        self.connection_sender
             .send(server)
             .map_err(|_| ConnectError::Tcp(std::io::ErrorKind::ConnectionRefused.into()))?;
         Ok(client)
@@ -63,7 +63,7 @@ const SETTINGS: Settings = Settings {
 
 struct Provider {
     connections: mpsc::UnboundedReceiver<DuplexStream>,
-    opened: Arc<AtomicUsize>,
+    opened_connections: Arc<AtomicUsize>,
 }
 
 impl Provider {
@@ -80,13 +80,13 @@ impl Provider {
     }
 }
 
-fn network() -> (Upstream<PipeConnector>, Provider) {
-    let (opened, connections) = mpsc::unbounded_channel();
-    let count = Arc::new(AtomicUsize::new(0));
-    let connector = PipeConnector { opened, count: Arc::clone(&count) };
+fn connect_provider() -> (Upstream<PipeConnector>, Provider) {
+    let (connection_sender, connections) = mpsc::unbounded_channel();
+    let opened_connections = Arc::new(AtomicUsize::new(0));
+    let connector = PipeConnector { connection_sender, opened_connections: Arc::clone(&opened_connections) };
     (
         Upstream::new(authority(), connector, SETTINGS, Tasks::new(), None),
-        Provider { connections, opened: count },
+        Provider { connections, opened_connections },
     )
 }
 
@@ -105,7 +105,7 @@ fn head(method: Method) -> UpstreamRequestHead {
 #[tokio::test]
 async fn a_foreign_host_in_the_request_line_does_not_receive_the_key() {
     let authority = Authority::new(Scheme::Https, "gate.example", 443, "/eleven").unwrap();
-    for (target, line) in [
+    for (target, expected_start) in [
         ("http://evil.example/v1/x?y", "GET /eleven/v1/x?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("/v1/x?a=1&a=%20", "GET /eleven/v1/x?a=1&a=%20 HTTP/1.1\r\nhost: gate.example\r\n"),
         ("http://evil.example?y", "GET /eleven/?y HTTP/1.1\r\nhost: gate.example\r\n"),
@@ -119,7 +119,7 @@ async fn a_foreign_host_in_the_request_line_does_not_receive_the_key() {
             head::RequestFraming::Empty,
             &LoopMarker::new(),
         );
-        assert!(text.starts_with(line.as_bytes()), "{target}");
+        assert!(text.starts_with(expected_start.as_bytes()), "{target}");
     }
 }
 
@@ -148,7 +148,7 @@ fn requests_are_marked_unless_the_authority_is_elevenlabs() {
 }
 
 #[test]
-fn a_compacted_head_is_the_same() {
+fn compacting_a_head_does_not_change_it() {
     let mut secret = HeaderValue::from_static("xi");
     secret.set_sensitive(true);
     let headers = [("a", HeaderValue::from_static("1")), ("b", secret), ("a", HeaderValue::from_static("2"))];
@@ -185,7 +185,7 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test(start_paused = true)]
 async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (_, head) =
         join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
             let mut connection = provider.accept().await;
@@ -202,7 +202,7 @@ async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_reused_after_a_complete_exchange() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let serve = async {
         let mut connection = provider.accept().await;
         for _ in 0..3 {
@@ -217,12 +217,12 @@ async fn a_connection_is_reused_after_a_complete_exchange() {
         }
     };
     join(serve, exchange).await;
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_reused_after_trailers() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let serve = async {
         let mut connection = provider.accept().await;
         for _ in 0..2 {
@@ -241,12 +241,12 @@ async fn a_connection_is_reused_after_trailers() {
         }
     };
     join(serve, exchange).await;
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_101_to_another_request_is_an_error() {
-    let (upstream, mut provider) = network();
+async fn a_101_response_to_a_request_without_an_upgrade_is_an_error() {
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -264,7 +264,7 @@ async fn a_101_to_another_request_is_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (first, ()) =
         join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
             provider.respond("hello", OK).await;
@@ -277,7 +277,7 @@ async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
         })
         .await;
     assert_eq!(second.unwrap().status(), 200);
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
 
 /// Sends a request, responds to it on an open connection, and waits for `pause`.
@@ -301,18 +301,18 @@ async fn exchange_and_wait(
 
 #[tokio::test(start_paused = true)]
 async fn a_reused_connection_is_replaced_at_its_maximum_age() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let first = async { upstream.send(None, &key(), &head(Method::GET), empty_body()).await };
     let (_, mut connection) = join(first, provider.respond("\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n")).await;
     for _ in 0..3 {
         exchange_and_wait(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
     let (_, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", OK).await;
     })
     .await;
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
 
 #[track_caller]
@@ -323,8 +323,8 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_closes_without_a_response_is_unanswered() {
-    let (upstream, mut provider) = network();
+async fn a_connection_that_closes_without_a_response_is_an_error() {
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) =
         join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
             let mut connection = provider.accept().await;
@@ -336,7 +336,7 @@ async fn a_connection_that_closes_without_a_response_is_unanswered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_response_ends_the_attempt_at_the_timeout() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let silent = async {
         let connection = provider.accept().await;
         std::future::pending::<()>().await;
@@ -358,7 +358,7 @@ async fn an_attempt_without_a_connection_is_unsent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_a_response_like_any_other() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -371,12 +371,12 @@ async fn a_redirect_is_a_response_like_any_other() {
         (response.status().as_u16(), response.headers()["location"].to_str().unwrap()),
         (307, "http://elsewhere.example/")
     );
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 1);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_response_closes_its_connection() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, mut connection) = join(
         upstream.send(None, &key(), &head(Method::GET), empty_body()),
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
@@ -390,7 +390,7 @@ async fn a_dropped_response_closes_its_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_breaks_off_is_an_error() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
@@ -400,7 +400,7 @@ async fn a_response_that_breaks_off_is_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, connection) = join(
         upstream.send(None, &key(), &head(Method::GET), empty_body()),
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"),
@@ -426,9 +426,9 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
     drop(connection);
 }
 
-/// The response that the client receives when the provider sends these bytes and closes the connection.
+/// Returns the response that the client receives when the provider sends `bytes` and closes the connection.
 async fn receive(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
@@ -466,16 +466,16 @@ async fn a_response_without_a_length_ends_with_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_cut_in_a_chunk_is_an_error() {
+async fn a_response_that_ends_in_a_chunk_is_an_error() {
     let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
     assert!(body.is_err());
     let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
-    assert!(body.is_err(), "the last chunk is missing");
+    assert!(body.is_err(), "a body without its last chunk was accepted");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_server_can_write_the_bytes_before_an_error() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
@@ -488,10 +488,10 @@ async fn the_server_can_write_the_bytes_before_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_chunk_of_a_fast_response_is_written_before_more_is_read() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let (mut open_connection, response) =
         (None, [&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], &[1; 1_000_000]]);
-    // The first response shows that the connection is fast.
+    // The first response marks the connection as fast.
     for is_fast in [false, true] {
         let exchange = async {
             let sent = upstream.send(None, &key(), &head(Method::GET), empty_body()).await;
@@ -501,7 +501,7 @@ async fn the_first_chunk_of_a_fast_response_is_written_before_more_is_read() {
             assert_eq!(
                 next.is_pending(),
                 is_fast,
-                "the server writes the first chunk when the body is pending"
+                "after the first chunk, only the body of a fast response must be pending"
             );
             let next = match next {
                 Poll::Ready(next) => next.unwrap().unwrap().into_data().unwrap(),

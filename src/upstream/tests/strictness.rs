@@ -1,7 +1,7 @@
 //! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both must
 //! return the same status, version, reason, headers, body and trailers, and the same end or error. Two
 //! parsers that differ allow response smuggling. [`strictness_reason`] lists the responses that only this
-//! client refuses.
+//! client rejects.
 
 use std::sync::Mutex;
 
@@ -13,11 +13,11 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// What a client returns for the bytes of a server.
+/// The result that a client returns for the bytes of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// An error before a complete response head.
-    Refused,
+    Rejected,
     Response(ReceivedResponse),
 }
 
@@ -62,7 +62,7 @@ async fn read_outcome<B, E>(response: Result<Response<B>, E>) -> Outcome
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let Ok(response) = response else { return Outcome::Refused };
+    let Ok(response) = response else { return Outcome::Rejected };
     let (head, mut body) = response.into_parts();
     let reason = head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
     let mut received = ReceivedResponse {
@@ -129,7 +129,7 @@ async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     tokio::join!(exchange, serve(server, text, cuts)).0
 }
 
-/// The reason why this client refuses a response that hyper's client accepts.
+/// The reason why this client rejects a response that hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StrictnessReason {
     /// A body with a transfer coding that hyper does not decode would be forwarded without the header that
@@ -141,7 +141,7 @@ enum StrictnessReason {
     LargeHead,
 }
 
-/// The reason why only this client refuses `text`, or `None` if both must agree.
+/// Returns the reason why only this client rejects `text`, or `None` if both clients must agree.
 fn strictness_reason(text: &[u8]) -> Option<StrictnessReason> {
     if text.len() > 128 * 1024 {
         Some(StrictnessReason::LargeHead)
@@ -164,10 +164,10 @@ fn has_unsupported_coding(text: &[u8]) -> bool {
     codings.len() > 1 || codings.iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Compares both clients; returns the outcome of this client.
+/// Compares both clients. Returns the outcome of this client.
 async fn check(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
     let (hyper, own) = (hyper_outcome(text, cuts, method).await, own_outcome(text, cuts, method).await);
-    if own != Outcome::Refused || strictness_reason(text).is_none() {
+    if own != Outcome::Rejected || strictness_reason(text).is_none() {
         let text = String::from_utf8_lossy(&text[..text.len().min(1_000)]);
         assert_eq!(own, hyper, "{method} {text:?} cut at {cuts:?}");
     }
@@ -226,7 +226,7 @@ const BODIES: [&str; 19] = [
     "2\r\nhe\r\n0\r\nx: 1\nx: 2\r\n\r\n",
 ];
 
-/// Responses made of these parts, half of them with one random byte.
+/// Generates responses from these parts. Half of the responses contain one random byte.
 fn responses() -> impl Strategy<Value = Vec<u8>> {
     let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
     let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
@@ -276,7 +276,7 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hyper_accepts_only_the_listed_refused_responses() {
+async fn hyper_accepts_the_listed_responses_that_this_client_rejects() {
     let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
     for (text, reason) in [
         (
@@ -295,8 +295,8 @@ async fn hyper_accepts_only_the_listed_refused_responses() {
         (&large, StrictnessReason::LargeHead),
     ] {
         assert_eq!(strictness_reason(text.as_bytes()), Some(reason));
-        assert_eq!(own_outcome(text.as_bytes(), &[], &Method::GET).await, Outcome::Refused, "{reason:?}");
+        assert_eq!(own_outcome(text.as_bytes(), &[], &Method::GET).await, Outcome::Rejected, "{reason:?}");
         let hyper = hyper_outcome(text.as_bytes(), &[], &Method::GET).await;
-        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper refuses the response, too");
+        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper also rejects the response");
     }
 }
