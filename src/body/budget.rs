@@ -1,6 +1,6 @@
-//! The budget of all buffers of the proxy: request bodies, response bodies and WebSocket sessions in memory,
-//! and request bodies also on disk. Each buffer has a [`BufferShare`], which takes memory from the budget
-//! before the buffer grows and returns it on drop.
+//! Limits the total size of all buffers of the proxy: request bodies, response bodies and WebSocket sessions
+//! in memory, and request bodies also on disk. Each buffer has a [`BufferShare`], which takes memory from the
+//! budget before the buffer grows, and returns the memory on drop.
 //!
 //! A share takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
 //! shared with other cores. The first bytes of each share are free:
@@ -10,13 +10,13 @@
 //! | a request body that is kept for a retry | 16 KiB | the body continues on disk |
 //! | the write queue of that disk file | 16 KiB | reading from the client waits for the disk |
 //! | the copy of a response with identifiers | 16 KiB | the identifiers are not recorded |
-//! | an error or a document that is read completely | 16 KiB | it is streamed, or refused if it must be changed |
+//! | an error or a document that is read completely | 16 KiB | the body is streamed, or withheld if it must be changed |
 //! | a compressed response that is searched for keys | 64 KiB | the response ends with an error |
 //! | reads of a fast response | 16 KiB | the response is read in chunks of 8 KiB |
-//! | the buffers of a session | 64 KiB | its first messages are dropped, then it is closed (1013) |
+//! | the buffers of a session | 64 KiB | its first messages are dropped, then the session is closed (1013) |
 //!
 //! A request thus uses at most 128 KiB that the budget does not count, in addition to hyper's buffer of 64
-//! KiB in each direction. A session uses at most 64 KiB. Idle connections use none.
+//! KiB in each direction. A session uses at most 64 KiB, and an idle connection uses no such memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Counter {
         Arc::new(Self { used: AtomicU64::new(0), max: AtomicU64::new(max) })
     }
 
-    /// Takes `bytes`; returns whether they are available.
+    /// Takes `bytes` if they are available. Returns whether they were taken.
     fn take(&self, bytes: u64) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
@@ -148,7 +148,8 @@ impl BufferBudget {
         bytes <= self.0.limits.max_body_memory
     }
 
-    /// Takes `bytes` of disk for a request body with `used_bytes` on disk; returns whether they fit.
+    /// Takes `bytes` of disk for a request body with `used_bytes` on disk. Returns `false` if they exceed a
+    /// limit.
     pub(super) fn take_disk(&self, used_bytes: u64, bytes: u64) -> bool {
         used_bytes.saturating_add(bytes) <= self.0.limits.max_body_disk && self.0.disk.take(bytes)
     }
@@ -168,7 +169,8 @@ impl BufferBudget {
 
 /// The memory that one buffer has taken from the budget. Dropping the share returns the memory.
 ///
-/// The default share has no budget and covers any size. It is for the proxy's own requests, which are few.
+/// The default share has no budget and covers any size. It is used for the proxy's own requests, which are
+/// few.
 #[derive(Debug, Default)]
 pub struct BufferShare {
     budget: Option<BufferBudget>,
@@ -180,21 +182,21 @@ impl BufferShare {
     /// The usual number of free bytes, enough for a typical request or response.
     pub const FREE: usize = 16 * 1024;
 
-    /// Resizes the share for a buffer of `bytes`: takes missing memory or returns excess memory. Returns
-    /// whether the buffer is covered. If not, the share is unchanged.
+    /// Resizes the share for a buffer of `bytes`: takes missing memory from the budget, or returns excess
+    /// memory. Returns whether the share covers the buffer. If it does not, the share is unchanged.
     #[must_use]
     pub fn cover(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
         let needed = (bytes as u64).saturating_sub(self.free_bytes);
         let steps = needed.div_ceil(STEP).saturating_mul(STEP);
         if needed > self.taken_bytes {
-            // Takes the exact number of bytes if less than a whole step is available.
+            // If less than a whole step is available, the exact number of bytes is taken.
             let target =
                 [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken_bytes));
             let Some(target) = target else { return false };
             self.taken_bytes = target;
         } else if needed == 0 || steps + STEP < self.taken_bytes {
-            // Keeps one spare step for a buffer whose size varies around a step boundary.
+            // One extra step is kept for a buffer whose size varies around a step boundary.
             self.release_above(steps);
         }
         true
@@ -243,11 +245,11 @@ mod tests {
         })
     }
 
-    /// Resizes one share to each size, and checks whether it is covered and how many bytes the budget has in
-    /// use.
+    /// Resizes one share to each size, and checks whether the share covers the size and how many bytes of the
+    /// budget are in use.
     #[track_caller]
-    fn check(total: u64, sizes: &[(usize, bool, u64)]) {
-        let budget = budget(total);
+    fn check(max_total_memory: u64, sizes: &[(usize, bool, u64)]) {
+        let budget = budget(max_total_memory);
         let mut share = budget.share(FREE);
         for (size, is_covered, used_bytes) in sizes {
             assert_eq!((share.cover(*size), budget.memory_bytes()), (*is_covered, *used_bytes), "{size}");

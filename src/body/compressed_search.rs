@@ -1,9 +1,9 @@
-//! Searches a compressed body for keys while the original bytes are relayed. Decompresses a copy of the body,
-//! and releases a frame once its decoded text contains no key. Also searches the compressed bytes, because
-//! not every body with a `content-encoding` is compressed.
+//! Searches a compressed body for keys while the original bytes are relayed. The search decompresses a copy
+//! of the body, and releases a frame once the decoded text of the frame contains no key. The compressed bytes
+//! are searched as well, because not every body with a `content-encoding` is compressed.
 //!
-//! Separate from `redacted_body`, because a key inside compressed data cannot be replaced. The response ends
-//! with an error instead.
+//! This search is separate from `redacted_body`, because a key inside compressed data cannot be replaced. The
+//! response ends with an error instead.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,26 +30,26 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Maximum number of bytes decompressed before the task yields: about a millisecond of work.
+/// Maximum number of decompressed bytes before the task yields, which is about a millisecond of work.
 const MAX_BYTES_PER_TURN: usize = 256 * 1024;
 
-/// Maximum compressed bytes decompressed in one step. They expand to one mebibyte at most.
+/// Maximum number of compressed bytes that are decompressed in one step. They expand to one mebibyte at most.
 const STEP_SIZE: usize = 1024;
 
 /// Buffer bytes of one search that do not count against the budget: a read, the text of one step, and the
 /// windows of two decoders.
 pub(super) const FREE_BYTES: usize = 64 * 1024;
 
-/// Maximum compressed bytes held back while the text ends in a possible start of a key, which has a few
-/// hundred bytes at most.
+/// Maximum number of compressed bytes that are held back while the text ends in a possible start of a key. A
+/// key has a few hundred bytes at most.
 const MAX_HELD_BYTES: usize = 256 * 1024;
 
 /// The search for keys in one compressed body.
 pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
     redaction: StreamRedaction,
-    /// The search of the compressed bytes. A lenient client may read data that is not compressed, or that
-    /// follows the compressed data.
+    /// The search of the compressed bytes. A lenient client may read data that is not compressed, and data
+    /// that follows the compressed data.
     encoded_redaction: StreamRedaction,
     /// Whether the compressed bytes contain a key.
     has_key: bool,
@@ -68,9 +68,9 @@ pub(super) struct CompressedSearch {
 /// The result of one turn of the search.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// The search of the current frame is incomplete.
+    /// The search of the current frame is not finished.
     Incomplete,
-    /// The current frame is searched.
+    /// The search of the current frame is finished.
     Complete,
 }
 
@@ -95,7 +95,7 @@ impl CompressedSearch {
         &self.redactor
     }
 
-    /// Starts the search of the next data. The search of the current frame must be complete.
+    /// Starts the search of the next data. The search of the current frame must be finished.
     pub(super) fn push(&mut self, data: Bytes) {
         self.has_key |= self.encoded_redaction.contains_key(&self.redactor, &data);
         if let Some(outermost) = self.stages.first_mut() {
@@ -168,7 +168,7 @@ impl CompressedSearch {
         self.current_frame.is_some()
     }
 
-    /// Bytes received and not yet forwarded.
+    /// The number of bytes received and not yet forwarded.
     pub(super) fn unsent_bytes(&self) -> u64 {
         (data_bytes(self.released_frames.iter().chain(&self.current_frame)) + self.held_bytes()) as u64
     }
@@ -225,7 +225,7 @@ impl CodingStage {
         self.input.len() >= needed
     }
 
-    /// Decodes at most [`STEP_SIZE`] bytes of the input; returns the decoded bytes.
+    /// Decodes at most [`STEP_SIZE`] bytes of the input. Returns the decoded bytes.
     fn decode_step(&mut self) -> Vec<u8> {
         if matches!(self.decoder, Decoder::UnknownDeflate) {
             self.decoder = match self.input[..] {
@@ -239,9 +239,9 @@ impl CodingStage {
         }
         let input = self.input.split_to(self.input.len().min(STEP_SIZE));
         let (is_valid, decoded) = match &mut self.decoder {
-            Decoder::Gzip(decoder) => (write_all(decoder, &input), mem::take(decoder.get_mut())),
-            Decoder::Zlib(decoder) => (write_all(decoder, &input), mem::take(decoder.get_mut())),
-            Decoder::RawDeflate(decoder) => (write_all(decoder, &input), mem::take(decoder.get_mut())),
+            Decoder::Gzip(decoder) => (decode_all(decoder, &input), mem::take(decoder.get_mut())),
+            Decoder::Zlib(decoder) => (decode_all(decoder, &input), mem::take(decoder.get_mut())),
+            Decoder::RawDeflate(decoder) => (decode_all(decoder, &input), mem::take(decoder.get_mut())),
             Decoder::UnknownDeflate | Decoder::Failed => (true, Vec::new()),
         };
         if !is_valid {
@@ -251,8 +251,8 @@ impl CodingStage {
     }
 }
 
-/// Decodes `input`; returns whether it is valid.
-fn write_all(decoder: &mut impl Write, input: &[u8]) -> bool {
+/// Decodes `input`. Returns whether the input is valid.
+fn decode_all(decoder: &mut impl Write, input: &[u8]) -> bool {
     decoder.write_all(input).and_then(|()| decoder.flush()).is_ok()
 }
 
@@ -276,11 +276,11 @@ mod tests {
         std::iter::from_fn(|| search.pop_released()).flat_map(|frame| frame.into_data().unwrap()).collect()
     }
 
-    /// Searches `body` in chunks of `size`; returns the forwarded bytes, and whether a key was found.
-    fn forward(codings: &[Coding], body: &[u8], size: usize) -> (Vec<u8>, bool) {
+    /// Searches `body` in chunks. Returns the forwarded bytes, and whether a key was found.
+    fn forward(codings: &[Coding], body: &[u8], chunk_size: usize) -> (Vec<u8>, bool) {
         let mut search = search(codings);
         let mut forwarded = Vec::new();
-        for chunk in body.chunks(size) {
+        for chunk in body.chunks(chunk_size) {
             search.push(Bytes::copy_from_slice(chunk));
             loop {
                 match search.run_turn() {
@@ -312,8 +312,12 @@ mod tests {
         for (codings, encode) in ENCODINGS {
             for text in ["", "x", "sk_6c036526aaaa", &"words and words ".repeat(5_000)] {
                 let body = encode(text.as_bytes());
-                for size in [1, 7, 1_000, 100_000] {
-                    assert_eq!(forward(codings, &body, size), (body.clone(), false), "{codings:?} {size}");
+                for chunk_size in [1, 7, 1_000, 100_000] {
+                    assert_eq!(
+                        forward(codings, &body, chunk_size),
+                        (body.clone(), false),
+                        "{codings:?} in chunks of {chunk_size} bytes"
+                    );
                 }
             }
         }
@@ -327,9 +331,12 @@ mod tests {
                     .map(|index: u64| char::from(b'a' + (index * index % 23) as u8))
                     .collect();
                 let body = encode(format!("{noise}{KEY} and more").as_bytes());
-                for size in [1, 7, 1_000, 100_000] {
-                    let (forwarded, has_key) = forward(codings, &body, size);
-                    assert!(has_key, "{codings:?} {noise_length} {size}");
+                for chunk_size in [1, 7, 1_000, 100_000] {
+                    let (forwarded, has_key) = forward(codings, &body, chunk_size);
+                    assert!(
+                        has_key,
+                        "{codings:?} after {noise_length} bytes, in chunks of {chunk_size} bytes"
+                    );
                     // The forwarded bytes reveal no more of the key than its short form.
                     let mut forwarded_search = search(codings);
                     forwarded_search.push(forwarded.into());
@@ -347,12 +354,12 @@ mod tests {
                 assert_eq!(forward(codings, &body, 3), (body.clone(), false));
             }
         }
-        // The bytes that cannot be decoded are searched.
+        // Bytes that cannot be decoded are searched.
         for body in
             [KEY.as_bytes().to_vec(), [gzip(b"x"), KEY.into()].concat(), [zlib(b"x"), KEY.into()].concat()]
         {
-            for (codings, size) in [(&[Coding::Gzip][..], 3), (&[Coding::Deflate], 1_000)] {
-                assert!(forward(codings, &body, size).1);
+            for (codings, chunk_size) in [(&[Coding::Gzip][..], 3), (&[Coding::Deflate], 1_000)] {
+                assert!(forward(codings, &body, chunk_size).1);
             }
         }
         // The valid part of a malformed body is decoded and searched.
@@ -368,6 +375,6 @@ mod tests {
         while search.run_turn() == Ok(Turn::Incomplete) {
             turns += 1;
         }
-        assert!(turns >= 40, "{turns}");
+        assert!(turns >= 40, "the search took only {turns} turns");
     }
 }

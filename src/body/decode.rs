@@ -1,12 +1,12 @@
-//! Decompresses a complete body to classify or search it. The codings are those that `policy::headers` offers
-//! upstream, so that a response in an offered coding can always be decoded.
+//! Decompresses a complete body, so that the body can be classified or searched. The supported codings are
+//! those that `policy::headers` offers to the upstream, so that a response can be decoded.
 
 use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// Maximum number of codings of one body. Two occur when a server and a proxy in front of it both compress.
-/// More would only multiply the work.
+/// Maximum number of codings of one body. Two codings occur when a server and a proxy in front of the server
+/// both compress. More codings would only multiply the work.
 const MAX_CODINGS: usize = 2;
 
 /// A content coding (RFC 9110, section 8.4.1).
@@ -18,8 +18,8 @@ pub enum Coding {
     Deflate,
 }
 
-/// Parses a `content-encoding` into codings, in the order in which they were applied. Empty for an
-/// uncompressed body, or `None` when a coding is unknown, or when there are more than two.
+/// Parses a `content-encoding`. Returns the codings in the order in which they were applied, an empty list
+/// for an uncompressed body, and `None` if a coding is unknown or there are more than two codings.
 #[must_use]
 pub fn parse_codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     let mut codings = Vec::new();
@@ -42,28 +42,26 @@ pub fn parse_codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     Some(codings)
 }
 
-/// Decodes `body` according to its `content-encoding`.
-///
-/// `None` when a coding is unknown, when the body is malformed, or when the result of any coding is larger
-/// than `max_bytes`.
+/// Decodes `body` according to its `content-encoding`. Returns `None` if a coding is unknown, the body is
+/// malformed, or the decoded body exceeds `max_bytes` after any coding.
 #[must_use]
 pub fn decode_body(body: &[u8], encoding: Option<&str>, max_bytes: usize) -> Option<Vec<u8>> {
     let codings = parse_codings(encoding)?;
     let Some((outer, inner)) = codings.split_last() else { return Some(body.to_vec()) };
     let decoded = remove_coding(*outer, body, max_bytes)?;
-    inner.iter().rev().try_fold(decoded, |body, coding| remove_coding(*coding, &body, max_bytes))
+    inner.iter().rev().try_fold(decoded, |encoded, coding| remove_coding(*coding, &encoded, max_bytes))
 }
 
 fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     match coding {
         Coding::Gzip => read_bounded(MultiGzDecoder::new(body), max_bytes),
-        // The check value and checksum of the zlib format distinguish it from the raw one.
+        // The check value and the checksum of the zlib format distinguish it from the raw format.
         Coding::Deflate => read_bounded(ZlibDecoder::new(body), max_bytes)
             .or_else(|| read_bounded(DeflateDecoder::new(body), max_bytes)),
     }
 }
 
-/// Reads to the end, or `None` on an error or beyond `max_bytes`.
+/// Reads all bytes. Returns `None` if reading fails or there are more than `max_bytes`.
 fn read_bounded(decoder: impl Read, max_bytes: usize) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
     let limit = u64::try_from(max_bytes).ok()?.checked_add(1)?;
@@ -125,7 +123,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_body_in_another_coding_than_declared_is_not_decoded() {
+    fn a_body_in_a_different_coding_than_declared_is_not_decoded() {
         check(b"plain", Some("gzip"), None);
         check(b"plain", Some("deflate"), None);
         check(&gzip(b"zipped")[..12], Some("gzip"), None);

@@ -1,8 +1,8 @@
 //! Stores the part of a request body that exceeds its memory in an anonymous temporary file. The operating
 //! system deletes the file when its last handle is closed, even after a crash.
 //!
-//! File operations block, so they run on the runtime's blocking threads. The write queue is bounded: a disk
-//! that is slower than the client delays reading from the client.
+//! File operations block, so they run on the runtime's blocking threads. The size of the write queue is
+//! limited, so that a disk that is slower than the client delays reading from the client.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -82,7 +82,7 @@ impl DiskSpill {
         self.queue.push_back(data);
     }
 
-    /// Drives the pending write. Ready when more data may be queued.
+    /// Drives the pending write. Returns `Ready` once more data may be queued.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if let Some(write) = &mut self.pending_write {
@@ -110,7 +110,7 @@ impl DiskSpill {
         }
     }
 
-    /// Starts to write the whole queue.
+    /// Starts a write of the whole queue.
     fn start_write(&self) -> PendingWrite {
         let data: Vec<Bytes> = self.queue.iter().cloned().collect();
         let (file, directory) = (self.file.clone(), Arc::clone(&self.directory));
@@ -121,7 +121,7 @@ impl DiskSpill {
         PendingWrite { task, chunks, bytes }
     }
 
-    /// Reads some bytes at `offset`, which must be less than [`bytes`](Self::bytes).
+    /// Reads one or more bytes at `offset`, which must be less than [`bytes`](Self::bytes).
     pub(super) fn poll_read(&mut self, offset: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if offset >= self.written_bytes {
             return Poll::Ready(self.read_queue(offset - self.written_bytes));
@@ -155,8 +155,8 @@ impl DiskSpill {
     }
 }
 
-/// Appends `data` of `bytes` bytes to the file, which it creates if necessary. Fails if less than
-/// `min_free_percent` of the disk would stay free.
+/// Writes `data`, which has `bytes` bytes, at the end of the file. Creates a missing file. Fails if less than
+/// `min_free_percent` of the disk would remain free.
 fn write(
     file: Option<Arc<File>>,
     directory: &Path,

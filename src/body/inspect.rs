@@ -1,5 +1,6 @@
-//! Copies a response body while it is relayed, and delays the end of the body until the copy is inspected.
-//! The identifiers in a response are thus recorded before the client can use them in its next request.
+//! Copies a response body while the body is relayed, and delays the end of the body until the copy has been
+//! inspected. The identifiers in a response are thus recorded before the client can use them in its next
+//! request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -26,7 +27,7 @@ pub trait BodyInspector: Send + 'static {
 ///
 /// # Cancel safety
 ///
-/// Dropping it discards the copy, and the inspector is not called.
+/// Dropping the body discards the copy, and the inspector is not called.
 pub struct Inspect<B, I> {
     body: B,
     inspector: Option<I>,
@@ -40,7 +41,7 @@ pub struct Inspect<B, I> {
 }
 
 impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
-    /// Relays `body`, and inspects it if it is not larger than `max_bytes` and `share` covers the copy.
+    /// Relays `body`. The body is inspected unless it exceeds `max_bytes` or `share` does not cover the copy.
     pub fn new(body: B, inspector: Option<I>, max_bytes: usize, share: BufferShare) -> Self {
         let is_too_large = body.size_hint().lower() > max_bytes as u64;
         let inspector = inspector.filter(|_| max_bytes > 0 && !is_too_large);
@@ -49,7 +50,7 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
 
     fn copy_data(&mut self, data: &[u8]) {
         let bytes = self.copy.len() + data.len();
-        // `Vec` at least doubles its capacity when it grows.
+        // A `Vec` at least doubles its capacity when it grows.
         let capacity = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
         if bytes <= self.max_bytes && self.share.cover(capacity) {
             self.copy.extend_from_slice(data);
@@ -213,11 +214,11 @@ mod tests {
         max_bytes: usize,
     ) -> (Inspect<ScriptedBody, RecordingInspector>, RecordingInspector) {
         let inspector = RecordingInspector::default();
-        let frames = ScriptedBody { frames: frames.into_iter().collect(), detects_end };
-        (Inspect::new(frames, Some(inspector.clone()), max_bytes, BufferShare::default()), inspector)
+        let body = ScriptedBody { frames: frames.into_iter().collect(), detects_end };
+        (Inspect::new(body, Some(inspector.clone()), max_bytes, BufferShare::default()), inspector)
     }
 
-    async fn next(inspect: &mut Inspect<ScriptedBody, RecordingInspector>) -> Option<String> {
+    async fn next_chunk(inspect: &mut Inspect<ScriptedBody, RecordingInspector>) -> Option<String> {
         let data = inspect.frame().await?.unwrap().into_data().unwrap();
         Some(String::from_utf8(data.to_vec()).unwrap())
     }
@@ -227,16 +228,16 @@ mod tests {
         for detects_end in [false, true] {
             let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
             let (mut inspect, inspector) = inspect(frames, detects_end, 6);
-            assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
             assert!(!inspect.is_end_stream());
-            assert_eq!(next(&mut inspect).await.as_deref(), Some("cd"));
+            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("cd"));
             if !detects_end {
                 assert_eq!(inspector.copy(), None);
             }
-            assert_eq!(next(&mut inspect).await.as_deref(), Some("ef"));
+            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ef"));
             assert_eq!(inspector.copy().as_deref(), Some("abcdef"));
             assert!(inspect.is_end_stream());
-            assert_eq!(next(&mut inspect).await, None);
+            assert_eq!(next_chunk(&mut inspect).await, None);
         }
     }
 
@@ -245,14 +246,14 @@ mod tests {
         let (mut inspect, inspector) =
             inspect([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
         for expected in ["abc", "def", "g"] {
-            assert_eq!(next(&mut inspect).await.as_deref(), Some(expected));
+            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some(expected));
         }
-        assert_eq!(next(&mut inspect).await, None);
+        assert_eq!(next_chunk(&mut inspect).await, None);
         assert_eq!(inspector.copy(), None);
     }
 
     #[tokio::test]
-    async fn a_body_with_an_announced_length_beyond_the_limit_is_not_copied() {
+    async fn a_body_with_a_declared_length_above_the_limit_is_not_copied() {
         let inspector = RecordingInspector::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
         let mut inspect = Inspect::new(body, Some(inspector.clone()), 5, BufferShare::default());
@@ -264,7 +265,7 @@ mod tests {
     async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
         let (mut inspect, inspector) = inspect([data("ab"), trailers], false, 5);
-        assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+        assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
         assert_eq!(inspector.copy().as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().unwrap().is_trailers());
     }
@@ -273,7 +274,7 @@ mod tests {
     async fn a_broken_response_is_not_inspected() {
         let (mut inspect, inspector) =
             inspect([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
-        assert_eq!(next(&mut inspect).await.as_deref(), Some("ab"));
+        assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().is_err());
         assert_eq!(inspector.copy(), None);
     }
@@ -281,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn an_empty_response_is_inspected() {
         let (mut inspect, inspector) = inspect([], false, 50);
-        assert_eq!(next(&mut inspect).await, None);
+        assert_eq!(next_chunk(&mut inspect).await, None);
         assert_eq!(inspector.copy().as_deref(), Some(""));
     }
 }

@@ -1,6 +1,6 @@
-//! Adapters around message bodies: [`replay`] buffers a request body for retries, [`peek`] reads a response
-//! before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`] removes keys
-//! from responses, and [`relay`] reports how a relay ended. [`budget`] bounds their buffers.
+//! Contains the adapters around message bodies: [`replay`] buffers a request body for retries, [`peek`] reads
+//! a response before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`]
+//! removes keys from responses, and [`relay`] reports how a relay ended. [`budget`] limits their buffers.
 
 pub mod budget;
 pub mod decode;
@@ -19,7 +19,7 @@ pub use replay_buffer::ReplayLoss;
 
 use http_body::SizeHint;
 
-/// The size hint of a body that first sends `buffered_bytes` and then the rest.
+/// Returns the size hint of a body that returns `buffered_bytes` and then a body with the hint `rest`.
 fn add_to_hint(rest: &SizeHint, buffered_bytes: u64) -> SizeHint {
     let mut hint = SizeHint::new();
     hint.set_lower(rest.lower() + buffered_bytes);

@@ -1,5 +1,5 @@
-//! Reads a response body to classify the response, and keeps the frames so that the body can still be
-//! relayed.
+//! Reads a response body, so that the response can be classified, and keeps the frames, so that the body can
+//! still be relayed.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use http_body_util::BodyExt;
 use super::add_to_hint;
 use super::budget::{BufferBudget, BufferShare};
 
-/// A body of which some frames are already read. It relays exactly the received frames.
+/// A body of which some frames are already read. The body relays exactly the received frames.
 #[derive(Debug)]
 pub struct PeekedBody<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
-    /// The error that ended reading. It is returned after the frames before it.
+    /// The error that ended reading. It is returned after the preceding frames.
     error: Option<B::Error>,
     rest: B,
     /// The memory of the frames read.
@@ -62,9 +62,9 @@ where
         (peeked, bytes)
     }
 
-    /// Reads to the end of the body, up to `max_bytes` bytes, for at most `timeout`, and within the memory of
-    /// `budget`; without a budget, memory is unlimited. Returns all bytes of the body, including those read
-    /// by earlier calls, or `None` if the body is incomplete.
+    /// Reads to the end of the body, up to `max_bytes` bytes, for at most `timeout`, and while `budget` has
+    /// memory. If `budget` is `None`, the memory is unlimited. Returns all bytes of the body, including the
+    /// bytes read by earlier calls. Returns `None` if the end of the body was not read.
     ///
     /// # Cancel safety
     ///
@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
     fn body(
         chunks: Vec<Result<&'static str, io::ErrorKind>>,
@@ -200,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_body_is_read_completely_and_relayed_in_the_same_frames() {
-        let (mut peeked, bytes) = peek(body(vec![Ok("ab"), Ok("c")]), 3, LONG).await;
+        let (mut peeked, bytes) = peek(body(vec![Ok("ab"), Ok("c")]), 3, READ_TIMEOUT).await;
         assert_eq!(bytes.as_deref(), Some(&b"abc"[..]));
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
@@ -208,25 +208,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_body_is_not_classified_and_not_shortened() {
-        let (peeked, bytes) = peek(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, LONG).await;
+    async fn a_large_body_is_not_returned_and_is_relayed_completely() {
+        let (peeked, bytes) = peek(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, READ_TIMEOUT).await;
         assert_eq!(bytes, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
     }
 
     #[tokio::test]
     async fn a_body_that_was_read_can_be_read_again_and_replaced() {
-        let (mut peeked, _) = peek(body(vec![Ok("ab"), Ok("cd")]), 3, LONG).await;
-        assert_eq!(peeked.read_to_end(3, LONG, None).await, None);
-        assert_eq!(peeked.read_to_end(4, LONG, None).await.as_deref(), Some(&b"abcd"[..]));
-        peeked.replace(Bytes::from_static(b"other"));
-        assert_eq!(peeked.collect().await.unwrap().to_bytes(), "other");
+        let (mut peeked, _) = peek(body(vec![Ok("ab"), Ok("cd")]), 3, READ_TIMEOUT).await;
+        assert_eq!(peeked.read_to_end(3, READ_TIMEOUT, None).await, None);
+        assert_eq!(peeked.read_to_end(4, READ_TIMEOUT, None).await.as_deref(), Some(&b"abcd"[..]));
+        peeked.replace(Bytes::from_static(b"replaced"));
+        assert_eq!(peeked.collect().await.unwrap().to_bytes(), "replaced");
     }
 
     #[tokio::test]
     async fn a_body_that_fails_is_relayed_with_its_error() {
         let (mut peeked, bytes) =
-            peek(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, LONG).await;
+            peek(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, READ_TIMEOUT).await;
         assert_eq!(bytes, None);
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert!(!peeked.is_end_stream());

@@ -1,5 +1,5 @@
-//! A response body in which the pool's keys are replaced by their short forms. Data without a key is
-//! forwarded without a copy. A compressed body is only searched, by `compressed_search`.
+//! Replaces the pool's keys in a response body with their short forms. Data without a key is forwarded
+//! without a copy. A compressed body is only searched, by `compressed_search`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::compressed_search::{self, CompressedSearch, Turn, WithholdReason};
 use super::decode::Coding;
 use crate::secret::{RedactedChunk, Redactor, StreamRedaction};
 
-/// A body in which keys are replaced by their short forms. The declared length stays valid: a replaced key
-/// makes the body shorter, so spaces are appended, which JSON and plain text allow. A compressed body that
-/// contains a key, or whose search does not fit the buffer budget, ends with an error.
+/// A body in which keys are replaced with their short forms. The declared length stays valid: a replaced key
+/// makes the body shorter, so spaces are appended, which JSON and plain text allow. A compressed body ends
+/// with an error if the body contains a key or the search does not fit the buffer budget.
 #[derive(Debug)]
 pub struct RedactedBody<B> {
     body: B,
@@ -44,11 +44,11 @@ struct PlainSearch {
     has_ended: bool,
 }
 
-/// Maximum size of a frame of padding. A response with many keys can need a lot of it.
+/// Maximum size of a frame of padding. A response with many keys can need a large amount of padding.
 const MAX_PADDING_FRAME_SIZE: usize = 16 * 1024;
 
 impl<B: Body> RedactedBody<B> {
-    /// Wraps a body without codings. Without a redactor it is not searched.
+    /// Wraps a body without codings. If `redactor` is `None`, the body is not searched.
     pub fn new(body: B, redactor: Option<Arc<Redactor>>) -> Self {
         let unsent_length = body.size_hint().exact();
         let plain = |redactor| {
@@ -63,8 +63,8 @@ impl<B: Body> RedactedBody<B> {
         Self { body, search: redactor.map_or(BodySearch::Off, plain) }
     }
 
-    /// Wraps a body with `codings`, in the order in which they were applied. `None` stands for codings that
-    /// cannot be decoded; the encoded bytes are then searched and redacted. The buffers of a
+    /// Wraps a body with `codings`, in the order in which they were applied. `None` means that the codings
+    /// cannot be decoded. In that case, the encoded bytes are searched and redacted. The buffers of a
     /// [`CompressedSearch`] count against `budget`.
     pub fn with_codings(
         body: B,
@@ -93,7 +93,8 @@ impl PlainSearch {
         data
     }
 
-    /// Ends the body; returns the held-back bytes and the first frame of padding, then further padding.
+    /// Ends the body. The first call returns the held-back bytes and padding, and later calls return further
+    /// padding.
     fn finish(&mut self) -> Bytes {
         self.has_ended = true;
         let mut rest = self.redaction.finish();
@@ -186,16 +187,16 @@ impl CompressedSearch {
     }
 }
 
-/// Replaces keys in header values by their short forms, and removes headers whose name contains a key.
+/// Replaces keys in header values with their short forms, and removes headers whose name contains a key.
 pub fn redact_headers(headers: &mut HeaderMap, redactor: &Redactor) {
     let has_key = |name: &&HeaderName| redactor.redact(name.as_str().as_bytes()).is_some();
-    // Not replaced, because another name would be another header.
+    // The key in a name is not replaced, because a different name would be a different header.
     for name in headers.keys().filter(has_key).cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
     for value in headers.values_mut() {
         if let Some(redacted) = redactor.redact(value.as_bytes()) {
-            // Does not fail: a short form consists of the same characters as its key.
+            // The conversion does not fail, because a short form consists of the same characters as its key.
             *value = HeaderValue::from_bytes(&redacted).unwrap_or_else(|_| HeaderValue::from_static("..."));
         }
     }
@@ -268,14 +269,14 @@ mod tests {
         }
     }
 
-    /// A body of these chunks without a declared length.
+    /// Returns a body of these chunks without a declared length.
     fn streamed(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
         let data = chunks.iter().map(|chunk| Frame::data(Bytes::copy_from_slice(chunk.as_bytes())));
         StreamBody::new(Frames(data.chain(trailers.map(Frame::trailers)).collect()))
     }
 
     #[tokio::test]
-    async fn a_body_keeps_its_announced_length() {
+    async fn a_redacted_body_has_its_declared_length() {
         for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "nothing".to_owned(), String::new()] {
             let full =
                 Full::new(Bytes::from(text.clone())).map_err(|never| -> WithholdReason { match never {} });

@@ -1,5 +1,5 @@
-//! The outermost response body: counts the relayed bytes and reports exactly once how the relay ended, also
-//! when the server drops the body early.
+//! Wraps the complete response body: counts the relayed bytes, and reports exactly once how the relay ended,
+//! even if the server drops the body early.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,7 +18,7 @@ pub enum RelayEnd {
     UpstreamFailed,
 }
 
-/// Receives the end of a relay, exactly once.
+/// Receives the outcome of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
     /// Called when the relay ends, with the number of relayed body bytes.
     fn on_end(self, end: RelayEnd, bytes: u64);
@@ -28,8 +28,8 @@ pub trait OnBodyEnd: Send + 'static {
 ///
 /// # Cancel safety
 ///
-/// Dropping it reports [`RelayEnd::ClientDisconnected`], unless the body had ended: a server does not poll
-/// again after the last byte of a body whose length is known.
+/// Dropping the body reports [`RelayEnd::ClientDisconnected`], unless the body had ended. A server does not
+/// poll again after the last byte of a body whose length is known.
 #[derive(Debug)]
 pub struct Relay<B: Body, O: OnBodyEnd> {
     /// `None` only during drop.
@@ -122,7 +122,7 @@ mod tests {
         (Relay::new(body, EndSender(sender)), receiver)
     }
 
-    fn ends(receiver: Receiver<(RelayEnd, u64)>) -> Vec<(RelayEnd, u64)> {
+    fn reported_ends(receiver: Receiver<(RelayEnd, u64)>) -> Vec<(RelayEnd, u64)> {
         receiver.into_iter().collect()
     }
 
@@ -130,7 +130,7 @@ mod tests {
     async fn a_response_read_to_its_end_is_complete() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         assert_eq!(relay.collect().await.unwrap().to_bytes(), "abc");
-        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[tokio::test]
@@ -138,7 +138,7 @@ mod tests {
         let (mut relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         relay.frame().await.unwrap().unwrap();
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[tokio::test]
@@ -148,38 +148,40 @@ mod tests {
         relay.frame().await.unwrap().unwrap();
         assert!(relay.frame().await.unwrap().unwrap().is_trailers());
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::Complete, 3)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::Complete, 3)]);
     }
 
     #[test]
     fn an_empty_response_is_complete() {
         let (relay, receiver) = relay(Full::<Bytes>::default());
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::Complete, 0)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::Complete, 0)]);
     }
 
     #[test]
     fn a_disconnected_client_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::ClientDisconnected, 0)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::ClientDisconnected, 0)]);
     }
 
     #[test]
     fn the_upstream_body_is_dropped_before_the_end_is_reported() {
-        struct OwnerCount(std::sync::Arc<()>, Sender<usize>);
-        impl OnBodyEnd for OwnerCount {
+        struct ReferenceCountSender(std::sync::Arc<()>, Sender<usize>);
+        impl OnBodyEnd for ReferenceCountSender {
             fn on_end(self, _: RelayEnd, _: u64) {
                 self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
             }
         }
-        let (owner, (sender, receiver)) = (std::sync::Arc::new(()), channel());
-        let body = Box::pin(PendingBody(std::sync::Arc::clone(&owner)));
-        drop(Relay::new(body, OwnerCount(owner, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the body is dropped first");
+        let (shared, (sender, receiver)) = (std::sync::Arc::new(()), channel());
+        let body = Box::pin(PendingBody(std::sync::Arc::clone(&shared)));
+        drop(Relay::new(body, ReferenceCountSender(shared, sender)));
+        assert_eq!(receiver.recv().unwrap(), 1, "the end was reported before the body was dropped");
     }
 
-    struct PendingBody(#[expect(dead_code, reason = "it is counted by `OwnerCount`")] std::sync::Arc<()>);
+    struct PendingBody(
+        #[expect(dead_code, reason = "`ReferenceCountSender` counts the reference")] std::sync::Arc<()>,
+    );
 
     impl Body for PendingBody {
         type Data = Bytes;
@@ -198,7 +200,7 @@ mod tests {
         let (mut relay, receiver) = relay(FailingBody);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);
-        assert_eq!(ends(receiver), [(RelayEnd::UpstreamFailed, 0)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::UpstreamFailed, 0)]);
     }
 
     struct FailingBody;

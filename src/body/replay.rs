@@ -1,6 +1,6 @@
-//! A request body that can be sent more than once. The first attempt streams it to the upstream and copies it
-//! into a replay buffer. A later attempt sends the buffer, and continues with the bytes that still arrive. A
-//! body that exceeds the buffer is sent only once.
+//! Sends a request body more than once. The first attempt streams the body to the upstream and copies it into
+//! a replay buffer. A later attempt sends the buffer, and continues with the bytes that still arrive. A body
+//! that exceeds the buffer is sent only once.
 
 mod read_ahead;
 mod upload_wait;
@@ -19,7 +19,7 @@ use super::replay_buffer::{ReplayBuffer, ReplayLoss};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 use crate::policy::replay::ReplayableBody;
-pub use read_ahead::SlowUpload;
+pub use read_ahead::SlowUploadError;
 pub use upload_wait::UploadWait;
 
 /// A request body and its replay buffer.
@@ -28,8 +28,8 @@ pub struct Replay<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
-/// The body of one attempt. A later attempt supersedes it, so that two connections never share the bytes that
-/// still arrive.
+/// The body of one attempt. A later attempt supersedes this body, so that two connections never share the
+/// bytes that still arrive.
 #[derive(Debug)]
 pub struct AttemptBody<B> {
     shared: Arc<Mutex<Shared<B>>>,
@@ -43,6 +43,15 @@ pub struct UploadProgress<B> {
     shared: Arc<Mutex<Shared<B>>>,
 }
 
+/// The buffered start of a request body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyStart {
+    /// The first bytes of the body.
+    pub bytes: Bytes,
+    /// Whether `bytes` is the complete body.
+    pub is_complete: bool,
+}
+
 /// The reason why the body of an attempt ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttemptBodyError {
@@ -53,7 +62,7 @@ pub enum AttemptBodyError {
     #[error("the request body of the client ended early")]
     ClientBodyFailed,
     /// The replay buffer cannot be read back.
-    #[error("the buffered part of the request body is lost: {0}")]
+    #[error("the buffered part of the request body was lost: {0}")]
     Lost(ReplayLoss),
 }
 
@@ -64,15 +73,16 @@ struct Shared<B> {
     buffer: ReplayBuffer,
     /// Chunks read ahead of the first attempt, in case the replay buffer cannot keep them.
     read_ahead: VecDeque<Bytes>,
-    /// The memory of `read_ahead` if the replay buffer is on disk. Otherwise both share the same bytes.
+    /// The memory of `read_ahead` if the replay buffer is on disk. Otherwise, `read_ahead` and the replay
+    /// buffer share the same bytes.
     read_ahead_share: Option<BufferShare>,
     /// The offset of `read_ahead` in the body.
     read_ahead_offset: u64,
     /// The declared length.
     length: Option<u64>,
-    /// The number of the current attempt, from 1 on.
+    /// The number of the current attempt. The first attempt has number 1.
     attempt: u32,
-    /// Bytes that the current attempt has taken.
+    /// The number of bytes that the current attempt has taken.
     sent_bytes: u64,
     /// Whether the connection has accepted a byte of the current attempt.
     has_started: bool,
@@ -81,10 +91,10 @@ struct Shared<B> {
     last_sent_at: Instant,
     last_received_at: Instant,
     received_bytes: u64,
-    /// Time spent waiting for the client before `waiting_since`.
-    client_wait: Duration,
-    /// Start of the current wait for the client.
-    waiting_since: Option<Instant>,
+    /// The duration of all waits for the client before `client_wait_start`.
+    client_wait_time: Duration,
+    /// The start of the current wait for the client.
+    client_wait_start: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +109,8 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Wraps `source`, and buffers it within the limits of `budget`. The body is not read before it is
-    /// polled.
+    /// Wraps `source`, which is buffered up to the limits of `budget`. The source is not read before an
+    /// attempt is polled or the body is read ahead.
     #[must_use]
     pub fn new(source: B, budget: &BufferBudget) -> Self {
         let source_state = if source.is_end_stream() { SourceState::Complete } else { SourceState::Ready };
@@ -136,13 +146,13 @@ where
             last_sent_at: now,
             last_received_at: now,
             received_bytes: 0,
-            client_wait: Duration::ZERO,
-            waiting_since: None,
+            client_wait_time: Duration::ZERO,
+            client_wait_start: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
-    /// Starts an attempt from the first byte, and supersedes the previous one.
+    /// Starts an attempt from the first byte. The attempt supersedes the previous one.
     #[must_use]
     pub fn start_attempt(&self) -> AttemptBody<B> {
         let mut shared = lock(&self.shared);
@@ -150,8 +160,9 @@ where
         shared.sent_bytes = 0;
         shared.has_started = false;
         shared.last_sent_at = clock::instant();
-        // The body is not polled between attempts, so that time does not count as a wait for the client.
-        shared.waiting_since = shared.waiting_since.map(|_| shared.last_sent_at);
+        // The time between two attempts does not count as a wait for the client, because the body is not
+        // polled during that time.
+        shared.client_wait_start = shared.client_wait_start.map(|_| shared.last_sent_at);
         AttemptBody { shared: Arc::clone(&self.shared), attempt: shared.attempt, offset: 0 }
     }
 
@@ -169,13 +180,14 @@ where
         if is_complete { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
     }
 
-    /// The time at which bytes last arrived from the client; the start of the request before the first ones.
+    /// The time at which bytes last arrived from the client, or the start of the request if none have
+    /// arrived.
     #[must_use]
     pub fn last_received_at(&self) -> Instant {
         lock(&self.shared).last_received_at
     }
 
-    /// The reason why the replay buffer is incomplete.
+    /// The reason why the replay buffer is incomplete, or `None` while the buffer is complete.
     #[must_use]
     pub fn loss(&self) -> Option<ReplayLoss> {
         lock(&self.shared).buffer.loss()
@@ -213,20 +225,20 @@ impl<B> UploadProgress<B> {
         lock(&self.shared).has_started
     }
 
-    /// Bytes that the current attempt has taken to send.
+    /// The number of bytes that the current attempt has taken to send.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         lock(&self.shared).sent_bytes
     }
 
-    /// Returns up to `max_bytes` of the buffered start of the body, and whether it is the complete body.
+    /// Returns up to `max_bytes` of the buffered start of the body.
     #[must_use]
-    pub fn buffered_start(&self, max_bytes: usize) -> (Bytes, bool) {
+    pub fn buffered_start(&self, max_bytes: usize) -> BodyStart {
         buffered_start(&lock(&self.shared), max_bytes)
     }
 
     /// Declares that there will be no further attempt. The buffer is freed once the current attempt has sent
-    /// it.
+    /// all buffered bytes.
     pub fn release(&self) {
         let mut shared = lock(&self.shared);
         shared.is_released = true;
@@ -247,12 +259,12 @@ impl<B> UploadProgress<B> {
     }
 }
 
-fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> (Bytes, bool) {
-    let start = shared.buffer.start(max_bytes);
+fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> BodyStart {
+    let bytes = shared.buffer.start(max_bytes);
     let is_complete = shared.source_state == SourceState::Complete
         && shared.buffer.loss().is_none()
-        && shared.buffer.bytes() == start.len() as u64;
-    (start, is_complete)
+        && shared.buffer.bytes() == bytes.len() as u64;
+    BodyStart { bytes, is_complete }
 }
 
 impl<B> Shared<B>
@@ -301,18 +313,19 @@ where
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
             self.source_state = SourceState::Pending;
             let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) else {
-                self.waiting_since.get_or_insert_with(clock::instant);
+                self.client_wait_start.get_or_insert_with(clock::instant);
                 return Poll::Pending;
             };
             self.source_state = SourceState::Ready;
             self.last_received_at = clock::instant();
-            if let Some(since) = self.waiting_since.take() {
-                self.client_wait += self.last_received_at.saturating_duration_since(since);
+            if let Some(start) = self.client_wait_start.take() {
+                self.client_wait_time += self.last_received_at.saturating_duration_since(start);
             }
             match frame {
                 None => self.source_state = SourceState::Complete,
                 Some(Err(_)) => self.source_state = SourceState::Failed,
-                // Trailers are dropped: one could be named `xi-api-key`, and the provider does not read them.
+                // Trailers are dropped, because one could be named `xi-api-key`, and the provider does not
+                // read trailers.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         if source.is_end_stream() {
@@ -330,12 +343,12 @@ where
 
 impl<B> Shared<B> {
     fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
-        let remaining = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait);
-        self.waiting_since?.checked_add(remaining)
+        let remaining = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait_time);
+        self.client_wait_start?.checked_add(remaining)
     }
 
-    /// Whether the budget covers the chunks read ahead. They share the memory of the replay buffer unless it
-    /// is on disk.
+    /// Whether the budget covers the chunks read ahead. The chunks share the memory of the replay buffer
+    /// unless the buffer is on disk.
     fn covers_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;

@@ -1,4 +1,4 @@
-//! The replay buffer of a request body: keeps the first part in memory and the rest in an anonymous temporary
+//! Buffers a request body for retries: keeps the first part in memory and the rest in an anonymous temporary
 //! file. The whole buffer is dropped when both limits are exceeded.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use super::disk_spill::DiskSpill;
 /// The reason why a body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayLoss {
-    /// The body exceeds its limit, or all bodies together exceed theirs.
+    /// The body exceeds the limit of one body, or all bodies together exceed their limit.
     TooLarge,
     /// The disk is nearly full.
     DiskFull,
@@ -24,7 +24,7 @@ pub enum ReplayLoss {
 }
 
 impl ReplayLoss {
-    /// The value in the log.
+    /// The code in the log.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -39,18 +39,18 @@ impl ReplayLoss {
 impl fmt::Display for ReplayLoss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TooLarge => "it is larger than the replay buffer",
+            Self::TooLarge => "the body is larger than the replay buffer",
             Self::DiskFull => "the disk for buffered bodies is nearly full",
             Self::DiskFailed => "the disk for buffered bodies cannot be used",
-            Self::Released => "it was discarded",
+            Self::Released => "the buffer was discarded",
         })
     }
 }
 
-/// Chunks smaller than this are copied together. Keeping a slice would keep its whole read buffer alive, so a
-/// body that arrives in single bytes would use many times its size.
+/// Chunks smaller than this size are copied into a joined chunk. Keeping a slice would keep its whole read
+/// buffer alive, so a body that arrives in single bytes would use many times its size.
 const SMALL_CHUNK_SIZE: usize = 4 * 1024;
-/// Size of a joined chunk, from which on it is complete.
+/// Minimum size of a complete joined chunk.
 const JOINED_CHUNK_SIZE: usize = 16 * 1024;
 
 /// Joins the first `max_bytes` bytes of `chunks`.
@@ -70,7 +70,7 @@ pub(super) struct ReplayBuffer {
     share: BufferShare,
     /// The chunks in memory, each with its end offset.
     chunks: Vec<(Bytes, u64)>,
-    /// Small chunks, copied together, that follow `chunks`.
+    /// The joined small chunks that follow `chunks`.
     small_chunks: BytesMut,
     spill: Option<DiskSpill>,
     loss: Option<ReplayLoss>,
@@ -79,7 +79,7 @@ pub(super) struct ReplayBuffer {
 impl ReplayBuffer {
     pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            // Replaced once the body exceeds the free bytes, which most bodies do not.
+            // The share is replaced once the body exceeds the free bytes, which most bodies do not.
             share: BufferShare::default(),
             budget,
             chunks: Vec::new(),
@@ -104,7 +104,7 @@ impl ReplayBuffer {
         self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }
 
-    /// Returns up to `max_bytes` of the start of the body. Only bytes in memory are returned.
+    /// Returns up to `max_bytes` of the start of the body, without the part on disk.
     pub(super) fn start(&self, max_bytes: usize) -> Bytes {
         match self.chunks.as_slice() {
             [] => Bytes::new(),
@@ -120,13 +120,13 @@ impl ReplayBuffer {
         self.chunk_bytes() + self.small_chunks.len() as u64
     }
 
-    /// Bytes in `chunks`.
+    /// The number of bytes in `chunks`.
     fn chunk_bytes(&self) -> u64 {
         self.chunks.last().map_or(0, |(_, end)| *end)
     }
 
     fn push_to_memory(&mut self, data: &Bytes) {
-        // The first chunk is not copied. It is the complete body of most requests.
+        // The first chunk is not copied, because it is the complete body of most requests.
         let is_small = data.len() < SMALL_CHUNK_SIZE && !self.chunks.is_empty();
         if is_small {
             self.small_chunks.extend_from_slice(data);
@@ -145,7 +145,7 @@ impl ReplayBuffer {
         self.chunks.push((chunk, end));
     }
 
-    /// Ready when more data can be buffered. A slow disk delays reading from the client.
+    /// Returns `Ready` once more data can be buffered. A slow disk thus delays reading from the client.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(spill) = &mut self.spill
             && let Err(error) = ready!(spill.poll_capacity(cx))
@@ -186,7 +186,7 @@ impl ReplayBuffer {
         &self.budget
     }
 
-    /// Reads some data at `offset`; `None` at the end of the buffer.
+    /// Reads one or more bytes at `offset`. Returns `None` at the end of the buffer.
     pub(super) fn poll_read(
         &mut self,
         offset: u64,
@@ -256,12 +256,12 @@ mod tests {
     }
 
     async fn read_all(buffer: &mut ReplayBuffer) -> Vec<u8> {
-        let mut all = Vec::new();
+        let mut read = Vec::new();
         loop {
-            let offset = all.len() as u64;
+            let offset = read.len() as u64;
             match pin!(std::future::poll_fn(|cx| buffer.poll_read(offset, cx))).await {
-                Some(data) => all.extend_from_slice(&data.unwrap()),
-                None => return all,
+                Some(data) => read.extend_from_slice(&data.unwrap()),
+                None => return read,
             }
         }
     }
@@ -276,7 +276,7 @@ mod tests {
         }
         assert_eq!(read_all(&mut buffer).await, sent);
         assert!(buffer.chunks.len() < 10, "{} chunks", buffer.chunks.len());
-        assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024);
+        assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024, "memory is taken in steps of 64 KiB");
         buffer.discard(ReplayLoss::Released);
         assert_eq!(buffer.budget.memory_bytes(), 0);
     }

@@ -1,4 +1,4 @@
-//! Tests of the buffer budget across all body adapters: their behavior when the budget is used up, and the
+//! Tests the buffer budget across all body adapters: their behavior when the budget is used up, and the
 //! return of all memory.
 
 use std::pin::Pin;
@@ -18,20 +18,21 @@ use super::decode::tests::gzip;
 use super::inspect::{BodyInspector, Inspect};
 use super::peek::PeekedBody;
 use super::redacted_body::RedactedBody;
-use super::replay::Replay;
+use super::replay::{BodyStart, Replay};
 use crate::policy::replay::ReplayableBody;
 use crate::secret::{ApiKey, Redactor};
 
 const MIB: usize = 1024 * 1024;
-const LONG: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
-fn budget(memory: usize, disk: usize) -> BufferBudget {
+/// Returns a budget of this number of bytes in memory and on disk.
+fn budget(memory_bytes: usize, disk_bytes: usize) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory: u64::MAX,
-        max_total_memory: memory as u64,
-        max_body_disk: disk as u64,
-        max_total_disk: disk as u64,
+        max_total_memory: memory_bytes as u64,
+        max_body_disk: disk_bytes as u64,
+        max_total_disk: disk_bytes as u64,
         min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     })
@@ -76,14 +77,15 @@ fn redactor() -> Option<Arc<Redactor>> {
     Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
 }
 
-/// Random bytes, which hardly compress.
-fn random_bytes(bytes: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
+/// Returns pseudorandom bytes, which hardly compress. The constants are those of the PCG generator.
+fn random_bytes(count: usize) -> Vec<u8> {
+    let mut generator_state = 1_u64;
+    let next_byte = || {
+        generator_state =
+            generator_state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (generator_state >> 56) as u8
     };
-    std::iter::repeat_with(next).take(bytes).collect()
+    std::iter::repeat_with(next_byte).take(count).collect()
 }
 
 async fn upload(budget: &BufferBudget) -> (ReplayableBody, u64) {
@@ -94,11 +96,11 @@ async fn upload(budget: &BufferBudget) -> (ReplayableBody, u64) {
     (replay.replayable_body(), budget.disk_bytes())
 }
 
-async fn read_ahead(budget: &BufferBudget) -> (usize, bool) {
+async fn read_ahead(budget: &BufferBudget) -> BodyStart {
     let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), budget);
-    let (start, is_complete) = replay.peek_body(MIB, LONG).await;
+    let body_start = replay.peek_body(MIB, READ_TIMEOUT).await;
     assert_eq!(replay.start_attempt().collect().await.unwrap().to_bytes(), random_bytes(MIB));
-    (start.len(), is_complete)
+    body_start
 }
 
 async fn inspect(budget: &BufferBudget) -> usize {
@@ -119,7 +121,7 @@ async fn inspect(budget: &BufferBudget) -> usize {
 
 async fn peek(budget: &BufferBudget) -> (bool, bool) {
     let (peeked, bytes) =
-        PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), MIB, LONG, Some(budget)).await;
+        PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), MIB, READ_TIMEOUT, Some(budget)).await;
     let is_over_budget = peeked.is_over_budget();
     assert_eq!(
         peeked.collect().await.unwrap().to_bytes(),
@@ -129,7 +131,8 @@ async fn peek(budget: &BufferBudget) -> (bool, bool) {
     (bytes.is_some(), is_over_budget)
 }
 
-/// Searches a possible start of a key, followed by many bytes that decode to nothing and are held in memory.
+/// Searches a possible start of a key, followed by many bytes that decode to an empty text and are held in
+/// memory. Returns whether the body was relayed unchanged.
 async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
     let codings = Some(vec![Coding::Gzip]);
@@ -141,7 +144,8 @@ async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason
 async fn every_adapter_buffers_within_the_budget() {
     let budget = budget(16 * MIB, 0);
     assert_eq!(upload(&budget).await, (ReplayableBody::Complete, 0));
-    assert_eq!(read_ahead(&budget).await, (MIB, true));
+    let body_start = read_ahead(&budget).await;
+    assert!(body_start.is_complete && body_start.bytes.len() == MIB, "{} bytes", body_start.bytes.len());
     assert_eq!(inspect(&budget).await, 1);
     assert_eq!(peek(&budget).await, (true, false));
     assert_eq!(search_compressed(&budget).await, Ok(true));
@@ -155,10 +159,10 @@ async fn no_adapter_buffers_without_memory() {
     assert_eq!(
         (replayable_body, disk_bytes),
         (ReplayableBody::Complete, (MIB - 16 * 1024) as u64),
-        "only the first 16 KiB are in memory"
+        "all bytes except the first 16 KiB must be on disk"
     );
-    let (start, is_complete) = read_ahead(&budget).await;
-    assert!(!is_complete && start <= 3 * BufferShare::FREE, "{start}");
+    let BodyStart { bytes, is_complete } = read_ahead(&budget).await;
+    assert!(!is_complete && bytes.len() <= 3 * BufferShare::FREE, "{} bytes", bytes.len());
     assert_eq!(inspect(&budget).await, 0);
     assert_eq!(peek(&budget).await, (false, true));
     // The body cannot be searched for a key, so it is not forwarded.
@@ -178,7 +182,7 @@ async fn an_upload_without_memory_and_disk_is_sent_once() {
 async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
     let data = random_bytes(BufferShare::FREE / 4);
-    let (_, bytes) = PeekedBody::read(ChunkedBody::new(data.clone()), MIB, LONG, Some(&budget)).await;
+    let (_, bytes) = PeekedBody::read(ChunkedBody::new(data.clone()), MIB, READ_TIMEOUT, Some(&budget)).await;
     assert_eq!(bytes, Some(data.clone()));
     let inspector = CountingInspector::default();
     let inspect = Inspect::new(
@@ -215,9 +219,13 @@ async fn a_cancelled_body_returns_all_its_memory() {
             attempt.frame().await.unwrap().unwrap();
             inspect.frame().await.unwrap().unwrap();
         }
-        let (peeked, _) =
-            PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), chunks * 8 * 1024, LONG, Some(&budget))
-                .await;
+        let (peeked, _) = PeekedBody::read(
+            ChunkedBody::new(random_bytes(MIB)),
+            chunks * 8 * 1024,
+            READ_TIMEOUT,
+            Some(&budget),
+        )
+        .await;
         assert!(chunks == 1 || budget.memory_bytes() > 0);
         drop((replay, attempt, inspect, peeked));
         assert_eq!(budget.memory_bytes(), 0, "{chunks} chunks");
@@ -246,7 +254,7 @@ fn thousands_of_responses_never_exceed_the_budget() {
         }
         assert!(budget.memory_bytes() <= budget.max_memory());
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MIB + RESPONSES * BufferShare::FREE, "{copied}");
+        assert!(copied <= 4 * MIB + RESPONSES * BufferShare::FREE, "{copied} bytes");
     }
     // The first few bodies are copied completely.
     for inspect in &mut inspects {
@@ -263,14 +271,13 @@ async fn padding_for_many_keys_is_sent_in_bounded_frames() {
     let text = Bytes::from(KEY.repeat(5_000));
     let full = http_body_util::Full::new(text.clone()).map_err(|never| -> WithholdReason { match never {} });
     let mut body = RedactedBody::new(full, redactor());
-    let (mut bytes, mut largest) = (0, 0);
     body.frame().await.unwrap().unwrap();
-    bytes += 5_000 * "sk_6c036526...d452b".len();
+    let (mut bytes, mut largest_frame) = (5_000 * "sk_6c036526...d452b".len(), 0);
     while let Some(frame) = body.frame().await {
         let padding = frame.unwrap().into_data().unwrap();
-        largest = largest.max(padding.len());
+        largest_frame = largest_frame.max(padding.len());
         bytes += padding.len();
     }
-    assert!(largest <= 16 * 1024, "{largest}");
+    assert!(largest_frame <= 16 * 1024, "{largest_frame} bytes");
     assert!(body.is_end_stream() && bytes <= text.len());
 }

@@ -1,4 +1,4 @@
-//! Tests of the replay of a request body: attempts, limits of the buffer, and slow clients.
+//! Tests the replay of a request body: attempts, limits of the buffer, and slow clients.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use super::super::budget::BufferLimits;
 use super::*;
 
-/// A body of scripted frames. `None` makes it pending once.
+/// A timeout that no test with a scripted body reaches.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A body of scripted frames. `None` makes the body pending once.
 #[derive(Debug)]
 struct ScriptedBody {
     steps: VecDeque<Option<Result<Frame<Bytes>, &'static str>>>,
@@ -49,7 +52,7 @@ fn script(chunks: &[&str]) -> ScriptedBody {
     }
 }
 
-/// A budget with these limits for one body in memory and on disk.
+/// Returns a budget with these limits for one body in memory and on disk.
 fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory,
@@ -73,6 +76,10 @@ fn poll(attempt: &mut AttemptBody<ScriptedBody>) -> Poll<Option<Result<Bytes, At
 
 fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
+}
+
+fn start(text: &'static str, is_complete: bool) -> BodyStart {
+    BodyStart { bytes: Bytes::from_static(text.as_bytes()), is_complete }
 }
 
 async fn read_all(attempt: AttemptBody<ScriptedBody>) -> Bytes {
@@ -110,16 +117,16 @@ async fn the_buffered_start_of_a_body_is_returned() {
     let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
-    assert_eq!(upload.buffered_start(99), (Bytes::new(), false));
+    assert_eq!(upload.buffered_start(99), start("", false));
     assert_eq!(poll(&mut attempt), chunk("hello"));
-    assert_eq!(upload.buffered_start(99), ("hello".into(), false));
-    assert_eq!(upload.buffered_start(4), ("hell".into(), false));
+    assert_eq!(upload.buffered_start(99), start("hello", false));
+    assert_eq!(upload.buffered_start(4), start("hell", false));
     assert_eq!(read_all(attempt).await, " world");
-    assert_eq!(upload.buffered_start(99), ("hello world".into(), true));
-    assert_eq!(upload.buffered_start(11), ("hello world".into(), true));
-    assert_eq!(upload.buffered_start(10), ("hello worl".into(), false));
+    assert_eq!(upload.buffered_start(99), start("hello world", true));
+    assert_eq!(upload.buffered_start(11), start("hello world", true));
+    assert_eq!(upload.buffered_start(10), start("hello worl", false));
     upload.release();
-    assert_eq!(upload.buffered_start(99), (Bytes::new(), false));
+    assert_eq!(upload.buffered_start(99), start("", false));
 }
 
 #[tokio::test]
@@ -127,10 +134,10 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
     for limit in [100, 7, 5, 0] {
         let budget = budget(limit, 0);
         let replay = Replay::new(script(&["hello", " ", "world"]), &budget);
-        let (start, is_complete) = replay.peek_body(99, Duration::from_secs(60)).await;
+        let body_start = replay.peek_body(99, READ_TIMEOUT).await;
         let is_kept = limit == 100;
-        assert_eq!(is_complete, is_kept, "limit {limit}");
-        assert!(b"hello world".starts_with(&start), "limit {limit}");
+        assert_eq!(body_start.is_complete, is_kept, "limit {limit}");
+        assert!(b"hello world".starts_with(&body_start.bytes), "limit {limit}");
         let attempt = replay.start_attempt();
         assert!(!attempt.is_end_stream());
         assert_eq!(read_all(attempt).await, "hello world", "limit {limit}");
@@ -141,7 +148,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
     }
     // Reading stops with the chunk that exceeds the requested bytes.
     let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
-    assert_eq!(replay.peek_body(4, Duration::from_secs(60)).await, ("hell".into(), false));
+    assert_eq!(replay.peek_body(4, READ_TIMEOUT).await, start("hell", false));
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
 }
@@ -205,7 +212,7 @@ async fn trailers_are_dropped() {
 }
 
 #[test]
-fn every_attempt_announces_the_remaining_length() {
+fn every_attempt_declares_the_remaining_length() {
     let replay = Replay::new(ScriptedBody { length: Some(3), ..script(&["a", "bc"]) }, &large_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(first_attempt.size_hint().exact(), Some(3));
@@ -248,15 +255,15 @@ fn a_released_body_is_discarded_once_it_is_sent() {
     let upload = second_attempt.upload();
     assert_eq!(poll(&mut second_attempt), chunk("ab"));
     upload.release();
-    assert_eq!((upload.buffered_start(9).0, upload.sent_bytes()), ("abc".into(), 2));
+    assert_eq!((upload.buffered_start(9).bytes, upload.sent_bytes()), ("abc".into(), 2));
     assert_eq!(poll(&mut second_attempt), chunk("c"));
-    assert_eq!(upload.buffered_start(9).0, "");
+    assert_eq!(upload.buffered_start(9).bytes, "");
     assert_eq!(poll(&mut second_attempt), chunk("d"));
     assert_eq!((upload.sent_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
-/// A body of these chunks. `None` makes it pending once.
-fn scripted(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
+/// Returns a body of these chunks. `None` makes the body pending once.
+fn script_chunks(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
     let steps = chunks.iter().cloned().map(|chunk| chunk.map(|data| Ok(Frame::data(Bytes::from(data)))));
     ScriptedBody { steps: steps.collect(), length: None }
 }
@@ -269,16 +276,16 @@ proptest! {
     #[test]
     fn every_attempt_of_any_chunking_sends_the_same_bytes(
         chunks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..30),
-        reads in prop::collection::vec(0_usize..20, 0..6),
+        reads_per_attempt in prop::collection::vec(0_usize..20, 0..6),
         memory_bytes in 0_u64..400,
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, 1_000);
-        let replay = Replay::new(scripted(&chunks), &budget);
+        let replay = Replay::new(script_chunks(&chunks), &budget);
         let received = runtime().block_on(async {
-            for count in reads {
+            for reads in reads_per_attempt {
                 let mut attempt = replay.start_attempt();
-                for _ in 0..count {
+                for _ in 0..reads {
                     let _ = attempt.frame().await;
                 }
             }
@@ -298,7 +305,7 @@ proptest! {
     ) {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, disk_bytes);
-        let replay = Replay::new(scripted(&chunks), &budget);
+        let replay = Replay::new(script_chunks(&chunks), &budget);
         prop_assert_eq!(runtime().block_on(read_all(replay.start_attempt())), sent);
         prop_assert!(budget.disk_bytes() <= disk_bytes);
     }
@@ -317,8 +324,8 @@ async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
-/// Checks that a body is sent once, although its buffer is lost under the changed limits.
-async fn check_lost(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
+/// Checks that a body is sent once, although its buffer is lost with the changed limits.
+async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     let mut limits = BufferLimits {
         max_body_memory: 2,
         max_total_memory: 1_000,
@@ -329,7 +336,7 @@ async fn check_lost(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     };
     change(&mut limits);
     let budget = BufferBudget::new(&limits);
-    // Larger than the write queue, so that the write is polled before the next chunk.
+    // The chunks are larger than the write queue, so that each write is polled before the next chunk.
     let large = "x".repeat(300_000);
     let replay = Replay::new(script(&["ab", &large, &large, "ef"]), &budget);
     assert_eq!(
@@ -343,10 +350,10 @@ async fn check_lost(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
 
 #[tokio::test]
 async fn a_full_or_failing_disk_loses_only_the_replay_buffer() {
-    check_lost(|limits| limits.max_body_disk = 3, ReplayLoss::TooLarge).await;
-    check_lost(|limits| limits.max_total_disk = 3, ReplayLoss::TooLarge).await;
-    check_lost(|limits| limits.min_disk_free_percent = 100, ReplayLoss::DiskFull).await;
-    check_lost(|limits| limits.directory = "/nonexistent".into(), ReplayLoss::DiskFailed).await;
+    check_loss(|limits| limits.max_body_disk = 3, ReplayLoss::TooLarge).await;
+    check_loss(|limits| limits.max_total_disk = 3, ReplayLoss::TooLarge).await;
+    check_loss(|limits| limits.min_disk_free_percent = 100, ReplayLoss::DiskFull).await;
+    check_loss(|limits| limits.directory = "/nonexistent".into(), ReplayLoss::DiskFailed).await;
 }
 
 #[tokio::test]
@@ -355,7 +362,7 @@ async fn every_attempt_starts_with_the_bytes_read_ahead() {
     source.steps.insert(1, None);
     let budget = large_budget();
     let replay = Replay::new(source, &budget);
-    assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello world".into(), true));
+    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello world", true));
     let mut attempt = replay.start_attempt();
     assert!(!attempt.is_end_stream());
     assert_eq!(poll(&mut attempt), chunk("hello"));
@@ -366,20 +373,21 @@ async fn every_attempt_starts_with_the_bytes_read_ahead() {
 
 #[tokio::test]
 async fn bytes_read_ahead_may_exceed_the_memory() {
-    for (max_bytes, memory, expected) in
-        [(6, 1_000, ("hello ", false)), (99, 6, ("hello world!", true)), (1, 1_000, ("h", false))]
-    {
+    for (max_bytes, memory, expected) in [
+        (6, 1_000, start("hello ", false)),
+        (99, 6, start("hello world!", true)),
+        (1, 1_000, start("h", false)),
+    ] {
         let budget = budget(memory, 1_000);
         let replay = Replay::new(script(&["hello", " ", "world", "!"]), &budget);
-        let (start, is_complete) = replay.peek_body(max_bytes, Duration::from_secs(60)).await;
-        assert_eq!((&start[..], is_complete), (expected.0.as_bytes(), expected.1));
+        assert_eq!(replay.peek_body(max_bytes, READ_TIMEOUT).await, expected);
         for _ in 0..2 {
             assert_eq!(read_all(replay.start_attempt()).await, "hello world!");
         }
     }
     // A body that could not be buffered is still sent once.
     let replay = Replay::new(script(&["hello", " world"]), &budget(0, 0));
-    replay.peek_body(99, Duration::from_secs(60)).await;
+    replay.peek_body(99, READ_TIMEOUT).await;
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(replay.replayable_body(), ReplayableBody::Unavailable);
 }
@@ -389,13 +397,13 @@ async fn an_error_during_read_ahead_fails_the_attempt() {
     let mut source = script(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
     let replay = Replay::new(source, &large_budget());
-    assert_eq!(replay.peek_body(99, Duration::from_secs(60)).await, ("hello".into(), false));
+    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello", false));
     let mut attempt = replay.start_attempt();
     assert_eq!(poll(&mut attempt), chunk("hello"));
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
 }
 
-/// A body of `length` bytes that arrive one per `interval`.
+/// Returns a body of `length` bytes, of which one arrives per `interval`.
 fn slow_body(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
     let steps = futures_util::stream::unfold(0, move |sent| async move {
         if sent == length {
@@ -433,7 +441,7 @@ fn check_short_body(
     length: u64,
     interval_ms: u64,
     bytes_per_second: u32,
-    expected: (Result<(), SlowUpload>, u64),
+    (expected, expected_seconds): (Result<(), SlowUploadError>, u64),
 ) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -444,17 +452,17 @@ fn check_short_body(
         let result = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
         (result, clock::elapsed_since(start).as_secs())
     });
-    assert_eq!(result, expected, "{length} bytes, one every {interval_ms} ms");
+    assert_eq!(result, (expected, expected_seconds), "{length} bytes, one every {interval_ms} ms");
 }
 
 #[test]
-fn short_bodies_are_read_ahead_within_the_timeouts() {
+fn a_short_body_is_read_ahead_until_a_timeout() {
     check_short_body(10, 1_000, 1, (Ok(()), 10));
     // A longer body is not read ahead.
     check_short_body(101, 1_000, 1, (Ok(()), 0));
-    check_short_body(100, 61_000, 0, (Err(SlowUpload::Stalled), 60));
+    check_short_body(100, 61_000, 0, (Err(SlowUploadError::Stalled), 60));
     check_short_body(100, 59_000, 0, (Ok(()), 5_900));
-    // The client has 20 s, and one second more for each byte.
-    check_short_body(100, 2_000, 1, (Err(SlowUpload::BelowMinRate), 39));
+    // At one byte per second, the client has 20 s and one more second for each received byte.
+    check_short_body(100, 2_000, 1, (Err(SlowUploadError::BelowMinRate), 39));
     check_short_body(15, 2_000, 1, (Ok(()), 30));
 }

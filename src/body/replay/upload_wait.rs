@@ -1,14 +1,14 @@
-//! The event that an upload waits for, which selects the timeout of an attempt.
+//! Names the event that an upload waits for. The event determines the timeout of an attempt.
 
 /// The event that the upload of a request body waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadWait {
-    /// The next bytes from the client.
+    /// The upload waits for the next bytes from the client.
     ForClient,
-    /// Capacity of the upstream connection.
+    /// The upload waits for capacity of the upstream connection.
     ForUpstream,
-    /// The response; the body is sent completely.
+    /// The body has been sent completely, and the response is awaited.
     ForResponse,
-    /// Nothing, because the body of the client ended early or was malformed.
+    /// The upload has failed, because the body of the client ended early or was malformed.
     Failed,
 }
