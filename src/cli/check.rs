@@ -24,10 +24,10 @@ pub(super) fn run(sources: ConfigSources) -> CommandResult {
     for (position, key) in config.keys.iter().enumerate() {
         print(&format_args!("{}  {}", key_name(position, key.name.as_deref()), key.key.short()));
     }
-    let count = build_runtime()?.block_on(report_start_problems(loaded.config));
-    if count > 0 {
-        let plural = if count == 1 { "" } else { "s" };
-        print_error(&format_args!("{count} problem{plural} would prevent a start"));
+    let problem_count = build_runtime()?.block_on(report_start_problems(loaded.config));
+    if problem_count > 0 {
+        let plural = if problem_count == 1 { "" } else { "s" };
+        print_error(&format_args!("{problem_count} problem{plural} would prevent a start"));
         return Err(ExitCode::from(EX_CONFIG));
     }
     print(&"The configuration is fine.");
@@ -36,7 +36,7 @@ pub(super) fn run(sources: ConfigSources) -> CommandResult {
 
 /// Prints the problems that would prevent a start, and returns their number.
 async fn report_start_problems(config: Config) -> usize {
-    let mut count = 0;
+    let mut problem_count = 0;
     for problem in dry_run(config).await {
         match problem {
             StartProblem::Address { address, source } => {
@@ -49,7 +49,7 @@ async fn report_start_problems(config: Config) -> usize {
             }
             StartProblem::Start(error) => print_error(&format_args!("keychoir: {error}")),
         }
-        count += 1;
+        problem_count += 1;
     }
-    count
+    problem_count
 }

@@ -110,8 +110,11 @@ fn add(arguments: NewClientArguments) -> CommandResult {
     let token = generate_token().ok_or_else(|| fail("the system provides no random numbers"))?;
     let (path, _) =
         add_client(&file.overrides(), &client, &TokenFingerprint::new(&token)).map_err(report_edit_error)?;
-    let (name, path) = (&client.name, path.display());
-    print_error(&format_args!("Added the client `{name}` to {path}. Its token is shown only now:"));
+    let name = &client.name;
+    print_error(&format_args!(
+        "Added the client `{name}` to {}. Its token is shown only now:",
+        path.display()
+    ));
     if file.json {
         print(&json!({"name": name, "token": token}));
     } else {
@@ -198,7 +201,7 @@ fn report_edit_error(error: EditError) -> ExitCode {
     }
 }
 
-/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it.
+/// Generates a token of 192 random bits, with a prefix by which operators and secret scanners recognize it.
 fn generate_token() -> Option<String> {
     let mut bytes = [0_u8; 24];
     default_provider().secure_random.fill(&mut bytes).ok()?;

@@ -1,5 +1,5 @@
-//! Opens the usage database for the commands that read it. It is opened read-only, so that it can be
-//! read while the service runs.
+//! Opens the usage database for the commands that read usage records. The database is opened read-only, so
+//! that it can be read while the service is running.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub(super) struct DatabaseOptions {
     file: Option<PathBuf>,
 }
 
-/// The error of a database that cannot be read.
+/// The reason why the usage database cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     #[error("{0}. Use --file to read another file{hint}.", hint = service_hint(.0))]
@@ -31,10 +31,11 @@ pub(super) enum DatabaseError {
     Ephemeral,
 }
 
-/// The database of the service in `systemd/`. The configuration of an operator names another path.
+/// The database of the service in `systemd/`. An operator's own configuration names a different path.
 const SERVICE_DATABASE: &str = "/var/lib/keychoir/keychoir.db";
 
-/// Names the database of the service, if it exists and is not the missing one.
+/// Returns a hint that names the database of the service. The hint is empty if that database does not exist
+/// or is the one that cannot be read.
 fn service_hint(error: &ReadError) -> String {
     match error {
         ReadError::NoFile(path)

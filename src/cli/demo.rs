@@ -49,7 +49,7 @@ const SENTENCES: [&str; 8] = [
     "The usage of each key is recorded, to the credit.",
     "And when the month is over, the first key sings again.",
 ];
-/// How often each sentence is requested.
+/// Number of requests for each sentence.
 const ROUNDS: usize = 4;
 
 /// Pause between two requests, so that a viewer can follow the output.
@@ -57,15 +57,15 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(120);
 
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
-/// The cost of a range of the sentences of all rounds: one credit per character.
+/// Returns the cost of a range of the sentences of all rounds, which is one credit per character.
 fn cost(range: std::ops::Range<usize>) -> u64 {
     let sentences = SENTENCES.iter().cycle().skip(range.start).take(range.len());
     sentences.map(|sentence| sentence.len() as u64).sum()
 }
 
-/// Three keys get exhausted, and one does not. The workspace of the second key has enough credits, but the
-/// key has a cap. ElevenLabs reports a cap only in a refusal, so Keychoir sends the refused request again
-/// with the next key.
+/// Returns a plan with which three keys are exhausted and one is not. The workspace of the second key has
+/// enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so Keychoir sends the
+/// refused request again with the next key.
 fn plan() -> Plan {
     let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
     let mut plan = Plan::of(KEYS.into_iter().zip(credits));
@@ -86,7 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
     }
 }
 
-/// Returns whether every request was served and the recorded usage is correct.
+/// Runs the demo. Returns whether every request was served and the recorded usage is correct.
 async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     // The file is created first, so that an invalid path is reported before the requests.
     let cannot_write =
@@ -104,8 +104,8 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     view.update_keys(&running.keys());
     let SpeechResults { audio, requests, retried } = send_all(view, &running, &simulator, &url).await?;
     let served = audio.len();
-    let audio: Vec<u8> = audio.concat();
-    tokio::task::block_in_place(|| output.write_all(&audio)).with_context(cannot_write)?;
+    let joined_audio = audio.concat();
+    tokio::task::block_in_place(|| output.write_all(&joined_audio)).with_context(cannot_write)?;
 
     let keys = running.keys();
     let exhausted = keys.iter().filter(|key| key.state.status() == KeyStatus::Exhausted).count();
@@ -122,7 +122,11 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     view.print_result(&format!(
         "{recorded} credits recorded, {charged} charged by the simulated ElevenLabs"
     ))?;
-    view.print_result(&format!("audio: {} ({} KiB)", arguments.output.display(), audio.len() / 1_024))?;
+    view.print_result(&format!(
+        "audio: {} ({} KiB)",
+        arguments.output.display(),
+        joined_audio.len() / 1_024
+    ))?;
     Ok(failures == 0 && recorded == charged)
 }
 
@@ -132,7 +136,7 @@ struct SpeechResults {
     audio: Vec<Vec<u8>>,
     /// The number of requests.
     requests: usize,
-    /// The number of requests that were refused with one key and sent again with another.
+    /// The number of requests that were refused with one key and sent again with another key.
     retried: usize,
 }
 
@@ -175,20 +179,21 @@ fn new_attempts(simulator: &Simulator, request_count: &mut usize) -> Vec<(usize,
     let requests = simulator.ledger().requests;
     let speech_requests =
         requests.iter().skip(*request_count).filter(|request| request.path_and_query == SPEECH_PATH);
-    let attempts = speech_requests.filter_map(|request| {
-        let key = KEYS.iter().position(|key| request.key.as_deref() == Some(*key))?;
-        Some((key + 1, request.status?))
-    });
-    let attempts = attempts.collect();
+    let attempts = speech_requests
+        .filter_map(|request| {
+            let key_index = KEYS.iter().position(|key| request.key.as_deref() == Some(*key))?;
+            Some((key_index + 1, request.status?))
+        })
+        .collect();
     *request_count = requests.len();
     attempts
 }
 
-/// Describes the keys that refused a request and the key that served it. Returns `None` if no key refused
-/// it.
+/// Describes the keys with which a request was refused and the key with which it was served. Returns `None`
+/// if the request was not refused.
 fn describe_retry(attempts: &[(usize, u16)]) -> Option<String> {
     let ((serving_key, _), refusals) = attempts.split_last().filter(|(_, refusals)| !refusals.is_empty())?;
-    let refusals: Vec<String> =
+    let refusing_keys: Vec<String> =
         refusals.iter().map(|(key, status)| format!("key {key} ({status})")).collect();
-    Some(format!("refused by {}, served by key {serving_key}", refusals.join(", ")))
+    Some(format!("refused by {}, served by key {serving_key}", refusing_keys.join(", ")))
 }

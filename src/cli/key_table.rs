@@ -11,8 +11,8 @@ const MAX_NAME_CHARS: usize = 16;
 /// Maximum number of characters of a plan. `business` is the longest known plan.
 const MAX_PLAN_CHARS: usize = 8;
 
-/// Formats the lines of the table, the column titles first. If a key has a name, the table shows names
-/// and no plans.
+/// Formats the lines of the table. The first line contains the column titles. If a key has a name, the table
+/// shows names instead of plans.
 pub(super) fn format_lines(keys: &[KeySnapshot]) -> Vec<String> {
     let has_names = keys.iter().any(|snapshot| snapshot.key.name().is_some());
     let titles = [
@@ -23,7 +23,7 @@ pub(super) fn format_lines(keys: &[KeySnapshot]) -> Vec<String> {
         ("status", Alignment::Left),
     ];
     let [key, short_key, used, resets, status] = titles;
-    let text = if has_names {
+    let table = if has_names {
         let mut table = Table::new(titles);
         keys.iter().for_each(|snapshot| table.add_row(format_cells(snapshot)));
         table.format()
@@ -40,7 +40,7 @@ pub(super) fn format_lines(keys: &[KeySnapshot]) -> Vec<String> {
         }
         table.format()
     };
-    text.lines().map(str::to_owned).collect()
+    table.lines().map(str::to_owned).collect()
 }
 
 fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
@@ -59,7 +59,7 @@ fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
         truncate(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
         truncate(key.api_key().short().as_str(), 19),
         used,
-        quota.resets_at.map_or_else(|| "-".to_owned(), |at| at.month_and_day()),
+        quota.resets_at.map_or_else(|| "-".to_owned(), |resets_at| resets_at.month_and_day()),
         status,
     ]
 }

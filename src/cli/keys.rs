@@ -51,7 +51,8 @@ struct ReportedKeyState {
 }
 
 impl ReportedKeyState {
-    /// The state in the database. `near_limit_ratio` is the used share from which a key is near its limit.
+    /// Converts the state in the database. A key is near its limit if the used share of the limit is at least
+    /// `near_limit_ratio`.
     fn from_stored(key: &StoredKey, near_limit_ratio: f64) -> Self {
         Self {
             status: key.status.as_str().to_owned(),
@@ -62,7 +63,7 @@ impl ReportedKeyState {
         }
     }
 
-    /// The state in the status document of a running Keychoir.
+    /// Converts the state in the status document of a running Keychoir.
     fn from_status(key: &status::ReportedKeyStatus) -> Self {
         Self {
             status: key.status.clone(),
@@ -81,8 +82,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         print_keys(&keys, json);
         return Ok(());
     }
-    let stored_keys = database.open_configured(&config).and_then(|database| Ok(database.keys(clock::now())?));
-    let (stored_keys, result) = match stored_keys {
+    let read_keys = database.open_configured(&config).and_then(|reader| Ok(reader.keys(clock::now())?));
+    let (stored_keys, result) = match read_keys {
         Ok(stored_keys) => (stored_keys, Ok(())),
         Err(error) => {
             let code = fail(format_args!("the state of the keys is unknown: {error}"));
@@ -94,20 +95,18 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 }
 
 /// Fetches the states of the configured keys from the Keychoir that runs with this configuration.
-/// Returns `None` if it does not respond, requires a token, or has other keys.
+/// Returns `None` if that Keychoir does not respond, requires a token, or has different keys.
 fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
-    let is_same = |(config, key): (&KeyConfig, &status::ReportedKeyStatus)| {
-        config.key.short().as_str() == key.short_key
+    let is_same = |(configured, reported): (&KeyConfig, &status::ReportedKeyStatus)| {
+        configured.key.short().as_str() == reported.short_key
     };
     if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
         return None;
     }
-    let listed_keys = config
-        .keys
-        .iter()
-        .zip(&keys)
-        .map(|(config, key)| ListedKey::new(config, Some(ReportedKeyState::from_status(key))));
+    let listed_keys = config.keys.iter().zip(&keys).map(|(configured, reported)| {
+        ListedKey::new(configured, Some(ReportedKeyState::from_status(reported)))
+    });
     Some(listed_keys.collect())
 }
 
@@ -132,7 +131,7 @@ impl ListedKey {
     }
 }
 
-/// Whether there is no database yet, which is not a failure.
+/// Whether the database does not exist yet, which is not a failure.
 fn is_missing(error: &DatabaseError) -> bool {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => true,
@@ -146,7 +145,7 @@ fn is_missing(error: &DatabaseError) -> bool {
     }
 }
 
-/// The configured keys, or the keys in the database if none are configured.
+/// Returns the configured keys, or the keys in the database if none are configured.
 fn list_keys(config: &Config, stored_keys: &[StoredKey]) -> Vec<ListedKey> {
     let state = |key: &StoredKey| ReportedKeyState::from_stored(key, config.pool.near_limit_ratio);
     if config.keys.is_empty() {

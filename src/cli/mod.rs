@@ -1,4 +1,4 @@
-//! Parses the command line and runs the command. Each command is a file. It prints data to standard
+//! Parses the command line and runs the command. Each command is a module, which prints data to standard
 //! output and messages to standard error, and returns an exit code.
 
 mod serve;
@@ -106,7 +106,7 @@ fn describe_files(loaded: &LoadedConfig) -> String {
     }
 }
 
-/// The exit code for invalid arguments, the same as that of clap.
+/// The exit code for invalid arguments, which is also that of clap.
 const EX_USAGE: u8 = 2;
 
 /// The exit code for an invalid configuration (`sysexits.h`). A service manager should not restart the
@@ -184,7 +184,7 @@ fn locale() -> Option<String> {
 fn describe_bind_error(address: &str, error: &io::Error) -> String {
     let is_file = address.starts_with("unix:");
     let reason = match error.kind() {
-        io::ErrorKind::NotFound if is_file => "Its folder does not exist. ",
+        io::ErrorKind::NotFound if is_file => "Its directory does not exist. ",
         io::ErrorKind::PermissionDenied if is_file => "This user may not write there. ",
         io::ErrorKind::AddrInUse => "Another program listens there, perhaps another Keychoir. ",
         io::ErrorKind::PermissionDenied => "Ports below 1024 require a privilege. ",

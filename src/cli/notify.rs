@@ -17,7 +17,7 @@ pub(super) fn report_ready(status: &str) {
 pub(super) fn report_reloading() {
     // The service manager identifies the reload by this time.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Ok(reload_time) => notify(&[NotifyState::Reloading, reload_time]),
         Err(error) => debug!("no monotonic time for the service manager: {error}"),
     }
 }
@@ -29,8 +29,8 @@ pub(super) fn report_stopping(extension: Duration) {
     notify(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// Sends keep-alives to the watchdog, if it is enabled. The interval is half the watchdog's timeout, so
-/// that one late message does not cause a restart.
+/// Sends keep-alives to the watchdog if the watchdog is enabled. The interval is half the watchdog's timeout,
+/// so that one late message does not cause a restart.
 pub(super) async fn send_keep_alives() -> Infallible {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {

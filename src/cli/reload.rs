@@ -15,7 +15,7 @@ use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 pub(super) struct ConfigReloader {
     overrides: Overrides,
     level: LogLevelHandle,
-    /// The configuration at the start. Settings that need a restart keep its values.
+    /// The configuration at the start. Settings that need a restart keep the values of this configuration.
     start_config: Config,
     /// The metadata of the files at the last load.
     loaded_files: FileStamps,
@@ -64,8 +64,8 @@ impl ConfigReloader {
         }
     }
 
-    /// Reads all files again and applies the configuration to `app`. Reading blocks this thread
-    /// briefly, while other threads serve requests.
+    /// Reads all files again and applies the configuration to `app`. Reading blocks this thread briefly, but
+    /// not the threads that serve requests.
     pub(super) fn reload(&mut self, app: &RunningApp) {
         // The metadata is recorded before the files are read, so that a change during the read is
         // detected.
@@ -86,7 +86,7 @@ impl ConfigReloader {
         }
     }
 
-    /// Applies the configuration. The error is the reason why it cannot be applied.
+    /// Applies the configuration. Returns the reason if it cannot be applied.
     fn apply(&mut self, loaded: LoadedConfig, app: &RunningApp) -> Result<(), String> {
         let LoadedConfig { config, warnings, files, .. } = loaded;
         (self.loaded_files, self.checked_files) = (files.clone(), files);
@@ -94,13 +94,13 @@ impl ConfigReloader {
             warn!("{warning}");
         }
         let restart_settings = self.start_config.settings_needing_restart(&config);
-        let (source, clients) = (config.key_source.to_string(), config.clients.len());
+        let (key_source, clients) = (config.key_source.to_string(), config.clients.len());
         let (interval, drain_timeout) = (config.server.reload_interval, config.server.drain_timeout);
-        let level = config.log.level.to_string();
+        let log_level = config.log.level.to_string();
         let app_config = AppConfig::from_config(config).map_err(|error| error.to_string())?;
         let summary = app.reload(app_config).map_err(|error| error.to_string())?;
         (self.interval, self.drain_timeout) = (interval, drain_timeout);
-        if let Err(error) = self.level.set(&level) {
+        if let Err(error) = self.level.set(&log_level) {
             warn!("{error}");
         }
         if !restart_settings.is_empty() {
@@ -112,14 +112,14 @@ impl ConfigReloader {
             );
         }
         let (count, added, removed) = (summary.keys, summary.added, summary.removed);
-        let text = keys_loaded_message(count, &source);
+        let keys_message = keys_loaded_message(count, &key_source);
         info!(
             event = "reloaded",
             keys = count,
             added,
             removed,
             clients,
-            "Reloaded: {text}, {added} added, {removed} removed; {clients} client tokens"
+            "Reloaded: {keys_message}, {added} added, {removed} removed; {clients} client tokens"
         );
         Ok(())
     }

@@ -42,18 +42,18 @@ pub(super) struct StatusClient {
     token: Option<String>,
 }
 
-/// The error of a request to a running Keychoir. The message contains advice.
+/// The reason why a request to a running Keychoir failed. The message contains advice.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServerRequestError {
     #[error("{0} is not the address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
     InvalidUrl(String),
-    #[error("use http://, which Keychoir serves on the same port as https")]
+    #[error("use http://, which Keychoir serves on the same port as HTTPS")]
     Https,
     #[error("the configuration names no fixed port: use --url http://HOST:PORT")]
     NoFixedPort,
     #[error("the client token cannot be read from {}: {source}", .path.display())]
     Token { path: PathBuf, source: std::io::Error },
-    #[error("{} contains no valid client token: it is empty, or a header cannot contain it", .0.display())]
+    #[error("{} contains no valid client token: the token is empty or not valid in a header", .0.display())]
     InvalidToken(PathBuf),
     #[error(
         "Keychoir does not respond at {address}: {reason}. Is it running (`keychoir serve`)? Use --url for another address."
@@ -61,9 +61,9 @@ pub(super) enum ServerRequestError {
     NoResponse { address: String, reason: String },
     #[error("Keychoir at {0} requires a client token: use --token-file with a file that contains one")]
     TokenRequired(String),
-    #[error("Keychoir at {0} refuses the client token of --token-file")]
+    #[error("Keychoir at {0} rejects the client token of --token-file")]
     TokenRefused(String),
-    #[error("the server at {address} is not a Keychoir, or has another version ({reason})")]
+    #[error("the server at {address} is not a Keychoir, or has a different version ({reason})")]
     NotKeychoir { address: String, reason: String },
     #[error("{0}")]
     Client(#[from] reqwest::Error),
@@ -71,13 +71,13 @@ pub(super) enum ServerRequestError {
     Tls(#[from] TlsError),
 }
 
-/// Timeout of a request. Keychoir serves these documents from memory, so one that takes longer to
-/// respond is stuck.
+/// Timeout of a request. Keychoir serves these documents from memory, so a process that takes longer to
+/// respond hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ServerOptions {
-    /// Creates the client. The outer error is the exit code for an invalid configuration, whose
-    /// mistakes are printed.
+    /// Creates the client. If the configuration is invalid, prints its mistakes and returns the exit code as
+    /// the outer error.
     pub(super) fn into_client(self) -> Result<Result<StatusClient, ServerRequestError>, ExitCode> {
         let address = match &self.url {
             Some(url) => ServerAddress::parse(url),
@@ -107,7 +107,7 @@ impl ServerAddress {
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
     }
 
-    /// The first configured TCP address with a fixed port, or else the first Unix socket.
+    /// Returns the first configured TCP address with a fixed port, or else the first Unix socket.
     fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
         let listen = &config.server.listen;
         let unix_socket = || {
@@ -121,8 +121,8 @@ impl ServerAddress {
     }
 }
 
-/// The base URL of a TCP listener for clients on this machine. A wildcard address is replaced by the
-/// loopback address.
+/// Returns the base URL of a TCP listener for clients on this machine. A wildcard address is replaced with
+/// the loopback address.
 pub(super) fn base_url(listen: &HostPort) -> String {
     let mut address =
         listen.socket_addresses().first().copied().unwrap_or_else(|| ([127, 0, 0, 1], listen.port()).into());
@@ -168,7 +168,7 @@ impl StatusClient {
     ) -> Result<(String, T), ServerRequestError> {
         let base = match &self.address {
             ServerAddress::Url(url) => url,
-            // The host is ignored on a Unix socket.
+            // The host of the URL is not used on a Unix socket.
             ServerAddress::Unix(_) => "http://localhost",
         };
         let mut request = self.client.get(format!("{base}{path}"));
@@ -203,11 +203,11 @@ pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     };
     let Ok(client) = StatusClient::new(address, None) else { return false };
     let page = client.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
-    // Another program does not send a document with these members.
+    // A different program does not send a document with these members.
     page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
 }
 
-/// The innermost source of the error, which is the most specific.
+/// Returns the innermost source of the error, which is the most specific one.
 fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
@@ -220,9 +220,9 @@ fn root_cause(error: &reqwest::Error) -> String {
 }
 
 fn read_token(path: PathBuf) -> Result<String, ServerRequestError> {
-    let text = fs::read_to_string(&path)
+    let content = fs::read_to_string(&path)
         .map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
-    let token = text.trim();
+    let token = content.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(ServerRequestError::InvalidToken(path));
     }

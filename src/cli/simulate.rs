@@ -59,11 +59,11 @@ enum FaultArgumentError {
 }
 
 fn parse_fault(text: &str) -> Result<FaultArgument, FaultArgumentError> {
-    let (key, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
-    // A key may contain an `@`. Only text with a slash after the `@` is a route.
-    let (key, route) = match key.split_once('@').filter(|(_, route)| route.contains('/')) {
+    let (key_and_route, fault) = text.split_once(':').ok_or(FaultArgumentError::NoKey)?;
+    // A key may contain an `@`. The part after the `@` is a route only if it contains a slash.
+    let (key, route) = match key_and_route.split_once('@').filter(|(_, route)| route.contains('/')) {
         Some((key, route)) => (key, Some(route.to_owned())),
-        None => (key, None),
+        None => (key_and_route, None),
     };
     if key == ALL_KEYS && route.is_none() {
         return Err(FaultArgumentError::NoRoute);
@@ -86,7 +86,7 @@ async fn simulate(arguments: Arguments) -> CommandResult {
     }
     let listener =
         TcpListener::bind(&listen).await.map_err(|error| fail(describe_bind_error(&listen, &error)))?;
-    // The default keys are printed, because they are not real keys. Keys of the command line are not.
+    // Only the default keys are printed, because keys of the command line may be real keys.
     let default_keys =
         has_default_keys.then(|| plan.keys.iter().map(|key| key.key.as_str()).collect::<Vec<_>>().join(","));
     let simulator = Simulator::start(listener, plan).await.map_err(fail)?;
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_without_a_key_or_for_all_keys_and_routes_is_refused() {
+    fn a_fault_without_a_key_or_for_all_keys_and_routes_is_rejected() {
         for (text, message) in [
             ("invalid", "the key is missing: write KEY:FAULT, for example sk_one:invalid"),
             ("*:invalid", "`*` requires a route, for example *@/v1/dubbing:invalid"),

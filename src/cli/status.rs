@@ -77,7 +77,7 @@ struct ReportedReadiness {
     records_lost: u64,
 }
 
-/// The document `/api/keychoir-keys`, with the fields of `K` for each key. It lists the keys in the
+/// The document `/api/keychoir-keys`, with the fields of `K` for each key. The document lists the keys in the
 /// order of the status document.
 #[derive(Debug, Deserialize)]
 struct KeysDocument<K> {
@@ -128,14 +128,15 @@ async fn fetch(client: StatusClient) -> Result<StatusDocuments, ServerRequestErr
     let (text, page) = client.get("/api/elevenlabs-status").await?;
     let (_, readiness) = client.get("/readyz").await?;
     let (keys_text, details) = client.get("/api/keychoir-keys").await?;
-    // The explanations are optional, because another version may have other fields.
-    let explained_keys = serde_json::from_str::<KeysDocument<ExplainedKey>>(&keys_text);
-    let explained_keys = explained_keys.map(|document| document.keys).unwrap_or_default();
+    // The explanations are optional, because a different version may have different fields.
+    let explained_keys = serde_json::from_str::<KeysDocument<ExplainedKey>>(&keys_text)
+        .map(|document| document.keys)
+        .unwrap_or_default();
     Ok(StatusDocuments { text, page, details, readiness, explained_keys })
 }
 
-/// Fetches the keys of the Keychoir that runs with this configuration. Returns `None` if it does not
-/// respond or requires a token.
+/// Fetches the keys of the Keychoir that runs with this configuration. Returns `None` if that Keychoir does
+/// not respond or requires a token.
 pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
     let client = StatusClient::from_config(config).ok()?;
     let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
@@ -248,7 +249,8 @@ fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>) -
 const MAX_NAME_CHARS: usize = 11;
 
 impl ReportedKeyStatus {
-    /// Whether the limit is unknown. If the provider reports no limit, it is zero and not exceeded.
+    /// Whether the limit is unknown. If the provider reports no limit, the document contains a limit of zero
+    /// that is not exceeded.
     pub(super) fn has_unknown_limit(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }

@@ -1,5 +1,5 @@
 //! `keychoir supabase migrate --print`: prints the SQL that creates the mirror's tables. An operator runs
-//! it, because the key of Keychoir may write rows but should not be able to change tables.
+//! the SQL, because Keychoir's key must be able to write rows but should not be able to change tables.
 
 use std::process::ExitCode;
 
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
         }
         Command::Migrate { print: false } => {
             print_error(
-                &"Keychoir does not change tables itself. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
+                &"Keychoir does not change tables. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
                   keychoir supabase migrate --print | psql \"$DATABASE_URL\"",
             );
             Err(ExitCode::from(EX_USAGE))

@@ -8,13 +8,13 @@ use crate::policy::units::Grouped;
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alignment {
-    /// For words.
+    /// The alignment of words.
     Left,
-    /// For numbers.
+    /// The alignment of numbers.
     Right,
 }
 
-/// A table of text.
+/// A text table with `N` columns.
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
     alignments: [Alignment; N],
@@ -59,8 +59,8 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// Formats a number in at most seven characters: as `94,580` below a million, else as `1.23M`, rounded
-/// down.
+/// Formats a number in at most seven characters: as `94,580` below a million, and otherwise as `1.23M`,
+/// rounded down.
 pub(super) fn abbreviate(number: u64) -> String {
     const UNITS: [(u64, char); 5] = [
         (1_000_000_000_000_000_000, 'E'),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_truncated_and_its_control_characters_are_replaced() {
+    fn text_is_truncated_and_its_control_characters_are_replaced() {
         assert_eq!(truncate("abcdef", 6), "abcdef");
         assert_eq!(truncate("abcdefg", 6), "abc...");
         assert_eq!(truncate("a\u{1b}[31m", 6), "a\u{fffd}[31m");

@@ -40,7 +40,7 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    /// The grouping of the database, and its name in the output.
+    /// The dimension of the database, and its name in the output.
     fn dimension(self) -> (UsageDimension, &'static str) {
         match self {
             Self::Key => (UsageDimension::Key, "key"),
@@ -54,22 +54,22 @@ impl GroupBy {
 /// The usage in a period.
 struct Usage {
     since: UnixMs,
-    by: &'static str,
+    dimension_name: &'static str,
     rows: Vec<(UsageGroup, UsageSums)>,
     total: UsageSums,
 }
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { database, since: since_text, by, csv, json } = arguments;
-    let since = parse_report_start(&since_text, clock::now()).map_err(|error| {
+    let report_start = parse_report_start(&since_text, clock::now()).map_err(|error| {
         fail_with(EX_USAGE, format_args!("--since {}: {error}", truncate(&since_text, 40)))
     })?;
-    let since = start_of_hour(since);
-    let (dimension, by) = by.dimension();
+    let since = start_of_hour(report_start);
+    let (dimension, dimension_name) = by.dimension();
     let rows = database.open()?.usage(since, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
     let mut total = UsageSums::default();
     rows.iter().for_each(|(_, sums)| total += *sums);
-    let usage = Usage { since, by, rows, total };
+    let usage = Usage { since, dimension_name, rows, total };
     if json {
         print(&usage.format_json());
     } else if csv {
@@ -90,17 +90,17 @@ impl Usage {
             return format!("No requests since {since}.");
         }
         let mut table = Table::new([
-            (self.by, Alignment::Left),
+            (self.dimension_name, Alignment::Left),
             ("attempts", Alignment::Right),
             ("served", Alignment::Right),
             ("characters", Alignment::Right),
             ("credits", Alignment::Right),
             ("unpriced", Alignment::Right),
         ]);
-        let total = (UsageGroup::Name(Some("total".to_owned())), self.total);
-        for (owner, sums) in self.rows.iter().chain([&total]) {
+        let total_row = (UsageGroup::Name(Some("total".to_owned())), self.total);
+        for (group, sums) in self.rows.iter().chain([&total_row]) {
             table.add_row([
-                truncate(&format_label(owner), 30),
+                truncate(&format_label(group), 30),
                 abbreviate(sums.attempts),
                 abbreviate(sums.served),
                 abbreviate(sums.characters),
@@ -115,50 +115,53 @@ impl Usage {
         let rows: Vec<Value> = self
             .rows
             .iter()
-            .map(|(owner, sums)| {
+            .map(|(group, sums)| {
                 let mut row = Map::new();
-                match owner {
+                match group {
                     UsageGroup::Key { hash, short, name } => {
                         row.insert("key".to_owned(), json!(short));
                         row.insert("keyHash".to_owned(), json!(hash));
                         row.insert("name".to_owned(), json!(name));
                     }
                     UsageGroup::Name(name) => {
-                        row.insert(self.by.to_owned(), json!(name));
+                        row.insert(self.dimension_name.to_owned(), json!(name));
                     }
                 }
                 row.extend(sums_json(sums));
                 Value::Object(row)
             })
             .collect();
-        json!({"since": self.since.rfc3339(), "by": self.by, "rows": rows, "total": sums_json(&self.total)})
+        let total = sums_json(&self.total);
+        json!({"since": self.since.rfc3339(), "by": self.dimension_name, "rows": rows, "total": total})
     }
 
     fn format_csv(&self) -> String {
-        let names = if self.by == "key" { "key,key_hash,name" } else { self.by };
-        let mut text =
-            format!("{names},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
-        for (owner, sums) in &self.rows {
-            let names = match owner {
+        let group_columns =
+            if self.dimension_name == "key" { "key,key_hash,name" } else { self.dimension_name };
+        let mut csv = format!(
+            "{group_columns},attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
+        );
+        for (group, sums) in &self.rows {
+            let group_cells = match group {
                 UsageGroup::Key { hash, short, name } => {
                     let [short, name] =
-                        [short, name].map(|text| quote_csv(text.as_deref().unwrap_or_default()));
+                        [short, name].map(|value| quote_csv(value.as_deref().unwrap_or_default()));
                     format!("{short},{hash},{name}")
                 }
                 UsageGroup::Name(name) => quote_csv(name.as_deref().unwrap_or_default()),
             };
             let UsageSums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
                 sums;
-            text.push_str(&format!(
-                "\n{names},{attempts},{served},{characters},{credits},{unpriced},{request_bytes},{response_bytes}"
+            csv.push_str(&format!(
+                "\n{group_cells},{attempts},{served},{characters},{credits},{unpriced},{request_bytes},{response_bytes}"
             ));
         }
-        text
+        csv
     }
 }
 
-fn format_label(owner: &UsageGroup) -> String {
-    match owner {
+fn format_label(group: &UsageGroup) -> String {
+    match group {
         UsageGroup::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
         UsageGroup::Key { short: Some(short), .. } => short.clone(),
         UsageGroup::Key { hash, short: None, .. } => truncate(hash, 19),
@@ -182,12 +185,12 @@ fn sums_json(sums: &UsageSums) -> Map<String, Value> {
     .collect()
 }
 
-/// Formats a field of CSV.
-fn quote_csv(text: &str) -> String {
-    if text.contains(['"', ',', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
+/// Formats a field of CSV, in quotes if necessary.
+fn quote_csv(value: &str) -> String {
+    if value.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", value.replace('"', "\"\""))
     } else {
-        text.to_owned()
+        value.to_owned()
     }
 }
 
@@ -213,7 +216,7 @@ mod tests {
             name: Some("n".repeat(64)),
         };
         let rows = vec![(key, sums), (UsageGroup::Name(Some("/v1".repeat(100))), sums)];
-        let usage = Usage { since: UnixMs(0), by: "route", rows, total: sums };
+        let usage = Usage { since: UnixMs(0), dimension_name: "route", rows, total: sums };
         let table = usage.format_table();
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }

@@ -81,17 +81,17 @@ impl TlsConfig {
                 return None;
             }
         };
-        let life = chain.validity_period();
-        match life.validity(sources.now) {
+        let validity_period = chain.validity_period();
+        match validity_period.validity(sources.now) {
             Validity::Valid => {}
             Validity::NotYet => {
-                let from = life.from.rfc3339_seconds();
+                let from = validity_period.from.rfc3339_seconds();
                 warnings.push(
                     cert.warning(format!("this certificate is not valid before {from}: clients refuse it")),
                 );
             }
             Validity::Expired => {
-                let until = life.until.rfc3339_seconds();
+                let until = validity_period.until.rfc3339_seconds();
                 warnings
                     .push(cert.warning(format!("this certificate expired at {until}: clients refuse it")));
             }

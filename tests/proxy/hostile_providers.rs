@@ -217,7 +217,7 @@ async fn mutated_responses_do_not_affect_valid_requests() {
             seeds.reproduction_hint(seed)
         );
     }
-    crate::support::wait_until(|| proxy.app.waiting() == 0).await;
+    crate::support::wait_until(|| proxy.app.queued_requests() == 0).await;
     let case_deviations = check_usage_records(proxy).await;
     assert!(case_deviations.is_empty(), "{}", case_deviations.join("\n"));
 }

@@ -1,5 +1,5 @@
-//! Prints the output of the demo. On a terminal, the keys are bars that are redrawn below the log. Any
-//! other output gets lines without bars.
+//! Prints the output of the demo. On a terminal, the keys are shown as bars that are redrawn below the log.
+//! On any other output, only lines are printed.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -25,7 +25,7 @@ struct State {
     lines: Vec<String>,
     bars: Vec<String>,
     request: String,
-    /// The number of these lines on the screen.
+    /// The number of `lines` on the screen.
     drawn_lines: usize,
 }
 
@@ -57,7 +57,7 @@ impl View {
         self.format
     }
 
-    /// A writer for the log, whose lines are printed above the bars.
+    /// Returns a writer for the log, whose lines are printed above the bars.
     pub(super) fn log_writer(&self) -> impl Write + Send + 'static {
         DemoLogWriter(self.clone())
     }
@@ -99,20 +99,23 @@ impl View {
     pub(super) fn update_keys(&self, keys: &[KeySnapshot]) {
         if self.is_terminal {
             let first_active = keys.iter().position(|key| key.state.status() == KeyStatus::Active);
-            let bars = keys.iter().enumerate();
-            let bars = bars.map(|(index, key)| self.format_bar(key, first_active == Some(index))).collect();
+            let bars = keys
+                .iter()
+                .enumerate()
+                .map(|(index, key)| self.format_bar(key, first_active == Some(index)))
+                .collect();
             self.redraw(|state| state.bars = bars);
         }
     }
 
     fn format_bar(&self, snapshot: &KeySnapshot, is_in_use: bool) -> String {
-        let (full, empty, mark) =
+        let (full, empty, in_use_mark) =
             if self.format == LineFormat::Ascii { ("#", ".", "> ") } else { ("█", "░", "▶ ") };
         let full_width =
             usize::try_from((snapshot.quota.usage_percent() * BAR_WIDTH / 100).min(BAR_WIDTH)).unwrap_or(0);
         let limit = snapshot.quota.limit.unwrap_or(0);
         let used = format!("{}/{}", Grouped(snapshot.quota.count), Grouped(limit));
-        let mark = if is_in_use { mark } else { "  " };
+        let mark = if is_in_use { in_use_mark } else { "  " };
         let mut line = format!("{mark}{}  ", snapshot.key.api_key().short());
         line.push_str(&full.repeat(full_width));
         line.push_str(&empty.repeat(usize::try_from(BAR_WIDTH).unwrap_or(0) - full_width));
@@ -135,7 +138,7 @@ impl View {
     }
 }
 
-/// Prints `above` in place of the drawn lines, and the lines to redraw below it.
+/// Prints `above` in place of the drawn lines, and then draws the lines again.
 fn draw(state: &mut State, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn_lines > 0 {
@@ -154,7 +157,7 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
-/// The writer of the log. It drops the lines of requests, because the view shows the requests.
+/// The writer of the log. Drops the lines of requests, because the view shows the requests.
 struct DemoLogWriter(View);
 
 impl Write for DemoLogWriter {

@@ -49,7 +49,7 @@ struct ReportedRestriction {
     until: String,
 }
 
-/// Formats one line for each restricted key; empty if no key is restricted.
+/// Formats one line for each restricted key. Returns an empty string if no key is restricted.
 pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
@@ -73,7 +73,8 @@ pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     text
 }
 
-/// Formats all details of the key with this number, name or short form. The error is a message.
+/// Formats all details of the key with this number, name or short form. Returns an error message if the key
+/// is unknown.
 pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<String, String> {
     let is_requested_key = |(index, key): &(usize, &ExplainedKey)| {
         requested_key.parse() == Ok(index + 1)
@@ -91,12 +92,10 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
     let plan = key.plan.as_deref().map(|plan| format!("  plan {plan}"));
     text.extend([name, plan].into_iter().flatten());
     let _ = write!(text, "\nstate     {}", key.state.replace('_', " "));
-    let dates = [("since", &key.since), ("until", &key.until)];
-    let reason = key.reason.as_deref().map(|reason| reason.replace('_', " "));
-    if let Some(reason) = reason {
-        let _ = write!(text, "\nreason    {reason}");
+    if let Some(reason) = &key.reason {
+        let _ = write!(text, "\nreason    {}", reason.replace('_', " "));
     }
-    for (label, at) in dates {
+    for (label, at) in [("since", &key.since), ("until", &key.until)] {
         if let Some(at) = at {
             let _ = write!(text, "\n{label:<9} {}", format_minute(at));
         }
