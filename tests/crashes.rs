@@ -1,6 +1,6 @@
-//! Usage records of the real binary when it is killed or the disk is full, under load: the database
-//! stays intact, nothing is recorded twice, committed records are kept, and only the end of the
-//! queue is lost: the requests since the last commit, whose interval is `storage.commit_interval`.
+//! The usage records of the binary when it is killed under load or the disk is full. The database stays intact,
+//! committed records are kept, and no record is written twice. A kill loses only the records since the last
+//! commit, whose interval is `storage.commit_interval`.
 //!
 //! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The number and age
 //! of lost records are printed.
@@ -10,7 +10,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a test ends at its first surprise, and this one prints what it measured"
+    reason = "a failed expectation ends the test, and the measured values are printed"
 )]
 
 mod support;
@@ -31,10 +31,10 @@ use support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, bind_loopback, join_all, wait_
 
 const CLIENTS: usize = 8;
 
-/// The real binary in front of the simulator, with its database at `books`.
-fn command(mut command: Command, simulator: &Simulator, books: &Path) -> Command {
+/// Configures a command that runs the binary in front of the simulator, with its database at `database`.
+fn configure_command(mut command: Command, simulator: &Simulator, database: &Path) -> Command {
     command
-        .env("KEYCHOIR_STORAGE__PATH", books)
+        .env("KEYCHOIR_STORAGE__PATH", database)
         .env("KEYCHOIR_SERVER__TLS", "off")
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
@@ -54,82 +54,84 @@ fn client() -> reqwest::Client {
     keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
-/// Sends a request for speech under this name; returns whether the whole response came.
-async fn speak(client: &reqwest::Client, url: &str, name: &str) -> bool {
+/// Sends a request for speech with this ID. Returns whether the response was complete.
+async fn request_speech(client: &reqwest::Client, url: &str, name: &str) -> bool {
     let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
     let request = client.post(format!("{url}{SPEECH_PATH}")).header("x-request-id", name).json(&body);
     match request.send().await {
-        Ok(answer) => answer.status() == 200 && answer.bytes().await.is_ok(),
+        Ok(response) => response.status() == 200 && response.bytes().await.is_ok(),
         Err(_) => false,
     }
 }
 
-/// A client that sends one request after the other until one fails. Returns the names of the
-/// successful ones, with the times of their ends.
-async fn ask_on(url: &str, name: String, answered: &AtomicUsize) -> Vec<(String, Instant)> {
+/// Sends requests in sequence until one fails. Returns the IDs of the successful requests with the times of
+/// their ends.
+async fn send_until_failure(url: &str, name: String, response_count: &AtomicUsize) -> Vec<(String, Instant)> {
     let client = client();
-    let mut ended = Vec::new();
+    let mut completed = Vec::new();
     loop {
-        let name = format!("{name}-{}", ended.len());
-        if !speak(&client, url, &name).await {
-            return ended;
+        let name = format!("{name}-{}", completed.len());
+        if !request_speech(&client, url, &name).await {
+            return completed;
         }
-        ended.push((name, clock::instant()));
-        answered.fetch_add(1, Ordering::Relaxed);
+        completed.push((name, clock::instant()));
+        response_count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The recorded names, read from a copy: the program itself must do the recovery.
-fn written(books: &Path) -> HashSet<String> {
+/// Returns the recorded request IDs. They are read from a copy, because only the program may recover the
+/// database.
+fn recorded_names(database: &Path) -> HashSet<String> {
     let folder = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
-        let from = format!("{}{suffix}", books.display());
-        if Path::new(&from).exists() {
-            fs::copy(from, folder.path().join(format!("copy.db{suffix}"))).unwrap();
+        let source = format!("{}{suffix}", database.display());
+        if Path::new(&source).exists() {
+            fs::copy(source, folder.path().join(format!("copy.db{suffix}"))).unwrap();
         }
     }
     let connection = Connection::open(folder.path().join("copy.db")).unwrap();
     let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(integrity, "ok");
-    let sums = |sql: &str| -> (i64, i64) {
+    let count_and_sum = |sql: &str| -> (i64, i64) {
         connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     };
-    let attempts = sums("SELECT count(*), coalesce(sum(credits), 0) FROM attempts");
+    let attempts = count_and_sum("SELECT count(*), coalesce(sum(credits), 0) FROM attempts");
     assert_eq!(
-        sums("SELECT coalesce(sum(attempts), 0), coalesce(sum(credits), 0) FROM hours"),
+        count_and_sum("SELECT coalesce(sum(attempts), 0), coalesce(sum(credits), 0) FROM hours"),
         attempts,
-        "the sums are committed with their attempts"
+        "the hourly sums are committed together with the attempts"
     );
     let mut statement = connection.prepare("SELECT request_id FROM attempts").unwrap();
     let names: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    let set: HashSet<String> = names.iter().cloned().collect();
-    assert_eq!(set.len(), names.len(), "nothing is there twice");
-    set
+    let unique_names: HashSet<String> = names.iter().cloned().collect();
+    assert_eq!(unique_names.len(), names.len(), "no request is recorded twice");
+    unique_names
 }
 
 #[tokio::test]
-async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
+async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     let kills: usize = std::env::var("KEYCHOIR_KILLS").map_or(5, |count| count.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
-    let books = folder.path().join("keychoir.db");
+    let database = folder.path().join("keychoir.db");
     let simulator = simulator().await;
-    let mut kept = HashSet::new();
-    let (mut total, mut lost, mut oldest) = (0, 0, Duration::ZERO);
+    let mut committed_names = HashSet::new();
+    let (mut total_count, mut lost_count, mut max_loss_age) = (0, 0, Duration::ZERO);
     for round in 0..kills {
-        let mut program = Program::start(&mut command(
+        let mut program = Program::start(&mut configure_command(
             keychoir_command(&["serve", "--listen", "127.0.0.1:0"]),
             &simulator,
-            &books,
+            &database,
         ));
         let url = format!("http://{}", program.wait_for_address());
-        let (pid, answered) = (program.id().to_string(), AtomicUsize::new(0));
-        // From the first responses to some hundreds, at another moment of the work each time.
-        let enough = 1 + round * 97 % 400;
-        let asking =
-            join_all((0..CLIENTS).map(|number| ask_on(&url, format!("{round}-{number}"), &answered)));
+        let (pid, response_count) = (program.id().to_string(), AtomicUsize::new(0));
+        // Each round kills the program after a different number of responses.
+        let kill_after_responses = 1 + round * 97 % 400;
+        let sending = join_all(
+            (0..CLIENTS).map(|number| send_until_failure(&url, format!("{round}-{number}"), &response_count)),
+        );
         let killing = async {
-            wait_until(|| answered.load(Ordering::Relaxed) >= enough).await;
-            // Runs beside the clients, which continue to read, so that their times are exact.
+            wait_until(|| response_count.load(Ordering::Relaxed) >= kill_after_responses).await;
+            // Runs on another thread, so that the clients continue to read and their times are exact.
             keychoir::tasks::spawn_blocking(move || {
                 assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
                 clock::instant()
@@ -137,37 +139,36 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
             .await
             .unwrap()
         };
-        let (ended, killed_at) = tokio::join!(asking, killing);
-        assert_eq!(program.wait_for_exit().0, None, "it was killed");
+        let (completed, killed_at) = tokio::join!(sending, killing);
+        assert_eq!(program.wait_for_exit().0, None, "the program was killed by a signal");
 
-        let found = written(&books);
-        assert!(found.is_superset(&kept), "what was committed stays");
-        let sent = |name: &String| name.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
-        assert!(found.iter().all(sent), "nobody made anything up");
-        for client in &ended {
-            // A client sends requests in order, and their records are queued before it receives the
-            // end of a response.
+        let found_names = recorded_names(&database);
+        assert!(found_names.is_superset(&committed_names), "committed records are kept");
+        let was_sent = |name: &String| name.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
+        assert!(found_names.iter().all(was_sent), "each record belongs to a request that was sent");
+        for client in &completed {
+            // A client sends its requests in order, and the record of a request is queued before the client
+            // receives the end of the response.
             let first_lost =
-                client.iter().position(|(name, _)| !found.contains(name)).unwrap_or(client.len());
+                client.iter().position(|(name, _)| !found_names.contains(name)).unwrap_or(client.len());
             let (_, missing) = client.split_at(first_lost);
             assert!(
-                missing.iter().all(|(name, _)| !found.contains(name)),
-                "only the end of the queue is lost"
+                missing.iter().all(|(name, _)| !found_names.contains(name)),
+                "only the last records of a client are lost"
             );
-            total += client.len();
-            lost += missing.len();
+            total_count += client.len();
+            lost_count += missing.len();
             for (_, at) in missing {
-                oldest = oldest.max(killed_at.saturating_duration_since(*at));
+                max_loss_age = max_loss_age.max(killed_at.saturating_duration_since(*at));
             }
         }
-        kept = found;
+        committed_names = found_names;
     }
-    // In short runs most records may come after the last commit; the first commit after the start
-    // is immediate.
-    assert!(kept.len() > kills / 2, "{} of {total} are there", kept.len());
+    // In short runs, most records may follow the last commit. The first commit after the start is immediate.
+    assert!(committed_names.len() > kills / 2, "only {} of {total_count} requests are recorded", committed_names.len());
     println!(
-        "{kills} kills: {total} requests were answered, {lost} of them are not in the books, none of them answered \
-         more than {oldest:?} before its kill"
+        "{kills} kills: {total_count} requests were served, {lost_count} of them are not recorded; the oldest of these \
+         was served {max_loss_age:?} before its kill"
     );
     simulator.stop().await;
 }
@@ -176,45 +177,56 @@ async fn readiness(client: &reqwest::Client, url: &str) -> Value {
     client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
 }
 
-/// A limit on the size of files stands in for a full disk, which a test may not cause: every write
-/// beyond it fails. The disk itself is filled in `make faults`.
+/// A limit on the size of files replaces the full disk, because a test must not fill the disk of its machine. Each
+/// write beyond the limit fails. `make faults` fills a file system of its own.
 #[tokio::test]
-async fn a_disk_that_is_full_costs_no_request_and_no_record() {
+async fn a_full_disk_loses_neither_requests_nor_records() {
     let folder = tempfile::tempdir().unwrap();
-    let books = folder.path().join("keychoir.db");
+    let database = folder.path().join("keychoir.db");
     let simulator = simulator().await;
     let script = "trap '' XFSZ; exec prlimit --fsize=262144:unlimited \"$0\" serve --listen 127.0.0.1:0";
-    let mut limited = Command::new("sh");
-    limited.args(["-c", script, env!("CARGO_BIN_EXE_keychoir")]).env_clear().env("PATH", "/usr/bin:/bin");
-    let mut program = Program::start(&mut command(limited, &simulator, &books));
+    let mut limited_command = Command::new("sh");
+    limited_command
+        .args(["-c", script, env!("CARGO_BIN_EXE_keychoir")])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin");
+    let mut program = Program::start(&mut configure_command(limited_command, &simulator, &database));
     let url = format!("http://{}", program.wait_for_address());
     let client = client();
-    let mut sent = 0;
-    let failing = loop {
+    let mut sent_count = 0;
+    let failing_readiness = loop {
         for _ in 0..20 {
-            assert!(speak(&client, &url, &format!("0-{sent}")).await, "traffic goes on");
-            sent += 1;
+            assert!(
+                request_speech(&client, &url, &format!("0-{sent_count}")).await,
+                "requests are served while the database cannot be written"
+            );
+            sent_count += 1;
         }
         let readiness = readiness(&client, &url).await;
         if readiness["store"] == "failing" {
             break readiness;
         }
-        assert!(sent < 5_000, "the books grow beyond the limit");
+        assert!(sent_count < 5_000, "the database exceeds the file size limit");
     };
-    assert_eq!((&failing["status"], &failing["recordsLost"]), (&json!("degraded"), &json!(0)));
-    assert!(written(&books).len() < sent);
+    assert_eq!(
+        (&failing_readiness["status"], &failing_readiness["recordsLost"]),
+        (&json!("degraded"), &json!(0))
+    );
+    assert!(recorded_names(&database).len() < sent_count);
     program.wait_for_event("usage_store_failing");
 
     assert!(program.set_limit("--fsize=unlimited"));
-    let looking = async {
+    let recovery = async {
         while readiness(&client, &url).await["status"] != "ready" {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it recovers without a restart");
-    let (code, said) = program.terminate();
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("usage_store_recovered"), "{said}");
-    assert_eq!(written(&books).len(), sent);
+    tokio::time::timeout(Duration::from_secs(30), recovery)
+        .await
+        .expect("the usage store recovers without a restart");
+    let (code, stderr) = program.terminate();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("usage_store_recovered"), "{stderr}");
+    assert_eq!(recorded_names(&database).len(), sent_count);
     simulator.stop().await;
 }

@@ -1,13 +1,13 @@
-//! Allocations of a whole request: from a client's head to the last byte of its response, with a
-//! client token, the pool, usage records and a log, on every thread of the program. The client and
-//! the provider of this test allocate nothing themselves.
+//! The allocations of a complete request on all threads, from the head of the client to the last byte of the
+//! response, with a client token, the pool, usage records and a log. The client and the provider of this test do
+//! not allocate while requests are counted.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a test ends at its first surprise"
+    reason = "a failed expectation ends the test"
 )]
 
 mod support;
@@ -28,29 +28,29 @@ use support::{CLIENT_TOKEN, FIRST_KEY, SPEECH_PATH, VOICE_ID, start_proxy_with};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Requests before the count, until every buffer has its size and every table its entries.
-const WARM: usize = 2_000;
-const COUNTED: usize = 2_000;
+/// The number of requests before the count. They grow buffers to their size and fill tables.
+const WARM_UP_REQUESTS: usize = 2_000;
+const COUNTED_REQUESTS: usize = 2_000;
 
-/// Reads a message of known length.
-fn read(stream: &mut TcpStream, bytes: usize) {
-    let mut room = [0; 32 * 1024];
-    stream.read_exact(&mut room[..bytes]).unwrap();
+/// Reads a response of known length.
+fn read_response(stream: &mut TcpStream, bytes: usize) {
+    let mut buffer = [0; 32 * 1024];
+    stream.read_exact(&mut buffer[..bytes]).unwrap();
 }
 
-/// A provider with a constant response, sent as soon as a request ends with `end`.
-fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
+/// Starts a provider that sends a constant response when a request ends with `request_end`.
+fn start_provider(request_end: &'static [u8], response: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     tasks::spawn_thread("provider", move || {
         // A client that sends requests in sequence uses one connection here.
         for stream in listener.incoming() {
-            let (mut stream, mut room, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
+            let (mut stream, mut buffer, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
             stream.set_nodelay(true).unwrap();
-            while let Ok(read @ 1..) = stream.read(&mut room[filled..]) {
+            while let Ok(read @ 1..) = stream.read(&mut buffer[filled..]) {
                 filled += read;
-                if room[..filled].ends_with(end) {
-                    stream.write_all(&answer).unwrap();
+                if buffer[..filled].ends_with(request_end) {
+                    stream.write_all(&response).unwrap();
                     filled = 0;
                 }
             }
@@ -60,27 +60,37 @@ fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
     address
 }
 
-/// The length of a response, head and body, as the client receives it.
-fn first_answer(stream: &mut TcpStream, body_bytes: usize) -> usize {
-    let (mut room, mut filled) = ([0; 32 * 1024], 0);
+/// Reads the first response. Returns the length of its head and body.
+fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
+    let (mut buffer, mut filled) = ([0; 32 * 1024], 0);
     loop {
-        filled += stream.read(&mut room[filled..]).unwrap();
-        if let Some(head) = room[..filled].windows(4).position(|end| end == b"\r\n\r\n")
+        filled += stream.read(&mut buffer[filled..]).unwrap();
+        if let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n")
             && filled >= head + 4 + body_bytes
         {
-            assert!(room.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&room[..head]));
+            assert!(
+                buffer.starts_with(b"HTTP/1.1 200 OK\r\n"),
+                "{}",
+                String::from_utf8_lossy(&buffer[..head])
+            );
             return filled;
         }
     }
 }
 
-/// Checks the allocations per request, for `request` with the given response.
-async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usize, most: usize) {
-    let answer = [
+/// Checks that a request with this response has at most `max_allocations` allocations.
+async fn check(
+    request: String,
+    request_end: &'static [u8],
+    head: &str,
+    body_bytes: usize,
+    max_allocations: usize,
+) {
+    let response = [
         format!("HTTP/1.1 200 OK\r\n{head}content-length: {body_bytes}\r\n\r\n").into_bytes(),
         vec![b'x'; body_bytes],
     ];
-    let upstream = provider(end, answer.concat());
+    let upstream = start_provider(request_end, response.concat());
     let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
         config.quota_polling.enabled = false;
@@ -96,28 +106,31 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let bytes = first_answer(&mut stream, body_bytes);
-        let mut ask = |times: usize| {
-            for _ in 0..times {
+        let bytes = read_first_response(&mut stream, body_bytes);
+        let mut send_requests = |count: usize| {
+            for _ in 0..count {
                 stream.write_all(request.as_bytes()).unwrap();
-                read(&mut stream, bytes);
+                read_response(&mut stream, bytes);
             }
         };
-        ask(WARM);
-        let counted = Region::new(ALLOCATOR);
-        ask(COUNTED);
-        let change = counted.change();
-        (change.allocations + change.reallocations).div_ceil(COUNTED)
+        send_requests(WARM_UP_REQUESTS);
+        let region = Region::new(ALLOCATOR);
+        send_requests(COUNTED_REQUESTS);
+        let change = region.change();
+        (change.allocations + change.reallocations).div_ceil(COUNTED_REQUESTS)
     });
     let allocations = counting.await.unwrap();
-    println!("{allocations} allocations a request");
-    assert!(allocations <= most, "{allocations} allocations a request; it was at most {most}");
+    println!("{allocations} allocations per request");
+    assert!(
+        allocations <= max_allocations,
+        "{allocations} allocations per request exceed the maximum of {max_allocations}"
+    );
     // This provider has no ledger to compare the records with.
     drop(proxy);
 }
 
 #[tokio::test]
-async fn a_request_asks_for_little_memory() {
+async fn a_request_does_not_exceed_its_maximum_number_of_allocations() {
     telemetry::start(LineFormat::Json, "info", LogSink::queued(std::io::sink(), LineFormat::Json).unwrap())
         .unwrap();
     let request = format!(

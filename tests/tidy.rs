@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::wildcard_enum_match_arm,
-    reason = "a test ends at its first surprise"
+    reason = "a failed expectation ends the test"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,11 +141,11 @@ const PURE_ITEMS: &[&str] = &[
 /// Maximum lines of a file without its tests.
 const MAX_LINES: usize = 420;
 
-/// Words that cannot be right in a sentence about a proxy: they name no subject.
-const FORBIDDEN: &[&str] = &["whoever", "somebody", "strangers", "the house"];
+/// Words that do not name the subject of a sentence.
+const FORBIDDEN_WORDS: &[&str] = &["whoever", "somebody", "strangers", "the house"];
 
-/// Names that any module may give to a type of its own.
-const IDIOMS: &[&str] =
+/// Type names that several modules may use.
+const COMMON_NAMES: &[&str] =
     &["Arguments", "Command", "Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
 
 struct File {
@@ -168,7 +168,7 @@ fn files() -> Vec<File> {
             found.push(File::read(path.to_owned()));
         }
     });
-    assert!(found.len() > 40, "the walk finds the sources");
+    assert!(found.len() > 40, "the source files are found");
     found
 }
 
@@ -203,14 +203,14 @@ impl File {
         &self.modules[0]
     }
 
-    /// The lines of the file without those of its items for tests.
+    /// Returns the number of lines without those of test items.
     fn lines(&self) -> usize {
         let all = self.text.lines().count();
         let tests = self.parsed.items.iter().filter(|item| is_for_tests(attributes(item)));
         all - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
     }
 
-    /// All paths in its code, each from its root: `["crate", "pool", "Pool"]`.
+    /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`.
     fn paths(&self) -> Paths {
         let mut paths = Paths { modules: self.modules.clone(), ..Paths::default() };
         if !self.is_test {
@@ -220,17 +220,17 @@ impl File {
     }
 }
 
-/// Collects the paths of a file, also those in macros, except in items for tests.
+/// Collects the paths of a file, including those in macros, except in test items.
 #[derive(Default)]
 struct Paths {
     modules: Vec<String>,
     found: BTreeSet<Vec<String>>,
     has_async: bool,
-    mistakes: Vec<String>,
+    violations: Vec<String>,
 }
 
 impl Paths {
-    /// Adds a path; `super` and `self` become `crate` and the modules in between.
+    /// Adds a path. Leading `super` and `self` segments are replaced by the path from the crate root.
     fn add(&mut self, path: Vec<String>) {
         let mut base = self.modules.clone();
         let mut rest = path.as_slice();
@@ -263,13 +263,13 @@ impl Paths {
                 if is_root
                     && ["crate", "self", "super", "keychoir"].contains(&name.ident.to_string().as_str())
                 {
-                    self.mistakes.push(format!("gives `{}` another name", name.ident));
+                    self.violations.push(format!("gives `{}` another name", name.ident));
                 }
                 self.add(with(&name.ident));
             }
             syn::UseTree::Glob(_) => {
                 if ["crate", "keychoir"].contains(&before.join("::").as_str()) {
-                    self.mistakes.push("imports all of the crate".to_owned());
+                    self.violations.push("imports all of the crate".to_owned());
                 }
                 self.add(before.to_vec());
             }
@@ -277,7 +277,7 @@ impl Paths {
         }
     }
 
-    /// The paths in the tokens of a macro.
+    /// Adds the paths in the tokens of a macro.
     fn add_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut colons = 0;
@@ -327,7 +327,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_item_extern_crate(&mut self, item: &'ast syn::ItemExternCrate) {
-        self.mistakes.push(format!("declares the crate `{}`", item.ident));
+        self.violations.push(format!("declares the crate `{}`", item.ident));
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
@@ -393,60 +393,61 @@ fn lines_of(item: &syn::Item, text: &str) -> usize {
 /// The modules of this package that a file imports.
 fn imports(paths: &Paths) -> BTreeSet<&str> {
     let inside = |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
-    let of_crate = paths.found.iter().filter(|path| !path.is_empty()).filter(inside);
-    of_crate.map(|path| path[1].as_str()).filter(|name| name.starts_with(char::is_lowercase)).collect()
+    let crate_paths = paths.found.iter().filter(|path| !path.is_empty()).filter(inside);
+    crate_paths.map(|path| path[1].as_str()).filter(|name| name.starts_with(char::is_lowercase)).collect()
 }
 
 #[test]
 fn imports_point_inward() {
     let allowed: BTreeMap<&str, &[&str]> = IMPORTS.iter().copied().collect();
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for file in files() {
         let module = file.module();
-        let may = allowed.get(module).unwrap_or_else(|| panic!("{module} has no line in the table"));
+        let permitted = allowed.get(module).unwrap_or_else(|| panic!("{module} has no line in the table"));
         let paths = file.paths();
         for import in imports(&paths) {
-            if import != module && !may.contains(&import) && allowed.contains_key(import) {
-                wrong.push(format!("{}: {module} imports {import}", file.path.display()));
+            if import != module && !permitted.contains(&import) && allowed.contains_key(import) {
+                violations.push(format!("{}: {module} imports {import}", file.path.display()));
             }
         }
-        wrong.extend(paths.mistakes.iter().map(|mistake| format!("{}: {mistake}", file.path.display())));
+        violations
+            .extend(paths.violations.iter().map(|violation| format!("{}: {violation}", file.path.display())));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn every_line_of_the_table_of_imports_is_needed() {
+fn every_permitted_import_is_used() {
     let files = files();
     let paths: Vec<(&str, Paths)> = files.iter().map(|file| (file.module(), file.paths())).collect();
-    for (module, may) in IMPORTS {
-        for import in *may {
-            let mut own = paths.iter().filter(|(name, _)| name == module);
-            let is_used = own.any(|(_, paths)| imports(paths).contains(import));
+    for (module, permitted) in IMPORTS {
+        for import in *permitted {
+            let mut module_paths = paths.iter().filter(|(name, _)| name == module);
+            let is_used = module_paths.any(|(_, paths)| imports(paths).contains(import));
             assert!(is_used, "{module} need not be allowed to import {import}");
         }
     }
 }
 
 #[test]
-fn policy_and_the_facts_of_the_provider_are_pure() {
+fn policy_and_elevenlabs_are_pure() {
     let crates = dependencies();
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for file in files().iter().filter(|file| PURE.contains(&file.module())) {
         let paths = file.paths();
         if paths.has_async {
-            wrong.push(format!("{}: is async", file.path.display()));
+            violations.push(format!("{}: is async", file.path.display()));
         }
         for path in paths.found.iter().filter(|path| path.len() > 1) {
-            if let Some(mistake) = impurity(path, &crates) {
-                wrong.push(format!("{}: {mistake}", file.path.display()));
+            if let Some(violation) = impurity(path, &crates) {
+                violations.push(format!("{}: {violation}", file.path.display()));
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
-/// Why a pure function may not use a path.
+/// Returns why a pure module must not use a path, or `None` if it may.
 fn impurity(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
     let [first, second, rest @ ..] = path else { return None };
     let item = rest.first().map(|third| format!("{second}::{third}")).unwrap_or_default();
@@ -460,7 +461,7 @@ fn impurity(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
             let is_random = path.iter().any(|part| part == "RandomState");
             (!is_pure || is_random).then(|| format!("uses {}", path.join("::")))
         }
-        // Other paths begin with an item that the file has imported, by a path that is checked as well.
+        // Other paths start with an item that the file imports by a path that is also checked.
         _ => (crates.contains(first) && !PURE_CRATES.contains(&first.as_str()))
             .then(|| format!("uses the crate {first}")),
     }
@@ -475,7 +476,7 @@ fn dependencies() -> BTreeSet<String> {
 }
 
 #[test]
-fn no_type_is_defined_twice_with_two_meanings() {
+fn type_names_are_unique() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
         for item in file.parsed.items.iter().filter(|item| !is_for_tests(attributes(item))) {
@@ -488,23 +489,23 @@ fn no_type_is_defined_twice_with_two_meanings() {
             defined.entry(name.to_string()).or_default().insert(file.modules.join("::"));
         }
     }
-    let twice: Vec<String> = defined
+    let duplicates: Vec<String> = defined
         .iter()
-        .filter(|(name, places)| places.len() > 1 && !IDIOMS.contains(&name.as_str()))
+        .filter(|(name, places)| places.len() > 1 && !COMMON_NAMES.contains(&name.as_str()))
         .map(|(name, places)| format!("{name}: {places:?}"))
         .collect();
-    assert!(twice.is_empty(), "{}", twice.join("\n"));
+    assert!(duplicates.is_empty(), "{}", duplicates.join("\n"));
 }
 
 #[test]
-fn sentences_name_their_subject() {
-    let mut wrong = Vec::new();
+fn forbidden_words_are_not_used() {
+    let mut violations = Vec::new();
     let mut check = |path: &Path| {
         let Ok(text) = fs::read_to_string(path) else { return };
         for (number, line) in text.lines().enumerate() {
             let lower = line.to_lowercase();
-            for word in FORBIDDEN.iter().filter(|word| lower.contains(**word)) {
-                wrong.push(format!("{}:{}: says `{word}`", path.display(), number + 1));
+            for word in FORBIDDEN_WORDS.iter().filter(|word| lower.contains(**word)) {
+                violations.push(format!("{}:{}: contains `{word}`", path.display(), number + 1));
             }
         }
     };
@@ -522,7 +523,7 @@ fn sentences_name_their_subject() {
     {
         check(&root().join(name));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 /// A derived comparison of tokens would stop at the first difference.
@@ -551,8 +552,8 @@ fn tokens_are_compared_in_constant_time() {
     }
 }
 
-/// The texts in backticks of a document.
-fn quoted(text: &str) -> impl Iterator<Item = &str> {
+/// Returns the code spans of a document.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
@@ -562,7 +563,7 @@ fn the_tests_of_the_invariants_exist() {
     let (_, invariants) = text.split_once("## Invariants").unwrap();
     let mut file = (String::new(), String::new());
     let mut count = 0;
-    for name in quoted(invariants) {
+    for name in code_spans(invariants) {
         if name.ends_with(".rs") {
             let path =
                 if name.starts_with("src/") { root().join(name) } else { root().join("tests").join(name) };
@@ -588,22 +589,22 @@ fn documents_name_code_that_exists() {
         });
     }
     let words: BTreeSet<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     let mut check = |path: &Path| {
         let text = fs::read_to_string(path).unwrap();
-        for name in quoted(&text) {
+        for name in code_spans(&text) {
             let is_file = name.ends_with(".rs") && !name.contains([' ', '*']);
             let is_path =
                 name.contains("::") && name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
             let places = ["", "src", "tests", "benches", "src/proxy"];
-            let is_there = if is_file {
+            let exists = if is_file {
                 names.contains(OsStr::new(name))
                     || places.iter().any(|place| root().join(place).join(name).exists())
             } else {
                 !is_path || name.split("::").all(|part| words.contains(part))
             };
-            if !is_there {
-                wrong.push(format!("{}: `{name}`", path.display()));
+            if !exists {
+                violations.push(format!("{}: `{name}`", path.display()));
             }
         }
     };
@@ -615,11 +616,11 @@ fn documents_name_code_that_exists() {
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
         check(&root().join(name));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn no_file_is_two_ideas_long() {
+fn no_file_exceeds_the_maximum_length() {
     for file in files().iter().filter(|file| !file.is_test) {
         let lines = file.lines();
         assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
@@ -627,17 +628,17 @@ fn no_file_is_two_ideas_long() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_starts_with_module_documentation() {
     for file in files().iter().filter(|file| !file.is_test) {
         assert!(file.text.starts_with("//! "), "{} does not begin with `//!`", file.path.display());
     }
 }
 
 #[test]
-fn only_tests_are_allowed_shortcuts() {
+fn the_source_has_no_unfinished_code_and_no_allow_attributes() {
     for file in files() {
         for word in ["todo!(", "unimplemented!(", "#[ignore", "#[allow("] {
-            assert!(!file.text.contains(word), "{} says `{word}`", file.path.display());
+            assert!(!file.text.contains(word), "{} contains `{word}`", file.path.display());
         }
     }
 }
@@ -653,7 +654,7 @@ fn check_paths(code: &str, expected: &[&str]) {
 }
 
 #[test]
-fn no_way_to_write_an_import_hides_it() {
+fn paths_are_found_in_every_form_of_import() {
     check_paths("use crate::{pool::Pool, proxy};", &["crate::pool::Pool", "crate::proxy"]);
     check_paths("use super::super::pool::Pool;", &["crate::pool::Pool"]);
     check_paths("fn f() { crate::pool::make() }", &["crate::pool::make"]);

@@ -1,31 +1,31 @@
-//! Checks the systemd units with systemd's own tools. Needs `systemd-analyze`; starts nothing.
+//! Checks the systemd units with `systemd-analyze`, without starting them.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test ends at its first surprise"
+    reason = "a failed expectation ends the test"
 )]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Maximum exposure level, of 10.
-const EXPOSURE_MAX: f64 = 1.5;
+/// The maximum exposure level on the scale of `systemd-analyze security`, from 0 to 10.
+const MAX_EXPOSURE: f64 = 1.5;
 
 /// The first systemd version with `Type=notify-reload`.
-const NOTIFY_RELOAD_SINCE: u32 = 253;
+const NOTIFY_RELOAD_VERSION: u32 = 253;
 
 fn analyze(arguments: &[&str]) -> Output {
     Command::new("systemd-analyze")
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
         .output()
-        .expect("systemd-analyze judges the units: install the package `systemd`")
+        .expect("`systemd-analyze` is required: install the package `systemd`")
 }
 
-fn unit(name: &str) -> PathBuf {
+fn unit_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
@@ -34,11 +34,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn systemd_finds_nothing_to_complain_about() {
+fn systemd_verifies_the_units_without_warnings() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["keychoir.service", "keychoir.socket"] {
-        // The program is not installed at the path of the unit.
-        let unit = fs::read_to_string(unit(name)).unwrap();
+        // The path of the program in the unit does not exist on this machine.
+        let unit = fs::read_to_string(unit_path(name)).unwrap();
         let unit = unit.replace("/usr/local/bin/keychoir", env!("CARGO_BIN_EXE_keychoir"));
         fs::write(folder.path().join(name), unit).unwrap();
     }
@@ -47,29 +47,31 @@ fn systemd_finds_nothing_to_complain_about() {
     let version = text(&analyze(&["--version"]).stdout);
     let version: u32 = version.split_whitespace().nth(1).unwrap().parse().unwrap();
     let is_expected = |line: &str| {
-        version < NOTIFY_RELOAD_SINCE
+        version < NOTIFY_RELOAD_VERSION
             && line.ends_with("Failed to parse service type, ignoring: notify-reload")
     };
-    // The tool also reports on the dependencies of the units, which are not ours.
-    let said = text(&output.stderr);
-    let ours: Vec<&str> =
-        said.lines().filter(|line| line.contains("keychoir")).filter(|line| !is_expected(line)).collect();
-    assert!(ours.is_empty(), "{ours:#?}");
-    assert!(output.status.success(), "{said}");
+    // The tool also reports on the dependencies of the units, which do not belong to the project.
+    let report = text(&output.stderr);
+    let unexpected_lines: Vec<&str> =
+        report.lines().filter(|line| line.contains("keychoir")).filter(|line| !is_expected(line)).collect();
+    assert!(unexpected_lines.is_empty(), "{unexpected_lines:#?}");
+    assert!(output.status.success(), "{report}");
 }
 
 #[test]
-fn the_service_is_exposed_to_little() {
-    let unit = unit("keychoir.service");
-    let output = analyze(&["security", "--offline=true", "--no-pager", unit.to_str().unwrap()]);
-    let said = text(&output.stdout);
-    let (_, level) = said.split_once("Overall exposure level for keychoir.service: ").expect("a judgement");
+fn the_service_has_a_low_exposure_level() {
+    let unit_path = unit_path("keychoir.service");
+    let output = analyze(&["security", "--offline=true", "--no-pager", unit_path.to_str().unwrap()]);
+    let report = text(&output.stdout);
+    let (_, level) = report
+        .split_once("Overall exposure level for keychoir.service: ")
+        .expect("the report contains the exposure level");
     let level: f64 = level.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(level <= EXPOSURE_MAX, "{said}");
+    assert!(level <= MAX_EXPOSURE, "{report}");
 }
 
 #[test]
-fn a_crash_leaves_no_keys_on_the_disk() {
-    let unit = fs::read_to_string(unit("keychoir.service")).unwrap();
+fn a_crash_does_not_write_keys_to_a_core_dump() {
+    let unit = fs::read_to_string(unit_path("keychoir.service")).unwrap();
     assert!(unit.lines().any(|line| line == "LimitCORE=0"));
 }

@@ -1,11 +1,11 @@
-//! Connections on several workers: their distribution, their common shutdown, and the isolation of
-//! a worker that panics.
+//! Connections on several worker threads: their distribution, their drain, and the isolation of a request that
+//! panics.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test ends at its first surprise"
+    reason = "a failed expectation ends the test"
 )]
 
 use std::collections::BTreeSet;
@@ -44,11 +44,11 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     idle_after: IDLE_AFTER,
 };
 
-/// Responds with the name of its thread; at `/hold`, only when it is released.
+/// Responds with the name of its thread. A request to `/hold` waits until the test releases it.
 #[derive(Clone, Debug)]
 struct ThreadName {
-    held: Arc<Semaphore>,
-    released: Arc<Semaphore>,
+    held_requests: Arc<Semaphore>,
+    release: Arc<Semaphore>,
 }
 
 impl Service for ThreadName {
@@ -58,8 +58,8 @@ impl Service for ThreadName {
         match request.uri().path() {
             "/panic" => panic!("this request panics on purpose"),
             "/hold" => {
-                self.held.add_permits(1);
-                self.released.acquire().await.unwrap().forget();
+                self.held_requests.add_permits(1);
+                self.release.acquire().await.unwrap().forget();
             }
             _ => {}
         }
@@ -71,18 +71,18 @@ impl Service for ThreadName {
 struct TestServer {
     server: Arc<Server<ThreadName>>,
     workers: WorkerThreads,
-    held: Arc<Semaphore>,
-    released: Arc<Semaphore>,
+    held_requests: Arc<Semaphore>,
+    release: Arc<Semaphore>,
 }
 
 impl TestServer {
-    fn of(count: usize) -> Self {
-        Self::with(count, LIMITS)
+    fn start(count: usize) -> Self {
+        Self::start_with(count, LIMITS)
     }
 
-    fn with(count: usize, limits: ConnectionLimits) -> Self {
-        let (held, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let service = ThreadName { held: Arc::clone(&held), released: Arc::clone(&released) };
+    fn start_with(count: usize, limits: ConnectionLimits) -> Self {
+        let (held_requests, release) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let service = ThreadName { held_requests: Arc::clone(&held_requests), release: Arc::clone(&release) };
         let workers = WorkerThreads::start(count).unwrap();
         let drain = Drain::default();
         let server = Arc::new(Server {
@@ -93,23 +93,23 @@ impl TestServer {
             accept_tasks: Tasks::new(),
             connection_tasks: Tasks::new(),
         });
-        Self { server, workers, held, released }
+        Self { server, workers, held_requests, release }
     }
 
-    fn port(&self) -> SocketAddr {
+    fn listen_on_port(&self) -> SocketAddr {
         let listener = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let keychoir::server::Address::Tcp(address) = listener.address().unwrap() else { panic!("no port") };
         self.server.listen(listener, Tls::new().unwrap()).unwrap();
         address
     }
 
-    fn unix(&self, path: &Path) {
+    fn listen_on_unix_socket(&self, path: &Path) {
         self.server.listen(Listener::unix(path, 0o600).unwrap(), Tls::new().unwrap()).unwrap();
     }
 
-    /// Waits until a number of further requests are held.
-    async fn held(&self, count: u32) {
-        self.held.acquire_many(count).await.unwrap().forget();
+    /// Waits until this number of further requests are held.
+    async fn wait_for_held_requests(&self, count: u32) {
+        self.held_requests.acquire_many(count).await.unwrap().forget();
     }
 }
 
@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.0.write_all(request.as_bytes()).await.unwrap();
     }
 
-    /// The number of the worker that responds.
+    /// Reads a response. Returns the number of the worker that sent it.
     async fn responding_worker(&mut self) -> u8 {
         const NAME: &str = "keychoir-";
         let mut response = String::new();
@@ -137,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 return number.parse().unwrap();
             }
             assert_ne!(
-                self.0.read_to_string_once(&mut response).await,
+                self.0.read_available(&mut response).await,
                 0,
                 "the connection is closed: {response:?}"
             );
@@ -150,13 +150,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     async fn assert_closed(&mut self) {
-        // A reset is an end, too.
+        // A reset also ends the connection.
         assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "the connection is still open");
     }
 }
 
-trait ReadOnce: AsyncRead + Unpin {
-    async fn read_to_string_once(&mut self, text: &mut String) -> usize {
+trait ReadAvailable: AsyncRead + Unpin {
+    async fn read_available(&mut self, text: &mut String) -> usize {
         let mut bytes = [0; 1024];
         let count = self.read(&mut bytes).await.unwrap();
         text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
@@ -164,12 +164,12 @@ trait ReadOnce: AsyncRead + Unpin {
     }
 }
 
-impl<S: AsyncRead + Unpin> ReadOnce for S {}
+impl<S: AsyncRead + Unpin> ReadAvailable for S {}
 
 #[tokio::test]
 async fn connections_are_spread_evenly() {
-    let test = TestServer::of(4);
-    let address = test.port();
+    let test = TestServer::start(4);
+    let address = test.listen_on_port();
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(connect(address).await);
@@ -181,31 +181,30 @@ async fn connections_are_spread_evenly() {
     assert_eq!(workers, BTreeSet::from([0, 1, 2, 3]));
     for client in &mut clients {
         let worker = client.get().await;
-        assert_eq!(client.get().await, worker, "a connection stays on a worker without other requests");
+        assert_eq!(client.get().await, worker, "a connection stays on a worker that has no other requests");
     }
 }
 
 #[tokio::test]
-async fn connections_of_a_unix_socket_are_spread_too() {
-    let test = TestServer::of(2);
+async fn connections_of_a_unix_socket_are_spread_evenly() {
+    let test = TestServer::start(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("k.sock");
-    test.unix(&path);
-    let mut one = Client(UnixStream::connect(&path).await.unwrap());
-    let mut other = Client(UnixStream::connect(&path).await.unwrap());
-    assert_eq!(BTreeSet::from([one.get().await, other.get().await]), BTreeSet::from([0, 1]));
+    test.listen_on_unix_socket(&path);
+    let mut first = Client(UnixStream::connect(&path).await.unwrap());
+    let mut second = Client(UnixStream::connect(&path).await.unwrap());
+    assert_eq!(BTreeSet::from([first.get().await, second.get().await]), BTreeSet::from([0, 1]));
     test.server.drain.stop_accepting.cancel();
-    test.server.accept_tasks.ended().await;
-    assert!(!path.exists(), "the socket file is removed with its acceptor");
+    test.server.accept_tasks.wait_until_ended().await;
+    assert!(!path.exists(), "the socket file is removed when its acceptor stops");
 }
 
 #[tokio::test]
 async fn connections_in_the_accept_queue_are_served_during_the_drain() {
-    let test = TestServer::of(1);
-    let address = test.port();
+    let test = TestServer::start(1);
+    let address = test.listen_on_port();
     test.server.drain.draining.cancel();
-    // Whether the only worker is busy with this task's connections or not, waiting connections are
-    // accepted.
+    // Connections in the accept queue are accepted, even if the only worker is busy with other connections.
     let mut clients = Vec::new();
     for _ in 0..LIMITS.max_connections {
         clients.push(connect(address).await);
@@ -214,21 +213,21 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
     for client in &mut clients {
         client.get().await;
     }
-    test.server.accept_tasks.ended().await;
+    test.server.accept_tasks.wait_until_ended().await;
     assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
 #[tokio::test]
 async fn two_listeners_share_the_connection_limit() {
-    let test = TestServer::with(1, ConnectionLimits { max_connections: 1, ..LIMITS });
-    let (first, second) = (test.port(), test.port());
+    let test = TestServer::start_with(1, ConnectionLimits { max_connections: 1, ..LIMITS });
+    let (first, second) = (test.listen_on_port(), test.listen_on_port());
     for _ in 0..3 {
         for address in [first, second] {
-            // Each is closed before the next one is opened, and no other connection holds a permit.
+            // Each connection is closed before the next is opened, so only one holds a permit.
             connect(address).await.get().await;
         }
     }
-    // An open connection keeps the others waiting, and only until it is closed.
+    // A second connection waits until the open connection is closed.
     let open = connect(first).await;
     let mut waiting = connect(second).await;
     drop(open);
@@ -237,28 +236,28 @@ async fn two_listeners_share_the_connection_limit() {
 
 #[tokio::test]
 async fn new_connections_go_to_the_worker_without_requests() {
-    let test = TestServer::of(2);
-    let address = test.port();
+    let test = TestServer::start(2);
+    let address = test.listen_on_port();
     let mut busy = connect(address).await;
     let worker = busy.get().await;
     busy.send("/hold").await;
-    test.held(1).await;
-    let mut others = Vec::new();
+    test.wait_for_held_requests(1).await;
+    let mut new_clients = Vec::new();
     for _ in 0..3 {
-        let mut other = connect(address).await;
-        assert_ne!(other.get().await, worker, "the other worker has no request under way");
-        others.push(other);
+        let mut second = connect(address).await;
+        assert_ne!(second.get().await, worker, "the other worker has no active request");
+        new_clients.push(second);
     }
-    test.released.add_permits(1);
+    test.release.add_permits(1);
     assert_eq!(busy.responding_worker().await, worker);
-    let mut next = connect(address).await;
-    assert_eq!(next.get().await, worker, "now it has fewer connections");
+    let mut new_client = connect(address).await;
+    assert_eq!(new_client.get().await, worker, "this worker now has fewer connections");
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_counts_as_an_imminent_one() {
-    let test = TestServer::of(2);
-    let address = test.port();
+async fn a_connection_without_a_request_counts_as_an_expected_request() {
+    let test = TestServer::start(2);
+    let address = test.listen_on_port();
     let mut first = connect(address).await;
     let worker = first.get().await;
     // Four concurrent connections are spread over the workers before any of them has sent a
@@ -267,47 +266,49 @@ async fn a_connection_without_a_request_counts_as_an_imminent_one() {
     for _ in 0..4 {
         new_clients.push(connect(address).await);
     }
-    let mut on_the_same = 0;
+    let mut on_first_worker = 0;
     for client in &mut new_clients {
-        on_the_same += usize::from(client.get().await == worker);
+        on_first_worker += usize::from(client.get().await == worker);
     }
-    assert_eq!(on_the_same, 2);
+    assert_eq!(on_first_worker, 2);
 }
 
 #[tokio::test]
-async fn an_idle_connection_moves_to_the_worker_with_less_to_do() {
-    let test = TestServer::with(2, ConnectionLimits { idle_after: Duration::ZERO, ..LIMITS });
-    let address = test.port();
-    let (mut one, mut two, mut three) =
+async fn an_idle_connection_moves_to_the_worker_with_fewer_requests() {
+    let test = TestServer::start_with(2, ConnectionLimits { idle_after: Duration::ZERO, ..LIMITS });
+    let address = test.listen_on_port();
+    let (mut first, mut second, mut third) =
         (connect(address).await, connect(address).await, connect(address).await);
-    let numbers = [one.get().await, two.get().await, three.get().await];
-    // Two of three have the same worker; one of these two keeps it busy for long.
-    let (busy, other, worker) = match numbers {
-        [a, b, _] if a == b => (&mut one, &mut two, a),
-        [a, _, b] if a == b => (&mut one, &mut three, a),
-        [_, a, _] => (&mut two, &mut three, a),
+    let numbers = [first.get().await, second.get().await, third.get().await];
+    // Two of the three connections have the same worker. One of these two sends a request that is held.
+    let (busy, second, worker) = match numbers {
+        [a, b, _] if a == b => (&mut first, &mut second, a),
+        [a, _, b] if a == b => (&mut first, &mut third, a),
+        [_, a, _] => (&mut second, &mut third, a),
     };
     busy.send("/hold").await;
-    test.held(1).await;
-    // The time until the connection moves is not bounded here; it moves.
-    let moving = async { while other.get().await == worker {} };
-    tokio::time::timeout(Duration::from_secs(30), moving).await.expect("it stays on the busy worker");
-    assert_eq!(test.server.connection_limiter.open(), 3, "it keeps its permit");
-    test.released.add_permits(1);
+    test.wait_for_held_requests(1).await;
+    // The time until the connection moves is not specified.
+    let wait_for_move = async { while second.get().await == worker {} };
+    tokio::time::timeout(Duration::from_secs(30), wait_for_move)
+        .await
+        .expect("the connection moves to the other worker within the timeout");
+    assert_eq!(test.server.connection_limiter.open(), 3, "the connection keeps its permit");
+    test.release.add_permits(1);
     busy.responding_worker().await;
-    // Its requests count for its new worker.
-    other.send("/hold").await;
-    test.held(1).await;
-    assert_eq!(connect(address).await.get().await, worker, "the other worker has a request under way");
-    test.released.add_permits(1);
-    other.responding_worker().await;
+    // Requests of the connection count for its new worker.
+    second.send("/hold").await;
+    test.wait_for_held_requests(1).await;
+    assert_eq!(connect(address).await.get().await, worker, "the other worker has an active request");
+    test.release.add_permits(1);
+    second.responding_worker().await;
 }
 
 #[tokio::test]
 async fn one_worker_serves_all_connections() {
-    let test = TestServer::of(1);
+    let test = TestServer::start(1);
     assert_eq!(test.workers.count(), 1);
-    let address = test.port();
+    let address = test.listen_on_port();
     for _ in 0..3 {
         assert_eq!(connect(address).await.get().await, 0);
     }
@@ -315,60 +316,60 @@ async fn one_worker_serves_all_connections() {
 
 #[tokio::test]
 async fn a_drain_waits_for_the_requests_of_all_workers() {
-    let test = TestServer::of(2);
-    let address = test.port();
-    let (mut one, mut other, mut idle) =
+    let test = TestServer::start(2);
+    let address = test.listen_on_port();
+    let (mut first, mut second, mut idle) =
         (connect(address).await, connect(address).await, connect(address).await);
     idle.get().await;
-    for client in [&mut one, &mut other] {
+    for client in [&mut first, &mut second] {
         client.get().await;
         client.send("/hold").await;
     }
-    test.held(2).await;
+    test.wait_for_held_requests(2).await;
     test.server.drain.stop_accepting.cancel();
-    test.server.accept_tasks.ended().await;
-    assert!(TcpStream::connect(address).await.is_err(), "no connection is accepted any more");
+    test.server.accept_tasks.wait_until_ended().await;
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
     {
-        let mut ended = std::pin::pin!(test.server.worker_pool.requests_ended());
-        test.released.add_permits(1);
-        let answered = tokio::select! {
-            _ = one.responding_worker() => &mut other,
-            _ = other.responding_worker() => &mut one,
+        let mut ended = std::pin::pin!(test.server.worker_pool.wait_until_requests_ended());
+        test.release.add_permits(1);
+        let remaining = tokio::select! {
+            _ = first.responding_worker() => &mut second,
+            _ = second.responding_worker() => &mut first,
         };
         let is_pending = poll_fn(|cx| Poll::Ready(ended.as_mut().poll(cx).is_pending())).await;
-        assert!(is_pending, "one request is under way");
-        test.released.add_permits(1);
-        answered.responding_worker().await;
+        assert!(is_pending, "one request is still active");
+        test.release.add_permits(1);
+        remaining.responding_worker().await;
         ended.await;
     }
     test.server.drain.close_idle.cancel();
-    test.server.connection_tasks.ended().await;
-    for client in [&mut one, &mut other, &mut idle] {
+    test.server.connection_tasks.wait_until_ended().await;
+    for client in [&mut first, &mut second, &mut idle] {
         client.assert_closed().await;
     }
     test.workers.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_cut_ends_the_requests_of_all_workers() {
-    let test = TestServer::of(2);
-    let address = test.port();
-    let (mut one, mut other) = (connect(address).await, connect(address).await);
-    for client in [&mut one, &mut other] {
+async fn an_abort_ends_the_requests_of_all_workers() {
+    let test = TestServer::start(2);
+    let address = test.listen_on_port();
+    let (mut first, mut second) = (connect(address).await, connect(address).await);
+    for client in [&mut first, &mut second] {
         client.send("/hold").await;
     }
-    test.held(2).await;
+    test.wait_for_held_requests(2).await;
     test.server.drain.stop_accepting.cancel();
     test.server.drain.abort.cancel();
-    test.server.connection_tasks.ended().await;
-    one.assert_closed().await;
-    other.assert_closed().await;
+    test.server.connection_tasks.wait_until_ended().await;
+    first.assert_closed().await;
+    second.assert_closed().await;
 }
 
 #[tokio::test]
-async fn a_panic_ends_its_connection_and_no_other() {
-    let test = TestServer::of(1);
-    let address = test.port();
+async fn a_panic_closes_only_its_connection() {
+    let test = TestServer::start(1);
+    let address = test.listen_on_port();
     let (mut steady, mut broken) = (connect(address).await, connect(address).await);
     steady.get().await;
     broken.get().await;
@@ -376,13 +377,13 @@ async fn a_panic_ends_its_connection_and_no_other() {
     broken.assert_closed().await;
     assert_eq!(steady.get().await, 0);
     assert_eq!(connect(address).await.get().await, 0);
-    assert_eq!(test.server.connection_limiter.open(), 2, "its permit is released");
+    assert_eq!(test.server.connection_limiter.open(), 2, "the connection with the panic releases its permit");
 }
 
 #[tokio::test]
 async fn dropped_workers_close_their_connections() {
-    let test = TestServer::of(2);
-    let address = test.port();
+    let test = TestServer::start(2);
+    let address = test.listen_on_port();
     let mut client = connect(address).await;
     client.get().await;
     drop(test);

@@ -1,4 +1,4 @@
-//! The demo as a new user runs it: every request is served, and the output is audible.
+//! The `demo` command: every request is served, and the audio file is valid.
 
 use std::fs::{self, File};
 
@@ -9,34 +9,34 @@ fn every_request_is_served_while_keys_run_out() {
     let folder = tempfile::tempdir().unwrap();
     let audio = folder.path().join("demo.mp3");
     let output = run(&mut keychoir_command(&["demo", "--output", audio.to_str().unwrap()]));
-    let said = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{said}");
-    let ends =
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{stdout}");
+    let expected_lines =
         ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
-    for end in ends {
-        assert!(said.contains(end), "{said}");
+    for line in expected_lines {
+        assert!(stdout.contains(line), "{stdout}");
     }
-    assert!(said.contains("Rotated to key index 3"), "{said}");
-    assert_eq!(said.matches("refused by key 2 (401), served by key 3").count(), 1, "{said}");
-    assert!(said.contains("1 request was refused by one key and served by the next"), "{said}");
-    assert!(said.contains("exhausted - rotating to next key"), "{said}");
-    let sound = fs::read(audio).unwrap();
-    // MPEG audio frames begin with eleven ones.
-    assert!(sound.len() > 1_000_000 && sound[0] == 0xff && sound[1] & 0xe0 == 0xe0, "{} bytes", sound.len());
+    assert!(stdout.contains("Rotated to key index 3"), "{stdout}");
+    assert_eq!(stdout.matches("refused by key 2 (401), served by key 3").count(), 1, "{stdout}");
+    assert!(stdout.contains("1 request was refused by one key and served by the next"), "{stdout}");
+    assert!(stdout.contains("exhausted - rotating to next key"), "{stdout}");
+    let mp3 = fs::read(audio).unwrap();
+    // An MPEG audio frame starts with eleven set bits.
+    assert!(mp3.len() > 1_000_000 && mp3[0] == 0xff && mp3[1] & 0xe0 == 0xe0, "{} bytes", mp3.len());
 }
 
 #[test]
-fn an_unwritable_path_is_named_before_the_work() {
+fn an_unwritable_output_path_is_reported_before_the_demo_starts() {
     let output = run(&mut keychoir_command(&["demo", "--output", "/nowhere/demo.mp3"]));
     assert_eq!(output.status.code(), Some(1));
-    let said = stderr(&output);
-    assert!(said.contains("cannot write /nowhere/demo.mp3") && said.contains("--output"), "{said}");
-    assert!(said.contains("No such file"), "{said}");
-    assert!(output.stdout.is_empty(), "it began all the same");
+    let message = stderr(&output);
+    assert!(message.contains("cannot write /nowhere/demo.mp3") && message.contains("--output"), "{message}");
+    assert!(message.contains("No such file"), "{message}");
+    assert!(output.stdout.is_empty(), "the demo prints nothing");
 }
 
 #[test]
-fn a_result_that_cannot_be_shown_is_a_failure() {
+fn a_summary_that_cannot_be_printed_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let audio = folder.path().join("demo.mp3");
     let mut command = keychoir_command(&["demo", "--output", audio.to_str().unwrap()]);

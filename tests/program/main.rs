@@ -1,4 +1,4 @@
-//! The program as a process: its start, its life under signals and reloads, its log, and its demo.
+//! The program as a process: startup, reload, shutdown, log, and the demo.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,13 +6,17 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a test ends at its first surprise"
+    reason = "a failed expectation ends the test"
 )]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod environment;
+
 mod demo;
 mod lifecycle;
 mod log;
+mod reload;
 mod startup;
+mod systemd;

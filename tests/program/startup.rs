@@ -1,4 +1,4 @@
-//! Mistakes at the start lead to a clear message with advice, and no data is lost.
+//! Errors at startup: each is reported with advice, and no data is lost.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,17 +10,17 @@ use crate::support::program::{Program, keychoir_command, run, stderr};
 const KEYS: &str = "sk_first_key_of_the_test_0001,sk_second_key_of_the_test_0002";
 
 #[track_caller]
-fn assert_says(output: &Output, code: i32, words: &[&str]) {
-    let said = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    for word in words {
-        assert!(said.contains(word), "{word:?} is not in: {said}");
+fn assert_output(output: &Output, code: i32, messages: &[&str]) {
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for message in messages {
+        assert!(stderr.contains(message), "{message:?} is not in: {stderr}");
     }
-    assert!(!said.contains("panicked"), "{said}");
-    assert!(!said.contains("key_of_the_test"), "{said}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(!stderr.contains("key_of_the_test"), "{stderr}");
 }
 
-/// Runs `serve` with this file as its configuration.
+/// Runs `serve` with this configuration file.
 fn serve_with(folder: &Path, toml: &str) -> Output {
     let file = folder.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
@@ -31,32 +31,34 @@ fn serve_with(folder: &Path, toml: &str) -> Output {
 fn a_start_without_keys_explains_how_to_add_them() {
     for arguments in [&[] as &[&str], &["serve"], &["check"]] {
         let output = run(&mut keychoir_command(arguments));
-        assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
+        assert_output(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
     }
 }
 
 #[test]
-fn a_malformed_list_of_keys_is_named_by_position() {
+fn a_malformed_key_is_reported_by_its_position_in_the_list() {
     let output = run(keychoir_command(&["check"])
         .env("ELEVENLABS_API_KEYS", "sk_first_key_of_the_test_0001,sk_k\u{e9}y_of_the_test"));
-    assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "2"]);
+    assert_output(&output, 78, &["ELEVENLABS_API_KEYS", "2"]);
 }
 
 #[test]
-fn a_sloppy_list_of_keys_is_read_with_a_warning() {
-    let sloppy = format!("\" {KEYS}, \n sk_first_key_of_the_test_0001,\"");
-    let output = run(keychoir_command(&["check"]).env("HOME", "/nowhere").env("ELEVENLABS_API_KEYS", sloppy));
-    assert_says(&output, 0, &["ELEVENLABS_API_KEYS"]);
+fn a_key_list_with_quotes_and_spaces_is_accepted_with_a_warning() {
+    let list_with_quotes_and_spaces = format!("\" {KEYS}, \n sk_first_key_of_the_test_0001,\"");
+    let output = run(keychoir_command(&["check"])
+        .env("HOME", "/nowhere")
+        .env("ELEVENLABS_API_KEYS", list_with_quotes_and_spaces));
+    assert_output(&output, 0, &["ELEVENLABS_API_KEYS"]);
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "{stdout}");
 }
 
 #[test]
-fn an_unknown_setting_is_located_with_a_suggestion() {
+fn an_unknown_setting_is_reported_with_its_line_and_a_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let output =
         serve_with(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
-    assert_says(
+    assert_output(
         &output,
         78,
         &["keychoir.toml:2:1", "^^^^^^^^^", "did you mean `strategy`", "keychoir.toml:4"],
@@ -64,51 +66,51 @@ fn an_unknown_setting_is_located_with_a_suggestion() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn a_file_that_cannot_be_read_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing.toml");
     let output = run(&mut keychoir_command(&["serve", "--config", missing.to_str().unwrap()]));
-    assert_says(&output, 78, &["missing.toml"]);
+    assert_output(&output, 78, &["missing.toml"]);
     let output = run(&mut keychoir_command(&["serve", "--config", folder.path().to_str().unwrap()]));
-    assert_says(&output, 78, &[folder.path().to_str().unwrap()]);
+    assert_output(&output, 78, &[folder.path().to_str().unwrap()]);
 }
 
 #[test]
-fn an_unknown_strategy_is_refused_with_the_known_ones() {
+fn an_unknown_strategy_is_rejected_with_the_known_strategies() {
     let output = run(keychoir_command(&["check"])
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_POOL__STRATEGY", "fastest"));
-    assert_says(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
+    assert_output(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
 }
 
 #[test]
 fn an_address_beyond_loopback_needs_client_tokens() {
     let output = run(keychoir_command(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
-    assert_says(&output, 78, &["[[clients]]"]);
+    assert_output(&output, 78, &["[[clients]]"]);
 }
 
 #[test]
-fn a_taken_port_is_reported() {
+fn a_port_in_use_is_reported() {
     let folder = tempfile::tempdir().unwrap();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let mut command = keychoir_command(&["serve", "--listen", &address]);
     command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"));
-    assert_says(&run(&mut command), 1, &[&address, "--listen"]);
+    assert_output(&run(&mut command), 1, &[&address, "--listen"]);
 }
 
 #[test]
-fn an_unwritable_path_of_the_database_is_named() {
+fn an_unwritable_database_path_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let path = folder.path().join("file").join("keychoir.db");
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", &path);
-    assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
+    assert_output(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
 }
 
-/// The program with its database at `path`, on a free port.
-fn keeping_books_at(path: &Path) -> Command {
+/// Returns a command that runs the program on a free port, with its database at `path`.
+fn command_with_database(path: &Path) -> Command {
     let mut command = keychoir_command(&["--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", KEYS)
@@ -119,13 +121,13 @@ fn keeping_books_at(path: &Path) -> Command {
     command
 }
 
-/// Asserts that it exits before it would have served, with these words.
+/// Asserts that the program exits at startup, with these messages.
 #[track_caller]
-fn assert_refused(path: &Path, words: &[&str]) {
-    let (code, said) = Program::start(&mut keeping_books_at(path)).wait_for_exit();
-    assert_eq!(code, Some(78), "{said}");
-    for word in [&[path.to_str().unwrap()], words].concat() {
-        assert!(said.contains(word), "{word:?} is not in: {said}");
+fn assert_refused(path: &Path, messages: &[&str]) {
+    let (code, stderr) = Program::start(&mut command_with_database(path)).wait_for_exit();
+    assert_eq!(code, Some(78), "{stderr}");
+    for message in [&[path.to_str().unwrap()], messages].concat() {
+        assert!(stderr.contains(message), "{message:?} is not in: {stderr}");
     }
 }
 
@@ -133,45 +135,51 @@ fn assert_refused(path: &Path, words: &[&str]) {
 fn a_broken_database_is_quarantined_and_requests_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
-    let mut program = Program::start(&mut keeping_books_at(&path));
+    let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     assert_eq!(program.terminate().0, Some(0));
-    fs::write(&path, "these are not the books you are looking for").unwrap();
-    let mut program = Program::start(&mut keeping_books_at(&path));
+    fs::write(&path, "this file is not a database").unwrap();
+    let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
-    let (code, said) = program.terminate();
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("keychoir.db.broken-"), "{said}");
+    let (code, stderr) = program.terminate();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("keychoir.db.broken-"), "{stderr}");
     let names: Vec<String> = fs::read_dir(folder.path())
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    let aside = names.iter().find(|name| name.starts_with("keychoir.db.broken-")).expect("it is kept");
-    let kept = fs::read_to_string(folder.path().join(aside)).unwrap();
-    assert_eq!(kept, "these are not the books you are looking for");
+    let quarantined = names
+        .iter()
+        .line_with(|name| name.starts_with("keychoir.db.broken-"))
+        .expect("the broken database is kept");
+    let quarantined_contents = fs::read_to_string(folder.path().join(quarantined)).unwrap();
+    assert_eq!(quarantined_contents, "this file is not a database");
 }
 
 #[test]
-fn a_file_of_another_program_is_not_touched() {
+fn a_file_of_another_program_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
-    let (letter, photos) = (folder.path().join("letter.txt"), folder.path().join("photos.db"));
-    fs::write(&letter, "dear reader").unwrap();
-    let tables = rusqlite::Connection::open(&photos).unwrap();
-    tables.execute_batch("CREATE TABLE photos (name TEXT); INSERT INTO photos VALUES ('a')").unwrap();
-    drop(tables);
-    let before = fs::read(&photos).unwrap();
-    for path in [&letter, &photos] {
+    let (text_file, foreign_database) = (folder.path().join("letter.txt"), folder.path().join("photos.db"));
+    fs::write(&text_file, "dear reader").unwrap();
+    let connection = rusqlite::Connection::open(&foreign_database).unwrap();
+    connection.execute_batch("CREATE TABLE photos (name TEXT); INSERT INTO photos VALUES ('a')").unwrap();
+    drop(connection);
+    let contents_before = fs::read(&foreign_database).unwrap();
+    for path in [&text_file, &foreign_database] {
         assert_refused(path, &["is not a Keychoir database", "storage.path"]);
     }
-    assert_eq!((fs::read(&letter).unwrap(), fs::read(&photos).unwrap()), (b"dear reader".to_vec(), before));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was made beside them");
+    assert_eq!(
+        (fs::read(&text_file).unwrap(), fs::read(&foreign_database).unwrap()),
+        (b"dear reader".to_vec(), contents_before)
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no file is created next to them");
 }
 
 #[test]
 fn the_second_program_on_a_database_refuses_to_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
-    let mut program = Program::start(&mut keeping_books_at(&path));
+    let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     let process = format!("process {}", program.id());
     assert_refused(&path, &["in use by another Keychoir", &process]);
@@ -182,13 +190,13 @@ fn the_second_program_on_a_database_refuses_to_start() {
     // The lock of a killed program is released.
     program.send_signal("KILL");
     program.wait_for_exit();
-    let mut program = Program::start(&mut keeping_books_at(&path));
+    let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
-fn the_contracts_lines_are_written_to_a_terminal() {
+fn the_startup_lines_are_written_to_a_terminal() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
@@ -208,25 +216,25 @@ fn the_contracts_lines_are_written_to_a_terminal() {
 #[test]
 fn a_simulator_with_invalid_arguments_prints_its_usage() {
     let output = run(&mut keychoir_command(&["simulate", "--key", "sk_one"]));
-    assert_says(&output, 2, &["KEY=CREDITS"]);
+    assert_output(&output, 2, &["KEY=CREDITS"]);
     let output = run(&mut keychoir_command(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
-    assert_says(&output, 1, &["--fault", "--key"]);
+    assert_output(&output, 1, &["--fault", "--key"]);
 }
 
 #[test]
-fn the_tables_of_the_mirror_are_printed() {
+fn the_migration_of_the_mirror_is_printed() {
     let output = run(&mut keychoir_command(&["supabase", "migrate", "--print"]));
     let file = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
     assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap().as_str()), (Some(0), file));
     let output = run(&mut keychoir_command(&["supabase", "migrate"]));
-    assert_says(&output, 2, &["keychoir supabase migrate --print"]);
+    assert_output(&output, 2, &["keychoir supabase migrate --print"]);
 }
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// `check` on a machine with only this home folder.
+/// Returns a command that runs `check` with this home folder.
 fn check_in(home: &Path) -> std::process::Command {
     let mut command = keychoir_command(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
@@ -236,15 +244,15 @@ fn check_in(home: &Path) -> std::process::Command {
 }
 
 #[test]
-fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
+fn adding_the_first_client_creates_a_configuration_file_that_is_read() {
     let home = tempfile::tempdir().unwrap();
     let output = run(&mut check_in(home.path()));
-    assert_says(&output, 0, &[]);
+    assert_output(&output, 0, &[]);
     assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
 
     let output = run(keychoir_command(&["clients", "add", "app"]).env("HOME", home.path()));
     let file = home.path().join(".config/keychoir/keychoir.toml");
-    assert_says(&output, 0, &[file.to_str().unwrap()]);
+    assert_output(&output, 0, &[file.to_str().unwrap()]);
     let token = stdout(&output).trim().to_owned();
     assert!(token.starts_with("kc_"), "{token}");
     let output = run(&mut check_in(home.path()));
@@ -252,7 +260,7 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
     let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
 
-    // A start uses it, too.
+    // `serve` also reads the file.
     let mut command = keychoir_command(&["serve"]);
     command
         .env("HOME", home.path())
@@ -265,24 +273,24 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
     let read = program.wait_for_event("configuration_read");
     assert_eq!(read["message"], format!("Read {}", file.display()));
     let address = program.wait_for_address();
-    let answer = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
         .args(["status", "--url", &format!("http://{address}")])
         .env_clear()
         .output()
         .unwrap();
-    assert_says(&answer, 1, &["requires a client token"]);
+    assert_output(&output, 1, &["requires a client token"]);
     assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
-fn an_unused_file_is_reported() {
+fn a_configuration_file_that_is_not_read_is_reported() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("keychoir.toml"), "").unwrap();
-    assert_says(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
+    assert_output(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
 }
 
 #[test]
-fn a_check_refuses_the_configuration_that_a_start_refuses() {
+fn check_rejects_each_configuration_that_serve_rejects() {
     let home = tempfile::tempdir().unwrap();
     let path = |name: &str| home.path().join(name);
     fs::write(path("junk.pem"), "no certificate").unwrap();
@@ -292,26 +300,26 @@ fn a_check_refuses_the_configuration_that_a_start_refuses() {
         .execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99")
         .unwrap();
     drop(newer);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken_address = taken.local_addr().unwrap().to_string();
-    let twice = "127.0.0.1:47113,localhost:47113";
-    let under_a_file = path("file").join("keychoir.db");
-    for (variable, value, words) in [
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address_in_use = listener.local_addr().unwrap().to_string();
+    let same_port_twice = "127.0.0.1:47113,localhost:47113";
+    let path_below_a_file = path("file").join("keychoir.db");
+    for (variable, value, messages) in [
         ("KEYCHOIR_UPSTREAM__CA_FILE", path("junk.pem").to_str().unwrap(), &["junk.pem"][..]),
         ("KEYCHOIR_UPSTREAM__CA_FILE", path("none.pem").to_str().unwrap(), &["none.pem"]),
         ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
-        ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
-        ("KEYCHOIR_SERVER__LISTEN", twice, &["the same port of the same address"]),
+        ("KEYCHOIR_SERVER__LISTEN", &address_in_use, &[&address_in_use, "Another program listens there"]),
+        ("KEYCHOIR_SERVER__LISTEN", same_port_twice, &["the same port of the same address"]),
         (
             "KEYCHOIR_SERVER__LISTEN",
             "unix:/nowhere/k.sock",
-            &["unix:/nowhere/k.sock", "folder does not exist"],
+            &["unix:/nowhere/k.sock", "directory does not exist"],
         ),
         ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
-        ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
+        ("KEYCHOIR_STORAGE__PATH", path_below_a_file.to_str().unwrap(), &["cannot be written"]),
     ] {
         let output = run(check_in(home.path()).env(variable, value));
-        assert_says(&output, 78, words);
+        assert_output(&output, 78, messages);
         assert!(!stdout(&output).contains("fine"), "{variable}={value}");
         let mut serve = keychoir_command(&["serve"]);
         serve
@@ -324,17 +332,17 @@ fn a_check_refuses_the_configuration_that_a_start_refuses() {
 }
 
 #[test]
-fn a_check_changes_nothing() {
+fn check_does_not_create_files() {
     let home = tempfile::tempdir().unwrap();
-    assert_says(&run(&mut check_in(home.path())), 0, &[]);
+    assert_output(&run(&mut check_in(home.path())), 0, &[]);
     let socket = home.path().join("k.sock");
     let listen = format!("unix:{}", socket.display());
-    assert_says(&run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
+    assert_output(&run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn the_port_of_a_keychoir_that_runs_is_a_note() {
+fn check_notes_that_a_keychoir_already_listens_on_the_port() {
     let home = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
@@ -346,15 +354,15 @@ fn the_port_of_a_keychoir_that_runs_is_a_note() {
     let mut program = Program::start(&mut command);
     let address = program.wait_for_address();
     let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
-    assert_says(&output, 0, &[]);
-    let said = stdout(&output);
-    assert!(said.contains(&format!("note: a Keychoir is already running at {address}")), "{said}");
-    assert!(said.contains("The configuration is fine."), "{said}");
+    assert_output(&output, 0, &[]);
+    let stderr = stdout(&output);
+    assert!(stderr.contains(&format!("note: a Keychoir is already running at {address}")), "{stderr}");
+    assert!(stderr.contains("The configuration is fine."), "{stderr}");
     assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
-fn files_that_others_can_read_are_warned_about() {
+fn files_that_other_users_can_read_are_reported() {
     use std::os::unix::fs::PermissionsExt;
     let home = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str, mode: u32| {
@@ -365,18 +373,18 @@ fn files_that_others_can_read_are_warned_about() {
     };
     let keys = write("keys.txt", &KEYS.replace(',', "\n"), 0o644);
     let tokens = write("tokens.toml", "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", 0o640);
-    let books = write("keychoir.db", "", 0o666);
+    let database = write("keychoir.db", "", 0o666);
     let check = || {
         let mut command = check_in(home.path());
         command
             .env_remove("ELEVENLABS_API_KEYS")
             .env("ELEVENLABS_API_KEYS_FILE", &keys)
             .env("KEYCHOIR_CONFIG", &tokens)
-            .env("KEYCHOIR_STORAGE__PATH", &books);
+            .env("KEYCHOIR_STORAGE__PATH", &database);
         run(&mut command)
     };
     let output = check();
-    assert_says(
+    assert_output(
         &output,
         0,
         &[
@@ -385,7 +393,7 @@ fn files_that_others_can_read_are_warned_about() {
             "keychoir.db: other users of this machine can change this file (mode 0666)",
         ],
     );
-    for path in [&keys, &tokens, &books] {
+    for path in [&keys, &tokens, &database] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
@@ -394,8 +402,7 @@ fn files_that_others_can_read_are_warned_about() {
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
 }
 
-/// A simulated ElevenLabs and a Keychoir in front of it; the lines of the start up to that of the
-/// status page.
+/// Starts the program. Returns it with its log lines up to the line with the URL of the status page.
 fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());
@@ -407,7 +414,7 @@ fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
+async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
     use keychoir::simulator::{Plan, Simulator};
     const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
     const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
@@ -416,7 +423,7 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
         Simulator::start(listener, Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 100_000)])).await.unwrap();
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("k.toml");
-    let with = |clients: &str| {
+    let command_with_clients = |clients: &str| {
         let keys =
             format!("[[keys]]\nkey = \"{FIRST_KEY}\"\nname = \"studio\"\n[[keys]]\nkey = \"{SECOND_KEY}\"\n");
         fs::write(&file, format!("{keys}{clients}")).unwrap();
@@ -425,14 +432,18 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
         command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
         command
     };
-    let (program, lines) = start_lines(&mut with(""));
-    let find = |lines: &[String], part: &str| {
-        lines.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}")).clone()
+    let (program, lines) = start_lines(&mut command_with_clients(""));
+    let line_with = |lines: &[String], part: &str| {
+        lines
+            .iter()
+            .line_with(|line| line.contains(part))
+            .unwrap_or_else(|| panic!("{part}: {lines:#?}"))
+            .clone()
     };
-    assert!(find(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
-    assert!(find(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");
-    assert!(find(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"), "{lines:#?}");
-    assert!(find(&lines, "Base URL").contains("api_key=\"anything\""), "{lines:#?}");
+    assert!(line_with(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
+    assert!(line_with(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");
+    assert!(line_with(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"), "{lines:#?}");
+    assert!(line_with(&lines, "Base URL").contains("api_key=\"anything\""), "{lines:#?}");
     for line in lines.iter().filter(|line| line.contains("sk_key_numb")) {
         assert!(line.is_ascii() && line.len() <= 80, "{line}");
     }
@@ -440,17 +451,17 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
     assert_eq!(program.terminate().0, Some(0));
 
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
-    let (program, lines) = start_lines(&mut with(clients));
-    assert!(find(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
-    assert!(find(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
+    let (program, lines) = start_lines(&mut command_with_clients(clients));
+    assert!(line_with(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
+    assert!(line_with(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
     assert_eq!(program.terminate().0, Some(0));
     simulator.stop().await;
 }
 
 #[test]
-fn an_unreachable_provider_is_reported_at_the_start_and_in_the_status() {
+fn an_unreachable_provider_is_reported_at_startup_and_in_the_status() {
     let home = tempfile::tempdir().unwrap();
-    // A port that was free a moment ago refuses connections.
+    // A free port refuses connections.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
     command

@@ -23,62 +23,67 @@ use crate::support::websocket::{
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 
 const MASK: [u8; 4] = [1, 99, 200, 7];
-/// A small session buffer, so that floods end soon.
-const BUFFER: usize = 64 * 1024;
+/// A small session buffer, so that floods exceed it quickly.
+const SESSION_BUFFER_SIZE: usize = 64 * 1024;
 
-/// A frame with this first byte.
-fn frame(first: u8, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
+/// Encodes a frame with this first byte.
+fn frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let length = payload.len() as u64;
-    FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask: masked, length }
-        .encode(&mut bytes);
-    bytes[0] = first;
-    let from = bytes.len();
+    FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask, length }.encode(&mut bytes);
+    bytes[0] = first_byte;
+    let payload_start = bytes.len();
     bytes.extend_from_slice(payload);
-    if let Some(masked) = masked {
-        apply_mask(&mut bytes[from..], masked, 0);
+    if let Some(mask) = mask {
+        apply_mask(&mut bytes[payload_start..], mask, 0);
     }
     bytes
 }
 
 const TEXT: u8 = 0x81;
-const TEXT_BEGINS: u8 = 0x01;
-const GOES_ON: u8 = 0x00;
+const TEXT_FRAGMENT: u8 = 0x01;
+const CONTINUATION: u8 = 0x00;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
-/// Protocol violations of either peer, as bytes, and the close code for each.
-fn violations(masked: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
-    let frame = |first, payload: &[u8]| frame(first, payload, masked);
-    let other = if masked.is_some() { None } else { Some(MASK) };
+/// Protocol violations of either peer, as bytes with the close code for each. `mask` is the mask of the peer.
+fn violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
+    let frame = |first_byte, payload: &[u8]| frame(first_byte, payload, mask);
+    let wrong_mask = if mask.is_some() { None } else { Some(MASK) };
     vec![
-        ("the mask of the other end", self::frame(TEXT, b"{}", other), 1002),
+        ("a wrong mask bit", self::frame(TEXT, b"{}", wrong_mask), 1002),
         ("reserved bits", frame(0xc1, b"{}"), 1002),
         ("reserved bits of a ping", frame(0xd9, b"?"), 1002),
         ("a reserved opcode", frame(0x83, b"?"), 1002),
         ("a reserved control opcode", frame(0x8b, b"?"), 1002),
         ("a fragmented ping", frame(0x09, b"?"), 1002),
         ("a long ping", frame(PING, &[b'?'; 126]), 1002),
-        ("a continuation of nothing", frame(0x80, b"{}"), 1002),
-        ("a message in a message", [frame(TEXT_BEGINS, b"{"), frame(TEXT, b"{}")].concat(), 1002),
-        ("half a code", frame(CLOSE, b"\x03"), 1002),
-        ("a code that may not be sent", frame(CLOSE, &1006_u16.to_be_bytes()), 1002),
-        ("a reason that is not UTF-8", frame(CLOSE, b"\x03\xe8\xff"), 1007),
+        ("a continuation without a message", frame(0x80, b"{}"), 1002),
+        (
+            "a message within a fragmented message",
+            [frame(TEXT_FRAGMENT, b"{"), frame(TEXT, b"{}")].concat(),
+            1002,
+        ),
+        ("an incomplete close code", frame(CLOSE, b"\x03"), 1002),
+        ("a close code that must not be sent", frame(CLOSE, &1006_u16.to_be_bytes()), 1002),
+        ("a close reason that is not UTF-8", frame(CLOSE, b"\x03\xe8\xff"), 1007),
         ("a text that is not UTF-8", frame(TEXT, b"{\"text\":\"\xff\"}"), 1007),
     ]
 }
 
-/// Floods by a client, and the close for each.
+/// Floods of a client, with the close code for each.
 fn floods() -> Vec<(&'static str, Vec<u8>, u16)> {
-    let empty = frame(GOES_ON, b"", Some(MASK));
-    let tiny = frame(GOES_ON, b" ", Some(MASK));
-    let begin = frame(TEXT_BEGINS, b"{", Some(MASK));
-    let flood = |piece: &[u8]| [&*begin, &piece.repeat(2 * BUFFER / piece.len())].concat();
+    let empty = frame(CONTINUATION, b"", Some(MASK));
+    let tiny = frame(CONTINUATION, b" ", Some(MASK));
+    let first_fragment = frame(TEXT_FRAGMENT, b"{", Some(MASK));
+    let flood = |fragment: &[u8]| {
+        [&*first_fragment, &fragment.repeat(2 * SESSION_BUFFER_SIZE / fragment.len())].concat()
+    };
     vec![
         ("empty fragments", flood(&empty), 1009),
         ("tiny fragments", flood(&tiny), 1009),
-        ("a large message", frame(TEXT, &vec![b' '; 2 * BUFFER], Some(MASK)), 1009),
+        ("a large message", frame(TEXT, &vec![b' '; 2 * SESSION_BUFFER_SIZE], Some(MASK)), 1009),
     ]
 }
 
@@ -86,18 +91,18 @@ fn two_keys() -> Plan {
     Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// The client of the tests, with a token and these rules.
-fn with_rules(config: &mut Config, rules: Rules) {
+/// Configures the client of the tests with these rules.
+fn configure_client(config: &mut Config, rules: Rules) {
     config.clients =
         vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::new(CLIENT_TOKEN), rules }];
 }
 
-fn bounded(config: &mut Config) {
-    config.websocket.max_session_buffer = BUFFER;
+fn limit_session_buffer(config: &mut Config) {
+    config.websocket.max_session_buffer = SESSION_BUFFER_SIZE;
 }
 
-/// Keys of workspaces with a concurrency limit of one.
-fn narrow(keys: &[&str]) -> Plan {
+/// Each key has its own workspace, whose concurrency limit is one.
+fn plan_with_one_slot_per_key(keys: &[&str]) -> Plan {
     keys.iter().fold(Plan::of([]), |plan, key| {
         let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
         let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
@@ -106,47 +111,50 @@ fn narrow(keys: &[&str]) -> Plan {
 }
 
 impl WebSocketClient {
-    /// Sends raw bytes. The peer may close before it has read all.
-    async fn push(&mut self, bytes: &[u8]) {
+    /// Sends raw bytes. The proxy may close the connection before it has read them.
+    async fn send_raw(&mut self, bytes: &[u8]) {
         let _ = within_timeout(self.stream.get_mut().write_all(bytes)).await;
     }
 }
 
 #[track_caller]
-fn closed_with(end: &Received, code: u16, what: &str) {
-    assert!(matches!(end, Received::Close(found, _) if *found == code), "{what}: {end:?}, not {code}");
+fn assert_close_code(end: &Received, code: u16, description: &str) {
+    assert!(
+        matches!(end, Received::Close(received, _) if *received == code),
+        "{description}: expected the close code {code}, received {end:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_client_violation_ends_the_session_before_its_authentication() {
     let proxy = start_proxy_with(two_keys(), |config| {
-        with_rules(config, Rules::default());
-        bounded(config);
+        configure_client(config, Rules::default());
+        limit_session_buffer(config);
     })
     .await;
-    let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
-    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+    let binary = ("a binary message before authentication", frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
-        session.push(&bytes).await;
+        session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{what}");
-        closed_with(&end, code, what);
+        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_close_code(&end, code, description);
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_client_violation_ends_the_session_before_a_useful_message() {
-    let proxy = start_proxy_with(two_keys(), bounded).await;
-    let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
-    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+async fn a_client_violation_ends_the_session_before_its_first_text() {
+    let proxy = start_proxy_with(two_keys(), limit_session_buffer).await;
+    let binary = ("a binary message before authentication", frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": " "})).await;
-        session.push(&bytes).await;
+        session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{what}");
-        closed_with(&end, code, what);
+        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_close_code(&end, code, description);
     }
     within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     proxy.close().await;
@@ -154,40 +162,44 @@ async fn a_client_violation_ends_the_session_before_a_useful_message() {
 
 #[tokio::test]
 async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
-    let proxy = start_proxy_with(narrow(&[FIRST_KEY]), bounded).await;
+    let proxy = start_proxy_with(plan_with_one_slot_per_key(&[FIRST_KEY]), limit_session_buffer).await;
     proxy.set_fault(FIRST_KEY, "slow_body=600000");
-    let _held = proxy.request_speech(200).await;
-    let pings = frame(PING, b"", Some(MASK)).repeat(BUFFER / 3);
+    let _response = proxy.request_speech(200).await;
+    let pings = frame(PING, b"", Some(MASK)).repeat(SESSION_BUFFER_SIZE / 3);
     let mut cases: Vec<_> = violations(Some(MASK)).into_iter().chain(floods()).collect();
     cases.push(("pings", pings, 1009));
-    for (what, bytes, code) in cases {
+    for (description, bytes, code) in cases {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": "Hello. "})).await;
-        crate::support::wait_until(|| proxy.app.waiting() == 1).await;
-        session.push(&bytes).await;
+        crate::support::wait_until(|| proxy.app.queued_requests() == 1).await;
+        session.send_raw(&bytes).await;
         let (_, end) = session.receive_to_end().await;
-        closed_with(&end, code, what);
-        assert_eq!(proxy.app.waiting(), 0, "{what}: the waiting place is released before the answer");
+        assert_close_code(&end, code, description);
+        assert_eq!(
+            proxy.app.queued_requests(),
+            0,
+            "{description}: the session leaves the queue before the close frame is sent"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_client_violation_ends_a_served_session() {
-    let proxy = start_proxy_with(two_keys(), bounded).await;
-    for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
+    let proxy = start_proxy_with(two_keys(), limit_session_buffer).await;
+    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": " "})).await;
         session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
         assert!(session.receive_json().await["audio"].is_string());
-        session.push(&bytes).await;
+        session.send_raw(&bytes).await;
         let (_, end) = session.receive_to_end().await;
-        closed_with(&end, code, what);
+        assert_close_code(&end, code, description);
     }
     within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     proxy.close().await;
 }
 
-/// A provider whose connections are handled by the test.
+/// A provider that passes each connection to the test.
 struct Provider {
     base_url: BaseUrl,
     handshakes: mpsc::UnboundedReceiver<(TcpStream, String)>,
@@ -210,13 +222,13 @@ impl Provider {
                     }
                 }
                 let head = String::from_utf8_lossy(&head).into_owned();
-                let named = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
-                let Some(line) = head.lines().find(named) else { continue };
+                let is_key_header = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
+                let Some(line) = head.lines().find(is_key_header) else { continue };
                 let accept = derive_accept_key(line.split_once(':').unwrap().1.trim().as_bytes());
-                let answer = format!(
+                let response = format!(
                     "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
                 );
-                if sender.send((stream, answer)).is_err() {
+                if sender.send((stream, response)).is_err() {
                     break;
                 }
             }
@@ -224,9 +236,9 @@ impl Provider {
         Self { base_url, handshakes, _tasks: tasks }
     }
 
-    /// An open session: the client's end and the provider's end.
-    async fn dialled(&mut self, proxy: &TestProxy, path: &str) -> (WebSocketClient, TcpStream) {
-        tokio::join!(open_session(proxy, path), self.connection())
+    /// Opens a session. Returns the ends of the client and of the provider.
+    async fn open_session(&mut self, proxy: &TestProxy, path: &str) -> (WebSocketClient, TcpStream) {
+        tokio::join!(open_session(proxy, path), self.accept_session())
     }
 
     async fn start_proxy(&self, change: impl FnOnce(&mut Config)) -> TestProxy {
@@ -238,82 +250,82 @@ impl Provider {
         .await
     }
 
-    /// The next connection, whose handshake awaits a response; and the response.
-    async fn handshake(&mut self) -> (TcpStream, String) {
+    /// Returns the next connection before its handshake is accepted, and the response that accepts it.
+    async fn next_handshake(&mut self) -> (TcpStream, String) {
         within_timeout(self.handshakes.recv()).await.unwrap()
     }
 
-    /// The next connection, with an accepted handshake.
-    async fn connection(&mut self) -> TcpStream {
-        let (mut stream, answer) = self.handshake().await;
-        stream.write_all(answer.as_bytes()).await.unwrap();
+    /// Returns the next connection, after its handshake is accepted.
+    async fn accept_session(&mut self) -> TcpStream {
+        let (mut stream, response) = self.next_handshake().await;
+        stream.write_all(response.as_bytes()).await.unwrap();
         stream
     }
 }
 
-/// Reads to the end of the connection.
-async fn ends(mut stream: TcpStream) -> Vec<u8> {
-    let mut read = Vec::new();
-    // A reset is an end, too.
-    let _ = within_timeout(stream.read_to_end(&mut read)).await;
-    read
+/// Reads until the connection ends.
+async fn read_until_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset also ends the connection.
+    let _ = within_timeout(stream.read_to_end(&mut bytes)).await;
+    bytes
 }
 
-const SOUND: &[u8] = br#"{"audio":"AAAA"}"#;
+const AUDIO_MESSAGE: &[u8] = br#"{"audio":"AAAA"}"#;
 
 #[tokio::test]
 async fn a_violation_of_the_provider_ends_the_session() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    for (what, bytes, code) in violations(None) {
-        let (mut session, mut stream) = provider.dialled(&proxy, STREAM_INPUT).await;
-        stream.write_all(&[frame(TEXT, SOUND, None), bytes].concat()).await.unwrap();
-        assert!(session.receive_json().await["audio"].is_string(), "{what}");
-        closed_with(&session.receive().await, code, what);
+    for (description, bytes, code) in violations(None) {
+        let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
+        stream.write_all(&[frame(TEXT, AUDIO_MESSAGE, None), bytes].concat()).await.unwrap();
+        assert!(session.receive_json().await["audio"].is_string(), "{description}");
+        assert_close_code(&session.receive().await, code, description);
         drop(session);
-        ends(stream).await;
+        read_until_end(stream).await;
     }
 }
 
 #[tokio::test]
-async fn every_byte_of_a_foreign_socket_is_forwarded() {
+async fn every_byte_of_a_websocket_on_an_unknown_path_is_forwarded() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    for (what, bytes, _) in violations(None) {
-        let (session, mut stream) = provider.dialled(&proxy, "/runCase").await;
+    for (description, bytes, _) in violations(None) {
+        let (session, mut stream) = provider.open_session(&proxy, "/runCase").await;
         stream.write_all(&bytes).await.unwrap();
         let mut client = session.stream.into_inner();
-        let mut read = vec![0; bytes.len()];
-        within_timeout(client.read_exact(&mut read)).await.unwrap();
-        assert_eq!(read, bytes, "{what}");
+        let mut received = vec![0; bytes.len()];
+        within_timeout(client.read_exact(&mut received)).await.unwrap();
+        assert_eq!(received, bytes, "{description}");
         client.write_all(&bytes).await.unwrap();
-        within_timeout(stream.read_exact(&mut read)).await.unwrap();
-        assert_eq!(read, bytes, "{what}");
+        within_timeout(stream.read_exact(&mut received)).await.unwrap();
+        assert_eq!(received, bytes, "{description}");
     }
 }
 
 #[tokio::test]
-async fn a_close_that_is_not_completed_ends_all_the_same() {
+async fn a_close_without_a_reply_ends_after_the_close_timeout() {
     let mut provider = Provider::start().await;
     let proxy =
         provider.start_proxy(|config| config.websocket.close_timeout = Duration::from_millis(100)).await;
     let close = frame(CLOSE, b"\x03\xe8", None);
     for path in [STREAM_INPUT, "/runCase"] {
-        // Both have closed, and the provider keeps its connection.
-        let (mut session, mut stream) = provider.dialled(&proxy, path).await;
-        stream.write_all(&[frame(TEXT, SOUND, None), close.clone()].concat()).await.unwrap();
+        // Both peers have closed, and the provider keeps its connection open.
+        let (mut session, mut stream) = provider.open_session(&proxy, path).await;
+        stream.write_all(&[frame(TEXT, AUDIO_MESSAGE, None), close.clone()].concat()).await.unwrap();
         assert!(session.receive_json().await["audio"].is_string());
-        closed_with(&session.receive().await, 1000, path);
+        assert_close_code(&session.receive().await, 1000, path);
         session.close().await;
-        ends(stream).await;
+        read_until_end(stream).await;
         // The client has closed, and the provider does not reply.
-        let (mut session, stream) = provider.dialled(&proxy, path).await;
+        let (mut session, stream) = provider.open_session(&proxy, path).await;
         session.close().await;
-        ends(stream).await;
+        read_until_end(stream).await;
         // The provider has closed, and the client does not reply.
-        let (session, mut stream) = provider.dialled(&proxy, path).await;
+        let (session, mut stream) = provider.open_session(&proxy, path).await;
         stream.write_all(&close).await.unwrap();
-        ends(stream).await;
+        read_until_end(stream).await;
         drop(session);
     }
 }
@@ -323,15 +335,15 @@ async fn bytes_after_the_clients_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     let close = frame(CLOSE, b"\x03\xe8bye", Some(MASK));
-    for (what, bytes, _) in violations(Some(MASK)) {
-        let (mut session, mut stream) = provider.dialled(&proxy, STREAM_INPUT).await;
-        session.push(&[&*close, &bytes].concat()).await;
-        let mut read = vec![0; close.len()];
-        within_timeout(stream.read_exact(&mut read)).await.unwrap();
+    for (description, bytes, _) in violations(Some(MASK)) {
+        let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
+        session.send_raw(&[&*close, &bytes].concat()).await;
+        let mut received = vec![0; close.len()];
+        within_timeout(stream.read_exact(&mut received)).await.unwrap();
         stream.write_all(&frame(CLOSE, b"\x03\xe8", None)).await.unwrap();
-        closed_with(&session.receive_to_end().await.1, 1000, what);
+        assert_close_code(&session.receive_to_end().await.1, 1000, description);
         drop(session);
-        assert_eq!((read, ends(stream).await), (close.clone(), Vec::new()), "{what}");
+        assert_eq!((received, read_until_end(stream).await), (close.clone(), Vec::new()), "{description}");
     }
 }
 
@@ -339,29 +351,32 @@ async fn bytes_after_the_clients_close_are_dropped() {
 async fn bytes_after_the_providers_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    let (session, mut stream) = provider.dialled(&proxy, STREAM_INPUT).await;
+    let (session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
     let close = frame(CLOSE, b"\x03\xe8", None);
     let more = frame(TEXT, b"{\"audio\":\"late\"}", None);
     stream.write_all(&[close.clone(), more].concat()).await.unwrap();
     drop(stream);
-    assert_eq!(ends(session.stream.into_inner()).await, close);
+    assert_eq!(read_until_end(session.stream.into_inner()).await, close);
 }
 
 #[tokio::test]
-async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
-    for lifetime in [0, 300] {
+async fn a_flood_in_one_direction_blocks_neither_the_other_direction_nor_the_timers() {
+    for max_duration_ms in [0, 300] {
         let mut provider = Provider::start().await;
         let proxy = provider
-            .start_proxy(|config| config.websocket.max_session_duration = Duration::from_millis(lifetime))
+            .start_proxy(|config| {
+                config.websocket.max_session_duration = Duration::from_millis(max_duration_ms)
+            })
             .await;
-        let (mut session, stream) = provider.dialled(&proxy, AGENT).await;
+        let (mut session, stream) = provider.open_session(&proxy, AGENT).await;
         let (mut from_proxy, mut to_proxy) = stream.into_split();
         let tasks = Tasks::default();
-        // Small frames and large ones, as fast as the connection accepts them.
-        let flood = [frame(TEXT, SOUND, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
+        // Small and large frames, as fast as the connection accepts them.
+        let flood =
+            [frame(TEXT, AUDIO_MESSAGE, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
-        if lifetime > 0 {
-            let end = session.end().await;
+        if max_duration_ms > 0 {
+            let end = session.receive_end().await;
             assert!(matches!(end, Received::Close(1001, _) | Received::Disconnected), "{end:?}");
             continue;
         }
@@ -379,149 +394,159 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
 }
 
 impl WebSocketClient {
-    /// The end of the session, whatever messages precede it.
-    async fn end(&mut self) -> Received {
+    /// Receives events until the session ends. Returns its end.
+    async fn receive_end(&mut self) -> Received {
         loop {
-            let heard = self.receive().await;
-            if matches!(heard, Received::Close(..) | Received::Disconnected) {
-                return heard;
+            let received = self.receive().await;
+            if matches!(received, Received::Close(..) | Received::Disconnected) {
+                return received;
             }
         }
     }
 }
 
+/// How a client ends its session.
 #[derive(Clone, Copy, Debug)]
-enum Leaving {
-    /// Ends the connection.
+enum ClientEnd {
+    /// Closes the connection without a close frame.
     Drop,
-    /// Closes, and waits for the reply.
+    /// Sends a close frame and waits for the reply.
     Close,
-    /// Closes after more data than is read before the wait.
-    CloseBehind(usize),
+    /// Sends a close frame after a message that exceeds the read buffer of the proxy.
+    CloseAfterData(usize),
 }
 
-const LEAVING: [Leaving; 3] = [Leaving::Drop, Leaving::Close, Leaving::CloseBehind(40_000)];
+const CLIENT_ENDS: [ClientEnd; 3] = [ClientEnd::Drop, ClientEnd::Close, ClientEnd::CloseAfterData(40_000)];
 
-async fn leave(mut session: WebSocketClient, leaving: Leaving) {
-    if let Leaving::CloseBehind(bytes) = leaving {
+async fn end_session(mut session: WebSocketClient, client_end: ClientEnd) {
+    if let ClientEnd::CloseAfterData(bytes) = client_end {
         session.send_json(&json!({"text": "x".repeat(bytes)})).await;
     }
-    match leaving {
-        Leaving::Drop => drop(session),
-        Leaving::Close | Leaving::CloseBehind(_) => {
-            session.push(&frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
-            closed_with(&session.receive_to_end().await.1, 1000, "its close is answered");
+    match client_end {
+        ClientEnd::Drop => drop(session),
+        ClientEnd::Close | ClientEnd::CloseAfterData(_) => {
+            session.send_raw(&frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
+            assert_close_code(
+                &session.receive_to_end().await.1,
+                1000,
+                "the proxy replies to the close frame",
+            );
         }
     }
 }
 
+async fn recorded_verdicts(proxy: TestProxy) -> Vec<String> {
+    proxy.into_records().await.into_iter().map(|record| record.verdict).collect()
+}
+
 #[tokio::test]
-async fn a_client_that_leaves_while_its_session_fails_over_is_noticed() {
-    for leaving in LEAVING {
+async fn a_client_disconnect_during_failover_is_detected() {
+    for client_end in CLIENT_ENDS {
         let mut provider = Provider::start().await;
         let proxy = provider.start_proxy(|_| {}).await;
-        let (mut session, mut first) = provider.dialled(&proxy, STREAM_INPUT).await;
+        let (mut session, mut first) = provider.open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": "Hello. "})).await;
         let refusal = frame(CLOSE, b"\x03\xf0This request exceeds your quota.", None);
         first.write_all(&refusal).await.unwrap();
-        // The handshake with the second key is never answered.
-        let (second, _) = provider.handshake().await;
-        leave(session, leaving).await;
-        ends(second).await;
-        let verdicts: Vec<String> =
-            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
-        assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{leaving:?}");
+        // The provider never responds to the handshake with the second key.
+        let (second, _) = provider.next_handshake().await;
+        end_session(session, client_end).await;
+        read_until_end(second).await;
+        let verdicts = recorded_verdicts(proxy).await;
+        assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{client_end:?}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_its_session_waits_is_noticed() {
+async fn a_client_disconnect_in_the_queue_is_detected() {
     for is_failing_over in [false, true] {
-        for leaving in LEAVING {
-            let plan = if is_failing_over { narrow(&[FIRST_KEY, SECOND_KEY]) } else { narrow(&[SECOND_KEY]) };
+        for client_end in CLIENT_ENDS {
+            let plan = if is_failing_over {
+                plan_with_one_slot_per_key(&[FIRST_KEY, SECOND_KEY])
+            } else {
+                plan_with_one_slot_per_key(&[SECOND_KEY])
+            };
             let proxy =
                 start_proxy_with(plan, |config| config.pool.queue_timeout = Duration::from_secs(3_600)).await;
-            // The only slot of the second key is taken.
+            // Another request holds the only slot of the second key.
             if is_failing_over {
                 proxy.set_fault(FIRST_KEY, "forbidden");
             }
             proxy.set_fault(SECOND_KEY, "slow_body=600000");
-            let _held = proxy.request_speech(200).await;
+            let _response = proxy.request_speech(200).await;
             proxy.set_fault(FIRST_KEY, "quota");
             let mut session = open_session(&proxy, STREAM_INPUT).await;
             session.send_json(&json!({"text": "Hello. "})).await;
-            crate::support::wait_until(|| proxy.app.waiting() == 1).await;
-            leave(session, leaving).await;
-            crate::support::wait_until(|| proxy.app.waiting() == 0).await;
+            crate::support::wait_until(|| proxy.app.queued_requests() == 1).await;
+            end_session(session, client_end).await;
+            crate::support::wait_until(|| proxy.app.queued_requests() == 0).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_after_its_first_message_is_noticed() {
-    for leaving in LEAVING {
+async fn a_client_disconnect_after_the_first_message_is_detected() {
+    for client_end in CLIENT_ENDS {
         let mut provider = Provider::start().await;
-        let proxy = provider.start_proxy(|config| with_rules(config, Rules::default())).await;
+        let proxy = provider.start_proxy(|config| configure_client(config, Rules::default())).await;
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         session.send_json(&json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
-        let (stream, _) = provider.handshake().await;
-        leave(session, leaving).await;
-        ends(stream).await;
-        let verdicts: Vec<String> =
-            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
-        assert_eq!(verdicts, ["client_closed"], "{leaving:?}");
+        let (stream, _) = provider.next_handshake().await;
+        end_session(session, client_end).await;
+        read_until_end(stream).await;
+        let verdicts = recorded_verdicts(proxy).await;
+        assert_eq!(verdicts, ["client_closed"], "{client_end:?}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
+async fn a_client_disconnect_during_the_handshake_is_detected() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     let stream = tokio::select! {
         biased;
-        _ = open_session(&proxy, STREAM_INPUT) => panic!("it is open"),
-        (stream, _) = provider.handshake() => stream,
+        _ = open_session(&proxy, STREAM_INPUT) => panic!("the session is open before its handshake is accepted"),
+        (stream, _) = provider.next_handshake() => stream,
     };
-    ends(stream).await;
+    read_until_end(stream).await;
     assert_eq!(proxy.into_records().await[0].verdict, "client_closed");
 }
 
-fn credits(amount: u64) -> Rules {
+fn credit_quota(amount: u64) -> Rules {
     let quota = ClientQuota { amount, unit: QuotaUnit::Credits, period: Period::Day };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
 #[tokio::test]
 async fn a_quota_of_credits_ends_sessions_beyond_it() {
-    // The session's duration uses up the remaining credits: 800 credits a minute of an agent, 65 of
-    // a transcription
-    for (path, quota, spoken) in [(AGENT, 1_000, 900), (SCRIBE, 20, 18)] {
+    // The duration of the session uses up the remaining credits. A minute costs 800 credits with an agent and
+    // 65 credits with a transcription.
+    for (path, quota, characters) in [(AGENT, 1_000, 900), (SCRIBE, 20, 18)] {
         let proxy = start_proxy_with(two_keys(), |config| {
-            with_rules(config, credits(quota));
+            configure_client(config, credit_quota(quota));
             config.websocket.quota_check_interval = Duration::from_millis(10);
         })
         .await;
         let mut session = open_session(&proxy, path).await;
         let first = session.receive_json().await;
         assert!(first.get("error").is_none(), "{first}");
-        // Another request of the same client uses most of it.
-        assert_eq!(proxy.request_speech(spoken).await.status(), 200);
+        // Another request of the same client uses most of the quota.
+        assert_eq!(proxy.request_speech(characters).await.status(), 200);
         let (messages, end) = session.receive_to_end().await;
         let last = messages.last().unwrap();
         assert_eq!((&last["error"], &last["code"]), (&json!("client_quota_exceeded"), &json!(1008)));
-        closed_with(&end, 1008, path);
+        assert_close_code(&end, 1008, path);
         drop(session);
-        let verdicts: Vec<String> =
-            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
+        let verdicts = recorded_verdicts(proxy).await;
         assert!(verdicts.contains(&"client_quota_exceeded".to_owned()), "{verdicts:?}");
     }
 }
 
 #[tokio::test]
-async fn a_quota_of_requests_ends_no_session() {
+async fn a_quota_of_requests_does_not_end_a_session() {
     let quota = ClientQuota { amount: 2, unit: QuotaUnit::Requests, period: Period::Day };
     let proxy = start_proxy_with(two_keys(), |config| {
-        with_rules(config, Rules { quota: Some(quota), ..Rules::default() });
+        configure_client(config, Rules { quota: Some(quota), ..Rules::default() });
         config.websocket.quota_check_interval = Duration::from_millis(1);
     })
     .await;
@@ -538,20 +563,20 @@ async fn a_quota_of_requests_ends_no_session() {
 }
 
 #[tokio::test]
-async fn parallel_sessions_do_not_spend_the_same_credits() {
-    let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(20))).await;
-    // Nothing has been served when the second one speaks.
+async fn concurrent_sessions_do_not_use_the_same_credits() {
+    let proxy = start_proxy_with(two_keys(), |config| configure_client(config, credit_quota(20))).await;
+    // The first session has not received audio when the second session is opened.
     proxy.set_fault(FIRST_KEY, "stall=600000");
     let mut first = open_session(&proxy, STREAM_INPUT).await;
     first.send_json(&json!({"text": "These are twenty. ok"})).await;
-    let spoken = |ledger: &keychoir::simulator::Ledger| {
+    let has_sent_text = |ledger: &keychoir::simulator::Ledger| {
         ledger
             .requests
             .iter()
             .filter_map(|request| request.socket.as_ref())
             .any(|socket| socket.message_bytes > 0)
     };
-    within_timeout(proxy.simulator.until(spoken)).await;
+    within_timeout(proxy.simulator.until(has_sent_text)).await;
     let refused = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
     assert_eq!(refused.err().unwrap().0, 402);
     drop(first);
@@ -560,33 +585,34 @@ async fn parallel_sessions_do_not_spend_the_same_credits() {
 
 #[tokio::test]
 async fn a_refused_request_does_not_count_against_a_quota() {
-    let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
+    let proxy = start_proxy_with(two_keys(), |config| configure_client(config, credit_quota(40))).await;
     proxy.set_fault(FIRST_KEY, "invalid");
     proxy.set_fault(SECOND_KEY, "invalid");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     let (_, end) = session.synthesize(&["This is more than twenty characters. "]).await;
-    closed_with(&end, 1008, "no key is any good");
+    assert_close_code(&end, 1008, "no key is usable");
     drop(session);
     proxy.simulator.always(FIRST_KEY, None);
     proxy.simulator.always(SECOND_KEY, None);
-    // The session refunds its reservation after its usage record is closed, a moment after its
-    // close.
-    let given_back = async { while proxy.request_speech(5).await.status() == 402 {} };
-    tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("all of the quota is left");
+    // The session refunds its reservation after its usage record is closed, which is shortly after its close.
+    let refund = async { while proxy.request_speech(5).await.status() == 402 {} };
+    tokio::time::timeout(Duration::from_secs(20), refund)
+        .await
+        .expect("the session refunds its reservation within the timeout");
 }
 
 #[tokio::test]
-async fn no_text_is_forwarded_uncounted() {
-    let long = json!({"text": "x".repeat(40), "pad": " ".repeat(300_000)}).to_string();
-    for message in [Message::text(long.clone()), Message::binary(long.clone().into_bytes())] {
-        let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
+async fn text_in_padded_and_binary_messages_counts_against_the_quota() {
+    let message = json!({"text": "x".repeat(40), "pad": " ".repeat(300_000)}).to_string();
+    for message in [Message::text(message.clone()), Message::binary(message.clone().into_bytes())] {
+        let proxy = start_proxy_with(two_keys(), |config| configure_client(config, credit_quota(40))).await;
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": " "})).await;
         session.send_json(&json!({"text": "This is more than twenty characters. ", "flush": true})).await;
         assert!(session.receive_json().await["audio"].is_string());
         session.send(message).await;
         let (messages, end) = session.receive_to_end().await;
-        closed_with(&end, 1008, "the quota is used");
+        assert_close_code(&end, 1008, "the quota is exceeded");
         assert_eq!(messages.last().unwrap()["error"], "client_quota_exceeded");
         drop(session);
         let records = proxy.into_records().await;
@@ -599,13 +625,13 @@ async fn a_queued_session_is_not_idle() {
     let mut provider = Provider::start().await;
     let proxy =
         provider.start_proxy(|config| config.websocket.idle_timeout = Duration::from_millis(50)).await;
-    let (mut session, mut stream) = provider.dialled(&proxy, AGENT).await;
+    let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
     let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
     stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "queue_status");
     // Another session is idle for the same time, and ends.
-    let (mut idle, _idle) = provider.dialled(&proxy, AGENT).await;
-    closed_with(&idle.receive_to_end().await.1, 1001, "it is idle");
+    let (mut idle_session, _idle_stream) = provider.open_session(&proxy, AGENT).await;
+    assert_close_code(&idle_session.receive_to_end().await.1, 1001, "the session is idle");
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
     stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
@@ -619,13 +645,13 @@ async fn a_queued_session_may_fail_over() {
         config.quota_polling.enabled = false;
     })
     .await;
-    let (mut session, mut stream) = provider.dialled(&proxy, AGENT).await;
+    let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
     let queued = frame(TEXT, br#"{"type":"queue_status"}"#, None);
     let refusal = frame(CLOSE, b"\x03\xeaThis request exceeds your quota limit.", None);
     stream.write_all(&[queued, refusal].concat()).await.unwrap();
-    let mut second = provider.connection().await;
+    let mut second_stream = provider.accept_session().await;
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
-    second.write_all(&frame(TEXT, metadata, None)).await.unwrap();
+    second_stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "queue_status");
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }

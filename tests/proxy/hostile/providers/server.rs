@@ -34,10 +34,10 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State::default());
-        let serving = Arc::clone(&state);
+        let state_of_server = Arc::clone(&state);
         Tasks::new().spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                Tasks::new().spawn(serve(stream, Arc::clone(&serving)));
+                Tasks::new().spawn(serve(stream, Arc::clone(&state_of_server)));
             }
         });
         Self { url, state }
@@ -77,7 +77,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     state.connections.lock().unwrap().push(Arc::clone(&writer));
     serve_requests(&mut reader, &writer, &state).await;
-    state.connections.lock().unwrap().retain(|connections| !Arc::ptr_eq(connections, &writer));
+    state.connections.lock().unwrap().retain(|connection| !Arc::ptr_eq(connection, &writer));
 }
 
 async fn serve_requests(
@@ -85,10 +85,10 @@ async fn serve_requests(
     writer: &tokio::sync::Mutex<OwnedWriteHalf>,
     state: &State,
 ) {
-    let before_request = Some(state.script.lock().unwrap().clone()).filter(|script| script.is_early);
-    let mut is_answered = before_request.is_some();
-    if let Some(before_request) = before_request
-        && !send_scripted(reader, writer, &before_request, state).await
+    let early_response = Some(state.script.lock().unwrap().clone()).filter(|script| script.is_early);
+    let mut is_answered = early_response.is_some();
+    if let Some(early_response) = early_response
+        && !send_scripted(reader, writer, &early_response, state).await
     {
         return;
     }
@@ -97,7 +97,7 @@ async fn serve_requests(
     while let Ok(count @ 1..) = reader.read(&mut bytes).await {
         match parser.parse(&bytes[..count]) {
             Ok(new_heads) => heads.extend(new_heads),
-            Err(fault) => return state.malformed_requests.lock().unwrap().push(fault),
+            Err(error) => return state.malformed_requests.lock().unwrap().push(error),
         }
         for _ in 0..std::mem::take(&mut parser.complete_count) {
             let head = heads.remove(0);

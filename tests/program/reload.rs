@@ -1,0 +1,146 @@
+//! Reloads of the configuration, by a signal or because a file has changed.
+
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+
+use super::environment::{
+    FIRST_KEY, KeepAliveConnection, ProgramEnvironment, SECOND_KEY, THIRD_KEY, Traffic, assert_head_contains,
+    new_client, request_count, request_speech, start_simulator,
+};
+use crate::support::program::Program;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_added_and_removed_under_traffic_without_a_failed_request() {
+    let simulator = start_simulator(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]).await;
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    environment.configure(&[FIRST_KEY, SECOND_KEY], "");
+    let (mut program, address) = environment.start();
+    let mut traffic = Traffic::start(4, &address, &new_client());
+    traffic.wait_for_responses(10).await;
+    for (keys, added, removed) in [
+        (&[SECOND_KEY] as &[&str], 0, 1),
+        (&[THIRD_KEY, SECOND_KEY], 1, 0),
+        (&[SECOND_KEY, THIRD_KEY, FIRST_KEY], 1, 0),
+        (&[FIRST_KEY, SECOND_KEY, THIRD_KEY], 0, 0),
+        (&[THIRD_KEY], 0, 2),
+    ] {
+        environment.configure(keys, "");
+        program.send_signal("HUP");
+        let event = program.wait_for_event("reloaded");
+        let counts = (event["keys"].as_u64(), event["added"].as_u64(), event["removed"].as_u64());
+        assert_eq!(counts, (Some(keys.len() as u64), Some(added), Some(removed)));
+        traffic.wait_for_responses(10).await;
+    }
+    traffic.stop().await;
+    let before = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
+    assert_eq!(request_speech(&new_client(), &address).await, 200);
+    let after = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
+    assert_eq!(after, [before[0], before[1], before[2] + 1], "a removed key receives no further request");
+    assert!(before.iter().all(|&request_count| request_count > 0), "{before:?}");
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_keeps_its_state_after_a_reload() {
+    let simulator = start_simulator(&[FIRST_KEY, SECOND_KEY]).await;
+    simulator.always(FIRST_KEY, Some("invalid".parse().unwrap()));
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    environment.configure(&[FIRST_KEY, SECOND_KEY], "");
+    let (mut program, address) = environment.start();
+    assert_eq!(request_speech(&new_client(), &address).await, 200);
+    assert_eq!(request_count(&simulator, FIRST_KEY), 1);
+    for keys in [[SECOND_KEY, FIRST_KEY], [FIRST_KEY, SECOND_KEY]] {
+        environment.configure(&keys, "");
+        program.send_signal("HUP");
+        program.wait_for_event("reloaded");
+        assert_eq!(request_speech(&new_client(), &address).await, 200);
+    }
+    assert_eq!(
+        request_count(&simulator, FIRST_KEY),
+        1,
+        "a refused key is not used again after its position changed"
+    );
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_file_is_reported_and_not_applied() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    environment.configure(&[FIRST_KEY], "");
+    let (mut program, address) = environment.start();
+    environment.configure(&[SECOND_KEY], "[pool]\nstrateggy = \"fill-first\"\n[log]\nlevel = \"loud\"\n");
+    program.send_signal("HUP");
+    for expected in ["keychoir.toml:2:1: unknown key `strateggy`", "did you mean `strategy`", "`loud`"] {
+        program.wait_for_line(|line| line.contains(expected).then_some(()));
+    }
+    program.wait_for_event("reload_failed");
+    assert_eq!(request_speech(&new_client(), &address).await, 200);
+    assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (1, 0));
+    // A valid configuration is applied.
+    environment.configure(&[FIRST_KEY], "");
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
+    let (code, stderr) = program.terminate();
+    assert_eq!(code, Some(0));
+    assert!(!stderr.contains(FIRST_KEY) && !stderr.contains(SECOND_KEY), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_reloaded_and_settings_that_need_a_restart_are_reported() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    environment.configure(&[FIRST_KEY], "");
+    let (mut program, address) = environment.start();
+    assert_eq!(request_speech(&new_client(), &address).await, 200);
+    let clients = "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n";
+    environment.configure(
+        &[FIRST_KEY],
+        &format!("[server]\nmax_request_headers_size = \"8KiB\"\n[log]\nlevel = \"debug\"\n{clients}"),
+    );
+    program.send_signal("HUP");
+    assert_eq!(program.wait_for_event("reload_incomplete")["settings"], "server.max_request_headers_size");
+    assert_eq!(program.wait_for_event("reloaded")["clients"], 1);
+    assert_eq!(request_speech(&new_client(), &address).await, 401);
+    // The new log level is active: malformed HTTP is logged at `debug`.
+    TcpStream::connect(&address).unwrap().write_all(b"\x16\x03\x01 no HTTP\r\n\r\n").unwrap();
+    program.wait_for_line(|line| line.contains("a connection ended").then_some(()));
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_reloaded_without_a_signal() {
+    let simulator = start_simulator(&[FIRST_KEY, SECOND_KEY]).await;
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    fs::write(environment.path("list"), FIRST_KEY).unwrap();
+    fs::write(environment.path("keychoir.toml"), "").unwrap();
+    let mut command = environment.command(&["--listen", "127.0.0.1:0"]);
+    command
+        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "20ms")
+        .env("ELEVENLABS_API_KEYS_FILE", environment.path("list"));
+    let mut program = Program::start(&mut command);
+    let address = program.wait_for_address();
+    fs::write(environment.path("list"), format!("{SECOND_KEY}\n{FIRST_KEY}\n")).unwrap();
+    assert_eq!(program.wait_for_event("reloaded")["added"], 1);
+    assert_eq!(request_speech(&new_client(), &address).await, 200);
+    assert_eq!(request_count(&simulator, SECOND_KEY), 1);
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[test]
+fn a_reload_does_not_open_the_pool_to_other_machines() {
+    let environment = ProgramEnvironment::new("http://127.0.0.1:9");
+    environment.configure(&[FIRST_KEY], "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n");
+    let socket = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let mut program = Program::start(&mut environment.command_with_passed_socket(socket.into()));
+    program.wait_for_address();
+    environment.configure(&[FIRST_KEY], "");
+    program.send_signal("HUP");
+    let counts = program.wait_for_event("reload_failed");
+    assert!(counts["message"].as_str().unwrap().contains("is open to other machines"), "{counts}");
+    let (response, _) = KeepAliveConnection::open(&format!("127.0.0.1:{port}")).request("/v1/voices");
+    assert_head_contains(&response, &["http/1.1 401", "x-keychoir-error: client_token_missing"]);
+    assert_eq!(program.terminate().0, Some(0));
+}
