@@ -1,8 +1,8 @@
-//! Counts the charged content of a client's message while it is forwarded: the characters of its texts, or
-//! the bytes of its audio. A message may have any length and arrive in any chunks; only the name of the
-//! current member is stored.
+//! Counts the charged content of a client's message while it is forwarded: the characters of its text, or the
+//! bytes of its audio. A message may have any length and arrive in any chunks; only the name of the current
+//! member is stored.
 //!
-//! Members are counted as the provider's JSON parser reads them: of two members with the same name the last
+//! Members are counted as the provider's JSON parser reads them: of two members with the same name, the last
 //! one counts, and a value of another type counts as 0. A more lenient parser may accept a message that is
 //! not valid JSON, so all bytes of such a message are counted, as an upper bound of its text.
 
@@ -29,7 +29,7 @@ pub struct MessageCount {
 /// A streaming counter for one message.
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
-    state: State,
+    phase: Phase,
     /// The enclosing objects and lists: bit 0 is the innermost one; 1 means an object, 0 a list.
     nesting: u128,
     /// Number of enclosing objects and lists.
@@ -53,20 +53,20 @@ pub struct ContentCounter {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    /// Before the outermost object.
+enum Phase {
+    /// The parser is before the outermost object.
     #[default]
     Start,
-    /// Before a value; `true` where a list may end instead.
+    /// The parser is before a value; `true` if a list may end instead.
     Value(bool),
-    /// Before a name; `true` where an object may end instead.
+    /// The parser is before a name; `true` if an object may end instead.
     BeforeName(bool),
     Colon,
     AfterValue,
-    /// In a number or a literal.
+    /// The parser is in a number or a literal.
     Scalar,
     String(Escape),
-    /// After the outermost object.
+    /// The parser is after the outermost object.
     Complete,
     /// The message is not JSON.
     Invalid,
@@ -76,7 +76,7 @@ enum State {
 enum Escape {
     None,
     Backslash,
-    /// After `\u`, with the number of its digits so far, and their value.
+    /// The parser is after `\u`. Contains the number of digits so far, and their value.
     Unicode(u8, u16),
 }
 
@@ -94,7 +94,7 @@ enum CountedMember {
 struct StringState {
     role: StringRole,
     characters: u64,
-    /// Whether it has a character that is not white space.
+    /// Whether the string has a character that is not white space.
     has_visible: bool,
     /// Padding characters of base64.
     padding: u64,
@@ -128,21 +128,21 @@ impl ContentCounter {
         self.bytes += chunk.len() as u64;
         let mut rest = chunk;
         while let Some(&byte) = rest.first() {
-            let processed_bytes = match self.state {
-                State::Invalid => return,
-                State::String(Escape::None) => self.process_string(rest),
-                State::String(escape) => {
-                    self.state = self.process_escape(escape, byte);
+            let processed_bytes = match self.phase {
+                Phase::Invalid => return,
+                Phase::String(Escape::None) => self.process_string(rest),
+                Phase::String(escape) => {
+                    self.phase = self.process_escape(escape, byte);
                     1
                 }
-                State::Start
-                | State::Value(_)
-                | State::BeforeName(_)
-                | State::Colon
-                | State::AfterValue
-                | State::Scalar
-                | State::Complete => {
-                    self.state = self.process_structure(byte);
+                Phase::Start
+                | Phase::Value(_)
+                | Phase::BeforeName(_)
+                | Phase::Colon
+                | Phase::AfterValue
+                | Phase::Scalar
+                | Phase::Complete => {
+                    self.phase = self.process_structure(byte);
                     1
                 }
             };
@@ -154,7 +154,7 @@ impl ContentCounter {
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let counter = std::mem::take(self);
-        let is_object = counter.state == State::Complete;
+        let is_object = counter.phase == Phase::Complete;
         let (characters, base64_characters) = if is_object {
             (counter.text_characters + counter.input_characters, counter.base64_characters)
         } else {
@@ -175,34 +175,34 @@ impl ContentCounter {
     pub fn audio_bytes_so_far(&self) -> u64 {
         let is_in_audio = self.member == CountedMember::Audio && self.string.role == StringRole::Counted;
         let in_current_string = if is_in_audio { self.string.base64_characters() } else { 0 };
-        let is_invalid = self.state == State::Invalid;
+        let is_invalid = self.phase == Phase::Invalid;
         decoded_length(if is_invalid { self.bytes } else { self.base64_characters + in_current_string })
     }
 
     /// Processes a byte outside strings.
-    fn process_structure(&mut self, byte: u8) -> State {
+    fn process_structure(&mut self, byte: u8) -> Phase {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-        match (self.state, byte) {
-            (State::Scalar, _) if is_blank => State::AfterValue,
-            (state, _) if is_blank => state,
-            (State::Start | State::Value(_), b'{') => self.begin_container(true),
-            (State::Value(_), b'[') => self.begin_container(false),
-            (State::Value(_), b'"') => {
+        match (self.phase, byte) {
+            (Phase::Scalar, _) if is_blank => Phase::AfterValue,
+            (phase, _) if is_blank => phase,
+            (Phase::Start | Phase::Value(_), b'{') => self.begin_container(true),
+            (Phase::Value(_), b'[') => self.begin_container(false),
+            (Phase::Value(_), b'"') => {
                 self.begin_string(if self.is_counted() { StringRole::Counted } else { StringRole::Skipped })
             }
-            (State::BeforeName(_), b'"') => self.begin_string(StringRole::Name),
-            (State::Colon, b':') => State::Value(false),
-            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.end_container(),
-            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
-            (State::AfterValue | State::Scalar, b',') => State::Value(false),
-            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.end_container(),
-            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.end_container(),
+            (Phase::BeforeName(_), b'"') => self.begin_string(StringRole::Name),
+            (Phase::Colon, b':') => Phase::Value(false),
+            (Phase::Value(true), b']') | (Phase::BeforeName(true), b'}') => self.end_container(),
+            (Phase::AfterValue | Phase::Scalar, b',') if self.is_in_object() => Phase::BeforeName(false),
+            (Phase::AfterValue | Phase::Scalar, b',') => Phase::Value(false),
+            (Phase::AfterValue | Phase::Scalar, b'}') if self.is_in_object() => self.end_container(),
+            (Phase::AfterValue | Phase::Scalar, b']') if !self.is_in_object() => self.end_container(),
             // Some parsers accept `NaN` and `Infinity`.
             (
-                State::Value(_) | State::Scalar,
+                Phase::Value(_) | Phase::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
-            ) => State::Scalar,
-            _ => State::Invalid,
+            ) => Phase::Scalar,
+            _ => Phase::Invalid,
         }
     }
 
@@ -223,29 +223,29 @@ impl ContentCounter {
         }
     }
 
-    fn begin_container(&mut self, is_object: bool) -> State {
+    fn begin_container(&mut self, is_object: bool) -> Phase {
         if self.depth == MAX_DEPTH {
-            return State::Invalid;
+            return Phase::Invalid;
         }
         self.depth += 1;
         self.nesting = self.nesting << 1 | u128::from(is_object);
-        if is_object { State::BeforeName(true) } else { State::Value(true) }
+        if is_object { Phase::BeforeName(true) } else { Phase::Value(true) }
     }
 
-    fn end_container(&mut self) -> State {
+    fn end_container(&mut self) -> Phase {
         if self.is_in_line() {
             self.input_characters += std::mem::take(&mut self.line_characters);
             self.is_line_text = false;
         }
         self.depth -= 1;
         self.nesting >>= 1;
-        if self.depth == 0 { State::Complete } else { State::AfterValue }
+        if self.depth == 0 { Phase::Complete } else { Phase::AfterValue }
     }
 
-    fn begin_string(&mut self, role: StringRole) -> State {
+    fn begin_string(&mut self, role: StringRole) -> Phase {
         self.string = StringState { role, ..StringState::default() };
         self.name = NamePrefix::default();
-        State::String(Escape::None)
+        Phase::String(Escape::None)
     }
 
     /// Processes a string up to its next escape or its end, and returns the number of bytes.
@@ -268,34 +268,34 @@ impl ContentCounter {
         }
         match rest.get(length) {
             None => return length,
-            Some(b'\\') => self.state = State::String(Escape::Backslash),
-            Some(_) => self.state = self.end_string(),
+            Some(b'\\') => self.phase = Phase::String(Escape::Backslash),
+            Some(_) => self.phase = self.end_string(),
         }
         length + 1
     }
 
     /// Processes a byte of an escape sequence.
-    fn process_escape(&mut self, escape: Escape, byte: u8) -> State {
+    fn process_escape(&mut self, escape: Escape, byte: u8) -> Phase {
         let utf16_unit = match (escape, byte) {
             (Escape::Unicode(digits, value), _) => {
-                let Some(digit) = char::from(byte).to_digit(16) else { return State::Invalid };
+                let Some(digit) = char::from(byte).to_digit(16) else { return Phase::Invalid };
                 let value = value << 4 | digit as u16;
                 if digits < 3 {
-                    return State::String(Escape::Unicode(digits + 1, value));
+                    return Phase::String(Escape::Unicode(digits + 1, value));
                 }
                 value
             }
-            (_, b'u') => return State::String(Escape::Unicode(0, 0)),
+            (_, b'u') => return Phase::String(Escape::Unicode(0, 0)),
             (_, b'"' | b'\\' | b'/') => byte.into(),
             (_, b'b') => 8,
             (_, b'f') => 12,
             (_, b'n') => 10,
             (_, b'r') => 13,
             (_, b't') => 9,
-            _ => return State::Invalid,
+            _ => return Phase::Invalid,
         };
         self.process_utf16_unit(utf16_unit);
-        State::String(Escape::None)
+        Phase::String(Escape::None)
     }
 
     /// Processes a character, or half of a surrogate pair, that was written as an escape sequence.
@@ -312,23 +312,23 @@ impl ContentCounter {
         string.padding += u64::from(utf16_unit == u16::from(b'='));
     }
 
-    fn end_string(&mut self) -> State {
-        // The provider does not speak a blank text, which opens a context.
-        let spoken = if self.string.has_visible { self.string.characters } else { 0 };
+    fn end_string(&mut self) -> Phase {
+        // The provider does not speak blank text, which opens a context.
+        let spoken_characters = if self.string.has_visible { self.string.characters } else { 0 };
         match (self.string.role, self.member) {
             (StringRole::Name, _) => {
                 self.begin_member();
-                return State::Colon;
+                return Phase::Colon;
             }
-            (StringRole::Counted, CountedMember::Text) => self.text_characters = spoken,
-            (StringRole::Counted, CountedMember::Inputs) => self.line_characters = spoken,
+            (StringRole::Counted, CountedMember::Text) => self.text_characters = spoken_characters,
+            (StringRole::Counted, CountedMember::Inputs) => self.line_characters = spoken_characters,
             (StringRole::Counted, CountedMember::Audio) => {
                 self.base64_characters = self.string.base64_characters();
             }
             (StringRole::Counted, CountedMember::Other) | (StringRole::Skipped, _) => {}
         }
         self.string.role = StringRole::Skipped;
-        State::AfterValue
+        Phase::AfterValue
     }
 
     /// Begins a member, and resets the count of an earlier member with the same name.
