@@ -10,12 +10,12 @@ use crate::proxy::usage::CreditSource;
 
 impl Attempt {
     /// Charges the cost of a response when its head arrives. The provider reports the cost there, so a
-    /// response whose body breaks off was probably charged too.
+    /// response whose body is interrupted was probably charged too.
     pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
-        let expected = self.key_source.reserved_credits();
+        let reserved_credits = self.key_source.reserved_credits();
         let (credits, source) = match (reported, verdict) {
             (Some(reported), _) => (reported, CreditSource::Reported),
-            (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
+            (None, Verdict::Served) if reserved_credits > 0 => (reserved_credits, CreditSource::Estimate),
             (None, Verdict::Served | Verdict::ServerError) => (0, unknown_credits(self.metering)),
             (None, _) => (0, CreditSource::Free),
         };
@@ -40,8 +40,8 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Makes the pending charge at the end of the attempt: the client disconnected before the response head
-    /// arrived, or a session ended.
+    /// Makes the pending charge at the end of the attempt, because the client disconnected before the
+    /// response head arrived, or a session ended.
     pub(super) fn charge_pending(&mut self) {
         let now = clock::now();
         match self.pending_charge {
