@@ -533,7 +533,7 @@ impl Way {
             ServedAttempt { request: Some(&request), began_at: lease.reserved_at(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
         let told = ReportedCost::from_headers(&answer);
-        lease.record_concurrency_limit(told.concurrency_max.unwrap());
+        lease.record_concurrency_limit(told.max_concurrent.unwrap());
         black_box(pool.charge(&roster, &mut lease, told.credits.unwrap(), now));
         strip_response(&mut answer);
         redact_headers(&mut answer, &self.redactor);
