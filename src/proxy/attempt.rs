@@ -36,6 +36,7 @@ use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, RequestMetrics, log_restriction, log_transitions};
 use crate::upstream::SendError;
+use charging::unknown_credits;
 
 /// The key of an attempt: leased from the pool, or sent by the client.
 #[derive(Debug)]
@@ -346,12 +347,6 @@ impl Attempt {
         }
     }
 
-    fn charge_lease(&mut self, credits: u64, now: UnixMs) {
-        if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
-            log_transitions(&pool.charge(roster, lease, credits, now));
-        }
-    }
-
     /// Ends the attempt, and releases its key for other requests before the next attempt starts.
     pub(super) fn release_key(&mut self) {
         self.record.total = clock::elapsed_since(self.started_at);
@@ -388,13 +383,6 @@ impl Attempt {
             RelayEnd::UpstreamFailed => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
-    }
-}
-
-fn unknown_credits(metering: Metering) -> CreditSource {
-    match metering {
-        Metering::Credits => CreditSource::Unknown,
-        Metering::Free => CreditSource::Free,
     }
 }
 

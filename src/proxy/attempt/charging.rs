@@ -1,12 +1,14 @@
 //! Charges an attempt to the client's quota and to the credits of the workspace. The response determines the
 //! charge; without a response, it depends on whether a byte was sent.
 
-use super::{Attempt, PendingCharge, unknown_credits};
+use super::{Attempt, KeySource, PendingCharge};
 use crate::clock;
+use crate::elevenlabs::endpoint::Metering;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::proxy::usage::CreditSource;
+use crate::telemetry::log_transitions;
 
 impl Attempt {
     /// Charges the cost of a response when its head arrives. The provider reports the cost there, so a
@@ -56,5 +58,20 @@ impl Attempt {
             PendingCharge::Session { is_served } => self.charge_session(is_served, now),
             PendingCharge::Nothing => {}
         }
+    }
+
+    /// Charges the lease of the key, if the key is from the pool.
+    pub(super) fn charge_lease(&mut self, credits: u64, now: UnixMs) {
+        if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
+            log_transitions(&pool.charge(roster, lease, credits, now));
+        }
+    }
+}
+
+/// The source of credits that neither the response nor an estimate gives.
+pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
+    match metering {
+        Metering::Credits => CreditSource::Unknown,
+        Metering::Free => CreditSource::Free,
     }
 }
