@@ -29,7 +29,7 @@ pub struct MessageCount {
 /// A streaming counter for one message.
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
-    phase: Phase,
+    phase: State,
     /// The enclosing objects and lists: bit 0 is the innermost one; 1 means an object, 0 a list.
     nesting: u128,
     /// Number of enclosing objects and lists.
@@ -53,7 +53,7 @@ pub struct ContentCounter {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum State {
     /// The parser is before the outermost object.
     #[default]
     Start,
@@ -129,19 +129,19 @@ impl ContentCounter {
         let mut rest = chunk;
         while let Some(&byte) = rest.first() {
             let processed_bytes = match self.phase {
-                Phase::Invalid => return,
-                Phase::String(Escape::None) => self.process_string(rest),
-                Phase::String(escape) => {
+                State::Invalid => return,
+                State::String(Escape::None) => self.process_string(rest),
+                State::String(escape) => {
                     self.phase = self.process_escape(escape, byte);
                     1
                 }
-                Phase::Start
-                | Phase::Value(_)
-                | Phase::BeforeName(_)
-                | Phase::Colon
-                | Phase::AfterValue
-                | Phase::Scalar
-                | Phase::Complete => {
+                State::Start
+                | State::Value(_)
+                | State::BeforeName(_)
+                | State::Colon
+                | State::AfterValue
+                | State::Scalar
+                | State::Complete => {
                     self.phase = self.process_structure(byte);
                     1
                 }
@@ -154,7 +154,7 @@ impl ContentCounter {
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let counter = std::mem::take(self);
-        let is_object = counter.phase == Phase::Complete;
+        let is_object = counter.phase == State::Complete;
         let (characters, base64_characters) = if is_object {
             (counter.text_characters + counter.input_characters, counter.base64_characters)
         } else {
@@ -175,34 +175,34 @@ impl ContentCounter {
     pub fn audio_bytes_so_far(&self) -> u64 {
         let is_in_audio = self.member == CountedMember::Audio && self.string.role == StringRole::Counted;
         let in_current_string = if is_in_audio { self.string.base64_characters() } else { 0 };
-        let is_invalid = self.phase == Phase::Invalid;
+        let is_invalid = self.phase == State::Invalid;
         decoded_length(if is_invalid { self.bytes } else { self.base64_characters + in_current_string })
     }
 
     /// Processes a byte outside strings.
-    fn process_structure(&mut self, byte: u8) -> Phase {
+    fn process_structure(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match (self.phase, byte) {
-            (Phase::Scalar, _) if is_blank => Phase::AfterValue,
+            (State::Scalar, _) if is_blank => State::AfterValue,
             (phase, _) if is_blank => phase,
-            (Phase::Start | Phase::Value(_), b'{') => self.begin_container(true),
-            (Phase::Value(_), b'[') => self.begin_container(false),
-            (Phase::Value(_), b'"') => {
+            (State::Start | State::Value(_), b'{') => self.begin_container(true),
+            (State::Value(_), b'[') => self.begin_container(false),
+            (State::Value(_), b'"') => {
                 self.begin_string(if self.is_counted() { StringRole::Counted } else { StringRole::Skipped })
             }
-            (Phase::BeforeName(_), b'"') => self.begin_string(StringRole::Name),
-            (Phase::Colon, b':') => Phase::Value(false),
-            (Phase::Value(true), b']') | (Phase::BeforeName(true), b'}') => self.end_container(),
-            (Phase::AfterValue | Phase::Scalar, b',') if self.is_in_object() => Phase::BeforeName(false),
-            (Phase::AfterValue | Phase::Scalar, b',') => Phase::Value(false),
-            (Phase::AfterValue | Phase::Scalar, b'}') if self.is_in_object() => self.end_container(),
-            (Phase::AfterValue | Phase::Scalar, b']') if !self.is_in_object() => self.end_container(),
+            (State::BeforeName(_), b'"') => self.begin_string(StringRole::Name),
+            (State::Colon, b':') => State::Value(false),
+            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.end_container(),
+            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
+            (State::AfterValue | State::Scalar, b',') => State::Value(false),
+            (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.end_container(),
+            (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.end_container(),
             // Some parsers accept `NaN` and `Infinity`.
             (
-                Phase::Value(_) | Phase::Scalar,
+                State::Value(_) | State::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
-            ) => Phase::Scalar,
-            _ => Phase::Invalid,
+            ) => State::Scalar,
+            _ => State::Invalid,
         }
     }
 
@@ -223,29 +223,29 @@ impl ContentCounter {
         }
     }
 
-    fn begin_container(&mut self, is_object: bool) -> Phase {
+    fn begin_container(&mut self, is_object: bool) -> State {
         if self.depth == MAX_DEPTH {
-            return Phase::Invalid;
+            return State::Invalid;
         }
         self.depth += 1;
         self.nesting = self.nesting << 1 | u128::from(is_object);
-        if is_object { Phase::BeforeName(true) } else { Phase::Value(true) }
+        if is_object { State::BeforeName(true) } else { State::Value(true) }
     }
 
-    fn end_container(&mut self) -> Phase {
+    fn end_container(&mut self) -> State {
         if self.is_in_line() {
             self.input_characters += std::mem::take(&mut self.line_characters);
             self.is_line_text = false;
         }
         self.depth -= 1;
         self.nesting >>= 1;
-        if self.depth == 0 { Phase::Complete } else { Phase::AfterValue }
+        if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
-    fn begin_string(&mut self, role: StringRole) -> Phase {
+    fn begin_string(&mut self, role: StringRole) -> State {
         self.string = StringState { role, ..StringState::default() };
         self.name = NamePrefix::default();
-        Phase::String(Escape::None)
+        State::String(Escape::None)
     }
 
     /// Processes a string up to its next escape or its end, and returns the number of bytes.
@@ -268,34 +268,34 @@ impl ContentCounter {
         }
         match rest.get(length) {
             None => return length,
-            Some(b'\\') => self.phase = Phase::String(Escape::Backslash),
+            Some(b'\\') => self.phase = State::String(Escape::Backslash),
             Some(_) => self.phase = self.end_string(),
         }
         length + 1
     }
 
     /// Processes a byte of an escape sequence.
-    fn process_escape(&mut self, escape: Escape, byte: u8) -> Phase {
+    fn process_escape(&mut self, escape: Escape, byte: u8) -> State {
         let utf16_unit = match (escape, byte) {
             (Escape::Unicode(digits, value), _) => {
-                let Some(digit) = char::from(byte).to_digit(16) else { return Phase::Invalid };
+                let Some(digit) = char::from(byte).to_digit(16) else { return State::Invalid };
                 let value = value << 4 | digit as u16;
                 if digits < 3 {
-                    return Phase::String(Escape::Unicode(digits + 1, value));
+                    return State::String(Escape::Unicode(digits + 1, value));
                 }
                 value
             }
-            (_, b'u') => return Phase::String(Escape::Unicode(0, 0)),
+            (_, b'u') => return State::String(Escape::Unicode(0, 0)),
             (_, b'"' | b'\\' | b'/') => byte.into(),
             (_, b'b') => 8,
             (_, b'f') => 12,
             (_, b'n') => 10,
             (_, b'r') => 13,
             (_, b't') => 9,
-            _ => return Phase::Invalid,
+            _ => return State::Invalid,
         };
         self.process_utf16_unit(utf16_unit);
-        Phase::String(Escape::None)
+        State::String(Escape::None)
     }
 
     /// Processes a character, or half of a surrogate pair, that was written as an escape sequence.
@@ -312,13 +312,13 @@ impl ContentCounter {
         string.padding += u64::from(utf16_unit == u16::from(b'='));
     }
 
-    fn end_string(&mut self) -> Phase {
+    fn end_string(&mut self) -> State {
         // The provider does not speak blank text, which opens a context.
         let spoken_characters = if self.string.has_visible { self.string.characters } else { 0 };
         match (self.string.role, self.member) {
             (StringRole::Name, _) => {
                 self.begin_member();
-                return Phase::Colon;
+                return State::Colon;
             }
             (StringRole::Counted, CountedMember::Text) => self.text_characters = spoken_characters,
             (StringRole::Counted, CountedMember::Inputs) => self.line_characters = spoken_characters,
@@ -328,7 +328,7 @@ impl ContentCounter {
             (StringRole::Counted, CountedMember::Other) | (StringRole::Skipped, _) => {}
         }
         self.string.role = StringRole::Skipped;
-        Phase::AfterValue
+        State::AfterValue
     }
 
     /// Begins a member, and resets the count of an earlier member with the same name.

@@ -21,7 +21,7 @@ const MAX_HELD_BLANKS: usize = 64;
 /// Blanks credentials in a message that arrives in chunks.
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
-    phase: Phase,
+    phase: State,
     /// Bytes held back: a comma, white space, and a name that may be that of a credential.
     held_back: Vec<u8>,
     /// Whether a member of the outermost object was forwarded.
@@ -29,7 +29,7 @@ pub struct CredentialBlanker {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum State {
     /// The parser is before the first byte that is not white space.
     #[default]
     Start,
@@ -79,28 +79,28 @@ impl CredentialBlanker {
     /// Whether the rest of the message need not be processed, because the message is not an object.
     #[must_use]
     pub fn is_not_object(&self) -> bool {
-        self.phase == Phase::NotObject
+        self.phase == State::NotObject
     }
 
     /// Processes at least one byte of `rest`, and returns the number of processed bytes.
     fn step(&mut self, rest: &[u8], output: &mut Vec<u8>) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
         match self.phase {
-            Phase::NotObject => {
+            State::NotObject => {
                 output.extend_from_slice(rest);
                 return rest.len();
             }
-            Phase::Start => {
+            State::Start => {
                 self.phase = match byte {
-                    b'{' => Phase::BeforeName,
-                    b' ' | b'\t' | b'\r' | b'\n' => Phase::Start,
-                    _ => Phase::NotObject,
+                    b'{' => State::BeforeName,
+                    b' ' | b'\t' | b'\r' | b'\n' => State::Start,
+                    _ => State::NotObject,
                 };
                 output.push(byte);
             }
-            Phase::BeforeName => self.process_byte_before_name(byte, output),
-            Phase::Name(is_escaped) => self.process_byte_of_name(byte, is_escaped, output),
-            Phase::Member(position, action) => return self.process_member(rest, position, action, output),
+            State::BeforeName => self.process_byte_before_name(byte, output),
+            State::Name(is_escaped) => self.process_byte_of_name(byte, is_escaped, output),
+            State::Member(position, action) => return self.process_member(rest, position, action, output),
         }
         1
     }
@@ -109,7 +109,7 @@ impl CredentialBlanker {
         match byte {
             b'"' => {
                 self.held_back.push(byte);
-                self.phase = Phase::Name(false);
+                self.phase = State::Name(false);
             }
             b' ' | b'\t' | b'\r' | b'\n'
                 if self.held_back.len() <= MAX_HELD_BLANKS && !self.held_back.is_empty() =>
@@ -124,7 +124,7 @@ impl CredentialBlanker {
                     self.end_object();
                 } else {
                     // Invalid JSON, which the provider will refuse.
-                    self.phase = Phase::NotObject;
+                    self.phase = State::NotObject;
                 }
             }
         }
@@ -135,7 +135,7 @@ impl CredentialBlanker {
         let quote = self.held_back.iter().position(|byte| *byte == b'"').unwrap_or_default();
         let name = self.held_back.get(quote + 1..).unwrap_or_default();
         match byte {
-            b'\\' if !is_escaped => self.phase = Phase::Name(true),
+            b'\\' if !is_escaped => self.phase = State::Name(true),
             b'"' if !is_escaped => {
                 let is_credential = is_credential_name(name.strip_suffix(b"\"").unwrap_or_default());
                 let action = if is_credential { MemberAction::Blank } else { MemberAction::Forward };
@@ -143,7 +143,7 @@ impl CredentialBlanker {
             }
             // A pending escape sequence ends in the rest of the name, which is processed as a string.
             _ if name.len() > MAX_NAME_BYTES => self.begin_member(MemberAction::Forward, Some(false), output),
-            _ => self.phase = Phase::Name(false),
+            _ => self.phase = State::Name(false),
         }
     }
 
@@ -161,7 +161,7 @@ impl CredentialBlanker {
             }
             MemberAction::Blank => output.extend(self.held_back.drain(..).map(|_| b' ')),
         }
-        self.phase = Phase::Member(MemberPosition { depth: 0, string }, action);
+        self.phase = State::Member(MemberPosition { depth: 0, string }, action);
     }
 
     fn process_member(
@@ -202,12 +202,12 @@ impl CredentialBlanker {
         }
         match end {
             None => {
-                self.phase = Phase::Member(position, action);
+                self.phase = State::Member(position, action);
                 return processed_bytes;
             }
             Some(b',') => {
                 self.held_back.push(b',');
-                self.phase = Phase::BeforeName;
+                self.phase = State::BeforeName;
             }
             Some(_) => {
                 output.push(b'}');
@@ -220,7 +220,7 @@ impl CredentialBlanker {
     /// Ends the object. A second object may follow, which no server would accept. It is processed like the
     /// first object.
     fn end_object(&mut self) {
-        self.phase = Phase::Start;
+        self.phase = State::Start;
         self.has_forwarded_member = false;
     }
 }
