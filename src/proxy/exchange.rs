@@ -126,7 +126,7 @@ impl<C: Connect> Proxy<C> {
         let mut affinity = AccountAffinity::new(&head, &endpoint, identifiers);
         // 3. Sanitize: remove the client's credentials and the hop-by-hop headers.
         let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;
-        // 4. Buffer: the body is streamed upstream, and the streamed bytes are kept for retries.
+        // 4. Buffer: the attempts stream the body, and the streamed bytes are kept for retries.
         let body = Replay::new(body, &limits.buffers);
         if let Some(key) = own_key {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))

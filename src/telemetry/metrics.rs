@@ -308,7 +308,8 @@ impl RequestMetrics {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }
 
-    /// Counts an attempt that ended with this outcome, or `None` for an attempt with a client's own key.
+    /// Counts an attempt that ended with this outcome. `key` is `None` for an attempt with a client's own
+    /// key.
     pub fn record_attempt(&self, key: Option<&Key>, outcome: Outcome, usage: AttemptUsage) {
         self.update_key(key, |counts| increment(&counts.requests, outcome));
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =

@@ -3,7 +3,7 @@
 //! writes a key to a request head. Redirects are returned, not followed.
 //!
 //! The client is limited to what the proxy needs. `docs/adr/0007-http1-client-half.md` has the reasons and
-//! measurements, and `tests/strictness.rs` compares it with hyper's client.
+//! measurements, and `src/upstream/tests/strictness.rs` compares it with hyper's client.
 
 mod connect;
 mod connection;

@@ -1,6 +1,7 @@
-//! Every refusal of the simulator's catalogue, for each kind of route and each strategy, by one key or by all
-//! keys, before and after a restart. Each case checks the client's response, the number of attempts, the
-//! statuses of the keys, and that ordinary speech is served after the refusal.
+//! Every refusal of the simulator's catalogue, for each kind of route with the default strategy and for
+//! speech with the others, by one key or by all keys, before and after a restart. Each case checks the
+//! client's response, the number of attempts, the statuses of the keys, and that ordinary speech is served
+//! after the refusal.
 //!
 //! [`REFUSALS`] lists the subject of each refusal, and [`expected`] defines the consequences of each subject.
 

@@ -37,7 +37,8 @@ pub(super) struct BodyPattern {
     pub(super) message_parts: &'static [&'static str],
 }
 
-/// The statuses of a row. A WebSocket error has the status that its code has over HTTP, or 200.
+/// The statuses of a row. A WebSocket error is matched with the status 200 first, and then with the status
+/// that its code has over HTTP.
 #[derive(Debug)]
 pub(super) enum Statuses {
     Any,

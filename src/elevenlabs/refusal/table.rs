@@ -3,9 +3,9 @@
 //!
 //! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
 //! can then send. The tests below check that the row of the example classifies it. A test of the simulator
-//! checks that it means the same on WebSockets, and `tests/proxy/refusal_matrix.rs` that its table has a line
-//! for it. `codes.rs` needs a code only if no row matches it: the status of the code then decides on
-//! WebSockets.
+//! checks that it has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs`
+//! that its table has a line for it. `codes.rs` needs a code only if no row matches it: the status of the
+//! code then decides on WebSockets.
 //!
 //! Messages are matched like codes, because a close frame may have only a message.
 //!

@@ -170,7 +170,7 @@ impl Seeds {
     /// caused the failure.
     pub fn reproduction_hint(&self, seed: u64) -> String {
         format!(
-            "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation reproduction_hint, and \
+            "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation alone, and \
              KEYCHOIR_MUTATION_SEED={} KEYCHOIR_MUTATIONS={} also runs those before it",
             self.first,
             seed - self.first + 1
