@@ -32,7 +32,7 @@ use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
-use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt, Transition};
+use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, RequestMetrics, log_restriction, log_transitions};
 use crate::upstream::SendError;
@@ -311,9 +311,10 @@ impl Attempt {
     /// Logs conclusions. The usage record of the attempt also writes the state of `key`'s workspace; the
     /// state of other workspaces is written only on request.
     fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
-        let is_other = |change: &Transition| !std::ptr::eq(change.key.workspace(), key.workspace());
+        let is_other = |changed: &Arc<Key>| !std::ptr::eq(changed.workspace(), key.workspace());
+        let transitions = conclusions.transitions.iter().map(|transition| &transition.key);
         if let Some(permit) = &self.usage_permit
-            && conclusions.transitions.iter().any(is_other)
+            && transitions.chain(&conclusions.evidence_changes).any(is_other)
         {
             permit.request_key_state_write();
         }

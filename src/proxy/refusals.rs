@@ -49,6 +49,8 @@ struct RecordedRefusal {
 pub(super) struct Conclusions {
     /// Changes of the state of keys.
     pub(super) transitions: Vec<Transition>,
+    /// Keys whose evidence was recorded or withdrawn, also if their state is the same.
+    pub(super) evidence_changes: Vec<Arc<Key>>,
     /// Restrictions of accounts, each with a key of the account.
     pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
 }
@@ -243,6 +245,7 @@ impl RecordedRefusal {
         }
         let RefusalContext { pool, roster, now, .. } = context;
         conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.attempt(), *now));
+        conclusions.evidence_changes.push(Arc::clone(&self.key));
         self.is_recorded = true;
         // Refusals about credits, bills and the key concern only their account, until a second account
         // refuses in the same way.
@@ -277,6 +280,7 @@ impl RecordedRefusal {
         if mem::replace(&mut self.is_recorded, false) {
             let transitions = pool.withdraw_refusal(roster, &self.key, &self.source, *now);
             conclusions.transitions.extend(transitions);
+            conclusions.evidence_changes.push(Arc::clone(&self.key));
         }
         if self.verdict != Verdict::Unexplained(UnexplainedRefusal::Bodiless) {
             context.restrict(self, conclusions);
