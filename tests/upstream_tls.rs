@@ -141,9 +141,9 @@ async fn a_file_without_a_ca_certificate_is_reported() {
         keychoir::upstream::TcpTlsConnector::new(Some(&file)).unwrap_err().to_string()
     };
     assert!(connector_error(None).contains("ca.pem cannot be read"));
-    assert!(connector_error(Some("")).contains("ca.pem has no certificate"));
+    assert!(connector_error(Some("")).contains("ca.pem contains no certificate"));
     assert!(
         connector_error(Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
-            .contains("no authority")
+            .contains("is not a certificate authority")
     );
 }
