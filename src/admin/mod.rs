@@ -1,6 +1,8 @@
 //! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They read
 //! snapshots and never block a proxied request.
 
+pub mod control;
+
 mod details;
 mod health;
 mod metrics;
