@@ -37,7 +37,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
     ),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
-    ("admin", &["mirror", "policy", "pool", "proxy", "server", "store", "telemetry", "upstream"]),
+    ("admin", &["mirror", "policy", "pool", "proxy", "secret", "server", "store", "telemetry", "upstream"]),
     ("config", &["certificate", "clock", "policy", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
@@ -59,15 +59,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "telemetry",
             "upstream",
             "poller",
+            "secret",
         ],
     ),
+    ("control", &["admin", "app", "clock", "config", "policy", "secret", "store", "tasks", "telemetry"]),
     (
         "cli",
         &[
             "app",
+            "admin",
             "certificate",
             "clock",
             "config",
+            "control",
             "policy",
             "pool",
             "secret",

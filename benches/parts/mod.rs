@@ -212,7 +212,7 @@ fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::of(&format!("keychoir-token-number-{number}"));
-        (Client { name, rules: Rules::default() }, token)
+        (Client { name, rules: Rules::default() }, token.into())
     };
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }

@@ -213,11 +213,33 @@ pub enum ControlError {
         reason: String,
     },
     /// Without a state directory, changes cannot be saved.
-    #[error("changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)")]
+    #[error(
+        "changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)"
+    )]
     NoStateDirectory,
     /// The task that makes changes has ended or does not respond.
     #[error("the program is shutting down or does not respond: try again")]
     Unavailable,
+}
+
+/// A row of the record of changes. It contains no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeRecord {
+    /// When the change was made.
+    pub at: UnixMs,
+    /// Who made it.
+    pub actor: Actor,
+    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    pub address: Option<IpAddr>,
+    /// What was done: `add_key`, `remove_key`, `pause_key`, `resume_key`, `add_client`, `set_client`,
+    /// `rotate_client`, `revoke_client` or `reload`.
+    pub action: &'static str,
+    /// The name or short form of the key, or the name of the client; empty for a reload.
+    pub target: String,
+    /// Further values of the change, as a JSON object.
+    pub detail: String,
+    /// The generation after the change.
+    pub generation: u64,
 }
 
 /// A change on its way to the task that makes it.

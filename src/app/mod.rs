@@ -177,6 +177,9 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
+        control: settings.control,
+        admin_token: settings.admin_token,
+        public_pages: settings.public_pages,
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -302,6 +305,15 @@ impl RunningApp {
     pub async fn wait_for_first_poll(&mut self, timeout: Duration) -> bool {
         let first_round = self.polling_rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
+    }
+
+    /// Checks that [`reload`](Self::reload) would accept these settings.
+    ///
+    /// # Errors
+    ///
+    /// When other machines could use the keys without a token.
+    pub fn check_reload(&self, settings: &AppConfig) -> Result<(), UnprotectedListener> {
+        check_exposure(&self.addresses, &settings.clients)
     }
 
     /// Applies the keys, clients and limits of `settings` to new requests, and the certificates to new

@@ -11,7 +11,8 @@ fn every_request_is_served_while_keys_run_out() {
     let output = run(&mut keychoir(&["demo", "--output", audio.to_str().unwrap()]));
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{said}");
-    let ends = ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
+    let ends =
+        ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
     for end in ends {
         assert!(said.contains(end), "{said}");
     }

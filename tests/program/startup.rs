@@ -299,7 +299,11 @@ fn a_check_refuses_the_configuration_that_a_start_refuses() {
         ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
         ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
         ("KEYCHOIR_SERVER__LISTEN", twice, &["the same port of the same address"]),
-        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder does not exist"]),
+        (
+            "KEYCHOIR_SERVER__LISTEN",
+            "unix:/nowhere/k.sock",
+            &["unix:/nowhere/k.sock", "folder does not exist"],
+        ),
         ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
         ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
     ] {

@@ -9,7 +9,7 @@ use crate::support::{
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::{AllowedKeys, Rules};
-use keychoir::policy::client_quota::{ClientQuota, QuotaUnit, Period, RateLimit};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator};
 use serde_json::{Value, json};

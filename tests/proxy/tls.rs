@@ -638,7 +638,10 @@ fn env_names_what_is_missing() {
     assert!(!home.exists(), "nothing is made that is not needed");
     let said = variables(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(said.contains("names no fixed port") && !said.contains("BASE_URL"), "{said}");
-    assert!(said.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"), "{said}");
+    assert!(
+        said.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"),
+        "{said}"
+    );
     // The other roots in the bundle are kept.
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     stage.write("roots.pem", root);
