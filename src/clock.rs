@@ -105,8 +105,8 @@ impl AnchoredClock {
         }
     }
 
-    /// Corrects the clock to the wall clock reading at `elapsed`, unless another thread has compared them after
-    /// `compared_at`.
+    /// Corrects the clock to the wall clock reading at `elapsed`, unless another thread has compared them
+    /// after `compared_at`.
     fn correct(&self, compared_at: i64, elapsed: i64, wall_time: i64) {
         let claim =
             self.compared_at.compare_exchange(compared_at, elapsed, Ordering::Relaxed, Ordering::Relaxed);
@@ -141,8 +141,8 @@ mod tests {
     /// 2026-12-01.
     const START: i64 = 1_796_083_200 * SECOND;
 
-    /// Reads a clock once a second for `seconds`. From the first second on, the wall clock deviates from it by
-    /// `step`. Returns the readings in microseconds after the anchor.
+    /// Reads a clock once a second for `seconds`. From the first second on, the wall clock deviates from it
+    /// by `step`. Returns the readings in microseconds after the anchor.
     fn readings(step: i64, seconds: i64) -> Vec<i64> {
         let clock = AnchoredClock::new(instant(), START);
         let read = |second: i64| {

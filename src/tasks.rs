@@ -103,7 +103,7 @@ where
 ///
 /// # Errors
 ///
-/// When the operating system cannot create the thread.
+/// Fails when the operating system cannot create the thread.
 pub fn spawn_thread<F, T>(name: &str, work: F) -> io::Result<thread::JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,

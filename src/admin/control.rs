@@ -231,11 +231,11 @@ pub struct ChangeRecord {
     pub actor: Actor,
     /// The address of the client of the admin API; `None` for a Unix socket or the command line.
     pub address: Option<IpAddr>,
-    /// What was done: `add_key`, `remove_key`, `pause_key`, `resume_key`, `add_client`, `set_client`,
-    /// `rotate_client`, `revoke_client` or `reload`.
+    /// The kind of the change: `key_added`, `key_removed`, `key_paused`, `key_resumed`, `client_added`,
+    /// `client_changed`, `client_rotated`, `client_revoked` or `reloaded`.
     pub action: &'static str,
-    /// The name or short form of the key, or the name of the client; empty for a reload.
-    pub target: String,
+    /// The name or short form of the key, or the name of the client; `None` for a reload.
+    pub target: Option<String>,
     /// Further values of the change, as a JSON object.
     pub detail: String,
     /// The generation after the change.

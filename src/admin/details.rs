@@ -1,5 +1,5 @@
-//! The document of `GET /api/keychoir-keys`: details of the keys. Separate from the status document, which apps
-//! rely on and which therefore gets no new fields.
+//! The document of `GET /api/keychoir-keys`: details of the keys. Separate from the status document, which
+//! apps rely on and which therefore gets no new fields.
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
-//! The readiness of the process: whether a load balancer should send requests to it, computed from the states of
-//! the keys, the store, the mirror, the upstream and the shutdown.
+//! The readiness of the process: whether a load balancer should send requests to it, computed from the states
+//! of the keys, the store, the mirror, the upstream and the shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,6 @@
-//! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces, the
-//! usage store, the mirror and the connections. The metrics of requests are updated by each request and are in
-//! `telemetry`.
+//! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
+//! the usage store, the mirror and the connections. The metrics of requests are updated by each request and
+//! are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -24,8 +24,8 @@ const STATUSES: [KeyStatus; 4] =
 /// Digits of a key's fingerprint in labels, enough to distinguish keys with equal short forms.
 const HASH_DIGITS: usize = 12;
 
-/// Reads the metrics into a registry. Labels are constants, names from the configuration, short forms of keys and
-/// parts of their fingerprints. The number of keys bounds their number, and they contain no client input.
+/// Reads the metrics into a registry. Labels are constants, names from the configuration, short forms of keys
+/// and parts of their fingerprints. The number of keys bounds their number, and they contain no client input.
 pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let Admin { pool, store_health, connections, .. } = admin;
     let (keys, mirror) = (pool.snapshot(now), admin.mirror.as_ref());
@@ -127,7 +127,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     let requests = labelled_keys().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
     registry.register(
         "key_requests_in_flight",
-        "Requests under way with a key",
+        "Requests in progress with a key",
         GaugeSamples(requests.collect()),
     );
 
@@ -170,8 +170,8 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     registry.register("workspace_billing_discrepancy_credits", help, GaugeSamples(discrepancies.collect()));
 }
 
-/// Returns the first key of each workspace, and the workspace's label: its configured name, or the label of that
-/// key.
+/// Returns the first key of each workspace, and the workspace's label: its configured name, or the label of
+/// that key.
 fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     let mut workspaces = HashSet::new();
     let first_keys: Vec<&KeySnapshot> =
@@ -183,8 +183,8 @@ fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     first_keys.into_iter().zip(labels).collect()
 }
 
-/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because two samples with
-/// the same labels make a page invalid.
+/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because two samples
+/// with the same labels make a page invalid.
 fn unique_labels(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
     let mut counts: HashMap<String, usize> = HashMap::new();
@@ -209,8 +209,8 @@ fn unix_seconds(time: UnixMs) -> f64 {
     Duration::from_millis(time.0).as_secs_f64()
 }
 
-/// Registers the standard process metrics of Prometheus client libraries. Values that the system does not report
-/// are omitted.
+/// Registers the standard process metrics of Prometheus client libraries. Values that the system does not
+/// report are omitted.
 #[cfg(target_os = "linux")]
 fn register_process_metrics(registry: &mut Registry) -> procfs::ProcResult<()> {
     use procfs::WithCurrentSystemInfo;

@@ -1,5 +1,5 @@
-//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They read
-//! snapshots and never block a proxied request.
+//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
+//! read snapshots and never block a proxied request.
 
 pub mod control;
 
@@ -50,7 +50,7 @@ pub struct Admin {
     /// Whether the shutdown has started.
     pub draining: DrainFlag,
     /// The metrics of requests.
-    pub meters: RequestMetrics,
+    pub metrics: RequestMetrics,
     /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
@@ -103,8 +103,8 @@ impl Admin {
             USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
             "/readyz" => |admin, _, now| admin.ready(now),
-            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be sent
-            // to the provider with a key.
+            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be
+            // sent to the provider with a key.
             "/" => |_, _, _| front_page(),
             "/favicon.ico" => |_, _, _| no_content(),
             "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
@@ -157,7 +157,7 @@ impl Admin {
 
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         let format = ExpositionFormat::negotiate(headers);
-        let text = format.write_page(&[self.meters.registry(), &metrics::registry(self, now)]);
+        let text = format.write_page(&[self.metrics.registry(), &metrics::registry(self, now)]);
         let mut response = page(StatusCode::OK, format.content_type(), text);
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response

@@ -1,5 +1,5 @@
-//! The document of `GET /api/keychoir-usage`: the usage of the client that requests it, without data about keys
-//! or other clients.
+//! The document of `GET /api/keychoir-usage`: the usage of the client that requests it, without data about
+//! keys or other clients.
 
 use serde::Serialize;
 

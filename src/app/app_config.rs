@@ -51,13 +51,13 @@ pub struct AppConfig {
     pub drain_idle_timeout: Duration,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
-    /// The settings of the quota poller; `None` when polling is disabled.
+    /// The settings of the quota poller, or `None` when polling is disabled.
     pub polling: Option<poller::Settings>,
     /// The location of the usage database.
     pub database: store::DatabaseLocation,
     /// The settings of the usage store.
     pub store: store::Settings,
-    /// The settings of the mirror in Supabase; `None` when it is disabled.
+    /// The settings of the mirror in Supabase, or `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
@@ -72,7 +72,7 @@ impl AppConfig {
     ///
     /// # Errors
     ///
-    /// When an upstream's host cannot be written to a `host` header.
+    /// Fails when an upstream's host cannot be written to a `host` header.
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);

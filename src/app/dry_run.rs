@@ -18,7 +18,7 @@ pub enum StartProblem {
     Address {
         /// The configured address.
         address: ListenAddress,
-        /// The error of the operating system.
+        /// The I/O error.
         source: io::Error,
     },
     /// Another error.
@@ -26,8 +26,8 @@ pub enum StartProblem {
     Start(#[from] StartError),
 }
 
-/// Returns all problems of a start with this configuration. Sockets of systemd are not checked, because they
-/// exist only when systemd starts the program.
+/// Returns all problems of a start with this configuration. Sockets passed by systemd are not checked,
+/// because they exist only when systemd starts the program.
 pub async fn dry_run(config: Config) -> Vec<StartProblem> {
     let mut problems = Vec::new();
     // Kept open, so that two configured addresses that conflict are detected.

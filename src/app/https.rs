@@ -167,7 +167,7 @@ impl Certificates {
         }
     }
 
-    /// Issues a certificate for the loopback addresses of the listeners; `None` without such listeners.
+    /// Issues a certificate for the loopback addresses of the listeners, or `None` without such listeners.
     fn issue(
         &self,
         location: &CaLocation,

@@ -15,10 +15,10 @@ pub enum ListenError {
     Address {
         /// The address as it was configured.
         address: String,
-        /// The error of the operating system.
+        /// The I/O error.
         source: io::Error,
     },
-    /// The configuration requires sockets of systemd, but systemd passed none.
+    /// The configuration requires sockets passed by systemd, but systemd passed none.
     #[error("systemd passed no sockets (LISTEN_FDS is not set for this process)")]
     NoSockets,
     /// A socket that systemd passed is not usable.
@@ -30,7 +30,7 @@ pub enum ListenError {
 ///
 /// # Errors
 ///
-/// When one of them cannot be opened.
+/// Fails when one of them cannot be opened.
 pub async fn listen(
     configured: &ListenAddresses,
     mode: UnixMode,
@@ -54,7 +54,7 @@ pub async fn listen(
     Ok(listeners)
 }
 
-/// Listens on one configured address. Returns an empty list for sockets of systemd.
+/// Listens on one configured address. Returns an empty list for sockets passed by systemd.
 pub(super) fn listen_on(listen: &ListenAddress, mode: UnixMode) -> io::Result<Vec<Listener>> {
     match listen {
         ListenAddress::Tcp(port) => listen_on_port(port),

@@ -135,7 +135,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 ///
-/// When a module cannot be started, or when other machines could use the keys without a token.
+/// Fails when a module cannot be started, or when other machines could use the keys without a token.
 pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &settings.clients)?;
@@ -165,7 +165,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         base_path: settings.base_path,
     }));
     let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
-    let (meters, connection_limiter) =
+    let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(settings.server.max_connections));
     let admin = Admin {
         config: Arc::clone(&config),
@@ -173,7 +173,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         store_health: writing.health.clone(),
         mirror: mirror_health,
         draining: draining.clone(),
-        meters: meters.clone(),
+        metrics: metrics.clone(),
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
@@ -198,7 +198,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         Arc::clone(&pool),
         upstream.clone(),
         store.clone(),
-        meters.clone(),
+        metrics.clone(),
         conversations,
     );
     let conversation_task = Tasks::new().spawn_guarded(conversation_poller.run());
@@ -207,7 +207,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         pool: Arc::clone(&pool),
         owners,
         usage: store,
-        meters,
+        metrics,
         ended_conversations: ended,
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());
@@ -317,12 +317,12 @@ impl RunningApp {
     }
 
     /// Applies the keys, clients and limits of `settings` to new requests, and the certificates to new
-    /// connections. Other settings apply only at the next start. Requests under way keep their settings, and
-    /// remaining keys keep their state.
+    /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
+    /// and remaining keys keep their state.
     ///
     /// # Errors
     ///
-    /// When other machines could use the keys without a token. Nothing is changed then.
+    /// Fails when other machines could use the keys without a token. Nothing is changed then.
     pub fn reload(&self, settings: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
         check_exposure(&self.addresses, &settings.clients)?;
         self.certificates.replace(settings.https, clock::now());
@@ -365,7 +365,7 @@ impl RunningApp {
         self.draining.set();
         draining.cancel();
         drop((self.quota_task, self.conversation_task, self.renewal_task));
-        // At most half of the drain timeout, because requests under way need the rest.
+        // At most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {
             // Clients of kept connections receive `connection: close` with their next response.

@@ -28,13 +28,13 @@ const STEP: u64 = 64 * 1024;
 /// The configured limits of the budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferLimits {
-    /// Maximum bytes of one request body in memory.
+    /// Maximum number of bytes of one request body in memory.
     pub max_body_memory: u64,
-    /// Maximum bytes of all buffers in memory.
+    /// Maximum number of bytes of all buffers in memory.
     pub max_total_memory: u64,
-    /// Maximum bytes of one request body on disk, beyond those in memory.
+    /// Maximum number of bytes of one request body on disk, beyond those in memory.
     pub max_body_disk: u64,
-    /// Maximum bytes of all request bodies on disk.
+    /// Maximum number of bytes of all request bodies on disk.
     pub max_total_disk: u64,
     /// Minimum percentage of the disk that stays free.
     pub min_disk_free_percent: u64,
@@ -125,7 +125,7 @@ impl BufferBudget {
         self.0.memory.used()
     }
 
-    /// Maximum bytes of memory.
+    /// Maximum number of bytes of memory.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         self.0.memory.max.load(Ordering::Relaxed)
@@ -137,7 +137,7 @@ impl BufferBudget {
         self.0.disk.used()
     }
 
-    /// Maximum bytes of disk.
+    /// Maximum number of bytes of disk.
     #[must_use]
     pub fn max_disk(&self) -> u64 {
         self.0.disk.max.load(Ordering::Relaxed)
@@ -200,7 +200,7 @@ impl BufferShare {
         true
     }
 
-    /// The budget of the share; `None` for the default share.
+    /// The budget of the share, or `None` for the default share.
     pub(super) fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }

@@ -30,7 +30,7 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Maximum bytes decompressed before the task yields: about a millisecond of work.
+/// Maximum number of bytes decompressed before the task yields: about a millisecond of work.
 const MAX_BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Maximum compressed bytes decompressed in one step. They expand to one mebibyte at most.
@@ -108,7 +108,7 @@ impl CompressedSearch {
     ///
     /// # Errors
     ///
-    /// When a key is found, or the budget has no memory left.
+    /// Fails when a key is found, or the budget has no memory left.
     pub(super) fn run_turn(&mut self) -> Result<Turn, WithholdReason> {
         if self.has_key {
             return Err(WithholdReason::ContainsKey);

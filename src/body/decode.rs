@@ -5,8 +5,8 @@ use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// Maximum codings of one body. Two occur when a server and a proxy in front of it both compress. More would
-/// only multiply the work.
+/// Maximum number of codings of one body. Two occur when a server and a proxy in front of it both compress.
+/// More would only multiply the work.
 const MAX_CODINGS: usize = 2;
 
 /// A content coding (RFC 9110, section 8.4.1).
@@ -19,7 +19,7 @@ pub enum Coding {
 }
 
 /// Parses a `content-encoding` into codings, in the order in which they were applied. Empty for an
-/// uncompressed body; `None` when a coding is unknown, or when there are more than two.
+/// uncompressed body, or `None` when a coding is unknown, or when there are more than two.
 #[must_use]
 pub fn parse_codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
     let mut codings = Vec::new();
@@ -63,7 +63,7 @@ fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8
     }
 }
 
-/// Reads to the end; `None` on an error or beyond `max_bytes`.
+/// Reads to the end, or `None` on an error or beyond `max_bytes`.
 fn read_bounded(decoder: impl Read, max_bytes: usize) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
     let limit = u64::try_from(max_bytes).ok()?.checked_add(1)?;

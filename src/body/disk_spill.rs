@@ -20,9 +20,9 @@ use tokio::task::JoinHandle;
 use super::budget::{BufferBudget, BufferShare};
 use crate::tasks;
 
-/// Maximum bytes in the write queue, not counting the chunk that exceeds it.
+/// Maximum number of bytes in the write queue, not counting the chunk that exceeds it.
 const MAX_QUEUED_BYTES: u64 = 256 * 1024;
-/// Maximum bytes of one read from the file.
+/// Maximum number of bytes of one read from the file.
 const MAX_READ_BYTES: u64 = 64 * 1024;
 
 /// A temporary file with a write queue. Data is appended, and can be read at any offset.

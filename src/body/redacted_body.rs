@@ -15,7 +15,7 @@ use super::compressed_search::{self, CompressedSearch, Turn, WithholdReason};
 use super::decode::Coding;
 use crate::secret::{RedactedChunk, Redactor, StreamRedaction};
 
-/// A body in which keys are replaced by their short forms. The announced length stays valid: a replaced key
+/// A body in which keys are replaced by their short forms. The declared length stays valid: a replaced key
 /// makes the body shorter, so spaces are appended, which JSON and plain text allow. A compressed body that
 /// contains a key, or whose search does not fit the buffer budget, ends with an error.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ enum BodySearch {
 struct PlainSearch {
     redactor: Arc<Redactor>,
     redaction: StreamRedaction,
-    /// The part of the announced length that is not sent yet; `None` without an announced length.
+    /// The part of the declared length that is not sent yet, or `None` without a declared length.
     unsent_length: Option<u64>,
     /// The trailers, which follow the bytes held back by `redaction` and the padding.
     trailers: Option<HeaderMap>,
@@ -232,7 +232,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.search {
             BodySearch::Off => self.body.size_hint(),
-            // Without an announced length, short forms make the body shorter by an unknown amount.
+            // Without a declared length, short forms make the body shorter by an unknown amount.
             BodySearch::Plain(search) => {
                 search.unsent_length.map_or_else(SizeHint::default, SizeHint::with_exact)
             }
@@ -268,7 +268,7 @@ mod tests {
         }
     }
 
-    /// A body of these chunks without an announced length.
+    /// A body of these chunks without a declared length.
     fn streamed(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
         let data = chunks.iter().map(|chunk| Frame::data(Bytes::copy_from_slice(chunk.as_bytes())));
         StreamBody::new(Frames(data.chain(trailers.map(Frame::trailers)).collect()))

@@ -68,7 +68,7 @@ struct Shared<B> {
     read_ahead_share: Option<BufferShare>,
     /// The offset of `read_ahead` in the body.
     read_ahead_offset: u64,
-    /// The announced length.
+    /// The declared length.
     length: Option<u64>,
     /// The number of the current attempt, from 1 on.
     attempt: u32,
@@ -155,7 +155,7 @@ where
         AttemptBody { shared: Arc::clone(&self.shared), attempt: shared.attempt, offset: 0 }
     }
 
-    /// The announced length of the body.
+    /// The declared length of the body.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         lock(&self.shared).length
@@ -233,7 +233,7 @@ impl<B> UploadProgress<B> {
         shared.discard_if_released();
     }
 
-    /// The time by which the client must send more bytes to reach `rate`; `None` while the upload does not
+    /// The time by which the client must send more bytes to reach `rate`, or `None` while the upload does not
     /// wait for the client.
     #[must_use]
     pub fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {

@@ -89,7 +89,7 @@ impl ReplayBuffer {
         }
     }
 
-    /// The reason why the buffer is incomplete; `None` while it is complete.
+    /// The reason why the buffer is incomplete, or `None` while it is complete.
     pub(super) fn loss(&self) -> Option<ReplayLoss> {
         self.loss
     }

@@ -61,7 +61,7 @@ pub fn find_trusted_roots(ssl_cert_file: Option<&Path>, folder: &Path) -> Option
 ///
 /// # Errors
 ///
-/// When `roots` contains no certificates, or the bundle cannot be written.
+/// Fails when `roots` contains no certificates, or the bundle cannot be written.
 pub fn write_bundle(folder: &Path, ca: &LocalCa, roots: &Path) -> Result<PathBuf, BundleError> {
     let path = folder.join(BUNDLE_FILE);
     let root_certificates = fs::read(roots).unwrap_or_default();
@@ -82,7 +82,7 @@ pub fn refresh_bundle(folder: &Path, ca: &LocalCa) {
     }
 }
 
-/// Parses the path of the roots that a bundle was made from; `None` for any other file.
+/// Parses the path of the roots that a bundle was made from, or `None` for any other file.
 fn roots_of_bundle(bundle: &[u8]) -> Option<PathBuf> {
     let line = bundle.split(|&byte| byte == b'\n').next()?;
     let path = std::str::from_utf8(line).ok()?.strip_prefix(HEADER_PREFIX)?;

@@ -28,7 +28,7 @@ const LOCK_FILE: &str = "lock";
 /// process hangs.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum bytes read of the key file. A certificate and a key have one or two kilobytes.
+/// Maximum number of bytes read of the key file. A certificate and a key have one or two kilobytes.
 const MAX_KEY_FILE_SIZE: u64 = 64 * 1024;
 
 /// The reason why the CA cannot be opened.
@@ -39,7 +39,7 @@ pub enum CaError {
     Unwritable {
         /// The folder or file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
     /// The key file cannot be read.
@@ -47,7 +47,7 @@ pub enum CaError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
     /// Another process has held the lock for too long.
@@ -96,7 +96,7 @@ impl fmt::Display for QuarantinedFile {
 ///
 /// # Errors
 ///
-/// When the CA can be neither read nor generated.
+/// Fails when the CA can be neither read nor generated.
 pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     let folder = match location {
         CaLocation::Folder(folder) => folder,

@@ -57,7 +57,7 @@ impl CertificateChain {
     ///
     /// # Errors
     ///
-    /// When the text contains no certificate, or a malformed one.
+    /// Fails when the text contains no certificate, or a malformed one.
     pub fn parse(pem: &str) -> Result<Self, ChainError> {
         let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
@@ -80,7 +80,7 @@ impl CertificateChain {
     ///
     /// # Errors
     ///
-    /// When the key is unusable or belongs to another certificate.
+    /// Fails when the key is unusable or belongs to another certificate.
     pub fn with_key(self, pem: &str) -> Result<Certificate, PrivateKeyError> {
         let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) else {
             // The older PEM format marks encryption in a header, not in the label.

@@ -55,7 +55,7 @@ impl LocalCa {
     ///
     /// # Errors
     ///
-    /// When the system provides no randomness.
+    /// Fails when the system provides no randomness.
     pub(super) fn generate(now: UnixMs) -> Result<Self, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = ValidityPeriod::for_ca(now);
@@ -119,7 +119,7 @@ impl LocalCa {
     ///
     /// # Errors
     ///
-    /// When the system provides no randomness, or a name is not valid in a certificate.
+    /// Fails when the system provides no randomness, or a name is not valid in a certificate.
     pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let life = ValidityPeriod::for_server(now, self.life);

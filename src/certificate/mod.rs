@@ -63,7 +63,7 @@ fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
-/// The validity period of a certificate; `None` if it cannot be parsed.
+/// The validity period of a certificate, or `None` if it cannot be parsed.
 fn life(certificate: &CertificateDer<'_>) -> Option<ValidityPeriod> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let unix_ms = |seconds: i64| UnixMs(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));

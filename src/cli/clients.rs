@@ -1,10 +1,11 @@
 //! `keychoir clients`: adds, lists, changes and revokes clients and their tokens.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::control::{ControlOptions, Target, parse_duration, parse_end};
 use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
@@ -147,6 +148,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 struct ListedClient {
     name: String,
     source: String,
+    #[serde(deserialize_with = "read_quota")]
     quota: Option<String>,
     rate_limit: Option<String>,
     max_concurrent: Option<u32>,
@@ -159,10 +161,10 @@ struct ListedClient {
     previous_token_expires_at: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ClientList {
-    clients: Vec<ListedClient>,
+/// Reads a quota, which the admin API describes as an object with its notation in `limit`.
+fn read_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let quota = Value::deserialize(deserializer)?;
+    Ok(quota.as_str().or_else(|| quota["limit"].as_str()).map(str::to_owned))
 }
 
 impl From<&ClientConfig> for ListedClient {
@@ -198,28 +200,34 @@ impl From<&ClientConfig> for ListedClient {
     }
 }
 
-/// Reads the clients from the running server, or else from the configuration.
-fn read_clients(options: &ControlOptions) -> Result<Vec<ListedClient>, std::process::ExitCode> {
+/// Reads the documents of the clients from the running server, or else from the configuration.
+fn read_clients(options: &ControlOptions) -> Result<Vec<Value>, ExitCode> {
     build_runtime()?.block_on(async {
         match options.connect().await? {
             Target::Server(client) => {
-                let list: ClientList =
-                    serde_json::from_value(client.get("/clients").await?).map_err(|error| {
-                        fail(format_args!("the response of the server is not valid: {error}"))
-                    })?;
-                Ok(list.clients)
+                let mut document = client.get("/clients").await?;
+                Ok(document["clients"].as_array_mut().map(std::mem::take).unwrap_or_default())
             }
-            Target::Offline(offline) => Ok(offline.config.clients.iter().map(Into::into).collect()),
+            Target::Offline(offline) => {
+                let clients = offline.config.clients.iter();
+                Ok(clients.map(|client| json!(ListedClient::from(client))).collect())
+            }
         }
     })
 }
 
+fn parse_client(document: &Value) -> Result<ListedClient, ExitCode> {
+    ListedClient::deserialize(document)
+        .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
+}
+
 fn list(options: &ControlOptions) -> CommandResult {
-    let clients = read_clients(options)?;
+    let documents = read_clients(options)?;
     if options.json {
-        print(&json!({"clients": clients}));
+        print(&json!({"clients": documents}));
         return Ok(());
     }
+    let clients = documents.iter().map(parse_client).collect::<Result<Vec<_>, _>>()?;
     let width = clients.iter().map(|client| client.name.len()).max().unwrap_or(0);
     for client in &clients {
         print(&format_args!("{:width$}  {}", client.name, format_rules(client)));
@@ -231,16 +239,17 @@ fn list(options: &ControlOptions) -> CommandResult {
 }
 
 fn show(name: &str, options: &ControlOptions) -> CommandResult {
-    let clients = read_clients(options)?;
-    let Some(client) = clients.iter().find(|client| client.name == name) else {
+    let documents = read_clients(options)?;
+    let Some(document) = documents.iter().find(|document| document["name"] == name) else {
         let message = "no client has this name: `keychoir clients list` lists them";
         return Err(fail_with(EX_CONFIG, message));
     };
     if options.json {
-        print(&json!(client));
+        print(document);
         return Ok(());
     }
-    print(&format_args!("{}  {}", client.name, format_rules(client)));
+    let client = parse_client(document)?;
+    print(&format_args!("{}  {}", client.name, format_rules(&client)));
     let lines = [
         ("configured in", Some(client.source.as_str())),
         ("token expires", client.expires_at.as_deref()),

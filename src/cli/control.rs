@@ -250,7 +250,7 @@ impl<'a> ApiCall<'a> {
             }
             Change::SetClient { name, rules } => {
                 let body = without_nulls(rules_json(rules).into());
-                call(Method::POST, format!("/clients/{name}"), None, Some(body))
+                call(Method::PATCH, format!("/clients/{name}"), None, Some(body))
             }
             Change::RotateClient { name, grace, expires_at } => {
                 let body = json!({

@@ -6,9 +6,9 @@ use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{describe_unknown_limit, key_name};
 
-/// Maximum characters of a name, so that the other columns fit into the line.
+/// Maximum number of characters of a name, so that the other columns fit into the line.
 const MAX_NAME_CHARS: usize = 16;
-/// Maximum characters of a plan. `business` is the longest known plan.
+/// Maximum number of characters of a plan. `business` is the longest known plan.
 const MAX_PLAN_CHARS: usize = 8;
 
 /// Formats the lines of the table, the column titles first. If a key has a name, the table shows names

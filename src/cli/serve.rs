@@ -261,7 +261,7 @@ fn token_line(names: &[String]) -> String {
     format!("of a client: {listed}{more}")
 }
 
-/// Describes how apps can use https on the same port.
+/// Describes how apps can use HTTPS on the same port.
 fn https_line(state: HttpsState) -> Option<&'static str> {
     match state {
         HttpsState::Off => None,

@@ -33,6 +33,14 @@ pub struct ClientConfig {
     pub rules: Rules,
 }
 
+impl ClientConfig {
+    /// A client of the configuration file with a token that does not expire.
+    #[must_use]
+    pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
+        Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
+    }
+}
+
 /// Where a client is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientOrigin {
@@ -92,14 +100,7 @@ pub(super) fn parse(
             problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
         }
         if let Some((_, name, _)) = name {
-            clients.push(ClientConfig {
-                name: name.to_owned(),
-                token,
-                expires_at: None,
-                previous_token: None,
-                origin: ClientOrigin::File,
-                rules,
-            });
+            clients.push(ClientConfig::new(name.to_owned(), token, rules));
         }
     }
     clients

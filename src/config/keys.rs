@@ -40,7 +40,7 @@ pub struct KeyConfig {
     pub base_url: Option<BaseUrl>,
     /// Its weight relative to other keys, at least 1.
     pub weight: u32,
-    /// Credits of its workspace that the key does not use; `None` for `pool.reserve_credits`.
+    /// Credits of its workspace that the key does not use, or `None` for `pool.reserve_credits`.
     pub reserve_credits: Option<u64>,
     /// Where the key is configured.
     pub origin: KeyOrigin,

@@ -28,7 +28,7 @@ pub struct ListenAddresses(Vec<ListenAddress>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixMode(u32);
 
-/// Maximum bytes of a Unix socket's path on Linux, without the terminating zero.
+/// Maximum number of bytes of a Unix socket's path on Linux, without the terminating zero.
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl ListenAddresses {

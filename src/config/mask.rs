@@ -8,7 +8,7 @@ const MASK: &str = "***";
 /// Lines of a file whose name or value contains one of these words are masked.
 const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "pass", "cred", "auth", "bearer"];
 
-/// Maximum characters of a value in a message.
+/// Maximum number of characters of a value in a message.
 const MAX_QUOTED_CHARS: usize = 60;
 
 /// Formats `text` in backticks, masked if it may contain a secret.
@@ -61,7 +61,7 @@ pub(super) fn mask_line(line: &str, section: Option<&str>) -> String {
     if is_harmless { line.to_owned() } else { format!("{name}= {MASK}") }
 }
 
-/// Finds the name in the last header before the byte `line_start`; `None` before the first header.
+/// Finds the name in the last header before the byte `line_start`, or `None` before the first header.
 pub(super) fn find_section(text: &str, line_start: usize) -> Option<&str> {
     text.get(..line_start)?.lines().rev().find_map(header_name)
 }

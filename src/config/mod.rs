@@ -21,6 +21,7 @@ mod key_list;
 mod keys;
 mod rules;
 
+mod access;
 mod admin;
 mod base_url;
 mod host_port;
@@ -45,6 +46,7 @@ mod tests;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+pub use access::AccessConfig;
 pub use admin::AdminConfig;
 pub use base_url::BaseUrl;
 pub use clients::{ClientConfig, ClientOrigin};
@@ -59,8 +61,8 @@ pub use overlay::{
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
 pub use reload::FileStamps;
 pub use sections::{
-    AccessConfig, AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig,
-    StorageConfig, UpstreamConfig, WebsocketConfig,
+    AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
+    UpstreamConfig, WebsocketConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsConfig, TlsMode};
@@ -118,7 +120,7 @@ pub struct LoadedConfig {
 ///
 /// # Errors
 ///
-/// When the configuration has mistakes. The error contains all of them.
+/// Fails when the configuration has mistakes. The error contains all of them.
 pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[])
 }

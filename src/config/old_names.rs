@@ -122,7 +122,7 @@ fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'sta
     names.iter().find(|(name, _)| *name == old_name).map(|(_, new_name)| *new_name)
 }
 
-/// The error for an old setting in a file; `None` if `section.name` is not an old path.
+/// The error for an old setting in a file, or `None` if `section.name` is not an old path.
 pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let path = format!("{section}.{name}");
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
@@ -136,7 +136,7 @@ pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> O
     Some(ValueError::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
-/// The error for the environment variable of an old setting; `None` if the variable is not one.
+/// The error for the environment variable of an old setting, or `None` if the variable is not one.
 pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueError> {
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
     let new = setting::find(new).map(Setting::variable_name)?;
@@ -147,7 +147,7 @@ pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueEr
     Some(ValueError::new("this setting has a new name").advise(advice))
 }
 
-/// The error for an old field of a client; `None` if the name is not an old one.
+/// The error for an old field of a client, or `None` if the name is not an old one.
 pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let new = find_new_name(CLIENT_FIELDS, name)?;
     // A string in an entry may be a token, so the message contains it only if it parses as a limit.
@@ -167,7 +167,7 @@ pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueEr
     Some(ValueError::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
-/// Converts an old value to the notation of the new setting; `None` if the value is invalid or may be a
+/// Converts an old value to the notation of the new setting, or `None` if the value is invalid or may be a
 /// secret.
 fn convert(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
     let number = || value::parse_integer(old).ok();

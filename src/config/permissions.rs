@@ -22,7 +22,7 @@ enum Content {
     Public,
 }
 
-/// Describes the access of other users that is a risk; `None` if there is no risk.
+/// Describes the access of other users that is a risk, or `None` if there is no risk.
 fn describe_risk(mode: u32, content: Content) -> Option<String> {
     let bits = mode & 0o777;
     let access = match content {

@@ -129,8 +129,8 @@ struct Excerpt {
     mark: Range<usize>,
 }
 
-/// Maximum characters of an excerpt. A terminal would wrap a longer line, and the mark below it would
-/// be misplaced.
+/// Maximum number of characters of an excerpt. A terminal would wrap a longer line, and the mark below it
+/// would be misplaced.
 const MAX_EXCERPT_CHARS: usize = 100;
 
 impl Excerpt {

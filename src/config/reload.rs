@@ -52,7 +52,7 @@ impl FileStamps {
 }
 
 impl FileStamp {
-    /// Reads the metadata of a file; `None` if the file cannot be accessed.
+    /// Reads the metadata of a file, or `None` if the file cannot be accessed.
     fn read(path: &Path) -> Option<Self> {
         let metadata = path.metadata().ok()?;
         Some(Self { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })

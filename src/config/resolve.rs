@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Contents, Document, OverlayContents, TableEntry};
 use super::key_format::KeyProvider;
-use super::keys::{CREDENTIALS, FoundKeys, KeyListSource, KeySearch, find_keys, unreadable_file_error};
+use super::keys::{FoundKeys, KeyListSource, KeySearch, find_keys, unreadable_file_error};
 use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
@@ -19,7 +19,6 @@ use super::value::{BaseFolders, RawValue};
 use super::{Config, KeyRequirement, LoadedConfig, Overrides, StateDirectory, clients, overlay, variables};
 use crate::policy::authority::Scheme;
 use crate::policy::quantity::size::DisplaySize;
-use crate::secret::AdminTokenFingerprint;
 
 /// Resolves the layers in `sources` and `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Result<LoadedConfig, Problems> {
@@ -96,7 +95,9 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.config.clients = configured_clients;
     draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
     draft.config.generation = managed.generation;
-    draft.find_admin_token(directory.as_ref(), sources);
+    let token_span = draft.find_span(&["admin.token_file"]);
+    draft.config.admin_token =
+        draft.config.admin.find_token(directory.as_ref(), sources, &token_span, &mut draft.report);
 
     // A setting counts as missing only if the whole file was parsed.
     let is_complete = selected_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
@@ -120,12 +121,6 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets);
     draft.finish(path, file_contains_secrets)
 }
-
-/// The name of the service's credential with the admin token.
-const ADMIN_CREDENTIAL: &str = "admin_token";
-
-/// Minimum characters of an admin token. A shorter token could be guessed.
-const MIN_ADMIN_TOKEN_LENGTH: usize = 16;
 
 /// The partly resolved configuration.
 #[derive(Default)]
@@ -217,53 +212,6 @@ impl ConfigDraft {
                 None
             }
         }
-    }
-
-    /// Finds the admin token: in the environment, in `admin.token_file`, in the service's credential, or else
-    /// in the state directory, where the first start generates it.
-    fn find_admin_token(&mut self, directory: Option<&StateDirectory>, sources: &ValueSources<'_>) {
-        let environment = &sources.environment;
-        if let Some(text) = environment.value(variables::ADMIN_TOKEN) {
-            let span = SourceSpan::new(ValueOrigin::Variable(variables::ADMIN_TOKEN.to_owned()));
-            return self.set_admin_token(text, &span);
-        }
-        if let Some(path) = self.config.admin.token_file.clone() {
-            let span = self.find_span(&["admin.token_file"]);
-            return match (sources.read_file)(&path) {
-                Ok(text) => self.set_admin_token(&text, &span),
-                Err(reason) => self
-                    .report
-                    .problems
-                    .push(span.problem(unreadable_file_error("the file of the admin token", &reason))),
-            };
-        }
-        let credential =
-            environment.value(CREDENTIALS).map(|folder| Path::new(folder).join(ADMIN_CREDENTIAL));
-        let generated = directory.map(StateDirectory::admin_token_path);
-        for path in [credential, generated].into_iter().flatten() {
-            let span = SourceSpan::new(ValueOrigin::File(path.clone()));
-            match (sources.read_file)(&path) {
-                Ok(text) => return self.set_admin_token(&text, &span),
-                Err(ReadFileError::Missing) => {}
-                Err(reason) => {
-                    self.report.warnings.push(span.warning(format!(
-                        "the admin token cannot be read: {reason}; the admin API is disabled"
-                    )));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn set_admin_token(&mut self, text: &str, span: &SourceSpan) {
-        let token = text.trim();
-        if token.len() >= MIN_ADMIN_TOKEN_LENGTH && token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.config.admin_token = Some(AdminTokenFingerprint::new(token));
-            return;
-        }
-        let error = ValueError::new("this is not a valid admin token")
-            .advise(format!("use at least {MIN_ADMIN_TOKEN_LENGTH} random letters and digits"));
-        self.report.problems.push(span.problem(error));
     }
 
     fn set(

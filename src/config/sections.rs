@@ -18,9 +18,9 @@ pub struct ServerConfig {
     pub listen: ListenAddresses,
     /// The mode of the files of Unix sockets.
     pub unix_mode: UnixMode,
-    /// The certificate for https on TCP ports.
+    /// The certificate for HTTPS on TCP ports.
     pub tls: TlsConfig,
-    /// The folder of the local CA; `None` for the folder of the database.
+    /// The folder of the local CA, or `None` for the folder of the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
@@ -29,18 +29,18 @@ pub struct ServerConfig {
     /// Maximum time in which the rest of a request is read and discarded after a response that closes
     /// the connection.
     pub linger_timeout: Duration,
-    /// Maximum bytes of that rest.
+    /// Maximum number of bytes of that rest.
     pub max_linger_size: usize,
     /// Maximum time without progress in sending a response to a client.
     pub send_timeout: Duration,
-    /// Maximum bytes of a request's headers.
+    /// Maximum number of bytes of a request's headers.
     pub max_request_headers_size: usize,
     /// Maximum client connections.
     pub max_connections: usize,
-    /// Maximum concurrent requests.
+    /// Maximum number of concurrent requests.
     pub max_requests: usize,
-    /// Maximum concurrent requests of a client without its own limit. 0 means half of `max_requests`
-    /// if there are several clients.
+    /// Maximum number of concurrent requests of a client without its own limit. 0 means half of
+    /// `max_requests` if there are several clients.
     pub max_requests_per_client: usize,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
@@ -102,7 +102,7 @@ pub struct UpstreamConfig {
     pub response_timeout: Duration,
     /// Maximum pause between two reads of a response's body.
     pub stream_idle_timeout: Duration,
-    /// Maximum idle connections kept for later requests; 0 for none.
+    /// Maximum number of idle connections kept for later requests; 0 for none.
     pub max_idle_connections: usize,
     /// Maximum idle time of a kept connection.
     pub keepalive_timeout: Duration,
@@ -160,7 +160,7 @@ pub struct PoolConfig {
     pub reserve_credits: usize,
     /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
-    /// Maximum requests in the queue.
+    /// Maximum number of requests in the queue.
     pub max_queued: usize,
     /// Maximum wait for the text of a request, from which its cost is estimated.
     pub cost_estimate_timeout: Duration,
@@ -221,23 +221,23 @@ impl Default for PoolConfig {
 /// The retries of refused requests, and the buffers for their bodies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryConfig {
-    /// Maximum attempts of one request, including the first.
+    /// Maximum number of attempts of one request, including the first.
     pub max_attempts: usize,
     /// Time after the first attempt in which further attempts may start.
     pub timeout: Duration,
-    /// Maximum bytes of one request's body in memory. The rest is written to disk.
+    /// Maximum number of bytes of one request's body in memory. The rest is written to disk.
     pub buffer_size: usize,
-    /// Maximum bytes of all buffered bodies in memory. At least `buffer_size`.
+    /// Maximum number of bytes of all buffered bodies in memory. At least `buffer_size`.
     pub max_total_buffer_size: usize,
-    /// Maximum bytes of one request's body on disk, in addition to those in memory.
+    /// Maximum number of bytes of one request's body on disk, in addition to those in memory.
     pub spill_size: usize,
-    /// Maximum bytes of all buffered bodies on disk. At least `spill_size`.
+    /// Maximum number of bytes of all buffered bodies on disk. At least `spill_size`.
     pub max_total_spill_size: usize,
     /// Percentage of the disk that stays free.
     pub min_disk_free_percent: usize,
     /// The folder of the anonymous files that buffer bodies.
     pub spill_directory: PathBuf,
-    /// Maximum bytes of a refusal's body that are read to classify the refusal.
+    /// Maximum number of bytes of a refusal's body that are read to classify the refusal.
     pub max_error_body_size: usize,
     /// Timeout for the body of a refusal.
     pub error_body_timeout: Duration,
@@ -303,7 +303,7 @@ pub struct StorageConfig {
 }
 
 impl StorageConfig {
-    /// The database file; `None` if usage records are kept only in memory.
+    /// The database file, or `None` if usage records are kept only in memory.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         (!self.ephemeral).then_some(self.path.as_path())
@@ -327,11 +327,11 @@ impl Default for StorageConfig {
 /// The records of which account owns which identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
-    /// Maximum stored identifiers.
+    /// Maximum number of stored identifiers.
     pub max_identifiers: usize,
     /// Time after its last use at which an identifier is removed; zero for unlimited.
     pub retention: Duration,
-    /// Maximum bytes of a response that are searched for identifiers; 0 for no search.
+    /// Maximum number of bytes of a response that are searched for identifiers; 0 for no search.
     pub max_response_scan_size: usize,
     /// Time for which the result is cached that no account has an identifier.
     pub not_found_ttl: Duration,
@@ -355,16 +355,16 @@ pub struct WebsocketConfig {
     pub idle_timeout: Duration,
     /// Maximum duration of a session; zero for unlimited.
     pub max_session_duration: Duration,
-    /// Maximum bytes of a client's first messages that are buffered, so that they can be sent again,
-    /// until the provider accepts the key.
+    /// Maximum number of bytes of a client's first messages that are buffered, so that they can be sent
+    /// again, until the provider accepts the key.
     pub replay_buffer: usize,
-    /// Maximum bytes of a message that is buffered completely before it is forwarded.
+    /// Maximum number of bytes of a message that is buffered completely before it is forwarded.
     pub max_buffered_message_size: usize,
     /// Time after the last text or audio in which a speech session counts as concurrent.
     pub speech_idle_timeout: Duration,
     /// Timeout for the first message of a client that sends its token in it.
     pub auth_message_timeout: Duration,
-    /// Maximum bytes of a client's messages that one session buffers.
+    /// Maximum number of bytes of a client's messages that one session buffers.
     pub max_session_buffer: usize,
     /// Timeout for the reply to a close frame, and then for the connection to close.
     pub close_timeout: Duration,
@@ -398,42 +398,4 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The minimum level, by target.
     pub level: LogFilter,
-}
-
-/// The access rules of all clients, and the charge for requests of unknown cost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessConfig {
-    /// Whether requests that could disable a key, create one or manage the workspace are refused.
-    pub block_admin_endpoints: bool,
-    /// Whether the pool's keys, and data about their owner, are redacted in responses.
-    pub redact: bool,
-    /// Credits charged to the client's quota when neither the estimate nor the response shows the
-    /// cost of a request.
-    pub unpriced_credits: usize,
-    /// Maximum concurrent requests of unknown cost per client with a quota of credits.
-    pub max_unpriced_requests: usize,
-    /// Whether an unknown token is used as the client's own key of the provider.
-    pub bring_your_own_key: bool,
-    /// Host names by which clients may reach Keychoir, in addition to localhost and IP addresses; `*`
-    /// for any.
-    pub hosts: Vec<String>,
-    /// Origins whose web pages may send requests.
-    pub origins: Vec<String>,
-    /// Headers of preceding proxies that are forwarded to the provider.
-    pub forward_headers: Vec<String>,
-}
-
-impl Default for AccessConfig {
-    fn default() -> Self {
-        Self {
-            block_admin_endpoints: true,
-            redact: true,
-            unpriced_credits: 1_000,
-            max_unpriced_requests: 1,
-            bring_your_own_key: false,
-            hosts: Vec::new(),
-            origins: Vec::new(),
-            forward_headers: Vec::new(),
-        }
-    }
 }

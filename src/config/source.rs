@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::units::UnixMs;
 
-/// Maximum bytes of a file. A configuration or key file has a few kilobytes. A larger file is the
+/// Maximum number of bytes of a file. A configuration or key file has a few kilobytes. A larger file is the
 /// wrong one, or a device.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
@@ -35,7 +35,7 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
-    /// The trimmed value of a variable; `None` if it is unset or blank.
+    /// The trimmed value of a variable, or `None` if it is unset or blank.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }

@@ -39,7 +39,7 @@ pub struct SupabaseConfig {
     pub events: bool,
     /// Interval between two pushes.
     pub interval: Duration,
-    /// Maximum rows per request.
+    /// Maximum number of rows per request.
     pub max_batch_rows: usize,
     /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,

@@ -22,7 +22,7 @@ pub(super) enum RawValue<'a> {
 /// The base folders of relative paths.
 #[derive(Clone, Copy, Default)]
 pub(super) struct BaseFolders<'a> {
-    /// The folder of the file that contains the path; `None` for the working directory.
+    /// The folder of the file that contains the path, or `None` for the working directory.
     pub(super) base: Option<&'a Path>,
     /// The home folder, which replaces `~`.
     pub(super) home: Option<&'a Path>,

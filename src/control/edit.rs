@@ -124,7 +124,7 @@ fn add_key(
         return Err(ControlError::Conflict(format!("a key named `{name}` already exists")));
     }
     let detail = json!({"short_key": key.short().as_str(), "workspace": workspace, "weight": weight});
-    let outcome = Outcome::for_key("add_key", &key, Some(&name), detail);
+    let outcome = Outcome::for_key("key_added", &key, Some(&name), detail);
     let key_file = format!("{KEYS_FOLDER}/{name}");
     overlay.keys.push(ManagedKey { name: name.clone(), key_file, workspace, base_url, weight });
     *new_key = Some((name, key));
@@ -132,6 +132,16 @@ fn add_key(
 }
 
 fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
+    let is_used = |key: &KeyConfig| key.origin == KeyOrigin::Managed && key.name.as_deref() == Some(text);
+    if let Some(index) = overlay.keys.iter().position(|managed| managed.name == text)
+        && !config.keys.iter().any(is_used)
+    {
+        // The entry has no effect, because another source has the same key.
+        let ManagedKey { name, .. } = overlay.keys.remove(index);
+        let detail = json!({});
+        let (action, target) = ("key_removed", name);
+        return Ok(Outcome { action, target, detail, key_id: None, token: None, warnings: Vec::new() });
+    }
     let key = find_key(text, config)?;
     let place = match key.origin {
         KeyOrigin::Managed => None,
@@ -148,7 +158,7 @@ fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outc
     overlay.keys.retain(|managed| Some(&managed.name) != key.name.as_ref());
     overlay.paused_keys.retain(|paused| paused.fingerprint != fingerprint);
     let detail = json!({"short_key": key.key.short().as_str()});
-    Ok(Outcome::for_key("remove_key", &key.key, key.name.as_deref(), detail))
+    Ok(Outcome::for_key("key_removed", &key.key, key.name.as_deref(), detail))
 }
 
 fn pause_key(
@@ -174,7 +184,7 @@ fn pause_key(
     let detail = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
     let short_key = key.key.short().to_string();
     overlay.paused_keys.push(PausedKey { fingerprint, short_key, since, until, reason });
-    Ok(Outcome::for_key("pause_key", &key.key, key.name.as_deref(), detail))
+    Ok(Outcome::for_key("key_paused", &key.key, key.name.as_deref(), detail))
 }
 
 fn resume_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
@@ -184,7 +194,7 @@ fn resume_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outc
         return Err(ControlError::Conflict(format!("the key {} is not paused", label(key))));
     };
     overlay.paused_keys.remove(index);
-    Ok(Outcome::for_key("resume_key", &key.key, key.name.as_deref(), json!({})))
+    Ok(Outcome::for_key("key_resumed", &key.key, key.name.as_deref(), json!({})))
 }
 
 fn add_client(
@@ -216,7 +226,7 @@ fn add_client(
     });
     let detail = json!({"expires_at": expires_at.map(UnixMs::rfc3339)});
     let token = Some(ClientToken::new(token));
-    Ok(Outcome { token, ..Outcome::for_client("add_client", name, detail) })
+    Ok(Outcome { token, ..Outcome::for_client("client_added", name, detail) })
 }
 
 fn set_client(
@@ -235,7 +245,7 @@ fn set_client(
         keep_explicit(&mut next);
     }
     entry.rules = next;
-    Ok(Outcome::for_client("set_client", name, json!({})))
+    Ok(Outcome::for_client("client_changed", name, json!({})))
 }
 
 fn rotate_client(
@@ -263,7 +273,7 @@ fn rotate_client(
         "expires_at": expires_at.map(UnixMs::rfc3339),
     });
     let token = Some(ClientToken::new(token));
-    Ok(Outcome { token, ..Outcome::for_client("rotate_client", name, detail) })
+    Ok(Outcome { token, ..Outcome::for_client("client_rotated", name, detail) })
 }
 
 fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
@@ -273,7 +283,7 @@ fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<O
         let revoked = ManagedClient { name: name.to_owned(), revoked: true, ..ManagedClient::default() };
         overlay.clients.push(revoked);
     }
-    let mut outcome = Outcome::for_client("revoke_client", name, json!({}));
+    let mut outcome = Outcome::for_client("client_revoked", name, json!({}));
     if config.clients.len() == 1 {
         outcome.warnings.push("no clients are left: apps on this machine need no token".to_owned());
     }

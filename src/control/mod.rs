@@ -23,7 +23,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::ensure_admin_token;
-pub use reload::ConfigReloader;
+pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, Outcome};
 
@@ -39,6 +39,9 @@ use crate::config::{
 
 /// Receives each change that was made, for the record of changes.
 pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) + Send>;
+
+/// The action of a reload in the record of changes.
+const RELOADED: &str = "reloaded";
 
 /// Maximum wait for another process that is changing the overlay, which takes milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -208,7 +211,7 @@ impl Controller {
                 path.display()
             ));
         }
-        self.record(origin, action, target, &detail, generation);
+        self.record(origin, action, Some(target), &detail, generation);
         Ok(ChangeReceipt { generation, key_id, token, warnings })
     }
 
@@ -240,7 +243,7 @@ impl Controller {
             self.save_generation(&directory, generation).await;
         }
         if is_changed || actor != Actor::Reload {
-            self.record(origin, "reload", String::new(), &json!({"changed": is_changed}), generation);
+            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation);
         }
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
@@ -321,12 +324,13 @@ impl Controller {
         &self,
         origin: ChangeOrigin,
         action: &'static str,
-        target: String,
+        target: Option<String>,
         detail: &serde_json::Value,
         generation: u64,
     ) {
         let ChangeOrigin { actor, address } = origin;
-        if action != "reload" {
+        // A reload has a log line of its own.
+        if let Some(target) = &target {
             let by = actor.as_str();
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
         }

@@ -132,10 +132,22 @@ async fn a_key_is_added_paused_resumed_and_removed() {
     assert!(!machine.state().join("keys/spare").exists());
 
     let records: Vec<_> = records.try_iter().collect();
-    let actions: Vec<_> = records.iter().map(|record| (record.action, record.target.as_str())).collect();
-    let expected = ["add_key", "pause_key", "resume_key", "pause_key", "remove_key"];
-    assert_eq!(actions, expected.map(|action| (action, "spare")));
+    let actions: Vec<_> = records.iter().map(|record| (record.action, record.target.as_deref())).collect();
+    let expected = ["key_added", "key_paused", "key_resumed", "key_paused", "key_removed"];
+    assert_eq!(actions, expected.map(|action| (action, Some("spare"))));
     assert!(records.iter().all(|record| !format!("{record:?}").contains(SPARE)));
+}
+
+#[tokio::test]
+async fn a_key_that_the_file_has_as_well_is_removed_from_the_overlay_only() {
+    let machine = Machine::new();
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+    machine.configure(&format!("[[keys]]\nkey = \"{SPARE}\"\n"));
+    let config = machine.config();
+    assert_eq!((config.keys.len(), config.keys[1].origin), (2, KeyOrigin::File));
+    machine.make(Change::RemoveKey { key: "spare".to_owned() }).await.unwrap();
+    assert_eq!(machine.config().keys.len(), 2);
+    assert!(!machine.state().join("keys/spare").exists());
 }
 
 #[tokio::test]

@@ -30,14 +30,14 @@ impl ConcurrencyGroup {
     /// Conversations with agents.
     pub const CONVERSATION: Self = Self::from_number(8);
 
-    /// Returns the unnamed group with an index; `None` if the index is too large.
+    /// Returns the unnamed group with an index, or `None` if the index is too large.
     #[must_use]
     pub fn unnamed(index: usize) -> Option<Self> {
         let number = u8::try_from(index).ok()?.checked_add(FIRST_UNNAMED)?;
         (usize::from(number) < Self::COUNT).then(|| Self::from_number(number))
     }
 
-    /// Returns the group of a model by its name; `None` for an unknown family of models.
+    /// Returns the group of a model by its name, or `None` for an unknown family of models.
     #[must_use]
     pub fn for_model(id: &str) -> Option<Self> {
         // The parts of the names in a family, the most specific family first.
@@ -54,7 +54,7 @@ impl ConcurrencyGroup {
         family.map(|(_, group)| *group).or_else(|| id.starts_with("eleven_").then_some(Self::SPEECH))
     }
 
-    /// Returns the group of an operation whose request names no model; `None` if the concurrency of the
+    /// Returns the group of an operation whose request names no model, or `None` if the concurrency of the
     /// operation is not limited.
     #[must_use]
     pub fn for_operation(operation: Operation) -> Option<Self> {
@@ -71,7 +71,7 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// Maximum number of concurrent requests of this group on a plan; `None` if it is unknown.
+    /// Maximum number of concurrent requests of this group on a plan, or `None` if it is unknown.
     ///
     /// Source: the provider's blog of June 2026. The provider changes these numbers, so a number reported
     /// in a response replaces them.

@@ -8,8 +8,8 @@ pub struct ReportedCost {
     /// Credits charged, from `character-cost` (the header in use) or `x-character-count` (the name in the
     /// provider's introduction). `None` if the response has neither.
     pub credits: Option<u64>,
-    /// Maximum concurrent requests of this kind in the workspace, from `maximum-concurrent-requests`.
-    /// Source: captured responses of August 2026.
+    /// Maximum number of concurrent requests of this kind in the workspace, from
+    /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
     pub concurrency_max: Option<u32>,
 }
 

@@ -118,12 +118,12 @@ pub enum Access {
 ///
 /// # Errors
 ///
-/// When the path is ambiguous.
+/// Fails when the path is ambiguous.
 pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPath> {
     Ok(Endpoint::classify(method, &Segments::new(&Path::parse(path)?)))
 }
 
-/// Returns the protocol of a WebSocket at a path as received; `None` if the path is ambiguous.
+/// Returns the protocol of a WebSocket at a path as received, or `None` if the path is ambiguous.
 #[must_use]
 pub fn websocket_dialect(path: &str) -> Option<Dialect> {
     let path = Path::parse(path).ok()?;

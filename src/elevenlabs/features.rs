@@ -87,7 +87,7 @@ pub enum RestrictionKind {
     /// For the workspace, as a rate limit with the time that the provider named. A rate limit of a
     /// concurrency group is evidence about the workspace instead.
     RateLimit(Option<Duration>),
-    /// For the workspace, as a 429 with an unknown message, with the time that the provider named.
+    /// For the workspace, as a 429 response with an unknown message, with the time that the provider named.
     Throttle(Option<Duration>),
     /// For the workspace, as too many concurrent requests. A limit of a concurrency group is evidence about
     /// the workspace instead.

@@ -48,7 +48,7 @@ struct RatesDocument {
 const MAX_MODELS: usize = 1_000;
 
 impl Models {
-    /// Parses the body of a response to `GET /v1/models`; `None` if it is not a list of models.
+    /// Parses the body of a response to `GET /v1/models`, or `None` if it is not a list of models.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
         let mut documents: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
@@ -89,7 +89,7 @@ impl Models {
         self.find(id).and_then(|model| model.max_free_characters)
     }
 
-    /// Returns the concurrency group of a model; `None` if neither the list nor the name determines it.
+    /// Returns the concurrency group of a model, or `None` if neither the list nor the name determines it.
     #[must_use]
     pub fn concurrency_group(&self, id: &str) -> Option<ConcurrencyGroup> {
         self.find(id).and_then(|model| model.group).or_else(|| ConcurrencyGroup::for_model(id))

@@ -20,7 +20,7 @@ const NAMES: [&str; 35] = [
 ];
 
 impl Permission {
-    /// Parses the name of a permission; `None` for an unknown one.
+    /// Parses the name of a permission, or `None` for an unknown one.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         NAMES.binary_search(&name).ok().and_then(|index| u8::try_from(index).ok()).map(Self::from_number)

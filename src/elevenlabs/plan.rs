@@ -8,7 +8,7 @@ use super::features::RequestFeatures;
 use super::models::Models;
 use crate::policy::verdict::{Subject, Verdict};
 
-/// The features of a workspace according to its subscription; `None` if the subscription omits them.
+/// The features of a workspace according to its subscription, or `None` if the subscription omits them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether voices may be cloned from recordings (`can_use_instant_voice_cloning`).
@@ -34,7 +34,7 @@ const CREATOR: usize = 2;
 /// The index of the plan "pro" in [`TIERS`].
 const PRO: usize = 3;
 
-/// Returns the index of a plan in [`TIERS`]; `None` for an unknown plan.
+/// Returns the index of a plan in [`TIERS`], or `None` for an unknown plan.
 fn tier_index(tier: &str) -> Option<usize> {
     TIERS.iter().position(|names| names.contains(&tier))
 }
@@ -59,8 +59,8 @@ pub fn correct_verdict_by_plan(verdict: Verdict, tier: Option<&str>) -> Verdict 
     if is_text_length && is_paid { Verdict::RequestError } else { verdict }
 }
 
-/// Returns the feature that a request needs and the workspace is known to lack; `None` if the workspace may
-/// serve the request.
+/// Returns the feature that a request needs and the workspace is known to lack, or `None` if the workspace
+/// may serve the request.
 #[must_use]
 pub fn missing_feature(
     tier: Option<&str>,

@@ -1,11 +1,11 @@
 //! Classifies a response of the provider: whether the key, the workspace, the request or the provider is
 //! at fault, and for which reason.
 //!
-//! The status alone is ambiguous: a 401 is a bad key, an empty account, a missing permission or an unpaid
-//! bill, and 400, 402 and 403 are no clearer. The body decides. It has a `code`, `status`, `type` and message
-//! in one of several formats, and the most specific known one wins (`table`). If no code or message is known,
-//! the status is evidence about this request only. WebSocket errors are classified by the same table, with
-//! the status that a code has over HTTP (`codes`).
+//! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an
+//! unpaid bill, and 400, 402 and 403 are no clearer. The body decides. It has a `code`, `status`, `type` and
+//! message in one of several formats, and the most specific known one wins (`table`). If no code or message
+//! is known, the status is evidence about this request only. WebSocket errors are classified by the same
+//! table, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
@@ -26,8 +26,9 @@ pub(crate) use table::{examples, meaning_of_example};
 /// Whether the body of a response with this status is needed to classify it.
 #[must_use]
 pub fn is_body_needed(status: StatusCode) -> bool {
-    // The provider has reported an invalid key, a missing voice and a plan without a feature with a 400. The
-    // body of a 404 names the missing resource: a model is missing for every account, a voice for one.
+    // The provider has reported an invalid key, a missing voice and a plan without a feature with a 400
+    // response. The body of a 404 response names the missing resource: a model is missing for every account,
+    // a voice for one.
     matches!(status.as_u16(), 400 | 401 | 402 | 403 | 404 | 429)
 }
 
@@ -38,7 +39,7 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     if !status.is_client_error() && !status.is_server_error() {
         return Verdict::Served;
     }
-    // The body of a 422 is not needed: the provider validates the schema before it checks the key.
+    // The body of a 422 response is not needed: the provider validates the schema before it checks the key.
     if is_body_needed(status)
         && let Some(verdict) = body.and_then(|body| table::find_verdict(status, body, retry_after))
     {
@@ -78,7 +79,7 @@ fn classify_by_status(
         429 => Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)),
         503 => Verdict::Busy,
         500.. => Verdict::ServerError,
-        // This includes a 404 that names no resource of an account, which means a missing endpoint.
+        // This includes a 404 response that names no resource of an account, which means a missing endpoint.
         _ => Verdict::RequestError,
     }
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Maximum bytes of a body that are parsed: the longest text that a model accepts (40,000 characters), with
-/// every character escaped.
+/// Maximum number of bytes of a body that are parsed: the longest text that a model accepts (40,000
+/// characters), with every character escaped.
 pub const MAX_PARSED_BODY_BYTES: usize = 256 * 1024;
 
 /// The model of a speech request that names no model. Source: the OpenAPI document.
 pub const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
-/// Maximum bytes of a form that are searched for `model_id`, which precedes the uploaded file.
+/// Maximum number of bytes of a form that are searched for `model_id`, which precedes the uploaded file.
 const MAX_SEARCHED_FORM_BYTES: usize = 16 * 1024;
 
 /// The features of a request body. A feature is `None` if the body does not have it.
@@ -95,17 +95,17 @@ pub fn parse_model(name: &str) -> Option<Arc<str>> {
     (is_name && FAMILIES.iter().any(|family| name.starts_with(family))).then(|| name.into())
 }
 
-/// Deserializes the name of a model; `None` for any other value.
+/// Deserializes the name of a model, or `None` for any other value.
 fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<str>>, D::Error> {
     deserializer.deserialize_any(StringVisitor(parse_model))
 }
 
-/// Deserializes the number of characters of a string; `None` for any other value.
+/// Deserializes the number of characters of a string, or `None` for any other value.
 fn character_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     deserializer.deserialize_any(StringVisitor(|text: &str| Some(text.chars().count() as u64)))
 }
 
-/// Deserializes a number of seconds, in milliseconds; `None` for any other value.
+/// Deserializes a number of seconds, in milliseconds, or `None` for any other value.
 fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
     // No generated audio is longer than an hour.

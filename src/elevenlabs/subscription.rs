@@ -18,7 +18,7 @@ pub struct Subscription {
     pub quota: Quota,
     /// The plan's name, a free text of the provider.
     pub tier: Option<String>,
-    /// Whether the latest invoice is paid; `None` when the status does not determine it.
+    /// Whether the latest invoice is paid, or `None` when the status does not determine it.
     pub is_paid: Option<bool>,
     /// The features of the plan besides credits.
     pub capabilities: Capabilities,
@@ -40,7 +40,7 @@ struct SubscriptionDocument {
 }
 
 impl Subscription {
-    /// Parses the body of a response; `None` if it is not a subscription.
+    /// Parses the body of a response, or `None` if it is not a subscription.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
         let document: SubscriptionDocument = serde_json::from_slice(body).ok()?;

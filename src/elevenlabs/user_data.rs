@@ -69,7 +69,7 @@ const MAX_WORD_BYTES: usize = 64;
 /// Maximum length of the message of a refusal. Longer messages are truncated.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// Returns the document with only its listed fields; `None` if it is not a JSON object. Responses with any
+/// Returns the document with only its listed fields, or `None` if it is not a JSON object. Responses with any
 /// status are redacted.
 #[must_use]
 pub fn redact(document: &[u8]) -> Option<Vec<u8>> {
@@ -104,7 +104,7 @@ fn redact_object(fields: Map<String, Value>, list: &[(&str, Redaction)]) -> Valu
     Value::Object(redact_fields(fields, |name, value| redact_value(name, value, &[list])))
 }
 
-/// Redacts the value of a field; `None` for a field that is not in one of the lists.
+/// Redacts the value of a field, or `None` for a field that is not in one of the lists.
 fn redact_value(name: &str, value: Value, lists: &[&[(&str, Redaction)]]) -> Option<Value> {
     let (_, redaction) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
     match (redaction, value) {

@@ -33,7 +33,7 @@ pub struct Settings {
     pub key: ServiceKey,
     /// Time between two pushes.
     pub interval: Duration,
-    /// Maximum rows per request.
+    /// Maximum number of rows per request.
     pub max_batch_rows: usize,
     /// Timeout of the DNS lookup and the TCP and TLS handshakes together.
     pub connect_timeout: Duration,
@@ -95,7 +95,7 @@ impl Mirror {
     ///
     /// # Errors
     ///
-    /// When the HTTP client cannot be created.
+    /// Fails when the HTTP client cannot be created.
     pub fn new(outbox: Outbox, settings: Settings, health: MirrorHealth) -> Result<Self, MirrorStartError> {
         let client = SupabaseClient::new(&settings)?;
         // The age of rows from earlier runs is unknown, so the lag is measured from this time.

@@ -37,11 +37,11 @@ impl ClientName {
 /// The limits of a client. The default has no limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Maximum requests or credits per period.
+    /// Maximum number of requests or credits per period.
     pub quota: Option<ClientQuota>,
-    /// Maximum requests per span of time.
+    /// Maximum number of requests per span of time.
     pub rate_limit: Option<RateLimit>,
-    /// Maximum concurrent requests.
+    /// Maximum number of concurrent requests.
     pub max_concurrent: Option<u32>,
     /// Prefixes of the paths that the client may use. Empty allows all paths.
     pub paths: Vec<String>,
@@ -196,9 +196,12 @@ impl Clients {
         if !self.require_token() {
             return TokenMatch::Unknown;
         }
-        let fingerprint = TokenFingerprint::new(token);
+        self.find_by_fingerprint(&TokenFingerprint::new(token), now)
+    }
+
+    fn find_by_fingerprint(&self, fingerprint: &TokenFingerprint, now: UnixMs) -> TokenMatch<'_> {
         let mut candidates = self.by_token.get(&fingerprint.index()).into_iter().flatten();
-        match candidates.find(|(_, token)| token.fingerprint == fingerprint) {
+        match candidates.find(|(_, token)| token.fingerprint == *fingerprint) {
             None => TokenMatch::Unknown,
             Some((_, token)) if token.is_expired(now) => TokenMatch::Expired,
             Some((client, _)) => TokenMatch::Valid(client),
@@ -363,10 +366,15 @@ mod tests {
     #[test]
     fn fingerprints_with_the_same_index_are_distinguished() {
         let fingerprint = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
-        let clients =
-            vec![(client("one", false), fingerprint('1')), (client("two", false), fingerprint('2'))];
+        let clients = vec![
+            (client("one", false), fingerprint('1').into()),
+            (client("two", false), fingerprint('2').into()),
+        ];
         let clients = Clients::new(clients, AnonymousAccess::Refused);
-        let name = |fingerprint| clients.find_by_fingerprint(&fingerprint).map(|client| client.name.as_str());
+        let name = |fingerprint| match clients.find_by_fingerprint(&fingerprint, NOW) {
+            TokenMatch::Valid(client) => Some(client.name.as_str()),
+            TokenMatch::Expired | TokenMatch::Unknown => None,
+        };
         assert_eq!(
             [name(fingerprint('1')), name(fingerprint('2')), name(fingerprint('3'))],
             [Some("one"), Some("two"), None]
@@ -443,7 +451,7 @@ mod tests {
         };
         let clients = Clients::new(vec![(client("app", true), tokens)], AnonymousAccess::BringKeys);
         assert_eq!(clients.names_with_token().count(), 1);
-        let check = |presented: &str, now, expected: Result<&str, Unauthenticated>| {
+        let check = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
             let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
             let name = caller.as_ref().map(|caller| caller.client.name.as_str());
             assert_eq!(name, expected.as_ref().copied(), "{presented} at {now}");

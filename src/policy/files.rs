@@ -11,7 +11,7 @@ const RESERVED_FILES: u64 = 128;
 pub struct RequestedLimits {
     /// Maximum client connections.
     pub connections: usize,
-    /// Maximum requests in flight. Each has an upstream connection.
+    /// Maximum number of requests in flight. Each has an upstream connection.
     pub requests: usize,
     /// Maximum idle upstream connections.
     pub idle_connections: usize,

@@ -255,7 +255,8 @@ fn credential_in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Pre
     })
 }
 
-/// Maximum parameters whose names are logged, and maximum length of a logged name. They bound the log line.
+/// Maximum number of parameters whose names are logged, and maximum length of a logged name. They bound the
+/// log line.
 const MAX_LOGGED_PARAMETERS: usize = 20;
 const MAX_LOGGED_NAME_LENGTH: usize = 40;
 

@@ -76,7 +76,7 @@ pub enum CooldownReason {
     Billing,
     /// The provider refuses the key itself.
     Invalid,
-    /// The key belongs to another region than the host to which its requests are sent.
+    /// The key belongs to a different region than the host to which its requests are sent.
     WrongHost,
 }
 

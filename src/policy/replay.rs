@@ -80,8 +80,8 @@ pub enum Decision {
     Fail,
 }
 
-/// Maximum retries per request whose cause is not the key. More would multiply the load on an overloaded
-/// provider.
+/// Maximum number of retries per request whose cause is not the key. More would multiply the load on an
+/// overloaded provider.
 const MAX_NON_KEY_RETRIES: u32 = 1;
 /// If this many workspaces return the same ambiguous verdict, its cause is the request.
 const MAX_AMBIGUOUS_WORKSPACES: u32 = 2;
@@ -105,7 +105,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
         Progress::NoResponse => {
             retry_if(may_retry_same_key && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
-        // A 404 has no side effect and is free, so each account is tried once.
+        // A 404 response has no side effect and is free, so each account is tried once.
         Progress::Responded(Verdict::NotFound) => next_key_if(may_retry && attempt.may_be_elsewhere),
         Progress::Responded(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,

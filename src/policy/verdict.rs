@@ -68,8 +68,8 @@ pub struct Shortfall {
 const UNOBSERVED_SPENDING_DIVISOR: u64 = 20;
 
 impl Shortfall {
-    /// Discards the credits if the message reports another quota than that of the account, which has `limit`
-    /// credits and an `extension`.
+    /// Discards the credits if the message reports a different quota than that of the account, which has
+    /// `limit` credits and an `extension`.
     #[must_use]
     pub fn if_quota_matches(self, limit: Option<u64>, extension: u64) -> Self {
         match (self.quota, limit) {

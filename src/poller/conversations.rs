@@ -37,7 +37,7 @@ pub struct ConversationPoller<C> {
     pool: Arc<Pool>,
     upstream: Upstream<C>,
     usage: UsageSink,
-    meters: RequestMetrics,
+    metrics: RequestMetrics,
     ended: mpsc::Receiver<EndedConversation>,
     pending: Vec<PendingConversation>,
 }
@@ -56,10 +56,10 @@ impl<C: Connect> ConversationPoller<C> {
         pool: Arc<Pool>,
         upstream: Upstream<C>,
         usage: UsageSink,
-        meters: RequestMetrics,
+        metrics: RequestMetrics,
         ended: mpsc::Receiver<EndedConversation>,
     ) -> Self {
-        Self { pool, upstream, usage, meters, ended, pending: Vec::new() }
+        Self { pool, upstream, usage, metrics, ended, pending: Vec::new() }
     }
 
     /// Polls until all senders of `ended` are dropped.
@@ -105,7 +105,7 @@ impl<C: Connect> ConversationPoller<C> {
     async fn charge(&self, conversation: EndedConversation, credits: u64) {
         let key = Arc::clone(conversation.key());
         log_transitions(&self.pool.charge_late(&self.pool.roster(), &key, credits, clock::now()));
-        self.meters.record_late_price(credits);
+        self.metrics.record_late_price(credits);
         let record = conversation.into_priced_record(credits);
         // The usage store logs when it closes.
         if let Ok(permit) = self.usage.acquire_permit().await {

@@ -71,7 +71,7 @@ struct PollerState {
 /// The state of the poller for one key.
 #[derive(Debug, Default)]
 struct PolledKey {
-    /// Time of the next poll; `None` if it is due.
+    /// Time of the next poll, or `None` if it is due.
     next_poll_at: Option<Instant>,
     last_polled_at: Option<Instant>,
     /// Whether the key was polled at all regional hosts.

@@ -98,7 +98,7 @@ impl Key {
         self.name.as_deref()
     }
 
-    /// The provider's host and port for this key; `None` for the default host.
+    /// The provider's host and port for this key, or `None` for the default host.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()

@@ -56,7 +56,7 @@ pub enum Observation {
         quota: Quota,
         /// The provider's name of the plan.
         tier: Option<String>,
-        /// Whether the latest invoice is paid; `None` if the provider does not report it.
+        /// Whether the latest invoice is paid, or `None` if the provider does not report it.
         is_paid: Option<bool>,
         /// The features and limits of the plan.
         capabilities: Capabilities,

@@ -41,7 +41,7 @@ pub struct RefusalRecord {
     pub is_repeated_elsewhere: bool,
     /// Time of the refusal.
     pub at: UnixMs,
-    /// The earlier refusals for the same reason; `None` for the first refusal.
+    /// The earlier refusals for the same reason, or `None` for the first refusal.
     pub history: Option<RefusalHistory>,
     /// Route, status and message of the response.
     pub source: Arc<RefusalSource>,
@@ -91,7 +91,7 @@ impl RefusalRecord {
         self
     }
 
-    /// The identity of its workspace in `roster`; `None` if the roster has no key of that workspace.
+    /// The identity of its workspace in `roster`, or `None` if the roster has no key of that workspace.
     pub(super) fn workspace_in(&self, roster: &Roster) -> Option<OwnerId> {
         let key = roster.find(self.key);
         key.map(|key| key.workspace().identity()).or_else(|| roster.identity_of(&self.workspace)).cloned()

@@ -49,7 +49,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// When no key can serve the request, with the reason.
+    /// Fails when no key can serve the request, with the reason.
     ///
     /// # Cancel safety
     ///

@@ -367,7 +367,7 @@ impl Restriction {
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// The level of `key`; `None` if the restriction does not apply to the key.
+    /// The level of `key`, or `None` if the restriction does not apply to the key.
     fn level_for(&self, key: &Key) -> Option<RestrictionLevel> {
         let (is_own, is_inferred) = match &self.scope {
             RestrictionScope::Key(fingerprint) => (*fingerprint == key.api_key().fingerprint(), false),

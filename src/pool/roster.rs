@@ -208,7 +208,7 @@ impl Roster {
         if with_capacity.len() == self.keys.len() { Vec::new() } else { with_capacity }
     }
 
-    /// The current identity of the workspace that was stored as `owner`; `None` if the roster has no key
+    /// The current identity of the workspace that was stored as `owner`, or `None` if the roster has no key
     /// of that workspace.
     #[must_use]
     pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {

@@ -40,8 +40,8 @@ const SETTINGS: Settings = Settings {
     quota_lag: Duration::from_secs(300),
 };
 
-/// Maximum delay of a timer under virtual time. The runtime and [`clock`](crate::clock) count milliseconds from
-/// different instants, so a request that wakes too early retries a millisecond later.
+/// Maximum delay of a timer under virtual time. The runtime and [`clock`](crate::clock) count milliseconds
+/// from different instants, so a request that wakes too early retries a millisecond later.
 const MAX_TIMER_DELAY: Duration = Duration::from_millis(10);
 
 fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry {

@@ -26,7 +26,7 @@ pub struct KeyRequest {
     pub client: ClientName,
     /// Upper bound of the cost in credits; 0 for a free request, `None` if the cost cannot be estimated.
     pub estimate: Option<u64>,
-    /// The concurrency group that limits the request; `None` for an unlimited request.
+    /// The concurrency group that limits the request, or `None` for an unlimited request.
     pub group: Option<ConcurrencyGroup>,
     /// Positions of keys that this request has tried, in any order.
     pub tried: Vec<usize>,

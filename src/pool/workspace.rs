@@ -136,7 +136,7 @@ impl Workspace {
         self.evidence_cell.entries()
     }
 
-    /// End of the rate limit of speech; `None` if speech is not rate limited at `now`.
+    /// End of the rate limit of speech, or `None` if speech is not rate limited at `now`.
     #[must_use]
     pub fn speech_limited_until(&self, now: UnixMs) -> Option<UnixMs> {
         Some(UnixMs(self.speech_limited_until.load(Ordering::Acquire))).filter(|until| *until > now)

@@ -13,26 +13,26 @@ use crate::policy::client::ClientName;
 use crate::policy::plain_text::hide_tokens;
 use crate::telemetry::{RequestLabels, RequestMetrics};
 
-/// Maximum characters of a `User-Agent` in the log.
+/// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
 /// The guard of a running request. Dropping it writes the event and records the request in the metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,
-    meters: RequestMetrics,
+    metrics: RequestMetrics,
 }
 
 impl AccessLog {
-    pub(super) fn new<B>(request: &Request<B>, peer: Option<IpAddr>, meters: &RequestMetrics) -> Self {
-        meters.record_request_start();
-        Self { summary: RequestSummary::new(request, peer), meters: meters.clone() }
+    pub(super) fn new<B>(request: &Request<B>, peer: Option<IpAddr>, metrics: &RequestMetrics) -> Self {
+        metrics.record_request_start();
+        Self { summary: RequestSummary::new(request, peer), metrics: metrics.clone() }
     }
 
     /// Records in the metrics that the relay of the provider's response starts.
     pub(super) fn record_relay_start(&self) {
         let elapsed = self.summary.elapsed();
-        self.meters.record_response_start(elapsed, self.summary.overhead(elapsed));
+        self.metrics.record_response_start(elapsed, self.summary.overhead(elapsed));
     }
 }
 
@@ -42,7 +42,7 @@ impl Drop for AccessLog {
         write_event(summary);
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
-        self.meters.record_request_end(&labels, summary.elapsed());
+        self.metrics.record_request_end(&labels, summary.elapsed());
     }
 }
 

@@ -52,7 +52,8 @@ pub(super) struct AccountAffinity {
     path: Arc<str>,
     pub(super) identifiers: RequestIdentifiers,
     response_ownership: ResponseOwnership,
-    /// Whether another account may be tried after a 404, because a 404 has no effect and no cost.
+    /// Whether another account may be tried after a 404 response, because a 404 response has no effect and no
+    /// cost.
     may_try_other_accounts: bool,
     is_free: bool,
     has_json_body: bool,
@@ -91,7 +92,7 @@ impl AccountAffinity {
     ///
     /// # Errors
     ///
-    /// When the request names resources of two accounts.
+    /// Fails when the request names resources of two accounts.
     pub(super) async fn resolve<C>(
         &mut self,
         proxy: &Proxy<C>,
@@ -124,7 +125,7 @@ impl AccountAffinity {
     ///
     /// # Errors
     ///
-    /// When the session names resources of two accounts.
+    /// Fails when the session names resources of two accounts.
     pub(super) fn add_message_identifiers<C>(
         &mut self,
         message: &[u8],
@@ -341,7 +342,7 @@ pub struct OwnershipRecorder {
     route: Route,
     path: Arc<str>,
     encoding: Option<String>,
-    /// Maximum bytes of the body that are copied.
+    /// Maximum number of bytes of the body that are copied.
     pub(super) max_bytes: usize,
     updates: Vec<OwnershipUpdate>,
     permit: Option<UsagePermit>,

@@ -102,7 +102,7 @@ pub(super) struct Attempt {
     /// Estimated credits for the text that was sent to the provider in a session.
     text_credits: u64,
     record: AttemptRecord,
-    meters: RequestMetrics,
+    metrics: RequestMetrics,
     drain_expired: CancellationToken,
     authority: Arc<Authority>,
     /// Whether another attempt follows.
@@ -191,7 +191,7 @@ impl Attempt {
                 PendingCharge::Response
             },
             record,
-            meters: proxy.meters.clone(),
+            metrics: proxy.metrics.clone(),
             drain_expired: proxy.drain_expired.clone(),
             authority,
             has_failed_over: false,
@@ -230,7 +230,7 @@ impl Attempt {
                 let verdict = self.correct_by_plan(response.verdict);
                 self.record.status = Some(response.head.status.as_u16());
                 self.record.first_byte = Some(elapsed);
-                self.meters.record_upstream_response_head(elapsed);
+                self.metrics.record_upstream_response_head(elapsed);
                 self.record.outcome = verdict.outcome();
                 self.record_body_features(verdict);
                 self.update_key_state(verdict, response.message.as_deref(), retry, now);
@@ -369,7 +369,7 @@ impl Attempt {
     /// count as part of this attempt, which ended when it released its key.
     pub(super) fn record_failover(&mut self) -> &'static str {
         self.has_failed_over = true;
-        self.meters.record_retry(self.record.key.as_deref(), self.record.outcome);
+        self.metrics.record_retry(self.record.key.as_deref(), self.record.outcome);
         self.record.outcome.as_str()
     }
 
@@ -420,7 +420,7 @@ impl Drop for Attempt {
                 self.record.total = clock::elapsed_since(self.started_at);
             }
             let AttemptRecord { key, outcome, .. } = &self.record;
-            self.meters.record_attempt(key.as_deref(), *outcome, attempt_usage(&self.record));
+            self.metrics.record_attempt(key.as_deref(), *outcome, attempt_usage(&self.record));
             permit.write(self.record.clone());
         }
     }

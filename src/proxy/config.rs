@@ -16,24 +16,24 @@ use crate::policy::origin::AccessRules;
 /// Limits and switches for the processing of requests.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Maximum requests in progress of all clients.
+    /// Maximum number of requests in progress of all clients.
     pub max_requests: usize,
-    /// Maximum requests in progress of a client without a configured limit.
+    /// Maximum number of requests in progress of a client without a configured limit.
     pub max_requests_per_client: u32,
     /// Credits charged to the client's quota if neither an estimate nor the response gives the price of a
     /// request.
     pub unpriced_credits: u64,
-    /// Maximum requests of unknown price that a client with a credit quota may have in progress.
+    /// Maximum number of requests of unknown price that a client with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
     /// Maximum pause of a client within a request body.
     pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
     pub min_request_body_rate: MinRate,
-    /// Maximum attempts of one request.
+    /// Maximum number of attempts of one request.
     pub max_attempts: u32,
     /// Time after the arrival of the request body in which another attempt may start.
     pub retry_timeout: Duration,
-    /// Maximum bytes of the body of an error response that are read to classify it.
+    /// Maximum number of bytes of the body of an error response that are read to classify it.
     pub max_error_body_size: usize,
     /// Maximum time for reading the body of an error response.
     pub error_body_timeout: Duration,
@@ -41,7 +41,7 @@ pub struct Limits {
     pub cost_estimate_timeout: Duration,
     /// Whether endpoints that could disable keys or manage the workspace are blocked.
     pub blocks_admin_endpoints: bool,
-    /// Maximum bytes of a response that are searched for new identifiers.
+    /// Maximum number of bytes of a response that are searched for new identifiers.
     pub max_response_scan_size: usize,
     /// Time for which a 404 from all accounts for a resource is cached.
     pub not_found_ttl: Duration,

@@ -67,7 +67,7 @@ pub fn route(
 ///
 /// # Errors
 ///
-/// When the remaining path and query are not a valid request target.
+/// Fails when the remaining path and query are not a valid request target.
 pub fn sanitize(
     mut head: Parts,
     socket: Option<Dialect>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::elevenlabs::affinity::{IdentifierHash, RequestIdentifiers};
 use crate::policy::units::UnixMs;
 
-/// Maximum entries of a few dozen bytes each.
+/// Maximum number of entries of a few dozen bytes each.
 const MAX_ENTRIES: usize = 4_096;
 
 /// The resources that no account has, keyed by all identifiers of the request.

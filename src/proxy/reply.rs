@@ -8,11 +8,11 @@ use super::relay::ResponseBody;
 use super::socket::{Handshake, Session, UnauthenticatedSession};
 use super::upstream_response::UpstreamResponse;
 
-/// The response to a client, and the WebSocket session that follows a 101.
+/// The response to a client, and the WebSocket session that follows a 101 response.
 pub struct ProxyResponse<C> {
     /// The provider's response, or an error response of the proxy.
     pub response: Response<ResponseBody>,
-    /// The session that takes over the connection after a 101; `None` for any other response.
+    /// The session that takes over the connection after a 101 response, or `None` for any other response.
     pub socket: Option<Socket<C>>,
 }
 

@@ -160,7 +160,7 @@ impl RequestMeta {
     ///
     /// # Errors
     ///
-    /// When the quota has fewer credits left.
+    /// Fails when the quota has fewer credits left.
     pub(super) fn reserve_credits(
         &self,
         key_request: &KeyRequest,
@@ -184,7 +184,7 @@ impl RequestMeta {
 ///
 /// # Errors
 ///
-/// When the client may not use `path`, or has reached one of its limits.
+/// Fails when the client may not use `path`, or has reached one of its limits.
 pub(super) fn admit(
     config: &RuntimeConfig,
     client: &Client,

@@ -42,7 +42,7 @@ pub(super) struct RequestSummary {
     pub(super) method: Method,
     /// The names of the query parameters, without their values.
     pub(super) parameters: String,
-    /// The peer address of the connection; `None` for a Unix socket.
+    /// The peer address of the connection, or `None` for a Unix socket.
     pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,

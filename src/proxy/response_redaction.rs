@@ -34,7 +34,7 @@ pub(super) struct ResponseRedaction {
 }
 
 impl ResponseRedaction {
-    /// Determines the redaction for the response to `upstream_head`; `None` if nothing is redacted. If the
+    /// Determines the redaction for the response to `upstream_head`, or `None` if nothing is redacted. If the
     /// response describes the owner or contains a WebSocket URL, it is requested without compression, because
     /// the proxy must read it.
     pub(super) fn new(
@@ -72,7 +72,7 @@ impl UpstreamResponse {
     ///
     /// # Errors
     ///
-    /// When a document that describes the owner cannot be read or redacted.
+    /// Fails when a document that describes the owner cannot be read or redacted.
     pub(super) async fn redact(
         mut self: Box<Self>,
         redaction: &ResponseRedaction,
@@ -111,8 +111,8 @@ impl UpstreamResponse {
         Ok(self)
     }
 
-    /// Maximum bytes of a compressed body that are read before it is relayed, so that keys in it can be
-    /// redacted. `None` for a body that is searched while it streams, or is not searched.
+    /// Maximum number of bytes of a compressed body that are read before it is relayed, so that keys in it
+    /// can be redacted. `None` for a body that is searched while it streams, or is not searched.
     fn max_compressed_size(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.max_error_body_size);
@@ -149,7 +149,7 @@ impl UpstreamResponse {
         Ok(())
     }
 
-    /// Reads the whole body and decodes it; `None` if it exceeds its maximum size or time.
+    /// Reads the whole body and decodes it, or `None` if it exceeds its maximum size or time.
     async fn decoded_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
         let whole =
             self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await?;

@@ -268,7 +268,7 @@ impl RetryState {
     ///
     /// # Errors
     ///
-    /// When the session names resources of two accounts.
+    /// Fails when the session names resources of two accounts.
     pub(super) fn add_message_identifiers<C>(
         &mut self,
         message: &[u8],

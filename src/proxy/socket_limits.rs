@@ -9,15 +9,15 @@ pub struct SocketLimits {
     pub idle_timeout: Duration,
     /// Maximum duration of a session; zero for no limit.
     pub max_session_duration: Duration,
-    /// Maximum bytes of a client's opening messages that are kept for a failover to another key.
+    /// Maximum number of bytes of a client's opening messages that are kept for a failover to another key.
     pub replay_buffer: usize,
-    /// Maximum bytes of a message that are buffered before it is forwarded in parts.
+    /// Maximum number of bytes of a message that are buffered before it is forwarded in parts.
     pub max_buffered_message_size: usize,
     /// Time for which a text-to-speech session keeps its concurrency slot after the last text or audio.
     pub speech_idle_timeout: Duration,
     /// Maximum wait for the first message, if it authenticates the client.
     pub auth_message_timeout: Duration,
-    /// Maximum bytes from the client that one session may buffer.
+    /// Maximum number of bytes from the client that one session may buffer.
     pub max_session_buffer: usize,
     /// Maximum wait for the second close frame, and then for the end of the connection.
     pub close_timeout: Duration,
@@ -26,8 +26,8 @@ pub struct SocketLimits {
 }
 
 impl SocketLimits {
-    /// Maximum bytes of a frame that are buffered before it is forwarded in parts: at most a quarter of the
-    /// session's buffer.
+    /// Maximum number of bytes of a frame that are buffered before it is forwarded in parts: at most a
+    /// quarter of the session's buffer.
     pub(super) fn max_frame_part(&self) -> usize {
         self.max_buffered_message_size.min(self.max_session_buffer / 4)
     }

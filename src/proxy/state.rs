@@ -30,7 +30,7 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) retry_budget: Arc<SharedRetryBudget>,
     pub(super) base_url_hints: Arc<BaseUrlHints>,
     pub(super) limiter: RequestLimiter,
-    pub(super) meters: RequestMetrics,
+    pub(super) metrics: RequestMetrics,
     pub(super) ended_conversations: ConversationSender,
     /// Cancelled when the drain timeout expires at shutdown, before connections are closed.
     pub(super) drain_expired: CancellationToken,
@@ -48,7 +48,7 @@ pub struct SharedState {
     /// The queue of usage records to the usage store.
     pub usage: UsageSink,
     /// The metrics.
-    pub meters: RequestMetrics,
+    pub metrics: RequestMetrics,
     /// The queue of ended conversations whose cost is still unknown.
     pub ended_conversations: ConversationSender,
 }
@@ -56,7 +56,7 @@ pub struct SharedState {
 impl<C> Proxy<C> {
     /// Creates a proxy. `drain_expired` is cancelled when the drain timeout expires at shutdown.
     pub fn new(shared: SharedState, upstream: Upstream<C>, drain_expired: CancellationToken) -> Self {
-        let SharedState { config, pool, owners, usage, meters, ended_conversations } = shared;
+        let SharedState { config, pool, owners, usage, metrics, ended_conversations } = shared;
         Self {
             config,
             pool,
@@ -68,7 +68,7 @@ impl<C> Proxy<C> {
             retry_budget: Arc::new(SharedRetryBudget::new()),
             base_url_hints: Arc::default(),
             limiter: RequestLimiter::default(),
-            meters,
+            metrics,
             ended_conversations,
             drain_expired,
         }

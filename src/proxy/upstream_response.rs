@@ -18,7 +18,7 @@ use crate::policy::verdict::{Concern, Verdict};
 use crate::secret::Redactor;
 use crate::upstream::{SendError, UpstreamBody};
 
-/// Maximum characters of a refusal's message that explain a key's state: about one sentence.
+/// Maximum number of characters of a refusal's message that explain a key's state: about one sentence.
 const MAX_MESSAGE_CHARS: usize = 160;
 
 /// A response of the provider and its verdict.
@@ -29,7 +29,7 @@ pub(super) struct UpstreamResponse {
     pub(super) verdict: Verdict,
     /// The shortened message of a refusal, which explains a key's state.
     pub(super) message: Option<String>,
-    /// Redacts keys in the body while it is relayed; `None` if keys are not redacted.
+    /// Redacts keys in the body while it is relayed, or `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,
 }
 

@@ -98,9 +98,10 @@ fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
-/// Maximum unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). By default, the kernel
-/// buffers up to 4 MiB of a response that the client does not read. That memory is outside the buffer budget,
-/// and those bytes would count as received. With this limit, a client that never reads takes about 256 KiB.
+/// Maximum number of unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). By default,
+/// the kernel buffers up to 4 MiB of a response that the client does not read. That memory is outside the
+/// buffer budget, and those bytes would count as received. With this limit, a client that never reads takes
+/// about 256 KiB.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
@@ -113,7 +114,7 @@ impl Accepted {
         }
     }
 
-    /// The address of the client; `None` for a Unix socket.
+    /// The address of the client, or `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<net::IpAddr> {
         match self {
             // Fails when the client has already disconnected.

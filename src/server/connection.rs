@@ -125,11 +125,11 @@ async fn run<S, I>(
 enum HttpEnd<I> {
     /// The connection is closed.
     Closed,
-    /// A 101 was sent. Contains the bytes that were read beyond the upgrade request.
+    /// A 101 response was sent. Contains the bytes that were read beyond the upgrade request.
     Upgraded(Upgraded, CountingIo<WriteTimeout<I>>, Bytes),
     /// The last response was sent, but the client may still be sending.
     Closing(CountingIo<WriteTimeout<I>>),
-    /// No request is under way, and hyper has released the stream.
+    /// No request is in progress, and hyper has released the stream.
     Idle(CountingIo<WriteTimeout<I>>),
 }
 
@@ -166,7 +166,7 @@ where
             .max_buf_size(limits.max_request_headers_size)
             .serve_connection(TokioIo::new(stream), respond),
     );
-    // The end of the connection; `None` when it has become idle.
+    // The end of the connection, or `None` when it has become idle.
     let mut end = pin!(ParkedFuture::new(async {
         tokio::select! {
             biased;
@@ -210,7 +210,7 @@ where
         },
         ended = connection.as_mut() => Some(ended),
     };
-    // Dropping the HTTP connection also drops a response that is under way.
+    // Dropping the HTTP connection also drops a response that is in progress.
     let parts = Pin::into_inner(connection).into_parts();
     let mut stream = parts.io.into_inner();
     if state.is_truncated() {
@@ -246,7 +246,7 @@ async fn respond<S: Service>(
     let counters = state.counters().clone();
     counters.phase().begin_response();
     if let Some((session, slot)) = session.zip(upgrade_slot) {
-        // The session counts as a request under way until it ends.
+        // The session counts as a request in progress until it ends.
         counters.phase().set_idle();
         slot.put(Upgraded { session, bytes_read: counters.bytes(), _active_request: active_request });
         return Ok(response.map(|body| CountedBody::for_session(body, counters)));
@@ -260,8 +260,8 @@ async fn respond<S: Service>(
     Ok(response.map(|body| CountedBody::new(body, counters, active_request, completion)))
 }
 
-/// Maximum bytes read when an idle connection becomes active; hyper reads the rest into its own buffer. The
-/// HTTP/2 preface has this size, and hyper recognizes it only as a whole.
+/// Maximum number of bytes read when an idle connection becomes active; hyper reads the rest into its own
+/// buffer. The HTTP/2 preface has this size, and hyper recognizes it only as a whole.
 const FIRST_READ_SIZE: usize = 24;
 
 /// Waits without a read buffer until data arrives. `None` when the connection has ended.

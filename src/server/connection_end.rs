@@ -16,9 +16,9 @@ pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a connection must end.
 pub(super) enum ConnectionEnd {
-    /// As soon as no request is under way.
+    /// As soon as no request is in progress.
     WhenIdle,
-    /// Without waiting for a request under way.
+    /// Without waiting for a request in progress.
     Immediate,
 }
 

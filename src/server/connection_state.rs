@@ -1,4 +1,4 @@
-//! The state of one connection beside hyper's: whether a request is under way, since when a request head is
+//! The state of one connection beside hyper's: whether a request is in progress, since when a request head is
 //! awaited, and when the connection counts as idle. It moves with the connection to another worker.
 
 use std::net::IpAddr;
@@ -40,9 +40,9 @@ pub(super) struct ConnectionState {
 /// Counts the requests of a connection for its worker.
 #[derive(Debug)]
 struct RequestCounter {
-    /// The requests under way on the worker.
+    /// The requests in progress on the worker.
     group: Tasks,
-    /// Counts an imminent request as one under way.
+    /// Counts an imminent request as one in progress.
     expected: Option<TaskToken>,
 }
 
@@ -72,7 +72,7 @@ impl ConnectionState {
         *self.requests() = RequestCounter::expecting_request(requests);
     }
 
-    /// The address of the client; `None` for a Unix socket.
+    /// The address of the client, or `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
@@ -114,7 +114,7 @@ impl ConnectionState {
         }
     }
 
-    /// Counts the imminent request as one under way.
+    /// Counts the imminent request as one in progress.
     pub(super) fn expect_request(&self) {
         let mut requests = self.requests();
         requests.expected = Some(requests.group.token());
@@ -133,7 +133,8 @@ impl ConnectionState {
         self.has_had_request.load(Ordering::Relaxed)
     }
 
-    /// Records that a request head has arrived. The request is under way until the returned value is dropped.
+    /// Records that a request head has arrived. The request is in progress until the returned value is
+    /// dropped.
     pub(super) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
         self.waiting_since.store(NOT_WAITING, Ordering::Relaxed);
         self.has_had_request.store(true, Ordering::Relaxed);
@@ -223,7 +224,7 @@ impl RequestCounter {
     }
 }
 
-/// A request under way. Dropping it starts the wait for the next head.
+/// A request in progress. Dropping it starts the wait for the next head.
 #[derive(Debug)]
 pub(super) struct ActiveRequest {
     state: Arc<ConnectionState>,

@@ -1,4 +1,4 @@
-//! Wraps a response body: counts the request as under way until hyper drops the body, writes the received
+//! Wraps a response body: counts the request as in progress until hyper drops the body, writes the received
 //! bytes before an error closes the connection, and resets the connection when a body without a length is
 //! truncated.
 
@@ -26,7 +26,7 @@ pin_project! {
 }
 
 impl<B: Body> CountedBody<B> {
-    /// Wraps the body of a 101. Its session holds the [`ActiveRequest`].
+    /// Wraps the body of a 101 response. Its session holds the [`ActiveRequest`].
     pub(super) fn for_session(body: B, counters: IoCounters) -> Self {
         Self { body, counters, error: None, active_request: None, completion: None }
     }

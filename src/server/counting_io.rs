@@ -1,5 +1,5 @@
 //! The innermost layer that hyper reads from: counts received bytes, records whether a write is blocked, and
-//! checks for a disconnect while a request is under way. An upgrade uses the count to refuse bytes that the
+//! checks for a disconnect while a request is in progress. An upgrade uses the count to refuse bytes that the
 //! client sent before the 101.
 
 use std::io::{self, IoSlice};
@@ -122,7 +122,7 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
-        // Hyper flushes whenever it is polled, but does not read while a request is under way.
+        // Hyper flushes whenever it is polled, but does not read while a request is in progress.
         if this.counters.phase().is_idle() {
             if !matches!(this.sending_half, SendingHalf::Open) {
                 *this.sending_half = SendingHalf::Open;

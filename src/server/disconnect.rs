@@ -1,4 +1,4 @@
-//! Detects clients that disconnect while their request is under way. A client that closes the socket has
+//! Detects clients that disconnect while their request is in progress. A client that closes the socket has
 //! cancelled its request, but one that closes only its sending half waits for the response (RFC 9112, section
 //! 9.6). The server sees the same end of the stream. It therefore sends `100 Continue` as a probe: every
 //! HTTP/1.1 client ignores it, and the operating system replies with a reset if the socket is closed.
@@ -112,7 +112,7 @@ impl Peek for tokio::io::DuplexStream {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
-/// No request is under way: the end of the stream is the end of the connection.
+/// No request is in progress: the end of the stream is the end of the connection.
 const IDLE: u8 = 0;
 /// An HTTP/1.1 request waits for its response.
 const REQUEST: u8 = 1;
@@ -156,11 +156,11 @@ pub(super) enum SendingHalf {
 }
 
 impl SendingHalf {
-    /// Checks whether the client has disconnected, while a request or response is under way in `phase`.
+    /// Checks whether the client has disconnected, while a request or response is in progress in `phase`.
     ///
     /// # Errors
     ///
-    /// When the client has disconnected.
+    /// Fails when the client has disconnected.
     pub(super) fn poll<S: AsyncWrite + Peek>(
         &mut self,
         mut stream: Pin<&mut S>,

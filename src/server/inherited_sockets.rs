@@ -38,7 +38,8 @@ impl InheritedSockets {
     ///
     /// # Errors
     ///
-    /// When a socket is neither a TCP nor a Unix stream socket. The error contains the name of the socket.
+    /// Fails when a socket is neither a TCP nor a Unix stream socket. The error contains the name of the
+    /// socket.
     pub fn listen(mut self) -> io::Result<Vec<Listener>> {
         let count = self.count();
         let listen = |index: usize| {

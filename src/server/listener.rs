@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::unix::UnixSocketListener;
 
-/// Maximum connections in the accept queue. The kernel drops further ones, and their clients retry a second
-/// later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
+/// Maximum number of connections in the accept queue. The kernel drops further ones, and their clients retry
+/// a second later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
 pub(super) const BACKLOG: u32 = 4_096;
 
 /// A listening socket. Dropping it removes the socket file that it created.
@@ -28,7 +28,7 @@ pub enum Listener {
 pub enum Address {
     /// The IP address and port of a TCP listener.
     Tcp(SocketAddr),
-    /// The path of a Unix socket; `None` when it has no name in the file system.
+    /// The path of a Unix socket, or `None` when it has no name in the file system.
     Unix(Option<PathBuf>),
 }
 
@@ -82,7 +82,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// When the operating system cannot report the address.
+    /// Fails when the operating system cannot report the address.
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),

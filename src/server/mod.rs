@@ -61,7 +61,7 @@ pub struct ConnectionLimits {
     pub keepalive_timeout: Duration,
     /// Time for which a client may continue to send after a response that ends its connection.
     pub linger_timeout: Duration,
-    /// Maximum bytes that the client may send during `linger_timeout`.
+    /// Maximum number of bytes that the client may send during `linger_timeout`.
     pub max_linger_size: u64,
     /// Timeout for a client to read any bytes of a response that is being sent.
     pub send_timeout: Duration,
@@ -71,7 +71,7 @@ pub struct ConnectionLimits {
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes; a larger one is refused with 431.
     pub max_request_headers_size: usize,
-    /// Maximum open connections; further ones wait to be accepted.
+    /// Maximum number of open connections; further ones wait to be accepted.
     pub max_connections: usize,
     /// Time without a request after which a connection releases its buffers. Its next request may be served
     /// by another worker. A connection that has had one request is idle sooner.
@@ -96,13 +96,13 @@ pub struct Drain {
     pub draining: CancellationToken,
     /// The connections opened before `draining`, each until it is closed or upgraded.
     pub kept_connections: Tasks,
-    /// No more connections are accepted; requests under way continue.
+    /// No more connections are accepted; requests in progress continue.
     pub stop_accepting: CancellationToken,
-    /// The requests under way, each until the end of its response.
+    /// The requests in progress, each until the end of its response.
     pub requests: Tasks,
     /// Connections without a request are closed.
     pub close_idle: CancellationToken,
-    /// Requests under way are aborted.
+    /// Requests in progress are aborted.
     pub abort: CancellationToken,
 }
 
@@ -209,7 +209,7 @@ const ACCEPT_ERROR_DELAY: Duration = Duration::from_millis(100);
 /// Maximum consecutive accepts before yielding to other tasks on this worker.
 const MAX_CONSECUTIVE_ACCEPTS: u32 = 64;
 
-/// A future that opens a connection; `None` when that fails.
+/// A future that opens a connection, or `None` when that fails.
 type OpenFuture = Pin<Box<dyn Future<Output = Option<IdleConnection<tls::Stream>>> + Send>>;
 
 /// Where an assigned connection comes from.
@@ -243,7 +243,7 @@ impl<S: Service> Server<S> {
     ///
     /// # Errors
     ///
-    /// When the listener cannot be registered with a runtime, or the worker pool is empty.
+    /// Fails when the listener cannot be registered with a runtime, or the worker pool is empty.
     pub fn listen(self: &Arc<Self>, listener: Listener, tls: Tls) -> io::Result<()> {
         // One task accepts for all workers, so that each address is bound once and the task can choose the
         // least loaded worker. The task runs on a worker thread, so the connections of that worker are not
@@ -361,7 +361,7 @@ impl<S: Service> Server<S> {
     }
 }
 
-/// Registers the stream with the current runtime; `None` when that fails.
+/// Registers the stream with the current runtime, or `None` when that fails.
 fn register(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
     accepted.register().inspect_err(|error| debug!("a connection ended before it was served: {error}")).ok()
 }

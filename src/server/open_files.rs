@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 ///
 /// # Errors
 ///
-/// When the operating system refuses; the limit is then unchanged.
+/// Fails when the operating system refuses; the limit is then unchanged.
 pub fn raise_open_files_limit() -> io::Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {

@@ -48,7 +48,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// When the TLS library supports no protocol version, or has no randomness for session tickets.
+    /// Fails when the TLS library supports no protocol version, or has no randomness for session tickets.
     pub fn new() -> Result<Self, rustls::Error> {
         let certificate = Arc::new(CurrentCertificate::default());
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

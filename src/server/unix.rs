@@ -15,7 +15,7 @@ use super::listener::BACKLOG;
 #[derive(Debug)]
 pub struct UnixSocketListener {
     listener: UnixListener,
-    /// The file to remove on drop; `None` when another process owns it.
+    /// The file to remove on drop, or `None` when another process owns it.
     file: Option<SocketFile>,
 }
 

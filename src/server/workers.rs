@@ -28,7 +28,7 @@ impl WorkerThreads {
     ///
     /// # Errors
     ///
-    /// When the operating system cannot create a thread or a runtime.
+    /// Fails when the operating system cannot create a thread or a runtime.
     pub fn start(count: usize) -> io::Result<Self> {
         let count = match count {
             // Takes CPU affinity and the quota of a container into account.
@@ -124,7 +124,7 @@ pub(super) struct Worker<S> {
     connections: Arc<AtomicUsize>,
 }
 
-/// The load of a worker: requests under way, including imminent ones, then open connections. Ordered by
+/// The load of a worker: requests in progress, including imminent ones, then open connections. Ordered by
 /// requests first.
 type Load = (usize, usize);
 
@@ -150,11 +150,11 @@ impl<S> WorkerPool<S> {
         least_load(&loads, turn)
     }
 
-    /// Returns the index of a worker that, with one more request, would still have fewer requests under way
+    /// Returns the index of a worker that, with one more request, would still have fewer requests in progress
     /// than worker `index` has now.
     pub(super) fn less_loaded_than(&self, index: usize) -> Option<usize> {
         let (requests, _) = self.workers.get(index)?.load();
-        // Usually the moving request is the only one under way on its worker.
+        // Usually the moving request is the only one in progress on its worker.
         if requests <= 1 {
             return None;
         }
@@ -163,13 +163,13 @@ impl<S> WorkerPool<S> {
         (target_requests + 1 < requests).then_some(target)
     }
 
-    /// Returns the workers in turn; `None` when the pool is empty.
+    /// Returns the workers in turn, or `None` when the pool is empty.
     pub(super) fn next_worker(&self) -> Option<&Worker<S>> {
         let turn = self.next_turn.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)
     }
 
-    /// Waits until no worker has a request under way.
+    /// Waits until no worker has a request in progress.
     pub async fn requests_ended(&self) {
         // Repeated, because a connection may move to a worker whose requests had already ended.
         while self.workers.iter().any(|worker| worker.drain.requests.count() > 0) {

@@ -94,8 +94,8 @@ fn timed_out(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, reason)
 }
 
-/// Maximum bytes of a vectored write that are copied into one buffer: writing one small buffer is faster than
-/// writing several.
+/// Maximum number of bytes of a vectored write that are copied into one buffer: writing one small buffer is
+/// faster than writing several.
 const MAX_JOINED_BYTES: usize = 2 * 1024;
 
 type JoinBuffer = [MaybeUninit<u8>; MAX_JOINED_BYTES];

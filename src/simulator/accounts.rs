@@ -267,7 +267,7 @@ impl Accounts {
 
     /// # Errors
     ///
-    /// When the key does not exist.
+    /// Fails when the key does not exist.
     pub(super) fn key(&self, key: usize) -> Result<&Key, RefusalKind> {
         self.keys.get(key).ok_or(RefusalKind::InvalidKey)
     }
@@ -276,7 +276,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// When the key does not exist.
+    /// Fails when the key does not exist.
     pub(super) fn workspace(&self, key: usize) -> Result<&Workspace, RefusalKind> {
         self.workspaces.get(self.key(key)?.workspace).ok_or(RefusalKind::InvalidKey)
     }

@@ -23,7 +23,7 @@ pub enum Encoding {
     Zstandard,
 }
 
-/// Maximum bytes of a block: the limit of Brotli with a length of four digits. The limit of
+/// Maximum number of bytes of a block: the limit of Brotli with a length of four digits. The limit of
 /// Zstandard is twice as large.
 const MAX_BLOCK_BYTES: usize = 65_536;
 

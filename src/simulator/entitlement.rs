@@ -147,7 +147,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan includes no clones, or no slot is free.
+    /// Fails when the plan includes no clones, or no slot is free.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refusal> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
@@ -160,7 +160,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan does not include the library, or no slot is free.
+    /// Fails when the plan does not include the library, or no slot is free.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refusal> {
         self.plan.check_library()?;
         if self.plan.voices.iter().any(|voice| voice == id) {
@@ -180,7 +180,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// When the plan includes no professional clones, or no slot is free.
+    /// Fails when the plan includes no professional clones, or no slot is free.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refusal> {
         let limit = self.plan.max_professional_voices();
         if limit == 0 {
@@ -207,7 +207,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// When the voice does not exist in the workspace, or its plan does not include it.
+    /// Fails when the voice does not exist in the workspace, or its plan does not include it.
     pub(super) fn find_voice(&self, key: usize, id: &str) -> Result<String, Refusal> {
         let workspace = self.workspace(key)?;
         if let Some(name) = voice_name(id, &workspace.plan.voices) {

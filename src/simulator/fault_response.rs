@@ -66,7 +66,7 @@ pub(super) fn refuse_by_fault(
     Refusal::new(kind.clone(), values).into()
 }
 
-/// The response that replaces the response of an operation or a handshake; `None` for a fault that
+/// The response that replaces the response of an operation or a handshake, or `None` for a fault that
 /// does not replace it.
 pub(super) fn replacement(
     fault: &Fault,

@@ -146,7 +146,7 @@ impl FreeOperation {
 
     /// Responds to a request without a key. On two routes the provider does not refuse it with 401
     /// (captured responses of September 2026): the list of voices contains the public ones, and the
-    /// list of models is refused with a 404 about a missing workspace.
+    /// list of models is refused with a 404 response about a missing workspace.
     fn execute_without_key(&self) -> Result<ProviderResponse, Refusal> {
         match self {
             FreeOperation::Voices => {

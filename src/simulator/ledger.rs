@@ -86,9 +86,9 @@ pub struct RequestSummary {
     pub method: String,
     /// The path and query as received; `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured; `unknown` if it is not in the plan; `None` without a key.
+    /// The key as it was configured; `unknown` if it is not in the plan, or `None` without a key.
     pub key: Option<String>,
-    /// The status of the response; `None` without a response.
+    /// The status of the response, or `None` without a response.
     pub status: Option<u16>,
     /// Bytes of the body that were read before the response.
     pub body_bytes: u64,

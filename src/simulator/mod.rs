@@ -98,7 +98,7 @@ impl Simulator {
     ///
     /// # Errors
     ///
-    /// When the plan contradicts itself (see [`Plan::check`]), or the listener has no address.
+    /// Fails when the plan contradicts itself (see [`Plan::check`]), or the listener has no address.
     pub async fn start(listener: TcpListener, plan: Plan) -> io::Result<Simulator> {
         plan.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let address = listener.local_addr()?;

@@ -10,9 +10,9 @@ pub(super) struct Model {
     name: &'static str,
     /// Thousandths of a credit per character (`character_cost_multiplier`).
     credits_per_mille: u64,
-    /// Maximum characters of a request on a paid plan.
+    /// Maximum number of characters of a request on a paid plan.
     max_characters: u64,
-    /// Maximum characters of a request on the free plan.
+    /// Maximum number of characters of a request on the free plan.
     max_free_characters: u64,
 }
 
@@ -44,7 +44,7 @@ impl Model {
         characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
     }
 
-    /// Maximum characters of a text on a free or a paid plan.
+    /// Maximum number of characters of a text on a free or a paid plan.
     pub(super) fn max_characters(self, is_free: bool) -> u64 {
         if is_free { self.max_free_characters } else { self.max_characters }
     }

@@ -142,7 +142,7 @@ impl Operation {
         Err(allowed_method.map_or(RefusalKind::NotFound, RefusalKind::MethodNotAllowed))
     }
 
-    /// The identifiers in a path of this operation; `None` for the path of another one.
+    /// The identifiers in a path of this operation, or `None` for the path of another one.
     fn match_path(&self, segments: &[&str]) -> Option<Vec<String>> {
         if self.path.split('/').count() != segments.len() {
             return None;

@@ -50,17 +50,17 @@ pub struct WorkspacePlan {
     pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum custom voices, without professional ones; `None` for the limit of its plan.
+    /// Maximum custom voices, without professional ones, or `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
     /// The state of the bill.
     pub billing: Billing,
-    /// Time of the next reset of the credits; `None` for the first of next month.
+    /// Time of the next reset of the credits, or `None` for the first of next month.
     pub reset: Option<UnixMs>,
-    /// The length of later periods; `None` for calendar months.
+    /// The length of later periods, or `None` for calendar months.
     pub period: Option<Duration>,
-    /// Maximum concurrent requests; `None` for no limit.
+    /// Maximum number of concurrent requests, or `None` for no limit.
     pub concurrency_max: Option<u32>,
     /// Whether a caller of an agent waits in a queue when the concurrency limit is reached. The
     /// caller then receives `queue_status` events; otherwise the call is refused.
@@ -128,14 +128,14 @@ pub struct KeyPlan {
     pub name: Option<String>,
     /// Credits of its workspace, if no other key names the workspace before.
     pub credits: u64,
-    /// The workspace that it shares with other keys; `None` for a separate one.
+    /// The workspace that it shares with other keys, or `None` for a separate one.
     pub workspace: Option<String>,
-    /// The plan of its workspace, if no other key names the workspace before; `None` for the
+    /// The plan of its workspace, if no other key names the workspace before, or `None` for the
     /// default.
     pub tier: Option<String>,
     /// Its cap of credits per period.
     pub cap: Option<u64>,
-    /// Its permissions, by the provider's names; `None` for all.
+    /// Its permissions, by the provider's names, or `None` for all.
     pub permissions: Option<Vec<String>>,
     /// The faults of its first requests, in order.
     pub faults: Vec<Fault>,
@@ -303,7 +303,7 @@ impl KeyPlan {
     ///
     /// # Errors
     ///
-    /// When a part is missing, unknown or not a number. The error does not contain the key.
+    /// Fails when a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
         let (key, values) = text.split_once('=').ok_or(PlanError::NoCredits)?;

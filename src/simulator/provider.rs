@@ -16,7 +16,7 @@ use super::plan::Plan;
 use super::script::Script;
 use super::tokens::Tokens;
 
-/// Maximum requests in the ledger.
+/// Maximum number of requests in the ledger.
 const MAX_REQUESTS: usize = 1_000;
 /// Maximum violations in the ledger.
 const MAX_VIOLATIONS: usize = 1_000;

@@ -118,7 +118,7 @@ pub(super) struct RefusalValues {
     pub(super) key_cap: u64,
     /// Remaining credits of the cap.
     pub(super) remaining_cap: u64,
-    /// Maximum concurrent requests.
+    /// Maximum number of concurrent requests.
     pub(super) max_concurrent: u32,
     /// The requested voice, model or item, or a complete message about the requested format.
     pub(super) object_id: String,

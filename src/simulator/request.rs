@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::provider::{PresentedKey, Provider};
 use super::query::{percent_decode, query_pairs};
 
-/// Maximum bytes of a JSON body. Larger bodies are refused.
+/// Maximum number of bytes of a JSON body. Larger bodies are refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
 /// Timeout for reading the rest of a body after an early response.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,14 +91,14 @@ pub(super) struct ReceivedBody {
     pub(super) length: u64,
     /// SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
-    /// The body; `None` if it is larger than the limit of JSON bodies.
+    /// The body, or `None` if it is larger than the limit of JSON bodies.
     pub(super) content: Option<Vec<u8>>,
     /// Whether the form has a part `model_id`, which a transcription requires.
     pub(super) has_model_part: bool,
 }
 
 impl ReceivedBody {
-    /// The text of a form part; `None` if the part is missing or the form was too large to be
+    /// The text of a form part, or `None` if the part is missing or the form was too large to be
     /// stored.
     pub(super) fn part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.content.as_deref()?);
@@ -120,7 +120,7 @@ impl ReceivedBody {
 ///
 /// # Errors
 ///
-/// When the client disconnects.
+/// Fails when the client disconnects.
 pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
     let mut hash = Sha256::new();
     let mut length = 0_u64;
@@ -144,7 +144,7 @@ pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::E
 ///
 /// # Errors
 ///
-/// When the client disconnects.
+/// Fails when the client disconnects.
 pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
     while bytes > 0 {
         let Some(frame) = body.frame().await else { break };

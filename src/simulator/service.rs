@@ -50,7 +50,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// When the client disconnected, or a fault requires that there is no response.
+    /// Fails when the client disconnected, or a fault requires that there is no response.
     ///
     /// # Cancel safety
     ///

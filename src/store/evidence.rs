@@ -1,6 +1,6 @@
-//! Serializes the evidence about a key and its workspace as JSON for the row of the key. JSON suits it because
-//! it is always read as a whole, and operators can read it. The conclusions from the evidence are not stored,
-//! because a later version may draw other conclusions.
+//! Serializes the evidence about a key and its workspace as JSON for the row of the key. JSON suits it
+//! because it is always read as a whole, and operators can read it. The conclusions from the evidence are not
+//! stored, because a later version may draw other conclusions.
 
 use std::time::Duration;
 

@@ -2,9 +2,9 @@
 //! must not stay in the file or, through the outbox, in the mirror, because it is a secret too.
 //!
 //! There are two steps, because the file does not contain the keys. The migration replaces every plain digest
-//! by a retired one ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the configured keys by their
-//! retired digests and renames them to fingerprints. This includes keys that were not configured when the
-//! file was migrated.
+//! by a retired one ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the configured
+//! keys by their retired digests and renames them to fingerprints. This includes keys that were not
+//! configured when the file was migrated.
 
 use std::collections::HashMap;
 
@@ -104,8 +104,8 @@ pub(super) fn rename_keys<'k>(
     transaction.commit()
 }
 
-/// Renames rows in every table, and leaves the names in `temp.renamed`. If a row with the new name exists, its
-/// state is kept, and the sums of both rows are added.
+/// Renames rows in every table, and leaves the names in `temp.renamed`. If a row with the new name exists,
+/// its state is kept, and the sums of both rows are added.
 fn rename(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",

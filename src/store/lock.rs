@@ -14,7 +14,7 @@ use super::open::companion;
 /// The text after the process id by which Keychoir recognizes its own lock files.
 const SIGNATURE: &str = "keychoir";
 
-/// Maximum bytes read from a lock file, which contains a process id and the signature.
+/// Maximum number of bytes read from a lock file, which contains a process id and the signature.
 const MAX_SIZE: u64 = 64;
 
 /// The lock of a database, held until it is dropped. The lock file is never removed: otherwise one process

@@ -12,7 +12,7 @@ use super::{Settings, owners};
 use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
-/// Maximum rows that one step deletes.
+/// Maximum number of rows that one step deletes.
 const MAX_ROWS: u16 = 512;
 /// Maximum pages that one step returns to the file system.
 const MAX_PAGES: i64 = 128;

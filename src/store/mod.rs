@@ -67,7 +67,8 @@ pub enum DatabaseLocation {
 /// The limits and intervals of the usage store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Maximum records in the queue, and maximum records kept in memory while the database cannot be written.
+    /// Maximum number of records in the queue, and maximum records kept in memory while the database cannot
+    /// be written.
     pub max_queued_records: usize,
     /// Maximum time from the start of one commit to the start of the next while records arrive.
     pub commit_interval: Duration,
@@ -187,7 +188,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the path cannot be used, another process has the database open, the file belongs to another
+    /// Fails when the path cannot be used, another process has the database open, the file belongs to another
     /// program, or a newer version of Keychoir has written it.
     pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
         let mut location = LockedLocation::from(location.clone());
@@ -220,7 +221,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn read_keys(&self) -> Result<Vec<RestoredKey>, rusqlite::Error> {
         self.read(read::keys)
     }
@@ -230,7 +231,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn read_refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
         self.read(refusals::read)
     }
@@ -239,7 +240,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn read_owners(&self) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
         self.read(owners::read)
     }
@@ -249,7 +250,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn read_client_usage(&self, now: UnixMs) -> Result<Vec<UsageTotals>, rusqlite::Error> {
         self.read(|connection| read::client_usage(connection, now))
     }
@@ -266,7 +267,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the thread or its runtime cannot be created.
+    /// Fails when the thread or its runtime cannot be created.
     pub fn start_writer(
         self,
         pool: Arc<Pool>,

@@ -24,7 +24,7 @@ pub enum OpenError {
     Unwritable {
         /// The folder or file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
     /// SQLite cannot use the file, although it is not corrupt.
@@ -64,7 +64,7 @@ pub enum OpenError {
     CannotQuarantine {
         /// The corrupt file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
 }
@@ -145,8 +145,8 @@ pub(super) fn open(
     };
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
-    // The origin is checked before SQLite opens the file: SQLite would change the file of another program, and
-    // would discard the write-ahead log of another program.
+    // The origin is checked before SQLite opens the file: SQLite would change the file of another program,
+    // and would discard the write-ahead log of another program.
     let is_database = match origin::detect(path).map_err(unwritable)? {
         Origin::Ours => true,
         Origin::OursNotADatabase => false,
@@ -293,8 +293,8 @@ fn migrate_schema(connection: &mut Connection, version: usize) -> Result<(), rus
     if version >= schema::VERSION && !is_wipe_due {
         return Ok(());
     }
-    // Incremental vacuum needs another file format. If the disk has no space to rewrite an older file, the file
-    // keeps its format.
+    // Incremental vacuum needs another file format. If the disk has no space to rewrite an older file, the
+    // file keeps its format.
     let is_rewritten = (is_wipe_due || !has_incremental_vacuum(connection)?)
         && connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").is_ok();
     // SQLite cannot truncate the log while another connection reads it.

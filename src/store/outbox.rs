@@ -1,6 +1,7 @@
-//! The outbox: the rows that the mirror has yet to send to Supabase, which are the latest state of each key and
-//! attempts as events. A row is inserted in the transaction of its attempt and deleted after its delivery, so
-//! a crash loses no row. The mirror reads the rows through the writer thread, which owns the database.
+//! The outbox: the rows that the mirror has yet to send to Supabase, which are the latest state of each key
+//! and attempts as events. A row is inserted in the transaction of its attempt and deleted after its
+//! delivery, so a crash loses no row. The mirror reads the rows through the writer thread, which owns the
+//! database.
 
 mod tables;
 
@@ -185,12 +186,12 @@ impl Outbox {
         (Self { commands: sender }, commands)
     }
 
-    /// Returns at most `max_rows` keys and `max_rows` events to be sent now. The state of the keys is computed
-    /// by this call, because it can change with time alone.
+    /// Returns at most `max_rows` keys and `max_rows` events to be sent now. The state of the keys is
+    /// computed by this call, because it can change with time alone.
     ///
     /// # Errors
     ///
-    /// When the database cannot be used.
+    /// Fails when the database cannot be used.
     pub async fn next_batch(&self, max_rows: usize) -> Result<OutboxBatch, StoreUnavailable> {
         self.send(|reply| Command::NextBatch { max_rows, reply }).await
     }
@@ -199,7 +200,7 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// When the results cannot be recorded. The rows are then sent again, which is idempotent.
+    /// Fails when the results cannot be recorded. The rows are then sent again, which is idempotent.
     pub async fn record_delivery(&self, report: DeliveryReport) -> Result<u64, StoreUnavailable> {
         self.send(|reply| Command::RecordDelivery { report, reply }).await
     }
@@ -208,7 +209,7 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// When the database cannot be used.
+    /// Fails when the database cannot be used.
     pub async fn release_refused(&self) -> Result<(), StoreUnavailable> {
         self.send(|reply| Command::ReleaseRefused { reply }).await
     }

@@ -17,7 +17,7 @@ use crate::proxy::OwnershipUpdate;
 
 pub(super) use log::{compact, names, pack_rows, rename};
 
-/// Maximum rows that one step deletes.
+/// Maximum number of rows that one step deletes.
 const MAX_STEP_ROWS: usize = 512;
 
 /// Whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:

@@ -47,7 +47,7 @@ struct WrittenRows {
 /// The change that the next transaction writes.
 #[derive(Debug)]
 struct RefusalChange {
-    /// The numbers of the rows to delete; `None` for all rows.
+    /// The numbers of the rows to delete, or `None` for all rows.
     removed: Option<Vec<u64>>,
     added: Vec<Restriction>,
     rows: WrittenRows,

@@ -19,7 +19,8 @@ use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// The reason that the database cannot be read. The message says how to solve the problem, if it can be solved.
+/// The reason that the database cannot be read. The message says how to solve the problem, if it can be
+/// solved.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.
@@ -33,7 +34,7 @@ pub enum ReadError {
     Unreadable {
         /// The database file.
         path: PathBuf,
-        /// The error of the file system.
+        /// The I/O error.
         source: io::Error,
     },
     /// A newer version of Keychoir wrote the file.
@@ -90,7 +91,7 @@ pub enum UsageGroup {
         /// The configured name of the key.
         name: Option<String>,
     },
-    /// The name of a client, model or route; `None` for attempts without one.
+    /// The name of a client, model or route, or `None` for attempts without one.
     Name(Option<String>),
 }
 
@@ -145,7 +146,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// When the file is missing or cannot be read.
+    /// Fails when the file is missing or cannot be read.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
         if let Err(source) = fs::File::open(&path) {
@@ -175,7 +176,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn usage(
         &self,
         since: UnixMs,
@@ -188,7 +189,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, ReadError> {
         self.stored_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }

@@ -31,7 +31,7 @@ const MAX_FINAL_WRITES: u32 = 3;
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Excess owners are deleted early after this number of owner changes.
 const MAX_OWNER_CHANGES: usize = 20_000;
-/// Maximum attempts in an in-memory database. They are deleted together; the hourly sums are kept.
+/// Maximum number of attempts in an in-memory database. They are deleted together; the hourly sums are kept.
 const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
 
 /// The reason that a write failed.

@@ -18,12 +18,12 @@ use super::line::{LineDraft, LineFormat};
 use crate::clock;
 use crate::tasks;
 
-/// Pause after a write, in which lines are collected for the next one, so that the thread is not woken for each
-/// line. It is too short for a reader to notice. A line after a quiet period is written immediately.
+/// Pause after a write, in which lines are collected for the next one, so that the thread is not woken for
+/// each line. It is too short for a reader to notice. A line after a quiet period is written immediately.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes in the queue that end the pause, and the approximate size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Maximum bytes in the queue: a busy proxy logs them in some seconds.
+/// Maximum number of bytes in the queue: a busy proxy logs them in some seconds.
 const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Delay before another write when the output would block.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
@@ -55,7 +55,7 @@ impl LogSink {
     ///
     /// # Errors
     ///
-    /// When the system cannot create a thread.
+    /// Fails when the system cannot create a thread.
     pub fn queued(writer: impl Write + Send + 'static, format: LineFormat) -> io::Result<Self> {
         let queue = Arc::new(LogQueue::default());
         let log_writer = LogWriter {
@@ -73,7 +73,7 @@ impl LogSink {
     ///
     /// # Errors
     ///
-    /// When the system cannot create a thread.
+    /// Fails when the system cannot create a thread.
     pub fn stderr(format: LineFormat) -> io::Result<Self> {
         Self::queued(io::stderr(), format)
     }
@@ -97,8 +97,8 @@ impl LogSink {
         }
         let default_hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            // Queued lines are written before the panic message. If they cannot be written, printing the message
-            // directly could block forever, so it is queued too.
+            // Queued lines are written before the panic message. If they cannot be written, printing the
+            // message directly could block forever, so it is queued too.
             if flush_within(PANIC_FLUSH_TIMEOUT) {
                 default_hook(info)
             } else {

@@ -36,10 +36,10 @@ const REQUEST_BUCKETS: &[f64] =
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could make
-/// the page grow by sending many different methods and paths.
+/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could
+/// make the page grow by sending many different methods and paths.
 const MAX_REQUEST_SERIES: usize = 2_000;
-/// Maximum keys with separate counters, which bounds the memory when many reloads add new keys.
+/// Maximum number of keys with separate counters, which bounds the memory when many reloads add new keys.
 const MAX_KEYS: usize = 10_000;
 
 /// The label value for all values that have no label value.
@@ -222,8 +222,8 @@ impl Default for RequestMetrics {
                 counts.open.encode(encoder.encode_family(&[("protocol", *protocol)])?)
             }),
         );
-        // As a counter, this family would be named without `_total` in OpenMetrics, which is the name of the gauge
-        // above. A page with two families of one name is invalid, so this family has no type.
+        // As a counter, this family would be named without `_total` in OpenMetrics, which is the name of the
+        // gauge above. A page with two families of one name is invalid, so this family has no type.
         registry.register(
             "websocket_sessions_total",
             "WebSocket sessions that have started, by protocol",
@@ -296,8 +296,8 @@ impl RequestMetrics {
         self.0.requests.update(labels, || labels.bounded(), |count| _ = count.inc());
     }
 
-    /// Records the time from the request head to the relay of the provider's response head, and the part of it
-    /// that the proxy caused.
+    /// Records the time from the request head to the relay of the provider's response head, and the part of
+    /// it that the proxy caused.
     pub fn record_response_start(&self, time_to_first_byte: Duration, overhead: Duration) {
         self.0.request_time_to_first_byte.observe(time_to_first_byte);
         self.0.proxy_overhead.observe(overhead);
@@ -308,7 +308,7 @@ impl RequestMetrics {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }
 
-    /// Counts an attempt that ended with this outcome; `None` for an attempt with a client's own key.
+    /// Counts an attempt that ended with this outcome, or `None` for an attempt with a client's own key.
     pub fn record_attempt(&self, key: Option<&Key>, outcome: Outcome, usage: AttemptUsage) {
         self.update_key(key, |counts| increment(&counts.requests, outcome));
         let AttemptUsage { request_bytes, response_bytes, characters, audio_ms, credits, is_unpriced } =
@@ -402,8 +402,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn assert_contains_lines(meters: &RequestMetrics, lines: &[&str]) {
-        let text = ExpositionFormat::OpenMetrics.write_page(&[meters.registry()]);
+    fn assert_contains_lines(metrics: &RequestMetrics, lines: &[&str]) {
+        let text = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
         for line in lines {
             assert!(text.lines().any(|actual| actual == *line), "missing line {line} in\n{text}");
         }
@@ -420,9 +420,9 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_their_labels_when_they_end() {
-        let meters = RequestMetrics::default();
-        (0..6).for_each(|_| meters.record_request_start());
-        assert_contains_lines(&meters, &["keychoir_requests_in_flight 6"]);
+        let metrics = RequestMetrics::default();
+        (0..6).for_each(|_| metrics.record_request_start());
+        assert_contains_lines(&metrics, &["keychoir_requests_in_flight 6"]);
         for labels in [
             labels("GET", "/v1/voices/x", Some(200), Some("app")),
             labels("GET", "/v1/voices/y", Some(200), Some("app")),
@@ -430,11 +430,11 @@ mod tests {
             labels("GET", "/v1/convai/conversation", Some(101), Some("app")),
             RequestLabels { route: None, ..labels("POST", "/", None, None) },
         ] {
-            meters.record_request_end(&labels, Duration::from_secs(1));
+            metrics.record_request_end(&labels, Duration::from_secs(1));
         }
         let line = |labels: &str, count| format!("keychoir_requests_total{{{labels}}} {count}");
         assert_contains_lines(
-            &meters,
+            &metrics,
             &[
                 "keychoir_requests_in_flight 1",
                 &line(r#"method="GET",route="/v1/voices/{id}",code="200",client="app""#, 2),
@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn the_number_of_series_is_bounded() {
-        let meters = RequestMetrics::default();
+        let metrics = RequestMetrics::default();
         let segments = ["voices", "models", "user", "history", "music", "text", "tools", "usage", "v2", "x"];
         let mut count = 0;
         for (number, first) in segments.iter().enumerate() {
@@ -456,7 +456,7 @@ mod tests {
                 for code in [200, 404, 300 + number as u16] {
                     for method in ["GET", "DELETE", "BREW", &format!("M{count}")] {
                         let path = format!("/v1/{first}/{second}/{third}");
-                        meters.record_request_end(
+                        metrics.record_request_end(
                             &labels(method, &path, Some(code), Some("app")),
                             Duration::ZERO,
                         );
@@ -465,30 +465,30 @@ mod tests {
                 }
             }
         }
-        let series = |meters: &RequestMetrics| {
-            let text = ExpositionFormat::OpenMetrics.write_page(&[meters.registry()]);
+        let series = |metrics: &RequestMetrics| {
+            let text = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
             let lines = text.lines().filter(|line| line.starts_with("keychoir_requests_total{"));
             lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).collect::<Vec<_>>()
         };
-        let counts = series(&meters);
+        let counts = series(&metrics);
         assert!(counts.len() < 200 && count > 10_000, "{} series of {count}", counts.len());
         // Many client names fill the table.
         for number in 0..MAX_REQUEST_SERIES + 100 {
             let client = format!("client-{number}");
-            meters.record_request_end(&labels("GET", "/v1/user", Some(200), Some(&client)), Duration::ZERO);
+            metrics.record_request_end(&labels("GET", "/v1/user", Some(200), Some(&client)), Duration::ZERO);
             count += 1;
         }
-        let counts = series(&meters);
+        let counts = series(&metrics);
         assert_eq!((counts.len(), counts.iter().sum()), (MAX_REQUEST_SERIES + 1, count));
     }
 
     #[test]
     fn a_session_is_open_until_it_ends() {
-        let meters = RequestMetrics::default();
-        let [first, second] = [(); 2].map(|()| meters.open_session(Dialect::Agent));
+        let metrics = RequestMetrics::default();
+        let [first, second] = [(); 2].map(|()| metrics.open_session(Dialect::Agent));
         drop(first);
         assert_contains_lines(
-            &meters,
+            &metrics,
             &[
                 "keychoir_websocket_sessions_total{protocol=\"agent\"} 2",
                 "keychoir_websocket_sessions{protocol=\"agent\"} 1",
@@ -496,20 +496,20 @@ mod tests {
             ],
         );
         drop(second);
-        assert_contains_lines(&meters, &["keychoir_websocket_sessions{protocol=\"agent\"} 0"]);
+        assert_contains_lines(&metrics, &["keychoir_websocket_sessions{protocol=\"agent\"} 0"]);
     }
 
     #[test]
     fn every_outcome_has_a_separate_counter_and_label() {
-        let meters = RequestMetrics::default();
+        let metrics = RequestMetrics::default();
         let usage =
             AttemptUsage { credits: 7, audio_ms: 1_500, is_unpriced: true, ..AttemptUsage::default() };
         for outcome in Outcome::ALL {
-            meters.record_attempt(None, *outcome, usage);
-            meters.record_retry(None, *outcome);
+            metrics.record_attempt(None, *outcome, usage);
+            metrics.record_retry(None, *outcome);
             let label = outcome.as_str();
             assert_contains_lines(
-                &meters,
+                &metrics,
                 &[
                     &format!("keychoir_upstream_requests_total{{key=\"own\",outcome=\"{label}\"}} 1"),
                     &format!("keychoir_upstream_retries_total{{key=\"own\",reason=\"{label}\"}} 1"),
@@ -518,7 +518,7 @@ mod tests {
         }
         let count = Outcome::ALL.len();
         assert_contains_lines(
-            &meters,
+            &metrics,
             &[
                 &format!("keychoir_credits_total {}", 7 * count),
                 &format!("keychoir_upstream_requests_unpriced_total {count}"),
@@ -529,13 +529,13 @@ mod tests {
 
     #[test]
     fn a_duration_is_counted_in_its_bucket_and_all_larger_ones() {
-        let meters = RequestMetrics::default();
+        let metrics = RequestMetrics::default();
         for us in [10_000, 10_001, 301_000_000] {
-            meters.record_response_start(Duration::from_micros(us), Duration::from_micros(us / 100));
+            metrics.record_response_start(Duration::from_micros(us), Duration::from_micros(us / 100));
         }
-        meters.record_upstream_response_head(Duration::from_millis(30));
+        metrics.record_upstream_response_head(Duration::from_millis(30));
         assert_contains_lines(
-            &meters,
+            &metrics,
             &[
                 "keychoir_request_time_to_first_byte_seconds_bucket{le=\"0.01\"} 1",
                 "keychoir_request_time_to_first_byte_seconds_bucket{le=\"0.025\"} 2",

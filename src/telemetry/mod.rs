@@ -39,7 +39,7 @@ pub fn stderr_format(locale: Option<&str>) -> LineFormat {
 ///
 /// # Errors
 ///
-/// When `level` is not a level or a list of `target=level`, or when another subscriber was set before.
+/// Fails when `level` is not a level or a list of `target=level`, or when another subscriber was set before.
 pub fn start(format: LineFormat, level: &str, sink: LogSink) -> Result<LogLevelHandle, LogError> {
     let (filter, handle) = reload::Layer::new(targets(level)?);
     tracing_subscriber::registry()
@@ -60,7 +60,7 @@ impl LogLevelHandle {
     ///
     /// # Errors
     ///
-    /// When `level` is not a level or a list of `target=level`.
+    /// Fails when `level` is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
         // Reloading only fails after the subscriber is dropped, which lives as long as the program.
         let _ = self.0.reload(targets(level)?);

@@ -1,5 +1,5 @@
-//! Escapes text in log lines: for JSON strings, and for terminals, which must not interpret control characters.
-//! Nearly all text needs no escape, so it is checked eight bytes at a time and copied unchanged.
+//! Escapes text in log lines: for JSON strings, and for terminals, which must not interpret control
+//! characters. Nearly all text needs no escape, so it is checked eight bytes at a time and copied unchanged.
 
 use std::fmt::{self, Write};
 
@@ -70,8 +70,8 @@ fn escape_bits(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
     let bytes = u64::from_ne_bytes(chunk);
-    // The subtraction sets the top bit of every byte that is less than the bound. A borrow from such a byte may
-    // also set the top bit of the next one, so the result shows that a byte matches, but not which.
+    // The subtraction sets the top bit of every byte that is less than the bound. A borrow from such a byte
+    // may also set the top bit of the next one, so the result shows that a byte matches, but not which.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
     let equal_to = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
     less_than(bytes, 0x20) | equal_to(b'"') | equal_to(b'\\')

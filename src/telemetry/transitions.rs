@@ -1,5 +1,5 @@
-//! Logs changes of key states, once per transition. Operators and scripts rely on these messages, so tests check
-//! their exact text.
+//! Logs changes of key states, once per transition. Operators and scripts rely on these messages, so tests
+//! check their exact text.
 
 use tracing::{info, warn};
 
@@ -37,8 +37,8 @@ fn label(key: &Key) -> String {
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
 
-/// The messages about a transition, each with the name of its event. `forecast` and `resets_at` are the forecast
-/// and the reset time of the key's workspace.
+/// The messages about a transition, each with the name of its event. `forecast` and `resets_at` are the
+/// forecast and the reset time of the key's workspace.
 #[must_use]
 pub fn transition_messages(
     transition: &Transition,
@@ -158,8 +158,8 @@ fn format_forecast(forecast: Forecast) -> String {
     }
 }
 
-/// Logs by how many credits the provider's usage of the workspace of `key` exceeds the recorded usage; negative
-/// if it is less. `matching_key` is a key of another workspace with the same usage.
+/// Logs by how many credits the provider's usage of the workspace of `key` exceeds the recorded usage;
+/// negative if it is less. `matching_key` is a key of another workspace with the same usage.
 pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
     let text = discrepancy_message(key, credits, matching_key);
     let short = key.api_key().short().as_str();

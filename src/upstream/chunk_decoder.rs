@@ -10,9 +10,10 @@ use http::header::{HeaderName, HeaderValue};
 /// Maximum size of a chunk that is moved behind the previous one. Moving it is cheaper than returning a
 /// separate frame.
 const MAX_MOVED_BYTES: u64 = 16 * 1024;
-/// Maximum bytes of chunk extensions in one body. They are ignored, so a larger amount is an attack.
+/// Maximum number of bytes of chunk extensions in one body. They are ignored, so a larger amount is an
+/// attack.
 const MAX_EXTENSION_BYTES: u64 = 16 * 1024;
-/// Maximum bytes of the trailers of one body.
+/// Maximum number of bytes of the trailers of one body.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
 const MAX_TRAILERS: usize = 64;
 
@@ -82,7 +83,7 @@ impl ChunkDecoder {
     ///
     /// # Errors
     ///
-    /// When the bytes are not a valid chunked body. The valid data before them is returned first.
+    /// Fails when the bytes are not a valid chunked body. The valid data before them is returned first.
     pub fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
         // `read_buf[..data_end]` contains joined data. `read_buf[..position]` is decoded.
         let (mut data_end, mut position) = (0, 0);
@@ -220,7 +221,7 @@ impl ChunkDecoder {
 
 const MALFORMED: State = State::Failed(ChunkError::Malformed);
 
-/// Maximum digits of a size that is decoded in one step.
+/// Maximum number of digits of a size that is decoded in one step.
 const MAX_PLAIN_DIGITS: usize = 8;
 
 /// Decodes a complete size line without extensions, unless the size is 0; returns the size and the length of

@@ -87,7 +87,7 @@ impl TcpTlsConnector {
     ///
     /// # Errors
     ///
-    /// When the file cannot be used, or the TLS library supports no protocol version.
+    /// Fails when the file cannot be used, or the TLS library supports no protocol version.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
         Ok(Self { tls: TlsConnector::from(Arc::new(client_tls_config(ca_file)?)) })
     }

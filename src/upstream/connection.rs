@@ -28,8 +28,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 /// The stream of an upstream connection, whatever its connector.
 pub type BoxedStream = Box<dyn ByteStream>;
 
-/// Maximum bytes of interim responses and empty lines before a response: enough for thousands. An endless
-/// sequence of them would keep a core busy until the response timeout.
+/// Maximum number of bytes of interim responses and empty lines before a response: enough for thousands. An
+/// endless sequence of them would keep a core busy until the response timeout.
 const MAX_INTERIM_BYTES: usize = 1024 * 1024;
 /// Minimum size of a read: enough for a head and a short response, or for a chunk of a slow stream.
 const MIN_READ_SIZE: usize = 8 * 1024;

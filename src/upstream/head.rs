@@ -19,7 +19,7 @@ use crate::secret::ApiKey;
 
 /// Maximum size of a response head. The heads of the provider have a few kilobytes.
 const MAX_HEAD_SIZE: usize = 128 * 1024;
-/// Maximum headers of one head, the same as hyper's.
+/// Maximum number of headers of one head, the same as hyper's.
 const MAX_HEADERS: usize = 100;
 /// Header slots of the first parse. A head with more headers is parsed again with `MAX_HEADERS` slots.
 const USUAL_HEADERS: usize = 32;
@@ -152,12 +152,12 @@ impl From<httparse::Error> for HeadError {
     }
 }
 
-/// Decodes the head of a response to `method` and removes it from `received`; `None` until the head is
+/// Decodes the head of a response to `method` and removes it from `received`, or `None` until the head is
 /// complete. Skips informational heads other than 101.
 ///
 /// # Errors
 ///
-/// When the bytes are not a valid head, or when parsers could disagree about its framing.
+/// Fails when the bytes are not a valid head, or when parsers could disagree about its framing.
 pub fn decode_response(received: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
     loop {
         // Empty lines before a head are ignored.
@@ -240,7 +240,7 @@ fn convert_head(
 /// The `content-length`, `transfer-encoding` and `connection` headers of a head.
 #[derive(Debug, Default)]
 struct FramingHeaders {
-    /// Whether chunked is the only transfer coding; `None` without transfer coding.
+    /// Whether chunked is the only transfer coding, or `None` without transfer coding.
     is_chunked: Option<bool>,
     length: Option<Result<u64, HeadError>>,
     has_close: bool,

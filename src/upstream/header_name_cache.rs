@@ -19,7 +19,7 @@ thread_local! {
 ///
 /// # Errors
 ///
-/// When the bytes are not a valid header name.
+/// Fails when the bytes are not a valid header name.
 pub(super) fn header_name(bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
     CACHE.with_borrow_mut(|cache| {
         let slot = &mut cache[slot_index(bytes)];

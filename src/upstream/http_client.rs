@@ -12,7 +12,7 @@ use super::connect::{TlsError, client_tls_config};
 ///
 /// # Errors
 ///
-/// When the TLS library supports no protocol version.
+/// Fails when the TLS library supports no protocol version.
 #[expect(clippy::disallowed_methods, reason = "the lint names this function as the replacement")]
 pub fn http_client() -> Result<ClientBuilder, TlsError> {
     let tls = client_tls_config(None)?;

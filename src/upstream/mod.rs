@@ -64,7 +64,7 @@ pub struct Settings {
     pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.
     pub min_request_body_rate: MinRate,
-    /// Maximum connections kept open without a request.
+    /// Maximum number of connections kept open without a request.
     pub max_idle_connections: usize,
     /// Maximum time for which an idle connection is kept open.
     pub keepalive_timeout: Duration,
@@ -215,7 +215,7 @@ impl<C: Connect> Upstream<C> {
     ///
     /// # Errors
     ///
-    /// When no complete response head was received.
+    /// Fails when no complete response head was received.
     ///
     /// # Cancel safety
     ///

@@ -51,7 +51,7 @@ pub enum UpstreamBodyError {
     WithholdReason(#[from] WithholdReason),
 }
 
-/// The connection after a 101.
+/// The connection after a 101 response.
 pub struct UpgradedConnection {
     /// The stream of the connection.
     pub stream: BoxedStream,
@@ -164,11 +164,11 @@ where
         body
     }
 
-    /// Returns the connection after a 101.
+    /// Returns the connection after a 101 response.
     ///
     /// # Errors
     ///
-    /// When the connection is already closed.
+    /// Fails when the connection is already closed.
     pub fn into_upgraded(self) -> Result<UpgradedConnection, ConnectionError> {
         let connection = self.connection.ok_or(ConnectionError::Closed)?;
         Ok(UpgradedConnection { stream: connection.stream, read_buf: connection.read_buf })

@@ -1,44 +1,55 @@
-//! Malformed requests as raw bytes: bad heads and bodies are refused, the connection is closed, and
-//! nothing of them reaches the provider.
+//! The checks before a request is forwarded: of its syntax, host and origin, of loops and of the limits. The
+//! provider receives no part of a refused request.
 
-use crate::support::{ONE, TWO, TestProxy, start_proxy, start_proxy_with, wait_until};
+use std::time::Duration;
+
+use crate::support::{
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, assert_proxy_error, bind_loopback, client_config,
+    start_proxy, start_proxy_with, wait_until,
+};
+use keychoir::app::{self, AppConfig, DrainOutcome};
+use keychoir::config::Config;
+use keychoir::policy::client::Rules;
+use keychoir::secret::ApiKey;
 use keychoir::simulator::Plan;
+use reqwest::Method;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn fresh() -> TestProxy {
-    start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await
+async fn start_proxy_with_two_keys() -> TestProxy {
+    start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
 }
 
-/// Sends bytes and reads until the server closes the connection.
-async fn raw(proxy: &TestProxy, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
-    // A server that has refused need not read on.
+/// Sends bytes and reads until the proxy closes the connection.
+async fn exchange_bytes(proxy: &TestProxy, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
+    // The proxy may stop reading after a refusal.
     let _ = stream.write_all(request).await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
-/// The request is refused once with this status, the connection is closed, and the provider
-/// receives nothing.
+/// Asserts that each request is refused once with this status, that the connection is closed, and that the
+/// provider receives no request.
 async fn check_refused(requests: &[&str], status: &str) {
-    let proxy = fresh().await;
-    let before = proxy.simulator.ledger().totals.requests;
+    let proxy = start_proxy_with_two_keys().await;
+    let requests_before = proxy.simulator.ledger().totals.requests;
     for request in requests {
-        // The following bytes must not be parsed as a second request.
-        let smuggled = format!("{request}GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n");
-        let answer = raw(&proxy, smuggled.as_bytes()).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer:?}");
+        // The bytes after the refused request must not be parsed as a second request.
+        let bytes = format!("{request}GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let response = exchange_bytes(&proxy, bytes.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {response:?}");
+        assert_eq!(response.matches("HTTP/1.1").count(), 1, "{request:?}: {response:?}");
     }
-    assert_eq!(proxy.simulator.ledger().totals.requests, before, "nothing reaches the provider");
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.simulator.ledger().totals.requests, requests_before, "the provider receives no request");
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_request_has_one_host() {
+async fn a_request_without_exactly_one_host_is_refused() {
     check_refused(
         &[
             "GET /v1/voices HTTP/1.1\r\n\r\n",
@@ -52,70 +63,74 @@ async fn a_request_has_one_host() {
     .await;
 }
 
-/// The status line and headers of the response in lower case, for a request with these headers.
-async fn visited(proxy: &TestProxy, method: &str, headers: &str) -> String {
+/// Sends a request with these headers. Returns the head of the response in lower case.
+async fn response_head(proxy: &TestProxy, method: &str, headers: &str) -> String {
     let request = format!("{method} /v1/voices HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
-    let answer = raw(proxy, request.as_bytes()).await;
-    answer.split("\r\n\r\n").next().unwrap().to_ascii_lowercase()
+    let response = exchange_bytes(proxy, request.as_bytes()).await;
+    response.split("\r\n\r\n").next().unwrap().to_ascii_lowercase()
 }
 
 #[tokio::test]
 async fn foreign_origins_and_hosts_are_refused() {
-    let proxy = fresh().await;
+    let proxy = start_proxy_with_two_keys().await;
     for (headers, status, code) in [
         ("host: rebound.example\r\n", "421", "host_not_allowed"),
         ("host: localhost\r\norigin: https://evil.example\r\n", "403", "origin_not_allowed"),
         ("host: localhost\r\norigin: null\r\n", "403", "origin_not_allowed"),
         ("host: localhost\r\nsec-fetch-site: cross-site\r\n", "403", "origin_not_allowed"),
     ] {
-        let answer = visited(&proxy, "GET", headers).await;
-        assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{headers}: {answer}");
-        assert!(answer.contains(&format!("x-keychoir-error: {code}")), "{answer}");
-        assert!(!answer.contains("access-control-allow-origin"), "{answer}");
+        let response = response_head(&proxy, "GET", headers).await;
+        assert!(response.starts_with(&format!("http/1.1 {status} ")), "{headers}: {response}");
+        assert!(response.contains(&format!("x-keychoir-error: {code}")), "{response}");
+        assert!(!response.contains("access-control-allow-origin"), "{response}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn listed_pages_may_ask_and_read() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| {
+async fn pages_of_allowed_origins_may_send_requests_and_read_responses() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
         config.access.origins = vec!["https://app.example".to_owned()];
     })
     .await;
-    let page = "host: localhost\r\norigin: https://app.example\r\n";
-    let asked = format!(
-        "{page}access-control-request-method: POST\r\naccess-control-request-headers: xi-api-key\r\n"
+    let page_headers = "host: localhost\r\norigin: https://app.example\r\n";
+    let preflight_headers = format!(
+        "{page_headers}access-control-request-method: POST\r\naccess-control-request-headers: xi-api-key\r\n"
     );
-    let permitted = visited(&proxy, "OPTIONS", &asked).await;
-    assert!(permitted.starts_with("http/1.1 204 "), "{permitted}");
-    assert!(permitted.contains("access-control-allow-headers: xi-api-key"), "{permitted}");
-    assert_eq!(proxy.hits(&[ONE]), [0], "the provider is not asked for that");
+    let preflight = response_head(&proxy, "OPTIONS", &preflight_headers).await;
+    assert!(preflight.starts_with("http/1.1 204 "), "{preflight}");
+    assert!(preflight.contains("access-control-allow-headers: xi-api-key"), "{preflight}");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "the proxy answers a preflight request itself");
     for method in ["GET", "PUT"] {
-        let answer = visited(&proxy, method, page).await;
-        assert_eq!(answer.matches("access-control-allow-origin: https://app.example").count(), 1, "{answer}");
-        assert_eq!(answer.matches("access-control-allow-origin").count(), 1, "{answer}");
-        assert!(answer.contains("request-id, history-item-id"), "{answer}");
+        let response = response_head(&proxy, method, page_headers).await;
+        assert_eq!(
+            response.matches("access-control-allow-origin: https://app.example").count(),
+            1,
+            "{response}"
+        );
+        assert_eq!(response.matches("access-control-allow-origin").count(), 1, "{response}");
+        assert!(response.contains("request-id, history-item-id"), "{response}");
     }
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_target_with_its_own_authority_is_fine_and_http_1_0_needs_none() {
-    let proxy = fresh().await;
+async fn an_absolute_target_is_served_and_http_1_0_requires_no_host() {
+    let proxy = start_proxy_with_two_keys().await;
     for request in [
         "GET http://localhost/v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
         "GET /v1/voices HTTP/1.0\r\n\r\n",
     ] {
-        let answer = raw(&proxy, request.as_bytes()).await;
-        assert!(answer.contains(" 200 "), "{answer}");
+        let response = exchange_bytes(&proxy, request.as_bytes()).await;
+        assert!(response.contains(" 200 "), "{response}");
     }
-    assert_eq!(proxy.hits(&[ONE]), [2]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_body_has_one_length() {
+async fn a_body_without_exactly_one_length_is_refused() {
     let framings = [
         "content-length: 5\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
@@ -150,7 +165,7 @@ async fn a_body_has_one_length() {
 }
 
 #[tokio::test]
-async fn a_head_is_made_of_plain_lines() {
+async fn a_malformed_head_is_refused() {
     check_refused(
         &[
             "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n folded: 1\r\n\r\n",
@@ -167,35 +182,35 @@ async fn a_head_is_made_of_plain_lines() {
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_is_cut() {
-    let proxy = fresh().await;
-    let endless = format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx: {}", "a".repeat(200_000));
-    assert!(raw(&proxy, endless.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+async fn a_head_beyond_the_maximum_size_is_refused() {
+    let proxy = start_proxy_with_two_keys().await;
+    let request = format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx: {}", "a".repeat(200_000));
+    assert!(exchange_bytes(&proxy, request.as_bytes()).await.starts_with("HTTP/1.1 431 "));
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn broken_chunks_are_the_clients_fault() {
-    let proxy = fresh().await;
+async fn malformed_chunks_are_refused_and_affect_no_key() {
+    let proxy = start_proxy_with_two_keys().await;
     for chunks in
         ["5\r\nhelloXX", "zz\r\nhello\r\n", "5\r\nhel", "-5\r\nhello\r\n0\r\n\r\n", "5;\0\r\nhello\r\n"]
     {
         let request = format!(
             "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
         );
-        let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer);
-        // An interim 100 may precede the response.
-        let answer = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
-        // A client that has closed its write half may get no response; it never gets one of the
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received).await;
+        let received = String::from_utf8_lossy(&received);
+        // An interim response may precede the final one.
+        let response = received.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&received);
+        // A client that has closed its write half may receive no response, but never a response of the
         // provider.
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
+        assert!(response.is_empty() || response.starts_with("HTTP/1.1 400 "), "{chunks:?}: {response}");
     }
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     let ledger = proxy.simulator.ledger();
     assert!(ledger.requests_to("/v1/simulator/echo").all(|request| request.status.is_none()), "{ledger:?}");
     proxy.close().await;
@@ -203,34 +218,33 @@ async fn broken_chunks_are_the_clients_fault() {
 
 #[tokio::test]
 async fn trailers_of_a_request_are_not_forwarded() {
-    let proxy = fresh().await;
+    let proxy = start_proxy_with_two_keys().await;
     let request = format!(
         "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
-         trailer: xi-api-key\r\n\r\n5\r\nhello\r\n0\r\nxi-api-key: {}\r\n\r\n",
-        crate::support::CLIENT_TOKEN
+         trailer: xi-api-key\r\n\r\n5\r\nhello\r\n0\r\nxi-api-key: {CLIENT_TOKEN}\r\n\r\n"
     );
-    let answer = raw(&proxy, request.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    assert!(answer.contains("\"body_bytes\":5"), "{answer}");
+    let response = exchange_bytes(&proxy, request.as_bytes()).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(response.contains("\"body_bytes\":5"), "{response}");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn no_text_of_a_client_ends_a_log_line() {
-    let proxy = fresh().await;
+async fn an_invalid_request_id_of_a_client_is_not_used() {
+    let proxy = start_proxy_with_two_keys().await;
     for id in ["a b", "a\tb", "a\u{e9}b", "<script>", &"x".repeat(129)] {
         let request = format!(
             "GET /v1/service-accounts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n"
         );
-        let answer = raw(&proxy, request.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 403 ") && !answer.contains(id), "{answer}");
+        let response = exchange_bytes(&proxy, request.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 403 ") && !response.contains(id), "{response}");
     }
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn everything_is_served_below_a_base_path_as_well() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| {
+async fn all_paths_are_served_with_and_without_the_base_path() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
         config.server.base_path = "/eleven/labs".parse().unwrap();
     })
     .await;
@@ -241,24 +255,96 @@ async fn everything_is_served_below_a_base_path_as_well() {
         assert_eq!(proxy.get(path).await.status(), 200, "{path}");
     }
     let (ledger, _) = proxy.close().await;
-    let asked: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
-    assert!(asked.ends_with(&["/v1/voices?a=1"; 3]), "{asked:?}");
+    let paths: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
+    assert!(paths.ends_with(&["/v1/voices?a=1"; 3]), "{paths:?}");
 }
 
 #[tokio::test]
-async fn requests_beyond_the_maximum_are_refused_at_once() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| config.server.max_requests = 1).await;
-    proxy.always(ONE, "stall=3600s");
-    let mut first = TcpStream::connect(proxy.running.address()).await.unwrap();
-    first.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+async fn requests_beyond_the_maximum_are_refused_immediately() {
+    let proxy =
+        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.server.max_requests = 1).await;
+    proxy.set_fault(FIRST_KEY, "stall=3600s");
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
+    stream.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
-    let second = proxy.get("/v1/voices").await;
-    assert_eq!((second.status().as_u16(), second.headers()["retry-after"].to_str().unwrap()), (503, "1"));
-    assert_eq!(second.headers()["x-keychoir-error"], "overloaded");
-    assert_eq!(proxy.get("/livez").await.status(), 200, "our own pages take no place");
-    drop(first);
+    let refused = proxy.get("/v1/voices").await;
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_proxy_error(&refused, 503, "overloaded");
+    assert_eq!(proxy.get("/livez").await.status(), 200, "the pages of the proxy are not limited");
+    drop(stream);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    proxy.simulator.always(ONE, None);
-    proxy.served("/v1/voices").await;
+    proxy.simulator.always(FIRST_KEY, None);
+    proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_request_that_the_proxy_sent_to_itself_is_refused_with_508() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = bind_loopback().await;
+    // `keychoir check` cannot detect a loop by a host name or through a gateway.
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let keys = vec![ApiKey::new(FIRST_KEY).unwrap()];
+    let mut config = Config::with_defaults(keys, url.parse().unwrap());
+    config.storage.path = folder.path().join("keychoir.db");
+    config.quota_polling.enabled = false;
+    config.server.drain_idle_timeout = Duration::ZERO;
+    let app = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    for request in
+        [client.get(format!("{url}/v1/voices")), client.post(format!("{url}/v1/dubbing")).body("x")]
+    {
+        let response = request.header("xi-api-key", "any").send().await.unwrap();
+        assert_eq!(response.status(), 508);
+        assert!(response.text().await.unwrap().contains("leads back"));
+    }
+    assert_eq!(app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
+}
+
+#[tokio::test]
+async fn a_request_that_fails_several_checks_gets_the_error_of_the_first_and_is_not_sent() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
+        let rules = Rules { paths: vec!["/v1/text-to-speech".to_owned()], ..Rules::default() };
+        config.clients = vec![client_config("app", CLIENT_TOKEN, rules)];
+    })
+    .await;
+    const WRONG_TOKEN: &str = "a-token-that-no-client-has";
+    // Each request except the last also fails a later check.
+    for (token, path, status, code) in [
+        (WRONG_TOKEN, "/v1/workspaces/api-keys;x", 401, "client_token_wrong"),
+        (CLIENT_TOKEN, "/v1/workspaces/api-keys;x", 400, "ambiguous_path"),
+        (CLIENT_TOKEN, "/v1/workspaces/api-keys", 403, "path_denied"),
+        (CLIENT_TOKEN, "/v1/sound-generation", 403, "path_not_allowed"),
+    ] {
+        let request = proxy.request(Method::POST, path, token);
+        let response = request.json(&json!({"text": "a".repeat(2_000)})).send().await.unwrap();
+        assert_proxy_error(&response, status, code);
+    }
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
+    proxy.close().await;
+}
+
+/// The proxy reserves the space for the usage record of an attempt before it sends the request.
+#[tokio::test]
+async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
+    let proxy =
+        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.storage.max_queued_records = 1)
+            .await;
+    let locking_connection = rusqlite::Connection::open(proxy.database_path()).unwrap();
+    locking_connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut served = 0;
+    let refused = loop {
+        let response = proxy.request_speech(1).await;
+        if response.status() != 200 {
+            break response;
+        }
+        response.bytes().await.unwrap();
+        served += 1;
+        assert!(served < 1_000, "a request is refused when the queue of usage records is full");
+    };
+    assert_proxy_error(&refused, 503, "usage_queue_full");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [served]);
+    locking_connection.execute_batch("ROLLBACK").unwrap();
+    proxy.wait_until_served("/v1/voices").await;
+    proxy.close_unchecked().await;
 }

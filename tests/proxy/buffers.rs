@@ -1,8 +1,7 @@
-//! The shared buffer budget, with the whole program: the behaviour of its users when it is
-//! exhausted, and the release of all of it.
+//! The shared buffer budget: sessions and uploads beyond it, and the release of all buffers.
 
 use keychoir::config::Config;
-use keychoir::policy::frame::{Head, Opcode};
+use keychoir::policy::frame::{FrameHeader, Opcode};
 use keychoir::simulator::Plan;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -11,99 +10,108 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::websocket::{
     Received, SCRIBE, STREAM_INPUT, WebSocketClient, open_session, within_timeout,
 };
-use crate::support::{ONE, SPEECH, TWO, TestProxy, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, start_proxy_with};
 
 const KIBI: usize = 1024;
-const NO_MEMORY: &str = "Keychoir has no memory left for this session. Try again later.";
+const BUDGET_EXHAUSTED: &str = "Keychoir has no memory left for this session. Try again later.";
 
-fn no_memory(config: &mut Config) {
+fn disable_memory_buffers(config: &mut Config) {
     config.retry.buffer_size = 0;
     config.retry.max_total_buffer_size = 0;
 }
 
-async fn metric(proxy: &TestProxy, name: &str) -> u64 {
+async fn metric_value(proxy: &TestProxy, name: &str) -> u64 {
     let page = proxy.get("/metrics").await.text().await.unwrap();
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
     line.parse().unwrap()
 }
 
-/// Waits until all buffers are released: the client sees the end before the session is dropped.
-async fn every_permit_is_released(proxy: &TestProxy) {
-    within_timeout(async { while metric(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
+/// Waits until all buffers are released. The client receives the end before the proxy drops the session.
+async fn wait_until_buffers_are_released(proxy: &TestProxy) {
+    within_timeout(async { while metric_value(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }
 
 /// Opens a WebSocket and sends all but the last byte of a message of `bytes`.
-async fn half_said(proxy: &TestProxy, bytes: usize) -> WebSocketClient {
+async fn send_incomplete_message(proxy: &TestProxy, bytes: usize) -> WebSocketClient {
     let mut session = open_session(proxy, STREAM_INPUT).await;
     let mut frame = Vec::new();
-    let head =
-        Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some([0; 4]), length: bytes as u64 };
-    head.write(&mut frame);
+    let header = FrameHeader {
+        is_final: true,
+        reserved: 0,
+        opcode: Opcode::Text,
+        mask: Some([0; 4]),
+        length: bytes as u64,
+    };
+    header.encode(&mut frame);
     frame.resize(frame.len() + bytes - 1, b' ');
-    // The connection may be closed before all of it was sent.
+    // The proxy may close the connection before it has received all bytes.
     let _ = within_timeout(session.stream.get_mut().write_all(&frame)).await;
     session
 }
 
 #[tokio::test]
 async fn a_session_beyond_the_buffer_budget_is_closed() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
-    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["What is small is said."]).await;
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
+    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
-    let mut session = half_said(&proxy, 250 * KIBI).await;
-    assert_eq!(session.hear().await, Received::Close(1013, NO_MEMORY.to_owned()));
+    let mut session = send_incomplete_message(&proxy, 250 * KIBI).await;
+    assert_eq!(session.receive().await, Received::Close(1013, BUDGET_EXHAUSTED.to_owned()));
     drop(session);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records.last().map(|record| record.verdict.as_str()), Some("buffers_full"));
 }
 
 #[tokio::test]
-async fn opening_messages_beyond_the_budget_are_freed_and_the_session_continues() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
+async fn buffered_messages_beyond_the_budget_are_released_and_the_session_continues() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let mut session = open_session(&proxy, SCRIBE).await;
-    // Two seconds of silence per message, which exceed the free allowance.
-    let sound = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
+    // Two seconds of silence per message exceed the free allowance.
+    let audio_chunk = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
     for _ in 0..4 {
-        session.send(Message::text(sound.to_string())).await;
+        session.send(Message::text(audio_chunk.to_string())).await;
     }
-    session.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": "", "commit": true})).await;
-    assert!(matches!(session.hear().await, Received::Text(_)));
-    session.leave().await;
-    every_permit_is_released(&proxy).await;
+    session
+        .send_json(&json!({"message_type": "input_audio_chunk", "audio_base_64": "", "commit": true}))
+        .await;
+    assert!(matches!(session.receive().await, Received::Text(_)));
+    session.close().await;
+    wait_until_buffers_are_released(&proxy).await;
 }
 
 #[tokio::test]
 async fn many_sessions_stay_within_the_buffer_budget() {
     const SESSIONS: usize = 60;
     let total = 2 * KIBI * KIBI;
-    let proxy = start_proxy_with(Plan::of([(ONE, 10_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10_000_000)]), |config| {
         config.retry.max_total_buffer_size = total;
     })
     .await;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
-        sessions.push(half_said(&proxy, 200 * KIBI).await);
-        assert!(metric(&proxy, "keychoir_buffer_memory_bytes").await <= total as u64);
+        sessions.push(send_incomplete_message(&proxy, 200 * KIBI).await);
+        assert!(metric_value(&proxy, "keychoir_buffer_memory_bytes").await <= total as u64);
     }
-    assert_eq!(metric(&proxy, "keychoir_buffer_memory_max_bytes").await, total as u64);
-    // The first sessions have their memory and go on; the last are refused.
-    let last = sessions.last_mut().unwrap();
-    assert_eq!(last.hear().await, Received::Close(1013, NO_MEMORY.to_owned()));
+    assert_eq!(metric_value(&proxy, "keychoir_buffer_memory_max_bytes").await, total as u64);
+    // The first sessions have buffers and continue, and the last ones are closed.
+    let last_session = sessions.last_mut().unwrap();
+    assert_eq!(last_session.receive().await, Received::Close(1013, BUDGET_EXHAUSTED.to_owned()));
     sessions.truncate(1);
     within_timeout(sessions[0].stream.get_mut().write_all(b" ")).await.unwrap();
     sessions.clear();
-    every_permit_is_released(&proxy).await;
-    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["And all is well."]).await;
+    wait_until_buffers_are_released(&proxy).await;
+    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
 }
 
 #[tokio::test]
-async fn an_upload_that_finds_no_memory_is_sent_again_from_the_disk() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), no_memory).await;
-    proxy.always(ONE, "quota");
+async fn an_upload_beyond_the_buffer_budget_is_retried_from_disk() {
+    let proxy =
+        start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), disable_memory_buffers)
+            .await;
+    proxy.set_fault(FIRST_KEY, "quota");
     let body = json!({"text": "Hello", "model_id": "eleven_flash_v2_5", "note": "a".repeat(300 * KIBI)});
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 1]);
-    assert_eq!(metric(&proxy, "keychoir_buffer_disk_bytes").await, 0);
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
+    assert_eq!(metric_value(&proxy, "keychoir_buffer_disk_bytes").await, 0);
     proxy.close().await;
 }

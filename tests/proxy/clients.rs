@@ -1,174 +1,186 @@
-//! Access rules and limits of clients, and the responses when they are exceeded.
+//! Rules of clients: their quotas, rate limits, maximum concurrency, paths and keys, their own keys, and the
+//! `keychoir clients` commands.
 
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::program::{Program, contents, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, loopback, start_proxy_in, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, VOICE_ID, bind_loopback,
+    client_config, start_proxy_in, start_proxy_with, wait_until,
 };
-use keychoir::config::{ClientConfig, Config};
+use keychoir::config::Config;
 use keychoir::policy::client::{AllowedKeys, Rules};
 use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
-use keychoir::secret::{Fingerprint, TokenFingerprint};
+use keychoir::secret::Fingerprint;
 use keychoir::simulator::{Plan, Simulator};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 fn plan() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// The client of the tests with these rules, and another one without.
-fn with(rules: Rules) -> impl FnOnce(&mut Config) {
-    let client = |name: &str, token: &str, rules| ClientConfig {
-        name: name.to_owned(),
-        token: TokenFingerprint::new(token),
-        rules,
-    };
-    let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", "other", Rules::default())];
+/// Configures a client with these rules, and another client without rules.
+fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
+    let clients =
+        vec![client_config("app", CLIENT_TOKEN, rules), client_config("other", "other", Rules::default())];
     |config| config.clients = clients
 }
 
-fn three_messages() -> Rules {
+fn quota_of_three_requests() -> Rules {
     let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
-/// The status of a response and Keychoir's error code.
-fn told(answer: &reqwest::Response) -> (u16, &str) {
-    let code = answer.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
-    (answer.status().as_u16(), code)
+/// Returns the status of a response and the error code of the proxy, or `""` for a response of the provider.
+fn status_and_code(response: &reqwest::Response) -> (u16, &str) {
+    let code = response.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
+    (response.status().as_u16(), code)
 }
 
-const USED: (u16, &str) = (402, "client_quota_exceeded");
+const QUOTA_EXCEEDED: (u16, &str) = (402, "client_quota_exceeded");
 
 #[tokio::test]
-async fn three_messages_are_charged_once_each_across_a_failover() {
-    let proxy = start_proxy_with(plan(), with(three_messages())).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    // Reads and refused requests do not count as messages.
+async fn a_quota_of_requests_counts_served_and_charged_requests_only() {
+    let proxy = start_proxy_with(plan(), configure_clients(quota_of_three_requests())).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    // Reads and refused requests are not counted.
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    let answer = proxy.speak(10).await;
-    assert_eq!(told(&answer), USED);
-    let body: Value = answer.json().await.unwrap();
+    assert_eq!(proxy.post(SPEECH_PATH, &json!({"texxt": "a"})).await.status(), 422);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    let response = proxy.request_speech(10).await;
+    assert_eq!(status_and_code(&response), QUOTA_EXCEEDED);
+    let body: Value = response.json().await.unwrap();
     assert_eq!(body["detail"]["status"], "insufficient_credits");
     assert_eq!(body["detail"]["message"], "This client has used its quota of 3 requests.");
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    let other = proxy.client.post(format!("{}{SPEECH}", proxy.url)).header("xi-api-key", "other");
-    assert_eq!(other.json(&json!({"text": "a"})).send().await.unwrap().status(), 200);
+    let request = proxy.request(Method::POST, SPEECH_PATH, "other").json(&json!({"text": "a"}));
+    assert_eq!(request.send().await.unwrap().status(), 200, "another client has no quota");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_quota_survives_a_restart() {
-    let first = start_proxy_with(plan(), with(three_messages())).await;
-    assert_eq!(first.speak(10).await.status(), 200);
+    let first = start_proxy_with(plan(), configure_clients(quota_of_three_requests())).await;
+    assert_eq!(first.request_speech(10).await.status(), 200);
     assert_eq!(first.get("/v1/voices").await.status(), 200);
-    assert_eq!(first.speak(10).await.status(), 200);
+    assert_eq!(first.request_speech(10).await.status(), 200);
     let (_, folder) = first.close().await;
-    let second = start_proxy_in(folder, plan(), with(three_messages())).await;
-    assert_eq!(second.speak(10).await.status(), 200);
-    assert_eq!(told(&second.speak(10).await), USED);
+    let second = start_proxy_in(folder, plan(), configure_clients(quota_of_three_requests())).await;
+    assert_eq!(second.request_speech(10).await.status(), 200);
+    assert_eq!(status_and_code(&second.request_speech(10).await), QUOTA_EXCEEDED);
 }
 
 #[tokio::test]
-async fn a_quota_may_be_of_credits() {
+async fn a_client_is_refused_when_its_quota_of_credits_is_exceeded() {
     let quota = ClientQuota { amount: 25, unit: QuotaUnit::Credits, period: Period::Month };
-    let proxy = start_proxy_with(plan(), with(Rules { quota: Some(quota), ..Rules::default() })).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    let answer = proxy.speak(10).await;
-    assert_eq!(told(&answer), USED);
-    assert!(answer.text().await.unwrap().contains(
+    let proxy =
+        start_proxy_with(plan(), configure_clients(Rules { quota: Some(quota), ..Rules::default() })).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    let response = proxy.request_speech(10).await;
+    assert_eq!(status_and_code(&response), QUOTA_EXCEEDED);
+    assert!(response.text().await.unwrap().contains(
         "has 5 of its quota of 25 credits per month left, and this request may need 10. It resets at "
     ));
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_rate_limited_client_is_told_when_to_retry() {
+async fn a_rate_limited_client_receives_a_retry_after_header() {
     let rate = RateLimit { requests: 1, span: Duration::from_secs(3_600) };
-    let proxy = start_proxy_with(plan(), with(Rules { rate_limit: Some(rate), ..Rules::default() })).await;
+    let proxy =
+        start_proxy_with(plan(), configure_clients(Rules { rate_limit: Some(rate), ..Rules::default() }))
+            .await;
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    let answer = proxy.get("/v1/voices").await;
-    assert_eq!(told(&answer), (429, "client_rate_limited"));
-    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let response = proxy.get("/v1/voices").await;
+    assert_eq!(status_and_code(&response), (429, "client_rate_limited"));
+    let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((3_500..=3_600).contains(&seconds), "{seconds}");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_client_has_at_most_its_maximum_of_requests() {
-    let proxy = start_proxy_with(plan(), with(Rules { max_concurrent: Some(1), ..Rules::default() })).await;
-    proxy.simulator.script(ONE, vec!["slow_body=3600s".parse().unwrap()]);
-    let mut answer = proxy.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
-    assert!(answer.chunk().await.unwrap().is_some());
+async fn a_client_is_refused_beyond_its_maximum_of_concurrent_requests() {
+    let proxy =
+        start_proxy_with(plan(), configure_clients(Rules { max_concurrent: Some(1), ..Rules::default() }))
+            .await;
+    proxy.simulator.script(FIRST_KEY, vec!["slow_body=3600s".parse().unwrap()]);
+    let mut response = proxy.post(&format!("{SPEECH_PATH}/stream"), &json!({"text": "a".repeat(100)})).await;
+    assert!(response.chunk().await.unwrap().is_some());
     let refused = proxy.get("/v1/voices").await;
     assert_eq!(
-        (told(&refused), &refused.headers()["retry-after"]),
+        (status_and_code(&refused), &refused.headers()["retry-after"]),
         ((429, "client_concurrency_exceeded"), &"1".parse().unwrap())
     );
-    drop(answer);
+    drop(response);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    proxy.served("/v1/voices").await;
+    proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_client_may_use_its_paths_only() {
+async fn a_client_may_request_its_allowed_paths_only() {
     let paths = vec!["/v1/text-to-speech".to_owned(), "/v1/voices/{id}".to_owned()];
-    let proxy = start_proxy_with(plan(), with(Rules { paths, ..Rules::default() })).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.get(&format!("/v1/voices/{}", crate::support::VOICE)).await.status(), 200);
-    for (path, refusal) in [
+    let proxy = start_proxy_with(plan(), configure_clients(Rules { paths, ..Rules::default() })).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.get(&format!("/v1/voices/{VOICE_ID}")).await.status(), 200);
+    for (path, expected) in [
         ("/v1/voices", (403, "path_not_allowed")),
         ("/v1/user", (403, "path_not_allowed")),
         ("/user", (403, "path_not_allowed")),
-        // This client library resolves dots itself.
+        // reqwest resolves the dots before it sends the request.
         ("/v1/text-to-speech/../user", (403, "path_not_allowed")),
         ("/v1/text-to-speech%2f..%2fuser", (400, "ambiguous_path")),
         ("/v1/text-to-speech/..;/user", (400, "ambiguous_path")),
     ] {
-        let request = proxy.client.get(format!("{}{path}", proxy.url)).header("xi-api-key", CLIENT_TOKEN);
-        assert_eq!(told(&request.send().await.unwrap()), refusal, "{path}");
+        let request = proxy.request(Method::GET, path, CLIENT_TOKEN);
+        assert_eq!(status_and_code(&request.send().await.unwrap()), expected, "{path}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_client_is_served_by_its_keys_only() {
+async fn a_client_is_served_with_its_allowed_keys_only() {
     let allowed_keys = AllowedKeys { keys: vec!["second".to_owned()], workspaces: Vec::new() };
     let rules = Rules { allowed_keys, ..Rules::default() };
     let proxy = start_proxy_with(plan(), |config| {
-        with(rules)(config);
+        configure_clients(rules)(config);
         config.keys[1].name = Some("second".to_owned());
     })
     .await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 1]);
-    proxy.always(TWO, "quota");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
+    proxy.set_fault(SECOND_KEY, "quota");
     for _ in 0..2 {
-        assert_eq!(told(&proxy.speak(10).await), (401, "all_keys_exhausted"), "the first key is not for it");
+        assert_eq!(
+            status_and_code(&proxy.request_speech(10).await),
+            (401, "all_keys_exhausted"),
+            "the first key is not allowed for the client"
+        );
     }
-    assert_eq!(proxy.hits(&[ONE]), [0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
     proxy.close().await;
 }
 
-/// A request with a token in its own header, and a client's own key.
-async fn with_own(proxy: &TestProxy, method: &str, path: &str, token: Option<&str>) -> reqwest::Response {
-    let request = proxy.client.request(method.parse().unwrap(), format!("{}{path}", proxy.url));
-    let request = request.header("xi-api-key", THREE).json(&json!({"text": "hello"}));
+/// Sends a request with the client's own key, and the token in the `x-keychoir-token` header.
+async fn send_with_own_key(
+    proxy: &TestProxy,
+    method: Method,
+    path: &str,
+    token: Option<&str>,
+) -> reqwest::Response {
+    let request = proxy.request(method, path, THIRD_KEY).json(&json!({"text": "hello"}));
     let request = token.into_iter().fold(request, |request, token| request.header("x-keychoir-token", token));
     request.send().await.unwrap()
 }
 
-/// A proxy whose provider knows a third key, which is not in the pool.
-async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let plan = Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, credits)]);
+/// Starts a proxy whose provider knows a third key, which is not in the pool.
+async fn start_proxy_with_own_key(credits: u64, change: impl FnOnce(&mut Config)) -> TestProxy {
+    let plan = Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, credits)]);
     start_proxy_with(plan, |config| {
         config.keys.pop();
         change(config);
@@ -177,144 +189,160 @@ async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> Tes
 }
 
 #[tokio::test]
-async fn a_client_that_brings_its_own_key_pays_itself() {
-    let rules = Rules { may_bring_key: true, max_concurrent: Some(1), ..three_messages() };
-    let proxy = house_beside_own(0, with(rules)).await;
+async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
+    let rules = Rules { may_bring_key: true, max_concurrent: Some(1), ..quota_of_three_requests() };
+    let proxy = start_proxy_with_own_key(0, configure_clients(rules)).await;
     for _ in 0..5 {
-        // The account of the own key is exhausted, which affects no key of the pool: no other key
-        // is tried, and none enters a cooldown.
-        let answer = with_own(&proxy, "POST", SPEECH, Some(CLIENT_TOKEN)).await;
-        assert_eq!(told(&answer), (401, ""));
-        // Reads to the end: until then the request is concurrent, and the limit is one.
-        answer.bytes().await.unwrap();
+        // The account of the own key is exhausted. The request is not retried with a key of the pool, and
+        // the keys of the pool do not enter a cooldown.
+        let response = send_with_own_key(&proxy, Method::POST, SPEECH_PATH, Some(CLIENT_TOKEN)).await;
+        assert_eq!(status_and_code(&response), (401, ""));
+        // The request counts as concurrent until its response is read, and the maximum is one.
+        response.bytes().await.unwrap();
     }
-    let user: Value = with_own(&proxy, "GET", "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
-    assert_eq!(user["first_name"], "Simulator", "it is its own account");
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [0, 0, 5], "and the question for the user");
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
-    // Without its own key the client uses the pool, with its whole quota.
+    let user: Value =
+        send_with_own_key(&proxy, Method::GET, "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
+    assert_eq!(user["first_name"], "Simulator", "the request is answered by the account of the own key");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]),
+        [0, 0, 5],
+        "the pool serves no request with the own key"
+    );
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
+    // Without its own key, the client uses the pool and has its whole quota.
     for _ in 0..3 {
-        let answer = proxy.speak(10).await;
-        assert_eq!(answer.status(), 200);
-        answer.bytes().await.unwrap();
+        let response = proxy.request_speech(10).await;
+        assert_eq!(response.status(), 200);
+        response.bytes().await.unwrap();
     }
-    assert_eq!(told(&proxy.speak(10).await), USED);
+    assert_eq!(status_and_code(&proxy.request_speech(10).await), QUOTA_EXCEEDED);
     let (ledger, folder) = proxy.close().await;
     assert_eq!(ledger.violations, [""; 0]);
     let path = folder.path().join("keychoir.db");
-    let books = rusqlite::Connection::open(&path).unwrap();
-    let own: (i64, String) = books
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let own_key_records: (i64, String) = connection
         .query_row("SELECT count(*), min(client) FROM attempts WHERE key_hash = 'own'", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })
         .unwrap();
-    assert_eq!(own, (6, "app".to_owned()));
-    let heap = std::fs::read(path).unwrap();
-    for secret in [THREE, &Fingerprint::new(THREE).to_string()] {
-        assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()));
+    assert_eq!(own_key_records, (6, "app".to_owned()));
+    let database = std::fs::read(path).unwrap();
+    for secret in [THIRD_KEY, &Fingerprint::new(THIRD_KEY).to_string()] {
+        let is_in_database = database.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+        assert!(!is_in_database, "the database does not contain the own key");
     }
 }
 
 #[tokio::test]
-async fn a_client_without_permission_brings_no_key() {
-    let proxy = house_beside_own(100, with(Rules::default())).await;
-    assert_eq!(told(&with_own(&proxy, "GET", "/v1/voices", None).await), (401, "client_token_wrong"));
+async fn an_own_key_without_permission_is_not_used() {
+    let proxy = start_proxy_with_own_key(100, configure_clients(Rules::default())).await;
     assert_eq!(
-        told(&with_own(&proxy, "GET", "/v1/voices", Some("wrong")).await),
+        status_and_code(&send_with_own_key(&proxy, Method::GET, "/v1/voices", None).await),
         (401, "client_token_wrong")
     );
-    assert_eq!(with_own(&proxy, "GET", "/v1/voices", Some(CLIENT_TOKEN)).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    assert_eq!(
+        status_and_code(&send_with_own_key(&proxy, Method::GET, "/v1/voices", Some("wrong")).await),
+        (401, "client_token_wrong")
+    );
+    assert_eq!(send_with_own_key(&proxy, Method::GET, "/v1/voices", Some(CLIENT_TOKEN)).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn clients_with_own_keys_are_served_without_the_pool() {
-    let proxy = house_beside_own(100, |config| {
-        with(Rules::default())(config);
+async fn clients_without_a_token_are_served_with_their_own_keys() {
+    let proxy = start_proxy_with_own_key(100, |config| {
+        configure_clients(Rules::default())(config);
         config.access.bring_your_own_key = true;
     })
     .await;
-    assert_eq!(with_own(&proxy, "GET", "/v1/voices", None).await.status(), 200);
+    assert_eq!(send_with_own_key(&proxy, Method::GET, "/v1/voices", None).await.status(), 200);
     assert_eq!(
-        told(&with_own(&proxy, "GET", "/api/elevenlabs-status", None).await),
+        status_and_code(&send_with_own_key(&proxy, Method::GET, "/api/elevenlabs-status", None).await),
         (401, "client_token_wrong")
     );
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 1]);
-    let clients: Vec<String> = proxy.records().await.into_iter().map(|record| record.client).collect();
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 1]);
+    let clients: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.client).collect();
     assert_eq!(clients, ["own", "app"]);
 }
 
-/// Runs `keychoir clients` with these arguments and a file; returns its exit code, data and
-/// messages.
-fn clients(words: &[&str], file: &Path) -> (Option<i32>, String, String) {
-    let words = [&["clients"], words, &["--config", file.to_str().unwrap()]].concat();
-    let output = run(keychoir(&words).env("HOME", file.parent().unwrap()));
-    let said = stderr(&output);
-    (output.status.code(), String::from_utf8(output.stdout).unwrap(), said)
+/// Runs `keychoir clients` with these arguments and a configuration file. Returns the exit code, the standard
+/// output and the standard error.
+fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String) {
+    let arguments = [&["clients"], arguments, &["--config", file.to_str().unwrap()]].concat();
+    let folder = file.parent().unwrap();
+    let mut command = keychoir_command(&arguments);
+    let output = run(command.env("KEYCHOIR_STORAGE__PATH", folder.join("keychoir.db")));
+    let messages = stderr(&output);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap(), messages)
 }
 
 #[tokio::test]
-async fn a_client_is_added_served_and_revoked_while_it_runs() {
-    let simulator = Simulator::start(loopback().await, plan()).await.unwrap();
+async fn a_client_is_added_and_revoked_while_the_program_runs() {
+    let simulator = Simulator::start(bind_loopback().await, plan()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
-    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n").unwrap();
-    let (code, token, said) =
-        clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
+    let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
+    std::fs::write(&file, text).unwrap();
+    let (code, token, messages) =
+        run_clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
     let token = token.trim();
-    assert_eq!((code, token.len()), (Some(0), 51), "{said}");
-    assert!(!said.contains(token));
-    let (code, _, said) = clients(&["add", "app"], &file);
-    assert_eq!(code, Some(78), "{said}");
-    let (code, _, said) = clients(&["add", "other", "--rate", "fast"], &file);
-    assert!(code == Some(78) && said.contains("`fast` is not a rate limit"), "{said}");
-    let (_, list, _) = clients(&["list"], &file);
+    assert_eq!((code, token.len()), (Some(0), 51), "{messages}");
+    assert!(!messages.contains(token));
+    let (code, _, messages) = run_clients(&["add", "app"], &file);
+    assert_eq!(code, Some(78), "{messages}");
+    let (code, _, messages) = run_clients(&["add", "other", "--rate", "fast"], &file);
+    assert!(code == Some(78) && messages.contains("`fast` is not a rate limit"), "{messages}");
+    let (_, list, _) = run_clients(&["list"], &file);
     assert_eq!(list, "app  1 request, 4 concurrent requests\n");
-    let (_, list, _) = clients(&["list", "--json"], &file);
+    let (_, list, _) = run_clients(&["list", "--json"], &file);
     let list: Value = serde_json::from_str(&list).unwrap();
-    assert_eq!((&list[0]["name"], &list[0]["maxConcurrent"]), (&json!("app"), &json!(4)));
+    assert_eq!(
+        (&list["clients"][0]["name"], &list["clients"][0]["max_concurrent"]),
+        (&json!("app"), &json!(4))
+    );
 
-    let mut command = keychoir(&["serve", "--config", file.to_str().unwrap()]);
+    let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);
     command
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_LOG__LEVEL", "trace")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    let port = program.address().rsplit(':').next().unwrap().to_owned();
+    let port = program.wait_for_address().rsplit(':').next().unwrap().to_owned();
     let url = format!("http://127.0.0.1:{port}");
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let get = async |token: &str| {
+    let get_voices = async |token: &str| {
         let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", token);
         request.send().await.unwrap().status().as_u16()
     };
-    assert_eq!((get(token).await, get("other").await), (200, 401));
+    assert_eq!((get_voices(token).await, get_voices("other").await), (200, 401));
 
-    let (code, second, said) = clients(&["add", "second", "--bring-your-own-key", "--json"], &file);
-    assert_eq!(code, Some(0), "{said}");
-    let second: Value = serde_json::from_str(&second).unwrap();
-    let second = second["token"].as_str().unwrap();
-    assert_eq!(clients(&["revoke", "app"], &file).0, Some(0));
-    assert_eq!(clients(&["revoke", "app"], &file).0, Some(78));
-    let (code, _, said) = clients(&["revoke", "second"], &file);
-    assert!(code == Some(78) && said.contains("open to other machines"), "{said}");
-    program.signal("HUP");
-    program.event("reloaded");
-    assert_eq!((get(token).await, get(second).await), (401, 200));
-    // An own key that the provider does not know.
-    let own = "sk_own_canary_000011112222333344445555666677778888";
-    let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own);
-    assert_eq!(request.header("x-keychoir-token", second).send().await.unwrap().status(), 401);
+    let (code, added, messages) = run_clients(&["add", "second", "--bring-your-own-key", "--json"], &file);
+    assert_eq!(code, Some(0), "{messages}");
+    let added: Value = serde_json::from_str(&added).unwrap();
+    let second_token = added["token"].as_str().unwrap();
+    assert_eq!(run_clients(&["revoke", "app"], &file).0, Some(0));
+    assert_eq!(run_clients(&["revoke", "app"], &file).0, Some(78));
+    let (code, _, messages) = run_clients(&["revoke", "second"], &file);
+    assert!(code == Some(78) && messages.contains("open to other machines"), "{messages}");
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
+    assert_eq!((get_voices(token).await, get_voices(second_token).await), (401, 200));
+    // The provider does not know this own key.
+    let own_key = "sk_own_canary_000011112222333344445555666677778888";
+    let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own_key);
+    assert_eq!(request.header("x-keychoir-token", second_token).send().await.unwrap().status(), 401);
 
-    let (code, said) = program.end();
+    let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    let heap = contents(folder.path());
-    for secret in [token, second, own, &Fingerprint::new(own).to_string()] {
-        assert!(!said.contains(secret), "it is in the log");
-        assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "it is in a file");
+    let files = read_all_files(folder.path());
+    for secret in [token, second_token, own_key, &Fingerprint::new(own_key).to_string()] {
+        assert!(!log.contains(secret), "the log contains no secret");
+        let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+        assert!(!is_in_file, "the files contain no secret");
     }
-    assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine\n[server]\n"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
 }

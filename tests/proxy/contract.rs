@@ -1,28 +1,32 @@
-//! Formats that apps and scripts rely on. A change here breaks users.
+//! Formats of the JSON pages on which apps and scripts rely. A change of these tests breaks users.
 
-use crate::support::{ONE, TWO, start_proxy, start_proxy_in};
+use crate::support::{FIRST_KEY, SECOND_KEY, start_proxy, start_proxy_in};
 use keychoir::policy::units::UnixMs;
 use keychoir::simulator::{Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
-const RESET: UnixMs = UnixMs(4_070_908_800_000);
+/// 2099-01-01.
+const RESETS_AT: UnixMs = UnixMs(4_070_908_800_000);
 
 fn plan() -> Plan {
-    let workspace =
-        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    let workspace = |name: &str, used| WorkspacePlan {
+        used,
+        reset: Some(RESETS_AT),
+        ..WorkspacePlan::new(name, 100_000)
+    };
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
 }
 
 #[tokio::test]
-async fn the_status_document_has_the_contracts_shape() {
+async fn the_status_document_has_the_format_of_the_contract() {
     let proxy = start_proxy(plan()).await;
-    let answer = proxy.get("/api/elevenlabs-status").await;
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    let text = answer.text().await.unwrap();
+    let response = proxy.get("/api/elevenlabs-status").await;
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let text = response.text().await.unwrap();
     let expected = concat!(
         r#"{"totalKeys":2,"activeKeys":2,"exhaustedKeys":0,"nearLimitKeys":1,"totalRemainingCharacters":109814,"#,
         r#""keys":[{"shortKey":"sk_key_numb...00001","status":"active","characterCount":5420,"characterLimit":100000,"#,
@@ -37,12 +41,12 @@ async fn the_status_document_has_the_contracts_shape() {
 }
 
 #[tokio::test]
-async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
-    let mut plan = Plan::of([(ONE, 1_000)]);
+async fn a_key_with_an_unknown_quota_has_zeros_and_a_null() {
+    let mut plan = Plan::of([(FIRST_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy(plan).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    let status = proxy.status().await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    let status = proxy.status_document().await;
     assert_eq!(
         status["keys"][0],
         json!({
@@ -57,23 +61,27 @@ async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
 #[tokio::test]
 async fn the_state_of_the_keys_survives_a_restart() {
     let first = start_proxy(plan()).await;
-    first.always(ONE, "quota");
-    assert_eq!(first.speak(10).await.status(), 200);
-    let before = first.status().await;
+    first.set_fault(FIRST_KEY, "quota");
+    assert_eq!(first.request_speech(10).await.status(), 200);
+    let status_before = first.status_document().await;
     let (_, folder) = first.close().await;
 
     let second = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
-    let after = second.status().await;
-    assert_eq!(after, before);
-    assert_eq!(after["keys"][0]["status"], "exhausted");
-    assert_eq!(second.speak(10).await.status(), 200);
-    assert_eq!(second.hits(&[ONE, TWO]), [0, 1], "what was refused before is not asked again");
-    // The new simulator has charged the second request only; the usage records contain both.
+    let status = second.status_document().await;
+    assert_eq!(status, status_before);
+    assert_eq!(status["keys"][0]["status"], "exhausted");
+    assert_eq!(second.request_speech(10).await.status(), 200);
+    assert_eq!(
+        second.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [0, 1],
+        "the exhausted key is not used after the restart"
+    );
+    // The new simulator has charged only the second request. The usage records contain both.
     assert_eq!(second.simulator.ledger().totals.charged, 10);
 }
 
 #[tokio::test]
-async fn key_details_have_a_page_of_their_own() {
+async fn the_key_details_have_a_separate_page() {
     let proxy = start_proxy(plan()).await;
     let details = proxy.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
     let key = |short: &str, state: &str| {
@@ -87,11 +95,11 @@ async fn key_details_have_a_page_of_their_own() {
 }
 
 #[tokio::test]
-async fn health_has_its_pages() {
+async fn the_health_pages_report_liveness_and_readiness() {
     let proxy = start_proxy(plan()).await;
     let page = async |path: &str| {
-        let answer = proxy.get(path).await;
-        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+        let response = proxy.get(path).await;
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
     };
     assert_eq!(page("/livez").await, (200, json!({"status": "live"})));
     let ready = json!({
@@ -99,7 +107,10 @@ async fn health_has_its_pages() {
         "mirror": "off", "mirrorRowsRefused": 0,
     });
     assert_eq!(page("/readyz").await, (200, ready));
-    let answer = proxy.post("/readyz", &json!({})).await;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));
+    let response = proxy.post("/readyz", &json!({})).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["allow"]),
+        (405, &"GET, HEAD".parse().unwrap())
+    );
     proxy.close().await;
 }

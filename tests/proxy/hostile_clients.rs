@@ -1,162 +1,185 @@
-//! Clients that send malformed HTTP, ambiguous requests, forbidden requests, too much, too little
-//! or too slowly: first a table with an outcome for each, then mutations of it. A strict tap reads
-//! the wire between the program and its provider; see `hostile`.
+//! Clients that send malformed, ambiguous or forbidden requests, or send too much, too little or too slowly.
+//! First each case of a table is run, then mutations of the cases. A tap parses the requests between the proxy
+//! and its provider strictly.
 
 use std::time::Duration;
 
-use crate::hostile::clients::{self, Outcome, Reach, Row, TOKEN, Then, exchange, honest};
-use crate::hostile::tap::{Record, Seen, Tap};
-use crate::hostile::wire::{self, Head};
-use crate::hostile::{Random, Seeds, contains, mutated, shown};
-use crate::support::{ONE, TWO, TestProxy, start_proxy_with};
+use crate::hostile::clients::{
+    self, AfterSending, ClientCase, Forwarded, Outcome, TOKEN, exchange, valid_request,
+};
+use crate::hostile::mutation::{Random, Seeds, mutate_and_split};
+use crate::hostile::tap::{ForwardedRequests, Tap, TapRecord};
+use crate::hostile::wire::{self, RequestHead};
+use crate::hostile::{contains, escape_bytes};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
 use keychoir::policy::key_state::KeyStatus;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 
-const KEYS: [&str; 2] = [ONE, TWO];
+const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 
-/// The timeouts of heads and body pauses: rows wait for them to expire.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The timeouts of request heads and of pauses in a body. Cases with stalled requests wait for them to expire.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A proxy with one client or none, whose connection to the provider is tapped.
-async fn tapped(needs_no_token: bool) -> (TestProxy, Record) {
+/// Starts a proxy with one client or none, and a tap on its connections to the provider.
+async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
     let tap = Tap::new(&KEYS).await;
     let mut record = None;
     let proxy = start_proxy_with(Plan::of(KEYS.map(|key| (key, 1_000_000))), |config| {
         let provider = config.upstream.base_url.to_string();
         let provider = provider.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
         config.upstream.base_url = tap.url().parse().unwrap();
-        record = Some(tap.open(provider));
+        record = Some(tap.start_forwarding(provider));
         config.quota_polling.enabled = false;
-        config.server.request_headers_timeout = PATIENCE;
-        config.server.request_body_timeout = PATIENCE;
-        let (name, token) = ("app".to_owned(), TokenFingerprint::of(TOKEN));
-        let client = ClientConfig { name, token, rules: Rules::default() };
+        config.server.request_headers_timeout = CLIENT_TIMEOUT;
+        config.server.request_body_timeout = CLIENT_TIMEOUT;
+        let (name, token) = ("app".to_owned(), TokenFingerprint::new(TOKEN));
+        let client = ClientConfig::new(name, token, Rules::default());
         config.clients = (!needs_no_token).then_some(client).into_iter().collect();
     })
     .await;
     (proxy, record.unwrap())
 }
 
-/// A regular request on a connection of its own is served, and is all that the provider receives.
-async fn is_served(proxy: &TestProxy) -> Result<(), String> {
-    let request = honest("/v1/voices?honest=1", "connection: close\r\n").into_bytes();
-    let got = exchange(proxy.running.address(), &[request], Then::Read).await?;
-    clients::check(&got, Outcome::Answers(&[200]), Then::Read)
-        .map_err(|fault| format!("an honest request: {fault}"))
+/// Sends a valid request on a new connection and checks that it is served.
+async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> {
+    let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
+    let received = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
+    clients::check(&received, Outcome::Responses(&[200]), AfterSending::ReadToEnd)
+        .map_err(|deviation| format!("a valid request: {deviation}"))
 }
 
-/// The hostile clients leave nothing behind: no request, lease, session or connection but the one
-/// of this check.
-async fn check_nothing_is_left(proxy: &TestProxy) {
+/// Waits until the proxy has no request, lease, session or connection except the one of this check.
+async fn wait_until_idle(proxy: &TestProxy) {
     let gauges = ["requests_in_flight", "requests_waiting", "sockets", "key_in_flight"];
-    let counts = async {
+    let polling = async {
         loop {
-            let request = honest("/metrics", "connection: close\r\n").into_bytes();
-            let got = exchange(proxy.running.address(), &[request], Then::Read).await.unwrap();
-            let page = String::from_utf8(wire::answers(&got).unwrap().remove(0).body).unwrap();
+            let request = valid_request("/metrics", "connection: close\r\n").into_bytes();
+            let received = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await.unwrap();
+            let page = String::from_utf8(wire::parse_responses(&received).unwrap().remove(0).body).unwrap();
             let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
-            let of = |name: &str| {
+            let sum_of = |name: &str| {
                 let name = format!("keychoir_{name}");
                 let lines = page.lines().filter(|line| line.split([' ', '{']).next() == Some(&name));
                 lines.map(value).sum::<f64>()
             };
-            let (left, open) = (gauges.map(of), of("connections"));
-            if left == [0.0; 4] && open <= 1.0 {
+            let (remaining, connections) = (gauges.map(sum_of), sum_of("connections"));
+            if remaining == [0.0; 4] && connections <= 1.0 {
                 return;
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), counts).await.expect("something is left");
+    tokio::time::timeout(Duration::from_secs(30), polling)
+        .await
+        .expect("the proxy releases all resources of the hostile clients");
 }
 
 #[tokio::test]
-async fn each_hostile_client_gets_its_outcome_without_a_leak() {
-    let mut wrong = Vec::new();
+async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
+    let mut deviations = Vec::new();
     for needs_no_token in [false, true] {
-        let (proxy, record) = tapped(needs_no_token).await;
-        for row in clients::table().into_iter().filter(|row| row.needs_no_token == needs_no_token) {
-            let faults = meet(&proxy, &record, &row).await;
-            wrong.extend(faults.iter().map(|fault| format!("{} ({:?}): {fault}", row.name, row.then)));
+        let (proxy, record) = start_tapped_proxy(needs_no_token).await;
+        for case in clients::cases().into_iter().filter(|case| case.needs_no_token == needs_no_token) {
+            let deviations_of_case = run_case(&proxy, &record, &case).await;
+            deviations.extend(
+                deviations_of_case
+                    .iter()
+                    .map(|deviation| format!("{} ({:?}): {deviation}", case.name, case.after_sending)),
+            );
         }
-        check_nothing_is_left(&proxy).await;
-        assert!(proxy.running.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
+        wait_until_idle(&proxy).await;
+        assert!(proxy.app.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
         proxy.close().await;
     }
-    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(deviations.is_empty(), "{} deviations:\n{}", deviations.len(), deviations.join("\n"));
 }
 
-/// Executes the row of one client; returns all deviations.
-async fn meet(proxy: &TestProxy, record: &Record, row: &Row) -> Vec<String> {
-    let (got, mut faults) = match exchange(proxy.running.address(), &row.pieces, row.then).await {
-        Ok(got) => (got, Vec::new()),
-        Err(fault) => (Vec::new(), vec![fault]),
-    };
-    if faults.is_empty() {
-        faults.extend(clients::check(&got, row.outcome, row.then).err());
+/// Runs a case. Returns all deviations from its expected outcome.
+async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> Vec<String> {
+    let (received, mut deviations_of_case) =
+        match exchange(proxy.app.address(), &case.chunks, case.after_sending).await {
+            Ok(received) => (received, Vec::new()),
+            Err(deviation) => (Vec::new(), vec![deviation]),
+        };
+    if deviations_of_case.is_empty() {
+        deviations_of_case.extend(clients::check(&received, case.outcome, case.after_sending).err());
     }
-    faults.extend(KEYS.iter().filter(|key| contains(&got, key)).map(|_| "the client got a key".to_owned()));
-    faults.extend(is_served(proxy).await.err());
-    let Seen { heads, whole } = match record.take() {
-        Ok(seen) => seen,
-        Err(fault) => return [faults, vec![fault]].concat(),
-    };
-    let is_leaked = |head: &&Head| contains(&head.bytes, TOKEN);
-    faults.extend(
-        heads.iter().filter(is_leaked).map(|head| format!("the token arrived: {}", shown(&head.bytes))),
+    deviations_of_case.extend(
+        KEYS.iter().filter(|key| contains(&received, key)).map(|_| "the client received a key".to_owned()),
     );
-    // Requests of the regular client are not counted.
-    let (begun, whole) = (heads.len() - 1, whole - 1);
-    let fits = match (row.reach, row.outcome) {
-        (Reach::Nothing, _) => begun == 0,
-        (Reach::Whole(most), Outcome::Unseen) => begun <= most,
-        (Reach::Whole(count), _) => (begun, whole) == (count, count),
-        (Reach::Cut, _) => begun <= 1 && whole == 0,
+    deviations_of_case.extend(check_valid_request_is_served(proxy).await.err());
+    let ForwardedRequests { heads, complete_count } = match record.take() {
+        Ok(forwarded_requests) => forwarded_requests,
+        Err(deviation) => return [deviations_of_case, vec![deviation]].concat(),
     };
-    if !fits {
-        faults.push(format!(
-            "{begun} requests reached the provider, {whole} of them whole, not {:?}",
-            row.reach
+    let has_token = |head: &&RequestHead| contains(&head.bytes, TOKEN);
+    deviations_of_case.extend(
+        heads
+            .iter()
+            .filter(has_token)
+            .map(|head| format!("the provider received the client token: {}", escape_bytes(&head.bytes))),
+    );
+    // The valid request after the case is not counted.
+    let (started_count, complete_count) = (heads.len() - 1, complete_count - 1);
+    let is_expected = match (case.forwarded, case.outcome) {
+        (Forwarded::Nothing, _) => started_count == 0,
+        (Forwarded::Complete(max_count), Outcome::NotRead) => started_count <= max_count,
+        (Forwarded::Complete(count), _) => (started_count, complete_count) == (count, count),
+        (Forwarded::Partial, _) => started_count <= 1 && complete_count == 0,
+    };
+    if !is_expected {
+        deviations_of_case.push(format!(
+            "{started_count} requests reached the provider, {complete_count} of them complete; expected {:?}",
+            case.forwarded
         ));
     }
-    faults
+    deviations_of_case
 }
 
 #[tokio::test]
-async fn mutations_of_hostile_clients_break_nothing() {
-    let rows: Vec<Vec<u8>> = clients::table().into_iter().map(|row| row.pieces.concat()).collect();
-    let (proxy, record) = tapped(false).await;
-    let seeds = Seeds::of_run();
-    for seed in seeds.each() {
+async fn mutated_requests_do_not_affect_valid_requests() {
+    let cases: Vec<Vec<u8>> = clients::cases().into_iter().map(|case| case.chunks.concat()).collect();
+    let (proxy, record) = start_tapped_proxy(false).await;
+    let seeds = Seeds::from_environment();
+    for seed in seeds.iter() {
         let mut random = Random::new(seed);
-        let row = random.one_of(&rows).clone();
-        let pieces = mutated(&mut random, &row, &rows);
-        let then =
-            *random.one_of(&[Then::HalfClose, Then::HalfClose, Then::HalfClose, Then::Leave, Then::Reset]);
-        let mut faults = Vec::new();
-        let got = exchange(proxy.running.address(), &pieces, then).await.unwrap_or_else(|fault| {
-            faults.push(fault);
-            Vec::new()
-        });
-        if !clients::is_plausible(&got) {
-            faults.push(format!("no answer: {}", shown(&got)));
+        let case = random.choose(&cases).clone();
+        let chunks = mutate_and_split(&mut random, &case, &cases);
+        let after_sending = *random.choose(&[
+            AfterSending::HalfClose,
+            AfterSending::HalfClose,
+            AfterSending::HalfClose,
+            AfterSending::Disconnect,
+            AfterSending::Reset,
+        ]);
+        let mut deviations_of_case = Vec::new();
+        let received =
+            exchange(proxy.app.address(), &chunks, after_sending).await.unwrap_or_else(|deviation| {
+                deviations_of_case.push(deviation);
+                Vec::new()
+            });
+        if !clients::is_allowed_response(&received) {
+            deviations_of_case.push(format!("the response is not allowed: {}", escape_bytes(&received)));
         }
-        faults
-            .extend(KEYS.iter().filter(|key| contains(&got, key)).map(|_| "the client got a key".to_owned()));
-        faults.extend(is_served(&proxy).await.err());
-        faults.extend(record.take().err());
-        let sent = || pieces.iter().map(|piece| shown(piece)).collect::<Vec<_>>().join("\n");
+        deviations_of_case.extend(
+            KEYS.iter()
+                .filter(|key| contains(&received, key))
+                .map(|_| "the client received a key".to_owned()),
+        );
+        deviations_of_case.extend(check_valid_request_is_served(&proxy).await.err());
+        deviations_of_case.extend(record.take().err());
+        let sent_chunks = || chunks.iter().map(|chunk| escape_bytes(chunk)).collect::<Vec<_>>().join("\n");
         assert!(
-            faults.is_empty(),
-            "{}\n{then:?} after\n{}\n{}",
-            faults.join("\n"),
-            sent(),
-            seeds.again(seed)
+            deviations_of_case.is_empty(),
+            "{}\n{after_sending:?} after\n{}\n{}",
+            deviations_of_case.join("\n"),
+            sent_chunks(),
+            seeds.reproduction_hint(seed)
         );
     }
-    check_nothing_is_left(&proxy).await;
+    wait_until_idle(&proxy).await;
     record.take().unwrap();
     proxy.close().await;
 }

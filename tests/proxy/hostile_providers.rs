@@ -1,148 +1,173 @@
-//! Providers that send malformed HTTP, too much or too little, at the wrong moment, in invalid
-//! encodings, with keys in every place and with impossible numbers: first a table with an outcome
-//! for each, then mutations of it. After each, regular requests are served, by both keys.
+//! Providers that send malformed HTTP, too much or too little, at the wrong moment, in invalid codings, with
+//! keys in any part of a response, or with impossible numbers. First each case of a table is run, then
+//! mutations of the cases. After each response, valid requests are served.
 
 use std::time::Duration;
 
-use crate::hostile::clients::{Then, exchange};
+use crate::hostile::clients::{AfterSending, exchange};
+use crate::hostile::escape_bytes;
+use crate::hostile::mutation::{Random, Seeds, mutate_and_split};
 use crate::hostile::providers::{
-    self, Ask, End, GOOD_SPEECH, GOOD_VOICES, HONEST, Outcome, Provider, Row, Says, request,
+    self, ConnectionEnd, Outcome, Provider, ProviderCase, RequestKind, SPEECH_BODY, ScriptedResponse,
+    VALID_REQUEST_MARK, VOICES_BODY, request,
 };
-use crate::hostile::{Random, Seeds, mutated, shown};
-use crate::support::{ONE, TWO, TestProxy, attempts, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, read_usage_records, start_proxy_with};
 use keychoir::config::Config;
 use keychoir::policy::key_state::KeyStatus;
 use keychoir::simulator::Plan;
 
-const KEYS: [&str; 2] = [ONE, TWO];
+const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 
-/// The timeout of a response head.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The timeout of response heads.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// More credits than any request costs.
-const ABSURD: u64 = 1_000_000_001;
+/// A number of credits that no request costs.
+const IMPLAUSIBLE_CREDITS: u64 = 1_000_000_001;
 
-async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> TestProxy {
+async fn start_proxy(provider: &Provider, change: impl FnOnce(&mut Config)) -> TestProxy {
     start_proxy_with(Plan::of(KEYS.map(|key| (key, 100_000))), |config| {
         config.upstream.base_url = provider.url.parse().unwrap();
-        config.upstream.response_timeout = PATIENCE;
+        config.upstream.response_timeout = RESPONSE_TIMEOUT;
         change(config);
     })
     .await
 }
 
-/// Regular requests are served with their own responses.
-async fn is_served(proxy: &TestProxy) -> Result<(), String> {
-    for (ask, body) in [(Ask::Voices, GOOD_VOICES), (Ask::Speech, GOOD_SPEECH)] {
-        let got = exchange(proxy.running.address(), &[request(ask, HONEST)], Then::Read).await?;
-        providers::check(&got, Outcome::Body(200, body))
-            .map_err(|fault| format!("an honest {ask:?}: {fault}"))?;
+/// Checks that valid requests are served with the responses that belong to them.
+async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String> {
+    for (request_kind, body) in [(RequestKind::Voices, VOICES_BODY), (RequestKind::Speech, SPEECH_BODY)] {
+        let received = exchange(
+            proxy.app.address(),
+            &[request(request_kind, VALID_REQUEST_MARK)],
+            AfterSending::ReadToEnd,
+        )
+        .await?;
+        providers::check(&received, Outcome::Body(200, body))
+            .map_err(|deviation| format!("a valid {request_kind:?} request: {deviation}"))?;
     }
     Ok(())
 }
 
-/// Sends a request to a hostile provider; returns the client's bytes, and all deviations.
-async fn meet(proxy: &TestProxy, provider: &Provider, ask: Ask, says: Says) -> (Vec<u8>, Vec<String>) {
-    let late = says.late.clone();
-    provider.says(says);
-    // The client closes an open WebSocket.
-    let then = if ask == Ask::Socket { Then::HalfClose } else { Then::Read };
-    let (got, mut faults) = match exchange(proxy.running.address(), &[request(ask, "")], then).await {
-        Ok(got) => (got, Vec::new()),
-        Err(fault) => (Vec::new(), vec![fault]),
-    };
-    provider.says(Says::default());
-    // The provider has finished before the next request.
-    crate::support::wait_until(|| provider.is_silent()).await;
-    if !late.is_empty() {
-        provider.shout(&late).await;
+/// Sends a request, to which the provider sends the scripted response. Returns the bytes that the client
+/// received, and all deviations.
+async fn run_case(
+    proxy: &TestProxy,
+    provider: &Provider,
+    request_kind: RequestKind,
+    script: ScriptedResponse,
+) -> (Vec<u8>, Vec<String>) {
+    let after_response = script.after_response.clone();
+    provider.set_script(script);
+    // The client closes a WebSocket that is open.
+    let after_sending =
+        if request_kind == RequestKind::Socket { AfterSending::HalfClose } else { AfterSending::ReadToEnd };
+    let (received, mut case_deviations) =
+        match exchange(proxy.app.address(), &[request(request_kind, "")], after_sending).await {
+            Ok(received) => (received, Vec::new()),
+            Err(deviation) => (Vec::new(), vec![deviation]),
+        };
+    provider.set_script(ScriptedResponse::default());
+    // The provider must not send the rest of its response to the next request.
+    crate::support::wait_until(|| provider.is_idle()).await;
+    if !after_response.is_empty() {
+        provider.send_to_all(&after_response).await;
     }
-    faults.extend(providers::leaks(&got, &KEYS));
-    faults.extend(provider.faults().into_iter().map(|fault| format!("the provider got {fault}")));
-    (got, faults)
+    case_deviations.extend(providers::find_leaks(&received, &KEYS));
+    case_deviations.extend(
+        provider
+            .malformed_requests()
+            .into_iter()
+            .map(|deviation| format!("the provider received a malformed request: {deviation}")),
+    );
+    (received, case_deviations)
 }
 
-/// No number in the usage records is negative or implausible.
-async fn check_books(proxy: TestProxy) -> Vec<String> {
-    let folder = proxy.abandon().await;
-    let records = attempts(&folder.path().join("keychoir.db"));
-    let is_sane = |credits: i64| u64::try_from(credits).is_ok_and(|credits| credits < ABSURD);
-    let wrong = records.iter().filter(|record| !is_sane(record.credits));
-    wrong.map(|record| format!("in the books: {record:?}")).collect()
+/// Returns the usage records whose credits are negative or implausible.
+async fn check_usage_records(proxy: TestProxy) -> Vec<String> {
+    let folder = proxy.close_unchecked().await;
+    let records = read_usage_records(&folder.path().join("keychoir.db"));
+    let is_plausible =
+        |credits: i64| u64::try_from(credits).is_ok_and(|credits| credits < IMPLAUSIBLE_CREDITS);
+    let deviations = records.iter().filter(|record| !is_plausible(record.credits));
+    deviations.map(|record| format!("the usage record is implausible: {record:?}")).collect()
 }
 
-fn unusable(proxy: &TestProxy) -> usize {
-    proxy.running.keys().iter().filter(|key| key.state.status() != KeyStatus::Active).count()
+fn count_unusable_keys(proxy: &TestProxy) -> usize {
+    proxy.app.keys().iter().filter(|key| key.state.status() != KeyStatus::Active).count()
 }
 
 #[tokio::test]
 async fn each_hostile_response_has_its_outcome() {
-    let mut wrong = Vec::new();
-    // A refusal changes the state of keys, so each of these rows gets a new program.
-    let (teaching, others): (Vec<Row>, Vec<Row>) =
-        providers::table(ONE).into_iter().partition(|row| row.teaches);
-    wrong.extend(faults_of_rows(others).await);
-    for row in teaching {
-        wrong.extend(faults_of_rows(vec![row]).await);
+    let mut deviations = Vec::new();
+    // A refusal changes the state of keys, so each of these cases is run with a new proxy.
+    let (state_changing, independent): (Vec<ProviderCase>, Vec<ProviderCase>) =
+        providers::cases(FIRST_KEY).into_iter().partition(|case| case.changes_key_state);
+    deviations.extend(run_cases(independent).await);
+    for case in state_changing {
+        deviations.extend(run_cases(vec![case]).await);
     }
-    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(deviations.is_empty(), "{} deviations:\n{}", deviations.len(), deviations.join("\n"));
 }
 
-async fn faults_of_rows(rows: Vec<Row>) -> Vec<String> {
+async fn run_cases(cases: Vec<ProviderCase>) -> Vec<String> {
     let provider = Provider::start().await;
-    let proxy = before(&provider, |_| {}).await;
-    let mut wrong = Vec::new();
-    for Row { name, ask, says, outcome, rests, .. } in rows {
-        let (got, mut faults) = meet(&proxy, &provider, ask, says).await;
-        if faults.is_empty() {
-            faults.extend(providers::check(&got, outcome).err());
+    let proxy = start_proxy(&provider, |_| {}).await;
+    let mut deviations = Vec::new();
+    for ProviderCase { name, request_kind, script, outcome, max_unusable_keys, .. } in cases {
+        let (received, mut case_deviations) = run_case(&proxy, &provider, request_kind, script).await;
+        if case_deviations.is_empty() {
+            case_deviations.extend(providers::check(&received, outcome).err());
         }
-        let found = unusable(&proxy);
-        if found > rests {
-            faults.push(format!("{found} keys are unusable, not {rests}"));
+        let unusable_count = count_unusable_keys(&proxy);
+        if unusable_count > max_unusable_keys {
+            case_deviations.push(format!("{unusable_count} keys are unusable, not {max_unusable_keys}"));
         }
-        if found < KEYS.len() {
-            faults.extend(is_served(&proxy).await.err());
+        if unusable_count < KEYS.len() {
+            case_deviations.extend(check_valid_requests_are_served(&proxy).await.err());
         }
-        let used: Vec<u64> = proxy.running.keys().iter().map(|key| key.quota.count).collect();
-        if used.iter().any(|count| *count >= ABSURD) {
-            faults.push(format!("{used:?} credits are used"));
+        let used: Vec<u64> = proxy.app.keys().iter().map(|key| key.quota.count).collect();
+        if used.iter().any(|count| *count >= IMPLAUSIBLE_CREDITS) {
+            case_deviations.push(format!("the recorded usage is implausible: {used:?} credits"));
         }
-        wrong.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+        deviations.extend(case_deviations.iter().map(|deviation| format!("{name}: {deviation}")));
     }
-    wrong.extend(check_books(proxy).await);
-    wrong
+    deviations.extend(check_usage_records(proxy).await);
+    deviations
 }
 
 #[tokio::test]
-async fn impossible_figures_of_an_account_take_no_key() {
-    let mut wrong = Vec::new();
-    for (name, bytes) in providers::accounts() {
+async fn impossible_numbers_of_a_subscription_do_not_make_a_key_unusable() {
+    let mut deviations = Vec::new();
+    for (name, bytes) in providers::account_responses() {
         let provider = Provider::start().await;
-        provider.says_of_accounts(Says { pieces: vec![bytes], end: End::Close, ..Says::default() });
-        let proxy = before(&provider, |_| {}).await;
-        let mut faults: Vec<String> = is_served(&proxy).await.err().into_iter().collect();
+        provider.set_subscription_script(ScriptedResponse {
+            chunks: vec![bytes],
+            end: ConnectionEnd::Close,
+            ..ScriptedResponse::default()
+        });
+        let proxy = start_proxy(&provider, |_| {}).await;
+        let mut case_deviations: Vec<String> =
+            check_valid_requests_are_served(&proxy).await.err().into_iter().collect();
         let status = proxy.get("/api/elevenlabs-status").await;
         if status.status() != 200 || status.json::<serde_json::Value>().await.is_err() {
-            faults.push("no status".to_owned());
+            case_deviations.push("the status document is not valid".to_owned());
         }
-        if unusable(&proxy) > 0 {
-            faults.push(format!("{} keys are unusable", unusable(&proxy)));
+        if count_unusable_keys(&proxy) > 0 {
+            case_deviations.push(format!("{} keys are unusable", count_unusable_keys(&proxy)));
         }
-        faults.extend(check_books(proxy).await);
-        wrong.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+        case_deviations.extend(check_usage_records(proxy).await);
+        deviations.extend(case_deviations.iter().map(|deviation| format!("{name}: {deviation}")));
     }
-    assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(deviations.is_empty(), "{} deviations:\n{}", deviations.len(), deviations.join("\n"));
 }
 
 #[tokio::test]
-async fn mutations_of_hostile_providers_break_nothing() {
-    let rows = providers::table(ONE);
-    let texts: Vec<Vec<u8>> = rows.iter().map(|row| row.says.pieces.concat()).collect();
+async fn mutated_responses_do_not_affect_valid_requests() {
+    let cases = providers::cases(FIRST_KEY);
+    let texts: Vec<Vec<u8>> = cases.iter().map(|case| case.script.chunks.concat()).collect();
     let provider = Provider::start().await;
-    let proxy = before(&provider, |config| {
+    let proxy = start_proxy(&provider, |config| {
         // A mutation may be a refusal. Its cooldown ends before the next request.
-        let moment = Duration::from_millis(1);
         for cooldown in [
             &mut config.pool.rate_limited_cooldown,
             &mut config.pool.concurrency_cooldown,
@@ -157,38 +182,42 @@ async fn mutations_of_hostile_providers_break_nothing() {
             &mut config.pool.probe_after,
             &mut config.pool.billing_cooldown,
         ] {
-            *cooldown = moment;
+            *cooldown = Duration::from_millis(1);
         }
     })
     .await;
-    let seeds = Seeds::of_run();
-    for seed in seeds.each() {
+    let seeds = Seeds::from_environment();
+    for seed in seeds.iter() {
         let mut random = Random::new(seed);
-        let (row, text) = {
-            let at = random.below(rows.len());
-            (&rows[at], &texts[at])
+        let index = random.index_below(cases.len());
+        let (case, text) = (&cases[index], &texts[index]);
+        let chunks = mutate_and_split(&mut random, text, &texts);
+        // The provider always closes the connection, because a mutation may be the head of an endless response.
+        let end = random.choose(&[ConnectionEnd::Close, ConnectionEnd::Close, ConnectionEnd::Reset]).clone();
+        let script = ScriptedResponse {
+            chunks: chunks.clone(),
+            end,
+            is_early: case.script.is_early,
+            after_response: Vec::new(),
         };
-        let pieces = mutated(&mut random, text, &texts);
-        // It always ends: a mutation may be the head of an endless response.
-        let end = random.one_of(&[End::Close, End::Close, End::Reset]).clone();
-        let says = Says { pieces: pieces.clone(), end, is_early: row.says.is_early, late: Vec::new() };
-        let (got, mut faults) = meet(&proxy, &provider, row.ask, says.clone()).await;
-        if !got.is_empty() && !got.starts_with(b"HTTP/1.1 ") {
-            faults.push(format!("no answer: {}", shown(&got)));
+        let (received, mut case_deviations) =
+            run_case(&proxy, &provider, case.request_kind, script.clone()).await;
+        if !received.is_empty() && !received.starts_with(b"HTTP/1.1 ") {
+            case_deviations.push(format!("the response is not HTTP: {}", escape_bytes(&received)));
         }
-        faults.extend(is_served(&proxy).await.err());
-        let said = || pieces.iter().map(|piece| shown(piece)).collect::<Vec<_>>().join("\n");
+        case_deviations.extend(check_valid_requests_are_served(&proxy).await.err());
+        let sent_chunks = || chunks.iter().map(|chunk| escape_bytes(chunk)).collect::<Vec<_>>().join("\n");
         assert!(
-            faults.is_empty(),
+            case_deviations.is_empty(),
             "{}\nafter \"{}\" {:?}\n{}\n{}",
-            faults.join("\n"),
-            row.name,
-            says.end,
-            said(),
-            seeds.again(seed)
+            case_deviations.join("\n"),
+            case.name,
+            script.end,
+            sent_chunks(),
+            seeds.reproduction_hint(seed)
         );
     }
-    crate::support::wait_until(|| proxy.running.waiting() == 0).await;
-    let faults = check_books(proxy).await;
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    crate::support::wait_until(|| proxy.app.waiting() == 0).await;
+    let case_deviations = check_usage_records(proxy).await;
+    assert!(case_deviations.is_empty(), "{}", case_deviations.join("\n"));
 }

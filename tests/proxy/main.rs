@@ -7,7 +7,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a test ends at its first surprise"
+    reason = "a test fails by panicking"
 )]
 
 #[path = "../support/mod.rs"]
@@ -21,7 +21,7 @@ mod buffers;
 mod clients;
 mod connections;
 mod contract;
-mod edges;
+mod forwarding;
 mod hostile_clients;
 mod hostile_providers;
 mod hostile_websockets;

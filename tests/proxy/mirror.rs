@@ -1,34 +1,35 @@
-//! The mirror with a real PostgreSQL and a real PostgREST: after all faults on the way, Supabase
-//! contains the same as the usage database, and no speech request is affected.
+//! The mirror with a real PostgreSQL and a real PostgREST: after every kind of fault, Supabase contains the
+//! same rows as the usage database, and speech requests are not affected.
 
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::supabase::{Fault, SECRET_KEY, Supabase, foreign_token, token_of};
+use crate::support::supabase::{Fault, SECRET_KEY, Supabase, foreign_token, role_token};
 use crate::support::websocket::{AGENT, open_session};
-use crate::support::{CLIENT_TOKEN, ONE, THREE, TWO, TestProxy, start_proxy_in, wait_until};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, start_proxy_in, wait_until};
 use keychoir::config::Config;
-use keychoir::secret::{Fingerprint, ServiceKey, ServiceKeyForm};
+use keychoir::secret::{Fingerprint, SupabaseKey, SupabaseKeyForm};
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
-const MOMENT: Duration = Duration::from_millis(10);
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
+const SHORT_INTERVAL: Duration = Duration::from_millis(10);
 
 fn plan() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Mirrors everything, with short intervals.
-fn to(supabase: &Supabase) -> impl FnOnce(&mut Config) {
+/// Configures the mirror with events and short intervals.
+fn configure_mirror(supabase: &Supabase) -> impl FnOnce(&mut Config) {
     let url = supabase.url();
     move |config| {
         let mirror = &mut config.supabase;
         mirror.url = url.parse().unwrap();
-        mirror.key = Some(ServiceKey::new(SECRET_KEY, ServiceKeyForm::Secret).unwrap());
+        mirror.key = Some(SupabaseKey::new(SECRET_KEY, SupabaseKeyForm::SecretKey).unwrap());
         mirror.events = true;
-        (mirror.interval, mirror.max_retry_delay, mirror.setup_error_delay) = (MOMENT, MOMENT, MOMENT);
+        (mirror.interval, mirror.max_retry_delay, mirror.setup_error_delay) =
+            (SHORT_INTERVAL, SHORT_INTERVAL, SHORT_INTERVAL);
     }
 }
 
@@ -38,72 +39,83 @@ async fn start_proxy(plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy 
 
 /// The state of the mirror in `/readyz`.
 async fn mirror_state(proxy: &TestProxy) -> (String, u64) {
-    let answer = proxy.get("/readyz").await;
-    assert_eq!(answer.status(), 200, "traffic goes on");
-    let page: Value = answer.json().await.unwrap();
+    let response = proxy.get("/readyz").await;
+    assert_eq!(response.status(), 200, "the proxy must stay ready");
+    let page: Value = response.json().await.unwrap();
     (page["mirror"].as_str().unwrap().to_owned(), page["mirrorRowsRefused"].as_u64().unwrap())
 }
 
 /// Waits for this state of the mirror in `/readyz`.
-async fn until_mirror(proxy: &TestProxy, state: &str, refused: u64) {
-    let asking = async {
+async fn wait_for_mirror(proxy: &TestProxy, state: &str, refused: u64) {
+    let polling = async {
         while mirror_state(proxy).await != (state.to_owned(), refused) {
             tokio::task::yield_now().await;
         }
     };
-    let patience = tokio::time::timeout(Duration::from_secs(30), asking).await;
-    assert!(patience.is_ok(), "not {state} with {refused} refused: {:?}", mirror_state(proxy).await);
+    let result = tokio::time::timeout(Duration::from_secs(30), polling).await;
+    assert!(
+        result.is_ok(),
+        "expected {state} with {refused} refused rows, found {:?}",
+        mirror_state(proxy).await
+    );
 }
 
-fn events(supabase: &Supabase) -> usize {
+/// The number of usage events in Supabase.
+fn event_count(supabase: &Supabase) -> usize {
     supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
 }
 
-/// Sends a number of speech requests; all must be served.
-async fn speak(proxy: &TestProxy, times: usize) {
+/// Sends speech requests, which must all be served.
+async fn request_speech_times(proxy: &TestProxy, times: usize) {
     for _ in 0..times {
-        assert_eq!(proxy.speak(10).await.status(), 200);
+        assert_eq!(proxy.request_speech(10).await.status(), 200);
     }
 }
 
 /// The rows of a query on the local database, columns separated by `|`.
-fn local(folder: &Path, sql: &str) -> Vec<String> {
-    let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
-    let mut statement = books.prepare(sql).unwrap();
+fn query_database(folder: &Path, sql: &str) -> Vec<String> {
+    let database = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+    let mut statement = database.prepare(sql).unwrap();
     let columns = statement.column_count();
-    let text = |row: &rusqlite::Row<'_>, index| match row.get::<_, rusqlite::types::Value>(index).unwrap() {
-        rusqlite::types::Value::Null => String::new(),
-        rusqlite::types::Value::Integer(number) => number.to_string(),
-        rusqlite::types::Value::Text(text) => text,
-        other @ (rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_)) => panic!("{other:?}"),
-    };
-    let rows = statement
-        .query_map([], |row| Ok((0..columns).map(|index| text(row, index)).collect::<Vec<_>>().join("|")));
+    let format_value =
+        |row: &rusqlite::Row<'_>, index| match row.get::<_, rusqlite::types::Value>(index).unwrap() {
+            rusqlite::types::Value::Null => String::new(),
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            value @ (rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_)) => {
+                panic!("unexpected value {value:?}")
+            }
+        };
+    let rows = statement.query_map([], |row| {
+        Ok((0..columns).map(|index| format_value(row, index)).collect::<Vec<_>>().join("|"))
+    });
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// Stops the proxy, and compares Supabase with the local database row by row. Returns the folder.
+/// Stops the proxy and asserts that Supabase has the rows of its database. Returns the folder.
 async fn close_and_compare(proxy: TestProxy, supabase: &Supabase) -> TempDir {
     let (_, folder) = proxy.close().await;
     compare(folder.path(), supabase);
     folder
 }
 
+/// Asserts that Supabase has the same events and keys as the database, row by row.
 #[track_caller]
 fn compare(folder: &Path, supabase: &Supabase) {
     const EVENT: &str = "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
         request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms";
-    let attempts = local(folder, &format!("SELECT {EVENT}, number, started_at_ms FROM attempts ORDER BY id"));
-    let theirs = EVENT.replace("key_hash", "api_key_hash");
+    let attempts =
+        query_database(folder, &format!("SELECT {EVENT}, number, started_at_ms FROM attempts ORDER BY id"));
+    let supabase_columns = EVENT.replace("key_hash", "api_key_hash");
     assert_eq!(
         supabase.sql(&format!(
-            "SELECT {theirs}, attempt, round(extract(epoch FROM started_at) * 1000)
+            "SELECT {supabase_columns}, attempt, round(extract(epoch FROM started_at) * 1000)
              FROM elevenlabs_usage_events ORDER BY id::text COLLATE \"C\""
         )),
         attempts
     );
-    assert!(!attempts.is_empty(), "there was something to mirror");
-    let keys = local(
+    assert!(!attempts.is_empty(), "the database must contain attempts");
+    let keys = query_database(
         folder,
         "SELECT key_hash, short_key, status, character_count, coalesce(character_limit, 0),
             max(coalesce(character_limit, 0) - character_count, 0) FROM keys ORDER BY key_hash",
@@ -118,19 +130,19 @@ fn compare(folder: &Path, supabase: &Supabase) {
     let sums = "SELECT count(*), sum(credits), sum(response_bytes) FROM ";
     assert_eq!(
         supabase.sql(&format!("{sums} elevenlabs_usage_events")),
-        local(folder, &format!("{sums} attempts"))
+        query_database(folder, &format!("{sums} attempts"))
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_queries_of_the_product_answer() {
+async fn the_documented_queries_return_the_usage() {
     let supabase = Supabase::new().await;
     supabase.migrate();
-    let plan = Plan::of([(ONE, 100), (TWO, 1_000), (THREE, 100_000)]);
-    let proxy = start_proxy(plan, to(&supabase)).await;
-    // The first key is exhausted, the second comes near its limit, the third is unused.
+    let plan = Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 1_000), (THIRD_KEY, 100_000)]);
+    let proxy = start_proxy(plan, configure_mirror(&supabase)).await;
+    // The first key is exhausted, the second one is near its limit, and the third one is unused.
     for characters in [100, 850] {
-        assert_eq!(proxy.speak(characters).await.status(), 200);
+        assert_eq!(proxy.request_speech(characters).await.status(), 200);
     }
     let short = KEYS.map(|key| format!("{}...{}", &key[..11], &key[key.len() - 5..]));
     let folder = close_and_compare(proxy, &supabase).await;
@@ -140,8 +152,11 @@ async fn the_queries_of_the_product_answer() {
         [format!("{}|0.00", short[2]), format!("{}|85.00", short[1]), format!("{}|100.00", short[0])]
     );
     assert_eq!(supabase.sql("SELECT * FROM elevenlabs_key_health ORDER BY usage_percent ASC").len(), 3);
-    let over = supabase.sql("SELECT short_key, remaining_characters, next_reset_date FROM elevenlabs_key_usage WHERE is_over_limit = true");
-    assert!(over.len() == 1 && over[0].starts_with(&format!("{}|0|20", short[0])), "{over:?}");
+    let over_limit = supabase.sql("SELECT short_key, remaining_characters, next_reset_date FROM elevenlabs_key_usage WHERE is_over_limit = true");
+    assert!(
+        over_limit.len() == 1 && over_limit[0].starts_with(&format!("{}|0|20", short[0])),
+        "{over_limit:?}"
+    );
     assert_eq!(
         supabase.sql("SELECT short_key, usage_percentage, remaining_characters FROM elevenlabs_key_usage WHERE is_near_limit = true AND NOT is_over_limit ORDER BY usage_percentage DESC"),
         [format!("{}|0.8500|150", short[1])]
@@ -150,13 +165,14 @@ async fn the_queries_of_the_product_answer() {
         supabase.sql("SELECT SUM(remaining_characters) AS total_remaining FROM elevenlabs_key_usage WHERE status = 'active' AND NOT is_over_limit"),
         ["100150"]
     );
-    let resets = local(folder.path(), "SELECT max(resets_at_ms) FROM keys");
-    let theirs = "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
-    assert_eq!(supabase.sql(theirs), resets, "moments are in UTC");
+    let local_reset = query_database(folder.path(), "SELECT max(resets_at_ms) FROM keys");
+    let supabase_reset =
+        "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
+    assert_eq!(supabase.sql(supabase_reset), local_reset, "the reset date must be in UTC");
 
-    // At most one row per key in a request, and no request contains a key.
-    for seen in supabase.gateway.seen() {
-        let rows: Vec<Value> = serde_json::from_str(&seen.body).unwrap();
+    // A request has at most one row per key, and does not contain a key.
+    for request in supabase.gateway.received_requests() {
+        let rows: Vec<Value> = serde_json::from_str(&request.body).unwrap();
         let mut hashes: Vec<&str> = rows
             .iter()
             .filter_map(|row| row.get("usage_percentage").and(row["api_key_hash"].as_str()))
@@ -166,27 +182,28 @@ async fn the_queries_of_the_product_answer() {
         hashes.dedup();
         assert_eq!(hashes.len(), count);
         assert!(
-            !KEYS.iter().any(|key| seen.body.contains(&key[12..30])) && !seen.body.contains(CLIENT_TOKEN)
+            !KEYS.iter().any(|key| request.body.contains(&key[12..30]))
+                && !request.body.contains(CLIENT_TOKEN)
         );
-        assert_eq!((seen.api_key.as_deref(), seen.authorization), (Some(SECRET_KEY), None));
+        assert_eq!((request.api_key.as_deref(), request.authorization), (Some(SECRET_KEY), None));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
+async fn only_the_service_role_can_read_the_tables() {
     let supabase = Supabase::new().await;
-    let old_key = token_of("service_role");
+    let service_token = role_token("service_role");
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
-        config.supabase.key = Some(ServiceKey::new(&old_key, ServiceKeyForm::Token).unwrap());
-    });
-    let proxy = proxy.await;
-    speak(&proxy, 1).await;
+        configure_mirror(&supabase)(config);
+        config.supabase.key = Some(SupabaseKey::new(&service_token, SupabaseKeyForm::LegacyJwt).unwrap());
+    })
+    .await;
+    request_speech_times(&proxy, 1).await;
     close_and_compare(proxy, &supabase).await;
-    let first = supabase.gateway.seen().remove(0);
+    let first_request = supabase.gateway.received_requests().remove(0);
     assert_eq!(
-        (first.api_key, first.authorization),
-        (Some(old_key.clone()), Some(format!("Bearer {old_key}")))
+        (first_request.api_key, first_request.authorization),
+        (Some(service_token.clone()), Some(format!("Bearer {service_token}")))
     );
 
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
@@ -194,15 +211,15 @@ async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
     for (role, refusal) in [("anon", Some(401)), ("authenticated", Some(403)), ("service_role", None)] {
         for table in tables {
             let url = format!("{}/rest/v1/{table}", supabase.url());
-            let asked = |request: reqwest::RequestBuilder| {
-                request.header("apikey", token_of(role)).bearer_auth(token_of(role)).send()
+            let send_as_role = |request: reqwest::RequestBuilder| {
+                request.header("apikey", role_token(role)).bearer_auth(role_token(role)).send()
             };
-            let read = asked(client.get(&url)).await.unwrap();
+            let read = send_as_role(client.get(&url)).await.unwrap();
             let is_view = table == "elevenlabs_key_health";
             match refusal {
                 Some(status) => {
                     assert_eq!(read.status(), status, "{role} {table}");
-                    let write = asked(
+                    let write = send_as_role(
                         client.patch(format!("{url}?api_key_hash=neq.x")).json(&json!({"api_key_hash": "x"})),
                     );
                     assert!(is_view || write.await.unwrap().status() == status, "{role} {table}");
@@ -214,7 +231,7 @@ async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
             }
         }
     }
-    // Even with a mistaken grant, row level security hides the rows.
+    // Row level security hides the rows even if a role is granted access by mistake.
     supabase
         .sql("GRANT SELECT ON elevenlabs_key_usage, elevenlabs_usage_events, elevenlabs_key_health TO anon");
     for table in tables {
@@ -236,57 +253,64 @@ async fn an_older_observation_never_overwrites_a_newer_one() {
         let rows: Vec<Value> = hashes.iter().map(row).collect();
         let request =
             client.post(url).header("prefer", "resolution=merge-duplicates,return=minimal").json(&rows);
-        let answer = request.header("apikey", SECRET_KEY).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        let response = request.header("apikey", SECRET_KEY).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
     };
     let counts = || supabase.sql("SELECT api_key_hash, character_count FROM elevenlabs_key_usage ORDER BY 1");
     report("2026-01-02T00:00:00.001Z", &["a", "b"], 1).await;
     report("2026-01-02T00:00:00.000Z", &["a", "b", "c"], 2).await;
-    assert_eq!(counts(), ["a|1", "b|1", "c|2"], "older for two, new for one");
+    assert_eq!(counts(), ["a|1", "b|1", "c|2"], "an older report must only add the new key");
     report("2026-01-02T00:00:00.001Z", &["a"], 3).await;
     report("2026-01-02T00:00:00.002Z", &["c"], 4).await;
-    assert_eq!(counts(), ["a|3", "b|1", "c|4"], "as old is a correction");
+    assert_eq!(counts(), ["a|3", "b|1", "c|4"], "a report of the same time must replace the row");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_of_an_outage_arrive_after_it() {
+async fn records_of_an_outage_are_delivered_after_it() {
     let supabase = Supabase::new().await;
-    supabase.gateway.meet(Fault::Closed);
+    supabase.gateway.set_fault(Fault::Closed);
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
+        configure_mirror(&supabase)(config);
         config.supabase.max_batch_rows = 7;
-    });
-    let proxy = proxy.await;
-    speak(&proxy, 10).await;
-    until_mirror(&proxy, "failing", 0).await;
-    speak(&proxy, 10).await;
-    assert_eq!(events(&supabase), 0);
-    // Supabase fails and recovers, in every way.
-    let flapping = [Fault::None, Fault::Closed, Fault::Status(503), Fault::AnswerLost, Fault::Status(429)];
-    supabase.gateway.meet_first(&flapping.repeat(3));
-    wait_until(|| supabase.gateway.has_met_all()).await;
-    supabase.gateway.meet(Fault::None);
-    speak(&proxy, 1).await;
-    wait_until(|| events(&supabase) >= 21).await;
-    until_mirror(&proxy, "ok", 0).await;
+    })
+    .await;
+    request_speech_times(&proxy, 10).await;
+    wait_for_mirror(&proxy, "failing", 0).await;
+    request_speech_times(&proxy, 10).await;
+    assert_eq!(event_count(&supabase), 0);
+    // Supabase fails in every way and recovers in between.
+    let faults = [Fault::None, Fault::Closed, Fault::Status(503), Fault::ResponseLost, Fault::Status(429)];
+    supabase.gateway.queue_faults(&faults.repeat(3));
+    wait_until(|| supabase.gateway.has_injected_all()).await;
+    supabase.gateway.set_fault(Fault::None);
+    request_speech_times(&proxy, 1).await;
+    wait_until(|| event_count(&supabase) >= 21).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
     close_and_compare(proxy, &supabase).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_response_doubles_no_row() {
+async fn a_lost_response_does_not_duplicate_rows() {
     let supabase = Supabase::new().await;
-    let proxy = start_proxy(plan(), to(&supabase)).await;
-    speak(&proxy, 3).await;
-    supabase.gateway.meet_at("usage_events", Fault::AnswerLost);
-    speak(&proxy, 3).await;
-    wait_until(|| events(&supabase) == 6).await;
-    let sent = || supabase.gateway.seen().iter().filter(|seen| seen.path.contains("usage_events")).count();
-    let before = sent();
-    // Their delivery was not acknowledged, so they are sent again and again.
-    wait_until(|| sent() > before + 3).await;
+    let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
+    request_speech_times(&proxy, 3).await;
+    supabase.gateway.set_path_fault("usage_events", Fault::ResponseLost);
+    request_speech_times(&proxy, 3).await;
+    wait_until(|| event_count(&supabase) == 6).await;
+    let deliveries = || {
+        supabase
+            .gateway
+            .received_requests()
+            .iter()
+            .filter(|request| request.path.contains("usage_events"))
+            .count()
+    };
+    let before = deliveries();
+    // The deliveries are not acknowledged, so the rows are sent repeatedly.
+    wait_until(|| deliveries() > before + 3).await;
     assert_eq!(mirror_state(&proxy).await.0, "failing");
-    supabase.gateway.meet(Fault::None);
-    until_mirror(&proxy, "ok", 0).await;
+    supabase.gateway.set_fault(Fault::None);
+    wait_for_mirror(&proxy, "ok", 0).await;
     close_and_compare(proxy, &supabase).await;
 }
 
@@ -294,44 +318,44 @@ async fn a_lost_response_doubles_no_row() {
 async fn a_wrong_supabase_key_pauses_the_mirror_until_a_restart_with_a_valid_one() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
-        config.supabase.key = Some(ServiceKey::new(&foreign_token(), ServiceKeyForm::Token).unwrap());
-    });
-    let proxy = proxy.await;
-    speak(&proxy, 2).await;
-    until_mirror(&proxy, "paused", 0).await;
-    assert_eq!(events(&supabase), 0);
-    // The key is valid at the next start.
+        configure_mirror(&supabase)(config);
+        config.supabase.key = Some(SupabaseKey::new(&foreign_token(), SupabaseKeyForm::LegacyJwt).unwrap());
+    })
+    .await;
+    request_speech_times(&proxy, 2).await;
+    wait_for_mirror(&proxy, "paused", 0).await;
+    assert_eq!(event_count(&supabase), 0);
+    // The next start has a valid key.
     let (_, folder) = proxy.close().await;
-    let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
-    wait_until(|| events(&supabase) == 2).await;
-    until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    wait_until(|| event_count(&supabase) == 2).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_table_or_column_pauses_the_mirror_until_the_migration() {
     let supabase = Supabase::empty().await;
-    let proxy = start_proxy(plan(), to(&supabase)).await;
-    speak(&proxy, 2).await;
-    until_mirror(&proxy, "paused", 0).await;
+    let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
+    request_speech_times(&proxy, 2).await;
+    wait_for_mirror(&proxy, "paused", 0).await;
     supabase.migrate();
-    wait_until(|| events(&supabase) == 2).await;
-    until_mirror(&proxy, "ok", 0).await;
+    wait_until(|| event_count(&supabase) == 2).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
 
     supabase.alter("ALTER TABLE elevenlabs_key_usage DROP COLUMN usage_percentage CASCADE");
-    speak(&proxy, 2).await;
-    until_mirror(&proxy, "paused", 0).await;
-    wait_until(|| events(&supabase) == 4).await;
+    request_speech_times(&proxy, 2).await;
+    wait_for_mirror(&proxy, "paused", 0).await;
+    wait_until(|| event_count(&supabase) == 4).await;
     supabase.migrate();
-    until_mirror(&proxy, "ok", 0).await;
-    speak(&proxy, 1).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
+    request_speech_times(&proxy, 1).await;
     close_and_compare(proxy, &supabase).await;
 }
 
-/// The name of a key in an earlier version: its plain SHA-256.
-fn plain_digest(key: &str) -> String {
+/// The identifier of a key in an earlier version: its plain SHA-256.
+fn plain_sha256(key: &str) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -359,202 +383,222 @@ const EARLIER_ATTEMPTS: &str = "
         DELETE FROM outbox_events WHERE id = OLD.id;
     END;";
 
-/// Converts the database to version 9 of its schema, and Supabase accordingly.
-fn make_older(folder: &Path, supabase: &Supabase) {
-    let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
-    books.execute_batch(EARLIER_ATTEMPTS).unwrap();
+/// Converts the database to version 9 of its schema, with plain key digests, and Supabase accordingly.
+fn downgrade_database(folder: &Path, supabase: &Supabase) {
+    let database = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+    database.execute_batch(EARLIER_ATTEMPTS).unwrap();
     for key in KEYS {
-        let (print, plain) = (Fingerprint::of(key), plain_digest(key));
+        let (fingerprint, digest) = (Fingerprint::new(key), plain_sha256(key));
         for table in ["keys", "series", "hours", "outbox_keys"] {
-            let sql = format!("UPDATE {table} SET key_hash = '{plain}' WHERE key_hash = '{print}'");
-            books.execute_batch(&sql).unwrap();
+            let sql = format!("UPDATE {table} SET key_hash = '{digest}' WHERE key_hash = '{fingerprint}'");
+            database.execute_batch(&sql).unwrap();
         }
         for table in ["elevenlabs_key_usage", "elevenlabs_usage_events"] {
-            supabase
-                .sql(&format!("UPDATE {table} SET api_key_hash = '{plain}' WHERE api_key_hash = '{print}'"));
+            supabase.sql(&format!(
+                "UPDATE {table} SET api_key_hash = '{digest}' WHERE api_key_hash = '{fingerprint}'"
+            ));
         }
     }
     let sql =
         "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; DROP TABLE refusals;
          ALTER TABLE keys DROP COLUMN plan; PRAGMA user_version = 9";
-    books.execute_batch(sql).unwrap();
+    database.execute_batch(sql).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_of_an_earlier_version_lose_the_plain_digests_of_their_keys() {
+async fn plain_key_digests_of_an_earlier_version_are_replaced() {
     let supabase = Supabase::new().await;
-    let house_before = start_proxy(plan(), to(&supabase)).await;
-    speak(&house_before, 2).await;
-    let folder = close_and_compare(house_before, &supabase).await;
-    make_older(folder.path(), &supabase);
-    // Another machine has already reported the second key under its new name.
+    let first_proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
+    request_speech_times(&first_proxy, 2).await;
+    let folder = close_and_compare(first_proxy, &supabase).await;
+    downgrade_database(folder.path(), &supabase);
+    // Another proxy has already reported the second key with its new identifier.
     supabase.sql(&format!(
         "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
-        Fingerprint::of(TWO)
+        Fingerprint::new(SECOND_KEY)
     ));
-    let seen_before = supabase.gateway.seen().len();
+    let earlier_request_count = supabase.gateway.received_requests().len();
 
     // The third key is no longer configured.
-    let two = Plan::of([ONE, TWO].map(|key| (key, 100_000)));
-    let house_after = start_proxy_in(folder, two, to(&supabase)).await;
-    speak(&house_after, 1).await;
-    wait_until(|| events(&supabase) == 3).await;
-    until_mirror(&house_after, "ok", 0).await;
-    let folder = house_after.abandon().await;
+    let remaining_keys = Plan::of([FIRST_KEY, SECOND_KEY].map(|key| (key, 100_000)));
+    let second_proxy = start_proxy_in(folder, remaining_keys, configure_mirror(&supabase)).await;
+    request_speech_times(&second_proxy, 1).await;
+    wait_until(|| event_count(&supabase) == 3).await;
+    wait_for_mirror(&second_proxy, "ok", 0).await;
+    let folder = second_proxy.close_unchecked().await;
 
-    let theirs = |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
-    let (keys, of_events) = (theirs("elevenlabs_key_usage"), theirs("elevenlabs_usage_events"));
-    assert_eq!(keys.len(), 3, "one row a key: {keys:?}");
-    assert!([ONE, TWO].iter().all(|key| keys.contains(&Fingerprint::of(key).to_string())), "{keys:?}");
-    assert_eq!(of_events, [Fingerprint::of(ONE).to_string()]);
-    assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
-    let sent: Vec<String> = supabase.gateway.seen()[seen_before..]
+    let query_supabase_hashes =
+        |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
+    let (keys, event_keys) =
+        (query_supabase_hashes("elevenlabs_key_usage"), query_supabase_hashes("elevenlabs_usage_events"));
+    assert_eq!(keys.len(), 3, "each key must have one row: {keys:?}");
+    assert!(
+        [FIRST_KEY, SECOND_KEY].iter().all(|key| keys.contains(&Fingerprint::new(key).to_string())),
+        "{keys:?}"
+    );
+    assert_eq!(event_keys, [Fingerprint::new(FIRST_KEY).to_string()]);
+    assert_eq!(query_database(folder.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
+    let sent: Vec<String> = supabase.gateway.received_requests()[earlier_request_count..]
         .iter()
-        .map(|seen| format!("{} {}", seen.path, seen.body))
+        .map(|request| format!("{} {}", request.path, request.body))
         .collect();
     let files = ["keychoir.db", "keychoir.db-wal"]
         .map(|name| std::fs::read(folder.path().join(name)).unwrap_or_default());
     for key in KEYS {
-        let plain = plain_digest(key);
-        assert!(!keys.contains(&plain) && !of_events.contains(&plain), "in a row");
-        assert!(!sent.iter().any(|sent| sent.contains(&plain)), "on the way: {sent:?}");
-        let holds = |file: &Vec<u8>| file.windows(plain.len()).any(|part| part == plain.as_bytes());
-        assert!(!files.iter().any(holds), "in a file");
+        let digest = plain_sha256(key);
+        assert!(!keys.contains(&digest) && !event_keys.contains(&digest), "a row contains a plain digest");
+        assert!(
+            !sent.iter().any(|request| request.contains(&digest)),
+            "a request contains a plain digest: {sent:?}"
+        );
+        let has_digest =
+            |file: &Vec<u8>| file.windows(digest.len()).any(|window| window == digest.as_bytes());
+        assert!(!files.iter().any(has_digest), "a file contains a plain digest");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_row_is_isolated_and_the_others_arrive() {
+async fn a_refused_row_is_isolated_and_the_other_rows_are_delivered() {
     let supabase = Supabase::new().await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events ADD CONSTRAINT odd CHECK (route <> '/v1/models')");
     supabase.sql(&format!(
         "ALTER TABLE elevenlabs_key_usage ADD CONSTRAINT odd CHECK (api_key_hash <> '{}')",
-        Fingerprint::of(TWO)
+        Fingerprint::new(SECOND_KEY)
     ));
-    supabase.gateway.meet(Fault::Closed);
-    let proxy = start_proxy(plan(), to(&supabase)).await;
-    for turn in 0..40 {
-        match turn {
+    supabase.gateway.set_fault(Fault::Closed);
+    let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
+    for number in 0..40 {
+        match number {
             11 | 30 => assert_eq!(proxy.get("/v1/models").await.status(), 200),
-            _ => speak(&proxy, 1).await,
+            _ => request_speech_times(&proxy, 1).await,
         }
     }
-    supabase.gateway.meet(Fault::None);
-    wait_until(|| events(&supabase) == 38).await;
-    until_mirror(&proxy, "ok", 3).await;
+    supabase.gateway.set_fault(Fault::None);
+    wait_until(|| event_count(&supabase) == 38).await;
+    wait_for_mirror(&proxy, "ok", 3).await;
     assert_eq!(supabase.sql("SELECT count(*) FROM elevenlabs_key_usage"), ["2"]);
-    // Refused rows do not block others.
-    speak(&proxy, 1).await;
-    wait_until(|| events(&supabase) == 39).await;
+    // Refused rows do not block other rows.
+    request_speech_times(&proxy, 1).await;
+    wait_until(|| event_count(&supabase) == 39).await;
     let (_, folder) = proxy.close().await;
-    assert_eq!(local(folder.path(), "SELECT DISTINCT refused FROM outbox_events"), ["23514"]);
+    assert_eq!(query_database(folder.path(), "SELECT DISTINCT refused FROM outbox_events"), ["23514"]);
 
     supabase.sql("ALTER TABLE elevenlabs_usage_events DROP CONSTRAINT odd");
     supabase.sql("ALTER TABLE elevenlabs_key_usage DROP CONSTRAINT odd");
-    let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
-    wait_until(|| events(&supabase) == 41).await;
-    until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    wait_until(|| event_count(&supabase) == 41).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
-    assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
+    assert_eq!(query_database(folder.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_refuses_everything_costs_no_row() {
+async fn no_row_is_lost_if_a_table_refuses_every_row() {
     let supabase = Supabase::new().await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events ADD COLUMN mine TEXT NOT NULL");
-    supabase.gateway.meet(Fault::Closed);
-    let proxy = start_proxy(plan(), to(&supabase)).await;
-    speak(&proxy, 5).await;
+    supabase.gateway.set_fault(Fault::Closed);
+    let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
+    request_speech_times(&proxy, 5).await;
     let (_, folder) = proxy.close().await;
-    // At the next start all of them are sent together. A single row may be at fault; if no row of
-    // several is accepted, none of them is.
-    supabase.gateway.meet(Fault::None);
-    let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
-    until_mirror(&proxy, "paused", 0).await;
+    // At the next start, all rows are sent together. If Supabase refuses one row, the row is at fault. If it
+    // refuses all of several rows, the table is at fault.
+    supabase.gateway.set_fault(Fault::None);
+    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    wait_for_mirror(&proxy, "paused", 0).await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events DROP COLUMN mine");
-    wait_until(|| events(&supabase) == 5).await;
-    until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    wait_until(|| event_count(&supabase) == 5).await;
+    wait_for_mirror(&proxy, "ok", 0).await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_supabase_delays_no_end_and_the_next_start_delivers() {
+async fn an_unresponsive_supabase_does_not_delay_the_shutdown() {
     let supabase = Supabase::new().await;
-    supabase.gateway.meet(Fault::Silent);
+    supabase.gateway.set_fault(Fault::NoResponse);
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
-        config.supabase.final_push_timeout = MOMENT;
-    });
-    let proxy = proxy.await;
-    wait_until(|| !supabase.gateway.seen().is_empty()).await;
-    speak(&proxy, 5).await;
-    // The mirror waits up to 30 seconds for a response, and the shutdown does not.
+        configure_mirror(&supabase)(config);
+        config.supabase.final_push_timeout = SHORT_INTERVAL;
+    })
+    .await;
+    wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
+    request_speech_times(&proxy, 5).await;
+    // The mirror waits up to 30 seconds for a response. The shutdown does not wait that long.
     let (_, folder) = proxy.close().await;
-    assert_eq!(events(&supabase), 0);
-    supabase.gateway.meet(Fault::None);
-    let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
-    wait_until(|| events(&supabase) == 5).await;
-    let folder = proxy.abandon().await;
+    assert_eq!(event_count(&supabase), 0);
+    supabase.gateway.set_fault(Fault::None);
+    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    wait_until(|| event_count(&supabase) == 5).await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_end_sends_the_remaining_rows() {
+async fn the_remaining_rows_are_delivered_at_shutdown() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
+        configure_mirror(&supabase)(config);
         config.supabase.interval = Duration::from_secs(3_600);
-    });
-    let proxy = proxy.await;
-    wait_until(|| !supabase.gateway.seen().is_empty()).await;
-    speak(&proxy, 20).await;
+    })
+    .await;
+    wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
+    request_speech_times(&proxy, 20).await;
     close_and_compare(proxy, &supabase).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_events_only_keys_are_mirrored() {
+async fn only_keys_are_mirrored_if_events_are_disabled() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), |config| {
-        to(&supabase)(config);
+        configure_mirror(&supabase)(config);
         config.supabase.events = false;
-    });
-    let proxy = proxy.await;
-    speak(&proxy, 2).await;
+    })
+    .await;
+    request_speech_times(&proxy, 2).await;
     proxy.close().await;
     assert_eq!(supabase.sql("SELECT sum(character_count) FROM elevenlabs_key_usage"), ["20"]);
-    assert_eq!(events(&supabase), 0);
-    assert!(supabase.gateway.seen().iter().all(|seen| seen.rows() > 0 && !seen.path.contains("events")));
+    assert_eq!(event_count(&supabase), 0);
+    assert!(
+        supabase
+            .gateway
+            .received_requests()
+            .iter()
+            .all(|request| request.row_count() > 0 && !request.path.contains("events"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cost_of_a_conversation_arrives_after_its_event() {
+async fn the_cost_of_a_conversation_is_delivered_after_its_event() {
     let supabase = Supabase::new().await;
-    let proxy = start_proxy(plan(), to(&supabase)).await;
+    let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
     let mut session = open_session(&proxy, AGENT).await;
-    session.say(&json!({"type": "conversation_initiation_client_data"})).await;
-    session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-    while session.message().await["type"] != "agent_response" {}
-    session.leave().await;
+    session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
+    session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while session.receive_json().await["type"] != "agent_response" {}
+    session.close().await;
     drop(session);
     // The provider reports the price a second after the end at the earliest.
     let priced = "SELECT count(*) FROM elevenlabs_usage_events WHERE credits > 0 AND credits_from = 'answer'";
-    wait_until(|| events(&supabase) == 1).await;
+    wait_until(|| event_count(&supabase) == 1).await;
     wait_until(|| supabase.sql(priced) == ["1"]).await;
-    let sent: Vec<_> =
-        supabase.gateway.seen().into_iter().filter(|seen| seen.path.contains("usage_events")).collect();
+    let sent: Vec<_> = supabase
+        .gateway
+        .received_requests()
+        .into_iter()
+        .filter(|request| request.path.contains("usage_events"))
+        .collect();
     let source = |body: &str| serde_json::from_str::<Value>(body).unwrap()[0]["credits_from"].clone();
-    let sources: Vec<Value> = sent.iter().map(|seen| source(&seen.body)).collect();
+    let sources: Vec<Value> = sent.iter().map(|request| source(&request.body)).collect();
     assert_eq!(sources, ["unknown", "answer"]);
     close_and_compare(proxy, &supabase).await;
 
-    // The first row is sent once more, long after.
+    // The first request, without the cost, is sent again after the second one.
     let url = format!("{}{}", supabase.url(), sent[0].path);
     let request = keychoir::upstream::http_client().unwrap().build().unwrap().post(url);
     let request = request.header("apikey", SECRET_KEY).header("prefer", "resolution=merge-duplicates");
-    let answer =
+    let response =
         request.header("content-type", "application/json").body(sent[0].body.clone()).send().await.unwrap();
-    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    assert!(response.status().is_success(), "{}", response.text().await.unwrap());
     assert_eq!(supabase.sql(priced), ["1"]);
 }

@@ -1,10 +1,12 @@
-//! Key selection with knowledge of the provider: the right key at the first attempt, over the wire.
+//! Key selection: credits, concurrency limits, permissions and the strategy decide which key the first
+//! attempt uses.
 
 use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
 
 use crate::support::{
-    ONE, SPEECH, THREE, TWO, TestProxy, assert_ours, join_all, start_proxy, start_proxy_with, wait_until,
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, assert_proxy_error, join_all, start_proxy,
+    start_proxy_with, wait_until,
 };
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::json;
@@ -12,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// Workspaces with these credits, each modified, and a key in each.
-fn of_workspaces<const N: usize>(
+/// Workspaces with these names and credits, each modified by `change`, with one key each.
+fn plan_of_workspaces<const N: usize>(
     credits: [(&str, u64); N],
     change: impl Fn(WorkspacePlan) -> WorkspacePlan,
 ) -> Plan {
@@ -25,193 +27,210 @@ fn of_workspaces<const N: usize>(
     })
 }
 
-/// Three workspaces with these credits and concurrency limits, a key in each.
-fn three(credits: u64, places: u32) -> Plan {
-    of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
-        concurrency_max: Some(places),
+/// Three workspaces with this number of credits and this concurrency limit, with one key each.
+fn three_workspaces(credits: u64, concurrency: u32) -> Plan {
+    plan_of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
+        concurrency_max: Some(concurrency),
         ..workspace
     })
 }
 
 #[tokio::test]
 async fn a_key_without_enough_credits_is_not_used() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     for _ in 0..5 {
-        assert_eq!(proxy.speak(20).await.status(), 200);
+        assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 4], "no request was refused");
-    assert_eq!(proxy.statuses().await, ["active", "active"], "ten credits are left");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [1, 4],
+        "the key with too few credits must not be tried"
+    );
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "a key with ten credits is not exhausted");
     // The remaining credits suffice for a cheaper request.
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 4]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 4]);
     let (ledger, _) = proxy.close().await;
-    assert_eq!(ledger.key(ONE).unwrap().charged, 30);
+    assert_eq!(ledger.key(FIRST_KEY).unwrap().charged, 30);
 }
 
 #[tokio::test]
-async fn two_requests_never_both_pass_a_nearly_empty_key() {
-    // All may run concurrently: none uses the other key for lack of a slot.
-    let plan = of_workspaces([("ws_1", 100), ("ws_2", 100_000)], |workspace| WorkspacePlan {
+async fn concurrent_requests_never_overspend_a_nearly_exhausted_key() {
+    // The enterprise plan permits all requests concurrently, so concurrency does not affect the selection.
+    let plan = plan_of_workspaces([("ws_1", 100), ("ws_2", 100_000)], |workspace| WorkspacePlan {
         tier: "enterprise".to_owned(),
         ..workspace
     });
     let proxy = start_proxy(plan).await;
-    let answers = join_all((0..40).map(|_| proxy.speak(9))).await;
-    assert!(answers.iter().all(|answer| answer.status() == 200));
-    drop(answers);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and no request was refused");
+    let responses = join_all((0..40).map(|_| proxy.request_speech(9))).await;
+    assert!(responses.iter().all(|response| response.status() == 200));
+    drop(responses);
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [11, 29],
+        "the first key must serve 11 requests of 9 credits"
+    );
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn the_price_follows_the_model() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+async fn the_estimated_price_depends_on_the_model() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
-    assert_eq!(proxy.post(SPEECH, &flash).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 0], "60 characters at half a credit");
+    assert_eq!(proxy.post(SPEECH_PATH, &flash).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 0], "60 characters at half a credit");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_request_beyond_all_credits_is_tried_once_and_its_refusal_recorded() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 20)])).await;
+async fn a_request_above_the_credits_of_every_key_is_tried_once_with_each() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 20)])).await;
     for _ in 0..3 {
-        assert_ours(&proxy.speak(50).await, 401, "all_keys_exhausted");
+        assert_proxy_error(&proxy.request_speech(50).await, 401, "all_keys_exhausted");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 1], "each has said no once");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1], "each key must be tried once");
     // Smaller requests are still served.
-    assert_eq!(proxy.speak(25).await.status(), 200);
-    assert_eq!(proxy.speak(20).await.status(), 200);
+    assert_eq!(proxy.request_speech(25).await.status(), 200);
+    assert_eq!(proxy.request_speech(20).await.status(), 200);
     proxy.close().await;
 }
 
-/// Waits until the simulator has this number of concurrent speech requests.
-async fn running(proxy: &TestProxy, count: u32) {
+/// Waits until the provider processes this number of speech requests.
+async fn wait_for_running_requests(proxy: &TestProxy, count: u32) {
     let running =
         || proxy.simulator.ledger().workspaces.iter().map(|workspace| workspace.running).sum::<u32>();
     wait_until(|| running() == count).await;
 }
 
 #[tokio::test]
-async fn fifteen_requests_run_and_the_sixteenth_waits() {
-    // Five is the limit of these workspaces' plan; no refusal is needed to find it.
-    let proxy = start_proxy(three(100_000, 5)).await;
+async fn requests_above_the_concurrency_limit_wait() {
+    // The limit of five is that of the workspaces' plan, so no refusal is needed to detect it.
+    let proxy = start_proxy(three_workspaces(100_000, 5)).await;
     for key in KEYS {
-        proxy.always(key, "slow_body=600000");
+        proxy.set_fault(key, "slow_body=600000");
     }
-    let mut answers = join_all((0..15).map(|_| proxy.speak(200))).await;
-    running(&proxy, 15).await;
+    let mut responses = join_all((0..15).map(|_| proxy.request_speech(200))).await;
+    wait_for_running_requests(&proxy, 15).await;
     let body = json!({"text": "a".repeat(200), "model_id": "eleven_multilingual_v2"});
     let mut sixteenth = JoinSet::new();
-    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH}", proxy.url)).json(&body).send());
-    wait_until(|| proxy.running.waiting() == 1).await;
-    drop(answers.pop());
+    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).json(&body).send());
+    wait_until(|| proxy.app.queued_requests() == 1).await;
+    drop(responses.pop());
     assert_eq!(sixteenth.join_next().await.unwrap().unwrap().unwrap().status(), 200);
-    assert!(answers.iter().all(|answer| answer.status() == 200));
+    assert!(responses.iter().all(|response| response.status() == 200));
     let ledger = proxy.simulator.ledger();
-    assert_eq!(ledger.totals.refused, 0, "none of them saw a 429");
+    assert_eq!(ledger.totals.refused, 0, "no attempt may be refused");
     assert!(ledger.workspaces.iter().all(|workspace| workspace.running_max == 5));
 }
 
 #[tokio::test]
 async fn a_concurrency_refusal_records_the_limit_and_waits() {
-    let plan = Plan { keys: three(0, 0).keys[..1].to_vec(), ..Plan::default() }
+    let plan = Plan { keys: three_workspaces(0, 0).keys[..1].to_vec(), ..Plan::default() }
         .with_workspace(WorkspacePlan { concurrency_max: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
     let proxy =
         start_proxy_with(plan, |config| config.pool.concurrency_cooldown = Duration::from_millis(20)).await;
-    let answers = join_all((0..12).map(|_| async {
-        let answer = proxy.speak(50).await;
-        (answer.status(), answer.bytes().await.unwrap().len())
+    let responses = join_all((0..12).map(|_| async {
+        let response = proxy.request_speech(50).await;
+        (response.status(), response.bytes().await.unwrap().len())
     }))
     .await;
-    assert!(answers.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{answers:?}");
+    assert!(responses.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{responses:?}");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_request_that_waits_too_long_gets_a_retry_after() {
-    let proxy = start_proxy_with(three(100_000, 1), |config| {
+async fn a_request_at_its_queue_timeout_receives_a_retry_after() {
+    let proxy = start_proxy_with(three_workspaces(100_000, 1), |config| {
         config.keys.truncate(1);
         config.pool.queue_timeout = Duration::from_millis(50);
     })
     .await;
-    assert_eq!(proxy.speak(1).await.status(), 200);
-    proxy.always(ONE, "slow_body=600000");
-    let held = proxy.speak(500).await;
-    assert_eq!(held.status(), 200);
-    let answer = proxy.speak(1).await;
-    assert_ours(&answer, 429, "all_keys_busy");
-    assert_eq!(answer.headers()["retry-after"], "1");
-    assert_eq!(proxy.hits(&[ONE]), [2]);
-    drop(held);
+    assert_eq!(proxy.request_speech(1).await.status(), 200);
+    proxy.set_fault(FIRST_KEY, "slow_body=600000");
+    let open_response = proxy.request_speech(500).await;
+    assert_eq!(open_response.status(), 200);
+    let response = proxy.request_speech(1).await;
+    assert_proxy_error(&response, 429, "all_keys_busy");
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2]);
+    drop(open_response);
 }
 
 #[tokio::test]
-async fn keys_of_one_workspace_are_found_by_themselves() {
+async fn keys_of_the_same_workspace_are_detected() {
     let plan = Plan {
         keys: vec![
-            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) },
-            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(TWO, 0) },
-            KeyPlan::new(THREE, 1_000),
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) },
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(SECOND_KEY, 0) },
+            KeyPlan::new(THIRD_KEY, 1_000),
         ],
         ..Plan::default().with_workspace(WorkspacePlan::new("ws_1", 500))
     };
     let proxy = start_proxy(plan).await;
-    let status = proxy.status().await;
+    let status = proxy.status_document().await;
     assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
-    proxy.always(ONE, "quota");
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 1], "its sister is as empty");
-    assert_eq!(proxy.statuses().await, ["exhausted", "exhausted", "active"]);
+    proxy.set_fault(FIRST_KEY, "quota");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(
+        proxy.request_counts(&KEYS),
+        [1, 0, 1],
+        "the second key of the exhausted workspace must not be tried"
+    );
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "exhausted", "active"]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_requested_once() {
-    let mut plan = Plan::of([(ONE, 1_000), (TWO, 1_000)]);
+async fn a_missing_permission_is_recorded_at_the_first_refusal() {
+    let mut plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
     let proxy = start_proxy(plan).await;
     for _ in 0..3 {
-        assert_eq!(proxy.speak(5).await.status(), 200);
+        assert_eq!(proxy.request_speech(5).await.status(), 200);
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 3]);
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 3]);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 3], "what it may, it does");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [2, 3],
+        "the key must serve the requests that its permissions allow"
+    );
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_abuse_refusal_is_not_tried_with_every_key() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000), (THREE, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)])).await;
     for key in KEYS {
-        proxy.always(key, "unusual_activity");
+        proxy.set_fault(key, "unusual_activity");
     }
-    assert_eq!(proxy.speak(5).await.status(), 401);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 0]);
-    assert_eq!(proxy.statuses().await, ["active"; 3], "both say the same of one request");
-    // A refusal of one account while another serves is attributed to the account.
-    proxy.simulator.always(TWO, None);
-    let other = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
-    assert_eq!(proxy.post(SPEECH, &other).await.status(), 200);
-    assert_eq!(proxy.statuses().await, ["exhausted", "active", "active"]);
+    assert_eq!(proxy.request_speech(5).await.status(), 401);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0]);
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["active"; 3],
+        "a request that both accounts refuse alike is at fault"
+    );
+    // If another account serves the request, the refusal is attributed to the account.
+    proxy.simulator.always(SECOND_KEY, None);
+    let flash_request = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
+    assert_eq!(proxy.post(SPEECH_PATH, &flash_request).await.status(), 200);
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active", "active"]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_refused_key_that_a_poll_confirms_is_usable_at_once() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
-    proxy.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
-    assert_eq!(proxy.speak(5).await.status(), 200);
-    // It is polled on its own, and the poll succeeds.
-    loop {
-        if proxy.statuses().await == ["active", "active"] {
-            break;
-        }
+async fn a_refused_key_is_usable_as_soon_as_a_poll_confirms_it() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    proxy.simulator.script(FIRST_KEY, vec!["invalid".parse().unwrap()]);
+    assert_eq!(proxy.request_speech(5).await.status(), 200);
+    // The refused key is polled, and the poll succeeds.
+    while proxy.key_statuses().await != ["active", "active"] {
         tokio::task::yield_now().await;
     }
-    assert_eq!(proxy.speak(5).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 1]);
+    assert_eq!(proxy.request_speech(5).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 1]);
     proxy.close().await;
 }
 
@@ -226,39 +245,42 @@ async fn every_strategy_distributes_requests_as_documented() {
     ];
     assert_eq!(cases.map(|(name, _)| name), STRATEGIES.each_ref().map(|strategy| strategy.name));
     for (strategy, expected) in cases {
-        let proxy = start_proxy_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
-            config.pool.strategy = strategy.parse().unwrap();
-        })
+        let proxy = start_proxy_with(
+            Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 9_000), (THIRD_KEY, 5_000)]),
+            |config| {
+                config.pool.strategy = strategy.parse().unwrap();
+            },
+        )
         .await;
         for _ in 0..6 {
-            let answer = proxy.speak(5).await;
-            assert_eq!(answer.status(), 200);
-            answer.bytes().await.unwrap();
+            let response = proxy.request_speech(5).await;
+            assert_eq!(response.status(), 200);
+            response.bytes().await.unwrap();
         }
-        assert_eq!(proxy.hits(&KEYS), expected, "{strategy}");
+        assert_eq!(proxy.request_counts(&KEYS), expected, "{strategy}");
         proxy.close().await;
     }
 }
 
 #[tokio::test]
-async fn a_slow_text_is_sent_without_an_estimate() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
+async fn a_slow_body_is_sent_without_a_cost_estimate() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
         config.pool.cost_estimate_timeout = Duration::from_millis(1);
     })
     .await;
-    let mut client = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut client = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     );
-    // The proxy would wait for a short body of announced length.
+    // The body is chunked, because the proxy would wait for a short body with a content length.
     client.write_all(format!("{head}8\r\n{{\"text\":\r\n").as_bytes()).await.unwrap();
-    // The request is sent before its text is known.
+    // The request is sent upstream before its text has arrived.
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
     client.write_all(b"7\r\n\"slow\"}\r\n0\r\n\r\n").await.unwrap();
     let mut start = [0; 12];
     client.read_exact(&mut start).await.unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
     drop(client);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records[0].credits, 4);
 }

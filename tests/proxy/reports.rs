@@ -1,11 +1,12 @@
-//! The output of the commands for operators, with the real binary and a running Keychoir. Tables
-//! and documents are golden: scripts parse them.
+//! The commands `status`, `usage` and `keys list`, run as the real binary against a running proxy. Their
+//! output is compared exactly, because scripts parse it.
 
 use std::process::Output;
 
-use crate::support::program::{Program, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, run, stderr};
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, loopback, start_proxy, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, bind_loopback, start_proxy,
+    start_proxy_with, wait_until,
 };
 use keychoir::config::ClientConfig;
 use keychoir::policy::units::UnixMs;
@@ -16,21 +17,20 @@ use serde_json::{Value, json};
 
 const RESET: UnixMs = UnixMs(4_070_908_800_000);
 
-/// Three workspaces: one unused, one near its limit, and one whose key may not read the
-/// subscription.
+/// Three workspaces: a little-used one, one near its limit, and one whose key may not read the subscription.
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0), (THREE, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.keys[2].permissions = Some(vec!["text_to_speech".to_owned()]);
     plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
 }
 
-/// Runs the binary while the proxy serves.
-async fn read(arguments: &[&str]) -> Output {
-    let mut command = keychoir(arguments);
+/// Runs the binary on another thread, so that the proxy can serve its requests.
+async fn run_in_background(arguments: &[&str]) -> Output {
+    let mut command = keychoir_command(arguments);
     keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap()
 }
 
@@ -38,14 +38,14 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-async fn status(proxy: &TestProxy, more: &[&str]) -> Output {
+async fn status(proxy: &TestProxy, options: &[&str]) -> Output {
     let mut arguments = vec!["status", "--url", &proxy.url];
-    arguments.extend(more);
-    read(&arguments).await
+    arguments.extend(options);
+    run_in_background(&arguments).await
 }
 
 #[tokio::test]
-async fn the_status_is_a_table() {
+async fn the_status_is_printed_as_a_table() {
     let proxy = start_proxy(plan()).await;
     let output = status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -64,7 +64,7 @@ async fn the_status_is_a_table() {
 }
 
 #[tokio::test]
-async fn the_status_as_json_is_the_document() {
+async fn the_json_status_is_the_status_document() {
     let proxy = start_proxy(plan()).await;
     let output = status(&proxy, &["--json"]).await;
     let document = proxy.get("/api/elevenlabs-status").await.text().await.unwrap();
@@ -73,35 +73,35 @@ async fn the_status_as_json_is_the_document() {
 }
 
 #[tokio::test]
-async fn a_check_has_an_exit_code() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
+async fn a_status_check_sets_the_exit_code() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
     assert_eq!(status(&proxy, &["--check"]).await.status.code(), Some(0));
-    proxy.always(ONE, "quota");
-    proxy.speak(10).await;
+    proxy.set_fault(FIRST_KEY, "quota");
+    proxy.request_speech(10).await;
     let output = status(&proxy, &["--check"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
     let sums = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
     assert!(stdout(&output).contains(sums), "{}", stdout(&output));
-    assert_eq!(status(&proxy, &[]).await.status.code(), Some(0), "only a check judges");
-    proxy.always(TWO, "invalid");
-    proxy.speak(10).await;
+    assert_eq!(
+        status(&proxy, &[]).await.status.code(),
+        Some(0),
+        "without --check, an exhausted key is not an error"
+    );
+    proxy.set_fault(SECOND_KEY, "invalid");
+    proxy.request_speech(10).await;
     assert_eq!(status(&proxy, &["--check", "--json"]).await.status.code(), Some(2));
     let url = proxy.url.clone();
     proxy.close().await;
-    let output = read(&["status", "--check", "--url", &url]).await;
+    let output = run_in_background(&["status", "--check", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("does not respond at http://127.0.0.1:"), "{}", stderr(&output));
-    assert_eq!(read(&["status", "--url", &url]).await.status.code(), Some(1));
+    assert_eq!(run_in_background(&["status", "--url", &url]).await.status.code(), Some(1));
 }
 
 #[tokio::test]
-async fn the_status_requires_a_token_where_clients_have_one() {
-    let client = ClientConfig {
-        name: "ops".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+async fn the_status_requires_a_token_if_clients_are_configured() {
+    let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
     let output = status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(1));
@@ -119,10 +119,10 @@ async fn the_status_requires_a_token_where_clients_have_one() {
 }
 
 #[tokio::test]
-async fn the_status_finds_the_address_in_the_configuration() {
+async fn the_status_command_reads_the_address_from_the_configuration() {
     let proxy = start_proxy(plan()).await;
-    let address = proxy.running.address().to_string();
-    let mut command = keychoir(&["status"]);
+    let address = proxy.app.address().to_string();
+    let mut command = keychoir_command(&["status"]);
     command.env("KEYCHOIR_SERVER__LISTEN", address).env("HOME", "/nowhere");
     let output = keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap();
     assert!(stdout(&output).starts_with("#  key "), "{}", stderr(&output));
@@ -130,58 +130,59 @@ async fn the_status_finds_the_address_in_the_configuration() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_keychoir_is_named() {
+async fn a_server_that_is_not_keychoir_is_reported() {
     let proxy = start_proxy(plan()).await;
     let url = proxy.simulator.base_url();
-    let output = read(&["status", "--url", &url]).await;
+    let output = run_in_background(&["status", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is not a Keychoir"), "{}", stderr(&output));
     for url in ["https://127.0.0.1:1", "ftp://x"] {
-        let output = read(&["status", "--url", url]).await;
+        let output = run_in_background(&["status", "--url", url]).await;
         assert!(stderr(&output).contains("http://"), "{}", stderr(&output));
     }
     proxy.close().await;
 }
 
-/// Waits until the database contains this number of attempts.
-async fn written(proxy: &TestProxy, attempts: u64) {
-    let path = proxy.database();
+/// Waits until the usage database contains this number of attempts.
+async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
+    let path = proxy.database_path();
     wait_until(|| {
-        let rows = UsageReader::open(&path).and_then(|books| books.usage(UnixMs(0), UsageDimension::Client));
+        let rows =
+            UsageReader::open(&path).and_then(|database| database.usage(UnixMs(0), UsageDimension::Client));
         rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
     })
     .await;
 }
 
-async fn usage(proxy: &TestProxy, more: &[&str]) -> Output {
-    let path = proxy.database();
+async fn usage(proxy: &TestProxy, options: &[&str]) -> Output {
+    let path = proxy.database_path();
     let mut arguments = vec!["usage", "--file", path.to_str().unwrap(), "--since", "2020-01-01"];
-    arguments.extend(more);
-    read(&arguments).await
+    arguments.extend(options);
+    run_in_background(&arguments).await
 }
 
 /// Sends requests with two models, a free request, and one refused by the first key.
-async fn spend(proxy: &TestProxy) {
+async fn send_requests(proxy: &TestProxy) {
     for (characters, model) in
         [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
     {
         let body = json!({"text": "a".repeat(characters), "model_id": model});
-        assert_eq!(proxy.post(SPEECH, &body).await.status(), 200);
+        assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);
     }
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    proxy.always(ONE, "quota");
-    assert_eq!(proxy.speak(100).await.status(), 200);
-    written(proxy, 6).await;
+    proxy.set_fault(FIRST_KEY, "quota");
+    assert_eq!(proxy.request_speech(100).await.status(), 200);
+    wait_for_attempts(proxy, 6).await;
 }
 
 fn two_keys() -> Plan {
-    Plan::of([(ONE, 10_000), (TWO, 10_000)])
+    Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)])
 }
 
 #[tokio::test]
-async fn usage_is_a_table_by_any_dimension() {
+async fn usage_is_printed_as_a_table_by_any_dimension() {
     let proxy = start_proxy_with(two_keys(), |config| config.keys[0].name = Some("first".to_owned())).await;
-    spend(&proxy).await;
+    send_requests(&proxy).await;
     for (by, table) in [
         (
             "key",
@@ -228,21 +229,25 @@ total                           6       5         155      155         0
 }
 
 #[tokio::test]
-async fn usage_for_machines_has_every_sum() {
+async fn csv_and_json_usage_contain_every_sum() {
     let proxy = start_proxy_with(two_keys(), |config| config.keys[0].name = Some("a,b".to_owned())).await;
-    spend(&proxy).await;
-    let path = proxy.database();
-    let recent = read(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
-    assert_eq!(stdout(&recent), stdout(&usage(&proxy, &["--csv"]).await), "all of it is of the last days");
-    let (hash_one, hash_two) = (Fingerprint::new(ONE), Fingerprint::new(TWO));
-    let csv = stdout(&recent);
+    send_requests(&proxy).await;
+    let path = proxy.database_path();
+    let csv_output = run_in_background(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
+    assert_eq!(
+        stdout(&csv_output),
+        stdout(&usage(&proxy, &["--csv"]).await),
+        "the default period must include all requests"
+    );
+    let (first_hash, second_hash) = (Fingerprint::new(FIRST_KEY), Fingerprint::new(SECOND_KEY));
+    let csv = stdout(&csv_output);
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(
         lines[0],
         "key,key_hash,name,attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
     );
-    assert!(lines[1].starts_with(&format!("sk_key_numb...00002,{hash_two},,1,1,100,100,0,")), "{csv}");
-    assert!(lines[2].starts_with(&format!("sk_key_numb...00001,{hash_one},\"a,b\",5,4,55,55,0,")), "{csv}");
+    assert!(lines[1].starts_with(&format!("sk_key_numb...00002,{second_hash},,1,1,100,100,0,")), "{csv}");
+    assert!(lines[2].starts_with(&format!("sk_key_numb...00001,{first_hash},\"a,b\",5,4,55,55,0,")), "{csv}");
     assert_eq!(lines.len(), 3);
 
     let mut document: Value =
@@ -257,55 +262,55 @@ async fn usage_for_machines_has_every_sum() {
     let sums =
         ["attempts", "served", "characters", "credits", "unpriced"].map(|name| total[name].as_u64().unwrap());
     assert_eq!(sums, [6, 5, 155, 155, 0]);
-    let sent: i64 =
-        proxy.records().await.iter().map(|record| record.request_bytes + record.response_bytes).sum();
+    let total_bytes: i64 =
+        proxy.into_records().await.iter().map(|record| record.request_bytes + record.response_bytes).sum();
     let bytes = ["requestBytes", "responseBytes"].map(|name| total[name].as_i64().unwrap());
-    assert_eq!(bytes.iter().sum::<i64>(), sent);
+    assert_eq!(bytes.iter().sum::<i64>(), total_bytes);
 }
 
 #[tokio::test]
 async fn usage_before_the_first_request_is_empty() {
     let proxy = start_proxy(two_keys()).await;
-    written(&proxy, 0).await;
+    wait_for_attempts(&proxy, 0).await;
     assert_eq!(stdout(&usage(&proxy, &[]).await), "No requests since 2020-01-01 00:00 UTC.\n");
     proxy.close().await;
 }
 
 #[track_caller]
-fn assert_refused(output: &Output, code: i32, words: &[&str]) {
-    let said = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    for word in words {
-        assert!(said.contains(word), "{word:?} is not in: {said}");
+fn assert_fails(output: &Output, code: i32, fragments: &[&str]) {
+    let stderr_text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{stderr_text}");
+    for fragment in fragments {
+        assert!(stderr_text.contains(fragment), "{fragment:?} is not in: {stderr_text}");
     }
     assert_eq!(stdout(output), "");
 }
 
 #[test]
-fn usage_that_cannot_be_read_is_explained() {
+fn an_unreadable_usage_database_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let file = path.to_str().unwrap();
-    let usage = || run(&mut keychoir(&["usage", "--file", file]));
-    assert_refused(&usage(), 1, &[file, "no usage records", "keychoir serve"]);
-    assert!(!path.exists(), "a look makes no file");
+    let usage = || run(&mut keychoir_command(&["usage", "--file", file]));
+    assert_fails(&usage(), 1, &[file, "no usage records", "keychoir serve"]);
+    assert!(!path.exists(), "reading the usage must not create a file");
     std::fs::write(&path, "").unwrap();
-    assert_refused(&usage(), 1, &[file, "no usage records yet"]);
-    std::fs::write(&path, "these are not the books you are looking for").unwrap();
-    assert_refused(&usage(), 1, &[file, "is not a usage database"]);
+    assert_fails(&usage(), 1, &[file, "no usage records yet"]);
+    std::fs::write(&path, "this file is not a database").unwrap();
+    assert_fails(&usage(), 1, &[file, "is not a usage database"]);
     std::fs::remove_file(&path).unwrap();
-    let books = rusqlite::Connection::open(&path).unwrap();
-    books.execute_batch("PRAGMA user_version = 99").unwrap();
-    assert_refused(&usage(), 1, &[file, "newer Keychoir", "99"]);
-    books.execute_batch("PRAGMA user_version = 1").unwrap();
-    assert_refused(&usage(), 1, &[file, "older Keychoir"]);
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database.execute_batch("PRAGMA user_version = 99").unwrap();
+    assert_fails(&usage(), 1, &[file, "newer Keychoir", "99"]);
+    database.execute_batch("PRAGMA user_version = 1").unwrap();
+    assert_fails(&usage(), 1, &[file, "older Keychoir"]);
     for since in ["7m", "yesterday", "2026-02-30"] {
-        let output = run(&mut keychoir(&["usage", "--file", file, "--since", since]));
-        assert_refused(&output, 2, &[since, "7d", "2026-11-01"]);
+        let output = run(&mut keychoir_command(&["usage", "--file", file, "--since", since]));
+        assert_fails(&output, 2, &[since, "7d", "2026-11-01"]);
     }
-    assert_refused(&run(&mut keychoir(&["usage", "--by", "voice"])), 2, &["voice", "model"]);
-    let mut ephemeral = keychoir(&["usage"]);
-    assert_refused(&run(ephemeral.env("KEYCHOIR_STORAGE__EPHEMERAL", "true")), 1, &["in memory"]);
+    assert_fails(&run(&mut keychoir_command(&["usage", "--by", "voice"])), 2, &["voice", "model"]);
+    let mut ephemeral = keychoir_command(&["usage"]);
+    assert_fails(&run(ephemeral.env("KEYCHOIR_STORAGE__EPHEMERAL", "true")), 1, &["in memory"]);
 }
 
 #[tokio::test]
@@ -315,17 +320,17 @@ async fn keys_are_listed_by_their_short_forms() {
         config.keys[0].workspace = Some("studio".to_owned());
     })
     .await;
-    spend(&proxy).await;
+    send_requests(&proxy).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
     let toml = format!(
-        "[[keys]]\nkey = \"{ONE}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n\
-         [[keys]]\nkey = \"{THREE}\"\n"
+        "[[keys]]\nkey = \"{FIRST_KEY}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{SECOND_KEY}\"\n\
+         [[keys]]\nkey = \"{THIRD_KEY}\"\n"
     );
     std::fs::write(&file, toml).unwrap();
-    let path = proxy.database();
+    let path = proxy.database_path();
     let arguments = ["keys", "list", "--config", file.to_str().unwrap(), "--file", path.to_str().unwrap()];
-    let output = read(&arguments).await;
+    let output = run_in_background(&arguments).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let table = "\
 #  key                  name   workspace  status        left
@@ -334,16 +339,16 @@ async fn keys_are_listed_by_their_short_forms() {
 3  sk_key_numb...00003  -      -          -          unknown
 ";
     assert_eq!(stdout(&output), table);
-    let output = read(&[&arguments[..], &["--json"]].concat()).await;
-    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let output = run_in_background(&[&arguments[..], &["--json"]].concat()).await;
+    let keys: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
-        listed[0],
+        keys[0],
         json!({"shortKey": "sk_key_numb...00001", "name": "first", "workspace": "studio", "status": "exhausted",
             "characterCount": 55, "characterLimit": 10_000})
     );
-    assert_eq!(listed[2]["status"], Value::Null);
-    // Without keys in the configuration, the list comes from the database.
-    let output = read(&["keys", "list", "--file", path.to_str().unwrap()]).await;
+    assert_eq!(keys[2]["status"], Value::Null);
+    // Without keys in the configuration, the command lists the keys of the database.
+    let output = run_in_background(&["keys", "list", "--file", path.to_str().unwrap()]).await;
     assert_eq!(stdout(&output).lines().count(), 3, "{}", stderr(&output));
     proxy.close().await;
 }
@@ -353,7 +358,7 @@ fn keys_are_listed_without_a_database() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let arguments = ["keys", "list", "--file", path.to_str().unwrap()];
-    let output = run(keychoir(&arguments).env("ELEVENLABS_API_KEYS", ONE));
+    let output = run(keychoir_command(&arguments).env("ELEVENLABS_API_KEYS", FIRST_KEY));
     assert_eq!(output.status.code(), Some(0));
     assert!(
         stdout(&output).ends_with("1  sk_key_numb...00001  -     -          -       unknown\n"),
@@ -364,11 +369,11 @@ fn keys_are_listed_without_a_database() {
 }
 
 #[tokio::test]
-async fn a_database_in_memory_counts_and_leaves_no_file() {
+async fn an_ephemeral_database_counts_usage_and_creates_no_file() {
     let folder = tempfile::tempdir().unwrap();
-    let simulator = Simulator::start(loopback().await, two_keys()).await.unwrap();
+    let simulator = Simulator::start(bind_loopback().await, two_keys()).await.unwrap();
     for (arguments, variable) in [(&["--ephemeral"] as &[&str], "false"), (&[], "true")] {
-        let mut command = keychoir(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        let mut command = keychoir_command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
         command
             .current_dir(folder.path())
             .env("HOME", folder.path())
@@ -377,85 +382,91 @@ async fn a_database_in_memory_counts_and_leaves_no_file() {
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
             .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json")
-            .env("ELEVENLABS_API_KEYS", ONE);
+            .env("ELEVENLABS_API_KEYS", FIRST_KEY);
         let mut program = Program::start(&mut command);
-        let url = format!("http://{}", program.address());
+        let url = format!("http://{}", program.wait_for_address());
         let body = json!({"text": "a".repeat(30), "model_id": "eleven_v3"});
         let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-        assert_eq!(client.post(format!("{url}{SPEECH}")).json(&body).send().await.unwrap().status(), 200);
-        let document = stdout(&read(&["status", "--json", "--url", &url]).await);
+        assert_eq!(
+            client.post(format!("{url}{SPEECH_PATH}")).json(&body).send().await.unwrap().status(),
+            200
+        );
+        let document = stdout(&run_in_background(&["status", "--json", "--url", &url]).await);
         let document: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["keys"][0]["characterCount"], 30);
-        let left: Vec<_> =
+        let files: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
-        assert_eq!(left, Vec::<std::path::PathBuf>::new());
-        assert_eq!(program.end().0, Some(0));
+        assert_eq!(files, Vec::<std::path::PathBuf>::new());
+        assert_eq!(program.terminate().0, Some(0));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
     simulator.stop().await;
 }
 
-/// Speech that an app requests with the key itself, bypassing Keychoir.
-async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
+/// Requests speech directly from the provider, bypassing the proxy.
+async fn request_speech_directly(simulator: &Simulator, key: &str, characters: usize) {
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
     let request =
-        client.post(format!("{}{SPEECH}", simulator.base_url())).header("xi-api-key", key).json(&body);
+        client.post(format!("{}{SPEECH_PATH}", simulator.base_url())).header("xi-api-key", key).json(&body);
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
-async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
+async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     let folder = tempfile::tempdir().unwrap();
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
     let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
-    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_QUOTA_POLLING__INTERVAL", "1s")
         .env("KEYCHOIR_LOG__FORMAT", "json")
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"));
     let mut program = Program::start(&mut command);
-    let url = format!("http://{}", program.address());
+    let url = format!("http://{}", program.wait_for_address());
     let speech = json!({"text": "a".repeat(30), "model_id": "eleven_multilingual_v2"});
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
-    speak_elsewhere(&simulator, ONE, 40).await;
+    assert_eq!(client.post(format!("{url}{SPEECH_PATH}")).json(&speech).send().await.unwrap().status(), 200);
+    request_speech_directly(&simulator, FIRST_KEY, 40).await;
 
-    let (program, drift) = keychoir::tasks::spawn_blocking(move || {
-        let drift = program.event("quota_mismatch");
-        (program, drift)
+    let (program, event) = keychoir::tasks::spawn_blocking(move || {
+        let event = program.wait_for_event("quota_mismatch");
+        (program, event)
     })
     .await
     .unwrap();
-    assert_eq!((&drift["credits"], &drift["level"]), (&json!(40), &json!("info")));
-    assert!(drift["message"].as_str().unwrap().contains("other apps"), "{drift}");
-    let shown = stdout(&read(&["status", "--url", &url]).await);
+    assert_eq!((&event["credits"], &event["level"]), (&json!(40), &json!("info")));
+    assert!(event["message"].as_str().unwrap().contains("other apps"), "{event}");
+    let status_text = stdout(&run_in_background(&["status", "--url", &url]).await);
     assert!(
-        shown.contains("\nDrift of sk_key_numb...00001: 40 credits spent by others or unpriced\n"),
-        "{shown}"
+        status_text.contains("\nDrift of sk_key_numb...00001: 40 credits spent by others or unpriced\n"),
+        "{status_text}"
     );
-    assert!(shown.contains("  9,830  170/10,000 "), "100 before, 30 ours, 40 theirs: {shown}");
+    assert!(
+        status_text.contains("  9,830  170/10,000 "),
+        "100 credits before the start, 30 by the proxy and 40 by the other app: {status_text}"
+    );
 
-    // Two more rounds report no change.
-    let asked = || {
+    // The polls after the report must not report it again. Each round polls two keys.
+    let poll_count = || {
         let requests = simulator.ledger().requests;
         requests.iter().filter(|request| request.path_and_query == "/v1/user/subscription").count()
     };
-    let before = asked();
-    wait_until(|| asked() >= before + 6).await;
-    let said = keychoir::tasks::spawn_blocking(move || {
-        program.signal("TERM");
-        program.ended().1
+    let before = poll_count();
+    wait_until(|| poll_count() >= before + 6).await;
+    let log = keychoir::tasks::spawn_blocking(move || {
+        program.send_signal("TERM");
+        program.wait_for_exit().1
     })
     .await
     .unwrap();
-    assert_eq!(said.matches("quota_mismatch").count(), 1, "{said}");
+    assert_eq!(log.matches("quota_mismatch").count(), 1, "{log}");
     simulator.stop().await;
 }

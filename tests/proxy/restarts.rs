@@ -1,20 +1,22 @@
-//! Restrictions survive a restart: the same request first tries the account that served it, and the
-//! status of every key is the same.
+//! Restrictions of keys survive a restart: the first attempt of the same request uses the account that served
+//! it before, and the details of every key are unchanged.
 
+use crate::support::routes::Route;
 use crate::support::{
-    ONE, SPEECH, THREE, TWO, TestProxy, join_all, start_proxy, start_proxy_in, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, join_all, start_proxy,
+    start_proxy_in, start_proxy_with, wait_until,
 };
 use keychoir::simulator::{Fault, KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
-const FOUR: &str = "sk_key_number_four_00000000000000000000000000000004";
-const KEYS: [&str; 4] = [ONE, TWO, THREE, FOUR];
+const FOURTH_KEY: &str = "sk_key_number_four_00000000000000000000000000000004";
+const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOURTH_KEY];
 
 const REGION_BLOCKED: &str =
     r#"answer=403/{"detail":{"status":"region_blocked","message":"Not available here."}}"#;
 
-/// Four keys of workspaces with these plans.
-fn of_plans(tiers: [&str; 4]) -> Plan {
+/// Four workspaces with these tiers, with one key each.
+fn plan_with_tiers(tiers: [&str; 4]) -> Plan {
     tiers.iter().zip(KEYS).enumerate().fold(Plan::of([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");
         let workspace = WorkspacePlan { tier: (*tier).to_owned(), ..WorkspacePlan::new(&name, 100_000) };
@@ -22,117 +24,118 @@ fn of_plans(tiers: [&str; 4]) -> Plan {
     })
 }
 
-/// A kind of request.
 #[derive(Clone, Copy, Debug)]
-enum Request {
+enum TestRequest {
     Speech,
-    Wave,
+    WavSpeech,
     Voices,
-    AddVoice,
-    Sound,
+    VoiceAddition,
+    SoundEffect,
 }
 
-impl Request {
+impl TestRequest {
     async fn status(self, proxy: &TestProxy) -> u16 {
-        let answer = match self {
-            Self::Speech => proxy.speak(40).await,
-            Self::Wave => proxy.post(&format!("{SPEECH}?output_format=wav_16000"), &text()).await,
+        let response = match self {
+            Self::Speech => proxy.request_speech(40).await,
+            Self::WavSpeech => {
+                proxy.post(&format!("{SPEECH_PATH}?output_format=wav_16000"), &speech_body()).await
+            }
             Self::Voices => proxy.get("/v1/voices").await,
-            Self::AddVoice => add_voice(proxy).await,
-            Self::Sound => proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await,
+            Self::VoiceAddition => Route::VoiceAddition.send_request(proxy, CLIENT_TOKEN, 0).await,
+            Self::SoundEffect => proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await,
         };
-        let status = answer.status().as_u16();
-        answer.bytes().await.unwrap();
+        let status = response.status().as_u16();
+        response.bytes().await.unwrap();
         status
     }
 
     fn path(self) -> &'static str {
         match self {
-            Self::Speech | Self::Wave => "/v1/text-to-speech",
+            Self::Speech | Self::WavSpeech => "/v1/text-to-speech",
             Self::Voices => "/v1/voices",
-            Self::AddVoice => "/v1/voices/add",
-            Self::Sound => "/v1/sound-generation",
+            Self::VoiceAddition => "/v1/voices/add",
+            Self::SoundEffect => "/v1/sound-generation",
         }
     }
 }
 
-fn text() -> Value {
+fn speech_body() -> Value {
     json!({"text": "hello", "model_id": "eleven_multilingual_v2"})
 }
 
-async fn add_voice(proxy: &TestProxy) -> reqwest::Response {
-    let form = "--b\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmine\r\n--b\r\ncontent-disposition: form-data; \
-                name=\"files\"; filename=\"a.mp3\"\r\n\r\nsound\r\n--b--\r\n";
-    let request = proxy.client.post(format!("{}/v1/voices/add", proxy.url));
-    let request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
-    request.send().await.unwrap()
-}
-
-/// The parts of each key's status that do not change by themselves.
-async fn said(proxy: &TestProxy) -> Vec<Value> {
+/// The details of each key that do not depend on the time.
+async fn key_details(proxy: &TestProxy) -> Vec<Value> {
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
-    let of = |key: &Value| {
-        let words =
+    let stable_fields = |key: &Value| {
+        let fields =
             ["shortKey", "plan", "state", "reason", "since", "until", "possible", "evidence", "cannot"];
-        words.iter().map(|word| ((*word).to_owned(), key[*word].clone())).collect::<serde_json::Map<_, _>>()
+        fields
+            .iter()
+            .map(|field| ((*field).to_owned(), key[*field].clone()))
+            .collect::<serde_json::Map<_, _>>()
     };
-    details["keys"].as_array().unwrap().iter().map(|key| Value::Object(of(key))).collect()
+    details["keys"].as_array().unwrap().iter().map(|key| Value::Object(stable_fields(key))).collect()
 }
 
-/// The status of the response, and the attempts with each key.
-async fn asked(proxy: &TestProxy, request: Request) -> (u16, [usize; 4]) {
-    let before = proxy.hits(&KEYS);
+/// Sends the request and returns the status of the response and the number of attempts with each key.
+async fn send_and_count(proxy: &TestProxy, request: TestRequest) -> (u16, [usize; 4]) {
+    let before = proxy.request_counts(&KEYS);
     let status = request.status(proxy).await;
-    let after = proxy.hits(&KEYS);
-    (status, std::array::from_fn(|at| after[at] - before[at]))
+    let after = proxy.request_counts(&KEYS);
+    (status, std::array::from_fn(|index| after[index] - before[index]))
 }
 
-/// Sends requests until only those keys are tried, which serve: each refusal restricts an account.
-async fn until_asked(proxy: &TestProxy, request: Request, expected: [usize; 4]) {
+/// Sends the request until it is served with `expected` attempts. Each refusal restricts one account, so at
+/// most four requests are needed.
+async fn wait_for_attempts(proxy: &TestProxy, request: TestRequest, expected: [usize; 4]) {
     for _ in 0..4 {
-        if asked(proxy, request).await == (200, expected) {
+        if send_and_count(proxy, request).await == (200, expected) {
             return;
         }
     }
-    panic!("{request:?} does not go to {expected:?}");
+    panic!("{request:?} is not served with the attempts {expected:?}");
 }
 
-/// The first three accounts refuse the request, and the last one serves it, before and after a
-/// restart.
-async fn check(proxy: TestProxy, request: Request, case: &str) {
-    until_asked(&proxy, request, [0, 0, 0, 1]).await;
-    let before = said(&proxy).await;
+/// The first three accounts refuse the request. After they are restricted, only the last account is tried,
+/// before and after a restart.
+async fn check(proxy: TestProxy, request: TestRequest, case: &str) {
+    wait_for_attempts(&proxy, request, [0, 0, 0, 1]).await;
+    let before = key_details(&proxy).await;
     assert!(before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {before:?}");
     assert_eq!(before[3]["cannot"], json!([]), "{case}: {before:?}");
-    let proxy = proxy.restarted().await;
-    assert_eq!(said(&proxy).await, before, "{case}");
-    assert_eq!(asked(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after");
-    // A second restart: reading the restrictions loses none of them.
-    let proxy = proxy.restarted().await;
-    assert_eq!(said(&proxy).await, before, "{case}");
-    assert_eq!(asked(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after another");
-    proxy.abandon().await;
+    let proxy = proxy.restart().await;
+    assert_eq!(key_details(&proxy).await, before, "{case}");
+    assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
+    // The second restart checks that reading the restrictions does not delete them.
+    let proxy = proxy.restart().await;
+    assert_eq!(key_details(&proxy).await, before, "{case}");
+    assert_eq!(
+        send_and_count(&proxy, request).await,
+        (200, [0, 0, 0, 1]),
+        "{case}: after the second restart"
+    );
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
-async fn restrictions_are_known_after_a_restart() {
+async fn restrictions_are_restored_after_a_restart() {
     let free = ["free", "free", "free", "creator"];
     let paid = ["creator"; 4];
     let cases = [
-        (REGION_BLOCKED, paid, Request::Speech),
-        ("forbidden", paid, Request::Speech),
-        ("unauthorized", paid, Request::Voices),
-        ("answer=402/", paid, Request::Speech),
-        ("workspace_access_denied", paid, Request::Sound),
-        ("missing_permissions", paid, Request::Voices),
-        ("paid_plan_required", free, Request::Speech),
-        ("output_format_not_allowed", free, Request::Wave),
-        ("text_too_long", free, Request::Speech),
-        ("subscription_required", free, Request::Speech),
+        (REGION_BLOCKED, paid, TestRequest::Speech),
+        ("forbidden", paid, TestRequest::Speech),
+        ("unauthorized", paid, TestRequest::Voices),
+        ("answer=402/", paid, TestRequest::Speech),
+        ("workspace_access_denied", paid, TestRequest::SoundEffect),
+        ("missing_permissions", paid, TestRequest::Voices),
+        ("paid_plan_required", free, TestRequest::Speech),
+        ("output_format_not_allowed", free, TestRequest::WavSpeech),
+        ("text_too_long", free, TestRequest::Speech),
+        ("subscription_required", free, TestRequest::Speech),
     ];
-    let check = |(refusal, tiers, request): (&'static str, [&'static str; 4], Request)| async move {
+    let check = |(refusal, tiers, request): (&'static str, [&'static str; 4], TestRequest)| async move {
         let fault: Fault = refusal.parse().unwrap();
-        let proxy = start_proxy(of_plans(tiers)).await;
+        let proxy = start_proxy(plan_with_tiers(tiers)).await;
         for key in &KEYS[..3] {
             proxy.simulator.always_on(key, request.path(), Some(fault.clone()));
         }
@@ -142,96 +145,102 @@ async fn restrictions_are_known_after_a_restart() {
 }
 
 #[tokio::test]
-async fn missing_permissions_are_known_after_a_restart() {
-    let mut plan = of_plans(["creator"; 4]);
+async fn missing_permissions_are_restored_after_a_restart() {
+    let mut plan = plan_with_tiers(["creator"; 4]);
     for key in &mut plan.keys[..3] {
         key.permissions = Some(vec!["text_to_speech".to_owned(), "user_read".to_owned()]);
     }
-    check(start_proxy(plan).await, Request::Voices, "permissions").await;
+    check(start_proxy(plan).await, TestRequest::Voices, "permissions").await;
 }
 
-/// Their subscriptions cannot be read, so no poll reports their slots.
+/// The keys may not read their subscriptions, so polls do not report voice slots.
 #[tokio::test]
-async fn full_slots_are_known_after_a_restart() {
-    let mut plan = of_plans(["creator"; 4]);
+async fn full_voice_slots_are_restored_after_a_restart() {
+    let mut plan = plan_with_tiers(["creator"; 4]);
     for key in &mut plan.keys[..3] {
         key.permissions = Some(vec!["create_instant_voice_clone".to_owned(), "text_to_speech".to_owned()]);
     }
     plan.workspaces[..3].iter_mut().for_each(|workspace| workspace.voice_limit = Some(0));
-    check(start_proxy(plan).await, Request::AddVoice, "slots").await;
+    check(start_proxy(plan).await, TestRequest::VoiceAddition, "slots").await;
 }
 
-/// A rate limit of an endpoint without a concurrency group; polling is off.
+/// The endpoint has no concurrency group, and polling is disabled.
 #[tokio::test]
-async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
+async fn a_rate_limit_of_an_endpoint_is_restored_after_a_restart() {
     let proxy =
-        start_proxy_with(of_plans(["creator"; 4]), |config| config.quota_polling.enabled = false).await;
+        start_proxy_with(plan_with_tiers(["creator"; 4]), |config| config.quota_polling.enabled = false)
+            .await;
     for key in &KEYS[..3] {
-        proxy.always(key, "rate_limit=200");
+        proxy.set_fault(key, "rate_limit=200");
     }
-    check(proxy, Request::Voices, "a rate limit").await;
+    check(proxy, TestRequest::Voices, "a rate limit").await;
 }
 
-/// A restriction refuted by a served request does not come back with a restart.
+/// A served request refutes the restriction.
 #[tokio::test]
-async fn a_refuted_restriction_stays_refuted() {
-    let proxy = start_proxy(of_plans(["creator"; 4])).await;
-    proxy.simulator.always_on(ONE, SPEECH, Some("forbidden".parse().unwrap()));
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 1, 0, 0]));
-    assert_ne!(said(&proxy).await[0]["cannot"], json!([]));
-    let proxy = proxy.restarted().await;
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [0, 1, 0, 0]));
-    // The others refuse it now, and the first one serves it.
+async fn a_refuted_restriction_is_not_restored() {
+    let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
+    assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 1, 0, 0]));
+    assert_ne!(key_details(&proxy).await[0]["cannot"], json!([]));
+    let proxy = proxy.restart().await;
+    assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 1, 0, 0]));
+    // The other accounts refuse the request now, and the first one serves it.
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
-    proxy.simulator.always_on(ONE, SPEECH, None);
-    until_asked(&proxy, Request::Speech, [1, 0, 0, 0]).await;
-    assert_eq!(said(&proxy).await[0]["cannot"], json!([]));
-    let before = said(&proxy).await;
-    let proxy = proxy.restarted().await;
-    assert_eq!(said(&proxy).await, before);
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 0, 0, 0]));
-    proxy.abandon().await;
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
+    wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
+    assert_eq!(key_details(&proxy).await[0]["cannot"], json!([]));
+    let before = key_details(&proxy).await;
+    let proxy = proxy.restart().await;
+    assert_eq!(key_details(&proxy).await, before);
+    assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 0, 0, 0]));
+    proxy.close_unchecked().await;
 }
 
-/// A refused plan applies to other accounts with it, also before the first poll.
+/// A refusal of a plan feature restricts all accounts of that plan. After the restart, plans are known
+/// without a poll.
 #[tokio::test]
-async fn plans_are_known_after_a_restart() {
-    let plan = || of_plans(["free", "free", "free", "creator"]);
+async fn restrictions_of_plans_are_restored_after_a_restart() {
+    let plan = || plan_with_tiers(["free", "free", "free", "creator"]);
     let refuse = |proxy: &TestProxy| {
         for key in &KEYS[..3] {
-            proxy.simulator.always_on(key, SPEECH, Some("paid_plan_required".parse().unwrap()));
+            proxy.simulator.always_on(key, SPEECH_PATH, Some("paid_plan_required".parse().unwrap()));
         }
     };
     let proxy = start_proxy(plan()).await;
     refuse(&proxy);
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 0, 0, 1]), "one of each plan");
-    let folder = proxy.abandon().await;
+    assert_eq!(
+        send_and_count(&proxy, TestRequest::Speech).await,
+        (200, [1, 0, 0, 1]),
+        "one account of each plan must be tried"
+    );
+    let folder = proxy.close_unchecked().await;
     let proxy = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
     refuse(&proxy);
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [0, 0, 0, 1]));
-    assert_eq!(said(&proxy).await[1]["plan"], "free");
-    proxy.abandon().await;
+    assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 0, 0, 1]));
+    assert_eq!(key_details(&proxy).await[1]["plan"], "free");
+    proxy.close_unchecked().await;
 }
 
-/// A killed program has written them, too.
+/// Refusals are not only written at shutdown, so a killed proxy does not lose them.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
-    let proxy = start_proxy(of_plans(["creator"; 4])).await;
-    proxy.simulator.always_on(ONE, SPEECH, Some("forbidden".parse().unwrap()));
+    let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
     let rows = || -> i64 {
-        let file = rusqlite::Connection::open(proxy.database()).unwrap();
-        file.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
+        let database = rusqlite::Connection::open(proxy.database_path()).unwrap();
+        database.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 1, 0, 0]));
+    assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 1, 0, 0]));
     wait_until(|| rows() == 1).await;
-    // The only account left serves it again.
-    proxy.simulator.always_on(ONE, SPEECH, None);
+    // Only the first account serves the request again.
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
-    until_asked(&proxy, Request::Speech, [1, 0, 0, 0]).await;
+    wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
     wait_until(|| rows() == 3).await;
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }

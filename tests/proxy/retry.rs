@@ -1,35 +1,39 @@
-//! A refused key is replaced, in the right way for each kind of refusal, and a request that may
-//! have been charged is never sent twice.
+//! Retries: which refusals are retried with another key, what happens to the refused key, and that a request
+//! that may have been charged is never sent twice.
 
-use crate::support::{ONE, SPEECH, THREE, TWO, assert_ours, join_all, start_proxy, start_proxy_with};
+use crate::support::{
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, assert_proxy_error, bind_loopback, join_all, start_proxy,
+    start_proxy_with,
+};
 use keychoir::config::KeyConfig;
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-fn rich() -> Plan {
+fn funded_plan() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Refuses the first key: the client must not notice, and that key must have `status` afterwards.
-async fn check_replaced(fault: &str, status: &str) {
-    let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, fault);
-    let answer = proxy.speak(10).await;
-    assert_eq!(answer.status(), 200, "{fault}");
-    assert!(answer.bytes().await.unwrap().len() > 1_000, "{fault}");
-    assert_eq!(proxy.statuses().await, [status, "active", "active"], "{fault}");
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 0], "{fault}");
-    let records = proxy.records().await;
-    let verdicts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
-    assert_eq!(verdicts, [(1, 0), (2, 10)], "{fault}");
+/// The provider refuses the first key. The client must receive a response of the second key, and the first
+/// key must have `status` afterwards.
+async fn check_retried(fault: &str, status: &str) {
+    let proxy = start_proxy(funded_plan()).await;
+    proxy.set_fault(FIRST_KEY, fault);
+    let response = proxy.request_speech(10).await;
+    assert_eq!(response.status(), 200, "{fault}");
+    assert!(response.bytes().await.unwrap().len() > 1_000, "{fault}");
+    assert_eq!(proxy.key_statuses().await, [status, "active", "active"], "{fault}");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+    let records = proxy.into_records().await;
+    let attempts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
+    assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}");
     assert_eq!(records[0].request_id, records[1].request_id);
 }
 
 #[tokio::test]
-async fn a_refused_key_is_replaced() {
+async fn a_refused_request_is_retried_with_the_next_key() {
     for (fault, status) in [
         ("quota", "exhausted"),
         ("key_cap", "exhausted"),
@@ -41,42 +45,42 @@ async fn a_refused_key_is_replaced() {
         ("invalid_400", "invalid"),
         ("rate_limit", "rate_limited"),
         ("rate_limit=30", "rate_limited"),
-        // The key itself is fine: its concurrency limit is reached for a moment.
+        // A key at its concurrency limit stays active.
         ("concurrency", "active"),
     ] {
-        check_replaced(fault, status).await;
+        check_retried(fault, status).await;
     }
 }
 
 #[tokio::test]
-async fn a_refusal_without_fault_of_the_key_is_retried_without_a_cooldown() {
+async fn a_refusal_that_does_not_blame_the_key_is_retried_without_a_cooldown() {
     for fault in ["missing_permissions", "paid_plan_required", "subscription_required", "forbidden"] {
-        check_replaced(fault, "active").await;
+        check_retried(fault, "active").await;
     }
 }
 
 #[tokio::test]
 async fn a_refusal_without_a_reason_makes_no_key_unusable() {
     for status in [401, 402, 403, 429] {
-        check_replaced(&format!("page={status}"), "active").await;
+        check_retried(&format!("page={status}"), "active").await;
     }
 }
 
 #[tokio::test]
-async fn a_head_response_contains_no_key() {
+async fn a_refused_head_request_makes_no_key_unusable() {
     for (fault, status) in
         [("quota", 401), ("invalid", 401), ("insufficient_credits", 402), ("rate_limit", 429)]
     {
-        let proxy = start_proxy(rich()).await;
-        proxy.always(ONE, fault);
-        proxy.always(TWO, fault);
+        let proxy = start_proxy(funded_plan()).await;
+        proxy.set_fault(FIRST_KEY, fault);
+        proxy.set_fault(SECOND_KEY, fault);
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
-        assert_eq!(head().await.unwrap().status(), status, "two say the same");
-        assert_eq!(proxy.hits(&KEYS), [1, 1, 0], "{fault}");
-        proxy.simulator.always(TWO, None);
-        // The provider refuses HEAD, which is still its response.
+        assert_eq!(head().await.unwrap().status(), status, "{fault}: two accounts refuse alike");
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+        proxy.simulator.always(SECOND_KEY, None);
+        // The provider does not allow HEAD, and its response is relayed.
         assert_eq!(head().await.unwrap().status(), 405, "{fault}");
-        assert_eq!(proxy.statuses().await, ["active"; 3], "{fault}");
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
         proxy.close().await;
     }
 }
@@ -84,35 +88,35 @@ async fn a_head_response_contains_no_key() {
 #[tokio::test]
 async fn a_compressed_or_early_refusal_is_classified() {
     for fault in ["gzip:quota", "early:quota", "early:insufficient_credits"] {
-        check_replaced(fault, "exhausted").await;
+        check_retried(fault, "exhausted").await;
     }
 }
 
-/// Every key is refused: the client receives the provider's response, and each key was tried that
-/// often.
-async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
-    let proxy = start_proxy(rich()).await;
+/// The provider refuses every key. The client must receive the provider's response, and `counts` is the
+/// number of attempts with each key.
+async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
+    let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
-        proxy.always(key, fault);
+        proxy.set_fault(key, fault);
     }
-    let answer = proxy.speak(10).await;
-    assert_eq!(answer.status(), status, "{fault}");
-    assert!(!answer.headers().contains_key("x-keychoir-error"), "{fault}");
-    answer.bytes().await.unwrap();
-    assert_eq!(proxy.hits(&KEYS), hits, "{fault}");
-    assert_eq!(proxy.statuses().await, ["active"; 3], "{fault}");
+    let response = proxy.request_speech(10).await;
+    assert_eq!(response.status(), status, "{fault}");
+    assert!(!response.headers().contains_key("x-keychoir-error"), "{fault}");
+    response.bytes().await.unwrap();
+    assert_eq!(proxy.request_counts(&KEYS), counts, "{fault}");
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn an_error_of_the_client_is_sent_with_one_key() {
+async fn an_invalid_request_is_sent_with_one_key() {
     check_relayed("unprocessable", 422, [1, 0, 0]).await;
     check_relayed("text_too_long", 400, [1, 0, 0]).await;
     check_relayed("model_not_found", 400, [1, 0, 0]).await;
 }
 
 #[tokio::test]
-async fn a_missing_resource_is_searched_once_in_every_account() {
+async fn a_missing_resource_is_requested_once_with_every_account() {
     check_relayed("voice_not_found", 404, [1, 1, 1]).await;
 }
 
@@ -140,78 +144,78 @@ async fn a_provider_failure_after_a_possible_effect_is_not_retried() {
 
 #[tokio::test]
 async fn an_overloaded_provider_is_retried_once() {
-    // Another account is tried if there is one: it may be served by another machine of the
-    // provider.
+    // The retry uses another account, because another machine of the provider may serve it.
     check_relayed("system_busy", 429, [1, 1, 0]).await;
     check_relayed("maintenance", 503, [1, 1, 0]).await;
 }
 
 #[tokio::test]
-async fn an_unreadable_refusal_is_unexplained() {
+async fn an_unreadable_refusal_is_handled_like_an_unknown_one() {
     for fault in ["huge", "garbled"] {
         check_relayed(fault, 401, [1, 1, 0]).await;
-        check_replaced(fault, "active").await;
+        check_retried(fault, "active").await;
     }
 }
 
 #[tokio::test]
-async fn a_post_that_was_read_and_not_answered_is_not_sent_again() {
-    let proxy = start_proxy(rich()).await;
+async fn a_post_that_the_provider_has_read_is_not_sent_again() {
+    let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
-        proxy.always(key, "close");
+        proxy.set_fault(key, "close");
     }
-    assert_ours(&proxy.speak(10).await, 502, "upstream_reset");
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 0]);
-    let records = proxy.records().await;
+    assert_proxy_error(&proxy.request_speech(10).await, 502, "upstream_reset");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 0]);
+    let records = proxy.into_records().await;
     assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "unknown"));
 }
 
 #[tokio::test]
-async fn an_unanswered_get_is_sent_once_more() {
-    let proxy = start_proxy(rich()).await;
-    proxy.simulator.script(ONE, vec!["close".parse().unwrap()]);
+async fn a_get_without_a_response_is_sent_once_more() {
+    let proxy = start_proxy(funded_plan()).await;
+    proxy.simulator.script(FIRST_KEY, vec!["close".parse().unwrap()]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [2, 0, 0]);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 0, 0]);
     for key in KEYS {
-        proxy.always(key, "close");
+        proxy.set_fault(key, "close");
     }
-    assert_ours(&proxy.get("/v1/voices").await, 502, "upstream_reset");
+    assert_proxy_error(&proxy.get("/v1/voices").await, 502, "upstream_reset");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn keys_are_spent_in_order_and_the_records_equal_the_charges() {
-    let proxy = start_proxy(Plan::of([(ONE, 100), (TWO, 50), (THREE, 100_000)])).await;
+async fn keys_are_used_in_order_and_the_records_equal_the_charges() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 50), (THIRD_KEY, 100_000)])).await;
     for _ in 0..40 {
-        assert_eq!(proxy.speak(7).await.status(), 200);
+        assert_eq!(proxy.request_speech(7).await.status(), 200);
     }
-    // Two credits and one are left: too few for seven characters, enough for one.
-    assert_eq!(proxy.statuses().await, ["active"; 3]);
-    assert_eq!(proxy.speak(2).await.status(), 200);
+    // The first two keys have two credits and one credit left, which suffice for one character, but not for
+    // seven.
+    assert_eq!(proxy.key_statuses().await, ["active"; 3]);
+    assert_eq!(proxy.request_speech(2).await.status(), 200);
     let (ledger, _) = proxy.close().await;
     assert_eq!(ledger.totals.charged, 282);
-    assert_eq!(ledger.key(ONE).unwrap().charged, 100);
+    assert_eq!(ledger.key(FIRST_KEY).unwrap().charged, 100);
 }
 
 #[tokio::test]
-async fn many_requests_at_once_all_succeed_while_keys_run_out() {
-    let proxy = start_proxy(Plan::of([(ONE, 300), (TWO, 300), (THREE, 100_000)])).await;
-    let answers = (0..100).map(|_| proxy.speak(10));
-    for answer in join_all(answers).await {
-        assert_eq!(answer.status(), 200);
-        answer.bytes().await.unwrap();
+async fn concurrent_requests_succeed_while_keys_are_exhausted() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 300), (SECOND_KEY, 300), (THIRD_KEY, 100_000)])).await;
+    let responses = (0..100).map(|_| proxy.request_speech(10));
+    for response in join_all(responses).await {
+        assert_eq!(response.status(), 200);
+        response.bytes().await.unwrap();
     }
     let (ledger, _) = proxy.close().await;
     assert_eq!(ledger.totals.charged, 1_000);
 }
 
 #[tokio::test]
-async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
-    let proxy = start_proxy(Plan::of([(ONE, 5), (TWO, 5)])).await;
-    let answer = proxy.speak(10).await;
-    assert_ours(&answer, 401, "all_keys_exhausted");
-    assert!(!answer.headers().contains_key("retry-after"));
-    let body: Value = answer.json().await.unwrap();
+async fn an_exhausted_pool_responds_like_the_provider_without_an_attempt() {
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 5), (SECOND_KEY, 5)])).await;
+    let response = proxy.request_speech(10).await;
+    assert_proxy_error(&response, 401, "all_keys_exhausted");
+    assert!(!response.headers().contains_key("retry-after"));
+    let body: Value = response.json().await.unwrap();
     let message = body["detail"]["message"].as_str().unwrap();
     assert!(
         message.starts_with("All ElevenLabs API keys are exhausted or rate limited. Next reset: 20"),
@@ -219,93 +223,97 @@ async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
     );
     assert_eq!(body["detail"]["status"], "quota_exceeded");
     assert_eq!(body["error"], json!({"message": message, "code": 401}));
-    let hits = proxy.hits(&[ONE, TWO]);
-    assert_eq!(hits, [1, 1]);
-    assert_ours(&proxy.speak(10).await, 401, "all_keys_exhausted");
-    assert_eq!(proxy.hits(&[ONE, TWO]), hits, "an empty pool sends nothing upstream");
+    let counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
+    assert_eq!(counts, [1, 1]);
+    assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_exhausted");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        counts,
+        "an exhausted pool must send no attempt"
+    );
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn the_response_names_the_end_of_the_cooldown_of_all_keys() {
-    let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, "rate_limit=50");
-    proxy.always(TWO, "rate_limit=20");
-    proxy.always(THREE, "rate_limit");
-    let answer = proxy.speak(10).await;
-    assert_ours(&answer, 429, "all_keys_rate_limited");
-    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+async fn the_response_reports_the_end_of_the_first_cooldown() {
+    let proxy = start_proxy(funded_plan()).await;
+    proxy.set_fault(FIRST_KEY, "rate_limit=50");
+    proxy.set_fault(SECOND_KEY, "rate_limit=20");
+    proxy.set_fault(THIRD_KEY, "rate_limit");
+    let response = proxy.request_speech(10).await;
+    assert_proxy_error(&response, 429, "all_keys_rate_limited");
+    let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((15..=20).contains(&seconds), "{seconds}");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn the_response_names_the_refusal_of_all_keys() {
-    let proxy = start_proxy(rich()).await;
+async fn the_response_reports_the_common_refusal_of_all_keys() {
+    let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
-        proxy.always(key, "invalid");
+        proxy.set_fault(key, "invalid");
     }
-    assert_ours(&proxy.speak(10).await, 401, "all_keys_invalid");
-    // Each key was polled on its own, and is refused.
+    assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_invalid");
+    // Each refused key is polled, and the polls confirm the refusal.
     while proxy.get("/readyz").await.status() != 503 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(proxy.statuses().await, ["invalid"; 3]);
+    assert_eq!(proxy.key_statuses().await, ["invalid"; 3]);
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_second_key_of_an_empty_workspace_is_not_tried() {
+async fn the_second_key_of_a_workspace_with_too_few_credits_is_not_tried() {
     let plan = Plan {
         keys: vec![
-            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(ONE, 0) },
-            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(TWO, 0) },
-            KeyPlan::new(THREE, 1_000),
+            KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) },
+            KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(SECOND_KEY, 0) },
+            KeyPlan::new(THIRD_KEY, 1_000),
         ],
-        ..Plan::default().with_workspace(WorkspacePlan::new("choir", 5))
+        ..Plan::default().with_workspace(WorkspacePlan::new("ws", 5))
     };
     let proxy = start_proxy_with(plan, |config| {
         for key in &mut config.keys[..2] {
-            key.workspace = Some("choir".to_owned());
+            key.workspace = Some("ws".to_owned());
         }
     })
     .await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [0, 0, 1], "five credits do not pay for ten characters");
-    assert_eq!(proxy.statuses().await, ["active"; 3], "five credits are left");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [0, 0, 1], "five credits do not suffice for ten characters");
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "a workspace with five credits is not exhausted");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_body_beyond_the_buffer_is_forwarded_without_a_replay() {
-    let proxy = start_proxy_with(rich(), |config| {
+async fn a_request_with_a_body_above_the_buffer_size_is_not_retried() {
+    let proxy = start_proxy_with(funded_plan(), |config| {
         config.retry.buffer_size = 100;
         config.retry.spill_size = 0;
     })
     .await;
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     let body = json!({"text": "a".repeat(200)});
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 401);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 0]);
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 200, "the key is parked all the same");
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 401);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 0]);
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200, "the refused key must be in cooldown");
     proxy.close().await;
 }
 
 #[tokio::test]
-async fn a_key_of_another_region_is_sent_to_its_own_host_and_to_no_other() {
-    let elsewhere =
-        Simulator::start(crate::support::loopback().await, Plan::of([(TWO, 1_000)])).await.unwrap();
-    let region = elsewhere.base_url();
-    // Each simulator knows its own key only and would refuse the other one as invalid.
-    let proxy = start_proxy_with(Plan::of([(ONE, 5)]), |config| {
-        let key = ApiKey::new(TWO).unwrap();
+async fn a_key_of_another_region_is_sent_only_to_its_own_host() {
+    let other_region =
+        Simulator::start(bind_loopback().await, Plan::of([(SECOND_KEY, 1_000)])).await.unwrap();
+    let region = other_region.base_url();
+    // Each simulator knows only its own key and would refuse the other key as invalid.
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 5)]), |config| {
+        let key = ApiKey::new(SECOND_KEY).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });
     })
     .await;
     for _ in 0..3 {
-        assert_eq!(proxy.speak(10).await.status(), 200);
+        assert_eq!(proxy.request_speech(10).await.status(), 200);
     }
-    assert_eq!(proxy.statuses().await, ["active", "active"], "a foreign key would be invalid");
-    assert_eq!(proxy.hits(&[ONE]), [0]);
-    assert_eq!(elsewhere.ledger().key(TWO).unwrap().charged, 30);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "each key must be polled at its own host");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
+    assert_eq!(other_region.ledger().key(SECOND_KEY).unwrap().charged, 30);
 }

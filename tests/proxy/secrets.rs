@@ -1,11 +1,12 @@
-//! Canaries: keys, client tokens and texts that are searched in all output, with the log at TRACE,
-//! over every path of a request.
+//! Secrets are never written: canary keys, client tokens and texts take every path of a request, with the log
+//! at TRACE, and must not occur in any log, response, page, file or command output.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::support::program::{Program, contents, keychoir, run, stderr};
-use crate::support::{CLIENT_TOKEN, VOICE, loopback};
+use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
+use crate::support::websocket::{AGENT, DIALOGUE, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, handshake_at};
+use crate::support::{CLIENT_TOKEN, VOICE_ID, bind_loopback};
 use futures_util::SinkExt;
 use keychoir::simulator::{Fault, Plan, Simulator};
 use keychoir::tasks::{AbortOnDrop, Tasks};
@@ -13,26 +14,25 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
-/// Two keys as long as real ones. The characters between their ends are never shown.
-const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
-const TWO: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
-/// Supabase's keys, the newer and the older kind; the older one is a token of the role
-/// service_role.
+/// Two keys with the length of real keys. Short forms show only their ends.
+const FIRST_KEY: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
+const SECOND_KEY: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
+/// A Supabase key of the newer kind, and one of the older kind, a token of the role `service_role`.
 const SUPABASE_KEYS: [&str; 2] =
     ["sb_secret_canary77778888", "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.canary77778888"];
-const TEXT: &str = "the text of a private message, canary 9c41";
+const PRIVATE_TEXT: &str = "the text of a private message, canary 9c41";
 
-/// The canaries by name, which must not occur anywhere.
+/// The bytes that must not occur anywhere, by description.
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
-    // ElevenLabs signs its calls to a key owner's server with this digest.
-    let digest = Sha256::digest(ONE.as_bytes());
+    // ElevenLabs signs its webhook calls to the server of a key's owner with this digest.
+    let digest = Sha256::digest(FIRST_KEY.as_bytes());
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     HashMap::from([
-        ("the middle of a key", ONE[11..ONE.len() - 5].into()),
-        ("the middle of another key", TWO[11..TWO.len() - 5].into()),
+        ("the middle of a key", FIRST_KEY[11..FIRST_KEY.len() - 5].into()),
+        ("the middle of another key", SECOND_KEY[11..SECOND_KEY.len() - 5].into()),
         ("the plain digest of a key", hex[..32].into()),
-        ("the plain digest of a key in capitals", hex[..32].to_uppercase().into()),
+        ("the plain digest of a key in uppercase", hex[..32].to_uppercase().into()),
         ("the plain digest of a key in bytes", digest.to_vec()),
         ("a client's token", CLIENT_TOKEN.into()),
         ("a text", b"canary 9c41".into()),
@@ -41,14 +41,14 @@ fn canaries() -> HashMap<&'static str, Vec<u8>> {
 }
 
 #[track_caller]
-fn assert_clean(place: &str, bytes: &[u8]) {
+fn assert_no_canary(location: &str, bytes: &[u8]) {
     for (name, canary) in canaries() {
-        let found = bytes.windows(canary.len()).any(|window| window == canary);
-        assert!(!found, "{name} is in {place}: {}", String::from_utf8_lossy(bytes));
+        let is_present = bytes.windows(canary.len()).any(|window| window == canary);
+        assert!(!is_present, "{name} is in {location}: {}", String::from_utf8_lossy(bytes));
     }
 }
 
-/// Every possible result of an attempt.
+/// One fault for every possible result of an attempt.
 const FAULTS: [&str; 27] = [
     "pass",
     "quota",
@@ -79,43 +79,43 @@ const FAULTS: [&str; 27] = [
     "garbled",
 ];
 
-/// Further results of a session.
+/// Further faults for the results of a WebSocket session.
 const SOCKET_FAULTS: [&str; 5] =
     ["after=1:quota", "after=1:cut", "after=0:reset", "close=1011/what", "cut=10"];
 
-/// Sends a text and a token on a WebSocket and disconnects; returns whether it was accepted.
-async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
-    let asked = crate::support::websocket::handshake_at(address, path, &[("xi-api-key", CLIENT_TOKEN)]).await;
-    let mut session = match asked {
+/// Sends a text and a token on a WebSocket. Returns whether the handshake was accepted.
+async fn send_secrets_on_websocket(address: SocketAddr, path: &str) -> bool {
+    let handshake = handshake_at(address, path, &[("xi-api-key", CLIENT_TOKEN)]).await;
+    let mut session = match handshake {
         Ok(session) => session,
         Err((_, body)) => {
-            assert_clean("a refusal", body.as_bytes());
+            assert_no_canary("the refusal of a handshake", body.as_bytes());
             return false;
         }
     };
-    assert_clean("a header", format!("{:?}", session.headers).as_bytes());
+    assert_no_canary("a header", format!("{:?}", session.headers).as_bytes());
     for message in [
-        json!({"text": TEXT, "xi_api_key": CLIENT_TOKEN, "authorization": format!("Bearer {CLIENT_TOKEN}")}),
-        json!({"inputs": [{"text": TEXT, "voice_id": VOICE}], "voices": [VOICE], "xi-api-key": CLIENT_TOKEN}),
+        json!({"text": PRIVATE_TEXT, "xi_api_key": CLIENT_TOKEN, "authorization": format!("Bearer {CLIENT_TOKEN}")}),
+        json!({"inputs": [{"text": PRIVATE_TEXT, "voice_id": VOICE_ID}], "voices": [VOICE_ID], "xi-api-key": CLIENT_TOKEN}),
         json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA", "commit": true}),
         json!({"text": "", "close_socket": true}),
     ] {
-        // The provider may have disconnected meanwhile.
+        // The session may have ended after a fault.
         let _ = session.stream.send(Message::text(message.to_string())).await;
     }
-    session.leave().await;
+    session.close().await;
     true
 }
 
-/// A Supabase whose refusals contain the key in every part.
-async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
-    let listener = loopback().await;
+/// Starts a Supabase whose refusals contain its key in every part. Returns its URL.
+async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let serving = Tasks::new().spawn_guarded(async move {
+    let server_task = Tasks::new().spawn_guarded(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 64 * 1024];
-            // The request is ignored.
+            // The content of the request is irrelevant.
             let _ = stream.read(&mut head).await;
             let body = json!({"code": key, "message": key, "details": key, "hint": key}).to_string();
             let length = body.len();
@@ -125,19 +125,19 @@ async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
             let _ = stream.write_all((head + &body).as_bytes()).await;
         }
     });
-    (url, serving)
+    (url, server_task)
 }
 
-/// With polling, the provider reports its reset dates, so an exhausted key stays so; without it,
-/// every refusal occurs with both keys.
-async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
-    let (supabase, _serving) = indiscreet(supabase_key).await;
+/// Runs every fault with this log format and searches all output for canaries. With polling, the provider
+/// reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
+async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
+    let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
-    let plan = Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)]).forbidding(CLIENT_TOKEN);
-    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]).forbidding(CLIENT_TOKEN);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("SUPABASE_URL", supabase)
@@ -154,23 +154,23 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
         .env("KEYCHOIR_POOL__FEATURE_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__ENDPOINT_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__UNPROVEN_COOLDOWN", "1ms")
-        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", is_watched.to_string())
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", has_polling.to_string())
         .env("KEYCHOIR_POOL__QUEUE_TIMEOUT", "50ms")
         .env("KEYCHOIR_LOG__LEVEL", "trace")
-        .env("KEYCHOIR_LOG__FORMAT", form);
+        .env("KEYCHOIR_LOG__FORMAT", log_format);
     let mut program = Program::start(&mut command);
-    let url = program.line(|line| {
+    let url = program.wait_for_line(|line| {
         let (_, rest) = line.split_once("Server started at ")?;
         rest.split(['"', ' ']).next().map(str::to_owned)
     });
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let mut asked = 0;
+    let mut response_count = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();
-        simulator.always(ONE, Some(fault.clone()));
-        simulator.always(TWO, Some(fault));
-        let speech = format!("{url}/v1/text-to-speech/{VOICE}?xi_api_key={CLIENT_TOKEN}&seed=1");
-        let body = json!({"text": TEXT, "model_id": "eleven_multilingual_v2"});
+        simulator.always(FIRST_KEY, Some(fault.clone()));
+        simulator.always(SECOND_KEY, Some(fault));
+        let speech = format!("{url}/v1/text-to-speech/{VOICE_ID}?xi_api_key={CLIENT_TOKEN}&seed=1");
+        let body = json!({"text": PRIVATE_TEXT, "model_id": "eleven_multilingual_v2"});
         let requests = [
             client.post(&speech).header("xi-api-key", CLIENT_TOKEN).json(&body),
             client.get(format!("{url}/v1/user")).bearer_auth(CLIENT_TOKEN),
@@ -186,90 +186,90 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
             client.get(format!("{url}/readyz")),
         ];
         for request in requests {
-            let Ok(answer) = request.send().await else { continue };
-            asked += 1;
-            assert_clean("a header", format!("{:?}", answer.headers()).as_bytes());
-            let is_ours = answer.headers().contains_key("x-keychoir-error");
-            let path = answer.url().path();
+            let Ok(response) = request.send().await else { continue };
+            response_count += 1;
+            assert_no_canary("a header", format!("{:?}", response.headers()).as_bytes());
+            let is_proxy_error = response.headers().contains_key("x-keychoir-error");
+            let path = response.url().path();
             let is_admin = path.starts_with("/api/") || ["/metrics", "/readyz"].contains(&path);
-            // The provider's bodies may contain the client's own request; Keychoir's own bodies are
+            // A body of the provider may contain the client's own request, so only bodies of the proxy are
             // checked.
-            if let (true, Ok(body)) = (is_ours || is_admin, answer.bytes().await) {
-                assert_clean("an answer of ours", &body);
+            if let (true, Ok(body)) = (is_proxy_error || is_admin, response.bytes().await) {
+                assert_no_canary("a response of the proxy", &body);
             }
         }
     }
     let address = url.trim_start_matches("http://").parse().unwrap();
-    let mut talked = 0;
+    let mut session_count = 0;
     for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
-        for key in [ONE, TWO] {
+        for key in [FIRST_KEY, SECOND_KEY] {
             simulator.always(key, Some(fault.parse().unwrap()));
         }
-        for path in [
-            crate::support::websocket::STREAM_INPUT,
-            crate::support::websocket::MULTI_STREAM_INPUT,
-            crate::support::websocket::DIALOGUE,
-            crate::support::websocket::SCRIBE,
-            crate::support::websocket::AGENT,
-        ] {
+        for path in [STREAM_INPUT, MULTI_STREAM_INPUT, DIALOGUE, SCRIBE, AGENT] {
             let path =
                 format!("{path}{}xi_api_key={CLIENT_TOKEN}", if path.contains('?') { '&' } else { '?' });
-            talked += usize::from(talk_secrets(address, &path).await);
+            session_count += usize::from(send_secrets_on_websocket(address, &path).await);
         }
     }
-    assert!(is_watched || talked > FAULTS.len(), "sockets were really opened: {talked}");
-    let (code, said) = program.end();
+    assert!(
+        has_polling || session_count > FAULTS.len(),
+        "WebSockets must have been opened, found {session_count}"
+    );
+    let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(asked > FAULTS.len() * 4, "the paths were really taken: {asked}");
-    assert!(said.lines().count() > FAULTS.len() * 5, "the log really tells of them");
-    assert!(said.contains("Supabase refuses the key"), "the mirror has met its refusal");
-    assert_clean("the log", said.as_bytes());
-    assert_clean("the books", &contents(folder.path()));
-    let books = folder.path().join("keychoir.db");
+    assert!(
+        response_count > FAULTS.len() * 4,
+        "most requests must have received a response, found {response_count}"
+    );
+    assert!(log.lines().count() > FAULTS.len() * 5, "the log must contain the requests");
+    assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");
+    assert_no_canary("the log", log.as_bytes());
+    assert_no_canary("the database", &read_all_files(folder.path()));
+    let database = folder.path().join("keychoir.db");
     for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
     {
-        let mut command = keychoir(command);
+        let mut command = keychoir_command(command);
         let output = run(command
-            .env("KEYCHOIR_STORAGE__PATH", &books)
-            .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}")));
+            .env("KEYCHOIR_STORAGE__PATH", &database)
+            .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}")));
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert_clean("what a command prints", &[output.stdout, output.stderr].concat());
+        assert_no_canary("the output of a command", &[output.stdout, output.stderr].concat());
     }
-    // The made-up path `/v1/<token>` reaches the provider, as it must; no other canary does.
+    // The path `/v1/<token>` must reach the provider unchanged. Other canaries must not.
     let violations = simulator.ledger().violations;
     assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");
 }
 
 #[tokio::test]
-async fn no_secret_comes_out_as_json() {
-    check_form("json", SUPABASE_KEYS[0], true).await;
+async fn the_json_log_contains_no_secret() {
+    check_log_format("json", SUPABASE_KEYS[0], true).await;
 }
 
 #[tokio::test]
-async fn no_secret_comes_out_on_a_terminal() {
-    check_form("terminal", SUPABASE_KEYS[1], false).await;
+async fn the_terminal_log_contains_no_secret() {
+    check_log_format("terminal", SUPABASE_KEYS[1], false).await;
 }
 
 #[test]
-fn no_secret_comes_out_of_a_broken_configuration() {
+fn the_error_about_a_malformed_configuration_contains_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
     for toml in [
-        format!("[[keys]]\nkey = \"{ONE}\nname = \"x\""),
-        format!("[[keys]]\nkey = {ONE}"),
-        format!("[[keys]]\nkeyy = \"{ONE}\""),
-        format!("keys = \"{ONE}\""),
-        format!("[pool]\nkeys = [\"{ONE}\"]"),
+        format!("[[keys]]\nkey = \"{FIRST_KEY}\nname = \"x\""),
+        format!("[[keys]]\nkey = {FIRST_KEY}"),
+        format!("[[keys]]\nkeyy = \"{FIRST_KEY}\""),
+        format!("keys = \"{FIRST_KEY}\""),
+        format!("[pool]\nkeys = [\"{FIRST_KEY}\"]"),
         format!("[[clients]]\nname = \"x\"\ntoken = {CLIENT_TOKEN}"),
-        format!("[upstream]\nbase_url = \"https://{ONE}@api.elevenlabs.io\""),
-        ONE.to_owned(),
+        format!("[upstream]\nbase_url = \"https://{FIRST_KEY}@api.elevenlabs.io\""),
+        FIRST_KEY.to_owned(),
     ] {
         std::fs::write(&file, &toml).unwrap();
-        let mut command = keychoir(&["check", "--config", file.to_str().unwrap()]);
-        let output = run(command.env("ELEVENLABS_API_KEYS", TWO));
+        let mut command = keychoir_command(&["check", "--config", file.to_str().unwrap()]);
+        let output = run(command.env("ELEVENLABS_API_KEYS", SECOND_KEY));
         assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
-        assert_clean("the complaint", &output.stderr);
+        assert_no_canary("the error message", &output.stderr);
     }
-    let output = run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", format!("{ONE}\u{1}")));
-    assert_clean("the complaint", &output.stderr);
+    let output = run(keychoir_command(&["check"]).env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY}\u{1}")));
+    assert_no_canary("the error message", &output.stderr);
 }

@@ -63,12 +63,12 @@ where
         (start, is_complete)
     }
 
-    /// Reads the complete body ahead if its announced length is at most `max_bytes`. Returns immediately for
-    /// a longer body, and for one without an announced length.
+    /// Reads the complete body ahead if its declared length is at most `max_bytes`. Returns immediately for
+    /// a longer body, and for one without a declared length.
     ///
     /// # Errors
     ///
-    /// When no bytes arrive within `idle_timeout`, or when the client sends below `rate`.
+    /// Fails when no bytes arrive within `idle_timeout`, or when the client sends below `rate`.
     pub async fn wait_for_short_body(
         &self,
         max_bytes: usize,

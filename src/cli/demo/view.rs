@@ -59,7 +59,7 @@ impl View {
 
     /// A writer for the log, whose lines are printed above the bars.
     pub(super) fn log_writer(&self) -> impl Write + Send + 'static {
-        LogWriter(self.clone())
+        DemoLogWriter(self.clone())
     }
 
     pub(super) fn print_title(&self, url: &str) {
@@ -72,7 +72,7 @@ impl View {
     ///
     /// # Errors
     ///
-    /// When the result cannot be written. A closed pipe is not an error.
+    /// Fails when the result cannot be written. A closed pipe is not an error.
     pub(super) fn print_result(&self, text: &str) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.stop_redrawing();
@@ -155,9 +155,9 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
 }
 
 /// The writer of the log. It drops the lines of requests, because the view shows the requests.
-struct LogWriter(View);
+struct DemoLogWriter(View);
 
-impl Write for LogWriter {
+impl Write for DemoLogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         if !text.starts_with("   ") {

@@ -37,7 +37,7 @@ pub(super) struct Fields {
 #[derive(Clone, Copy, Debug)]
 struct FieldRule {
     name: &'static str,
-    /// The name of the containing field; `None` for any.
+    /// The name of the containing field, or `None` for any.
     parent: Option<&'static str>,
     kind: ResourceKind,
 }

@@ -107,7 +107,7 @@ impl Index {
         }
     }
 
-    /// Returns the fields of a response that contain identifiers; `None` if no field does.
+    /// Returns the fields of a response that contain identifiers, or `None` if no field does.
     pub(super) fn response_fields(&self, method: &Method, route: &Route) -> Option<&Fields> {
         if *method == Method::GET {
             // Any list may have a cursor.

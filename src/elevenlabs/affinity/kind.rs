@@ -116,7 +116,7 @@ impl ResourceKind {
         self == Self::Voice
     }
 
-    /// Upper bound of the time for which the provider accepts an identifier of this kind; `None` for no
+    /// Upper bound of the time for which the provider accepts an identifier of this kind, or `None` for no
     /// limit. Requests can be continued for two hours; tokens and signed URLs are valid for 15 minutes.
     #[must_use]
     pub fn lifetime(self) -> Option<Duration> {
@@ -175,7 +175,7 @@ pub struct RetentionLimits {
     /// Maximum number of identifiers in all classes. Half of them are for
     /// [`LongLived`](StorageClass::LongLived).
     pub max_identifiers: usize,
-    /// Maximum time since the last use; `None` for no limit.
+    /// Maximum time since the last use, or `None` for no limit.
     pub max_idle: Option<Duration>,
 }
 
@@ -189,7 +189,7 @@ impl RetentionLimits {
         }
     }
 
-    /// Maximum time since the last use of an identifier of a class; `None` for no limit.
+    /// Maximum time since the last use of an identifier of a class, or `None` for no limit.
     #[must_use]
     pub fn max_idle(&self, class: StorageClass) -> Option<Duration> {
         match class {

@@ -26,8 +26,8 @@ pub use kind::{Identifier, IdentifierHash, ResourceKind, RetentionLimits, Storag
 #[cfg(test)]
 use table::rows;
 
-/// Maximum bytes of a WebSocket message that are searched for identifiers. Messages that name a resource are
-/// short.
+/// Maximum number of bytes of a WebSocket message that are searched for identifiers. Messages that name a
+/// resource are short.
 pub const MAX_IDENTIFIER_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The identifiers in a request.

@@ -12,7 +12,7 @@ pub struct ConflictingOwners(pub ResourceKind, pub ResourceKind);
 ///
 /// # Errors
 ///
-/// When the identifiers have different owners.
+/// Fails when the identifiers have different owners.
 pub fn required_owner<I: PartialEq>(
     owners: impl IntoIterator<Item = (ResourceKind, I)>,
 ) -> Result<Option<(ResourceKind, I)>, ConflictingOwners> {

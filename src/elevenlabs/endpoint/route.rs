@@ -64,7 +64,8 @@ impl Route {
         &self.codes[..usize::from(self.count).min(MAX_SEGMENTS)]
     }
 
-    /// The codes after the version, which identify the route in every version; `None` for a truncated path.
+    /// The codes after the version, which identify the route in every version, or `None` for a truncated
+    /// path.
     pub(in crate::elevenlabs) fn after_version(&self) -> Option<&[u8]> {
         (!self.is_truncated()).then_some(self.codes_after_version())
     }

@@ -23,7 +23,7 @@ use super::row::{
 };
 use crate::policy::verdict::{Subject, Verdict};
 
-/// Returns the verdict of the first row that matches; `None` if no row matches.
+/// Returns the verdict of the first row that matches, or `None` if no row matches.
 pub(super) fn find_verdict(
     status: StatusCode,
     body: &ErrorBody,
@@ -37,7 +37,7 @@ pub(crate) fn examples() -> impl Iterator<Item = &'static Example> {
     ROWS.iter().flat_map(|row| row.examples).chain(STATUS_EXAMPLES)
 }
 
-/// Returns the meaning of the row of an example; `None` for an example that is classified by its status.
+/// Returns the meaning of the row of an example, or `None` for an example that is classified by its status.
 pub(crate) fn meaning_of_example(example: &Example) -> Option<RefusalMeaning> {
     ROWS.iter().find(|row| row.examples.contains(example)).map(|row| row.meaning)
 }

@@ -325,7 +325,7 @@ fn errors_of_the_client_are_request_errors() {
 
 #[test]
 fn a_missing_resource_is_not_found_with_404_and_with_400() {
-    // A 404 that names no resource is about the endpoint, which is the same for all accounts.
+    // A 404 response that names no resource is about the endpoint, which is the same for all accounts.
     for body in [
         r#"{"detail":"Not Found"}"#,
         "",

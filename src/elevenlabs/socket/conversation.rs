@@ -23,7 +23,7 @@ pub fn conversation_id(first_message: &[u8]) -> Option<String> {
     Some(message.conversation_initiation_metadata_event.conversation_id).filter(|id| is_valid_identifier(id))
 }
 
-/// Parses the cost of a conversation, in credits; `None` while the conversation is not over or its cost is
+/// Parses the cost of a conversation, in credits, or `None` while the conversation is not over or its cost is
 /// unknown.
 #[must_use]
 pub fn conversation_cost(response: &[u8]) -> Option<u64> {

@@ -14,7 +14,8 @@ const CREDENTIAL_NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"
 
 /// The longest encoding of a credential name: every letter as an escape of six bytes.
 const MAX_NAME_BYTES: usize = 13 * 6;
-/// Maximum bytes of a comma and white space that are held back. Further white space is forwarded first.
+/// Maximum number of bytes of a comma and white space that are held back. Further white space is forwarded
+/// first.
 const MAX_HELD_BLANKS: usize = 64;
 
 /// Blanks credentials in a message that arrives in chunks.

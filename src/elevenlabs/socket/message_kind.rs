@@ -97,7 +97,7 @@ pub fn classify_message(
     kind
 }
 
-/// Classifies a close frame; `None` if it is not a refusal. `follows_error` means that an [unknown
+/// Classifies a close frame, or `None` if it is not a refusal. `follows_error` means that an [unknown
 /// error](MessageKind::UnknownError) was received immediately before the frame.
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {

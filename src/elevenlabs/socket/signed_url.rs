@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-/// Returns the response with `base` (scheme and host) at the start of its signed URL; `None` if the
+/// Returns the response with `base` (scheme and host) at the start of its signed URL, or `None` if the
 /// response has no signed URL.
 #[must_use]
 pub fn replace_signed_url_host(response: &[u8], base: &str) -> Option<Vec<u8>> {

@@ -77,7 +77,7 @@ impl ConcurrencyLimiter {
         max > before
     }
 
-    /// Sets the maximum of the plan; `None` if it is unknown.
+    /// Sets the maximum of the plan, or `None` if it is unknown.
     pub(in crate::pool) fn set_plan_max(&self, max: Option<u32>) {
         self.plan_max.store(max.unwrap_or(0), Ordering::Release);
     }

@@ -530,7 +530,8 @@ impl History {
     }
 }
 
-/// Runs the same 100 histories in every test run. `KEYCHOIR_HISTORIES=5000` runs 5000 random histories instead.
+/// Runs the same 100 histories in every test run. `KEYCHOIR_HISTORIES=5000` runs 5000 random histories
+/// instead.
 fn histories() -> ProptestConfig {
     let configured_cases = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
     let rng_seed = if configured_cases.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };

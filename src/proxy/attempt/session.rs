@@ -153,7 +153,7 @@ impl Attempt {
         self.body_features.as_ref()?.model.as_deref()
     }
 
-    /// The pool's key; `None` if the client's own key is used.
+    /// The pool's key, or `None` if the client's own key is used.
     pub(in crate::proxy) fn key(&self) -> Option<&Arc<Key>> {
         self.key_source.lease().map(Lease::key)
     }

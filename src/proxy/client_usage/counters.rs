@@ -29,7 +29,7 @@ pub(in crate::proxy) struct AdmissionRequest {
     pub(in crate::proxy) grants_direct_access: bool,
     /// Whether the client's quota is charged; false for a request with the client's own key.
     pub(in crate::proxy) is_charged: bool,
-    /// Maximum requests in progress of a client without a configured limit.
+    /// Maximum number of requests in progress of a client without a configured limit.
     pub(in crate::proxy) max_concurrent: u32,
 }
 
@@ -39,13 +39,13 @@ pub enum ClientLimitExceeded {
     /// The client has its maximum number of requests in progress.
     #[error("the client has {max} requests in progress")]
     Concurrency {
-        /// Maximum requests in progress.
+        /// Maximum number of requests in progress.
         max: u32,
     },
     /// The client has its maximum number of requests of unknown price in progress.
     #[error("the client has {max} requests of unknown price in progress")]
     Unpriced {
-        /// Maximum requests of unknown price in progress.
+        /// Maximum number of requests of unknown price in progress.
         max: u32,
     },
     /// The client has reached its rate limit.

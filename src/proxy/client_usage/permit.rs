@@ -52,7 +52,7 @@ impl ClientPermit {
         Self { counters, quota, billing, is_charged, state: Mutex::default() }
     }
 
-    /// The quota that the request counts against; `None` for a free request or one that is not charged.
+    /// The quota that the request counts against, or `None` for a free request or one that is not charged.
     pub(super) fn quota(&self) -> Option<ClientQuota> {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
@@ -91,7 +91,7 @@ impl ClientPermit {
     ///
     /// # Errors
     ///
-    /// When the quota has fewer credits left. Earlier reservations are kept.
+    /// Fails when the quota has fewer credits left. Earlier reservations are kept.
     pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
         let mut state = self.state();
         let more = total.saturating_sub(state.estimated_credits);
@@ -109,7 +109,7 @@ impl ClientPermit {
     ///
     /// # Errors
     ///
-    /// When the quota is used up, or `max` requests of unknown price are in progress.
+    /// Fails when the quota is used up, or `max` requests of unknown price are in progress.
     pub(in crate::proxy) fn reserve_unpriced(
         &self,
         amount: u64,

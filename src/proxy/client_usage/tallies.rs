@@ -37,7 +37,7 @@ impl Tallies {
     ///
     /// # Errors
     ///
-    /// When the amount does not fit. The sums are then unchanged.
+    /// Fails when the amount does not fit. The sums are then unchanged.
     pub(super) fn try_add(
         &self,
         quota: ClientQuota,

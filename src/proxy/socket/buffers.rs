@@ -15,7 +15,7 @@ use super::session_end::{SessionEnd, SessionSide};
 use crate::body::budget::BufferShare;
 use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 
-/// Maximum bytes of one read.
+/// Maximum number of bytes of one read.
 pub(super) const MAX_READ_SIZE: usize = 16 * 1024;
 
 /// Bytes that were read from one end and not yet processed.
@@ -28,7 +28,7 @@ pub(super) struct ReadBuffer {
 
 /// The limits for reading ahead while a session waits.
 pub(super) struct ReadAheadLimits<'a> {
-    /// Maximum bytes from the client that may be buffered.
+    /// Maximum number of bytes from the client that may be buffered.
     pub(super) max_bytes: usize,
     /// The session's share of the buffer budget.
     pub(super) share: &'a mut BufferShare,

@@ -321,8 +321,8 @@ fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
     usize::try_from(remaining).map_or(input.len(), |remaining| remaining.min(input.len()))
 }
 
-/// Maximum bytes at the start of a message that are searched for its first character, each time that bytes
-/// arrive.
+/// Maximum number of bytes at the start of a message that are searched for its first character, each time
+/// that bytes arrive.
 const MAX_FIRST_CHARACTER_SCAN: usize = 64;
 
 /// Whether the start of a message shows that it is not a JSON object.

@@ -26,7 +26,8 @@ use crate::proxy::relay::ResponseBody;
 use crate::proxy::socket_limits::SocketLimits;
 use crate::proxy::state::Proxy;
 
-/// Maximum bytes that are read from an unauthenticated client: enough for a token and voice settings.
+/// Maximum number of bytes that are read from an unauthenticated client: enough for a token and voice
+/// settings.
 const MAX_AUTH_MESSAGE_SIZE: usize = 16 * 1024;
 
 /// A handshake without a token, whose client may authenticate by its first message.
@@ -80,7 +81,7 @@ impl<C> FirstMessageAuth<C> {
     }
 }
 
-/// Reads the token from the client's first message; `None` if the message has none. The message remains in
+/// Reads the token from the client's first message, or `None` if the message has none. The message remains in
 /// `from_client`.
 ///
 /// # Errors

@@ -38,7 +38,7 @@ impl<C> Handshake<C> {
     ///
     /// # Errors
     ///
-    /// When the connection broke after the response head.
+    /// Fails when the connection broke after the response head.
     pub(in crate::proxy) fn with_pool_key(
         proxy: &Arc<Proxy<C>>,
         mut context: RequestContext,
@@ -78,7 +78,7 @@ impl<C> Handshake<C> {
     ///
     /// # Errors
     ///
-    /// When the connection broke after the response head.
+    /// Fails when the connection broke after the response head.
     pub(in crate::proxy) fn with_own_key(
         proxy: &Arc<Proxy<C>>,
         config: &Arc<RuntimeConfig>,

@@ -20,8 +20,8 @@ use crate::upstream::Connect;
 
 /// Maximum reads of one direction before the other is polled: 128 KiB.
 const READS_PER_TURN: u32 = 8;
-/// Maximum bytes that are read from the client while the provider accepts none, so that a disconnect is
-/// detected.
+/// Maximum number of bytes that are read from the client while the provider accepts none, so that a
+/// disconnect is detected.
 const MAX_READ_AHEAD: usize = 64 * 1024;
 
 impl<C: Connect> Session<C> {

@@ -68,8 +68,8 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// The client's messages so far, for a failover; `None` if they are too long or the session can no longer
-    /// fail over.
+    /// The client's messages so far, for a failover, or `None` if they are too long or the session can no
+    /// longer fail over.
     pub(super) opening_messages: Option<Vec<u8>>,
     pub(super) speech: SpeechPermit,
     /// When the current failover started.
@@ -89,7 +89,7 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) last_activity: Instant,
     /// When both sides had sent a close frame.
     pub(super) closed_at: Option<Instant>,
-    /// When the client's credit quota is checked next; `None` if it is not checked.
+    /// When the client's credit quota is checked next, or `None` if it is not checked.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     /// The share of the buffer budget for the session's buffers.
@@ -144,7 +144,7 @@ impl<C> Session<C> {
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening_messages: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
             speech: SpeechPermit::new(audio_format.as_deref()),
-            _open: proxy.meters.open_session(dialect),
+            _open: proxy.metrics.open_session(dialect),
             upstream: upstream.stream,
             from_client: ReadBuffer::new(Sender::Client, dialect.is_inspected(), Bytes::new().into()),
             to_upstream: SendBuffer::default(),
@@ -177,7 +177,7 @@ impl<C> Session<C> {
         self.config.limits.websocket
     }
 
-    /// Maximum bytes that may be read ahead of processing.
+    /// Maximum number of bytes that may be read ahead of processing.
     pub(super) fn max_read_ahead(&self) -> usize {
         let held_bytes =
             self.client_to_upstream.held_bytes() + self.opening_messages.as_ref().map_or(0, Vec::len);

@@ -42,7 +42,7 @@ pub(super) enum SessionSide {
 }
 
 impl SessionEnd {
-    /// The close code and reason for the client and for the provider; `None` if no close frame is sent.
+    /// The close code and reason for the client and for the provider, or `None` if no close frame is sent.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientDisconnected | Self::UpstreamReset => None,

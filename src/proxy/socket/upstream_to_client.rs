@@ -32,7 +32,7 @@ pub(super) struct UpstreamToClient {
     pub(super) is_in_message: bool,
     /// Whether the current message is readable text.
     is_text: bool,
-    /// The current message so far; `None` if it is too long for a refusal.
+    /// The current message so far, or `None` if it is too long for a refusal.
     text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, if a key may start in it.
     partial_key: Vec<u8>,
@@ -56,13 +56,14 @@ struct UpstreamFrame {
 pub(super) enum UpstreamEvent {
     /// A complete message, or the start of one that is too long to be a refusal.
     Message(MessageKind),
-    /// A close frame and its verdict; `None` if it is not a refusal.
+    /// A close frame and its verdict, or `None` if it is not a refusal.
     Close(Option<Verdict>),
 }
 
 /// Maximum payload of a control frame (RFC 6455, section 5.5).
 const MAX_CONTROL_PAYLOAD: u64 = 125;
-/// Maximum bytes that are held before the session counts as served. Keepalives and a refusal are far shorter.
+/// Maximum number of bytes that are held before the session counts as served. Keepalives and a refusal are
+/// far shorter.
 const MAX_HELD_BYTES: usize = 4 * MAX_REFUSAL_BYTES;
 
 impl UpstreamToClient {

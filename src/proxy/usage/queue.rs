@@ -181,7 +181,7 @@ impl UsageSink {
     ///
     /// # Errors
     ///
-    /// When the queue remains full, or its receiving half was dropped.
+    /// Fails when the queue remains full, or its receiving half was dropped.
     ///
     /// # Cancel safety
     ///

@@ -48,7 +48,7 @@ pub struct AttemptRecord {
     pub started_at: UnixMs,
     /// Name of the client that sent the request.
     pub client: ClientName,
-    /// The key of the pool; `None` if the client's own key was used.
+    /// The key of the pool, or `None` if the client's own key was used.
     pub key: Option<Arc<Key>>,
     /// The HTTP method, or `other` for an extension method.
     pub method: Method,

@@ -43,11 +43,11 @@ impl RefusalFamily {
 
 /// The refusal with this name, for decisions of the simulator.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
-    // All these names are in the table. A typo would give a 500, and a test would fail.
+    // All these names are in the table. A typo would give a 500 response, and a test would fail.
     fixed(name).unwrap_or(RefusalKind::ServerError)
 }
 
-/// The refusal with this name; `None` if the table has none.
+/// The refusal with this name, or `None` if the table has none.
 pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }

@@ -94,7 +94,7 @@ impl RefusalKind {
                     &format!("A conversation with ID '{object_id}' was not found.")),
             RefusalKind::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
-            // The text of the provider is unknown, but a 500 was observed.
+            // The text of the provider is unknown, but a 500 response was observed.
             RefusalKind::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
                 &format!("A request with ID '{object_id}' cannot be continued.")),
             RefusalKind::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",

@@ -32,7 +32,8 @@ const REPLY_CREDITS: u64 = CALL_CREDITS + LLM_CREDITS;
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
 /// Maximum wait of a caller for a slot in seconds (OpenAPI document, `wait_timeout_seconds`).
 const MAX_QUEUE_SECONDS: u32 = 180;
-/// Maximum messages of a transcript, and their maximum length. They bound the memory of a long test.
+/// Maximum number of messages of a transcript, and their maximum length. They bound the memory of a long
+/// test.
 const MAX_TRANSCRIPT_MESSAGES: usize = 100;
 const MAX_MESSAGE_CHARACTERS: usize = 1_000;
 const AUDIO_FORMAT: &str = "pcm_16000";

@@ -25,7 +25,7 @@ use super::message_check::{self, MessageCheck};
 use super::refusal::{RefusalFormat, SocketRefusal, render};
 use super::session_faults::SessionFaults;
 
-/// Maximum bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
+/// Maximum number of bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024 * 1_024;
 /// A client that sends nothing for this time counts as disconnected.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -35,7 +35,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait until a client closes a cut connection.
 const CUT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Maximum bytes of received messages that are buffered until they are processed.
+/// Maximum number of bytes of received messages that are buffered until they are processed.
 const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
 /// Maximum text messages that the ledger stores per session, and their maximum bytes.
 const MAX_RECORDED_MESSAGES: usize = 100;
@@ -110,7 +110,7 @@ impl SessionConnection {
         self.apply_due_fault().await
     }
 
-    /// The next message; `None` if none arrives within `timeout`.
+    /// The next message, or `None` if none arrives within `timeout`.
     pub(super) async fn receive(
         &mut self,
         timeout: Option<Duration>,
@@ -126,7 +126,7 @@ impl SessionConnection {
         }
     }
 
-    /// The next message as a JSON object; `None` if none arrives within `timeout`. Any other message
+    /// The next message as a JSON object, or `None` if none arrives within `timeout`. Any other message
     /// is refused.
     pub(super) async fn receive_object(
         &mut self,

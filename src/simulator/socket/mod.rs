@@ -67,7 +67,7 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    /// The WebSocket at a path; `None` if the provider refuses the path with 403.
+    /// The WebSocket at a path, or `None` if the provider refuses the path with 403.
     fn find(path: &str) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
@@ -111,7 +111,7 @@ fn list_items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<I
 ///
 /// # Errors
 ///
-/// When a fault requires that there is no response.
+/// Fails when a fault requires that there is no response.
 pub(super) async fn open(
     service: Service,
     parts: Parts,
@@ -199,7 +199,7 @@ fn forbidden() -> ProviderResponse {
     empty_response(StatusCode::FORBIDDEN)
 }
 
-/// The response to a malformed handshake (RFC 6455); `None` for a valid one.
+/// The response to a malformed handshake (RFC 6455), or `None` for a valid one.
 fn refuse_malformed(parts: &Parts) -> Option<ProviderResponse> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {

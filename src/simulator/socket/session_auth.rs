@@ -88,7 +88,7 @@ impl SessionAuth {
     ///
     /// # Errors
     ///
-    /// When the session was refused. The refusal was sent, and the session has ended.
+    /// Fails when the session was refused. The refusal was sent, and the session has ended.
     pub(super) async fn authorize(
         self,
         connection: &mut SessionConnection,

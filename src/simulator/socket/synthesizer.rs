@@ -20,7 +20,7 @@ use super::connection::{SessionConnection, SessionEnded};
 /// Characters of one audio message: the minimum for audio without a flush (the Python SDK 2.78,
 /// `chunk_length_schedule`).
 pub(super) const SEGMENT_CHARACTERS: usize = 50;
-/// Maximum bytes of spoken text that the ledger stores per session.
+/// Maximum number of bytes of spoken text that the ledger stores per session.
 const MAX_SPOKEN_BYTES: usize = 64 * 1_024;
 
 /// The content of one audio message.
@@ -45,7 +45,7 @@ impl Synthesizer {
     ///
     /// # Errors
     ///
-    /// When the model or the format does not exist, or the plan does not include it.
+    /// Fails when the model or the format does not exist, or the plan does not include it.
     pub(super) fn new(provider: &Provider, key: usize, model: &str, query: &str) -> Result<Self, Refusal> {
         let model =
             Model::find(model).ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, model))?;

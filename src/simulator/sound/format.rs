@@ -76,7 +76,7 @@ impl Format {
     /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
-    /// The format with this name; `None` if the simulator cannot generate it.
+    /// The format with this name, or `None` if the simulator cannot generate it.
     pub(in crate::simulator) fn find(name: &str) -> Option<Format> {
         FORMATS.into_iter().find(|format| format.name == name)
     }

@@ -13,7 +13,7 @@ const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.
 pub(super) struct Note {
     pub(super) start_ms: u64,
     pub(super) end_ms: u64,
-    /// The frequency; `None` for a pause.
+    /// The frequency, or `None` for a pause.
     pub(super) hz: Option<f64>,
 }
 
@@ -89,7 +89,7 @@ impl NoteCursor {
         Self { melody, index: 0 }
     }
 
-    /// The note at `ms`; `None` after the end. Times must not decrease.
+    /// The note at `ms`, or `None` after the end. Times must not decrease.
     pub(super) fn note_at(&mut self, ms: u64) -> Option<Note> {
         while self.melody.notes.get(self.index)?.end_ms <= ms {
             self.index += 1;

@@ -51,7 +51,7 @@ impl Sound {
         }
     }
 
-    /// The next frames up to the time `end_ms` of the sound; `None` after the last frame. Returns
+    /// The next frames up to the time `end_ms` of the sound, or `None` after the last frame. Returns
     /// at least one frame, so that a caller with short steps reaches the end.
     pub(super) fn take_until(&mut self, end_ms: u64) -> Option<Bytes> {
         let EncodedFrame { mut bytes, end_ms: mut reached_ms } = self.frames.next()?;

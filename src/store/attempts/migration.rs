@@ -1,6 +1,6 @@
 //! The migration to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the
-//! attempts of a commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`, and
-//! both referred to their common columns in `series`.
+//! attempts of a commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`,
+//! and both referred to their common columns in `series`.
 //!
 //! Moving all attempts of a large file would delay the start by minutes. The migration therefore moves a
 //! limited number of attempts, and maintenance moves the others in separate transactions. Until then, the old
@@ -73,8 +73,8 @@ pub(in crate::store) const TABLE: &str = "
     DROP TABLE owners_passing;
     ";
 
-/// Maximum rows that a step moves, and the number of attempts after which it moves no further shared row. A
-/// step takes less than a tenth of a second.
+/// Maximum number of rows that a step moves, and the number of attempts after which it moves no further
+/// shared row. A step takes less than a tenth of a second.
 const MAX_STEP_ROWS: i64 = 4_096;
 /// Maximum steps in the transaction of the migration, which delay the start by less than two seconds.
 const MAX_START_STEPS: usize = 16;

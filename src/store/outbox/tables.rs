@@ -78,8 +78,8 @@ pub(in crate::store) fn put_event(transaction: &Transaction<'_>, id: &str) -> Re
     Ok(())
 }
 
-/// Puts a changed attempt into the outbox as the next revision: a delivery that is in progress does not contain
-/// the change, and Supabase may accept the row that it refused.
+/// Puts a changed attempt into the outbox as the next revision: a delivery that is in progress does not
+/// contain the change, and Supabase may accept the row that it refused.
 pub(in crate::store) fn put_changed_event(
     transaction: &Transaction<'_>,
     id: &str,

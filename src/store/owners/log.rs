@@ -1,5 +1,5 @@
-//! The log of identifiers that every request creates. All changes of a commit are packed into one row, because
-//! single changes are never queried in the file. Only the latest change of an identifier is valid.
+//! The log of identifiers that every request creates. All changes of a commit are packed into one row,
+//! because single changes are never queried in the file. Only the latest change of an identifier is valid.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,10 +11,10 @@ use crate::pool::OwnershipEntry;
 use crate::proxy::OwnershipUpdate;
 use crate::store::columns::{timestamp, unsigned};
 
-/// Maximum changes per row: when a row is deleted in part, the remaining changes are encoded again.
+/// Maximum number of changes per row: when a row is deleted in part, the remaining changes are encoded again.
 const MAX_ROW_CHANGES: usize = 1_024;
-/// Maximum rows that one step deletes, and maximum changes in them. Each step is a commit, which costs more
-/// than its contents.
+/// Maximum number of rows that one step deletes, and maximum changes in them. Each step is a commit, which
+/// costs more than its contents.
 const MAX_STEP_ROWS: usize = 64;
 const MAX_STEP_CHANGES: usize = 16_384;
 

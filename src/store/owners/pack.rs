@@ -19,7 +19,7 @@ pub(super) struct OwnerChange {
     pub(super) hash: [u8; 16],
     /// Index of the kind's name.
     pub(super) kind: usize,
-    /// Index of the owner's name; `None` if the identifier was removed.
+    /// Index of the owner's name, or `None` if the identifier was removed.
     pub(super) owner: Option<usize>,
     /// Unix milliseconds.
     pub(super) recorded_at: u64,
@@ -58,8 +58,8 @@ impl Pack {
         UnixMs(self.changes.iter().map(|change| change.used_at).max().unwrap_or(0))
     }
 
-    /// Returns the entry that a change describes; `None` if the identifier was removed, or if the change is
-    /// unreadable.
+    /// Returns the entry that a change describes, or `None` if the identifier was removed, or if the change
+    /// is unreadable.
     pub(super) fn entry(&self, change: &OwnerChange) -> Option<OwnershipEntry> {
         Some(OwnershipEntry {
             identifier: Identifier {

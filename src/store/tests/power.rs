@@ -1,5 +1,5 @@
-//! Tests of power cuts: the log is truncated at any byte or ends in garbage, or the file is in the middle of a
-//! checkpoint. They do not test that the disk keeps flushed data, which would need a loop device that drops
+//! Tests of power cuts: the log is truncated at any byte or ends in garbage, or the file is in the middle of
+//! a checkpoint. They do not test that the disk keeps flushed data, which would need a loop device that drops
 //! unflushed writes. The effect of `synchronous=FULL` on the disk was checked separately.
 
 use super::faults::{open_writer, send_record};
@@ -21,8 +21,8 @@ impl Snapshot {
         }
     }
 
-    /// Opens the snapshot as a start would, and returns the credits of its attempts in their order. The file must
-    /// not be quarantined, and the sums must agree with the attempts.
+    /// Opens the snapshot as a start would, and returns the credits of its attempts in their order. The file
+    /// must not be quarantined, and the sums must agree with the attempts.
     #[track_caller]
     fn attempts(&self) -> Vec<i64> {
         let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,8 @@ fn an_interrupted_checkpoint_loses_no_attempt() {
     let expected: Vec<i64> = (1..=120).collect();
     for page in 0..=after.len() / 4_096 {
         for torn_bytes in [0, 512, 4_000] {
-            // The file has its new content up to this offset and its old content after it, and then the reverse.
+            // The file has its new content up to this offset and its old content after it, and then the
+            // reverse.
             let offset = (page * 4_096 + torn_bytes).min(after.len());
             let mut file = after[..offset].to_vec();
             file.extend(before.file.get(offset..).unwrap_or_default());

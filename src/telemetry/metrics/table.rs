@@ -1,5 +1,6 @@
-//! A table of metrics by their label sets, which is read without a lock. A new label set replaces the table by a
-//! larger copy. `Family` of `prometheus_client` would acquire a lock, shared by all workers, on every update.
+//! A table of metrics by their label sets, which is read without a lock. A new label set replaces the table
+//! by a larger copy. `Family` of `prometheus_client` would acquire a lock, shared by all workers, on every
+//! update.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

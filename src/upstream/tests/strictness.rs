@@ -135,13 +135,13 @@ enum StrictnessReason {
     /// A body with a transfer coding that hyper does not decode would be forwarded without the header that
     /// describes the coding.
     UnsupportedCoding,
-    /// A 101 to a request that is not an upgrade would give the client control of the connection.
+    /// A 101 response to a request that is not an upgrade would give the client control of the connection.
     UnexpectedUpgrade,
     /// Hyper accepts heads of 400 KiB. The heads of the provider have a few kilobytes.
     LargeHead,
 }
 
-/// The reason why only this client refuses `text`; `None` if both must agree.
+/// The reason why only this client refuses `text`, or `None` if both must agree.
 fn strictness_reason(text: &[u8]) -> Option<StrictnessReason> {
     if text.len() > 128 * 1024 {
         Some(StrictnessReason::LargeHead)

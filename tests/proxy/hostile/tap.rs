@@ -1,5 +1,5 @@
-//! A tap between the program and its provider: the program's requests are parsed strictly, so that
-//! an ambiguous request is a fault, however the provider parses it.
+//! A tap on the connections between the proxy and its provider. It parses the requests of the proxy
+//! strictly, so that an ambiguous request is a violation, however the provider parses it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::shown;
-use super::wire::{Head, Requests};
+use super::escape_bytes;
+use super::wire::{RequestHead, RequestParser};
 
-/// Headers of a client that a provider must not receive: credentials, and headers of proxies.
-const KEPT_BACK: [&str; 23] = [
+/// Headers of a client that a provider must not receive: credentials, and headers that proxies add.
+const FORBIDDEN_HEADERS: [&str; 23] = [
     "x-keychoir-token",
     "xi_api_key",
     "authorization",
@@ -43,29 +43,29 @@ const KEPT_BACK: [&str; 23] = [
 
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The data that has passed a tap.
+/// The requests that a tap has forwarded.
 #[derive(Debug, Default)]
-pub struct Seen {
-    pub heads: Vec<Head>,
-    /// Requests that have passed completely.
-    pub whole: usize,
+pub struct ForwardedRequests {
+    pub heads: Vec<RequestHead>,
+    /// The number of requests that were forwarded completely.
+    pub complete_count: usize,
 }
 
 #[derive(Debug, Default)]
-struct Noted {
-    seen: Seen,
-    faults: Vec<String>,
+struct TapState {
+    forwarded: ForwardedRequests,
+    violations: Vec<String>,
 }
 
-/// The tap. Its connections end with those of the program.
+/// A tap that does not accept connections yet. A forwarded connection ends with that of the proxy.
 pub struct Tap {
     listener: TcpListener,
     keys: Vec<String>,
 }
 
-/// The record of the passed data.
+/// The record of the forwarded requests.
 #[derive(Clone)]
-pub struct Record(Arc<Mutex<Noted>>);
+pub struct TapRecord(Arc<Mutex<TapState>>);
 
 impl Tap {
     pub async fn new(keys: &[&str]) -> Self {
@@ -77,125 +77,133 @@ impl Tap {
         format!("http://{}", self.listener.local_addr().unwrap())
     }
 
-    /// Forwards everything to the provider from now on.
-    pub fn open(self, provider: SocketAddr) -> Record {
+    /// Starts to forward connections to the provider.
+    pub fn start_forwarding(self, provider: SocketAddr) -> TapRecord {
         let Self { listener, keys } = self;
-        let record = Record(Arc::default());
-        let (seen, keys) = (record.clone(), Arc::<[String]>::from(keys));
+        let record = TapRecord(Arc::default());
+        let (forwarded, keys) = (record.clone(), Arc::<[String]>::from(keys));
         Tasks::new().spawn(async move {
             while let Ok((proxy, _)) = listener.accept().await {
                 let Ok(provider) = TcpStream::connect(provider).await else { continue };
-                let requests = Arc::new(Mutex::new(Requests::default()));
+                let parser = Arc::new(Mutex::new(RequestParser::default()));
                 let (from_proxy, to_proxy) = proxy.into_split();
                 let (from_provider, to_provider) = provider.into_split();
                 let tasks = Tasks::new();
-                tasks.spawn(up(
+                tasks.spawn(forward_requests(
                     from_proxy,
                     to_provider,
-                    seen.clone(),
-                    Arc::clone(&requests),
+                    forwarded.clone(),
+                    Arc::clone(&parser),
                     Arc::clone(&keys),
                 ));
-                tasks.spawn(down(from_provider, to_proxy, requests));
+                tasks.spawn(forward_responses(from_provider, to_proxy, parser));
             }
         });
         record
     }
 }
 
-async fn up(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    record: Record,
-    requests: Arc<Mutex<Requests>>,
+async fn forward_requests(
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    record: TapRecord,
+    parser: Arc<Mutex<RequestParser>>,
     keys: Arc<[String]>,
 ) {
     let mut bytes = vec![0; 64 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        let (read, whole) = {
-            let mut requests = requests.lock().unwrap();
-            let read = requests.feed(&bytes[..count]);
-            (read, std::mem::take(&mut requests.whole))
+    while let Ok(count @ 1..) = reader.read(&mut bytes).await {
+        let (parsed, complete_count) = {
+            let mut parser = parser.lock().unwrap();
+            let parsed = parser.parse(&bytes[..count]);
+            (parsed, std::mem::take(&mut parser.complete_count))
         };
-        record.note(read, whole, &keys);
-        if to.write_all(&bytes[..count]).await.is_err() {
+        record.add(parsed, complete_count, &keys);
+        if writer.write_all(&bytes[..count]).await.is_err() {
             break;
         }
     }
-    // The other end may be closed.
-    let _ = to.shutdown().await;
+    // The provider may have closed the connection.
+    let _ = writer.shutdown().await;
 }
 
-async fn down(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, requests: Arc<Mutex<Requests>>) {
+async fn forward_responses(
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    parser: Arc<Mutex<RequestParser>>,
+) {
     let mut bytes = vec![0; 64 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        requests.lock().unwrap().answered(bytes.starts_with(b"HTTP/1.1 101 "));
-        if to.write_all(&bytes[..count]).await.is_err() {
+    while let Ok(count @ 1..) = reader.read(&mut bytes).await {
+        parser.lock().unwrap().record_response(bytes.starts_with(b"HTTP/1.1 101 "));
+        if writer.write_all(&bytes[..count]).await.is_err() {
             break;
         }
     }
-    let _ = to.shutdown().await;
+    let _ = writer.shutdown().await;
 }
 
-impl Record {
-    fn note(&self, read: Result<Vec<Head>, String>, whole: usize, keys: &[String]) {
-        let Noted { seen, faults } = &mut *self.0.lock().unwrap();
-        seen.whole += whole;
-        match read {
-            Err(fault) => faults.push(fault),
+impl TapRecord {
+    fn add(&self, parsed: Result<Vec<RequestHead>, String>, complete_count: usize, keys: &[String]) {
+        let TapState { forwarded, violations } = &mut *self.0.lock().unwrap();
+        forwarded.complete_count += complete_count;
+        match parsed {
+            Err(violation) => violations.push(violation),
             Ok(heads) => {
                 for head in heads {
-                    faults.extend(
-                        judge(&head, keys).err().map(|fault| format!("{fault}: {}", shown(&head.bytes))),
+                    violations.extend(
+                        check_request(&head, keys)
+                            .err()
+                            .map(|violation| format!("{violation}: {}", escape_bytes(&head.bytes))),
                     );
-                    seen.heads.push(head);
+                    forwarded.heads.push(head);
                 }
             }
         }
     }
 
-    /// The data that has passed since the last call.
+    /// Returns the requests since the last call.
     ///
     /// # Errors
     ///
-    /// When forbidden data passed.
-    pub fn take(&self) -> Result<Seen, String> {
-        let Noted { seen, faults } = std::mem::take(&mut *self.0.lock().unwrap());
-        if faults.is_empty() { Ok(seen) } else { Err(faults.join("\n")) }
+    /// Returns the violations if a request was malformed or not permitted.
+    pub fn take(&self) -> Result<ForwardedRequests, String> {
+        let TapState { forwarded, violations } = std::mem::take(&mut *self.0.lock().unwrap());
+        if violations.is_empty() { Ok(forwarded) } else { Err(violations.join("\n")) }
     }
 }
 
-/// Checks a request to the provider.
-fn judge(head: &Head, keys: &[String]) -> Result<(), String> {
-    let presented: Vec<_> = head.values("xi-api-key").collect();
-    let [key] = presented[..] else { return Err(format!("{} keys", presented.len())) };
-    if !keys.iter().any(|known| known.as_bytes() == key) {
-        return Err("a key that is not the pool's".to_owned());
+/// Checks that a request has one key of the pool, no forbidden header and a permitted path.
+fn check_request(head: &RequestHead, keys: &[String]) -> Result<(), String> {
+    let credentials: Vec<_> = head.header_values("xi-api-key").collect();
+    let [key] = credentials[..] else { return Err(format!("the request has {} keys", credentials.len())) };
+    if !keys.iter().any(|expected| expected.as_bytes() == key) {
+        return Err("the key is not in the pool".to_owned());
     }
-    if head.values("host").count() != 1 {
-        return Err("more or less than one host".to_owned());
+    if head.header_values("host").count() != 1 {
+        return Err("the request does not have exactly one host".to_owned());
     }
-    if let Some((name, _)) =
-        head.headers.iter().find(|(name, _)| KEPT_BACK.iter().any(|kept| name.eq_ignore_ascii_case(kept)))
+    if let Some((name, _)) = head
+        .headers
+        .iter()
+        .find(|(name, _)| FORBIDDEN_HEADERS.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden)))
     {
-        return Err(format!("the header {name}"));
+        return Err(format!("the request has the header {name}"));
     }
-    let is_upgrade = head.values("upgrade").next().is_some();
-    if head.values("connection").any(|value| !is_upgrade || !value.eq_ignore_ascii_case(b"upgrade")) {
-        return Err("a header of another connection".to_owned());
+    let is_upgrade = head.header_values("upgrade").next().is_some();
+    if head.header_values("connection").any(|value| !is_upgrade || !value.eq_ignore_ascii_case(b"upgrade")) {
+        return Err("the connection header is forwarded".to_owned());
     }
     let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
     let names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
     if let Some(name) = names
         .into_iter()
-        .find(|name| CREDENTIAL_PARAMETERS.iter().any(|known| name.eq_ignore_ascii_case(known)))
+        .find(|name| CREDENTIAL_PARAMETERS.iter().any(|expected| name.eq_ignore_ascii_case(expected)))
     {
-        return Err(format!("the parameter {name}"));
+        return Err(format!("the query has the parameter {name}"));
     }
-    let method: Method = head.method.parse().map_err(|_| "no method")?;
+    let method: Method = head.method.parse().map_err(|_| "the method is malformed")?;
     match endpoint::lookup(&method, path) {
         Ok(endpoint) if endpoint.access == Access::Open => Ok(()),
-        Ok(_) => Err("a denied path".to_owned()),
-        Err(ambiguous) => Err(format!("an ambiguous path: {ambiguous}")),
+        Ok(_) => Err("the path is blocked".to_owned()),
+        Err(ambiguous) => Err(format!("the path is ambiguous: {ambiguous}")),
     }
 }
