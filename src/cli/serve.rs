@@ -26,7 +26,7 @@ use crate::control::{
     ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error,
 };
 use crate::policy::files::{self, RequestedLimits};
-use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
+use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -54,7 +54,7 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         has_passed_sockets: sockets.count() > 0,
         ..sources.into_overrides(KeyRequirement::Required)
     };
-    let mut loaded = load(&overrides)?;
+    let loaded = load(&overrides)?;
     let format = line_format(loaded.config.log.format);
     let sink = LogSink::stderr(format).map_err(fail)?;
     // Dropped last, so that log lines during the shutdown of the runtime are written.
@@ -63,15 +63,9 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         print_error(&error);
         ExitCode::from(EX_CONFIG)
     })?;
-    delete_leftover_keys(&loaded.config);
-    generate_admin_token(&mut loaded);
-    let (sender, requests, generation) = ControlSender::channel();
-    generation.store(loaded.config.generation, Ordering::Release);
-    let reloader = ConfigReloader::new(Some(level), &loaded);
-    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, controller, (sender, requests)) => result,
+            result = serve(loaded, sockets, overrides, level) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -105,17 +99,17 @@ fn generate_admin_token(loaded: &mut LoadedConfig) {
 }
 
 async fn serve(
-    loaded: LoadedConfig,
+    mut loaded: LoadedConfig,
     sockets: InheritedSockets,
-    controller: Controller,
-    (sender, requests): (ControlSender, Receiver<ControlRequest>),
+    overrides: Overrides,
+    level: LogLevelHandle,
 ) -> CommandResult {
     let files = describe_files(&loaded);
-    let LoadedConfig { mut config, warnings, .. } = loaded;
-    config.server.max_connections = max_connections(&config);
-    for warning in &warnings {
+    let max_connections = max_connections(&loaded.config);
+    for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    let config = &loaded.config;
     let text = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{text}");
     info!(event = "configuration_read", "{files}");
@@ -123,6 +117,15 @@ async fn serve(
         let count = sockets.count();
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
+
+    delete_leftover_keys(&loaded.config);
+    generate_admin_token(&mut loaded);
+    let (sender, requests, generation) = ControlSender::channel();
+    generation.store(loaded.config.generation, Ordering::Release);
+    let reloader = ConfigReloader::new(Some(level), &loaded);
+    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
+    let mut config = loaded.config;
+    config.server.max_connections = max_connections;
 
     // Signals are handled from here on.
     let signals = Signals::new().map_err(fail)?;
