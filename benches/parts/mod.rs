@@ -214,7 +214,7 @@ fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
-        (Client { name, rules: Rules::default() }, token)
+        (Client { name, rules: Rules::default() }, token.into())
     };
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }
@@ -230,7 +230,7 @@ fn identifying(count: usize) -> Stage {
     stage(
         move |n| heads(n, What::Voices),
         move |head| {
-            black_box(authenticate(&clients, &head.headers, head.uri.query())).unwrap();
+            black_box(authenticate(&clients, &head.headers, head.uri.query(), UnixMs(0))).unwrap();
             std::mem::forget(head);
         },
     )
@@ -511,7 +511,7 @@ impl Way {
     fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
         let (pool, now) = (&self.keys.pool, clock::now());
         origin(&head);
-        let caller = authenticate(&self.clients, &head.headers, head.uri.query()).unwrap();
+        let caller = authenticate(&self.clients, &head.headers, head.uri.query(), UnixMs(0)).unwrap();
         let (endpoint, names, _) = route(&mut head, true).unwrap();
         black_box(affinity::response_ownership(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));

@@ -1,6 +1,8 @@
 //! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
 //! read snapshots and never block a proxied request.
 
+pub mod control;
+
 mod details;
 mod health;
 mod metrics;
@@ -16,11 +18,14 @@ use http::header::{
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
+use control::ControlSender;
+
 use crate::mirror;
 use crate::policy::client::{Client, Unauthenticated, authenticate};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
+use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
@@ -52,6 +57,21 @@ pub struct Admin {
     pub reachability: ReachabilityCell,
     /// When the program was started.
     pub started_at: UnixMs,
+    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    pub control: Option<ControlSender>,
+    /// The digest of the admin token; `None` if there is no token, which disables the admin API.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// Which of the pages may be read without a token.
+    pub public_pages: PublicPages,
+}
+
+/// The pages that may be read without a token on every address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublicPages {
+    /// The status documents.
+    pub status: bool,
+    /// The metrics.
+    pub metrics: bool,
 }
 
 const FRONT_PAGE: &str = include_str!("front_page.html");
@@ -96,7 +116,7 @@ impl Admin {
         // If clients have tokens, these pages require one.
         let needs_client = ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
         if needs_client {
-            let refusal = match self.authenticate_client(uri, headers) {
+            let refusal = match self.authenticate_client(uri, headers, now) {
                 // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,
                 Ok(_) => Some(ProxyError::PathNotAllowed),
@@ -110,9 +130,14 @@ impl Admin {
     }
 
     /// Authenticates the client, which must be a configured one.
-    fn authenticate_client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unauthenticated> {
+    fn authenticate_client(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        now: UnixMs,
+    ) -> Result<Arc<Client>, Unauthenticated> {
         let clients = &self.config.load().clients;
-        let caller = authenticate(clients, headers, uri.query())?;
+        let caller = authenticate(clients, headers, uri.query(), now)?;
         if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
@@ -121,7 +146,7 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return refusal;
         }
-        match self.authenticate_client(uri, headers) {
+        match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
                 let used = self.config.load().client_usage.used(&client.name, now);
                 json(StatusCode::OK, &ClientUsageReport::new(&client, &used, now))

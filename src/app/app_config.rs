@@ -8,15 +8,18 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
+use crate::admin::PublicPages;
+use crate::admin::control::ControlSender;
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsMode};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ServerConfig, TlsMode};
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
-use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
+use crate::policy::client::{AnonymousAccess, Client, ClientName, ClientTokens, Clients, IssuedToken};
 use crate::policy::headers::ForwardedHeaders;
 use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
+use crate::secret::AdminTokenFingerprint;
 use crate::{mirror, poller, pool, proxy, server, store, upstream};
 
 /// The settings of all modules, for [`start`](super::start).
@@ -56,6 +59,12 @@ pub struct AppConfig {
     pub store: store::Settings,
     /// The settings of the mirror in Supabase, or `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
+    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    pub control: Option<ControlSender>,
+    /// The digest of the admin token; `None` disables the admin API.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// Which pages may be read without a token.
+    pub public_pages: PublicPages,
 }
 
 impl AppConfig {
@@ -80,18 +89,26 @@ impl AppConfig {
             access,
             keys,
             clients,
+            paused_keys,
+            admin,
+            admin_token,
             ..
         } = config;
         let max_requests_per_client = max_requests_per_client(&server, clients.len());
         let min_rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
         let body_min_rate = min_rate(server.min_request_body_rate);
-        let client_tokens = clients.into_iter().map(|ClientConfig { name, token, rules }| {
-            (Client { name: ClientName::new(&name), rules }, token)
+        let client_tokens = clients.into_iter().map(|client| {
+            let ClientConfig { name, token, expires_at, previous_token, rules, origin: _ } = client;
+            let current = IssuedToken { fingerprint: token, expires_at };
+            let previous = previous_token
+                .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
+            (Client { name: ClientName::new(&name), rules }, ClientTokens { current, previous })
         });
         let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
         let key_entries = keys.into_iter().map(|key| {
-            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
+            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits, origin } = key;
+            let pause = paused_keys.iter().find(|paused| paused.fingerprint == key.fingerprint());
             let authority = base_url.as_ref().map(to_authority).transpose()?.map(Arc::new);
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
             Ok(pool::KeyEntry {
@@ -102,6 +119,8 @@ impl AppConfig {
                 detected_region: None,
                 weight,
                 kept_credits,
+                pause: pause.map(PausedKeyConfig::pause),
+                origin,
             })
         });
         let regions: Arc<[Arc<Authority>]> =
@@ -224,6 +243,12 @@ impl AppConfig {
                 },
             },
             mirror,
+            control: None,
+            admin_token,
+            public_pages: PublicPages {
+                status: admin.is_public("status"),
+                metrics: admin.is_public("metrics"),
+            },
         })
     }
 }

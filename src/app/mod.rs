@@ -176,6 +176,9 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
+        control: settings.control,
+        admin_token: settings.admin_token,
+        public_pages: settings.public_pages,
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -302,6 +305,15 @@ impl RunningApp {
     pub async fn wait_for_first_poll(&mut self, timeout: Duration) -> bool {
         let first_round = self.polling_rounds.wait_for(|&rounds| rounds > 0);
         matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
+    }
+
+    /// Checks that [`reload`](Self::reload) would accept these settings.
+    ///
+    /// # Errors
+    ///
+    /// When other machines could use the keys without a token.
+    pub fn check_reload(&self, app_config: &AppConfig) -> Result<(), UnprotectedListener> {
+        check_exposure(&self.addresses, &app_config.clients)
     }
 
     /// Applies the keys, clients and limits of `app_config` to new requests, and the certificates to new

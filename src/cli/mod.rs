@@ -13,13 +13,13 @@ mod status;
 mod supabase;
 mod usage;
 
+mod control;
 mod database;
 mod key_table;
 mod server;
 mod table;
 
 mod notify;
-mod reload;
 mod signals;
 
 use std::fmt::Display;
@@ -56,9 +56,9 @@ enum Command {
     Status(status::Arguments),
     /// Show the recorded usage by key, client, model or route.
     Usage(usage::Arguments),
-    /// List the keys of the pool by their short forms.
+    /// List, add, remove, pause and resume the keys of the pool.
     Keys(keys::Arguments),
-    /// Add, list and revoke clients and their tokens.
+    /// Add, list, change and revoke clients and their tokens.
     Clients(clients::Arguments),
     /// Print the environment variables with which apps find Keychoir and trust its certificate.
     Env(ConfigSources),

@@ -3,26 +3,31 @@
 
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::sync::mpsc::Receiver;
 use tracing::{debug, error, info, warn};
 
 use super::key_table;
-use super::reload::ConfigReloader;
 use super::signals::{SignalEvent, Signals};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, EX_IOERR, build_runtime, describe_bind_error, describe_files,
     fail, fail_with, load, locale, notify, print_error,
 };
+use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
     self, Address, AppConfig, DrainOutcome, HttpsState, InheritedSockets, ListenError, RunningApp,
     ShutdownReport, StartError,
 };
 use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
+use crate::control::{
+    ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error,
+};
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
-use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
+use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -59,10 +64,9 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         print_error(&error);
         ExitCode::from(EX_CONFIG)
     })?;
-    let reloader = ConfigReloader::new(overrides, level, &loaded);
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, reloader) => result,
+            result = serve(loaded, sockets, overrides, level) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -77,11 +81,33 @@ fn line_format(format: LogFormat) -> LineFormat {
     }
 }
 
-async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: ConfigReloader) -> CommandResult {
+/// Generates the admin token at the first start.
+fn generate_admin_token(loaded: &mut LoadedConfig) {
+    match ensure_admin_token(&mut loaded.config) {
+        Ok(false) => {}
+        Ok(true) => {
+            let directory = loaded.config.state_directory();
+            let path = directory.map(|directory| directory.admin_token_path()).unwrap_or_default();
+            // The new file is not a change to reload.
+            loaded.files = loaded.files.read_again_below(&path);
+            info!(event = "admin_token_generated", "Generated the admin token: {}", path.display());
+        }
+        Err(error) => warn!(
+            event = "admin_token_not_generated",
+            "The admin token cannot be written, so the admin API is disabled: {error}"
+        ),
+    }
+}
+
+async fn serve(
+    mut loaded: LoadedConfig,
+    sockets: InheritedSockets,
+    overrides: Overrides,
+    level: LogLevelHandle,
+) -> CommandResult {
     let files = describe_files(&loaded);
-    let LoadedConfig { mut config, warnings, .. } = loaded;
-    config.server.max_connections = max_connections(&config);
-    for warning in &warnings {
+    let max_connections = max_connections(&loaded.config);
+    for warning in &loaded.warnings {
         warn!("{warning}");
     }
     let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
@@ -92,7 +118,16 @@ async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: Config
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
-    // Signals that arrive during the following steps are handled.
+    delete_leftover_keys(&loaded.config);
+    generate_admin_token(&mut loaded);
+    let (sender, requests, generation) = ControlSender::channel();
+    generation.store(loaded.config.generation, Ordering::Release);
+    let reloader = ConfigReloader::new(Some(level), &loaded);
+    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
+    let mut config = loaded.config;
+    config.server.max_connections = max_connections;
+
+    // Signals are handled from here on.
     let signals = Signals::new().map_err(fail)?;
     let listeners = match app::listen(&config.server.listen, config.server.unix_mode, sockets).await {
         Ok(listeners) => listeners,
@@ -105,10 +140,10 @@ async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: Config
     };
     let app = AppConfig::from_config(config)
         .map_err(StartError::from)
-        .and_then(|app_config| app::start(app_config, listeners))
+        .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
     notify::report_ready(&status_line(&app));
-    run_until_stopped(app, signals, reloader).await
+    run_until_stopped(app, signals, controller, requests).await
 }
 
 /// Returns the maximum number of client connections, which is less than the configured number if the system
@@ -264,7 +299,8 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
 async fn run_until_stopped(
     mut app: RunningApp,
     mut signals: Signals,
-    mut reloader: ConfigReloader,
+    mut controller: Controller,
+    mut requests: Receiver<ControlRequest>,
 ) -> CommandResult {
     let mut pending_event = welcome_until_signal(&mut app, &mut signals).await;
     loop {
@@ -272,19 +308,28 @@ async fn run_until_stopped(
             Some(event) => event,
             None => tokio::select! {
                 event = signals.next() => event,
-                () = reloader.wait_for_change() => SignalEvent::Reload,
+                Some(request) = requests.recv() => {
+                    controller.handle(request, &app).await;
+                    continue;
+                }
+                () = controller.wait_for_change() => SignalEvent::Reload,
             },
         };
         match event {
             SignalEvent::Stop => break,
             SignalEvent::Reload => {
                 notify::report_reloading();
-                reloader.reload(&app);
+                let origin = ChangeOrigin { actor: Actor::Reload, address: None };
+                if let Err(error) = controller.make(Change::Reload, None, origin, Some(&app)).await {
+                    log_reload_error(&error);
+                }
                 notify::report_ready(&status_line(&app));
             }
         }
     }
-    let drain_timeout = reloader.drain_timeout();
+    // Callers that wait for a change get an error at once.
+    drop(requests);
+    let drain_timeout = controller.drain_timeout();
     notify::report_stopping(drain_timeout + app.max_duration_after_drain() + STOP_MARGIN);
     info!(
         event = "server_ending",

@@ -5,8 +5,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::document::{Contents, Document, TableEntry};
-use super::keys::{FoundKeys, KeyListSource, find_keys, unreadable_file_error};
+use super::document::{Contents, Document, OverlayContents, TableEntry};
+use super::key_format::KeyProvider;
+use super::keys::{FoundKeys, KeyListSource, KeySearch, find_keys, unreadable_file_error};
 use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
@@ -15,7 +16,7 @@ use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::tls::TlsMode;
 use super::value::{BaseFolders, RawValue};
-use super::{Config, KeyRequirement, LoadedConfig, Overrides, clients, variables};
+use super::{Config, KeyRequirement, LoadedConfig, Overrides, StateDirectory, clients, overlay, variables};
 use crate::policy::authority::Scheme;
 use crate::policy::quantity::size::DisplaySize;
 
@@ -62,14 +63,48 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     let FoundKeys { keys, source } =
         find_keys(sources, path.clone(), &contents.keys, folders, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
-    draft.config.clients =
+    // The overlay names runtime keys and clients, which apply after those of all other sources.
+    let directory = draft.config.state_directory();
+    let overlay_file = directory.as_ref().and_then(|directory| draft.read_overlay(directory, sources));
+    let overlay =
+        overlay_file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));
+    let managed = match &overlay {
+        Some(document) => document.collect_overlay(&mut draft.report.problems),
+        None => OverlayContents::default(),
+    };
+    if let Some(directory) = &directory {
+        let found = FoundKeys {
+            keys: std::mem::take(&mut draft.config.keys),
+            source: std::mem::take(&mut draft.config.key_source),
+        };
+        let search = KeySearch {
+            sources,
+            folders: BaseFolders { base: Some(directory.path()), home },
+            provider: KeyProvider::for_host(draft.config.upstream.base_url.host()),
+            report: &mut draft.report,
+            found,
+        };
+        let FoundKeys { keys, source } = overlay::add_keys(search, &managed.keys, directory);
+        (draft.config.keys, draft.config.key_source) = (keys, source);
+    }
+    let mut configured_clients =
         clients::parse(sources, &contents.clients, folders, &draft.config.keys, &mut draft.report);
+    // An entry with a mistake is a client, too.
+    let has_invalid_clients = configured_clients.len() < contents.clients.len();
+    overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
+    draft.config.clients = configured_clients;
+    draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
+    draft.config.generation = managed.generation;
+    let token_span = draft.find_span(&["admin.token_file"]);
+    draft.config.admin_token =
+        draft.config.admin.find_token(directory.as_ref(), sources, &token_span, &mut draft.report);
 
     // A setting counts as missing only if the whole file was parsed.
     let is_complete = selected_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
     if is_complete {
         draft.check_keys(overrides.key_requirement, sources);
-        draft.check_exposure(!contents.clients.is_empty());
+        let has_clients = has_invalid_clients || !draft.config.clients.is_empty();
+        draft.check_exposure(has_clients || overrides.allows_exposure);
     }
     if default_database.is_none() {
         draft.check_storage();
@@ -79,7 +114,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_upstream();
     draft.check_loop();
     draft.config.supabase.find_target(sources, &draft.spans, &mut draft.report);
-    if let Some(document) = &document {
+    for document in [&document, &overlay].into_iter().flatten() {
         draft.report.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
     let file_contains_secrets =
@@ -161,6 +196,24 @@ impl ConfigDraft {
         None
     }
 
+    /// Reads the overlay. Returns `None` if it is missing or cannot be read.
+    fn read_overlay(
+        &mut self,
+        directory: &StateDirectory,
+        sources: &ValueSources<'_>,
+    ) -> Option<(PathBuf, String)> {
+        let path = directory.overlay_path();
+        match (sources.read_file)(&path) {
+            Ok(text) => Some((path, text)),
+            Err(ReadFileError::Missing) => None,
+            Err(reason) => {
+                let span = SourceSpan::new(ValueOrigin::File(path));
+                self.report.problems.push(span.problem(unreadable_file_error("the file", &reason)));
+                None
+            }
+        }
+    }
+
     fn set(
         &mut self,
         setting: &'static Setting,
@@ -208,7 +261,7 @@ impl ConfigDraft {
         };
         let error =
             ValueError::new(format!("{listen} is open to other machines, and no client token is required"))
-                .advise("write a [[clients]] entry with `name` and `token_sha256` in the configuration file")
+                .advise("add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`")
                 .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
     }

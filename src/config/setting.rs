@@ -279,7 +279,8 @@ mod tests {
     #[test]
     fn each_setting_changes_one_field() {
         // For each type of setting, at least one valid value that is not the default.
-        const SAMPLES: [&str; 17] = [
+        const SAMPLES: [&str; 18] = [
+            "status",
             "/below",
             "999",
             "99",

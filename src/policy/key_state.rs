@@ -1,8 +1,34 @@
 //! The state of a key: usable, or in cooldown with a reason and an end. Also maps states to the four statuses
 //! of the status document.
 
+use std::sync::Arc;
+
 use super::budget::Quota;
 use super::units::UnixMs;
+
+/// Where a key is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyOrigin {
+    /// An environment variable.
+    #[default]
+    Environment,
+    /// A file of the operator: the configuration file, a list of keys or a credential of systemd.
+    File,
+    /// The state directory: the key was added at runtime, and only such a key can be removed at runtime.
+    Managed,
+}
+
+impl KeyOrigin {
+    /// The identifier in documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Managed => "managed",
+        }
+    }
+}
 
 /// The status of a key in the status document, whose format permits these four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +127,25 @@ impl Cooldown {
     #[must_use]
     pub fn latest(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }
+    }
+}
+
+/// An operator's pause of a key: its requests are completed, and new ones use other keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// The start of the pause.
+    pub since: UnixMs,
+    /// The end of the pause; `None` if only an operator ends it.
+    pub until: Option<UnixMs>,
+    /// The operator's reason.
+    pub reason: Option<Arc<str>>,
+}
+
+impl Pause {
+    /// Whether the pause has not ended at `now`.
+    #[must_use]
+    pub fn is_active(&self, now: UnixMs) -> bool {
+        self.until.is_none_or(|until| now < until)
     }
 }
 

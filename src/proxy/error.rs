@@ -176,6 +176,10 @@ impl ProxyError {
                 "client_token_wrong",
                 "This client token is unknown. Ask the operator of Keychoir for a valid one.",
             ),
+            Self::Unauthenticated(Unauthenticated::ExpiredToken) => unauthorized(
+                "client_token_expired",
+                "This client token has expired. Ask the operator of Keychoir for a new one.",
+            ),
             Self::Unauthenticated(Unauthenticated::MalformedKey) => error(
                 StatusCode::BAD_REQUEST,
                 "invalid_api_key",
@@ -394,6 +398,7 @@ mod tests {
         for (error, http, code) in [
             (ProxyError::Unauthenticated(Unauthenticated::MissingToken), 401, "client_token_missing"),
             (ProxyError::Unauthenticated(Unauthenticated::UnknownToken), 401, "client_token_wrong"),
+            (ProxyError::Unauthenticated(Unauthenticated::ExpiredToken), 401, "client_token_expired"),
             (ProxyError::Unauthenticated(Unauthenticated::MalformedKey), 400, "malformed_own_key"),
             (ProxyError::OriginRejected(OriginRejected::Host), 421, "host_not_allowed"),
             (ProxyError::OriginRejected(OriginRejected::Origin), 403, "origin_not_allowed"),

@@ -101,11 +101,7 @@ async fn a_status_check_sets_the_exit_code() {
 
 #[tokio::test]
 async fn the_status_requires_a_token_if_clients_are_configured() {
-    let client = ClientConfig {
-        name: "ops".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+    let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
     let output = status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(1));

@@ -86,7 +86,7 @@ async fn start_app(config: &Config) -> (RunningApp, String) {
 
 /// Returns the configuration of a client.
 pub fn client_config(name: &str, token: &str, rules: Rules) -> ClientConfig {
-    ClientConfig { name: name.to_owned(), token: TokenFingerprint::new(token), rules }
+    ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), rules)
 }
 
 /// Returns a listener on a free port of the loopback interface.

@@ -194,6 +194,8 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("websocket.signed_url_base", ValueKind::Text(field!(websocket.signed_url_base))),
     entry("log.format", ValueKind::Text(field!(log.format))),
     entry("log.level", ValueKind::Text(field!(log.level))),
+    entry("admin.token_file", ValueKind::OptionalFile(field!(admin.token_file))),
+    entry("admin.public", ValueKind::Strings(list_items::parse_public_page, field!(admin.public))),
     entry("access.block_admin_endpoints", ValueKind::Bool(field!(access.block_admin_endpoints))),
     entry("access.redact", ValueKind::Bool(field!(access.redact))),
     entry("access.unpriced_credits", ValueKind::Count(0..=1_000_000_000, field!(access.unpriced_credits))),
