@@ -21,6 +21,7 @@ use crate::app::{
 };
 use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
 use crate::policy::files::{self, RequestedLimits};
+use crate::store::OpenError;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
@@ -143,6 +144,8 @@ fn status_line(running: &RunningApp) -> String {
 /// Prints the error of a failed start, with advice, and returns the exit code.
 fn report_start_error(error: StartError) -> ExitCode {
     let (code, advice) = match &error {
+        // The message says what to do.
+        StartError::Database(OpenError::CannotCopy { .. }) => (EX_CONFIG, None),
         StartError::Database(_) | StartError::Unreadable(_) => (
             EX_CONFIG,
             Some(

@@ -148,7 +148,7 @@ async fn a_server_that_is_not_keychoir_is_named() {
 async fn written(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database();
     wait_until(|| {
-        let rows = UsageReader::open(&path).and_then(|books| books.usage(UnixMs(0), UsageDimension::Client));
+        let rows = UsageReader::open(&path).and_then(|books| books.usage(UnixMs(0)..UnixMs(u64::MAX), UsageDimension::Client));
         rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
     })
     .await;
