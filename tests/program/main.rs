@@ -12,7 +12,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod database;
 mod demo;
 mod lifecycle;
 mod log;
+mod reading;
+mod shell;
 mod startup;
