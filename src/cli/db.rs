@@ -74,6 +74,7 @@ fn run_backup(arguments: BackupArguments) -> CommandResult {
         | SnapshotError::Foreign { .. }
         | SnapshotError::Itself(_)
         | SnapshotError::NoSpace { .. }
+        | SnapshotError::NoAccess { .. }
         | SnapshotError::Unreadable { .. }
         | SnapshotError::Unwritable { .. }
         | SnapshotError::Corrupt { .. } => fail(error),

@@ -95,7 +95,20 @@ fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
         roff.text([bold("keychoir"), roman("(1)")]);
     }
     roff.to_writer(&mut page)?;
-    Ok(page)
+    Ok(remove_redundant_breaks(&page))
+}
+
+/// Removes line breaks beside an empty line, which breaks the line anyway. The crate writes them before the
+/// possible values of an option, and mandoc warns about them.
+fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
+    let lines: Vec<&[u8]> = page.split(|byte| *byte == b'\n').collect();
+    let is_empty =
+        |index: Option<usize>| index.and_then(|index| lines.get(index)).is_some_and(|line| line.is_empty());
+    let is_redundant = |index: usize, line: &[u8]| {
+        line == b".br" && (is_empty(index.checked_sub(1)) || is_empty(index.checked_add(1)))
+    };
+    let kept = lines.iter().enumerate().filter(|(index, line)| !is_redundant(*index, line));
+    kept.map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n')
 }
 
 fn add_help(roff: &mut Roff, help: &CommandHelp) {

@@ -120,10 +120,10 @@ fn parse_hour(option: &str, text: &str) -> Result<UnixMs, ExitCode> {
     Ok(start_of_hour(time))
 }
 
-/// Formats the period for titles and messages.
+/// Formats the period, to follow "since".
 fn format_period(since: UnixMs, until: Option<UnixMs>) -> String {
     let until = until.map(|until| format!(" until {}", until.date_and_minute())).unwrap_or_default();
-    format!("since {}{until}", since.date_and_minute())
+    format!("{}{until}", since.date_and_minute())
 }
 
 /// The label of an unknown value.
@@ -133,7 +133,7 @@ impl Usage {
     fn format_table(&self) -> String {
         let period = format_period(self.since, self.until);
         if self.rows.is_empty() {
-            return format!("No requests {period}.");
+            return format!("No requests since {period}.");
         }
         let mut table = Table::new([
             (self.by, Alignment::Left),
@@ -154,7 +154,7 @@ impl Usage {
                 abbreviate(sums.unpriced),
             ]);
         }
-        format!("S{}\n\n{}", &period[1..], table.format())
+        format!("Since {period}\n\n{}", table.format())
     }
 
     fn format_json(&self) -> Value {

@@ -47,7 +47,15 @@ pub enum SnapshotError {
         /// The available bytes.
         available: u64,
     },
-    /// The database cannot be read.
+    /// The file system denies reading.
+    #[error("{} cannot be read: {source}", .path.display())]
+    NoAccess {
+        /// The database.
+        path: PathBuf,
+        /// The error of the file system.
+        source: io::Error,
+    },
+    /// SQLite cannot read the database.
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
         /// The database.
@@ -143,14 +151,14 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(SnapshotError::NoFile(path.to_owned()));
         }
-        Err(source) => return Err(SnapshotError::Unwritable { path: path.to_owned(), source }),
+        Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
     }
     let foreign = |content| SnapshotError::Foreign { path: path.to_owned(), content };
     match origin::detect(path) {
         Ok(Origin::Ours) => {}
         Ok(Origin::OursNotADatabase) => return Err(foreign("it is not an SQLite file")),
         Ok(Origin::Foreign(content)) => return Err(foreign(content)),
-        Err(source) => return Err(SnapshotError::Unwritable { path: path.to_owned(), source }),
+        Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(unreadable)?;

@@ -19,7 +19,7 @@ impl Failures {
     pub(super) fn format_table(&self) -> String {
         let period = format_period(self.since, self.until);
         if self.counts.is_empty() {
-            return format!("No failed attempts {period}.");
+            return format!("No failed attempts since {period}.");
         }
         let mut table = Table::new([
             (self.by, Alignment::Left),
@@ -35,7 +35,7 @@ impl Failures {
                 abbreviate(*attempts),
             ]);
         }
-        format!("Failed attempts {period}\n\n{}", table.format())
+        format!("Failed attempts since {period}\n\n{}", table.format())
     }
 
     pub(super) fn format_json(&self) -> Value {
