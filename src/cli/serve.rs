@@ -28,6 +28,7 @@ use crate::control::{
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
+use crate::store::OpenError;
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -180,6 +181,8 @@ fn status_line(running: &RunningApp) -> String {
 /// Prints the error of a failed start, with advice, and returns the exit code.
 fn report_start_error(error: StartError) -> ExitCode {
     let (code, advice) = match &error {
+        // The message says what to do.
+        StartError::Database(OpenError::CannotCopy { .. }) => (EX_CONFIG, None),
         StartError::Database(_) | StartError::UnreadableRecords(_) => (
             EX_CONFIG,
             Some(

@@ -7,6 +7,8 @@ mod origin;
 
 mod open;
 mod schema;
+mod snapshot;
+mod upgrade;
 
 mod database;
 mod key_names;
@@ -52,7 +54,12 @@ pub use outbox::{
     AttemptEvent, DeliveryReport, KeyRename, MirrorScope, MirroredKeyState, Outbox, OutboxBatch, RefusedRow,
     RowVersion, StoreUnavailable,
 };
-pub use report::{ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader, UsageSums};
+pub use report::{
+    AttemptQuery, FailureCount, ReadError, StoredAttempt, StoredKey, UsageDimension, UsageGroup, UsageReader,
+    UsageSums,
+};
+pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};
+pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, migrate, try_migration};
 use write::{Writer, WriterChannels};
 
 /// Where the database is stored.

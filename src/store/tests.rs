@@ -1,5 +1,6 @@
 //! Tests of opening, writing and closing a store, and the records and databases that all store tests use.
 
+mod attempt_list;
 mod attempts;
 mod faults;
 mod migration;
@@ -9,6 +10,7 @@ mod pace;
 mod power;
 mod stored_owners;
 mod sums;
+mod upgrade;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -14,9 +14,12 @@ mod support;
 
 mod environment;
 
+mod database;
 mod demo;
 mod lifecycle;
 mod log;
+mod reading;
 mod reload;
+mod shell;
 mod startup;
 mod systemd;
