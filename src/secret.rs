@@ -2,6 +2,7 @@
 //! Its value leaves this module only through [`ApiKey::expose`], so that few callers need review.
 
 mod fingerprint;
+mod proxy_credentials;
 mod redactor;
 mod supabase_key;
 
@@ -9,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use fingerprint::{Fingerprint, TokenFingerprint};
+pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use supabase_key::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
 
