@@ -10,7 +10,8 @@ use super::document::TableEntry;
 use super::key_format::KeyProvider;
 use super::key_list::{self, KeyListFormat};
 use super::mask::{looks_like_secret, quote_masked};
-use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::problem::{Problem, Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::{self, ProxySetting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
 use crate::secret::ApiKey;
@@ -37,6 +38,8 @@ pub struct KeyConfig {
     /// The provider's URL for this key, if it differs from `upstream.base_url`. A key of a region is
     /// valid only at the host of its region.
     pub base_url: Option<BaseUrl>,
+    /// The forward proxy for this key, if it is not that of `upstream.proxy`.
+    pub proxy: ProxySetting,
     /// Its weight relative to other keys, at least 1.
     pub weight: u32,
     /// Credits of its workspace that the key does not use; `None` for `pool.reserve_credits`.
@@ -45,7 +48,15 @@ pub struct KeyConfig {
 
 impl From<ApiKey> for KeyConfig {
     fn from(key: ApiKey) -> Self {
-        Self { key, name: None, workspace: None, base_url: None, weight: 1, reserve_credits: None }
+        Self {
+            key,
+            name: None,
+            workspace: None,
+            base_url: None,
+            proxy: ProxySetting::default(),
+            weight: 1,
+            reserve_credits: None,
+        }
     }
 }
 
@@ -203,7 +214,17 @@ impl KeySearch<'_> {
         for (index, entry) in entries.iter().enumerate() {
             let problems = &mut self.report.problems;
             entry.check_names(
-                &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
+                &[
+                    "key",
+                    "key_file",
+                    "name",
+                    "workspace",
+                    "base_url",
+                    "proxy",
+                    "proxy_file",
+                    "weight",
+                    "reserve_credits",
+                ],
                 problems,
             );
             let weight = entry.parse_count("weight", 1..=MAX_WEIGHT, problems);
@@ -220,6 +241,7 @@ impl KeySearch<'_> {
                 problems.push(span.problem(ValueError::new(message).advise("give each key its own name")));
             }
             let base_url: Option<BaseUrl> = entry.parse("base_url", problems);
+            let proxy = read_entry_proxy(entry, self.sources, self.folders, problems);
             let Some((field, text, span)) = entry.require_one_of(&["key", "key_file"], problems) else {
                 continue;
             };
@@ -249,6 +271,7 @@ impl KeySearch<'_> {
                     name: name.map(|(name, _)| name.to_owned()),
                     workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
                     base_url,
+                    proxy,
                     weight: weight.unwrap_or(1),
                     reserve_credits: reserve_credits.map(u64::from),
                 }),
@@ -260,6 +283,24 @@ impl KeySearch<'_> {
             }
         }
     }
+}
+
+/// Parses the `proxy` of an entry, or the content of its `proxy_file`.
+fn read_entry_proxy(
+    entry: &TableEntry<'_>,
+    sources: &ValueSources<'_>,
+    folders: BaseFolders<'_>,
+    problems: &mut Vec<Problem>,
+) -> ProxySetting {
+    let proxy: Option<ProxySetting> = entry.parse("proxy", problems);
+    let Some((path, span)) = entry.parse_string("proxy_file", problems) else {
+        return proxy.unwrap_or_default();
+    };
+    if proxy.is_some() {
+        problems.push(span.problem(proxy::both_error("proxy", "proxy_file")));
+    }
+    let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
+    parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
 }
 
 /// Parses the only key in `text`. Returns it with the corrections.

@@ -25,6 +25,7 @@ mod base_url;
 mod host_port;
 mod listen;
 mod log;
+mod proxy;
 mod sections;
 mod strategy;
 mod supabase;
@@ -52,6 +53,7 @@ pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};
 pub use log::{LogFilter, LogFormat};
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
+pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
 pub use reload::FileStamps;
 pub use sections::{
     AccessConfig, AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig,
@@ -167,6 +169,8 @@ pub struct Config {
     pub clients: Vec<ClientConfig>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
+    /// The proxies of the environment, which are used where no setting names one.
+    pub environment_proxies: EnvironmentProxies,
 }
 
 impl Config {
@@ -182,6 +186,12 @@ impl Config {
         config.upstream.base_url = base_url;
         config.storage.ephemeral = true;
         config
+    }
+
+    /// The forward proxies for connections to the provider and to Supabase.
+    #[must_use]
+    pub fn proxy_routes(&self) -> ProxyRoutes {
+        ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
     /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.

@@ -6,6 +6,7 @@ mod document;
 mod keys;
 mod layers;
 mod old_names;
+mod proxy;
 mod reference;
 mod supabase;
 mod tls;
