@@ -3,6 +3,7 @@
 //! review.
 
 mod fingerprint;
+mod proxy_credentials;
 mod redactor;
 mod supabase_key;
 
@@ -10,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use fingerprint::{AdminTokenFingerprint, Fingerprint, TokenFingerprint};
+pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 

@@ -11,7 +11,9 @@ use super::https::Https;
 use crate::admin::PublicPages;
 use crate::admin::control::ControlSender;
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ServerConfig, TlsMode};
+use crate::config::{
+    BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ProxySetting, ServerConfig, TlsMode,
+};
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, ClientTokens, Clients, IssuedToken};
@@ -76,6 +78,7 @@ impl AppConfig {
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
+        let routes = config.proxy_routes();
         let Config {
             server,
             upstream,
@@ -107,15 +110,24 @@ impl AppConfig {
         let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
         let key_entries = keys.into_iter().map(|key| {
-            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits, origin } = key;
+            let KeyConfig { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = key;
             let pause = paused_keys.iter().find(|paused| paused.fingerprint == key.fingerprint());
-            let authority = base_url.as_ref().map(to_authority).transpose()?.map(Arc::new);
+            let to_key_authority = |url: &BaseUrl| {
+                to_authority(url)
+                    .map(|authority| Arc::new(authority.through(routes.for_upstream(url, &proxy))))
+            };
+            let authority = base_url.as_ref().map(to_key_authority).transpose()?;
+            let default_route = match proxy {
+                ProxySetting::Inherited => None,
+                ProxySetting::Direct | ProxySetting::Proxy(_) => Some(to_key_authority(&upstream.base_url)?),
+            };
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
             Ok(pool::KeyEntry {
                 key,
                 name,
                 workspace,
                 authority,
+                default_route,
                 detected_region: None,
                 weight,
                 kept_credits,
@@ -123,8 +135,12 @@ impl AppConfig {
                 origin,
             })
         });
+        let to_routed = |url: &BaseUrl| {
+            let proxy = routes.for_upstream(url, &ProxySetting::Inherited);
+            to_authority(url).map(|authority| authority.through(proxy))
+        };
         let regions: Arc<[Arc<Authority>]> =
-            upstream.regions().iter().map(|url| to_authority(url).map(Arc::new)).collect::<Result<_, _>>()?;
+            upstream.regions().iter().map(|url| to_routed(url).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Self {
             clients: Clients::new(client_tokens.collect(), anonymous),
             base_path: server.base_path.to_string(),
@@ -150,7 +166,7 @@ impl AppConfig {
                 quota_lag: quota_polling.quota_lag,
             },
             ca_file: upstream.ca_file,
-            authority: to_authority(&upstream.base_url)?,
+            authority: to_routed(&upstream.base_url)?,
             upstream: upstream::Settings {
                 connect_timeout: upstream.connect_timeout,
                 response_timeout: upstream.response_timeout,
@@ -274,6 +290,8 @@ fn mirror_settings(config: &Config) -> Option<mirror::Settings> {
     let (url, key) = supabase.target()?;
     Some(mirror::Settings {
         base_url: url.to_string(),
+        proxy: config.proxy_routes().for_mirror(url, &supabase.proxy),
+        ca_file: config.upstream.ca_file.clone(),
         key: key.clone(),
         interval: supabase.interval,
         max_batch_rows: supabase.max_batch_rows,

@@ -21,7 +21,9 @@ use crate::app::{
     self, Address, AppConfig, DrainOutcome, HttpsState, InheritedSockets, ListenError, RunningApp,
     ShutdownReport, StartError,
 };
-use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
+use crate::config::{
+    Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
+};
 use crate::control::{
     ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error,
 };
@@ -114,6 +116,9 @@ async fn serve(
     let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");
+    if let Some(text) = proxy_message(config) {
+        info!(event = "upstream_proxy", "{text}");
+    }
     if sockets.count() > 0 && !config.server.listen.iter().any(|listen| *listen == ListenAddress::Systemd) {
         let count = sockets.count();
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
@@ -145,6 +150,18 @@ async fn serve(
         .map_err(report_start_error)?;
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
+}
+
+/// Describes the route to the provider, if a setting or the environment is about a forward proxy.
+fn proxy_message(config: &Config) -> Option<String> {
+    let text = config.proxy_routes().describe(&config.upstream.base_url);
+    let own_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
+    let own = match own_count {
+        0 => return text,
+        1 => "1 key has its own proxy setting".to_owned(),
+        count => format!("{count} keys have their own proxy settings"),
+    };
+    Some(text.map_or_else(|| own.clone(), |text| format!("{text}; {own}")))
 }
 
 /// Returns the maximum number of client connections, which is less than the configured number if the system

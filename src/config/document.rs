@@ -212,7 +212,7 @@ impl<'a> Document<'a> {
 impl<'a> TableEntry<'a> {
     /// Whether the entry contains a key or a token, not only a file name or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
-        ["key", "token"].iter().any(|name| self.table.contains_key(*name))
+        ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
     }
 
     /// Whether the entry has this field.

@@ -10,7 +10,8 @@ use super::document::TableEntry;
 use super::key_format::KeyProvider;
 use super::key_list::{self, KeyListFormat};
 use super::mask::{looks_like_secret, quote_masked};
-use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::problem::{Problem, Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::{self, ProxySetting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
 use crate::policy::key_state::KeyOrigin;
@@ -38,6 +39,8 @@ pub struct KeyConfig {
     /// The provider's URL for this key, if it differs from `upstream.base_url`. A key of a region is
     /// valid only at the host of its region.
     pub base_url: Option<BaseUrl>,
+    /// The forward proxy for this key, if it is not that of `upstream.proxy`.
+    pub proxy: ProxySetting,
     /// Its weight relative to other keys, at least 1.
     pub weight: u32,
     /// Credits of its workspace that the key does not use, or `None` for `pool.reserve_credits`.
@@ -48,17 +51,27 @@ pub struct KeyConfig {
 
 impl KeyConfig {
     fn new(key: ApiKey, origin: KeyOrigin) -> Self {
-        Self { key, name: None, workspace: None, base_url: None, weight: 1, reserve_credits: None, origin }
+        Self {
+            key,
+            name: None,
+            workspace: None,
+            base_url: None,
+            proxy: ProxySetting::default(),
+            weight: 1,
+            reserve_credits: None,
+            origin,
+        }
     }
 
     /// Whether `other` is the same key with the same settings.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let Self { key, name, workspace, base_url, weight, reserve_credits, origin } = self;
+        let Self { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = self;
         key.fingerprint() == other.key.fingerprint()
             && *name == other.name
             && *workspace == other.workspace
             && *base_url == other.base_url
+            && *proxy == other.proxy
             && *weight == other.weight
             && *reserve_credits == other.reserve_credits
             && *origin == other.origin
@@ -242,7 +255,17 @@ impl KeySearch<'_> {
             let index = offset + index;
             let problems = &mut self.report.problems;
             entry.check_names(
-                &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
+                &[
+                    "key",
+                    "key_file",
+                    "name",
+                    "workspace",
+                    "base_url",
+                    "proxy",
+                    "proxy_file",
+                    "weight",
+                    "reserve_credits",
+                ],
                 problems,
             );
             let weight = entry.parse_count("weight", 1..=MAX_WEIGHT, problems);
@@ -259,6 +282,7 @@ impl KeySearch<'_> {
                 problems.push(span.problem(ValueError::new(message).advise("give each key its own name")));
             }
             let base_url: Option<BaseUrl> = entry.parse("base_url", problems);
+            let proxy = read_entry_proxy(entry, self.sources, self.folders, problems);
             let Some((field, text, span)) = entry.require_one_of(&["key", "key_file"], problems) else {
                 continue;
             };
@@ -294,6 +318,7 @@ impl KeySearch<'_> {
                     name: name.map(|(name, _)| name.to_owned()),
                     workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
                     base_url,
+                    proxy,
                     weight: weight.unwrap_or(1),
                     reserve_credits: reserve_credits.map(u64::from),
                     origin,
@@ -306,6 +331,24 @@ impl KeySearch<'_> {
             }
         }
     }
+}
+
+/// Parses the `proxy` of an entry, or the content of its `proxy_file`.
+fn read_entry_proxy(
+    entry: &TableEntry<'_>,
+    sources: &ValueSources<'_>,
+    folders: BaseFolders<'_>,
+    problems: &mut Vec<Problem>,
+) -> ProxySetting {
+    let proxy: Option<ProxySetting> = entry.parse("proxy", problems);
+    let Some((path, span)) = entry.parse_string("proxy_file", problems) else {
+        return proxy.unwrap_or_default();
+    };
+    if proxy.is_some() {
+        problems.push(span.problem(proxy::both_error("proxy", "proxy_file")));
+    }
+    let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
+    parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
 }
 
 /// Parses the only key in `text`. Returns it with the corrections.

@@ -27,6 +27,7 @@ mod base_url;
 mod host_port;
 mod listen;
 mod log;
+mod proxy;
 mod sections;
 mod strategy;
 mod supabase;
@@ -59,6 +60,7 @@ pub use overlay::{
     PausedKeyConfig, StateDirectory, StateLock,
 };
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
+pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
 pub use reload::FileStamps;
 pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
@@ -201,6 +203,8 @@ pub struct Config {
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
+    /// The proxies of the environment, which are used where no setting names one.
+    pub environment_proxies: EnvironmentProxies,
 }
 
 impl Config {
@@ -223,6 +227,12 @@ impl Config {
     #[must_use]
     pub fn state_directory(&self) -> Option<StateDirectory> {
         self.storage.file()?.parent().map(|folder| StateDirectory::new(folder.to_owned()))
+    }
+
+    /// The forward proxies for connections to the provider and to Supabase.
+    #[must_use]
+    pub fn proxy_routes(&self) -> ProxyRoutes {
+        ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
     /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.

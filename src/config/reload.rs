@@ -89,7 +89,7 @@ impl Config {
         SETTINGS
             .iter()
             .filter(|setting| !is_reloaded(setting))
-            .filter(|setting| setting.format_value(&mut old) != setting.format_value(&mut new))
+            .filter(|setting| setting.differs(&mut old, &mut new))
             .map(|setting| setting.path)
             .collect()
     }
@@ -139,6 +139,15 @@ mod tests {
         next.storage.path = "elsewhere.db".into();
         next.server.max_connections = 1;
         assert_eq!(running.settings_needing_restart(&next), ["server.max_connections", "storage.path"]);
+    }
+
+    #[test]
+    fn another_password_of_a_proxy_is_a_change() {
+        let (mut running, mut next) = (Config::default(), Config::default());
+        running.upstream.proxy = "http://alice:hunter2@proxy".parse().unwrap();
+        next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
+        assert_eq!(running.settings_needing_restart(&next), ["upstream.proxy"]);
+        assert_eq!(running.settings_needing_restart(&running), [""; 0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::keys::{FoundKeys, KeyListSource, KeySearch, find_keys, unreadable_fil
 use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::{self, EnvironmentProxies, ProxySetting};
 use super::reload::FileStamps;
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
@@ -58,6 +59,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         draft.config.server.listen = ListenAddresses::systemd();
     }
 
+    draft.read_proxy_files(sources);
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
     let base_url = &draft.config.upstream.base_url;
     let FoundKeys { keys, source } =
@@ -112,15 +114,21 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_tls(sources, is_complete);
     draft.check_retry();
     draft.check_upstream();
-    draft.check_loop();
     draft.config.supabase.find_target(sources, &draft.spans, &mut draft.report);
+    draft.read_environment_proxies(sources);
+    draft.check_loop();
     for document in [&document, &overlay].into_iter().flatten() {
         draft.report.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
     let file_contains_secrets =
-        contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets);
+        contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets)
+            || draft.file_contains_proxy_credentials();
     draft.finish(path, file_contains_secrets)
 }
+
+/// The settings of proxies, each with the setting that names a file instead.
+const PROXY_SETTINGS: [[&str; 2]; 2] =
+    [["upstream.proxy", "upstream.proxy_file"], ["supabase.proxy", "supabase.proxy_file"]];
 
 /// The partly resolved configuration.
 #[derive(Default)]
@@ -236,6 +244,53 @@ impl ConfigDraft {
             .unwrap_or_else(|| SourceSpan::new(ValueOrigin::Absent))
     }
 
+    /// Reads the proxies in the files that settings name.
+    fn read_proxy_files(&mut self, sources: &ValueSources<'_>) {
+        let Config { upstream, supabase, .. } = &mut self.config;
+        for (setting, path, [name, file_name]) in [
+            (&mut upstream.proxy, &upstream.proxy_file, PROXY_SETTINGS[0]),
+            (&mut supabase.proxy, &supabase.proxy_file, PROXY_SETTINGS[1]),
+        ] {
+            let Some(path) = path else { continue };
+            let span = self.spans.get(file_name).cloned();
+            let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
+            let parsed = (sources.read_file)(path)
+                .map_err(|reason| unreadable_file_error("the file", &reason))
+                .and_then(|text| text.parse());
+            match parsed {
+                Ok(_) if *setting != ProxySetting::Inherited => {
+                    self.report.problems.push(span.problem(proxy::both_error(name, file_name)));
+                }
+                Ok(parsed) => *setting = parsed,
+                Err(error) => self.report.problems.push(span.problem(error)),
+            }
+        }
+    }
+
+    /// Reads the proxies of the environment, which are used if no setting names one and a host is on another
+    /// machine.
+    fn read_environment_proxies(&mut self, sources: &ValueSources<'_>) {
+        let Config { upstream, supabase, keys, .. } = &self.config;
+        let key_urls = keys.iter().filter_map(|key| key.base_url.as_ref());
+        let mirror_url = supabase.target().map(|(url, _)| url);
+        let mut urls = std::iter::once(&upstream.base_url).chain(key_urls).chain(mirror_url);
+        let is_used = upstream.proxy == ProxySetting::Inherited && urls.any(|url| !url.is_loopback());
+        self.config.environment_proxies =
+            EnvironmentProxies::read(&sources.environment, is_used, &mut self.report);
+    }
+
+    /// Whether the configuration file contains the password of a proxy.
+    fn file_contains_proxy_credentials(&self) -> bool {
+        let Config { upstream, supabase, .. } = &self.config;
+        [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])].iter().any(
+            |(setting, [name, _])| {
+                let span =
+                    self.spans.get(name).filter(|span| matches!(span.origin, ValueOrigin::Line { .. }));
+                setting.has_credentials() && span.is_some()
+            },
+        )
+    }
+
     fn check_keys(&mut self, requirement: KeyRequirement, sources: &ValueSources<'_>) {
         let has_keys = self.config.key_source != KeyListSource::Absent
             || sources.environment.non_utf8_names.iter().any(|name| name.starts_with("ELEVENLABS_API_KEYS"));
@@ -340,15 +395,31 @@ impl ConfigDraft {
         }
     }
 
-    /// Rejects provider URLs whose host and port are a listener of this proxy. Host names are not
-    /// looked up.
+    /// Rejects provider URLs and forward proxies whose host and port are a listener of this program. Host
+    /// names are not looked up.
     fn check_loop(&mut self) {
         let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
         let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
         let listen = &self.config.server.listen;
-        let own_address = urls.find_map(|url| {
-            listen.tcp_addresses().find(|address| address.is_reached_by(url.host(), url.port()))
-        });
+        let find_own =
+            |host: &str, port| listen.tcp_addresses().find(|address| address.is_reached_by(host, port));
+        let own_address = urls.find_map(|url| find_own(url.host(), url.port()));
+        let routes = self.config.proxy_routes();
+        let default_url = &self.config.upstream.base_url;
+        let key_proxies =
+            self.config.keys.iter().filter_map(|key| {
+                routes.for_upstream(key.base_url.as_ref().unwrap_or(default_url), &key.proxy)
+            });
+        let mut proxies =
+            routes.for_upstream(default_url, &ProxySetting::Inherited).into_iter().chain(key_proxies);
+        if let Some(address) = proxies.find_map(|proxy| find_own(proxy.host(), proxy.port())) {
+            let message =
+                format!("{address} is an address on which Keychoir itself listens, and not a forward proxy");
+            let error = ValueError::new(message)
+                .advise("set the proxy to one that leads to ElevenLabs, or to \"direct\"");
+            let span = self.find_span(&["upstream.proxy", "upstream.proxy_file", "server.listen"]);
+            self.report.problems.push(span.problem(error));
+        }
         let Some(address) = own_address else { return };
         let message = format!(
             "{address} is an address on which Keychoir itself listens, so it would send requests to itself"

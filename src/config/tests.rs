@@ -7,6 +7,7 @@ mod keys;
 mod layers;
 mod old_names;
 mod overlay;
+mod proxy;
 mod reference;
 mod supabase;
 mod tls;

@@ -9,6 +9,7 @@ pub mod authority;
 pub mod certificate;
 pub mod client;
 pub mod client_quota;
+pub mod forward_proxy;
 pub mod headers;
 pub mod method;
 pub mod origin;

@@ -34,7 +34,7 @@ pub(super) struct ProviderClient<'a, C> {
 impl<C: Connect> ProviderClient<'_, C> {
     /// Requests the quota of the key's workspace. `None` after an error that does not concern the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
-        self.quota_at(key.authority(), key).await
+        self.quota_at(key.destination(), key).await
     }
 
     /// Requests the quota from a host of the provider; `None` is the default host.
@@ -92,7 +92,7 @@ impl<C: Connect> ProviderClient<'_, C> {
 
     /// Sends a request to the host of the key. Returns the body of a successful response.
     async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
-        let (verdict, body) = self.send(key.authority(), key, target).await?;
+        let (verdict, body) = self.send(key.destination(), key, target).await?;
         (verdict == Verdict::Served).then_some(body)
     }
 

@@ -28,6 +28,7 @@ pub struct Key {
     name: Option<String>,
     pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
+    default_route: Option<Arc<Authority>>,
     pub(super) weight: u32,
     pub(super) kept_credits: u64,
     /// Evidence about the key itself. The next three fields are computed from it: the cooldown, the
@@ -53,6 +54,7 @@ impl Key {
             name: entry.name,
             workspace,
             authority: entry.authority.or(entry.detected_region),
+            default_route: entry.default_route,
             weight: entry.weight.max(1),
             kept_credits: entry.kept_credits,
             evidence_cell: EvidenceCell::default(),
@@ -70,6 +72,7 @@ impl Key {
     pub(super) fn matches(&self, entry: &KeyEntry, membership: &WorkspaceMembership) -> bool {
         self.name == entry.name
             && self.authority.as_ref() == entry.authority.as_ref().or(entry.detected_region.as_ref())
+            && self.default_route == entry.default_route
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
             && self.workspace.membership().is_same(membership)
@@ -102,6 +105,22 @@ impl Key {
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
+    }
+
+    /// Where requests with the key are sent: its own host, or the default host through the key's own proxy.
+    /// `None` for the default host and the default proxy.
+    #[must_use]
+    pub fn destination(&self) -> Option<&Arc<Authority>> {
+        self.authority.as_ref().or(self.default_route.as_ref())
+    }
+
+    /// A host of the provider, reached like the default host: through the key's own proxy, if it has one.
+    #[must_use]
+    pub fn route_to(&self, host: &Arc<Authority>) -> Arc<Authority> {
+        match &self.default_route {
+            Some(route) => Arc::new((**host).clone().through(route.proxy().cloned())),
+            None => Arc::clone(host),
+        }
     }
 
     /// The workspace that the key belongs to.

@@ -33,6 +33,9 @@ pub struct KeyEntry {
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
+    /// The default host through the key's own proxy, or directly, if the connections of this key differ from
+    /// those of the others. Ignored for a key with an `authority`, which includes its proxy.
+    pub default_route: Option<Arc<Authority>>,
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
     pub detected_region: Option<Arc<Authority>>,
@@ -53,6 +56,7 @@ impl From<ApiKey> for KeyEntry {
             name: None,
             workspace: None,
             authority: None,
+            default_route: None,
             detected_region: None,
             weight: 1,
             kept_credits: 0,

@@ -435,6 +435,14 @@ mod tests {
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
+            (
+                upstream(
+                    Progress::Unsent,
+                    SendErrorKind::TunnelTimeout { proxy: "http://p:1".to_owned(), timeout: span },
+                ),
+                504,
+                "upstream_timeout",
+            ),
             (upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),

@@ -11,7 +11,7 @@ use crate::store::FailureCount;
 pub(super) struct Failures {
     pub(super) since: UnixMs,
     pub(super) until: Option<UnixMs>,
-    pub(super) by: &'static str,
+    pub(super) dimension_name: &'static str,
     pub(super) counts: Vec<FailureCount>,
 }
 
@@ -22,7 +22,7 @@ impl Failures {
             return format!("No failed attempts since {period}.");
         }
         let mut table = Table::new([
-            (self.by, Alignment::Left),
+            (self.dimension_name, Alignment::Left),
             ("outcome", Alignment::Left),
             ("status", Alignment::Left),
             ("attempts", Alignment::Right),
@@ -40,7 +40,7 @@ impl Failures {
 
     pub(super) fn format_json(&self) -> Value {
         let row = |count: &FailureCount| {
-            let mut row = group_json(&count.group, self.by);
+            let mut row = group_json(&count.group, self.dimension_name);
             row.insert("outcome".to_owned(), json!(count.verdict));
             row.insert("status".to_owned(), json!(count.status));
             row.insert("attempts".to_owned(), json!(count.attempts));
@@ -49,13 +49,13 @@ impl Failures {
         json!({
             "since": self.since.rfc3339(),
             "until": self.until.map(UnixMs::rfc3339),
-            "by": self.by,
+            "by": self.dimension_name,
             "failures": self.counts.iter().map(row).collect::<Vec<_>>(),
         })
     }
 
     pub(super) fn format_csv(&self) -> String {
-        let mut text = format!("{},outcome,status,attempts", csv_titles(self.by));
+        let mut text = format!("{},outcome,status,attempts", csv_titles(self.dimension_name));
         for FailureCount { group, verdict, status, attempts } in &self.counts {
             let status = status.map(|status| status.to_string()).unwrap_or_default();
             text.push_str(&format!("\n{},{verdict},{status},{attempts}", group_csv(group)));

@@ -222,9 +222,16 @@ pub(super) fn upstream_error_response(failure: &SendError) -> ErrorResponse {
             "request_body_timeout",
             "The request body did not arrive in time.",
         ),
-        SendErrorKind::ConnectTimeout(_) => gateway_timeout("ElevenLabs could not be reached in time."),
+        SendErrorKind::ConnectTimeout(_) | SendErrorKind::TunnelTimeout { .. } => {
+            gateway_timeout("ElevenLabs could not be reached in time.")
+        }
         SendErrorKind::ResponseTimeout(_) | SendErrorKind::UploadStalled(_) => gateway_timeout(
             "ElevenLabs did not respond in time. The request may have been charged and was not sent again.",
+        ),
+        SendErrorKind::Connect(_) if failure.progress == Progress::ProxyAuthenticationFailed => bad_gateway(
+            "proxy_authentication_failed",
+            "The proxy between Keychoir and ElevenLabs refuses Keychoir's credentials. The operator of Keychoir \
+             must correct them.",
         ),
         SendErrorKind::Connect(_) => unreachable(),
         SendErrorKind::Broken(_) if failure.progress == Progress::Unsent => unreachable(),
